@@ -1,0 +1,1 @@
+"""Train, sweep, register and serve PyTorch models on one Ray cluster."""

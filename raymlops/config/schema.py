@@ -1,0 +1,277 @@
+"""The sections of a configuration file, as strict and frozen pydantic models.
+
+Owns every field with its range, default and one-line description. Knows nothing of files (see
+``load``), and imports no ray, torch or mlflow, so that a file is checked in well under a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from raymlops.config.space import Distribution, parse_distribution
+
+
+class Spec(BaseModel):
+    """Base of every section: strict types, unknown keys refused, immutable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+def _flag(value: Any) -> Any:
+    """Read YAML 1.1's words for true and false, which people still write; YAML 1.2 leaves them text."""
+    words = {"on": True, "yes": True, "off": False, "no": False}
+    return words.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9_]|-(?!-)){0,62}", value) or value.endswith("-"):
+        msg = (
+            f"got {value!r}; a name is 1 to 63 of a-z, 0-9, _ and single -, starting with a letter or digit: "
+            "it becomes a URL, an MLflow model and a Serve application"
+        )
+        raise ValueError(msg)
+    return value
+
+
+def _no_credentials(value: Any) -> Any:
+    if isinstance(value, str) and "://" in value and urlsplit(value).password:
+        msg = "holds a password; write {env: NAME} or {file: PATH} and put the value there"
+        raise ValueError(msg)
+    return value
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Name = Annotated[str, AfterValidator(_name)]
+
+
+class SecretRef(Spec):
+    """Where a credential is to be read from when it is needed; never the credential itself."""
+
+    env: str | None = Field(None, description="name of an environment variable")
+    file: str | None = Field(None, description="path of a file whose first line is the value")
+
+    @model_validator(mode="after")
+    def _one(self) -> SecretRef:
+        if (self.env is None) == (self.file is None):
+            msg = "write exactly one of env: NAME and file: PATH"
+            raise ValueError(msg)
+        return self
+
+    def read(self) -> str:
+        """Return the value.
+
+        Raises:
+            KeyError: the environment variable is not set.
+            OSError: the file cannot be read.
+        """
+        if self.env is not None:
+            return os.environ[self.env]
+        return Path(str(self.file)).expanduser().read_text(encoding="utf-8").splitlines()[0].strip()
+
+
+Uri = Annotated[str, AfterValidator(_no_credentials)]
+UriOrRef = Uri | SecretRef
+
+
+class ProjectSection(Spec):
+    """Who this is."""
+
+    name: Name = Field(description="registered model, MLflow experiment and route: /models/NAME")
+    description: str = Field("", description="one line for the model registry")
+    tags: dict[str, str] = Field(default_factory=dict, description="tags put on every run and version")
+
+
+class RecipeSection(Spec):
+    """The user's plug-in and its own configuration."""
+
+    import_: str = Field(alias="import", description="package.module:Class")
+    config: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe's own Config")
+
+
+class TrainSection(Spec):
+    """One training."""
+
+    seed: int = Field(0, ge=0, lt=2**32, description="seeds weights, shuffling and dropout")
+    num_workers: int = Field(0, ge=0, le=4096, description="Ray Train workers; 0 trains in this process")
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs a worker reserves; fractions allowed")
+    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs a worker reserves; fractions allowed")
+    threads_per_worker: int | None = Field(None, ge=1, description="torch threads; default: CPUs reserved, at least 1")
+    epochs: int = Field(5, ge=1, description="passes over the training split, at most")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps, at most")
+    batch_size: int = Field(256, ge=1, description="rows per optimizer step, over all workers")
+    accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
+    eval_batch_size: int = Field(4096, ge=1, description="rows per evaluation batch on one worker")
+    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="torch.optim class")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; beta1 of adam and adamw")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="decay after the warm-up, to zero")
+    warmup_fraction: float = Field(0.0, ge=0, lt=1, description="share of all steps in which lr rises linearly")
+    clip_norm: float | None = Field(None, gt=0, description="largest gradient norm")
+    metric: str = Field("validation/loss", description="decides the best checkpoint and early stopping")
+    mode: Literal["min", "max"] = Field("min", description="whether the metric is to fall or to rise")
+    patience: int | None = Field(None, ge=1, description="epochs without improvement before stopping")
+    checkpoint_every_epochs: int = Field(1, ge=1, description="epochs between checkpoints; the best is always kept")
+    keep_checkpoints: int = Field(1, ge=1, description="latest checkpoints kept beside the best")
+    log_every_steps: int = Field(20, ge=1, description="optimizer steps between logged training losses")
+
+
+class SweepSection(Spec):
+    """A search for a better configuration."""
+
+    metric: str | None = Field(None, description="to optimise; default: train.metric")
+    mode: Literal["min", "max"] | None = Field(None, description="default: train.mode")
+    num_trials: int = Field(16, ge=1, description="configurations to try")
+    max_concurrent: int | None = Field(None, ge=1, description="trials at a time; default: what the cluster holds")
+    workers_per_trial: int = Field(1, ge=1, le=1, description="1: a trial trains in its own process")
+    sampler: Literal["tpe", "random"] = Field("tpe", description="Optuna sampler")
+    startup_trials: int = Field(8, ge=1, description="random trials before TPE models anything")
+    seed: int = Field(0, ge=0, lt=2**32, description="seeds the sampler")
+    scheduler: Literal["asha", "none"] = Field("asha", description="asha stops poor trials early")
+    grace_epochs: int = Field(1, ge=1, description="epochs every trial gets before asha may stop it")
+    reduction_factor: int = Field(3, ge=2, description="asha keeps one in this many at each rung")
+    timeout_s: float | None = Field(None, gt=0, description="no new results after this many seconds")
+    space: Annotated[
+        dict[str, Annotated[Distribution, BeforeValidator(parse_distribution)]],
+        Field(description="key.path: {float|int|categorical: ...}; keys are fields of train or recipe.config"),
+    ] = Field(default_factory=dict)
+
+
+class Threshold(Spec):
+    """A bound that a test metric must keep."""
+
+    min: float | None = Field(None, description="smallest value that passes")
+    max: float | None = Field(None, description="largest value that passes")
+
+    @model_validator(mode="after")
+    def _some(self) -> Threshold:
+        if self.min is None and self.max is None:
+            msg = "write min, max or both"
+            raise ValueError(msg)
+        if self.min is not None and self.max is not None and self.min > self.max:
+            msg = f"min {self.min} is above max {self.max}"
+            raise ValueError(msg)
+        return self
+
+
+class GateSection(Spec):
+    """When a version may become challenger."""
+
+    thresholds: dict[str, Threshold] = Field(default_factory=dict, description="test metric: {min, max}")
+    metric: str | None = Field(None, description="compared with the champion; default: train.metric on test")
+    mode: Literal["min", "max"] | None = Field(None, description="default: train.mode")
+    margin: float = Field(0.0, ge=0, description="how much worse than the champion is still accepted")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the one-sided paired bootstrap bound")
+    resamples: int = Field(1000, ge=100, description="bootstrap resamples")
+    blocks: int = Field(200, ge=20, description="contiguous blocks of test rows that are resampled")
+
+
+class ServeSection(Spec):
+    """How a version is served."""
+
+    host: str = Field("127.0.0.1", description="address the proxy listens on; loopback unless told otherwise")
+    port: int = Field(8000, ge=0, le=65535, description="HTTP port of the proxy; 0 picks a free one")
+    proxy: Literal["python", "haproxy"] = Field("python", description="haproxy is faster and opens more ports")
+    min_replicas: int = Field(1, ge=1, description="replicas kept")
+    max_replicas: int = Field(2, ge=1, description="replicas at most")
+    target_ongoing_requests: int = Field(16, ge=1, description="in flight per replica that autoscaling aims at")
+    max_ongoing_requests: int = Field(64, ge=1, description="in flight per replica at most")
+    max_queued_requests: int = Field(128, ge=1, description="waiting per caller at most; more get 503")
+    cpus_per_replica: float = Field(0.2, gt=0, description="CPUs a replica reserves; fractions allowed")
+    gpus_per_replica: float = Field(0.0, ge=0, description="GPUs a replica reserves; fractions allowed")
+    threads_per_replica: int = Field(1, ge=1, description="torch threads in a replica")
+    max_batch_rows: int = Field(1024, ge=1, description="rows run through the model at once")
+    max_rows: int = Field(5000, ge=1, description="rows in one request at most; more get 413")
+    max_body_bytes: int = Field(8_000_000, ge=1024, description="bytes in one request body at most; more get 413")
+    timeout_s: float = Field(30.0, gt=0, description="deadline of one request")
+    ready_timeout_s: float = Field(120.0, gt=0, description="time a new version has to become ready")
+
+    @model_validator(mode="after")
+    def _replicas(self) -> ServeSection:
+        if self.max_replicas < self.min_replicas:
+            msg = f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}"
+            raise ValueError(msg)
+        return self
+
+
+class TrackingSection(Spec):
+    """Where MLflow is."""
+
+    uri: UriOrRef | None = Field(None, description="MLflow tracking URI; default: SQLite under storage.path")
+    experiment: str | None = Field(None, min_length=1, description="default: project.name")
+    username: SecretRef | None = Field(None, description="basic auth user of the MLflow server")
+    password: SecretRef | None = Field(None, description="basic auth password of the MLflow server")
+
+
+class StorageSection(Spec):
+    """Where files and tables are."""
+
+    path: Uri = Field("~/.raymlops", min_length=1, description="folder or URI of checkpoints and bundles")
+    optuna: UriOrRef | None = Field(None, description="SQL URL of Optuna; default: SQLite under path")
+    state: UriOrRef | None = Field(None, description="SQL URL of raymlops' own tables; default: SQLite under path")
+
+
+class ClusterSection(Spec):
+    """Which Ray cluster runs it."""
+
+    address: str | None = Field(
+        None, description="host:port; local starts one of our own; default: RAY_ADDRESS, then `raymlops up`, then local"
+    )
+    dashboard: Uri | None = Field(None, description="URL of the Ray dashboard; default: asked of the cluster")
+    num_cpus: float | None = Field(None, gt=0, description="CPUs of a cluster that raymlops starts; default: all")
+    wait_s: float = Field(60.0, ge=0, description="how long to wait for busy resources")
+
+
+class ProjectSpec(Spec):
+    """A whole configuration."""
+
+    project: ProjectSection
+    recipe: RecipeSection
+    train: TrainSection = TrainSection()
+    sweep: SweepSection = SweepSection()
+    gate: GateSection = GateSection()
+    serve: ServeSection = ServeSection()
+    tracking: TrackingSection = TrackingSection()
+    storage: StorageSection = StorageSection()
+    cluster: ClusterSection = ClusterSection()
+
+    @model_validator(mode="after")
+    def _space_in_ranges(self) -> ProjectSpec:
+        """Check every ``train.*`` key of the search space; the recipe's own keys are checked by ``project``."""
+        problems = []
+        for key in self.sweep.space:
+            section, _, field = key.partition(".")
+            if section == "train" and field not in TrainSection.model_fields:
+                problems.append(f"{key} is not a field of train")
+            elif section != "train" and not re.fullmatch(r"recipe\.config\.\w+", key):
+                problems.append(f"{key}: a search key is train.FIELD or recipe.config.FIELD")
+        if problems:
+            raise ValueError("sweep.space: " + "; ".join(problems))
+        return self
+
+    @property
+    def experiment(self) -> str:
+        """Return the name of the MLflow experiment."""
+        return self.tracking.experiment or self.project.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain YAML data that loads back to an equal spec."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def sha(self) -> str:
+        """Return the SHA-256 of what decides a result: everything but where it runs and what serves it."""
+        data = {key: value for key, value in self.to_dict().items() if key in {"project", "recipe", "train", "sweep"}}
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,191 @@
+"""Every exception that raymlops raises, and the exit code each one means.
+
+::
+
+    RaymlopsError                         1  the run failed
+    ├── UsageError                        2  the request cannot be carried out as written
+    │   ├── ConfigError                      a configuration file or override, with every problem found
+    │   ├── InvalidNameError                 a name with characters that a registry or a URL refuses
+    │   ├── RecipeError                      a recipe that breaks its contract
+    │   │   └── RecipeImportError            an import string that does not lead to a recipe
+    │   ├── InsufficientResourcesError       more than the cluster can ever hold
+    │   ├── PortTakenError                   a port that another process listens on
+    │   └── StorageError                     a folder or URI that cannot be written or is full
+    ├── NotFoundError                     3  a run, sweep, model or version that is not there
+    ├── RefusedError                      4  a rule said no
+    │   ├── GateRefusedError                 the gate's decision, with its numbers
+    │   └── BundleError                      a bundle that is damaged, tampered with or too new
+    ├── UnreachableError                  5  something raymlops needs does not answer
+    │   ├── TrackingError                    MLflow is down, or its database has an old schema
+    │   └── ClusterError                     Ray or Serve is down, or refuses us
+    ├── InvalidRowsError                  2  rows that do not fit a signature, each with row and field
+    ├── TrainingError                     1  a training that stopped without a result
+    │   └── NonFiniteError                   NaN or infinity where a number is needed
+    ├── SweepError                        1  a sweep without a usable trial
+    └── DeployError                       1  a version that did not come up; what was live still is
+
+Each exception survives pickling with its attributes: Ray hands worker exceptions to the driver by
+pickle, and one that does not survive arrives as ``UnserializableException``, which no ``except`` expects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+class RaymlopsError(Exception):
+    """Base of all raymlops exceptions.
+
+    ``message`` says what happened, what was got and what is allowed; ``hint`` says what to do next.
+    """
+
+    exit_code: ClassVar[int] = 1
+    message: str
+    hint: str | None
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n  {self.hint}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, dict(self.__dict__))
+
+
+def _rebuild(cls: type[RaymlopsError], message: str, attributes: dict[str, Any]) -> RaymlopsError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, message)
+    error.__dict__.update(attributes)
+    return error
+
+
+class UsageError(RaymlopsError):
+    """The request cannot be carried out as written."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a configuration: where, and what."""
+
+    path: str
+    message: str
+    place: str = ""
+
+    def __str__(self) -> str:
+        head = f"{self.place}: " if self.place else ""
+        return f"{head}{self.path}: {self.message}" if self.path else f"{head}{self.message}"
+
+
+class ConfigError(UsageError):
+    """A configuration that does not hold; ``problems`` lists everything found in one pass."""
+
+    problems: tuple[Problem, ...]
+
+    def __init__(self, problems: list[Problem] | tuple[Problem, ...], *, hint: str | None = None) -> None:
+        super().__init__("\n".join(map(str, problems)), hint=hint)
+        self.problems = tuple(problems)
+
+
+class InvalidNameError(UsageError):
+    """A name with characters that a registry or a URL refuses."""
+
+
+class RecipeError(UsageError):
+    """A recipe that breaks its contract: it raises, returns NaN, returns means where sums are asked."""
+
+
+class RecipeImportError(RecipeError):
+    """An import string that does not lead to a recipe."""
+
+
+class InsufficientResourcesError(UsageError):
+    """More CPUs, GPUs or workers than the cluster can ever hold."""
+
+
+class PortTakenError(UsageError):
+    """A port that another process listens on."""
+
+
+class StorageError(UsageError):
+    """A folder or URI that cannot be written, or is full."""
+
+
+class NotFoundError(RaymlopsError):
+    """A run, sweep, model or version that is not there."""
+
+    exit_code = 3
+
+
+class RefusedError(RaymlopsError):
+    """A rule said no; nothing was changed."""
+
+    exit_code = 4
+
+
+class GateRefusedError(RefusedError):
+    """The gate refused a version; the message carries its numbers."""
+
+
+class BundleError(RefusedError):
+    """A bundle that is damaged, tampered with, or written by a newer raymlops."""
+
+
+class UnreachableError(RaymlopsError):
+    """Something raymlops needs does not answer."""
+
+    exit_code = 5
+
+
+class TrackingError(UnreachableError):
+    """MLflow is down, refuses us, or its database has an old schema."""
+
+
+class ClusterError(UnreachableError):
+    """Ray or Ray Serve is down, or refuses us."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowProblem:
+    """One value that does not fit its column. ``row`` counts from 0; None when it concerns the whole request."""
+
+    row: int | None
+    field: str | None
+    message: str
+
+
+class InvalidRowsError(RaymlopsError):
+    """Rows that do not fit a signature; ``problems`` names row and field of each."""
+
+    exit_code = 2
+    problems: tuple[RowProblem, ...]
+
+    def __init__(self, problems: list[RowProblem] | tuple[RowProblem, ...]) -> None:
+        first = problems[0]
+        where = "" if first.row is None else f"row {first.row}"
+        if first.field is not None:
+            where += f"{', ' if where else ''}field {first.field!r}"
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(f"{where}: {first.message}{more}" if where else f"{first.message}{more}")
+        self.problems = tuple(problems)
+
+
+class TrainingError(RaymlopsError):
+    """A training that stopped without a result."""
+
+
+class NonFiniteError(TrainingError):
+    """NaN or infinity where a number is needed."""
+
+
+class SweepError(RaymlopsError):
+    """A sweep that ended without a usable trial; the message says how each one failed."""
+
+
+class DeployError(RaymlopsError):
+    """A version that did not come up. What was live before still is."""

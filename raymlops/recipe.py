@@ -1,0 +1,247 @@
+"""The recipe: a user's plug-in of data, model, loss, metrics and signature, and how an import string finds it.
+
+Owns the contract and its defaults. Knows nothing of Ray, MLflow or files; torch is imported only when a
+default that needs it runs, so that a configuration can be checked without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from raymlops.errors import RecipeError, RecipeImportError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from raymlops.signature import Columns, Signature
+
+Batch = Any
+"""What ``loss`` and ``metrics`` get: by default a dict of tensors, rows first."""
+
+
+class RecipeConfig(BaseModel):
+    """Base of a recipe's own configuration: strict types, unknown keys refused, immutable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The three parts of the data.
+
+    Each is a table (a mapping of names to arrays of one length, a ``pyarrow.Table``, a pandas ``DataFrame``, the
+    path of a Parquet file) or a torch dataset whose items are collated into batches. A table holds the
+    columns of the signature and the label.
+    """
+
+    train: Any
+    validation: Any
+    test: Any
+
+
+class RecipeBase:
+    """A recipe with a default for everything but ``datasets``, ``model``, ``loss`` and ``signature``.
+
+    ``self.config`` is an instance of ``Config``; ``self.state`` is what ``fit`` returned (``{}`` before); ``self.seed`` is
+    the run's seed. A recipe is built anew in every process, so ``__init__`` must be cheap and take no other arguments.
+    """
+
+    Config: ClassVar[type[RecipeConfig]] = RecipeConfig
+    label: ClassVar[str | None] = None
+    """Name of the label's column in a table; it becomes ``batch["label"]`` and never reaches a replica."""
+    train_loop: Callable[[Any], None] | None = None
+    """Replaces the default loop: ``train_loop(self, ctx)``; it calls ``ctx.report`` equally often on every rank."""
+
+    config: Any
+
+    def __init__(
+        self, config: RecipeConfig | None = None, *, state: Mapping[str, Any] | None = None, seed: int = 0
+    ) -> None:
+        self.config = self.Config() if config is None else config
+        self.state: dict[str, Any] = dict(state or {})
+        self.seed = seed
+
+    def datasets(self) -> Splits:
+        """Return the three splits. Called once a process; cache what is slow at module level."""
+        raise NotImplementedError
+
+    def fit(self, train: Any) -> dict[str, Any]:  # noqa: ARG002 - a default that fits nothing
+        """Return what is learnt from the training split alone, as JSON data: vocabularies, means, scales."""
+        return {}
+
+    def model(self) -> nn.Module:
+        """Return the untrained model, on the CPU: no DDP, no ``.to(device)``."""
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the mean loss over the batch, a scalar with a gradient."""
+        raise NotImplementedError
+
+    def metrics(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return named SUMS over the rows of the batch, of any fixed shape, and their ``count``.
+
+        Sums of two batches must equal the sums of both together: that is what makes them exact to merge.
+        """
+        import torch
+
+        count = batch_rows(batch)
+        return {"loss": self.loss(model, batch).detach() * count, "count": torch.tensor(float(count))}
+
+    def finalize(self, totals: Mapping[str, Any]) -> dict[str, float]:
+        """Turn merged sums (float64 arrays) into values. Default: each scalar sum divided by ``count``."""
+        count = float(totals["count"])
+        return {name: float(total) / count for name, total in totals.items() if name != "count" and np.ndim(total) == 0}
+
+    def signature(self) -> Signature:
+        """Return the columns that a request holds and an answer gives."""
+        raise NotImplementedError
+
+    def encode(self, columns: Columns) -> Batch:
+        """Turn input columns into a batch: the same code for training rows and for requests.
+
+        Default: every input column as one float32 tensor under its name.
+        """
+        import torch
+
+        return {
+            column.name: torch.as_tensor(np.asarray(columns[column.name], dtype=np.float32))
+            for column in self.signature().inputs
+        }
+
+    def target(self, columns: Columns) -> torch.Tensor:
+        """Turn the label's column into the tensor ``batch["label"]``. Default: as it is, float64 as float32."""
+        import torch
+
+        assert self.label is not None
+        tensor = torch.as_tensor(np.asarray(columns[self.label]))
+        return tensor.float() if tensor.dtype == torch.float64 else tensor
+
+    def predict(self, model: nn.Module, batch: Batch) -> Any:
+        """Return the model's output for a batch, without gradient. Default: ``model(batch)``."""
+        return model(batch)
+
+    def decode(self, output: Any) -> dict[str, Any]:
+        """Turn a model's output into output columns. Default: its last dimension over the signature's outputs."""
+        outputs = self.signature().outputs
+        array = output.detach().cpu().numpy()
+        if len(outputs) == 1:
+            return {outputs[0].name: array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array}
+        return {column.name: array[:, index] for index, column in enumerate(outputs)}
+
+
+def batch_rows(batch: Batch) -> int:
+    """Return the number of rows of a batch: the first dimension of its first tensor."""
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
+    return len(next(iter(values)))
+
+
+def resolve(reference: str | type) -> type[RecipeBase]:
+    """Find a recipe class by ``"package.module:Class"``, or check one that was given.
+
+    Raises:
+        RecipeImportError: the module or attribute is missing, is no recipe, or lives in ``__main__``,
+            which no worker can import.
+    """
+    found: Any = reference
+    if isinstance(reference, str):
+        found = _import(reference)
+    text = reference if isinstance(reference, str) else f"{reference.__module__}:{reference.__qualname__}"
+    if not (inspect.isclass(found) and issubclass(found, RecipeBase)):
+        raise RecipeImportError(
+            f"recipe {text!r} is {_describe(found)}, not a subclass of raymlops.RecipeBase",
+            hint="Name the class itself: package.module:Class.",
+        )
+    if found.__module__ == "__main__":
+        raise _main_error(text)
+    missing = [
+        name for name in ("datasets", "model", "loss", "signature") if getattr(found, name) is getattr(RecipeBase, name)
+    ]
+    if missing:
+        raise RecipeImportError(f"recipe {text!r} does not define {', '.join(missing)}", hint="Every recipe must.")
+    return found
+
+
+def reference_of(recipe: type[RecipeBase]) -> str:
+    """Return the import string of a recipe class."""
+    return f"{recipe.__module__}:{recipe.__qualname__}"
+
+
+def call_recipe(where: str, function: Callable[[], Any]) -> Any:
+    """Call a recipe's code and turn what it raises into a ``RecipeError`` that names the method and the line."""
+    try:
+        return function()
+    except RecipeError:
+        raise
+    except Exception as error:
+        frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
+        place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        raise RecipeError(f"{where} raised {type(error).__name__}: {error}{place}") from error
+
+
+def _import(reference: str) -> Any:
+    module_name, colon, attribute = reference.partition(":")
+    if not (colon and module_name and attribute):
+        raise RecipeImportError(f"recipe {reference!r} is not of the form package.module:Class")
+    if module_name == "__main__":
+        raise _main_error(reference)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise RecipeImportError(f"recipe {reference!r}: importing {module_name} failed: {error}") from error
+        raise RecipeImportError(
+            f"recipe {reference!r}: there is no module {error.name!r}",
+            hint=_module_hint(error.name),
+        ) from error
+    except Exception as error:
+        raise RecipeImportError(
+            f"recipe {reference!r}: importing {module_name} raised {type(error).__name__}: {error}"
+        ) from error
+    found: Any = module
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            names = [name for name, value in vars(module).items() if inspect.isclass(value)]
+            near = get_close_matches(attribute, names, n=1)
+            raise RecipeImportError(
+                f"recipe {reference!r}: module {module_name} has no attribute {attribute!r}",
+                hint=f"Did you mean {module_name}:{near[0]}?"
+                if near
+                else f"Its classes: {', '.join(names) or 'none'}.",
+            ) from error
+    return found
+
+
+def _main_error(text: str) -> RecipeImportError:
+    return RecipeImportError(
+        f"recipe {text!r} lives in __main__, which only this process can import",
+        hint="Move the class to a module of its own beside this script or notebook and name it module:Class.",
+    )
+
+
+def _module_hint(missing: str) -> str:
+    parent, _, leaf = missing.rpartition(".")
+    try:
+        path = list(importlib.import_module(parent).__path__) if parent else None
+    except (ImportError, AttributeError):
+        path = None
+    names = [info.name for info in pkgutil.iter_modules(path)]
+    near = get_close_matches(leaf, names, n=1)
+    if near:
+        return f"Did you mean {parent + '.' if parent else ''}{near[0]}?"
+    return "Modules are looked for in the working directory and in what is installed."
+
+
+def _describe(found: Any) -> str:
+    return f"the class {found.__qualname__}" if inspect.isclass(found) else f"a {type(found).__name__}"

@@ -1,0 +1,157 @@
+"""Values that cross stages: what happened, as frozen dataclasses of plain JSON data.
+
+Each record holds the id of the one before it, so that the chain from an answer back to a line of
+configuration can be walked. Pure: knows nothing of Ray, MLflow, Optuna or files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SCHEMA_VERSION = 1
+"""Version of the JSON that commands print and jobs return."""
+
+
+class Record:
+    """Base of all records: plain data out, lenient reading back in."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild a flat record; keys that a newer version wrote are ignored."""
+        return cls(**{key: data[key] for key in cls.__dataclass_fields__ if key in data})  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class DataRecord(Record):
+    """What a run was trained on. ``fingerprint`` is the SHA-256 over every split's rows in order."""
+
+    fingerprint: str
+    rows: dict[str, int]
+    """Rows of ``train``, ``validation`` and ``test``; -1 for an iterable of unknown length."""
+
+
+@dataclass(frozen=True)
+class RunRecord(Record):
+    """One finished training, which is one MLflow run."""
+
+    run_id: str
+    project: str
+    metrics: dict[str, float]
+    """Of the best epoch: ``train/loss``, ``validation/...``."""
+    best_epoch: int
+    epochs: int
+    steps: int
+    duration_s: float
+    weights_uri: str
+    """Folder of the best checkpoint: ``model.safetensors`` and ``state.json`` (what ``fit`` learnt)."""
+    config_sha: str
+    data: DataRecord
+    tracking_uri: str
+    num_workers: int
+
+
+TrialStatus = Literal["complete", "pruned", "failed"]
+
+
+@dataclass(frozen=True)
+class TrialRecord(Record):
+    """One configuration of a sweep. ``value`` is the sweep's metric, None where it was never reported."""
+
+    number: int
+    params: dict[str, Any]
+    status: TrialStatus
+    value: float | None
+    epochs: int = 0
+    duration_s: float = 0.0
+    reason: str = ""
+    """Why it failed; empty otherwise."""
+    run_id: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SweepRecord(Record):
+    """One finished sweep. ``sweep_id`` is its parent MLflow run."""
+
+    sweep_id: str
+    project: str
+    study: str
+    """Name of the Optuna study."""
+    storage: str
+    """Where the study is, without credentials."""
+    metric: str
+    mode: str
+    trials: tuple[TrialRecord, ...]
+    best: TrialRecord
+    best_config: str
+    """Path or URI of the YAML file that ``train`` takes."""
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class BundleRef(Record):
+    """Where a bundle is, and the SHA-256 of its manifest, which vouches for all its files."""
+
+    uri: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class ModelVersionRef(Record):
+    """A registered bundle."""
+
+    name: str
+    version: int
+    run_id: str
+    bundle: BundleRef
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GateCheck(Record):
+    """One question of the gate, with its numbers."""
+
+    name: str
+    passed: bool
+    got: float | None
+    allowed: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class GateDecision(Record):
+    """Whether a version may become challenger."""
+
+    passed: bool
+    checks: tuple[GateCheck, ...]
+    champion_version: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """Return one line: what failed, or how many checks passed."""
+        failed = [
+            f"{check.name}: got {check.got}, allowed {check.allowed}" for check in self.checks if not check.passed
+        ]
+        return "; ".join(failed) or f"{len(self.checks)} checks passed"
+
+
+@dataclass(frozen=True)
+class DeploymentRecord(Record):
+    """What is live after a change, read back from Serve."""
+
+    name: str
+    version: int
+    digest: str
+    url: str
+    """Of ``POST .../predict``."""
+    previous_version: int | None = None
+    changed: bool = True
