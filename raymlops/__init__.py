@@ -1,1 +1,77 @@
-"""Train, sweep, register and serve PyTorch models on one Ray cluster."""
+"""Train, sweep, register and serve PyTorch models on one Ray cluster.
+
+The names below are the whole public API. Each is imported when first used, so that importing
+raymlops loads no ray, torch or mlflow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raymlops.config.load import load
+    from raymlops.config.schema import ProjectSpec
+    from raymlops.errors import RaymlopsError
+    from raymlops.lifecycle.gating import gate
+    from raymlops.lifecycle.live import deploy, promote, rollback
+    from raymlops.lifecycle.pipeline import pipeline
+    from raymlops.lifecycle.registering import register
+    from raymlops.lifecycle.runs import sweep, train
+    from raymlops.recipe import RecipeBase, RecipeConfig, Splits
+    from raymlops.serving.client import predict
+    from raymlops.signature import Column, Signature
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Column": "raymlops.signature",
+    "ProjectSpec": "raymlops.config.schema",
+    "RaymlopsError": "raymlops.errors",
+    "RecipeBase": "raymlops.recipe",
+    "RecipeConfig": "raymlops.recipe",
+    "Signature": "raymlops.signature",
+    "Splits": "raymlops.recipe",
+    "deploy": "raymlops.lifecycle.live",
+    "gate": "raymlops.lifecycle.gating",
+    "load": "raymlops.config.load",
+    "pipeline": "raymlops.lifecycle.pipeline",
+    "predict": "raymlops.serving.client",
+    "promote": "raymlops.lifecycle.live",
+    "register": "raymlops.lifecycle.registering",
+    "rollback": "raymlops.lifecycle.live",
+    "sweep": "raymlops.lifecycle.runs",
+    "train": "raymlops.lifecycle.runs",
+}
+
+__all__ = [
+    "Column",
+    "ProjectSpec",
+    "RaymlopsError",
+    "RecipeBase",
+    "RecipeConfig",
+    "Signature",
+    "Splits",
+    "deploy",
+    "gate",
+    "load",
+    "pipeline",
+    "predict",
+    "promote",
+    "register",
+    "rollback",
+    "sweep",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'raymlops' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -9,15 +9,17 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from raymlops.errors import RecipeError, RecipeImportError
+from raymlops.errors import RaymlopsError, RecipeError, RecipeImportError
 
 if TYPE_CHECKING:
     import torch
@@ -30,9 +32,9 @@ Batch = Any
 
 
 class RecipeConfig(BaseModel):
-    """Base of a recipe's own configuration: strict types, unknown keys refused, immutable."""
+    """Base of a recipe's own configuration: strict types, unknown keys refused, immutable, finite numbers only."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,8 @@ class Splits:
 class RecipeBase:
     """A recipe with a default for everything but ``datasets``, ``model``, ``loss`` and ``signature``.
 
-    ``self.config`` is an instance of ``Config``; ``self.state`` is what ``fit`` returned (``{}`` before); ``self.seed`` is
-    the run's seed. A recipe is built anew in every process, so ``__init__`` must be cheap and take no other arguments.
+    ``self.config`` is an instance of ``Config``; ``self.state`` is what ``fit`` returned (``{}`` before); ``self.seed``
+    is the run's seed. A recipe is built anew in every process, so ``__init__`` must be cheap and take nothing else.
     """
 
     Config: ClassVar[type[RecipeConfig]] = RecipeConfig
@@ -76,7 +78,10 @@ class RecipeBase:
         raise NotImplementedError
 
     def fit(self, train: Any) -> dict[str, Any]:  # noqa: ARG002 - a default that fits nothing
-        """Return what is learnt from the training split alone, as JSON data: vocabularies, means, scales."""
+        """Return what is learnt from the training split alone, as JSON data: vocabularies, means, scales.
+
+        ``train`` is the split's columns (name to array) where it is a table, else the dataset itself.
+        """
         return {}
 
     def model(self) -> nn.Module:
@@ -105,6 +110,20 @@ class RecipeBase:
     def signature(self) -> Signature:
         """Return the columns that a request holds and an answer gives."""
         raise NotImplementedError
+
+    def example(self) -> list[dict[str, Any]] | None:
+        """Return request rows that work, for docs and warm-up. Default None: the first rows of a table are taken.
+
+        A recipe whose splits are torch datasets must define it: their items are not request rows.
+        """
+        return None
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Return what simple models reach on the test split, ``{name: {metric: value}}``; shown beside this one.
+
+        The metrics carry the names that ``finalize`` gives. Default: none.
+        """
+        return {}
 
     def encode(self, columns: Columns) -> Batch:
         """Turn input columns into a batch: the same code for training rows and for requests.
@@ -163,6 +182,11 @@ def resolve(reference: str | type) -> type[RecipeBase]:
         )
     if found.__module__ == "__main__":
         raise _main_error(text)
+    if "<locals>" in found.__qualname__:
+        raise RecipeImportError(
+            f"recipe {text!r} is defined inside a function, where no worker finds it",
+            hint="Move the class to the top level of its module.",
+        )
     missing = [
         name for name in ("datasets", "model", "loss", "signature") if getattr(found, name) is getattr(RecipeBase, name)
     ]
@@ -180,7 +204,7 @@ def call_recipe(where: str, function: Callable[[], Any]) -> Any:
     """Call a recipe's code and turn what it raises into a ``RecipeError`` that names the method and the line."""
     try:
         return function()
-    except RecipeError:
+    except RaymlopsError:
         raise
     except Exception as error:
         frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
@@ -194,6 +218,8 @@ def _import(reference: str) -> Any:
         raise RecipeImportError(f"recipe {reference!r} is not of the form package.module:Class")
     if module_name == "__main__":
         raise _main_error(reference)
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))  # a console script starts without it; Ray hands it on to its workers
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

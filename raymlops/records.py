@@ -146,12 +146,14 @@ class GateDecision(Record):
 
 @dataclass(frozen=True)
 class DeploymentRecord(Record):
-    """What is live after a change, read back from Serve."""
+    """A version after a change, as Serve runs it."""
 
     name: str
     version: int
     digest: str
-    url: str
-    """Of ``POST .../predict``."""
+    role: str
+    """``champion`` holds the route; ``warm`` runs beside it without one."""
+    url: str | None
+    """Of ``POST .../predict``; None where the version holds no route, or is not served."""
     previous_version: int | None = None
     changed: bool = True

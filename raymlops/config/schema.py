@@ -10,25 +10,27 @@ import hashlib
 import json
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from raymlops.config.credentials import ADVICE, holds_credential
 from raymlops.config.space import Distribution, parse_distribution
 
 
 class Spec(BaseModel):
-    """Base of every section: strict types, unknown keys refused, immutable."""
+    """Base of every section: strict types, unknown keys refused, immutable, finite numbers only."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
-
-
-def _flag(value: Any) -> Any:
-    """Read YAML 1.1's words for true and false, which people still write; YAML 1.2 leaves them text."""
-    words = {"on": True, "yes": True, "off": False, "no": False}
-    return words.get(value.lower(), value) if isinstance(value, str) else value
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # pydantic's own text would repeat a credential
+    )
 
 
 def _name(value: str) -> str:
@@ -41,18 +43,12 @@ def _name(value: str) -> str:
     return value
 
 
-def _no_credentials(value: Any) -> Any:
-    if isinstance(value, str) and "://" in value and urlsplit(value).password:
-        msg = "holds a password; write {env: NAME} or {file: PATH} and put the value there"
-        raise ValueError(msg)
+def _no_credentials(value: str) -> str:
+    if holds_credential(value):
+        raise ValueError(ADVICE)
     return value
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Flag = Annotated[bool, BeforeValidator(_flag)]
 Name = Annotated[str, AfterValidator(_name)]
 
 
@@ -128,6 +124,24 @@ class TrainSection(Spec):
     log_every_steps: int = Field(20, ge=1, description="optimizer steps between logged training losses")
 
 
+def _space_key(key: str) -> str:
+    """Check the name of a searched field; the recipe's own fields are known to ``project`` alone."""
+    section, _, field = key.partition(".")
+    if section == "train":
+        if field not in TrainSection.model_fields:
+            near = get_close_matches(field, TrainSection.model_fields, n=1)
+            advice = f"did you mean 'train.{near[0]}'?" if near else f"known: {', '.join(TrainSection.model_fields)}"
+            msg = f"{field!r} is not a field of train; {advice}"
+            raise ValueError(msg)
+    elif not re.fullmatch(r"recipe\.config\.\w+", key):
+        msg = f"{key!r} cannot be searched; a key is train.FIELD or recipe.config.FIELD"
+        raise ValueError(msg)
+    return key
+
+
+SpaceKey = Annotated[str, AfterValidator(_space_key)]
+
+
 class SweepSection(Spec):
     """A search for a better configuration."""
 
@@ -144,7 +158,7 @@ class SweepSection(Spec):
     reduction_factor: int = Field(3, ge=2, description="asha keeps one in this many at each rung")
     timeout_s: float | None = Field(None, gt=0, description="no new results after this many seconds")
     space: Annotated[
-        dict[str, Annotated[Distribution, BeforeValidator(parse_distribution)]],
+        dict[SpaceKey, Annotated[Distribution, BeforeValidator(parse_distribution)]],
         Field(description="key.path: {float|int|categorical: ...}; keys are fields of train or recipe.config"),
     ] = Field(default_factory=dict)
 
@@ -209,7 +223,9 @@ class ServeSection(Spec):
 class TrackingSection(Spec):
     """Where MLflow is."""
 
-    uri: UriOrRef | None = Field(None, description="MLflow tracking URI; default: SQLite under storage.path")
+    uri: UriOrRef | None = Field(
+        None, description="MLflow tracking URI; default: MLFLOW_TRACKING_URI, then SQLite under storage.path"
+    )
     experiment: str | None = Field(None, min_length=1, description="default: project.name")
     username: SecretRef | None = Field(None, description="basic auth user of the MLflow server")
     password: SecretRef | None = Field(None, description="basic auth password of the MLflow server")
@@ -218,7 +234,11 @@ class TrackingSection(Spec):
 class StorageSection(Spec):
     """Where files and tables are."""
 
-    path: Uri = Field("~/.raymlops", min_length=1, description="folder or URI of checkpoints and bundles")
+    path: Uri = Field(
+        default_factory=lambda: os.environ.get("RAYMLOPS_HOME") or "~/.raymlops",
+        min_length=1,
+        description="folder or URI of checkpoints and bundles; default: RAYMLOPS_HOME, then ~/.raymlops",
+    )
     optuna: UriOrRef | None = Field(None, description="SQL URL of Optuna; default: SQLite under path")
     state: UriOrRef | None = Field(None, description="SQL URL of raymlops' own tables; default: SQLite under path")
 
@@ -244,22 +264,8 @@ class ProjectSpec(Spec):
     gate: GateSection = GateSection()
     serve: ServeSection = ServeSection()
     tracking: TrackingSection = TrackingSection()
-    storage: StorageSection = StorageSection()
+    storage: StorageSection = Field(default_factory=StorageSection)  # its path may come from the environment
     cluster: ClusterSection = ClusterSection()
-
-    @model_validator(mode="after")
-    def _space_in_ranges(self) -> ProjectSpec:
-        """Check every ``train.*`` key of the search space; the recipe's own keys are checked by ``project``."""
-        problems = []
-        for key in self.sweep.space:
-            section, _, field = key.partition(".")
-            if section == "train" and field not in TrainSection.model_fields:
-                problems.append(f"{key} is not a field of train")
-            elif section != "train" and not re.fullmatch(r"recipe\.config\.\w+", key):
-                problems.append(f"{key}: a search key is train.FIELD or recipe.config.FIELD")
-        if problems:
-            raise ValueError("sweep.space: " + "; ".join(problems))
-        return self
 
     @property
     def experiment(self) -> str:

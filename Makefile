@@ -1,0 +1,46 @@
+# Every target makes its own .venv; nothing else on the machine is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint unit integration e2e soak bench clean
+
+demo: .venv/.recipes
+	$(BIN)/raymlops demo
+
+test: lint unit integration e2e
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: .venv/.dev
+	$(BIN)/pytest tests/unit -q
+
+integration: .venv/.dev
+	$(BIN)/pytest tests/integration -q
+
+e2e: .venv/.dev
+	$(BIN)/pytest tests/e2e -q
+
+# Long runs, by hand.
+soak: .venv/.dev
+	$(BIN)/pytest tests/soak -q
+
+bench: .venv/.dev
+	$(BIN)/python tests/benchmarks/serve_latency.py
+
+.venv/.recipes: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[recipes]'
+	@touch $@
+
+.venv/.dev: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[dev]'
+	@touch $@ .venv/.recipes
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

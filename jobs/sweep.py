@@ -1,0 +1,18 @@
+"""Search for a better configuration.
+
+ray job submit --working-dir . -- python jobs/sweep.py --config configs/flights.yaml sweep.num_trials=8
+Expect: the best trial and a YAML file that train takes; about a minute on 2 cores for flights.
+"""
+
+from raymlops.cli.job import run_job
+from raymlops.lifecycle.runs import sweep
+from raymlops.tuning.progress import display
+
+
+def main(args):
+    with display() as on_event:
+        return sweep(args.config, overrides=args.overrides, env=args.env, on_event=on_event)
+
+
+if __name__ == "__main__":
+    run_job("sweep", main)

@@ -1,0 +1,18 @@
+"""Train one configuration.
+
+ray job submit --working-dir . -- python jobs/train.py --config configs/flights.yaml train.num_workers=2
+Expect: a finished MLflow run; about a minute on 2 cores for flights.
+"""
+
+from raymlops.cli.job import run_job
+from raymlops.lifecycle.runs import train
+from raymlops.training.progress import display
+
+
+def main(args):
+    with display() as on_event:
+        return train(args.config, overrides=args.overrides, env=args.env, on_event=on_event)
+
+
+if __name__ == "__main__":
+    run_job("train", main)

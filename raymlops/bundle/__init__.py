@@ -1,0 +1,1 @@
+"""Bundles: the files of a trained model that a replica needs, vouched for by one digest."""

@@ -1,0 +1,214 @@
+"""Which code travels in a bundle.
+
+A recipe that comes with raymlops does not travel: the bundle names the installed version. For any other one:
+
+- a module inside a package takes the whole package along: its ``.py`` files and its small data files
+  (``_DATA_SUFFIXES``, at most ``MAX_DATA_BYTES`` each), without hidden folders, caches, virtual environments and
+  folders named ``tests``. Larger files, and those whose name speaks of secrets or credentials, stay and are
+  named in ``left_out``;
+- a module of its own takes its file along, and so does a module in a folder without ``__init__.py``;
+- whatever these files import, anywhere in them, goes the same way, unless it is installed (the standard library,
+  site-packages) or raymlops itself. Imports are read from the source, so a name that is only computed at run
+  time is not found.
+
+An installed recipe's package travels too, and the bundle names its distribution and version.
+Data beside a module of its own does not travel: what a replica needs of it belongs in the state that ``fit`` returns.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+import os
+import re
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raymlops import __version__
+from raymlops.errors import RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from raymlops.recipe import RecipeBase
+
+MAX_DATA_BYTES = 1 << 20
+MAX_TOTAL_BYTES = 16 << 20
+OWN_PACKAGE = "raymlops"
+
+_DATA_SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".json", ".jsonl", ".toml", ".yaml", ".yml", ".pyi", ".typed"})
+_PRIVATE = re.compile(r"secret|credential", re.IGNORECASE)
+_SKIPPED_FOLDERS = frozenset({"__pycache__", "tests", "node_modules", "venv", "site-packages"})
+
+
+@dataclass(frozen=True)
+class Code:
+    """Files by their POSIX path under ``code/``; none for a recipe that comes with raymlops."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    distribution: str | None = None
+    version: str | None = None
+    left_out: tuple[str, ...] = ()
+
+
+def collect(recipe_class: type[RecipeBase]) -> Code:
+    """Return the code that a recipe needs, read from the files it was imported from.
+
+    Raises:
+        RecipeError: its module has no source file, or the code is larger than ``MAX_TOTAL_BYTES``.
+    """
+    module_name = recipe_class.__module__
+    root = module_name.partition(".")[0]
+    if root == OWN_PACKAGE:
+        return Code(distribution=OWN_PACKAGE, version=__version__)
+    found = _Found()
+    start = _unit(module_name)
+    if start is None:
+        raise RecipeError(
+            f"the code of recipe {recipe_class.__qualname__} cannot travel: "
+            f"module {module_name} has no source file that can be found again",
+            hint="Put it into a .py file in the working directory or in an installed package.",
+        )
+    distribution, version = _distribution(root) if _is_installed(start.path) else (None, None)
+    queue, seen = [start], {start}
+    while queue:
+        for name, source in found.add(queue.pop()):
+            for imported in _imports(source, module=name):
+                unit = _unit(imported)
+                if unit is not None and unit not in seen and not _is_installed(unit.path):
+                    seen.add(unit)
+                    queue.append(unit)
+    return Code(
+        files=dict(sorted(found.files.items())),
+        distribution=distribution,
+        version=version,
+        left_out=tuple(sorted(found.left_out)),
+    )
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What travels as one: a module's file, or the folder of a package."""
+
+    name: str
+    path: Path
+    is_package: bool
+
+
+class _Found:
+    """The files found so far."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.left_out: list[str] = []
+        self._total = 0
+
+    def add(self, unit: _Unit) -> Iterator[tuple[str, bytes]]:
+        """Take a unit's files along; yield each module's dotted name (a package's ends in ``.__init__``) and source."""
+        base = unit.name.replace(".", "/")
+        paths = _package_files(unit.path) if unit.is_package else [unit.path]
+        for path in paths:
+            relative = f"{base}/{path.relative_to(unit.path).as_posix()}" if unit.is_package else f"{base}.py"
+            try:
+                size = path.stat().st_size
+                if path.suffix != ".py" and (size > MAX_DATA_BYTES or _PRIVATE.search(path.name)):
+                    self.left_out.append(relative)
+                    continue
+                self._total += size
+                if self._total > MAX_TOTAL_BYTES:
+                    raise RecipeError(
+                        f"the code of package {unit.name} is larger than {MAX_TOTAL_BYTES >> 20} MiB, "
+                        f"at {path} ({size} bytes)",
+                        hint="Keep data out of the package, or put what a replica needs into the state fit() returns.",
+                    )
+                data = path.read_bytes()
+            except OSError as error:
+                raise RecipeError(f"the recipe's file {path} cannot be read: {error}") from error
+            self.files[relative] = data
+            if path.suffix == ".py":
+                yield relative.removesuffix(".py").replace("/", "."), data
+
+
+def _package_files(folder: Path) -> Iterator[Path]:
+    for inner, folders, files in os.walk(folder):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if name not in _SKIPPED_FOLDERS and not name.startswith(".") and not name.endswith(".egg-info")
+        )
+        for name in sorted(files):
+            path = Path(inner, name)
+            if not name.startswith(".") and (path.suffix == ".py" or path.suffix in _DATA_SUFFIXES):
+                yield path
+
+
+def _unit(module_name: str) -> _Unit | None:
+    """Return what travels for a module: its outermost regular package, else its file; None without a source file."""
+    if module_name.partition(".")[0] == OWN_PACKAGE:
+        return None
+    parts = module_name.split(".")
+    search: list[str] | None = None
+    for count in range(1, len(parts) + 1):
+        name = ".".join(parts[:count])
+        spec = _spec(name, search)
+        if spec is None:
+            return None
+        if spec.submodule_search_locations is not None and not spec.has_location:
+            search = list(spec.submodule_search_locations)
+            continue
+        if not spec.has_location or spec.origin is None or not spec.origin.endswith(".py"):
+            return None
+        path = Path(spec.origin)
+        if spec.submodule_search_locations is not None:
+            return _Unit(name=name, path=path.parent, is_package=True)
+        return _Unit(name=name, path=path, is_package=False)
+    return None
+
+
+def _spec(name: str, search: list[str] | None) -> ModuleSpec | None:
+    """Find a module without running any: parents were found before, their folders are ``search``."""
+    loaded = getattr(sys.modules.get(name), "__spec__", None)
+    if isinstance(loaded, ModuleSpec):
+        return loaded
+    try:
+        return importlib.util.find_spec(name) if search is None else PathFinder.find_spec(name, search)
+    except (ImportError, ValueError):
+        return None
+
+
+def _imports(source: bytes, *, module: str) -> Iterator[str]:
+    """Yield the absolute names that a module imports, wherever in its text."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        # A package may hold templates; one that is imported fails at its import, with its place.
+        return
+    package = module.split(".")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level > len(package):
+                continue
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            if base:
+                yield base
+            yield from (f"{base}.{alias.name}".lstrip(".") for alias in node.names if alias.name != "*")
+
+
+def _is_installed(path: Path) -> bool:
+    if {"site-packages", "dist-packages"} & set(path.parts):
+        return True
+    standard = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return any(path.is_relative_to(folder) for folder in standard if folder)
+
+
+def _distribution(root: str) -> tuple[str | None, str | None]:
+    names = importlib.metadata.packages_distributions().get(root)
+    return (names[0], importlib.metadata.version(names[0])) if names else (None, None)

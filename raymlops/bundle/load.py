@@ -1,0 +1,271 @@
+"""A bundle as a model that answers: verified first, then its code imported, its weights put in place.
+
+Owns the way from input columns to output columns, which the endpoint, the MLflow flavour and the gate share. Knows
+nothing of servers or registries: the digest that vouches for the files comes from the caller.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raymlops import __version__
+from raymlops.bundle import verify as names
+from raymlops.bundle.imports import import_module
+from raymlops.bundle.place import locate
+from raymlops.errors import BundleError, NonFiniteError, RaymlopsError, RecipeError, RecipeImportError
+from raymlops.recipe import RecipeBase, call_recipe, resolve
+from raymlops.signature import Column, Signature
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import nn
+
+    from raymlops.bundle.place import Location
+    from raymlops.signature import Columns
+
+Array = npt.NDArray[Any]
+
+_KINDS = {"float": "fiu", "int": "iu", "bool": "b"}
+"""Kinds of numpy arrays that hold a column's type without loss."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model that came out of a verified bundle, on the CPU, in evaluation mode."""
+
+    uri: str
+    digest: str
+    recipe: RecipeBase
+    model: nn.Module
+    signature: Signature
+    example: list[dict[str, Any]]
+    config_yaml: str
+    profile: dict[str, Any]
+    evaluation: dict[str, Any]
+    lineage: dict[str, Any]
+    row_hashes: npt.NDArray[np.uint64]
+    """A sketch of the training rows; see ``sketch``."""
+
+    def predict(self, columns: Columns) -> dict[str, Array]:
+        """Return the output columns, typed by the signature, for input columns of n rows.
+
+        Raises:
+            NonFiniteError: an output is NaN or infinite.
+            RecipeError: the recipe's code raises, or its outputs do not fit the signature.
+        """
+        import torch
+
+        name = type(self.recipe).__name__
+        rows = len(next(iter(columns.values())))
+        with torch.inference_mode():
+            batch = _call(f"{name}.encode()", lambda: self.recipe.encode(columns))
+            output = _call(f"{name}.predict()", lambda: self.recipe.predict(self.model, batch))
+            decoded = _call(f"{name}.decode()", lambda: self.recipe.decode(output))
+        return _fit(decoded, self.signature, rows=rows, where=f"{name}.decode()")
+
+    def predict_rows(self, rows: Any) -> list[dict[str, Any]]:
+        """Return one JSON row of outputs for each JSON row of inputs.
+
+        Raises:
+            InvalidRowsError: naming row and field of what does not fit the signature.
+            NonFiniteError, RecipeError: as ``predict``.
+        """
+        return self.signature.rows(self.predict(self.signature.parse_rows(rows)))
+
+
+def load(
+    uri: Location,
+    digest: str,
+    *,
+    exclusive: bool = False,
+    cache: str | os.PathLike[str] = names.DEFAULT_CACHE,
+) -> LoadedModel:
+    """Verify a bundle against a digest from elsewhere, then import its code and load its weights.
+
+    ``exclusive`` is for a process that serves this bundle alone: its modules get their plain names. Otherwise any
+    number of bundles load side by side, also versions of one module; see ``imports`` for what that asks of the code.
+
+    Raises:
+        BundleError: the files are not what the digest vouches for.
+        RecipeImportError: the recipe's code does not import here.
+        RecipeError: its ``model()`` raises, or the weights do not fit it.
+        StorageError: the storage cannot be read.
+    """
+    folder = names.fetch(uri, digest, cache=cache)
+    # What verify saw is what is used: each small file is checked again as it is read.
+    manifest = names.read_manifest(folder, digest)
+    files = {
+        name: _parse(folder, name, manifest) for name in (names.RECIPE, names.STATE, names.SIGNATURE, names.EXAMPLE)
+    }
+    about = {name: _parse(folder, name, manifest) for name in (names.PROFILE, names.EVALUATION, names.LINEAGE)}
+    recipe = _recipe(
+        folder, files[names.RECIPE], files[names.STATE], manifest=manifest, digest=digest, exclusive=exclusive
+    )
+    return LoadedModel(
+        uri=locate(uri).uri,
+        digest=digest,
+        recipe=recipe,
+        model=_model(recipe, folder / names.WEIGHTS),
+        signature=Signature.from_dict(files[names.SIGNATURE]),
+        example=files[names.EXAMPLE],
+        config_yaml=names.read_file(folder, names.CONFIG, manifest).decode(),
+        profile=about[names.PROFILE],
+        evaluation=about[names.EVALUATION],
+        lineage=about[names.LINEAGE],
+        row_hashes=_row_hashes(names.read_file(folder, names.ROWS, manifest)),
+    )
+
+
+def _parse(folder: Path, name: str, manifest: names.Manifest) -> Any:
+    try:
+        return json.loads(names.read_file(folder, name, manifest))
+    except ValueError as error:
+        raise BundleError(f"{folder}/{name}: expected JSON, got {error}") from error
+
+
+def _recipe(
+    folder: Path,
+    entry: dict[str, Any],
+    state: dict[str, Any],
+    *,
+    manifest: names.Manifest,
+    digest: str,
+    exclusive: bool,
+) -> RecipeBase:
+    reference = str(entry["import"])
+    if entry["code"] == "installed":
+        if entry["raymlops_version"] != __version__:
+            _log.warning(
+                "bundle %s was written with %s of raymlops %s; it runs with that of the installed %s",
+                digest[:12],
+                reference,
+                entry["raymlops_version"],
+                __version__,
+            )
+        recipe_class = resolve(reference)
+    else:
+        module_name, _, attribute = reference.partition(":")
+        found: Any = import_module(folder, module_name, manifest=manifest, digest=digest, exclusive=exclusive)
+        for part in attribute.split("."):
+            found = getattr(found, part, None)
+        if found is None:
+            raise RecipeImportError(f"the bundle's module {module_name} has no {attribute}")
+        recipe_class = resolve(found)
+
+    def build() -> RecipeBase:
+        # Read as JSON, where strict types still take a list for a tuple and a text for a path.
+        config = recipe_class.Config.model_validate_json(json.dumps(entry["config"]))
+        return recipe_class(config, state=state, seed=int(entry["seed"]))
+
+    built: RecipeBase = _call(f"{recipe_class.__name__} with the bundle's config", build)
+    return built
+
+
+def _model(recipe: RecipeBase, weights: Path) -> nn.Module:
+    import torch
+    from safetensors.torch import load_file
+
+    name = type(recipe).__name__
+    # Initial weights are drawn and thrown away; the caller's random numbers stay as they were.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        model: nn.Module = _call(f"{name}.model()", recipe.model)
+    try:
+        model.load_state_dict(load_file(weights, device="cpu"), strict=True)
+    except RuntimeError as error:
+        raise RecipeError(
+            f"the bundle's weights do not fit {name}.model(): {error}",
+            hint="The recipe builds another model than the one that was trained.",
+        ) from error
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def _row_hashes(data: bytes) -> npt.NDArray[np.uint64]:
+    from safetensors.numpy import load
+
+    hashes: npt.NDArray[np.int64] = load(data)["row_hashes"]
+    return hashes.view(np.uint64)
+
+
+def _call(where: str, function: Callable[[], Any]) -> Any:
+    """Call the recipe's code; an error of ours that it raises, such as one about a row, stays what it is."""
+    try:
+        return call_recipe(where, function)
+    except RecipeError as error:
+        if isinstance(error.__cause__, RaymlopsError):
+            raise error.__cause__ from error.__cause__.__cause__
+        raise
+
+
+def _fit(decoded: Any, signature: Signature, *, rows: int, where: str) -> dict[str, Array]:
+    wanted = [column.name for column in signature.outputs]
+    if not isinstance(decoded, dict) or decoded.keys() != set(wanted):
+        got = ", ".join(map(str, decoded)) if isinstance(decoded, dict) else f"a {type(decoded).__name__}"
+        raise RecipeError(f"{where} returned {got}; the signature's outputs are {', '.join(wanted)}")
+    return {
+        column.name: _output(column, decoded[column.name], rows=rows, where=f"{where}: output {column.name!r}")
+        for column in signature.outputs
+    }
+
+
+def _output(column: Column, values: Any, *, rows: int, where: str) -> Array:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    array = _ragged(values) if None in column.shape else np.asarray(values)
+    if array.ndim == 0 or len(array) != rows:
+        got = "a single value" if array.ndim == 0 else f"{len(array)} values"
+        raise RecipeError(f"{where}: {got} for {rows} rows")
+    if None in column.shape:
+        for row, item in enumerate(array):
+            _check(column, item, shape=item.shape, where=f"{where}, row {row}")
+        return array
+    if column.type == "string":
+        return _text(column, array, where=where)
+    if array.dtype == object:
+        # Numbers with gaps may come as objects.
+        array = np.array([np.nan if value is None else value for value in array.tolist()])
+    _check(column, array, shape=array.shape[1:], where=where)
+    types = {"float": np.float64, "int": np.float64 if column.nullable else np.int64, "bool": np.bool_}
+    return array.astype(types[column.type])
+
+
+def _check(column: Column, array: Array, *, shape: tuple[int, ...], where: str) -> None:
+    fits = len(shape) == len(column.shape) and all(
+        want in (None, got) for want, got in zip(column.shape, shape, strict=True)
+    )
+    if not fits:
+        raise RecipeError(f"{where}: values of shape {shape}; the signature says {column.shape}")
+    if array.dtype.kind not in _KINDS[column.type] + ("f" if column.nullable else ""):
+        raise RecipeError(f"{where}: an array of {array.dtype}; the signature says {column.type}")
+    if array.dtype.kind == "f":
+        bad = np.isinf(array) if column.nullable else ~np.isfinite(array)
+        if bad.any():
+            first = tuple(np.argwhere(bad)[0].tolist())
+            raise NonFiniteError(
+                f"{where} is {array[first]} at {first}; {int(bad.sum())} of its {array.size} values are not finite",
+                hint="The model's weights or its inputs are out of range.",
+            )
+
+
+def _text(column: Column, array: Array, *, where: str) -> Array:
+    texts = array.astype(object)
+    wrong = next((v for v in texts.ravel() if not (type(v) is str or (v is None and column.nullable))), "")
+    if array.ndim != 1 or wrong != "":
+        raise RecipeError(f"{where}: {wrong!r} in an array of shape {array.shape}; the signature says string")
+    return texts
+
+
+def _ragged(values: Any) -> Array:
+    array = np.empty(len(values), dtype=object)
+    for index, value in enumerate(values):
+        array[index] = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+    return array

@@ -1,0 +1,64 @@
+"""Where a bundle is: a local folder, or a path on any pyarrow filesystem named by its URI.
+
+Owns the reading of that text. Knows nothing of what a bundle holds.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from raymlops.errors import StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder. ``local`` is set for a local one, else ``filesystem`` and ``path``."""
+
+    uri: str
+    local: Path | None = None
+    filesystem: Any = None
+    path: str = ""
+
+
+Location = str | os.PathLike[str] | Place
+
+
+def locate(uri: Location) -> Place:
+    """Read a path, a ``file://`` URI or the URI of a pyarrow filesystem (``s3://``, ``gs://``).
+
+    Raises:
+        StorageError: pyarrow knows no such filesystem, or refuses the URI.
+    """
+    if isinstance(uri, Place):
+        return uri
+    text = os.fspath(uri)
+    scheme = urlsplit(text).scheme if "://" in text else ""
+    if scheme in {"", "file"}:
+        path = Path(unquote(urlsplit(text).path) if scheme else text).expanduser().absolute()
+        return Place(uri=str(path), local=path)
+    import pyarrow as pa
+    from pyarrow.fs import FileSystem
+
+    try:
+        filesystem, path_text = FileSystem.from_uri(text)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StorageError(
+            f"{text!r} is no storage that can be opened: {error}",
+            hint="Write a folder, or the URI of a filesystem that pyarrow knows: s3://, gs://, abfs://, hdfs://.",
+        ) from error
+    return Place(uri=text.rstrip("/"), filesystem=filesystem, path=path_text.rstrip("/"))
+
+
+def child(parent: Location, *names: str) -> Place:
+    """Return a place inside another; a URI's options after ``?`` stay at its end."""
+    place = locate(parent)
+    if place.local is not None:
+        inner = place.local.joinpath(*names)
+        return Place(uri=str(inner), local=inner)
+    base, question, options = place.uri.partition("?")
+    uri = "/".join([base.rstrip("/"), *names]) + question + options
+    return Place(uri=uri, filesystem=place.filesystem, path="/".join([place.path, *names]))

@@ -1,0 +1,166 @@
+"""A bundle as a model of MLflow's ``python_function`` flavour, without pickle.
+
+``mlflow.pyfunc.load_model("models:/NAME@champion")`` calls ``_load_pyfunc`` here with the bundle's folder. The digest
+that vouches for it is looked up in the model registry: some version there must carry it as its tag. So a changed
+artifact is refused even when its manifest was rewritten to match. A folder that no registry knows needs the
+digest from the caller: ``load_model(path, model_config={"digest": ...})``.
+
+What this cannot see: MLflow reads the ``MLmodel`` file before us and calls whatever loader it names, so who can write
+to the artifact store can still make ``load_model`` run something else. ``raymlops.bundle.load.load`` reads no
+such file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymlops import __version__
+from raymlops.bundle.load import LoadedModel, load
+from raymlops.bundle.verify import MANIFEST, SIGNATURE, fetch, read_file, read_manifest
+from raymlops.errors import BundleError
+from raymlops.signature import Column, Signature
+
+if TYPE_CHECKING:
+    import os
+
+    import pandas as pd
+
+    from raymlops.records import BundleRef
+
+DIGEST_TAG = "raymlops.digest"
+"""Tag of a model version: the digest of its bundle."""
+
+_DATA = "bundle"
+_LOADER = "raymlops.bundle.pyfunc"
+_TYPES = {"float": "double", "int": "long", "bool": "boolean", "string": "string"}
+
+
+def save_pyfunc(ref: BundleRef, dest: str | os.PathLike[str]) -> None:
+    """Write an MLflow model that holds a copy of the bundle into the folder ``dest``, which must not exist.
+
+    Raises:
+        BundleError: the bundle does not match its digest.
+    """
+    with warnings.catch_warnings():
+        # MLflow 3.17 warns about type hints of its own when this is imported.
+        warnings.simplefilter("ignore")
+        from mlflow.models import Model
+        from mlflow.pyfunc import add_to_model
+    folder = fetch(ref.uri, ref.digest)
+    manifest = read_manifest(folder, ref.digest)
+    signature = Signature.from_dict(json.loads(read_file(folder, SIGNATURE, manifest)))
+    target = Path(dest)
+    shutil.copytree(folder, target / _DATA)
+    python_env, requirements = "python_env.yaml", "requirements.txt"
+    (target / requirements).write_text(f"raymlops=={__version__}\n", encoding="utf-8")
+    (target / python_env).write_text(f"dependencies:\n- -r {requirements}\n", encoding="utf-8")
+    model = Model(signature=_mlflow_signature(signature), metadata={DIGEST_TAG: ref.digest})
+    # An empty value is what lets a caller give the digest; MLflow drops configuration that a model does not declare.
+    add_to_model(model, loader_module=_LOADER, data=_DATA, python_env=python_env, model_config={"digest": ""})
+    model.save(str(target / "MLmodel"))
+
+
+class PyfuncModel:
+    """What MLflow wraps: a DataFrame of the signature's inputs in, a DataFrame of its outputs out."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
+
+    def predict(self, model_input: Any, params: Any = None) -> pd.DataFrame:
+        """Return the outputs for named columns: a DataFrame, a mapping, or a list of rows.
+
+        The types are checked as the endpoint checks them, and the numbers are the same.
+
+        Raises:
+            InvalidRowsError: naming row and column of what does not fit the signature.
+        """
+        import pandas as pd
+
+        del params
+        frame = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame(model_input)
+        signature = self.loaded.signature
+        columns = signature.parse_columns({str(name): frame[name] for name in frame.columns})
+        outputs = self.loaded.predict(columns)
+        return pd.DataFrame(
+            {name: list(array) if array.ndim > 1 else array for name, array in outputs.items()}, index=frame.index
+        )
+
+
+def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> PyfuncModel:
+    """Load the bundle at ``path`` for MLflow, after a digest from outside the artifact vouched for it.
+
+    Raises:
+        BundleError: the registry knows no such bundle, or the files are not what the digest vouches for.
+    """
+    folder = Path(path)
+    return PyfuncModel(load(folder, _trusted_digest(folder, model_config or {})))
+
+
+def _trusted_digest(folder: Path, model_config: dict[str, Any]) -> str:
+    given = str(model_config.get("digest") or "")
+    if given:
+        if _declared(folder):
+            raise BundleError(
+                f"{folder.parent}/MLmodel: expected an empty digest, got one: an artifact cannot vouch for itself",
+                hint="The artifact was changed after it was registered. Do not use it.",
+            )
+        return given
+    try:
+        digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    except OSError as error:
+        raise BundleError(f"{folder}/{MANIFEST}: expected the manifest of a bundle, got {error}") from error
+    import mlflow
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    registry = mlflow.get_registry_uri()
+    try:
+        known = MlflowClient().search_model_versions(f"tag.`{DIGEST_TAG}` = '{digest}'", max_results=1)
+    except MlflowException as error:
+        raise BundleError(f"the registry {registry} cannot say whether it knows bundle {digest}: {error}") from error
+    if not known:
+        raise BundleError(
+            f"{folder}: expected a bundle that some model version in the registry {registry} has as its "
+            f"{DIGEST_TAG}, got {digest}",
+            hint="The artifact was changed, or the registry is another one: set it with mlflow.set_registry_uri, "
+            'or give model_config={"digest": ...}.',
+        )
+    return digest
+
+
+def _declared(folder: Path) -> bool:
+    """Tell whether the artifact's own file gives a digest, which MLflow would hand to us as if the caller had."""
+    from mlflow.models import Model
+
+    path = folder.parent / "MLmodel"
+    if not path.exists():
+        return False
+    flavor = Model.load(str(path)).flavors.get("python_function", {})
+    return bool((flavor.get("config") or {}).get("digest"))
+
+
+def _mlflow_signature(signature: Signature) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Schema
+
+    return ModelSignature(
+        inputs=Schema([_spec(column, is_input=True) for column in signature.inputs]),
+        outputs=Schema([_spec(column, is_input=False) for column in signature.outputs]),
+    )
+
+
+def _spec(column: Column, *, is_input: bool) -> Any:
+    from mlflow.types.schema import AnyType, Array, ColSpec
+
+    # MLflow refuses a whole number (int64) where it expects a double, and a missing one where it expects a long, while
+    # JSON and pandas write both that way. Such inputs are left to our own check, which is the endpoint's.
+    free = is_input and (column.type == "float" or (column.type == "int" and column.nullable))
+    kind: Any = AnyType() if free else _TYPES[column.type]
+    for _ in column.shape:
+        kind = Array(kind)
+    return ColSpec(kind, column.name, required=not column.nullable)

@@ -1,0 +1,35 @@
+"""Which rows a model was trained on, in at most 512 KiB: the smallest hashes of them.
+
+Pure. Hashes are uniform over 64 bits, so the rows whose hash lies under a threshold are a fair sample of all
+rows, and the same sample whichever split they stand in (a bottom-k sketch; Cohen and Kaplan, 2007).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SKETCH_ROWS = 65_536
+
+Hashes = npt.NDArray[np.uint64]
+
+
+def sketch(row_hashes: npt.NDArray[Any]) -> Hashes:
+    """Return the distinct hashes in order: all of them, or the ``SKETCH_ROWS`` smallest."""
+    return np.unique(np.asarray(row_hashes, dtype=np.uint64))[:SKETCH_ROWS]
+
+
+def overlap(train_hashes: npt.NDArray[Any], test_hashes: npt.NDArray[Any]) -> float:
+    """Return the share of test rows that are also training rows, 0 to 1; NaN without test rows.
+
+    ``train_hashes`` is a sketch, ``test_hashes`` has one hash for each row. Exact when fewer than ``SKETCH_ROWS``
+    distinct rows were trained on. Otherwise an estimate over the test rows under the sketch's largest hash;
+    with n such rows its standard error is at most 0.5 / sqrt(n).
+    """
+    train = np.asarray(train_hashes, dtype=np.uint64)
+    test = np.asarray(test_hashes, dtype=np.uint64)
+    if train.size >= SKETCH_ROWS:
+        test = test[test <= train.max()]
+    return float(np.isin(test, train).mean()) if test.size else float("nan")

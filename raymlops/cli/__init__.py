@@ -1,0 +1,1 @@
+"""The command line: parse, call one public function, print. Loads no ray, torch or mlflow at start-up."""

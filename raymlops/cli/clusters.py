@@ -1,0 +1,91 @@
+"""``up``, ``down``, ``status`` and ``doctor``: the cluster on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from raymlops.cli.output import JsonFlag, answer, note, table
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's verbs."""
+    app.command()(up)
+    app.command()(down)
+    app.command()(status)
+    app.command()(doctor)
+
+
+RootOption = Annotated[str | None, typer.Option("--root", metavar="DIR", help="Folder of its state.  [default: ~/.raymlops]")]
+
+
+def up(
+    *,
+    root: RootOption = None,
+    http_port: Annotated[int, typer.Option(help="Port of the endpoints.")] = 8000,
+    dashboard_port: Annotated[int, typer.Option(help="Port of Ray's dashboard and job API.")] = 8265,
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000,
+    ray_port: Annotated[int, typer.Option(help="Port of Ray itself.")] = 6379,
+    num_cpus: Annotated[float | None, typer.Option(help="CPUs that Ray may use.  [default: all]")] = None,
+    haproxy: Annotated[bool, typer.Option("--haproxy", help="Serve through HAProxy: faster, opens more ports.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Start a Ray head with dashboard, an MLflow server and Serve on loopback, with token authentication."""
+    from raymlops.cluster.local import up as start
+    from raymlops.cluster.upfile import exports
+
+    record = start(
+        root=root,
+        http_port=http_port,
+        dashboard_port=dashboard_port,
+        mlflow_port=mlflow_port,
+        ray_port=ray_port,
+        num_cpus=num_cpus,
+        haproxy=haproxy,
+        on_step=note,
+    )
+    if record.already_up:
+        note("was up already")
+    for name, url in record.urls.items():
+        note(f"{name:<8} {url}")
+    for port in record.opens:
+        note(f"reachable by other machines: {port}")
+    note("to use it from this shell, export:")
+    answer({**record.to_dict(), "env": record.env, "urls": record.urls}, exports(record), as_json=as_json)
+
+
+def down(*, root: RootOption = None, as_json: JsonFlag = False) -> None:
+    """End what ``up`` started, and nothing else."""
+    from raymlops.cluster.local import down as stop
+
+    record = stop(root=root)
+    text = "nothing was up" if record is None else f"ended {record.stopped} processes ({record.killed} had to be killed)"
+    answer({"down": record.to_dict() if record else None}, text, as_json=as_json)
+
+
+def status(*, root: RootOption = None, as_json: JsonFlag = False) -> None:
+    """Say what ``up`` started and whether it answers."""
+    from raymlops.cluster.local import status as look
+
+    record = look(root=root)
+    rows = [
+        {"service": name, "answers": "yes" if answers else "no", "url": record.urls.get(name, "")}
+        for name, answers in record.services.items()
+    ]
+    lines = [f"{record.state}, {record.processes} processes, state in {record.root}"]
+    if record.state != "down":
+        lines.append(table(rows, {"service": None, "answers": None, "url": None}))
+        lines += [f"reachable by other machines: {socket}" for socket in record.open_to_others]
+    answer(record.to_dict(), "\n".join(lines), as_json=as_json)
+
+
+def doctor(*, root: RootOption = None, as_json: JsonFlag = False) -> None:
+    """Say what is wrong on this machine and how to mend it (exit code 1 when something is)."""
+    from raymlops.cluster.doctor import diagnose
+
+    findings = diagnose(root=root)
+    lines = [f"{'ok  ' if f.ok else 'FAIL'}  {f.name}: {f.message}" + ("" if f.ok else f"\n      {f.fix}") for f in findings]
+    answer({"findings": [finding.to_dict() for finding in findings]}, "\n".join(lines), as_json=as_json)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,156 @@
+"""``pipeline``, ``deploy``, ``promote``, ``rollback``, ``predict``, ``audit`` and ``demo``: what is live."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raymlops.cli.output import (
+    ConfigOption,
+    EnvOption,
+    JsonFlag,
+    Overrides,
+    YesFlag,
+    answer,
+    confirm,
+    note,
+    table,
+    to_json,
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's verbs."""
+    app.command()(demo)
+    app.command()(pipeline)
+    app.command()(deploy)
+    app.command()(promote)
+    app.command()(rollback)
+    app.command()(predict)
+    app.command()(audit)
+
+
+def demo(
+    *,
+    root: Annotated[str, typer.Option("--root", metavar="DIR", help="Folder of the demo's files.")] = "raymlops-demo",
+    keep: Annotated[bool, typer.Option("--keep", help="Keep it serving afterwards.")] = False,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials of the sweep.  [default: the file's]")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """From real flights to a live endpoint: sweep, train on 2 workers, register, gate, deploy, ask."""
+    from raymlops.lifecycle.demo import demo as run_demo
+    from raymlops.tuning.progress import display
+
+    with display() as on_event:
+        record = run_demo(root=root, keep=keep, trials=trials, on_step=note, on_event=on_event)
+    answer(record.to_dict(), record.text(), as_json=as_json)
+
+
+def pipeline(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    *,
+    env: EnvOption = None,
+    yes: YesFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Sweep, train the winner, register it, ask the gate and make it live."""
+    from raymlops.lifecycle.pipeline import pipeline as run_pipeline
+    from raymlops.tuning.progress import display
+
+    confirm("This may change what is live. Go on?", yes=yes)
+    with display() as on_event:
+        record = run_pipeline(config, overrides=overrides or (), env=env, on_event=on_event, on_step=note)
+    answer(record.to_dict(), f"{record.deployment.name} version {record.deployment.version} is live", as_json=as_json)
+
+
+VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="A number or @alias.")]
+
+
+def deploy(
+    version: VersionArgument = "@challenger",
+    *,
+    config: ConfigOption,
+    env: EnvOption = None,
+    beside: Annotated[bool, typer.Option("--beside", help="Bring it up without giving it the route.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Take down every version of the model instead.")] = False,
+    yes: YesFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Bring a version up beside what is live, check it, then give it the route."""
+    from raymlops.lifecycle import live
+
+    if remove:
+        confirm("This takes the endpoint down. Go on?", yes=yes)
+        versions = live.remove(config, env=env)
+        answer({"removed": versions}, f"removed {len(versions)} versions", as_json=as_json)
+        return
+    if not beside:
+        confirm(f"This makes {version} live. Go on?", yes=yes)
+    record = live.deploy(config, version, env=env, promote=not beside)
+    answer(record.to_dict(), _live(record), as_json=as_json)
+
+
+def promote(
+    version: VersionArgument = "@challenger",
+    *,
+    config: ConfigOption,
+    env: EnvOption = None,
+    yes: YesFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a version champion; where the model is served, it takes the route."""
+    from raymlops.lifecycle import live
+
+    confirm(f"This makes {version} champion. Go on?", yes=yes)
+    record = live.promote(config, version, env=env)
+    answer(record.to_dict(), _live(record), as_json=as_json)
+
+
+def rollback(*, config: ConfigOption, env: EnvOption = None, yes: YesFlag = False, as_json: JsonFlag = False) -> None:
+    """Give the route back to the version that was live before."""
+    from raymlops.lifecycle import live
+
+    confirm("This gives the route back to the previous version. Go on?", yes=yes)
+    record = live.rollback(config, env=env)
+    answer(record.to_dict(), _live(record), as_json=as_json)
+
+
+def predict(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The model.")],
+    *,
+    file: Annotated[Path, typer.Option("--file", "-f", metavar="FILE", help="Rows: .json, .csv or .parquet.")],
+    url: Annotated[str, typer.Option(help="Where Serve answers.")] = "http://127.0.0.1:8000",
+    timeout_s: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 30.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ask the endpoint for every row of a file; prints one JSON object a row."""
+    from raymlops.lifecycle.asking import ask_file
+
+    endpoint = f"{url.rstrip('/')}/models/{name}/predict"
+    result = ask_file(endpoint, file, timeout_s=timeout_s)
+    if file.suffix == ".json":
+        note(f"curl -s {shlex.quote(endpoint)} -H 'content-type: application/json' -d @{shlex.quote(str(file))}")
+    text = "\n".join(to_json(row) for row in result.outputs)
+    answer(
+        {"outputs": result.outputs, "model_version": result.model_version, "request_ids": result.request_ids},
+        text,
+        as_json=as_json,
+    )
+
+
+def audit(*, config: ConfigOption, env: EnvOption = None, as_json: JsonFlag = False) -> None:
+    """Print who changed what, when and why, newest last."""
+    from raymlops.lifecycle.live import events
+
+    rows: list[Any] = [event.to_dict() for event in events(config, env=env)]
+    answer({"events": rows}, table(rows, dict.fromkeys(("at", "actor", "action", "subject", "why"))), as_json=as_json)
+
+
+def _live(record: Any) -> str:
+    before = f", version {record.previous_version} kept warm" if record.previous_version is not None else ""
+    where = f" at {record.url}" if record.url else ", not served"
+    return f"{record.name} version {record.version} is {record.role}{where}{before}"

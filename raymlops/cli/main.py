@@ -1,0 +1,79 @@
+"""The ``raymlops`` command: the verbs in one place, errors turned into exit codes.
+
+0 ok, 1 the run failed, 2 usage or configuration, 3 not found, 4 refused by a gate or policy,
+5 cluster or tracking unreachable, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, Any
+
+import click
+import typer
+
+from raymlops import __version__
+from raymlops.cli import clusters, live, models, projects, runs
+from raymlops.cli.output import report_error
+
+app = typer.Typer(
+    name="raymlops",
+    help="From a PyTorch model to a live endpoint on one Ray cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for module in (projects, runs, models, live, clusters):
+    module.add_to(app)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,  # noqa: ARG001
+) -> None:
+    """From a PyTorch model to a live endpoint on one Ray cluster."""
+
+
+def run() -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    if arguments == ["--version"]:
+        sys.stdout.write(f"raymlops {__version__}\n")
+        return 0
+    # The console script puts its own folder first; recipes are looked for where the user stands.
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - sys.path holds strings
+    signal.signal(signal.SIGTERM, _interrupt)
+    as_json = "--json" in arguments
+    try:
+        app(arguments, standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.exceptions.Abort:
+        return report_error(KeyboardInterrupt(), as_json=as_json)
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return _pipe_closed()
+    except (Exception, KeyboardInterrupt) as error:
+        return report_error(error, as_json=as_json)
+    return 0
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> Any:
+    # SIGTERM (a job stopped, a container ended) takes the same way out as Ctrl-C: nothing is left behind.
+    raise KeyboardInterrupt
+
+
+def _pipe_closed() -> int:
+    # The reader went away (``| head``): point stdout nowhere, so that the interpreter's last flush is quiet.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -1,0 +1,84 @@
+"""``models``: register, gate, list and show model versions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from raymlops.cli.output import ConfigOption, EnvOption, JsonFlag, answer, table
+from raymlops.records import GateDecision, ModelVersionRef
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's verbs."""
+    group = typer.Typer(help="Registered model versions.", no_args_is_help=True)
+    group.command()(register)
+    group.command()(gate)
+    group.command("list")(list_versions)
+    app.add_typer(group, name="models")
+
+
+def register(
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A finished run of train.")],
+    *,
+    config: ConfigOption,
+    env: EnvOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Evaluate a run on its test split, write its bundle and register it as candidate."""
+    from raymlops.lifecycle.registering import register as register_run
+
+    ref = register_run(config, run_id, env=env)
+    answer(
+        ref.to_dict(),
+        f"{_line(ref)}\nnext  raymlops models gate --config {config} {ref.version}",
+        as_json=as_json,
+    )
+
+
+def gate(
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="A number or @alias.")] = "@candidate",
+    *,
+    config: ConfigOption,
+    env: EnvOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ask the gate; a version that passes becomes challenger (exit code 4 when refused)."""
+    from raymlops.lifecycle.gating import gate as ask_gate
+
+    ref, decision = ask_gate(config, version, env=env)
+    answer(
+        {"version": ref.to_dict(), "decision": decision.to_dict()},
+        f"{_line(ref)}\n{checks(decision)}\nnext  raymlops deploy --config {config} @challenger",
+        as_json=as_json,
+    )
+
+
+def list_versions(*, config: ConfigOption, env: EnvOption = None, as_json: JsonFlag = False) -> None:
+    """List the versions of the project's model."""
+    from raymlops.lifecycle.source import spec_of
+    from raymlops.registry.versions import Registry
+    from raymlops.tracking.client import tracker
+
+    spec = spec_of(config, env=env)
+    refs = Registry(tracker(spec)).list(spec.project.name)
+    rows = [{**ref.to_dict(), "aliases": ", ".join(ref.aliases), "digest": ref.bundle.digest[:12]} for ref in refs]
+    columns = dict.fromkeys(("name", "version", "aliases", "run_id", "digest"))
+    answer({"versions": [ref.to_dict() for ref in refs]}, table(rows, columns), as_json=as_json)
+
+
+def checks(decision: GateDecision) -> str:
+    """Return the gate's questions and answers as text."""
+    rows = [{"ok": "pass" if c.passed else "FAIL", "check": c.name, "got": c.got, "allowed": c.allowed} for c in decision.checks]
+    lines = [table(rows, {"ok": None, "check": None, "got": _number, "allowed": None})] if rows else ["no checks configured"]
+    return "\n".join([*lines, *decision.notes])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5g}"
+
+
+def _line(ref: ModelVersionRef) -> str:
+    aliases = f" ({', '.join(ref.aliases)})" if ref.aliases else ""
+    return f"{ref.name} version {ref.version}{aliases}, run {ref.run_id}, digest {ref.bundle.digest[:12]}"

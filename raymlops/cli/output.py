@@ -1,0 +1,110 @@
+"""What a command prints and the code it exits with.
+
+stdout is the answer alone, everything else goes to stderr. With ``--json`` the answer, or the error, is
+one object with ``schema_version``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from raymlops.errors import ConfigError, InvalidRowsError, RaymlopsError, UsageError
+from raymlops.records import SCHEMA_VERSION
+
+ConfigOption = Annotated[
+    str, typer.Option("--config", "-c", metavar="FILE", help="Configuration file.", show_default=False)
+]
+EnvOption = Annotated[str | None, typer.Option("--env", metavar="NAME", help="Overlay: env/NAME.yaml beside the file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Values that replace the file's.")
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def answer(data: Mapping[str, Any], text: str, *, as_json: bool) -> None:
+    """Print the answer of a command on stdout: ``data`` as JSON, or ``text``."""
+    sys.stdout.write(f"{to_json(data)}\n" if as_json else f"{text}\n")
+    sys.stdout.flush()
+
+
+def to_json(data: Mapping[str, Any]) -> str:
+    """Return one line of JSON with its schema version; NaN and infinity become null."""
+    return json.dumps(_finite({"schema_version": SCHEMA_VERSION, **data}), default=str, allow_nan=False)
+
+
+def note(text: str) -> None:
+    """Print a remark on stderr."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before a change.
+
+    Raises:
+        UsageError: there is no terminal to ask on, and no ``--yes``.
+        typer.Abort: the answer was no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("this changes what is live and there is no terminal to ask on", hint="Add --yes.")
+    typer.confirm(question, abort=True, err=True)
+
+
+def report_error(error: BaseException, *, as_json: bool) -> int:
+    """Print an error where the caller looks for it and return the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        note("interrupted")
+        return 130
+    code = error.exit_code if isinstance(error, RaymlopsError) else 1
+    if as_json:
+        sys.stdout.write(f"{to_json({'error': describe(error)})}\n")
+    elif isinstance(error, RaymlopsError):
+        note(f"error: {error}")
+    else:
+        note(f"error: unexpected {type(error).__name__}: {error}")
+        if not os.environ.get("RAYMLOPS_DEBUG"):
+            note("  This is a defect of raymlops or of a recipe. RAYMLOPS_DEBUG=1 shows where it was raised.")
+    if os.environ.get("RAYMLOPS_DEBUG"):
+        traceback.print_exception(error, file=sys.stderr)
+    return code
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """Return an error as plain data."""
+    data: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
+    if isinstance(error, RaymlopsError):
+        data |= {"message": error.message, "hint": error.hint}
+    if isinstance(error, ConfigError | InvalidRowsError):
+        data["problems"] = [asdict(problem) for problem in error.problems]
+    return data
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str] | None]) -> str:
+    """Return rows as an aligned text table; ``columns`` maps a key to its formatter, None for ``str``."""
+    cells = [list(columns)] + [
+        [(form or str)(row.get(key, "")) for key, form in columns.items()]
+        for row in rows
+    ]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None  # noqa: PLR0124 - NaN differs from itself
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

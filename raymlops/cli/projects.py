@@ -1,0 +1,94 @@
+"""``init``, ``validate`` and ``config``: what needs no cluster."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from raymlops.cli.output import EnvOption, JsonFlag, Overrides, answer, note, table
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's verbs."""
+    app.command()(init)
+    app.command()(validate)
+    group = typer.Typer(help="Look at a configuration.", no_args_is_help=True)
+    group.command()(show)
+    group.command()(schema)
+    app.add_typer(group, name="config")
+
+
+FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="Configuration file.")]
+
+
+def init(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the project and its folder.")],
+    *,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a project of your own: recipe, configuration, contract test, README."""
+    from raymlops.cli.scaffold import scaffold
+
+    folder, files = scaffold(name)
+    answer(
+        {"folder": str(folder), "files": files},
+        f"{folder}: {', '.join(files)}\n\ncd {folder} && raymlops train --config config.yaml",
+        as_json=as_json,
+    )
+
+
+def validate(file: FileArgument, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False) -> None:
+    """Check a file, its recipe's section and its search space, without a cluster."""
+    from raymlops.config.load import load
+    from raymlops.project import bind
+
+    loaded = load(file, overrides=overrides or (), env=env)
+    project = bind(loaded)
+    answer(
+        {"file": file, "ok": True, "project": project.spec.project.name, "config_sha": project.spec.sha()},
+        f"{file}: ok ({project.spec.project.name}, recipe {project.reference})",
+        as_json=as_json,
+    )
+
+
+def show(
+    file: FileArgument,
+    overrides: Overrides = None,
+    *,
+    env: EnvOption = None,
+    origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print the resolved configuration; with --origin each value with the line, overlay, override or default."""
+    from raymlops.config.load import dump, load
+
+    loaded = load(file, overrides=overrides or (), env=env)
+    if not origin:
+        answer({"config": loaded.spec.to_dict()}, dump(loaded.spec).rstrip(), as_json=as_json)
+        return
+    values = dict(_leaves(loaded.spec.to_dict()))
+    rows = [
+        {"path": path, "value": values.get(path), "kind": where.kind, "place": where.place}
+        for path, where in loaded.origins.items()
+    ]
+    text = table(
+        [{**row, "from": f"{row['kind']} {row['place']}".strip()} for row in rows],
+        {"path": None, "value": lambda value: json.dumps(value, default=str), "from": None},
+    )
+    answer({"values": rows}, text, as_json=as_json)
+
+
+def schema() -> None:
+    """Print the JSON Schema of configuration files, for editors."""
+    from raymlops.config.load import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+    note("In VS Code: # yaml-language-server: $schema=configs/schema.json as the first line of a file.")
+
+
+def _leaves(data: object, prefix: str = "") -> list[tuple[str, object]]:
+    if isinstance(data, dict) and data:
+        return [leaf for key, value in data.items() for leaf in [(f"{prefix}{key}", value), *_leaves(value, f"{prefix}{key}.")]]
+    return []

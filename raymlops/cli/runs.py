@@ -1,0 +1,65 @@
+"""``train`` and ``sweep``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from raymlops.cli.output import ConfigOption, EnvOption, JsonFlag, Overrides, answer, table
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's verbs."""
+    app.command()(train)
+    app.command()(sweep)
+
+
+def train(config: ConfigOption, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False) -> None:
+    """Train one configuration; one MLflow run."""
+    from raymlops.lifecycle.runs import train as run_training
+    from raymlops.training.progress import display
+
+    with display() as on_event:
+        record = run_training(config, overrides=overrides or (), env=env, on_event=on_event)
+    lines = [
+        f"run        {record.run_id}",
+        *(f"{name:<10} {value:.5g}" for name, value in sorted(record.metrics.items())),
+        f"epochs     {record.epochs} (best {record.best_epoch}), {record.steps} steps, {record.duration_s:.1f} s",
+        f"weights    {record.weights_uri}",
+        f"next       raymlops models register --config {config} {record.run_id}",
+    ]
+    answer(record.to_dict(), "\n".join(lines), as_json=as_json)
+
+
+def sweep(config: ConfigOption, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False) -> None:
+    """Search sweep.space for a better configuration; one MLflow run a trial under one parent."""
+    from raymlops.lifecycle.runs import sweep as run_sweep
+    from raymlops.tuning.progress import display
+
+    with display() as on_event:
+        record = run_sweep(config, overrides=overrides or (), env=env, on_event=on_event)
+    best = record.best
+    rows: list[dict[str, Any]] = [
+        {"trial": trial.number, "status": trial.status, record.metric: trial.value, "epochs": trial.epochs}
+        for trial in record.trials
+    ]
+    rows.sort(key=lambda row: (row[record.metric] is None, (row[record.metric] or 0) * (1 if record.mode == "min" else -1)))
+    lines = [
+        table(rows[:10], {"trial": None, "status": None, record.metric: _number, "epochs": None}),
+        *([f"... and {len(rows) - 10} more"] if len(rows) > 10 else []),
+        "",
+        f"sweep   {record.sweep_id}, {len(record.trials)} trials in {record.duration_s:.1f} s",
+        f"best    trial {best.number}: {record.metric} {_number(best.value)} with {_params(best.params)}",
+        f"config  {record.best_config}",
+        f"next    raymlops train --config {record.best_config}",
+    ]
+    answer(record.to_dict(), "\n".join(lines), as_json=as_json)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5g}"
+
+
+def _params(params: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in params.items())

@@ -1,0 +1,78 @@
+"""``raymlops init``: a project of one's own that trains as it stands.
+
+Owns the template files beside it and the made-up data. Writes into a new folder only.
+"""
+
+from __future__ import annotations
+
+import csv
+import keyword
+import random
+import sys
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from pydantic import TypeAdapter, ValidationError
+
+from raymlops.config.schema import Name
+from raymlops.errors import InvalidNameError, StorageError, UsageError
+
+ROWS = 2000
+
+
+def scaffold(name: str) -> tuple[Path, list[str]]:
+    """Write the folder ``name`` and return it with the names of its files.
+
+    Raises:
+        InvalidNameError: the name cannot be a registered model, or its module would hide another one.
+        UsageError: the folder exists.
+        StorageError: it cannot be written.
+    """
+    module = _module_of(name)
+    folder = Path(name)
+    if folder.exists():
+        raise UsageError(f"{folder} exists", hint="Choose another name, or remove it first.")
+    words = {"name": name, "module": module, "cls": "".join(part.capitalize() for part in module.split("_"))}
+    targets = {
+        "README.md": "README.md.txt",
+        "config.yaml": "config.yaml.txt",
+        f"{module}.py": "recipe.py.txt",
+        f"test_{module}.py": "test.py.txt",
+    }
+    templates = files("raymlops.cli") / "templates"
+    try:
+        folder.mkdir()
+        for target, template in targets.items():
+            text = Template((templates / template).read_text(encoding="utf-8")).substitute(words)
+            (folder / target).write_text(text, encoding="utf-8")
+        _write_parcels(folder / "data.csv")
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {error.strerror}") from error
+    return folder, sorted([*targets, "data.csv"])
+
+
+def _module_of(name: str) -> str:
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise InvalidNameError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    module = name.replace("-", "_")
+    if not module.isidentifier() or keyword.iskeyword(module):
+        raise InvalidNameError(f"{name!r} gives the module name {module!r}, which Python cannot import")
+    if module in sys.stdlib_module_names or module in {"raymlops", "ray", "torch", "mlflow", "optuna", "pandas", "numpy"}:
+        raise InvalidNameError(f"a module named {module!r} would hide the installed one", hint="Choose another name.")
+    return module
+
+
+def _write_parcels(path: Path) -> None:
+    """Write made-up parcels: far, heavy ones to slow cities are late more often; a tenth is noise."""
+    rng = random.Random(0)
+    slow = {"Bergen": 0.8, "Lisbon": 0.3, "Turin": 0.0, "Ghent": -0.4, "Krakow": -0.6}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["city", "kg", "distance_km", "late"])
+        for _ in range(ROWS):
+            city, kg, distance = rng.choice(list(slow)), rng.lognormvariate(1, 0.6), rng.uniform(20, 1500)
+            late = slow[city] + 0.1 * (kg - 3) + (distance - 760) / 400 > 0
+            writer.writerow([city, f"{kg:.2f}", f"{distance:.0f}", int(late ^ (rng.random() < 0.1))])

@@ -1,0 +1,190 @@
+"""Whether a cluster can hold what is asked of it, decided before a worker starts.
+
+Owns the decision, which is pure, and the wait for busy resources. What the cluster has and who holds
+it is gathered by ``holders``; what its autoscaler may add, by ``growth``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from math import ceil, floor, inf
+from typing import TYPE_CHECKING, Literal
+
+from raymlops.errors import InsufficientResourcesError
+from raymlops.records import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    Resources = Mapping[str, float]
+
+_EPSILON = 1e-6
+"""Ray counts resources in steps of 1e-4; ten workers of 0.1 CPU must fit one CPU."""
+
+
+@dataclass(frozen=True)
+class Ask(Record):
+    """Equal workers that must run at the same time."""
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float = 0.0
+    purpose: str = "this run"
+
+    @property
+    def each(self) -> dict[str, float]:
+        """Return what one worker reserves."""
+        wanted = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        return {name: amount for name, amount in wanted.items() if amount > 0}
+
+
+@dataclass(frozen=True)
+class Holder(Record):
+    """Who holds resources now."""
+
+    name: str
+    resources: dict[str, float]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {show(self.resources) or 'amount unknown'}"
+
+
+@dataclass(frozen=True)
+class Verdict(Record):
+    """``fits`` now, ``grows`` to fit when asked, is ``busy`` and may fit later, or can ``never`` fit."""
+
+    kind: Literal["fits", "grows", "busy", "never"]
+    message: str
+
+
+def decide(
+    asked: Ask,
+    *,
+    total: Sequence[Resources],
+    available: Sequence[Resources],
+    growth: Sequence[Resources] | None = (),
+    holders: Sequence[Holder] = (),
+) -> Verdict:
+    """Decide whether workers fit a cluster of these nodes.
+
+    ``total`` and ``available`` are the nodes' resources, all and free; ``growth`` the nodes that an autoscaler
+    may still add (None: it may add some, but its limit cannot be read). A worker never spans nodes, and all
+    workers are equal, so that counting how many fit each node is exact.
+    """
+    want = f"{asked.purpose} asks for {asked.workers} workers of {show(asked.each)}"
+    if (now := room(asked, available)) >= asked.workers:
+        return Verdict("fits", f"{want}; there is room for {_count(now)}")
+    if growth is None:
+        return Verdict("grows", f"{want}; there is room for {now}, and the autoscaler's limit is not known here")
+    if now + room(asked, growth) >= asked.workers:
+        return Verdict("grows", f"{want}; there is room for {now}, and the autoscaler may add {len(growth)} nodes")
+    most = room(asked, [*total, *growth])
+    held = "\n".join(f"  held by {holder}" for holder in holders) or "  nothing else is held"
+    if most >= asked.workers:
+        return Verdict("busy", f"{want}; there is room for {now} now, and for {most} when nothing else runs\n{held}")
+    size = f"{show(add([*total, *growth]))} on {len(total) + len(growth)} nodes"
+    if growth:
+        size += f", {len(growth)} of which the autoscaler would add"
+    return Verdict("never", f"{want}; this cluster holds at most {most} of them: it has {size}\n{held}")
+
+
+def room(asked: Ask, nodes: Sequence[Resources]) -> int | float:
+    """Return how many workers the nodes can hold; infinite when a worker reserves nothing."""
+    if not asked.each:
+        return inf
+    return sum(
+        min(floor((node.get(name, 0.0) + _EPSILON) / amount) for name, amount in asked.each.items()) for node in nodes
+    )
+
+
+def check_fits(
+    *,
+    workers: int,
+    cpus_per_worker: float,
+    gpus_per_worker: float = 0.0,
+    purpose: str,
+    wait_s: float = 60.0,
+    on_wait: Callable[[str, float], None] | None = None,
+) -> None:
+    """Check, on the connected cluster, that the workers can run together; wait while others hold what they need.
+
+    ``on_wait`` is called about once a second with a message and the seconds left.
+
+    Raises:
+        InsufficientResourcesError: they can never fit, or did not within ``wait_s``; it says what was asked,
+            what the cluster's maximum is (its autoscaler's included) and who holds what now.
+    """
+    from raymlops.cluster import holders as cluster
+    from raymlops.cluster.growth import autoscaler_growth
+
+    asked = Ask(workers, cpus_per_worker, gpus_per_worker, purpose)
+    deadline = time.monotonic() + wait_s
+    growth: Sequence[Resources] | None = ()
+    looked = False
+    while True:
+        total, available = cluster.nodes()
+        if decide(asked, total=total, available=available).kind == "fits":
+            return
+        if not looked:  # asking for the limit costs a task on the head, so only where the nodes do not suffice
+            growth, looked = autoscaler_growth(asked), True
+        verdict = decide(asked, total=total, available=available, growth=growth, holders=cluster.holders())
+        if verdict.kind == "grows":
+            return
+        left = deadline - time.monotonic()
+        if verdict.kind == "never" or left <= 0:
+            raise InsufficientResourcesError(
+                verdict.message if verdict.kind == "never" else f"{verdict.message}\n  waited {wait_s:g} s",
+                hint=_HINTS[verdict.kind],
+            )
+        if on_wait is not None:
+            on_wait(verdict.message, left)
+        time.sleep(min(1.0, left))
+
+
+_HINTS = {
+    "never": "lower the workers or the share of each (train.num_workers, train.cpus_per_worker), or add nodes",
+    "busy": "wait for the others, end them, or raise cluster.wait_s",
+}
+
+
+def add(parts: Sequence[Resources]) -> dict[str, float]:
+    """Return the sum of resources, by name."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        for name, amount in part.items():
+            total[name] += amount  # type: ignore[assignment]
+    return dict(total)
+
+
+def show(resources: Resources) -> str:
+    """Return CPUs and GPUs for a person: ``4 CPU, 1 GPU``."""
+    shown = ((name, resources.get(name, 0.0)) for name in ("CPU", "GPU"))
+    return ", ".join(f"{round(amount, 4):g} {name}" for name, amount in shown if amount)
+
+
+def logical_cpus(wanted: float | None) -> int:
+    """Return the CPUs that a cluster of our own offers: what is wanted, else all this process may use.
+
+    At least 2 are offered by default: a driver's worker and a replica then fit even one core, only slower.
+    """
+    if wanted is not None:
+        return max(1, ceil(wanted))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(2, min(usable, _quota()))
+
+
+def _quota() -> int:
+    """Return the CPUs of this container's quota (cgroup 2), rounded up; a large number without one."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:  # noqa: PTH123 - one read of a kernel file
+            quota, period = file.read().split()
+        return 2**31 if quota == "max" else ceil(int(quota) / int(period))
+    except (OSError, ValueError):
+        return 2**31
+
+
+def _count(room_now: float) -> str:
+    return "any number" if room_now == inf else str(room_now)

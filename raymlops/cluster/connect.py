@@ -1,0 +1,231 @@
+"""Connecting to Ray: to the cluster that is there, or to one of our own for as long as it is needed.
+
+Owns the order in which a cluster is looked for, and the promise that leaving ends what was started and
+nothing else. Knows nothing of what runs on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import uuid
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymlops.cluster import auth, upfile
+from raymlops.cluster.capacity import logical_cpus
+from raymlops.cluster.ports import HOST, answers, free_port, is_loopback
+from raymlops.cluster.processes import MARK, end
+from raymlops.cluster.services import serve_environment
+from raymlops.errors import ClusterError
+from raymlops.records import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from raymlops.config.schema import ProjectSpec
+
+_log = logging.getLogger(__name__)
+
+NAMESPACE = "raymlops"
+
+
+@dataclass(frozen=True)
+class Connection(Record):
+    """A connected cluster."""
+
+    address: str
+    """host:port of Ray itself."""
+    dashboard_url: str | None
+    owned: bool
+    """Whether leaving ends it."""
+    namespace: str
+    token_path: str | None = None
+    """File of the token that the dashboard asks for."""
+
+
+@contextmanager
+def connect(spec: ProjectSpec, *, dashboard: bool = False, log_to_driver: bool = False) -> Iterator[Connection]:
+    """Connect this process to Ray for the block.
+
+    In this order: a Ray that this process is already connected to; ``cluster.address``; ``RAY_ADDRESS``, which is
+    how jobs find theirs; what ``raymlops up`` started; a local one of our own, which ends with the block,
+    however that ends. ``dashboard`` starts one with our own; an existing cluster has it or not.
+    ``log_to_driver`` prints what workers print.
+
+    Raises:
+        ClusterError: a cluster that was asked for does not answer or refuses us.
+    """
+    import ray
+
+    if ray.is_initialized():
+        context = ray.get_runtime_context()
+        token = auth.current_token()
+        yield Connection(
+            context.gcs_address,
+            spec.cluster.dashboard or _dashboard(),
+            owned=False,
+            namespace=context.namespace,
+            token_path=str(token) if token else None,
+        )
+        return
+    address, variables = find(spec)
+    with ExitStack() as stack:
+        stack.enter_context(_sigterm())
+        if address is None:
+            yield stack.enter_context(_own(spec, dashboard=dashboard, log_to_driver=log_to_driver))
+        else:
+            yield stack.enter_context(_join(spec, address, variables, log_to_driver=log_to_driver))
+
+
+def find(spec: ProjectSpec) -> tuple[str | None, dict[str, str]]:
+    """Return the address to join, or None to start a cluster of our own, and the environment that it needs.
+
+    Raises:
+        ClusterError: the address has a form that cannot be joined.
+    """
+    record = upfile.read()
+    wanted = spec.cluster.address
+    if wanted == "local":
+        return None, {}
+    if wanted is None:
+        wanted = os.environ.get("RAY_ADDRESS") or None
+        if wanted in {"auto", "local"}:
+            wanted = None
+    if wanted is None:
+        if record is None or record.state != "up":
+            return None, {}
+        if not record.alive:
+            _log.warning("the cluster of raymlops up in %s has died; using a local one", record.root)
+            return None, {}
+        return record.ray_address, auth.environment(record.token_path)
+    if "://" in wanted:
+        raise ClusterError(
+            f"cannot join {wanted!r}: a cluster's address is host:port, such as 127.0.0.1:6379",
+            hint="Ray Client (ray://) is deprecated; from another machine submit a job: ray job submit --address URL",
+        )
+    host, _, port = wanted.rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"cannot join {wanted!r}: a cluster's address is host:port, or the word local")
+    if record is not None and wanted == record.ray_address:
+        return wanted, auth.environment(record.token_path)
+    # Ray rewrites a loopback address to the outside one, where a cluster on true loopback does not listen.
+    return wanted, {auth.LOOPBACK: "0"} if is_loopback(host) else {}
+
+
+@contextmanager
+def _join(spec: ProjectSpec, address: str, variables: dict[str, str], *, log_to_driver: bool) -> Iterator[Connection]:
+    import ray
+
+    host, _, port = address.rpartition(":")
+    if not answers(host.strip("[]"), int(port)):
+        raise ClusterError(
+            f"no Ray cluster answers at {address}", hint="raymlops doctor says more; raymlops up starts one here"
+        )
+    # Ray's state API asks what the environment names, whatever this process is connected to.
+    with auth.in_process({**variables, "RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": spec.cluster.dashboard}):
+        try:
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=log_to_driver, logging_level=logging.ERROR)
+        except Exception as error:
+            with suppress(Exception):
+                ray.shutdown()
+            raise ClusterError(
+                f"the Ray cluster at {address} refused us: {error}",
+                hint=f"set {auth.MODE}=token and {auth.TOKEN_PATH}; raymlops doctor says more",
+            ) from error
+        token = auth.current_token()
+        try:
+            yield Connection(
+                address,
+                spec.cluster.dashboard or _dashboard(),
+                owned=False,
+                namespace=NAMESPACE,
+                token_path=str(token) if token else None,
+            )
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _own(spec: ProjectSpec, *, dashboard: bool, log_to_driver: bool) -> Iterator[Connection]:
+    import ray
+
+    # A short path: a socket's has at most 107 bytes. mkdtemp makes it readable by us only.
+    folder = Path(tempfile.mkdtemp(prefix="rml-", dir="/tmp"))
+    cluster_id = uuid.uuid4().hex
+    try:
+        token = auth.ensure_token(folder / "auth")
+        variables: dict[str, str | None] = {**auth.environment(token), "RAY_USAGE_STATS_ENABLED": "0"}
+        # Workers inherit the environment, and Ray's state API (Train uses it) asks the cluster that these name;
+        # without any it gives up as soon as another Ray runs on the machine.
+        port = free_port()
+        variables |= {"RAY_ADDRESS": None, "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{port}" if dashboard else None}
+        if spec.serve.proxy == "haproxy":
+            variables |= serve_environment(scratch=str(folder))
+        with auth.in_process(variables):
+            options: dict[str, Any] = {
+                "num_cpus": logical_cpus(spec.cluster.num_cpus),
+                "include_dashboard": dashboard,
+                "dashboard_host": HOST,
+                "dashboard_port": port,
+                "_temp_dir": str(folder),
+                "namespace": NAMESPACE,
+                "log_to_driver": log_to_driver,
+                "logging_level": logging.ERROR,
+            }
+            try:
+                _start(options, cluster_id)
+                yield Connection(
+                    ray.get_runtime_context().gcs_address,
+                    _dashboard() if dashboard else None,
+                    owned=True,
+                    namespace=NAMESPACE,
+                    token_path=str(token),
+                )
+            finally:
+                ray.shutdown()
+                # Ray returns while some of its processes are leaving, and an interrupted start leaves all of them.
+                end(cluster_id, grace_s=5.0, signal_first=False)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(options: dict[str, Any], cluster_id: str) -> None:
+    """Start a local Ray whose processes carry the mark; this process's later children do not."""
+    import ray
+
+    os.environ[MARK] = cluster_id
+    try:
+        ray.init(address="local", **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"Ray did not start: {error}", hint="raymlops doctor looks for the cause") from error
+    finally:
+        os.environ.pop(MARK, None)
+
+
+def _dashboard() -> str | None:
+    import ray
+
+    url = ray._private.worker.get_dashboard_url()  # noqa: SLF001 - public only as a return value of ray.init
+    if not url:
+        return None
+    return url if "://" in url else f"http://{url}"
+
+
+@contextmanager
+def _sigterm() -> Iterator[None]:
+    """Put back the SIGTERM handler that ``ray.init`` replaces."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)

@@ -1,0 +1,91 @@
+"""What an autoscaler may still add to the connected cluster.
+
+Owns the finding of the autoscaler's configuration. Ray 2.60 has no call for it, so it is read where the
+monitor of the head reads it. Decides nothing.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from raymlops.cluster.capacity import Ask, room
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def autoscaler_growth(asked: Ask) -> list[dict[str, float]] | None:
+    """Return the nodes that the autoscaler may still add; empty without one, None when its limit cannot be read."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    head = next((node for node in alive if "node:__internal_head__" in node["Resources"]), None)
+    if head is None:
+        return []
+    pinned = NodeAffinitySchedulingStrategy(node_id=head["NodeID"], soft=False)
+    task = ray.remote(num_cpus=0, max_retries=1)(_look).options(scheduling_strategy=pinned, name="raymlops.growth")
+    address = ray.get_runtime_context().gcs_address
+    try:
+        config, unknown = ray.get(task.remote(address), timeout=30)
+    except Exception:
+        return []
+    if unknown:
+        return None
+    workers = [node["Resources"] for node in alive if node is not head]
+    return [] if config is None else possible(config, workers=workers, asked=asked)
+
+
+def possible(
+    config: Mapping[str, Any], *, workers: Sequence[Mapping[str, float]], asked: Ask
+) -> list[dict[str, float]]:
+    """Return the nodes that a cluster launcher's configuration still allows beside the present ``workers``.
+
+    Where its overall ``max_workers`` does not allow them all, the types that hold most of what is asked come first.
+    """
+    types = config.get("available_node_types") or {}
+    present = dict.fromkeys(types, 0)
+    for worker in workers:
+        match = next((name for name in types if _same(types[name].get("resources") or {}, worker)), None)
+        if match is not None:
+            present[match] += 1
+    more: list[dict[str, float]] = []
+    for name, kind in types.items():
+        # A missing limit of a type means the limit of the cluster.
+        most = kind.get("max_workers", config.get("max_workers", 0))
+        if name == config.get("head_node_type"):
+            most = kind.get("max_workers", 0)
+        more += [dict(kind.get("resources") or {})] * max(0, int(most) - present[name])
+    more.sort(key=lambda node: -room(asked, [node]))
+    return more[: max(0, int(config.get("max_workers", len(more))) - len(workers))]
+
+
+def _same(kind: Mapping[str, float], worker: Mapping[str, float]) -> bool:
+    return all(float(kind.get(name, 0)) == float(worker.get(name, 0)) for name in ("CPU", "GPU"))
+
+
+def _look(gcs_address: str) -> tuple[dict[str, Any] | None, bool]:
+    """Find this head's autoscaler's configuration, and whether there is one that cannot be read. Runs on the head."""
+    import os
+    from pathlib import Path
+
+    import psutil
+    from ruamel.yaml import YAML
+
+    # KubeRay runs the autoscaler in a container of its own, and then starts the head without a monitor.
+    if "--no-monitor" in os.environ.get("KUBERAY_GEN_RAY_START_CMD", ""):
+        return None, True
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError, ValueError):
+            command = process.cmdline()
+            if (
+                not any(part.endswith("monitor.py") for part in command)
+                or f"--gcs-address={gcs_address}" not in command
+            ):
+                continue
+            for part in command:
+                name, _, file = part.partition("=")
+                if name == "--autoscaling-config" and file:
+                    return YAML(typ="safe", pure=True).load(Path(file).expanduser().read_text(encoding="utf-8")), False
+    return None, False

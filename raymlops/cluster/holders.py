@@ -1,0 +1,123 @@
+"""What a connected cluster has, and who holds it now: Serve replicas, placement groups, actors and tasks.
+
+Owns the reading of Ray's tables. Decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from raymlops.cluster.capacity import Holder, add
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_REPLICA = "SERVE_REPLICA::"
+
+
+def nodes() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Return the resources of each living node: all of them, and what is free."""
+    import ray
+    from ray._private import state  # the free share of each node has no public call in 2.60; Ray Train asks here too
+
+    free = state.available_resources_per_node()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return [dict(node["Resources"]) for node in alive], [dict(free.get(node["NodeID"], {})) for node in alive]
+
+
+def holders() -> list[Holder]:
+    """Return who holds CPUs or GPUs, the largest share first."""
+    import ray
+    from ray.util import placement_group_table
+
+    actors, tasks, jobs = _state("list_actors"), _state("list_tasks"), _jobs()
+    if not actors:  # without a dashboard only names are known
+        actors = [
+            {"name": actor["Name"], "class_name": actor["ActorClassName"], "job_id": actor["JobID"]}
+            for actor in _tables(ray)
+        ]
+    return group(actors=actors, tasks=tasks, groups=list(placement_group_table().values()), jobs=jobs)
+
+
+def group(
+    *,
+    actors: list[dict[str, Any]],
+    tasks: list[dict[str, Any]],
+    groups: list[dict[str, Any]],
+    jobs: Mapping[str, str],
+) -> list[Holder]:
+    """Turn rows of Ray's tables into holders: one for each Serve application, placement group and kind of the rest."""
+    found: dict[str, list[Mapping[str, float]]] = defaultdict(list)
+    reserved: list[Holder] = []
+    inside: dict[str, set[str]] = defaultdict(set)
+    owners: dict[str, str] = {}
+    for actor in actors:
+        name, member = actor.get("name") or "", actor.get("placement_group_id")
+        if member:
+            inside[member].add(actor.get("class_name") or "")
+            owners[member] = _job(actor.get("job_id"), jobs)
+        elif name.startswith(_REPLICA):
+            found[f"Serve application {name.removeprefix(_REPLICA).partition('#')[0]}"].append(_own(actor))
+        elif _own(actor) or "required_resources" not in actor:
+            found[f"{actor.get('class_name')} of {_job(actor.get('job_id'), jobs)}"].append(_own(actor))
+    for row in groups:
+        if row.get("state") != "CREATED":
+            continue
+        key = row["placement_group_id"]
+        what = row.get("name") or ", ".join(sorted(inside[key])) or key[:12]
+        name = f"placement group of {owners.get(key, 'a job')}: {what} in {len(row['bundles'])} bundles"
+        reserved.append(Holder(name, add(list(row["bundles"].values()))))
+    for task in tasks:
+        if _own(task) and not task.get("placement_group_id"):
+            found[f"task {task.get('name')} of {_job(task.get('job_id'), jobs)}"].append(_own(task))
+    rows = reserved + [
+        Holder(name if len(parts) == 1 else f"{name} (x{len(parts)})", add(parts)) for name, parts in found.items()
+    ]
+    return sorted(rows, key=lambda holder: -sum(holder.resources.get(name, 0.0) for name in ("CPU", "GPU")))
+
+
+def _own(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: amount for name, amount in (row.get("required_resources") or {}).items() if name in {"CPU", "GPU"}}
+
+
+def _job(job_id: str | None, jobs: Mapping[str, str]) -> str:
+    entry = jobs.get(job_id or "")
+    return f"job {job_id} ({entry})" if entry else f"job {job_id}"
+
+
+def _state(call: str) -> list[dict[str, Any]]:
+    """Ask the state API, which needs the dashboard; an empty list where there is none."""
+    from ray.util import state
+
+    wanted = "ALIVE" if call == "list_actors" else "RUNNING"
+    try:
+        rows = getattr(state, call)(_address(), filters=[("state", "=", wanted)], **_ALL)
+    except Exception:
+        return []
+    return [{key: getattr(row, key, None) for key in _FIELDS} for row in rows]
+
+
+def _address() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+_ALL: dict[str, Any] = {"limit": 1000, "detail": True, "timeout": 5, "raise_on_missing_output": False}
+_FIELDS = ("name", "class_name", "job_id", "required_resources", "placement_group_id")
+
+
+def _jobs() -> dict[str, str]:
+    from ray.util import state
+
+    try:
+        rows = state.list_jobs(_address(), **_ALL)
+    except Exception:
+        return {}
+    return {row.job_id: (row.entrypoint or "")[:60] for row in rows if row.job_id}
+
+
+def _tables(ray: Any) -> list[dict[str, Any]]:
+    rows = ray._private.state.actors().values()  # noqa: SLF001 - no public list of actors without the dashboard
+    return [row for row in rows if row["State"] == "ALIVE"]

@@ -1,0 +1,293 @@
+"""``raymlops up``, ``down`` and ``status``: one machine's cluster with everything that the framework needs.
+
+Owns the order of starting and ending, and the promise that a start which fails or is interrupted leaves
+nothing behind. Everything listens on loopback and keeps its state under one folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymlops.cluster import services, upfile
+from raymlops.cluster.auth import ensure_token
+from raymlops.cluster.capacity import logical_cpus
+from raymlops.cluster.ports import HOST, Listener, check_free, listeners
+from raymlops.cluster.processes import MARK, ProcessRecord, belonging, end
+from raymlops.cluster.upfile import HOME, UpRecord
+from raymlops.errors import ClusterError, StorageError
+from raymlops.records import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_LONGEST_RAY_FOLDER = 34
+"""Bytes: with a session's name and the longest socket's behind it a path stays under the system's 107, HAProxy's 97."""
+
+
+@dataclass(frozen=True)
+class DownRecord(Record):
+    """What ``raymlops down`` ended."""
+
+    root: str
+    stopped: int
+    """Processes that ran before and do not now."""
+    killed: int
+    """Of these, how many did not leave by themselves."""
+
+
+@dataclass(frozen=True)
+class StatusRecord(Record):
+    """What runs of a local cluster."""
+
+    root: str
+    state: str
+    """``down``, ``starting``, ``up`` or ``broken`` (recorded as up, but something is missing)."""
+    services: dict[str, bool]
+    urls: dict[str, str]
+    processes: int
+    open_to_others: tuple[str, ...] = ()
+    """Sockets of the cluster that other machines can reach, found now."""
+
+
+def up(
+    *,
+    root: Path | str | None = None,
+    http_port: int = 8000,
+    dashboard_port: int = 8265,
+    mlflow_port: int = 5000,
+    ray_port: int = 6379,
+    haproxy: bool = False,
+    stats_port: int = 8404,
+    metrics_port: int = 9101,
+    num_cpus: float | None = None,
+    timeout_s: float = 120.0,
+    on_step: Callable[[str], None] | None = None,
+) -> UpRecord:
+    """Start Ray with its dashboard, the MLflow server and Serve, and return once each has answered.
+
+    Where they already run, nothing is started and the record says ``already_up``. ``stats_port`` and
+    ``metrics_port`` are HAProxy's own and open only with it.
+
+    Raises:
+        PortTakenError: a port is held by another process; nothing was started.
+        StorageError: ``root`` cannot be written; nothing was started.
+        ClusterError: a service did not come up; what had been started was ended.
+    """
+    say = on_step or (lambda _: None)
+    folder = _folder(root)
+    with _lock(folder):
+        if (old := upfile.read(folder)) is not None:
+            if old.state == "up" and all(record.find() for record in old.processes):
+                return replace(old, already_up=True)
+            say("a cluster of before is partly dead; ending what is left of it")
+            _end(old, grace_s=10)
+        wanted = {"Serve": http_port, "Ray's dashboard": dashboard_port, "MLflow": mlflow_port, "Ray": ray_port}
+        if haproxy:
+            wanted |= {"HAProxy's statistics": stats_port, "HAProxy's metrics": metrics_port}
+        check_free(wanted)
+        record = UpRecord(
+            root=str(folder),
+            cluster_id=uuid.uuid4().hex,
+            state="starting",
+            started_at=time.time(),
+            ray_address=f"{HOST}:{ray_port}",
+            dashboard_url=f"http://{HOST}:{dashboard_port}",
+            mlflow_url=f"http://{HOST}:{mlflow_port}",
+            serve_url=f"http://{HOST}:{http_port}",
+            token_path=str(ensure_token(folder / "auth")),
+            scratch=_scratch(folder),
+            haproxy=haproxy,
+            opens=_opens(haproxy=haproxy, stats_port=stats_port, metrics_port=metrics_port),
+        )
+        cpus = logical_cpus(num_cpus)
+        try:
+            return _start(record, num_cpus=cpus, ports=(stats_port, metrics_port), timeout_s=timeout_s, say=say)
+        except BaseException:
+            say("ending what was started")
+            with _undisturbed():
+                _end(upfile.read(folder) or record, grace_s=5)
+            raise
+
+
+def down(*, root: Path | str | None = None, grace_s: float = 15.0) -> DownRecord | None:
+    """End what ``up`` started and nothing else; None when nothing was up.
+
+    Replicas are asked to finish first; after ``grace_s`` what is left is killed.
+
+    Raises:
+        ClusterError: a process of the cluster cannot be ended; it is named.
+    """
+    folder = Path(root).expanduser().absolute() if root is not None else upfile.home()
+    if upfile.read(folder) is None:
+        return None
+    with _lock(folder), _undisturbed():
+        record = upfile.read(folder)
+        return None if record is None else _end(record, grace_s=grace_s)
+
+
+def status(*, root: Path | str | None = None) -> StatusRecord:
+    """Ask each service, and look at every process and socket of the cluster."""
+    folder = Path(root).expanduser().absolute() if root is not None else upfile.home()
+    record = upfile.read(folder)
+    if record is None:
+        return StatusRecord(str(folder), "down", {"ray": False, "mlflow": False, "serve": False}, {}, 0)
+    token = Path(record.token_path)
+    found = {
+        "ray": services.ray_ready(record.dashboard_url, token=token),
+        "mlflow": services.mlflow_ready(record.mlflow_url),
+        "serve": services.serve_ready(record.dashboard_url, token=token, serve_url=record.serve_url),
+    }
+    processes = belonging(record.cluster_id, record.processes)
+    state = record.state if record.state == "starting" or all(found.values()) else "broken"
+    pids = {process.pid for process in processes}
+    reachable = tuple(str(item) for item in listeners(pids) if not item.loopback) if pids else ()
+    return StatusRecord(str(folder), state, found, record.urls, len(processes), reachable)
+
+
+def sockets(record: UpRecord) -> list[Listener]:
+    """Return every listening socket of a cluster."""
+    pids = {process.pid for process in belonging(record.cluster_id, record.processes)}
+    return listeners(pids) if pids else []
+
+
+def _start(
+    record: UpRecord, *, num_cpus: int, ports: tuple[int, int], timeout_s: float, say: Callable[[str], None]
+) -> UpRecord:
+    root, token = Path(record.root), Path(record.token_path)
+    variables = {
+        MARK: record.cluster_id,
+        HOME: record.root,
+        "MLFLOW_TRACKING_URI": record.mlflow_url,
+        # For Ray's state API in workers, which gives up without it as soon as another Ray runs on the machine.
+        "RAY_API_SERVER_ADDRESS": record.dashboard_url,
+    }
+    fast = (
+        services.serve_environment(scratch=record.scratch, stats_port=ports[0], metrics_port=ports[1])
+        if record.haproxy
+        else {}
+    )
+    ray_log, mlflow_log = root / "logs" / "ray.log", root / "logs" / "mlflow.log"
+    for log in (ray_log, mlflow_log):
+        log.unlink(missing_ok=True)
+
+    say("starting Ray and MLflow")
+    # Recorded before the first start, so that `down` finds the marked processes even after a kill -9 of this one.
+    upfile.write(record)
+    head = services.start_head(
+        scratch=record.scratch,
+        token=token,
+        port=_port(record.ray_address),
+        dashboard_port=_port(record.dashboard_url),
+        num_cpus=num_cpus,
+        variables={**variables, **fast},
+        log=ray_log,
+    )
+    mlflow = services.start_mlflow(root=root, port=_port(record.mlflow_url), variables=variables, log=mlflow_log)
+    record = replace(record, processes=(ProcessRecord.of("ray", head.pid), ProcessRecord.of("mlflow", mlflow.pid)))
+    upfile.write(record)
+
+    def wait(name: str, check: Callable[[], bool], process: Any, log: Path) -> None:
+        services.wait_ready(name, check, process=process, log=log, timeout_s=timeout_s)
+
+    wait("Ray", lambda: services.ray_ready(record.dashboard_url, token=token), head, ray_log)
+    say(f"Ray answers at {record.dashboard_url}, with the token only")
+    services.start_serve(record.dashboard_url, token=token, port=_port(record.serve_url), timeout_s=timeout_s)
+    ready = {"token": token, "serve_url": record.serve_url}
+    wait("Serve", lambda: services.serve_ready(record.dashboard_url, **ready), head, ray_log)  # type: ignore[arg-type]
+    say(f"Serve answers at {record.serve_url}")
+    wait("MLflow", lambda: services.mlflow_ready(record.mlflow_url), mlflow, mlflow_log)
+    say(f"MLflow answers at {record.mlflow_url}")
+    record = replace(record, state="up")
+    upfile.write(record)
+    return record
+
+
+def _end(record: UpRecord, *, grace_s: float) -> DownRecord:
+    before = belonging(record.cluster_id, record.processes)
+    if record.state == "up" and record.alive:
+        services.stop_serve(record.dashboard_url, token=Path(record.token_path), timeout_s=grace_s)
+    killed = end(record.cluster_id, record.processes, grace_s=grace_s)
+    scratch = Path(record.scratch)
+    if scratch.is_symlink() or scratch.parent.name.startswith("rml-"):
+        shutil.rmtree(scratch.parent, ignore_errors=True)
+    upfile.remove(Path(record.root))
+    return DownRecord(record.root, len(before), len(killed))
+
+
+def _folder(root: Path | str | None) -> Path:
+    folder = Path(root).expanduser().absolute() if root is not None else upfile.home()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {folder}: {error.strerror or error}", hint="choose another folder with --root"
+        ) from error
+    return folder
+
+
+def _scratch(root: Path) -> str:
+    """Return a fresh folder of ours for Ray's sessions, by a path short enough for its sockets."""
+    ray = root / "ray"
+    shutil.rmtree(ray, ignore_errors=True)  # logs of the cluster before, kept until now for reading
+    ray.mkdir(mode=0o700)
+    (ray / "h").mkdir()
+    if len(os.fsencode(ray)) <= _LONGEST_RAY_FOLDER:
+        return str(ray)
+    link = Path(tempfile.mkdtemp(prefix="rml-", dir="/tmp")) / "ray"  # private, while $TMPDIR may be long
+    link.symlink_to(ray)
+    return str(link)
+
+
+def _opens(*, haproxy: bool, stats_port: int, metrics_port: int) -> tuple[str, ...]:
+    replicas = ("*:random one port for each replica: Serve's internal gRPC, which refuses calls without the token",)
+    if not haproxy:
+        return replicas
+    return (
+        *replicas,
+        f"*:{stats_port} HAProxy's statistics page, for anyone who can reach this machine",
+        f"*:{metrics_port} HAProxy's metrics, for anyone who can reach this machine",
+    )
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold off another ``up`` or ``down`` of the same folder."""
+    with (folder / "up.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ClusterError(
+                f"another raymlops up or down is at work in {folder}", hint="wait for it, or choose another --root"
+            ) from None
+        yield
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let a clean-up finish: a second Ctrl-C would leave processes that the first was meant to end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        with suppress(TypeError):
+            signal.signal(signal.SIGINT, before)

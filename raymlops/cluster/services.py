@@ -1,0 +1,235 @@
+"""The three services of ``raymlops up``: Ray's head, the MLflow server and Serve's proxy.
+
+Owns their command lines, environments and health checks. Knows nothing of the record of what runs,
+and decides nothing about when to start or end.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymlops.cluster.auth import environment, headers
+from raymlops.cluster.ports import HOST, free_port
+from raymlops.errors import ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import httpx
+
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def serve_environment(*, scratch: str, stats_port: int = 8404, metrics_port: int = 9101) -> dict[str, str]:
+    """Return what makes Serve put HAProxy in front: about ten times the requests of the Python proxy.
+
+    Throughput mode runs a replica's code on its one event loop. HAProxy's files move to ``scratch`` from a
+    folder of /tmp that every cluster of the machine would share; their names are short because Serve puts
+    the node's id (56 bytes) before them and HAProxy takes a log socket's path of at most 97.
+    """
+    folder = f"{scratch}/h"
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        # How long a replica that was told to stop still answers. Its 30 s are for balancers on other machines.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+        # A Python proxy behind HAProxy, for requests that no replica can take; loopback, and 8500 of every cluster.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/c",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/a",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/s",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/m",
+    }
+
+
+def start_head(
+    *,
+    scratch: str,
+    token: Path,
+    port: int,
+    dashboard_port: int,
+    num_cpus: int,
+    variables: Mapping[str, str],
+    log: Path,
+) -> subprocess.Popen[bytes]:
+    """Start Ray's head with its dashboard, guarded by the token, on loopback; workers inherit ``variables``."""
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *(f"--port={port}", "--include-dashboard=true", f"--dashboard-host={HOST}"),
+        *(f"--dashboard-port={dashboard_port}", "--dashboard-agent-listen-port=0"),
+        *(f"--num-cpus={num_cpus}", f"--temp-dir={scratch}"),
+    ]
+    # The drain before a SIGTERM moves work to other nodes; here there are none and it would only take 30 s.
+    drain = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+    # Ray Client is deprecated, yet `ray start` has no option to leave its server out.
+    hook = {"RAY_START_HOOK": f"{__name__}.without_client_server"}
+    return _start(command, log=log, variables={**drain, **hook, **variables, **environment(token)})
+
+
+def without_client_server(parameters: Any, head: bool) -> None:  # noqa: ARG001 - Ray calls it with both
+    """Leave out Ray Client's server: called by ``ray start`` inside the head that we start."""
+    parameters.ray_client_server_port = None
+
+
+def start_mlflow(*, root: Path, port: int, variables: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start the MLflow server on SQLite under ``root``.
+
+    Artifacts are not served but written by path: runs made through the server and runs made on the
+    database directly then have the same artifact locations.
+    """
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", f"--host={HOST}", f"--port={port}", "--workers=1"),
+        *(f"--backend-store-uri=sqlite:///{root}/mlflow.db", "--no-serve-artifacts"),
+        f"--default-artifact-root={(root / 'mlartifacts').as_uri()}",
+    ]
+    jobs = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return _start(command, log=log, variables={**variables, **jobs})
+
+
+def start_serve(dashboard_url: str, *, token: Path, port: int, timeout_s: float) -> None:
+    """Start Serve's controller and its proxy on loopback, without any application.
+
+    Raises:
+        ClusterError: Ray refused.
+    """
+    body = {"proxy_location": "HeadOnly", "http_options": {"host": HOST, "port": port}, "applications": []}
+    url = f"{dashboard_url}/api/serve/applications/"
+    answer = _client(timeout_s).put(url, json=body, headers=headers(token))
+    if answer.status_code != 200:
+        raise ClusterError(f"Ray did not start Serve: {answer.status_code} {answer.text[:300]}")
+
+
+def stop_serve(dashboard_url: str, *, token: Path, timeout_s: float) -> None:
+    """Ask Serve to end its replicas, so that they answer what is in flight and write what they hold."""
+    import httpx
+
+    try:
+        _client(timeout_s).delete(f"{dashboard_url}/api/serve/applications/", headers=headers(token))
+    except httpx.HTTPError:
+        return  # a head that no longer answers has no replicas to ask
+
+
+def ray_ready(dashboard_url: str, *, token: Path) -> bool:
+    """Return whether the dashboard answers with the token.
+
+    Raises:
+        ClusterError: it also answers without one.
+    """
+    url = f"{dashboard_url}/api/version"
+    if _status(url, token=token) != 200:
+        return False
+    if (status := _status(url, token=None)) not in {401, 403}:
+        raise ClusterError(
+            f"Ray's dashboard at {dashboard_url} answered {status} without a token: it would run anyone's code",
+            hint="unset RAY_AUTH_MODE and start again",
+        )
+    return True
+
+
+def mlflow_ready(url: str) -> bool:
+    """Return whether the MLflow server answers."""
+    return _status(f"{url}/health", token=None) == 200
+
+
+def serve_ready(dashboard_url: str, *, token: Path, serve_url: str) -> bool:
+    """Return whether Serve calls its proxy healthy and the proxy answers HTTP.
+
+    Its answer may be 503 while nothing is deployed.
+    """
+    _, details = ask(f"{dashboard_url}/api/serve/applications/", token=token)
+    healthy = any(proxy.get("status") == "HEALTHY" for proxy in (details.get("proxies") or {}).values())
+    return healthy and _status(f"{serve_url}/-/healthz", token=None) is not None
+
+
+def wait_ready(
+    name: str, check: Callable[[], bool], *, process: subprocess.Popen[bytes], log: Path, timeout_s: float
+) -> None:
+    """Wait until a service answers.
+
+    Raises:
+        ClusterError: its process ended, or it did not answer in time; with the last lines of its log.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not check():
+        if (code := process.poll()) is not None:
+            raise ClusterError(f"{name} ended with exit code {code} while starting\n{tail(log)}", hint=f"see {log}")
+        if time.monotonic() > deadline:
+            raise ClusterError(f"{name} did not answer within {timeout_s:g} s\n{tail(log)}", hint=f"see {log}")
+        time.sleep(0.2)
+
+
+def ask(url: str, *, token: Path | None) -> tuple[int | None, dict[str, Any]]:
+    """Return the status of a GET, None when nothing answers, and its JSON object, empty when it is none."""
+    import httpx
+
+    try:
+        answer = _client().get(url, headers=headers(token))
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return None, {}
+    try:
+        body = answer.json()
+    except ValueError:
+        body = None
+    return answer.status_code, body if isinstance(body, dict) else {}
+
+
+def text(url: str) -> str | None:
+    """Return what a GET answers with 200, None otherwise."""
+    import httpx
+
+    try:
+        answer = _client().get(url)
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return None
+    return answer.text.strip() if answer.status_code == 200 else None
+
+
+def tail(log: Path, *, lines: int = 12) -> str:
+    """Return the last lines of a log that say something, indented."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(f"  | {line[:200]}" for line in [line for line in text if line.strip()][-lines:])
+
+
+def _start(command: list[str], *, log: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        # Another cluster's address, or a job's own settings, must not leak into this one.
+        if not key.startswith(("RAY_", "MLFLOW_", "RAYMLOPS_"))
+    }
+    # Job entry points say `python`: let it be the one that has raymlops, also where no venv is active.
+    search = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)])
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(  # noqa: S603 - our own interpreter with arguments of our own
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**inherited, **_QUIET, **variables, "PATH": search},
+            cwd=log.parent,
+            start_new_session=True,  # a Ctrl-C in the terminal is for us to handle, and the services outlive it
+        )
+
+
+def _status(url: str, *, token: Path | None) -> int | None:
+    return ask(url, token=token)[0]
+
+
+def _client(timeout_s: float = 3.0) -> httpx.Client:
+    import httpx
+
+    # trust_env=False: a proxy of the environment must not carry requests to loopback.
+    return httpx.Client(timeout=timeout_s, trust_env=False)

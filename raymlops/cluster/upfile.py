@@ -1,0 +1,128 @@
+"""The record of ``raymlops up``: one file, ``up.json``, that ``down``, ``status`` and every later command read.
+
+Owns the home folder's layout and the environment that a shell is to export. Starts and ends nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from raymlops.cluster.auth import environment
+from raymlops.cluster.processes import ProcessRecord
+from raymlops.errors import ClusterError
+from raymlops.records import SCHEMA_VERSION, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+HOME = "RAYMLOPS_HOME"
+"""Variable that moves everything of ours from ``~/.raymlops`` to another folder."""
+
+
+def home() -> Path:
+    """Return the folder that holds our state on this machine."""
+    return Path(os.environ.get(HOME) or "~/.raymlops").expanduser().absolute()
+
+
+@dataclass(frozen=True)
+class UpRecord(Record):
+    """What ``raymlops up`` started."""
+
+    root: str
+    cluster_id: str
+    state: Literal["starting", "up"]
+    started_at: float
+    """Seconds since the epoch."""
+    ray_address: str
+    dashboard_url: str
+    mlflow_url: str
+    serve_url: str
+    token_path: str
+    scratch: str
+    """Folder of sockets: short, because a socket's path has at most 107 bytes. ``down`` removes it."""
+    haproxy: bool
+    processes: tuple[ProcessRecord, ...] = ()
+    opens: tuple[str, ...] = ()
+    """What Ray Serve binds to all interfaces, without an option to bind it elsewhere, once something is deployed."""
+    already_up: bool = False
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Return what a shell is to export: addresses and paths, never the token."""
+        return {
+            "RAY_API_SERVER_ADDRESS": self.dashboard_url,  # what `ray job submit` asks first
+            "RAY_ADDRESS": self.ray_address,  # what `ray.init()` and `ray status` read
+            "RAY_DASHBOARD_ADDRESS": self.dashboard_url,  # what `serve status` reads
+            **environment(self.token_path),
+            "MLFLOW_TRACKING_URI": self.mlflow_url,
+            HOME: self.root,
+        }
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """Return what to open in a browser or ask by HTTP."""
+        return {"ray": self.dashboard_url, "mlflow": self.mlflow_url, "serve": self.serve_url}
+
+    @property
+    def alive(self) -> bool:
+        """Return whether the Ray head that was started still runs."""
+        return any(record.name == "ray" and record.find() for record in self.processes)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild a record; keys that a newer version wrote are ignored."""
+        fields = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
+        fields["processes"] = tuple(ProcessRecord.from_dict(item) for item in data.get("processes", ()))
+        fields["opens"] = tuple(data.get("opens", ()))
+        return cls(**fields)
+
+
+def exports(record: UpRecord) -> str:
+    """Return the environment as lines for a shell."""
+    return "\n".join(f"export {key}={shlex.quote(value)}" for key, value in record.env.items())
+
+
+def path(root: Path) -> Path:
+    """Return where the record of a home folder lies."""
+    return root / "up.json"
+
+
+def read(root: Path | None = None) -> UpRecord | None:
+    """Return the record of a home folder, or None when nothing was started there.
+
+    Raises:
+        ClusterError: the record cannot be read.
+    """
+    file = path(root or home())
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        return UpRecord.from_dict(data)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ClusterError(
+            f"cannot read {file}: {error}",
+            hint="find what runs with `ss -ltnp`, end it by hand, then remove the file",
+        ) from error
+
+
+def write(record: UpRecord) -> None:
+    """Write a record so that a reader sees the old one or the new one, never half of it."""
+    file = path(Path(record.root))
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        json.dump({"schema_version": SCHEMA_VERSION, **record.to_dict()}, stream, indent=2)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def remove(root: Path) -> None:
+    """Forget what was started."""
+    path(root).unlink(missing_ok=True)

@@ -1,0 +1,127 @@
+"""Checks a search space against the fields that it searches: ends, choices and conditions.
+
+Pure. Knows the train section by its model and a recipe's fields by the ``Config`` it is given; without one,
+only what concerns ``train`` is checked, so that a file is judged before its recipe is imported.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from raymlops.config import shape
+from raymlops.config.messages import Finding, check, got
+from raymlops.config.schema import TrainSection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pydantic import BaseModel
+
+    from raymlops.config.space import Distribution, Scalar
+    from raymlops.config.yaml import KeyPath
+
+RECIPE = "recipe.config."
+
+
+def check_space(
+    space: Mapping[str, Distribution],
+    *,
+    train: Mapping[str, Any],
+    config: type[BaseModel] | None = None,
+    config_data: Mapping[str, Any] | None = None,
+) -> list[Finding]:
+    """Return what is wrong with a search space, one finding for each end, choice and condition.
+
+    Both ends of a range and every choice must satisfy the field with the given ``train`` and ``config_data``
+    around them; rules between several fields are left to the trial, which may vary the others too.
+    """
+    models: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {"train.": (TrainSection, dict(train))}
+    if config is not None:
+        models[RECIPE] = (config, dict(config_data or {}))
+    return [
+        *(finding for key, searched in space.items() for finding in _ends(key, searched, models)),
+        *(finding for key, searched in space.items() for finding in _conditions(key, searched, space, models)),
+        *_cycles(space),
+    ]
+
+
+def _ends(
+    key: str, searched: Distribution, models: Mapping[str, tuple[type[BaseModel], dict[str, Any]]]
+) -> Iterator[Finding]:
+    path: KeyPath = ("sweep", "space", key)
+    unknown = _unknown(key, models)
+    if unknown:
+        yield Finding(path, unknown, at_key=True)
+        return
+    names = ("low", "high") if searched.kind != "categorical" else ("choice",) * len(searched.choices)
+    for name, value in zip(names, searched.ends(), strict=True):
+        message = _refusal(key, value, models)
+        if message:
+            yield Finding(
+                path, f"{name}: {message}" if message.startswith("got ") else f"{name} {got(value)}: {message}"
+            )
+
+
+def _unknown(key: str, models: Mapping[str, tuple[type[BaseModel], dict[str, Any]]]) -> str | None:
+    """Return that a key leads to no field, with the nearest one; None where it does, or nothing is known."""
+    section = next((prefix for prefix in models if key.startswith(prefix)), None)
+    if section is None or key.removeprefix(section) in shape.fields(models[section][0]):
+        return None
+    return shape.unknown_key(key.removeprefix(section), (), root=models[section][0])
+
+
+def _refusal(key: str, value: Scalar, models: Mapping[str, tuple[type[BaseModel], dict[str, Any]]]) -> str | None:
+    """Return why a field refuses a value; None where it takes it, or nothing is known about the field."""
+    section = next((prefix for prefix in models if key.startswith(prefix)), None)
+    if section is None:
+        return None
+    model, data = models[section]
+    field = key.removeprefix(section)
+    _, findings = check(model, {**data, field: value})
+    return next((finding.message for finding in findings if finding.path[:1] == (field,)), None)
+
+
+def _conditions(
+    key: str,
+    searched: Distribution,
+    space: Mapping[str, Distribution],
+    models: Mapping[str, tuple[type[BaseModel], dict[str, Any]]],
+) -> Iterator[Finding]:
+    path: KeyPath = ("sweep", "space", key)
+    for other, values in searched.when.items():
+        if other not in space and not other.startswith(("train.", RECIPE)):
+            yield Finding(path, f"when: {other!r} is neither a key of the space nor train.FIELD or {RECIPE}FIELD")
+            continue
+        for value in values:
+            if other in space and not space[other].can_be(value):
+                yield Finding(path, f"when: {other} is never {got(value)}; it is {_words(space[other])}")
+            elif other not in space and (message := _unknown(other, models) or _refusal(other, value, models)):
+                yield Finding(path, f"when: {other}: {message}")
+
+
+def _words(searched: Distribution) -> str:
+    if searched.kind == "categorical":
+        return f"one of {', '.join(map(got, searched.choices))}"
+    return f"{searched.low} to {searched.high}"
+
+
+def _cycles(space: Mapping[str, Distribution]) -> Iterator[Finding]:
+    """Yield each circle of conditions once, at its first key: none of its parameters could ever be drawn."""
+    done: set[str] = set()
+    for start in space:
+        chain: list[str] = []
+        for found in _walk(start, chain, space, done):
+            yield Finding(("sweep", "space", found[0]), f"when: goes in a circle: {' -> '.join(found)}")
+
+
+def _walk(key: str, chain: list[str], space: Mapping[str, Distribution], done: set[str]) -> Iterator[list[str]]:
+    if key in chain:
+        yield [*chain[chain.index(key) :], key]
+        return
+    if key in done or key not in space:
+        return
+    chain.append(key)
+    for other in space[key].when:
+        yield from _walk(other, chain, space, done)
+    chain.pop()
+    done.add(key)

@@ -1,0 +1,203 @@
+"""Reads a configuration: files, overlay and overrides become a ``ProjectSpec`` that knows where each value is from.
+
+Later wins: defaults, ``extends``, the file, the ``--env`` overlay, ``key.path=value``. Everything wrong is
+reported at once. Imports no recipe: its section and its search keys are checked by ``project``.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymlops.config import shape
+from raymlops.config.bounds import check_space
+from raymlops.config.layers import Kind, Stack, put_file, put_overlay, put_overrides
+from raymlops.config.messages import Finding, check
+from raymlops.config.schema import ProjectSpec
+from raymlops.config.space import Distribution, parse_distribution
+from raymlops.config.yaml import KeyPath, Place, dotted
+from raymlops.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value comes from: ``place`` is ``file:line:col``, its path for an override, empty for a default."""
+
+    kind: Kind
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.place}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSpec:
+    """A checked spec. ``origins`` has every leaf of ``spec.to_dict()`` under its dotted path.
+
+    A list, a search distribution and an empty mapping are one leaf. ``files`` holds what was read, the one
+    that wins least first.
+    """
+
+    spec: ProjectSpec
+    origins: Mapping[str, Origin]
+    files: tuple[Path, ...] = ()
+
+
+def load(path: str | Path, *, overrides: Sequence[str] = (), env: str | None = None) -> LoadedSpec:
+    """Read a file with what it extends, its overlay ``env/NAME.yaml`` and overrides.
+
+    Raises:
+        ConfigError: with every problem of every file, each with its place.
+    """
+    stack = Stack()
+    file = Path(path)
+    put_file(stack, file, kind="file")
+    if env is not None:
+        put_overlay(stack, file, env)
+    put_overrides(stack, overrides)
+    return _checked(stack, Place(str(file), 1, 1))
+
+
+def load_data(data: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> LoadedSpec:
+    """Read plain data, as a file would hold it; a class stands for its import string.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    stack = Stack()
+    place = Place("data")
+    plain = _plain(data)
+    if not isinstance(plain, dict):
+        raise ConfigError([Problem("", f"got {type(data).__name__}; a mapping of sections", "data")])
+    values = {path: place for path, _ in _leaves(plain)}
+    stack.put(plain, keys=values, values=values, kind="file")
+    put_overrides(stack, overrides)
+    return _checked(stack, place)
+
+
+def dump(spec: ProjectSpec) -> str:
+    """Return the spec as YAML, every default written out; ``load`` reads an equal spec from it."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+    def styled(value: Any, path: KeyPath = ()) -> Any:
+        if isinstance(value, dict):
+            if not shape.is_atom(shape.at(ProjectSpec, path)):
+                return CommentedMap({key: styled(item, (*path, key)) for key, item in value.items()})
+            line = CommentedMap({key: styled(item) for key, item in value.items() if item is not None})
+            line.fa.set_flow_style()
+            return line
+        if isinstance(value, list):
+            sequence = CommentedSeq([styled(item) for item in value])
+            sequence.fa.set_flow_style()
+            return sequence
+        return value
+
+    yaml = YAML()
+    yaml.width = 120
+    text = io.StringIO()
+    yaml.dump(styled(spec.to_dict()), text)
+    return text.getvalue()
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a configuration file, for editors.
+
+    Nothing is required in it: a file may leave to another one what it extends, or is extended by.
+    """
+    schema = ProjectSpec.model_json_schema(by_alias=True)
+    for part in [schema, *schema["$defs"].values()]:
+        part.pop("required", None)
+    for part in schema["properties"].values():
+        part.pop("default", None)  # the fields say theirs, and a storage path may come from the environment
+    one = {"type": "string", "minLength": 1}
+    extends = {
+        "anyOf": [one, {"type": "array", "items": one}],
+        "description": "files below this one, relative to it; what is written here wins",
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "raymlops configuration",
+        "description": "A file, or an overlay in env/.",
+        "properties": {"extends": extends, **schema["properties"]},
+    }
+
+
+def _checked(stack: Stack, start: Place) -> LoadedSpec:
+    spec = None
+    if stack.data or stack.complete:
+        spec, findings = check(ProjectSpec, stack.data)
+        findings += _space_findings(stack.data)
+        # What is missing may stand in the layer that could not be read.
+        stack.problems += [_placed(found, stack, start) for found in findings if stack.complete or not found.missing]
+    if stack.problems or spec is None:
+        order = {str(file): index for index, file in enumerate(reversed(stack.files))}
+        ranked = sorted(stack.problems, key=lambda item: (order.get(item[0].source, len(order)), item[0]))
+        raise ConfigError([problem for _, problem in ranked]) from None
+    return LoadedSpec(spec, dict(_origins(spec, stack)), tuple(stack.files))
+
+
+def _space_findings(data: dict[str, Any]) -> list[Finding]:
+    """Check the space against ``train`` from the raw data, so that a problem elsewhere does not hide it."""
+    train, sweep = data.get("train", {}), data.get("sweep", {})
+    raw = sweep.get("space", {}) if isinstance(sweep, dict) else {}
+    space: dict[str, Distribution] = {}
+    for key, value in raw.items() if isinstance(raw, dict) else ():
+        try:
+            space[key] = parse_distribution(value)
+        except ValueError:
+            continue  # reported with the sections
+    known = {
+        key: searched
+        for key, searched in space.items()
+        if not key.startswith("train.") or key.removeprefix("train.") in shape.fields(shape.at(ProjectSpec, ("train",)))
+    }
+    return check_space(known, train=train if isinstance(train, dict) else {})
+
+
+def _placed(finding: Finding, stack: Stack, start: Place) -> tuple[Place, Problem]:
+    path = finding.path
+    place = stack.keys.get(path) if finding.at_key else None
+    while place is None:
+        place = stack.values.get(path) if path else start
+        path = path[:-1]
+    return place, Problem(dotted(finding.path), finding.message, str(place))
+
+
+def _origins(spec: ProjectSpec, stack: Stack) -> Iterator[tuple[str, Origin]]:
+    for path, _ in _leaves(spec.to_dict(), spec=True):
+        kind = stack.kinds.get(path, "default")
+        place = "" if kind == "default" else dotted(path) if kind == "override" else str(stack.values[path])
+        yield dotted(path), Origin(kind, place)
+
+
+def _leaves(data: Any, path: KeyPath = (), *, spec: bool = False) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield the leaves of plain data; with ``spec`` a distribution is one, without it mappings are yielded too."""
+    whole = spec and path[:2] == ("sweep", "space") and len(path) == 3
+    if not isinstance(data, dict) or not data or whole:
+        yield path, data
+        return
+    if not spec:
+        yield path, data
+    for key, value in data.items():
+        yield from _leaves(value, (*path, key), spec=spec)
+
+
+def _plain(data: Any) -> Any:
+    """Return Python data as YAML would give it: text as keys, lists, a class as its import string."""
+    if isinstance(data, Mapping):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(value) for value in data]
+    if isinstance(data, type):
+        return f"{data.__module__}:{data.__qualname__}"
+    if isinstance(data, Path):
+        return str(data)
+    return data

@@ -1,0 +1,198 @@
+"""From a finished run to a registered version: evaluate once, write the bundle, register it as candidate.
+
+Owns the order and what goes into a bundle. The files are ``bundle``'s, the versions ``registry``'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from raymlops.errors import NotFoundError, RecipeError, RefusedError
+from raymlops.lifecycle.source import Source, spec_of
+
+if TYPE_CHECKING:
+    from raymlops.config.schema import ProjectSpec
+    from raymlops.project import Project
+    from raymlops.records import BundleRef, ModelVersionRef
+    from raymlops.tracking.client import Tracker
+    from raymlops.training.data import Prepared
+
+EXAMPLE_ROWS = 2
+PROFILE_ROWS = 50_000
+EVALUATION = "evaluation/test.json"
+"""Artifact of the run: its test metrics, written once."""
+
+
+def register(
+    source: Source, run_id: str, *, overrides: Sequence[str] = (), env: str | None = None
+) -> ModelVersionRef:
+    """Register a finished run as a model version with the alias ``candidate``.
+
+    ``source`` says where tracking and storage are; recipe and training come from the run's own resolved
+    configuration. The test split is evaluated once and the result kept on the run. Registering the same run
+    again returns the same version.
+
+    Raises:
+        NotFoundError: there is no such run.
+        RefusedError: the run did not finish, is no training, or its data is no longer what it was trained on.
+        BundleError, StorageError, TrackingError: nothing is registered.
+    """
+    from raymlops.bundle.write import write_bundle
+    from raymlops.registry.lineage import lineage_tags
+    from raymlops.registry.versions import Registry
+    from raymlops.tracking.client import tracker as tracker_of
+    from raymlops.training.data import prepare
+    from raymlops.training.run import load_weights
+
+    here = spec_of(source, overrides=overrides, env=env)
+    tracker = tracker_of(here)
+    tags = _training_tags(tracker, run_id)
+    project = _project_of_run(tracker, run_id, here)
+    weights, state = load_weights(tags["raymlops.weights_uri"])
+    prepared = prepare(project, state=state)
+    if prepared.data.fingerprint != tags["raymlops.data_fingerprint"]:
+        raise RefusedError(
+            f"the data is no longer what run {run_id} was trained on: fingerprint {prepared.data.fingerprint[:12]}, "
+            f"then {tags['raymlops.data_fingerprint'][:12]}",
+            hint="Restore the data, or train again on what is there now.",
+        )
+    lineage = lineage_tags(run_id=run_id, run_tags=tags)
+    contents = _contents(project, prepared, weights=weights, tracker=tracker, run_id=run_id, lineage=lineage)
+    bundle: BundleRef = write_bundle(here.storage.path, contents)
+    return Registry(tracker).register(
+        here.project.name,
+        run_id=run_id,
+        bundle=bundle,
+        tags={**here.project.tags, **lineage},
+        description=here.project.description,
+    )
+
+
+def _training_tags(tracker: Tracker, run_id: str) -> dict[str, str]:
+    run = tracker.run(run_id)
+    tags = dict(run.data.tags)
+    kind = tags.get("raymlops.kind")
+    if kind not in {"run", "trial"} or "raymlops.weights_uri" not in tags:
+        raise RefusedError(
+            f"run {run_id} holds no trained weights (its kind is {kind or 'not raymlops'})",
+            hint="Register a run of `raymlops train`; a sweep's best configuration is trained first.",
+        )
+    if run.info.status != "FINISHED":
+        raise RefusedError(f"run {run_id} is {run.info.status}", hint="Only a FINISHED run can be registered.")
+    return tags
+
+
+def _project_of_run(tracker: Tracker, run_id: str, here: ProjectSpec) -> Project:
+    """Return the run's own project, placed where ``here`` says things are."""
+    from ruamel.yaml import YAML
+
+    from raymlops.config.load import load_data
+    from raymlops.project import bind
+
+    data = YAML(typ="safe").load(tracker.read_text(run_id, "config/resolved.yaml"))
+    data |= {key: here.to_dict()[key] for key in ("tracking", "storage", "cluster")}
+    return bind(load_data(data))
+
+
+def _contents(
+    project: Project,
+    prepared: Prepared,
+    *,
+    weights: dict[str, Any],
+    tracker: Tracker,
+    run_id: str,
+    lineage: dict[str, str],
+) -> Any:
+    from raymlops.bundle.write import BundleContents
+    from raymlops.config.load import dump
+    from raymlops.training.data import row_hashes
+
+    recipe = prepared.recipe
+    model = recipe.model()
+    model.load_state_dict(weights)
+    model.eval()
+    return BundleContents(
+        weights=weights,
+        state=recipe.state,
+        signature=recipe.signature(),
+        example=_example(prepared),
+        recipe_class=project.recipe_class,
+        recipe_config=project.recipe_config.model_dump(mode="json"),
+        seed=project.spec.train.seed,
+        config_yaml=dump(project.spec),
+        profile=_profiles(prepared, model),
+        evaluation=_evaluation(project, prepared, model=model, tracker=tracker, run_id=run_id),
+        row_hashes=row_hashes(prepared.splits["train"]),
+        lineage=lineage,
+    )
+
+
+def _evaluation(
+    project: Project, prepared: Prepared, *, model: Any, tracker: Tracker, run_id: str
+) -> dict[str, Any]:
+    """Return the test metrics of a run; computed the first time, read back ever after."""
+    from raymlops.training.evaluate import totals
+
+    try:
+        recorded: dict[str, Any] = json.loads(tracker.read_text(run_id, EVALUATION))
+    except NotFoundError:
+        pass
+    else:
+        return recorded
+    split = prepared.splits["test"]
+    sums = totals(prepared.recipe, model, split, batch_size=project.spec.train.eval_batch_size)
+    values = prepared.recipe.finalize(sums)
+    evaluation: dict[str, Any] = {
+        "metrics": {f"test/{name}": float(value) for name, value in values.items()},
+        "rows": split.rows,
+        "data_fingerprint": prepared.data.fingerprint,
+    }
+    tracker.log_metrics(run_id, [(name, value, 0, None) for name, value in evaluation["metrics"].items()])
+    tracker.log_text(run_id, json.dumps(evaluation, indent=1, sort_keys=True), EVALUATION)
+    return evaluation
+
+
+def _example(prepared: Prepared) -> list[dict[str, Any]]:
+    """Return request rows that work: the recipe's own, or the first complete validation rows of a table."""
+    recipe = prepared.recipe
+    rows = recipe.example()
+    if rows is None:
+        columns = prepared.splits["validation"].columns
+        if columns is None:
+            raise RecipeError(
+                f"{type(recipe).__name__}.example() is needed: its splits are torch datasets, whose items are no rows",
+                hint="Return a list with one request row that works.",
+            )
+        signature = recipe.signature()
+        rows = signature.rows({column.name: columns[column.name][:EXAMPLE_ROWS] for column in signature.inputs})
+    recipe.signature().parse_rows(rows)
+    return rows
+
+
+def _profiles(prepared: Prepared, model: Any) -> dict[str, Any]:
+    """Return reference profiles of features and predictions; what drift is measured against later."""
+    import torch
+
+    from raymlops.monitor.profile import profile
+
+    recipe = prepared.recipe
+    inputs = [column.name for column in recipe.signature().inputs]
+    profiles: dict[str, Any] = {}
+    for name in ("train", "validation"):
+        columns = prepared.splits[name].columns
+        if columns is None:
+            continue
+        features = {key: columns[key][:: _stride(columns[key])] for key in inputs}
+        with torch.inference_mode():
+            predictions = recipe.decode(recipe.predict(model, recipe.encode(features)))
+        profiles[name] = {
+            "features": profile({key: columns[key] for key in inputs}),
+            "predictions": profile(predictions),
+        }
+    return profiles
+
+
+def _stride(array: Any) -> int:
+    return max(1, len(array) // PROFILE_ROWS)

@@ -1,0 +1,1 @@
+"""Model versions: registered bundles, their aliases and lineage, and the gate between them."""

@@ -1,0 +1,255 @@
+"""The gate: whether a version may become challenger, with the numbers. Pure.
+
+Two kinds of checks. *Thresholds* are bounds on test metrics. *Not worse than the champion* compares both on the
+same test rows: the rows are cut into contiguous blocks, each block's metric sums are known for both models, and
+whole blocks are drawn with replacement, the same ones for both (a paired block bootstrap; Künsch, 1989): blocks
+keep rows that hang together, such as those of one day, together. The differences of the resamples show how much of
+the difference is chance. Their quantile at ``1 - confidence``, the lower end of a one-sided percentile interval,
+must be at least ``-margin``.
+
+What the margin means. With ``margin: 0`` the candidate must be shown to be better: of candidates that are exactly as
+good as the champion, only about ``1 - confidence`` pass. With a margin it must be shown to be less than that
+worse, so a model as good as the champion passes the more surely, the larger the margin is beside the spread of
+the difference. The same weights again differ by exactly 0 and always pass.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from raymlops.bundle.sketch import overlap
+from raymlops.errors import UsageError
+from raymlops.records import GateCheck, GateDecision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from raymlops.config.schema import GateSection, Threshold
+
+    Totals = Mapping[str, npt.NDArray[np.float64]]
+    Finalize = Callable[[Totals], Mapping[str, float]]
+
+__all__ = ["ChampionEvaluation", "decide", "overlap"]
+
+SEED = 20_130_101
+"""Of the resamples: the same evaluation gets the same decision."""
+
+_PREFIX = "test/"
+_CHUNK = 128
+
+
+@dataclass(frozen=True)
+class ChampionEvaluation:
+    """The champion on the candidate's test rows, or the ``reason`` why it could not answer them."""
+
+    version: int
+    blocks: Sequence[Totals] | None
+    finalize: Finalize | None
+    reason: str = ""
+    trained_on_share: float | None = None
+    """Share of the test rows that the champion was trained on, 0 to 1; None or NaN where it is not known."""
+
+
+def decide(
+    gate: GateSection,
+    *,
+    metrics: Mapping[str, float | None],
+    metric: str,
+    mode: Literal["min", "max"],
+    candidate_blocks: Sequence[Totals],
+    candidate_finalize: Finalize,
+    champion: ChampionEvaluation | None,
+    rng: np.random.Generator | None = None,
+) -> GateDecision:
+    """Ask every question of the gate and return the decision with all its numbers.
+
+    ``metrics`` are the candidate's on the test split, named ``test/...``; NaN or None fails whatever it is asked for.
+    ``metric``, better towards ``mode``, is compared with the champion's on the same blocks of rows.
+
+    Raises:
+        UsageError: a threshold or ``metric`` names a metric that was not reported, or the blocks of the two models are
+            not of the same rows.
+    """
+    checks = [_threshold(name, bounds, metrics) for name, bounds in gate.thresholds.items()]
+    metric = _known(metric, metrics)
+    if champion is None:
+        return GateDecision(
+            passed=all(check.passed for check in checks),
+            checks=tuple(checks),
+            notes=("There is no other champion to compare with.",),
+        )
+    if champion.blocks is None or champion.finalize is None:
+        check = GateCheck(
+            name=_name(metric, champion),
+            passed=False,
+            got=None,
+            allowed="a champion that answers the test rows",
+            detail=champion.reason,
+        )
+        notes: list[str] = [f"Champion version {champion.version} could not answer the test rows: {champion.reason}"]
+    else:
+        check = _compare(
+            gate,
+            metric=metric,
+            mode=mode,
+            candidate=(candidate_blocks, candidate_finalize),
+            champion=champion,
+            rng=rng or np.random.default_rng(SEED),
+        )
+        notes = [_overlap_note(champion)]
+    checks.append(check)
+    return GateDecision(
+        passed=all(check.passed for check in checks),
+        checks=tuple(checks),
+        champion_version=champion.version,
+        notes=tuple(notes),
+    )
+
+
+def _threshold(name: str, bounds: Threshold, metrics: Mapping[str, float | None]) -> GateCheck:
+    name = _known(name, metrics)
+    value = _number(metrics[name])
+    allowed = " and ".join(
+        f"{sign} {bound:g}" for sign, bound in ((">=", bounds.min), ("<=", bounds.max)) if bound is not None
+    )
+    passed = (
+        value is not None
+        and (bounds.min is None or value >= bounds.min)
+        and (bounds.max is None or value <= bounds.max)
+    )
+    return GateCheck(
+        name=name, passed=passed, got=value, allowed=allowed, detail="" if value is not None else "not a number"
+    )
+
+
+def _known(name: str, metrics: Mapping[str, float | None]) -> str:
+    """Return the full name of a test metric, which may be written without ``test/``."""
+    full = name if name in metrics else f"{_PREFIX}{name}"
+    if full in metrics:
+        return full
+    near = get_close_matches(full, list(metrics), n=1)
+    raise UsageError(
+        f"the gate asks for the metric {name!r}, which was not reported on the test split; "
+        f"reported: {', '.join(sorted(metrics)) or 'none'}",
+        hint=f"Did you mean {near[0]}?" if near else "Name one of these under gate.",
+    )
+
+
+def _compare(
+    gate: GateSection,
+    *,
+    metric: str,
+    mode: Literal["min", "max"],
+    candidate: tuple[Sequence[Totals], Finalize],
+    champion: ChampionEvaluation,
+    rng: np.random.Generator,
+) -> GateCheck:
+    blocks, finalize = candidate
+    assert champion.blocks is not None
+    assert champion.finalize is not None
+    key = metric.removeprefix(_PREFIX)
+    _same_rows(blocks, champion.blocks)
+    allowed = f">= {-gate.margin:g}" if gate.margin else ">= 0"
+    if len(blocks) < 2:
+        return GateCheck(
+            name=_name(metric, champion),
+            passed=False,
+            got=None,
+            allowed=allowed,
+            detail=f"{len(blocks)} block of test rows: chance cannot be told with fewer than 2",
+        )
+    sign = 1.0 if mode == "max" else -1.0
+    ours, theirs = _Resampler(blocks, finalize, key), _Resampler(champion.blocks, champion.finalize, key)
+    whole = np.ones((1, len(blocks)))
+    new, old = float(ours.values(whole)[0]), float(theirs.values(whole)[0])
+    # How often each block is drawn, for each resample: the sums of a resample are these counts times the blocks' sums.
+    shares = np.full(len(blocks), 1 / len(blocks))
+    counts = rng.multinomial(len(blocks), shares, size=gate.resamples).astype(np.float64)
+    differences = sign * (ours.values(counts) - theirs.values(counts))
+    undefined = float(np.isnan(differences).mean())
+    # A resample without a value speaks for the worst; "lower" takes a value that was seen, not one between two.
+    differences[np.isnan(differences)] = -np.inf
+    bound = float(np.quantile(differences, 1 - gate.confidence, method="lower"))
+    passed = math.isfinite(new) and math.isfinite(old) and bound >= -gate.margin
+    detail = (
+        f"{key} {new:.5g} against {old:.5g}, better by {sign * (new - old):+.3g}; bound at {gate.confidence:.0%} "
+        f"confidence over {gate.resamples} resamples of {len(blocks)} blocks"
+    )
+    if undefined:
+        detail += f"; {undefined:.1%} of the resamples have no value"
+    return GateCheck(name=_name(metric, champion), passed=passed, got=_number(bound), allowed=allowed, detail=detail)
+
+
+class _Resampler:
+    """One model's metric over weighted blocks."""
+
+    def __init__(self, blocks: Sequence[Totals], finalize: Finalize, key: str) -> None:
+        self._shapes = {name: np.shape(value) for name, value in blocks[0].items()}
+        self._stacked = {
+            name: np.stack([np.asarray(block[name], dtype=np.float64).ravel() for block in blocks])
+            for name in self._shapes
+        }
+        self._finalize = finalize
+        self._key = key
+
+    def values(self, counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the metric for each row of ``counts``, of shape (resamples, blocks); NaN where it is undefined."""
+        values = np.empty(len(counts))
+        # In pieces, so that wide sums (histograms, confusion matrices) stay small in memory.
+        for start in range(0, len(counts), _CHUNK):
+            part = counts[start : start + _CHUNK]
+            sums = {name: part @ stacked for name, stacked in self._stacked.items()}
+            for index in range(len(part)):
+                values[start + index] = self._value(
+                    {name: total[index].reshape(self._shapes[name]) for name, total in sums.items()}
+                )
+        return values
+
+    def _value(self, totals: Totals) -> float:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            try:
+                found = self._finalize(totals)
+            except ZeroDivisionError:
+                return math.nan
+        if self._key not in found:
+            raise UsageError(
+                f"the gate compares {self._key!r}, which finalize() does not return; it returns {', '.join(found)}"
+            )
+        value = _number(found[self._key])
+        return math.nan if value is None else value
+
+
+def _same_rows(ours: Sequence[Totals], theirs: Sequence[Totals]) -> None:
+    rows = [[float(np.sum(block.get("count", np.nan))) for block in side] for side in (ours, theirs)]
+    if len(ours) != len(theirs) or not np.array_equal(rows[0], rows[1], equal_nan=True):
+        raise UsageError(
+            "candidate and champion were not evaluated on the same blocks: "
+            f"{len(ours)} of {np.nansum(rows[0]):g} rows, {len(theirs)} of {np.nansum(rows[1]):g} rows"
+        )
+
+
+def _overlap_note(champion: ChampionEvaluation) -> str:
+    share = champion.trained_on_share
+    if share is None or math.isnan(share):
+        return f"Whether champion version {champion.version} was trained on some of these rows is not known."
+    if share == 0:
+        return f"Champion version {champion.version} was trained on none of these rows."
+    return (
+        f"Champion version {champion.version} was trained on {share:.1%} of these rows: the comparison favours it, "
+        "and a candidate that passes is the better for it."
+    )
+
+
+def _name(metric: str, champion: ChampionEvaluation) -> str:
+    return f"not worse than champion version {champion.version} on {metric}"
+
+
+def _number(value: float | None) -> float | None:
+    """Return a finite number, None for anything else: records are JSON, which has no NaN."""
+    return None if value is None or not math.isfinite(value) else float(value)

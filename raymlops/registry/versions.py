@@ -1,0 +1,258 @@
+"""Model versions in MLflow's registry: a bundle under a name and a number, aliases that point to them, lineage as tags.
+
+Owns the meaning of aliases and tags. What was live when, and by whose word, is ``state``'s: MLflow keeps no history.
+
+A version counts once it has its last tag. What a killed registration left behind is found by run and digest at the
+next try and completed, so registering a run twice gives one version.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from raymlops.config.credentials import redact
+from raymlops.config.schema import Name
+from raymlops.errors import InvalidNameError, NotFoundError, TrackingError
+from raymlops.records import BundleRef, ModelVersionRef
+from raymlops.registry.lineage import BUNDLE_URI, COMPLETE, DIGEST, RUN_ID, bundle_tags
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from raymlops.tracking.client import Tracker
+
+    _Refs = list[ModelVersionRef]  # in the class below, list is a method
+
+ARTIFACT = "model"
+CANDIDATE = "candidate"
+CHALLENGER = "challenger"
+CHAMPION = "champion"
+
+_READY_WAIT_S = 60
+_MAX_TAG = 5000
+_PAGE = 1000
+
+T = TypeVar("T")
+
+
+class Registry:
+    """The registry of one MLflow."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    def register(
+        self,
+        name: str,
+        *,
+        run_id: str,
+        bundle: BundleRef,
+        tags: Mapping[str, str] | None = None,
+        description: str = "",
+    ) -> ModelVersionRef:
+        """Register a bundle as the next version of a model, with the alias ``candidate``.
+
+        The bundle's files are also logged to the run as an MLflow model, under ``model/<digest>``. The same run and
+        digest again return the version there is, whose aliases stay as they are.
+
+        Raises:
+            InvalidNameError: the name has characters that a URL refuses.
+            BundleError: the bundle does not match its digest.
+            TrackingError: MLflow does not answer; what was done so far is completed at the next try.
+        """
+        _check_name(name)
+        self._ensure_model(name, description=description)
+        found = self._same(name, run_id=run_id, bundle=bundle)
+        if found is None:
+            source = self._log_artifact(run_id, bundle)
+            every = {**(tags or {}), **bundle_tags(bundle), RUN_ID: run_id}
+            self._call(
+                lambda client: client.create_model_version(
+                    name,
+                    source,
+                    run_id,
+                    tags={key: str(value)[:_MAX_TAG] for key, value in every.items()},
+                    description=description or None,
+                    await_creation_for=_READY_WAIT_S,
+                )
+            )
+            # MLflow's client may have sent the request twice, or another process registered the same run: all
+            # keep the first version.
+            found = self._same(name, run_id=run_id, bundle=bundle)
+            assert found is not None
+        version = int(found.version)
+        if COMPLETE not in found.tags:
+            self.set_alias(name, CANDIDATE, version)
+            self.tag(name, version, {COMPLETE: "true"})
+        return self.get(name, str(version))
+
+    def get(self, name: str, which: str = "latest") -> ModelVersionRef:
+        """Return a version by number (``"7"``), alias (``"@champion"`` or ``"champion"``) or ``"latest"``.
+
+        Raises:
+            NotFoundError: there is none; the message lists what exists.
+        """
+        versions = self.list(name)
+        wanted = which.removeprefix("@")
+        if which == "latest" and versions:
+            return versions[-1]
+        for ref in versions:
+            if wanted in ref.aliases or which == str(ref.version):
+                return ref
+        if not versions:
+            raise NotFoundError(f"there is no model {name!r}", hint=self._known_models())
+        existing = ", ".join(
+            str(ref.version) + "".join(f" @{alias}" for alias in ref.aliases) for ref in versions[-20:]
+        )
+        raise NotFoundError(f"model {name!r} has no version {which!r}", hint=f"Its versions: {existing}.")
+
+    def by_alias(self, name: str, alias: str) -> ModelVersionRef | None:
+        """Return the version that an alias points to, or None."""
+        return next((ref for ref in self.list(name) if alias in ref.aliases), None)
+
+    def list(self, name: str | None = None) -> _Refs:
+        """Return the completed versions of one model, or of all, by name and number; none for an unknown name.
+
+        Versions that something other than raymlops registered are left out.
+        """
+        if name is not None and not _is_name(name):
+            return []
+        refs = []
+        for model in [name] if name else self._models():
+            versions = [v for v in self._search(f"name = '{model}'") if COMPLETE in v.tags and DIGEST in v.tags]
+            aliases = self._aliases(model) if versions else {}
+            refs += [_ref(version, aliases) for version in versions]
+        return sorted(refs, key=lambda ref: (ref.name, ref.version))
+
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        """Point an alias to a version; it leaves the one it pointed to."""
+        self._call(lambda client: client.set_registered_model_alias(name, alias, str(version)))
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        """Take an alias away; nothing happens where there is none."""
+        self._call(lambda client: client.delete_registered_model_alias(name, alias))
+
+    def tag(self, name: str, version: int, tags: Mapping[str, str]) -> None:
+        """Set tags of a version; values longer than MLflow takes are cut."""
+        for key, value in tags.items():
+            self._set_tag(name, version, key=key, value=str(value)[:_MAX_TAG])
+
+    def _set_tag(self, name: str, version: int, *, key: str, value: str) -> None:
+        self._call(lambda client: client.set_model_version_tag(name, str(version), key, value))
+
+    def _ensure_model(self, name: str, *, description: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._tracker.client.create_registered_model(name, description=description or None)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise _tracking_error(error) from error
+        except Exception as error:
+            raise _tracking_error(error) from error
+
+    def _same(self, name: str, *, run_id: str, bundle: BundleRef) -> Any:
+        """Return the one version of a run's bundle, or None; duplicates that nobody completed are removed."""
+        found = [
+            version
+            for version in self._search(f"name = '{name}'")
+            if version.run_id == run_id and version.tags.get(DIGEST) == bundle.digest
+        ]
+        found.sort(key=lambda version: (COMPLETE not in version.tags, int(version.version)))
+        for extra in found[1:]:
+            if COMPLETE not in extra.tags:
+                self._delete(extra)
+        return found[0] if found else None
+
+    def _delete(self, version: Any) -> None:
+        self._call(lambda client: client.delete_model_version(version.name, version.version))
+
+    def _log_artifact(self, run_id: str, bundle: BundleRef) -> str:
+        from raymlops.bundle.pyfunc import save_pyfunc
+
+        # Named by the digest: a second bundle of the run must not overwrite the files of the first.
+        path = f"{ARTIFACT}/{bundle.digest[:16]}"
+        with tempfile.TemporaryDirectory(prefix="raymlops-") as folder:
+            save_pyfunc(bundle, Path(folder, ARTIFACT))
+            self._call(lambda client: client.log_artifacts(run_id, str(Path(folder, ARTIFACT)), path))
+        run = self._call(lambda client: client.get_run(run_id))
+        return f"{run.info.artifact_uri}/{path}"
+
+    def _search(self, query: str) -> Iterator[Any]:
+        return self._pages(
+            lambda client, token: client.search_model_versions(query, max_results=_PAGE, page_token=token)
+        )
+
+    def _models(self) -> Iterator[str]:
+        models = self._pages(lambda client, token: client.search_registered_models(max_results=_PAGE, page_token=token))
+        return (model.name for model in models if _is_name(model.name))
+
+    def _pages(self, read: Callable[..., Any]) -> Iterator[Any]:
+        token: str | None = None
+        while True:
+            page = self._call(partial(read, token=token))
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _aliases(self, name: str) -> dict[int, tuple[str, ...]]:
+        model = self._call(lambda client: client.get_registered_model(name))
+        aliases: dict[int, tuple[str, ...]] = {}
+        for alias, version in sorted(model.aliases.items()):
+            aliases[int(version)] = (*aliases.get(int(version), ()), alias)
+        return aliases
+
+    def _known_models(self) -> str:
+        names = sorted({ref.name for ref in self.list()})
+        return f"Registered models: {', '.join(names)}." if names else "No model is registered yet."
+
+    def _call(self, function: Callable[[Any], T]) -> T:
+        try:
+            return function(self._tracker.client)
+        except TrackingError:
+            raise
+        except Exception as error:
+            raise _tracking_error(error) from error
+
+
+def _ref(version: Any, aliases: Mapping[int, tuple[str, ...]]) -> ModelVersionRef:
+    return ModelVersionRef(
+        name=version.name,
+        version=int(version.version),
+        run_id=version.tags.get(RUN_ID) or version.run_id,
+        bundle=BundleRef(uri=version.tags[BUNDLE_URI], digest=version.tags[DIGEST]),
+        aliases=aliases.get(int(version.version), ()),
+    )
+
+
+def _check_name(name: str) -> None:
+    try:
+        TypeAdapter(Name).validate_python(name, strict=True)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InvalidNameError(f"a model cannot be registered under that name: {message}") from error
+
+
+def _is_name(name: str) -> bool:
+    try:
+        _check_name(name)
+    except InvalidNameError:
+        return False
+    return True
+
+
+def _tracking_error(error: Exception) -> Exception:
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
+        return NotFoundError(f"MLflow has no such thing: {error.message}")
+    lines = str(error).splitlines() or [type(error).__name__]
+    return TrackingError(
+        redact(f"MLflow's registry does not answer: {lines[0]}"), hint="Check tracking.uri and that the server is up."
+    )

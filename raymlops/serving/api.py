@@ -1,0 +1,102 @@
+"""Ray Serve's REST API on the Ray dashboard: read what is live, send a whole config.
+
+Owns the HTTP calls, their token and their errors. Knows nothing of deployments. The token is read when a call
+is made and appears in no message.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from raymlops.errors import ClusterError, DeployError
+
+_PATH = "/api/serve/applications/"
+
+
+class ServeApi:
+    """The Serve API of one Ray dashboard.
+
+    ``token`` is for clusters with token authentication; by default it is what Ray itself would use (``ray_token``).
+    """
+
+    def __init__(
+        self, dashboard_url: str, token: str | None = None, *, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self.dashboard_url = dashboard_url.rstrip("/")
+        self._token = token
+        self._transport = transport
+
+    def get(self) -> dict[str, Any]:
+        """Return Serve's details: ``http_options``, ``proxies``, ``applications`` by name with status and config.
+
+        Raises:
+            ClusterError: the dashboard does not answer, or refuses us.
+        """
+        details: dict[str, Any] = self._call("GET").json()
+        return details
+
+    def put(self, config: dict[str, Any]) -> None:
+        """Make the config what Serve aims at. Declared applications that it lacks are deleted.
+
+        Raises:
+            ClusterError: the dashboard does not answer, or refuses us.
+            DeployError: Serve refuses the config; nothing was changed.
+        """
+        self._call("PUT", config)
+
+    def _call(self, method: str, config: dict[str, Any] | None = None) -> httpx.Response:
+        # The user agent must not look like a browser's: Ray 2.60 shows those no runtime_env values, and a
+        # foreign application sent back with placeholders would lose its own.
+        headers = {"user-agent": "raymlops"}
+        token = self._token or ray_token()
+        if token:
+            headers["authorization"] = f"Bearer {token}"
+        try:
+            with httpx.Client(transport=self._transport, timeout=60.0, trust_env=False) as client:
+                response = client.request(method, self.dashboard_url + _PATH, json=config, headers=headers)
+        except httpx.HTTPError as error:
+            raise ClusterError(
+                f"the Ray dashboard at {self.dashboard_url} does not answer: {type(error).__name__}",
+                hint="`raymlops status` shows whether the cluster runs; the dashboard must be on.",
+            ) from error
+        if response.status_code in {401, 403}:
+            raise ClusterError(
+                f"the Ray dashboard at {self.dashboard_url} refuses us ({response.status_code})",
+                hint="Export RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH where the token is not in ~/.ray/auth_token.",
+            )
+        if response.status_code == httpx.codes.BAD_REQUEST and method == "PUT":
+            raise DeployError(f"Serve refuses the config: {last_lines(response.text, 15)}")
+        if response.is_error:
+            raise ClusterError(
+                f"the Ray dashboard at {self.dashboard_url} answered {response.status_code}: "
+                f"{last_lines(response.text, 5)}"
+            )
+        return response
+
+
+def ray_token() -> str | None:
+    """Return the token that Ray would send, None where token authentication is off or there is none.
+
+    Ray 2.60 turns it on by ``RAY_AUTH_MODE=token``, and looks in ``RAY_AUTH_TOKEN``, the file
+    ``RAY_AUTH_TOKEN_PATH`` and ``~/.ray/auth_token``, in this order. Without the variable an existing file still
+    means a local cluster with a token.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        return None
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def last_lines(text: str, lines: int) -> str:
+    """Return the end of a long message, which in a traceback is what happened."""
+    kept = [line for line in text.rstrip().splitlines() if line.strip()]
+    return "\n".join(["...", *kept[-lines:]] if len(kept) > lines else kept)

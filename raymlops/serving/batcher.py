@@ -1,0 +1,183 @@
+"""Requests that arrive together run through the model as one batch.
+
+Owns the queue in front of the model, the choice of inline or worker thread, and who gets which rows
+of the answer. Knows nothing of HTTP, signatures or torch: it concatenates columns and calls a function.
+
+It never waits for company. The first request in a turn of the event loop that finds the model idle runs at once,
+without giving up the turn (which behind Serve's Python proxy also spares a remote call); others that become ready in
+the same turn are one batch in the next. While a batch runs in the thread, others gather and are the batch after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from raymlops.signature import Columns
+
+logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
+
+INLINE_BUDGET_S = 0.002
+"""A batch that is expected to take longer runs in the worker thread, so that the event loop stays free.
+
+Below it, handing over to a thread and back (50 to 100 microseconds, more under load) costs more than it frees.
+"""
+
+
+@dataclass(slots=True)
+class _Entry:
+    columns: Columns
+    rows: int
+    answer: asyncio.Future[Columns]
+
+
+class Batcher:
+    """Run requests through one model, one batch at a time.
+
+    ``run`` takes columns of n rows and returns columns of n rows; it is never called twice at once.
+    Use from one event loop only.
+    """
+
+    def __init__(self, run: Callable[[Columns], Columns], *, max_rows: int) -> None:
+        self.max_rows = max_rows
+        self._run = run
+        self._waiting: deque[_Entry] = deque()
+        self._busy = False
+        self._alone = False
+        self._inline_rows = 0
+        self._started: float | None = None
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+
+    @property
+    def running_s(self) -> float:
+        """Return for how many seconds the batch that now runs in the thread has been running; 0 when idle."""
+        return 0.0 if self._started is None else time.monotonic() - self._started
+
+    async def submit(self, columns: Columns, *, rows: int) -> Columns:
+        """Return the model's output columns for these rows.
+
+        Raises:
+            Exception: whatever the model raised on these rows. Others of the same batch are unharmed: a batch
+                that raises is run again, request by request.
+        """
+        loop = asyncio.get_running_loop()
+        if not self._busy and not self._alone and rows <= self._inline_rows:
+            self._alone = True
+            loop.call_soon(self._turn)
+            return self._timed(columns, rows)
+        entry = _Entry(columns, rows, loop.create_future())
+        self._waiting.append(entry)
+        if not self._busy:
+            self._busy = True
+            loop.call_soon(self._next, loop)
+        return await entry.answer
+
+    def measure(self, columns: Columns, *, rows: int) -> Columns:
+        """Run rows once in this thread and learn how long they take; before the first request only."""
+        return self._timed(columns, rows)
+
+    def close(self) -> None:
+        """Let the worker thread end; what is queued is dropped."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _turn(self) -> None:
+        self._alone = False
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch = self._take()
+        if not batch:
+            self._busy = False
+            return
+        if sum(entry.rows for entry in batch) <= self._inline_rows:
+            _deliver(batch, self._attempt(batch))
+            loop.call_soon(self._next, loop)
+            return
+        self._started = time.monotonic()
+        running = loop.run_in_executor(self._pool, self._attempt, batch)
+        running.add_done_callback(lambda done: self._after(done, batch, loop))
+
+    def _take(self) -> list[_Entry]:
+        batch: list[_Entry] = []
+        rows = 0
+        while self._waiting and (not batch or rows + self._waiting[0].rows <= self.max_rows):
+            entry = self._waiting.popleft()
+            if not entry.answer.done():  # its client left, or its deadline passed
+                batch.append(entry)
+                rows += entry.rows
+        return batch
+
+    def _attempt(self, batch: list[_Entry]) -> list[Columns | Exception]:
+        try:
+            rows = sum(entry.rows for entry in batch)
+            outputs = self._timed(_merge([entry.columns for entry in batch]), rows)
+            return _split(outputs, [entry.rows for entry in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                return [error]
+            logger.warning("a batch of %d requests raised; running them one by one", len(batch))
+            return [self._attempt([entry])[0] for entry in batch]
+
+    def _timed(self, columns: Columns, rows: int) -> Columns:
+        start = time.perf_counter()
+        outputs = {name: np.asarray(array) for name, array in self._run(columns).items()}
+        seconds = time.perf_counter() - start
+        lengths = {name: len(array) for name, array in outputs.items()}
+        if set(lengths.values()) != {rows}:
+            msg = f"the model answered {rows} rows with columns of {lengths} rows"
+            raise ValueError(msg)
+        # The largest batch known to fit the budget: it doubles after one that took less than half of it and halves
+        # after one that took more, so that a single late time slice of a busy machine is soon forgotten.
+        if seconds > INLINE_BUDGET_S and rows <= self._inline_rows:
+            self._inline_rows = rows // 2
+        elif seconds < INLINE_BUDGET_S / 2 and rows >= self._inline_rows:
+            self._inline_rows = 2 * rows
+        return outputs
+
+    def _after(
+        self, done: asyncio.Future[list[Columns | Exception]], batch: list[_Entry], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._started = None
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is None:
+            _deliver(batch, done.result())
+        else:  # not an Exception: the thread itself was told to end
+            _deliver(batch, [RuntimeError(f"the model's thread ended: {error!r}")] * len(batch))
+        self._next(loop)
+
+
+def _merge(parts: list[Columns]) -> Columns:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _split(outputs: Columns, rows: list[int]) -> list[Columns | Exception]:
+    if len(rows) == 1:
+        return [outputs]
+    ends = np.cumsum(rows).tolist()
+    return [
+        {name: array[end - count : end] for name, array in outputs.items()}
+        for end, count in zip(ends, rows, strict=True)
+    ]
+
+
+def _deliver(batch: list[_Entry], results: list[Any]) -> None:
+    for entry, result in zip(batch, results, strict=True):
+        if entry.answer.done():
+            continue
+        if isinstance(result, Exception):
+            entry.answer.set_exception(result)
+        else:
+            entry.answer.set_result(result)

@@ -1,0 +1,88 @@
+"""Asking a served model from Python.
+
+Owns one HTTP call and the errors it can end in. Knows nothing of Ray; imports no numpy or torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import orjson
+
+from raymlops.errors import ClusterError, InvalidRowsError, NotFoundError, RaymlopsError, RowProblem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model answered: one output a row, in order."""
+
+    outputs: list[dict[str, Any]]
+    model_version: str
+    request_id: str
+
+
+def predict(
+    url: str,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    timeout_s: float = 30.0,
+    request_id: str | None = None,
+    transport: httpx.BaseTransport | None = None,
+) -> Answer:
+    """Ask the model at ``url`` (``http://host:port/models/NAME/predict``) for these rows.
+
+    Asks a second time when the connection breaks: a prediction changes nothing.
+
+    Raises:
+        InvalidRowsError: the rows do not fit the signature; each problem names row and field.
+        NotFoundError: no model has this route.
+        ClusterError: nothing listens there, or it did not answer in time.
+        RaymlopsError: the model failed, or too much was sent.
+    """
+    headers = {"x-request-id": request_id} if request_id else {}
+    body = orjson.dumps({"rows": list(rows)}, option=orjson.OPT_SERIALIZE_NUMPY)  # NaN is sent as null: missing
+    response = _post(url, body, headers=headers, timeout_s=timeout_s, transport=transport)
+    try:
+        data = response.json()
+    except ValueError:
+        data = {}
+    if response.is_success and isinstance(data, dict) and "outputs" in data:
+        return Answer(data["outputs"], data["model_version"], data["request_id"])
+    error = data.get("error", {}) if isinstance(data, dict) else {}
+    message = error.get("message") or response.text[:500] or response.reason_phrase
+    if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY and error.get("problems"):
+        raise InvalidRowsError([RowProblem(**problem) for problem in error["problems"]])
+    if response.status_code == httpx.codes.NOT_FOUND:
+        raise NotFoundError(f"{url}: {message}", hint="`raymlops status` lists what is live.")
+    if response.status_code in {502, 503, 504}:
+        raise ClusterError(f"{url} answered {response.status_code}: {message}", hint="Try again in a moment.")
+    raise RaymlopsError(f"{url} answered {response.status_code}: {message}")
+
+
+def _post(
+    url: str,
+    body: bytes,
+    *,
+    headers: dict[str, str],
+    timeout_s: float,
+    transport: httpx.BaseTransport | None,
+) -> httpx.Response:
+    with httpx.Client(timeout=timeout_s, transport=transport, trust_env=False) as client:
+        for last in (False, True):
+            try:
+                return client.post(url, content=body, headers={"content-type": "application/json", **headers})
+            except httpx.TimeoutException as error:
+                raise ClusterError(f"{url} did not answer within {timeout_s:g} s") from error
+            except httpx.ConnectError as error:
+                raise ClusterError(
+                    f"nothing listens at {url}", hint="`raymlops status` shows whether the endpoint is up."
+                ) from error
+            except httpx.HTTPError as error:
+                if last:
+                    raise ClusterError(f"{url} broke off: {type(error).__name__}") from error
+    raise AssertionError  # the second turn returns or raises

@@ -1,0 +1,310 @@
+"""The front of one model version: an ASGI application that parses, routes, asks the model and answers.
+
+Owns the HTTP interface of a model: its routes, statuses, headers and JSON. Knows nothing of Ray or Serve (see
+``apps``), so that its tests need neither. It never answers 5xx for what a client sent.
+
+====================== =====================================================================
+``POST /predict``      ``{"rows": [...]}`` to ``{"outputs": [...], "model_version", ...}``
+``GET /``              version, digest, run and signature
+``GET /openapi.json``  the interface with the model's real fields; ``GET /docs`` as a page
+``GET /healthz``       the process lives; ``GET /readyz``: the model answered its own example
+====================== =====================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import orjson
+
+from raymlops.serving.batcher import Batcher
+from raymlops.serving.openapi import docs_page, openapi_document
+from raymlops.serving.reading import Limits, Refusal, parse_body
+
+if TYPE_CHECKING:
+    from raymlops.signature import Columns, Signature
+
+logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Scope = MutableMapping[str, Any]
+
+JSON = b"application/json"
+HTML = b"text/html; charset=utf-8"
+BODY = "raymlops.body"
+"""Key of an ASGI scope under which ``guard`` hands over a body that it has read already."""
+LARGE_BODY_BYTES = 200_000
+"""Bodies above this are parsed in a thread: 5,000 rows take tens of milliseconds, in which others would wait."""
+
+
+class Model(Protocol):
+    """What the front asks of a loaded bundle."""
+
+    @property
+    def signature(self) -> Signature:
+        """Return what the model takes and gives."""
+
+    @property
+    def example(self) -> list[dict[str, Any]]:
+        """Return rows that the model takes."""
+
+    def predict(self, columns: Columns) -> Columns:
+        """Return output columns for input columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which version answers."""
+
+    name: str
+    version: int
+    digest: str
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One HTTP answer."""
+
+    status: int
+    body: bytes
+    request_id: str
+    headers: tuple[tuple[bytes, bytes], ...]
+
+
+class Front:
+    """Answer the requests of one model version.
+
+    Use from one event loop. ``warm_up`` must have returned before ``/readyz`` says ready.
+    """
+
+    def __init__(self, model: Model, *, identity: Identity, limits: Limits | None = None) -> None:
+        self.identity = identity
+        self.limits = limits or Limits()
+        self.ready = False
+        self._model = model
+        self._batcher = Batcher(model.predict, max_rows=self.limits.max_batch_rows)
+        self._version = str(identity.version)
+        self._example_answer: list[dict[str, Any]] = []
+        self._headers = ((b"x-model-version", self._version.encode()),)
+
+    def warm_up(self, *, rounds: int = 5) -> None:
+        """Answer the bundle's own example a few times, which also measures the model.
+
+        Raises:
+            Exception: what the model raised, or rows that its own signature refuses.
+        """
+        for _ in range(rounds):
+            columns = self._model.signature.parse_rows(self._model.example)
+            outputs = self._batcher.measure(columns, rows=len(self._model.example))
+            self._example_answer = orjson.loads(_encode(_rows(outputs)))
+        self.ready = True
+
+    def configure(self, limits: Limits) -> None:
+        """Change the limits; requests in flight keep theirs."""
+        self.limits = limits
+        self._batcher.max_rows = limits.max_batch_rows
+
+    @property
+    def stuck(self) -> bool:
+        """Return whether a batch has been running for more than twice a request's deadline."""
+        return self._batcher.running_s > 2 * self.limits.timeout_s
+
+    def close(self) -> None:
+        """Let the worker thread end."""
+        self._batcher.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request as an ASGI application."""
+        reply = await self.reply(scope, receive)
+        headers = [*reply.headers, (b"x-request-id", reply.request_id.encode())]
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": reply.body})
+
+    async def reply(self, scope: Scope, receive: Receive) -> Reply:
+        """Return the answer to one HTTP request; never raises for what a client or the model did."""
+        headers = _wanted_headers(scope)
+        request_id = _request_id(headers.get(b"x-request-id"))
+        try:
+            async with asyncio.timeout(self.limits.timeout_s):
+                body, kind = await self._answer(scope, receive, headers, request_id)
+            return self._reply(200, body, request_id, kind=kind)
+        except Refusal as refusal:
+            return self._refuse(refusal, request_id)
+        except TimeoutError:
+            late = Refusal(504, "timeout", f"no answer within {self.limits.timeout_s:g} s")
+            return self._refuse(late, request_id)
+        except Exception as error:
+            logger.exception("request %s: the model raised", request_id)
+            failed = Refusal(500, "model_error", f"the model raised {type(error).__name__}; the replica's log has it")
+            return self._refuse(failed, request_id)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, headers: Mapping[bytes, bytes], request_id: str
+    ) -> tuple[bytes, bytes]:
+        prefix = scope.get("root_path", "")
+        path = scope["path"].removeprefix(prefix).strip("/")
+        if path == "predict":
+            _allow(scope, "POST")
+            body = await _read(scope, receive, headers, limit=self.limits.max_body_bytes)
+            return await self._predict(body, request_id), JSON
+        page = {
+            "": self._describe,
+            "openapi.json": self._openapi,
+            "docs": self._docs,
+            "healthz": self._healthz,
+            "readyz": self._readyz,
+        }.get(path)
+        if page is None:
+            raise Refusal(404, "not_found", f"no route {scope['path'][:200]!r}; POST predict, GET docs or openapi.json")
+        _allow(scope, "GET")
+        return page(prefix), HTML if path == "docs" else JSON
+
+    async def _predict(self, body: bytes, request_id: str) -> bytes:
+        signature, max_rows = self._model.signature, self.limits.max_rows
+        if len(body) > LARGE_BODY_BYTES:
+            columns, rows = await asyncio.to_thread(parse_body, body, signature, max_rows=max_rows)
+        else:
+            columns, rows = parse_body(body, signature, max_rows=max_rows)
+        outputs = await self._batcher.submit(columns, rows=rows)
+        return _encode(
+            {
+                "outputs": _rows(outputs),
+                "model": self.identity.name,
+                "model_version": self._version,
+                "request_id": request_id,
+            }
+        )
+
+    def _describe(self, prefix: str) -> bytes:
+        return _encode(
+            {
+                "model": self.identity.name,
+                "model_version": self._version,
+                "digest": self.identity.digest,
+                "run_id": self.identity.run_id,
+                "signature": self._model.signature.to_dict(),
+                "limits": {
+                    "max_rows": self.limits.max_rows,
+                    "max_body_bytes": self.limits.max_body_bytes,
+                    "timeout_s": self.limits.timeout_s,
+                },
+                "links": {page: f"{prefix}/{page}" for page in ("predict", "docs", "openapi.json")},
+            }
+        )
+
+    def _document(self, prefix: str) -> dict[str, Any]:
+        return openapi_document(
+            self._model.signature,
+            identity=asdict(self.identity),
+            prefix=prefix,
+            example=self._model.example,
+            answer=self._example_answer,
+            max_rows=self.limits.max_rows,
+        )
+
+    def _openapi(self, prefix: str) -> bytes:
+        return _encode(self._document(prefix))
+
+    def _docs(self, prefix: str) -> bytes:
+        return docs_page(self._document(prefix), self._model.signature).encode()
+
+    def _healthz(self, _prefix: str) -> bytes:
+        return b'{"status":"alive"}'
+
+    def _readyz(self, _prefix: str) -> bytes:
+        if not self.ready or self.stuck:
+            raise Refusal(503, "not_ready", "the model is stuck" if self.ready else "the model is not loaded yet")
+        return b'{"status":"ready"}'
+
+    def _refuse(self, refusal: Refusal, request_id: str) -> Reply:
+        error: dict[str, Any] = {
+            "code": refusal.code,
+            "message": refusal.message,
+            "problems": [asdict(problem) for problem in refusal.problems],
+        }
+        extra = ((b"allow", refusal.allow.encode()),) if refusal.allow else ()
+        body = _encode({"error": error, "request_id": request_id})
+        return self._reply(refusal.status, body, request_id, extra=extra)
+
+    def _reply(
+        self,
+        status: int,
+        body: bytes,
+        request_id: str,
+        *,
+        kind: bytes = JSON,
+        extra: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> Reply:
+        length = str(len(body)).encode()
+        headers = ((b"content-type", kind), (b"content-length", length), *self._headers, *extra)
+        return Reply(status, body, request_id, headers)
+
+
+_WANTED = frozenset({b"x-request-id", b"content-length", b"content-encoding"})
+
+
+def _wanted_headers(scope: Scope) -> dict[bytes, bytes]:
+    wanted: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        if name in _WANTED:
+            wanted.setdefault(name, value)
+    return wanted
+
+
+def _request_id(given: bytes | None) -> str:
+    """Keep a client's id of 1 to 128 printable ASCII characters; anything else could split a log line or a header."""
+    if given is not None and 0 < len(given) <= 128 and given.isascii():
+        text = given.decode("ascii")
+        if text.isprintable():
+            return text
+    return str(uuid.uuid4())
+
+
+def _allow(scope: Scope, method: str) -> None:
+    if scope["method"] == method or (method == "GET" and scope["method"] == "HEAD"):
+        return
+    raise Refusal(405, "method_not_allowed", f"got {scope['method'][:20]}; expected {method}", allow=method)
+
+
+async def _read(scope: Scope, receive: Receive, headers: Mapping[bytes, bytes], *, limit: int) -> bytes:
+    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if encoding not in {b"", b"identity"}:
+        raise Refusal(415, "unsupported_encoding", "send the body uncompressed")
+    too_large = f"the body has more than {limit} bytes; send fewer rows at a time"
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
+        raise Refusal(413, "body_too_large", too_large)
+    if BODY in scope:
+        return bytes(scope[BODY])
+    chunks: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise Refusal(400, "disconnected", "the client left before its request was complete")
+        chunks.append(message.get("body", b""))
+        more = message.get("more_body", False)
+        size += len(chunks[-1])
+        if size > limit:
+            raise Refusal(413, "body_too_large", too_large)
+    return b"".join(chunks)
+
+
+def _rows(outputs: Columns) -> list[dict[str, Any]]:
+    """Return rows that orjson can write: it writes NaN as null and arrays as lists."""
+    names = list(outputs)
+    lists = [array.tolist() for array in outputs.values()]
+    if len(names) == 1:
+        return [{names[0]: value} for value in lists[0]]
+    return [dict(zip(names, values, strict=True)) for values in zip(*lists, strict=True)]
+
+
+def _encode(data: Any) -> bytes:
+    return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)

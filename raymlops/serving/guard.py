@@ -1,0 +1,88 @@
+"""Middleware between Serve's HTTP server and its own code, which takes some of a request's headers on trust.
+
+Named by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` (``HOOK_ENV`` in ``proxy``); runs in the Python proxy, or in each
+replica behind HAProxy. Owns what reaches Serve of a request's headers, and the way its body takes. Models work without
+it, more slowly and with Serve's own answer to the headers below.
+
+Two things of Ray 2.60 that it works around. Serve decodes every header's name, and some values, as UTF-8 without a
+guard (a stray byte is a 500), and takes a client's word for its own deadline. And the Python proxy sends a request
+without its body, which the replica fetches by two calls back: a small body goes along in the scope instead.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+from starlette.middleware import Middleware
+
+from raymlops.serving.front import BODY
+
+if TYPE_CHECKING:
+    from raymlops.serving.front import Receive, Scope, Send
+
+MODELS = "/models/"
+SMALL_BODY_BYTES = 64_000
+_DROPPED = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
+
+
+def middlewares() -> list[Middleware]:
+    """Return the middlewares that Serve puts around its HTTP server."""
+    return [Middleware(Guard)]
+
+
+class Guard:
+    """Clean the headers of every request, and send a small body along with a request to a model."""
+
+    def __init__(self, app: object) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request as an ASGI application."""
+        if scope["type"] == "http":
+            headers = clean_headers(scope["headers"])
+            scope["headers"] = headers
+            if scope["method"] == "POST" and scope["path"].startswith(MODELS) and _is_small(headers):
+                body = await _read(receive)
+                if body is None:
+                    return
+                scope[BODY] = body
+                # With its body in hand a model answers in milliseconds: watching for a client that leaves costs
+                # more than finishing its request.
+                headers.append((b"x-request-disconnect-disabled", b"?1"))
+        await self._app(scope, receive, send)  # type: ignore[operator]
+
+
+def clean_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the headers without those that are not ASCII or that would change Serve's own behaviour.
+
+    ``x-request-id`` is kept when it is 1 to 128 printable characters and replaced otherwise, so that the id in the
+    response's header is the one in its body.
+    """
+    kept = []
+    for name, value in headers:
+        if name in _DROPPED or not name.isascii():
+            continue
+        if name == b"x-request-id":
+            sane = 0 < len(value) <= 128 and value.isascii() and value.decode("ascii").isprintable()
+            kept.append((name, value if sane else str(uuid.uuid4()).encode()))
+        elif value.isascii():
+            kept.append((name, value))
+    return kept
+
+
+def _is_small(headers: list[tuple[bytes, bytes]]) -> bool:
+    length = next((value for name, value in headers if name == b"content-length"), b"")
+    return length.isdigit() and len(length) < 10 and int(length) <= SMALL_BODY_BYTES
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """Return the body, None when the client left before it was complete."""
+    chunks = []
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(chunks)

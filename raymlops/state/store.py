@@ -1,0 +1,349 @@
+"""What should be live, and who changed it when and why.
+
+Owns the connection, the transactions and the records. A change and its audit event are one transaction: either both
+are there or neither. Knows nothing of Serve or MLflow. Credentials in the URL appear in no message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import socket
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import make_url
+
+from raymlops.config.schema import SecretRef
+from raymlops.errors import ConfigError, Problem, StorageError, UnreachableError, UsageError
+from raymlops.records import BundleRef, Record
+from raymlops.state.migrate import migrate
+from raymlops.state.schema import audit, deployments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from sqlalchemy import Connection, Engine
+
+    from raymlops.config.schema import ProjectSpec
+
+Role = Literal["champion", "warm"]
+BUSY_TIMEOUT_MS = 15_000
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Deployment(Record):
+    """A model version that should be live. The ``champion`` holds the route; a ``warm`` one stands ready."""
+
+    name: str
+    version: int
+    bundle: BundleRef
+    run_id: str
+    role: Role
+    serve: dict[str, Any] = field(default_factory=dict)
+    """Fields of the ``serve`` section."""
+    created_at: datetime = field(default_factory=_now)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {**asdict(self), "created_at": self.created_at.isoformat()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild a deployment, as an audit event holds it."""
+        fields = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
+        fields["bundle"] = BundleRef.from_dict(data["bundle"])
+        if "created_at" in fields:
+            fields["created_at"] = datetime.fromisoformat(fields["created_at"])
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class AuditEvent(Record):
+    """One change: who, when, what, from what to what, and why."""
+
+    id: int
+    ts: datetime
+    actor: str
+    action: str
+    subject: str
+    before: Any
+    after: Any
+    why: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {**asdict(self), "ts": self.ts.isoformat()}
+
+
+class State:
+    """The state database. Use as a context manager, or call ``close``."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @classmethod
+    def open(cls, url: str) -> State:
+        """Connect and bring the schema up to date.
+
+        Raises:
+            StorageError: the file cannot be made or written, is no database, or has a newer schema.
+            UnreachableError: the database server does not answer, or refuses us.
+            UsageError: the URL cannot be read or names a database that is not supported.
+        """
+        state = cls(_engine(url))
+        try:
+            with state._write() as connection:
+                migrate(connection)
+        except BaseException:
+            state.close()
+            raise
+        return state
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back the connections."""
+        self._engine.dispose()
+
+    def deployments(self, name: str | None = None) -> list[Deployment]:
+        """Return what should be live, of one model or of all, by name and version."""
+        query = sa.select(deployments).order_by(deployments.c.name, deployments.c.version)
+        if name is not None:
+            query = query.where(deployments.c.name == name)
+        with self._read() as connection:
+            return [_deployment(row) for row in connection.execute(query)]
+
+    def put_deployments(
+        self,
+        changes: Mapping[str, Sequence[Deployment]],
+        *,
+        actor: str | None = None,
+        action: str,
+        why: str,
+    ) -> dict[str, list[Deployment]]:
+        """Replace the deployments of each named model and return what they were, for taking the change back.
+
+        ``changes`` maps a model's name to all its deployments from now on; an empty list removes it. Other models
+        stay as they are. Each name gets one audit event in the same transaction.
+
+        Raises:
+            UsageError: two champions of one model, one version twice, or a deployment under another model's name.
+            StorageError, UnreachableError: the database cannot be written; nothing was changed.
+        """
+        for name, wanted in changes.items():
+            _check(name, wanted)
+        previous: dict[str, list[Deployment]] = {}
+        with self._write() as connection:
+            for name, wanted in changes.items():
+                query = sa.select(deployments).where(deployments.c.name == name).order_by(deployments.c.version)
+                before = [_deployment(row) for row in connection.execute(query)]
+                previous[name] = before
+                connection.execute(sa.delete(deployments).where(deployments.c.name == name))
+                if wanted:
+                    connection.execute(sa.insert(deployments), [_row(item) for item in wanted])
+                _add_event(
+                    connection,
+                    actor=actor,
+                    action=action,
+                    subject=name,
+                    before=[item.to_dict() for item in before],
+                    after=[item.to_dict() for item in wanted],
+                    why=why,
+                )
+        return previous
+
+    def record(
+        self,
+        *,
+        action: str,
+        subject: str,
+        before: Any = None,
+        after: Any = None,
+        why: str = "",
+        actor: str | None = None,
+    ) -> None:
+        """Add an audit event for something that changed elsewhere. ``actor`` defaults to this user on this host."""
+        with self._write() as connection:
+            _add_event(connection, actor=actor, action=action, subject=subject, before=before, after=after, why=why)
+
+    def events(self, name: str | None = None, *, limit: int = 100) -> list[AuditEvent]:
+        """Return the newest audit events, newest first: all, or those of a model (``NAME`` and ``NAME/VERSION``)."""
+        query = sa.select(audit).order_by(audit.c.id.desc()).limit(limit)
+        if name is not None:
+            mine = audit.c.subject.startswith(f"{name}/", autoescape=True)
+            query = query.where((audit.c.subject == name) | mine)
+        with self._read() as connection:
+            return [
+                AuditEvent(**{**row._mapping, "ts": _aware(row.ts)})  # noqa: SLF001 - SQLAlchemy's public name
+                for row in connection.execute(query)
+            ]
+
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with _errors(self._engine), self._engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with _errors(self._engine), self._engine.execution_options(raymlops_write=True).begin() as connection:
+            if connection.dialect.name == "postgresql" and sa.inspect(connection).has_table("deployments"):
+                # Two writers one after the other, as SQLite has it: each sees what the other left as "before".
+                connection.execute(sa.text("LOCK TABLE deployments IN SHARE ROW EXCLUSIVE MODE"))
+            yield connection
+
+
+def state_url(spec: ProjectSpec) -> str:
+    """Return the SQL URL of the state database: ``storage.state``, or a SQLite file under ``storage.path``.
+
+    Raises:
+        ConfigError: ``storage.path`` is a URI, where no SQLite file can live, or the reference cannot be read.
+    """
+    where = spec.storage.state
+    if isinstance(where, SecretRef):
+        try:
+            return where.read()
+        except (KeyError, OSError, IndexError) as error:
+            raise ConfigError([Problem("storage.state", f"cannot be read: {error}")]) from error
+    if where is not None:
+        return where
+    if "://" in spec.storage.path:
+        raise ConfigError(
+            [Problem("storage.state", "must be set where storage.path is a URI: SQLite needs a local file")],
+            hint="storage.state: {env: RAYMLOPS_STATE_URL} with postgresql+psycopg://user:password@host/database",
+        )
+    return f"sqlite:///{Path(spec.storage.path).expanduser().absolute() / 'state.db'}"
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise UsageError("the state URL is not a SQL URL such as sqlite:////path/state.db") from error
+    backend = parsed.get_backend_name()
+    if backend not in {"sqlite", "postgresql"}:
+        raise UsageError(f"the state database must be sqlite or postgresql, got {backend}")
+    if backend == "postgresql":
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        try:
+            return sa.create_engine(parsed, connect_args={"connect_timeout": 10}, pool_pre_ping=True)
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"the Postgres driver {error.name} is not installed", hint="pip install 'raymlops[postgres]'"
+            ) from error
+    if parsed.database and parsed.database != ":memory:":
+        folder = Path(parsed.database).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make the folder {folder}: {error.strerror}") from error
+    engine = sa.create_engine(parsed)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver's own BEGIN comes too late to hold a lock from the first read on
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    write = connection.get_execution_options().get("raymlops_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+@contextlib.contextmanager
+def _errors(engine: Engine) -> Iterator[None]:
+    """Turn what SQLAlchemy raises into errors of ours, without the URL's password and without the statement."""
+    shown = engine.url.render_as_string(hide_password=True)
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        cause = str(error.orig).strip().splitlines()[0] if error.orig else type(error).__name__
+        if engine.dialect.name == "sqlite":
+            raise StorageError(
+                f"the state database {shown}: {cause}", hint="Can the file and its folder be written? Is the disk full?"
+            ) from error
+        raise UnreachableError(
+            f"the state database {shown}: {cause}", hint="Does the server run, and may this user connect and write?"
+        ) from error
+    except sa.exc.SQLAlchemyError as error:
+        raise StorageError(f"the state database {shown}: {type(error).__name__}") from error
+
+
+def _check(name: str, wanted: Sequence[Deployment]) -> None:
+    if strangers := [item.name for item in wanted if item.name != name]:
+        raise UsageError(f"a deployment of {strangers[0]!r} cannot stand under {name!r}")
+    versions = [item.version for item in wanted]
+    if len(set(versions)) != len(versions):
+        raise UsageError(f"{name}: one version is given twice, got {versions}")
+    champions = [item.version for item in wanted if item.role == "champion"]
+    if len(champions) > 1:
+        raise UsageError(f"{name}: one champion at a time, got versions {champions}")
+
+
+def _row(item: Deployment) -> dict[str, Any]:
+    return {
+        "name": item.name,
+        "version": item.version,
+        "digest": item.bundle.digest,
+        "bundle_uri": item.bundle.uri,
+        "run_id": item.run_id,
+        "role": item.role,
+        "serve": item.serve,
+        "created_at": item.created_at,
+        "updated_at": _now(),
+    }
+
+
+def _deployment(row: Any) -> Deployment:
+    return Deployment(
+        name=row.name,
+        version=row.version,
+        bundle=BundleRef(uri=row.bundle_uri, digest=row.digest),
+        run_id=row.run_id,
+        role=row.role,
+        serve=row.serve,
+        created_at=_aware(row.created_at),
+    )
+
+
+def _aware(value: datetime) -> datetime:
+    """Give a time its zone back: SQLite stores none, and all ours are UTC."""
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _add_event(
+    connection: Connection, *, actor: str | None, action: str, subject: str, before: Any, after: Any, why: str
+) -> None:
+    values = {"before": before, "after": after, "why": why, "action": action, "subject": subject}
+    connection.execute(sa.insert(audit).values(ts=_now(), actor=actor or _this_user(), **values))
+
+
+def _this_user() -> str:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"

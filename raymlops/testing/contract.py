@@ -1,0 +1,337 @@
+"""The contract of a recipe, as a test class that users inherit for their own.
+
+::
+
+    class TestMine(RecipeContract):
+        recipe = Mine
+        config = {"hidden": 8}  # small, so that it takes seconds
+
+Owns what is asked of every recipe. Needs no cluster, writes no file, and imports no pytest: each test is a plain
+method with assertions that say what to change.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+from unittest import SkipTest
+
+import numpy as np
+import torch
+
+from raymlops.config.schema import ProjectSpec
+from raymlops.errors import InvalidRowsError
+from raymlops.project import Project, bind
+from raymlops.recipe import Batch, RecipeBase, batch_rows, reference_of, resolve
+from raymlops.training.data import Prepared, prepare
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from raymlops.signature import Column, Columns, Signature
+
+ROWS = 32
+"""Rows that a test draws from a split, at most."""
+UNSEEN = "\N{SNOWMAN} never seen in training"
+_KINDS = {"float": "f", "int": "iu", "bool": "b", "string": "OU"}
+
+
+class RecipeContract:
+    """Tests that a recipe must pass. Inherit, name the class ``Test...`` and set ``recipe``."""
+
+    recipe: ClassVar[type[RecipeBase]]
+    config: ClassVar[Mapping[str, Any]] = {}
+    """Fields of the recipe's own ``Config``; choose a small model."""
+    seed: ClassVar[int] = 0
+    rtol: ClassVar[float] = 1e-3
+    """Relative difference that two orders of summation may make in float32."""
+    atol: ClassVar[float] = 1e-5
+
+    def test_config_has_valid_defaults_for_all_its_fields(self) -> None:
+        """A configuration file may leave the recipe's section out."""
+        self.recipe.Config()
+
+    def test_import_string_leads_to_the_recipe(self) -> None:
+        """Workers and replicas find the class by its import string."""
+        found = resolve(reference_of(self.recipe))
+        assert found is self.recipe, f"{reference_of(self.recipe)!r} is another class: give the recipe one home"
+
+    def test_datasets_give_three_splits_with_rows(self) -> None:
+        """The splits exist, hold rows, and tables have the columns and types that the signature says."""
+        rows = {name: split.rows for name, split in self._case.prepared.splits.items()}
+        assert set(rows) == {"train", "validation", "test"}
+        assert all(rows.values()), f"a split is empty: {rows}"
+
+    def test_datasets_are_the_same_every_time(self) -> None:
+        """Two processes must see the same rows: what is drawn at random is drawn with a fixed seed."""
+        again = prepare(self._case.project, state=self._case.prepared.state)
+        for name, split in self._case.prepared.splits.items():
+            take = _take(split.rows)
+            _assert_same(split.batch(take), again.splits[name].batch(take), what=f"the {name} split of two processes")
+
+    def test_fit_gives_the_same_json_every_time(self) -> None:
+        """What is learnt from data is plain JSON, and a second fit gives the same."""
+        again = prepare(self._case.project)
+        first, second = (json.dumps(prepared.state, allow_nan=False) for prepared in (self._case.prepared, again))
+        assert first == second, "fit() gives another state each time: sort sets, seed what is random"
+
+    def test_label_is_no_input(self) -> None:
+        """What is to be predicted is not among the columns of a request."""
+        inputs = {column.name for column in self._case.signature.inputs}
+        assert self.recipe.label not in inputs, f"the label {self.recipe.label!r} is an input of the signature"
+
+    def test_model_is_on_the_cpu_and_seeded(self) -> None:
+        """The framework moves and wraps the model, and its seed alone decides the first weights."""
+        first, second = (self._case.model().state_dict() for _ in range(2))
+        devices = {str(tensor.device) for tensor in first.values()}
+        assert devices <= {"cpu"}, f"model() puts weights on {devices}: leave devices to the framework"
+        _assert_same(first, second, what="the weights of two models with one seed")
+
+    def test_loss_is_a_finite_scalar_with_a_gradient(self) -> None:
+        """One step of training is possible."""
+        model = self._case.model().train()
+        loss = self._case.recipe.loss(model, self._case.batch("train"))
+        assert loss.ndim == 0, f"loss() returns the shape {tuple(loss.shape)}: return the mean over the batch"
+        assert torch.isfinite(loss), f"loss() returns {loss.item()}"
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [value.grad for value in model.parameters() if value.grad is not None]
+        assert gradients, "loss() reaches no parameter of the model"
+        assert all(torch.isfinite(gradient).all() for gradient in gradients), "loss() has a gradient that is not finite"
+
+    def test_metrics_are_sums(self) -> None:
+        """The metrics of two halves add up to those of the whole, which makes them exact on any number of workers."""
+        case = self._case
+        take = _take(case.prepared.splits["validation"].rows)
+        if len(take) < 2:
+            raise SkipTest("the validation split has a single row")
+        middle = len(take) // 3 or 1
+        whole, *parts = (case.metrics("validation", rows) for rows in (take, take[:middle], take[middle:]))
+        assert "count" in whole, "metrics() returns no 'count' of rows"
+        assert whole["count"] == len(take), f"metrics() counts {whole['count']} of {len(take)} rows"
+        for name, total in whole.items():
+            np.testing.assert_allclose(
+                parts[0][name] + parts[1][name],
+                total,
+                rtol=self.rtol,
+                atol=self.atol,
+                err_msg=f"metrics()[{name!r}] is no sum over rows: the parts of a batch do not add up to the whole",
+            )
+
+    def test_finalize_gives_finite_numbers(self) -> None:
+        """Merged sums become named values."""
+        rows = _take(self._case.prepared.splits["validation"].rows)
+        values = self._case.recipe.finalize(self._case.metrics("validation", rows))
+        assert values, "finalize() returns no value"
+        for name, value in values.items():
+            assert isinstance(value, float), f"finalize()[{name!r}] is a {type(value).__name__}, not a float"
+            assert math.isfinite(value), f"finalize()[{name!r}] is {value}"
+
+    def test_requests_are_encoded_as_in_training(self) -> None:
+        """A training row that comes back as a request becomes the very same batch."""
+        case = self._case
+        split = case.prepared.splits["train"]
+        if split.columns is None:
+            raise SkipTest("the splits are torch datasets, whose items are no request rows")
+        take = _take(split.rows)
+        trained = split.batch(take)
+        if self.recipe.label is not None:
+            trained = {name: value for name, value in trained.items() if name != "label"}
+        asked = case.recipe.encode(case.signature.parse_rows(case.example))
+        assert batch_rows(asked) == len(case.example), f"encode() makes {batch_rows(asked)} rows of {len(case.example)}"
+        _assert_same(trained, asked, what="training rows and the same rows in a request")
+
+    def test_example_is_answered_as_the_signature_says(self) -> None:
+        """Request rows are parsed, encoded, predicted and decoded to the outputs, one for each row."""
+        answer = self._case.ask(self._case.example)
+        outputs = self._case.signature.outputs
+        names = [column.name for column in outputs]
+        assert sorted(answer) == sorted(names), f"decode() returns {sorted(answer)}, the signature says {names}"
+        for column in outputs:
+            _assert_column(column, answer[column.name], rows=len(self._case.example))
+        json.dumps(self._case.signature.rows(answer), allow_nan=False)
+
+    def test_answers_do_not_depend_on_the_batch(self) -> None:
+        """A row alone gets the answer that it gets among others: a replica puts strangers' rows together."""
+        case = self._case
+        whole = case.ask(case.example)
+        for index, row in enumerate(case.example):
+            self._assert_close(case.ask([row]), {name: array[index : index + 1] for name, array in whole.items()})
+
+    def test_answers_are_the_same_every_time(self) -> None:
+        """In eval mode nothing is random."""
+        first, second = (self._case.ask(self._case.example) for _ in range(2))
+        self._assert_close(first, second)
+
+    def test_weights_and_state_make_the_same_model_elsewhere(self) -> None:
+        """A fresh recipe with the state read back from JSON loads the weights strictly and answers alike."""
+        case = self._case
+        state = json.loads(json.dumps(case.prepared.state, allow_nan=False))
+        elsewhere = case.project.recipe(state=state)
+        model = elsewhere.model()
+        model.load_state_dict({name: tensor.clone() for name, tensor in case.trained.state_dict().items()}, strict=True)
+        assert elsewhere.signature() == case.signature, "signature() depends on more than config and state"
+        self._assert_close(case.ask(case.example), _answer(elsewhere, model.eval(), case.example))
+
+    def test_missing_values_are_answered(self) -> None:
+        """Every nullable column may be missing, from one row or from all."""
+        nullable = [column.name for column in self._case.signature.inputs if column.nullable]
+        if not nullable:
+            raise SkipTest("no input is nullable")
+        rows = [row | dict.fromkeys(nullable) for row in self._case.example]
+        for column in self._case.signature.outputs:
+            _assert_column(column, self._case.ask(rows)[column.name], rows=len(rows))
+
+    def test_unknown_categories_get_what_the_signature_says(self) -> None:
+        """A category that training never saw is answered, or refused where the signature says ``reject``."""
+        texts = [column for column in self._case.signature.inputs if column.type == "string"]
+        if not texts:
+            raise SkipTest("no input is text")
+        for column in texts:
+            rows = [row | {column.name: UNSEEN} for row in self._case.example]
+            if column.categories is not None and column.unknown == "reject":
+                _assert_refused(self._case.signature, rows, column)
+            else:
+                self._case.ask(rows)
+
+    @property
+    def _case(self) -> _Case:
+        return _case(self.recipe, json.dumps(dict(self.config), sort_keys=True), self.seed)
+
+    def _assert_close(self, got: Columns, expected: Columns) -> None:
+        for name, values in expected.items():
+            if np.asarray(values).dtype.kind == "f":
+                np.testing.assert_allclose(
+                    got[name], values, rtol=self.rtol, atol=self.atol, err_msg=f"output {name!r}"
+                )
+            else:
+                np.testing.assert_array_equal(got[name], values, err_msg=f"output {name!r}")
+
+
+class _Case:
+    """One recipe with its data and a model, prepared once for all tests."""
+
+    def __init__(self, recipe: type[RecipeBase], config: dict[str, Any], seed: int) -> None:
+        sections = {
+            "project": {"name": "contract"},
+            "recipe": {"import": reference_of(recipe), "config": config},
+            "train": {"seed": seed},
+        }
+        self.project: Project = bind(ProjectSpec.model_validate(sections), recipe=recipe)
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        return prepare(self.project)
+
+    @property
+    def recipe(self) -> RecipeBase:
+        return self.prepared.recipe
+
+    @cached_property
+    def signature(self) -> Signature:
+        return self.recipe.signature()
+
+    @cached_property
+    def trained(self) -> nn.Module:
+        """One step of training away from the first weights, so that no output is a constant by its initial value."""
+        model = self.model().train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        self.recipe.loss(model, self.batch("train")).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return model.eval()
+
+    @cached_property
+    def example(self) -> list[dict[str, Any]]:
+        rows = self.recipe.example()
+        columns = self.prepared.splits["train"].columns
+        if columns is not None:
+            # The first training rows, whatever the recipe shows to readers: they are compared with their own encoding.
+            take = _take(len(next(iter(columns.values())))).numpy()
+            rows = self.signature.rows({column.name: columns[column.name][take] for column in self.signature.inputs})
+        assert rows, "the splits are torch datasets: define example(), which returns request rows"
+        return rows
+
+    def model(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.project.spec.train.seed)
+            return self.recipe.model()
+
+    def batch(self, split: str) -> Batch:
+        return self.prepared.splits[split].batch(_take(self.prepared.splits[split].rows))
+
+    def metrics(self, split: str, rows: torch.Tensor) -> dict[str, Any]:
+        with torch.no_grad():
+            sums = self.recipe.metrics(self.trained, self.prepared.splits[split].batch(rows))
+        return {name: torch.as_tensor(total).double().numpy() for name, total in sums.items()}
+
+    def ask(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return _answer(self.recipe, self.trained, rows)
+
+
+@cache
+def _case(recipe: Any, config: str, seed: int) -> _Case:
+    return _Case(recipe, json.loads(config), seed)
+
+
+def _take(rows: int) -> torch.Tensor:
+    return torch.arange(min(rows, ROWS))
+
+
+def _answer(recipe: RecipeBase, model: nn.Module, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    with torch.no_grad():
+        output = recipe.predict(model, recipe.encode(recipe.signature().parse_rows(rows)))
+    return {name: np.asarray(values) for name, values in recipe.decode(output).items()}
+
+
+def _assert_column(column: Column, values: Any, *, rows: int) -> None:
+    kinds = _KINDS[column.type] + ("f" if column.type == "int" and column.nullable else "")
+    what = f"decode() returns {column.name!r}"
+    assert values.dtype.kind in kinds, f"{what} as {values.dtype}, the signature says {column.type}"
+    assert len(values) == rows, f"{what} with {len(values)} values for {rows} rows"
+    if column.shape and None not in column.shape:
+        assert values.shape[1:] == column.shape, (
+            f"{what} of shape {values.shape[1:]}, the signature says {column.shape}"
+        )
+    if column.nullable or (column.shape and None in column.shape):
+        return
+    if values.dtype.kind == "f":
+        assert np.isfinite(values).all(), f"{what} with values that are not finite: {values[~np.isfinite(values)][:3]}"
+    elif column.type == "string":
+        assert all(isinstance(value, str) for value in values.tolist()), f"{what} with values that are no text"
+
+
+def _assert_refused(signature: Signature, rows: list[dict[str, Any]], column: Column) -> None:
+    try:
+        signature.parse_rows(rows)
+    except InvalidRowsError:
+        return
+    raise AssertionError(f"{column.name!r} accepts an unknown category, though the signature says reject")
+
+
+def _assert_same(first: Any, second: Any, *, what: str) -> None:
+    leaves = dict(_leaves(first)), dict(_leaves(second))
+    assert leaves[0].keys() == leaves[1].keys(), f"{what} have other fields: {sorted(leaves[0])}, {sorted(leaves[1])}"
+    for name, value in leaves[0].items():
+        other = leaves[1][name]
+        tensors = isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor)
+        same = _equal(value, other) if tensors else value == other
+        assert same, f"{what} differ in {name or 'the batch'}"
+
+
+def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
+
+
+def _leaves(batch: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(batch, Mapping):
+        for name, value in batch.items():
+            yield from _leaves(value, f"{prefix}{name}.")
+    elif isinstance(batch, tuple | list):
+        for index, value in enumerate(batch):
+            yield from _leaves(value, f"{prefix}{index}.")
+    else:
+        yield prefix.rstrip("."), batch

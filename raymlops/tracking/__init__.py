@@ -1,0 +1,1 @@
+"""Tracking: what a run was, written to MLflow by explicit URI."""

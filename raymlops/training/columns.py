@@ -1,0 +1,220 @@
+"""Tables as columns: whatever a recipe returned, as the arrays that a request would bring, and a hash per row.
+
+Owns the conversion and the hash. Knows nothing of recipes or torch datasets, and needs no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raymlops.errors import RecipeError
+
+Array = npt.NDArray[Any]
+
+_HASH_ELEMENTS = 1 << 22
+"""Elements hashed at a time, which bounds the memory of a wide column to about 100 MB."""
+
+
+def is_table(source: Any) -> bool:
+    """Tell whether a split is a table: a mapping of columns, Arrow, pandas, or the path of a Parquet file."""
+    return isinstance(source, Mapping | str | Path) or _is_frame(source) or _is_arrow(source)
+
+
+def table_columns(table: Any) -> dict[str, Array]:
+    """Return a table as columns: float64, int64 and bool arrays, text as objects with None where it is missing.
+
+    An integer column with missing values is float64 with NaN, as a signature has it.
+
+    Raises:
+        RecipeError: the file cannot be read, columns differ in length, or a column has a type that no
+            request could bring.
+    """
+    if isinstance(table, str | Path):
+        table = _read_parquet(str(table))
+    if _is_frame(table):
+        import pyarrow as pa
+
+        try:
+            table = pa.Table.from_pandas(table, preserve_index=False)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise RecipeError(f"a DataFrame of the recipe mixes types in one column: {error}") from error
+    if _is_arrow(table):
+        columns = {name: _from_arrow(name, table.column(name)) for name in table.column_names}
+    else:
+        columns = {str(name): _from_array(str(name), values) for name, values in table.items()}
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) != 1:
+        raise RecipeError(f"a table of the recipe needs columns of one length, got {lengths or 'no column'}")
+    return columns
+
+
+def hash_columns(columns: Mapping[str, Array]) -> npt.NDArray[np.uint64]:
+    """Return a 64-bit hash per row, the same for equal values whatever their width or the order of columns.
+
+    Each value goes through the finaliser of SplitMix64 (Steele, Lea and Flood, 2014), salted by column and position.
+    """
+    rows = len(next(iter(columns.values())))
+    total = np.zeros(rows, dtype=np.uint64)
+    for name in sorted(columns):
+        values = columns[name]
+        salt = _text_hash(name)
+        flat = values.reshape(rows, -1)
+        step = max(1, _HASH_ELEMENTS // max(1, flat.shape[1]))
+        positions = _mix(np.arange(flat.shape[1], dtype=np.uint64) + salt)
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
+            total[part] += _mix(_bits(flat[part]) ^ positions).sum(axis=1, dtype=np.uint64)
+    return _mix(total)
+
+
+def _bits(values: Array) -> npt.NDArray[np.uint64]:
+    if values.dtype != object:
+        # Adding zero makes -0.0 and 0.0 one value; every NaN gets the same bits.
+        numbers = values.astype(np.float64) + 0.0
+        numbers[np.isnan(numbers)] = np.nan
+        return numbers.view(np.uint64)
+    known: dict[Any, np.uint64] = {}
+    flat = [_hashable(value) for value in values.ravel().tolist()]
+    for value in flat:
+        if value not in known:
+            known[value] = _text_hash(repr(value))
+    return np.array([known[value] for value in flat], dtype=np.uint64).reshape(values.shape)
+
+
+def _hashable(value: Any) -> Any:
+    return (value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
+
+
+def _text_hash(text: str) -> np.uint64:
+    return np.uint64(int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little"))
+
+
+def _mix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def _is_frame(source: Any) -> bool:
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(source, pandas.DataFrame)
+
+
+def _is_arrow(source: Any) -> bool:
+    arrow = sys.modules.get("pyarrow")
+    return arrow is not None and isinstance(source, arrow.Table)
+
+
+def _read_parquet(path: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RecipeError(
+            f"datasets() names the Parquet file {path!r}, which cannot be read: {error}",
+            hint="A relative path is looked for from the working directory.",
+        ) from error
+
+
+def _from_arrow(name: str, column: Any) -> Array:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(column.type):
+        column = pc.cast(column, column.type.value_type)
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
+        return _objects(column.to_pylist())
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _stacked(name, column.to_pylist())
+    if pa.types.is_boolean(kind) and not column.null_count:
+        return np.asarray(column.to_numpy(), dtype=np.bool_)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        whole = pa.types.is_integer(kind) and not column.null_count
+        wide = pc.cast(column, pa.int64() if whole else pa.float64())
+        return np.array(wide.to_numpy(), dtype=np.int64 if whole else np.float64)
+    raise _type_error(name, str(kind) + (" with missing values" if pa.types.is_boolean(kind) else ""))
+
+
+def _from_array(name: str, values: Any) -> Array:
+    array = values if isinstance(values, np.ndarray) else _as_array(values)
+    if array.ndim == 0:
+        raise RecipeError(f"column {name!r} of a table is the single value {values!r}, not an array of rows")
+    if array.dtype.kind == "f":
+        return array.astype(np.float64, copy=False)
+    if array.dtype.kind in "iu":
+        return array.astype(np.int64, copy=False)
+    if array.dtype.kind == "b":
+        return array
+    if array.dtype.kind in "UT":
+        return array.astype(object)
+    if array.dtype.kind == "O":
+        return _from_objects(name, array)
+    raise _type_error(name, str(array.dtype))
+
+
+def _as_array(values: Any) -> Array:
+    if hasattr(values, "detach"):
+        return np.asarray(values.detach().cpu().numpy())
+    if hasattr(values, "to_numpy"):
+        return np.asarray(values.to_numpy())
+    items = list(values)
+    text = any(isinstance(item, str) or item is None for item in items)
+    return _objects(items) if text or _ragged(items) else np.asarray(items)
+
+
+def _from_objects(name: str, array: Array) -> Array:
+    items = [_none_if_missing(item) for item in array.tolist()]
+    present = [item for item in items if item is not None]
+    if all(isinstance(item, str) for item in present):
+        return _objects(items)
+    if all(isinstance(item, bool | int | float | np.number) for item in present):
+        if len(present) == len(items):
+            return _from_array(name, np.asarray(items))
+        return np.array([np.nan if item is None else item for item in items], dtype=np.float64)
+    if len(present) == len(items) and all(isinstance(item, list | np.ndarray) for item in items):
+        return _stacked(name, items)
+    kinds = sorted({type(item).__name__ for item in present})
+    raise _type_error(name, " and ".join(kinds))
+
+
+def _none_if_missing(item: Any) -> Any:
+    if isinstance(item, float) and np.isnan(item):
+        return None
+    return None if type(item).__name__ in {"NAType", "NaTType"} else item
+
+
+def _stacked(name: str, items: list[Any]) -> Array:
+    arrays = [np.asarray(item) for item in items]
+    if any(array.dtype == object for array in arrays):
+        raise _type_error(name, "ragged or missing arrays")
+    if len({array.shape for array in arrays}) == 1:
+        return _from_array(name, np.stack(arrays))
+    return _objects(arrays)
+
+
+def _ragged(items: list[Any]) -> bool:
+    return len({np.shape(item)[:1] for item in items if isinstance(item, list | tuple | np.ndarray)}) > 1
+
+
+def _objects(items: Iterable[Any]) -> Array:
+    listed = list(items)
+    array = np.empty(len(listed), dtype=object)
+    array[:] = listed
+    return array
+
+
+def _type_error(name: str, kind: str) -> RecipeError:
+    return RecipeError(
+        f"column {name!r} of a table has the type {kind}, which no request can bring",
+        hint="Turn it into numbers, text, true/false or arrays of them in datasets().",
+    )

@@ -1,0 +1,89 @@
+"""Evaluation: a recipe's sums over a split, every row exactly once for any number of ranks."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from raymlops.training.data import SplitData, move
+from raymlops.training.metrics import Totals, add, batch_totals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from raymlops.recipe import RecipeBase
+
+
+def totals(
+    recipe: RecipeBase,
+    model: nn.Module,
+    split: SplitData,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device | str = "cpu",
+) -> Totals:
+    """Return the sums over this rank's rows: every ``world``-th one, without padding.
+
+    ``model`` is the plain module, never the DDP wrapper: its forward exchanges buffers, and a rank with one batch
+    less would leave the others waiting. A rank without a row returns zeros of the right shapes.
+
+    Raises:
+        RecipeError: ``metrics()`` breaks its contract.
+    """
+    return _sums(
+        recipe, model, split, torch.arange(rank, split.rows, world), batch_size=batch_size, device=torch.device(device)
+    )
+
+
+def block_totals(
+    recipe: RecipeBase,
+    model: nn.Module,
+    split: SplitData,
+    *,
+    blocks: int,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+) -> list[Totals]:
+    """Return the sums over each of ``blocks`` contiguous blocks of rows (at most one a row), for resampling."""
+    parts = np.array_split(np.arange(split.rows), min(blocks, split.rows))
+    return [
+        _sums(recipe, model, split, torch.from_numpy(part), batch_size=batch_size, device=torch.device(device))
+        for part in parts
+    ]
+
+
+def _sums(
+    recipe: RecipeBase,
+    model: nn.Module,
+    split: SplitData,
+    indices: torch.Tensor,
+    *,
+    batch_size: int,
+    device: torch.device,
+) -> Totals:
+    total: Totals | None = None
+    with _evaluating(model):
+        for batch in split.batches(indices, batch_size=batch_size):
+            total = add(total, batch_totals(recipe, model, move(batch, device)))
+        if total is None:
+            one = batch_totals(recipe, model, move(split.batch(torch.tensor([0])), device))
+            total = {name: np.zeros_like(value) for name, value in one.items()}
+    return total
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

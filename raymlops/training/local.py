@@ -1,0 +1,95 @@
+"""The loop in this process, without MLflow or files: what a trial of a sweep is."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from raymlops.training.checkpoint import MemorySaver
+from raymlops.training.context import Outcome, Saver, TrainContext
+from raymlops.training.data import Prepared, prepare
+from raymlops.training.loop import default_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from raymlops.project import Project
+    from raymlops.training.progress import Event
+
+OnEpoch = "Callable[[int, dict[str, float]], bool]"
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a training reached. ``metrics`` and ``model_state`` are of the best epoch."""
+
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+    best_epoch: int
+    epochs: int
+    steps: int
+    model_state: dict[str, Any]
+
+
+def run_local(
+    project: Project,
+    *,
+    prepared: Prepared | None = None,
+    on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
+) -> LocalResult:
+    """Train in this process and keep the best model in memory. ``on_epoch`` returns True to stop.
+
+    Raises:
+        RecipeError: the recipe's code raises or breaks its contract.
+        NonFiniteError: a loss or the deciding metric is NaN or infinite.
+    """
+    saver = MemorySaver()
+    outcome = run_in_process(
+        project, prepared or prepare(project), saver=saver, emit=lambda _event: None, on_epoch=on_epoch
+    )
+    return LocalResult(
+        metrics=outcome.metrics,
+        history=outcome.history,
+        best_epoch=outcome.best_epoch,
+        epochs=outcome.epochs,
+        steps=outcome.steps,
+        model_state=saver.model_state,
+    )
+
+
+def run_in_process(
+    project: Project,
+    prepared: Prepared,
+    *,
+    saver: Saver,
+    emit: Callable[[Event], None],
+    on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
+) -> Outcome:
+    """Run the loop on the first GPU where the configuration asks for one, else on the CPU."""
+    section = project.spec.train
+    context = TrainContext(
+        section,
+        prepared,
+        saver=saver,
+        emit=emit,
+        device="cuda" if section.gpus_per_worker and torch.cuda.is_available() else "cpu",
+        should_stop=on_epoch,
+    )
+    with _own_torch_state(section.threads_per_worker):
+        return context.run(default_loop)
+
+
+@contextmanager
+def _own_torch_state(threads: int | None) -> Iterator[None]:
+    """Leave the caller's random state and thread count as they were."""
+    before = torch.get_num_threads()
+    try:
+        with torch.random.fork_rng():
+            if threads is not None:
+                torch.set_num_threads(threads)
+            yield
+    finally:
+        torch.set_num_threads(before)

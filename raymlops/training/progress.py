@@ -1,0 +1,240 @@
+"""Progress: what happened as events, and three ways to show them, all on stderr.
+
+A terminal gets a live bar, a job log one logfmt line at most every ten seconds, a notebook one display that
+is updated in place. Knows nothing of training itself; sweeps show theirs with the same pieces.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+LOG_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened in a run. Counts are of the whole run; ``metrics`` are those known at this moment."""
+
+    kind: Literal["start", "step", "epoch", "end", "message"]
+    epoch: int = 0
+    epochs: int = 0
+    step: int = 0
+    steps: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    elapsed_s: float = 0.0
+    message: str = ""
+    rows_per_s: float = 0.0
+    timestamp_ms: int = 0
+    """Wall clock, set where the event happened."""
+
+    @property
+    def eta_s(self) -> float | None:
+        """Return the seconds to go at the pace so far, or None before the first step."""
+        return self.elapsed_s / self.step * (self.steps - self.step) if self.step else None
+
+
+class Display(Protocol):
+    """Shows events; a context manager, so that a live bar is gone when an error is printed."""
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+Kind = Literal["terminal", "notebook", "log"]
+
+
+def kind_for(*, isatty: bool, in_notebook: bool) -> Kind:
+    """Choose a display."""
+    if in_notebook:
+        return "notebook"
+    return "terminal" if isatty else "log"
+
+
+def display(stream: TextIO | None = None) -> Display:
+    """Return the display for ``stream`` (default: stderr) and this process."""
+    stream = sys.stderr if stream is None else stream
+    kind = kind_for(isatty=stream.isatty(), in_notebook=running_in_notebook())
+    if kind == "notebook":
+        return NotebookDisplay()
+    return TerminalDisplay(stream) if kind == "terminal" else LogDisplay(stream)
+
+
+pick = display
+"""Another name of ``display``."""
+
+
+def running_in_notebook() -> bool:
+    """Return whether this process is a notebook's kernel."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+class Throttle:
+    """Lets one call in ``every_s`` seconds through."""
+
+    def __init__(self, every_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every_s = every_s
+        self._clock = clock
+        self._last = -math.inf
+
+    def due(self) -> bool:
+        """Return whether it is time again, and if so start the next wait."""
+        now = self._clock()
+        if now - self._last < self._every_s:
+            return False
+        self._last = now
+        return True
+
+
+def logfmt(event: Event) -> str:
+    """Return the event as one line of ``key=value`` pairs."""
+    pairs: dict[str, Any] = {"event": event.kind}
+    if event.epochs:
+        pairs["epoch"] = f"{event.epoch}/{event.epochs}"
+    if event.steps:
+        pairs["step"] = f"{event.step}/{event.steps}"
+    pairs |= {name: f"{value:.5g}" for name, value in event.metrics.items()}
+    if event.rows_per_s:
+        pairs["rows_per_s"] = f"{event.rows_per_s:.0f}"
+    pairs["elapsed_s"] = f"{event.elapsed_s:.1f}"
+    if event.kind in {"step", "epoch"} and event.eta_s is not None:
+        pairs["eta_s"] = f"{event.eta_s:.0f}"
+    if event.message:
+        pairs["msg"] = event.message
+    return logfmt_line(pairs)
+
+
+def logfmt_line(pairs: Mapping[str, Any]) -> str:
+    """Return ``key=value`` pairs as one line, quoted where a value asks for it."""
+    return " ".join(f"{key}={_quoted(str(value))}" for key, value in pairs.items())
+
+
+class LogDisplay:
+    """One logfmt line at most every ten seconds, and the last one in any case."""
+
+    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._throttle = Throttle(LOG_EVERY_S, clock=clock)
+        self._metrics: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Print the event if it is time."""
+        self._metrics.update(event.metrics)
+        if event.kind == "end" or self._throttle.due():
+            # Metrics of an epoch that fell between two lines are still in the next line.
+            event = Event(**{**event.__dict__, "metrics": dict(self._metrics)})
+            print(logfmt(event), file=self._stream, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+class TerminalDisplay:
+    """A live bar: epoch, step, metrics, rows per second, time to go."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=Console(file=stream),
+            transient=False,
+        )
+        self._task = self._progress.add_task("starting", total=None, numbers="")
+        self._metrics: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Move the bar."""
+        self._metrics.update(event.metrics)
+        description = event.message or (f"epoch {event.epoch}/{event.epochs}" if event.epochs else event.kind)
+        self._progress.update(
+            self._task,
+            description=description,
+            total=event.steps or None,
+            completed=event.step,
+            numbers="  ".join(_numbers(event, self._metrics)),
+        )
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+class NotebookDisplay:
+    """One display, updated in place; it needs IPython, which a notebook has."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._throttle = Throttle(0.5, clock=clock)
+        self._metrics: dict[str, float] = {}
+        self._handle: Any = None
+
+    def __call__(self, event: Event) -> None:
+        """Update the display, at most twice a second within an epoch."""
+        self._metrics.update(event.metrics)
+        if event.kind == "step" and not self._throttle.due():
+            return
+        from IPython.display import HTML  # type: ignore[import-not-found, unused-ignore]
+        from IPython.display import display as show
+
+        html = HTML(notebook_html(event, self._metrics))
+        if self._handle is None:
+            self._handle = show(html, display_id=True)
+        else:
+            self._handle.update(html)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+def notebook_html(event: Event, metrics: Mapping[str, float]) -> str:
+    """Return the bar and numbers of a notebook's display."""
+    head = event.message or (f"epoch {event.epoch}/{event.epochs}" if event.epochs else event.kind)
+    bar = f'<progress value="{event.step}" max="{max(1, event.steps)}" style="width:16em"></progress>'
+    return f"<div>{escape(head)} {bar} {escape(' · '.join(_numbers(event, metrics)))}</div>"
+
+
+def _numbers(event: Event, metrics: Mapping[str, float]) -> list[str]:
+    shown = [f"{name.removeprefix('validation/')} {value:.4g}" for name, value in metrics.items() if name != "train/lr"]
+    if event.rows_per_s:
+        shown.append(f"{event.rows_per_s:,.0f} rows/s")
+    if event.kind in {"step", "epoch"} and event.eta_s is not None:
+        minutes, seconds = divmod(round(event.eta_s), 60)
+        shown.append(f"{minutes}:{seconds:02d} left")
+    return shown
+
+
+def _quoted(value: str) -> str:
+    if value and not any(character in value for character in ' "=\n'):
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'

@@ -1,0 +1,45 @@
+"""Which rows go where: the order of an epoch, and each rank's share of a global batch.
+
+Pure but for torch's generator: row numbers in, row numbers out. The order depends on seed and epoch alone, so
+the sequence of global batches is the same for any number of workers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def derived_seed(*parts: int) -> int:
+    """Return a seed of 63 bits from several numbers, unrelated for neighbouring numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def global_batches(rows: int, *, batch_size: int, seed: int, epoch: int) -> Iterator[torch.Tensor]:
+    """Yield the row indices of each global batch of an epoch; the last batch holds what remains."""
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(derived_seed(seed, epoch)))
+    for start in range(0, rows, batch_size):
+        yield order[start : start + batch_size]
+
+
+def micro_batches(indices: torch.Tensor, *, rank: int, world: int, pieces: int) -> list[tuple[torch.Tensor, float]]:
+    """Return this rank's micro-batches of a global batch, each with its weight.
+
+    A rank takes every ``world``-th row, in at most ``pieces`` pieces. The loss of a piece is a mean over
+    its rows, and DDP averages gradients over ranks, so with
+
+        weight = rows of the piece * world / rows of the global batch
+
+    the averaged gradient is the exact mean over the global batch, also where shares are uneven. A rank without
+    a row takes the whole (tiny) batch at weight 0, because every rank must take part in the exchange of gradients.
+    """
+    share = indices[rank::world]
+    if len(share) == 0:
+        return [(indices, 0.0)]
+    parts = share.tensor_split(min(pieces, len(share)))
+    return [(part, len(part) * world / len(indices)) for part in parts]

@@ -1,0 +1,119 @@
+"""A process's prepared data, kept for its next trial.
+
+Owns the question whether another configuration would have prepared the same data: it would, where it differs only in
+fields of the recipe's configuration that ``datasets``, ``fit``, ``encode`` and ``target`` never read. What they
+read is watched, so that a sweep over ``hidden`` loads its data once a process and one over ``train_rows``
+does not train on the wrong rows. Knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from raymlops.training.data import Prepared, prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from raymlops.project import Project
+    from raymlops.recipe import RecipeConfig
+
+
+@dataclass
+class _Entry:
+    project: Project
+    watched: WatchedConfig
+    prepared: Prepared
+
+    def fits(self, project: Project) -> bool:
+        """Return whether ``project`` would prepare the same data. Asked anew each time: reading goes on in training."""
+        return (
+            self.project.recipe_class is project.recipe_class
+            and self.project.spec.train.seed == project.spec.train.seed
+            and all(
+                getattr(self.project.recipe_config, name) == getattr(project.recipe_config, name)
+                for name in self.watched.read_fields()
+            )
+        )
+
+
+class DataCache:
+    """Prepared data by what it was made from; the last one only, as a trial's data may fill the memory."""
+
+    def __init__(self) -> None:
+        self._entry: _Entry | None = None
+        self.prepared = 0
+        """How often data was prepared anew."""
+
+    def get(self, project: Project) -> Prepared:
+        """Return the project's data: prepared before, with a recipe of this configuration, or prepared now.
+
+        Raises:
+            RecipeError: as ``prepare``.
+        """
+        if self._entry is not None and self._entry.fits(project):
+            kept = self._entry.prepared
+            return Prepared(project.recipe(state=kept.state), kept.splits, kept.state)
+        self._entry = None
+        watched = WatchedConfig(project.recipe_config)
+        self.prepared += 1
+        made = prepare(replace(project, recipe_config=watched))  # type: ignore[arg-type]
+        self._entry = _Entry(project, watched, made)
+        return Prepared(project.recipe(state=made.state), made.splits, made.state)
+
+
+class WatchedConfig:
+    """Stands in for a recipe's configuration and notes which fields are read.
+
+    Whatever is more than reading a field (dumping, copying, comparing, iterating) counts as reading them all.
+    """
+
+    def __init__(self, config: RecipeConfig) -> None:
+        object.__setattr__(self, "_config", config)
+        object.__setattr__(self, "_read", set())
+
+    def read_fields(self) -> frozenset[str]:
+        """Return the names of the fields read so far."""
+        return frozenset(object.__getattribute__(self, "_read"))
+
+    def __getattr__(self, name: str) -> Any:
+        config = self._config
+        if name in type(config).model_fields:
+            self._read.add(name)
+            return getattr(config, name)
+        return getattr(self._all(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._config, name, value)  # frozen: pydantic's own error
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # isinstance holds
+        return type(self._config)
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return iter(self._all())
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._all() == other)
+
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+    def __repr__(self) -> str:
+        return repr(self._all())
+
+    def __copy__(self) -> Any:
+        return copy.copy(self._all())
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return copy.deepcopy(self._all(), memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self._all().__reduce_ex__(protocol)
+
+    def _all(self) -> Any:
+        config = object.__getattribute__(self, "_config")
+        object.__getattribute__(self, "_read").update(type(config).model_fields)
+        return config

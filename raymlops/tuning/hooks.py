@@ -1,0 +1,116 @@
+"""What Ray Tune calls during a sweep: a searcher, a callback and a stopper, all thin over one conductor.
+
+Owns how Tune's results are read. An exception in a hook would come back as the text of a ``TuneError`` with the
+sweep half stopped, so each is kept by the conductor and the sweep is halted in order.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from ray.tune import Callback, Stopper
+from ray.tune.search import Searcher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from raymlops.tuning.conductor import Conductor
+
+
+def _kept(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Hand what a hook raises to the conductor."""
+
+    @functools.wraps(method)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            self.conductor.failed(error)
+            return None
+
+    return wrapped
+
+
+class _Hook:
+    conductor: Conductor
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its hooks into the experiment's folder for a restore that we never make:
+        # the study in SQL is the one truth, and connections cannot be pickled.
+        return {}
+
+
+class SweepSearcher(_Hook, Searcher):  # type: ignore[misc]
+    """Draws trials; concurrency is limited here, so that a trial is drawn when it can run and not before."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        super().__init__()
+        self.conductor = conductor
+
+    def suggest(self, trial_id: str) -> Any:  # noqa: ARG002 - Tune's signature
+        """Return the next trial's configuration, None to wait, or FINISHED."""
+        try:
+            config = self.conductor.next_trial()
+        except Exception as error:
+            self.conductor.failed(error)
+            return Searcher.FINISHED
+        return Searcher.FINISHED if config is None and self.conductor.wanted <= 0 else config
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Do nothing: the callback hears of the same end together with the trial and its last result."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write nothing: the study is in SQL."""
+
+
+class SweepCallback(_Hook, Callback):  # type: ignore[misc]
+    """Passes on epochs and ends."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        self.conductor = conductor
+
+    @_kept
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:  # noqa: ARG002
+        """Record an epoch."""
+        if result["metrics"] is not None:
+            self.conductor.epoch(
+                trial.config["number"],
+                epoch=result["epochs"],
+                value=result["value"],
+                metrics=result["metrics"],
+                best_metrics=result["best_metrics"],
+            )
+
+    @_kept
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
+        """Record the end of a trial that its own process or the scheduler ended."""
+        result = trial.last_result
+        self.conductor.end(trial.config["number"], result.get("outcome") or "pruned", reason=result.get("reason", ""))
+
+    @_kept
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
+        """Record the end of a trial whose process died; what its own code raises comes as a result."""
+        self.conductor.end(trial.config["number"], "failed", reason=_death(trial))
+
+
+class SweepStopper(_Hook, Stopper):  # type: ignore[misc]
+    """Stops everything when the conductor is halting."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        self.conductor = conductor
+
+    def __call__(self, trial_id: str, result: Any) -> bool:  # noqa: ARG002
+        """Stop no single trial: that is the scheduler's."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether the sweep is to stop now."""
+        return self.conductor.halting
+
+
+def _death(trial: Any) -> str:
+    error = trial.get_pickled_error() or trial.get_error()
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    name = type(error).__name__ if isinstance(error, BaseException) else "the trial's process died"
+    return f"{name}: {lines[0] if lines else ''}"

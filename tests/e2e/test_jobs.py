@@ -1,0 +1,52 @@
+import json
+import shutil
+
+import httpx
+import pytest
+
+from raymlops.cluster.ports import free_port
+
+pytestmark = pytest.mark.e2e
+
+TINY = [
+    "sweep.num_trials=2",
+    "train.epochs=1",
+    "train.num_workers=1",
+    "train.cpus_per_worker=0.4",
+    "serve.cpus_per_replica=0.1",
+]
+
+
+def result_of(log):
+    lines = [line for line in log.splitlines() if line.startswith("RAYMLOPS_RESULT ")]
+    assert len(lines) == 1
+    return json.loads(lines[0].removeprefix("RAYMLOPS_RESULT "))
+
+
+def test_every_job_script_runs_on_a_cluster_from_up(user, repository):
+    """train, sweep, pipeline and deploy by ``ray job submit``; the endpoint answers; ``down`` leaves nothing."""
+    for folder in ("jobs", "configs"):
+        shutil.copytree(repository / folder, user.cwd / "project" / folder)
+    user.cwd /= "project"
+    ports = {name: free_port() for name in ("http", "dashboard", "mlflow", "ray")}
+    flags = [text for name, port in ports.items() for text in (f"--{name}-port", port)]
+    up = json.loads(user.raymlops("up", *flags, "--json").stdout)
+    user.env |= up["env"]
+
+    def submit(verb, *arguments):
+        command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", f"jobs/{verb}.py"]
+        return result_of(user.run(*command, "--config", "configs/digits.yaml", *arguments).stdout)
+
+    http = f"serve.port={ports['http']}"
+    assert submit("train", *TINY)["metrics"]["validation/accuracy"] > 0.5
+    assert len(submit("sweep", *TINY)["trials"]) == 2
+    first = submit("pipeline", *TINY, "gate.thresholds.test/accuracy.min=0.1", http)
+    assert first["deployment"]["role"] == "champion"
+    again = submit("deploy", "--version", "@champion", http)
+    assert (again["version"], again["changed"]) == (first["version"]["version"], False)
+
+    about = httpx.get(f"http://127.0.0.1:{ports['http']}/models/digits").json()
+    assert about["digest"] == first["version"]["bundle"]["digest"]
+    assert about["run_id"] == first["run"]["run_id"]
+    assert json.loads(user.raymlops("down", "--json").stdout)["down"]["stopped"] > 0
+    assert user.processes() == []

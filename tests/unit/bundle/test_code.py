@@ -1,0 +1,132 @@
+"""Which files of a recipe travel."""
+
+from __future__ import annotations
+
+import pytest
+
+from raymlops.bundle.code import MAX_DATA_BYTES, MAX_TOTAL_BYTES, collect
+from raymlops.errors import RecipeError
+from raymlops.recipe import RecipeBase
+
+RECIPE = """
+from raymlops.recipe import RecipeBase
+import numpy
+class Shop(RecipeBase): ...
+"""
+
+
+def test_a_module_takes_its_file_and_what_it_imports_beside_it(imported):
+    """Also an import in a function, and what that module imports; installed modules and neighbours stay."""
+    shop = imported(
+        "shop:Shop",
+        {
+            "shop.py": RECIPE + "def encode():\n    from features import x\n",
+            "features.py": "import scales.robust\nx = 1\n",
+            "scales/__init__.py": "",
+            "scales/robust.py": "",
+            "scales/data.json": "{}",
+            "unrelated.py": "",
+        },
+    )
+
+    assert list(collect(shop).files) == [
+        "features.py",
+        "scales/__init__.py",
+        "scales/data.json",
+        "scales/robust.py",
+        "shop.py",
+    ]
+
+
+def test_a_package_travels_whole_but_for_what_a_replica_never_needs(imported):
+    """Sources and small data files; no tests, caches, hidden folders, other files or secrets."""
+    shop = imported(
+        "shop.recipe:Shop",
+        {
+            "shop/__init__.py": "",
+            "shop/recipe.py": RECIPE,
+            "shop/deep/vocabulary.txt": "a b",
+            "shop/deep/computed_at_run_time.py": "",
+            "shop/tests/test_recipe.py": "",
+            "shop/__pycache__/old.py": "",
+            "shop/.venv/lib.py": "",
+            "shop/model.pkl": "",
+            "shop/client_secrets.json": "{}",
+            "shop/train.csv": "x" * (MAX_DATA_BYTES + 1),
+            "beside.py": "",
+        },
+    )
+
+    code = collect(shop)
+
+    assert list(code.files) == [
+        "shop/__init__.py",
+        "shop/deep/computed_at_run_time.py",
+        "shop/deep/vocabulary.txt",
+        "shop/recipe.py",
+    ]
+    assert code.left_out == ("shop/client_secrets.json", "shop/train.csv")
+
+
+def test_a_folder_without_init_gives_only_the_modules_that_are_imported(imported):
+    """Such a folder belongs to nobody: other examples in it stay behind."""
+    shop = imported(
+        "examples.shop:Shop",
+        {
+            "examples/shop.py": RECIPE + "from . import features\nfrom .scales import s\nimport examples.units\n",
+            "examples/features.py": "",
+            "examples/scales.py": "s = 1",
+            "examples/units.py": "",
+            "examples/other.py": "",
+        },
+    )
+
+    assert list(collect(shop).files) == [
+        "examples/features.py",
+        "examples/scales.py",
+        "examples/shop.py",
+        "examples/units.py",
+    ]
+
+
+def test_two_modules_that_import_each_other_travel_once(imported):
+    """The walk ends."""
+    shop = imported(
+        "shop:Shop", {"shop.py": RECIPE + "import features\n", "features.py": "def f():\n    import shop\n"}
+    )
+
+    assert list(collect(shop).files) == ["features.py", "shop.py"]
+
+
+def test_code_that_comes_with_raymlops_does_not_travel():
+    """The bundle names the version instead."""
+    code = collect(RecipeBase)
+
+    assert (code.files, code.distribution, code.version) == ({}, "raymlops", "0.1.0")
+
+
+def test_an_installed_package_travels_and_is_named():
+    """Distribution and version are for the reader; the code is there in case another version is installed."""
+    klass = type("Recipe", (RecipeBase,), {"__module__": "iniconfig"})
+
+    code = collect(klass)
+
+    assert "iniconfig/__init__.py" in code.files
+    assert code.distribution == "iniconfig"
+    assert code.version
+
+
+def test_code_that_is_too_large_names_the_file(imported):
+    """Data in sources belongs elsewhere."""
+    shop = imported("shop:Shop", {"shop.py": RECIPE + "#" * MAX_TOTAL_BYTES})
+
+    with pytest.raises(RecipeError, match=r"larger than 16 MiB, at .*shop\.py"):
+        collect(shop)
+
+
+def test_a_class_without_a_source_file_is_refused():
+    """Typed into an interpreter, it cannot be found again."""
+    klass = type("Recipe", (RecipeBase,), {"__module__": "nowhere_to_be_found"})
+
+    with pytest.raises(RecipeError, match="module nowhere_to_be_found has no source file"):
+        collect(klass)

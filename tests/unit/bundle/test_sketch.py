@@ -1,0 +1,37 @@
+"""How many rows two sets share, from a bounded sketch of one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raymlops.bundle.sketch import SKETCH_ROWS, overlap, sketch
+
+
+def hashes(seed: int, size: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 2**64, size=size, dtype=np.uint64)
+
+
+def test_a_small_set_is_kept_whole_and_counted_exactly():
+    """3 of 4 test rows are among the training rows, one of them twice."""
+    train = sketch(np.array([7, 5, 5, 2**64 - 1], dtype=np.uint64))
+
+    assert train.tolist() == [5, 7, 2**64 - 1]
+    assert overlap(train, np.array([5, 5, 7, 8], dtype=np.uint64)) == 0.75
+
+
+def test_a_large_set_is_estimated_from_its_smallest_hashes():
+    """A fifth of the test rows was trained on; 262,144 training rows leave 65,536 hashes, a quarter.
+
+    Of 50,000 test rows about 12,500 lie under it: a standard error of 0.4 / sqrt(12,500) = 0.0036.
+    """
+    train, test = hashes(0, 262_144), hashes(1, 50_000)
+    test[:10_000] = train[:10_000]
+
+    assert sketch(train).size == SKETCH_ROWS
+    assert overlap(sketch(train), test) == pytest.approx(0.2, abs=4 * 0.0036)
+
+
+def test_no_test_rows_have_no_share():
+    """Rather than a 0 that says there is no overlap."""
+    assert np.isnan(overlap(np.array([1], dtype=np.uint64), np.array([], dtype=np.uint64)))

@@ -1,0 +1,90 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from raymlops.cli.main import app, main
+
+ROOT = Path(__file__).resolve().parents[3]
+HEAVY = {"ray", "torch", "mlflow", "optuna", "pandas", "pyarrow"}
+
+
+def verbs():
+    """Every command with its groups, as the user types it."""
+    command = typer.main.get_command(app)
+    for name, sub in command.commands.items():
+        yield from (f"{name} {leaf}" for leaf in sub.commands) if hasattr(sub, "commands") else (name,)
+
+
+@pytest.mark.parametrize("code", ["import raymlops", "import raymlops.cli.main"])
+def test_start_up_loads_nothing_heavy(code):
+    """Importing the package or the whole command line loads no ray, torch or mlflow."""
+    script = f"{code}; import sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert not HEAVY & set(loaded)
+
+
+def test_every_verb_is_in_the_readme():
+    """A command without a line in the README does not exist for its users."""
+    readme = (ROOT / "README.md").read_text()
+    assert [verb for verb in verbs() if f"`{verb}" not in readme] == []
+
+
+def test_every_verb_explains_itself():
+    """Each command has a sentence of help."""
+    command = typer.main.get_command(app)
+    leaves = [leaf for sub in command.commands.values() for leaf in (sub.commands.values() if hasattr(sub, "commands") else [sub])]
+    assert [leaf.name for leaf in leaves if not leaf.help] == []
+
+
+def test_version(capsys):
+    """--version prints the name and the number."""
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("raymlops 0.")
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["train"], ["validate"], ["train", "--config"]])
+def test_bad_usage_exits_2(arguments, capsys):
+    """An unknown verb or a missing argument is the caller's mistake, said on stderr alone."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err
+
+
+def test_errors_as_json(tmp_path, capsys):
+    """With --json an error is one object with every problem of the file."""
+    file = tmp_path / "bad.yaml"
+    file.write_text("project: {name: x}\nrecipe: {import: 'a:B'}\ntrain: {lr: fast, epoch: 3}\n")
+    assert main(["validate", str(file), "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["type"] == "ConfigError"
+    assert {problem["path"] for problem in error["problems"]} == {"train.lr", "train.epoch"}
+
+
+def test_missing_file_exits_2(capsys):
+    """A configuration that is not there is named."""
+    assert main(["validate", "nowhere.yaml"]) == 2
+    assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_origin_of_each_value(tmp_path, capsys):
+    """``config show --origin`` names the line, the override and the default that values come from."""
+    file = tmp_path / "a.yaml"
+    file.write_text("project:\n  name: x\nrecipe: {import: 'a:B'}\ntrain:\n  lr: 1e-2\n")
+    assert main(["config", "show", str(file), "train.epochs=3", "--origin", "--json"]) == 0
+    values = {row["path"]: row for row in json.loads(capsys.readouterr().out)["values"]}
+    assert values["train.lr"]["value"] == 0.01
+    assert values["train.lr"]["place"].endswith("a.yaml:5:7")
+    assert values["train.epochs"]["kind"] == "override"
+    assert values["train.seed"]["kind"] == "default"
+
+
+def test_changes_need_yes_without_a_terminal(tmp_path, monkeypatch, capsys):
+    """What changes the live endpoint asks, and refuses where nobody can answer."""
+    monkeypatch.setattr("sys.stdin", open("/dev/null"))  # noqa: SIM115, PTH123 - closed by monkeypatch's undo
+    assert main(["rollback", "--config", str(tmp_path / "a.yaml")]) == 2
+    assert "--yes" in capsys.readouterr().err

@@ -1,0 +1,153 @@
+import sys
+
+import numpy as np
+import plain_recipe
+import pytest
+import torch
+from plain_recipe import Plain
+
+from raymlops.errors import RecipeError, RecipeImportError
+from raymlops.recipe import RecipeBase, RecipeConfig, batch_rows, call_recipe, reference_of, resolve
+from raymlops.signature import Column, Signature
+
+
+def test_an_import_string_leads_to_its_class():
+    """The string and the class itself give the same, and the class gives the string back."""
+    assert resolve("plain_recipe:Plain") is resolve(Plain) is Plain
+    assert reference_of(Plain) == "plain_recipe:Plain"
+
+
+@pytest.mark.parametrize(
+    ("reference", "message", "hint"),
+    [
+        ("plain_recipe", "is not of the form package.module:Class", None),
+        (":Plain", "is not of the form", None),
+        ("plain_recipe:", "is not of the form", None),
+        ("plain_recip:Plain", "there is no module 'plain_recip'", "Did you mean plain_recipe?"),
+        (
+            "raymlops.recipes.flihgts:X",
+            "no module 'raymlops.recipes.flihgts'",
+            "Did you mean raymlops.recipes.flights?",
+        ),
+        ("zzqx:Plain", "there is no module 'zzqx'", "Modules are looked for in the working directory"),
+        ("plain_recipe:Plan", "has no attribute 'Plan'", "Did you mean plain_recipe:Plain?"),
+        ("plain_recipe:Plain.Inner", "has no attribute 'Plain.Inner'", "Did you mean"),
+        ("plain_recipe:NOT_A_CLASS", "is a int, not a subclass", "Name the class itself"),
+        ("plain_recipe:PlainConfig", "is the class PlainConfig, not a subclass", "Name the class itself"),
+        ("plain_recipe:Unfinished", "does not define datasets, model, loss, signature", "Every recipe must."),
+        ("__main__:Plain", "lives in __main__", "Move the class to a module of its own"),
+        (plain_recipe.make_local(), "defined inside a function", "Move the class to the top level"),
+        (int, "'builtins:int' is the class int", "Name the class itself"),
+    ],
+)
+def test_a_bad_reference_says_what_to_do(reference, message, hint):
+    """Module missing, attribute missing, wrong kind, not importable by a worker: each with its own advice."""
+    with pytest.raises(RecipeImportError) as caught:
+        resolve(reference)
+    assert message in caught.value.message
+    assert (caught.value.hint or "").startswith(hint or "")
+    assert (caught.value.hint is None) is (hint is None)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "message"),
+    [
+        ("broken_syntax", "class :", "raised SyntaxError"),
+        ("broken_import", "import no_such_module_here", "importing broken_import failed: No module named"),
+        ("broken_body", "1 / 0", "importing broken_body raised ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_module_that_does_not_import_is_told_apart(tmp_path, monkeypatch, name, source, message):
+    """The recipe's own fault is not mistaken for a missing module."""
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(RecipeImportError, match=message):
+        resolve(f"{name}:Recipe")
+
+
+def test_modules_are_found_in_the_working_directory(tmp_path, monkeypatch):
+    """A console script starts without the working directory on its path; a recipe beside the config is found."""
+    (tmp_path / "beside.py").write_text("from plain_recipe import Plain\nclass Mine(Plain): pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert resolve("beside:Mine").__name__ == "Mine"
+
+
+def test_what_a_recipe_raises_becomes_an_error_with_its_line():
+    """Method, exception and line are named; errors of ours pass through."""
+    with pytest.raises(RecipeError, match=r"model\(\) raised ValueError: odd at .*test_recipe\.py:\d+"):
+        call_recipe("model()", lambda: _raise(ValueError("odd")))
+    error = RecipeError("mine")
+    with pytest.raises(RecipeError) as caught:
+        call_recipe("model()", lambda: _raise(error))
+    assert caught.value is error
+
+
+def _raise(error):
+    raise error
+
+
+class Line(RecipeBase):
+    """Two inputs, one weight each: loss is the mean of (x + y - label) squared."""
+
+    label = "label"
+
+    def datasets(self):
+        return None
+
+    def model(self):
+        return torch.nn.Identity()
+
+    def loss(self, model, batch):
+        return ((batch["x"] + batch["y"] - batch["label"]) ** 2).mean()
+
+    def signature(self):
+        return Signature((Column("x", "float"), Column("y", "float")), (Column("a", "float"), Column("b", "float")))
+
+
+def test_defaults_encode_every_input_as_float32():
+    """One tensor a column; the label becomes a target of its own."""
+    recipe = Line()
+    batch = recipe.encode({"x": np.array([1, 2]), "y": np.array([3.0, 4.0]), "label": np.array([0.0, 1.0])})
+    assert {name: tensor.dtype for name, tensor in batch.items()} == {"x": torch.float32, "y": torch.float32}
+    assert recipe.target({"label": np.array([0.0, 1.0])}).dtype == torch.float32
+    assert recipe.target({"label": np.array([0, 1])}).dtype == torch.int64
+
+
+def test_default_metrics_are_sums_that_merge_exactly():
+    """(1+1-0)^2 = 4, (2+2-0)^2 = 16, (0+1-0)^2 = 1: sum 21 over 3 rows, however they are cut into batches."""
+    recipe = Line()
+    x, y = torch.tensor([1.0, 2.0, 0.0]), torch.tensor([1.0, 2.0, 1.0])
+    batches = [{"x": x[part], "y": y[part], "label": torch.zeros(len(x[part]))} for part in (slice(2), slice(2, 3))]
+    parts = [recipe.metrics(None, batch) for batch in batches]
+    totals = {name: float(parts[0][name] + parts[1][name]) for name in parts[0]}
+    assert totals == {"loss": 21.0, "count": 3.0}
+    assert recipe.finalize({**totals, "histogram": np.ones(4)}) == {"loss": 7.0}
+
+
+def test_default_decode_spreads_the_last_dimension():
+    """Two outputs take a column each; a single output may come as (n,) or (n, 1)."""
+    decoded = Line().decode(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    assert {name: array.tolist() for name, array in decoded.items()} == {"a": [1.0, 3.0], "b": [2.0, 4.0]}
+    plain = Plain()
+    assert plain.decode(torch.tensor([[1.0], [2.0]]))["y"].tolist() == [1.0, 2.0]
+    assert plain.decode(torch.tensor([1.0, 2.0]))["y"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("batch", [{"x": torch.zeros(3, 2)}, (torch.zeros(3), torch.zeros(1)), torch.zeros(3)])
+def test_rows_are_counted_by_the_first_tensor(batch):
+    """A dict, a tuple and a bare tensor of three rows."""
+    assert batch_rows(batch) == 3
+
+
+def test_a_config_is_strict_frozen_and_finite():
+    """No text for a number, no unknown key, no change, no infinity."""
+
+    class Config(RecipeConfig):
+        rate: float = 1.0
+
+    for bad in ({"rate": "1"}, {"rta": 1.0}, {"rate": float("inf")}):
+        with pytest.raises(ValueError):
+            Config(**bad)
+    with pytest.raises(ValueError):
+        Config().rate = 2.0

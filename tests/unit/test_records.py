@@ -1,0 +1,32 @@
+import json
+
+import pytest
+
+from raymlops.records import BundleRef, DataRecord, GateCheck, GateDecision, ModelVersionRef, TrialRecord
+
+
+def test_a_record_is_plain_json_and_comes_back_equal():
+    """A flat record survives JSON; keys that a newer version wrote are ignored."""
+    record = TrialRecord(3, {"train.lr": 0.1}, "complete", 0.7, epochs=2, metrics={"validation/auc": 0.7})
+    data = json.loads(json.dumps(record.to_dict()))
+    assert TrialRecord.from_dict({**data, "from_the_future": 1}) == record
+
+
+def test_nested_records_become_plain_data():
+    """A reference inside a record is written as a mapping."""
+    ref = ModelVersionRef("flights", 7, "abc", BundleRef("file:///x", "00"), ("champion",))
+    assert ref.to_dict()["bundle"] == {"uri": "file:///x", "digest": "00"}
+
+
+def test_records_cannot_be_changed():
+    """What happened stays as it was recorded."""
+    with pytest.raises(AttributeError):
+        DataRecord("00", {"train": 1}).fingerprint = "11"
+
+
+def test_a_decision_says_why():
+    """A refusal names what failed with its numbers; a pass counts the checks."""
+    good = GateCheck("auc", passed=True, got=0.8, allowed="at least 0.7")
+    bad = GateCheck("log_loss", passed=False, got=0.9, allowed="at most 0.5")
+    assert GateDecision(passed=False, checks=(good, bad)).reason == "log_loss: got 0.9, allowed at most 0.5"
+    assert GateDecision(passed=True, checks=(good, good)).reason == "2 checks passed"
