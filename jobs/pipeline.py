@@ -4,14 +4,14 @@ ray job submit --working-dir . -- python jobs/pipeline.py --config configs/fligh
 Expect: a live endpoint at /models/flights; about two minutes on 2 cores.
 """
 
-from raymlops.cli.job import log, run_job
+from raymlops.cli.job import run_job
 from raymlops.lifecycle.pipeline import pipeline
-from raymlops.tuning.progress import display
+from raymlops.lifecycle.progress import Progress
 
 
 def main(args):
-    with display() as on_event:
-        return pipeline(args.config, overrides=args.overrides, env=args.env, on_event=on_event, on_step=log)
+    with Progress() as show:
+        return pipeline(args.config, overrides=args.overrides, env=args.env, on_event=show, on_step=show.line)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raymlops import __version__
 from raymlops.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def collect(recipe_class: type[RecipeBase]) -> Code:
     module_name = recipe_class.__module__
     root = module_name.partition(".")[0]
     if root == OWN_PACKAGE:
-        return Code(distribution=OWN_PACKAGE, version=__version__)
+        return Code(distribution=OWN_PACKAGE, version=own_version())
     found = _Found()
     start = _unit(module_name)
     if start is None:
@@ -89,6 +88,11 @@ def collect(recipe_class: type[RecipeBase]) -> Code:
         version=version,
         left_out=tuple(sorted(found.left_out)),
     )
+
+
+def own_version() -> str:
+    """Return the version of the installed raymlops."""
+    return importlib.metadata.version(OWN_PACKAGE)
 
 
 @dataclass(frozen=True)

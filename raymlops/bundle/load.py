@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from raymlops import __version__
 from raymlops.bundle import verify as names
+from raymlops.bundle.code import own_version
 from raymlops.bundle.imports import import_module
 from raymlops.bundle.place import locate
 from raymlops.errors import BundleError, NonFiniteError, RaymlopsError, RecipeError, RecipeImportError
@@ -144,13 +144,13 @@ def _recipe(
 ) -> RecipeBase:
     reference = str(entry["import"])
     if entry["code"] == "installed":
-        if entry["raymlops_version"] != __version__:
+        if entry["raymlops_version"] != own_version():
             _log.warning(
                 "bundle %s was written with %s of raymlops %s; it runs with that of the installed %s",
                 digest[:12],
                 reference,
                 entry["raymlops_version"],
-                __version__,
+                own_version(),
             )
         recipe_class = resolve(reference)
     else:

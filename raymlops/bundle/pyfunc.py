@@ -19,7 +19,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymlops import __version__
+from raymlops.bundle.code import own_version
 from raymlops.bundle.load import LoadedModel, load
 from raymlops.bundle.verify import MANIFEST, SIGNATURE, fetch, read_file, read_manifest
 from raymlops.errors import BundleError
@@ -57,7 +57,7 @@ def save_pyfunc(ref: BundleRef, dest: str | os.PathLike[str]) -> None:
     target = Path(dest)
     shutil.copytree(folder, target / _DATA)
     python_env, requirements = "python_env.yaml", "requirements.txt"
-    (target / requirements).write_text(f"raymlops=={__version__}\n", encoding="utf-8")
+    (target / requirements).write_text(f"raymlops=={own_version()}\n", encoding="utf-8")
     (target / python_env).write_text(f"dependencies:\n- -r {requirements}\n", encoding="utf-8")
     model = Model(signature=_mlflow_signature(signature), metadata={DIGEST_TAG: ref.digest})
     # An empty value is what lets a caller give the digest; MLflow drops configuration that a model does not declare.

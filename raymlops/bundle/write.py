@@ -22,7 +22,7 @@ from uuid import uuid4
 import numpy as np
 
 from raymlops.bundle import verify as names
-from raymlops.bundle.code import collect
+from raymlops.bundle.code import collect, own_version
 from raymlops.bundle.place import child
 from raymlops.bundle.sketch import sketch
 from raymlops.errors import RecipeError, StorageError
@@ -100,15 +100,13 @@ def write_bundle(root_uri: Location, contents: BundleContents) -> BundleRef:
 
 
 def _render(contents: BundleContents) -> dict[str, bytes]:
-    import raymlops
-
     code = collect(contents.recipe_class)
     recipe = {
         "import": reference_of(contents.recipe_class),
         "code": "bundle" if code.files else "installed",
         "distribution": code.distribution,
         "version": code.version,
-        "raymlops_version": raymlops.__version__,
+        "raymlops_version": own_version(),
         "left_out": list(code.left_out),
         "config": contents.recipe_config,
         "seed": contents.seed,
@@ -143,7 +141,7 @@ def _tensors(arrays: dict[str, npt.NDArray[Any]]) -> bytes:
 
 
 def _json(data: Any, *, name: str, exact: bool = False) -> bytes:
-    """Return JSON. ``exact`` is for what must come back as it was, the order of keys and NaN included; else NaN is null."""
+    """Return JSON; NaN is null, unless ``exact`` asks for what comes back as it was, the order of keys included."""
     try:
         plain = data if exact else _finite(data)
         text = json.dumps(plain, indent=1, sort_keys=not exact, ensure_ascii=False, default=_scalar)

@@ -17,7 +17,9 @@ def add_to(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
-RootOption = Annotated[str | None, typer.Option("--root", metavar="DIR", help="Folder of its state.  [default: ~/.raymlops]")]
+RootOption = Annotated[
+    str | None, typer.Option("--root", metavar="DIR", help="Folder of its state.  [default: ~/.raymlops]")
+]
 
 
 def up(
@@ -28,7 +30,9 @@ def up(
     mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000,
     ray_port: Annotated[int, typer.Option(help="Port of Ray itself.")] = 6379,
     num_cpus: Annotated[float | None, typer.Option(help="CPUs that Ray may use.  [default: all]")] = None,
-    haproxy: Annotated[bool, typer.Option("--haproxy", help="Serve through HAProxy: faster, opens more ports.")] = False,
+    haproxy: Annotated[
+        bool, typer.Option("--haproxy", help="Serve through HAProxy: faster, opens more ports.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Start a Ray head with dashboard, an MLflow server and Serve on loopback, with token authentication."""
@@ -60,7 +64,9 @@ def down(*, root: RootOption = None, as_json: JsonFlag = False) -> None:
     from raymlops.cluster.local import down as stop
 
     record = stop(root=root)
-    text = "nothing was up" if record is None else f"ended {record.stopped} processes ({record.killed} had to be killed)"
+    text = (
+        "nothing was up" if record is None else f"ended {record.stopped} processes ({record.killed} had to be killed)"
+    )
     answer({"down": record.to_dict() if record else None}, text, as_json=as_json)
 
 
@@ -85,7 +91,9 @@ def doctor(*, root: RootOption = None, as_json: JsonFlag = False) -> None:
     from raymlops.cluster.doctor import diagnose
 
     findings = diagnose(root=root)
-    lines = [f"{'ok  ' if f.ok else 'FAIL'}  {f.name}: {f.message}" + ("" if f.ok else f"\n      {f.fix}") for f in findings]
+    lines = [
+        f"{'ok  ' if f.ok else 'FAIL'}  {f.name}: {f.message}" + ("" if f.ok else f"\n      {f.fix}") for f in findings
+    ]
     answer({"findings": [finding.to_dict() for finding in findings]}, "\n".join(lines), as_json=as_json)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

@@ -38,9 +38,3 @@ def run_job(verb: str, work: Work) -> None:
         print_result({"verb": verb, "error": describe(error), "exit_code": code})
         sys.exit(code)
     print_result({"verb": verb, **record.to_dict()})
-
-
-def log(line: str) -> None:
-    """Write one line to the job's log at once."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,6 @@ from raymlops.cli.output import (
     confirm,
     note,
     table,
-    to_json,
 )
 
 
@@ -42,10 +41,10 @@ def demo(
 ) -> None:
     """From real flights to a live endpoint: sweep, train on 2 workers, register, gate, deploy, ask."""
     from raymlops.lifecycle.demo import demo as run_demo
-    from raymlops.tuning.progress import display
+    from raymlops.lifecycle.progress import Progress
 
-    with display() as on_event:
-        record = run_demo(root=root, keep=keep, trials=trials, on_step=note, on_event=on_event)
+    with Progress() as progress:
+        record = run_demo(root=root, keep=keep, trials=trials, on_step=progress.line, on_event=progress)
     answer(record.to_dict(), record.text(), as_json=as_json)
 
 
@@ -59,11 +58,11 @@ def pipeline(
 ) -> None:
     """Sweep, train the winner, register it, ask the gate and make it live."""
     from raymlops.lifecycle.pipeline import pipeline as run_pipeline
-    from raymlops.tuning.progress import display
+    from raymlops.lifecycle.progress import Progress
 
     confirm("This may change what is live. Go on?", yes=yes)
-    with display() as on_event:
-        record = run_pipeline(config, overrides=overrides or (), env=env, on_event=on_event, on_step=note)
+    with Progress() as progress:
+        record = run_pipeline(config, overrides=overrides or (), env=env, on_event=progress, on_step=progress.line)
     answer(record.to_dict(), f"{record.deployment.name} version {record.deployment.version} is live", as_json=as_json)
 
 
@@ -132,9 +131,8 @@ def predict(
 
     endpoint = f"{url.rstrip('/')}/models/{name}/predict"
     result = ask_file(endpoint, file, timeout_s=timeout_s)
-    if file.suffix == ".json":
-        note(f"curl -s {shlex.quote(endpoint)} -H 'content-type: application/json' -d @{shlex.quote(str(file))}")
-    text = "\n".join(to_json(row) for row in result.outputs)
+    note(result.curl)
+    text = "\n".join(json.dumps(row) for row in result.outputs)
     answer(
         {"outputs": result.outputs, "model_version": result.model_version, "request_ids": result.request_ids},
         text,
@@ -147,7 +145,7 @@ def audit(*, config: ConfigOption, env: EnvOption = None, as_json: JsonFlag = Fa
     from raymlops.lifecycle.live import events
 
     rows: list[Any] = [event.to_dict() for event in events(config, env=env)]
-    answer({"events": rows}, table(rows, dict.fromkeys(("at", "actor", "action", "subject", "why"))), as_json=as_json)
+    answer({"events": rows}, table(rows, dict.fromkeys(("ts", "actor", "action", "subject", "why"))), as_json=as_json)
 
 
 def _live(record: Any) -> str:

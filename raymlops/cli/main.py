@@ -12,12 +12,12 @@ import sys
 from types import FrameType
 from typing import Annotated, Any
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from raymlops import __version__
 from raymlops.cli import clusters, live, models, projects, runs
-from raymlops.cli.output import report_error
+from raymlops.cli.output import note, report_error
 
 app = typer.Typer(
     name="raymlops",
@@ -33,7 +33,7 @@ for module in (projects, runs, models, live, clusters):
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,  # noqa: ARG001
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
     """From a PyTorch model to a live endpoint on one Ray cluster."""
 
@@ -53,19 +53,20 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     as_json = "--json" in arguments
     try:
-        app(arguments, standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.exceptions.Abort:
+        # Outside of its standalone mode typer returns the code of typer.Exit, and raises everything else.
+        code = app(arguments, standalone_mode=False)
+    except typer.Abort:
         return report_error(KeyboardInterrupt(), as_json=as_json)
-    except click.ClickException as error:
-        error.show(sys.stderr)
+    except TyperException as error:
+        note(
+            f"error: {error.format_message()}\n  Commands: raymlops --help. Options: raymlops COMMAND --help."
+        )
         return 2
     except BrokenPipeError:
         return _pipe_closed()
     except (Exception, KeyboardInterrupt) as error:
         return report_error(error, as_json=as_json)
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> Any:

@@ -70,8 +70,15 @@ def list_versions(*, config: ConfigOption, env: EnvOption = None, as_json: JsonF
 
 def checks(decision: GateDecision) -> str:
     """Return the gate's questions and answers as text."""
-    rows = [{"ok": "pass" if c.passed else "FAIL", "check": c.name, "got": c.got, "allowed": c.allowed} for c in decision.checks]
-    lines = [table(rows, {"ok": None, "check": None, "got": _number, "allowed": None})] if rows else ["no checks configured"]
+    rows = [
+        {"ok": "pass" if c.passed else "FAIL", "check": c.name, "got": c.got, "allowed": c.allowed}
+        for c in decision.checks
+    ]
+    lines = (
+        [table(rows, {"ok": None, "check": None, "got": _number, "allowed": None})]
+        if rows
+        else ["no checks configured"]
+    )
     return "\n".join([*lines, *decision.notes])
 
 

@@ -92,12 +92,11 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str] | None]) -> str:
     """Return rows as an aligned text table; ``columns`` maps a key to its formatter, None for ``str``."""
-    cells = [list(columns)] + [
-        [(form or str)(row.get(key, "")) for key, form in columns.items()]
-        for row in rows
-    ]
+    cells = [list(columns)] + [[(form or str)(row.get(key, "")) for key, form in columns.items()] for row in rows]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
 
 
 def _finite(value: Any) -> Any:

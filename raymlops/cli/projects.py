@@ -39,7 +39,9 @@ def init(
     )
 
 
-def validate(file: FileArgument, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False) -> None:
+def validate(
+    file: FileArgument, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False
+) -> None:
     """Check a file, its recipe's section and its search space, without a cluster."""
     from raymlops.config.load import load
     from raymlops.project import bind
@@ -90,5 +92,9 @@ def schema() -> None:
 
 def _leaves(data: object, prefix: str = "") -> list[tuple[str, object]]:
     if isinstance(data, dict) and data:
-        return [leaf for key, value in data.items() for leaf in [(f"{prefix}{key}", value), *_leaves(value, f"{prefix}{key}.")]]
+        return [
+            leaf
+            for key, value in data.items()
+            for leaf in [(f"{prefix}{key}", value), *_leaves(value, f"{prefix}{key}.")]
+        ]
     return []

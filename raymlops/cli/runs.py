@@ -15,7 +15,9 @@ def add_to(app: typer.Typer) -> None:
     app.command()(sweep)
 
 
-def train(config: ConfigOption, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False) -> None:
+def train(
+    config: ConfigOption, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False
+) -> None:
     """Train one configuration; one MLflow run."""
     from raymlops.lifecycle.runs import train as run_training
     from raymlops.training.progress import display
@@ -32,7 +34,9 @@ def train(config: ConfigOption, overrides: Overrides = None, *, env: EnvOption =
     answer(record.to_dict(), "\n".join(lines), as_json=as_json)
 
 
-def sweep(config: ConfigOption, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False) -> None:
+def sweep(
+    config: ConfigOption, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False
+) -> None:
     """Search sweep.space for a better configuration; one MLflow run a trial under one parent."""
     from raymlops.lifecycle.runs import sweep as run_sweep
     from raymlops.tuning.progress import display
@@ -44,7 +48,9 @@ def sweep(config: ConfigOption, overrides: Overrides = None, *, env: EnvOption =
         {"trial": trial.number, "status": trial.status, record.metric: trial.value, "epochs": trial.epochs}
         for trial in record.trials
     ]
-    rows.sort(key=lambda row: (row[record.metric] is None, (row[record.metric] or 0) * (1 if record.mode == "min" else -1)))
+    rows.sort(
+        key=lambda row: (row[record.metric] is None, (row[record.metric] or 0) * (1 if record.mode == "min" else -1))
+    )
     lines = [
         table(rows[:10], {"trial": None, "status": None, record.metric: _number, "epochs": None}),
         *([f"... and {len(rows) - 10} more"] if len(rows) > 10 else []),
@@ -62,4 +68,6 @@ def _number(value: float | None) -> str:
 
 
 def _params(params: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in params.items())
+    return ", ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in params.items()
+    )

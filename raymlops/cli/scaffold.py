@@ -60,14 +60,22 @@ def _module_of(name: str) -> str:
     module = name.replace("-", "_")
     if not module.isidentifier() or keyword.iskeyword(module):
         raise InvalidNameError(f"{name!r} gives the module name {module!r}, which Python cannot import")
-    if module in sys.stdlib_module_names or module in {"raymlops", "ray", "torch", "mlflow", "optuna", "pandas", "numpy"}:
+    if module in sys.stdlib_module_names or module in {
+        "raymlops",
+        "ray",
+        "torch",
+        "mlflow",
+        "optuna",
+        "pandas",
+        "numpy",
+    }:
         raise InvalidNameError(f"a module named {module!r} would hide the installed one", hint="Choose another name.")
     return module
 
 
 def _write_parcels(path: Path) -> None:
     """Write made-up parcels: far, heavy ones to slow cities are late more often; a tenth is noise."""
-    rng = random.Random(0)
+    rng = random.Random(0)  # noqa: S311 - made-up data
     slow = {"Bergen": 0.8, "Lisbon": 0.3, "Turin": 0.0, "Ghent": -0.4, "Krakow": -0.6}
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

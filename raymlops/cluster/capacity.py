@@ -74,18 +74,20 @@ def decide(
     may still add (None: it may add some, but its limit cannot be read). A worker never spans nodes, and all
     workers are equal, so that counting how many fit each node is exact.
     """
-    want = f"{asked.purpose} asks for {asked.workers} workers of {show(asked.each)}"
+    want = f"{asked.purpose} asks for {_plural(asked.workers, 'worker')} of {show(asked.each)}"
     if (now := room(asked, available)) >= asked.workers:
         return Verdict("fits", f"{want}; there is room for {_count(now)}")
     if growth is None:
         return Verdict("grows", f"{want}; there is room for {now}, and the autoscaler's limit is not known here")
     if now + room(asked, growth) >= asked.workers:
-        return Verdict("grows", f"{want}; there is room for {now}, and the autoscaler may add {len(growth)} nodes")
+        return Verdict(
+            "grows", f"{want}; there is room for {now}, and the autoscaler may add {_plural(len(growth), 'node')}"
+        )
     most = room(asked, [*total, *growth])
     held = "\n".join(f"  held by {holder}" for holder in holders) or "  nothing else is held"
     if most >= asked.workers:
         return Verdict("busy", f"{want}; there is room for {now} now, and for {most} when nothing else runs\n{held}")
-    size = f"{show(add([*total, *growth]))} on {len(total) + len(growth)} nodes"
+    size = f"{show(add([*total, *growth])) or 'no CPU'} on {_plural(len(total) + len(growth), 'node')}"
     if growth:
         size += f", {len(growth)} of which the autoscaler would add"
     return Verdict("never", f"{want}; this cluster holds at most {most} of them: it has {size}\n{held}")
@@ -188,3 +190,7 @@ def _quota() -> int:
 
 def _count(room_now: float) -> str:
     return "any number" if room_now == inf else str(room_now)
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

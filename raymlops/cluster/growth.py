@@ -29,8 +29,8 @@ def autoscaler_growth(asked: Ask) -> list[dict[str, float]] | None:
     address = ray.get_runtime_context().gcs_address
     try:
         config, unknown = ray.get(task.remote(address), timeout=30)
-    except Exception:
-        return []
+    except Exception:  # not knowing must not refuse what may fit
+        return None
     if unknown:
         return None
     workers = [node["Resources"] for node in alive if node is not head]

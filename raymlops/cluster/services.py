@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
+_outliving: list[subprocess.Popen[bytes]] = []
+"""Services are meant to outlive this process; Python warns of a running child that nothing refers to."""
+
+
 def serve_environment(*, scratch: str, stats_port: int = 8404, metrics_port: int = 9101) -> dict[str, str]:
     """Return what makes Serve put HAProxy in front: about ten times the requests of the Python proxy.
 
@@ -103,7 +107,8 @@ def start_serve(dashboard_url: str, *, token: Path, port: int, timeout_s: float)
     """
     body = {"proxy_location": "HeadOnly", "http_options": {"host": HOST, "port": port}, "applications": []}
     url = f"{dashboard_url}/api/serve/applications/"
-    answer = _client(timeout_s).put(url, json=body, headers=headers(token))
+    with _client(timeout_s) as client:
+        answer = client.put(url, json=body, headers=headers(token))
     if answer.status_code != 200:
         raise ClusterError(f"Ray did not start Serve: {answer.status_code} {answer.text[:300]}")
 
@@ -113,7 +118,8 @@ def stop_serve(dashboard_url: str, *, token: Path, timeout_s: float) -> None:
     import httpx
 
     try:
-        _client(timeout_s).delete(f"{dashboard_url}/api/serve/applications/", headers=headers(token))
+        with _client(timeout_s) as client:
+            client.delete(f"{dashboard_url}/api/serve/applications/", headers=headers(token))
     except httpx.HTTPError:
         return  # a head that no longer answers has no replicas to ask
 
@@ -172,7 +178,8 @@ def ask(url: str, *, token: Path | None) -> tuple[int | None, dict[str, Any]]:
     import httpx
 
     try:
-        answer = _client().get(url, headers=headers(token))
+        with _client() as client:
+            answer = client.get(url, headers=headers(token))
     except (httpx.HTTPError, httpx.InvalidURL):
         return None, {}
     try:
@@ -187,7 +194,8 @@ def text(url: str) -> str | None:
     import httpx
 
     try:
-        answer = _client().get(url)
+        with _client() as client:
+            answer = client.get(url)
     except (httpx.HTTPError, httpx.InvalidURL):
         return None
     return answer.text.strip() if answer.status_code == 200 else None
@@ -213,7 +221,7 @@ def _start(command: list[str], *, log: Path, variables: Mapping[str, str]) -> su
     search = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)])
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        return subprocess.Popen(  # noqa: S603 - our own interpreter with arguments of our own
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter with arguments of our own
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -222,6 +230,8 @@ def _start(command: list[str], *, log: Path, variables: Mapping[str, str]) -> su
             cwd=log.parent,
             start_new_session=True,  # a Ctrl-C in the terminal is for us to handle, and the services outlive it
         )
+    _outliving.append(process)
+    return process
 
 
 def _status(url: str, *, token: Path | None) -> int | None:

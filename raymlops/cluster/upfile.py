@@ -104,7 +104,7 @@ def read(root: Path | None = None) -> UpRecord | None:
         return UpRecord.from_dict(data)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ClusterError(
             f"cannot read {file}: {error}",
             hint="find what runs with `ss -ltnp`, end it by hand, then remove the file",

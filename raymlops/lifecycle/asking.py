@@ -6,13 +6,16 @@ Knows how JSON, CSV and Parquet become request rows by the endpoint's own signat
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shlex
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import UsageError
 from raymlops.signature import Signature
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 ROWS_PER_REQUEST = 1000
 
@@ -24,6 +27,8 @@ class Answers:
     outputs: list[dict[str, Any]]
     model_version: str
     request_ids: list[str]
+    curl: str
+    """A command that asks for the first row alone."""
 
 
 def ask_file(url: str, file: Path, *, timeout_s: float = 30.0) -> Answers:
@@ -62,7 +67,13 @@ def ask_file(url: str, file: Path, *, timeout_s: float = 30.0) -> Answers:
         outputs += result.outputs
         versions.append(result.model_version)
         requests.append(result.request_id)
-    return Answers(outputs=outputs, model_version=versions[-1], request_ids=requests)
+    return Answers(outputs=outputs, model_version=versions[-1], request_ids=requests, curl=curl_line(url, rows[:1]))
+
+
+def curl_line(url: str, rows: list[dict[str, Any]]) -> str:
+    """Return a shell command that asks ``url`` for these rows."""
+    body = json.dumps({"rows": rows})
+    return f"curl -s {shlex.quote(url)} -H 'content-type: application/json' -d {shlex.quote(body)}"
 
 
 def _json_rows(file: Path, _signature: Signature) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +19,20 @@ import numpy as np
 
 import raymlops
 from raymlops.errors import NotFoundError, UsageError
+from raymlops.lifecycle.asking import curl_line
 from raymlops.lifecycle.pipeline import STEPS, PipelineRecord, run_steps
 from raymlops.lifecycle.source import project_of
 from raymlops.lifecycle.steps import Sink, Steps
 from raymlops.monitor.quality import auc, auc_error
 from raymlops.records import Record
-from raymlops.signature import Signature
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from raymlops.cluster.upfile import UpRecord
     from raymlops.lifecycle.runs import OnEvent
     from raymlops.project import Project
+    from raymlops.signature import Signature
 
 ROWS = 300
 ROWS_PER_REQUEST = 10
@@ -58,7 +60,7 @@ class DemoRecord(Record):
         """Return the last screen."""
         total = sum(self.seconds.values())
         lines = [
-            f"{self.rows} held-out flights answered over HTTP: AUC {self.auc:.3f} (standard error {self.auc_error:.3f})",
+            f"{self.rows} held-out flights answered over HTTP: AUC {self.auc:.3f}, standard error {self.auc_error:.3f}",
             "",
             "on all held-out months            AUC   log loss",
             _row("this model", {key.removeprefix("test/"): value for key, value in self.test_metrics.items()}),
@@ -74,7 +76,9 @@ class DemoRecord(Record):
                 f"end it     raymlops down --root {shlex.quote(self.root)}",
             ]
         else:
-            lines.append("endpoint   ended with the demo; raymlops demo --keep leaves it, MLflow and Ray's dashboard up")
+            lines.append(
+                "endpoint   ended with the demo; raymlops demo --keep leaves it, MLflow and Ray's dashboard up"
+            )
         lines.append(f"edit next  {self.config}, or start your own: raymlops init my-model")
         return "\n".join(lines)
 
@@ -117,7 +121,7 @@ def demo(
             auc=area,
             auc_error=auc_error(answers["scores"], answers["labels"]),
             rows=len(answers["labels"]),
-            test_metrics=_test_metrics(record, project),
+            test_metrics=_test_metrics(record),
             baselines=baselines,
             answers=str(folder / "answers.json"),
             seconds=steps.seconds,
@@ -154,7 +158,11 @@ def _cluster(folder: Path, *, keep: bool, steps: Steps) -> Iterator[UpRecord]:
     try:
         with steps.step("start Ray, MLflow and Serve on this machine") as said:
             record = up(
-                root=folder, http_port=free_port(), dashboard_port=free_port(), mlflow_port=free_port(), ray_port=free_port()
+                root=folder,
+                http_port=free_port(),
+                dashboard_port=free_port(),
+                mlflow_port=free_port(),
+                ray_port=free_port(),
             )
             said.append(f"dashboard {record.dashboard_url}")
         before = {name: os.environ.get(name) for name in record.env}
@@ -189,7 +197,6 @@ def _ask(project: Project, url: str) -> tuple[dict[str, Any], str]:
     answers = [predict(url, rows[start : start + ROWS_PER_REQUEST]) for start in range(0, ROWS, ROWS_PER_REQUEST)]
     outputs = [output for answer in answers for output in answer.outputs]
     first = signature.outputs[0].name
-    body = json.dumps({"rows": rows[:1]})
     return {
         "url": url,
         "model_version": answers[-1].model_version,
@@ -198,14 +205,13 @@ def _ask(project: Project, url: str) -> tuple[dict[str, Any], str]:
         "outputs": outputs,
         "scores": [output[first] for output in outputs],
         "labels": labels[chosen].tolist(),
-    }, f"curl -s {url} -H 'content-type: application/json' -d {shlex.quote(body)}"
+    }, curl_line(url, rows[:1])
 
 
-def _test_metrics(record: PipelineRecord, project: Project) -> dict[str, float]:
-    from raymlops.bundle.verify import read_json
+def _test_metrics(record: PipelineRecord) -> dict[str, float]:
+    from raymlops.bundle.load import load
 
-    evaluation = read_json(record.version.bundle, "evaluation.json")
-    metrics: dict[str, float] = evaluation["metrics"]
+    metrics: dict[str, float] = load(record.version.bundle.uri, record.version.bundle.digest).evaluation["metrics"]
     return metrics
 
 
@@ -234,5 +240,3 @@ def _short(path: Path) -> str:
 
 def _row(name: str, values: dict[str, float]) -> str:
     return f"  {name:<28} {values.get('auc', float('nan')):7.4f} {values.get('loss', float('nan')):9.4f}"
-
-

@@ -6,13 +6,14 @@ The decision itself is pure and stands in ``registry.gate``; this module gathers
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import BundleError, GateRefusedError, RaymlopsError
 from raymlops.lifecycle.source import Source, spec_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from raymlops.bundle.load import LoadedModel
     from raymlops.config.schema import ProjectSpec
     from raymlops.project import Project

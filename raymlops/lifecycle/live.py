@@ -7,7 +7,6 @@ Who becomes what is decided by the pure functions of ``lineup``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,8 @@ from raymlops.lifecycle.source import Source, spec_of
 from raymlops.records import DeploymentRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from raymlops.config.schema import ProjectSpec
     from raymlops.records import ModelVersionRef
     from raymlops.registry.versions import Registry
@@ -62,7 +63,9 @@ def deploy(
 def promote(
     source: Source, version: str = "@challenger", *, overrides: Sequence[str] = (), env: str | None = None
 ) -> DeploymentRecord:
-    """Make a version champion. Where the model is served, it takes the route as by ``deploy``; else only the alias moves.
+    """Make a version champion.
+
+    Where the model is served, the version takes the route as by ``deploy``; otherwise only the alias moves.
 
     Raises:
         NotFoundError: there is no such version.
@@ -181,9 +184,7 @@ def _undo(state: State, api: ServeApi, *, spec: ProjectSpec) -> None:
     from raymlops.serving.apply import apply
 
     try:
-        apply(
-            state.deployments(), api=api, wait_s=10, host=spec.serve.host, port=spec.serve.port, probe=False
-        )
+        apply(state.deployments(), api=api, wait_s=10, host=spec.serve.host, port=spec.serve.port, probe=False)
     except RaymlopsError:
         # Serve does not answer: the desired state is right again, and the next verb brings Serve to it.
         return
@@ -193,14 +194,10 @@ def _deployment(ref: ModelVersionRef, spec: ProjectSpec, *, role: Any) -> Deploy
     from raymlops.state.store import Deployment
 
     serve = spec.serve.model_dump(mode="json")
-    return Deployment(
-        name=ref.name, version=ref.version, bundle=ref.bundle, run_id=ref.run_id, role=role, serve=serve
-    )
+    return Deployment(name=ref.name, version=ref.version, bundle=ref.bundle, run_id=ref.run_id, role=role, serve=serve)
 
 
-def _record(
-    wanted: list[Deployment], before: list[Deployment], applied: Applied, *, version: int
-) -> DeploymentRecord:
+def _record(wanted: list[Deployment], before: list[Deployment], applied: Applied, *, version: int) -> DeploymentRecord:
     new = next(item for item in wanted if item.version == version)
     old = next((item for item in before if item.role == "champion"), None)
     return DeploymentRecord(
@@ -230,4 +227,3 @@ def _open(spec: ProjectSpec) -> Iterator[tuple[State, ServeApi]]:
 
     with dashboard(spec) as found, _state(spec) as state:
         yield state, ServeApi(found.url, found.token())
-

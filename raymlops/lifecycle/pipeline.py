@@ -5,9 +5,8 @@ Knows the order; each step is a verb of its own and can be run alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raymlops.lifecycle.gating import gate
 from raymlops.lifecycle.live import deploy
@@ -16,6 +15,9 @@ from raymlops.lifecycle.runs import OnEvent, sweep, train
 from raymlops.lifecycle.source import Source, project_of
 from raymlops.lifecycle.steps import Sink, Steps
 from raymlops.records import DeploymentRecord, GateDecision, ModelVersionRef, Record, RunRecord, SweepRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 STEPS = 5
 
@@ -46,10 +48,15 @@ def pipeline(
     that stopped leaves its run, its version or its challenger behind, to go on from by hand.
 
     Raises:
+        ClusterError: there is no running cluster to deploy to; nothing was started.
         GateRefusedError: the version stays candidate, and what is live stays live.
         RaymlopsError: of the step that failed.
     """
+    from raymlops.cluster.dashboard import dashboard
+
     project = project_of(source, overrides=overrides, env=env, recipe=recipe)
+    with dashboard(project.spec):
+        pass  # there is somewhere to deploy to; without it minutes of training would end in an error
     steps = Steps(STEPS, sink=on_step or _silent)
     return run_steps(project, steps=steps, on_event=on_event)
 
@@ -86,5 +93,3 @@ def _workers(count: int) -> str:
 
 def _silent(_line: str) -> None:
     return
-
-

@@ -6,13 +6,14 @@ Owns the order and what goes into a bundle. The files are ``bundle``'s, the vers
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import NotFoundError, RecipeError, RefusedError
 from raymlops.lifecycle.source import Source, spec_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from raymlops.config.schema import ProjectSpec
     from raymlops.project import Project
     from raymlops.records import BundleRef, ModelVersionRef
@@ -25,9 +26,7 @@ EVALUATION = "evaluation/test.json"
 """Artifact of the run: its test metrics, written once."""
 
 
-def register(
-    source: Source, run_id: str, *, overrides: Sequence[str] = (), env: str | None = None
-) -> ModelVersionRef:
+def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env: str | None = None) -> ModelVersionRef:
     """Register a finished run as a model version with the alias ``candidate``.
 
     ``source`` says where tracking and storage are; recipe and training come from the run's own resolved
@@ -129,9 +128,7 @@ def _contents(
     )
 
 
-def _evaluation(
-    project: Project, prepared: Prepared, *, model: Any, tracker: Tracker, run_id: str
-) -> dict[str, Any]:
+def _evaluation(project: Project, prepared: Prepared, *, model: Any, tracker: Tracker, run_id: str) -> dict[str, Any]:
     """Return the test metrics of a run; computed the first time, read back ever after."""
     from raymlops.training.evaluate import totals
 

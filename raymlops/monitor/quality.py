@@ -7,10 +7,13 @@ Clarke-Pearson, "Comparing the areas under two or more correlated ROC curves", B
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def auc(scores: Sequence[float] | npt.NDArray[np.float64], labels: Sequence[int] | npt.NDArray[np.int64]) -> float:
@@ -28,7 +31,9 @@ def auc(scores: Sequence[float] | npt.NDArray[np.float64], labels: Sequence[int]
     return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def auc_error(scores: Sequence[float] | npt.NDArray[np.float64], labels: Sequence[int] | npt.NDArray[np.int64]) -> float:
+def auc_error(
+    scores: Sequence[float] | npt.NDArray[np.float64], labels: Sequence[int] | npt.NDArray[np.int64]
+) -> float:
     """Return the standard error of ``auc`` by DeLong's placements; NaN with fewer than two of a class."""
     values, positive = np.asarray(scores, dtype=np.float64), np.asarray(labels) > 0
     above, below = values[positive], values[~positive]

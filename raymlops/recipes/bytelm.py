@@ -157,7 +157,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.width)
+        self.first_norm, self.last_norm = nn.RMSNorm(config.width), nn.RMSNorm(config.width)
         # Rotary positions (Su et al., 2021): a pair of numbers turns by position times one of head/2 frequencies.
         frequencies = 10_000.0 ** -torch.arange(0, 1, 2 * config.heads / config.width)
         angles = torch.outer(torch.arange(config.block + 1), frequencies)
@@ -169,10 +169,10 @@ class Transformer(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return logits; position i sees tokens up to i alone."""
         length = tokens.shape[1]
-        hidden = self.embedding(tokens)
+        hidden = self.first_norm(self.embedding(tokens))
         for block in self.blocks:
             hidden = block(hidden, self.cos[:length], self.sin[:length])
-        logits: torch.Tensor = functional.linear(self.norm(hidden), self.embedding.weight)
+        logits: torch.Tensor = functional.linear(self.last_norm(hidden), self.embedding.weight)
         return logits
 
 

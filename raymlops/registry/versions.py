@@ -8,6 +8,7 @@ next try and completed, so registering a run twice gives one version.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -62,14 +63,18 @@ class Registry:
 
         Raises:
             InvalidNameError: the name has characters that a URL refuses.
+            NotFoundError: there is no such run.
             BundleError: the bundle does not match its digest.
             TrackingError: MLflow does not answer; what was done so far is completed at the next try.
         """
         _check_name(name)
+        run = self._tracker.run(run_id)
         self._ensure_model(name, description=description)
         found = self._same(name, run_id=run_id, bundle=bundle)
         if found is None:
-            source = self._log_artifact(run_id, bundle)
+            source = self._log_artifact(run, bundle)
+            # It says at level info that it waits, also when there is nothing to wait for.
+            logging.getLogger("mlflow.store.model_registry.abstract_store").setLevel(logging.WARNING)
             every = {**(tags or {}), **bundle_tags(bundle), RUN_ID: run_id}
             self._call(
                 lambda client: client.create_model_version(
@@ -172,15 +177,14 @@ class Registry:
     def _delete(self, version: Any) -> None:
         self._call(lambda client: client.delete_model_version(version.name, version.version))
 
-    def _log_artifact(self, run_id: str, bundle: BundleRef) -> str:
+    def _log_artifact(self, run: Any, bundle: BundleRef) -> str:
         from raymlops.bundle.pyfunc import save_pyfunc
 
         # Named by the digest: a second bundle of the run must not overwrite the files of the first.
         path = f"{ARTIFACT}/{bundle.digest[:16]}"
         with tempfile.TemporaryDirectory(prefix="raymlops-") as folder:
             save_pyfunc(bundle, Path(folder, ARTIFACT))
-            self._call(lambda client: client.log_artifacts(run_id, str(Path(folder, ARTIFACT)), path))
-        run = self._call(lambda client: client.get_run(run_id))
+            self._call(lambda client: client.log_artifacts(run.info.run_id, str(Path(folder, ARTIFACT)), path))
         return f"{run.info.artifact_uri}/{path}"
 
     def _search(self, query: str) -> Iterator[Any]:

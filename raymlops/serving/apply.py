@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -34,6 +35,10 @@ OnStatus = Callable[[Mapping[str, str]], None]
 
 class Api(Protocol):
     """What ``apply`` asks of a ``ServeApi``."""
+
+    @property
+    def dashboard_url(self) -> str:
+        """Return where the Ray dashboard is."""
 
     def get(self) -> dict[str, Any]:
         """Return Serve's details."""
@@ -74,7 +79,7 @@ def apply(
     """Make the desired deployments live and return what was read back.
 
     Sends nothing where Serve already has this config. ``host`` and ``port`` count only where Serve does not run
-    yet. ``probe`` also asks each champion over HTTP whether it answers, for which this process must reach the proxy.
+    yet. ``probe`` also asks each changed champion over HTTP whether it answers, where Serve runs on this machine.
     To undo a failed apply, apply the previous deployments: versions that are not among them are deleted.
 
     Raises:
@@ -91,9 +96,8 @@ def apply(
     wanted = {config["name"]: config for config in target["applications"] if is_ours(config)}
     ours = {name: config for name, config in live.items() if is_ours(config)}
     deadline = time.monotonic() + wait_s
-    # A version that only loses its route may well be broken: that is why it loses it.
-    awaited = {name for name, config in wanted.items() if _needs_wait(config, ours.get(name))}
     changed = not _same(wanted, ours)
+    awaited = {name for name, config in wanted.items() if _awaited(config, ours.get(name), changed=changed)}
     if changed:
         staged, heirs = _stage(wanted, details)
         if heirs:
@@ -104,8 +108,10 @@ def apply(
     details = _await_running(api, wanted, awaited, deadline=deadline, on_status=on_status)
     details = _await_gone(api, details, set(ours) - set(wanted), deadline=deadline)
     applied = Applied(changed, _statuses(details), _routes(details), host, port)
-    if probe:
-        _await_answers(applied, deployments, deadline=min(deadline, time.monotonic() + ROUTE_WAIT_S))
+    if probe and urlsplit(api.dashboard_url).hostname in {"127.0.0.1", "::1", "localhost"}:
+        champions = [item for item in deployments if item.role == "champion"]
+        champions = [item for item in champions if app_name(item.name, item.version) in awaited]
+        _await_answers(applied, champions, deadline=min(deadline, time.monotonic() + ROUTE_WAIT_S))
     return applied
 
 
@@ -135,8 +141,15 @@ def _covers(live: Any, wanted: Any) -> bool:
     return bool(live == wanted)
 
 
-def _needs_wait(config: Application, live: Application | None) -> bool:
-    if live is None or config["route_prefix"] is not None:
+def _awaited(config: Application, live: Application | None, *, changed: bool) -> bool:
+    """Return whether an application must be seen to run: what a change concerns; all champions where nothing changes.
+
+    Not so the version that only loses its route, or another model's: either may be broken, and the change its remedy.
+    """
+    route = config["route_prefix"]
+    if not changed:
+        return route is not None
+    if live is None or (route is not None and live.get("route_prefix") != route):
         return True
     return not _covers(live, {key: value for key, value in config.items() if key != "route_prefix"})
 
@@ -221,15 +234,15 @@ def _await_gone(api: Api, details: dict[str, Any], names: set[str], *, deadline:
     return details
 
 
-def _await_answers(applied: Applied, deployments: Sequence[Deployment], *, deadline: float) -> None:
+def _await_answers(applied: Applied, champions: Sequence[Deployment], *, deadline: float) -> None:
     """Wait until each champion's route answers with its version: a flip takes a moment to reach the proxies."""
-    champions = {item.name: str(item.version) for item in deployments if item.role == "champion"}
     last = "nothing"
     with httpx.Client(timeout=5.0, trust_env=False) as client:
-        for name, version in champions.items():
+        for champion in champions:
+            url, version = applied.base_url + route_of(champion.name), str(champion.version)
             while True:
                 try:
-                    response = client.get(applied.base_url + route_of(name))
+                    response = client.get(url)
                     if response.headers.get("x-model-version") == version:
                         break
                     last = f"status {response.status_code} of version {response.headers.get('x-model-version', 'none')}"
@@ -237,8 +250,7 @@ def _await_answers(applied: Applied, deployments: Sequence[Deployment], *, deadl
                     last = type(error).__name__
                 if time.monotonic() > deadline:
                     raise DeployError(
-                        f"{app_name(name, int(version))} runs, but {applied.base_url}{route_of(name)} "
-                        f"does not answer with version {version}: got {last}",
+                        f"version {version} of {champion.name} runs, but {url} does not answer with it: got {last}",
                         hint="Is the proxy's address reachable from here? Something else may listen on that port.",
                     )
                 time.sleep(0.05)

@@ -1,6 +1,6 @@
 """Asking a served model from Python.
 
-Owns one HTTP call and the errors it can end in. Knows nothing of Ray; imports no numpy or torch.
+Owns two HTTP calls and the errors they can end in. Knows nothing of Ray; imports no numpy or torch.
 """
 
 from __future__ import annotations
@@ -46,13 +46,35 @@ def predict(
     """
     headers = {"x-request-id": request_id} if request_id else {}
     body = orjson.dumps({"rows": list(rows)}, option=orjson.OPT_SERIALIZE_NUMPY)  # NaN is sent as null: missing
-    response = _post(url, body, headers=headers, timeout_s=timeout_s, transport=transport)
+    data = _send("POST", url, body=body, headers=headers, timeout_s=timeout_s, transport=transport)
+    return Answer(data["outputs"], data["model_version"], data["request_id"])
+
+
+def describe(url: str, *, timeout_s: float = 30.0, transport: httpx.BaseTransport | None = None) -> dict[str, Any]:
+    """Return what the model at ``url`` (``http://host:port/models/NAME``) is: version, digest, run and signature.
+
+    Raises:
+        NotFoundError, ClusterError: as ``predict``.
+    """
+    return _send("GET", url, body=None, headers={}, timeout_s=timeout_s, transport=transport)
+
+
+def _send(
+    method: str,
+    url: str,
+    *,
+    body: bytes | None,
+    headers: dict[str, str],
+    timeout_s: float,
+    transport: httpx.BaseTransport | None,
+) -> dict[str, Any]:
+    response = _request(method, url, body=body, headers=headers, timeout_s=timeout_s, transport=transport)
     try:
         data = response.json()
     except ValueError:
         data = {}
-    if response.is_success and isinstance(data, dict) and "outputs" in data:
-        return Answer(data["outputs"], data["model_version"], data["request_id"])
+    if response.is_success and isinstance(data, dict) and "model_version" in data:
+        return data
     error = data.get("error", {}) if isinstance(data, dict) else {}
     message = error.get("message") or response.text[:500] or response.reason_phrase
     if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY and error.get("problems"):
@@ -64,10 +86,11 @@ def predict(
     raise RaymlopsError(f"{url} answered {response.status_code}: {message}")
 
 
-def _post(
+def _request(
+    method: str,
     url: str,
-    body: bytes,
     *,
+    body: bytes | None,
     headers: dict[str, str],
     timeout_s: float,
     transport: httpx.BaseTransport | None,
@@ -75,7 +98,9 @@ def _post(
     with httpx.Client(timeout=timeout_s, transport=transport, trust_env=False) as client:
         for last in (False, True):
             try:
-                return client.post(url, content=body, headers={"content-type": "application/json", **headers})
+                return client.request(
+                    method, url, content=body, headers={"content-type": "application/json", **headers}
+                )
             except httpx.TimeoutException as error:
                 raise ClusterError(f"{url} did not answer within {timeout_s:g} s") from error
             except httpx.ConnectError as error:

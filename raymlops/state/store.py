@@ -10,7 +10,7 @@ import contextlib
 import getpass
 import os
 import socket
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -52,7 +52,8 @@ class Deployment(Record):
     role: Role
     serve: dict[str, Any] = field(default_factory=dict)
     """Fields of the ``serve`` section."""
-    created_at: datetime = field(default_factory=_now)
+    created_at: datetime = field(default_factory=_now, compare=False)
+    """When this version was first deployed; kept while it stays, and no part of what makes two deployments equal."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -153,16 +154,18 @@ class State:
                 query = sa.select(deployments).where(deployments.c.name == name).order_by(deployments.c.version)
                 before = [_deployment(row) for row in connection.execute(query)]
                 previous[name] = before
+                since = {item.version: item.created_at for item in before}
+                after = [replace(item, created_at=since.get(item.version, item.created_at)) for item in wanted]
                 connection.execute(sa.delete(deployments).where(deployments.c.name == name))
-                if wanted:
-                    connection.execute(sa.insert(deployments), [_row(item) for item in wanted])
+                if after:
+                    connection.execute(sa.insert(deployments), [_row(item) for item in after])
                 _add_event(
                     connection,
                     actor=actor,
                     action=action,
                     subject=name,
                     before=[item.to_dict() for item in before],
-                    after=[item.to_dict() for item in wanted],
+                    after=[item.to_dict() for item in after],
                     why=why,
                 )
         return previous

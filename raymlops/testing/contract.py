@@ -96,9 +96,10 @@ class RecipeContract:
         loss = self._case.recipe.loss(model, self._case.batch("train"))
         assert loss.ndim == 0, f"loss() returns the shape {tuple(loss.shape)}: return the mean over the batch"
         assert torch.isfinite(loss), f"loss() returns {loss.item()}"
+        assert loss.requires_grad, "loss() has no gradient: it reaches no parameter of the model, or is detached"
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [value.grad for value in model.parameters() if value.grad is not None]
-        assert gradients, "loss() reaches no parameter of the model"
+        assert gradients, "loss() has a gradient for none of the model's own parameters"
         assert all(torch.isfinite(gradient).all() for gradient in gradients), "loss() has a gradient that is not finite"
 
     def test_metrics_are_sums(self) -> None:
@@ -238,7 +239,8 @@ class _Case:
         """One step of training away from the first weights, so that no output is a constant by its initial value."""
         model = self.model().train()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-        self.recipe.loss(model, self.batch("train")).backward()  # type: ignore[no-untyped-call]
+        with torch.enable_grad():  # a caller may have switched gradients off
+            self.recipe.loss(model, self.batch("train")).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return model.eval()
 

@@ -167,6 +167,8 @@ def _as_array(values: Any) -> Array:
         return np.asarray(values.detach().cpu().numpy())
     if hasattr(values, "to_numpy"):
         return np.asarray(values.to_numpy())
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        return np.asarray(values)
     items = list(values)
     text = any(isinstance(item, str) or item is None for item in items)
     return _objects(items) if text or _ragged(items) else np.asarray(items)

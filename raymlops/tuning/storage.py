@@ -56,10 +56,11 @@ def optuna_url(spec: ProjectSpec) -> str:
 
 
 def without_credentials(url: str) -> str:
-    """Return a SQL URL without user and password, as records and logs may hold it."""
-    from sqlalchemy import make_url
+    """Return a SQL URL without user, password and options, as records and logs may hold it."""
+    from sqlalchemy import URL, make_url
 
-    return make_url(url).set(username=None, password=None).render_as_string()
+    parts = make_url(url)
+    return URL.create(parts.drivername, host=parts.host, port=parts.port, database=parts.database).render_as_string()
 
 
 @contextmanager

@@ -36,7 +36,9 @@ class User:
             check=False,
             **kwargs,
         )
-        assert result.returncode == code, f"{arguments} exited {result.returncode}\n{result.stdout}\n{result.stderr[-8000:]}"
+        assert result.returncode == code, (
+            f"{arguments} exited {result.returncode}\n{result.stdout}\n{result.stderr[-8000:]}"
+        )
         return result
 
     def raymlops(self, *arguments, **kwargs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from raymlops import __version__
 from raymlops.bundle.code import MAX_DATA_BYTES, MAX_TOTAL_BYTES, collect
 from raymlops.errors import RecipeError
 from raymlops.recipe import RecipeBase
@@ -102,7 +103,7 @@ def test_code_that_comes_with_raymlops_does_not_travel():
     """The bundle names the version instead."""
     code = collect(RecipeBase)
 
-    assert (code.files, code.distribution, code.version) == ({}, "raymlops", "0.1.0")
+    assert (code.files, code.distribution, code.version) == ({}, "raymlops", __version__)
 
 
 def test_an_installed_package_travels_and_is_named():

@@ -17,6 +17,7 @@ import torch
 from tiny import Tiny
 from tiny_bundle import contents_of, tiny_contents
 
+from raymlops import __version__
 from raymlops.bundle.load import load
 from raymlops.bundle.write import write_bundle
 from raymlops.errors import BundleError, InvalidRowsError, NonFiniteError, RecipeError, RecipeImportError, RowProblem
@@ -174,7 +175,7 @@ def test_a_bundle_of_a_shipped_recipe_runs_with_the_installed_one_and_says_so(tm
         "raymlops",
     )
     assert not Path(ref.uri, "code").exists()
-    assert "raymlops 0.0.1; it runs with that of the installed 0.1.0" in caplog.text
+    assert f"raymlops 0.0.1; it runs with that of the installed {__version__}" in caplog.text
 
 
 def revise(folder: Path, about: dict) -> str:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,11 @@ def test_every_verb_is_in_the_readme():
 def test_every_verb_explains_itself():
     """Each command has a sentence of help."""
     command = typer.main.get_command(app)
-    leaves = [leaf for sub in command.commands.values() for leaf in (sub.commands.values() if hasattr(sub, "commands") else [sub])]
+    leaves = [
+        leaf
+        for sub in command.commands.values()
+        for leaf in (sub.commands.values() if hasattr(sub, "commands") else [sub])
+    ]
     assert [leaf.name for leaf in leaves if not leaf.help] == []
 
 
@@ -85,6 +90,7 @@ def test_origin_of_each_value(tmp_path, capsys):
 
 def test_changes_need_yes_without_a_terminal(tmp_path, monkeypatch, capsys):
     """What changes the live endpoint asks, and refuses where nobody can answer."""
-    monkeypatch.setattr("sys.stdin", open("/dev/null"))  # noqa: SIM115, PTH123 - closed by monkeypatch's undo
-    assert main(["rollback", "--config", str(tmp_path / "a.yaml")]) == 2
+    with Path(os.devnull).open() as nobody:
+        monkeypatch.setattr("sys.stdin", nobody)
+        assert main(["rollback", "--config", str(tmp_path / "a.yaml")]) == 2
     assert "--yes" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import pytest
 from tiny_bundle import EXAMPLE, contents_of, tiny_contents
 
 from raymlops.bundle.load import load
+from raymlops.bundle.pyfunc import save_pyfunc
 from raymlops.bundle.write import write_bundle
 from raymlops.errors import BundleError, InvalidNameError, InvalidRowsError, NotFoundError, TrackingError
 from raymlops.recipes.digits import Digits
@@ -121,12 +122,21 @@ def test_an_odd_name_is_refused(registry, bundle, run_id, name):
         registry.get(name)
 
 
-def test_a_registry_that_does_not_answer_is_a_tracking_error(tmp_path, bundle):
-    """Without the password of its address."""
-    registry = Registry(Tracker(f"sqlite:///{tmp_path}/no/such/folder/mlflow.db"))
+def test_a_run_that_is_not_there_leaves_no_model_behind(registry, tracker, bundle):
+    """Not even an empty one."""
+    with pytest.raises(NotFoundError, match="no run 'r'"):
+        registry.register("none", run_id="r", bundle=bundle)
+
+    assert tracker.client.search_registered_models("name = 'none'") == []
+
+
+def test_a_registry_that_does_not_answer_is_a_tracking_error(tmp_path):
+    """A file that is no database, for one."""
+    (tmp_path / "mlflow.db").write_text("not a database, and long enough to show it" * 100, encoding="utf-8")
+    registry = Registry(Tracker(f"sqlite:///{tmp_path}/mlflow.db"))
 
     with pytest.raises(TrackingError, match="MLflow"):
-        registry.register("down", run_id="r", bundle=bundle)
+        registry.list("down")
 
 
 def test_mlflow_loads_a_version_by_alias_with_the_numbers_of_the_bundle(registry, bundle, run_id, global_mlflow):
@@ -200,11 +210,11 @@ def test_mlflow_refuses_an_artifact_that_was_changed_with_its_manifest(
         mlflow.pyfunc.load_model(str(folder))
 
 
-def test_mlflow_loads_a_folder_of_another_registry_by_a_given_digest(registry, bundle, run_id, tmp_path, global_mlflow):
+def test_mlflow_loads_a_folder_that_no_registry_knows_by_a_given_digest(tmp_path, global_mlflow):
     """The caller vouches where no registry does."""
-    registry.register("plain", run_id=run_id, bundle=bundle)
-    folder = artifact(run_id, bundle, tmp_path)
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/empty.db")
+    bundle = write_bundle(tmp_path, tiny_contents(seed=77))
+    folder = tmp_path / "model"
+    save_pyfunc(bundle, folder)
 
     with pytest.raises(BundleError, match="the registry is another one"):
         mlflow.pyfunc.load_model(str(folder))

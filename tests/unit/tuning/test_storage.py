@@ -12,9 +12,7 @@ from raymlops.tuning.storage import open_storage, optuna_url, without_credential
 
 
 def spec(**storage):
-    return ProjectSpec.model_validate(
-        {"project": {"name": "p"}, "recipe": {"import": "tiny:Tiny"}, "storage": storage}
-    )
+    return ProjectSpec.model_validate({"project": {"name": "p"}, "recipe": {"import": "tiny:Tiny"}, "storage": storage})
 
 
 def test_the_default_is_a_file_under_the_storage_path(tmp_path):

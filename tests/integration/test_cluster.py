@@ -1,0 +1,245 @@
+"""A local cluster from start to end, in folders and on ports of its own, with nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raymlops.cluster import local, services, upfile
+from raymlops.cluster.jobs import parse_result
+from raymlops.cluster.processes import belonging
+from raymlops.errors import ClusterError, PortTakenError, StorageError
+
+pytestmark = pytest.mark.integration
+
+PORTS = {"http_port": 22400, "dashboard_port": 22401, "mlflow_port": 22402, "ray_port": 22403}
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Hold one running cluster; its root is too long for sockets, so the short link is used too."""
+    root = tmp_path_factory.mktemp("a-root-whose-path-is-longer-than-a-socket-allows")
+    record = local.up(root=root, num_cpus=2, **PORTS)
+    yield record
+    local.down(root=root)
+    assert belonging(record.cluster_id) == []
+
+
+def _shell(record, **extra):
+    """Return the environment of a shell that has exported what ``up`` prints, and nothing else of Ray's."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_", "RAYMLOPS_"))}
+    return {**clean, **record.env, **extra}
+
+
+def test_every_service_answers_and_only_this_machine_reaches_them(cluster):
+    """Nothing is deployed, so that no socket is bound to another address."""
+    status = local.status(root=cluster.root)
+    assert status.state == "up"
+    assert status.services == {"ray": True, "mlflow": True, "serve": True}
+    assert status.open_to_others == ()
+    assert {22400, 22401, 22402, 22403} <= {item.port for item in local.sockets(cluster)}
+
+
+def test_the_dashboard_refuses_without_the_token(cluster):
+    """It would run anyone's code."""
+    url = f"{cluster.dashboard_url}/api/jobs/"
+    assert services.ask(url, token=None)[0] == 401
+    assert services.ask(url, token=Path(cluster.token_path))[0] == 200
+
+
+def test_what_is_written_holds_no_token(cluster):
+    """Neither the record, nor what is printed, nor the logs."""
+    token = Path(cluster.token_path).read_text()
+    files = [upfile.path(Path(cluster.root)), *Path(cluster.root, "logs").iterdir()]
+    assert all(token not in file.read_text(errors="replace") for file in files)
+    assert token not in upfile.exports(cluster)
+
+
+def test_a_second_up_says_that_it_is_up(cluster):
+    """And starts nothing."""
+    again = local.up(root=cluster.root, **PORTS)
+    assert again.already_up
+    assert again.processes == cluster.processes
+
+
+def test_a_job_runs_in_the_exported_environment(cluster, tmp_path):
+    """It joins the cluster, finds MLflow and our folder, and its last line is the result."""
+    (tmp_path / "job.py").write_text(
+        "import os, ray\n"
+        "from raymlops.cluster.connect import connect\n"
+        "from raymlops.cluster.jobs import in_job, print_result\n"
+        "from raymlops.config.schema import ProjectSpec\n"
+        "spec = ProjectSpec.model_validate({'project': {'name': 'x'}, 'recipe': {'import': 'a:B'}})\n"
+        "with connect(spec) as connection:\n"
+        "    there = ray.get(ray.remote(num_cpus=0.1)(lambda: os.environ['MLFLOW_TRACKING_URI']).remote())\n"
+        "    print_result({**connection.to_dict(), 'in_job': in_job(), 'mlflow': there,\n"
+        "                  'home': os.environ['RAYMLOPS_HOME']})\n"
+    )
+    command = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", "python", "job.py"]
+    done = subprocess.run(
+        command, check=False, cwd=tmp_path, env=_shell(cluster), capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = parse_result(done.stdout)
+    assert result is not None
+    assert (result["address"], result["owned"], result["in_job"]) == ("127.0.0.1:22403", False, True)
+    assert (result["mlflow"], result["home"]) == (cluster.mlflow_url, cluster.root)
+
+
+def test_more_workers_than_the_cluster_holds_are_refused_with_the_holders(cluster):
+    """A driver that only knows the home folder joins, holds a CPU, and asks for three more."""
+    script = (
+        "import ray\n"
+        "from raymlops.cluster.capacity import check_fits\n"
+        "from raymlops.cluster.connect import connect\n"
+        "from raymlops.config.schema import ProjectSpec\n"
+        "from raymlops.errors import InsufficientResourcesError\n"
+        "spec = ProjectSpec.model_validate({'project': {'name': 'x'}, 'recipe': {'import': 'a:B'}})\n"
+        "class Hold:\n"
+        "    def here(self): return 1\n"
+        "with connect(spec):\n"
+        "    hold = ray.remote(num_cpus=1)(Hold).remote(); ray.get(hold.here.remote())\n"
+        "    check_fits(workers=1, cpus_per_worker=1, purpose='one', wait_s=0)\n"
+        "    for workers in (2, 3):\n"
+        "        try: check_fits(workers=workers, cpus_per_worker=1, purpose='train.num_workers', wait_s=0)\n"
+        "        except InsufficientResourcesError as error: print(error)\n"
+        "assert not ray.is_initialized()\n"
+    )
+    env = {key: value for key, value in _shell(cluster).items() if not key.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=False, env=env, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr
+    busy, never = done.stdout.split("train.num_workers asks for ")[1:]
+    assert "room for 1 now, and for 2 when nothing else runs" in busy
+    assert "holds at most 2 of them" in never
+    assert "held by Hold of job " in never
+    assert local.status(root=cluster.root).state == "up"
+
+
+def test_a_partly_dead_cluster_is_ended_whole(tmp_path):
+    """The head is killed: its workers have no parent any more, and MLflow still runs."""
+    ports = {"http_port": 22410, "dashboard_port": 22411, "mlflow_port": 22412, "ray_port": 22413}
+    record = local.up(root=tmp_path, num_cpus=2, **ports)
+    os.kill(next(item.pid for item in record.processes if item.name == "ray"), signal.SIGKILL)
+    assert local.status(root=tmp_path).state == "broken"
+    done = local.down(root=tmp_path, grace_s=3)
+    assert done is not None
+    assert done.stopped > 0
+    assert belonging(record.cluster_id) == []
+    assert not Path(record.scratch).is_symlink()
+    assert local.down(root=tmp_path) is None
+
+
+def test_an_interrupted_start_leaves_nothing(tmp_path):
+    """Ctrl-C between the start of the processes and their first answer."""
+
+    def interrupt(step):
+        if step.startswith("Ray answers"):
+            raise KeyboardInterrupt
+
+    ports = {"http_port": 22420, "dashboard_port": 22421, "mlflow_port": 22422, "ray_port": 22423}
+    with pytest.raises(KeyboardInterrupt):
+        local.up(root=tmp_path, num_cpus=2, on_step=interrupt, **ports)
+    assert upfile.read(tmp_path) is None
+    assert not [item for item in local.listeners() if item.port in ports.values()]
+
+
+def test_a_service_that_does_not_start_takes_the_others_with_it(tmp_path):
+    """MLflow cannot read its database; the message has its last lines."""
+    (tmp_path / "mlflow.db").write_text("this is not a database, and long enough to be looked at" * 100)
+    ports = {"http_port": 22430, "dashboard_port": 22431, "mlflow_port": 22432, "ray_port": 22433}
+    with pytest.raises(ClusterError, match=r"MLflow ended with exit code \d+ while starting\n"):
+        local.up(root=tmp_path, num_cpus=2, **ports)
+    assert upfile.read(tmp_path) is None
+    assert not [item for item in local.listeners() if item.port in ports.values()]
+
+
+def test_a_taken_port_is_refused_before_anything_starts(tmp_path):
+    """It is named with its holder, and no record is left."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 22440))
+        server.listen()
+        with pytest.raises(PortTakenError, match=rf"MLflow: port 22440 is taken, .*pid {os.getpid()} "):
+            local.up(root=tmp_path, http_port=22441, dashboard_port=22442, mlflow_port=22440, ray_port=22443)
+    assert upfile.read(tmp_path) is None
+
+
+def test_a_root_that_cannot_be_written_is_refused(tmp_path):
+    """A file stands in its place."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write"):
+        local.up(root=tmp_path / "file" / "root", **PORTS)
+
+
+_OWN = """
+import os, signal, sys, threading
+from raymlops.cluster.connect import connect
+from raymlops.config.schema import ProjectSpec
+import ray
+how = sys.argv[1]
+spec = ProjectSpec.model_validate(
+    {"project": {"name": "x"}, "recipe": {"import": "a:B"}, "cluster": {"address": "local", "num_cpus": 2}}
+)
+if how == "starting":  # as soon as Ray's first process runs
+    import psutil
+    def watch():
+        while not psutil.Process().children(): pass
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=watch, daemon=True).start()
+try:
+    with connect(spec) as connection:
+        print(connection.owned, connection.address.partition(":")[0], ray.cluster_resources()["CPU"], flush=True)
+        if how == "interrupt":
+            raise KeyboardInterrupt
+        if how == "error":
+            raise ValueError(how)
+except (KeyboardInterrupt, ValueError) as error:
+    print(type(error).__name__, flush=True)
+print(sorted(key for key in os.environ if key.startswith(("RAY_AUTH", "RAYMLOPS"))), ray.is_initialized(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", ["normal", "error", "interrupt", "starting"])
+def test_a_cluster_of_our_own_ends_with_its_block(how, tmp_path):
+    """However the block ends: no process, no folder, no variable and no token in the home folder is left."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "RAYMLOPS_"))}
+    # Everything that the program starts carries this name too, because it is its own child.
+    env |= {"HOME": str(tmp_path), "RAYMLOPS_TEST": (name := f"{tmp_path.name}-{os.getpid()}")}
+    before = set(Path("/tmp").glob("rml-*"))
+    done = subprocess.run(
+        [sys.executable, "-c", _OWN, how], check=False, env=env, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    expected = {
+        "normal": ["True 127.0.0.1 2.0"],
+        "error": ["True 127.0.0.1 2.0", "ValueError"],
+        "interrupt": ["True 127.0.0.1 2.0", "KeyboardInterrupt"],
+        "starting": ["KeyboardInterrupt"],
+    }
+    assert lines[:-1] == expected[how]
+    assert lines[-1] == "[] False"
+    assert not (tmp_path / ".ray").exists()
+    assert set(Path("/tmp").glob("rml-*")) <= before
+    left = [
+        path
+        for path in Path("/proc").glob("[0-9]*/environ")
+        if _reads(path) and f"RAYMLOPS_TEST={name}".encode() in path.read_bytes()
+    ]
+    assert left == []
+
+
+def _reads(path):
+    try:
+        path.read_bytes()
+    except OSError:
+        return False
+    return True

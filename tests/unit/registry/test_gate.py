@@ -1,0 +1,235 @@
+"""The gate's arithmetic, by hand and by simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raymlops.config.schema import GateSection, Threshold
+from raymlops.errors import UsageError
+from raymlops.registry.gate import ChampionEvaluation, decide
+
+
+def mean(totals):
+    """Return the finalized mean loss."""
+    return {"loss": float(totals["loss"]) / float(totals["count"])}
+
+
+def blocks_of(losses, *, rows: float = 10.0):
+    """Return one block for each loss, of so many rows that lost so much each."""
+    return [{"loss": np.array(loss * rows), "count": np.array(rows)} for loss in losses]
+
+
+def ask(ours, theirs, *, metric="test/loss", mode="min", metrics=None, finalize=mean, **gate):
+    """Ask the gate about two models with these losses by block."""
+    champion = None
+    if theirs is not None:
+        champion = ChampionEvaluation(3, blocks_of(theirs), finalize, trained_on_share=gate.pop("share", None))
+    return decide(
+        GateSection(**gate),
+        metrics={"test/loss": 0.5, "test/auc": 0.7} if metrics is None else metrics,
+        metric=metric,
+        mode=mode,
+        candidate_blocks=blocks_of(ours),
+        candidate_finalize=finalize,
+        champion=champion,
+    )
+
+
+@pytest.mark.parametrize(
+    ("bounds", "passed"),
+    [({"min": 0.7}, True), ({"min": 0.71}, False), ({"max": 0.7}, True), ({"max": 0.69}, False)],
+)
+def test_a_threshold_is_kept_or_not(bounds, passed):
+    """The bound itself passes; the name may be written with or without its split."""
+    for name in ("auc", "test/auc"):
+        decision = ask([], None, thresholds={name: Threshold(**bounds)})
+
+        assert decision.passed is passed
+        assert decision.checks[0].name == "test/auc"
+        assert decision.checks[0].got == 0.7
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_a_metric_that_is_no_number_fails_its_threshold(value):
+    """Whichever bound is asked for; the record holds no NaN, which JSON lacks."""
+    for bounds in ({"min": 0.0}, {"max": 1.0}):
+        decision = ask([], None, metrics={"test/loss": 1, "test/auc": value}, thresholds={"auc": Threshold(**bounds)})
+
+        assert not decision.passed
+        assert decision.checks[0].got is None
+
+
+def test_a_metric_that_was_not_reported_is_a_mistake_of_the_configuration():
+    """Named with those that were, and the nearest."""
+    with pytest.raises(UsageError, match=r"'acu'.*reported: test/auc, test/loss\n.*test/auc"):
+        ask([], None, thresholds={"acu": Threshold(min=0.5)})
+    with pytest.raises(UsageError, match="'accuracy'"):
+        ask([], None, metric="accuracy")
+
+
+def test_without_a_champion_thresholds_decide_alone():
+    """The first version has nothing to be compared with."""
+    decision = ask([], None)
+
+    assert decision.passed
+    assert decision.champion_version is None
+    assert decision.notes == ("There is no other champion to compare with.",)
+
+
+def test_the_same_model_again_differs_by_nothing_and_passes():
+    """Whatever the confidence, with no margin."""
+    losses = np.random.default_rng(0).normal(size=30)
+
+    decision = ask(losses, losses, confidence=0.999)
+
+    assert decision.passed
+    assert decision.checks[0].got == 0.0
+
+
+def test_a_model_better_by_the_same_everywhere_has_that_for_its_bound():
+    """Every resample differs by exactly 0.25, so the bound is 0.25: by -0.25 for the loss, which is to fall."""
+    ours, theirs = np.full(20, 0.5), np.full(20, 0.75)
+
+    assert ask(ours, theirs).checks[0].got == 0.25
+    assert ask(theirs, ours).checks[0].got == -0.25
+    assert not ask(theirs, ours, margin=0.24).passed
+    assert ask(theirs, ours, margin=0.25).passed
+    assert ask(theirs, ours, mode="max").checks[0].got == 0.25
+
+
+def test_the_bound_agrees_with_scipy():
+    """The percentile bootstrap of a mean of differences, one-sided at 90%: quantile 0.1 of 4,000 resamples.
+
+    Blocks of one size make the metric the mean over blocks. The difference has a spread of 0.1 over 50
+    blocks; two bootstraps of 4,000 agree to about 0.1 / sqrt(50) * 1.7 / sqrt(4000) = 0.0004, times 4.
+    """
+    from scipy.stats import bootstrap
+
+    rng = np.random.default_rng(1)
+    theirs = rng.normal(1.0, 0.3, size=50)
+    ours = theirs - rng.normal(0.03, 0.1, size=50)
+    expected = bootstrap(
+        (theirs - ours,), np.mean, n_resamples=4000, confidence_level=0.9, alternative="greater", method="percentile",
+        rng=np.random.default_rng(2),
+    ).confidence_interval.low  # fmt: skip
+
+    check = ask(ours, theirs, confidence=0.9, resamples=4000).checks[0]
+
+    assert check.got == pytest.approx(expected, abs=0.0016)
+    assert f"{ours.mean():.5g} against {theirs.mean():.5g}" in check.detail
+
+
+def test_sums_of_any_shape_are_resampled_before_they_are_finalized():
+    """AUC of summed histograms is no mean of the blocks' AUCs, most of which would have no value here."""
+
+    def auc(totals):
+        positives, negatives = totals["histogram"]
+        below = np.cumsum(negatives) - negatives
+        return {"auc": float((positives * (below + negatives / 2)).sum() / (positives.sum() * negatives.sum()))}
+
+    def blocks(top):
+        # One row a block: positives in bin `top`, negatives in bin 0, in turn.
+        one = np.zeros((40, 2, 3))
+        one[0::2, 0, top] = one[1::2, 1, 0] = 1
+        return [{"histogram": histogram, "count": np.array(1.0)} for histogram in one]
+
+    decision = decide(
+        GateSection(),
+        metrics={"test/auc": 1.0},
+        metric="test/auc",
+        mode="max",
+        candidate_blocks=blocks(2),
+        candidate_finalize=auc,
+        champion=ChampionEvaluation(1, blocks(0), auc),
+    )
+
+    # 1 against ties everywhere, in every resample that has both classes.
+    assert decision.checks[0].got == 0.5
+    assert "auc 1 against 0.5, better by +0.5" in decision.checks[0].detail
+
+
+def simulate(*, margin: float, better_by: float, trials: int = 200) -> float:
+    """Return the share of candidates that pass when it is truly better by so much, with a spread of 1 a block."""
+    rng = np.random.default_rng(7)
+    passed = 0
+    for _ in range(trials):
+        theirs = rng.normal(size=60)
+        ours = theirs - rng.normal(better_by, 1.0, size=60)
+        passed += ask(ours, theirs, margin=margin, confidence=0.9, resamples=200).passed
+    return passed / trials
+
+
+def test_without_a_margin_a_model_that_is_only_as_good_seldom_passes():
+    """At 90% confidence 1 in 10; 200 trials scatter by 0.021, and the percentile bootstrap is a little generous."""
+    assert simulate(margin=0.0, better_by=0.0) == pytest.approx(0.10, abs=0.06)
+
+
+def test_a_model_worse_by_the_margin_seldom_passes_and_one_as_good_mostly_does():
+    """The spread of the difference is 1 / sqrt(60) = 0.129. With a margin of 0.4 a model as good passes with
+    probability Phi(0.4 / 0.129 - 1.28) = Phi(1.82) = 0.966; one that is worse by 0.4 with 0.1.
+    """
+    assert simulate(margin=0.4, better_by=0.0) == pytest.approx(0.966, abs=0.04)
+    assert simulate(margin=0.4, better_by=-0.4) == pytest.approx(0.10, abs=0.06)
+
+
+def test_the_same_numbers_get_the_same_decision():
+    """The resamples are seeded; another generator may be handed in."""
+    rng = np.random.default_rng(3)
+    ours, theirs = rng.normal(size=(2, 25))
+
+    assert ask(ours, theirs) == ask(ours, theirs)
+
+
+def test_fewer_than_two_blocks_cannot_pass():
+    """One block says nothing about chance."""
+    decision = ask([0.1], [0.9])
+
+    assert not decision.passed
+    assert "fewer than 2" in decision.checks[0].detail
+
+
+def test_a_champion_that_cannot_answer_refuses_and_says_why():
+    """Nobody knows whether the candidate is worse: a person decides."""
+    decision = decide(
+        GateSection(),
+        metrics={"test/loss": 0.5},
+        metric="loss",
+        mode="min",
+        candidate_blocks=blocks_of([0.5, 0.5]),
+        candidate_finalize=mean,
+        champion=ChampionEvaluation(3, None, None, reason="it lacks the column colour"),
+    )
+
+    assert not decision.passed
+    assert decision.champion_version == 3
+    assert decision.notes == ("Champion version 3 could not answer the test rows: it lacks the column colour",)
+
+
+@pytest.mark.parametrize("side", ["ours", "theirs"])
+def test_a_metric_that_is_nan_cannot_pass(side):
+    """Neither the candidate's nor the champion's."""
+    losses = {"ours": np.full(20, 0.1), "theirs": np.full(20, 0.9)}
+    losses[side] = np.full(20, np.nan)
+
+    decision = ask(losses["ours"], losses["theirs"])
+
+    assert not decision.passed
+    assert decision.checks[0].got is None
+
+
+def test_blocks_of_other_rows_are_a_mistake():
+    """A comparison is paired or worthless."""
+    with pytest.raises(UsageError, match="3 of 30 rows, 2 of 20 rows"):
+        ask([1, 1, 1], [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("share", "note"),
+    [(None, "is not known"), (float("nan"), "is not known"), (0.0, "on none"), (0.25, "on 25.0% of these rows")],
+)
+def test_the_decision_says_whether_the_champion_was_trained_on_the_test_rows(share, note):
+    """Its figures are then too good, which the reader must know."""
+    decision = ask([1.0, 2.0], [1.0, 2.0], share=share)
+
+    assert note in decision.notes[0]

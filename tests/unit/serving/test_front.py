@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+
+import httpx
+import jsonschema
+import pytest
+from fakes import PREFIX, ROW, SIGNATURE, FakeModel, ask, make_front, predict
+
+from raymlops.serving.front import BODY, Front, Identity
+from raymlops.serving.reading import Limits
+
+DEEP = b'{"rows":' + b"[" * 100_000
+GIVEN_TWICE = b'{"rows": [{"distance": 1, "distance": 2, "wind": 1, "origin": "JFK"}]}'
+
+
+def test_rows_are_answered_in_order_with_version_and_request_id():
+    """Two rows give two outputs, and the answer says who gave it."""
+    response = predict(make_front(), [ROW, {**ROW, "distance": 5}], **{"x-request-id": "abc"})
+    assert response.status_code == 200
+    assert response.json() == {
+        "outputs": [{"late": 4.0}, {"late": 10.0}],
+        "model": "flights",
+        "model_version": "7",
+        "request_id": "abc",
+    }
+    assert response.headers["x-model-version"] == "7"
+    assert response.headers["x-request-id"] == "abc"
+
+
+def test_a_missing_output_is_null():
+    """NaN has no JSON; a missing output is null, as a missing input is."""
+    assert predict(make_front(), [{**ROW, "distance": 0}]).json()["outputs"] == [{"late": None}]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "empty_body"),
+        (b" \n ", 400, "empty_body"),
+        (b"{", 400, "not_json"),
+        (b"rows=1", 400, "not_json"),
+        (b"\xef\xbb\xbf{}", 400, "not_json"),
+        (b'{"rows": [{"origin": "\xff"}]}', 400, "not_utf8"),
+        ('{"rows": []}'.encode("utf-16"), 400, "not_utf8"),
+        (b'{"rows": [{"origin": "\\ud800"}]}', 400, "not_json"),
+        (DEEP, 400, "too_deep"),
+        (b'{"a":NaN,"rows":' + b"[" * 900 + b"]" * 900 + b"}", 422, "invalid_rows"),
+        (b"NaN" + DEEP, 400, "not_json"),
+        (GIVEN_TWICE, 400, "duplicate_key"),
+        (b"[]", 422, "invalid_rows"),
+        (b"null", 422, "invalid_rows"),
+        (b"{}", 422, "invalid_rows"),
+        (b'{"rows": []}', 422, "invalid_rows"),
+        (b'{"rows": {}}', 422, "invalid_rows"),
+        (b'{"rows": [[1]]}', 422, "invalid_rows"),
+        (b'{"rows": [], "threshold": 1}', 422, "invalid_rows"),
+        (b'{"rows": [{"distance": {"a": 1}, "origin": "JFK"}]}', 422, "invalid_rows"),
+    ],
+)
+def test_a_bad_body_is_refused(body, status, code):
+    """Whatever the bytes are, the answer is a 4xx that says what is wrong and whom to quote."""
+    response = predict(make_front(), body)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert response.json()["error"]["message"]
+    assert response.json()["request_id"] == response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("literal", "field", "message"),
+    [
+        (b'{"distance": NaN, "origin": "JFK"}', "distance", "expected a finite number, got nan"),
+        (b'{"distance": -Infinity, "origin": "JFK"}', "distance", "expected a finite number, got -inf"),
+        (b'{"distance": 1e999, "origin": "JFK"}', "distance", "expected a finite number, got inf"),
+        (b'{"distance": "1", "origin": "JFK"}', "distance", "expected a finite number, got the string '1'"),
+        (b'{"distance": true, "origin": "JFK"}', "distance", "expected a finite number, got true"),
+        (b'{"distance": 1, "origin": "LGA"}', "origin", "unknown category 'LGA'; known: EWR, JFK"),
+        (b'{"distance": 1, "origin": "JFK", "gate": 4}', "gate", "unknown field; known: distance, origin, wind"),
+        (b'{"distance": 1}', "origin", "is missing; expected a string"),
+    ],
+)
+def test_a_bad_value_is_named_by_row_and_field(literal, field, message):
+    """The second row is wrong, and the answer says so."""
+    good = json.dumps(ROW).encode()
+    response = predict(make_front(), b'{"rows": [' + good + b", " + literal + b"]}")
+    assert response.status_code == 422
+    assert response.json()["error"]["problems"] == [{"row": 1, "field": field, "message": message}]
+
+
+def test_a_string_with_colons_is_no_duplicate_key():
+    """More colons than keys only lead to a second reading, which finds nothing wrong."""
+    response = predict(make_front(), [{**ROW, "origin": "12:30:00"}])
+    assert response.json()["error"]["problems"][0]["message"].startswith("unknown category '12:30:00'")
+
+
+def test_too_many_rows_are_refused():
+    """The limit counts rows, and one more is too many."""
+    front = make_front(Limits(max_rows=2))
+    assert predict(front, [ROW] * 2).status_code == 200
+    assert predict(front, [ROW] * 3).json()["error"]["code"] == "too_many_rows"
+
+
+def test_a_large_body_is_refused_before_it_is_read():
+    """A declared length above the limit is answered without asking for a byte of the body."""
+
+    async def receive():
+        pytest.fail("the body was asked for")
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [(b"content-length", b"50000000")]}
+    reply = asyncio.run(make_front().reply(scope, receive))
+    assert reply.status == 413
+
+
+def test_a_large_body_of_undeclared_length_is_refused():
+    """Chunks are counted as they come."""
+
+    async def chunks():
+        for _ in range(4):
+            yield b" " * 1000
+
+    response = predict(make_front(Limits(max_body_bytes=3000)), chunks())
+    assert response.json()["error"]["code"] == "body_too_large"
+
+
+def test_a_large_good_body_is_answered():
+    """A body that is parsed in a thread gives the same answer."""
+    rows = [{"distance": float(index), "wind": None, "origin": "JFK"} for index in range(1, 5001)]
+    outputs = predict(make_front(), rows).json()["outputs"]
+    assert outputs[0] == {"late": 2.0}
+    assert outputs[-1] == {"late": 10_000.0}
+
+
+def test_a_compressed_body_is_refused():
+    """Nothing is inflated, so that no small body becomes a large one."""
+    response = predict(make_front(), b"\x1f\x8b", **{"content-encoding": "gzip"})
+    assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_encoding")
+
+
+def test_a_body_that_the_guard_has_read_is_used():
+    """Behind the guard the body comes with the scope."""
+    body = json.dumps({"rows": [ROW]}).encode()
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], BODY: body}
+
+    async def receive():
+        pytest.fail("the body was asked for")
+
+    assert asyncio.run(make_front().reply(scope, receive)).status == 200
+
+
+@pytest.mark.parametrize(("method", "path", "allow"), [("GET", "/predict", "POST"), ("POST", "", "GET")])
+def test_a_wrong_method_names_the_right_one(method, path, allow):
+    """405 comes with Allow."""
+    response = ask(make_front(), method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allow)
+
+
+@pytest.mark.parametrize("path", ["/nope", "/predict/x", "/../secret", "/%00"])
+def test_an_unknown_path_is_not_found(path):
+    """404, in the same form as every refusal."""
+    response = ask(make_front(), "GET", path)
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("given", ["", "x" * 129, "caf\xe9", "a\x7fb"])
+def test_a_strange_request_id_is_replaced(given):
+    """An id that could split a log line or flood it is not repeated."""
+    response = predict(make_front(), [ROW], **{"x-request-id": given.encode("latin-1")})
+    assert response.json()["request_id"] != given
+    assert len(response.json()["request_id"]) == 36
+
+
+def test_a_model_that_raises_answers_500_and_goes_on(caplog):
+    """The log has the reason, the client its request id, and the next request its answer."""
+    front = make_front()
+    with caplog.at_level(logging.ERROR):
+        response = predict(front, [{**ROW, "distance": 666}], **{"x-request-id": "bad-one"})
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "model_error"
+    assert "devil" not in response.text
+    assert "bad-one" in caplog.text
+    assert "the devil is in the data" in caplog.text
+    assert predict(front, [ROW]).status_code == 200
+
+
+def test_a_bad_request_of_a_batch_fails_alone():
+    """Of three that arrive together one makes the model raise; the other two have their answers."""
+    front = make_front()
+
+    async def together():
+        transport = httpx.ASGITransport(front, root_path=PREFIX)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            bodies = [{"rows": [{**ROW, "distance": distance}]} for distance in (1, 666, 3)]
+            return await asyncio.gather(*(client.post(f"{PREFIX}/predict", json=body) for body in bodies))
+
+    assert [response.status_code for response in asyncio.run(together())] == [200, 500, 200]
+
+
+def test_a_late_answer_is_a_504():
+    """A model that takes longer than the deadline costs its request, not the replica."""
+
+    class Slow(FakeModel):
+        def predict(self, columns):
+            if len(columns["distance"]) > 1:
+                time.sleep(0.2)
+            return super().predict(columns)
+
+    front = Front(Slow(), identity=Identity("flights", 7, "d", "r"), limits=Limits(timeout_s=0.05))
+    front.warm_up()
+    response = predict(front, [ROW] * 2000)  # more rows than run inline, so the worker thread has them
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
+    front.close()
+
+
+def test_the_description_names_version_digest_run_and_signature():
+    """GET on the route itself says what answers there."""
+    described = ask(make_front(), "GET").json()
+    assert (described["model"], described["model_version"]) == ("flights", "7")
+    assert (described["digest"], described["run_id"]) == ("d" * 64, "run-7")
+    assert described["signature"] == json.loads(json.dumps(SIGNATURE.to_dict()))
+    assert described["links"]["predict"] == "/models/flights/predict"
+
+
+def test_health_and_readiness():
+    """Alive from the start, ready once the example was answered."""
+    cold = Front(FakeModel(), identity=Identity("flights", 7, "d", "r"))
+    assert ask(cold, "GET", "/healthz").status_code == 200
+    assert ask(cold, "GET", "/readyz").status_code == 503
+    cold.warm_up()
+    assert ask(cold, "GET", "/readyz").status_code == 200
+    assert ask(cold, "HEAD", "/readyz").status_code == 200
+
+
+def test_the_openapi_example_works_and_fits_its_schema():
+    """What the document shows can be sent as it stands, and is answered as it says."""
+    front = make_front()
+    document = ask(front, "GET", "/openapi.json").json()
+    operation = document["paths"]["/predict"]["post"]
+    media = operation["requestBody"]["content"]["application/json"]
+    schemas = document["components"]["schemas"]
+    assert list(schemas["Row"]["properties"]) == ["distance", "wind", "origin"]
+    assert schemas["Row"]["required"] == ["distance", "origin"]
+    jsonschema.validate(media["example"], {**media["schema"], "components": document["components"]})
+    answer = ask(front, "POST", "/predict", json=media["example"]).json()
+    shown = operation["responses"]["200"]["content"]["application/json"]["example"]
+    assert answer["outputs"] == shown["outputs"]
+
+
+def test_the_docs_page_needs_no_network():
+    """The page shows the fields and loads nothing from elsewhere."""
+    response = ask(make_front(), "GET", "/docs")
+    assert response.headers["content-type"].startswith("text/html")
+    assert "distance" in response.text
+    assert "EWR, JFK" in response.text
+    assert "//" not in response.text.replace("http://test", "")
+
+
+def test_warm_up_refuses_a_broken_example():
+    """A replica whose own example fails never becomes ready."""
+
+    class Broken(FakeModel):
+        example = [{**ROW, "distance": 666}]  # noqa: RUF012
+
+    front = Front(Broken(), identity=Identity("flights", 7, "d", "r"))
+    with pytest.raises(ArithmeticError):
+        front.warm_up()
+    assert not front.ready

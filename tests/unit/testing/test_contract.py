@@ -1,0 +1,227 @@
+"""The recipe contract passes a recipe that keeps it, and names what is wrong with one that does not."""
+
+from __future__ import annotations
+
+import inspect
+from unittest import SkipTest
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from raymlops.recipe import RecipeBase, RecipeConfig, Splits
+from raymlops.signature import Column, Signature
+from raymlops.testing import RecipeContract
+
+
+class Good(RecipeBase):
+    """Two colours and a size that may be missing; the label is twice the size, or 1 where it is missing."""
+
+    class Config(RecipeConfig):
+        hidden: int = 4
+
+    label = "price"
+
+    def datasets(self):
+        rng = np.random.default_rng(0)
+        size = rng.normal(size=90)
+        size[::7] = np.nan
+        price = np.where(np.isnan(size), 1.0, 2 * size)
+        table = {"colour": np.array(["red", "blue"] * 45, dtype=object), "size": size, "price": price}
+        parts = (slice(0, 50), slice(50, 70), slice(70, 90))
+        return Splits(*({name: values[part] for name, values in table.items()} for part in parts))
+
+    def fit(self, train):
+        return {"colours": sorted(set(train["colour"]))}
+
+    def model(self):
+        return nn.Sequential(
+            nn.Linear(3, self.config.hidden), nn.Tanh(), nn.Dropout(0.5), nn.Linear(self.config.hidden, 1)
+        )
+
+    def loss(self, model, batch):
+        return functional.mse_loss(model(batch["features"]).squeeze(1), batch["label"])
+
+    def signature(self):
+        inputs = (Column("colour", "string", categories=self._colours()), Column("size", "float", nullable=True))
+        return Signature(inputs, outputs=(Column("price", "float"),))
+
+    def _colours(self):
+        return tuple(self.state["colours"])
+
+    def encode(self, columns):
+        ids = {name: index for index, name in enumerate(self.state["colours"], start=1)}
+        size = columns["size"]
+        features = [[ids.get(name, 0) for name in columns["colour"]], np.nan_to_num(size), np.isnan(size)]
+        return {"features": torch.as_tensor(np.array(features).T, dtype=torch.float32)}
+
+    def predict(self, model, batch):
+        return model(batch["features"])
+
+
+class TestGood(RecipeContract):
+    recipe = Good
+
+
+class Numbers(Good):
+    def signature(self):
+        return Signature((Column("size", "float", nullable=True),), super().signature().outputs)
+
+    def encode(self, columns):
+        return super().encode(columns | {"colour": np.array(["red"] * len(columns["size"]), dtype=object)})
+
+
+class Clock(Good):
+    drawn = 0.0
+
+    def datasets(self):
+        Clock.drawn += 1.0
+        splits = super().datasets()
+        splits.train["size"][1] = Clock.drawn
+        return splits
+
+
+class Unsorted(Good):
+    turns = 0
+
+    def fit(self, train):
+        Unsorted.turns += 1
+        return {"colours": ["red", "blue"] if Unsorted.turns % 2 else ["blue", "red"]}
+
+
+class Leaks(Good):
+    def signature(self):
+        return Signature((*super().signature().inputs, Column("price", "float")), super().signature().outputs)
+
+
+class Unseeded(Good):
+    def model(self):
+        model = super().model()
+        nn.init.constant_(model[0].weight, np.random.default_rng().normal())
+        return model
+
+
+class VectorLoss(Good):
+    def loss(self, model, batch):
+        return (model(batch["features"]).squeeze(1) - batch["label"]).square()
+
+
+class DetachedLoss(Good):
+    def loss(self, model, batch):
+        return super().loss(model, batch).detach()
+
+
+class Means(Good):
+    def metrics(self, model, batch):
+        return super().metrics(model, batch) | {"error": self.loss(model, batch)}
+
+
+class Miscounts(Good):
+    def metrics(self, model, batch):
+        return super().metrics(model, batch) | {"count": torch.tensor(1.0)}
+
+
+class NotFinite(Good):
+    def finalize(self, totals):
+        return {"ratio": float("nan")}
+
+
+class LooksAtTheBatch(Good):
+    def encode(self, columns):
+        batch = super().encode(columns)
+        return {"features": batch["features"] - batch["features"].mean(0)}
+
+
+class WrongNames(Good):
+    def decode(self, output):
+        return {"cost": output[:, 0].numpy()}
+
+
+class WrongType(Good):
+    def decode(self, output):
+        return {"price": np.round(output[:, 0].numpy()).astype(int)}
+
+
+class OneAnswer(Good):
+    def decode(self, output):
+        return {"price": output[:1, 0].numpy()}
+
+
+class RandomAnswers(Good):
+    def predict(self, model, batch):
+        return model.train()(batch["features"])
+
+
+class HiddenState(Good):
+    """Keeps what it learnt in the object, where no bundle finds it."""
+
+    colours = ()
+
+    def fit(self, train):
+        HiddenState.colours = (*HiddenState.colours, "red", "blue")
+        return super().fit(train)
+
+    def _colours(self):
+        HiddenState.colours = (*HiddenState.colours, "green")
+        return HiddenState.colours
+
+
+class FailsOnMissing(Good):
+    def encode(self, columns):
+        batch = super().encode(columns)
+        if np.isnan(columns["size"]).all():
+            batch["features"] = batch["features"] * np.nan
+        return batch
+
+
+class FailsOnUnknown(Good):
+    def encode(self, columns):
+        for name in columns["colour"]:
+            self.state["colours"].index(name)
+        return super().encode(columns)
+
+
+@pytest.mark.parametrize(
+    ("broken", "test", "message"),
+    [
+        (Clock, "test_datasets_are_the_same_every_time", "the train split of two processes differ in features"),
+        (Unsorted, "test_fit_gives_the_same_json_every_time", "sort sets"),
+        (Leaks, "test_label_is_no_input", "'price' is an input"),
+        (Unseeded, "test_model_is_on_the_cpu_and_seeded", "differ in 0.weight"),
+        (VectorLoss, "test_loss_is_a_finite_scalar_with_a_gradient", "return the mean"),
+        (DetachedLoss, "test_loss_is_a_finite_scalar_with_a_gradient", "no gradient"),
+        (Means, "test_metrics_are_sums", "'error'] is no sum"),
+        (Miscounts, "test_metrics_are_sums", "counts 1.0 of 20"),
+        (NotFinite, "test_finalize_gives_finite_numbers", "'ratio'] is nan"),
+        (LooksAtTheBatch, "test_answers_do_not_depend_on_the_batch", "output 'price'"),
+        (LooksAtTheBatch, "test_requests_are_encoded_as_in_training", "same rows in a request differ in features"),
+        (WrongNames, "test_example_is_answered_as_the_signature_says", r"\['cost'\], the signature says \['price'\]"),
+        (WrongType, "test_example_is_answered_as_the_signature_says", "int64, the signature says float"),
+        (OneAnswer, "test_example_is_answered_as_the_signature_says", "1 values for 32 rows"),
+        (RandomAnswers, "test_answers_are_the_same_every_time", "output 'price'"),
+        (HiddenState, "test_weights_and_state_make_the_same_model_elsewhere", "more than config and state"),
+        (FailsOnMissing, "test_missing_values_are_answered", "not finite"),
+        (FailsOnUnknown, "test_unknown_categories_get_what_the_signature_says", "is not in list"),
+    ],
+)
+def test_contract_names_what_is_broken(broken, test, message):
+    """Each breach fails the test made for it, with a message that says what to change."""
+    contract = type("TestBroken", (RecipeContract,), {"recipe": broken})()
+    with pytest.raises((AssertionError, ValueError), match=message):
+        getattr(contract, test)()
+
+
+def test_contract_skips_what_does_not_apply():
+    """A recipe without a text column has no unknown category."""
+    contract = type("TestNumbers", (RecipeContract,), {"recipe": Numbers})()
+    with pytest.raises(SkipTest, match="no input is text"):
+        contract.test_unknown_categories_get_what_the_signature_says()
+
+
+def test_every_contract_test_says_what_it_asks():
+    """A user reads the docstring of the test that failed."""
+    tests = [value for name, value in vars(RecipeContract).items() if name.startswith("test_")]
+    assert len(tests) == 17
+    assert all(inspect.getdoc(test) for test in tests)

@@ -1,0 +1,114 @@
+"""The tracker against a real MLflow database."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import sqlite3
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from raymlops.config.schema import ProjectSpec
+from raymlops.errors import ConfigError, NotFoundError, TrackingError
+from raymlops.tracking.client import Tracker, tracker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def store(storage_path: Path) -> Tracker:
+    return Tracker(f"sqlite:///{storage_path}/mlflow.db", artifacts=f"{storage_path}/mlartifacts")
+
+
+def spec(**sections: Any) -> ProjectSpec:
+    return ProjectSpec.model_validate({"project": {"name": "tiny"}, "recipe": {"import": "tiny:Tiny"}, **sections})
+
+
+def test_a_run_is_written_and_read_back(store: Tracker, tmp_path: Path) -> None:
+    """Tags, params, metrics, text and files of a child run, by a tracker that went through pickle."""
+    store = pickle.loads(pickle.dumps(store))
+    parent = store.start_run("exp", name="parent", tags={"raymlops.kind": "sweep"})
+    run_id = store.start_run("exp", name="child", tags={"a": "b"}, parent_run_id=parent)
+    store.log_params(run_id, {f"p{index}": str(index) for index in range(150)})
+    store.log_metrics(run_id, [("train/loss", 1 / step, step, None) for step in range(1, 1501)])
+    store.log_metrics(run_id, [("odd name: é!", math.nan, 0, 1)])
+    store.log_text(run_id, "hello", "notes/hello.txt")
+    (tmp_path / "file.bin").write_bytes(b"x")
+    store.log_file(run_id, tmp_path / "file.bin", "files")
+    store.set_tags(run_id, {"c": "d" * 9000})
+    store.end_run(run_id, "FINISHED")
+
+    run = store.run(run_id)
+    assert run.info.status == "FINISHED"
+    assert len(run.data.params) == 150
+    assert run.data.metrics["train/loss"] == 1 / 1500
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    assert len(run.data.tags["c"]) == 5000
+    assert store.read_text(run_id, "notes/hello.txt") == "hello"
+    assert run.info.artifact_uri.startswith(str(store.artifacts))
+
+
+def test_what_is_not_there_is_not_found(store: Tracker) -> None:
+    """An unknown run and an unknown artifact are NotFoundErrors that say where was looked."""
+    run_id = store.start_run("exp", name="run", tags={})
+    with pytest.raises(NotFoundError, match="no run 'nope'"):
+        store.run("nope")
+    with pytest.raises(NotFoundError, match=r"no artifact 'a/b\.txt'"):
+        store.read_text(run_id, "a/b.txt")
+
+
+def test_a_server_that_is_down_is_said_within_seconds() -> None:
+    """MLflow's own client would retry for minutes."""
+    started = time.monotonic()
+    with pytest.raises(TrackingError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer"):
+        Tracker("http://127.0.0.1:9").check()
+    assert time.monotonic() - started < 10
+
+
+def test_an_old_schema_is_refused_and_left_alone(storage_path: Path, store: Tracker) -> None:
+    """MLflow would upgrade some old databases unasked; we say how, and touch nothing."""
+    database = sqlite3.connect(storage_path / "mlflow.db")
+    database.execute("UPDATE alembic_version SET version_num = '0584bdc529eb'")
+    database.commit()
+    with pytest.raises(TrackingError, match="has the schema 0584bdc529eb") as raised:
+        store.check()
+    assert "mlflow db upgrade sqlite:///" in str(raised.value.hint)
+    assert database.execute("SELECT version_num FROM alembic_version").fetchall() == [("0584bdc529eb",)]
+    database.close()
+
+
+def test_a_deleted_experiment_is_said(store: Tracker) -> None:
+    """Its name is taken, and nothing can be logged to it."""
+    store.start_run("exp", name="run", tags={})
+    store.client.delete_experiment(store.client.get_experiment_by_name("exp").experiment_id)
+    with pytest.raises(TrackingError, match="'exp' was deleted"):
+        store.start_run("exp", name="run", tags={})
+
+
+def test_the_default_is_sqlite_under_storage(tmp_path: Path) -> None:
+    """Database and artifacts are in storage.path, which is made."""
+    found = tracker(spec(storage={"path": str(tmp_path / "new")}))
+    assert found.uri == f"sqlite:///{tmp_path}/new/mlflow.db"
+    assert found.artifacts == f"{tmp_path}/new/mlartifacts"
+    assert (tmp_path / "new").is_dir()
+
+
+def test_sqlite_cannot_live_in_a_bucket() -> None:
+    """A URI as storage.path needs a tracking.uri beside it."""
+    with pytest.raises(ConfigError, match=r"tracking\.uri: is needed"):
+        tracker(spec(storage={"path": "s3://bucket/raymlops"}))
+
+
+def test_credentials_come_by_reference_and_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A password in the URI's variable is used and never printed; a missing variable is a ConfigError."""
+    monkeypatch.setenv("MY_MLFLOW", "postgresql://user:hunter2@127.0.0.1:9/mlflow")
+    found = tracker(spec(tracking={"uri": {"env": "MY_MLFLOW"}}))
+    assert "hunter2" not in repr(found)
+    with pytest.raises(TrackingError) as raised:
+        found.check()
+    assert "hunter2" not in str(raised.value)
+    with pytest.raises(ConfigError, match="NOT_SET is not set"):
+        tracker(spec(tracking={"uri": {"env": "NOT_SET"}}))

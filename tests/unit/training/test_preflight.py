@@ -1,0 +1,61 @@
+"""What is refused on a handful of rows before anything starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raymlops.errors import RecipeError
+from raymlops.training.data import prepare
+from raymlops.training.preflight import has_unused_parameters, preflight
+
+
+def check(project: Any) -> None:
+    preflight(project, prepare(project))
+
+
+@pytest.mark.parametrize("recipe", ["tiny:Tiny", "broken:Items", "broken:OwnLoop"])
+def test_a_recipe_that_keeps_its_contract_passes(tiny_project: Any, recipe: str) -> None:
+    """Tables, datasets, batch normalisation, a loop of its own: all fine."""
+    check(tiny_project(recipe=recipe))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("broken:RaisesInModel", r"RaisesInModel\.model\(\) raised ValueError: no layers at .*broken\.py:\d+"),
+        ("broken:NanLoss", r"NanLoss\.loss\(\) is nan on the first rows of train"),
+        ("broken:Detached", r"Detached\.loss\(\) has no gradient"),
+        ("broken:Means", r"Means\.metrics\(\)\['loss'\] does not add up"),
+    ],
+)
+def test_a_broken_recipe_is_refused(tiny_project: Any, recipe: str, message: str) -> None:
+    """The error names the method and what is wrong with it."""
+    with pytest.raises(RecipeError, match=message):
+        check(tiny_project(recipe=recipe))
+
+
+@pytest.mark.parametrize(
+    ("train", "more", "message"),
+    [
+        ({"metric": "validation/acc"}, {}, "train.metric is 'validation/acc', which is never reported"),
+        ({}, {"sweep": {"metric": "validation/acc"}}, "sweep.metric is 'validation/acc'"),
+        ({}, {"gate": {"metric": "test/acc"}}, "gate names the metric 'test/acc'"),
+        ({}, {"gate": {"thresholds": {"acc": {"min": 0.5}}}}, "gate names the metric 'acc'"),
+    ],
+)
+def test_a_metric_that_is_never_reported_is_refused(
+    tiny_project: Any, train: dict[str, Any], more: dict[str, Any], message: str
+) -> None:
+    """The error says which ones are reported."""
+    with pytest.raises(RecipeError, match=message) as raised:
+        check(tiny_project(more=more, **train))
+    assert "accuracy" in str(raised.value.hint)
+
+
+def test_parameters_that_the_loss_does_not_use_are_found(tiny_project: Any) -> None:
+    """DDP must be told of them, or the second step of two workers fails."""
+    for recipe, expected in (("tiny:Tiny", False), ("broken:Items", True)):
+        project = tiny_project(recipe=recipe)
+        assert has_unused_parameters(project, prepare(project)) is expected

@@ -1,0 +1,155 @@
+"""train(): one configuration, one MLflow run, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymlops.config.load import load_data
+from raymlops.errors import NonFiniteError, RecipeError, StorageError, TrackingError
+from raymlops.project import Project, bind
+from raymlops.tracking.client import Tracker, tracker
+from raymlops.training.evaluate import totals
+from raymlops.training.progress import Event
+from raymlops.training.run import load_weights, prepare, train
+
+
+@pytest.fixture
+def project(tiny_project: Any, storage_path: Path) -> Project:  # noqa: ARG001 - the database where the project looks
+    return tiny_project(epochs=3, log_every_steps=2)
+
+
+def runs(project: Project) -> list[Any]:
+    client = tracker(project.spec).client
+    experiment = client.get_experiment_by_name(project.spec.experiment)
+    return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
+
+
+def test_a_run_is_on_record(project: Project) -> None:
+    """Configuration, data, code, packages, hardware and every metric by step are in one FINISHED MLflow run."""
+    record = train(project, tags={"team": "blue"})
+    client = tracker(project.spec)
+    run = client.run(record.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.lr"] == "0.01"
+    assert run.data.params["recipe.config.train_rows"] == "300"
+    tags = run.data.tags
+    assert tags["raymlops.kind"] == "run"
+    assert tags["raymlops.config_sha"] == project.spec.sha() == record.config_sha
+    assert tags["raymlops.data_fingerprint"] == record.data.fingerprint
+    assert tags["raymlops.weights_uri"] == record.weights_uri
+    assert tags["team"] == "blue"
+    # 300 rows in batches of 64: 5 steps an epoch, 15 in all; logged every 2 steps, at each epoch's end, at the last.
+    losses = client.client.get_metric_history(record.run_id, "train/loss")
+    assert [point.step for point in losses] == [2, 4, 5, 6, 8, 10, 12, 14, 15]
+    assert [point.step for point in client.client.get_metric_history(record.run_id, "validation/auc")] == [5, 10, 15]
+    assert bind(load_data(_yaml(client.read_text(record.run_id, "config/resolved.yaml")))).spec == project.spec
+    assert "torch==" in client.read_text(record.run_id, "environment/packages.txt")
+    assert json.loads(client.read_text(record.run_id, "environment/hardware.json"))["cpus"] >= 1
+
+
+def test_the_record_is_the_best_epoch(project: Project) -> None:
+    """The weights that the record names give the metrics that it holds."""
+    record = train(project)
+    weights, state = load_weights(record.weights_uri)
+    prepared = prepare(project, state=state)
+    model = prepared.recipe.model()
+    model.load_state_dict(weights)
+    sums = totals(prepared.recipe, model.eval(), prepared.splits["validation"], batch_size=4096)
+    assert prepared.recipe.finalize(sums)["auc"] == pytest.approx(record.metrics["validation/auc"])
+    assert type(record).from_dict(json.loads(json.dumps(record.to_dict()))).metrics == record.metrics
+
+
+def test_events_tell_the_whole_run(project: Project) -> None:
+    """Start, steps, epochs, end, in order; the end carries the best epoch's metrics."""
+    events: list[Event] = []
+    record = train(project, on_event=events.append)
+    kinds = [event.kind for event in events]
+    assert (kinds[0], kinds[-1]) == ("start", "end")
+    assert kinds.count("epoch") == 3
+    assert events[-1].metrics == record.metrics
+
+
+def test_ctrl_c_marks_the_run_killed(project: Project) -> None:
+    """KeyboardInterrupt goes on to the caller, and MLflow knows."""
+
+    def interrupt(event: Event) -> None:
+        if event.kind == "epoch":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(project, on_event=interrupt)
+    assert [run.info.status for run in runs(project)] == ["KILLED"]
+
+
+def test_a_failure_is_on_record_with_its_reason(tiny_project: Any, storage_path: Path) -> None:
+    """A training that ends in NaN is FAILED in MLflow, which says why."""
+    broken = tiny_project(recipe="broken:Diverges")
+    with pytest.raises(NonFiniteError):
+        train(broken)
+    run = runs(broken)[0]
+    assert run.info.status == "FAILED"
+    assert "NonFiniteError: the training loss is nan at epoch 1" in run.data.tags["raymlops.reason"]
+
+
+def test_what_can_be_refused_leaves_no_run(tiny_project: Any, storage_path: Path) -> None:
+    """A broken recipe and an unknown metric are refused before MLflow hears of a run."""
+    for broken in (tiny_project(recipe="broken:Means"), tiny_project(metric="validation/acc")):
+        with pytest.raises(RecipeError):
+            train(broken)
+        assert runs(broken) == []
+
+
+def test_storage_is_tried_first(tiny_project: Any, tmp_path: Path) -> None:
+    """A file in the way of storage.path is a StorageError."""
+    (tmp_path / "storage").write_text("in the way")
+    with pytest.raises(StorageError, match="cannot be used"):
+        train(tiny_project())
+
+
+def test_an_mlflow_that_is_down_is_said_at_once(tiny_project: Any) -> None:
+    """Nobody listens on port 9 of loopback: no minutes of retries, no run, no worker."""
+    with pytest.raises(TrackingError, match="does not answer"):
+        train(tiny_project(more={"tracking": {"uri": "http://127.0.0.1:9"}}))
+
+
+def test_an_mlflow_lost_in_the_middle_costs_no_training(project: Project) -> None:
+    """Metrics wait while MLflow is away, and are all there when it is back before the end."""
+    from raymlops.training.record import RunWriter
+
+    class Flaky(Tracker):
+        down = True
+
+        def log_metrics(self, run_id: str, points: Any) -> None:
+            if self.down:
+                raise TrackingError("away")
+            super().log_metrics(run_id, points)
+
+    real = tracker(project.spec)
+    flaky = Flaky(real.uri, artifacts=real.artifacts)
+    run_id = flaky.start_run("tiny", name="flaky", tags={})
+    writer = RunWriter(flaky, run_id, clock=iter(range(0, 1000, 10)).__next__)
+    for step in range(1, 4):
+        writer(Event("step", step=step, metrics={"train/loss": 1 / step}, timestamp_ms=step))
+    flaky.down = False
+    writer.close("FINISHED", tags={})
+    points = flaky.client.get_metric_history(run_id, "train/loss")
+    assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+
+
+def test_training_in_this_process_loads_no_ray() -> None:
+    """num_workers 0 needs no Ray at all."""
+    code = "import sys, raymlops.training.run; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def _yaml(text: str) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+
+    data: dict[str, Any] = YAML(typ="safe").load(text)
+    return data

@@ -1,0 +1,46 @@
+"""Global batches do not depend on the number of workers, and shares make the exact mean."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from raymlops.training.sampling import derived_seed, global_batches, micro_batches
+
+
+def test_an_epoch_holds_every_row_once() -> None:
+    """10 rows in batches of 4 are 4 + 4 + 2 rows, each row once."""
+    batches = list(global_batches(10, batch_size=4, seed=0, epoch=1))
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert sorted(torch.cat(batches).tolist()) == list(range(10))
+
+
+def test_order_follows_seed_and_epoch() -> None:
+    """The same seed and epoch give the same order; either one alone changes it."""
+    orders = {
+        key: next(global_batches(50, batch_size=50, seed=key[0], epoch=key[1])) for key in [(0, 1), (0, 2), (1, 1)]
+    }
+    assert torch.equal(orders[0, 1], next(global_batches(50, batch_size=50, seed=0, epoch=1)))
+    assert not torch.equal(orders[0, 1], orders[0, 2])
+    assert not torch.equal(orders[0, 1], orders[1, 1])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 7, 12])
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_weighted_means_average_to_the_mean_of_the_batch(rows: int, world: int, pieces: int) -> None:
+    """What DDP averages over ranks, each rank's pieces added with their weights, is the mean over the global batch."""
+    values = torch.arange(100, dtype=torch.float64) ** 2
+    indices = torch.arange(20, 20 + rows)
+    ranks = [micro_batches(indices, rank=rank, world=world, pieces=pieces) for rank in range(world)]
+    averaged = sum(sum(values[part].mean() * weight for part, weight in parts) for parts in ranks) / world
+    assert float(averaged) == pytest.approx(float(values[indices].mean()), rel=1e-12)
+    used = sorted(index for parts in ranks for part, weight in parts if weight for index in part.tolist())
+    assert used == indices.tolist()
+
+
+def test_derived_seeds_of_neighbours_differ() -> None:
+    """Seeds of neighbouring epochs and ranks are unrelated, and fit torch's 64 signed bits."""
+    seeds = {derived_seed(0, epoch, rank) for epoch in range(20) for rank in range(20)}
+    assert len(seeds) == 400
+    assert max(seeds) < 2**63

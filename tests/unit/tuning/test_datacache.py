@@ -1,0 +1,65 @@
+"""Data is prepared again exactly where another configuration would prepare other data."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from tiny import Tiny, TinyConfig
+
+from raymlops.config.load import load_data
+from raymlops.project import bind
+from raymlops.tuning.datacache import DataCache, WatchedConfig
+
+
+@pytest.fixture
+def project():
+    data = {"project": {"name": "p"}, "recipe": {"import": Tiny, "config": {"train_rows": 60, "validation_rows": 30}}}
+    return bind(load_data(data))
+
+
+@pytest.mark.parametrize(
+    ("params", "times"),
+    [
+        ({"recipe.config.hidden": 8, "train.lr": 0.1}, 1),
+        ({"recipe.config.train_rows": 70}, 2),
+        ({"recipe.config.data_seed": 8}, 2),
+        ({"train.seed": 1}, 2),
+    ],
+)
+def test_only_what_the_data_depends_on_prepares_it_again(project, params, times):
+    cache = DataCache()
+    cache.get(project)
+    cache.get(project.with_params(params))
+    assert cache.prepared == times
+
+
+def test_the_next_trial_gets_the_same_rows_and_a_recipe_of_its_own(project):
+    cache = DataCache()
+    first, second = cache.get(project), cache.get(project.with_params({"recipe.config.hidden": 8}))
+    assert second.splits is first.splits
+    assert (second.recipe.config.hidden, second.state) == (8, first.state)
+    assert type(second.recipe.config) is TinyConfig
+
+
+def test_a_field_that_is_read_only_later_counts_from_then_on(project):
+    cache = DataCache()
+    cache.get(project)
+    watched = cache._entry.watched
+    assert watched.hidden == 16
+    cache.get(project.with_params({"recipe.config.hidden": 8}))
+    assert cache.prepared == 2
+
+
+@pytest.mark.parametrize("reading", [lambda config: config.model_dump(), repr, hash, copy.copy, list, lambda c: c == 1])
+def test_reading_the_whole_configuration_reads_every_field(reading):
+    watched = WatchedConfig(TinyConfig())
+    reading(watched)
+    assert watched.read_fields() == set(TinyConfig.model_fields)
+
+
+def test_the_stand_in_passes_for_the_configuration():
+    watched = WatchedConfig(TinyConfig(hidden=3))
+    assert isinstance(watched, TinyConfig)
+    assert watched.hidden == 3
+    assert watched.read_fields() == {"hidden"}
