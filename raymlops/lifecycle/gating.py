@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import BundleError, GateRefusedError, RaymlopsError
+from raymlops.errors import ConfigError, GateRefusedError, RaymlopsError, RecipeImportError, RefusedError
 from raymlops.lifecycle.source import Source, spec_of
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.records import GateDecision, ModelVersionRef
     from raymlops.registry.gate import ChampionEvaluation
+
+GATE_TAG = "raymlops.gate"
+"""Tag of a version: ``passed`` or ``refused``."""
 
 
 def gate(
@@ -32,8 +35,10 @@ def gate(
     Raises:
         NotFoundError: there is no such version.
         GateRefusedError: the gate refused it; the message carries the numbers.
-        BundleError: the version's files do not match its digest.
+        RefusedError: the data is no longer what the version was tested on.
+        BundleError: the version's files, or the champion's, do not match their digest.
     """
+    from raymlops.bundle.load import load
     from raymlops.registry.gate import decide
     from raymlops.registry.versions import Registry
     from raymlops.tracking.client import tracker as tracker_of
@@ -41,7 +46,8 @@ def gate(
     here = spec_of(source, overrides=overrides, env=env)
     registry = Registry(tracker_of(here))
     ref = registry.get(here.project.name, version)
-    candidate, project = _load(ref, here)
+    candidate = load(ref.bundle.uri, ref.bundle.digest)
+    project = _project_of(candidate, here)
     metric = here.gate.metric or f"test/{project.spec.train.metric.removeprefix('validation/')}"
     current = registry.by_alias(ref.name, "champion")
     blocks, champion = _compare(candidate, project, current, ref=ref, spec=here)
@@ -60,17 +66,23 @@ def gate(
     return registry.get(ref.name, str(ref.version)), decision
 
 
-def _load(ref: ModelVersionRef, here: ProjectSpec) -> tuple[LoadedModel, Project]:
+def _project_of(candidate: LoadedModel, here: ProjectSpec) -> Project:
+    """Return the candidate's own project, placed where ``here`` says things are.
+
+    Its data is looked for by the recipe as it is installed here, because files beside a recipe do not travel with its
+    code; where it is not, the code in the bundle has to do.
+    """
     from ruamel.yaml import YAML
 
-    from raymlops.bundle.load import load
     from raymlops.config.load import load_data
     from raymlops.project import bind
 
-    model = load(ref.bundle.uri, ref.bundle.digest)
-    data = YAML(typ="safe").load(model.config_yaml)
+    data = YAML(typ="safe").load(candidate.config_yaml)
     data |= {key: here.to_dict()[key] for key in ("tracking", "storage", "cluster")}
-    return model, bind(load_data(data), recipe=type(model.recipe))
+    try:
+        return bind(load_data(data))
+    except (RecipeImportError, ConfigError):
+        return bind(load_data(data), recipe=type(candidate.recipe))
 
 
 def _compare(
@@ -90,23 +102,30 @@ def _compare(
     if current is None or current.version == ref.version:
         return [], None
     prepared = prepare(project, state=candidate.recipe.state)
-    test = prepared.splits["test"]
-    size = project.spec.train.eval_batch_size
-    blocks = block_totals(candidate.recipe, candidate.model, test, blocks=spec.gate.blocks, batch_size=size)
-    try:
-        model = load(current.bundle.uri, current.bundle.digest)
-        theirs = block_totals(
-            model.recipe, model.model, test.for_recipe(model.recipe), blocks=spec.gate.blocks, batch_size=size
+    if prepared.data.fingerprint != candidate.evaluation["data_fingerprint"]:
+        raise RefusedError(
+            f"the data is no longer what {ref.name} version {ref.version} was tested on, so its champion cannot be "
+            "asked for the same rows",
+            hint="Restore the data, or train and register again on what is there now.",
         )
-    except BundleError:
-        raise
+    test = prepared.splits["test"]
+
+    def sums(model: LoadedModel) -> list[dict[str, Any]]:
+        rows = test.seen_by(model.recipe)
+        size = project.spec.train.eval_batch_size
+        return block_totals(model.recipe, model.model, rows, blocks=spec.gate.blocks, batch_size=size)
+
+    blocks = sums(candidate)
+    champion = load(current.bundle.uri, current.bundle.digest)
+    try:
+        theirs = sums(champion)
     except RaymlopsError as error:
         return blocks, ChampionEvaluation(version=current.version, blocks=None, finalize=None, reason=str(error))
     return blocks, ChampionEvaluation(
         version=current.version,
         blocks=theirs,
-        finalize=model.recipe.finalize,
-        trained_on_share=overlap(model.row_hashes, row_hashes(test)),
+        finalize=champion.recipe.finalize,
+        trained_on_share=overlap(champion.row_hashes, row_hashes(test)),
     )
 
 
@@ -117,7 +136,7 @@ def _record(decision: GateDecision, ref: ModelVersionRef, *, registry: Any, spec
         ref.name,
         ref.version,
         {
-            "raymlops.gate": "passed" if decision.passed else "refused",
+            GATE_TAG: "passed" if decision.passed else "refused",
             "raymlops.gate_decision": json.dumps(decision.to_dict(), default=str)[:4900],
         },
     )

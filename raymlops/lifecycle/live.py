@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import RaymlopsError, RefusedError, TrackingError
+from raymlops.lifecycle.gating import GATE_TAG
 from raymlops.lifecycle.lineup import beside, previous_champion, with_champion
 from raymlops.lifecycle.source import Source, spec_of
 from raymlops.records import DeploymentRecord
@@ -151,7 +152,7 @@ def _admitted(spec: ProjectSpec, version: str) -> tuple[Registry, ModelVersionRe
 
     registry = Registry(tracker(spec))
     ref = registry.get(spec.project.name, version)
-    if not ADMITTED & set(ref.aliases) and not registry.passed_gate(ref.name, ref.version):
+    if not ADMITTED & set(ref.aliases) and registry.tags(ref.name, ref.version).get(GATE_TAG) != "passed":
         raise RefusedError(
             f"{ref.name} version {ref.version} has not passed its gate",
             hint=f"raymlops models gate --config FILE {ref.version}",

@@ -142,6 +142,10 @@ class Registry:
         """Take an alias away; nothing happens where there is none."""
         self._call(lambda client: client.delete_registered_model_alias(name, alias))
 
+    def tags(self, name: str, version: int) -> dict[str, str]:
+        """Return the tags of a version."""
+        return dict(self._call(lambda client: client.get_model_version(name, str(version))).tags)
+
     def tag(self, name: str, version: int, tags: Mapping[str, str]) -> None:
         """Set tags of a version; values longer than MLflow takes are cut."""
         for key, value in tags.items():

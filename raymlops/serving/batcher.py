@@ -44,8 +44,8 @@ class _Entry:
 class Batcher:
     """Run requests through one model, one batch at a time.
 
-    ``run`` takes columns of n rows and returns columns of n rows; it is never called twice at once.
-    Use from one event loop only.
+    ``run`` takes columns of n rows, at most ``max_rows``, and returns columns of n rows; it is never called twice at
+    once. Use from one event loop only.
     """
 
     def __init__(self, run: Callable[[Columns], Columns], *, max_rows: int) -> None:
@@ -129,7 +129,7 @@ class Batcher:
 
     def _timed(self, columns: Columns, rows: int) -> Columns:
         start = time.perf_counter()
-        outputs = {name: np.asarray(array) for name, array in self._run(columns).items()}
+        outputs = self._run(columns) if rows <= self.max_rows else self._in_pieces(columns, rows)
         seconds = time.perf_counter() - start
         lengths = {name: len(array) for name, array in outputs.items()}
         if set(lengths.values()) != {rows}:
@@ -142,6 +142,11 @@ class Batcher:
         elif seconds < INLINE_BUDGET_S / 2 and rows >= self._inline_rows:
             self._inline_rows = 2 * rows
         return outputs
+
+    def _in_pieces(self, columns: Columns, rows: int) -> Columns:
+        cuts = range(0, rows, self.max_rows)
+        parts = [self._run({name: array[cut : cut + self.max_rows] for name, array in columns.items()}) for cut in cuts]
+        return _merge(parts)
 
     def _after(
         self, done: asyncio.Future[list[Columns | Exception]], batch: list[_Entry], loop: asyncio.AbstractEventLoop

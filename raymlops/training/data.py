@@ -49,6 +49,10 @@ class SplitData:
         self._dataset = source
         self._recipe = recipe
 
+    def seen_by(self, recipe: RecipeBase) -> SplitData:
+        """Return the same rows as another recipe encodes them."""
+        return SplitData(self._dataset, name=self.name, recipe=recipe)
+
     def batch(self, indices: torch.Tensor) -> Batch:
         """Return the rows at ``indices`` (int64) as one batch, in that order, on the CPU."""
         if self.columns is None:

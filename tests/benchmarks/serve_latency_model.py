@@ -17,7 +17,9 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(len(COLOURS) + 1, 8)
-        self.layers = nn.Sequential(nn.Linear(len(NUMBERS) + 8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.layers = nn.Sequential(
+            nn.Linear(len(NUMBERS) + 8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1)
+        )
 
     def forward(self, numbers: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(self.layers(torch.cat([numbers, self.embedding(colour)], dim=1)).squeeze(1))

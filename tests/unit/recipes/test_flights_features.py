@@ -82,7 +82,7 @@ def test_departures_before_the_window_are_forgotten():
 
 
 def test_waiting_is_the_share_that_was_due_and_has_not_left():
-    """Due by 11:00: one gone early, one gone late, one still waiting, one that will turn out to be cancelled: 2 of 4."""
+    """Due by 11:00: one gone early, one gone late, one still waiting, one to be cancelled: 2 of 4."""
     table = features(
         flights(
             ("12:00", 0, 0, "JFK", "B6"),

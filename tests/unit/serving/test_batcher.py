@@ -60,16 +60,16 @@ def test_while_the_model_runs_others_gather():
 
 
 def test_a_batch_is_never_larger_than_allowed():
-    """Ten rows at four a batch run as four, four and two; a request larger than that runs alone."""
+    """Ten rows at four a batch run as four, four and two; a request of nine runs in pieces and comes back whole."""
     model = Doubler()
 
     async def run():
         batcher = Batcher(model, max_rows=4)
         await asyncio.gather(*(batcher.submit(column(index), rows=1) for index in range(10)))
-        await batcher.submit(column(*range(9)), rows=9)
+        return await batcher.submit(column(*range(9)), rows=9)
 
-    asyncio.run(run())
-    assert model.calls == [4, 4, 2, 9]
+    assert asyncio.run(run())["y"].tolist() == [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    assert model.calls == [4, 4, 2, 4, 4, 1]
 
 
 def test_a_fast_model_runs_inline_once_measured():

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,9 +17,12 @@ from raymlops.training.evaluate import totals
 from raymlops.training.progress import Event
 from raymlops.training.run import load_weights, prepare, train
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 @pytest.fixture
-def project(tiny_project: Any, storage_path: Path) -> Project:  # noqa: ARG001 - the database where the project looks
+def project(tiny_project: Any, storage_path: Path) -> Project:
     return tiny_project(epochs=3, log_every_steps=2)
 
 

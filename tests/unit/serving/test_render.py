@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from raymlops.config.schema import ServeSection
+from raymlops.errors import UsageError
+from raymlops.records import BundleRef
+from raymlops.serving.render import INDEX_APP, app_name, render
+from raymlops.state.store import Deployment
+
+FOREIGN = {"name": "shop", "route_prefix": "/shop", "import_path": "shop:app", "deployments": [{"name": "Shop"}]}
+
+
+def deployment(version: int, role: str, *, name: str = "flights", **serve) -> Deployment:
+    return Deployment(name, version, BundleRef(f"/bundles/{version}", f"digest{version}"), f"run{version}", role, serve)
+
+
+def rendered(*deployments, foreign=()):
+    config = render(deployments, host="127.0.0.1", port=8000, foreign=foreign)
+    return {application["name"]: application for application in config["applications"]}
+
+
+def test_the_champion_holds_the_route_and_a_warm_one_none():
+    """One application a version; the route says who is live."""
+    apps = rendered(deployment(7, "champion"), deployment(6, "warm"))
+    assert apps["flights--v7"]["route_prefix"] == "/models/flights"
+    assert apps["flights--v6"]["route_prefix"] is None
+
+
+def test_a_flip_changes_routes_alone():
+    """What Serve hashes into a code version is the same before and after, so nothing restarts."""
+    before = rendered(deployment(7, "champion"), deployment(6, "warm"))
+    after = rendered(deployment(7, "warm"), deployment(6, "champion"))
+    for name in ("flights--v6", "flights--v7"):
+        changed = {key for key in before[name] if before[name][key] != after[name][key]}
+        assert changed == {"route_prefix"}
+
+
+def test_arguments_name_the_bundle_and_its_digest():
+    """The digest that a replica verifies comes from the desired state."""
+    args = rendered(deployment(7, "champion"))["flights--v7"]["args"]
+    expected = {"bundle_uri": "/bundles/7", "digest": "digest7", "name": "flights", "version": 7, "run_id": "run7"}
+    assert args == expected
+
+
+def test_settings_become_serve_options():
+    """Each field of the serve section that concerns a replica is in its options or its user_config."""
+    app = rendered(deployment(7, "champion", min_replicas=2, max_replicas=5, cpus_per_replica=0.5, max_rows=10))
+    (options,) = app["flights--v7"]["deployments"]
+    assert options["autoscaling_config"]["min_replicas"] == 2
+    assert options["autoscaling_config"]["max_replicas"] == 5
+    assert options["ray_actor_options"]["num_cpus"] == 0.5
+    assert options["user_config"]["max_rows"] == 10
+
+
+def test_a_whole_serve_section_is_taken():
+    """Settings as the configuration dumps them are accepted as they are."""
+    assert rendered(deployment(7, "champion", **ServeSection().model_dump(mode="json")))["flights--v7"]
+
+
+def test_limits_are_no_part_of_the_arguments():
+    """A changed limit reaches the replicas as user_config, without a restart."""
+    one, other = (rendered(deployment(7, "champion", max_rows=rows))["flights--v7"] for rows in (10, 20))
+    assert one["args"] == other["args"]
+    assert one != other
+
+
+def test_the_same_deployments_give_the_same_config():
+    """In whatever order they come, so that sending it again changes nothing."""
+    first, second = deployment(7, "champion"), deployment(3, "champion", name="digits")
+    assert json.dumps(rendered(first, second)) == json.dumps(rendered(second, first))
+
+
+def test_the_index_lists_the_champions():
+    """It learns of them by user_config, so that it does not restart."""
+    apps = rendered(deployment(7, "champion"), deployment(6, "warm"), deployment(1, "champion", name="digits"))
+    (options,) = apps[INDEX_APP]["deployments"]
+    assert [model["path"] for model in options["user_config"]["models"]] == ["/models/digits", "/models/flights"]
+    assert apps[INDEX_APP]["args"] == {}
+
+
+def test_foreign_applications_are_carried_over():
+    """What somebody else deployed is in the body as it was, or Serve would delete it."""
+    assert rendered(deployment(7, "champion"), foreign=[FOREIGN])["shop"] == FOREIGN
+
+
+def test_nothing_desired_leaves_the_foreign_alone():
+    """Without a model there is no index that would answer for nothing."""
+    assert list(rendered(foreign=[FOREIGN])) == ["shop"]
+
+
+def test_a_foreign_application_at_the_root_keeps_it():
+    """Then the list of models is not served, the models are."""
+    apps = rendered(deployment(7, "champion"), foreign=[{**FOREIGN, "route_prefix": "/"}])
+    assert sorted(apps) == ["flights--v7", "shop"]
+
+
+@pytest.mark.parametrize(
+    ("deployments", "foreign"),
+    [
+        ([deployment(7, "champion"), deployment(8, "champion")], []),
+        ([deployment(7, "champion")], [{**FOREIGN, "route_prefix": "/models/flights"}]),
+        ([deployment(7, "warm")], [{**FOREIGN, "name": "flights--v7"}]),
+    ],
+)
+def test_two_claims_to_one_place_are_refused(deployments, foreign):
+    """Serve would refuse it too, with a longer message and after the fact."""
+    with pytest.raises(UsageError):
+        rendered(*deployments, foreign=foreign)
+
+
+def test_names_of_applications():
+    """A version's application can be told from its name."""
+    assert app_name("flights", 7) == "flights--v7"
