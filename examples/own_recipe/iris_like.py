@@ -5,7 +5,7 @@ import pandas as pd
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from raymlops import Column, RecipeBase, RecipeConfig, Signature, Splits
 
@@ -37,12 +37,12 @@ class IrisLike(RecipeBase):
 
     def encode(self, columns):  # the same code for training rows and for requests; id 0 is a garden never seen
         ids = {name: index for index, name in enumerate(self.state["gardens"], start=1)}
-        garden = F.one_hot(torch.tensor([ids.get(name, 0) for name in columns["garden"]]), len(ids) + 1)
+        garden = functional.one_hot(torch.tensor([ids.get(name, 0) for name in columns["garden"]]), len(ids) + 1)
         petal = torch.as_tensor(columns["petal_cm"] - self.state["mean_cm"], dtype=torch.float32)
         return {"features": torch.cat([garden, petal.nan_to_num()[:, None], petal.isnan()[:, None]], dim=1)}
 
     def loss(self, model, batch):
-        return F.cross_entropy(model(batch["features"]), batch["label"])
+        return functional.cross_entropy(model(batch["features"]), batch["label"])
 
     def predict(self, model, batch):  # one column for each output of the signature
         return model(batch["features"]).softmax(1)

@@ -22,7 +22,7 @@ from raymlops.cluster import auth, upfile
 from raymlops.cluster.capacity import logical_cpus
 from raymlops.cluster.ports import HOST, answers, free_port, is_loopback
 from raymlops.cluster.processes import MARK, end
-from raymlops.cluster.services import serve_environment
+from raymlops.cluster.services import GUARD, serve_environment
 from raymlops.errors import ClusterError
 from raymlops.records import Record
 
@@ -161,7 +161,11 @@ def _own(spec: ProjectSpec, *, dashboard: bool, log_to_driver: bool) -> Iterator
     cluster_id = uuid.uuid4().hex
     try:
         token = auth.ensure_token(folder / "auth")
-        variables: dict[str, str | None] = {**auth.environment(token), "RAY_USAGE_STATS_ENABLED": "0"}
+        variables: dict[str, str | None] = {
+            **auth.environment(token),
+            **GUARD,
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
         # Workers inherit the environment, and Ray's state API (Train uses it) asks the cluster that these name;
         # without any it gives up as soon as another Ray runs on the machine.
         port = free_port()

@@ -129,7 +129,7 @@ def token(facts: Facts) -> Iterator[Finding]:
             False,
             f"raymlops up runs with a token, and this shell has {auth.MODE}={facts.auth_mode or 'unset'}: "
             "`ray job submit` will fail with AuthenticationError",
-            "export what raymlops up printed (raymlops status prints it again)",
+            "export what raymlops up prints; run again, it only prints it",
         )
     elif mode == "token" and found is None:
         yield Finding(

@@ -108,6 +108,7 @@ def up(
             token_path=str(ensure_token(folder / "auth")),
             scratch=_scratch(folder),
             haproxy=haproxy,
+            made_database=not (folder / "mlflow.db").exists(),
             opens=_opens(haproxy=haproxy, stats_port=stats_port, metrics_port=metrics_port),
         )
         cpus = logical_cpus(num_cpus)
@@ -221,6 +222,10 @@ def _end(record: UpRecord, *, grace_s: float) -> DownRecord:
     scratch = Path(record.scratch)
     if scratch.is_symlink() or scratch.parent.name.startswith("rml-"):
         shutil.rmtree(scratch.parent, ignore_errors=True)
+    if record.state == "starting" and record.made_database:
+        # SQLite does not undo MLflow's half-done migrations, and the server was never up to take a run.
+        for file in Path(record.root).glob("mlflow.db*"):
+            file.unlink()
     upfile.remove(Path(record.root))
     return DownRecord(record.root, len(before), len(killed))
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
+GUARD = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "raymlops.serving.guard:middlewares"}
+"""For the start of a cluster: Serve loads it by name into its HTTP servers, where it guards their headers."""
+
 _outliving: list[subprocess.Popen[bytes]] = []
 """Services are meant to outlive this process; Python warns of a running child that nothing refers to."""
 
@@ -76,7 +79,7 @@ def start_head(
     drain = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     # Ray Client is deprecated, yet `ray start` has no option to leave its server out.
     hook = {"RAY_START_HOOK": f"{__name__}.without_client_server"}
-    return _start(command, log=log, variables={**drain, **hook, **variables, **environment(token)})
+    return _start(command, log=log, variables={**drain, **hook, **GUARD, **variables, **environment(token)})
 
 
 def without_client_server(parameters: Any, head: bool) -> None:  # noqa: ARG001 - Ray calls it with both
@@ -105,7 +108,13 @@ def start_serve(dashboard_url: str, *, token: Path, port: int, timeout_s: float)
     Raises:
         ClusterError: Ray refused.
     """
-    body = {"proxy_location": "HeadOnly", "http_options": {"host": HOST, "port": port}, "applications": []}
+    body = {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": HOST, "port": port},
+        # A line for each request costs more than a small model's answer.
+        "logging_config": {"enable_access_log": False},
+        "applications": [],
+    }
     url = f"{dashboard_url}/api/serve/applications/"
     with _client(timeout_s) as client:
         answer = client.put(url, json=body, headers=headers(token))

@@ -46,6 +46,8 @@ class UpRecord(Record):
     scratch: str
     """Folder of sockets: short, because a socket's path has at most 107 bytes. ``down`` removes it."""
     haproxy: bool
+    made_database: bool = False
+    """Whether MLflow's database was not there before: interrupted while it is made, it could never be used again."""
     processes: tuple[ProcessRecord, ...] = ()
     opens: tuple[str, ...] = ()
     """What Ray Serve binds to all interfaces, without an option to bind it elsewhere, once something is deployed."""

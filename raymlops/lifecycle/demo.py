@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 ROWS = 300
 ROWS_PER_REQUEST = 10
 WORKERS = 2
+CPUS_PER_WORKER = 0.9  # two workers, or two trials, beside a replica on two CPUs
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,11 @@ def demo(
     folder = Path(root).absolute()
     config = configs() / "flights.yaml"
     _clear(folder)
-    overrides = [f"storage.path={folder / 'state'}", f"train.num_workers={WORKERS}", "train.cpus_per_worker=0.5"]
+    overrides = [
+        f"storage.path={folder / 'state'}",
+        f"train.num_workers={WORKERS}",
+        f"train.cpus_per_worker={CPUS_PER_WORKER}",
+    ]
     overrides += [f"sweep.num_trials={trials}"] if trials else []
     project_of(config, overrides=overrides)
     steps = Steps(STEPS + 3, sink=on_step)

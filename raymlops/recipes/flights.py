@@ -155,6 +155,14 @@ class Flights(RecipeBase):
         probability = torch.sigmoid(output.detach().cpu()).numpy().astype(np.float64)
         return {"probability": probability, "late": probability >= 0.5}
 
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Return AUC and log loss on the test months of what a model must beat; takes about 5 s, needs scikit-learn."""
+        from raymlops.recipes.flights_baselines import base_rate, logistic_regression
+
+        splits = self.datasets()
+        fitted = type(self)(self.config, state=self.state or self.fit(splits.train))
+        return {"base rate": base_rate(splits), "logistic regression": logistic_regression(fitted, splits)}
+
     def _lookup(self) -> dict[str, dict[Any, int]]:
         categories = self.state["categories"]
         return {name: {value: index for index, value in enumerate(categories[name], start=1)} for name in CATEGORICAL}

@@ -235,7 +235,7 @@ def state_url(spec: ProjectSpec) -> str:
 def _engine(url: str) -> Engine:
     try:
         parsed = make_url(url)
-    except sa.exc.ArgumentError as error:
+    except (sa.exc.ArgumentError, ValueError) as error:
         raise UsageError("the state URL is not a SQL URL such as sqlite:////path/state.db") from error
     backend = parsed.get_backend_name()
     if backend not in {"sqlite", "postgresql"}:

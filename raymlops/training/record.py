@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from raymlops.training.progress import Event
 
 FLUSH_EVERY_S = 2.0
+RETRY_AFTER_S = 60.0
 MAX_REASON_CHARS = 1000
 
 
@@ -48,7 +49,9 @@ class RunWriter:
         self.run_id = run_id
         self._tracker = tracker
         self._on_event = on_event
+        self._clock = clock
         self._throttle = Throttle(FLUSH_EVERY_S, clock=clock)
+        self._retry_at_s = 0.0
         self._pending: list[MetricPoint] = []
         self._written: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -66,11 +69,12 @@ class RunWriter:
                 if self._written.get(name) != event.step:
                     self._pending.append((name, value, event.step, event.timestamp_ms))
                     self._written[name] = event.step
-        if self._throttle.due():
+        if self._throttle.due() and self._clock() >= self._retry_at_s:
             try:
                 self.flush()
             except TrackingError:
-                return  # kept for the next time
+                # Each try costs seconds of training, so there are few of them.
+                self._retry_at_s = self._clock() + RETRY_AFTER_S
 
     def flush(self) -> None:
         """Write what is pending.

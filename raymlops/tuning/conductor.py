@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.errors import UsageError
@@ -58,6 +60,8 @@ class Conductor:
         self._on_event = on_event
         self._clock = clock
         self._started = clock()
+        # A recipe need not be installed: what this process can import, a trial's process on this machine can.
+        self._sys_path = json.dumps([str(Path(entry).absolute()) for entry in sys.path])
         self._views: dict[int, TrialView] = {}
         self._best: TrialView | None = None
 
@@ -87,7 +91,13 @@ class Conductor:
                 self.end(trial.number, "failed", reason=f"{type(error).__name__}: {error.message}")
                 continue
             self._emit("started", trial.number)
-            return {"number": trial.number, "project": json.dumps(project.to_dict())}
+            # As text: Tune looks for search spaces of its own in what it is given.
+            return {
+                "number": trial.number,
+                "project": json.dumps(project.to_dict()),
+                "sys_path": self._sys_path,
+                "cwd": str(Path.cwd()),
+            }
         return None
 
     def epoch(

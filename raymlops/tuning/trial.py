@@ -15,7 +15,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import PlacementGroupFactory, Trainable
@@ -70,6 +72,9 @@ class TrialActor(Trainable):  # type: ignore[misc]
         self._thread.shutdown()
 
     def _begin(self, config: dict[str, Any]) -> None:
+        sys.path += [
+            entry for entry in json.loads(config["sys_path"]) if entry not in sys.path and Path(entry).exists()
+        ]
         self._spec = json.loads(config["project"])
         train, sweep = self._spec["train"], self._spec["sweep"]
         self._metric = sweep["metric"] or train["metric"]

@@ -139,7 +139,7 @@ def test_a_partly_dead_cluster_is_ended_whole(tmp_path):
 
 
 def test_an_interrupted_start_leaves_nothing(tmp_path):
-    """Ctrl-C between the start of the processes and their first answer."""
+    """Ctrl-C while MLflow makes its database, which SQLite would leave half migrated and unusable for ever."""
 
     def interrupt(step):
         if step.startswith("Ray answers"):
@@ -149,6 +149,7 @@ def test_an_interrupted_start_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         local.up(root=tmp_path, num_cpus=2, on_step=interrupt, **ports)
     assert upfile.read(tmp_path) is None
+    assert not (tmp_path / "mlflow.db").exists()
     assert not [item for item in local.listeners() if item.port in ports.values()]
 
 

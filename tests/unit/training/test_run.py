@@ -135,7 +135,8 @@ def test_an_mlflow_lost_in_the_middle_costs_no_training(project: Project) -> Non
     real = tracker(project.spec)
     flaky = Flaky(real.uri, artifacts=real.artifacts)
     run_id = flaky.start_run("tiny", name="flaky", tags={})
-    writer = RunWriter(flaky, run_id, clock=iter(range(0, 1000, 10)).__next__)
+    now_s = iter(range(0, 10_000, 10))
+    writer = RunWriter(flaky, run_id, clock=now_s.__next__)
     for step in range(1, 4):
         writer(Event("step", step=step, metrics={"train/loss": 1 / step}, timestamp_ms=step))
     flaky.down = False

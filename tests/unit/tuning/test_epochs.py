@@ -40,7 +40,9 @@ def test_a_stopped_training_has_begun_no_further_epoch(thread):
 
 def test_the_thread_is_free_for_the_next_training(thread):
     EpochStream(training([]), thread=thread).stop()
-    assert EpochStream(training([]), thread=thread).next() == Epoch(1, {"loss": 1.0})
+    following = EpochStream(training([]), thread=thread)
+    assert following.next() == Epoch(1, {"loss": 1.0})
+    following.stop()
 
 
 def test_what_the_training_raises_is_raised_to_who_asks(thread):

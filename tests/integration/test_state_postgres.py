@@ -1,0 +1,114 @@
+"""The state database on a Postgres of its own: the same behaviour as on SQLite, where the two differ in the driver."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+import sqlalchemy as sa
+
+from raymlops.errors import UnreachableError
+from raymlops.records import BundleRef
+from raymlops.state.store import Deployment, State
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(shutil.which("initdb") is None, reason="no Postgres on this machine"),
+]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("postgres")
+    command = []
+    if os.geteuid() == 0:  # Postgres refuses to run as root
+        owner = next((entry for entry in pwd.getpwall() if entry.pw_name in {"postgres", "nobody"}), None)
+        if owner is None:
+            pytest.skip("Postgres does not run as root")
+        os.chown(folder, owner.pw_uid, owner.pw_gid)
+        for parent in list(folder.parents)[:3]:
+            parent.chmod(parent.stat().st_mode | 0o011)
+        command = ["setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    data = folder / "data"
+    subprocess.run(
+        [*command, "initdb", "-D", str(data), "-U", "raymlops", "--auth=trust", "--no-sync"],
+        check=True,
+        capture_output=True,
+    )
+    options = ["-p", str(port), "-k", str(folder), "-c", "listen_addresses=127.0.0.1"]
+    server = subprocess.Popen(
+        [*command, "postgres", "-D", str(data), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    url = f"postgresql://raymlops:hunter2@127.0.0.1:{port}/postgres"
+    try:
+        for _ in range(100):
+            try:
+                State.open(url).close()
+                break
+            except UnreachableError:
+                assert server.poll() is None
+                time.sleep(0.1)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def deployment(version: int, role: str) -> Deployment:
+    return Deployment("flights", version, BundleRef(f"/b/{version}", "d" * 64), f"run{version}", role, {})
+
+
+def test_a_change_and_its_audit_are_one(url):
+    """Rows, roles, times with zone and JSON come back as they went in."""
+    with State.open(url) as state:
+        wanted = [deployment(6, "warm"), deployment(7, "champion")]
+        state.put_deployments({"flights": wanted}, actor="ada", action="deploy", why="a test")
+        assert state.deployments("flights") == wanted
+        (event,) = state.events("flights")
+        assert [Deployment.from_dict(item) for item in event.after] == wanted
+        assert event.ts.tzinfo is not None
+
+
+@pytest.mark.parametrize(
+    ("statement", "refusal"),
+    [
+        ("UPDATE deployments SET role = 'champion' WHERE version = 6", "deployments_one_champion"),
+        ("DELETE FROM audit", "append-only"),
+        ("TRUNCATE audit", "append-only"),
+    ],
+)
+def test_the_database_keeps_its_guarantees(url, statement, refusal):
+    """One champion a name, and an audit that is only added to, whoever writes."""
+    refused = pytest.raises(sa.exc.DBAPIError, match=refusal)
+    with State.open(url) as state, state._engine.connect() as connection, refused:
+        connection.execute(sa.text(statement))
+
+
+def test_writers_wait_for_each_other(url):
+    """Twenty changes by two connections at once: each saw what the one before it left."""
+    states = [State.open(url) for _ in range(2)]
+
+    def work(state, start):
+        for version in range(start, start + 10):
+            state.put_deployments({"flights": [deployment(version, "champion")]}, action="race", why="")
+
+    threads = [threading.Thread(target=work, args=(state, 100 * index)) for index, state in enumerate(states, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    events = [event for event in states[0].events() if event.action == "race"][::-1]
+    for state in states:
+        state.close()
+    assert len(events) == 20
+    assert all(event.before == earlier.after for earlier, event in itertools.pairwise(events))

@@ -1,0 +1,149 @@
+"""Sweeps on a running Ray: what the study, MLflow and the disk hold afterwards, however they end."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import ray
+from optuna.trial import TrialState
+
+from raymlops.config.load import load, load_data
+from raymlops.errors import SweepError
+from raymlops.project import bind
+from raymlops.tracking.client import tracker
+from raymlops.tuning.storage import open_storage, optuna_url
+from raymlops.tuning.study import sweep
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
+
+LR = {"float": [1e-3, 1e-1], "log": True}
+
+
+def project(path, *, recipe="faulty:Faulty", train=None, **section):
+    data = {
+        "project": {"name": "tiny"},
+        "recipe": {"import": recipe, "config": {"train_rows": 400, "validation_rows": 200, "test_rows": 50}},
+        "train": {"epochs": 3, "batch_size": 100, "threads_per_worker": 1, **(train or {})},
+        "sweep": {"metric": "validation/auc", "mode": "max", "space": {"train.lr": LR}, **section},
+        "storage": {"path": str(path)},
+    }
+    return bind(load_data(data))
+
+
+def states(swept):
+    """Return the states of the only study's trials."""
+    import optuna
+
+    with open_storage(optuna_url(swept.spec)) as storage:
+        (name,) = optuna.get_all_study_names(storage)
+        return [trial.state for trial in optuna.load_study(study_name=name, storage=storage).trials]
+
+
+def runs(swept, kind):
+    """Return the MLflow runs of a kind."""
+    client = tracker(swept.spec).client
+    experiment = client.get_experiment_by_name("tiny")
+    return client.search_runs([experiment.experiment_id], filter_string=f"tags.`raymlops.kind` = '{kind}'")
+
+
+def statuses(swept, kind):
+    return Counter(run.info.status for run in runs(swept, kind))
+
+
+def actors():
+    """Return the classes of the actors that are alive."""
+    from ray.util.state import list_actors
+
+    return [actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")])]
+
+
+def test_a_sweep_with_failing_regions_finds_a_winner_and_records_every_trial(tmp_path):
+    """Trials that raise or give NaN are FAIL, those that ASHA stopped PRUNED; `train` takes the winner's file."""
+    space = {"train.lr": LR, "recipe.config.fault": {"categorical": ["none", "raises", "nan"]}}
+    # With this seed: none none nan raises none none none raises.
+    swept = project(tmp_path, num_trials=8, sampler="random", seed=3, space=space)
+    events = []
+    record = sweep(swept, on_event=events.append, tags={"team": "a"})
+
+    expected = {"none": {"complete", "pruned"}, "raises": {"failed"}, "nan": {"failed"}}
+    assert len(record.trials) == 8
+    assert {trial.params["recipe.config.fault"] for trial in record.trials} == set(expected)
+    for trial in record.trials:
+        assert trial.status in expected[trial.params["recipe.config.fault"]]
+    reasons = {trial.params["recipe.config.fault"]: trial.reason for trial in record.trials}
+    assert "ValueError: no such thing" in reasons["raises"]
+    assert reasons["nan"] == "validation/auc is nan after epoch 1"
+
+    told = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    assert states(swept) == [told[trial.status] for trial in record.trials]
+
+    mlflow = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+    assert statuses(swept, "trial") == Counter(mlflow[trial.status] for trial in record.trials)
+    children = {run.info.run_id: run for run in runs(swept, "trial")}
+    assert set(children) == {trial.run_id for trial in record.trials}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {record.sweep_id}
+    best = children[record.best.run_id]
+    assert best.data.params["train.lr"] == json.dumps(record.best.params["train.lr"])
+    curve = tracker(swept.spec).client.get_metric_history(record.best.run_id, "validation/auc")
+    assert sorted(point.step for point in curve) == [1, 2, 3]
+
+    (parent,) = runs(swept, "sweep")
+    assert (parent.info.status, parent.data.tags["team"]) == ("FINISHED", "a")
+    assert parent.data.metrics["validation/auc"] == record.best.value
+    loaded = bind(load(record.best_config))
+    assert loaded.spec == swept.with_params(record.best.params).spec
+    assert tracker(swept.spec).read_text(record.sweep_id, "config/best.yaml") == Path(record.best_config).read_text()
+    assert Counter(events[-1].counts()) == Counter(trial.status for trial in record.trials)
+    assert "TrialActor" not in actors()
+
+
+def test_one_trial_at_a_time_with_the_same_seed_suggests_the_same(tmp_path):
+    """Training and sampler are seeded, so that a sweep can be repeated."""
+    space = {"train.lr": LR, "recipe.config.hidden": {"int": [4, 32]}}
+    section = {"num_trials": 5, "startup_trials": 2, "max_concurrent": 1, "space": space, "scheduler": "none"}
+    first, again = (sweep(project(tmp_path / part, recipe="tiny:Tiny", **section)) for part in ("a", "b"))
+    assert [trial.params for trial in first.trials] == [trial.params for trial in again.trials]
+    assert [trial.value for trial in first.trials] == [trial.value for trial in again.trials]
+
+
+def test_a_sweep_whose_every_trial_fails_says_how(tmp_path):
+    """A process that dies is a failed trial like one that raises."""
+    space = {"recipe.config.fault": {"categorical": ["raises", "dies"]}}
+    # With this seed: raises raises dies raises.
+    swept = project(tmp_path, num_trials=4, sampler="random", seed=6, space=space)
+    with pytest.raises(SweepError) as caught:
+        sweep(swept)
+    assert "none of 4 trials gave a usable value" in caught.value.message
+    assert "ValueError: no such thing" in caught.value.message
+    assert "ActorDiedError" in caught.value.message
+    assert states(swept) == [TrialState.FAIL] * 4
+    assert (statuses(swept, "trial"), statuses(swept, "sweep")) == ({"FAILED": 4}, {"FAILED": 1})
+
+
+def test_an_interrupted_sweep_ends_its_trials_and_keeps_what_finished(tmp_path):
+    """Ctrl-C: the parent run is KILLED, nothing is left open, nothing runs on."""
+    swept = project(tmp_path, recipe="tiny:Tiny", num_trials=50, scheduler="none")
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(event):
+        if event.kind == "ended" and event.counts()["complete"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(swept, on_event=interrupt)
+    assert TrialState.RUNNING not in states(swept)
+    assert Counter(states(swept))[TrialState.COMPLETE] >= 2
+    assert statuses(swept, "trial")["RUNNING"] == 0
+    (parent,) = runs(swept, "sweep")
+    assert parent.info.status == "KILLED"
+    summary = json.loads(tracker(swept.spec).read_text(parent.info.run_id, "sweep/trials.json"))
+    assert Counter(trial["status"] for trial in summary["trials"])["complete"] >= 2
+    assert "TrialActor" not in actors()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not ray.util.placement_group_table() or all(
+        group["state"] == "REMOVED" for group in ray.util.placement_group_table().values()
+    )

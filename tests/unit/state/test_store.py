@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import itertools
+import threading
+
+import pytest
+import sqlalchemy as sa
+
+from raymlops.config.schema import ProjectSpec
+from raymlops.errors import ConfigError, StorageError, UnreachableError, UsageError
+from raymlops.records import BundleRef
+from raymlops.state.store import Deployment, State, state_url
+
+URL_WITH_PASSWORD = "postgresql://someone:hunter2@127.0.0.1:1/raymlops"
+
+
+@pytest.fixture
+def url(tmp_path) -> str:
+    return f"sqlite:///{tmp_path / 'deep' / 'state.db'}"
+
+
+@pytest.fixture
+def state(url):
+    with State.open(url) as opened:
+        yield opened
+
+
+def deployment(version: int, role: str, *, name: str = "flights") -> Deployment:
+    return Deployment(name, version, BundleRef(f"/b/{version}", "d" * 64), f"run{version}", role, {"min_replicas": 1})
+
+
+def test_what_is_put_is_what_is_read(state):
+    """Every field comes back, the time with its zone."""
+    champion, warm = deployment(7, "champion"), deployment(6, "warm")
+    state.put_deployments({"flights": [champion, warm]}, action="deploy", why="a test")
+    assert state.deployments() == [warm, champion]
+    assert state.deployments()[1].created_at == champion.created_at
+
+
+def test_a_put_returns_what_was_there_and_can_be_taken_back(state):
+    """Putting the returned deployments undoes the change; the audit has both."""
+    before = [deployment(6, "champion")]
+    state.put_deployments({"flights": before}, action="deploy", why="first")
+    previous = state.put_deployments({"flights": [deployment(7, "champion")]}, action="deploy", why="second")
+    assert previous == {"flights": before}
+    state.put_deployments(previous, action="deploy.undo", why="it did not come up")
+    assert state.deployments() == before
+    assert [event.action for event in state.events()] == ["deploy.undo", "deploy", "deploy"]
+
+
+def test_a_version_that_stays_keeps_its_date(state):
+    """Becoming champion again does not make a version look newly deployed."""
+    first = deployment(7, "champion")
+    state.put_deployments({"flights": [first]}, action="deploy", why="")
+    state.put_deployments({"flights": [deployment(7, "warm")]}, action="demote", why="")
+    assert state.deployments()[0].created_at == first.created_at
+
+
+def test_the_audit_says_who_what_and_why(state):
+    """Before and after are the whole deployments, and rebuild to equal ones."""
+    state.put_deployments({"flights": [deployment(7, "champion")]}, actor="ada", action="deploy", why="it is better")
+    (event,) = state.events("flights")
+    assert (event.actor, event.action, event.subject, event.why) == ("ada", "deploy", "flights", "it is better")
+    assert event.before == []
+    assert [Deployment.from_dict(item) for item in event.after] == [deployment(7, "champion")]
+    assert event.ts.tzinfo is not None
+
+
+def test_other_models_are_left_alone(state):
+    """A change of one model touches no other, and an empty list removes it."""
+    state.put_deployments({"flights": [deployment(7, "champion")]}, action="deploy", why="")
+    state.put_deployments({"digits": [deployment(1, "champion", name="digits")]}, action="deploy", why="")
+    state.put_deployments({"flights": []}, action="delete", why="")
+    assert [item.name for item in state.deployments()] == ["digits"]
+
+
+def test_events_of_one_model_include_its_versions(state):
+    """Those of flights and of flights/7, not those of flights_eu."""
+    for subject in ("flights", "flights/7", "flights_eu", "flightsX/1"):
+        state.record(action="gate.pass", subject=subject, actor="ada")
+    assert [event.subject for event in state.events("flights")] == ["flights/7", "flights"]
+    assert len(state.events(limit=1)) == 1
+
+
+def test_a_refused_change_leaves_neither_state_nor_audit(state, monkeypatch):
+    """The insert of the second champion fails after the first model's rows were written: all of it is undone."""
+    state.put_deployments({"flights": [deployment(6, "champion")]}, action="deploy", why="")
+    with state._engine.connect() as connection:
+        connection.execute(
+            sa.text(
+                "CREATE TRIGGER refuse BEFORE INSERT ON deployments WHEN NEW.name = 'digits' "
+                "BEGIN SELECT RAISE(ABORT, 'no digits today'); END"
+            )
+        )
+        connection.commit()
+    changes = {"flights": [deployment(7, "champion")], "digits": [deployment(1, "champion", name="digits")]}
+    with pytest.raises(StorageError, match="no digits today"):
+        state.put_deployments(changes, action="deploy", why="")
+    assert state.deployments() == [deployment(6, "champion")]
+    assert len(state.events()) == 1
+
+
+def test_a_failed_audit_leaves_the_state_as_it_was(state):
+    """What cannot be recorded does not happen."""
+    with pytest.raises(StorageError):
+        state.put_deployments({"flights": [deployment(7, "champion")]}, action=None, why="")
+    assert state.deployments() == []
+
+
+def test_the_schema_itself_allows_one_champion_a_name(state):
+    """Even a row written by hand cannot make a second."""
+    state.put_deployments({"flights": [deployment(6, "champion"), deployment(7, "warm")]}, action="deploy", why="")
+    with state._engine.connect() as connection, pytest.raises(sa.exc.IntegrityError):
+        connection.execute(sa.text("UPDATE deployments SET role = 'champion' WHERE version = 7"))
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM audit", "UPDATE audit SET actor = 'nobody'"])
+def test_the_audit_is_only_added_to(state, statement):
+    """The database refuses to forget."""
+    state.record(action="a", subject="s")
+    with state._engine.connect() as connection, pytest.raises(sa.exc.IntegrityError, match="append-only"):
+        connection.execute(sa.text(statement))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        [deployment(6, "champion"), deployment(7, "champion")],
+        [deployment(6, "champion"), deployment(6, "warm")],
+        [deployment(6, "champion", name="digits")],
+    ],
+)
+def test_impossible_states_are_refused_by_name(state, wanted):
+    """Two champions, one version twice, and a stranger's version."""
+    with pytest.raises(UsageError):
+        state.put_deployments({"flights": wanted}, action="deploy", why="")
+
+
+def test_writers_wait_for_each_other(url):
+    """Forty changes by four connections at once: none fails, and each saw what the one before it left."""
+    states = [State.open(url) for _ in range(4)]
+
+    def work(state, start):
+        for version in range(start, start + 10):
+            state.put_deployments({"flights": [deployment(version, "champion")]}, action="deploy", why="")
+
+    threads = [threading.Thread(target=work, args=(state, 100 * index)) for index, state in enumerate(states, start=1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    events = states[0].events()[::-1]
+    for state in states:
+        state.close()
+    assert len(events) == 40
+    assert all(event.before == earlier.after for earlier, event in itertools.pairwise(events))
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error():
+    """/proc takes no folders, whoever asks."""
+    with pytest.raises(StorageError, match="/proc"):
+        State.open("sqlite:////proc/none/state.db")
+
+
+def test_a_file_that_is_no_database_is_a_storage_error(tmp_path):
+    """Something else lies there, and stays as it is."""
+    (tmp_path / "state.db").write_text("these are my notes, " * 100)
+    with pytest.raises(StorageError, match="not a database"):
+        State.open(f"sqlite:///{tmp_path / 'state.db'}")
+
+
+def test_a_server_that_is_down_is_named_without_its_password():
+    """Port 1 answers nobody; the message has the host and no password."""
+    with pytest.raises(UnreachableError, match=r"127\.0\.0\.1") as caught:
+        State.open(URL_WITH_PASSWORD)
+    assert "hunter2" not in f"{caught.value!r} {caught.value}"
+
+
+@pytest.mark.parametrize("url", ["not a url", "mysql://u:hunter2@host/db", "postgresql://u:hunter2@host:port/db"])
+def test_a_url_that_cannot_be_used_is_a_usage_error(url):
+    """And is not printed: it may hold a password."""
+    with pytest.raises(UsageError) as caught:
+        State.open(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def spec(**storage) -> ProjectSpec:
+    return ProjectSpec.model_validate({"project": {"name": "flights"}, "recipe": {"import": "a:B"}, "storage": storage})
+
+
+def test_the_url_defaults_to_a_file_under_the_storage(tmp_path):
+    """Without storage.state it is SQLite, beside the bundles."""
+    assert state_url(spec(path=str(tmp_path))) == f"sqlite:///{tmp_path}/state.db"
+
+
+def test_the_url_can_come_from_the_environment(monkeypatch):
+    """A password is in a variable, never in the configuration."""
+    monkeypatch.setenv("STATE_URL", URL_WITH_PASSWORD)
+    assert state_url(spec(state={"env": "STATE_URL"})) == URL_WITH_PASSWORD
+    monkeypatch.delenv("STATE_URL")
+    with pytest.raises(ConfigError, match=r"storage\.state: cannot be read"):
+        state_url(spec(state={"env": "STATE_URL"}))
+
+
+def test_a_bucket_holds_no_sqlite_file():
+    """With storage.path on an object store the state needs a database of its own."""
+    with pytest.raises(ConfigError, match="must be set"):
+        state_url(spec(path="s3://bucket/raymlops"))
