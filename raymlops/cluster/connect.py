@@ -178,7 +178,7 @@ def _own(spec: ProjectSpec, *, dashboard: bool, log_to_driver: bool) -> Iterator
                 "include_dashboard": dashboard,
                 "dashboard_host": HOST,
                 "dashboard_port": port,
-                "_temp_dir": str(folder),
+                "_temp_dir": str(folder / "ray"),  # Ray opens it to everyone; the one around it is ours alone
                 "namespace": NAMESPACE,
                 "log_to_driver": log_to_driver,
                 "logging_level": logging.ERROR,

@@ -245,10 +245,11 @@ def _folder(root: Path | str | None) -> Path:
 
 def _scratch(root: Path) -> str:
     """Return a fresh folder of ours for Ray's sessions, by a path short enough for its sockets."""
-    ray = root / "ray"
-    shutil.rmtree(ray, ignore_errors=True)  # logs of the cluster before, kept until now for reading
-    ray.mkdir(mode=0o700)
-    (ray / "h").mkdir()
+    private = root / "ray"
+    shutil.rmtree(private, ignore_errors=True)  # logs of the cluster before, kept until now for reading
+    private.mkdir(mode=0o700)
+    ray = private / "s"  # Ray opens its folder to everyone, so that it stands in one that is ours alone
+    (ray / "h").mkdir(parents=True)
     if len(os.fsencode(ray)) <= _LONGEST_RAY_FOLDER:
         return str(ray)
     link = Path(tempfile.mkdtemp(prefix="rml-", dir="/tmp")) / "ray"  # private, while $TMPDIR may be long

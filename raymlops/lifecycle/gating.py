@@ -96,7 +96,7 @@ def _compare(
     """Return both versions' sums over the same blocks of the candidate's test rows."""
     from raymlops.bundle.load import load
     from raymlops.registry.gate import ChampionEvaluation, overlap
-    from raymlops.training.data import prepare, row_hashes
+    from raymlops.training.data import prepare
     from raymlops.training.evaluate import block_totals
 
     if current is None or current.version == ref.version:
@@ -111,7 +111,7 @@ def _compare(
     test = prepared.splits["test"]
 
     def sums(model: LoadedModel) -> list[dict[str, Any]]:
-        rows = test.seen_by(model.recipe)
+        rows = test.for_recipe(model.recipe)
         size = project.spec.train.eval_batch_size
         return block_totals(model.recipe, model.model, rows, blocks=spec.gate.blocks, batch_size=size)
 
@@ -125,7 +125,7 @@ def _compare(
         version=current.version,
         blocks=theirs,
         finalize=champion.recipe.finalize,
-        trained_on_share=overlap(champion.row_hashes, row_hashes(test)),
+        trained_on_share=overlap(champion.row_hashes, test.row_hashes()),
     )
 
 

@@ -106,7 +106,6 @@ def _contents(
 ) -> Any:
     from raymlops.bundle.write import BundleContents
     from raymlops.config.load import dump
-    from raymlops.training.data import row_hashes
 
     recipe = prepared.recipe
     model = recipe.model()
@@ -123,7 +122,7 @@ def _contents(
         config_yaml=dump(project.spec),
         profile=_profiles(prepared, model),
         evaluation=_evaluation(project, prepared, model=model, tracker=tracker, run_id=run_id),
-        row_hashes=row_hashes(prepared.splits["train"]),
+        row_hashes=prepared.splits["train"].row_hashes(),
         lineage=lineage,
     )
 

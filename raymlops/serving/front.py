@@ -25,6 +25,7 @@ import orjson
 from raymlops.serving.batcher import Batcher
 from raymlops.serving.openapi import docs_page, openapi_document
 from raymlops.serving.reading import Limits, Refusal, parse_body
+from raymlops.serving.render import route_of
 
 if TYPE_CHECKING:
     from raymlops.signature import Columns, Signature
@@ -91,6 +92,7 @@ class Front:
         self._model = model
         self._batcher = Batcher(model.predict, max_rows=self.limits.max_batch_rows)
         self._version = str(identity.version)
+        self._route = route_of(identity.name)
         self._example_answer: list[dict[str, Any]] = []
         self._headers = ((b"x-model-version", self._version.encode()),)
 
@@ -148,8 +150,11 @@ class Front:
     async def _answer(
         self, scope: Scope, receive: Receive, headers: Mapping[bytes, bytes], request_id: str
     ) -> tuple[bytes, bytes]:
-        prefix = scope.get("root_path", "")
-        path = scope["path"].removeprefix(prefix).strip("/")
+        # Serve says where the route is mounted, but not to a replica that has just lost it: behind HAProxy requests go
+        # on arriving there for a moment, and are answered.
+        root = scope.get("root_path", "")
+        path = scope["path"].removeprefix(root).removeprefix(self._route).strip("/")
+        prefix = root if root.endswith(self._route) else root + self._route
         if path == "predict":
             _allow(scope, "POST")
             body = await _read(scope, receive, headers, limit=self.limits.max_body_bytes)

@@ -11,18 +11,24 @@ without its body, which the replica fetches by two calls back: a small body goes
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.middleware import Middleware
 
 from raymlops.serving.front import BODY
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
     from raymlops.serving.front import Receive, Scope, Send
 
 MODELS = "/models/"
 SMALL_BODY_BYTES = 64_000
+DRAIN_S = 60.0
+"""How long the rest of a refused body may take to come."""
 _DROPPED = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
 
 
@@ -34,23 +40,55 @@ def middlewares() -> list[Middleware]:
 class Guard:
     """Clean the headers of every request, and send a small body along with a request to a model."""
 
-    def __init__(self, app: object) -> None:
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request as an ASGI application."""
-        if scope["type"] == "http":
-            headers = clean_headers(scope["headers"])
-            scope["headers"] = headers
-            if scope["method"] == "POST" and scope["path"].startswith(MODELS) and _is_small(headers):
-                body = await _read(receive)
-                if body is None:
-                    return
-                scope[BODY] = body
-                # With its body in hand a model answers in milliseconds: watching for a client that leaves costs
-                # more than finishing its request.
-                headers.append((b"x-request-disconnect-disabled", b"?1"))
-        await self._app(scope, receive, send)  # type: ignore[operator]
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = clean_headers(scope["headers"])
+        scope["headers"] = headers
+        if scope["method"] != "POST" or not scope["path"].startswith(MODELS):
+            await self._app(scope, receive, send)
+        elif _is_small(headers):
+            body = await _read(receive)
+            if body is None:
+                return
+            scope[BODY] = body
+            # With its body in hand a model answers in milliseconds: watching for a client that leaves costs more than
+            # finishing its request.
+            headers.append((b"x-request-disconnect-disabled", b"?1"))
+            await self._app(scope, receive, send)
+        else:
+            await self._answer_after_body(scope, receive, send)
+
+    async def _answer_after_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hold the answer back until the body has come, unread as the rest of it may be.
+
+        A body that is refused for its size is answered at once. If the client is still sending then, and has asked for
+        the connection to be closed, closing it would reset it, and the client would see that and no answer.
+        """
+        held: list[MutableMapping[str, Any]] = []
+        complete = False
+
+        async def counted() -> MutableMapping[str, Any]:
+            nonlocal complete
+            message = await receive()
+            complete = message["type"] != "http.request" or not message.get("more_body", False)
+            return message
+
+        async def hold(message: MutableMapping[str, Any]) -> None:
+            held.append(message)
+
+        await self._app(scope, counted, hold)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                while not complete:
+                    await counted()
+        for message in held:
+            await send(message)
 
 
 def clean_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.signature import Column
 
-__all__ = ["Prepared", "SplitData", "move", "prepare", "row_hashes", "table_columns"]
+__all__ = ["Prepared", "SplitData", "move", "prepare", "table_columns"]
 
 SPLITS = ("train", "validation", "test")
 _ENCODE_ROWS = 1 << 16
@@ -48,10 +48,6 @@ class SplitData:
         self.rows = len(next(iter(source.values()))) if isinstance(source, dict) else len(source)
         self._dataset = source
         self._recipe = recipe
-
-    def seen_by(self, recipe: RecipeBase) -> SplitData:
-        """Return the same rows as another recipe encodes them."""
-        return SplitData(self._dataset, name=self.name, recipe=recipe)
 
     def batch(self, indices: torch.Tensor) -> Batch:
         """Return the rows at ``indices`` (int64) as one batch, in that order, on the CPU."""
@@ -151,11 +147,6 @@ def prepare(project: Project, *, state: Mapping[str, Any] | None = None) -> Prep
         splits={part: SplitData(source, name=part, recipe=recipe) for part, source in sources.items()},
         state=dict(recipe.state),
     )
-
-
-def row_hashes(split: SplitData) -> npt.NDArray[np.uint64]:
-    """Return a 64-bit hash for each row, equal for equal rows, label included."""
-    return split.row_hashes()
 
 
 def move(batch: Batch, device: torch.device | str) -> Batch:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +102,8 @@ def fit(
         # where they interrupt it. Whether it ends, and how, is for the caller to say.
         raise KeyboardInterrupt from error
     finally:
-        ray.kill(mailbox)
+        with suppress(Exception):  # the cluster may be gone, and the error that says so matters more
+            ray.kill(mailbox)
     outcome, best_uri = result.return_value
     return outcome, best_uri
 
@@ -245,7 +246,7 @@ def _sigint_restored() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGINT, signal.default_int_handler if handler is None else handler)
 
 
 def _quiet_logging() -> Any:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.training.progress import Event
 
-OnEpoch = "Callable[[int, dict[str, float]], bool]"
-
 
 @dataclass(frozen=True)
 class LocalResult:

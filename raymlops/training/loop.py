@@ -2,8 +2,9 @@
 
 The arithmetic, for N training rows, a global batch of B rows and W workers: an epoch has ceil(N / B) steps; a
 worker takes about B / W rows of each, in ``accumulate`` micro-batches; the gradient of a step is the exact mean over
-its global batch, so that neither W nor ``accumulate`` changes a result beyond rounding. The learning rate is a function
-of the step alone.
+its global batch, so that neither W nor ``accumulate`` changes a result beyond rounding (but for dropout, which each
+rank draws for itself, and batch normalisation, which sees a micro-batch). The learning rate is a function of the step
+alone.
 """
 
 from __future__ import annotations

@@ -64,6 +64,7 @@ class Conductor:
         self._sys_path = json.dumps([str(Path(entry).absolute()) for entry in sys.path])
         self._views: dict[int, TrialView] = {}
         self._best: TrialView | None = None
+        self._closed = False
 
     @property
     def wanted(self) -> int:
@@ -119,6 +120,9 @@ class Conductor:
 
     def close(self) -> None:
         """End every trial that is still open: pruned where it has a value, failed where it has none."""
+        if self._closed:
+            return
+        self._closed = True
         for number in self._trials.open:
             self.end(number, "pruned", reason=f"the sweep {_HALTED[self.halt]}")
         self._emit("end", None)

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from raymlops.tuning.conductor import Conductor
+
+GRACE_S = 15.0
+"""Longer than Tune needs to end trials that do not answer."""
 
 # Read by Ray 2.60 from the environment and nowhere else.
 SETTINGS = {
@@ -48,24 +52,51 @@ def quiet_tune() -> Iterator[None]:
 
 @contextmanager
 def stop_on_signal(conductor: Conductor) -> Iterator[None]:
-    """Let the first Ctrl-C halt the sweep in order; a second one raises where it strikes.
+    """Let Ctrl-C and SIGTERM halt the sweep in order; one that comes ``GRACE_S`` later raises where it strikes."""
+    first_s: float | None = None
 
-    In a thread other than the main one there are no signals to handle.
+    def halt(number: int, frame: Any) -> None:  # noqa: ARG001 - the signature of a handler
+        nonlocal first_s
+        conductor.halt = "interrupted"
+        if first_s is not None and time.monotonic() - first_s > GRACE_S:
+            raise KeyboardInterrupt
+        first_s = first_s or time.monotonic()
+
+    with _handling(halt):
+        yield
+
+
+@contextmanager
+def hold_signals() -> Iterator[None]:
+    """Put Ctrl-C and SIGTERM off while books are closed: a few writes that must not be left half done.
+
+    Raises:
+        KeyboardInterrupt: at the end, if one came and nothing else was raised.
     """
+    came = False
+
+    def hold(number: int, frame: Any) -> None:  # noqa: ARG001 - the signature of a handler
+        nonlocal came
+        came = True
+
+    with _handling(hold):
+        yield
+    if came:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _handling(handler: Any) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM for a while. Outside the main thread there are no signals to handle."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    # SIGUSR1 too: Tune (2.60) takes it and keeps it.
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-
-    def halt(number: int, frame: Any) -> None:  # noqa: ARG001 - the signature of a handler
-        conductor.halt = "interrupted"
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, halt)
-    signal.signal(signal.SIGTERM, halt)
+    signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
-        # SIGUSR1 too: Tune takes it and keeps it.
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)

@@ -18,7 +18,7 @@ from raymlops.config.load import dump
 from raymlops.errors import SweepError, TrackingError, UsageError
 from raymlops.records import SCHEMA_VERSION, SweepRecord
 from raymlops.tuning.conductor import Conductor
-from raymlops.tuning.quiet import quiet_tune, stop_on_signal
+from raymlops.tuning.quiet import hold_signals, quiet_tune, stop_on_signal
 from raymlops.tuning.select import select
 from raymlops.tuning.space import draw_order
 from raymlops.tuning.storage import create_study, open_storage, optuna_url, without_credentials
@@ -172,8 +172,9 @@ def _parent_run(project: Project, store: Tracker, data: DataRecord, *, tags: Map
         store.end_run(run_id, "FINISHED")
     except BaseException as error:
         try:
-            store.set_tags(run_id, {"raymlops.reason": reason(error)})
-            store.end_run(run_id, "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
+            with hold_signals():
+                store.set_tags(run_id, {"raymlops.reason": reason(error)})
+                store.end_run(run_id, "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         except TrackingError as lost:
             error.add_note(f"Its MLflow run {run_id} is still marked RUNNING: {lost.message}")
         raise
@@ -214,9 +215,10 @@ def _search(
     except Exception as error:
         conductor.failed(error)
     finally:
-        conductor.close()
-        children.close()
-        store.log_text(sweep_id, _summary(trials.records, spec), "sweep/trials.json")
+        with hold_signals():
+            conductor.close()
+            children.close()
+            store.log_text(sweep_id, _summary(trials.records, spec), "sweep/trials.json")
     if conductor.error is not None:
         raise conductor.error
     if conductor.halt == "interrupted":

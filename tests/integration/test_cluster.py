@@ -62,6 +62,12 @@ def test_what_is_written_holds_no_token(cluster):
     assert token not in upfile.exports(cluster)
 
 
+def test_nobody_else_can_reach_into_its_folders(cluster):
+    """Ray opens its own folder to everyone: the one around it must be closed, and the token's too."""
+    closed = [Path(cluster.scratch).parent, Path(cluster.scratch).resolve().parent, Path(cluster.token_path).parent]
+    assert [path.stat().st_mode & 0o777 for path in closed] == [0o700, 0o700, 0o700]
+
+
 def test_a_second_up_says_that_it_is_up(cluster):
     """And starts nothing."""
     again = local.up(root=cluster.root, **PORTS)
@@ -198,7 +204,9 @@ if how == "starting":  # as soon as Ray's first process runs
 try:
     with connect(spec) as connection:
         print(connection.owned, connection.address.partition(":")[0], ray.cluster_resources()["CPU"], flush=True)
-        print(connection.token_path, file=sys.stderr)
+        folder = os.path.dirname(os.path.dirname(connection.token_path))
+        assert os.stat(folder).st_mode & 0o777 == 0o700
+        print(folder, file=sys.stderr)
         if how == "interrupt":
             raise KeyboardInterrupt
         if how == "error":

@@ -119,7 +119,7 @@ def test_a_sweep_whose_every_trial_fails_says_how(tmp_path):
         sweep(swept)
     assert "none of 4 trials gave a usable value" in caught.value.message
     assert "ValueError: no such thing" in caught.value.message
-    assert "ActorDiedError" in caught.value.message
+    assert "the trial's process died: ActorDiedError" in caught.value.message
     assert states(swept) == [TrialState.FAIL] * 4
     assert (statuses(swept, "trial"), statuses(swept, "sweep")) == ({"FAILED": 4}, {"FAILED": 1})
 

@@ -157,6 +157,13 @@ def test_a_wrong_method_names_the_right_one(method, path, allow):
     assert (response.status_code, response.headers["allow"]) == (405, allow)
 
 
+def test_a_version_that_has_lost_its_route_still_answers():
+    """Behind HAProxy a request may reach it without the mount point that Serve no longer knows."""
+    body = json.dumps({"rows": [ROW]}).encode()
+    scope = {"type": "http", "method": "POST", "path": f"{PREFIX}/predict", "headers": [], BODY: body}
+    assert asyncio.run(make_front().reply(scope, None)).status == 200
+
+
 @pytest.mark.parametrize("path", ["/nope", "/predict/x", "/../secret", "/%00"])
 def test_an_unknown_path_is_not_found(path):
     """404, in the same form as every refusal."""

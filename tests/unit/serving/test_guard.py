@@ -11,7 +11,7 @@ from raymlops.serving.guard import Guard, clean_headers
 def pass_through(*, method="POST", path="/models/flights/predict", headers=(), messages=()):
     """Return the scope that arrives behind the guard, None where nothing does."""
     seen = []
-    left = list(messages)
+    left = [*messages, {"type": "http.disconnect"}]
 
     async def app(scope, receive, send):
         seen.append(scope)
@@ -78,3 +78,24 @@ def test_a_client_that_leaves_half_way_goes_no_further():
     """Half a body is nobody's request."""
     messages = [{"type": "http.request", "body": b"a", "more_body": True}, {"type": "http.disconnect"}]
     assert pass_through(headers=[(b"content-length", b"4")], messages=messages) is None
+
+
+def test_a_refused_body_is_taken_before_the_answer():
+    """The application answers after the first chunk; the client hears of it once it has sent the last."""
+    order = []
+    left = [{"type": "http.request", "body": b"x", "more_body": more} for more in (True, True, False)]
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 413, "headers": []})
+
+    async def receive():
+        order.append("chunk")
+        return left.pop(0)
+
+    async def send(message):
+        order.append(message["status"])
+
+    scope = {"type": "http", "method": "POST", "path": "/models/flights/predict", "headers": []}
+    asyncio.run(Guard(app)(scope, receive, send))
+    assert order == ["chunk", "chunk", "chunk", 413]

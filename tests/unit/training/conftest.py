@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-ProjectFactory = "Callable[..., Project]"
-
 
 @pytest.fixture
 def tiny_project(tmp_path: Path) -> Callable[..., Project]:
