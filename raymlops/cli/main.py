@@ -58,9 +58,7 @@ def main(arguments: list[str]) -> int:
     except typer.Abort:
         return report_error(KeyboardInterrupt(), as_json=as_json)
     except TyperException as error:
-        note(
-            f"error: {error.format_message()}\n  Commands: raymlops --help. Options: raymlops COMMAND --help."
-        )
+        note(f"error: {error.format_message()}\n  Commands: raymlops --help. Options: raymlops COMMAND --help.")
         return 2
     except BrokenPipeError:
         return _pipe_closed()

@@ -222,13 +222,14 @@ def _test_metrics(record: PipelineRecord) -> dict[str, float]:
 
 def _clear(folder: Path) -> None:
     """Make room for a new demo, but only where an old one was."""
-    from raymlops.cluster.local import status
+    from raymlops.cluster.local import down, status
 
     if (folder / "state").exists():
-        if status(root=folder / "state"):
+        if status(root=folder / "state").state == "up":
             raise UsageError(
                 f"a demo is still up in {folder}", hint=f"raymlops down --root {shlex.quote(str(folder / 'state'))}"
             )
+        down(root=folder / "state")  # what a killed demo may have left
         shutil.rmtree(folder / "state")
     if folder.exists() and {path.name for path in folder.iterdir()} - {"answers.json", "report.json"}:
         raise UsageError(f"{folder} holds other files than a demo's", hint="Choose another --root.")

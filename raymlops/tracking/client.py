@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from raymlops.config.credentials import redact
 from raymlops.config.schema import SecretRef
 from raymlops.errors import ConfigError, NotFoundError, Problem, StorageError, TrackingError
+from raymlops.tracking.database import ensure_database
 from raymlops.tracking.params import MAX_VALUE_CHARS
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def tracker(spec: ProjectSpec) -> Tracker:
 class Tracker:
     """A client of one MLflow store. Picklable; connects at the first call.
 
-    ``artifacts`` is where a new experiment keeps its files, None for the server's own choice.
+    ``artifacts`` is given with a SQLite file of our own, which is made where there is none: the folder where its
+    experiments keep their files. None leaves both to the server.
     """
 
     def __init__(self, uri: str, *, artifacts: str | None = None) -> None:
@@ -96,6 +98,8 @@ class Tracker:
             from mlflow import MlflowClient
 
             with self._errors():
+                if self.artifacts is not None:
+                    ensure_database(Path(self.uri.removeprefix("sqlite:///")), artifacts=self.artifacts)
                 self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         return self._client
 

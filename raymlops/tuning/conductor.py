@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from raymlops.project import Project
-    from raymlops.records import TrialRecord, TrialStatus
+    from raymlops.records import TrialStatus
     from raymlops.tuning.children import Children
     from raymlops.tuning.progress import EventKind
     from raymlops.tuning.trials import Trials
@@ -105,26 +105,29 @@ class Conductor:
         self, number: int, *, epoch: int, value: float, metrics: Mapping[str, float], best_metrics: Mapping[str, float]
     ) -> None:
         """Record an epoch of a trial. ``value``, the sweep's metric, and ``best_metrics`` are of its best epoch yet."""
+        if self._closed:
+            return  # its process had not heard yet
         self._trials.report(number, epoch=epoch, value=value, metrics=best_metrics)
         self._children.log(number, epoch=epoch, metrics=metrics)
         self._see(number, "running", epoch=epoch, value=value)
         self._emit("epoch", number)
 
-    def end(self, number: int, status: TrialStatus, *, reason: str = "") -> TrialRecord:
+    def end(self, number: int, status: TrialStatus, *, reason: str = "") -> None:
         """Record the end of a trial, with the status it deserves."""
+        if self._closed:
+            return
         record = self._trials.tell(number, status, reason=reason, run_id=self._children.run_id(number))
         self._children.end(number, record.status, reason=record.reason)
         self._see(number, record.status, epoch=record.epochs, value=record.value)
         self._emit("ended", number)
-        return record
 
     def close(self) -> None:
         """End every trial that is still open: pruned where it has a value, failed where it has none."""
         if self._closed:
             return
-        self._closed = True
         for number in self._trials.open:
             self.end(number, "pruned", reason=f"the sweep {_HALTED[self.halt]}")
+        self._closed = True
         self._emit("end", None)
 
     def failed(self, error: BaseException) -> None:

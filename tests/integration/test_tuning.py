@@ -130,6 +130,7 @@ def test_an_interrupted_sweep_ends_its_trials_and_keeps_what_finished(tmp_path):
     before = signal.getsignal(signal.SIGINT)
 
     def interrupt(event):
+        # More than once: impatience must not leave the books open.
         if event.kind == "ended" and event.counts()["complete"] == 2:
             signal.raise_signal(signal.SIGINT)
 

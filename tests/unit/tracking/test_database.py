@@ -1,0 +1,47 @@
+import signal
+import sqlite3
+import subprocess
+import sys
+
+from raymlops.tracking.client import Tracker
+from raymlops.tracking.database import ensure_database
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import mlflow.store.db.utils
+
+from raymlops.tracking.database import ensure_database
+
+def killed(engine):
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE half (x)")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+mlflow.store.db.utils._initialize_tables = killed
+ensure_database(Path(sys.argv[1]), artifacts=sys.argv[2])
+"""
+
+
+def test_a_killed_first_start_leaves_no_half_database(tmp_path):
+    """kill -9 while MLflow makes its tables: the next process makes them whole."""
+    path = tmp_path / "mlflow.db"
+    first = subprocess.run(
+        [sys.executable, "-c", KILLED, path, tmp_path / "artifacts"], check=False, capture_output=True
+    )
+    assert first.returncode == -signal.SIGKILL, first.stderr.decode()[-2000:]
+    assert not path.exists()
+    tracker = Tracker(f"sqlite:///{path}", artifacts=str(tmp_path / "artifacts"))
+    tracker.check()
+    assert tracker.start_run("x", name="x", tags={})
+
+
+def test_a_database_that_is_there_is_left_alone(tmp_path):
+    """An existing file is not touched, whatever it holds."""
+    path = tmp_path / "mlflow.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE mine (x)")
+    connection.close()
+    before = path.stat().st_mtime_ns
+    ensure_database(path, artifacts=str(tmp_path))
+    assert path.stat().st_mtime_ns == before
