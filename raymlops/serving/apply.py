@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 import httpx
 
 from raymlops.errors import DeployError
-from raymlops.serving.api import last_lines
-from raymlops.serving.render import DEPLOYMENT, app_name, is_ours, render, route_of
+from raymlops.serving.proxy import check_port, free_port
+from raymlops.serving.readback import configs, covers, message_of, routes, running_replicas, same, status_of, statuses
+from raymlops.serving.render import app_name, is_ours, render, route_of
 
 if TYPE_CHECKING:
     from raymlops.state.store import Deployment
@@ -85,20 +86,26 @@ def apply(
     Raises:
         DeployError: a version did not come up in ``wait_s``, with its own message. The routes are as they were before.
         ClusterError: the dashboard does not answer, or refuses us.
+        PortTakenError: Serve does not run yet and its port is another process's.
         UsageError: the deployments cannot be rendered.
     """
+    local = urlsplit(api.dashboard_url).hostname in {"127.0.0.1", "::1", "localhost"}
     details = api.get()
     if options := details.get("http_options"):
         host, port = options["host"], options["port"]
-    live = _configs(details)
+    elif deployments and local:
+        port = port or free_port(host)
+        check_port(host, port)
+    live = configs(details)
     foreign = [config for config in live.values() if not is_ours(config)]
     target = render(deployments, host=host, port=port, foreign=foreign)
     wanted = {config["name"]: config for config in target["applications"] if is_ours(config)}
     ours = {name: config for name, config in live.items() if is_ours(config)}
     deadline = time.monotonic() + wait_s
-    changed = not _same(wanted, ours)
+    changed = not same(wanted, ours)
     awaited = {name for name, config in wanted.items() if _awaited(config, ours.get(name), changed=changed)}
     if changed:
+        details = _drop_failed(api, details, awaited, target)
         staged, heirs = _stage(wanted, details)
         if heirs:
             api.put({**target, "applications": [*staged.values(), *foreign]})
@@ -107,38 +114,22 @@ def apply(
         api.put(target)
     details = _await_running(api, wanted, awaited, deadline=deadline, on_status=on_status)
     details = _await_gone(api, details, set(ours) - set(wanted), deadline=deadline)
-    applied = Applied(changed, _statuses(details), _routes(details), host, port)
-    if probe and urlsplit(api.dashboard_url).hostname in {"127.0.0.1", "::1", "localhost"}:
+    applied = Applied(changed, statuses(details), routes(details), host, port)
+    if probe and local:
         champions = [item for item in deployments if item.role == "champion"]
         champions = [item for item in champions if app_name(item.name, item.version) in awaited]
         _await_answers(applied, champions, deadline=min(deadline, time.monotonic() + ROUTE_WAIT_S))
     return applied
 
 
-def _configs(details: Application) -> dict[str, dict[str, Any]]:
-    """Return the declared config of each live application; what ``serve.run`` started has none."""
-    return {
-        name: application["deployed_app_config"]
-        for name, application in details["applications"].items()
-        if application.get("deployed_app_config") and application.get("status") != "DELETING"
-    }
-
-
-def _same(wanted: Mapping[str, Application], live: Mapping[str, Application]) -> bool:
-    return wanted.keys() == live.keys() and all(_covers(live[name], config) for name, config in wanted.items())
-
-
-def _covers(live: Any, wanted: Any) -> bool:
-    """Return whether ``live`` says everything that ``wanted`` says; Serve adds its defaults to what it was sent."""
-    if isinstance(wanted, Mapping):
-        return isinstance(live, Mapping) and all(_covers(live.get(key), value) for key, value in wanted.items())
-    if isinstance(wanted, list):
-        return (
-            isinstance(live, list)
-            and len(live) == len(wanted)
-            and all(_covers(one, other) for one, other in zip(live, wanted, strict=True))
-        )
-    return bool(live == wanted)
+def _drop_failed(api: Api, details: dict[str, Any], names: set[str], target: Application) -> dict[str, Any]:
+    """Delete what an earlier attempt left behind failed, so that sending it again is a new attempt."""
+    failed = {name for name in names if status_of(details, name) == "DEPLOY_FAILED"}
+    if not failed:
+        return details
+    rest = [config for name, config in configs(details).items() if name not in failed]
+    api.put({**target, "applications": rest})
+    return _await_gone(api, details, failed, deadline=time.monotonic() + SCALE_WAIT_S)
 
 
 def _awaited(config: Application, live: Application | None, *, changed: bool) -> bool:
@@ -151,7 +142,7 @@ def _awaited(config: Application, live: Application | None, *, changed: bool) ->
         return route is not None
     if live is None or (route is not None and live.get("route_prefix") != route):
         return True
-    return not _covers(live, {key: value for key, value in config.items() if key != "route_prefix"})
+    return not covers(live, {key: value for key, value in config.items() if key != "route_prefix"})
 
 
 def _stage(
@@ -163,7 +154,7 @@ def _stage(
     where each version that is to take a route over is up already. Each is first scaled to what the holder of its route
     runs, since a flip sends it all the traffic at once.
     """
-    live = {name: config for name, config in _configs(details).items() if is_ours(config)}
+    live = {name: config for name, config in configs(details).items() if is_ours(config)}
     holders = {config["route_prefix"]: name for name, config in live.items() if config.get("route_prefix")}
     staged = dict(live)
     heirs: dict[str, int] = {}
@@ -174,8 +165,8 @@ def _stage(
             continue
         (options,) = config["deployments"]
         bounds = options["autoscaling_config"]
-        replicas = min(max(bounds["min_replicas"], _running(details, holder)), bounds["max_replicas"])
-        if _running(details, name) < replicas or _status(details, name) != "RUNNING":
+        replicas = min(max(bounds["min_replicas"], running_replicas(details, holder)), bounds["max_replicas"])
+        if running_replicas(details, name) < replicas or status_of(details, name) != "RUNNING":
             heirs[name] = replicas
             scaled = {**options, "autoscaling_config": {**bounds, "min_replicas": replicas}}
             staged[name] = {**config, "route_prefix": None, "deployments": [scaled]}
@@ -194,23 +185,23 @@ def _await_running(
     shown: dict[str, str] = {}
     while True:
         details = api.get()
-        statuses = {name: _status(details, name) for name in sorted(awaited)}
+        statuses = {name: status_of(details, name) for name in sorted(awaited)}
         if on_status is not None and statuses != shown:
             on_status(statuses)
             shown = statuses
         for name, status in statuses.items():
             if status in {"DEPLOY_FAILED", "UNHEALTHY"}:
-                raise DeployError(f"{name} is {status}:\n{_message(details, name)}", hint=_hint(details, name))
-        live = _configs(details)
+                raise DeployError(f"{name} is {status}:\n{message_of(details, name)}", hint=_hint(details, name))
+        live = configs(details)
         if all(
-            statuses.get(name, "RUNNING") == "RUNNING" and _covers(live.get(name), config)
+            statuses.get(name, "RUNNING") == "RUNNING" and covers(live.get(name), config)
             for name, config in wanted.items()
         ):
             return details
         if time.monotonic() > deadline:
             late = [f"{name} is {status}" for name, status in statuses.items() if status != "RUNNING"]
             text = "; ".join(late) or "Serve does not report the config that it was sent"
-            detail = "\n".join(_message(details, name) for name in statuses if _message(details, name))
+            detail = "\n".join(message_of(details, name) for name in statuses if message_of(details, name))
             raise DeployError(
                 f"not ready in time: {text}\n{detail}".rstrip(),
                 hint="Raise serve.ready_timeout_s, or see `raymlops doctor` for whether the cluster has room.",
@@ -221,7 +212,7 @@ def _await_running(
 def _await_replicas(api: Api, heirs: Mapping[str, int], *, deadline: float) -> None:
     while time.monotonic() < deadline:
         details = api.get()
-        if all(_running(details, name) >= replicas for name, replicas in heirs.items()):
+        if all(running_replicas(details, name) >= replicas for name, replicas in heirs.items()):
             return
         time.sleep(POLL_S)
 
@@ -256,38 +247,6 @@ def _await_answers(applied: Applied, champions: Sequence[Deployment], *, deadlin
                 time.sleep(0.05)
 
 
-def _statuses(details: Application) -> dict[str, str]:
-    return {name: application["status"] for name, application in details["applications"].items()}
-
-
-def _routes(details: Application) -> dict[str, str]:
-    return {
-        application["route_prefix"]: name
-        for name, application in details["applications"].items()
-        if application.get("route_prefix")
-    }
-
-
-def _status(details: Application, name: str) -> str:
-    application = details["applications"].get(name)
-    return "NOT_STARTED" if application is None else str(application["status"])
-
-
-def _running(details: Application, name: str) -> int:
-    application = details["applications"].get(name, {})
-    replicas = application.get("deployments", {}).get(DEPLOYMENT, {}).get("replicas", [])
-    return sum(replica["state"] == "RUNNING" for replica in replicas)
-
-
-def _message(details: Application, name: str) -> str:
-    """Return the application's own message and its deployment's, shortened to what fits on a screen."""
-    application = details["applications"].get(name, {})
-    parts = [application.get("message", "")]
-    parts += [deployment.get("message", "") for deployment in application.get("deployments", {}).values()]
-    unique = [part for index, part in enumerate(parts) if part and part not in parts[:index]]
-    return last_lines("\n".join(unique), 24)
-
-
 def _hint(details: Application, name: str) -> str:
-    live = [f"{route} by {app}" for route, app in _routes(details).items() if app != name and route != "/"]
+    live = [f"{route} by {app}" for route, app in routes(details).items() if app != name and route != "/"]
     return f"Still live: {', '.join(live)}." if live else "Nothing else was changed."

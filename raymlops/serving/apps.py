@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
     from starlette.requests import Request
 
-    from raymlops.serving.front import Receive, Reply, Scope, Send
+    from raymlops.serving.asgi import Receive, Reply, Scope, Send
 
 
 def model_app(args: dict[str, Any]) -> Application:
@@ -94,10 +94,7 @@ class IndexReplica:
 
 
 class _AsgiResponse(Response):
-    """A finished answer: two messages, without Starlette's header handling, which costs more than the front's own.
-
-    The request id is left out: Serve's proxy adds it as ``X-Request-ID``, and would add it a second time.
-    """
+    """A finished answer: two messages, without Starlette's header handling, which costs more than the front's own."""
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply

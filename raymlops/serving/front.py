@@ -15,31 +15,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
+from raymlops.serving.asgi import HTML, JSON, make_reply, read_body, request_id_of, send_reply, wanted_headers
 from raymlops.serving.batcher import Batcher
 from raymlops.serving.openapi import docs_page, openapi_document
 from raymlops.serving.reading import Limits, Refusal, parse_body
 from raymlops.serving.render import route_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from raymlops.serving.asgi import Receive, Reply, Scope, Send
     from raymlops.signature import Columns, Signature
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Scope = MutableMapping[str, Any]
-
-JSON = b"application/json"
-HTML = b"text/html; charset=utf-8"
-BODY = "raymlops.body"
-"""Key of an ASGI scope under which ``guard`` hands over a body that it has read already."""
 LARGE_BODY_BYTES = 200_000
 """Bodies above this are parsed in a thread: 5,000 rows take tens of milliseconds, in which others would wait."""
 
@@ -67,16 +61,6 @@ class Identity:
     version: int
     digest: str
     run_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One HTTP answer."""
-
-    status: int
-    body: bytes
-    request_id: str
-    headers: tuple[tuple[bytes, bytes], ...]
 
 
 class Front:
@@ -124,19 +108,16 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request as an ASGI application."""
-        reply = await self.reply(scope, receive)
-        headers = [*reply.headers, (b"x-request-id", reply.request_id.encode())]
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": reply.body})
+        await send_reply(await self.reply(scope, receive), send)
 
     async def reply(self, scope: Scope, receive: Receive) -> Reply:
         """Return the answer to one HTTP request; never raises for what a client or the model did."""
-        headers = _wanted_headers(scope)
-        request_id = _request_id(headers.get(b"x-request-id"))
+        headers = wanted_headers(scope)
+        request_id = request_id_of(headers.get(b"x-request-id"))
         try:
             async with asyncio.timeout(self.limits.timeout_s):
                 body, kind = await self._answer(scope, receive, headers, request_id)
-            return self._reply(200, body, request_id, kind=kind)
+            return make_reply(200, body, request_id, kind=kind, extra=self._headers)
         except Refusal as refusal:
             return self._refuse(refusal, request_id)
         except TimeoutError:
@@ -157,7 +138,7 @@ class Front:
         prefix = root if root.endswith(self._route) else root + self._route
         if path == "predict":
             _allow(scope, "POST")
-            body = await _read(scope, receive, headers, limit=self.limits.max_body_bytes)
+            body = await read_body(scope, receive, headers, limit=self.limits.max_body_bytes)
             return await self._predict(body, request_id), JSON
         page = {
             "": self._describe,
@@ -234,72 +215,15 @@ class Front:
             "message": refusal.message,
             "problems": [asdict(problem) for problem in refusal.problems],
         }
-        extra = ((b"allow", refusal.allow.encode()),) if refusal.allow else ()
+        allow = ((b"allow", refusal.allow.encode()),) if refusal.allow else ()
         body = _encode({"error": error, "request_id": request_id})
-        return self._reply(refusal.status, body, request_id, extra=extra)
-
-    def _reply(
-        self,
-        status: int,
-        body: bytes,
-        request_id: str,
-        *,
-        kind: bytes = JSON,
-        extra: tuple[tuple[bytes, bytes], ...] = (),
-    ) -> Reply:
-        length = str(len(body)).encode()
-        headers = ((b"content-type", kind), (b"content-length", length), *self._headers, *extra)
-        return Reply(status, body, request_id, headers)
-
-
-_WANTED = frozenset({b"x-request-id", b"content-length", b"content-encoding"})
-
-
-def _wanted_headers(scope: Scope) -> dict[bytes, bytes]:
-    wanted: dict[bytes, bytes] = {}
-    for name, value in scope["headers"]:
-        if name in _WANTED:
-            wanted.setdefault(name, value)
-    return wanted
-
-
-def _request_id(given: bytes | None) -> str:
-    """Keep a client's id of 1 to 128 printable ASCII characters; anything else could split a log line or a header."""
-    if given is not None and 0 < len(given) <= 128 and given.isascii():
-        text = given.decode("ascii")
-        if text.isprintable():
-            return text
-    return str(uuid.uuid4())
+        return make_reply(refusal.status, body, request_id, extra=(*self._headers, *allow))
 
 
 def _allow(scope: Scope, method: str) -> None:
     if scope["method"] == method or (method == "GET" and scope["method"] == "HEAD"):
         return
     raise Refusal(405, "method_not_allowed", f"got {scope['method'][:20]}; expected {method}", allow=method)
-
-
-async def _read(scope: Scope, receive: Receive, headers: Mapping[bytes, bytes], *, limit: int) -> bytes:
-    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
-    if encoding not in {b"", b"identity"}:
-        raise Refusal(415, "unsupported_encoding", "send the body uncompressed")
-    too_large = f"the body has more than {limit} bytes; send fewer rows at a time"
-    declared = headers.get(b"content-length", b"")
-    if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
-        raise Refusal(413, "body_too_large", too_large)
-    if BODY in scope:
-        return bytes(scope[BODY])
-    chunks: list[bytes] = []
-    size, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise Refusal(400, "disconnected", "the client left before its request was complete")
-        chunks.append(message.get("body", b""))
-        more = message.get("more_body", False)
-        size += len(chunks[-1])
-        if size > limit:
-            raise Refusal(413, "body_too_large", too_large)
-    return b"".join(chunks)
 
 
 def _rows(outputs: Columns) -> list[dict[str, Any]]:

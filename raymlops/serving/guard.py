@@ -1,6 +1,6 @@
 """Middleware between Serve's HTTP server and its own code, which takes some of a request's headers on trust.
 
-Named by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` (``HOOK_ENV`` in ``proxy``); runs in the Python proxy, or in each
+Named by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` where a cluster is started; runs in the Python proxy, or in each
 replica behind HAProxy. Owns what reaches Serve of a request's headers, and the way its body takes. Models work without
 it, more slowly and with Serve's own answer to the headers below.
 
@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.middleware import Middleware
 
-from raymlops.serving.front import BODY
+from raymlops.serving.asgi import BODY, request_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+    from collections.abc import Awaitable, Callable
 
-    from raymlops.serving.front import Receive, Scope, Send
+    from raymlops.serving.asgi import Message, Receive, Scope, Send
 
 MODELS = "/models/"
 SMALL_BODY_BYTES = 64_000
@@ -70,16 +69,16 @@ class Guard:
         A body that is refused for its size is answered at once. If the client is still sending then, and has asked for
         the connection to be closed, closing it would reset it, and the client would see that and no answer.
         """
-        held: list[MutableMapping[str, Any]] = []
+        held: list[Message] = []
         complete = False
 
-        async def counted() -> MutableMapping[str, Any]:
+        async def counted() -> Message:
             nonlocal complete
             message = await receive()
             complete = message["type"] != "http.request" or not message.get("more_body", False)
             return message
 
-        async def hold(message: MutableMapping[str, Any]) -> None:
+        async def hold(message: Message) -> None:
             held.append(message)
 
         await self._app(scope, counted, hold)
@@ -102,8 +101,7 @@ def clean_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes
         if name in _DROPPED or not name.isascii():
             continue
         if name == b"x-request-id":
-            sane = 0 < len(value) <= 128 and value.isascii() and value.decode("ascii").isprintable()
-            kept.append((name, value if sane else str(uuid.uuid4()).encode()))
+            kept.append((name, request_id_of(value).encode()))
         elif value.isascii():
             kept.append((name, value))
     return kept

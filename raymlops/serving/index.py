@@ -5,18 +5,17 @@ Owns three routes. Knows nothing of models beyond the list it was given, nor of 
 
 from __future__ import annotations
 
-import uuid
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from raymlops.serving.front import HTML, JSON, Reply
+from raymlops.serving.asgi import HTML, make_reply, request_id_of, send_reply
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raymlops.serving.front import Receive, Scope, Send
+    from raymlops.serving.asgi import Receive, Reply, Scope, Send
 
 
 class Index:
@@ -31,26 +30,26 @@ class Index:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         """Serve one request as an ASGI application."""
-        reply = self.reply(scope)
-        await send({"type": "http.response.start", "status": reply.status, "headers": list(reply.headers)})
-        await send({"type": "http.response.body", "body": reply.body})
+        await send_reply(self.reply(scope), send)
 
     def reply(self, scope: Scope) -> Reply:
         """Return the answer to one HTTP request."""
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
+        request_id = request_id_of(given)
         path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
         if path not in {"", "/models", "/healthz"}:
             known = ", ".join(model["path"] for model in self._models) or "none"
             message = f"no route {scope['path'][:200]!r}; models: {known}"
-            return _json(404, {"error": {"code": "not_found", "message": message, "problems": []}})
+            return _refuse(404, "not_found", message, request_id)
         if scope["method"] not in {"GET", "HEAD"}:
             message = f"got {scope['method'][:20]}; expected GET"
-            error = {"error": {"code": "method_not_allowed", "message": message, "problems": []}}
-            return _json(405, error, extra=((b"allow", b"GET"),))
+            return _refuse(405, "method_not_allowed", message, request_id, extra=((b"allow", b"GET"),))
         if path == "/healthz":
-            return _json(200, {"status": "alive"})
+            return make_reply(200, orjson.dumps({"status": "alive"}), request_id)
         if path == "" and any(b"text/html" in value for name, value in scope["headers"] if name == b"accept"):
-            return _finish(200, self._page().encode(), HTML)
-        return _json(200, {"models": [{**model, "links": _links(model)} for model in self._models]})
+            return make_reply(200, self._page().encode(), request_id, kind=HTML)
+        models = [{**model, "links": _links(model)} for model in self._models]
+        return make_reply(200, orjson.dumps({"models": models}), request_id)
 
     def _page(self) -> str:
         rows = "".join(
@@ -68,10 +67,8 @@ def _links(model: Mapping[str, Any]) -> dict[str, str]:
     return {page: f"{model['path']}/{page}" for page in ("predict", "docs", "openapi.json")}
 
 
-def _json(status: int, data: Mapping[str, Any], *, extra: tuple[tuple[bytes, bytes], ...] = ()) -> Reply:
-    return _finish(status, orjson.dumps(data), JSON, extra=extra)
-
-
-def _finish(status: int, body: bytes, kind: bytes, *, extra: tuple[tuple[bytes, bytes], ...] = ()) -> Reply:
-    headers = ((b"content-type", kind), (b"content-length", str(len(body)).encode()), *extra)
-    return Reply(status, body, str(uuid.uuid4()), headers)
+def _refuse(
+    status: int, code: str, message: str, request_id: str, *, extra: tuple[tuple[bytes, bytes], ...] = ()
+) -> Reply:
+    body = {"error": {"code": code, "message": message, "problems": []}, "request_id": request_id}
+    return make_reply(status, orjson.dumps(body), request_id, extra=extra)

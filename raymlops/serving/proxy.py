@@ -15,8 +15,6 @@ from typing import Literal
 from raymlops.errors import ClusterError, PortTakenError, UsageError
 
 Proxy = Literal["python", "haproxy"]
-HOOK_ENV = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "raymlops.serving.guard:middlewares"}
-"""To start a cluster with, so that Serve's HTTP server runs our guard; see there what it keeps out."""
 
 
 def free_port(host: str) -> int:

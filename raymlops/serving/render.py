@@ -72,7 +72,8 @@ def render(
 
 
 def _model_application(item: Deployment) -> dict[str, Any]:
-    settings = ServeSection.model_validate(item.serve)
+    # Stored by another version of raymlops, perhaps: what this one does not know is left out.
+    settings = ServeSection.model_validate({k: v for k, v in item.serve.items() if k in ServeSection.model_fields})
     return {
         "name": app_name(item.name, item.version),
         "route_prefix": route_of(item.name) if item.role == "champion" else None,

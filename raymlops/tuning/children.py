@@ -88,6 +88,10 @@ class Children:
         self._submit(lambda: self._tracker.set_tags(child.run_id.result(), tags))
         self._submit(lambda: self._tracker.end_run(child.run_id.result(), RUN_STATUS[status]))
 
+    def kill_parent(self) -> None:
+        """Say of the sweep itself that it was interrupted."""
+        self._submit(lambda: self._tracker.end_run(self._parent_run_id, "KILLED"))
+
     def run_id(self, number: int, *, wait_s: float = 5.0) -> str | None:
         """Return the run of a trial, or None while MLflow has not answered."""
         try:

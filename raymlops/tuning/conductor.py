@@ -127,6 +127,8 @@ class Conductor:
             return
         for number in self._trials.open:
             self.end(number, "pruned", reason=f"the sweep {_HALTED[self.halt]}")
+        if self.halt == "interrupted":
+            self._children.kill_parent()
         self._closed = True
         self._emit("end", None)
 

@@ -10,6 +10,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import cloudpickle
 from ray.tune import Callback, Stopper
 from ray.tune.search import Searcher
@@ -73,6 +74,17 @@ class SweepCallback(_Hook, Callback):  # type: ignore[misc]
 
     def __init__(self, conductor: Conductor) -> None:
         self.conductor = conductor
+        self._trials: Any = ()
+
+    def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:  # noqa: ARG002
+        """Keep Tune's list of trials: it is what ``end_processes`` ends."""
+        self._trials = trials
+
+    def end_processes(self) -> None:
+        """End the processes of all trials at once, in mid-epoch."""
+        for trial in self._trials:
+            if trial.temporary_state.ray_actor is not None:
+                ray.kill(trial.temporary_state.ray_actor)
 
     @_kept
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:  # noqa: ARG002
@@ -85,12 +97,6 @@ class SweepCallback(_Hook, Callback):  # type: ignore[misc]
                 metrics=result["metrics"],
                 best_metrics=result["best_metrics"],
             )
-
-    @_kept
-    def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:  # noqa: ARG002
-        """Close the books of a halted sweep before Tune waits for its processes: SIGTERM leaves three seconds."""
-        if self.conductor.halting:
-            self.conductor.close()
 
     @_kept
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
@@ -107,15 +113,26 @@ class SweepCallback(_Hook, Callback):  # type: ignore[misc]
 class SweepStopper(_Hook, Stopper):  # type: ignore[misc]
     """Stops everything when the conductor is halting."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Conductor, *, callback: SweepCallback) -> None:
         self.conductor = conductor
+        self._callback = callback
 
     def __call__(self, trial_id: str, result: Any) -> bool:  # noqa: ARG002
         """Stop no single trial: that is the scheduler's."""
         return False
 
     def stop_all(self) -> bool:
-        """Return whether the sweep is to stop now."""
+        """Return whether the sweep is to stop now; if so, its books are closed and its processes ended.
+
+        In this order and here: once told, Tune waits up to ten seconds for processes in mid-epoch, and SIGTERM of a
+        job leaves three.
+        """
+        if self.conductor.halting:
+            try:
+                self.conductor.close()
+                self._callback.end_processes()
+            except Exception as error:
+                self.conductor.failed(error)
         return self.conductor.halting
 
 

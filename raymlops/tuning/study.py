@@ -231,6 +231,7 @@ def _fit(conductor: Conductor, *, spec: ProjectSpec, name: str) -> None:
     from raymlops.tuning.hooks import SweepCallback, SweepSearcher, SweepStopper
     from raymlops.tuning.trial import TrialActor
 
+    callback = SweepCallback(conductor)
     # What Tune writes serves its own restore, which we never make: the study and MLflow hold what counts.
     with tempfile.TemporaryDirectory(prefix="raymlops-sweep-") as folder:
         tuner = tune.Tuner(
@@ -247,8 +248,8 @@ def _fit(conductor: Conductor, *, spec: ProjectSpec, name: str) -> None:
             run_config=tune.RunConfig(
                 name=name,
                 storage_path=folder,
-                callbacks=[SweepCallback(conductor)],
-                stop=SweepStopper(conductor),
+                callbacks=[callback],
+                stop=SweepStopper(conductor, callback=callback),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),

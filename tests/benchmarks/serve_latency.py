@@ -72,13 +72,12 @@ def run_mode(mode: str, *, seconds: float, rounds: int) -> list[dict]:
 
 def serve_environment(mode: str, folder: str) -> dict[str, str]:
     from raymlops.cluster import services
-    from raymlops.serving.proxy import HOOK_ENV
 
     if mode == "python":
-        return HOOK_ENV
+        return services.GUARD
     port = PORTS[mode]
     return {
-        **HOOK_ENV,
+        **services.GUARD,
         **services.serve_environment(scratch=folder, stats_port=port + 10, metrics_port=port + 11),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port + 20),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 60),

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import copy
+import socket
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from raymlops.errors import DeployError
+from raymlops.errors import DeployError, PortTakenError
 from raymlops.records import BundleRef
 from raymlops.serving.apply import apply
 from raymlops.serving.render import DEPLOYMENT
@@ -185,3 +186,32 @@ def test_progress_is_told_once_a_change():
     told = []
     apply([deployment(1, "champion")], api=FakeServe(), wait_s=2, probe=False, on_status=told.append)
     assert told == [{"flights--v1": "RUNNING", "raymlops-index": "RUNNING"}]
+
+
+def test_what_an_earlier_attempt_left_failed_is_tried_anew():
+    """The failed application is deleted first, or Serve would only repeat its old failure."""
+    serve = FakeServe()
+    bring(serve, deployment(1, "champion"))
+    with pytest.raises(DeployError):
+        bring(serve, deployment(1, "warm"), deployment(2, "champion", uri="/broken"))
+    sent = len(serve.sent)
+    bring(serve, deployment(1, "warm"), deployment(2, "champion"))
+    assert "flights--v2" not in serve.routes(sent)
+    assert serve.routes(sent)["flights--v1"] == "/models/flights"
+    assert serve.routes(-1)["flights--v2"] == "/models/flights"
+
+
+def test_a_taken_port_is_found_before_serve_starts():
+    """Serve does not run and somebody listens on its port: nothing is sent."""
+
+    class NotRunning(FakeServe):
+        def get(self):
+            return {"applications": {}, "proxies": {}}
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        serve = NotRunning()
+        with pytest.raises(PortTakenError):
+            apply([deployment(1, "champion")], api=serve, wait_s=2, port=other.getsockname()[1])
+    assert serve.sent == []

@@ -10,7 +10,8 @@ import jsonschema
 import pytest
 from serving_fakes import PREFIX, ROW, SIGNATURE, FakeModel, ask, make_front, predict
 
-from raymlops.serving.front import BODY, Front, Identity
+from raymlops.serving.asgi import BODY
+from raymlops.serving.front import Front, Identity
 from raymlops.serving.reading import Limits
 
 DEEP = b'{"rows":' + b"[" * 100_000

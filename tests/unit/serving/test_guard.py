@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from raymlops.serving.front import BODY
+from raymlops.serving.asgi import BODY
 from raymlops.serving.guard import Guard, clean_headers
 
 

@@ -45,6 +45,7 @@ def test_an_unknown_model_is_not_found_and_the_known_are_named():
     response = ask("POST", "/models/fligths/predict")
     assert response.status_code == 404
     assert "/models/flights" in response.json()["error"]["message"]
+    assert response.json()["request_id"] == response.headers["x-request-id"]
 
 
 def test_a_wrong_method_is_refused():

@@ -60,6 +60,11 @@ def test_a_whole_serve_section_is_taken():
     assert rendered(deployment(7, "champion", **ServeSection().model_dump(mode="json")))["flights--v7"]
 
 
+def test_a_setting_of_a_newer_version_is_left_out():
+    """Stored settings are read leniently, so that a rollback of raymlops itself can still serve."""
+    assert rendered(deployment(7, "champion", shadow_percent=10))["flights--v7"]
+
+
 def test_limits_are_no_part_of_the_arguments():
     """A changed limit reaches the replicas as user_config, without a restart."""
     one, other = (rendered(deployment(7, "champion", max_rows=rows))["flights--v7"] for rows in (10, 20))

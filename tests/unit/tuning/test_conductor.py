@@ -30,6 +30,9 @@ class Runs:
     def end(self, number, status, *, reason=""):
         self.said.append((number, status))
 
+    def kill_parent(self):
+        self.said.append(("parent", "killed"))
+
     def run_id(self, number):
         return f"run-{number}"
 
@@ -111,6 +114,7 @@ def test_a_halted_sweep_leaves_no_trial_open(storage):
     stage.conductor.close()
     assert [trial.state for trial in stage.study.trials] == [TrialState.PRUNED, TrialState.FAIL]
     assert [record.reason for record in stage.trials.records] == ["the sweep was interrupted"] * 2
+    assert stage.runs.said[-3:] == [(0, "pruned"), (1, "failed"), ("parent", "killed")]
 
 
 def test_the_best_is_the_best_of_those_that_ran_to_their_end(storage):

@@ -1,0 +1,97 @@
+"""Requests and answers as ASGI has them: types, the headers that matter, reading a body within bounds.
+
+Owns what ``front``, ``index`` and ``guard`` share of HTTP. Pure: knows nothing of models or Serve.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from raymlops.serving.reading import Refusal
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+JSON = b"application/json"
+HTML = b"text/html; charset=utf-8"
+BODY = "raymlops.body"
+"""Key of an ASGI scope under which ``guard`` hands over a body that it has read already."""
+
+_WANTED = frozenset({b"x-request-id", b"content-length", b"content-encoding"})
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One HTTP answer. ``request_id`` is not among ``headers``: Serve's proxy adds it, and would add it twice."""
+
+    status: int
+    body: bytes
+    request_id: str
+    headers: tuple[tuple[bytes, bytes], ...]
+
+
+def make_reply(
+    status: int, body: bytes, request_id: str, *, kind: bytes = JSON, extra: tuple[tuple[bytes, bytes], ...] = ()
+) -> Reply:
+    """Return an answer with its type and length."""
+    length = str(len(body)).encode()
+    return Reply(status, body, request_id, ((b"content-type", kind), (b"content-length", length), *extra))
+
+
+async def send_reply(reply: Reply, send: Send) -> None:
+    """Send an answer with its request id, as an application of its own does."""
+    headers = [*reply.headers, (b"x-request-id", reply.request_id.encode())]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})
+
+
+def request_id_of(given: bytes | None) -> str:
+    """Return a client's id of 1 to 128 printable ASCII characters, or a new one: others could split a log line."""
+    if given is not None and 0 < len(given) <= 128 and given.isascii():
+        text = given.decode("ascii")
+        if text.isprintable():
+            return text
+    return str(uuid.uuid4())
+
+
+def wanted_headers(scope: Scope) -> dict[bytes, bytes]:
+    """Return the first of each header that an answer depends on."""
+    wanted: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        if name in _WANTED:
+            wanted.setdefault(name, value)
+    return wanted
+
+
+async def read_body(scope: Scope, receive: Receive, headers: Mapping[bytes, bytes], *, limit: int) -> bytes:
+    """Return the body of a request, at most ``limit`` bytes of it.
+
+    Raises:
+        Refusal: 413 for a body that is or says it is larger, 415 for a compressed one, 400 for one that breaks off.
+    """
+    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if encoding not in {b"", b"identity"}:
+        raise Refusal(415, "unsupported_encoding", "send the body uncompressed")
+    too_large = f"the body has more than {limit} bytes; send fewer rows at a time"
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
+        raise Refusal(413, "body_too_large", too_large)
+    if BODY in scope:
+        return bytes(scope[BODY])
+    chunks: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise Refusal(400, "disconnected", "the client left before its request was complete")
+        chunks.append(message.get("body", b""))
+        more = message.get("more_body", False)
+        size += len(chunks[-1])
+        if size > limit:
+            raise Refusal(413, "body_too_large", too_large)
+    return b"".join(chunks)
