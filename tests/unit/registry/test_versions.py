@@ -27,12 +27,9 @@ def registry(tracker):
 
 
 @pytest.fixture
-def global_mlflow(tracker):
-    """Point MLflow's own functions to the store, as a user's notebook would."""
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(tracker.uri)
-    yield
-    mlflow.set_tracking_uri(before)
+def global_mlflow(tracker, monkeypatch):
+    """Point MLflow's own functions to the store, as a user's shell would."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
 
 
 def test_a_registered_bundle_is_a_candidate_with_its_lineage(registry, tracker, bundle, run_id):
