@@ -164,6 +164,24 @@ def batch_rows(batch: Batch) -> int:
     return len(next(iter(values)))
 
 
+def map_tensors(batch: Batch, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    """Return the batch with ``function`` applied to every tensor; what is no tensor stays."""
+    import torch
+
+    if isinstance(batch, torch.Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {key: map_tensors(value, function) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return [map_tensors(value, function) for value in batch]
+    return batch
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """Return the batch with every tensor on ``device``."""
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
 def resolve(reference: str | type) -> type[RecipeBase]:
     """Find a recipe class by ``"package.module:Class"``, or check one that was given.
 

@@ -19,7 +19,7 @@ from raymlops.bundle.code import own_version
 from raymlops.bundle.imports import import_module
 from raymlops.bundle.place import locate
 from raymlops.errors import BundleError, NonFiniteError, RaymlopsError, RecipeError, RecipeImportError
-from raymlops.recipe import RecipeBase, call_recipe, resolve
+from raymlops.recipe import RecipeBase, call_recipe, map_tensors, resolve, to_device
 from raymlops.signature import Column, Signature
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model that came out of a verified bundle, on the CPU, in evaluation mode."""
+    """A model that came out of a verified bundle, in evaluation mode."""
 
     uri: str
     digest: str
@@ -55,6 +55,8 @@ class LoadedModel:
     lineage: dict[str, Any]
     row_hashes: npt.NDArray[np.uint64]
     """A sketch of the training rows; see ``sketch``."""
+    device: str = "cpu"
+    """Where the model runs; ``encode`` and ``decode`` see tensors of the CPU on any."""
 
     def predict(self, columns: Columns) -> dict[str, Array]:
         """Return the output columns, typed by the signature, for input columns of n rows.
@@ -69,7 +71,11 @@ class LoadedModel:
         rows = len(next(iter(columns.values())))
         with torch.inference_mode():
             batch = _call(f"{name}.encode()", lambda: self.recipe.encode(columns))
+            if self.device != "cpu":
+                batch = to_device(batch, self.device)
             output = _call(f"{name}.predict()", lambda: self.recipe.predict(self.model, batch))
+            if self.device != "cpu":
+                output = map_tensors(output, lambda tensor: tensor.cpu())
             decoded = _call(f"{name}.decode()", lambda: self.recipe.decode(output))
         return _fit(decoded, self.signature, rows=rows, where=f"{name}.decode()")
 
@@ -88,6 +94,7 @@ def load(
     digest: str,
     *,
     exclusive: bool = False,
+    device: str = "cpu",
     cache: str | os.PathLike[str] = names.DEFAULT_CACHE,
 ) -> LoadedModel:
     """Verify a bundle against a digest from elsewhere, then import its code and load its weights.
@@ -115,7 +122,7 @@ def load(
         uri=locate(uri).uri,
         digest=digest,
         recipe=recipe,
-        model=_model(recipe, folder / names.WEIGHTS),
+        model=_model(recipe, folder / names.WEIGHTS).to(device),
         signature=Signature.from_dict(files[names.SIGNATURE]),
         example=files[names.EXAMPLE],
         config_yaml=names.read_file(folder, names.CONFIG, manifest).decode(),
@@ -123,6 +130,7 @@ def load(
         evaluation=about[names.EVALUATION],
         lineage=about[names.LINEAGE],
         row_hashes=_row_hashes(names.read_file(folder, names.ROWS, manifest)),
+        device=device,
     )
 
 

@@ -47,12 +47,12 @@ class ByteLM(RecipeBase):
     class Config(RecipeConfig):
         """What stands between a small model and a large one."""
 
-        layers: int = Field(4, ge=1, le=256, description="transformer blocks")
+        layers: int = Field(2, ge=1, le=256, description="transformer blocks")
         heads: int = Field(4, ge=1, le=256, description="attention heads; they divide width into even parts")
         width: int = Field(128, ge=8, le=65536, description="numbers that stand for one position")
         block: int = Field(128, ge=2, le=1_000_000, description="bytes in a window")
         dropout: float = Field(0.0, ge=0, lt=1, description="share of each branch's output dropped in training")
-        corpus_bytes: int = Field(2_000_000, ge=10_000, description="bytes of training text at most")
+        corpus_bytes: int = Field(1_500_000, ge=10_000, description="bytes of training text at most")
 
         @model_validator(mode="after")
         def _heads_divide_width(self) -> ByteLM.Config:

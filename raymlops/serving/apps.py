@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import serve
 from starlette.responses import Response
 
@@ -48,7 +49,8 @@ class ModelReplica:
         from raymlops.bundle.load import load
 
         # The digest comes from the desired state, never from the bundle: load refuses files that do not match it.
-        model = load(args["bundle_uri"], args["digest"], exclusive=True)
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        model = load(args["bundle_uri"], args["digest"], exclusive=True, device=device)
         identity = Identity(
             name=args["name"], version=int(args["version"]), digest=args["digest"], run_id=args["run_id"]
         )

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import IterableDataset, TensorDataset, default_collate
 
 from raymlops.errors import RecipeError
-from raymlops.recipe import Batch, RecipeBase, batch_rows, call_recipe
+from raymlops.recipe import Batch, RecipeBase, batch_rows, call_recipe, map_tensors
 from raymlops.records import DataRecord
 from raymlops.training.columns import hash_columns, is_table, table_columns
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.signature import Column
 
-__all__ = ["Prepared", "SplitData", "move", "prepare", "table_columns"]
+__all__ = ["Prepared", "SplitData", "prepare", "table_columns"]
 
 SPLITS = ("train", "validation", "test")
 _ENCODE_ROWS = 1 << 16
@@ -55,7 +55,7 @@ class SplitData:
             return _fetch(self._dataset, indices)
         if self._encoded is None:
             return self._encode(indices.numpy())
-        return _map(self._encoded, lambda tensor: tensor.index_select(0, indices))
+        return map_tensors(self._encoded, lambda tensor: tensor.index_select(0, indices))
 
     def batches(self, indices: torch.Tensor | None = None, *, batch_size: int) -> Iterator[Batch]:
         """Yield batches of at most ``batch_size`` rows; all rows in order without ``indices``."""
@@ -147,13 +147,6 @@ def prepare(project: Project, *, state: Mapping[str, Any] | None = None) -> Prep
         splits={part: SplitData(source, name=part, recipe=recipe) for part, source in sources.items()},
         state=dict(recipe.state),
     )
-
-
-def move(batch: Batch, device: torch.device | str) -> Batch:
-    """Return the batch with every tensor on ``device``."""
-    if str(device) == "cpu":
-        return batch
-    return _map(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def _source(splits: Any, part: str, recipe: RecipeBase) -> Any:
@@ -255,16 +248,6 @@ def _fetch(dataset: Any, indices: torch.Tensor) -> Batch:
     if hasattr(dataset, "__getitems__"):
         return default_collate(dataset.__getitems__(indices.tolist()))
     return default_collate([dataset[index] for index in indices.tolist()])
-
-
-def _map(batch: Batch, function: Any) -> Batch:
-    if isinstance(batch, torch.Tensor):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        return {key: _map(value, function) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return [_map(value, function) for value in batch]
-    return batch
 
 
 def _join(chunks: Sequence[Batch]) -> Batch | None:

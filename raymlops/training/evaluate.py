@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from raymlops.training.data import SplitData, move
+from raymlops.recipe import to_device
 from raymlops.training.metrics import Totals, add, batch_totals
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raymlops.recipe import RecipeBase
+    from raymlops.training.data import SplitData
 
 
 def totals(
@@ -71,9 +72,9 @@ def _sums(
     total: Totals | None = None
     with _evaluating(model):
         for batch in split.batches(indices, batch_size=batch_size):
-            total = add(total, batch_totals(recipe, model, move(batch, device)))
+            total = add(total, batch_totals(recipe, model, to_device(batch, device)))
         if total is None:
-            one = batch_totals(recipe, model, move(split.batch(torch.tensor([0])), device))
+            one = batch_totals(recipe, model, to_device(split.batch(torch.tensor([0])), device))
             total = {name: np.zeros_like(value) for name, value in one.items()}
     return total
 

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raymlops.errors import NonFiniteError
-from raymlops.recipe import call_recipe
-from raymlops.training.data import move
+from raymlops.recipe import call_recipe, to_device
 from raymlops.training.optimize import build_optimizer, lr_factor, set_lr
 from raymlops.training.sampling import global_batches, micro_batches
 
@@ -54,7 +53,7 @@ def default_loop(ctx: TrainContext) -> None:
             step_loss = torch.zeros((), device=ctx.device)
             pieces = micro_batches(indices, rank=ctx.rank, world=ctx.world_size, pieces=spec.accumulate)
             for number, (piece, weight) in enumerate(pieces, start=1):
-                batch = move(train.batch(piece), ctx.device)
+                batch = to_device(train.batch(piece), ctx.device)
                 # Gradients travel once a step, with the last micro-batch.
                 with _local_only(loss_of) if number < len(pieces) else nullcontext():
                     loss = call_recipe(where, lambda batch=batch: loss_of(batch)) * weight  # type: ignore[misc]

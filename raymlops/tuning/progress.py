@@ -174,10 +174,10 @@ def table(event: SweepEvent) -> Any:
     """Return the sweep as a rich table."""
     from rich.table import Table
 
-    built = Table(title=headline(event), title_justify="left", title_style="", box=None, pad_edge=False)
+    built = Table(title=headline(event), title_justify="left", title_style="", box=None, pad_edge=False, expand=True)
     for name, justify in (("trial", "right"), ("state", "left"), ("epoch", "right"), (event.metric, "right")):
         built.add_column(name, justify=justify, header_style="dim")  # type: ignore[arg-type]
-    built.add_column("parameters", header_style="dim", no_wrap=True, overflow="ellipsis")
+    built.add_column("parameters", header_style="dim", no_wrap=True, overflow="ellipsis", ratio=1)
     styles = {"complete": "green", "pruned": "dim", "failed": "red", "running": ""}
     for view in rows(event):
         best = event.best is not None and view.number == event.best.number

@@ -32,12 +32,16 @@ SETTINGS = {
 
 
 @contextmanager
-def quiet_tune() -> Iterator[None]:
-    """Apply the settings, and show of Tune's log what is critical only."""
-    before = {name: os.environ.get(name) for name in SETTINGS}
+def quiet_tune(*, max_pending: int = 1) -> Iterator[None]:
+    """Apply the settings, and show of Tune's log what is critical only.
+
+    ``max_pending`` processes are started at a time; left alone, Tune starts them one after the other.
+    """
+    settings = {**SETTINGS, "TUNE_MAX_PENDING_TRIALS_PG": str(max_pending)}
+    before = {name: os.environ.get(name) for name in settings}
     logger = logging.getLogger("ray.tune")
     level = logger.level
-    os.environ.update(SETTINGS)
+    os.environ.update(settings)
     logger.setLevel(logging.CRITICAL)
     try:
         yield

@@ -210,7 +210,7 @@ def _search(
         on_event=on_event,
     )
     try:
-        with stop_on_signal(conductor), quiet_tune():
+        with stop_on_signal(conductor), quiet_tune(max_pending=max_concurrent):
             _fit(conductor, spec=spec, name=sweep_id)
     except Exception as error:
         conductor.failed(error)

@@ -13,8 +13,8 @@ TINY = [
     "train.epochs=1",
     "train.num_workers=1",
     "train.cpus_per_worker=0.4",
-    "serve.cpus_per_replica=0.1",
 ]
+SMALL = "serve.cpus_per_replica=0.1"
 
 
 def result_of(log):
@@ -40,9 +40,9 @@ def test_every_job_script_runs_on_a_cluster_from_up(user, repository):
     http = f"serve.port={ports['http']}"
     assert submit("train", *TINY)["metrics"]["validation/accuracy"] > 0.5
     assert len(submit("sweep", *TINY)["trials"]) == 2
-    first = submit("pipeline", *TINY, "gate.thresholds.test/accuracy.min=0.1", http)
+    first = submit("pipeline", *TINY, SMALL, "gate.thresholds.test/accuracy.min=0.1", http)
     assert first["deployment"]["role"] == "champion"
-    again = submit("deploy", "--version", "@champion", http)
+    again = submit("deploy", "--version", "@champion", SMALL, http)
     assert (again["version"], again["changed"]) == (first["version"]["version"], False)
 
     about = httpx.get(f"http://127.0.0.1:{ports['http']}/models/digits").json()

@@ -1,0 +1,9 @@
+"""The contract that raymlops holds every recipe to, asked of this one."""
+
+from iris_like import IrisLike
+
+from raymlops.testing import RecipeContract
+
+
+class TestIrisLike(RecipeContract):
+    recipe = IrisLike
