@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.errors import UsageError
 from raymlops.tuning.progress import SweepEvent, TrialView
+from raymlops.tuning.reasons import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -89,7 +90,7 @@ class Conductor:
                 project = self._project.with_params(trial.params)
             except UsageError as error:
                 # Each value is in its range, but the recipe refuses the combination.
-                self.end(trial.number, "failed", reason=f"{type(error).__name__}: {error.message}")
+                self.end(trial.number, "failed", reason=describe(error))
                 continue
             self._emit("started", trial.number)
             # As text: Tune looks for search spaces of its own in what it is given.
@@ -151,15 +152,18 @@ class Conductor:
         elapsed_s = self._clock() - self._started
         ended = sum(view.state != "running" for view in self._views.values())
         total = self._project.spec.sweep.num_trials
-        self._on_event(
-            SweepEvent(
-                kind=kind,
-                number=number,
-                trials=tuple(self._views.values()),
-                total=total,
-                metric=self._metric,
-                best=self._best,
-                elapsed_s=elapsed_s,
-                eta_s=elapsed_s / ended * (total - ended) if ended else None,
-            )
+        event = SweepEvent(
+            kind=kind,
+            number=number,
+            trials=tuple(self._views.values()),
+            total=total,
+            metric=self._metric,
+            best=self._best,
+            elapsed_s=elapsed_s,
+            eta_s=elapsed_s / ended * (total - ended) if ended else None,
         )
+        try:
+            self._on_event(event)
+        except Exception:
+            self._on_event = None  # once is enough: the trials that are open are still to be ended
+            raise

@@ -15,7 +15,7 @@ from ray import cloudpickle
 from ray.tune import Callback, Stopper
 from ray.tune.search import Searcher
 
-from raymlops.tuning.trial import describe
+from raymlops.tuning.reasons import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

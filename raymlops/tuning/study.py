@@ -7,20 +7,19 @@ running Ray. Knows nothing of how a trial is drawn (``trials``), run (``trial``)
 from __future__ import annotations
 
 import json
-import math
-import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raymlops.config.load import dump
-from raymlops.errors import SweepError, TrackingError, UsageError
+from raymlops.errors import RaymlopsError, SweepError, TrackingError
 from raymlops.records import SCHEMA_VERSION, SweepRecord
+from raymlops.tuning.checks import check, concurrency, metric_of, mode_of, refuse_sqlite
 from raymlops.tuning.conductor import Conductor
 from raymlops.tuning.quiet import hold_signals, quiet_tune, stop_on_signal
+from raymlops.tuning.reasons import describe
 from raymlops.tuning.select import select
-from raymlops.tuning.space import draw_order
 from raymlops.tuning.storage import create_study, open_storage, optuna_url, without_credentials
 from raymlops.tuning.trials import Trials
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.records import DataRecord, TrialRecord
     from raymlops.tracking.client import Tracker
+    from raymlops.tuning.children import Children
     from raymlops.tuning.progress import SweepEvent
 
 
@@ -78,7 +78,7 @@ def sweep(
         study.set_user_attr("raymlops.sweep_id", sweep_id)
         study.set_user_attr("raymlops.metric", metric_of(spec))
         trials = Trials(study, space=spec.sweep.space)
-        _search(project, store, trials, sweep_id=sweep_id, max_concurrent=_concurrency(spec, nodes), on_event=on_event)
+        _search(project, store, trials, sweep_id=sweep_id, max_concurrent=concurrency(spec, nodes), on_event=on_event)
         best = select(trials.records, mode=mode_of(spec))
         return SweepRecord(
             sweep_id=sweep_id,
@@ -92,73 +92,6 @@ def sweep(
             best_config=_write_best(project, store, best, sweep_id=sweep_id),
             duration_s=time.monotonic() - started,
         )
-
-
-def metric_of(spec: ProjectSpec) -> str:
-    """Return the name of the metric that the sweep optimises."""
-    return spec.sweep.metric or spec.train.metric
-
-
-def mode_of(spec: ProjectSpec) -> str:
-    """Return whether the sweep's metric is to fall or to rise: ``train.mode`` holds for ``train.metric`` alone."""
-    return spec.sweep.mode or spec.train.mode
-
-
-def check(project: Project) -> None:
-    """Refuse a sweep that cannot be: needs no cluster, so that it can be asked before one is started.
-
-    Raises:
-        UsageError: the space is empty, its conditions form a circle, or the metric changes without its mode.
-    """
-    section = project.spec.sweep
-    if not section.space:
-        raise UsageError(
-            "sweep.space is empty: there is nothing to search",
-            hint="Write for example sweep: {space: {train.lr: {float: [1e-4, 1e-1], log: true}}}.",
-        )
-    draw_order(section.space)
-    if section.metric not in {None, project.spec.train.metric} and section.mode is None:
-        raise UsageError(
-            f"sweep.metric is {section.metric!r}, not train.metric ({project.spec.train.metric!r}), "
-            "and sweep.mode does not say whether it is to fall or to rise",
-            hint="Write sweep.mode: min or max.",
-        )
-
-
-def slots(nodes: Sequence[Mapping[str, Any]], *, cpus: float, gpus: float) -> int:
-    """Return how many trials fit on living nodes (as ``ray.nodes()`` gives them) at once, each on one node."""
-    total = 0
-    for node in nodes:
-        resources = node["Resources"]
-        # 1.2 CPUs hold six trials of 0.2, which floating point says is 5.999...
-        fits = [
-            math.floor(resources.get(name, 0.0) / share + 1e-9)
-            for name, share in (("CPU", cpus), ("GPU", gpus))
-            if share
-        ]
-        total += min(fits, default=0)
-    return total
-
-
-def refuse_sqlite(url: str, *, nodes: int) -> None:
-    """Refuse a SQLite file where the cluster has several nodes.
-
-    Raises:
-        UsageError: saying what to set instead.
-    """
-    if nodes > 1 and url.startswith("sqlite"):
-        raise UsageError(
-            f"storage.optuna is {without_credentials(url)}, and the cluster has {nodes} nodes: "
-            "a SQLite file lives on one",
-            hint="Set storage.optuna to a PostgreSQL URL, as {env: NAME} where it holds a password.",
-        )
-
-
-def _concurrency(spec: ProjectSpec, nodes: Sequence[Mapping[str, Any]]) -> int:
-    section = spec.train
-    fits = slots(nodes, cpus=section.cpus_per_worker, gpus=section.gpus_per_worker)
-    # At least one: an autoscaler may add the node that holds it.
-    return max(1, min(fits, spec.sweep.max_concurrent or fits, spec.sweep.num_trials))
 
 
 @contextmanager
@@ -191,6 +124,7 @@ def _search(
 ) -> None:
     """Run the trials; whatever happens, each of them has ended when this returns or raises."""
     from raymlops.tuning.children import Children
+    from raymlops.tuning.fit import fit
 
     spec = project.spec
     children = Children(
@@ -211,69 +145,43 @@ def _search(
     )
     try:
         with stop_on_signal(conductor), quiet_tune(max_pending=max_concurrent):
-            _fit(conductor, spec=spec, name=sweep_id)
+            fit(conductor, spec=spec, name=sweep_id)
     except Exception as error:
         conductor.failed(error)
     finally:
-        with hold_signals():
-            conductor.close()
-            children.close()
-            store.log_text(sweep_id, _summary(trials.records, spec), "sweep/trials.json")
-    if conductor.error is not None:
+        lost = _close(conductor, children, lambda: _summary(trials.records, spec), store=store, sweep_id=sweep_id)
+    if isinstance(conductor.error, RaymlopsError):
         raise conductor.error
+    if conductor.error is not None:
+        raise SweepError(f"the sweep broke off: {describe(conductor.error)}") from conductor.error
     if conductor.halt == "interrupted":
         raise KeyboardInterrupt
+    if lost is not None:
+        raise TrackingError(
+            f"the trials are done, but MLflow did not take all they gave: {lost.message}",
+            hint=f"The Optuna study {trials.study_name} holds every trial with its parameters and values.",
+        ) from lost
 
 
-def _fit(conductor: Conductor, *, spec: ProjectSpec, name: str) -> None:
-    from ray import tune
-
-    from raymlops.tuning.hooks import SweepCallback, SweepSearcher, SweepStopper
-    from raymlops.tuning.trial import TrialActor
-
-    callback = SweepCallback(conductor)
-    # What Tune writes serves its own restore, which we never make: the study and MLflow hold what counts.
-    with tempfile.TemporaryDirectory(prefix="raymlops-sweep-") as folder:
-        tuner = tune.Tuner(
-            TrialActor,
-            param_space={},
-            tune_config=tune.TuneConfig(
-                search_alg=SweepSearcher(conductor),
-                scheduler=_scheduler(spec),
-                num_samples=spec.sweep.num_trials,
-                reuse_actors=True,
-                trial_name_creator=_trial_name,
-                trial_dirname_creator=_trial_name,
-            ),
-            run_config=tune.RunConfig(
-                name=name,
-                storage_path=folder,
-                callbacks=[callback],
-                stop=SweepStopper(conductor, callback=callback),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                verbose=0,
-            ),
-        )
-        tuner.fit()
-
-
-def _scheduler(spec: ProjectSpec) -> Any:
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-
-    if spec.sweep.scheduler == "none":
-        return FIFOScheduler()
-    return ASHAScheduler(
-        time_attr="epoch",
-        metric="value",
-        mode=mode_of(spec),
-        max_t=spec.train.epochs,
-        grace_period=min(spec.sweep.grace_epochs, spec.train.epochs),
-        reduction_factor=spec.sweep.reduction_factor,
-    )
-
-
-def _trial_name(trial: Any) -> str:
-    return f"trial-{trial.config['number']}"
+def _close(
+    conductor: Conductor, children: Children, summary: Callable[[], str], *, store: Tracker, sweep_id: str
+) -> TrackingError | None:
+    """End whatever is open, in the study first: it does not depend on MLflow. Return what MLflow refused."""
+    with hold_signals():
+        try:
+            conductor.close()
+        except Exception as error:
+            conductor.failed(error)
+            try:
+                conductor.close()  # what failed may have been the display, which is asked no more
+            except Exception as again:
+                error.add_note(f"Trials are left open: {describe(again)}")
+        try:
+            children.close()
+            store.log_text(sweep_id, summary(), "sweep/trials.json")
+        except TrackingError as error:
+            return error
+    return None
 
 
 def _summary(records: Sequence[TrialRecord], spec: ProjectSpec) -> str:

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune import PlacementGroupFactory, Trainable
 
-from raymlops.errors import RaymlopsError
 from raymlops.project import Project
 from raymlops.training.run import run_local
 from raymlops.training.stopping import Best
 from raymlops.tuning.datacache import DataCache
 from raymlops.tuning.epochs import EpochStream
+from raymlops.tuning.reasons import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,10 +120,3 @@ class TrialActor(Trainable):  # type: ignore[misc]
         }
         # Without its clock the scheduler judges no result: NaN has no place among the values it compares.
         return result if epoch is None or outcome == "failed" else {**result, "epoch": epoch.number}
-
-
-def describe(error: BaseException) -> str:
-    """Return an error in one line: its class and the first line of its message."""
-    text = error.message if isinstance(error, RaymlopsError) else str(error)
-    lines = text.strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

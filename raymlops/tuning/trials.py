@@ -58,6 +58,11 @@ class Trials:
         self._ended: list[TrialRecord] = []
 
     @property
+    def study_name(self) -> str:
+        """Return the name of the Optuna study."""
+        return str(self._study.study_name)
+
+    @property
     def open(self) -> tuple[int, ...]:
         """Return the numbers of the trials that have not ended."""
         return tuple(self._open)

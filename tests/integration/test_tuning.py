@@ -148,3 +148,18 @@ def test_an_interrupted_sweep_ends_its_trials_and_keeps_what_finished(tmp_path):
     assert not ray.util.placement_group_table() or all(
         group["state"] == "REMOVED" for group in ray.util.placement_group_table().values()
     )
+
+
+def test_an_error_in_the_caller_s_own_display_breaks_the_sweep_off_in_order(tmp_path):
+    """Tune would turn it into the text of an error of its own and leave the trials open."""
+    swept = project(tmp_path, recipe="tiny:Tiny", num_trials=4)
+
+    def broken(event):
+        if event.kind == "epoch":
+            raise RuntimeError("cannot draw")
+
+    with pytest.raises(SweepError, match="the sweep broke off: RuntimeError: cannot draw") as caught:
+        sweep(swept, on_event=broken)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert TrialState.RUNNING not in states(swept)
+    assert (statuses(swept, "trial")["RUNNING"], statuses(swept, "sweep")) == (0, {"FAILED": 1})

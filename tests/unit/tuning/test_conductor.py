@@ -133,3 +133,14 @@ def test_the_time_left_follows_from_the_rate_so_far(storage):
     stage.now = 10.0
     stage.conductor.end(0, "failed")
     assert stage.events[-1].eta_s == 30.0  # one of four took 10 s
+
+
+def test_a_display_that_raises_is_asked_no_more_and_stops_no_trial_from_ending(storage):
+    stage = Stage(storage)
+    stage.conductor.next_trial()
+    stage.conductor.next_trial()
+    stage.conductor._on_event = lambda event: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        stage.conductor.close()
+    stage.conductor.close()
+    assert [trial.state for trial in stage.study.trials] == [TrialState.FAIL] * 2

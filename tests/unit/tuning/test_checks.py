@@ -8,7 +8,7 @@ from tiny import Tiny
 from raymlops.config.load import load_data
 from raymlops.errors import UsageError
 from raymlops.project import bind
-from raymlops.tuning.study import check, refuse_sqlite, slots
+from raymlops.tuning.checks import check, refuse_sqlite, slots
 
 
 def project(**sweep):
