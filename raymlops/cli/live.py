@@ -13,6 +13,7 @@ from raymlops.cli.output import (
     EnvOption,
     JsonFlag,
     Overrides,
+    VersionOption,
     YesFlag,
     answer,
     confirm,
@@ -66,13 +67,11 @@ def pipeline(
     answer(record.to_dict(), f"{record.deployment.name} version {record.deployment.version} is live", as_json=as_json)
 
 
-VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="A number or @alias.")]
-
-
 def deploy(
-    version: VersionArgument = "@challenger",
-    *,
     config: ConfigOption,
+    overrides: Overrides = None,
+    *,
+    version: VersionOption = "@challenger",
     env: EnvOption = None,
     beside: Annotated[bool, typer.Option("--beside", help="Bring it up without giving it the route.")] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Take down every version of the model instead.")] = False,
@@ -84,19 +83,20 @@ def deploy(
 
     if remove:
         confirm("This takes the endpoint down. Go on?", yes=yes)
-        versions = live.remove(config, env=env)
+        versions = live.remove(config, overrides=overrides or (), env=env)
         answer({"removed": versions}, f"removed {len(versions)} versions", as_json=as_json)
         return
     if not beside:
         confirm(f"This makes {version} live. Go on?", yes=yes)
-    record = live.deploy(config, version, env=env, promote=not beside)
+    record = live.deploy(config, version, overrides=overrides or (), env=env, promote=not beside)
     answer(record.to_dict(), _live(record), as_json=as_json)
 
 
 def promote(
-    version: VersionArgument = "@challenger",
-    *,
     config: ConfigOption,
+    overrides: Overrides = None,
+    *,
+    version: VersionOption = "@challenger",
     env: EnvOption = None,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
@@ -105,16 +105,23 @@ def promote(
     from raymlops.lifecycle import live
 
     confirm(f"This makes {version} champion. Go on?", yes=yes)
-    record = live.promote(config, version, env=env)
+    record = live.promote(config, version, overrides=overrides or (), env=env)
     answer(record.to_dict(), _live(record), as_json=as_json)
 
 
-def rollback(*, config: ConfigOption, env: EnvOption = None, yes: YesFlag = False, as_json: JsonFlag = False) -> None:
+def rollback(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    *,
+    env: EnvOption = None,
+    yes: YesFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
     """Give the route back to the version that was live before."""
     from raymlops.lifecycle import live
 
     confirm("This gives the route back to the previous version. Go on?", yes=yes)
-    record = live.rollback(config, env=env)
+    record = live.rollback(config, overrides=overrides or (), env=env)
     answer(record.to_dict(), _live(record), as_json=as_json)
 
 
@@ -122,14 +129,14 @@ def predict(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The model.")],
     *,
     file: Annotated[Path, typer.Option("--file", "-f", metavar="FILE", help="Rows: .json, .csv or .parquet.")],
-    url: Annotated[str, typer.Option(help="Where Serve answers.")] = "http://127.0.0.1:8000",
+    url: Annotated[str | None, typer.Option(help="Where Serve answers.  [default: what up started]")] = None,
     timeout_s: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 30.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Ask the endpoint for every row of a file; prints one JSON object a row."""
     from raymlops.lifecycle.asking import ask_file
 
-    endpoint = f"{url.rstrip('/')}/models/{name}/predict"
+    endpoint = f"{(url or _serve_url()).rstrip('/')}/models/{name}/predict"
     result = ask_file(endpoint, file, timeout_s=timeout_s)
     note(result.curl)
     text = "\n".join(json.dumps(row) for row in result.outputs)
@@ -140,12 +147,21 @@ def predict(
     )
 
 
-def audit(*, config: ConfigOption, env: EnvOption = None, as_json: JsonFlag = False) -> None:
+def audit(
+    config: ConfigOption, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False
+) -> None:
     """Print who changed what, when and why, newest last."""
     from raymlops.lifecycle.live import events
 
-    rows: list[Any] = [event.to_dict() for event in events(config, env=env)]
+    rows: list[Any] = [event.to_dict() for event in events(config, overrides=overrides or (), env=env)]
     answer({"events": rows}, table(rows, dict.fromkeys(("ts", "actor", "action", "subject", "why"))), as_json=as_json)
+
+
+def _serve_url() -> str:
+    from raymlops.cluster.upfile import read
+
+    record = read()
+    return record.serve_url if record else "http://127.0.0.1:8000"
 
 
 def _live(record: Any) -> str:

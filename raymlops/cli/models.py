@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from raymlops.cli.output import ConfigOption, EnvOption, JsonFlag, answer, table
+from raymlops.cli.output import ConfigOption, EnvOption, JsonFlag, Overrides, VersionOption, answer, table
 from raymlops.records import GateDecision, ModelVersionRef
 
 
@@ -20,48 +20,52 @@ def add_to(app: typer.Typer) -> None:
 
 
 def register(
-    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A finished run of train.")],
-    *,
     config: ConfigOption,
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A finished run of train.")],
+    overrides: Overrides = None,
+    *,
     env: EnvOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Evaluate a run on its test split, write its bundle and register it as candidate."""
     from raymlops.lifecycle.registering import register as register_run
 
-    ref = register_run(config, run_id, env=env)
+    ref = register_run(config, run_id, overrides=overrides or (), env=env)
     answer(
         ref.to_dict(),
-        f"{_line(ref)}\nnext  raymlops models gate --config {config} {ref.version}",
+        f"{_line(ref)}\nnext  raymlops models gate --config {config} --version {ref.version}",
         as_json=as_json,
     )
 
 
 def gate(
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="A number or @alias.")] = "@candidate",
-    *,
     config: ConfigOption,
+    overrides: Overrides = None,
+    *,
+    version: VersionOption = "@candidate",
     env: EnvOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Ask the gate; a version that passes becomes challenger (exit code 4 when refused)."""
     from raymlops.lifecycle.gating import gate as ask_gate
 
-    ref, decision = ask_gate(config, version, env=env)
+    ref, decision = ask_gate(config, version, overrides=overrides or (), env=env)
     answer(
         {"version": ref.to_dict(), "decision": decision.to_dict()},
-        f"{_line(ref)}\n{checks(decision)}\nnext  raymlops deploy --config {config} @challenger",
+        f"{_line(ref)}\n{checks(decision)}\nnext  raymlops deploy --config {config}",
         as_json=as_json,
     )
 
 
-def list_versions(*, config: ConfigOption, env: EnvOption = None, as_json: JsonFlag = False) -> None:
+def list_versions(
+    config: ConfigOption, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False
+) -> None:
     """List the versions of the project's model."""
     from raymlops.lifecycle.source import spec_of
     from raymlops.registry.versions import Registry
     from raymlops.tracking.client import tracker
 
-    spec = spec_of(config, env=env)
+    spec = spec_of(config, overrides=overrides or (), env=env)
     refs = Registry(tracker(spec)).list(spec.project.name)
     rows = [{**ref.to_dict(), "aliases": ", ".join(ref.aliases), "digest": ref.bundle.digest[:12]} for ref in refs]
     columns = dict.fromkeys(("name", "version", "aliases", "run_id", "digest"))

@@ -26,6 +26,7 @@ EnvOption = Annotated[str | None, typer.Option("--env", metavar="NAME", help="Ov
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Values that replace the file's.")
 ]
+VersionOption = Annotated[str, typer.Option("--version", metavar="VERSION", help="A number or @alias.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 

@@ -103,7 +103,9 @@ class TrainSection(Spec):
     num_workers: int = Field(0, ge=0, le=4096, description="Ray Train workers; 0 trains in this process")
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs a worker reserves; fractions allowed")
     gpus_per_worker: float = Field(0.0, ge=0, description="GPUs a worker reserves; fractions allowed")
-    threads_per_worker: int | None = Field(None, ge=1, description="torch threads; default: CPUs reserved, at least 1")
+    threads_per_worker: int | None = Field(
+        None, ge=1, description="torch threads; default: the CPUs reserved, at least 1; in this process torch's own"
+    )
     epochs: int = Field(5, ge=1, description="passes over the training split, at most")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps, at most")
     batch_size: int = Field(256, ge=1, description="rows per optimizer step, over all workers")

@@ -155,7 +155,7 @@ def _admitted(spec: ProjectSpec, version: str) -> tuple[Registry, ModelVersionRe
     if not ADMITTED & set(ref.aliases) and registry.tags(ref.name, ref.version).get(GATE_TAG) != "passed":
         raise RefusedError(
             f"{ref.name} version {ref.version} has not passed its gate",
-            hint=f"raymlops models gate --config FILE {ref.version}",
+            hint=f"raymlops models gate --config FILE --version {ref.version}",
         )
     return registry, ref
 
