@@ -112,7 +112,7 @@ class Signature:
         """Turn JSON rows into input columns, strictly.
 
         ``rows`` is a non-empty list of objects. A value must have its column's JSON type: ``true`` and
-        ``"1"`` are no numbers, 1 is a float, 1.0 is an int, NaN and infinity are refused.
+        ``"1"`` are no numbers, 1 is a float, 1.0 is no int, NaN and infinity are refused.
 
         Raises:
             InvalidRowsError: naming row and field of the first problems found (at most 20).
@@ -170,8 +170,14 @@ class Signature:
         return self.parse_rows(rows)
 
     def rows(self, columns: Columns) -> list[dict[str, Any]]:
-        """Turn input or output columns into JSON rows, missing values as null."""
+        """Turn input or output columns into JSON rows, missing values as null.
+
+        A nullable integer column, whose array is float64, gives integers.
+        """
+        integers = {column.name for column in (*self.inputs, *self.outputs) if column.type == "int"}
         lists = {name: [_plain(value) for value in np.asarray(array).tolist()] for name, array in columns.items()}
+        for name in integers & lists.keys():
+            lists[name] = [int(v) if isinstance(v, float) and v.is_integer() else v for v in lists[name]]
         return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 

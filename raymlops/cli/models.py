@@ -1,4 +1,4 @@
-"""``models``: register, gate, list and show model versions."""
+"""``models``: register, gate and list model versions."""
 
 from __future__ import annotations
 

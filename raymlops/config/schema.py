@@ -148,7 +148,9 @@ class SweepSection(Spec):
     """A search for a better configuration."""
 
     metric: str | None = Field(None, description="to optimise; default: train.metric")
-    mode: Literal["min", "max"] | None = Field(None, description="default: train.mode")
+    mode: Literal["min", "max"] | None = Field(
+        None, description="default: train.mode; needed where metric is not train.metric"
+    )
     num_trials: int = Field(16, ge=1, description="configurations to try")
     max_concurrent: int | None = Field(None, ge=1, description="trials at a time; default: what the cluster holds")
     workers_per_trial: int = Field(1, ge=1, le=1, description="1: a trial trains in its own process")

@@ -69,7 +69,7 @@ def run_steps(project: Any, *, steps: Steps, on_event: OnEvent | None) -> Pipeli
     with steps.step(f"sweep {spec.sweep.num_trials} trials" if spec.sweep.space else "sweep: no search space") as said:
         if spec.sweep.space:
             searched = sweep(project, on_event=on_event)
-            chosen = project_of(searched.best_config)
+            chosen = project.with_params(searched.best.params)
             said.append(f"best trial {searched.best.number} with {searched.metric} {searched.best.value:.4f}")
     tags = {"raymlops.sweep_id": searched.sweep_id, "raymlops.trial": str(searched.best.number)} if searched else {}
     with steps.step(f"train the winner on {_workers(spec.train.num_workers)}") as said:

@@ -72,9 +72,11 @@ def sweep(
     """
     from raymlops.cluster.capacity import check_fits
     from raymlops.cluster.connect import connect
+    from raymlops.tuning.checks import check
     from raymlops.tuning.study import sweep as run_sweep
 
     project = project_of(source, overrides=overrides, env=env, recipe=recipe)
+    check(project)
     section = project.spec.train
     with connect(project.spec):
         check_fits(

@@ -5,6 +5,7 @@ import httpx
 import pytest
 
 from raymlops.cluster.ports import free_port
+from raymlops.recipes.digits import Digits
 
 pytestmark = pytest.mark.e2e
 
@@ -18,9 +19,10 @@ SMALL = "serve.cpus_per_replica=0.1"
 
 
 def result_of(log):
-    lines = [line for line in log.splitlines() if line.startswith("RAYMLOPS_RESULT ")]
-    assert len(lines) == 1
-    return json.loads(lines[0].removeprefix("RAYMLOPS_RESULT "))
+    """Return what the job's last log line says, before Ray's own closing lines."""
+    own = log.split("\n------", 1)[0].strip().splitlines()
+    assert own[-1].startswith("RAYMLOPS_RESULT ")
+    return json.loads(own[-1].removeprefix("RAYMLOPS_RESULT "))
 
 
 def test_every_job_script_runs_on_a_cluster_from_up(user, repository):
@@ -48,5 +50,11 @@ def test_every_job_script_runs_on_a_cluster_from_up(user, repository):
     about = httpx.get(f"http://127.0.0.1:{ports['http']}/models/digits").json()
     assert about["digest"] == first["version"]["bundle"]["digest"]
     assert about["run_id"] == first["run"]["run_id"]
+    rows = Digits().datasets().test["image"][:3].tolist()
+    (user.cwd / "rows.json").write_text(json.dumps([{"image": image} for image in rows]))
+    asked = user.raymlops("predict", "digits", "--file", "rows.json")
+    first = json.loads(asked.stdout.splitlines()[0])
+    curl = next(line for line in asked.stderr.splitlines() if line.startswith("curl "))
+    assert json.loads(user.run("bash", "-c", curl).stdout)["outputs"] == [first]
     assert json.loads(user.raymlops("down", "--json").stdout)["down"]["stopped"] > 0
     assert user.processes() == []

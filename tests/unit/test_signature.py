@@ -206,3 +206,11 @@ def test_names_are_unique_and_both_sides_have_columns():
         Signature((Column("x", "float"), Column("x", "int")), (Column("y", "float"),))
     with pytest.raises(ValueError, match="at least one column"):
         Signature((Column("x", "float"),), ())
+
+
+def test_rows_of_a_nullable_int_column_are_taken_back():
+    """Its array is float64; its JSON rows hold integers and null, which ``parse_rows`` takes."""
+    signature = Signature((Column("n", "int", nullable=True),), (Column("y", "float"),))
+    rows = signature.rows({"n": np.array([3.0, np.nan])})
+    assert rows == [{"n": 3}, {"n": None}]
+    assert signature.parse_rows(rows)["n"].tolist()[0] == 3.0
