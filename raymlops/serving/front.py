@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
+from raymlops.errors import NonFiniteError
 from raymlops.serving.asgi import HTML, JSON, make_reply, read_body, request_id_of, send_reply, wanted_headers
 from raymlops.serving.batcher import Batcher
 from raymlops.serving.openapi import docs_page, openapi_document
@@ -29,7 +30,8 @@ from raymlops.serving.render import route_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from raymlops.serving.asgi import Receive, Reply, Scope, Send
+    from raymlops.errors import NonFiniteError
+from raymlops.serving.asgi import Receive, Reply, Scope, Send
     from raymlops.signature import Columns, Signature
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
@@ -123,6 +125,9 @@ class Front:
         except TimeoutError:
             late = Refusal(504, "timeout", f"no answer within {self.limits.timeout_s:g} s")
             return self._refuse(late, request_id)
+        except NonFiniteError as error:
+            # The model answered its own example before it was ready: values this far out are what it was asked.
+            return self._refuse(Refusal(422, "not_finite", f"no finite answer to these rows: {error.message}"), request_id)
         except Exception as error:
             logger.exception("request %s: the model raised", request_id)
             failed = Refusal(500, "model_error", f"the model raised {type(error).__name__}; the replica's log has it")

@@ -275,3 +275,10 @@ def test_warm_up_refuses_a_broken_example():
     with pytest.raises(ArithmeticError):
         front.warm_up()
     assert not front.ready
+
+
+def test_values_too_far_out_are_the_callers_mistake():
+    """A row to which the model has no finite answer is refused with 422; it is no failure of the model."""
+    answer = predict(make_front(), [{**ROW, "distance": 1e300}])
+    assert answer.status_code == 422
+    assert answer.json()["error"]["code"] == "not_finite"
