@@ -127,7 +127,8 @@ class Front:
             return self._refuse(late, request_id)
         except NonFiniteError as error:
             # The model answered its own example before it was ready: values this far out are what it was asked.
-            return self._refuse(Refusal(422, "not_finite", f"no finite answer to these rows: {error.message}"), request_id)
+            far_out = Refusal(422, "not_finite", f"no finite answer to these rows: {error.message}")
+            return self._refuse(far_out, request_id)
         except Exception as error:
             logger.exception("request %s: the model raised", request_id)
             failed = Refusal(500, "model_error", f"the model raised {type(error).__name__}; the replica's log has it")
