@@ -30,8 +30,7 @@ from raymlops.serving.render import route_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from raymlops.errors import NonFiniteError
-from raymlops.serving.asgi import Receive, Reply, Scope, Send
+    from raymlops.serving.asgi import Receive, Reply, Scope, Send
     from raymlops.signature import Columns, Signature
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
