@@ -6,14 +6,19 @@ configuration can be walked. Pure: knows nothing of Ray, MLflow, Optuna or files
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 SCHEMA_VERSION = 1
 """Version of the JSON that commands print and jobs return."""
+
+
+def to_json(data: Mapping[str, Any]) -> str:
+    """Return one line of JSON with its schema version; NaN and infinity, which JSON has not, become null."""
+    return json.dumps(_finite({"schema_version": SCHEMA_VERSION, **data}), default=str, allow_nan=False)
 
 
 class Record:
@@ -157,3 +162,15 @@ class DeploymentRecord(Record):
     """Of ``POST .../predict``; None where the version holds no route, or is not served."""
     previous_version: int | None = None
     changed: bool = True
+    warnings: tuple[str, ...] = ()
+    """What did not follow, although the version is live."""
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

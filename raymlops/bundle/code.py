@@ -18,8 +18,10 @@ Data beside a module of its own does not travel: what a replica needs of it belo
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -53,6 +55,16 @@ class Code:
     distribution: str | None = None
     version: str | None = None
     left_out: tuple[str, ...] = ()
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each file by its path; for a recipe that does not travel, what is installed."""
+        if not self.files:
+            return {str(self.distribution): str(self.version)}
+        return {path: hashlib.sha256(data).hexdigest() for path, data in self.files.items()}
+
+    def sha(self) -> str:
+        """Return the SHA-256 of all of ``digests``: equal where the same code would travel."""
+        return hashlib.sha256(json.dumps(self.digests(), sort_keys=True).encode()).hexdigest()
 
 
 def collect(recipe_class: type[RecipeBase]) -> Code:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Any
 
+from raymlops.config.paths import local_path
 from raymlops.errors import StorageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +38,8 @@ def locate(uri: Location) -> Place:
     if isinstance(uri, Place):
         return uri
     text = os.fspath(uri)
-    scheme = urlsplit(text).scheme if "://" in text else ""
-    if scheme in {"", "file"}:
-        path = Path(unquote(urlsplit(text).path) if scheme else text).expanduser().absolute()
+    path = local_path(text)
+    if path is not None:
         return Place(uri=str(path), local=path)
     import pyarrow as pa
     from pyarrow.fs import FileSystem

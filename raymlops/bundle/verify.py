@@ -204,7 +204,8 @@ def _manifest_bytes(place: Place, digest: str) -> bytes:
     if got != digest:
         raise BundleError(
             f"{place.uri}/{MANIFEST}: expected SHA-256 {digest}, got {got}",
-            hint="The bundle was changed after it was registered. Do not use it; register the run again.",
+            hint="The bundle was changed after it was registered. Move it away, then register the run again: "
+            "the same bundle is written anew.",
         )
     return data
 
@@ -221,7 +222,8 @@ def _is_safe(name: str) -> bool:
 def _damage(place: Place, name: str, expected: str, got: str) -> BundleError:
     return BundleError(
         f"{place.uri}/{name}: expected {expected}, got {got}",
-        hint="The bundle is damaged or was tampered with. Restore it from a copy, or register the run again.",
+        hint="The bundle is damaged or was tampered with. Restore it from a copy, or move it away and register the "
+        "run again: the same bundle is written anew.",
     )
 
 

@@ -25,10 +25,12 @@ RootOption = Annotated[
 def up(
     *,
     root: RootOption = None,
-    http_port: Annotated[int, typer.Option(help="Port of the endpoints.")] = 8000,
-    dashboard_port: Annotated[int, typer.Option(help="Port of Ray's dashboard and job API.")] = 8265,
-    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000,
-    ray_port: Annotated[int, typer.Option(help="Port of Ray itself.")] = 6379,
+    http_port: Annotated[int | None, typer.Option(help="Port of the endpoints.  [default: 8000]")] = None,
+    dashboard_port: Annotated[
+        int | None, typer.Option(help="Port of Ray's dashboard and job API.  [default: 8265]")
+    ] = None,
+    mlflow_port: Annotated[int | None, typer.Option(help="Port of MLflow.  [default: 5000]")] = None,
+    ray_port: Annotated[int | None, typer.Option(help="Port of Ray itself.  [default: 6379]")] = None,
     num_cpus: Annotated[float | None, typer.Option(help="CPUs that Ray may use.  [default: all]")] = None,
     haproxy: Annotated[
         bool, typer.Option("--haproxy", help="Serve through HAProxy: faster, opens more ports.")

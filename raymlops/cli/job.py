@@ -1,6 +1,6 @@
 """What the scripts in ``jobs/`` share: arguments, progress as log lines, one result line, the exit code.
 
-The last line of a job's log is ``RAYMLOPS_RESULT {json}``, also when it failed.
+The last line of a job's log is ``RAYMLOPS_RESULT {json}``, also when it failed or was called wrongly.
 """
 
 from __future__ import annotations
@@ -9,32 +9,64 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 from raymlops.cli.output import describe, report_error
+from raymlops.errors import UsageError
+from raymlops.records import to_json
+
+RESULT = "RAYMLOPS_RESULT"
 
 Work = Callable[[argparse.Namespace], Any]
 
 
 def run_job(verb: str, work: Work) -> None:
-    """Parse ``--config FILE [--env NAME] [key.path=value ...]``, run ``work``, print its result and exit."""
-    from raymlops.cluster.jobs import print_result
+    """Parse ``--config FILE [--env NAME] [key.path=value ...]``, run ``work``, print its result.
 
-    parser = argparse.ArgumentParser(prog=f"jobs/{verb}.py", description=f"raymlops {verb}, as a Ray job.")
+    Raises:
+        SystemExit: with the exit code of the error, once its result line is printed.
+    """
+    # A job's files are unpacked into its working directory, recipes among them; python puts the script's folder first.
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - sys.path holds strings
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        arguments = _parser(verb).parse_args()
+    except UsageError as error:
+        _fail(verb, error)
+    try:
+        result = work(arguments).to_dict()
+    # A recipe may call sys.exit, and Ray does when it is told to stop while it starts.
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        _fail(verb, error)
+    _print_result({"verb": verb, **result})
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises instead of exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=self.format_usage().strip())
+
+
+def _parser(verb: str) -> _Parser:
+    parser = _Parser(prog=f"jobs/{verb}.py", description=f"raymlops {verb}, as a Ray job.")
     parser.add_argument("--config", required=True, metavar="FILE")
     parser.add_argument("--env", metavar="NAME")
     if verb == "deploy":
         parser.add_argument("--version", default="@challenger", metavar="VERSION", help="a number or @alias")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    arguments = parser.parse_args()
-    # A job's files are unpacked into its working directory, recipes among them; python puts the script's folder first.
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - sys.path holds strings
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        record = work(arguments)
-    except (Exception, KeyboardInterrupt) as error:
-        code = report_error(error, as_json=False)
-        print_result({"verb": verb, "error": describe(error), "exit_code": code})
-        sys.exit(code)
-    print_result({"verb": verb, **record.to_dict()})
+    return parser
+
+
+def _fail(verb: str, error: BaseException) -> NoReturn:
+    code = report_error(error, as_json=False)
+    _print_result({"verb": verb, "error": describe(error), "exit_code": code})
+    sys.exit(code)
+
+
+def _print_result(data: Mapping[str, Any]) -> None:
+    # Ray puts stdout and stderr of a job into one log in the order in which they arrive.
+    sys.stderr.flush()
+    sys.stdout.write(f"{RESULT} {to_json(data)}\n")
+    sys.stdout.flush()

@@ -20,6 +20,7 @@ from raymlops.cli.output import (
     note,
     table,
 )
+from raymlops.errors import UsageError
 
 
 def add_to(app: typer.Typer) -> None:
@@ -71,10 +72,15 @@ def deploy(
     config: ConfigOption,
     overrides: Overrides = None,
     *,
-    version: VersionOption = "@challenger",
+    version: Annotated[
+        str | None, typer.Option("--version", metavar="VERSION", help="A number or @alias.  [default: @challenger]")
+    ] = None,
     env: EnvOption = None,
     beside: Annotated[bool, typer.Option("--beside", help="Bring it up without giving it the route.")] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Take down every version of the model instead.")] = False,
+    restore: Annotated[
+        bool, typer.Option("--restore", help="Bring every model back instead, as after down and up.")
+    ] = False,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -82,10 +88,31 @@ def deploy(
     from raymlops.lifecycle import live
 
     if remove:
+        if version is not None or beside or restore:
+            raise UsageError(
+                "--remove takes down every version of the model; it goes with no --version, --beside or --restore",
+                hint="To take one version from the route, make another live: promote or rollback.",
+            )
         confirm("This takes the endpoint down. Go on?", yes=yes)
         versions = live.remove(config, overrides=overrides or (), env=env)
         answer({"removed": versions}, f"removed {len(versions)} versions", as_json=as_json)
         return
+    if restore:
+        if version is not None or beside:
+            raise UsageError(
+                "--restore brings back what should be live; it goes with neither --version nor --beside",
+                hint="To bring up a version, leave --restore out.",
+            )
+        confirm("This brings Serve to what should be live, of every model. Go on?", yes=yes)
+        desired = live.restore(config, overrides=overrides or (), env=env)
+        names = sorted({item.name for item in desired})
+        answer(
+            {"deployments": [item.to_dict() for item in desired]},
+            f"live: {', '.join(names) or 'nothing'}",
+            as_json=as_json,
+        )
+        return
+    version = version or "@challenger"
     if not beside:
         confirm(f"This makes {version} live. Go on?", yes=yes)
     record = live.deploy(config, version, overrides=overrides or (), env=env, promote=not beside)
@@ -139,9 +166,11 @@ def predict(
     endpoint = f"{(url or _serve_url()).rstrip('/')}/models/{name}/predict"
     result = ask_file(endpoint, file, timeout_s=timeout_s)
     note(result.curl)
+    if len(result.model_versions) > 1:
+        note(f"the route changed meanwhile: versions {', '.join(result.model_versions)} answered")
     text = "\n".join(json.dumps(row) for row in result.outputs)
     answer(
-        {"outputs": result.outputs, "model_version": result.model_version, "request_ids": result.request_ids},
+        {"outputs": result.outputs, "model_versions": result.model_versions, "request_ids": result.request_ids},
         text,
         as_json=as_json,
     )
@@ -165,6 +194,9 @@ def _serve_url() -> str:
 
 
 def _live(record: Any) -> str:
-    before = f", version {record.previous_version} kept warm" if record.previous_version is not None else ""
-    where = f" at {record.url}" if record.url else ", not served"
+    for warning in record.warnings:
+        note(f"warning: {warning}")
+    took = record.url is not None and record.previous_version is not None
+    before = f", version {record.previous_version} kept warm" if took else ""
+    where = f" at {record.url}" if record.url else ", not served" if record.role == "champion" else ", without a route"
     return f"{record.name} version {record.version} is {record.role}{where}{before}"

@@ -17,7 +17,8 @@ from typer.exceptions import TyperException
 
 from raymlops import __version__
 from raymlops.cli import clusters, live, models, projects, runs
-from raymlops.cli.output import note, report_error
+from raymlops.cli.output import report_error
+from raymlops.errors import UsageError
 
 app = typer.Typer(
     name="raymlops",
@@ -58,8 +59,8 @@ def main(arguments: list[str]) -> int:
     except typer.Abort:
         return report_error(KeyboardInterrupt(), as_json=as_json)
     except TyperException as error:
-        note(f"error: {error.format_message()}\n  Commands: raymlops --help. Options: raymlops COMMAND --help.")
-        return 2
+        usage = UsageError(error.format_message(), hint="Commands: raymlops --help. Options: raymlops COMMAND --help.")
+        return report_error(usage, as_json=as_json)
     except BrokenPipeError:
         return _pipe_closed()
     except (Exception, KeyboardInterrupt) as error:

@@ -6,7 +6,6 @@ one object with ``schema_version``.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
@@ -17,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from raymlops.errors import ConfigError, InvalidRowsError, RaymlopsError, UsageError
-from raymlops.records import SCHEMA_VERSION
+from raymlops.records import to_json
 
 ConfigOption = Annotated[
     str, typer.Option("--config", "-c", metavar="FILE", help="Configuration file.", show_default=False)
@@ -35,11 +34,6 @@ def answer(data: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """Print the answer of a command on stdout: ``data`` as JSON, or ``text``."""
     sys.stdout.write(f"{to_json(data)}\n" if as_json else f"{text}\n")
     sys.stdout.flush()
-
-
-def to_json(data: Mapping[str, Any]) -> str:
-    """Return one line of JSON with its schema version; NaN and infinity become null."""
-    return json.dumps(_finite({"schema_version": SCHEMA_VERSION, **data}), default=str, allow_nan=False)
 
 
 def note(text: str) -> None:
@@ -98,13 +92,3 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
     )
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None  # noqa: PLR0124 - NaN differs from itself
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

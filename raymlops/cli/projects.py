@@ -82,7 +82,7 @@ def show(
     answer({"values": rows}, text, as_json=as_json)
 
 
-def schema() -> None:
+def schema(*, as_json: JsonFlag = False) -> None:  # noqa: ARG001 - it is JSON with the flag and without
     """Print the JSON Schema of configuration files, for editors."""
     from raymlops.config.load import json_schema
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
 import tempfile
-import threading
 import uuid
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from raymlops.cluster.capacity import logical_cpus
 from raymlops.cluster.ports import HOST, answers, free_port, is_loopback
 from raymlops.cluster.processes import MARK, end
 from raymlops.cluster.services import GUARD, serve_environment
+from raymlops.cluster.signals import sigterm_kept, undisturbed
 from raymlops.errors import ClusterError
 from raymlops.records import Record
 
@@ -56,7 +55,8 @@ def connect(spec: ProjectSpec, *, dashboard: bool = False, log_to_driver: bool =
 
     In this order: a Ray that this process is already connected to; ``cluster.address``; ``RAY_ADDRESS``, which is
     how jobs find theirs; what ``raymlops up`` started; a local one of our own, which ends with the block,
-    however that ends. ``dashboard`` starts one with our own; an existing cluster has it or not.
+    however that ends. An address of ``auto`` never gets as far as a local one.
+    ``dashboard`` starts one with our own; an existing cluster has it or not.
     ``log_to_driver`` prints what workers print.
 
     Raises:
@@ -77,7 +77,7 @@ def connect(spec: ProjectSpec, *, dashboard: bool = False, log_to_driver: bool =
         return
     address, variables = find(spec)
     with ExitStack() as stack:
-        stack.enter_context(_sigterm())
+        stack.enter_context(sigterm_kept(default_too=True))
         if address is None:
             yield stack.enter_context(_own(spec, dashboard=dashboard, log_to_driver=log_to_driver))
         else:
@@ -88,23 +88,18 @@ def find(spec: ProjectSpec) -> tuple[str | None, dict[str, str]]:
     """Return the address to join, or None to start a cluster of our own, and the environment that it needs.
 
     Raises:
-        ClusterError: the address has a form that cannot be joined.
+        ClusterError: the address has a form that cannot be joined, or is ``auto`` and there is no cluster.
     """
     record = upfile.read()
     wanted = spec.cluster.address
     if wanted == "local":
         return None, {}
-    if wanted is None:
-        wanted = os.environ.get("RAY_ADDRESS") or None
-        if wanted in {"auto", "local"}:
-            wanted = None
-    if wanted is None:
-        if record is None or record.state != "up":
-            return None, {}
-        if not record.alive:
-            _log.warning("the cluster of raymlops up in %s has died; using a local one", record.root)
-            return None, {}
-        return record.ray_address, auth.environment(record.token_path)
+    if wanted in {None, "auto"}:
+        named = os.environ.get("RAY_ADDRESS")
+        if named in {None, "", "auto", "local"}:
+            return _started(record, required=wanted == "auto")
+        wanted = named
+    assert wanted is not None
     if "://" in wanted:
         raise ClusterError(
             f"cannot join {wanted!r}: a cluster's address is host:port, such as 127.0.0.1:6379",
@@ -112,11 +107,28 @@ def find(spec: ProjectSpec) -> tuple[str | None, dict[str, str]]:
         )
     host, _, port = wanted.rpartition(":")
     if not host or not port.isdigit():
-        raise ClusterError(f"cannot join {wanted!r}: a cluster's address is host:port, or the word local")
+        raise ClusterError(f"cannot join {wanted!r}: a cluster's address is host:port, local or auto")
     if record is not None and wanted == record.ray_address:
         return wanted, auth.environment(record.token_path)
     # Ray rewrites a loopback address to the outside one, where a cluster on true loopback does not listen.
     return wanted, {auth.LOOPBACK: "0"} if is_loopback(host) else {}
+
+
+def _started(record: upfile.UpRecord | None, *, required: bool) -> tuple[str | None, dict[str, str]]:
+    """Return what ``up`` started; where that is not there, None unless it is required."""
+    missing = f"raymlops up has started none in {upfile.home()}"
+    if record is not None and record.state == "up":
+        if record.alive:
+            return record.ray_address, auth.environment(record.token_path)
+        missing = f"the cluster of raymlops up in {record.root} has died"
+    if required:
+        raise ClusterError(
+            f"cluster.address is auto, RAY_ADDRESS names no cluster, and {missing}",
+            hint="raymlops up starts one; cluster.address=local starts one for this command alone",
+        )
+    if record is not None and record.state == "up":
+        _log.warning("%s; using a local one", missing)
+    return None, {}
 
 
 @contextmanager
@@ -131,7 +143,8 @@ def _join(spec: ProjectSpec, address: str, variables: dict[str, str], *, log_to_
     # Ray's state API asks what the environment names, whatever this process is connected to.
     with auth.in_process({**variables, "RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": spec.cluster.dashboard}):
         try:
-            ray.init(address=address, namespace=NAMESPACE, log_to_driver=log_to_driver, logging_level=logging.ERROR)
+            with sigterm_kept(default_too=False):
+                ray.init(address=address, namespace=NAMESPACE, log_to_driver=log_to_driver, logging_level=logging.ERROR)
         except Exception as error:
             with suppress(Exception):
                 ray.shutdown()
@@ -159,6 +172,8 @@ def _own(spec: ProjectSpec, *, dashboard: bool, log_to_driver: bool) -> Iterator
     # A short path: a socket's has at most 107 bytes. mkdtemp makes it readable by us only.
     folder = Path(tempfile.mkdtemp(prefix="rml-", dir="/tmp"))
     cluster_id = uuid.uuid4().hex
+    cleanup = ExitStack()
+    cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
     try:
         token = auth.ensure_token(folder / "auth")
         variables: dict[str, str | None] = {
@@ -172,32 +187,31 @@ def _own(spec: ProjectSpec, *, dashboard: bool, log_to_driver: bool) -> Iterator
         variables |= {"RAY_ADDRESS": None, "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{port}" if dashboard else None}
         if spec.serve.proxy == "haproxy":
             variables |= serve_environment(scratch=str(folder))
-        with auth.in_process(variables):
-            options: dict[str, Any] = {
-                "num_cpus": logical_cpus(spec.cluster.num_cpus),
-                "include_dashboard": dashboard,
-                "dashboard_host": HOST,
-                "dashboard_port": port,
-                "_temp_dir": str(folder / "ray"),  # Ray opens it to everyone; the one around it is ours alone
-                "namespace": NAMESPACE,
-                "log_to_driver": log_to_driver,
-                "logging_level": logging.ERROR,
-            }
-            try:
-                _start(options, cluster_id)
-                yield Connection(
-                    ray.get_runtime_context().gcs_address,
-                    _dashboard() if dashboard else None,
-                    owned=True,
-                    namespace=NAMESPACE,
-                    token_path=str(token),
-                )
-            finally:
-                ray.shutdown()
-                # Ray returns while some of its processes are leaving, and an interrupted start leaves all of them.
-                end(cluster_id, grace_s=5.0, signal_first=False)
+        cleanup.enter_context(auth.in_process(variables))
+        options: dict[str, Any] = {
+            "num_cpus": logical_cpus(spec.cluster.num_cpus),
+            "include_dashboard": dashboard,
+            "dashboard_host": HOST,
+            "dashboard_port": port,
+            "_temp_dir": str(folder / "ray"),  # Ray opens it to everyone; the one around it is ours alone
+            "namespace": NAMESPACE,
+            "log_to_driver": log_to_driver,
+            "logging_level": logging.ERROR,
+        }
+        # Ray returns while some of its processes are leaving, and an interrupted start leaves all of them.
+        cleanup.callback(end, cluster_id, grace_s=5.0, signal_first=False)
+        cleanup.callback(ray.shutdown)
+        _start(options, cluster_id)
+        yield Connection(
+            ray.get_runtime_context().gcs_address,
+            _dashboard() if dashboard else None,
+            owned=True,
+            namespace=NAMESPACE,
+            token_path=str(token),
+        )
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with undisturbed():
+            cleanup.close()
 
 
 def _start(options: dict[str, Any], cluster_id: str) -> None:
@@ -206,7 +220,8 @@ def _start(options: dict[str, Any], cluster_id: str) -> None:
 
     os.environ[MARK] = cluster_id
     try:
-        ray.init(address="local", **options)
+        with sigterm_kept(default_too=False):
+            ray.init(address="local", **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(f"Ray did not start: {error}", hint="raymlops doctor looks for the cause") from error
     finally:
@@ -220,16 +235,3 @@ def _dashboard() -> str | None:
     if not url:
         return None
     return url if "://" in url else f"http://{url}"
-
-
-@contextmanager
-def _sigterm() -> Iterator[None]:
-    """Put back the SIGTERM handler that ``ray.init`` replaces."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)

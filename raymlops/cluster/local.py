@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import shutil
-import signal
 import tempfile
-import threading
 import time
 import uuid
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +23,15 @@ from raymlops.cluster.auth import ensure_token
 from raymlops.cluster.capacity import logical_cpus
 from raymlops.cluster.ports import HOST, Listener, check_free, listeners
 from raymlops.cluster.processes import MARK, ProcessRecord, belonging, end
+from raymlops.cluster.signals import undisturbed
 from raymlops.cluster.upfile import HOME, UpRecord
-from raymlops.errors import ClusterError, StorageError
+from raymlops.errors import ClusterError, StorageError, UsageError
 from raymlops.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+_PORTS = {"Serve": 8000, "Ray's dashboard": 8265, "MLflow": 5000, "Ray": 6379}
 
 _LONGEST_RAY_FOLDER = 34
 """Bytes: with a session's name and the longest socket's behind it a path stays under the system's 107, HAProxy's 97."""
@@ -63,10 +65,10 @@ class StatusRecord(Record):
 def up(
     *,
     root: Path | str | None = None,
-    http_port: int = 8000,
-    dashboard_port: int = 8265,
-    mlflow_port: int = 5000,
-    ray_port: int = 6379,
+    http_port: int | None = None,
+    dashboard_port: int | None = None,
+    mlflow_port: int | None = None,
+    ray_port: int | None = None,
     haproxy: bool = False,
     stats_port: int = 8404,
     metrics_port: int = 9101,
@@ -76,47 +78,55 @@ def up(
 ) -> UpRecord:
     """Start Ray with its dashboard, the MLflow server and Serve, and return once each has answered.
 
-    Where they already run, nothing is started and the record says ``already_up``. ``stats_port`` and
-    ``metrics_port`` are HAProxy's own and open only with it.
+    Where they already run, nothing is started and the record says ``already_up``. Ports of None are 8000 for HTTP,
+    8265, 5000 and 6379; ``stats_port`` and ``metrics_port`` are HAProxy's own and open only with it.
 
     Raises:
+        UsageError: they already run, on other ports or CPUs than are asked for, or without HAProxy.
         PortTakenError: a port is held by another process; nothing was started.
         StorageError: ``root`` cannot be written; nothing was started.
         ClusterError: a service did not come up; what had been started was ended.
     """
     say = on_step or (lambda _: None)
     folder = _folder(root)
+    cpus = logical_cpus(num_cpus)
+    asked = {"Serve": http_port, "Ray's dashboard": dashboard_port, "MLflow": mlflow_port, "Ray": ray_port}
+    ports = {name: _PORTS[name] if port is None else port for name, port in asked.items()}
+    extra = {"HAProxy's statistics": stats_port, "HAProxy's metrics": metrics_port} if haproxy else {}
     with _lock(folder):
         if (old := upfile.read(folder)) is not None:
             if old.state == "up" and all(record.find() for record in old.processes):
+                found = old.differences(ports=asked, haproxy=haproxy, num_cpus=None if num_cpus is None else cpus)
+                if found:
+                    raise UsageError(
+                        f"already up in {folder}: {', '.join(found)}",
+                        hint=f"use it as it is, or end it first: raymlops down --root {shlex.quote(str(folder))}",
+                    )
                 return replace(old, already_up=True)
             say("a cluster of before is partly dead; ending what is left of it")
             _end(old, grace_s=10)
-        wanted = {"Serve": http_port, "Ray's dashboard": dashboard_port, "MLflow": mlflow_port, "Ray": ray_port}
-        if haproxy:
-            wanted |= {"HAProxy's statistics": stats_port, "HAProxy's metrics": metrics_port}
-        check_free(wanted)
+        check_free({**ports, **extra})
         record = UpRecord(
             root=str(folder),
             cluster_id=uuid.uuid4().hex,
             state="starting",
             started_at=time.time(),
-            ray_address=f"{HOST}:{ray_port}",
-            dashboard_url=f"http://{HOST}:{dashboard_port}",
-            mlflow_url=f"http://{HOST}:{mlflow_port}",
-            serve_url=f"http://{HOST}:{http_port}",
+            ray_address=f"{HOST}:{ports['Ray']}",
+            dashboard_url=f"http://{HOST}:" + str(ports["Ray's dashboard"]),
+            mlflow_url=f"http://{HOST}:{ports['MLflow']}",
+            serve_url=f"http://{HOST}:{ports['Serve']}",
             token_path=str(ensure_token(folder / "auth")),
             scratch=_scratch(folder),
             haproxy=haproxy,
+            num_cpus=cpus,
             made_database=not (folder / "mlflow.db").exists(),
             opens=_opens(haproxy=haproxy, stats_port=stats_port, metrics_port=metrics_port),
         )
-        cpus = logical_cpus(num_cpus)
         try:
-            return _start(record, num_cpus=cpus, ports=(stats_port, metrics_port), timeout_s=timeout_s, say=say)
+            return _start(record, num_cpus=cpus, haproxy_ports=(stats_port, metrics_port), timeout_s=timeout_s, say=say)
         except BaseException:
-            say("ending what was started")
-            with _undisturbed():
+            with undisturbed():
+                say("ending what was started")
                 _end(upfile.read(folder) or record, grace_s=5)
             raise
 
@@ -132,7 +142,7 @@ def down(*, root: Path | str | None = None, grace_s: float = 15.0) -> DownRecord
     folder = Path(root).expanduser().absolute() if root is not None else upfile.home()
     if upfile.read(folder) is None:
         return None
-    with _lock(folder), _undisturbed():
+    with _lock(folder), undisturbed():
         record = upfile.read(folder)
         return None if record is None else _end(record, grace_s=grace_s)
 
@@ -163,9 +173,9 @@ def sockets(record: UpRecord) -> list[Listener]:
 
 
 def _start(
-    record: UpRecord, *, num_cpus: int, ports: tuple[int, int], timeout_s: float, say: Callable[[str], None]
+    record: UpRecord, *, num_cpus: int, haproxy_ports: tuple[int, int], timeout_s: float, say: Callable[[str], None]
 ) -> UpRecord:
-    root, token = Path(record.root), Path(record.token_path)
+    root, token, ports = Path(record.root), Path(record.token_path), record.ports
     variables = {
         MARK: record.cluster_id,
         HOME: record.root,
@@ -174,7 +184,7 @@ def _start(
         "RAY_API_SERVER_ADDRESS": record.dashboard_url,
     }
     fast = (
-        services.serve_environment(scratch=record.scratch, stats_port=ports[0], metrics_port=ports[1])
+        services.serve_environment(scratch=record.scratch, stats_port=haproxy_ports[0], metrics_port=haproxy_ports[1])
         if record.haproxy
         else {}
     )
@@ -188,13 +198,13 @@ def _start(
     head = services.start_head(
         scratch=record.scratch,
         token=token,
-        port=_port(record.ray_address),
-        dashboard_port=_port(record.dashboard_url),
+        port=ports["Ray"],
+        dashboard_port=ports["Ray's dashboard"],
         num_cpus=num_cpus,
         variables={**variables, **fast},
         log=ray_log,
     )
-    mlflow = services.start_mlflow(root=root, port=_port(record.mlflow_url), variables=variables, log=mlflow_log)
+    mlflow = services.start_mlflow(root=root, port=ports["MLflow"], variables=variables, log=mlflow_log)
     record = replace(record, processes=(ProcessRecord.of("ray", head.pid), ProcessRecord.of("mlflow", mlflow.pid)))
     upfile.write(record)
 
@@ -203,7 +213,7 @@ def _start(
 
     wait("Ray", lambda: services.ray_ready(record.dashboard_url, token=token), head, ray_log)
     say(f"Ray answers at {record.dashboard_url}, with the token only")
-    services.start_serve(record.dashboard_url, token=token, port=_port(record.serve_url), timeout_s=timeout_s)
+    services.start_serve(record.dashboard_url, token=token, port=ports["Serve"], timeout_s=timeout_s)
     ready = {"token": token, "serve_url": record.serve_url}
     wait("Serve", lambda: services.serve_ready(record.dashboard_url, **ready), head, ray_log)  # type: ignore[arg-type]
     say(f"Serve answers at {record.serve_url}")
@@ -268,10 +278,6 @@ def _opens(*, haproxy: bool, stats_port: int, metrics_port: int) -> tuple[str, .
     )
 
 
-def _port(address: str) -> int:
-    return int(address.rpartition(":")[2])
-
-
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Hold off another ``up`` or ``down`` of the same folder."""
@@ -283,17 +289,3 @@ def _lock(folder: Path) -> Iterator[None]:
                 f"another raymlops up or down is at work in {folder}", hint="wait for it, or choose another --root"
             ) from None
         yield
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let a clean-up finish: a second Ctrl-C would leave processes that the first was meant to end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        with suppress(TypeError):
-            signal.signal(signal.SIGINT, before)

@@ -46,6 +46,8 @@ class UpRecord(Record):
     scratch: str
     """Folder of sockets: short, because a socket's path has at most 107 bytes. ``down`` removes it."""
     haproxy: bool
+    num_cpus: int | None = None
+    """CPUs that Ray may use; None where an older raymlops did not write it down."""
     made_database: bool = False
     """Whether MLflow's database was not there before: interrupted while it is made, it could never be used again."""
     processes: tuple[ProcessRecord, ...] = ()
@@ -71,9 +73,34 @@ class UpRecord(Record):
         return {"ray": self.dashboard_url, "mlflow": self.mlflow_url, "serve": self.serve_url}
 
     @property
+    def ports(self) -> dict[str, int]:
+        """Return the port of each service, by the name that messages give it."""
+        places = {
+            "Serve": self.serve_url,
+            "Ray's dashboard": self.dashboard_url,
+            "MLflow": self.mlflow_url,
+            "Ray": self.ray_address,
+        }
+        return {name: int(place.rpartition(":")[2]) for name, place in places.items()}
+
+    @property
     def alive(self) -> bool:
         """Return whether the Ray head that was started still runs."""
         return any(record.name == "ray" and record.find() for record in self.processes)
+
+    def differences(self, *, ports: Mapping[str, int | None], haproxy: bool, num_cpus: int | None) -> list[str]:
+        """Return what runs otherwise than asked, a phrase each; a port of None, False and no CPUs ask for nothing."""
+        running = self.ports
+        found = [
+            f"{name} on port {running[name]}, not {port}"
+            for name, port in ports.items()
+            if port is not None and port != running[name]
+        ]
+        if haproxy and not self.haproxy:
+            found.append("Serve without HAProxy")
+        if None not in {num_cpus, self.num_cpus} and num_cpus != self.num_cpus:
+            found.append(f"Ray with {self.num_cpus} CPUs, not {num_cpus}")
+        return found
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

@@ -1,11 +1,17 @@
-"""Credentials inside text: found, so that they are refused, and blacked out, so that no message repeats them.
+"""Credentials: found inside text and refused or blacked out there, and read from where a reference says.
 
-Pure; knows nothing of where the text comes from.
+No message of this module repeats one.
 """
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+from raymlops.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from raymlops.config.schema import SecretRef
 
 ADVICE = "holds a credential; where the field takes it write {env: NAME} or {file: PATH}, and put the value there"
 
@@ -25,3 +31,25 @@ def redact(text: str) -> str:
     if not holds_credential(text):
         return text
     return _QUERY.sub(r"\1***", _USERINFO.sub(r"\1:***@", text))
+
+
+def resolve(value: str | SecretRef, field: str) -> str:
+    """Return a value that may be a reference; ``field`` is its dotted path in the configuration.
+
+    Raises:
+        ConfigError: the variable is not set, or the file cannot be read or is empty.
+    """
+    if isinstance(value, str):
+        return value
+    try:
+        text = value.read()
+    except KeyError as error:
+        raise ConfigError([Problem(field, f"the environment variable {value.env} is not set")]) from error
+    except OSError as error:
+        raise ConfigError([Problem(field, f"the file {value.file} cannot be read: {error.strerror}")]) from error
+    except (IndexError, UnicodeDecodeError):
+        # Without its cause, which would show what the file holds.
+        raise ConfigError([Problem(field, f"the file {value.file} does not start with a line of text")]) from None
+    if not text:
+        raise ConfigError([Problem(field, f"{value.env or value.file} is empty")])
+    return text

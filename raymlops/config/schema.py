@@ -243,6 +243,7 @@ class StorageSection(Spec):
         min_length=1,
         description="folder or URI of checkpoints and bundles; default: RAYMLOPS_HOME, then ~/.raymlops",
     )
+    shared: bool = Field(False, description="path is the same folder on every node, such as an NFS mount")
     optuna: UriOrRef | None = Field(None, description="SQL URL of Optuna; default: SQLite under path")
     state: UriOrRef | None = Field(None, description="SQL URL of raymlops' own tables; default: SQLite under path")
 
@@ -251,7 +252,9 @@ class ClusterSection(Spec):
     """Which Ray cluster runs it."""
 
     address: str | None = Field(
-        None, description="host:port; local starts one of our own; default: RAY_ADDRESS, then `raymlops up`, then local"
+        None,
+        description="host:port; local starts one of our own; auto is RAY_ADDRESS, else what `raymlops up` started, "
+        "never a local one; default: as auto, then local",
     )
     dashboard: Uri | None = Field(None, description="URL of the Ray dashboard; default: asked of the cluster")
     num_cpus: float | None = Field(None, gt=0, description="CPUs of a cluster that raymlops starts; default: all")

@@ -5,7 +5,9 @@ Knows how JSON, CSV and Parquet become request rows by the endpoint's own signat
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from raymlops.errors import UsageError
 from raymlops.signature import Signature
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 ROWS_PER_REQUEST = 1000
@@ -22,10 +24,11 @@ ROWS_PER_REQUEST = 1000
 
 @dataclass(frozen=True)
 class Answers:
-    """The outputs of every row in order, the version that gave them, and the id of each request."""
+    """The outputs of every row in order, and who gave them."""
 
     outputs: list[dict[str, Any]]
-    model_version: str
+    model_versions: list[str]
+    """Each version that answered, in the order of its first answer: several when another took the route meanwhile."""
     request_ids: list[str]
     curl: str
     """A command that asks for the first row alone."""
@@ -35,11 +38,11 @@ def ask_file(url: str, file: Path, *, timeout_s: float = 30.0) -> Answers:
     """Send every row of a file to ``url`` (``.../models/NAME/predict``), in requests of at most 1,000 rows.
 
     A ``.json`` file holds a list of rows or ``{"rows": [...]}``; the columns of a ``.csv`` or ``.parquet`` file that
-    the model does not know (a label, an index) are left out.
+    the model does not know (a label, an index) are left out. All rows are checked before the first is sent.
 
     Raises:
         UsageError: the file is missing, of another kind, or cannot be read.
-        InvalidRowsError: a row does not fit the signature.
+        InvalidRowsError: rows do not fit the signature; each problem names its row in the file and its field.
         NotFoundError, ClusterError: there is no such model, or nobody answers.
     """
     from raymlops.serving.client import describe, predict
@@ -53,21 +56,24 @@ def ask_file(url: str, file: Path, *, timeout_s: float = 30.0) -> Answers:
         raise UsageError(f"{file}: a file of rows ends in {', '.join(readers)}")
     if not file.is_file():
         raise UsageError(f"{file}: no such file")
-    signature = Signature.from_dict(describe(url.removesuffix("/predict"), timeout_s=timeout_s)["signature"])
+    model = describe(url.removesuffix("/predict"), timeout_s=timeout_s)
+    signature = Signature.from_dict(model["signature"])
     try:
         rows = readers[file.suffix](file, signature)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError, csv.Error) as error:
         raise UsageError(f"{file}: cannot be read: {error}") from error
-    outputs: list[dict[str, Any]] = []
-    versions: list[str] = []
-    requests: list[str] = []
-    # An empty file is asked as it is, so that the endpoint's own answer says what is wrong.
-    for start in range(0, max(1, len(rows)), ROWS_PER_REQUEST):
-        result = predict(url, rows[start : start + ROWS_PER_REQUEST], timeout_s=timeout_s)
-        outputs += result.outputs
-        versions.append(result.model_version)
-        requests.append(result.request_id)
-    return Answers(outputs=outputs, model_version=versions[-1], request_ids=requests, curl=curl_line(url, rows[:1]))
+    if rows:
+        signature.parse_rows(rows)
+    most = min(ROWS_PER_REQUEST, model.get("limits", {}).get("max_rows", ROWS_PER_REQUEST))
+    # No rows are asked for as they are, so that the endpoint's own answer says what is wrong.
+    parts = [rows[start : start + most] for start in range(0, len(rows), most)] or [[]]
+    results = [predict(url, part, timeout_s=timeout_s) for part in parts]
+    return Answers(
+        outputs=[row for result in results for row in result.outputs],
+        model_versions=list(dict.fromkeys(result.model_version for result in results)),
+        request_ids=[result.request_id for result in results],
+        curl=curl_line(url, rows[:1]),
+    )
 
 
 def curl_line(url: str, rows: list[dict[str, Any]]) -> str:
@@ -81,25 +87,61 @@ def _json_rows(file: Path, _signature: Signature) -> list[dict[str, Any]]:
     rows = data.get("rows") if isinstance(data, dict) else data
     if not isinstance(rows, list):
         raise ValueError('expected a list of rows or {"rows": [...]}')
+    # JSON can spell half of a surrogate pair, which no UTF-8 body can carry.
+    json.dumps(rows, ensure_ascii=False).encode("utf-8")
     return rows
 
 
 def _csv_rows(file: Path, signature: Signature) -> list[dict[str, Any]]:
-    import pandas as pd
-
-    kinds = {"string": str, "float": float, "int": "Int64", "bool": bool}
-    columns = {column.name: kinds[column.type] for column in signature.inputs if not column.shape}
-    # Only an empty cell is missing: "NA" is a country, and a carrier.
-    frame = pd.read_csv(file, dtype=columns, keep_default_na=False, na_values=[""])
-    return _known_rows(frame, signature)
+    with file.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets begin a file with a byte order mark
+        reader = csv.DictReader(stream)
+        types = _types(signature, reader.fieldnames or ())
+        rows = []
+        for row in reader:
+            if None in row:
+                raise ValueError(f"line {reader.line_num} has more cells than the header")
+            rows.append({name: _from_text(row[name], kind) for name, kind in types.items()})
+        return rows
 
 
 def _parquet_rows(file: Path, signature: Signature) -> list[dict[str, Any]]:
-    import pandas as pd
+    from pyarrow.parquet import ParquetFile
 
-    return _known_rows(pd.read_parquet(file), signature)
+    table = ParquetFile(file).read()
+    types = _types(signature, table.column_names)
+    rows: list[dict[str, Any]] = table.select(list(types)).to_pylist()
+    return [{name: _plain(value, types[name]) for name, value in row.items()} for row in rows]
 
 
-def _known_rows(frame: Any, signature: Signature) -> list[dict[str, Any]]:
-    known = [column.name for column in signature.inputs if column.name in frame.columns]
-    return signature.rows({name: frame[name].to_numpy(dtype=object) for name in known})
+def _types(signature: Signature, names: Iterable[str]) -> Mapping[str, str]:
+    """Return the types of the columns that both the model and the file have."""
+    there = set(names)
+    types = {column.name: column.type for column in signature.inputs if column.name in there}
+    if not types:
+        wanted = ", ".join(column.name for column in signature.inputs)
+        raise ValueError(f"it has none of the model's columns: {wanted}")
+    return types
+
+
+def _from_text(text: str | None, kind: str) -> Any:
+    """Return a cell's value; text that is not of the kind stays text, which the signature refuses by row and field."""
+    if not text:
+        return None  # only an empty cell is missing: "NA" is a country, and a carrier
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}.get(text.lower(), text)
+        if kind == "int":
+            return int(text)
+        return float(text) if kind == "float" else text
+    except ValueError:
+        return _plain(_from_text(text, "float"), "int") if kind == "int" else text
+
+
+def _plain(value: Any, kind: str) -> Any:
+    """Return a value as JSON has it: a column of whole numbers with gaps was often stored as floats with NaN."""
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        if kind == "int" and value.is_integer():
+            return int(value)
+    return value

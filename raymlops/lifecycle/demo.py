@@ -180,8 +180,10 @@ def _cluster(folder: Path, *, keep: bool, steps: Steps) -> Iterator[UpRecord]:
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
     finally:
         if not kept:
-            down(root=folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                down(root=folder)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _where(up: UpRecord) -> list[str]:

@@ -8,20 +8,33 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import ConfigError, GateRefusedError, RaymlopsError, RecipeImportError, RefusedError
+from raymlops.config.messages import check
+from raymlops.config.schema import ProjectSpec
+from raymlops.config.yaml import dotted
+from raymlops.errors import (
+    ConfigError,
+    GateRefusedError,
+    Problem,
+    RecipeError,
+    RecipeImportError,
+    RefusedError,
+    UnreachableError,
+)
 from raymlops.lifecycle.source import Source, spec_of
+from raymlops.project import Project
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from raymlops.bundle.load import LoadedModel
-    from raymlops.config.schema import ProjectSpec
-    from raymlops.project import Project
     from raymlops.records import GateDecision, ModelVersionRef
     from raymlops.registry.gate import ChampionEvaluation
+    from raymlops.registry.versions import Registry
+    from raymlops.state.store import State
 
 GATE_TAG = "raymlops.gate"
 """Tag of a version: ``passed`` or ``refused``."""
+CHALLENGER = "challenger"
 
 
 def gate(
@@ -30,39 +43,46 @@ def gate(
     """Ask the gate about a version; a version that passes gets the alias ``challenger``.
 
     The thresholds and the margin are those of ``source``. The champion, if there is one, answers the same test rows,
-    with its own code. The decision is on the version as a tag and in the audit record, passed or not.
+    with its own code; a champion that cannot is no proof that the version is not worse, so the gate refuses then. The
+    decision is first in the audit record, then on the version as a tag, passed or not. A kill in between is
+    mended by the same call again. A version that is refused is challenger no more.
 
     Raises:
         NotFoundError: there is no such version.
         GateRefusedError: the gate refused it; the message carries the numbers.
         RefusedError: the data is no longer what the version was tested on.
-        BundleError: the version's files, or the champion's, do not match their digest.
+        BundleError: the version's files do not match their digest.
+        StorageError, UnreachableError: the audit record cannot be written, or the tracking server does not answer.
     """
     from raymlops.bundle.load import load
     from raymlops.registry.gate import decide
     from raymlops.registry.versions import Registry
+    from raymlops.state.store import State, state_url
     from raymlops.tracking.client import tracker as tracker_of
 
     here = spec_of(source, overrides=overrides, env=env)
     registry = Registry(tracker_of(here))
     ref = registry.get(here.project.name, version)
-    candidate = load(ref.bundle.uri, ref.bundle.digest)
-    project = _project_of(candidate, here)
-    metric = here.gate.metric or f"test/{project.spec.train.metric.removeprefix('validation/')}"
-    current = registry.by_alias(ref.name, "champion")
-    blocks, champion = _compare(candidate, project, current, ref=ref, spec=here)
-    decision = decide(
-        here.gate,
-        metrics=candidate.evaluation["metrics"],
-        metric=metric,
-        mode=here.gate.mode or project.spec.train.mode,
-        candidate_blocks=blocks,
-        candidate_finalize=candidate.recipe.finalize,
-        champion=champion,
-    )
-    _record(decision, ref, registry=registry, spec=here)
+    with State.open(state_url(here)) as state:
+        candidate = load(ref.bundle.uri, ref.bundle.digest)
+        project = _project_of(candidate, here)
+        metric = here.gate.metric or f"test/{project.spec.train.metric.removeprefix('validation/')}"
+        current = registry.by_alias(ref.name, "champion")
+        blocks, champion = _compare(candidate, project, current, ref=ref, spec=here, metric=metric)
+        decision = decide(
+            here.gate,
+            metrics=candidate.evaluation["metrics"],
+            metric=metric,
+            mode=here.gate.mode or project.spec.train.mode,
+            candidate_blocks=blocks,
+            candidate_finalize=candidate.recipe.finalize,
+            champion=champion,
+        )
+        _record(decision, ref, registry=registry, state=state)
     if not decision.passed:
-        raise GateRefusedError(f"{ref.name} version {ref.version} stays candidate: {decision.reason}")
+        raise GateRefusedError(
+            f"{ref.name} version {ref.version} is no challenger: {decision.reason}", hint=_way_on(ref, champion)
+        )
     return registry.get(ref.name, str(ref.version)), decision
 
 
@@ -74,15 +94,18 @@ def _project_of(candidate: LoadedModel, here: ProjectSpec) -> Project:
     """
     from ruamel.yaml import YAML
 
-    from raymlops.config.load import load_data
-    from raymlops.project import bind
-
     data = YAML(typ="safe").load(candidate.config_yaml)
     data |= {key: here.to_dict()[key] for key in ("tracking", "storage", "cluster")}
     try:
-        return bind(load_data(data))
+        return Project.from_dict(data)
     except (RecipeImportError, ConfigError):
-        return bind(load_data(data), recipe=type(candidate.recipe))
+        spec, findings = check(ProjectSpec, data, lenient=True)
+        if spec is None:
+            problems = [Problem(dotted(finding.path), finding.message, "config.yaml") for finding in findings]
+            raise ConfigError(
+                problems, hint="The bundle's configuration is not one that this version can read."
+            ) from None
+        return Project(spec, type(candidate.recipe), candidate.recipe.config)
 
 
 def _compare(
@@ -92,6 +115,7 @@ def _compare(
     *,
     ref: ModelVersionRef,
     spec: ProjectSpec,
+    metric: str,
 ) -> tuple[list[dict[str, Any]], ChampionEvaluation | None]:
     """Return both versions' sums over the same blocks of the candidate's test rows."""
     from raymlops.bundle.load import load
@@ -116,22 +140,38 @@ def _compare(
         return block_totals(model.recipe, model.model, rows, blocks=spec.gate.blocks, batch_size=size)
 
     blocks = sums(candidate)
-    champion = load(current.bundle.uri, current.bundle.digest)
     try:
+        champion = load(current.bundle.uri, current.bundle.digest)
         theirs = sums(champion)
-    except RaymlopsError as error:
-        return blocks, ChampionEvaluation(version=current.version, blocks=None, finalize=None, reason=str(error))
+        _check_finalize(champion, theirs, metric)
+        share = overlap(champion.row_hashes, test.row_hashes())
+    except UnreachableError:
+        raise  # the storage is away for now, which says nothing of the champion
+    except Exception as error:
+        # Its bundle is gone or damaged, or its code does not run here any more: whatever it is, it is the champion's.
+        reason = f"{type(error).__name__}: {error}"
+        return blocks, ChampionEvaluation(version=current.version, blocks=None, finalize=None, reason=reason)
     return blocks, ChampionEvaluation(
-        version=current.version,
-        blocks=theirs,
-        finalize=champion.recipe.finalize,
-        trained_on_share=overlap(champion.row_hashes, test.row_hashes()),
+        version=current.version, blocks=theirs, finalize=champion.recipe.finalize, trained_on_share=share
     )
 
 
-def _record(decision: GateDecision, ref: ModelVersionRef, *, registry: Any, spec: ProjectSpec) -> None:
-    from raymlops.state.store import State, state_url
+def _check_finalize(champion: LoadedModel, blocks: list[dict[str, Any]], metric: str) -> None:
+    """Call the champion's ``finalize`` on all rows, so that its trouble is found as the champion's."""
+    whole = {name: sum(block[name] for block in blocks) for name in blocks[0]}
+    found = champion.recipe.finalize(whole)
+    key = metric.removeprefix("test/")
+    if key not in found:
+        raise RecipeError(f"its finalize() returns {', '.join(found)}, and no {key}")
 
+
+def _record(decision: GateDecision, ref: ModelVersionRef, *, registry: Registry, state: State) -> None:
+    state.record(
+        action="gate.pass" if decision.passed else "gate.refuse",
+        subject=f"{ref.name}/{ref.version}",
+        after=decision.to_dict(),
+        why=decision.reason,
+    )
     registry.tag(
         ref.name,
         ref.version,
@@ -141,11 +181,16 @@ def _record(decision: GateDecision, ref: ModelVersionRef, *, registry: Any, spec
         },
     )
     if decision.passed:
-        registry.set_alias(ref.name, "challenger", ref.version)
-    with State.open(state_url(spec)) as state:
-        state.record(
-            action="gate.pass" if decision.passed else "gate.refuse",
-            subject=f"{ref.name}/{ref.version}",
-            after=decision.to_dict(),
-            why=decision.reason,
-        )
+        registry.set_alias(ref.name, CHALLENGER, ref.version)
+    elif (challenger := registry.by_alias(ref.name, CHALLENGER)) and challenger.version == ref.version:
+        registry.delete_alias(ref.name, CHALLENGER)
+
+
+def _way_on(ref: ModelVersionRef, champion: ChampionEvaluation | None) -> str | None:
+    if champion is None or champion.blocks is not None:
+        return None
+    return (
+        f"Champion version {champion.version} could not be asked: {champion.reason}\n"
+        "  Restore what it lacks, or make another version that has passed champion (raymlops promote), or take the "
+        f"alias champion of {ref.name} away in MLflow, then ask again."
+    )

@@ -18,7 +18,7 @@ def with_champion(before: Sequence[Deployment], new: Deployment) -> list[Deploym
 
     Where ``new`` is champion already, with the same settings, the line-up stays as it is.
     """
-    old = _champion(before)
+    old = champion_of(before)
     if old is not None and old.version == new.version:
         return [_refreshed(item, new) if item.version == new.version else item for item in before]
     champion = next((_refreshed(item, new) for item in before if item.version == new.version), new)
@@ -33,37 +33,54 @@ def beside(before: Sequence[Deployment], new: Deployment) -> list[Deployment]:
     return sorted([*before, replace(new, role="warm")], key=lambda item: item.version)
 
 
-def previous_champion(before: Sequence[Deployment], events: Sequence[AuditEvent]) -> Deployment:
+def previous_champion(before: Sequence[Deployment], changes: Sequence[AuditEvent]) -> Deployment:
     """Return the version that was champion before the one that is, as the audit record (newest first) has it.
 
-    A change that was undone, and a champion that was itself rolled back from, do not count.
+    A change that was undone, and a champion that was itself rolled back from, do not count. Taking the model down
+    and deploying it again forgets nothing. A version that stands warm is returned as it stands, so that it can take the
+    route without a restart.
 
     Raises:
         NotFoundError: the model is not served, or there was no champion before.
     """
     from raymlops.state.store import Deployment
 
-    current = _champion(before)
+    current = champion_of(before)
     if current is None:
         raise NotFoundError("the model is not served, so there is nothing to roll back")
-    skipped = {current.version}
-    undone = False
-    for event in events:
-        if not isinstance(event.before, list) or not isinstance(event.after, list):
+    known: dict[int, Deployment] = {}
+    champions: list[int] = []  # oldest first; the last one is the one that is
+    saved: list[int] = []
+    for event in reversed(changes):
+        if event.action.endswith(".undone"):
+            champions = saved
             continue
-        if event.action.endswith(".undone") or undone:
-            undone = event.action.endswith(".undone")
-            continue
-        was, became = (_champion([Deployment.from_dict(item) for item in side]) for side in (event.before, event.after))
-        if event.action == "rollback" and was is not None:
-            skipped.add(was.version)
-        elif became is not None and became.version in skipped and was is not None and was.version not in skipped:
-            return was
-    raise NotFoundError(f"no version was champion before version {current.version}")
+        saved = list(champions)
+        was, became = ([Deployment.from_dict(item) for item in side] for side in (event.before, event.after))
+        known |= {item.version: item for item in (*was, *became)}
+        for champion in (champion_of(was), champion_of(became)):
+            if champion is None or champion.version == (champions[-1] if champions else None):
+                continue
+            if event.action == "rollback" and champion.version in champions[:-1]:
+                del champions[_last(champions, champion.version) + 1 :]
+            else:
+                champions.append(champion.version)
+    earlier = [number for number in champions if number != current.version]
+    if current.version in champions:
+        earlier = [number for number in champions[: _last(champions, current.version)] if number != current.version]
+    if not earlier:
+        raise NotFoundError(f"no version was champion before version {current.version}")
+    standing = {item.version: item for item in before}
+    return standing.get(earlier[-1], known[earlier[-1]])
 
 
-def _champion(deployments: Sequence[Deployment]) -> Deployment | None:
+def champion_of(deployments: Sequence[Deployment]) -> Deployment | None:
+    """Return the one that holds the route, None where none does."""
     return next((item for item in deployments if item.role == "champion"), None)
+
+
+def _last(numbers: Sequence[int], number: int) -> int:
+    return max(index for index, item in enumerate(numbers) if item == number)
 
 
 def _refreshed(item: Deployment, new: Deployment) -> Deployment:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import NotFoundError, RecipeError, RefusedError
+from raymlops.errors import BundleError, NotFoundError, RecipeError, RefusedError
 from raymlops.lifecycle.source import Source, spec_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from raymlops.config.schema import ProjectSpec
+    from raymlops.bundle.write import BundleContents
     from raymlops.project import Project
     from raymlops.records import BundleRef, ModelVersionRef
+    from raymlops.registry.versions import Registry
     from raymlops.tracking.client import Tracker
     from raymlops.training.data import Prepared
 
@@ -30,12 +31,12 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     """Register a finished run as a model version with the alias ``candidate``.
 
     ``source`` says where tracking and storage are; recipe and training come from the run's own resolved
-    configuration. The test split is evaluated once and the result kept on the run. Registering the same run
-    again returns the same version.
+    configuration, and the recipe's code must still be what the run was trained with. The test split is evaluated
+    once and the result kept on the run. Registering a run again returns the same version, wherever from.
 
     Raises:
         NotFoundError: there is no such run.
-        RefusedError: the run did not finish, is no training, or its data is no longer what it was trained on.
+        RefusedError: the run did not finish, is no training, or its data or code is no longer what it was trained on.
         BundleError, StorageError, TrackingError: nothing is registered.
     """
     from raymlops.bundle.write import write_bundle
@@ -43,12 +44,19 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     from raymlops.registry.versions import Registry
     from raymlops.tracking.client import tracker as tracker_of
     from raymlops.training.data import prepare
+    from raymlops.training.record import CONFIG
     from raymlops.training.run import load_weights
 
     here = spec_of(source, overrides=overrides, env=env)
     tracker = tracker_of(here)
     tags = _training_tags(tracker, run_id)
-    project = _project_of_run(tracker, run_id, here)
+    registry = Registry(tracker)
+    known = registry.of_run(here.project.name, run_id)
+    if known is not None and _is_whole(known.bundle):
+        return known
+    config_yaml = tracker.read_text(run_id, CONFIG)
+    project = _project_of_run(config_yaml)
+    _refuse_other_code(project, tracker, run_id=run_id, tags=tags)
     weights, state = load_weights(tags["raymlops.weights_uri"])
     prepared = prepare(project, state=state)
     if prepared.data.fingerprint != tags["raymlops.data_fingerprint"]:
@@ -58,9 +66,18 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
             hint="Restore the data, or train again on what is there now.",
         )
     lineage = lineage_tags(run_id=run_id, run_tags=tags)
-    contents = _contents(project, prepared, weights=weights, tracker=tracker, run_id=run_id, lineage=lineage)
-    bundle: BundleRef = write_bundle(here.storage.path, contents)
-    return Registry(tracker).register(
+    contents = _contents(
+        project,
+        prepared,
+        weights=weights,
+        config_yaml=config_yaml,
+        evaluation=lambda model: _evaluation(project, prepared, model=model, tracker=tracker, run_id=run_id),
+        lineage=lineage,
+    )
+    bundle = write_bundle(here.storage.path, contents)
+    if known is not None:
+        return _with_bundle_again(known, bundle, registry=registry)
+    return registry.register(
         here.project.name,
         run_id=run_id,
         bundle=bundle,
@@ -83,16 +100,68 @@ def _training_tags(tracker: Tracker, run_id: str) -> dict[str, str]:
     return tags
 
 
-def _project_of_run(tracker: Tracker, run_id: str, here: ProjectSpec) -> Project:
-    """Return the run's own project, placed where ``here`` says things are."""
+def _is_whole(bundle: BundleRef) -> bool:
+    from raymlops.bundle.verify import verify
+
+    try:
+        verify(bundle.uri, bundle.digest)
+    except BundleError:
+        return False
+    return True
+
+
+def _project_of_run(config_yaml: str) -> Project:
+    """Return the project that a run wrote down; keys that another version of raymlops wrote are ignored."""
     from ruamel.yaml import YAML
 
-    from raymlops.config.load import load_data
-    from raymlops.project import bind
+    from raymlops.project import Project
 
-    data = YAML(typ="safe").load(tracker.read_text(run_id, "config/resolved.yaml"))
-    data |= {key: here.to_dict()[key] for key in ("tracking", "storage", "cluster")}
-    return bind(load_data(data))
+    return Project.from_dict(YAML(typ="safe").load(config_yaml))
+
+
+def _refuse_other_code(project: Project, tracker: Tracker, *, run_id: str, tags: Mapping[str, str]) -> None:
+    """Refuse to put today's code beside yesterday's weights."""
+    from raymlops.bundle.code import collect
+    from raymlops.training.record import CODE_FILES, CODE_SHA
+
+    code = collect(project.recipe_class)
+    if tags.get(CODE_SHA) == code.sha():
+        return
+    if CODE_SHA not in tags:
+        raise RefusedError(
+            f"run {run_id} does not say which code of {project.reference} it was trained with",
+            hint="Train again: the code of a bundle must be that of its weights.",
+        )
+    then, now = json.loads(tracker.read_text(run_id, CODE_FILES)), code.digests()
+    changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    if code.files:
+        commit = tags.get("raymlops.git_commit")
+        what = f"changed: {', '.join(changed[:5])}{' ...' if len(changed) > 5 else ''}"
+        back = f"Check out commit {commit[:12]}" if commit else "Restore the files"
+        if tags.get("raymlops.git_dirty") == "true":
+            back += " with the changes in the run's artifact code/uncommitted.diff"
+    else:
+        old = ", ".join(f"{name} {then[name]}" for name in changed if name in then) or "a recipe of one's own"
+        what = f"{', '.join(f'{name} {version}' for name, version in now.items())} now, {old} then"
+        back = "Install that version"
+    raise RefusedError(
+        f"the code of {project.reference} is no longer what run {run_id} was trained with ({what})",
+        hint=f"{back} and register there, or train again with the code as it is.",
+    )
+
+
+def _with_bundle_again(known: ModelVersionRef, bundle: BundleRef, *, registry: Registry) -> ModelVersionRef:
+    """Return a version whose lost bundle was written again; it may stand in another place than before."""
+    from raymlops.registry.lineage import bundle_tags
+
+    if bundle.digest != known.bundle.digest:
+        raise BundleError(
+            f"the bundle of {known.name} version {known.version} is lost ({known.bundle.uri}), and what was written "
+            f"again is not the same: digest {bundle.digest[:12]}, registered {known.bundle.digest[:12]}",
+            hint="Restore the bundle from a copy, or train again.",
+        )
+    registry.tag(known.name, known.version, bundle_tags(bundle))
+    return registry.get(known.name, str(known.version))
 
 
 def _contents(
@@ -100,12 +169,11 @@ def _contents(
     prepared: Prepared,
     *,
     weights: dict[str, Any],
-    tracker: Tracker,
-    run_id: str,
+    config_yaml: str,
+    evaluation: Callable[[Any], dict[str, Any]],
     lineage: dict[str, str],
-) -> Any:
+) -> BundleContents:
     from raymlops.bundle.write import BundleContents
-    from raymlops.config.load import dump
 
     recipe = prepared.recipe
     model = recipe.model()
@@ -119,9 +187,9 @@ def _contents(
         recipe_class=project.recipe_class,
         recipe_config=project.recipe_config.model_dump(mode="json"),
         seed=project.spec.train.seed,
-        config_yaml=dump(project.spec),
+        config_yaml=config_yaml,
         profile=_profiles(prepared, model),
-        evaluation=_evaluation(project, prepared, model=model, tracker=tracker, run_id=run_id),
+        evaluation=evaluation(model),
         row_hashes=prepared.splits["train"].row_hashes(),
         lineage=lineage,
     )

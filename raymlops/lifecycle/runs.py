@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from raymlops.lifecycle.sharing import check_sharing
 from raymlops.lifecycle.source import Source, project_of
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def train(
 
     Raises:
         ConfigError, RecipeError, StorageError, InsufficientResourcesError: before any worker starts.
+        UsageError: the cluster has several machines, and files or tables are where one of them alone can reach them.
         TrackingError, ClusterError: MLflow or Ray do not answer.
         TrainingError: the training stopped without a result; its MLflow run says so.
     """
@@ -44,6 +46,7 @@ def train(
     from raymlops.cluster.connect import connect
 
     with connect(project.spec):
+        check_sharing(project.spec)
         check_fits(
             workers=section.num_workers,
             cpus_per_worker=section.cpus_per_worker,
@@ -67,6 +70,7 @@ def sweep(
 
     Raises:
         ConfigError, RecipeError, StorageError, InsufficientResourcesError: before any trial starts.
+        UsageError: the cluster has several machines, and files or tables are where one of them alone can reach them.
         TrackingError, ClusterError: MLflow or Ray do not answer.
         SweepError: no trial finished; the message says how each failed.
     """
@@ -79,6 +83,7 @@ def sweep(
     check(project)
     section = project.spec.train
     with connect(project.spec):
+        check_sharing(project.spec)
         check_fits(
             workers=1,
             cpus_per_worker=section.cpus_per_worker,

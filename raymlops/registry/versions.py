@@ -2,14 +2,15 @@
 
 Owns the meaning of aliases and tags. What was live when, and by whose word, is ``state``'s: MLflow keeps no history.
 
-A version counts once it has its last tag. What a killed registration left behind is found by run and digest at the
-next try and completed, so registering a run twice gives one version.
+A version counts once it has its last tag. What a killed registration left behind is found by its run at the next try
+and completed, so a run is at most one version of a model.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -58,8 +59,8 @@ class Registry:
     ) -> ModelVersionRef:
         """Register a bundle as the next version of a model, with the alias ``candidate``.
 
-        The bundle's files are also logged to the run as an MLflow model, under ``model/<digest>``. The same run and
-        digest again return the version there is, whose aliases stay as they are.
+        The bundle's files are also logged to the run as an MLflow model, under ``model/<digest>``. The same run again,
+        with whatever bundle, returns the version there is, whose bundle and aliases stay as they are.
 
         Raises:
             InvalidNameError: the name has characters that a URL refuses.
@@ -70,7 +71,7 @@ class Registry:
         _check_name(name)
         run = self._tracker.run(run_id)
         self._ensure_model(name, description=description)
-        found = self._same(name, run_id=run_id, bundle=bundle)
+        found = self._same(name, run_id=run_id)
         if found is None:
             source = self._log_artifact(run, bundle)
             # It says at level info that it waits, also when there is nothing to wait for.
@@ -88,7 +89,7 @@ class Registry:
             )
             # MLflow's client may have sent the request twice, or another process registered the same run: all
             # keep the first version.
-            found = self._same(name, run_id=run_id, bundle=bundle)
+            found = self._same(name, run_id=run_id)
             assert found is not None
         version = int(found.version)
         if COMPLETE not in found.tags:
@@ -115,6 +116,10 @@ class Registry:
             str(ref.version) + "".join(f" @{alias}" for alias in ref.aliases) for ref in versions[-20:]
         )
         raise NotFoundError(f"model {name!r} has no version {which!r}", hint=f"Its versions: {existing}.")
+
+    def of_run(self, name: str, run_id: str) -> ModelVersionRef | None:
+        """Return the version of a model that a run was registered as, or None."""
+        return next((ref for ref in self.list(name) if ref.run_id == run_id), None)
 
     def by_alias(self, name: str, alias: str) -> ModelVersionRef | None:
         """Return the version that an alias points to, or None."""
@@ -165,12 +170,16 @@ class Registry:
         except Exception as error:
             raise _tracking_error(error) from error
 
-    def _same(self, name: str, *, run_id: str, bundle: BundleRef) -> Any:
-        """Return the one version of a run's bundle, or None; duplicates that nobody completed are removed."""
+    def _same(self, name: str, *, run_id: str) -> Any:
+        """Return the one version of a run, or None; duplicates that nobody completed are removed.
+
+        A completed version wins, then the lowest number: processes that register a run at once agree on it, also
+        where their bundles differ.
+        """
         found = [
             version
             for version in self._search(f"name = '{name}'")
-            if version.run_id == run_id and version.tags.get(DIGEST) == bundle.digest
+            if version.run_id == run_id and DIGEST in version.tags
         ]
         found.sort(key=lambda version: (COMPLETE not in version.tags, int(version.version)))
         for extra in found[1:]:
@@ -179,7 +188,9 @@ class Registry:
         return found[0] if found else None
 
     def _delete(self, version: Any) -> None:
-        self._call(lambda client: client.delete_model_version(version.name, version.version))
+        # Another process that registers the same run may have been faster.
+        with suppress(NotFoundError):
+            self._call(lambda client: client.delete_model_version(version.name, version.version))
 
     def _log_artifact(self, run: Any, bundle: BundleRef) -> str:
         from raymlops.bundle.pyfunc import save_pyfunc

@@ -1,4 +1,4 @@
-"""Ray Serve's REST API on the Ray dashboard: read what is live, send a whole config.
+"""Ray Serve's REST API on the Ray dashboard: read what is live, send a whole config; what the cluster has.
 
 Owns the HTTP calls, their token and their errors. Knows nothing of deployments. The token is read when a call
 is made and appears in no message.
@@ -7,14 +7,35 @@ is made and appears in no message.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from raymlops.errors import ClusterError, DeployError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _PATH = "/api/serve/applications/"
+_LISTS = {
+    "nodes": "/api/v0/nodes",
+    "actors": "/api/v0/actors",
+}
+_STATUS = "/api/cluster_status"
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a cluster has and what its actors hold: rows of Ray's state API."""
+
+    nodes: list[dict[str, Any]]
+    """``node_id`` and ``resources_total``."""
+    actors: list[dict[str, Any]]
+    """``name``, ``node_id`` and ``required_resources``."""
+    grows: bool
+    """Whether an autoscaler may add nodes, or that cannot be told."""
 
 
 class ServeApi:
@@ -36,7 +57,7 @@ class ServeApi:
         Raises:
             ClusterError: the dashboard does not answer, or refuses us.
         """
-        details: dict[str, Any] = self._call("GET").json()
+        details: dict[str, Any] = self._call("GET", _PATH).json()
         return details
 
     def put(self, config: dict[str, Any]) -> None:
@@ -46,9 +67,26 @@ class ServeApi:
             ClusterError: the dashboard does not answer, or refuses us.
             DeployError: Serve refuses the config; nothing was changed.
         """
-        self._call("PUT", config)
+        self._call("PUT", _PATH, config)
 
-    def _call(self, method: str, config: dict[str, Any] | None = None) -> httpx.Response:
+    def room(self) -> Room:
+        """Return the cluster's living nodes and actors, with the resources of each.
+
+        Raises:
+            ClusterError: the dashboard does not answer, or refuses us.
+        """
+        nodes, actors = (self._list(kind) for kind in _LISTS)
+        return Room(nodes, actors, grows=_grows(self._call("GET", _STATUS).json(), nodes))
+
+    def _list(self, kind: str) -> list[dict[str, Any]]:
+        alive = "filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
+        answer = self._call("GET", f"{_LISTS[kind]}?detail=true&limit=10000&{alive}").json()
+        if not answer.get("result"):
+            raise ClusterError(f"the Ray dashboard at {self.dashboard_url} cannot list {kind}: {answer.get('msg')}")
+        rows: list[dict[str, Any]] = answer["data"]["result"]["result"]
+        return rows
+
+    def _call(self, method: str, path: str, config: dict[str, Any] | None = None) -> httpx.Response:
         # The user agent must not look like a browser's: Ray 2.60 shows those no runtime_env values, and a
         # foreign application sent back with placeholders would lose its own.
         headers = {"user-agent": "raymlops"}
@@ -57,7 +95,7 @@ class ServeApi:
             headers["authorization"] = f"Bearer {token}"
         try:
             with httpx.Client(transport=self._transport, timeout=60.0, trust_env=False) as client:
-                response = client.request(method, self.dashboard_url + _PATH, json=config, headers=headers)
+                response = client.request(method, self.dashboard_url + path, json=config, headers=headers)
         except httpx.HTTPError as error:
             raise ClusterError(
                 f"the Ray dashboard at {self.dashboard_url} does not answer: {type(error).__name__}",
@@ -76,6 +114,20 @@ class ServeApi:
                 f"{last_lines(response.text, 5)}"
             )
         return response
+
+
+def _grows(answer: Mapping[str, Any], nodes: list[dict[str, Any]]) -> bool:
+    """Return whether an autoscaler may add nodes.
+
+    Ray 2.60's monitor reports also where it has nothing to scale. It then calls each node's type by the node's own id,
+    in a spelling that the dashboard changes; a real one calls it by a type of its configuration.
+    """
+    status = (answer.get("data") or {}).get("clusterStatus") or {}
+    active = (status.get("autoscalerReport") or {}).get("activeNodes") or {}
+    idle = (status.get("autoscalerReport") or {}).get("idleNodes") or {}
+    own = {f"node{node['node_id']}" for node in nodes}
+    types = {name.lower().replace("_", "") for name in (*active, *idle)}
+    return not types or not types <= own
 
 
 def ray_token() -> str | None:

@@ -9,17 +9,27 @@ which Serve does in place within half a second. So a version that does not come 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import httpx
 
 from raymlops.errors import DeployError
 from raymlops.serving.proxy import check_port, free_port
-from raymlops.serving.readback import configs, covers, message_of, routes, running_replicas, same, status_of, statuses
-from raymlops.serving.render import app_name, is_ours, render, route_of
+from raymlops.serving.readback import (
+    Details,
+    configs,
+    covers,
+    message_of,
+    routes,
+    running_replicas,
+    same,
+    status_of,
+    statuses,
+)
+from raymlops.serving.render import INDEX_APP, app_name, is_ours, render, route_of
 
 if TYPE_CHECKING:
     from raymlops.state.store import Deployment
@@ -48,6 +58,13 @@ class Api(Protocol):
         """Send a config."""
 
 
+class Heir(NamedTuple):
+    """How many replicas a version that is to take a route must have, and should have."""
+
+    least: int
+    replicas: int
+
+
 @dataclass(frozen=True)
 class Applied:
     """What is live after an apply, read back from Serve."""
@@ -72,6 +89,7 @@ def apply(
     *,
     api: Api,
     wait_s: float,
+    concerned: Collection[tuple[str, int]] | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     probe: bool = True,
@@ -79,9 +97,11 @@ def apply(
 ) -> Applied:
     """Make the desired deployments live and return what was read back.
 
-    Sends nothing where Serve already has this config. ``host`` and ``port`` count only where Serve does not run
-    yet. ``probe`` also asks each changed champion over HTTP whether it answers, where Serve runs on this machine.
-    To undo a failed apply, apply the previous deployments: versions that are not among them are deleted.
+    Sends nothing where Serve already has this config. ``concerned`` are the versions, as (name, version), that must be
+    seen to run, by default every champion; the others are sent and not waited for, so that a model that is broken
+    keeps no other from changing. ``host`` and ``port`` count only where Serve does not run yet. ``probe`` also asks
+    each champion concerned over HTTP whether it answers, where Serve runs on this machine. To undo a failed apply,
+    apply the previous deployments: versions that are not among them are deleted.
 
     Raises:
         DeployError: a version did not come up in ``wait_s``, with its own message. The routes are as they were before.
@@ -102,29 +122,36 @@ def apply(
     wanted = {config["name"]: config for config in target["applications"] if is_ours(config)}
     ours = {name: config for name, config in live.items() if is_ours(config)}
     deadline = time.monotonic() + wait_s
-    changed = not same(wanted, ours)
-    awaited = {name for name, config in wanted.items() if _awaited(config, ours.get(name), changed=changed)}
+    champions = [item for item in deployments if item.role == "champion"]
+    if concerned is None:
+        concerned = {(item.name, item.version) for item in champions}
+    awaited = {app_name(*version) for version in concerned} & wanted.keys()
+    failed = {name for name in awaited if status_of(details, name) == "DEPLOY_FAILED"}
+    changed = bool(failed) or not same(wanted, ours)
     if changed:
-        details = _drop_failed(api, details, awaited, target)
+        details = _drop(api, details, failed, target)
         staged, heirs = _stage(wanted, details)
-        if heirs:
+        if ready := {name: heir for name, heir in heirs.items() if name in awaited}:
             api.put({**target, "applications": [*staged.values(), *foreign]})
-            _await_running(api, staged, set(heirs), deadline=deadline, on_status=on_status)
-            _await_replicas(api, heirs, deadline=min(deadline, time.monotonic() + SCALE_WAIT_S))
-        api.put(target)
-    details = _await_running(api, wanted, awaited, deadline=deadline, on_status=on_status)
-    details = _await_gone(api, details, set(ours) - set(wanted), deadline=deadline)
+            _await_heirs(api, ready, deadline=deadline, on_status=on_status)
+        wanted = _held_back(wanted, staged, heirs.keys() - awaited)
+        api.put({**target, "applications": [*wanted.values(), *foreign]})
+        awaited |= {INDEX_APP} & (wanted.keys() - ours.keys())
+
+    def ready_in(details: Details, name: str) -> bool:
+        return status_of(details, name) == "RUNNING" and covers(configs(details).get(name), wanted[name])
+
+    details = _await(api, awaited, ready_in, deadline=deadline, on_status=on_status)
+    details = _await_gone(api, details, ours.keys() - wanted.keys(), deadline=deadline)
     applied = Applied(changed, statuses(details), routes(details), host, port)
     if probe and local:
-        champions = [item for item in deployments if item.role == "champion"]
         champions = [item for item in champions if app_name(item.name, item.version) in awaited]
         _await_answers(applied, champions, deadline=min(deadline, time.monotonic() + ROUTE_WAIT_S))
     return applied
 
 
-def _drop_failed(api: Api, details: dict[str, Any], names: set[str], target: Application) -> dict[str, Any]:
+def _drop(api: Api, details: dict[str, Any], failed: set[str], target: Application) -> dict[str, Any]:
     """Delete what an earlier attempt left behind failed, so that sending it again is a new attempt."""
-    failed = {name for name in names if status_of(details, name) == "DEPLOY_FAILED"}
     if not failed:
         return details
     rest = [config for name, config in configs(details).items() if name not in failed]
@@ -132,22 +159,9 @@ def _drop_failed(api: Api, details: dict[str, Any], names: set[str], target: App
     return _await_gone(api, details, failed, deadline=time.monotonic() + SCALE_WAIT_S)
 
 
-def _awaited(config: Application, live: Application | None, *, changed: bool) -> bool:
-    """Return whether an application must be seen to run: what a change concerns; all champions where nothing changes.
-
-    Not so the version that only loses its route, or another model's: either may be broken, and the change its remedy.
-    """
-    route = config["route_prefix"]
-    if not changed:
-        return route is not None
-    if live is None or (route is not None and live.get("route_prefix") != route):
-        return True
-    return not covers(live, {key: value for key, value in config.items() if key != "route_prefix"})
-
-
 def _stage(
     wanted: Mapping[str, dict[str, Any]], details: Application
-) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, Heir]]:
     """Return the step before the flip, and the applications that must be up before it with their replicas.
 
     In that step all that is live stays as it is, no route moves, and new versions come up beside it. There are no heirs
@@ -157,7 +171,7 @@ def _stage(
     live = {name: config for name, config in configs(details).items() if is_ours(config)}
     holders = {config["route_prefix"]: name for name, config in live.items() if config.get("route_prefix")}
     staged = dict(live)
-    heirs: dict[str, int] = {}
+    heirs: dict[str, Heir] = {}
     for name, config in wanted.items():
         holder = holders.get(config["route_prefix"], name)
         if holder == name:
@@ -167,21 +181,34 @@ def _stage(
         bounds = options["autoscaling_config"]
         replicas = min(max(bounds["min_replicas"], running_replicas(details, holder)), bounds["max_replicas"])
         if running_replicas(details, name) < replicas or status_of(details, name) != "RUNNING":
-            heirs[name] = replicas
+            heirs[name] = Heir(bounds["min_replicas"], replicas)
             scaled = {**options, "autoscaling_config": {**bounds, "min_replicas": replicas}}
             staged[name] = {**config, "route_prefix": None, "deployments": [scaled]}
     return staged, heirs
 
 
-def _await_running(
+def _held_back(
+    wanted: dict[str, dict[str, Any]], staged: Mapping[str, dict[str, Any]], heirs: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Return the last step, in which models that are not concerned flip no route to a version that is not up.
+
+    An earlier change that was killed on its way may have left such a model. It goes on as it is; its new version comes
+    up beside it, and the next apply that finds it up completes the change.
+    """
+    held = {wanted[name]["args"]["name"] for name in heirs}
+    kept = {name: config for name, config in staged.items() if config["args"].get("name") in held}
+    return {name: config for name, config in wanted.items() if config["args"].get("name") not in held} | kept
+
+
+def _await(
     api: Api,
-    wanted: Mapping[str, Application],
-    awaited: set[str],
+    awaited: Collection[str],
+    ready: Callable[[Details, str], bool],
     *,
     deadline: float,
     on_status: OnStatus | None,
 ) -> dict[str, Any]:
-    """Wait until the awaited applications have the wanted config and run; return Serve's details."""
+    """Wait until the awaited applications are ready; return Serve's details."""
     shown: dict[str, str] = {}
     while True:
         details = api.get()
@@ -192,11 +219,7 @@ def _await_running(
         for name, status in statuses.items():
             if status in {"DEPLOY_FAILED", "UNHEALTHY"}:
                 raise DeployError(f"{name} is {status}:\n{message_of(details, name)}", hint=_hint(details, name))
-        live = configs(details)
-        if all(
-            statuses.get(name, "RUNNING") == "RUNNING" and covers(live.get(name), config)
-            for name, config in wanted.items()
-        ):
+        if all(ready(details, name) for name in awaited):
             return details
         if time.monotonic() > deadline:
             late = [f"{name} is {status}" for name, status in statuses.items() if status != "RUNNING"]
@@ -209,10 +232,18 @@ def _await_running(
         time.sleep(POLL_S)
 
 
-def _await_replicas(api: Api, heirs: Mapping[str, int], *, deadline: float) -> None:
-    while time.monotonic() < deadline:
-        details = api.get()
-        if all(running_replicas(details, name) >= replicas for name, replicas in heirs.items()):
+def _await_heirs(api: Api, heirs: Mapping[str, Heir], *, deadline: float, on_status: OnStatus | None) -> None:
+    """Wait for each heir's least replicas, then for a while for as many as the traffic needs."""
+    _await(
+        api,
+        heirs,
+        lambda details, name: running_replicas(details, name) >= heirs[name].least,
+        deadline=deadline,
+        on_status=on_status,
+    )
+    deadline = min(deadline, time.monotonic() + SCALE_WAIT_S)
+    while any(running_replicas(api.get(), name) < heir.replicas for name, heir in heirs.items()):
+        if time.monotonic() > deadline:
             return
         time.sleep(POLL_S)
 

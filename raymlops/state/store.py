@@ -19,9 +19,11 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 
-from raymlops.config.schema import SecretRef
+from raymlops.config.credentials import resolve
+from raymlops.config.paths import local_path
 from raymlops.errors import ConfigError, Problem, StorageError, UnreachableError, UsageError
 from raymlops.records import BundleRef, Record
+from raymlops.state.exclusive import file_lock, server_lock, wait_for
 from raymlops.state.migrate import migrate
 from raymlops.state.schema import audit, deployments
 
@@ -184,12 +186,45 @@ class State:
         with self._write() as connection:
             _add_event(connection, actor=actor, action=action, subject=subject, before=before, after=after, why=why)
 
-    def events(self, name: str | None = None, *, limit: int = 100) -> list[AuditEvent]:
-        """Return the newest audit events, newest first: all, or those of a model (``NAME`` and ``NAME/VERSION``)."""
-        query = sa.select(audit).order_by(audit.c.id.desc()).limit(limit)
+    def events(self, name: str | None = None, *, limit: int | None = None) -> list[AuditEvent]:
+        """Return the audit events, newest first: all, or those of a model (``NAME`` and ``NAME/VERSION``).
+
+        ``limit`` keeps the newest ones only.
+        """
+        query = sa.select(audit)
         if name is not None:
             mine = audit.c.subject.startswith(f"{name}/", autoescape=True)
             query = query.where((audit.c.subject == name) | mine)
+        return self._events(query.limit(limit))
+
+    def changes(self, name: str) -> list[AuditEvent]:
+        """Return every change of a model's deployments, newest first; before and after are lists of deployments."""
+        found = self._events(sa.select(audit).where(audit.c.subject == name))
+        return [event for event in found if isinstance(event.before, list) and isinstance(event.after, list)]
+
+    @contextlib.contextmanager
+    def exclusive(self, purpose: str, *, wait_s: float) -> Iterator[None]:
+        """Hold the one lock over changing what is live: who reads, writes and sends does so inside it.
+
+        Another holder is waited for. Whoever dies gives the lock back. It cannot be taken twice by the same caller.
+
+        Raises:
+            RefusedError: it was not free within ``wait_s``; the message names who holds it, and for what.
+            StorageError, UnreachableError: the lock cannot be asked for.
+        """
+        me = f"{_this_user()} (process {os.getpid()}: {purpose})"
+        with contextlib.ExitStack() as stack:
+            if self._engine.dialect.name == "postgresql":
+                with _errors(self._engine):
+                    lock = stack.enter_context(server_lock(self._engine, me))
+                    wait_for(lock, wait_s=wait_s)
+            elif (database := self._engine.url.database) and database != ":memory:":
+                lock = stack.enter_context(file_lock(Path(f"{database}.lock"), me))
+                wait_for(lock, wait_s=wait_s)
+            yield  # a database in memory has no other user
+
+    def _events(self, query: sa.Select[Any]) -> list[AuditEvent]:
+        query = query.order_by(audit.c.id.desc())
         with self._read() as connection:
             return [
                 AuditEvent(**{**row._mapping, "ts": _aware(row.ts)})  # noqa: SLF001 - SQLAlchemy's public name
@@ -217,19 +252,15 @@ def state_url(spec: ProjectSpec) -> str:
         ConfigError: ``storage.path`` is a URI, where no SQLite file can live, or the reference cannot be read.
     """
     where = spec.storage.state
-    if isinstance(where, SecretRef):
-        try:
-            return where.read()
-        except (KeyError, OSError, IndexError) as error:
-            raise ConfigError([Problem("storage.state", f"cannot be read: {error}")]) from error
     if where is not None:
-        return where
-    if "://" in spec.storage.path:
+        return resolve(where, "storage.state")
+    folder = local_path(spec.storage.path)
+    if folder is None:
         raise ConfigError(
             [Problem("storage.state", "must be set where storage.path is a URI: SQLite needs a local file")],
             hint="storage.state: {env: RAYMLOPS_STATE_URL} with postgresql+psycopg://user:password@host/database",
         )
-    return f"sqlite:///{Path(spec.storage.path).expanduser().absolute() / 'state.db'}"
+    return f"sqlite:///{folder / 'state.db'}"
 
 
 def _engine(url: str) -> Engine:

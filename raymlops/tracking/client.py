@@ -7,6 +7,7 @@ of training.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -14,10 +15,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from raymlops.config.credentials import redact
-from raymlops.config.schema import SecretRef
+from raymlops.config.credentials import redact, resolve
+from raymlops.config.paths import local_path
 from raymlops.errors import ConfigError, NotFoundError, Problem, StorageError, TrackingError
-from raymlops.tracking.database import ensure_database
+from raymlops.tracking.database import database_file, ensure_database
 from raymlops.tracking.params import MAX_VALUE_CHARS
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ BATCH = 1000
 """Metrics in one request: MLflow's own limit."""
 PARAM_BATCH = 100
 MAX_TAG_CHARS = 5000
+ARTIFACTS = "mlartifacts"
+"""Folder of runs' files, beside the SQLite file."""
 _PROBE_TIMEOUT_S = 5.0
 
 MetricPoint = tuple[str, float, int, int | None]
@@ -36,47 +39,62 @@ MetricPoint = tuple[str, float, int, int | None]
 
 
 def tracker(spec: ProjectSpec) -> Tracker:
-    """Return the tracker of a configuration.
-
-    It is at ``tracking.uri``, else where ``MLFLOW_TRACKING_URI`` says, as everywhere in MLflow, else in a SQLite file
-    under ``storage.path``.
+    """Return the tracker of a configuration; the folder of its SQLite file is made.
 
     Raises:
         ConfigError: ``storage.path`` is a URI and ``tracking.uri`` is not set, or a credential cannot be read.
-        StorageError: the folder of the SQLite file cannot be made.
+        StorageError: the folder cannot be made.
     """
-    for name, ref in (("username", spec.tracking.username), ("password", spec.tracking.password)):
-        if ref is not None:
+    for name, value in (("username", spec.tracking.username), ("password", spec.tracking.password)):
+        if value is not None:
             # The only way MLflow's client takes them.
-            os.environ[f"MLFLOW_TRACKING_{name.upper()}"] = _secret(ref, f"tracking.{name}")
-    uri = spec.tracking.uri
-    if isinstance(uri, SecretRef):
-        uri = _secret(uri, "tracking.uri")
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri:
-        return Tracker(uri)
-    path = spec.storage.path
-    if "://" in path and not path.startswith("file://"):
-        problem = Problem("tracking.uri", f"is needed, because storage.path is {path!r}, where SQLite cannot live")
+            os.environ[f"MLFLOW_TRACKING_{name.upper()}"] = resolve(value, f"tracking.{name}")
+    uri = tracking_uri(spec)
+    file, storage = database_file(uri), local_path(spec.storage.path)
+    if file is not None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"the folder {str(file.parent)!r} of MLflow's database cannot be made: {error}"
+            ) from error
+    # A database server keeps no files, and MLflow's own default is the working directory.
+    return Tracker(uri, artifacts=str(storage / ARTIFACTS) if file is None and storage and _is_sql(uri) else None)
+
+
+def tracking_uri(spec: ProjectSpec) -> str:
+    """Return where MLflow is, with its credential.
+
+    That is ``tracking.uri``, else where ``MLFLOW_TRACKING_URI`` says, as everywhere in MLflow, else a SQLite file under
+    ``storage.path``.
+
+    Raises:
+        ConfigError: ``storage.path`` is a URI and ``tracking.uri`` is not set, or the credential cannot be read.
+    """
+    if spec.tracking.uri is not None:
+        return resolve(spec.tracking.uri, "tracking.uri")
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    folder = local_path(spec.storage.path)
+    if folder is None:
+        problem = Problem(
+            "tracking.uri", f"is needed, because storage.path is {spec.storage.path!r}, where SQLite cannot live"
+        )
         raise ConfigError([problem], hint="Name an MLflow server or a PostgreSQL URL.")
-    folder = Path(path.removeprefix("file://")).expanduser().absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"storage.path {str(folder)!r} cannot be made: {error}") from error
-    return Tracker(f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "mlartifacts"))
+    return f"sqlite:///{folder}/mlflow.db"
 
 
 class Tracker:
     """A client of one MLflow store. Picklable; connects at the first call.
 
-    ``artifacts`` is given with a SQLite file of our own, which is made where there is none: the folder where its
-    experiments keep their files. None leaves both to the server.
+    A SQLite file is made where there is none. ``artifacts`` is the folder where experiments that this tracker creates
+    keep their files: by default one beside the SQLite file, and what the server says for any other store.
     """
 
     def __init__(self, uri: str, *, artifacts: str | None = None) -> None:
         self.uri = uri
-        self.artifacts = artifacts
+        self._file = database_file(uri)
+        self.artifacts = artifacts or (str(self._file.parent / ARTIFACTS) if self._file else None)
         self._client: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,14 +110,20 @@ class Tracker:
 
     @property
     def client(self) -> Any:
-        """Return the ``MlflowClient``."""
+        """Return the ``MlflowClient``; the schema of a database is checked before the first one is made.
+
+        Raises:
+            TrackingError: the database cannot be opened, or has the schema of another MLflow.
+        """
         if self._client is None:
             _quiet()
             from mlflow import MlflowClient
 
             with self._errors():
-                if self.artifacts is not None:
-                    ensure_database(Path(self.uri.removeprefix("sqlite:///")), artifacts=self.artifacts)
+                if self._file is not None and not self._file.exists():
+                    ensure_database(self._file, artifacts=str(self.artifacts))
+                elif _is_sql(self.uri):
+                    self._check_schema()
                 self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         return self._client
 
@@ -111,8 +135,6 @@ class Tracker:
         """
         if self.uri.startswith(("http://", "https://")):
             self._check_server()
-        elif "://" in self.uri:
-            self._check_schema()
         with self._errors():
             self.client.search_experiments(max_results=1)
 
@@ -152,11 +174,6 @@ class Tracker:
         with self._errors():
             self.client.log_text(run_id, text, path)
 
-    def log_file(self, run_id: str, local: str | Path, folder: str | None = None) -> None:
-        """Copy a file or folder to the run's artifacts, below ``folder``."""
-        with self._errors():
-            self.client.log_artifact(run_id, str(local), folder)
-
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags in one request."""
         from mlflow.entities import RunTag
@@ -179,18 +196,19 @@ class Tracker:
             return self.client.get_run(run_id)
 
     def read_text(self, run_id: str, path: str) -> str:
-        """Return a text artifact.
+        """Return a text artifact, to the byte as it was written.
 
         Raises:
             NotFoundError: there is no such run or artifact.
         """
         import tempfile
 
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            self._errors(not_found=f"run {run_id!r} has no artifact {path!r} in {self.shown_uri}"),
-        ):
-            return Path(self.client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
+        missing = f"run {run_id!r} has no artifact {path!r} in {self.shown_uri}"
+        with tempfile.TemporaryDirectory() as folder, self._errors(not_found=missing):
+            # Each kind of artifact store has errors of its own for what is not there; all of them can list.
+            if path not in {item.path for item in self.client.list_artifacts(run_id, path.rpartition("/")[0] or None)}:
+                raise NotFoundError(missing)
+            return Path(self.client.download_artifacts(run_id, path, folder)).read_bytes().decode()
 
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -249,22 +267,16 @@ class Tracker:
         """Refuse a database of another MLflow before its client opens it, which would upgrade it unasked."""
         import mlflow
         import sqlalchemy as sa
-        from alembic.config import Config
-        from alembic.script import ScriptDirectory
 
-        _quiet()
-        with self._errors():
-            engine = sa.create_engine(self.uri, poolclass=sa.NullPool)
-            with engine.connect() as connection:
-                names = set(sa.inspect(connection).get_table_names())
-                if not names:
-                    return
-                found = ""
-                if "alembic_version" in names:
-                    found = str(connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar())
-            config = Config()
-            config.set_main_option("script_location", str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
-            expected = ScriptDirectory.from_config(config).get_current_head()
+        engine = sa.create_engine(self.uri, poolclass=sa.NullPool)
+        with engine.connect() as connection:
+            names = set(sa.inspect(connection).get_table_names())
+            if not names:
+                return
+            found = ""
+            if "alembic_version" in names:
+                found = str(connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar())
+        expected = _expected_schema()
         if found != expected:
             raise TrackingError(
                 f"the MLflow database {self.shown_uri} has the schema {found or 'unknown'}, "
@@ -281,7 +293,8 @@ class Tracker:
             raise
         except Exception as error:
             code = getattr(error, "error_code", "")
-            if not_found is not None and (code == "RESOURCE_DOES_NOT_EXIST" or isinstance(error, OSError)):
+            # No other OSError: requests' are such, a server that answers 503 and a refused permission too.
+            if not_found is not None and (code == "RESOURCE_DOES_NOT_EXIST" or isinstance(error, FileNotFoundError)):
                 raise NotFoundError(not_found) from error
             text = str(error)
             hint = None
@@ -297,13 +310,20 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def _secret(ref: SecretRef, path: str) -> str:
-    try:
-        return ref.read()
-    except KeyError as error:
-        raise ConfigError([Problem(path, f"the environment variable {ref.env} is not set")]) from error
-    except (OSError, IndexError) as error:
-        raise ConfigError([Problem(path, f"the file {ref.file} cannot be read: {error}")]) from error
+def _is_sql(uri: str) -> bool:
+    return re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://", uri) is not None
+
+
+@functools.cache
+def _expected_schema() -> str:
+    """Return the revision that the installed MLflow's tables have."""
+    import mlflow
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    return str(ScriptDirectory.from_config(config).get_current_head())
 
 
 def _key(name: str) -> str:

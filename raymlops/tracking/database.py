@@ -1,4 +1,4 @@
-"""Making MLflow's SQLite file: whole, or not at all.
+"""MLflow's SQLite file: which one a URL names, and making it whole or not at all.
 
 MLflow builds its tables over some seconds and some fifty migrations. A process killed meanwhile leaves a file that no
 MLflow opens again, so the file is made under another name and takes its own when it is done.
@@ -7,11 +7,19 @@ MLflow opens again, so the file is made under another name and takes its own whe
 from __future__ import annotations
 
 import os
+import re
+import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from pathlib import Path
+
+def database_file(uri: str) -> Path | None:
+    """Return the file of a SQLite URL, absolute; None for any other database and for one in memory."""
+    scheme, found, rest = uri.partition(":///")
+    name = rest.partition("?")[0]
+    if not found or scheme.partition("+")[0] != "sqlite" or name in {"", ":memory:"} or name.startswith("file:"):
+        return None
+    return Path(name).absolute()
 
 
 def ensure_database(path: Path, *, artifacts: str) -> None:
@@ -20,7 +28,9 @@ def ensure_database(path: Path, *, artifacts: str) -> None:
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
+    temporary = path.with_name(_temporary(path, os.getpid()))
     try:
         SqlAlchemyStore(f"sqlite:///{temporary}", artifacts).engine.dispose()
         # A link, unlike a rename, does not replace what another process finished first.
@@ -29,3 +39,19 @@ def ensure_database(path: Path, *, artifacts: str) -> None:
     finally:
         for left in path.parent.glob(f"{temporary.name}*"):
             left.unlink()
+
+
+def _temporary(path: Path, pid: int | str) -> str:
+    # The folder may be shared, and a process number means something on its own machine only.
+    return f".{path.name}.{socket.gethostname()}.{pid}.tmp"
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes of this machine left."""
+    import psutil  # type: ignore[import-untyped, unused-ignore]
+
+    pattern = re.compile(re.escape(_temporary(path, "PID")).replace("PID", r"(\d+)"))
+    for left in path.parent.iterdir():
+        match = pattern.match(left.name)
+        if match and not psutil.pid_exists(int(match[1])):
+            left.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import RaymlopsError, RecipeError, TrainingError
 from raymlops.training import storage
+from raymlops.training.drain import Drain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from raymlops.training.data import Prepared
     from raymlops.training.progress import Event
 
-_DRAIN_EVERY_S = 0.25
+_TAKE_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def fit(
         ),
     )
     try:
-        with _draining(mailbox, emit), _worker_folder_kept(), _sigint_restored():
+        with Drain(_Taker(mailbox), emit), _worker_folder_kept(), _sigint_restored():
             result = trainer.fit()
     except TrainingFailedError as error:
         raise _ours(error) from error
@@ -119,6 +120,23 @@ class _Mailbox:
 
     def take(self) -> list[Event]:
         events, self._events = self._events, []
+        return events
+
+
+class _Taker:
+    """The driver's end of a mailbox. An answer that is late is waited for again: the mailbox holds it no more."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+        self._answer: Any = None
+
+    def __call__(self) -> list[Event]:
+        import ray
+
+        if self._answer is None:
+            self._answer = self._mailbox.take.remote()
+        events: list[Event] = ray.get(self._answer, timeout=_TAKE_TIMEOUT_S)
+        self._answer = None
         return events
 
 
@@ -188,37 +206,8 @@ def _ours(error: Exception) -> RaymlopsError:
     lines = str(next(iter(failures.values()), error)).strip().splitlines() or [type(error).__name__]
     return TrainingError(
         f"the training failed on {f'rank {min(failures)}' if failures else 'the cluster'}: {lines[-1]}",
-        hint="The worker's log has the whole trace: raymlops logs, or the Ray dashboard.",
+        hint="The whole trace is in the worker's log: in logs/train of Ray's session folder, or in the Ray dashboard.",
     )
-
-
-@contextmanager
-def _draining(mailbox: Any, emit: Callable[[Event], None]) -> Iterator[None]:
-    """Pass events on while the body blocks, and the last ones after it."""
-    import ray
-
-    done = threading.Event()
-
-    def drain() -> None:
-        while True:
-            last = done.wait(_DRAIN_EVERY_S)
-            try:
-                events = ray.get(mailbox.take.remote(), timeout=10)
-            except Exception:
-                # The cluster is going away; the body raises why.
-                return
-            for event in events:
-                emit(event)
-            if last:
-                return
-
-    thread = threading.Thread(target=drain, name="raymlops-events", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=15)
 
 
 @contextmanager

@@ -75,10 +75,6 @@ def display(stream: TextIO | None = None) -> Display:
     return TerminalDisplay(stream) if kind == "terminal" else LogDisplay(stream)
 
 
-pick = display
-"""Another name of ``display``."""
-
-
 def running_in_notebook() -> bool:
     """Return whether this process is a notebook's kernel."""
     ipython = sys.modules.get("IPython")
@@ -126,7 +122,34 @@ def logfmt_line(pairs: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={_quoted(str(value))}" for key, value in pairs.items())
 
 
-class LogDisplay:
+class PlainDisplay:
+    """Base of a display that has nothing to open or to close."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+class NotebookPlace:
+    """One output of a notebook cell, updated in place; it needs IPython, which a notebook has."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, html: str) -> None:
+        """Show the HTML, in place of what was shown before."""
+        from IPython.display import HTML  # type: ignore[import-not-found, unused-ignore]
+        from IPython.display import display as show
+
+        if self._handle is None:
+            self._handle = show(HTML(html), display_id=True)
+        else:
+            self._handle.update(HTML(html))
+
+
+class LogDisplay(PlainDisplay):
     """One logfmt line at most every ten seconds, and the last one in any case."""
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -141,12 +164,6 @@ class LogDisplay:
             # Metrics of an epoch that fell between two lines are still in the next line.
             event = Event(**{**event.__dict__, "metrics": dict(self._metrics)})
             print(logfmt(event), file=self._stream, flush=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
 
 
 class TerminalDisplay:
@@ -188,33 +205,20 @@ class TerminalDisplay:
         self._progress.stop()
 
 
-class NotebookDisplay:
-    """One display, updated in place; it needs IPython, which a notebook has."""
+class NotebookDisplay(PlainDisplay):
+    """One display, updated in place."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._throttle = Throttle(0.5, clock=clock)
         self._metrics: dict[str, float] = {}
-        self._handle: Any = None
+        self._place = NotebookPlace()
 
     def __call__(self, event: Event) -> None:
         """Update the display, at most twice a second within an epoch."""
         self._metrics.update(event.metrics)
         if event.kind == "step" and not self._throttle.due():
             return
-        from IPython.display import HTML  # type: ignore[import-not-found, unused-ignore]
-        from IPython.display import display as show
-
-        html = HTML(notebook_html(event, self._metrics))
-        if self._handle is None:
-            self._handle = show(html, display_id=True)
-        else:
-            self._handle.update(html)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
+        self._place.show(notebook_html(event, self._metrics))
 
 
 def notebook_html(event: Event, metrics: Mapping[str, float]) -> str:

@@ -7,7 +7,7 @@ starts, and however it ends, the run says so.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from raymlops.errors import TrackingError
 from raymlops.records import RunRecord
@@ -18,7 +18,7 @@ from raymlops.training.data import prepare
 from raymlops.training.local import LocalResult, run_in_process, run_local
 from raymlops.training.preflight import has_unused_parameters, preflight
 from raymlops.training.progress import Event
-from raymlops.training.record import RunWriter, open_run, reason
+from raymlops.training.record import RunWriter, open_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,25 +58,24 @@ def train(
     writer = RunWriter(tracker, run_id, on_event=on_event)
     try:
         outcome, weights_uri = _run(project, prepared, runs_uri=runs_uri, run_id=run_id, writer=writer)
+        record = RunRecord(
+            run_id=run_id,
+            project=spec.project.name,
+            metrics=outcome.metrics,
+            best_epoch=outcome.best_epoch,
+            epochs=outcome.epochs,
+            steps=outcome.steps,
+            duration_s=time.monotonic() - started,
+            weights_uri=weights_uri,
+            config_sha=spec.sha(),
+            data=prepared.data,
+            tracking_uri=tracker.shown_uri,
+            num_workers=spec.train.num_workers,
+        )
+        _close_finished(writer, record)
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-        _close_failed(writer, error, status="KILLED" if interrupted else "FAILED")
+        writer.close_failed(error)
         raise
-    record = RunRecord(
-        run_id=run_id,
-        project=spec.project.name,
-        metrics=outcome.metrics,
-        best_epoch=outcome.best_epoch,
-        epochs=outcome.epochs,
-        steps=outcome.steps,
-        duration_s=time.monotonic() - started,
-        weights_uri=weights_uri,
-        config_sha=spec.sha(),
-        data=prepared.data,
-        tracking_uri=tracker.shown_uri,
-        num_workers=spec.train.num_workers,
-    )
-    _close_finished(writer, record)
     return record
 
 
@@ -131,11 +130,3 @@ def _close_finished(writer: RunWriter, record: RunRecord) -> None:
             f"the training is done, but its MLflow run {record.run_id} could not be finished: {error.message}",
             hint=f"The weights are in {record.weights_uri}.",
         ) from error
-
-
-def _close_failed(writer: RunWriter, error: BaseException, *, status: Literal["FAILED", "KILLED"]) -> None:
-    """Say in MLflow why the run ended; the error itself matters more than an MLflow that is gone too."""
-    try:
-        writer.close(status, tags={"raymlops.reason": reason(error)})
-    except TrackingError as lost:
-        error.add_note(f"Its MLflow run {writer.run_id} is still marked RUNNING: {lost.message}")

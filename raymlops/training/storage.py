@@ -18,6 +18,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raymlops.config.paths import local_path
 from raymlops.errors import NotFoundError, StorageError
 
 if TYPE_CHECKING:
@@ -151,11 +152,13 @@ def delete(uri: str) -> None:
 
 
 def _is_remote(uri: str) -> bool:
-    return "://" in uri and not uri.startswith("file://")
+    return local_path(uri) is None
 
 
 def _local(uri: str) -> Path:
-    return Path(uri.removeprefix("file://")).expanduser().absolute()
+    path = local_path(uri)
+    assert path is not None
+    return path
 
 
 def _filesystem(uri: str) -> tuple[Any, str]:

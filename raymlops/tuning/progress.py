@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TextIO
 
-from raymlops.training.progress import LOG_EVERY_S, Throttle, kind_for, logfmt_line, running_in_notebook
+from raymlops.training.progress import (
+    LOG_EVERY_S,
+    NotebookPlace,
+    PlainDisplay,
+    Throttle,
+    kind_for,
+    logfmt_line,
+    running_in_notebook,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -102,7 +110,7 @@ def shown(value: Scalar) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-class LogDisplay:
+class LogDisplay(PlainDisplay):
     """One logfmt line at most every ten seconds, and the last one in any case."""
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -113,12 +121,6 @@ class LogDisplay:
         """Print the event, if it is time."""
         if event.kind == "end" or self._throttle.due():
             print(logfmt(event), file=self._stream, flush=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
 
 
 class TerminalDisplay:
@@ -143,31 +145,18 @@ class TerminalDisplay:
         self._live.stop()
 
 
-class NotebookDisplay:
-    """One display, updated in place; it needs IPython, which a notebook has."""
+class NotebookDisplay(PlainDisplay):
+    """One display, updated in place."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._throttle = Throttle(0.5, clock=clock)
-        self._handle: Any = None
+        self._place = NotebookPlace()
 
     def __call__(self, event: SweepEvent) -> None:
         """Update the display, if it is time."""
         if event.kind != "end" and not self._throttle.due():
             return
-        from IPython.display import HTML  # type: ignore[import-not-found, unused-ignore]
-        from IPython.display import display as show
-
-        html = HTML(notebook_html(event))
-        if self._handle is None:
-            self._handle = show(html, display_id=True)
-        else:
-            self._handle.update(html)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
+        self._place.show(notebook_html(event))
 
 
 def table(event: SweepEvent) -> Any:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import warnings
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymlops.config.schema import SecretRef
+from raymlops.config.credentials import resolve
+from raymlops.config.paths import local_path
 from raymlops.errors import StorageError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
@@ -27,27 +27,19 @@ def optuna_url(spec: ProjectSpec) -> str:
     The folder is made where it is missing.
 
     Raises:
-        UsageError: ``storage.path`` is no local folder and ``storage.optuna`` is not set, or the credential is missing.
+        UsageError: ``storage.path`` is no local folder and ``storage.optuna`` is not set.
+        ConfigError: the credential cannot be read.
         StorageError: the folder cannot be made.
     """
-    configured = spec.storage.optuna
-    if isinstance(configured, SecretRef):
-        try:
-            return configured.read()
-        except (KeyError, OSError, IndexError) as error:
-            raise UsageError(
-                f"storage.optuna: {configured.env or configured.file} cannot be read: {error!r}"
-            ) from error
-    if configured is not None:
-        return configured
-    path = spec.storage.path.removeprefix("file://")
-    if "://" in path:
+    if spec.storage.optuna is not None:
+        return resolve(spec.storage.optuna, "storage.optuna")
+    folder = local_path(spec.storage.path)
+    if folder is None:
         raise UsageError(
-            f"storage.path {path} is no local folder, so there is no place for Optuna's SQLite file",
+            f"storage.path {spec.storage.path} is no local folder, so there is no place for Optuna's SQLite file",
             hint="Set storage.optuna to a SQL URL such as postgresql+psycopg://host/optuna ({env: NAME} for one "
             "with a password).",
         )
-    folder = Path(path).expanduser().absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

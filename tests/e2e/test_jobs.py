@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import httpx
@@ -19,8 +20,8 @@ SMALL = "serve.cpus_per_replica=0.1"
 
 
 def result_of(log):
-    """Return what the job's last log line says, before Ray's own closing lines."""
-    own = log.split("\n------", 1)[0].strip().splitlines()
+    """Return what the job's last log line says; lines of ``ray job submit`` itself begin with a time and its file."""
+    own = [line for line in log.splitlines() if not re.search(r" cli\.py:\d+ -- ", line)]
     assert own[-1].startswith("RAYMLOPS_RESULT ")
     return json.loads(own[-1].removeprefix("RAYMLOPS_RESULT "))
 

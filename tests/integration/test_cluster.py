@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from raymlops.cluster import local, services, upfile
-from raymlops.cluster.jobs import parse_result
 from raymlops.cluster.processes import belonging
-from raymlops.errors import ClusterError, PortTakenError, StorageError
+from raymlops.errors import ClusterError, PortTakenError, StorageError, UsageError
 
 pytestmark = pytest.mark.integration
 
@@ -70,32 +70,40 @@ def test_nobody_else_can_reach_into_its_folders(cluster):
 
 def test_a_second_up_says_that_it_is_up(cluster):
     """And starts nothing."""
-    again = local.up(root=cluster.root, **PORTS)
-    assert again.already_up
-    assert again.processes == cluster.processes
+    for asked in ({}, {**PORTS, "num_cpus": 2}):
+        again = local.up(root=cluster.root, **asked)
+        assert again.already_up
+        assert again.processes == cluster.processes
+
+
+def test_a_second_up_that_asks_for_something_else_is_refused(cluster):
+    """It says what runs, and how to end it."""
+    with pytest.raises(UsageError, match=r"Serve on port 22400, not 22404, Ray with 2 CPUs, not 3") as error:
+        local.up(root=cluster.root, http_port=22404, num_cpus=3)
+    assert f"raymlops down --root {cluster.root}" in str(error.value)
 
 
 def test_a_job_runs_in_the_exported_environment(cluster, tmp_path):
-    """It joins the cluster, finds MLflow and our folder, and its last line is the result."""
+    """It joins the cluster, and finds MLflow and our folder."""
     (tmp_path / "job.py").write_text(
-        "import os, ray\n"
+        "import json, os, ray\n"
         "from raymlops.cluster.connect import connect\n"
-        "from raymlops.cluster.jobs import in_job, print_result\n"
         "from raymlops.config.schema import ProjectSpec\n"
-        "spec = ProjectSpec.model_validate({'project': {'name': 'x'}, 'recipe': {'import': 'a:B'}})\n"
+        "spec = ProjectSpec.model_validate(\n"
+        "    {'project': {'name': 'x'}, 'recipe': {'import': 'a:B'}, 'cluster': {'address': 'auto'}})\n"
         "with connect(spec) as connection:\n"
         "    there = ray.get(ray.remote(num_cpus=0.1)(lambda: os.environ['MLFLOW_TRACKING_URI']).remote())\n"
-        "    print_result({**connection.to_dict(), 'in_job': in_job(), 'mlflow': there,\n"
-        "                  'home': os.environ['RAYMLOPS_HOME']})\n"
+        "    print('RESULT', json.dumps({**connection.to_dict(), 'mlflow': there,\n"
+        "                                'home': os.environ['RAYMLOPS_HOME']}))\n"
     )
     command = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", "python", "job.py"]
     done = subprocess.run(
         command, check=False, cwd=tmp_path, env=_shell(cluster), capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    result = parse_result(done.stdout)
-    assert result is not None
-    assert (result["address"], result["owned"], result["in_job"]) == ("127.0.0.1:22403", False, True)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    result = json.loads(line.removeprefix("RESULT "))
+    assert (result["address"], result["owned"]) == ("127.0.0.1:22403", False)
     assert (result["mlflow"], result["home"]) == (cluster.mlflow_url, cluster.root)
 
 
@@ -201,6 +209,11 @@ if how == "starting":  # as soon as Ray's first process runs
         while not psutil.Process().children(): pass
         os.kill(os.getpid(), signal.SIGINT)
     threading.Thread(target=watch, daemon=True).start()
+def again():  # as soon as the clean-up holds signals
+    while signal.getsignal(signal.SIGINT) is signal.default_int_handler: pass
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT): os.kill(os.getpid(), number)
+if how in {"terminate", "impatient"}:  # as our commands do
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 try:
     with connect(spec) as connection:
         print(connection.owned, connection.address.partition(":")[0], ray.cluster_resources()["CPU"], flush=True)
@@ -209,6 +222,11 @@ try:
         print(folder, file=sys.stderr)
         if how == "interrupt":
             raise KeyboardInterrupt
+        if how == "terminate":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if how == "impatient":
+            threading.Thread(target=again).start()
+            os.kill(os.getpid(), signal.SIGINT)
         if how == "error":
             raise ValueError(how)
 except (KeyboardInterrupt, ValueError) as error:
@@ -217,7 +235,7 @@ print(sorted(key for key in os.environ if key.startswith(("RAY_AUTH", "RAYMLOPS"
 """
 
 
-@pytest.mark.parametrize("how", ["normal", "error", "interrupt", "starting"])
+@pytest.mark.parametrize("how", ["normal", "error", "interrupt", "terminate", "impatient", "starting"])
 def test_a_cluster_of_our_own_ends_with_its_block(how, tmp_path):
     """However the block ends: no process, no folder, no variable and no token in the home folder is left."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "RAYMLOPS_"))}
@@ -232,6 +250,8 @@ def test_a_cluster_of_our_own_ends_with_its_block(how, tmp_path):
         "normal": ["True 127.0.0.1 2.0"],
         "error": ["True 127.0.0.1 2.0", "ValueError"],
         "interrupt": ["True 127.0.0.1 2.0", "KeyboardInterrupt"],
+        "terminate": ["True 127.0.0.1 2.0", "KeyboardInterrupt"],
+        "impatient": ["True 127.0.0.1 2.0", "KeyboardInterrupt"],
         "starting": ["KeyboardInterrupt"],
     }
     assert lines[:-1] == expected[how]

@@ -1,6 +1,7 @@
 """From a configuration to a champion through the public functions: real MLflow, real files, no cluster."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -54,6 +55,50 @@ def test_registering_a_run_twice_gives_one_version(config, trained, registered):
     again = rm.register(config, trained.run_id)
     assert (again.version, again.bundle) == (registered.version, registered.bundle)
     assert [ref.version for ref in Registry(tracker(rm.load(config).spec)).list("tiny")] == [1]
+
+
+def test_the_caller_s_own_settings_give_no_second_version(config, trained, registered, tmp_path):
+    """Another waiting time, another storage for new bundles: the bundle holds what the run wrote down, to the byte."""
+    spec = rm.load(config).spec
+    database = f"sqlite:///{spec.storage.path}/mlflow.db"
+    elsewhere = [f"storage.path={tmp_path}", f"tracking.uri={database}"]
+    for overrides in (["cluster.wait_s=1.5"], elsewhere):
+        again = rm.register(config, trained.run_id, overrides=overrides)
+        assert (again.version, again.bundle) == (registered.version, registered.bundle)
+    resolved = tracker(spec).read_text(trained.run_id, "config/resolved.yaml")
+    assert load(registered.bundle.uri, registered.bundle.digest).config_yaml == resolved
+
+
+def test_a_lost_bundle_is_written_again_the_same(config, trained, registered):
+    """Registering again restores it; with other settings too its digest is the same."""
+    shutil.rmtree(registered.bundle.uri)
+    again = rm.register(config, trained.run_id, overrides=["cluster.wait_s=1.5", "serve.port=8123"])
+    assert (again.version, again.bundle) == (registered.version, registered.bundle)
+    load(again.bundle.uri, again.bundle.digest)
+
+
+def test_weights_are_not_registered_with_other_code(config, tmp_path, monkeypatch):
+    """A recipe that changed after the training is refused by name, and taken once it is back."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "changing_recipe.py"
+    code = "from tiny import Tiny\n\n\nclass Changing(Tiny):\n    pass\n"
+    module.write_text(code)
+    changing = ["project.name=changing", "recipe.import=changing_recipe:Changing", "train.epochs=1"]
+    run = rm.train(config, overrides=changing)
+    client = tracker(rm.load(config).spec)
+
+    module.write_text(code + "    scale = 2\n")
+    with pytest.raises(RefusedError, match=r"no longer what run \w+ was trained with \(changed: changing_recipe.py\)"):
+        rm.register(config, run.run_id, overrides=changing)
+    assert Registry(client).list("changing") == []
+
+    module.write_text(code)
+    # What a newer raymlops may have written into the configuration is no reason to refuse the run.
+    resolved = client.read_text(run.run_id, "config/resolved.yaml") + "later: {key: value}\n"
+    client.log_text(run.run_id, resolved, "config/resolved.yaml")
+    version = rm.register(config, run.run_id, overrides=changing)
+    assert load(version.bundle.uri, version.bundle.digest).config_yaml == resolved
+    assert rm.gate(config, str(version.version), overrides=changing)[1].passed
 
 
 def test_the_chain_leads_from_a_version_back_to_a_line_of_configuration(config, trained, registered):

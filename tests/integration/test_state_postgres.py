@@ -14,7 +14,7 @@ import time
 import pytest
 import sqlalchemy as sa
 
-from raymlops.errors import UnreachableError
+from raymlops.errors import RefusedError, UnreachableError
 from raymlops.records import BundleRef
 from raymlops.state.store import Deployment, State
 
@@ -112,3 +112,16 @@ def test_writers_wait_for_each_other(url):
         state.close()
     assert len(events) == 20
     assert all(event.before == earlier.after for earlier, event in itertools.pairwise(events))
+
+
+def test_one_change_at_a_time(url):
+    """Who comes second is told who is first and for what; the lock ends with its holder's connection."""
+    with State.open(url) as state, State.open(url) as other:
+        with (
+            state.exclusive("deploy flights", wait_s=0),
+            pytest.raises(RefusedError, match=r"deploy flights.* is changing what is live"),
+            other.exclusive("deploy digits", wait_s=0),
+        ):
+            pass
+        with other.exclusive("deploy digits", wait_s=0):
+            pass

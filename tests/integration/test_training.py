@@ -102,6 +102,22 @@ def test_nan_in_training_names_the_step(storage: Path) -> None:
         train(project(storage, recipe="tiny:NanInStep", num_workers=2))
 
 
+def test_a_display_that_fails_is_raised_and_costs_no_metrics(storage: Path) -> None:
+    """It is called from a thread, whose errors nobody sees; the training ends first and all its metrics are there."""
+
+    def fail(event: Event) -> None:
+        if event.kind == "epoch":
+            raise OSError(f"no terminal for epoch {event.epoch}")
+
+    shown = project(storage, num_workers=1)
+    with pytest.raises(OSError, match="no terminal for epoch 1"):
+        train(shown, on_event=fail)
+    run = _last_run(shown)
+    assert run.info.status == "FAILED"
+    history = tracker(shown.spec).client.get_metric_history(run.info.run_id, "validation/loss")
+    assert len(history) == 2
+
+
 def test_interrupt_ends_the_workers_and_marks_the_run_killed(storage: Path) -> None:
     """Ctrl-C in the middle of a training ends the workers, marks the run KILLED and raises KeyboardInterrupt."""
     import os

@@ -1,8 +1,9 @@
 import json
+import math
 
 import pytest
 
-from raymlops.records import BundleRef, DataRecord, GateCheck, GateDecision, ModelVersionRef, TrialRecord
+from raymlops.records import BundleRef, DataRecord, GateCheck, GateDecision, ModelVersionRef, TrialRecord, to_json
 
 
 def test_a_record_is_plain_json_and_comes_back_equal():
@@ -30,3 +31,13 @@ def test_a_decision_says_why():
     bad = GateCheck("log_loss", passed=False, got=0.9, allowed="at most 0.5")
     assert GateDecision(passed=False, checks=(good, bad)).reason == "log_loss: got 0.9, allowed at most 0.5"
     assert GateDecision(passed=True, checks=(good, good)).reason == "2 checks passed"
+
+
+def test_json_has_no_nan():
+    """A metric that is not a number is null at any depth, and everything else stays."""
+    data = {"metrics": {"a": math.nan, "b": 0.5}, "history": (math.inf, [-math.inf, 1, True, None])}
+    assert json.loads(to_json(data)) == {
+        "schema_version": 1,
+        "metrics": {"a": None, "b": 0.5},
+        "history": [None, [None, 1, True, None]],
+    }

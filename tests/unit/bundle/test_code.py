@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raymlops import __version__
-from raymlops.bundle.code import MAX_DATA_BYTES, MAX_TOTAL_BYTES, collect
+from raymlops.bundle.code import MAX_DATA_BYTES, MAX_TOTAL_BYTES, Code, collect
 from raymlops.errors import RecipeError
 from raymlops.recipe import RecipeBase
 
@@ -131,3 +131,21 @@ def test_a_class_without_a_source_file_is_refused():
 
     with pytest.raises(RecipeError, match="module nowhere_to_be_found has no source file"):
         collect(klass)
+
+
+def test_equal_code_has_an_equal_digest(imported):
+    """It says which code a run was trained with: any change of what travels changes it, a neighbour does not."""
+    files = {"shop.py": RECIPE + "import features\n", "features.py": "x = 1\n"}
+    first = collect(imported("shop:Shop", files))
+    same = collect(imported("shop:Shop", files | {"unrelated.py": "y = 2\n"}))
+    changed = collect(imported("shop:Shop", files | {"features.py": "x = 2\n"}))
+
+    assert first.sha() == same.sha() != changed.sha()
+    differing = {name for name in first.digests() if first.digests()[name] != changed.digests()[name]}
+    assert differing == {"features.py"}
+
+
+def test_the_digest_of_code_that_does_not_travel_is_that_of_its_version():
+    """Another raymlops is other code."""
+    assert collect(RecipeBase).digests() == {"raymlops": __version__}
+    assert Code(distribution="raymlops", version="0").sha() != Code(distribution="raymlops", version="1").sha()

@@ -60,6 +60,34 @@ def test_bad_usage_exits_2(arguments, capsys):
     assert err
 
 
+@pytest.mark.parametrize("arguments", [["nonsense"], ["train"], ["up", "--http-port", "x"], ["train", "--colour"]])
+def test_bad_usage_as_json(arguments, capsys):
+    """With --json stdout is one object, whatever went wrong."""
+    assert main([*arguments, "--json"]) == 2
+    data = json.loads(capsys.readouterr().out)
+    assert data["schema_version"] == 1
+    assert data["error"]["type"] == "UsageError"
+    assert data["error"]["message"]
+
+
+def test_every_verb_takes_json():
+    """As the README says."""
+    command = typer.main.get_command(app)
+    leaves = [
+        leaf
+        for sub in command.commands.values()
+        for leaf in (sub.commands.values() if hasattr(sub, "commands") else [sub])
+    ]
+    assert [leaf.name for leaf in leaves if not any("--json" in option.opts for option in leaf.params)] == []
+
+
+@pytest.mark.parametrize("more", [["--version", "3"], ["--version", "@challenger"], ["--beside"]])
+def test_remove_takes_every_version(more, capsys):
+    """Someone who names one version means something else."""
+    assert main(["deploy", "--config", "a.yaml", "--remove", "--yes", *more]) == 2
+    assert "every version" in capsys.readouterr().err
+
+
 def test_errors_as_json(tmp_path, capsys):
     """With --json an error is one object with every problem of the file."""
     file = tmp_path / "bad.yaml"

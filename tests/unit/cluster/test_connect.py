@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +67,29 @@ def test_a_dead_cluster_is_not_joined(up):
     """Its head's pid has another start time now."""
     upfile.write(replace(up, processes=(ProcessRecord("ray", os.getpid(), 1.0),)))
     assert find(_spec()) == (None, {})
+
+
+@pytest.mark.parametrize("named", ["", "auto", "local"])
+def test_auto_joins_what_is_up(up, monkeypatch, named):
+    """Where the environment names no cluster."""
+    monkeypatch.setenv("RAY_ADDRESS", named)
+    assert find(_spec(address="auto")) == ("127.0.0.1:22001", auth.environment("/t"))
+
+
+def test_auto_prefers_the_environment(up, monkeypatch):
+    """It is where a job was submitted to."""
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert find(_spec(address="auto")) == ("10.0.0.1:6379", {})
+
+
+def test_auto_never_starts_a_cluster(up):
+    """A production run must not train on the laptop that it was started from."""
+    upfile.write(replace(up, processes=(ProcessRecord("ray", os.getpid(), 1.0),)))
+    with pytest.raises(ClusterError, match="has died"):
+        find(_spec(address="auto"))
+    upfile.remove(Path(up.root))
+    with pytest.raises(ClusterError, match="has started none"):
+        find(_spec(address="auto"))
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://127.0.0.1:8265", "head", ":6379", "head:port"])

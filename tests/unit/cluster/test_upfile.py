@@ -54,6 +54,26 @@ def test_a_damaged_record_is_named(tmp_path, text):
         upfile.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({}, []),
+        ({"ports": {"Serve": 8000, "Ray": 6379}, "num_cpus": 2}, []),
+        ({"ports": {"Serve": 8001, "MLflow": None}}, ["Serve on port 8000, not 8001"]),
+        ({"haproxy": True, "num_cpus": 3}, ["Serve without HAProxy", "Ray with 2 CPUs, not 3"]),
+    ],
+)
+def test_what_runs_otherwise_than_asked_is_named(record, asked, found):
+    """What is not asked for is as it may be."""
+    running = replace(record, num_cpus=2)
+    assert running.differences(**{"ports": {}, "haproxy": False, "num_cpus": None, **asked}) == found
+
+
+def test_a_record_without_cpus_differs_in_nothing_by_them(record):
+    """An older raymlops wrote it."""
+    assert record.differences(ports={}, haproxy=False, num_cpus=3) == []
+
+
 def test_what_is_printed_can_be_sourced_by_a_shell(record):
     """A path with a space is quoted."""
     text = upfile.exports(replace(record, token_path="/a b/token"))

@@ -67,6 +67,30 @@ def test_a_deploy_that_was_undone_does_not_count():
     assert previous_champion([version(2, "champion")], events).version == 1
 
 
+def test_removing_and_deploying_again_forgets_nothing():
+    """1, 2, taken down, 2 again: the champion before 2 is still 1; 3 after it goes back to 2."""
+    past = [("deploy", None, 1), ("deploy", 1, 2), ("remove", 2, None)]
+    events = history(*past, ("deploy", None, 2))
+    assert previous_champion([version(2, "champion")], events).version == 1
+    events = history(*past, ("deploy", None, 3))
+    assert previous_champion([version(3, "champion")], events).version == 2
+
+
+def test_a_version_deployed_once_more_after_its_rollback_counts_again():
+    """2 was rolled back to 1, deployed again and followed by 3: before 3 there was 2, before that 1."""
+    past = [("deploy", None, 1), ("deploy", 1, 2), ("rollback", 2, 1), ("deploy", 1, 2), ("promote", 2, 3)]
+    assert previous_champion([version(3, "champion")], history(*past)).version == 2
+    events = history(*past, ("rollback", 3, 2))
+    assert previous_champion([version(2, "champion")], events).version == 1
+
+
+def test_a_warm_version_takes_over_as_it_stands():
+    """Its settings now, not those of its time as champion: anything else would restart it."""
+    events = history(("deploy", None, 1), ("deploy", 1, 2))
+    before = [version(1, max_rows=9), version(2, "champion")]
+    assert previous_champion(before, events).serve == {"max_rows": 9}
+
+
 def test_nothing_to_roll_back_to():
     """The first champion has no version before it, and a model that is not served has none at all."""
     with pytest.raises(NotFoundError, match="before version 1"):

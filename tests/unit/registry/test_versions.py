@@ -219,12 +219,21 @@ def test_mlflow_loads_a_folder_that_no_registry_knows_by_a_given_digest(tmp_path
     assert len(model.predict(pd.DataFrame(EXAMPLE))) == 2
 
 
-def test_two_bundles_of_one_run_keep_their_artifacts_apart(registry, bundle, run_id, tmp_path, global_mlflow):
-    """The second one does not overwrite what the first version loads."""
+def test_a_run_is_one_version_whatever_bundle_comes_with_it(registry, bundle, run_id, tmp_path):
+    """The version keeps the bundle that it was registered with."""
     other = write_bundle(tmp_path, tiny_contents(evaluation={"metrics": {"test/auc": 0.6}}))
-    registry.register("both", run_id=run_id, bundle=bundle)
-    registry.register("both", run_id=run_id, bundle=other)
+    first = registry.register("one", run_id=run_id, bundle=bundle)
+    again = registry.register("one", run_id=run_id, bundle=other)
 
-    models = [mlflow.pyfunc.load_model(f"models:/both/{version}") for version in (1, 2)]
+    assert first == again == registry.of_run("one", run_id)
+    assert registry.of_run("one", "another") is None
 
-    assert [model._model_impl.loaded.digest for model in models] == [bundle.digest, other.digest]
+
+def test_a_duplicate_that_another_process_removed_is_no_error(registry, tracker, bundle, run_id):
+    """Two processes that register one run at once both remove what is too many."""
+    registry.register("race", run_id=run_id, bundle=bundle)
+    extra = tracker.client.create_model_version("race", bundle.uri, run_id)
+    registry._delete(extra)
+    registry._delete(extra)
+
+    assert [ref.version for ref in registry.list("race")] == [1]

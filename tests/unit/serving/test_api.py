@@ -69,3 +69,26 @@ def test_the_end_of_a_long_message_is_kept():
     """What happened stands at the end of a traceback."""
     assert last_lines("a\n\nb\nc\n", 2) == "...\nb\nc"
     assert last_lines("a\nb", 2) == "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("types", "grows"),
+    [(["nodeAb12"], False), (["ray.worker.gpu", "nodeAb12"], True), ([], True)],
+    ids=["nothing to scale", "an autoscaler's types", "not told"],
+)
+def test_the_room_of_a_cluster_is_its_nodes_and_actors(types, grows):
+    """Rows as Ray's state API gives them; where no report says that nothing scales, nodes may be added."""
+
+    def answer(request):
+        if request.url.path == "/api/cluster_status":
+            report = {"autoscalerReport": {"activeNodes": dict.fromkeys(types, 1)}}
+            return httpx.Response(200, json={"data": {"clusterStatus": report}})
+        assert request.url.params["filter_values"] == "ALIVE"
+        rows = {"nodes": [{"node_id": "ab12", "resources_total": {"CPU": 2.0}}], "actors": [{"name": "a"}]}
+        found = {"result": rows[request.url.path.rsplit("/", 1)[1]]}
+        return httpx.Response(200, json={"result": True, "data": {"result": found}})
+
+    room = ServeApi("http://dashboard:8265", "t", transport=httpx.MockTransport(answer)).room()
+    assert room.nodes[0]["resources_total"] == {"CPU": 2.0}
+    assert room.actors == [{"name": "a"}]
+    assert room.grows is grows

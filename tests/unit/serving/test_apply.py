@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import copy
 import socket
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
+from fake_serve import FakeServe
 
 from raymlops.errors import DeployError, PortTakenError
 from raymlops.records import BundleRef
@@ -16,52 +14,12 @@ from raymlops.state.store import Deployment
 FOREIGN = {"name": "shop", "route_prefix": "/shop", "import_path": "shop:app", "deployments": [], "args": {"a": 1}}
 
 
-@dataclass
-class FakeServe:
-    """Serve's REST API in memory: an application comes up by the next look, unless its bundle is ``broken``."""
-
-    dashboard_url: str = "http://127.0.0.1:8265"
-    live: dict[str, dict[str, Any]] = field(default_factory=dict)
-    sent: list[dict[str, Any]] = field(default_factory=list)
-    imperative: tuple[str, ...] = ()
-    unhealthy: set[str] = field(default_factory=set)
-
-    def put(self, config: dict[str, Any]) -> None:
-        self.sent.append(copy.deepcopy(config))
-        self.live = {application["name"]: copy.deepcopy(application) for application in config["applications"]}
-
-    def get(self) -> dict[str, Any]:
-        applications = {name: self._details(config) for name, config in self.live.items()}
-        for name in self.imperative:
-            applications[name] = {"status": "RUNNING", "route_prefix": f"/{name}", "deployed_app_config": None}
-        return {"http_options": {"host": "127.0.0.1", "port": 21050}, "applications": applications}
-
-    def _details(self, config):
-        broken = "broken" in config["args"].get("bundle_uri", "")
-        status = "DEPLOY_FAILED" if broken else "UNHEALTHY" if config["name"] in self.unhealthy else "RUNNING"
-        deployments = {}
-        for options in config["deployments"]:
-            least = options.get("autoscaling_config", {}).get("min_replicas", 1)
-            replicas = [] if broken else [{"state": "RUNNING"}] * least
-            deployments[options["name"]] = {"message": "boom: no such layer" if broken else "", "replicas": replicas}
-        return {
-            "status": status,
-            "message": "Traceback\n" * 100 + "the constructor raised" if broken else "",
-            "route_prefix": config["route_prefix"],
-            "deployed_app_config": config,
-            "deployments": deployments,
-        }
-
-    def routes(self, index: int) -> dict[str, Any]:
-        return {item["name"]: item["route_prefix"] for item in self.sent[index]["applications"]}
-
-
 def deployment(version: int, role: str, *, uri: str = "/bundles", name: str = "flights", **serve) -> Deployment:
     return Deployment(name, version, BundleRef(uri, f"digest{version}"), f"run{version}", role, serve)
 
 
-def bring(serve: FakeServe, *deployments: Deployment):
-    return apply(deployments, api=serve, wait_s=2, probe=False)
+def bring(serve: FakeServe, *deployments: Deployment, concerned=None):
+    return apply(deployments, api=serve, wait_s=2, probe=False, concerned=concerned)
 
 
 def test_a_first_version_comes_up_with_its_route():
@@ -140,12 +98,72 @@ def test_a_broken_champion_does_not_stop_the_rollback():
 
 
 def test_another_models_trouble_does_not_stop_a_deploy():
-    """What a change does not concern is not waited for."""
+    """What a change does not concern is sent and not waited for, whether the change is one or not."""
     serve = FakeServe()
     bring(serve, deployment(1, "champion", name="digits"))
     serve.unhealthy = {"digits--v1"}
-    applied = bring(serve, deployment(1, "champion", name="digits"), deployment(1, "champion"))
-    assert applied.statuses["flights--v1"] == "RUNNING"
+    everything = [deployment(1, "champion", name="digits"), deployment(1, "champion")]
+    assert bring(serve, *everything, concerned={("flights", 1)}).changed
+    assert not bring(serve, *everything, concerned={("flights", 1)}).changed
+    with pytest.raises(DeployError, match="digits--v1 is UNHEALTHY"):
+        bring(serve, *everything)
+
+
+def test_after_an_empty_serve_only_what_is_concerned_is_awaited():
+    """The cluster was started anew: the neighbour's broken version and our own warm one are sent and left to Serve."""
+    serve = FakeServe(unhealthy={"flights--v1"})
+    everything = [
+        deployment(1, "champion", name="digits", uri="/broken"),
+        deployment(1, "warm"),
+        deployment(2, "champion"),
+    ]
+    applied = bring(serve, *everything, concerned={("flights", 2)})
+    assert applied.routes["/models/flights"] == "flights--v2"
+    assert applied.statuses["digits--v1"] == "DEPLOY_FAILED"
+
+
+def test_a_neighbours_unfinished_change_flips_no_route_to_what_is_not_up():
+    """Its deploy was killed on its way: version 1 goes on, 2 comes up beside it, and our change goes through."""
+    serve = FakeServe(unhealthy={"digits--v2"})
+    bring(serve, deployment(1, "champion", name="digits"))
+    unfinished = [deployment(1, "warm", name="digits"), deployment(2, "champion", name="digits")]
+    applied = bring(serve, *unfinished, deployment(1, "champion"), concerned={("flights", 1)})
+    assert applied.routes["/models/digits"] == "digits--v1"
+    assert serve.routes(-1)["digits--v2"] is None
+    serve.unhealthy = set()
+    applied = bring(serve, *unfinished, deployment(1, "champion"), concerned={("flights", 1)})
+    assert applied.routes["/models/digits"] == "digits--v2"
+
+
+def test_a_champion_that_failed_is_tried_anew_when_it_is_asked_for_again():
+    """Nothing is different, but Serve has given it up, and would only repeat its old failure."""
+    serve = FakeServe()
+    with pytest.raises(DeployError):
+        bring(serve, deployment(1, "champion", uri="/broken"))
+    sent = len(serve.sent)
+    with pytest.raises(DeployError):
+        bring(serve, deployment(1, "champion", uri="/broken"))
+    assert "flights--v1" not in serve.routes(sent)
+    assert serve.routes(-1)["flights--v1"] == "/models/flights"
+
+
+def test_a_warm_version_takes_the_route_where_there_is_no_room_to_scale_it():
+    """Three replicas hold all there is, so the third and second of the old version never come: it goes ahead."""
+
+    class Full(FakeServe):
+        def _details(self, config):
+            details = super()._details(config)
+            if config["name"] == "flights--v1":
+                details["deployments"][DEPLOYMENT]["replicas"] = [{"state": "RUNNING"}]
+                scaled = config["deployments"][0]["autoscaling_config"]["min_replicas"] > 1
+                details["status"] = "DEPLOYING" if scaled else "RUNNING"
+            return details
+
+    serve = Full()
+    bring(serve, deployment(1, "warm", max_replicas=3), deployment(2, "champion", min_replicas=3, max_replicas=3))
+    rolled = [deployment(1, "champion", max_replicas=3), deployment(2, "warm", min_replicas=3, max_replicas=3)]
+    applied = apply(rolled, api=serve, wait_s=0.2, probe=False, concerned={("flights", 1)})
+    assert applied.routes["/models/flights"] == "flights--v1"
 
 
 def test_asking_for_what_is_live_but_broken_is_an_error():

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
 import sqlalchemy as sa
 
 from raymlops.config.schema import ProjectSpec
-from raymlops.errors import ConfigError, StorageError, UnreachableError, UsageError
+from raymlops.errors import ConfigError, RefusedError, StorageError, UnreachableError, UsageError
 from raymlops.records import BundleRef
 from raymlops.state.store import Deployment, State, state_url
 
@@ -72,6 +75,49 @@ def test_other_models_are_left_alone(state):
     state.put_deployments({"digits": [deployment(1, "champion", name="digits")]}, action="deploy", why="")
     state.put_deployments({"flights": []}, action="delete", why="")
     assert [item.name for item in state.deployments()] == ["digits"]
+
+
+def test_changes_are_all_there_however_many_questions_the_gate_was_asked(state):
+    """Two changes behind 150 gate events: no limit hides them, and the gate's are none of them."""
+    state.put_deployments({"flights": [deployment(6, "champion")]}, action="deploy", why="")
+    state.put_deployments({"flights": [deployment(7, "champion")]}, action="deploy", why="")
+    for version in range(150):
+        state.record(action="gate.refuse", subject=f"flights/{version}")
+    state.record(action="restore", subject="flights")
+    assert [event.after[0]["version"] for event in state.changes("flights")] == [7, 6]
+    assert len(state.events()) == 153
+
+
+def test_one_change_at_a_time(url, state):
+    """Who comes second is told who is first and for what; afterwards the lock is free."""
+    with (
+        State.open(url) as other,
+        state.exclusive("deploy flights", wait_s=0),
+        pytest.raises(RefusedError, match=rf"process {os.getpid()}: deploy flights\) is changing what is live"),
+        other.exclusive("deploy digits", wait_s=0),
+    ):
+        pass
+    with State.open(url) as other, other.exclusive("deploy digits", wait_s=0):
+        pass
+
+
+def test_a_killed_holder_gives_the_lock_back(url, state):
+    """The operating system does it, whatever way the process ends."""
+    hold = f"""
+import sys
+from raymlops.state.store import State
+with State.open({url!r}) as state, state.exclusive("deploy flights", wait_s=0):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(RefusedError), state.exclusive("deploy digits", wait_s=0):
+            pass
+        process.kill()
+        process.wait()
+    with state.exclusive("deploy digits", wait_s=0):
+        pass
 
 
 def test_events_of_one_model_include_its_versions(state):
@@ -198,7 +244,7 @@ def test_the_url_can_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("STATE_URL", URL_WITH_PASSWORD)
     assert state_url(spec(state={"env": "STATE_URL"})) == URL_WITH_PASSWORD
     monkeypatch.delenv("STATE_URL")
-    with pytest.raises(ConfigError, match=r"storage\.state: cannot be read"):
+    with pytest.raises(ConfigError, match=r"storage\.state: the environment variable STATE_URL is not set"):
         state_url(spec(state={"env": "STATE_URL"}))
 
 

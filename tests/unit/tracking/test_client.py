@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import pickle
 import sqlite3
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,8 +29,8 @@ def spec(**sections: Any) -> ProjectSpec:
     return ProjectSpec.model_validate({"project": {"name": "tiny"}, "recipe": {"import": "tiny:Tiny"}, **sections})
 
 
-def test_a_run_is_written_and_read_back(store: Tracker, tmp_path: Path) -> None:
-    """Tags, params, metrics, text and files of a child run, by a tracker that went through pickle."""
+def test_a_run_is_written_and_read_back(store: Tracker) -> None:
+    """Tags, params, metrics and text of a child run, by a tracker that went through pickle."""
     store = pickle.loads(pickle.dumps(store))
     parent = store.start_run("exp", name="parent", tags={"raymlops.kind": "sweep"})
     run_id = store.start_run("exp", name="child", tags={"a": "b"}, parent_run_id=parent)
@@ -36,8 +38,6 @@ def test_a_run_is_written_and_read_back(store: Tracker, tmp_path: Path) -> None:
     store.log_metrics(run_id, [("train/loss", 1 / step, step, None) for step in range(1, 1501)])
     store.log_metrics(run_id, [("odd name: é!", math.nan, 0, 1)])
     store.log_text(run_id, "hello", "notes/hello.txt")
-    (tmp_path / "file.bin").write_bytes(b"x")
-    store.log_file(run_id, tmp_path / "file.bin", "files")
     store.set_tags(run_id, {"c": "d" * 9000})
     store.end_run(run_id, "FINISHED")
 
@@ -68,14 +68,43 @@ def test_a_server_that_is_down_is_said_within_seconds() -> None:
     assert time.monotonic() - started < 10
 
 
-def test_an_old_schema_is_refused_and_left_alone(storage_path: Path, store: Tracker) -> None:
-    """MLflow would upgrade some old databases unasked; we say how, and touch nothing."""
+def test_a_server_in_trouble_is_no_missing_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HTTP 503 is a TrackingError: whoever asks whether something is there must not hear that it is not."""
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(503)
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever).start()
+        busy = Tracker(f"http://127.0.0.1:{server.server_port}")
+        for ask in (lambda: busy.run("r"), lambda: busy.read_text("r", "evaluation/test.json")):
+            with pytest.raises(TrackingError, match="503"):
+                ask()
+        server.shutdown()
+
+
+def test_a_refused_file_is_no_missing_artifact(store: Tracker) -> None:
+    """An artifact that is there and cannot be read is a TrackingError; a folder under its name is such for root too."""
+    run_id = store.start_run("exp", name="run", tags={})
+    store.log_text(run_id, "x", "notes/hello.txt/inner")
+    with pytest.raises(TrackingError, match="IsADirectoryError"):
+        store.read_text(run_id, "notes/hello.txt")
+
+
+def test_an_old_schema_is_refused_at_the_first_use_and_left_alone(storage_path: Path, store: Tracker) -> None:
+    """MLflow would upgrade some old databases unasked; we say how, and touch nothing, whatever is asked first."""
     database = sqlite3.connect(storage_path / "mlflow.db")
     database.execute("UPDATE alembic_version SET version_num = '0584bdc529eb'")
     database.commit()
-    with pytest.raises(TrackingError, match="has the schema 0584bdc529eb") as raised:
-        store.check()
-    assert "mlflow db upgrade sqlite:///" in str(raised.value.hint)
+    for ask in (store.check, lambda: store.run("r"), lambda: store.client):
+        with pytest.raises(TrackingError, match="has the schema 0584bdc529eb") as raised:
+            ask()
+        assert "mlflow db upgrade sqlite:///" in str(raised.value.hint)
     assert database.execute("SELECT version_num FROM alembic_version").fetchall() == [("0584bdc529eb",)]
     database.close()
 
@@ -94,6 +123,27 @@ def test_the_default_is_sqlite_under_storage(tmp_path: Path) -> None:
     assert found.uri == f"sqlite:///{tmp_path}/new/mlflow.db"
     assert found.artifacts == f"{tmp_path}/new/mlartifacts"
     assert (tmp_path / "new").is_dir()
+
+
+def test_a_sqlite_file_keeps_artifacts_beside_itself(
+    storage_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that tracking.uri names is no reason to write to the working directory, which MLflow would."""
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    monkeypatch.chdir(cwd)
+    found = tracker(spec(tracking={"uri": f"sqlite:///{storage_path}/mlflow.db"}, storage={"path": "elsewhere"}))
+    run_id = found.start_run("exp", name="run", tags={})
+    found.log_text(run_id, "hello", "hello.txt")
+    assert found.run(run_id).info.artifact_uri.startswith(f"{storage_path}/mlartifacts/exp/")
+    assert list(cwd.iterdir()) == []
+
+
+def test_a_database_server_keeps_artifacts_under_storage() -> None:
+    """It has no folder of its own; an MLflow server says itself where they go."""
+    postgres = tracker(spec(tracking={"uri": "postgresql://db/mlflow"}, storage={"path": "file:///data"}))
+    assert postgres.artifacts == "/data/mlartifacts"
+    assert tracker(spec(tracking={"uri": "http://mlflow:5000"}, storage={"path": "/data"})).artifacts is None
 
 
 def test_sqlite_cannot_live_in_a_bucket() -> None:

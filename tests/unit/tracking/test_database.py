@@ -2,9 +2,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from raymlops.tracking.client import Tracker
-from raymlops.tracking.database import ensure_database
+from raymlops.tracking.database import database_file, ensure_database
 
 KILLED = """
 import os, signal, sys
@@ -34,6 +37,24 @@ def test_a_killed_first_start_leaves_no_half_database(tmp_path):
     tracker = Tracker(f"sqlite:///{path}", artifacts=str(tmp_path / "artifacts"))
     tracker.check()
     assert tracker.start_run("x", name="x", tags={})
+    assert [left.name for left in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "file"),
+    [
+        ("sqlite:////data/mlflow.db", Path("/data/mlflow.db")),
+        ("sqlite+pysqlite:////data/mlflow.db?timeout=30", Path("/data/mlflow.db")),
+        ("sqlite:///mlflow.db", Path.cwd() / "mlflow.db"),
+        ("sqlite://", None),
+        ("sqlite:///:memory:", None),
+        ("postgresql://db/mlflow", None),
+        ("http://mlflow:5000", None),
+    ],
+)
+def test_the_file_of_a_url(uri, file):
+    """Only a SQLite URL has one, and not that of a database in memory."""
+    assert database_file(uri) == file
 
 
 def test_a_database_that_is_there_is_left_alone(tmp_path):

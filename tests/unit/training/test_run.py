@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from raymlops.bundle.code import collect
 from raymlops.config.load import load_data
 from raymlops.errors import NonFiniteError, RecipeError, StorageError, TrackingError
 from raymlops.project import Project, bind
+from raymlops.records import DataRecord
 from raymlops.tracking.client import Tracker, tracker
 from raymlops.training.evaluate import totals
 from raymlops.training.progress import Event
+from raymlops.training.record import open_run
 from raymlops.training.run import load_weights, prepare, train
 
 if TYPE_CHECKING:
@@ -46,6 +50,8 @@ def test_a_run_is_on_record(project: Project) -> None:
     assert tags["raymlops.data_fingerprint"] == record.data.fingerprint
     assert tags["raymlops.weights_uri"] == record.weights_uri
     assert tags["team"] == "blue"
+    assert tags["raymlops.code_sha"] == collect(project.recipe_class).sha()
+    assert list(json.loads(client.read_text(record.run_id, "code/files.json"))) == ["tiny.py"]
     # 300 rows in batches of 64: 5 steps an epoch, 15 in all; logged every 2 steps, at each epoch's end, at the last.
     losses = client.client.get_metric_history(record.run_id, "train/loss")
     assert [point.step for point in losses] == [2, 4, 5, 6, 8, 10, 12, 14, 15]
@@ -87,6 +93,49 @@ def test_ctrl_c_marks_the_run_killed(project: Project) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(project, on_event=interrupt)
     assert [run.info.status for run in runs(project)] == ["KILLED"]
+
+
+class Interrupted(Tracker):
+    """Ctrl-C strikes in the middle of one call: right after the server made the run, or while it is filled."""
+
+    call = "start_run"
+
+    def start_run(self, experiment: str, **rest: Any) -> str:
+        run_id = super().start_run(experiment, **rest)
+        if self.call == "start_run":
+            signal.raise_signal(signal.SIGINT)
+        return run_id
+
+    def log_text(self, run_id: str, text: str, path: str) -> None:
+        super().log_text(run_id, text, path)
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("call", ["start_run", "log_text"])
+def test_ctrl_c_while_a_run_opens_marks_it_killed(project: Project, call: str) -> None:
+    """No run is left RUNNING by a driver that is gone; a sweep's own run is opened the same way."""
+    store = tracker(project.spec)
+    interrupted = Interrupted(store.uri, artifacts=store.artifacts)
+    interrupted.call = call
+    with pytest.raises(KeyboardInterrupt):
+        open_run(interrupted, project, DataRecord("f", {"train": 1}))
+    assert [run.info.status for run in runs(project)] == ["KILLED"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("kind", ["epoch", "end"])
+def test_a_display_that_fails_ends_the_run_and_costs_no_metrics(project: Project, kind: str) -> None:
+    """Whenever it fails, the run is closed, with the metrics of that very event."""
+
+    def fail(event: Event) -> None:
+        if event.kind == kind:
+            raise OSError("no terminal")
+
+    with pytest.raises(OSError, match="no terminal"):
+        train(project, on_event=fail)
+    (run,) = runs(project)
+    assert run.info.status == "FAILED"
+    assert "validation/auc" in run.data.metrics
 
 
 def test_a_failure_is_on_record_with_its_reason(tiny_project: Any, storage_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_a_url_with_a_password_comes_from_the_environment(monkeypatch):
 
 def test_a_credential_that_is_not_there_is_named(monkeypatch):
     monkeypatch.delenv("OPTUNA_URL", raising=False)
-    with pytest.raises(UsageError, match=r"storage\.optuna: OPTUNA_URL"):
+    with pytest.raises(UsageError, match=r"storage\.optuna: the environment variable OPTUNA_URL is not set"):
         optuna_url(spec(path="/x", optuna={"env": "OPTUNA_URL"}))
 
 

@@ -1,0 +1,172 @@
+"""One change of what is live, as a whole: line-up, state, Serve, alias, under one lock.
+
+The desired state is written first, with its audit event, then Serve is brought to it and read back, then the alias
+follows. What was read under the lock is what a failed change restores. A kill in between loses nothing: what is live
+goes on, and the same verb again completes it. Who becomes what is the caller's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from raymlops.errors import ClusterError, RaymlopsError
+from raymlops.lifecycle.lineup import champion_of
+from raymlops.lifecycle.room import must_leave_first
+from raymlops.records import DeploymentRecord
+from raymlops.serving.apply import Api, apply
+
+if TYPE_CHECKING:
+    from raymlops.config.schema import ServeSection
+    from raymlops.serving.api import Room
+    from raymlops.serving.apply import Applied
+    from raymlops.state.store import Deployment, State
+
+LOCK_MARGIN_S = 60.0
+"""How much longer than a version's own time to come up a change waits for the one before it."""
+
+
+class Cluster(Api, Protocol):
+    """What a change asks of a ``ServeApi``."""
+
+    def room(self) -> Room:
+        """Return what the cluster has, and what its actors hold."""
+
+
+@dataclass(frozen=True)
+class LineUp:
+    """What a model's deployments are to be. ``subject`` is the version that the change is about, if it stays."""
+
+    wanted: list[Deployment]
+    subject: int | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was before, what is now, and what did not follow although it is live."""
+
+    before: list[Deployment]
+    now: LineUp
+    applied: Applied
+    warnings: tuple[str, ...] = ()
+
+
+Decide = Callable[[Sequence["Deployment"]], LineUp]
+Follow = Callable[[int], None]
+
+
+def change(
+    state: State,
+    cluster: Cluster,
+    name: str,
+    *,
+    decide: Decide,
+    serve: ServeSection,
+    action: str,
+    why: str,
+    follow: Follow | None = None,
+) -> Change:
+    """Change the deployments of one model; where its version does not come up, all is as before.
+
+    ``decide`` is asked for the line-up under the lock. ``follow`` is called with the version once it is live. Its
+    failure is put on the record and returned as a warning.
+
+    Raises:
+        InsufficientResourcesError: the cluster can never hold the version; nothing was changed.
+        RefusedError: another change went on for too long; nothing was changed.
+        DeployError: the version did not come up.
+        RaymlopsError: of ``decide``; nothing was changed.
+    """
+    with state.exclusive(f"{action} {name}", wait_s=serve.ready_timeout_s + LOCK_MARGIN_S):
+        before = state.deployments(name)
+        now = decide(before)
+        early = _leave_early(cluster, before, now)
+        if before != now.wanted:
+            state.put_deployments({name: now.wanted}, action=action, why=why)
+        concerned = set() if now.subject is None else {(name, now.subject)}
+        try:
+            if early:
+                rest = [item for item in state.deployments() if item.name != name]
+                _send(cluster, [*rest, *(item for item in before if item not in early)], serve=serve)
+            applied = _send(
+                cluster, state.deployments(), serve=serve, concerned=concerned, wait_s=serve.ready_timeout_s
+            )
+        except BaseException as error:
+            if before != now.wanted:
+                reason = f"{action} failed: {type(error).__name__}: {error}"[:2000]
+                state.put_deployments({name: before}, action=f"{action}.undone", why=reason)
+                _undo(state, cluster, before, serve=serve)
+            raise
+        warnings = _followed(state, follow, name, now.subject, action=action)
+    return Change(before, now, applied, warnings)
+
+
+def record_of(change: Change) -> DeploymentRecord:
+    """Return a change that left its subject served, for the caller."""
+    version = change.now.subject
+    new = next(item for item in change.now.wanted if item.version == version)
+    old = champion_of(change.before)
+    return DeploymentRecord(
+        name=new.name,
+        version=new.version,
+        digest=new.bundle.digest,
+        role=new.role,
+        url=f"{change.applied.base_url}/models/{new.name}/predict" if new.role == "champion" else None,
+        previous_version=old.version if old and old.version != version else None,
+        changed=change.applied.changed,
+        warnings=change.warnings,
+    )
+
+
+def _leave_early(cluster: Cluster, before: Sequence[Deployment], now: LineUp) -> list[Deployment]:
+    """Return the versions that must go before the new one comes up; nothing is asked where it is up already."""
+    standing = {item.version: item for item in before}
+    new = next((item for item in now.wanted if item.version == now.subject), None)
+    if new is None or (new.version in standing and standing[new.version].serve == new.serve):
+        return []
+    stay = {item.version for item in now.wanted}
+    leaving = [item for item in before if item.version not in stay and item.role != "champion"]
+    try:
+        room = cluster.room()
+    except ClusterError:
+        return []  # not knowing must not refuse what may fit; a dashboard that is down says so when it is sent to
+    return leaving if must_leave_first(new, leaving, cluster=room) else []
+
+
+def _send(
+    cluster: Cluster,
+    deployments: Sequence[Deployment],
+    *,
+    serve: ServeSection,
+    concerned: Collection[tuple[str, int]] = (),
+    wait_s: float = 20.0,
+) -> Applied:
+    return apply(deployments, api=cluster, wait_s=wait_s, concerned=concerned, host=serve.host, port=serve.port)
+
+
+def _undo(state: State, cluster: Cluster, before: Sequence[Deployment], *, serve: ServeSection) -> None:
+    """Send the state of before, which deletes what did not come up; wait a moment for the champion of before."""
+    old = champion_of(before)
+    concerned = {(old.name, old.version)} if old is not None else set()
+    try:
+        _send(cluster, state.deployments(), serve=serve, concerned=concerned, wait_s=10)
+    except RaymlopsError:
+        # Serve does not answer: the desired state is right again, and the next verb brings Serve to it.
+        return
+
+
+def _followed(state: State, follow: Follow | None, name: str, version: int | None, *, action: str) -> tuple[str, ...]:
+    """Let the alias follow. The version is live by now, so nothing that fails here may look like a failed change."""
+    if follow is None or version is None:
+        return ()
+    try:
+        follow(version)
+    except RaymlopsError as error:
+        warning = f"version {version} is live, but the alias champion did not follow: {error.message}"
+        try:
+            state.record(action=f"{action}.alias", subject=f"{name}/{version}", why=warning)
+        except RaymlopsError as second:
+            return warning, f"that is not in the audit record: {second.message}"
+        return (warning,)
+    return ()

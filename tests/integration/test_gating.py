@@ -1,0 +1,103 @@
+"""The gate's record: what it writes, in which order, and what it says of a champion that cannot be asked."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import raymlops as rm
+from raymlops.bundle.load import load
+from raymlops.errors import GateRefusedError, NotFoundError, RefusedError, StorageError
+from raymlops.lifecycle.gating import _project_of
+from raymlops.lifecycle.live import events
+from raymlops.lifecycle.source import spec_of
+from raymlops.registry.versions import Registry
+from raymlops.tracking.client import tracker
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, mlflow_database):
+    """A project whose version 1 passed its gate and is champion; version 2 is a candidate."""
+    storage = tmp_path_factory.mktemp("gating") / "storage"
+    storage.mkdir()
+    shutil.copy(mlflow_database, storage / "mlflow.db")
+    data = {
+        "project": {"name": "tiny"},
+        "recipe": {"import": "tiny:Tiny", "config": {"train_rows": 400}},
+        "train": {"epochs": 1, "lr": 0.01},
+        "gate": {"margin": 0.9},
+        "storage": {"path": str(storage)},
+        "tracking": {"uri": f"sqlite:///{storage}/mlflow.db"},
+    }
+    for lr in (0.01, 0.02):
+        run = rm.train({**data, "train": {"epochs": 1, "lr": lr}})
+        version = rm.register(data, run.run_id).version
+        if version == 1:
+            rm.gate(data)
+            rm.promote(data)
+    return data
+
+
+def registry(config):
+    return Registry(tracker(spec_of(config)))
+
+
+def strict(config):
+    return {**config, "gate": {"thresholds": {"test/auc": {"min": 0.999}}}}
+
+
+def test_what_cannot_be_recorded_is_not_decided(config, tmp_path):
+    """The audit comes first: without it the version has no verdict and no alias."""
+    (tmp_path / "file").touch()
+    nowhere = {**config, "storage": {**config["storage"], "state": f"sqlite:///{tmp_path}/file/state.db"}}
+    with pytest.raises(StorageError):
+        rm.gate(nowhere, "2")
+    assert "raymlops.gate" not in registry(config).tags("tiny", 2)
+    assert "challenger" not in registry(config).get("tiny", "2").aliases
+
+
+def test_a_version_that_is_refused_is_challenger_no_more(config):
+    """It passed, the rules became stricter, and it can no longer be made live, by alias or by number."""
+    version, _ = rm.gate(config, "2")
+    assert "challenger" in version.aliases
+    with pytest.raises(GateRefusedError, match=r"test/auc: got 0\.\d+, allowed >= 0.999"):
+        rm.gate(strict(config), "2")
+    with pytest.raises(NotFoundError, match="challenger"):
+        rm.promote(config)
+    with pytest.raises(RefusedError, match="version 2 was refused by its gate"):
+        rm.promote(config, "2")
+    assert [event.action for event in events(config)][-2:] == ["gate.pass", "gate.refuse"]
+
+
+def test_an_alias_alone_admits_nothing(config):
+    """Somebody moved it by hand in MLflow: the verdict is what counts."""
+    with pytest.raises(GateRefusedError):
+        rm.gate(strict(config), "2")
+    registry(config).set_alias("tiny", "challenger", 2)
+    with pytest.raises(RefusedError, match="was refused by its gate"):
+        rm.promote(config)
+
+
+def test_a_configuration_of_another_raymlops_is_read_leniently(config):
+    """A bundle whose configuration has keys that this version does not know can still be asked about."""
+    ref = registry(config).get("tiny", "2")
+    model = load(ref.bundle.uri, ref.bundle.digest)
+    text = model.config_yaml.replace("train:\n", "train:\n  warp_speed: 9\n", 1)
+    object.__setattr__(model, "config_yaml", text)
+    assert _project_of(model, spec_of(config)).spec.train.epochs == 1
+
+
+def test_a_champion_that_cannot_be_asked_is_a_reason(config):
+    """Its bundle is damaged: the version is not shown to be as good, and the message says how to go on."""
+    champion = registry(config).get("tiny", "1")
+    weights = next(Path(champion.bundle.uri).glob("*.safetensors"))
+    weights.chmod(0o644)
+    weights.write_bytes(b"damaged")
+    with pytest.raises(GateRefusedError, match="version 1 could not be asked: BundleError") as caught:
+        rm.gate(config, "2")
+    assert "raymlops promote" in str(caught.value)
+    assert events(config)[-1].action == "gate.refuse"

@@ -1,0 +1,182 @@
+"""One's own recipe from training to a live endpoint, and what becomes of the endpoint when its code changes.
+
+Everything goes through the public functions and one configuration. The tests build on each other in one Serve, in the
+order in which they stand here: starting it anew takes ten seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+import raymlops as rm
+from raymlops.bundle.load import load
+from raymlops.cluster.ports import free_port
+from raymlops.errors import DeployError, InsufficientResourcesError, NotFoundError
+from raymlops.lifecycle.live import events, remove, restore
+from raymlops.lifecycle.source import spec_of
+from raymlops.registry.versions import Registry
+from raymlops.serving.client import predict
+from raymlops.state.store import State, state_url
+from raymlops.tracking.client import tracker
+
+pytestmark = pytest.mark.integration
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "own_recipe" / "iris_like.py"
+ROWS = [{"garden": "north", "petal_cm": 1.4}, {"garden": "moon", "petal_cm": None}]
+AS_IT_IS = "softmax(1)"
+REVERSED = "softmax(1).flip(1)"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder on the path, where the recipe is edited, and end Serve afterwards."""
+    from ray import serve
+
+    folder = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield folder
+    sys.modules.pop("iris_like", None)
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def config(folder, ray_local, mlflow_database):
+    """Return the configuration: nothing but this says where the cluster, MLflow and the state are."""
+    storage = folder / "storage"
+    storage.mkdir()
+    shutil.copy(mlflow_database, storage / "mlflow.db")
+    return {
+        "project": {"name": "iris-like"},
+        "recipe": {"import": "iris_like:IrisLike"},
+        "train": {"epochs": 2, "lr": 0.01, "num_workers": 0, "metric": "validation/loss", "mode": "min"},
+        "gate": {"margin": 5.0},
+        "serve": {"port": free_port(), "cpus_per_replica": 0.1, "max_replicas": 1},
+        "storage": {"path": str(storage)},
+        "tracking": {"uri": f"sqlite:///{storage}/mlflow.db"},
+        "cluster": {"dashboard": ray_local.dashboard_url},
+    }
+
+
+def make_version(config, folder, source):
+    """Train, register and gate what the recipe's file says now."""
+    (folder / "iris_like.py").write_text(source)
+    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+    sys.modules.pop("iris_like", None)
+    importlib.invalidate_caches()
+    version = rm.register(config, rm.train(config).run_id)
+    rm.gate(config)
+    return version
+
+
+def answered(record, ref):
+    """Return whether the route answers with this version, and as its own bundle does."""
+    answer = predict(record.url, ROWS)
+    expected = load(ref.bundle.uri, ref.bundle.digest).predict_rows(ROWS)
+    same = all(got == pytest.approx(wanted, abs=1e-5) for got, wanted in zip(answer.outputs, expected, strict=True))
+    return (answer.model_version, same) == (str(ref.version), True)
+
+
+def desired(config):
+    with State.open(state_url(spec_of(config))) as state:
+        return {item.version: item.role for item in state.deployments()}
+
+
+def actions(config):
+    return [event.action for event in events(config)]
+
+
+@pytest.fixture(scope="module")
+def first(config, folder):
+    return make_version(config, folder, EXAMPLE.read_text())
+
+
+@pytest.fixture(scope="module")
+def second(config, folder, first):
+    """Return a version whose changed code answers with the classes in reverse order."""
+    source = EXAMPLE.read_text()
+    assert AS_IT_IS in source
+    return make_version(config, folder, source.replace(AS_IT_IS, REVERSED))
+
+
+def test_the_first_version_is_live_by_the_configuration_alone(config, first):
+    """Serve did not run; now the route answers as the bundle does, and the alias is on the version."""
+    record = rm.deploy(config)
+    assert (record.version, record.role, record.changed, record.warnings) == (1, "champion", True, ())
+    assert answered(record, first)
+    assert Registry(tracker(spec_of(config))).get("iris-like", "@champion").version == 1
+    assert not rm.deploy(config).changed
+
+
+def test_changed_code_is_live_beside_the_old(config, first, second):
+    """First beside, without the route, then with it, then the old one again: each with the code it was trained with."""
+    record = rm.deploy(config, promote=False)
+    assert (record.version, record.role, record.url) == (2, "warm", None)
+    assert desired(config) == {1: "champion", 2: "warm"}
+    record = rm.promote(config)
+    assert (record.version, record.previous_version) == (2, 1)
+    assert answered(record, second)
+    record = rm.rollback(config)
+    assert (record.version, record.previous_version) == (1, 2)
+    assert answered(record, first)
+    assert desired(config) == {1: "champion", 2: "warm"}
+    assert actions(config) == ["gate.pass", "deploy", "gate.pass", "deploy.beside", "promote", "rollback"]
+
+
+def test_a_version_that_crashes_in_its_replica_changes_nothing(config, folder, first, second):
+    """Its message is in the error; the champion answers all the while; the state is as it was."""
+    switch = folder / "crash"
+    crash = f'if __import__("os").path.exists({str(switch)!r}):\n            raise RuntimeError("out of petals")'
+    source = EXAMPLE.read_text().replace("    def model(self):\n", f"    def model(self):\n        {crash}\n")
+    make_version(config, folder, source)
+    switch.touch()
+    before = desired(config)
+    with pytest.raises(DeployError, match="out of petals"):
+        rm.deploy(config)
+    switch.unlink()
+    assert desired(config) == before
+    url = f"http://127.0.0.1:{config['serve']['port']}/models/iris-like/predict"
+    assert predict(url, ROWS).model_version == "1"
+    assert actions(config)[-3:] == ["gate.pass", "deploy", "deploy.undone"]
+    assert Registry(tracker(spec_of(config))).get("iris-like", "@champion").version == 1
+
+
+def test_a_version_that_can_never_fit_is_refused_at_once(config, second):
+    """Five CPUs a replica on a cluster of two: refused before anything is written, naming who holds what."""
+    before = actions(config)
+    greedy = {**config, "serve": {**config["serve"], "cpus_per_replica": 5.0}}
+    with pytest.raises(InsufficientResourcesError, match=r"asks for 1 x 5 CPU(.|\n)*iris-like--v1"):
+        rm.deploy(greedy, "2")
+    assert actions(config) == before
+
+
+def test_what_should_be_live_can_be_brought_back(config, first):
+    """Serve lost everything, as by down and up: one call brings both versions back, the champion with its route."""
+    from ray import serve
+
+    serve.shutdown()
+    assert [item.version for item in restore(config)] == [1, 2]
+    record = rm.deploy(config, "1")
+    assert not record.changed
+    assert answered(record, first)
+
+
+def test_a_removed_model_is_gone_and_its_past_is_not(config, second):
+    """No route, no desired state; deployed again, a rollback still knows which champion came before."""
+    assert remove(config) == [1, 2]
+    assert desired(config) == {}
+    with pytest.raises(NotFoundError, match="not served"):
+        rm.rollback(config)
+    base = f"http://127.0.0.1:{config['serve']['port']}"
+    assert httpx.get(f"{base}/models/iris-like").status_code == 404
+    record = rm.deploy(config, "2")
+    assert answered(record, second)
+    assert rm.rollback(config).version == 1
+    remove(config)
+    assert actions(config)[-4:] == ["remove", "deploy", "rollback", "remove"]
