@@ -65,7 +65,7 @@ def pipeline(
     confirm("This may change what is live. Go on?", yes=yes)
     with Progress() as progress:
         record = run_pipeline(config, overrides=overrides or (), env=env, on_event=progress, on_step=progress.line)
-    answer(record.to_dict(), f"{record.deployment.name} version {record.deployment.version} is live", as_json=as_json)
+    answer(record.to_dict(), _live(record.deployment), as_json=as_json)
 
 
 def deploy(

@@ -21,9 +21,9 @@ from raymlops.cluster.capacity import logical_cpus
 from raymlops.cluster.ports import HOST, answers, free_port, is_loopback
 from raymlops.cluster.processes import MARK, end
 from raymlops.cluster.services import GUARD, serve_environment
-from raymlops.cluster.signals import sigterm_kept, undisturbed
 from raymlops.errors import ClusterError
 from raymlops.records import Record
+from raymlops.signals import sigterm_kept, undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,10 +23,10 @@ from raymlops.cluster.auth import ensure_token
 from raymlops.cluster.capacity import logical_cpus
 from raymlops.cluster.ports import HOST, Listener, check_free, listeners
 from raymlops.cluster.processes import MARK, ProcessRecord, belonging, end
-from raymlops.cluster.signals import undisturbed
 from raymlops.cluster.upfile import HOME, UpRecord
 from raymlops.errors import ClusterError, StorageError, UsageError
 from raymlops.records import Record
+from raymlops.signals import undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 ARTIFACT = "model"
 CANDIDATE = "candidate"
-CHALLENGER = "challenger"
-CHAMPION = "champion"
 
 _READY_WAIT_S = 60
 _MAX_TAG = 5000

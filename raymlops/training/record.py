@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from raymlops.bundle.code import collect
 from raymlops.config.load import dump
 from raymlops.errors import RecipeError, TrackingError
+from raymlops.signals import undisturbed
 from raymlops.tracking.params import flatten
 from raymlops.tracking.provenance import git_record, hardware, packages
-from raymlops.training.interrupts import interrupts_held
 from raymlops.training.progress import Throttle
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def open_run(
     run_id = ""
     try:
         # Between the server's making the run and our knowing its id an interrupt would leave it open for ever.
-        with interrupts_held():
+        with undisturbed():
             run_id = tracker.start_run(
                 spec.experiment,
                 name=f"{spec.project.name}-{'' if kind == 'run' else kind + '-'}{time.strftime('%Y%m%d-%H%M%S')}",

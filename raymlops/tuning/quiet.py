@@ -71,25 +71,6 @@ def stop_on_signal(conductor: Conductor) -> Iterator[None]:
 
 
 @contextmanager
-def hold_signals() -> Iterator[None]:
-    """Put Ctrl-C and SIGTERM off while books are closed: a few writes that must not be left half done.
-
-    Raises:
-        KeyboardInterrupt: at the end, if one came and nothing else was raised.
-    """
-    came = False
-
-    def hold(number: int, frame: Any) -> None:  # noqa: ARG001 - the signature of a handler
-        nonlocal came
-        came = True
-
-    with _handling(hold):
-        yield
-    if came:
-        raise KeyboardInterrupt
-
-
-@contextmanager
 def _handling(handler: Any) -> Iterator[None]:
     """Handle SIGINT and SIGTERM for a while. Outside the main thread there are no signals to handle."""
     if threading.current_thread() is not threading.main_thread():

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from raymlops.config.load import dump
 from raymlops.errors import RaymlopsError, SweepError, TrackingError
 from raymlops.records import SCHEMA_VERSION, SweepRecord
+from raymlops.signals import undisturbed
 from raymlops.tuning.checks import check, concurrency, metric_of, mode_of, refuse_sqlite
 from raymlops.tuning.conductor import Conductor
-from raymlops.tuning.quiet import hold_signals, quiet_tune, stop_on_signal
+from raymlops.tuning.quiet import quiet_tune, stop_on_signal
 from raymlops.tuning.reasons import describe
 from raymlops.tuning.select import select
 from raymlops.tuning.storage import create_study, open_storage, optuna_url, without_credentials
@@ -105,7 +106,7 @@ def _parent_run(project: Project, store: Tracker, data: DataRecord, *, tags: Map
         store.end_run(run_id, "FINISHED")
     except BaseException as error:
         try:
-            with hold_signals():
+            with undisturbed():
                 store.set_tags(run_id, {"raymlops.reason": reason(error)})
                 store.end_run(run_id, "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         except TrackingError as lost:
@@ -167,7 +168,7 @@ def _close(
     conductor: Conductor, children: Children, summary: Callable[[], str], *, store: Tracker, sweep_id: str
 ) -> TrackingError | None:
     """End whatever is open, in the study first: it does not depend on MLflow. Return what MLflow refused."""
-    with hold_signals():
+    with undisturbed():
         try:
             conductor.close()
         except Exception as error:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM around a cluster of ours: clean-ups they may not cut short, handlers that Ray replaces.
+"""SIGINT and SIGTERM: moments that they may not cut short, and handlers that Ray replaces.
 
 Python runs handlers in the main thread alone, so that in another one there is nothing to hold.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let a clean-up finish: a second Ctrl-C or SIGTERM would leave processes that the first was meant to end.
+    """Let a block finish that would otherwise leave something open: processes, a run, half-closed books.
 
     One that came during the block is delivered after it, unless an exception is on its way out already: then
     the first one has done what the second asks for.

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from raymlops.cluster.signals import sigterm_kept, undisturbed
+from raymlops.signals import sigterm_kept, undisturbed
 
 
 @pytest.fixture(autouse=True)
