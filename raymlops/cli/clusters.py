@@ -25,13 +25,15 @@ RootOption = Annotated[
 def up(
     *,
     root: RootOption = None,
-    http_port: Annotated[int | None, typer.Option(help="Port of the endpoints.  [default: 8000]")] = None,
-    dashboard_port: Annotated[
-        int | None, typer.Option(help="Port of Ray's dashboard and job API.  [default: 8265]")
+    http_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of the endpoints.  [default: 8000]")
     ] = None,
-    mlflow_port: Annotated[int | None, typer.Option(help="Port of MLflow.  [default: 5000]")] = None,
-    ray_port: Annotated[int | None, typer.Option(help="Port of Ray itself.  [default: 6379]")] = None,
-    num_cpus: Annotated[float | None, typer.Option(help="CPUs that Ray may use.  [default: all]")] = None,
+    dashboard_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of Ray's dashboard and job API.  [default: 8265]")
+    ] = None,
+    mlflow_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of MLflow.  [default: 5000]")] = None,
+    ray_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of Ray itself.  [default: 6379]")] = None,
+    num_cpus: Annotated[float | None, typer.Option(min=1, help="CPUs that Ray may use.  [default: all]")] = None,
     haproxy: Annotated[
         bool, typer.Option("--haproxy", help="Serve through HAProxy: faster, opens more ports.")
     ] = False,
@@ -73,10 +75,12 @@ def down(*, root: RootOption = None, as_json: JsonFlag = False) -> None:
 
 
 def status(*, root: RootOption = None, as_json: JsonFlag = False) -> None:
-    """Say what ``up`` started and whether it answers."""
+    """Say what ``up`` started, whether it answers, and which models are live."""
     from raymlops.cluster.local import status as look
+    from raymlops.serving.client import models
 
     record = look(root=root)
+    live = models(record.urls["serve"]) if record.services["serve"] else []
     rows = [
         {"service": name, "answers": "yes" if answers else "no", "url": record.urls.get(name, "")}
         for name, answers in record.services.items()
@@ -85,7 +89,8 @@ def status(*, root: RootOption = None, as_json: JsonFlag = False) -> None:
     if record.state != "down":
         lines.append(table(rows, {"service": None, "answers": None, "url": None}))
         lines += [f"reachable by other machines: {socket}" for socket in record.open_to_others]
-    answer(record.to_dict(), "\n".join(lines), as_json=as_json)
+        lines += ["", table(live, dict.fromkeys(("name", "version", "path")))] if live else ["no model is live"]
+    answer({**record.to_dict(), "models": live}, "\n".join(lines), as_json=as_json)
 
 
 def doctor(*, root: RootOption = None, as_json: JsonFlag = False) -> None:

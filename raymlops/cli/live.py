@@ -157,7 +157,7 @@ def predict(
     *,
     file: Annotated[Path, typer.Option("--file", "-f", metavar="FILE", help="Rows: .json, .csv or .parquet.")],
     url: Annotated[str | None, typer.Option(help="Where Serve answers.  [default: what up started]")] = None,
-    timeout_s: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 30.0,
+    timeout_s: Annotated[float, typer.Option(min=0.01, help="Seconds to wait for an answer.")] = 30.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Ask the endpoint for every row of a file; prints one JSON object a row."""
@@ -183,7 +183,12 @@ def audit(
     from raymlops.lifecycle.live import events
 
     rows: list[Any] = [event.to_dict() for event in events(config, overrides=overrides or (), env=env)]
-    answer({"events": rows}, table(rows, dict.fromkeys(("ts", "actor", "action", "subject", "why"))), as_json=as_json)
+    columns = {**dict.fromkeys(("ts", "actor", "action", "subject")), "why": _first_line}
+    answer({"events": rows}, table(rows, columns), as_json=as_json)
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else ""
 
 
 def _serve_url() -> str:

@@ -126,10 +126,10 @@ def token(facts: Facts) -> Iterator[Finding]:
     elif facts.up_state == "up" and mode != "token":
         yield Finding(
             "token mode",
-            False,
+            not mode,  # raymlops finds the token of `up` by itself, unless it is told not to use one
             f"raymlops up runs with a token, and this shell has {auth.MODE}={facts.auth_mode or 'unset'}: "
-            "`ray job submit` will fail with AuthenticationError",
-            "export what raymlops up prints; run again, it only prints it",
+            "Ray's own commands, `ray job submit` among them, need what raymlops up exports",
+            'eval "$(raymlops up)"',
         )
     elif mode == "token" and found is None:
         yield Finding(

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from raymlops.config.credentials import ADVICE, holds_credential
 from raymlops.config.space import Distribution, parse_distribution
@@ -79,6 +79,7 @@ class SecretRef(Spec):
 
 Uri = Annotated[str, AfterValidator(_no_credentials)]
 UriOrRef = Uri | SecretRef
+TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
 
 class ProjectSection(Spec):
@@ -233,6 +234,15 @@ class TrackingSection(Spec):
     experiment: str | None = Field(None, min_length=1, description="default: project.name")
     username: SecretRef | None = Field(None, description="basic auth user of the MLflow server")
     password: SecretRef | None = Field(None, description="basic auth password of the MLflow server")
+
+    @field_validator("uri")
+    @classmethod
+    def _known_scheme(cls, uri: str | SecretRef | None) -> str | SecretRef | None:
+        scheme = uri.partition("://")[0].partition("+")[0] if isinstance(uri, str) else TRACKING_SCHEMES[0]
+        if scheme not in TRACKING_SCHEMES:
+            msg = f"got {uri!r}; a URI that starts with {', '.join(f'{name}://' for name in TRACKING_SCHEMES)}"
+            raise ValueError(msg)
+        return uri
 
 
 class StorageSection(Spec):

@@ -42,6 +42,7 @@ def deploy(
 
     Raises:
         NotFoundError: there is no such version.
+        BundleError: its files are no longer what its digest vouches for.
         RefusedError: the version has not passed its gate, or another change of what is live takes too long.
         InsufficientResourcesError: the cluster can never hold it beside what is served; nothing was changed.
         DeployError: it did not come up; what was live still is, and the desired state is as before.
@@ -51,7 +52,7 @@ def deploy(
     registry, ref = _admitted(spec, version)
     action = "deploy" if promote else "deploy.beside"
     with _open(spec) as (state, api):
-        return _bring(spec, ref, state=state, api=api, registry=registry, action=action, why=_why(version))
+        return _bring(spec, ref, state=state, api=api, registry=registry, action=action, why=_why(version, ref))
 
 
 def promote(
@@ -63,6 +64,7 @@ def promote(
 
     Raises:
         NotFoundError: there is no such version.
+        BundleError: its files are no longer what its digest vouches for.
         RefusedError: the version has not passed its gate, or another change of what is live takes too long.
         InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
     """
@@ -71,9 +73,9 @@ def promote(
     with _state(spec) as state:
         with state.exclusive(f"promote {ref.name}", wait_s=spec.serve.ready_timeout_s):
             if not state.deployments(ref.name):
-                return _name_champion(ref, state=state, registry=registry, why=_why(version))
+                return _name_champion(ref, state=state, registry=registry, why=_why(version, ref))
         with _serve(spec) as api:
-            return _bring(spec, ref, state=state, api=api, registry=registry, action="promote", why=_why(version))
+            return _bring(spec, ref, state=state, api=api, registry=registry, action="promote", why=_why(version, ref))
 
 
 def rollback(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> DeploymentRecord:
@@ -158,7 +160,11 @@ def events(source: Source, *, overrides: Sequence[str] = (), env: str | None = N
 
 
 def _admitted(spec: ProjectSpec, version: str) -> tuple[Registry, ModelVersionRef]:
-    """Return a version that has passed its gate. Its tag says so: an alias can be moved by anybody, by hand."""
+    """Return a version that has passed its gate and whose files are whole.
+
+    Its tag says whether it passed: an alias can be moved by anybody, by hand.
+    """
+    from raymlops.bundle.verify import verify
     from raymlops.registry.versions import Registry
     from raymlops.tracking.client import tracker
 
@@ -171,6 +177,7 @@ def _admitted(spec: ProjectSpec, version: str) -> tuple[Registry, ModelVersionRe
             f"{ref.name} version {ref.version} {asked}",
             hint=f"raymlops models gate --config FILE --version {ref.version}",
         )
+    verify(ref.bundle.uri, ref.bundle.digest)
     return registry, ref
 
 
@@ -238,8 +245,8 @@ def _name_champion(ref: ModelVersionRef, *, state: State, registry: Registry, wh
     )
 
 
-def _why(version: str) -> str:
-    return f"version {version} asked for"
+def _why(version: str, ref: ModelVersionRef) -> str:
+    return f"version {ref.version} asked for" + (f" as {version}" if version != str(ref.version) else "")
 
 
 @contextmanager

@@ -42,6 +42,7 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     from raymlops.bundle.write import write_bundle
     from raymlops.registry.lineage import lineage_tags
     from raymlops.registry.versions import Registry
+    from raymlops.state.store import State, state_url
     from raymlops.tracking.client import tracker as tracker_of
     from raymlops.training.data import prepare
     from raymlops.training.record import CONFIG
@@ -77,13 +78,18 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     bundle = write_bundle(here.storage.path, contents)
     if known is not None:
         return _with_bundle_again(known, bundle, registry=registry)
-    return registry.register(
+    ref = registry.register(
         here.project.name,
         run_id=run_id,
         bundle=bundle,
         tags={**here.project.tags, **lineage},
         description=here.project.description,
     )
+    with State.open(state_url(here)) as journal:
+        journal.record(
+            action="register", subject=f"{ref.name}/{ref.version}", after=ref.to_dict(), why=f"run {run_id} asked for"
+        )
+    return ref
 
 
 def _training_tags(tracker: Tracker, run_id: str) -> dict[str, str]:

@@ -42,6 +42,8 @@ SEED = 20_130_101
 
 _PREFIX = "test/"
 _CHUNK = 128
+_ROUNDING = 1e-6
+"""Of float32 sums, relative."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,9 @@ def _compare(
     # A resample without a value speaks for the worst; "lower" takes a value that was seen, not one between two.
     differences[np.isnan(differences)] = -np.inf
     bound = float(np.quantile(differences, 1 - gate.confidence, method="lower"))
-    passed = math.isfinite(new) and math.isfinite(old) and bound >= -gate.margin
+    # The same training on other workers differs in the last bits of its sums: that is no difference.
+    rounding = _ROUNDING * max(1.0, abs(old)) if math.isfinite(old) else 0.0
+    passed = math.isfinite(new) and math.isfinite(old) and bound >= -gate.margin - rounding
     detail = (
         f"{key} {new:.5g} against {old:.5g}, better by {sign * (new - old):+.3g}; bound at {gate.confidence:.0%} "
         f"confidence over {gate.resamples} resamples of {len(blocks)} blocks"

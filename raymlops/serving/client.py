@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import orjson
 
-from raymlops.errors import ClusterError, InvalidRowsError, NotFoundError, RaymlopsError, RowProblem
+from raymlops.errors import ClusterError, InvalidRowsError, NotFoundError, RaymlopsError, RowProblem, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,6 +59,20 @@ def describe(url: str, *, timeout_s: float = 30.0, transport: httpx.BaseTranspor
     return _send("GET", url, body=None, headers={}, timeout_s=timeout_s, transport=transport)
 
 
+def models(base_url: str, *, timeout_s: float = 5.0) -> list[dict[str, Any]]:
+    """Return ``name``, ``version``, ``digest`` and ``path`` of each model live at ``base_url`` (``http://host:port``).
+
+    Raises:
+        ClusterError: nothing listens there.
+    """
+    response = _request("GET", f"{base_url}/", body=None, headers={}, timeout_s=timeout_s, transport=None)
+    try:
+        found: list[dict[str, Any]] = response.json()["models"]
+    except (ValueError, KeyError, TypeError):
+        return []  # without deployments there is no index either, and Serve answers with a text of its own
+    return found
+
+
 def _send(
     method: str,
     url: str,
@@ -76,11 +90,12 @@ def _send(
     if response.is_success and isinstance(data, dict) and "model_version" in data:
         return data
     error = data.get("error", {}) if isinstance(data, dict) else {}
-    message = error.get("message") or response.text[:500] or response.reason_phrase
+    # What is no JSON of ours comes from a proxy, or from something else that listens there.
+    message = error.get("message") or f"{response.reason_phrase}, not an answer of a model"
     if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY and error.get("problems"):
         raise InvalidRowsError([RowProblem(**problem) for problem in error["problems"]])
     if response.status_code == httpx.codes.NOT_FOUND:
-        raise NotFoundError(f"{url}: {message}", hint="`raymlops status` lists what is live.")
+        raise NotFoundError(f"no model answers at {url}", hint="`raymlops status` lists what is live.")
     if response.status_code in {502, 503, 504}:
         raise ClusterError(f"{url} answered {response.status_code}: {message}", hint="Try again in a moment.")
     raise RaymlopsError(f"{url} answered {response.status_code}: {message}")
@@ -106,6 +121,10 @@ def _request(
             except httpx.ConnectError as error:
                 raise ClusterError(
                     f"nothing listens at {url}", hint="`raymlops status` shows whether the endpoint is up."
+                ) from error
+            except httpx.UnsupportedProtocol as error:
+                raise UsageError(
+                    f"{url!r} is no URL of an endpoint", hint="It starts with http:// or https://."
                 ) from error
             except httpx.HTTPError as error:
                 if last:

@@ -45,7 +45,7 @@ def test_a_healthy_machine_has_no_finding():
         ({"installed": {"ray": "2.60.0", "SQLAlchemy": None}}, "package SQLAlchemy", "'SQLAlchemy>=2.0.40'"),
         ({"token": TokenFacts("/r/auth/token", False)}, "token", "raymlops up"),
         ({"token": TokenFacts("/r/auth/token", True, 0o644, 0o700)}, "token", "replaces the token"),
-        ({"auth_mode": None}, "token mode", "export what raymlops up prints"),
+        ({"auth_mode": "disabled"}, "token mode", 'eval "$(raymlops up)"'),
         ({"auth_mode": "tokne"}, "token mode", "export RAY_AUTH_MODE=token"),
         ({"token": None, "up_state": "none"}, "token mode", "export RAY_AUTH_TOKEN_PATH"),
         ({"stray_token": TokenFacts("/h/.ray/auth_token", True, 0o644)}, "stray token", "chmod 600"),

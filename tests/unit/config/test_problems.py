@@ -253,8 +253,15 @@ def test_a_misplaced_credential_is_not_repeated(write, problems, text):
 @pytest.mark.parametrize("url", ["http://host:80/a@b", "s3://bucket/a:b", "sqlite:////tmp/x.db", "http://user@host/x"])
 def test_a_url_without_a_password_passes(url):
     """Ports, at signs in paths and user names are no credentials."""
-    data = {"project": {"name": "a"}, "recipe": {"import": "m:C"}, "tracking": {"uri": url}}
-    assert load_data(data).spec.tracking.uri == url
+    data = {"project": {"name": "a"}, "recipe": {"import": "m:C"}, "storage": {"path": url}}
+    assert load_data(data).spec.storage.path == url
+
+
+def test_a_uri_that_mlflow_cannot_open_is_refused(write, problems):
+    """A scheme that no MLflow store has is a mistake in the file."""
+    write("a.yaml", "tracking: {uri: 'redis://u@h/0'}", head=True)
+    (problem,) = problems()
+    assert "a URI that starts with http://" in problem
 
 
 def test_pydantic_itself_does_not_repeat_input():

@@ -64,7 +64,7 @@ def test_a_model_is_described():
 def test_other_answers_are_typed(status, body, error):
     """Whoever answers at the URL, the caller gets an error that says what was answered."""
     text = body if isinstance(body, str) else json.dumps(body)
-    with pytest.raises(error, match=str(status) if status != 404 else "no route"):
+    with pytest.raises(error, match=str(status) if status != 404 else "no model answers at"):
         ask([ROW], handle=lambda request: httpx.Response(status, text=text))
 
 
