@@ -20,12 +20,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from raymlops.errors import RaymlopsError, RecipeError, RecipeImportError
+from raymlops.signals import from_handler
+from raymlops.signature import Signature
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from raymlops.signature import Columns, Signature
+    from raymlops.signature import Columns
 
 Batch = Any
 """What ``loss`` and ``metrics`` get: by default a dict of tensors, rows first."""
@@ -195,7 +197,7 @@ def resolve(reference: str | type) -> type[RecipeBase]:
     text = reference if isinstance(reference, str) else f"{reference.__module__}:{reference.__qualname__}"
     if not (inspect.isclass(found) and issubclass(found, RecipeBase)):
         raise RecipeImportError(
-            f"recipe {text!r} is {_describe(found)}, not a subclass of raymlops.RecipeBase",
+            f"recipe {text!r} is {described(found)}, not a subclass of raymlops.RecipeBase",
             hint="Name the class itself: package.module:Class.",
         )
     if found.__module__ == "__main__":
@@ -219,15 +221,46 @@ def reference_of(recipe: type[RecipeBase]) -> str:
 
 
 def call_recipe(where: str, function: Callable[[], Any]) -> Any:
-    """Call a recipe's code and turn what it raises into a ``RecipeError`` that names the method and the line."""
+    """Call a recipe's code and turn what it raises into a ``RecipeError`` that names the method and the line.
+
+    So is its ``sys.exit``, which would end the process as if all were well; a signal's goes on.
+    """
     try:
         return function()
     except RaymlopsError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and from_handler(error):
+            raise
         frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
         place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-        raise RecipeError(f"{where} raised {type(error).__name__}: {error}{place}") from error
+        raise RecipeError(f"{where} {_done(error)}{place}") from error
+
+
+def signature_of(recipe: RecipeBase) -> Signature:
+    """Return a recipe's signature.
+
+    Raises:
+        RecipeError: ``signature()`` raises or returns something else.
+    """
+    where = f"{type(recipe).__name__}.signature()"
+    found = call_recipe(where, recipe.signature)
+    if not isinstance(found, Signature):
+        raise RecipeError(f"{where} returned {described(found)}; return a raymlops.Signature")
+    return found
+
+
+def described(value: Any) -> str:
+    """Return what a value is, as an error message says it."""
+    if value is None:
+        return "None"
+    return f"the class {value.__qualname__}" if inspect.isclass(value) else f"a {type(value).__name__}"
+
+
+def _done(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"called sys.exit({'' if error.code is None else repr(error.code)})"
+    return f"raised {type(error).__name__}: {error}"
 
 
 def _import(reference: str) -> Any:
@@ -247,10 +280,10 @@ def _import(reference: str) -> Any:
             f"recipe {reference!r}: there is no module {error.name!r}",
             hint=_module_hint(error.name),
         ) from error
-    except Exception as error:
-        raise RecipeImportError(
-            f"recipe {reference!r}: importing {module_name} raised {type(error).__name__}: {error}"
-        ) from error
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and from_handler(error):
+            raise
+        raise RecipeImportError(f"recipe {reference!r}: importing {module_name} {_done(error)}") from error
     found: Any = module
     for part in attribute.split("."):
         try:
@@ -285,7 +318,3 @@ def _module_hint(missing: str) -> str:
     if near:
         return f"Did you mean {parent + '.' if parent else ''}{near[0]}?"
     return "Modules are looked for in the working directory and in what is installed."
-
-
-def _describe(found: Any) -> str:
-    return f"the class {found.__qualname__}" if inspect.isclass(found) else f"a {type(found).__name__}"

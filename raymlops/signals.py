@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: moments that they may not cut short, and handlers that Ray replaces.
+"""SIGINT and SIGTERM: moments that they may not cut short, ones that get lost, and handlers that Ray replaces.
 
 Python runs handlers in the main thread alone, so that in another one there is nothing to hold.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from types import FrameType
 
 
 @contextmanager
@@ -37,6 +39,48 @@ def undisturbed() -> Iterator[None]:
             _put_back(number, handler)
         if held and sys.exception() is None:
             signal.raise_signal(held[0])
+
+
+@contextmanager
+def remembered() -> Iterator[Callable[[], None]]:
+    """Yield a function to ask now and then: it raises again what a handler raised since, most often KeyboardInterrupt.
+
+    What a handler raises is lost where it strikes inside a callback that can raise nothing, such as that of a weak
+    reference, or inside code that catches everything. A handler that returns has dealt with its signal.
+    """
+    raised: list[BaseException] = []
+
+    def ask() -> None:
+        if raised:
+            raise raised[0].with_traceback(None)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield ask
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in handlers.items() if callable(handler)}
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        try:
+            before[signal.Signals(number)](number, frame)
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    try:
+        for number in before:
+            signal.signal(number, remember)
+        yield ask
+    finally:
+        for number, handler in before.items():
+            _put_back(number, handler)
+
+
+def from_handler(error: BaseException) -> bool:
+    """Return whether a signal's handler raised the error, and not the code that it struck."""
+    handlers = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
+    codes = {getattr(handler, "__code__", None) for handler in handlers} - {None}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,6 +184,8 @@ def _cluster(folder: Path, *, keep: bool, steps: Steps) -> Iterator[UpRecord]:
                 down(root=folder)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError):  # it holds the answers, unless the demo did not come so far
+                    folder.parent.rmdir()
 
 
 def _where(up: UpRecord) -> list[str]:

@@ -82,6 +82,7 @@ class TrainContext:
         device: torch.device | str = "cpu",
         unused_parameters: bool = False,
         should_stop: Callable[[int, dict[str, float]], bool] | None = None,
+        check_signals: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec = spec
         self.prepared = prepared
@@ -95,6 +96,8 @@ class TrainContext:
         self._emit = emit
         self._unused_parameters = unused_parameters
         self._should_stop = should_stop
+        self.check_signals = check_signals
+        """Raise KeyboardInterrupt if a Ctrl-C got lost since: a loop asks at every step, evaluation at every batch."""
         self._best = Best(spec.metric, spec.mode, patience=spec.patience)
         self._started = time.monotonic()
 
@@ -137,6 +140,7 @@ class TrainContext:
             rank=self.rank,
             world=self.world_size,
             device=self.device,
+            before_batch=self.check_signals,
         )
         if self.world_size > 1:
             sums = merge_over_ranks(sums, device=self.device)
@@ -162,6 +166,7 @@ class TrainContext:
             NonFiniteError: it is NaN or infinite.
             StorageError: the model cannot be written; what was kept before is still there.
         """
+        self.check_signals()
         value = metrics.get(self._best.metric)
         if value is None:
             raise RecipeError(

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import IterableDataset, TensorDataset, default_collate
 
 from raymlops.errors import RecipeError
-from raymlops.recipe import Batch, RecipeBase, batch_rows, call_recipe, map_tensors
+from raymlops.recipe import Batch, RecipeBase, batch_rows, call_recipe, described, map_tensors, signature_of
 from raymlops.records import DataRecord
 from raymlops.training.columns import hash_columns, is_table, table_columns
 
@@ -91,11 +91,12 @@ class SplitData:
         name = type(recipe).__name__
         chunk = {key: values[part] for key, values in self.columns.items()}
         # Only what a request brings: a recipe that reads another column fails here and not in a replica.
-        inputs = {column.name: chunk[column.name] for column in recipe.signature().inputs}
+        inputs = {column.name: chunk[column.name] for column in signature_of(recipe).inputs}
         rows = len(next(iter(chunk.values())))
         batch = call_recipe(f"{name}.encode()", lambda: recipe.encode(inputs))
-        if call_recipe(f"{name}.encode()", lambda: batch_rows(batch)) != rows:
-            raise RecipeError(f"{name}.encode() was given {rows} rows and returned {batch_rows(batch)}")
+        returned = _rows_of(batch, where=f"{name}.encode()")
+        if returned != rows:
+            raise RecipeError(f"{name}.encode() was given {rows} rows and returned {returned}")
         if recipe.label is None:
             return batch
         if not isinstance(batch, Mapping):
@@ -129,16 +130,18 @@ def prepare(project: Project, *, state: Mapping[str, Any] | None = None) -> Prep
     """Load the splits and fit the recipe on the training split, or take over the ``state`` of an earlier fit.
 
     Raises:
-        RecipeError: ``datasets()`` or ``fit()`` raises, a split is missing, empty or of an unknown kind, a
-            column of the signature or the label is not in a table, or the fitted state is no JSON data.
+        RecipeError: ``datasets()``, ``fit()`` or ``signature()`` raises, a split is missing, empty or of an unknown
+            kind, there is no signature, a column of it or the label is not in a table, or the fitted state is no
+            JSON data.
     """
-    recipe = project.recipe(state=state)
-    name = type(recipe).__name__
+    name = project.recipe_class.__name__
+    recipe = call_recipe(f"{name}()", lambda: project.recipe(state=state))
     splits = call_recipe(f"{name}.datasets()", recipe.datasets)
     sources = {part: _source(splits, part, recipe) for part in SPLITS}
     if state is None:
         fitted = _json(call_recipe(f"{name}.fit()", lambda: recipe.fit(sources["train"])), where=f"{name}.fit()")
-        recipe = project.recipe(state=fitted)
+        recipe = call_recipe(f"{name}()", lambda: project.recipe(state=fitted))
+    signature_of(recipe)  # training on a torch dataset never asks for it, serving does
     for part, source in sources.items():
         if isinstance(source, dict):
             sources[part] = _conform(source, part, recipe)
@@ -147,6 +150,16 @@ def prepare(project: Project, *, state: Mapping[str, Any] | None = None) -> Prep
         splits={part: SplitData(source, name=part, recipe=recipe) for part, source in sources.items()},
         state=dict(recipe.state),
     )
+
+
+def _rows_of(batch: Any, *, where: str) -> int:
+    try:
+        return batch_rows(batch)
+    except (TypeError, IndexError, StopIteration) as error:
+        raise RecipeError(
+            f"{where} returned {described(batch)}, which has no rows",
+            hint="Return a dict of tensors, rows first.",
+        ) from error
 
 
 def _source(splits: Any, part: str, recipe: RecipeBase) -> Any:
@@ -194,7 +207,7 @@ def _json(state: Any, *, where: str) -> dict[str, Any]:
 def _conform(columns: dict[str, Any], part: str, recipe: RecipeBase) -> dict[str, Any]:
     """Give each input column the array type that a request would give it, or say why it cannot have it."""
     name = type(recipe).__name__
-    signature = call_recipe(f"{name}.signature()", recipe.signature)
+    signature = signature_of(recipe)
     wanted = [column.name for column in signature.inputs] + ([recipe.label] if recipe.label else [])
     missing = [column for column in wanted if column not in columns]
     if missing:

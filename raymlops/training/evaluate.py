@@ -12,7 +12,7 @@ from raymlops.recipe import to_device
 from raymlops.training.metrics import Totals, add, batch_totals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import nn
 
@@ -29,6 +29,7 @@ def totals(
     rank: int = 0,
     world: int = 1,
     device: torch.device | str = "cpu",
+    before_batch: Callable[[], None] | None = None,
 ) -> Totals:
     """Return the sums over this rank's rows: every ``world``-th one, without padding.
 
@@ -38,8 +39,15 @@ def totals(
     Raises:
         RecipeError: ``metrics()`` breaks its contract.
     """
+    indices = torch.arange(rank, split.rows, world)
     return _sums(
-        recipe, model, split, torch.arange(rank, split.rows, world), batch_size=batch_size, device=torch.device(device)
+        recipe,
+        model,
+        split,
+        indices,
+        batch_size=batch_size,
+        device=torch.device(device),
+        before_batch=before_batch,
     )
 
 
@@ -68,10 +76,13 @@ def _sums(
     *,
     batch_size: int,
     device: torch.device,
+    before_batch: Callable[[], None] | None = None,
 ) -> Totals:
     total: Totals | None = None
     with _evaluating(model):
         for batch in split.batches(indices, batch_size=batch_size):
+            if before_batch is not None:
+                before_batch()
             total = add(total, batch_totals(recipe, model, to_device(batch, device)))
         if total is None:
             one = batch_totals(recipe, model, to_device(split.batch(torch.tensor([0])), device))

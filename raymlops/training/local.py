@@ -65,6 +65,7 @@ def run_in_process(
     saver: Saver,
     emit: Callable[[Event], None],
     on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
+    check_signals: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Run the loop on the first GPU where the configuration asks for one, else on the CPU."""
     section = project.spec.train
@@ -75,6 +76,7 @@ def run_in_process(
         emit=emit,
         device="cuda" if section.gpus_per_worker and torch.cuda.is_available() else "cpu",
         should_stop=on_epoch,
+        check_signals=check_signals,
     )
     with _own_torch_state(section.threads_per_worker):
         return context.run(default_loop)

@@ -46,6 +46,7 @@ def default_loop(ctx: TrainContext) -> None:
         for indices in global_batches(train.rows, batch_size=spec.batch_size, seed=spec.seed, epoch=epoch):
             if step == ctx.steps:
                 break
+            ctx.check_signals()
             factor = lr_factor(step, steps=ctx.steps, schedule=spec.schedule, warmup_fraction=spec.warmup_fraction)
             set_lr(optimizer, spec.lr * factor)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from raymlops.errors import RecipeError
-from raymlops.recipe import call_recipe
+from raymlops.recipe import call_recipe, described
 from raymlops.training.metrics import Totals, add, batch_totals, named_values
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _model(prepared: Prepared) -> nn.Module:
     where = f"{type(prepared.recipe).__name__}.model()"
     model = call_recipe(where, prepared.recipe.model)
     if not isinstance(model, torch.nn.Module):
-        raise RecipeError(f"{where} returned a {type(model).__name__}; return a torch.nn.Module")
+        raise RecipeError(f"{where} returned {described(model)}; return a torch.nn.Module")
     return model
 
 
@@ -65,7 +65,7 @@ def _check_loss(prepared: Prepared, model: nn.Module) -> None:
     batch = _first(prepared, "train", _ROWS)
     loss = _loss(prepared, model, batch)
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
+        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else described(loss)
         raise RecipeError(f"{where} returned {got}; return the mean over the batch, a tensor of one element")
     if not math.isfinite(loss.item()):
         raise RecipeError(

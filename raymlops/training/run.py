@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.errors import TrackingError
 from raymlops.records import RunRecord
+from raymlops.signals import remembered
 from raymlops.tracking.client import tracker as tracker_of
 from raymlops.training import storage
 from raymlops.training.checkpoint import FolderSaver, load_weights
@@ -45,6 +46,18 @@ def train(
         TrainingError: a worker failed otherwise.
         KeyboardInterrupt: the run was interrupted; it is marked KILLED.
     """
+    with remembered() as check_signals:
+        return _train(project, tags=tags, parent_run_id=parent_run_id, on_event=on_event, check_signals=check_signals)
+
+
+def _train(
+    project: Project,
+    *,
+    tags: Mapping[str, str] | None,
+    parent_run_id: str | None,
+    on_event: Callable[[Event], None] | None,
+    check_signals: Callable[[], None],
+) -> RunRecord:
     started = time.monotonic()
     spec = project.spec
     runs_uri = storage.join(spec.storage.path, "runs")
@@ -53,11 +66,15 @@ def train(
     tracker.check()
     prepared = prepare(project)
     preflight(project, prepared)
+    check_signals()
 
     run_id = open_run(tracker, project, prepared.data, tags=tags, parent_run_id=parent_run_id)
     writer = RunWriter(tracker, run_id, on_event=on_event)
     try:
-        outcome, weights_uri = _run(project, prepared, runs_uri=runs_uri, run_id=run_id, writer=writer)
+        check_signals()
+        outcome, weights_uri = _run(
+            project, prepared, runs_uri=runs_uri, run_id=run_id, writer=writer, check_signals=check_signals
+        )
         record = RunRecord(
             run_id=run_id,
             project=spec.project.name,
@@ -79,7 +96,15 @@ def train(
     return record
 
 
-def _run(project: Project, prepared: Prepared, *, runs_uri: str, run_id: str, writer: RunWriter) -> tuple[Outcome, str]:
+def _run(
+    project: Project,
+    prepared: Prepared,
+    *,
+    runs_uri: str,
+    run_id: str,
+    writer: RunWriter,
+    check_signals: Callable[[], None],
+) -> tuple[Outcome, str]:
     section = project.spec.train
     if section.num_workers:
         from raymlops.training.distributed import Place, fit
@@ -98,7 +123,11 @@ def _run(project: Project, prepared: Prepared, *, runs_uri: str, run_id: str, wr
         every_epochs=section.checkpoint_every_epochs,
         keep=section.keep_checkpoints,
     )
-    outcome = run_in_process(project, prepared, saver=saver, emit=writer)
+    try:
+        outcome = run_in_process(project, prepared, saver=saver, emit=writer, check_signals=check_signals)
+    except Exception:
+        check_signals()  # what the recipe's code or torch made of an interrupt is no failure
+        raise
     return outcome, saver.best_uri
 
 

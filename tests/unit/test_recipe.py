@@ -1,3 +1,4 @@
+import signal
 import sys
 
 import numpy as np
@@ -54,6 +55,7 @@ def test_a_bad_reference_says_what_to_do(reference, message, hint):
     [
         ("broken_syntax", "class :", "raised SyntaxError"),
         ("broken_import", "import no_such_module_here", "importing broken_import failed: No module named"),
+        ("broken_script", "import sys; sys.exit()", r"importing broken_script called sys\.exit\(\)"),
         ("broken_body", "1 / 0", "importing broken_body raised ZeroDivisionError: division by zero"),
     ],
 )
@@ -81,6 +83,27 @@ def test_what_a_recipe_raises_becomes_an_error_with_its_line():
     with pytest.raises(RecipeError) as caught:
         call_recipe("model()", lambda: _raise(error))
     assert caught.value is error
+
+
+@pytest.mark.parametrize(("code", "called"), [((0,), "0"), ((), ""), (("bye",), "'bye'")])
+def test_a_recipe_cannot_end_the_process(code, called):
+    """sys.exit(0) would look like success."""
+    with pytest.raises(RecipeError, match=rf"^model\(\) called sys\.exit\({called}\) at .*test_recipe\.py:\d+"):
+        call_recipe("model()", lambda: sys.exit(*code))
+
+
+def test_a_signal_that_strikes_in_a_recipe_ends_the_process():
+    """A handler that exits, such as Ray's in a worker, is not the recipe's doing."""
+
+    def leave(number, _frame):
+        sys.exit(number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        with pytest.raises(SystemExit):
+            call_recipe("model()", lambda: signal.raise_signal(signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _raise(error):

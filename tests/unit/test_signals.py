@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import signal
 import threading
+import weakref
 
 import pytest
 
-from raymlops.signals import sigterm_kept, undisturbed
+from raymlops.signals import from_handler, remembered, sigterm_kept, undisturbed
 
 
 @pytest.fixture(autouse=True)
@@ -62,12 +63,61 @@ def test_an_error_of_the_clean_up_itself_comes_through():
         clean_up()
 
 
+class Node:
+    pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_a_weak_reference_swallows_is_raised_when_asked_for(number):
+    """Python prints and drops what such a callback raises; each question raises it again."""
+    node = Node()
+    reference = weakref.ref(node, lambda _: signal.raise_signal(number))
+    with remembered() as ask:
+        ask()
+        del node
+        assert reference() is None
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                ask()
+    assert signal.getsignal(number) is signal.default_int_handler
+
+
+def test_a_handler_that_returns_has_dealt_with_its_signal():
+    """A program that only takes note of SIGTERM is not interrupted, and one that ignores it is left alone."""
+    noted = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: noted.append(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with remembered() as ask:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        ask()
+    assert noted == [signal.SIGTERM]
+
+
+def test_an_exit_by_a_handler_is_told_from_one_by_code():
+    """Also where the handler is remembered."""
+
+    def leave(number, _frame):
+        raise SystemExit(number)
+
+    signal.signal(signal.SIGTERM, leave)
+    with pytest.raises(SystemExit) as by_handler, remembered():
+        signal.raise_signal(signal.SIGTERM)
+    assert from_handler(by_handler.value)
+    with pytest.raises(SystemExit) as by_code:
+        raise SystemExit(0)
+    assert not from_handler(by_code.value)
+
+
 def test_outside_the_main_thread_there_is_nothing_to_hold():
     """Python could not set a handler there."""
     ran = []
 
     def work():
-        with undisturbed(), sigterm_kept(default_too=True):
+        with undisturbed(), sigterm_kept(default_too=True), remembered() as ask:
+            ask()
             ran.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=work)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
+import torch
+from broken import Items
+from tiny import Tiny
 
 from raymlops.errors import RecipeError
 from raymlops.training.data import prepare
@@ -59,3 +63,33 @@ def test_parameters_that_the_loss_does_not_use_are_found(tiny_project: Any) -> N
     for recipe, expected in (("tiny:Tiny", False), ("broken:Items", True)):
         project = tiny_project(recipe=recipe)
         assert has_unused_parameters(project, prepare(project)) is expected
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "message"),
+    [
+        ("signature", None, r"Tiny\.signature\(\) returned None; return a raymlops\.Signature"),
+        ("signature", {}, r"Tiny\.signature\(\) returned a dict; return a raymlops\.Signature"),
+        ("datasets", None, r"Tiny\.datasets\(\) returned no train split, but NoneType"),
+        ("datasets", (), r"Tiny\.datasets\(\) returned no train split, but tuple"),
+        ("model", None, r"Tiny\.model\(\) returned None; return a torch\.nn\.Module"),
+        ("model", torch.nn.Linear, r"Tiny\.model\(\) returned the class Linear; return a torch\.nn\.Module"),
+        ("encode", None, r"Tiny\.encode\(\) returned None, which has no rows"),
+        ("encode", {}, r"Tiny\.encode\(\) returned a dict, which has no rows"),
+        ("loss", None, r"Tiny\.loss\(\) returned None; return the mean over the batch"),
+    ],
+)
+def test_a_method_that_returns_something_else_is_refused(
+    tiny_project: Any, method: str, value: Any, message: str
+) -> None:
+    """A forgotten return is said as such, and not as what fails on None later."""
+    forgetful = type("Tiny", (Tiny,), {method: lambda *_: value})
+    with pytest.raises(RecipeError, match=message):
+        check(dataclasses.replace(tiny_project(), recipe_class=forgetful))
+
+
+def test_a_recipe_on_datasets_needs_a_signature_too(tiny_project: Any) -> None:
+    """Its training never asks for one."""
+    forgetful = type("Items", (Items,), {"signature": lambda _: None})
+    with pytest.raises(RecipeError, match=r"Items\.signature\(\) returned None"):
+        prepare(dataclasses.replace(tiny_project(), recipe_class=forgetful))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import signal
 import subprocess
@@ -9,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tiny import Tiny
 
 from raymlops.bundle.code import collect
 from raymlops.config.load import load_data
@@ -93,6 +96,80 @@ def test_ctrl_c_marks_the_run_killed(project: Project) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(project, on_event=interrupt)
     assert [run.info.status for run in runs(project)] == ["KILLED"]
+
+
+class DeafLoss(Tiny):
+    """Interrupts its fifth training loss, the fourth step, and swallows that or makes an error of it."""
+
+    calls = 0
+    error: type[Exception] | None = None
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        type(self).calls += model.training
+        if model.training and self.calls == 5:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            if self.error is not None:
+                raise self.error
+        return super().loss(model, batch)
+
+
+class DeafMetrics(Tiny):
+    """Swallows an interrupt in its first metrics of the second epoch; the preflight asks for metrics four times."""
+
+    calls = 0
+
+    def metrics(self, model: Any, batch: Any) -> Any:
+        type(self).calls += 1
+        if self.calls == 4 + 2 + 1:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        return super().metrics(model, batch)
+
+
+class DeafData(Tiny):
+    """Swallows an interrupt while it loads."""
+
+    def datasets(self) -> Any:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return super().datasets()
+
+
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_a_swallowed_ctrl_c_ends_the_run_within_a_step(
+    tiny_project: Any, storage_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception] | None
+) -> None:
+    """Whatever the code that it struck makes of it, the run is KILLED and no step follows."""
+    monkeypatch.setattr(DeafLoss, "calls", 0)
+    monkeypatch.setattr(DeafLoss, "error", error)
+    deaf = dataclasses.replace(tiny_project(), recipe_class=DeafLoss)
+    with pytest.raises(KeyboardInterrupt):
+        train(deaf)
+    assert DeafLoss.calls == 5
+    assert [run.info.status for run in runs(deaf)] == ["KILLED"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_swallowed_ctrl_c_ends_an_evaluation_within_a_batch(
+    tiny_project: Any, storage_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """101 validation rows in batches of 64 are two batches an epoch: the second epoch's second one is not begun."""
+    monkeypatch.setattr(DeafMetrics, "calls", 0)
+    deaf = dataclasses.replace(tiny_project(eval_batch_size=64), recipe_class=DeafMetrics)
+    with pytest.raises(KeyboardInterrupt):
+        train(deaf)
+    assert DeafMetrics.calls == 7
+    (run,) = runs(deaf)
+    assert run.info.status == "KILLED"
+
+
+def test_a_ctrl_c_that_is_swallowed_before_the_run_leaves_none(tiny_project: Any, storage_path: Path) -> None:
+    """Loading data takes minutes at times."""
+    deaf = dataclasses.replace(tiny_project(), recipe_class=DeafData)
+    with pytest.raises(KeyboardInterrupt):
+        train(deaf)
+    assert runs(deaf) == []
 
 
 class Interrupted(Tracker):
