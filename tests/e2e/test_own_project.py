@@ -1,4 +1,10 @@
+import json
+import shutil
+
+import httpx
 import pytest
+
+from raymlops.cluster.ports import free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -10,4 +16,32 @@ def test_a_scaffolded_project_keeps_its_contract_and_trains(user):
     assert "passed" in user.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider").stdout
     user.raymlops("validate", "config.yaml")
     assert "validation/accuracy" in user.raymlops("train", "--config", "config.yaml").stdout
+    assert user.processes() == []
+
+
+def test_a_recipe_outside_the_package_goes_live_by_configuration_alone(user, repository):
+    """The example is swept, trained, registered, gated and served, and the endpoint names the run that it came from."""
+    shutil.copytree(repository / "examples" / "own_recipe", user.cwd / "own")
+    user.cwd /= "own"
+    assert "passed" in user.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider").stdout
+    ports = {name: free_port() for name in ("http", "dashboard", "mlflow", "ray")}
+    user.raymlops("up", *(text for name, port in ports.items() for text in (f"--{name}-port", port)))
+    arguments = ["--config", "config.yaml", "sweep.num_trials=3", "train.cpus_per_worker=0.5", "--json", "--yes"]
+    record = json.loads(user.raymlops("pipeline", *arguments).stdout)
+    assert [trial["status"] for trial in record["sweep"]["trials"]].count("failed") == 0
+    assert record["run"]["config_sha"]
+    assert record["decision"]["passed"]
+
+    (user.cwd / "rows.csv").write_text("garden,petal_cm,species\npond,1.4,0\nnever seen,,2\n")
+    outputs = [json.loads(line) for line in user.raymlops("predict", "iris-like", "-f", "rows.csv").stdout.splitlines()]
+    assert [round(sum(row.values()), 5) for row in outputs] == [1.0, 1.0]
+    about = httpx.get(f"http://127.0.0.1:{ports['http']}/models/iris-like").json()
+    assert (about["digest"], about["run_id"]) == (record["version"]["bundle"]["digest"], record["run"]["run_id"])
+    assert "iris-like" in user.raymlops("status").stdout
+    actions = [
+        event["action"]
+        for event in json.loads(user.raymlops("audit", "--config", "config.yaml", "--json").stdout)["events"]
+    ]
+    assert actions == ["register", "gate.pass", "deploy"]
+    user.raymlops("down")
     assert user.processes() == []
