@@ -48,9 +48,9 @@ def test_network_beats_both_baselines_by_more_than_the_spread_of_its_seeds(netwo
 
 
 def test_network_reaches_what_its_configuration_says(networks):
-    """AUC 0.731 and log loss 0.467, with room for another torch's arithmetic."""
-    assert min(values["auc"] for values in networks) > 0.726
-    assert max(values["loss"] for values in networks) < 0.471
+    """AUC 0.729 and log loss 0.469, with room for another torch's arithmetic."""
+    assert min(values["auc"] for values in networks) > 0.724
+    assert max(values["loss"] for values in networks) < 0.473
 
 
 def test_baselines_are_those_that_the_configuration_names(baselines):
