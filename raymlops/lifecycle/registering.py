@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import BundleError, NotFoundError, RecipeError, RefusedError
 from raymlops.lifecycle.source import Source, spec_of
+from raymlops.recipe import call_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -227,7 +228,7 @@ def _evaluation(project: Project, prepared: Prepared, *, model: Any, tracker: Tr
 def _example(prepared: Prepared) -> list[dict[str, Any]]:
     """Return request rows that work: the recipe's own, or the first complete validation rows of a table."""
     recipe = prepared.recipe
-    rows = recipe.example()
+    rows = call_recipe(f"{type(recipe).__name__}.example()", recipe.example)
     if rows is None:
         columns = prepared.splits["validation"].columns
         if columns is None:
