@@ -228,7 +228,7 @@ def _evaluation(project: Project, prepared: Prepared, *, model: Any, tracker: Tr
 def _example(prepared: Prepared) -> list[dict[str, Any]]:
     """Return request rows that work: the recipe's own, or the first complete validation rows of a table."""
     recipe = prepared.recipe
-    rows = call_recipe(f"{type(recipe).__name__}.example()", recipe.example)
+    rows: list[dict[str, Any]] | None = call_recipe(f"{type(recipe).__name__}.example()", recipe.example)
     if rows is None:
         columns = prepared.splits["validation"].columns
         if columns is None:

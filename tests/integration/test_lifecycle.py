@@ -130,7 +130,7 @@ def test_gate_promotion_and_mlflow_give_the_same_numbers(config, registered, mon
     answer = mlflow.pyfunc.load_model("models:/tiny@champion").predict(pd.DataFrame(model.example))
     assert answer["probability"].tolist() == [row["probability"] for row in model.predict_rows(model.example)]
     with State.open(state_url(spec)) as state:
-        assert [event.action for event in state.events("tiny")] == ["promote", "gate.pass"]
+        assert [event.action for event in state.events("tiny")] == ["promote", "gate.pass", "register"]
 
 
 def test_a_refused_version_changes_nothing(config, registered):
