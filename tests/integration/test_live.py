@@ -126,7 +126,8 @@ def test_changed_code_is_live_beside_the_old(config, first, second):
     assert (record.version, record.previous_version) == (1, 2)
     assert answered(record, first)
     assert desired(config) == {1: "champion", 2: "warm"}
-    assert actions(config) == ["gate.pass", "deploy", "gate.pass", "deploy.beside", "promote", "rollback"]
+    made = ["register", "gate.pass"]
+    assert actions(config) == [*made, "deploy", *made, "deploy.beside", "promote", "rollback"]
 
 
 def test_a_version_that_crashes_in_its_replica_changes_nothing(config, folder, first, second):
