@@ -5,13 +5,12 @@ Expect: a live endpoint at /models/flights; about two minutes on 2 cores.
 """
 
 from raymlops.cli.job import run_job
+from raymlops.cli.output import note
 from raymlops.lifecycle.pipeline import pipeline
-from raymlops.lifecycle.progress import Progress
 
 
 def main(args):
-    with Progress() as show:
-        return pipeline(args.config, overrides=args.overrides, env=args.env, on_event=show, on_step=show.line)
+    return pipeline(args.config, overrides=args.overrides, env=args.env, on_step=note)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,10 @@ Expect: the best trial and a YAML file that train takes; about a minute on 2 cor
 
 from raymlops.cli.job import run_job
 from raymlops.lifecycle.runs import sweep
-from raymlops.tuning.progress import display
 
 
 def main(args):
-    with display() as on_event:
-        return sweep(args.config, overrides=args.overrides, env=args.env, on_event=on_event)
+    return sweep(args.config, overrides=args.overrides, env=args.env)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,10 @@ Expect: a finished MLflow run; about a minute on 2 cores for flights.
 
 from raymlops.cli.job import run_job
 from raymlops.lifecycle.runs import train
-from raymlops.training.progress import display
 
 
 def main(args):
-    with display() as on_event:
-        return train(args.config, overrides=args.overrides, env=args.env, on_event=on_event)
+    return train(args.config, overrides=args.overrides, env=args.env)
 
 
 if __name__ == "__main__":

@@ -43,10 +43,8 @@ def demo(
 ) -> None:
     """From real flights to a live endpoint: sweep, train on 2 workers, register, gate, deploy, ask."""
     from raymlops.lifecycle.demo import demo as run_demo
-    from raymlops.lifecycle.progress import Progress
 
-    with Progress() as progress:
-        record = run_demo(root=root, keep=keep, trials=trials, on_step=progress.line, on_event=progress)
+    record = run_demo(root=root, keep=keep, trials=trials, on_step=note)
     answer(record.to_dict(), record.text(), as_json=as_json)
 
 
@@ -60,11 +58,9 @@ def pipeline(
 ) -> None:
     """Sweep, train the winner, register it, ask the gate and make it live."""
     from raymlops.lifecycle.pipeline import pipeline as run_pipeline
-    from raymlops.lifecycle.progress import Progress
 
     confirm("This may change what is live. Go on?", yes=yes)
-    with Progress() as progress:
-        record = run_pipeline(config, overrides=overrides or (), env=env, on_event=progress, on_step=progress.line)
+    record = run_pipeline(config, overrides=overrides or (), env=env, on_step=note)
     answer(record.to_dict(), _live(record.deployment), as_json=as_json)
 
 

@@ -20,10 +20,8 @@ def train(
 ) -> None:
     """Train one configuration; one MLflow run."""
     from raymlops.lifecycle.runs import train as run_training
-    from raymlops.training.progress import display
 
-    with display() as on_event:
-        record = run_training(config, overrides=overrides or (), env=env, on_event=on_event)
+    record = run_training(config, overrides=overrides or (), env=env)
     lines = [
         f"run        {record.run_id}",
         *(f"{name:<10} {value:.5g}" for name, value in sorted(record.metrics.items())),
@@ -39,10 +37,8 @@ def sweep(
 ) -> None:
     """Search sweep.space for a better configuration; one MLflow run a trial under one parent."""
     from raymlops.lifecycle.runs import sweep as run_sweep
-    from raymlops.tuning.progress import display
 
-    with display() as on_event:
-        record = run_sweep(config, overrides=overrides or (), env=env, on_event=on_event)
+    record = run_sweep(config, overrides=overrides or (), env=env)
     best = record.best
     rows: list[dict[str, Any]] = [
         {"trial": trial.number, "status": trial.status, record.metric: trial.value, "epochs": trial.epochs}

@@ -6,6 +6,7 @@ Knows the order of the steps; each step is another room's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from raymlops.lifecycle.sharing import check_sharing
@@ -28,7 +29,8 @@ def train(
 ) -> RunRecord:
     """Train one configuration, as one MLflow run, and return its record.
 
-    ``train.num_workers: 0`` trains in this process and needs no cluster. ``on_event`` gets every progress event.
+    ``train.num_workers: 0`` trains in this process and needs no cluster. ``on_event`` gets every
+    progress event; by default they are shown on stderr, or in the notebook's cell.
 
     Raises:
         ConfigError, RecipeError, StorageError, InsufficientResourcesError: before any worker starts.
@@ -36,12 +38,14 @@ def train(
         TrackingError, ClusterError: MLflow or Ray do not answer.
         TrainingError: the training stopped without a result; its MLflow run says so.
     """
+    from raymlops.training.progress import display
     from raymlops.training.run import train as run_training
 
     project = project_of(source, overrides=overrides, env=env, recipe=recipe)
     section = project.spec.train
     if section.num_workers == 0:
-        return run_training(project, tags=tags, on_event=on_event)
+        with _shown(on_event, display) as emit:
+            return run_training(project, tags=tags, on_event=emit)
     from raymlops.cluster.capacity import check_fits
     from raymlops.cluster.connect import connect
 
@@ -54,7 +58,8 @@ def train(
             purpose="train.num_workers",
             wait_s=project.spec.cluster.wait_s,
         )
-        return run_training(project, tags=tags, on_event=on_event)
+        with _shown(on_event, display) as emit:
+            return run_training(project, tags=tags, on_event=emit)
 
 
 def sweep(
@@ -77,6 +82,7 @@ def sweep(
     from raymlops.cluster.capacity import check_fits
     from raymlops.cluster.connect import connect
     from raymlops.tuning.checks import check
+    from raymlops.tuning.progress import display
     from raymlops.tuning.study import sweep as run_sweep
 
     project = project_of(source, overrides=overrides, env=env, recipe=recipe)
@@ -91,4 +97,10 @@ def sweep(
             purpose="one trial",
             wait_s=project.spec.cluster.wait_s,
         )
-        return run_sweep(project, tags=tags, on_event=on_event)
+        with _shown(on_event, display) as emit:
+            return run_sweep(project, tags=tags, on_event=emit)
+
+
+def _shown(on_event: OnEvent | None, display: Callable[[], Any]) -> AbstractContextManager[OnEvent]:
+    """Return the caller's own sink, or for None a display that suits the terminal, notebook or log it is in."""
+    return display() if on_event is None else nullcontext(on_event)
