@@ -142,7 +142,10 @@ def ray_ready(dashboard_url: str, *, token: Path) -> bool:
     url = f"{dashboard_url}/api/version"
     if _status(url, token=token) != 200:
         return False
-    if (status := _status(url, token=None)) not in {401, 403}:
+    status = _status(url, token=None)
+    if status is None:
+        return False  # it ended between the two questions
+    if status not in {401, 403}:
         raise ClusterError(
             f"Ray's dashboard at {dashboard_url} answered {status} without a token: it would run anyone's code",
             hint="unset RAY_AUTH_MODE and start again",
