@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from raymlops.cluster.upfile import UpRecord
-    from raymlops.lifecycle.runs import OnEvent
     from raymlops.project import Project
     from raymlops.signature import Signature
 
@@ -67,7 +66,7 @@ class DemoRecord(Record):
             _row("this model", {key.removeprefix("test/"): value for key, value in self.test_metrics.items()}),
             *(_row(name, values) for name, values in self.baselines.items()),
             "",
-            f"answers    {self.answers}",
+            f"answers    {_short(Path(self.answers))}",
             f"total      {total:.0f} s",
         ]
         if self.kept:
@@ -90,7 +89,6 @@ def demo(
     keep: bool = False,
     trials: int | None = None,
     on_step: Sink,
-    on_event: OnEvent | None = None,
 ) -> DemoRecord:
     """Sweep, train on two workers, register, gate and deploy on real flights, then ask 300 held-out ones over HTTP.
 
@@ -114,7 +112,7 @@ def demo(
     steps = Steps(STEPS + 3, sink=on_step)
     with _cluster(folder / "state", keep=keep, steps=steps) as up:
         project = project_of(config, overrides=[*overrides, *_where(up)])
-        record = run_steps(project, steps=steps, on_event=on_event)
+        record = run_steps(project, steps=steps)
         with steps.step(f"ask {ROWS} held-out flights over HTTP") as said:
             answers, curl = _ask(project, str(record.deployment.url))
             area = auc(answers["scores"], answers["labels"])

@@ -61,7 +61,7 @@ def pipeline(
     return run_steps(project, steps=steps, on_event=on_event)
 
 
-def run_steps(project: Any, *, steps: Steps, on_event: OnEvent | None) -> PipelineRecord:
+def run_steps(project: Any, *, steps: Steps, on_event: OnEvent | None = None) -> PipelineRecord:
     """Run the five steps of the pipeline inside a longer list of steps."""
     spec = project.spec
     searched: SweepRecord | None = None
