@@ -30,6 +30,7 @@ soak: .venv/.dev
 	$(BIN)/pytest tests/soak -q
 
 bench: .venv/.dev
+	$(BIN)/python tests/benchmarks/train_overhead.py
 	$(BIN)/python tests/benchmarks/serve_latency.py
 
 .venv/.recipes: pyproject.toml

@@ -43,9 +43,21 @@ class RecipeConfig(BaseModel):
 class Splits:
     """The three parts of the data.
 
-    Each is a table (a mapping of names to arrays of one length, a ``pyarrow.Table``, a pandas ``DataFrame``, the
-    path of a Parquet file) or a torch dataset whose items are collated into batches. A table holds the
-    columns of the signature and the label.
+    Each may be
+
+    - a table in memory: a mapping of names to arrays of one length, a ``pyarrow.Table``, a pandas ``DataFrame``;
+    - Parquet files: a path, a folder, a glob (``"data/2024-*/*.parquet"``), a URI (``s3://``, ``gs://``, ``file://``,
+      any that pyarrow knows), or a list of them. Up to 64 MB are read whole, as a table; more is streamed by row groups
+      in bounded memory and shuffled within windows of them. Every process must reach the files, and they must not
+      change while a run lasts;
+    - a ``ray.data.Dataset``: written once as Parquet below ``storage.path``, in its order, then as above. Ray must run;
+    - a torch dataset with ``__len__`` and ``__getitem__``, whose items are collated into batches;
+    - an iterable torch dataset, or any object whose ``__iter__`` begins a new pass. A pass is an epoch, must end, and
+      must yield as many items each time. It is not shuffled here: ``set_epoch(epoch)``, if it is there, is called
+      before a pass. Every worker reads all and keeps its share; a run that goes on in mid-epoch reads up to its place.
+
+    A table, Parquet and Ray Data hold the columns of the signature and the label. The order of an epoch depends on
+    seed and epoch alone, so a run that goes on draws what it would have drawn, on any number of workers.
     """
 
     train: Any
@@ -76,13 +88,17 @@ class RecipeBase:
         self.seed = seed
 
     def datasets(self) -> Splits:
-        """Return the three splits. Called once a process; cache what is slow at module level."""
+        """Return the three splits: see ``Splits`` for what each may be.
+
+        Called at most once a process, and the same rows are to come each time; cache what is slow at module level.
+        """
         raise NotImplementedError
 
     def fit(self, train: Any) -> dict[str, Any]:  # noqa: ARG002 - a default that fits nothing
         """Return what is learnt from the training split alone, as JSON data: vocabularies, means, scales.
 
-        ``train`` is the split's columns (name to array) where it is a table, else the dataset itself.
+        ``train`` is the split's columns (name to array) where it is a table or small Parquet, a
+        ``pyarrow.dataset.Dataset`` over its files where it is streamed, else the dataset itself.
         """
         return {}
 
@@ -120,6 +136,25 @@ class RecipeBase:
         """
         return None
 
+    def shard_layers(self, model: nn.Module) -> list[nn.Module] | None:  # noqa: ARG002 - a default that names none
+        """Return the submodules that are gathered under ``strategy: fsdp``, and recomputed, one at a time.
+
+        Usually the repeated blocks. Each is run as a whole, by calling it, and shares no parameter with the rest; under
+        fsdp ``loss`` and ``metrics`` call ``model(...)`` itself, not its methods. Default None: they are found by size.
+        """
+        return None
+
+    def flops_per_row(self) -> float | None:
+        """Return the floating-point operations that a training row takes, forward and backward. Default: unknown.
+
+        A multiplication and an addition are two. What is computed again to save memory does not count, by convention.
+        """
+        return None
+
+    def tokens_per_row(self) -> int | None:
+        """Return the tokens in a training row, for a model of sequences. Default None: rows have none."""
+        return None
+
     def baselines(self) -> dict[str, dict[str, float]]:
         """Return what simple models reach on the test split, ``{name: {metric: value}}``; shown beside this one.
 
@@ -140,7 +175,10 @@ class RecipeBase:
         }
 
     def target(self, columns: Columns) -> torch.Tensor:
-        """Turn the label's column into the tensor ``batch["label"]``. Default: as it is, float64 as float32."""
+        """Turn the label's column into the tensor ``batch["label"]``. Default: as it is, float64 as float32.
+
+        ``columns`` holds the signature's inputs and the label; of a table in memory the other columns too.
+        """
         import torch
 
         assert self.label is not None

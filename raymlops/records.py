@@ -40,7 +40,7 @@ class DataRecord(Record):
 
     fingerprint: str
     rows: dict[str, int]
-    """Rows of ``train``, ``validation`` and ``test``; -1 for an iterable of unknown length."""
+    """Rows of ``train``, ``validation`` and ``test``."""
 
 
 @dataclass(frozen=True)

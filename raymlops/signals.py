@@ -76,6 +76,32 @@ def remembered() -> Iterator[Callable[[], None]]:
             _put_back(number, handler)
 
 
+@contextmanager
+def stop_asked(on_first: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGINT or SIGTERM came, for work that stops at a moment of its own choice.
+
+    ``on_first`` is called at the first one, to say so. Whoever sends a second one does not want to wait: it raises
+    KeyboardInterrupt where it strikes.
+    """
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+        on_first()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            _put_back(number, handler)
+
+
 def from_handler(error: BaseException) -> bool:
     """Return whether a signal's handler raised the error, and not the code that it struck."""
     handlers = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))

@@ -1,4 +1,4 @@
-"""``up``, ``down``, ``status`` and ``doctor``: the cluster on this machine."""
+"""``up``, ``down``, ``status`` and ``doctor``: the cluster on this machine. ``status RUN_ID`` is another module's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from raymlops.cli.output import JsonFlag, answer, note, table
+from raymlops.cli.operations import show_run
+from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, answer, note, table
+from raymlops.errors import UsageError
 
 
 def add_to(app: typer.Typer) -> None:
@@ -74,8 +76,26 @@ def down(*, root: RootOption = None, as_json: JsonFlag = False) -> None:
     answer({"down": record.to_dict() if record else None}, text, as_json=as_json)
 
 
-def status(*, root: RootOption = None, as_json: JsonFlag = False) -> None:
-    """Say what ``up`` started, whether it answers, and which models are live."""
+def status(
+    run_id: Annotated[
+        str | None, typer.Argument(metavar="[RUN_ID]", help="A run, or a sweep; without one the cluster.")
+    ] = None,
+    *,
+    config: OptionalConfig = None,
+    env: EnvOption = None,
+    root: RootOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say what `up` started and which models are live; or, of a run, how far it is and what happened to it."""
+    if run_id is not None:
+        if root is not None:
+            raise UsageError("--root is a cluster's folder; a run is found by its id alone")
+        show_run(run_id, config=config, env=env, as_json=as_json)
+        return
+    if config is not None or env is not None:
+        raise UsageError(
+            "--config says which MLflow a run is in; the cluster has none", hint="raymlops status RUN_ID --config FILE"
+        )
     from raymlops.cluster.local import status as look
     from raymlops.serving.client import models
 

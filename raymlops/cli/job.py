@@ -24,6 +24,9 @@ Work = Callable[[argparse.Namespace], Any]
 def run_job(verb: str, work: Work) -> None:
     """Parse ``--config FILE [--env NAME] [key.path=value ...]``, run ``work``, print its result.
 
+    A training takes ``--resume RUN_ID`` too, with or without a file. SIGTERM, which ends a job, is taken for Ctrl-C:
+    work that has something to save asks for both itself (``signals.stop_asked``).
+
     Raises:
         SystemExit: with the exit code of the error, once its result line is printed.
     """
@@ -31,7 +34,7 @@ def run_job(verb: str, work: Work) -> None:
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 - sys.path holds strings
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        arguments = _parser(verb).parse_args()
+        arguments = _parse(verb)
     except UsageError as error:
         _fail(verb, error)
     try:
@@ -49,14 +52,19 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message, hint=self.format_usage().strip())
 
 
-def _parser(verb: str) -> _Parser:
+def _parse(verb: str) -> argparse.Namespace:
     parser = _Parser(prog=f"jobs/{verb}.py", description=f"raymlops {verb}, as a Ray job.")
-    parser.add_argument("--config", required=True, metavar="FILE")
+    parser.add_argument("--config", required=verb != "train", metavar="FILE")
     parser.add_argument("--env", metavar="NAME")
+    if verb == "train":
+        parser.add_argument("--resume", metavar="RUN_ID", help="a run of before, which goes on")
     if verb == "deploy":
         parser.add_argument("--version", default="@challenger", metavar="VERSION", help="a number or @alias")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    return parser
+    arguments = parser.parse_args()
+    if verb == "train" and arguments.config is None and arguments.resume is None:
+        parser.error("one of the following arguments is required: --config, --resume")
+    return arguments
 
 
 def _fail(verb: str, error: BaseException) -> NoReturn:

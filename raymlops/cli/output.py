@@ -21,6 +21,9 @@ from raymlops.records import to_json
 ConfigOption = Annotated[
     str, typer.Option("--config", "-c", metavar="FILE", help="Configuration file.", show_default=False)
 ]
+OptionalConfig = Annotated[
+    str | None, typer.Option("--config", "-c", metavar="FILE", help="Configuration file.", show_default=False)
+]
 EnvOption = Annotated[str | None, typer.Option("--env", metavar="NAME", help="Overlay: env/NAME.yaml beside the file.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Values that replace the file's.")
@@ -43,7 +46,7 @@ def note(text: str) -> None:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before a change.
+    """Ask before a change that cannot simply be made again.
 
     Raises:
         UsageError: there is no terminal to ask on, and no ``--yes``.
@@ -52,14 +55,15 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError("this changes what is live and there is no terminal to ask on", hint="Add --yes.")
+        raise UsageError(f"there is no terminal to ask on: {question}", hint="Add --yes.")
     typer.confirm(question, abort=True, err=True)
 
 
 def report_error(error: BaseException, *, as_json: bool) -> int:
     """Print an error where the caller looks for it and return the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        note("interrupted")
+        for line in ("interrupted", *_notes(error)):
+            note(line)
         return 130
     code = error.exit_code if isinstance(error, RaymlopsError) else 1
     if as_json:
@@ -70,6 +74,9 @@ def report_error(error: BaseException, *, as_json: bool) -> int:
         note(f"error: unexpected {type(error).__name__}: {error}")
         if not os.environ.get("RAYMLOPS_DEBUG"):
             note("  This is a defect of raymlops or of a recipe. RAYMLOPS_DEBUG=1 shows where it was raised.")
+    if not as_json:
+        for line in _notes(error):
+            note(f"  {line}")
     if os.environ.get("RAYMLOPS_DEBUG"):
         traceback.print_exception(error, file=sys.stderr)
     return code
@@ -82,6 +89,8 @@ def describe(error: BaseException) -> dict[str, Any]:
         data |= {"message": error.message, "hint": error.hint}
     if isinstance(error, ConfigError | InvalidRowsError):
         data["problems"] = [asdict(problem) for problem in error.problems]
+    if notes := _notes(error):
+        data["notes"] = notes
     return data
 
 
@@ -92,3 +101,8 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
     )
+
+
+def _notes(error: BaseException) -> list[str]:
+    """Return what was added to an error on its way, such as how a run that it stopped goes on."""
+    return [str(line) for line in getattr(error, "__notes__", [])]

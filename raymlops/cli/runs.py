@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from raymlops.cli.output import ConfigOption, EnvOption, JsonFlag, Overrides, answer, table
+from raymlops.cli.output import ConfigOption, EnvOption, JsonFlag, OptionalConfig, Overrides, answer, table
+from raymlops.errors import UsageError
 
 
 def add_to(app: typer.Typer) -> None:
@@ -16,18 +17,30 @@ def add_to(app: typer.Typer) -> None:
 
 
 def train(
-    config: ConfigOption, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False
+    overrides: Overrides = None,
+    *,
+    config: OptionalConfig = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RUN_ID", help="Go on with this run, where its newest checkpoint is."),
+    ] = None,
+    env: EnvOption = None,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Train one configuration; one MLflow run."""
+    """Train one configuration, or go on with a run of before; one MLflow run in either case."""
     from raymlops.lifecycle.runs import train as run_training
 
-    record = run_training(config, overrides=overrides or (), env=env)
+    if config is None and resume is None:
+        raise UsageError(
+            "missing option '--config'", hint="raymlops train --config FILE, or raymlops train --resume RUN_ID."
+        )
+    record = run_training(config, resume=resume, overrides=overrides or (), env=env)
     lines = [
         f"run        {record.run_id}",
         *(f"{name:<10} {value:.5g}" for name, value in sorted(record.metrics.items())),
         f"epochs     {record.epochs} (best {record.best_epoch}), {record.steps} steps, {record.duration_s:.1f} s",
         f"weights    {record.weights_uri}",
-        f"next       raymlops models register --config {config} {record.run_id}",
+        f"next       raymlops models register --config {config or 'FILE'} {record.run_id}",
     ]
     answer(record.to_dict(), "\n".join(lines), as_json=as_json)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.auth import environment, headers
+from raymlops.cluster.grace import STOP_WAIT_S, VARIABLE
 from raymlops.cluster.ports import HOST, free_port
 from raymlops.errors import ClusterError
 
@@ -77,9 +78,11 @@ def start_head(
     ]
     # The drain before a SIGTERM moves work to other nodes; here there are none and it would only take 30 s.
     drain = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+    # A job that is stopped gets the time to write a last checkpoint.
+    grace = {VARIABLE: str(STOP_WAIT_S)}
     # Ray Client is deprecated, yet `ray start` has no option to leave its server out.
     hook = {"RAY_START_HOOK": f"{__name__}.without_client_server"}
-    return _start(command, log=log, variables={**drain, **hook, **GUARD, **variables, **environment(token)})
+    return _start(command, log=log, variables={**drain, **grace, **hook, **GUARD, **variables, **environment(token)})
 
 
 def without_client_server(parameters: Any, head: bool) -> None:  # noqa: ARG001 - Ray calls it with both

@@ -20,6 +20,7 @@ from raymlops.errors import (
     RefusedError,
     UnreachableError,
 )
+from raymlops.lifecycle.registering import written_sources
 from raymlops.lifecycle.source import Source, spec_of
 from raymlops.project import Project
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from raymlops.registry.gate import ChampionEvaluation
     from raymlops.registry.versions import Registry
     from raymlops.state.store import State
+    from raymlops.tracking.client import Tracker
 
 GATE_TAG = "raymlops.gate"
 """Tag of a version: ``passed`` or ``refused``."""
@@ -61,14 +63,15 @@ def gate(
     from raymlops.tracking.client import tracker as tracker_of
 
     here = spec_of(source, overrides=overrides, env=env)
-    registry = Registry(tracker_of(here))
+    tracker = tracker_of(here)
+    registry = Registry(tracker)
     ref = registry.get(here.project.name, version)
     with State.open(state_url(here)) as state:
         candidate = load(ref.bundle.uri, ref.bundle.digest)
         project = _project_of(candidate, here)
         metric = here.gate.metric or f"test/{project.spec.train.metric.removeprefix('validation/')}"
         current = registry.by_alias(ref.name, "champion")
-        blocks, champion = _compare(candidate, project, current, ref=ref, spec=here, metric=metric)
+        blocks, champion = _compare(candidate, project, current, ref=ref, spec=here, metric=metric, tracker=tracker)
         decision = decide(
             here.gate,
             metrics=candidate.evaluation["metrics"],
@@ -116,6 +119,7 @@ def _compare(
     ref: ModelVersionRef,
     spec: ProjectSpec,
     metric: str,
+    tracker: Tracker,
 ) -> tuple[list[dict[str, Any]], ChampionEvaluation | None]:
     """Return both versions' sums over the same blocks of the candidate's test rows."""
     from raymlops.bundle.load import load
@@ -125,7 +129,8 @@ def _compare(
 
     if current is None or current.version == ref.version:
         return [], None
-    prepared = prepare(project, state=candidate.recipe.state)
+    sources = written_sources(tracker, ref.run_id)
+    prepared = prepare(project, state=candidate.recipe.state, sources=sources)
     if prepared.data.fingerprint != candidate.evaluation["data_fingerprint"]:
         raise RefusedError(
             f"the data is no longer what {ref.name} version {ref.version} was tested on, so its champion cannot be "

@@ -72,7 +72,7 @@ def run_steps(project: Any, *, steps: Steps, on_event: OnEvent | None = None) ->
             chosen = project.with_params(searched.best.params)
             said.append(f"best trial {searched.best.number} with {searched.metric} {searched.best.value:.4f}")
     tags = {"raymlops.sweep_id": searched.sweep_id, "raymlops.trial": str(searched.best.number)} if searched else {}
-    with steps.step(f"train the winner on {_workers(spec.train.num_workers)}") as said:
+    with steps.step(f"train the winner on {_workers(spec.train.workers)}") as said:
         run = train(chosen, on_event=on_event, tags=tags)
         said.append(f"{spec.train.metric} {run.metrics[spec.train.metric]:.4f}, run {run.run_id}")
     with steps.step("evaluate on the test split, bundle, register") as said:
@@ -87,8 +87,12 @@ def run_steps(project: Any, *, steps: Steps, on_event: OnEvent | None = None) ->
     return PipelineRecord(searched, run, version, decision, deployment)
 
 
-def _workers(count: int) -> str:
-    return "this process" if count == 0 else f"{count} worker{'s' if count > 1 else ''}"
+def _workers(workers: tuple[int, int]) -> str:
+    fewest, most = workers
+    if most == 0:
+        return "this process"
+    count = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return f"{count} worker{'s' if most > 1 else ''}"
 
 
 def _silent(_line: str) -> None:

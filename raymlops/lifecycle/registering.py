@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.errors import BundleError, NotFoundError, RecipeError, RefusedError
 from raymlops.lifecycle.source import Source, spec_of
 from raymlops.recipe import call_recipe
+from raymlops.training.lookup import EVALUATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +21,10 @@ if TYPE_CHECKING:
     from raymlops.records import BundleRef, ModelVersionRef
     from raymlops.registry.versions import Registry
     from raymlops.tracking.client import Tracker
-    from raymlops.training.data import Prepared
+    from raymlops.training.data import Prepared, SplitData
 
 EXAMPLE_ROWS = 2
 PROFILE_ROWS = 50_000
-EVALUATION = "evaluation/test.json"
-"""Artifact of the run: its test metrics, written once."""
 
 
 def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env: str | None = None) -> ModelVersionRef:
@@ -60,7 +59,7 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     project = _project_of_run(config_yaml)
     _refuse_other_code(project, tracker, run_id=run_id, tags=tags)
     weights, state = load_weights(tags["raymlops.weights_uri"])
-    prepared = prepare(project, state=state)
+    prepared = prepare(project, state=state, sources=written_sources(tracker, run_id))
     if prepared.data.fingerprint != tags["raymlops.data_fingerprint"]:
         raise RefusedError(
             f"the data is no longer what run {run_id} was trained on: fingerprint {prepared.data.fingerprint[:12]}, "
@@ -91,6 +90,16 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
             action="register", subject=f"{ref.name}/{ref.version}", after=ref.to_dict(), why=f"run {run_id} asked for"
         )
     return ref
+
+
+def written_sources(tracker: Tracker, run_id: str) -> dict[str, Any]:
+    """Return where the splits of a run are that were written from Ray Data, whose pipelines are not run again."""
+    from raymlops.training.data import SOURCES, written
+
+    try:
+        return written(json.loads(tracker.read_text(run_id, SOURCES)))
+    except NotFoundError:
+        return {}
 
 
 def _training_tags(tracker: Tracker, run_id: str) -> dict[str, str]:
@@ -197,7 +206,7 @@ def _contents(
         config_yaml=config_yaml,
         profile=_profiles(prepared, model),
         evaluation=evaluation(model),
-        row_hashes=prepared.splits["train"].row_hashes(),
+        row_hashes=_sketch(prepared.splits["train"]),
         lineage=lineage,
     )
 
@@ -227,23 +236,29 @@ def _evaluation(project: Project, prepared: Prepared, *, model: Any, tracker: Tr
 
 def _example(prepared: Prepared) -> list[dict[str, Any]]:
     """Return request rows that work: the recipe's own, or the first complete validation rows of a table."""
+    import torch
+
     recipe = prepared.recipe
     rows: list[dict[str, Any]] | None = call_recipe(f"{type(recipe).__name__}.example()", recipe.example)
     if rows is None:
-        columns = prepared.splits["validation"].columns
+        split = prepared.splits["validation"]
+        columns = split.take(torch.arange(min(EXAMPLE_ROWS, split.rows)))
         if columns is None:
             raise RecipeError(
                 f"{type(recipe).__name__}.example() is needed: its splits are torch datasets, whose items are no rows",
                 hint="Return a list with one request row that works.",
             )
         signature = recipe.signature()
-        rows = signature.rows({column.name: columns[column.name][:EXAMPLE_ROWS] for column in signature.inputs})
+        rows = signature.rows({column.name: columns[column.name] for column in signature.inputs})
     recipe.signature().parse_rows(rows)
     return rows
 
 
 def _profiles(prepared: Prepared, model: Any) -> dict[str, Any]:
-    """Return reference profiles of features and predictions; what drift is measured against later."""
+    """Return reference profiles of features and predictions; what drift is measured against later.
+
+    A split that is streamed is profiled by an even sample of its rows, which has to fit into memory.
+    """
     import torch
 
     from raymlops.monitor.profile import profile
@@ -252,12 +267,13 @@ def _profiles(prepared: Prepared, model: Any) -> dict[str, Any]:
     inputs = [column.name for column in recipe.signature().inputs]
     profiles: dict[str, Any] = {}
     for name in ("train", "validation"):
-        columns = prepared.splits[name].columns
-        if columns is None:
+        split = prepared.splits[name]
+        sample = split.sample(about_rows=PROFILE_ROWS)
+        if sample is None:
             continue
-        features = {key: columns[key][:: _stride(columns[key])] for key in inputs}
+        columns = sample if split.columns is None else split.columns
         with torch.inference_mode():
-            predictions = recipe.decode(recipe.predict(model, recipe.encode(features)))
+            predictions = recipe.decode(recipe.predict(model, recipe.encode({key: sample[key] for key in inputs})))
         profiles[name] = {
             "features": profile({key: columns[key] for key in inputs}),
             "predictions": profile(predictions),
@@ -265,5 +281,13 @@ def _profiles(prepared: Prepared, model: Any) -> dict[str, Any]:
     return profiles
 
 
-def _stride(array: Any) -> int:
-    return max(1, len(array) // PROFILE_ROWS)
+def _sketch(split: SplitData) -> Any:
+    """Return the sketch of a split's row hashes, which one pass of any length finds in little memory."""
+    import numpy as np
+
+    from raymlops.bundle.sketch import sketch
+
+    kept = np.empty(0, dtype=np.uint64)
+    for chunk in split.hashes():
+        kept = sketch(np.concatenate([kept, chunk]))
+    return kept

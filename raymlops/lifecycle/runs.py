@@ -5,22 +5,31 @@ Knows the order of the steps; each step is another room's.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from raymlops.config.load import load_data
+from raymlops.errors import RefusedError, UsageError
 from raymlops.lifecycle.sharing import check_sharing
-from raymlops.lifecycle.source import Source, project_of
+from raymlops.lifecycle.source import Source, known_tracker, project_of
+from raymlops.project import bind
 
 if TYPE_CHECKING:
+    from raymlops.project import Project
     from raymlops.records import RunRecord, SweepRecord
+
+_log = logging.getLogger(__name__)
 
 OnEvent = Callable[[Any], None]
 
 
 def train(
-    source: Source,
+    source: Source | None = None,
     *,
+    resume: str | None = None,
     overrides: Sequence[str] = (),
     env: str | None = None,
     recipe: type | str | None = None,
@@ -29,37 +38,53 @@ def train(
 ) -> RunRecord:
     """Train one configuration, as one MLflow run, and return its record.
 
-    ``train.num_workers: 0`` trains in this process and needs no cluster. ``on_event`` gets every
-    progress event; by default they are shown on stderr, or in the notebook's cell.
+    ``resume`` is the id of a run that did not get to its end, however it was stopped: it goes on from its newest
+    checkpoint, and ends with the numbers that it would have had. Without a ``source`` its own configuration is taken,
+    with ``overrides`` for what may change. ``train.num_workers: 0`` trains in this process and needs no cluster.
+    ``on_event`` gets every progress event; by default they are shown on stderr, or in the notebook's cell.
 
     Raises:
         ConfigError, RecipeError, StorageError, InsufficientResourcesError: before any worker starts.
-        UsageError: the cluster has several machines, and files or tables are where one of them alone can reach them.
+        UsageError: neither ``source`` nor ``resume`` is given; the run has other data, or another configuration that
+            would change its result; or the cluster has several machines, and files or tables are where one of them
+            alone can reach them.
+        NotFoundError: there is no such run to resume.
+        RefusedError: somebody else trains it now.
         TrackingError, ClusterError: MLflow or Ray do not answer.
         TrainingError: the training stopped without a result; its MLflow run says so.
     """
+    from raymlops.cluster.grace import shortage
     from raymlops.training.progress import display
     from raymlops.training.run import train as run_training
 
-    project = project_of(source, overrides=overrides, env=env, recipe=recipe)
+    if resume is not None:
+        project = _resumed(source, resume, overrides=overrides, env=env, recipe=recipe)
+    elif source is None:
+        raise UsageError("there is nothing to train", hint="Give a configuration, or resume=RUN_ID.")
+    else:
+        project = project_of(source, overrides=overrides, env=env, recipe=recipe)
     section = project.spec.train
-    if section.num_workers == 0:
+    fewest, most = section.workers
+    if (short := shortage(os.environ, grace_s=section.stop_grace_s)) is not None:
+        _log.warning(short)
+    if most == 0:
         with _shown(on_event, display) as emit:
-            return run_training(project, tags=tags, on_event=emit)
+            return run_training(project, tags=tags, on_event=emit, resume=resume)
     from raymlops.cluster.capacity import check_fits
     from raymlops.cluster.connect import connect
+    from raymlops.cluster.places import Places
 
+    each = {
+        "cpus_per_worker": section.cpus_per_worker,
+        "gpus_per_worker": section.gpus_per_worker,
+        "purpose": "train.num_workers",
+    }
     with connect(project.spec):
         check_sharing(project.spec)
-        check_fits(
-            workers=section.num_workers,
-            cpus_per_worker=section.cpus_per_worker,
-            gpus_per_worker=section.gpus_per_worker,
-            purpose="train.num_workers",
-            wait_s=project.spec.cluster.wait_s,
-        )
+        check_fits(workers=fewest, wait_s=project.spec.cluster.wait_s, **each)  # type: ignore[arg-type]
         with _shown(on_event, display) as emit:
-            return run_training(project, tags=tags, on_event=emit)
+            room = Places(**each)  # type: ignore[arg-type]
+            return run_training(project, tags=tags, on_event=emit, resume=resume, room=room)
 
 
 def sweep(
@@ -99,6 +124,29 @@ def sweep(
         )
         with _shown(on_event, display) as emit:
             return run_sweep(project, tags=tags, on_event=emit)
+
+
+def _resumed(
+    source: Source | None, run_id: str, *, overrides: Sequence[str], env: str | None, recipe: type | str | None
+) -> Project:
+    """Return the project that a run goes on with; what can be refused at once is, before a cluster is connected."""
+    from raymlops.training.lookup import look_up, who_holds
+    from raymlops.training.resume import check_kind, check_resumable
+
+    recorded = look_up(known_tracker(source, overrides=overrides, env=env), run_id)
+    check_kind(recorded)
+    held, who = who_holds(recorded)
+    if held == "held":
+        raise RefusedError(
+            f"run {run_id} is in use by {who}", hint="Let it finish, or end that process, then resume it."
+        )
+    if source is not None:
+        project = project_of(source, overrides=overrides, env=env, recipe=recipe)
+    else:
+        assert recorded.spec is not None
+        project = bind(load_data(recorded.spec.to_dict(), overrides=overrides), recipe=recipe)
+    check_resumable(recorded, project.spec)
+    return project
 
 
 def _shown(on_event: OnEvent | None, display: Callable[[], Any]) -> AbstractContextManager[OnEvent]:

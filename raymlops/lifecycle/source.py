@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raymlops.config.load import LoadedSpec, load, load_data
 from raymlops.config.schema import ProjectSpec
-from raymlops.errors import UsageError
+from raymlops.errors import NotFoundError, UsageError
 from raymlops.project import Project, bind
+
+if TYPE_CHECKING:
+    from raymlops.tracking.client import Tracker
 
 Source = str | Path | Mapping[str, Any] | ProjectSpec | LoadedSpec | Project
 """A YAML file, plain data, a spec, or a project that is bound already."""
@@ -32,6 +35,48 @@ def spec_of(source: Source, *, overrides: Sequence[str] = (), env: str | None = 
     if overrides or env:
         raise UsageError("overrides and env apply to a file", hint="Pass the path of the YAML file.")
     return source.spec if isinstance(source, LoadedSpec | Project) else source  # type: ignore[return-value]
+
+
+def place_of(source: Source | None, *, overrides: Sequence[str] = (), env: str | None = None) -> ProjectSpec:
+    """Return where things are: as a configuration says, and without one as the environment and the defaults do.
+
+    Without a source only overrides of ``tracking`` and ``storage`` count, since the rest is asked of the run itself.
+
+    Raises:
+        ConfigError: with every problem found.
+        UsageError: an overlay without a file, or overrides for what was read already.
+    """
+    if source is not None:
+        return spec_of(source, overrides=overrides, env=env)
+    if env is not None:
+        raise UsageError("--env NAME lays a file over another one", hint="Name that one with --config FILE.")
+    anything = {"project": {"name": "anything"}, "recipe": {"import": "any:Recipe"}}
+    places = [text for text in overrides if text.startswith(("tracking.", "storage."))]
+    return load_data(anything, overrides=places).spec
+
+
+def known_tracker(source: Source | None, *, overrides: Sequence[str] = (), env: str | None = None) -> Tracker:
+    """Return the tracker of ``place_of``, of an MLflow that is there: asking for a run makes no database.
+
+    Raises:
+        NotFoundError: there is none yet, and so no run.
+        TrackingError: it does not answer.
+        ConfigError, UsageError: as ``place_of``.
+    """
+    from raymlops.tracking.client import Tracker, tracking_uri
+    from raymlops.tracking.client import tracker as tracker_of
+    from raymlops.tracking.database import database_file
+
+    spec = place_of(source, overrides=overrides, env=env)
+    file = database_file(tracking_uri(spec))
+    if file is not None and not file.exists():
+        raise NotFoundError(
+            f"there is no run: {Tracker(tracking_uri(spec)).shown_uri} has not been made yet",
+            hint="Runs elsewhere are found by --config FILE, MLFLOW_TRACKING_URI or RAYMLOPS_HOME.",
+        )
+    tracker = tracker_of(spec)
+    tracker.check()
+    return tracker
 
 
 def project_of(

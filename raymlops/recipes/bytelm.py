@@ -15,7 +15,7 @@ import os
 import sysconfig
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -81,6 +81,24 @@ class ByteLM(RecipeBase):
         """Return the mean cross-entropy of the bytes, in nats."""
         logits, targets = _shifted(model, batch["tokens"])
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD)
+
+    def shard_layers(self, model: nn.Module) -> list[nn.Module]:
+        """Return the blocks; the embedding is the output layer as well, so it stays with the whole."""
+        return list(cast("Transformer", model).blocks)
+
+    def tokens_per_row(self) -> int:
+        """Return the bytes that a window predicts."""
+        return self.config.block
+
+    def flops_per_row(self) -> float:
+        """Return 6 N + 12 L W T a token: PaLM's count (Chowdhery et al., 2022, appendix B), without recomputation.
+
+        N are the weights of matrix products: 12 W^2 a block and the output layer's. Of the T by T attention
+        both halves count, though the mask hides one.
+        """
+        layers, width, block = self.config.layers, self.config.width, self.config.block
+        weights = 12 * layers * width**2 + VOCABULARY * width
+        return float(block * (6 * weights + 12 * layers * width * block))
 
     def metrics(self, model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
         """Return the summed nats and the number of bytes they are over."""

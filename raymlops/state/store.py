@@ -7,23 +7,21 @@ are there or neither. Knows nothing of Serve or MLflow. Credentials in the URL a
 from __future__ import annotations
 
 import contextlib
-import getpass
+import logging
 import os
-import socket
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import sqlalchemy as sa
-from sqlalchemy import event
-from sqlalchemy.engine import make_url
 
 from raymlops.config.credentials import resolve
 from raymlops.config.paths import local_path
-from raymlops.errors import ConfigError, Problem, StorageError, UnreachableError, UsageError
+from raymlops.errors import ConfigError, Problem, RefusedError, UsageError
 from raymlops.records import BundleRef, Record
-from raymlops.state.exclusive import file_lock, server_lock, wait_for
+from raymlops.state.engine import database_path, errors, open_engine, this_user
+from raymlops.state.locks import open_lock, take
 from raymlops.state.migrate import migrate
 from raymlops.state.schema import audit, deployments
 
@@ -36,7 +34,8 @@ if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
 
 Role = Literal["champion", "warm"]
-BUSY_TIMEOUT_MS = 15_000
+_CHANGES_KEY = 7_206_517_312  # any number that is ours: Postgres' advisory locks share one space
+_log = logging.getLogger(__name__)
 
 
 def _now() -> datetime:
@@ -104,7 +103,7 @@ class State:
             UnreachableError: the database server does not answer, or refuses us.
             UsageError: the URL cannot be read or names a database that is not supported.
         """
-        state = cls(_engine(url))
+        state = cls(open_engine(url))
         try:
             with state._write() as connection:
                 migrate(connection)
@@ -212,16 +211,19 @@ class State:
             RefusedError: it was not free within ``wait_s``; the message names who holds it, and for what.
             StorageError, UnreachableError: the lock cannot be asked for.
         """
-        me = f"{_this_user()} (process {os.getpid()}: {purpose})"
+        me = f"{this_user()} (process {os.getpid()}: {purpose})"
+        database = database_path(self._engine)
+        file = None if database is None else Path(f"{database}.lock")
         with contextlib.ExitStack() as stack:
-            if self._engine.dialect.name == "postgresql":
-                with _errors(self._engine):
-                    lock = stack.enter_context(server_lock(self._engine, me))
-                    wait_for(lock, wait_s=wait_s)
-            elif (database := self._engine.url.database) and database != ":memory:":
-                lock = stack.enter_context(file_lock(Path(f"{database}.lock"), me))
-                wait_for(lock, wait_s=wait_s)
-            yield  # a database in memory has no other user
+            with errors(self._engine):
+                lock = stack.enter_context(open_lock(self._engine, file=file, key=_CHANGES_KEY, me=me))
+                holder = None if lock is None else take(lock, wait_s=wait_s, on_wait=_say_waiting)
+            if holder is not None:
+                raise RefusedError(
+                    f"{holder} is changing what is live; waited {wait_s:g} s, nothing was changed",
+                    hint="Let it finish, or end that process, then run the same command again.",
+                )
+            yield
 
     def _events(self, query: sa.Select[Any]) -> list[AuditEvent]:
         query = query.order_by(audit.c.id.desc())
@@ -233,12 +235,12 @@ class State:
 
     @contextlib.contextmanager
     def _read(self) -> Iterator[Connection]:
-        with _errors(self._engine), self._engine.begin() as connection:
+        with errors(self._engine), self._engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[Connection]:
-        with _errors(self._engine), self._engine.execution_options(raymlops_write=True).begin() as connection:
+        with errors(self._engine), self._engine.execution_options(raymlops_write=True).begin() as connection:
             if connection.dialect.name == "postgresql" and sa.inspect(connection).has_table("deployments"):
                 # Two writers one after the other, as SQLite has it: each sees what the other left as "before".
                 connection.execute(sa.text("LOCK TABLE deployments IN SHARE ROW EXCLUSIVE MODE"))
@@ -261,69 +263,6 @@ def state_url(spec: ProjectSpec) -> str:
             hint="storage.state: {env: RAYMLOPS_STATE_URL} with postgresql+psycopg://user:password@host/database",
         )
     return f"sqlite:///{folder / 'state.db'}"
-
-
-def _engine(url: str) -> Engine:
-    try:
-        parsed = make_url(url)
-    except (sa.exc.ArgumentError, ValueError) as error:
-        raise UsageError("the state URL is not a SQL URL such as sqlite:////path/state.db") from error
-    backend = parsed.get_backend_name()
-    if backend not in {"sqlite", "postgresql"}:
-        raise UsageError(f"the state database must be sqlite or postgresql, got {backend}")
-    if backend == "postgresql":
-        if parsed.drivername == "postgresql":
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        try:
-            return sa.create_engine(parsed, connect_args={"connect_timeout": 10}, pool_pre_ping=True)
-        except ModuleNotFoundError as error:
-            raise UsageError(
-                f"the Postgres driver {error.name} is not installed", hint="pip install 'raymlops[postgres]'"
-            ) from error
-    if parsed.database and parsed.database != ":memory:":
-        folder = Path(parsed.database).parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make the folder {folder}: {error.strerror}") from error
-    engine = sa.create_engine(parsed)
-    event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # the driver's own BEGIN comes too late to hold a lock from the first read on
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    write = connection.get_execution_options().get("raymlops_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-
-@contextlib.contextmanager
-def _errors(engine: Engine) -> Iterator[None]:
-    """Turn what SQLAlchemy raises into errors of ours, without the URL's password and without the statement."""
-    shown = engine.url.render_as_string(hide_password=True)
-    try:
-        yield
-    except sa.exc.DBAPIError as error:
-        cause = str(error.orig).strip().splitlines()[0] if error.orig else type(error).__name__
-        if engine.dialect.name == "sqlite":
-            raise StorageError(
-                f"the state database {shown}: {cause}", hint="Can the file and its folder be written? Is the disk full?"
-            ) from error
-        raise UnreachableError(
-            f"the state database {shown}: {cause}", hint="Does the server run, and may this user connect and write?"
-        ) from error
-    except sa.exc.SQLAlchemyError as error:
-        raise StorageError(f"the state database {shown}: {type(error).__name__}") from error
 
 
 def _check(name: str, wanted: Sequence[Deployment]) -> None:
@@ -372,12 +311,8 @@ def _add_event(
     connection: Connection, *, actor: str | None, action: str, subject: str, before: Any, after: Any, why: str
 ) -> None:
     values = {"before": before, "after": after, "why": why, "action": action, "subject": subject}
-    connection.execute(sa.insert(audit).values(ts=_now(), actor=actor or _this_user(), **values))
+    connection.execute(sa.insert(audit).values(ts=_now(), actor=actor or this_user(), **values))
 
 
-def _this_user() -> str:
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
+def _say_waiting(holder: str) -> None:
+    _log.warning("waiting for %s, which is changing what is live", holder)

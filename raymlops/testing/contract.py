@@ -134,7 +134,7 @@ class RecipeContract:
         """A training row that comes back as a request becomes the very same batch."""
         case = self._case
         split = case.prepared.splits["train"]
-        if split.columns is None:
+        if not split.is_table:
             raise SkipTest("the splits are torch datasets, whose items are no request rows")
         take = _take(split.rows)
         trained = split.batch(take)
@@ -248,11 +248,11 @@ class _Case:
     @cached_property
     def example(self) -> list[dict[str, Any]]:
         rows = self.recipe.example()
-        columns = self.prepared.splits["train"].columns
+        split = self.prepared.splits["train"]
+        columns = split.take(_take(split.rows))
         if columns is not None:
             # The first training rows, whatever the recipe shows to readers: they are compared with their own encoding.
-            take = _take(len(next(iter(columns.values())))).numpy()
-            rows = self.signature.rows({column.name: columns[column.name][take] for column in self.signature.inputs})
+            rows = self.signature.rows({column.name: columns[column.name] for column in self.signature.inputs})
         assert rows, "the splits are torch datasets: define example(), which returns request rows"
         return rows
 

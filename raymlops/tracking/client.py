@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import os
+import posixpath
 import re
 import time
 from pathlib import Path
@@ -26,13 +27,17 @@ if TYPE_CHECKING:
 
     from raymlops.config.schema import ProjectSpec
 
-BATCH = 1000
-"""Metrics in one request: MLflow's own limit."""
+METRIC_BATCH = 900
 PARAM_BATCH = 100
+"""Metrics, and parameters or tags, in one request: MLflow takes a thousand things, a hundred of them no metrics."""
 MAX_TAG_CHARS = 5000
 ARTIFACTS = "mlartifacts"
 """Folder of runs' files, beside the SQLite file."""
 _PROBE_TIMEOUT_S = 5.0
+_REFUSALS = {
+    *("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"),
+    *("RESOURCE_DOES_NOT_EXIST", "ENDPOINT_NOT_FOUND", "INVALID_STATE"),
+}
 
 MetricPoint = tuple[str, float, int, int | None]
 """Name, value, step, milliseconds since the epoch (None: now)."""
@@ -154,20 +159,31 @@ class Tracker:
         """Log parameters; MLflow refuses to change one later."""
         from mlflow.entities import Param
 
-        items = [Param(_key(key), value[:MAX_VALUE_CHARS]) for key, value in params.items()]
+        items = [Param(metric_key(key), value[:MAX_VALUE_CHARS]) for key, value in params.items()]
         with self._errors():
             for start in range(0, len(items), PARAM_BATCH):
                 self.client.log_batch(run_id, params=items[start : start + PARAM_BATCH])
 
     def log_metrics(self, run_id: str, points: Sequence[MetricPoint]) -> None:
-        """Log metric values, a thousand in a request."""
-        from mlflow.entities import Metric
+        """Log metric values, hundreds in a request."""
+        self.log_batch(run_id, points, {})
+
+    def log_batch(self, run_id: str, points: Sequence[MetricPoint], tags: Mapping[str, str]) -> None:
+        """Log metric values and set tags: in one request where they fit, the tags last where they do not.
+
+        MLflow's SQL stores take a point with the same name, step, value and timestamp once, however often it is sent
+        (its primary key, 3.17): a request that is repeated doubles nothing as long as timestamps are given.
+        """
+        from mlflow.entities import Metric, RunTag
 
         now = now_ms()
-        items = [Metric(_key(key), value, timestamp or now, step) for key, value, step, timestamp in points]
+        metrics = [Metric(metric_key(key), value, now if ms is None else ms, step) for key, value, step, ms in points]
+        settings = [RunTag(key, _cut(value)) for key, value in tags.items()]
         with self._errors():
-            for start in range(0, len(items), BATCH):
-                self.client.log_batch(run_id, metrics=items[start : start + BATCH])
+            while metrics or settings:
+                few = settings[:PARAM_BATCH] if len(metrics) <= METRIC_BATCH else []
+                self.client.log_batch(run_id, metrics=metrics[:METRIC_BATCH], tags=few)
+                metrics, settings = metrics[METRIC_BATCH:], settings[len(few) :]
 
     def log_text(self, run_id: str, text: str, path: str) -> None:
         """Write text as the artifact ``path``."""
@@ -176,15 +192,38 @@ class Tracker:
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags in one request."""
-        from mlflow.entities import RunTag
+        self.log_batch(run_id, (), tags)
 
+    def end_run(
+        self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"], *, end_time_ms: int | None = None
+    ) -> None:
+        """Say how a run ended, and when (None: now)."""
         with self._errors():
-            self.client.log_batch(run_id, tags=[RunTag(key, _cut(value)) for key, value in tags.items()])
+            self.client.set_terminated(run_id, status, end_time_ms)
 
-    def end_run(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        """Say how a run ended."""
+    def reopen_run(self, run_id: str, *, without_tags: Sequence[str] = ()) -> None:
+        """Mark a run as RUNNING again, and remove tags that spoke of its end.
+
+        Its end time stays until it ends again: MLflow's store has no way to clear it (3.17).
+
+        Raises:
+            NotFoundError: there is no such run, or it was deleted.
+        """
+        run = self.run(run_id)
+        if run.info.lifecycle_stage != "active":
+            raise NotFoundError(
+                f"the run {run_id!r} in {self.shown_uri} was deleted", hint=f"mlflow runs restore --run-id {run_id}"
+            )
         with self._errors():
-            self.client.set_terminated(run_id, status)
+            self.client.update_run(run_id, "RUNNING")
+            for tag in without_tags:
+                if tag in run.data.tags:
+                    self.client.delete_tag(run_id, tag)
+
+    def last_steps(self, run_id: str) -> dict[str, int]:
+        """Return the highest step of each metric that a run has, by MLflow's name of it (``metric_key``)."""
+        # A run comes with the steps of its metrics, which `data.metrics` leaves out; a history each is a request each.
+        return {metric.key: int(metric.step) for metric in self.run(run_id).data.to_proto().metrics}
 
     def run(self, run_id: str) -> Any:
         """Return MLflow's ``Run``.
@@ -310,6 +349,18 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
+def metric_key(name: str) -> str:
+    """Return a name as MLflow takes it: letters, digits, ``_ - . / :`` and spaces, and no odd path."""
+    name = re.sub(r"[^\w\-./: ]", "_", name)[:250]
+    return posixpath.normpath("/" + name).lstrip("/") or "_"
+
+
+def refused(error: TrackingError) -> bool:
+    """Return whether MLflow answered and said no, so that asking again is of no use."""
+    cause = error.__cause__
+    return isinstance(cause, NotFoundError) or getattr(cause, "error_code", "") in _REFUSALS
+
+
 def _is_sql(uri: str) -> bool:
     return re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://", uri) is not None
 
@@ -326,11 +377,6 @@ def _expected_schema() -> str:
     return str(ScriptDirectory.from_config(config).get_current_head())
 
 
-def _key(name: str) -> str:
-    """Return a name that MLflow takes: letters, digits, ``_ - . / :`` and spaces."""
-    return re.sub(r"[^\w\-./: ]", "_", name)[:250]
-
-
 def _cut(value: str) -> str:
     return value if len(value) <= MAX_TAG_CHARS else value[: MAX_TAG_CHARS - 3] + "..."
 
@@ -344,3 +390,5 @@ def _quiet() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # A line for each connection that fails, in the middle of a live display; what it leads to is told by an error.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)

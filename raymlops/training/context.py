@@ -1,25 +1,32 @@
-"""What a training loop stands on: its rank's recipe, data and device, and where its results go.
+"""What a training loop stands on: its rank's recipe, data and device, where its run stands, and where results go.
 
 The contract of a custom ``train_loop(ctx)``: every rank calls ``report`` equally often and with equal metrics, stops
-when it returns True, and reports a model whose state ``recipe.model()`` can load. Knows nothing of Ray or
-MLflow: both stand behind ``emit`` and ``save``.
+when it returns True, and reports a model whose state ``recipe.model()`` can load. One that calls ``restore`` first goes
+on where a checkpoint left it; one that does not starts again. Knows nothing of Ray or MLflow: both stand behind
+``emit`` and the saver.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from raymlops.errors import NonFiniteError, RecipeError, TrainingError
-from raymlops.recipe import Batch, RecipeBase, call_recipe
+from raymlops.recipe import RecipeBase, call_recipe
+from raymlops.training.agreement import Agreement
+from raymlops.training.checkpoint import Snapshot, restore
 from raymlops.training.evaluate import totals
+from raymlops.training.guards import on_non_finite
+from raymlops.training.losses import non_finite as non_finite_error
 from raymlops.training.metrics import merge_over_ranks, named_values
 from raymlops.training.optimize import total_steps
-from raymlops.training.progress import Event
+from raymlops.training.parallel import explained, parallelize
+from raymlops.training.precision import autocast
+from raymlops.training.reporter import Reporter
+from raymlops.training.runstate import RunState
 from raymlops.training.sampling import derived_seed
 from raymlops.training.stopping import Best
 
@@ -29,27 +36,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raymlops.config.schema import TrainSection
+    from raymlops.training.checkpoint import Saver
     from raymlops.training.data import Prepared
-
-
-class Saver(Protocol):
-    """Keeps models: in a folder for a run, in memory for a trial."""
-
-    def save(self, snapshot: Snapshot, *, best: bool, last: bool) -> None:
-        """Keep a snapshot, if it is the best one, the last one or due."""
-        ...
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A model as reported; ``epoch`` counts reports. ``model`` and ``optimizer`` are live: copy what is to be kept."""
-
-    epoch: int
-    step: int
-    metrics: dict[str, float]
-    model: nn.Module
-    optimizer: torch.optim.Optimizer | None
-    state: Mapping[str, Any]
+    from raymlops.training.progress import Event
+    from raymlops.training.retention import Kept
 
 
 @dataclass
@@ -60,6 +50,10 @@ class Outcome:
     best_epoch: int = 0
     epochs: int = 0
     steps: int = 0
+    stopped: str = ""
+    """The order that ended the loop before its time; its last checkpoint is where it goes on."""
+    workers: int = 1
+    """How many ranks there were at the end."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -82,7 +76,11 @@ class TrainContext:
         device: torch.device | str = "cpu",
         unused_parameters: bool = False,
         should_stop: Callable[[int, dict[str, float]], bool] | None = None,
-        check_signals: Callable[[], None] = lambda: None,
+        orders: Callable[[], str] = lambda: "",
+        alive: Callable[[int], None] = lambda _step: None,
+        control: Any = None,
+        resume: str | None = None,
+        identity: Mapping[str, str] | None = None,
     ) -> None:
         self.spec = spec
         self.prepared = prepared
@@ -91,15 +89,37 @@ class TrainContext:
         self.world_size = world_size
         self.device = torch.device(device)
         self.steps = total_steps(spec, rows=prepared.splits["train"].rows)
-        self.outcome = Outcome()
+        self.run_state = RunState()
+        """Where the run stands; the loop moves it on."""
         self._saver = saver
-        self._emit = emit
         self._unused_parameters = unused_parameters
         self._should_stop = should_stop
-        self.check_signals = check_signals
-        """Raise KeyboardInterrupt if a Ctrl-C got lost since: a loop asks at every step, evaluation at every batch."""
+        self._orders = orders
+        self._alive = alive
+        self._control = control
+        self._resume = resume
+        self._identity = dict(identity or {})
         self._best = Best(spec.metric, spec.mode, patience=spec.patience)
-        self._started = time.monotonic()
+        self._agreement = Agreement(
+            orders,
+            every_minutes=spec.checkpoint_every_minutes,
+            group=control,
+            rank=rank,
+            world_size=world_size,
+        )
+        self._reporter = Reporter(
+            emit,
+            recipe=self.recipe,
+            epochs=spec.epochs,
+            steps=self.steps,
+            rank=rank,
+            workers=world_size,
+            peak_tflops=spec.peak_tflops,
+        )
+        self.watch = self._reporter.watch
+        """Where the time goes; the loop marks its parts."""
+        self._trained: tuple[Any, Any, Any] = (None, None, None)
+        self._stopped = ""
 
     def model(self) -> nn.Module:
         """Return the untrained model on this rank's device, the same on every rank."""
@@ -110,16 +130,51 @@ class TrainContext:
     def parallel(self, model: nn.Module) -> nn.Module:
         """Return a module that maps a batch to its loss and, over several ranks, averages gradients.
 
-        The recipe's loss sees the plain model: DDP wraps the computation of the loss around it.
+        The recipe's loss sees the plain model, which ``strategy: fsdp`` shards in place: build the optimizer after it.
         """
-        loss = _Loss(self.recipe, model)
-        if self.world_size == 1 or not any(parameter.requires_grad for parameter in model.parameters()):
-            return loss
-        return torch.nn.parallel.DistributedDataParallel(loss, find_unused_parameters=self._unused_parameters)
+        return parallelize(
+            self.recipe,
+            model,
+            self.spec,
+            world_size=self.world_size,
+            device=self.device,
+            unused_parameters=self._unused_parameters,
+        )
 
-    def seed_epoch(self, epoch: int) -> None:
-        """Seed dropout and the like for an epoch: differently on each rank, the same in each run."""
-        torch.manual_seed(derived_seed(self.spec.seed, epoch, self.rank))
+    def restore(self, *, model: nn.Module, optimizer: torch.optim.Optimizer | None, scaler: Any = None) -> RunState:
+        """Load the checkpoint that this run goes on from, if there is one, and return where the run stands.
+
+        What is given here is what checkpoints hold from now on.
+
+        Raises:
+            StorageError: a file of it is damaged.
+            UsageError: it is one of another recipe or configuration.
+        """
+        self._trained = (model, optimizer, scaler)
+        if self._resume is not None:
+            self._load(self._resume, kept=self._saver.kept)
+            # More steps or epochs may have been asked for since.
+            state = self.run_state
+            if state.cut is not None and state.step < self.steps:
+                state.epoch, state.batch = state.cut
+                state.cut = None
+            state.finished = self._over()
+            self._reporter.goes_on(state)
+        return self.run_state
+
+    @property
+    def guarded(self) -> bool:
+        """Return whether each step's gradient is looked at before it is used."""
+        return self.spec.on_non_finite != "stop"
+
+    @property
+    def sharded(self) -> bool:
+        """Return whether each rank holds a part of the parameters."""
+        return self.spec.strategy == "fsdp"
+
+    def seed_step(self, step: int) -> None:
+        """Seed dropout and the like for a step: differently on each rank, the same whenever the step is taken."""
+        torch.manual_seed(derived_seed(self.spec.seed, step, self.rank))
 
     def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor summed over all ranks."""
@@ -132,23 +187,90 @@ class TrainContext:
         if self.world_size > 1:
             for buffer in model.buffers():  # running statistics drift apart between ranks
                 torch.distributed.broadcast(buffer, src=0)
-        sums = totals(
-            self.recipe,
-            model,
-            self.prepared.splits[split],
-            batch_size=self.spec.eval_batch_size,
-            rank=self.rank,
-            world=self.world_size,
-            device=self.device,
-            before_batch=self.check_signals,
-        )
+        with autocast(self.spec, self.device), explained():
+            sums = totals(
+                self.recipe,
+                model,
+                self.prepared.splits[split],
+                batch_size=self.spec.eval_batch_size,
+                rank=self.rank,
+                world=self.world_size,
+                device=self.device,
+                before_batch=self._before_evaluation_batch,
+                exchanges=self.sharded,
+            )
         if self.world_size > 1:
             sums = merge_over_ranks(sums, device=self.device)
         return named_values(self.recipe, sums, split=split)
 
-    def log(self, *, epoch: int, step: int, metrics: dict[str, float], rows_per_s: float = 0.0) -> None:
+    def log(self, *, epoch: int, step: int, metrics: dict[str, float]) -> None:
         """Log metrics of a step. Cheap, but not for every step: ``spec.log_every_steps`` says how often."""
-        self._send("step", epoch=epoch, step=step, metrics=metrics, rows_per_s=rows_per_s)
+        self._reporter.tell("step", self.run_state, epoch=epoch, step=step, metrics=metrics)
+
+    def log_with_costs(self, metrics: dict[str, float], *, rows: int) -> None:
+        """Log metrics of the steps since the last log, with throughput, the shares of time and the machine's load."""
+        state = self.run_state
+        self.log(epoch=state.epoch, step=state.step, metrics={**metrics, **self._reporter.costs(rows=rows)})
+
+    def message(self, text: str) -> None:
+        """Tell whoever watches, and the run's log."""
+        state = self.run_state
+        self._reporter.tell("message", state, epoch=state.epoch, step=state.step, message=text)
+
+    def judge(self, *, loss: torch.Tensor, norm: torch.Tensor | None, lr: float) -> Literal["take", "skip", "rollback"]:
+        """Return what becomes of a step that ``run_state`` does not count yet; the same on every rank.
+
+        After ``rollback`` the run stands at its last checkpoint. With ``on_non_finite: stop`` nothing is looked at
+        here: the losses are when they are merged, and the weights before they are written.
+
+        Raises:
+            NonFiniteError: too many batches were left out.
+        """
+        if not self.guarded:
+            return "take"
+        finite = torch.isfinite(loss) & (torch.isfinite(norm) if norm is not None else True)
+        broken = torch.tensor(float(not bool(finite)))
+        if self.world_size > 1:
+            torch.distributed.all_reduce(broken, group=self._control)
+        if not broken:
+            return "take"
+        state, step = self.run_state, self.run_state.step + 1
+        self._saver.wait()
+        last_uri = self._shared(self._saver.last_uri)
+        decision = on_non_finite(
+            step,
+            policy=self.spec.on_non_finite,
+            skipped=state.skipped,
+            checkpoint=None if last_uri is None else last_uri.partition("?")[0].rpartition("/")[2],
+        )
+        bad = float(loss) if not torch.isfinite(loss) or norm is None else float(norm)
+        if decision.action == "stop":
+            raise non_finite_error("loss or gradient", bad, epoch=state.epoch, step=step, lr=lr)
+        self.message(f"loss or gradient is {bad} at step {step}: {decision.reason}")
+        if decision.action == "rollback" and last_uri is not None:
+            points = state.points
+            self._load(last_uri)
+            self.run_state.points = points
+        self.run_state.skipped = [*self.run_state.skipped, step]
+        return "rollback" if decision.action == "rollback" else "skip"
+
+    def after_step(self, *, before_save: Callable[[], None]) -> bool:
+        """Take in a step that ``run_state`` counts already: write a checkpoint if it is time; return whether to stop.
+
+        ``before_save`` brings ``run_state`` up to date where the loop lets something lag behind.
+
+        Raises:
+            StorageError: a checkpoint cannot be written, and ``on_checkpoint_error`` is ``stop``.
+        """
+        state, spec = self.run_state, self.spec
+        self._alive(state.step)
+        agreed = self._agreement.at_step(state.step)
+        by_steps = spec.checkpoint_every_steps is not None and state.step % spec.checkpoint_every_steps == 0
+        if agreed.order or agreed.due or by_steps:
+            before_save()
+            self._save({}, best=False, last=bool(agreed.order))
+        self._stopped = agreed.order
+        return bool(agreed.order)
 
     def report(
         self,
@@ -156,17 +278,18 @@ class TrainContext:
         epoch: int,
         step: int,
         metrics: dict[str, float],
-        model: nn.Module,
+        model: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> bool:
         """Take in an epoch: judge it, keep the model, and return whether to stop.
 
+        ``model`` and ``optimizer`` may be left out where ``restore`` was given them.
+
         Raises:
-            RecipeError: ``train.metric`` is not among the metrics.
+            RecipeError: ``train.metric`` is not among the metrics, or another rank reports less often.
             NonFiniteError: it is NaN or infinite.
             StorageError: the model cannot be written; what was kept before is still there.
         """
-        self.check_signals()
         value = metrics.get(self._best.metric)
         if value is None:
             raise RecipeError(
@@ -174,65 +297,110 @@ class TrainContext:
             )
         if not math.isfinite(value):
             raise NonFiniteError(f"{self._best.metric} is {value} after epoch {epoch} (step {step})")
-        self.outcome.history.append(dict(metrics))
-        self.outcome.epochs, self.outcome.steps = len(self.outcome.history), step
-        improved = self._best.update(len(self.outcome.history), value)
-        self.outcome.best_epoch = self._best.epoch
-        self._send("epoch", epoch=epoch, step=step, metrics=metrics)
-        stop = self._agreed(self._best.exhausted or epoch >= self.spec.epochs or step >= self.steps)
-        if self.rank == 0:
-            snapshot = Snapshot(self.outcome.epochs, step, dict(metrics), model, optimizer, self.prepared.state)
-            self._saver.save(snapshot, best=improved, last=stop)
+        if model is not None:
+            self._trained = (model, optimizer, None)
+        state = self.run_state
+        state.history.append(dict(metrics))
+        improved = self._best.update(len(state.history), value)
+        state.best_epoch, state.waited = self._best.epoch, self._best.waited
+        state.best_value = self._best.value
+        state.epoch, state.batch, state.step = epoch + 1, 0, step
+        state.loss_sum, state.loss_rows = 0.0, 0
+        self._reporter.tell("epoch", state, epoch=epoch, step=step, metrics=metrics)
+        over, order = self._agreement.at_report(len(state.history), stop=self._over())
+        stop = over or bool(order)
+        state.finished = over
+        self._stopped = "" if over else order
+        self._alive(step)
+        if improved or stop or len(state.history) % self.spec.checkpoint_every_epochs == 0:
+            self._save(dict(metrics), best=improved, last=stop)
+        self.watch.mark("report")
         if self._should_stop is not None and self._should_stop(epoch, dict(metrics)):
             return True
         return stop
 
     def run(self, loop: Callable[[TrainContext], None]) -> Outcome:
         """Run the recipe's own loop or ``loop``, and return what it reached."""
-        self._send("start", epoch=0, step=0, metrics={})
+        self._reporter.tell("start", self.run_state, epoch=0, step=0)
         own = self.recipe.train_loop
-        if own is None:
-            loop(self)
-        else:
-            call_recipe(f"{type(self.recipe).__name__}.train_loop()", lambda: own(self))
-        if not self.outcome.history:
+        try:
+            if own is None:
+                loop(self)
+            else:
+                call_recipe(f"{type(self.recipe).__name__}.train_loop()", lambda: own(self))
+        except StopAskedError as asked:
+            self._stopped = asked.order
+            if own is None:  # a loop of its own stands anywhere by now: it goes on from its last report
+                self._save({}, best=False, last=True)
+        state = self.run_state
+        if not self._stopped:
+            self._agreement.at_end(len(state.history))
+        self._saver.wait()
+        if not state.history and not self._stopped:
             raise TrainingError(
                 f"{type(self.recipe).__name__}.train_loop() ended without a report",
                 hint="Call ctx.report(...) after each epoch.",
             )
-        return self.outcome
+        return Outcome(state.history, state.best_epoch, len(state.history), state.step, self._stopped, self.world_size)
 
-    def _agreed(self, stop: bool) -> bool:
-        """Return rank 0's decision, so that ranks never part ways."""
+    def _over(self) -> bool:
+        state = self.run_state
+        # In mid-epoch the last step may be taken, and its epoch not reported yet.
+        reported = state.batch == 0
+        return reported and (self._best.exhausted or state.epoch > self.spec.epochs or state.step >= self.steps)
+
+    def _load(self, uri: str, *, kept: Kept | None = None) -> None:
+        """Load a checkpoint. ``kept`` is what is there, where every rank knows that: a best one may have been lost."""
+        model, optimizer, scaler = self._trained
+        self.run_state = state = restore(
+            uri,
+            identity=self._identity,
+            model=model,
+            optimizer=optimizer,
+            scaler=scaler,
+            sharded=self.sharded,
+            kept=kept,
+        )
+        value = math.nan if state.best_value is None else state.best_value
+        self._best = Best(self.spec.metric, self.spec.mode, self.spec.patience, state.best_epoch, value, state.waited)
+
+    def _shared(self, last_uri: str | None) -> str | None:
+        """Return rank 0's last checkpoint on every rank: it alone knows what was written."""
         if self.world_size == 1:
-            return stop
-        decision = torch.tensor(float(stop and self.rank == 0), device=self.device)
-        return bool(self.sum_over_ranks(decision).item())
+            return last_uri
+        box = [last_uri]
+        torch.distributed.broadcast_object_list(box, src=0, group=self._control)
+        return box[0]
 
-    def _send(self, kind: Any, *, epoch: int, step: int, metrics: dict[str, float], rows_per_s: float = 0.0) -> None:
-        if self.rank == 0:
-            self._emit(
-                Event(
-                    kind,
-                    epoch=epoch,
-                    epochs=self.spec.epochs,
-                    step=step,
-                    steps=self.steps,
-                    metrics=dict(metrics),
-                    elapsed_s=time.monotonic() - self._started,
-                    rows_per_s=rows_per_s,
-                    timestamp_ms=int(time.time() * 1000),
-                )
-            )
+    def _save(self, metrics: dict[str, float], *, best: bool, last: bool) -> None:
+        model, optimizer, scaler = self._trained
+        self.run_state.elapsed_s = self._reporter.elapsed_s
+        self.watch.mark("other")
+        snapshot = Snapshot(
+            state=self.run_state,
+            metrics=metrics,
+            model=model,
+            optimizer=optimizer,
+            scaler=scaler,
+            fit=self.prepared.state,
+        )
+        self._saver.save(snapshot, best=best, last=last)
+        self._agreement.saved()
+        self.watch.mark("checkpoint")
+
+    def _before_evaluation_batch(self) -> None:
+        self._alive(self.run_state.step)
+        # One rank alone may leave an evaluation, which the next attempt does again; several finish it together.
+        if self.world_size == 1 and (order := self._orders()):
+            raise StopAskedError(order)
 
 
-class _Loss(torch.nn.Module):
-    """The recipe's loss as a module, which is what DDP can wrap."""
+class StopAskedError(BaseException):
+    """Leaves an evaluation that an order cuts short; no error, so that no recipe takes it for one of its own."""
 
-    def __init__(self, recipe: RecipeBase, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self._recipe = recipe
+    def __init__(self, order: str) -> None:
+        super().__init__(order)
+        self.order = order
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        return self._recipe.loss(self.model, batch)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.order,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -30,16 +31,20 @@ def totals(
     world: int = 1,
     device: torch.device | str = "cpu",
     before_batch: Callable[[], None] | None = None,
+    exchanges: bool = False,
 ) -> Totals:
-    """Return the sums over this rank's rows: every ``world``-th one, without padding.
+    """Return the sums over this rank's share of the rows, without padding.
 
     ``model`` is the plain module, never the DDP wrapper: its forward exchanges buffers, and a rank with one batch
-    less would leave the others waiting. A rank without a row returns zeros of the right shapes.
+    less would leave the others waiting. A rank without a row returns zeros of the right shapes. A model whose
+    forward ``exchanges`` parameters, because they are sharded, is run equally often on every rank: one with fewer
+    batches runs on a row whose sums do not count.
 
     Raises:
         RecipeError: ``metrics()`` breaks its contract.
     """
-    indices = torch.arange(rank, split.rows, world)
+    indices = split.share(rank=rank, world=world)
+    most = math.ceil(math.ceil(split.rows / world) / batch_size)
     return _sums(
         recipe,
         model,
@@ -48,6 +53,7 @@ def totals(
         batch_size=batch_size,
         device=torch.device(device),
         before_batch=before_batch,
+        passes=most if exchanges else 0,
     )
 
 
@@ -77,16 +83,20 @@ def _sums(
     batch_size: int,
     device: torch.device,
     before_batch: Callable[[], None] | None = None,
+    passes: int = 0,
 ) -> Totals:
     total: Totals | None = None
+    done = 0
     with _evaluating(model):
         for batch in split.batches(indices, batch_size=batch_size):
             if before_batch is not None:
                 before_batch()
             total = add(total, batch_totals(recipe, model, to_device(batch, device)))
-        if total is None:
+            done += 1
+        while total is None or done < passes:
             one = batch_totals(recipe, model, to_device(split.batch(torch.tensor([0])), device))
-            total = {name: np.zeros_like(value) for name, value in one.items()}
+            total = add(total, {name: np.zeros_like(value) for name, value in one.items()})
+            done += 1
     return total
 
 

@@ -1,4 +1,4 @@
-"""The loop in this process, without MLflow or files: what a trial of a sweep is."""
+"""The loop in this process: a trial of a sweep without files, or a run with its checkpoints."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raymlops.training.checkpoint import MemorySaver
-from raymlops.training.context import Outcome, Saver, TrainContext
+from raymlops.training.context import Outcome, TrainContext
 from raymlops.training.data import Prepared, prepare
 from raymlops.training.loop import default_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from raymlops.project import Project
+    from raymlops.training.checkpoint import Saver
     from raymlops.training.progress import Event
 
 
@@ -65,7 +66,9 @@ def run_in_process(
     saver: Saver,
     emit: Callable[[Event], None],
     on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
-    check_signals: Callable[[], None] = lambda: None,
+    orders: Callable[[], str] = lambda: "",
+    resume: str | None = None,
+    identity: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Run the loop on the first GPU where the configuration asks for one, else on the CPU."""
     section = project.spec.train
@@ -76,7 +79,9 @@ def run_in_process(
         emit=emit,
         device="cuda" if section.gpus_per_worker and torch.cuda.is_available() else "cpu",
         should_stop=on_epoch,
-        check_signals=check_signals,
+        orders=orders,
+        resume=resume,
+        identity=identity,
     )
     with _own_torch_state(section.threads_per_worker):
         return context.run(default_loop)

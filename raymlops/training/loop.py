@@ -4,132 +4,118 @@ The arithmetic, for N training rows, a global batch of B rows and W workers: an 
 worker takes about B / W rows of each, in ``accumulate`` micro-batches; the gradient of a step is the exact mean over
 its global batch, so that neither W nor ``accumulate`` changes a result beyond rounding (but for dropout, which each
 rank draws for itself, and batch normalisation, which sees a micro-batch). The learning rate is a function of the step
-alone.
+alone, and so is what is drawn at random: a run that goes on from a checkpoint takes the steps it would have taken.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from raymlops.errors import NonFiniteError
 from raymlops.recipe import call_recipe, to_device
+from raymlops.training.losses import Losses, non_finite
 from raymlops.training.optimize import build_optimizer, lr_factor, set_lr
-from raymlops.training.sampling import global_batches, micro_batches
+from raymlops.training.parallel import local_only
+from raymlops.training.precision import backward, gradient_norm, overflow_expected, scaler_of, skip, take_step
+from raymlops.training.sampling import micro_batches
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from raymlops.training.context import TrainContext
 
 
 def default_loop(ctx: TrainContext) -> None:
-    """Train the recipe's model until ``epochs``, ``max_steps`` or ``patience`` end it.
+    """Train the recipe's model until ``epochs``, ``max_steps`` or ``patience`` end it, or an order does.
 
     Raises:
         RecipeError: the recipe's code raises.
-        NonFiniteError: a loss is NaN or infinite; names epoch, step and learning rate.
+        NonFiniteError: a loss or gradient is NaN or infinite, and the policy is to stop; names epoch, step and rate.
     """
-    spec, train = ctx.spec, ctx.prepared.splits["train"]
-    where = f"{type(ctx.recipe).__name__}.loss()"
     model = ctx.model()
     loss_of = ctx.parallel(model)
-    optimizer = build_optimizer(model, spec)
-    losses = _Losses(ctx)
-    step = 0
+    optimizer = build_optimizer(model, ctx.spec)
+    trained = _Trained(model, loss_of, optimizer, scaler_of(ctx.spec, ctx.device))
+    ctx.restore(model=model, optimizer=optimizer, scaler=trained.scaler)
+    losses = Losses(ctx)
 
-    for epoch in range(1, spec.epochs + 1):
-        ctx.seed_epoch(epoch)
+    while not ctx.run_state.finished:
         model.train()
-        for indices in global_batches(train.rows, batch_size=spec.batch_size, seed=spec.seed, epoch=epoch):
-            if step == ctx.steps:
-                break
-            ctx.check_signals()
-            factor = lr_factor(step, steps=ctx.steps, schedule=spec.schedule, warmup_fraction=spec.warmup_fraction)
+        end = _epoch(ctx, trained, losses)
+        if end == "stopped":
+            return
+        if end == "rolled back":
+            continue
+        metrics = {**losses.close_epoch(), **ctx.evaluate(model)}
+        if ctx.report(epoch=ctx.run_state.epoch, step=ctx.run_state.step, metrics=metrics):
+            return
+
+
+@dataclass(frozen=True)
+class _Trained:
+    model: nn.Module
+    loss_of: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: Any
+
+
+def _epoch(ctx: TrainContext, trained: _Trained, losses: Losses) -> Literal["done", "stopped", "rolled back"]:
+    """Take the steps that are left of the epoch in progress."""
+    spec, state, train = ctx.spec, ctx.run_state, ctx.prepared.splits["train"]
+    optimizer, scaler = trained.optimizer, trained.scaler
+    for indices in train.global_batches(
+        batch_size=spec.batch_size, seed=spec.seed, epoch=state.epoch, skip=state.batch
+    ):
+        if state.step == ctx.steps:
+            state.cut = [state.epoch, state.batch]
+            break
+        if state.step + 1 not in state.skipped:
+            factor = lr_factor(
+                state.step, steps=ctx.steps, schedule=spec.schedule, warmup_fraction=spec.warmup_fraction
+            )
             set_lr(optimizer, spec.lr * factor)
+            loss = _gradient(ctx, trained, indices)
+            norm = gradient_norm(optimizer, scaler, clip_norm=spec.clip_norm, need_norm=ctx.guarded)
+            # fp16's gradients overflow while its scale is being found: take_step leaves those steps out by itself.
+            verdict = ctx.judge(loss=loss, norm=None if scaler else norm, lr=spec.lr * factor)
+            if verdict != "take":
+                skip(scaler)
+            if verdict == "rollback":
+                losses.forget()
+                return "rolled back"
+            if verdict == "take":
+                if not take_step(optimizer, scaler) and not overflow_expected(scaler):
+                    raise non_finite("gradient", math.inf, epoch=state.epoch, step=state.step + 1, lr=spec.lr * factor)
+                losses.add(loss / ctx.world_size, rows=len(indices), lr=spec.lr * factor)
+            ctx.watch.mark("optimizer")
+        state.step += 1
+        state.batch += 1
 
-            optimizer.zero_grad()
-            step_loss = torch.zeros((), device=ctx.device)
-            pieces = micro_batches(indices, rank=ctx.rank, world=ctx.world_size, pieces=spec.accumulate)
-            for number, (piece, weight) in enumerate(pieces, start=1):
-                batch = to_device(train.batch(piece), ctx.device)
-                # Gradients travel once a step, with the last micro-batch.
-                with _local_only(loss_of) if number < len(pieces) else nullcontext():
-                    loss = call_recipe(where, lambda batch=batch: loss_of(batch)) * weight  # type: ignore[misc]
-                    loss.backward()
-                step_loss += loss.detach()
-
-            if spec.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), spec.clip_norm)
-            optimizer.step()
-            step += 1
-
-            losses.add(step_loss / ctx.world_size, rows=len(indices), lr=spec.lr * factor)
-            if step % spec.log_every_steps == 0 or step == ctx.steps:
-                losses.log(epoch=epoch, step=step)
-
-        train_loss = losses.close_epoch(epoch=epoch, step=step)
-        metrics = {"train/loss": train_loss, **ctx.evaluate(model)}
-        if ctx.report(epoch=epoch, step=step, metrics=metrics, model=model, optimizer=optimizer):
-            return
+        if state.step % spec.log_every_steps == 0 or state.step == ctx.steps:
+            losses.log()
+        if ctx.after_step(before_save=losses.settle):
+            return "stopped"
+    return "done"
 
 
-class _Losses:
-    """Training losses, on their device until they are logged: one exchange and one copy a log, not a step."""
-
-    def __init__(self, ctx: TrainContext) -> None:
-        self._ctx = ctx
-        self._pending: list[tuple[torch.Tensor, int, float]] = []
-        self._epoch_sum = 0.0
-        self._epoch_rows = 0
-        self._since = time.monotonic()
-
-    def add(self, loss: torch.Tensor, *, rows: int, lr: float) -> None:
-        """Take in this rank's part of a step's loss."""
-        self._pending.append((loss, rows, lr))
-
-    def log(self, *, epoch: int, step: int) -> None:
-        """Log the mean loss of the steps since the last log."""
-        losses = self._merge(epoch=epoch, step=step)
-        if not losses:
-            return
-        rows = sum(rows for _, rows, _ in self._pending)
-        mean = sum(loss * rows for loss, (_, rows, _) in zip(losses, self._pending, strict=True)) / rows
-        now = time.monotonic()
-        self._ctx.log(
-            epoch=epoch,
-            step=step,
-            metrics={"train/loss": mean, "train/lr": self._pending[-1][2]},
-            rows_per_s=rows / max(now - self._since, 1e-9),
-        )
-        self._epoch_sum += mean * rows
-        self._epoch_rows += rows
-        self._pending, self._since = [], now
-
-    def close_epoch(self, *, epoch: int, step: int) -> float:
-        """Return the mean loss over the epoch's rows, as they were trained on."""
-        self.log(epoch=epoch, step=step)
-        mean = self._epoch_sum / self._epoch_rows
-        self._epoch_sum, self._epoch_rows = 0.0, 0
-        return mean
-
-    def _merge(self, *, epoch: int, step: int) -> list[float]:
-        if not self._pending:
-            return []
-        merged: Any = self._ctx.sum_over_ranks(torch.stack([loss for loss, _, _ in self._pending])).tolist()
-        for index, loss in enumerate(merged):
-            if not math.isfinite(loss):
-                # Every rank sees the same sum, so every rank raises here, and no checkpoint was written since.
-                raise NonFiniteError(
-                    f"the training loss is {loss} at epoch {epoch}, step {step - len(merged) + index + 1}, "
-                    f"learning rate {self._pending[index][2]:.3g}",
-                    hint="Lower train.lr, set train.clip_norm, or look for extreme values in the data.",
-                )
-        return list(merged)
-
-
-def _local_only(loss_of: torch.nn.Module) -> Any:
-    no_sync: Any = getattr(loss_of, "no_sync", nullcontext)
-    return no_sync()
+def _gradient(ctx: TrainContext, trained: _Trained, indices: torch.Tensor) -> torch.Tensor:
+    """Compute the gradient of one global batch and return this rank's part of its loss."""
+    train = ctx.prepared.splits["train"]
+    where = f"{type(ctx.recipe).__name__}.loss()"
+    ctx.seed_step(ctx.run_state.step)
+    trained.optimizer.zero_grad()
+    total = torch.zeros((), device=ctx.device)
+    pieces = micro_batches(indices, rank=ctx.rank, world=ctx.world_size, pieces=ctx.spec.accumulate)
+    for number, (piece, weight) in enumerate(pieces, start=1):
+        batch = to_device(train.batch(piece), ctx.device)
+        ctx.watch.mark("data")
+        # Gradients travel once a step, with the last micro-batch.
+        with local_only(trained.loss_of, last=number == len(pieces)):
+            loss = call_recipe(where, lambda batch=batch: trained.loss_of(batch)) * weight  # type: ignore[misc]
+            backward(loss, trained.scaler)
+        total += loss.detach()
+        ctx.watch.mark("forward_backward")
+    return total

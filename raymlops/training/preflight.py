@@ -14,6 +14,7 @@ import torch
 from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe, described
 from raymlops.training.metrics import Totals, add, batch_totals, named_values
+from raymlops.training.parallel import check
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,10 +33,12 @@ def preflight(project: Project, prepared: Prepared) -> None:
     Raises:
         RecipeError: ``model()`` or ``loss()`` raises, the loss is no finite scalar with a gradient, ``metrics()``
             returns means instead of sums, or a metric of ``train``, ``sweep`` or ``gate`` is never reported.
+        UsageError: the model cannot be sharded, compiled or recomputed as ``train`` asks.
     """
     with torch.random.fork_rng():
         torch.manual_seed(project.spec.train.seed)
         model = _model(prepared)
+        check(prepared.recipe, model, spec=project.spec.train)
         _check_loss(prepared, model)
         model.eval()
         with torch.no_grad():

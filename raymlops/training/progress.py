@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TextIO
 
@@ -18,13 +18,18 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 LOG_EVERY_S = 10.0
+TOLD = ("message", "restart")
+"""Kinds of events that are words: they move no bar, and are shown whenever they come."""
+
+COSTS = ("time/", "throughput/", "system/")
+"""Metrics that are for MLflow's charts alone: a line or a bar would drown in them."""
 
 
 @dataclass(frozen=True)
 class Event:
     """One thing that happened in a run. Counts are of the whole run; ``metrics`` are those known at this moment."""
 
-    kind: Literal["start", "step", "epoch", "end", "message"]
+    kind: Literal["start", "step", "epoch", "end", "message", "restart"]
     epoch: int = 0
     epochs: int = 0
     step: int = 0
@@ -35,11 +40,13 @@ class Event:
     rows_per_s: float = 0.0
     timestamp_ms: int = 0
     """Wall clock, set where the event happened."""
+    workers: int = 0
+    """How many train now; 0 where that is not known."""
 
     @property
     def eta_s(self) -> float | None:
         """Return the seconds to go at the pace so far, or None before the first step."""
-        return self.elapsed_s / self.step * (self.steps - self.step) if self.step else None
+        return self.elapsed_s / self.step * (self.steps - self.step) if self.step and self.steps else None
 
 
 class Display(Protocol):
@@ -106,9 +113,11 @@ def logfmt(event: Event) -> str:
         pairs["epoch"] = f"{event.epoch}/{event.epochs}"
     if event.steps:
         pairs["step"] = f"{event.step}/{event.steps}"
-    pairs |= {name: f"{value:.5g}" for name, value in event.metrics.items()}
+    pairs |= {name: f"{value:.5g}" for name, value in event.metrics.items() if not name.startswith(COSTS)}
     if event.rows_per_s:
         pairs["rows_per_s"] = f"{event.rows_per_s:.0f}"
+    if event.workers:
+        pairs["workers"] = event.workers
     pairs["elapsed_s"] = f"{event.elapsed_s:.1f}"
     if event.kind in {"step", "epoch"} and event.eta_s is not None:
         pairs["eta_s"] = f"{event.eta_s:.0f}"
@@ -150,7 +159,7 @@ class NotebookPlace:
 
 
 class LogDisplay(PlainDisplay):
-    """One logfmt line at most every ten seconds, and the last one in any case."""
+    """One logfmt line at most every ten seconds, and in any case messages, restarts and the last one."""
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -160,10 +169,11 @@ class LogDisplay(PlainDisplay):
     def __call__(self, event: Event) -> None:
         """Print the event if it is time."""
         self._metrics.update(event.metrics)
-        if event.kind == "end" or self._throttle.due():
-            # Metrics of an epoch that fell between two lines are still in the next line.
-            event = Event(**{**event.__dict__, "metrics": dict(self._metrics)})
+        if event.kind in TOLD:
             print(logfmt(event), file=self._stream, flush=True)
+        elif event.kind == "end" or self._throttle.due():
+            # Metrics of an epoch that fell between two lines are still in the next line.
+            print(logfmt(replace(event, metrics=dict(self._metrics))), file=self._stream, flush=True)
 
 
 class TerminalDisplay:
@@ -184,9 +194,17 @@ class TerminalDisplay:
         )
         self._task = self._progress.add_task("starting", total=None, numbers="")
         self._metrics: dict[str, float] = {}
+        self._moved = False
 
     def __call__(self, event: Event) -> None:
-        """Move the bar."""
+        """Move the bar, or print a message above it."""
+        if event.kind in TOLD:
+            if self._moved:
+                self._progress.console.print(event.message, markup=False, highlight=False)
+            else:
+                self._progress.update(self._task, description=event.message)
+            return
+        self._moved = True
         self._metrics.update(event.metrics)
         description = event.message or (f"epoch {event.epoch}/{event.epochs}" if event.epochs else event.kind)
         self._progress.update(
@@ -212,24 +230,35 @@ class NotebookDisplay(PlainDisplay):
         self._throttle = Throttle(0.5, clock=clock)
         self._metrics: dict[str, float] = {}
         self._place = NotebookPlace()
+        self._told = ""
+        self._latest: Event | None = None
 
     def __call__(self, event: Event) -> None:
-        """Update the display, at most twice a second within an epoch."""
+        """Update the display, at most twice a second within an epoch; a message stays until the next one."""
         self._metrics.update(event.metrics)
-        if event.kind == "step" and not self._throttle.due():
-            return
-        self._place.show(notebook_html(event, self._metrics))
+        if event.kind in TOLD and self._latest is not None:
+            self._told, event = event.message, self._latest
+        elif event.kind not in TOLD:
+            self._latest = event
+            if event.kind == "step" and not self._throttle.due():
+                return
+        self._place.show(notebook_html(event, self._metrics, told=self._told))
 
 
-def notebook_html(event: Event, metrics: Mapping[str, float]) -> str:
-    """Return the bar and numbers of a notebook's display."""
+def notebook_html(event: Event, metrics: Mapping[str, float], *, told: str = "") -> str:
+    """Return the bar and numbers of a notebook's display, and below them what was told last."""
     head = event.message or (f"epoch {event.epoch}/{event.epochs}" if event.epochs else event.kind)
     bar = f'<progress value="{event.step}" max="{max(1, event.steps)}" style="width:16em"></progress>'
-    return f"<div>{escape(head)} {bar} {escape(' · '.join(_numbers(event, metrics)))}</div>"
+    below = f"<br><small>{escape(told)}</small>" if told else ""
+    return f"<div>{escape(head)} {bar} {escape(' · '.join(_numbers(event, metrics)))}{below}</div>"
 
 
 def _numbers(event: Event, metrics: Mapping[str, float]) -> list[str]:
-    shown = [f"{name.removeprefix('validation/')} {value:.4g}" for name, value in metrics.items() if name != "train/lr"]
+    shown = [
+        f"{name.removeprefix('validation/')} {value:.4g}"
+        for name, value in metrics.items()
+        if name != "train/lr" and not name.startswith(COSTS)
+    ]
     if event.rows_per_s:
         shown.append(f"{event.rows_per_s:,.0f} rows/s")
     if event.kind in {"step", "epoch"} and event.eta_s is not None:

@@ -1,6 +1,6 @@
-"""The MLflow run of a training: opened with all that is known before, fed from events, closed with how it ended.
+"""The MLflow run of a training: opened with all that is known before, and opened again to go on.
 
-The one place that writes it, in the driver's process. Knows nothing of workers: events are events.
+What happens in between is its writer's business, which is offered here too. Knows nothing of workers.
 """
 
 from __future__ import annotations
@@ -8,114 +8,55 @@ from __future__ import annotations
 import inspect
 import json
 import platform
-import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.bundle.code import collect
 from raymlops.config.load import dump
-from raymlops.errors import RecipeError, TrackingError
+from raymlops.errors import RecipeError
 from raymlops.signals import undisturbed
 from raymlops.tracking.params import flatten
 from raymlops.tracking.provenance import git_record, hardware, packages
-from raymlops.training.progress import Throttle
+from raymlops.training.writer import REASON, RunWriter, reason, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from raymlops.bundle.code import Code
     from raymlops.project import Project
     from raymlops.records import DataRecord
-    from raymlops.tracking.client import MetricPoint, Tracker
-    from raymlops.training.progress import Event
+    from raymlops.tracking.client import Tracker
 
-FLUSH_EVERY_S = 2.0
-RETRY_AFTER_S = 60.0
-MAX_REASON_CHARS = 1000
+__all__ = [
+    "CODE_FILES",
+    "CODE_SHA",
+    "CONFIG",
+    "REASON",
+    "ReopenedRun",
+    "RunWriter",
+    "open_run",
+    "reason",
+    "reopen_run",
+    "status_of",
+]
+
 CONFIG = "config/resolved.yaml"
 CODE_FILES = "code/files.json"
 """Artifacts: the whole configuration, and a digest of each file of the recipe's code."""
 CODE_SHA = "raymlops.code_sha"
-REASON = "raymlops.reason"
-"""Tags: the digest of the recipe's code, and why a run ended."""
+"""Tag: the digest of the recipe's code."""
 
 
-class RunWriter:
-    """Writes one run. ``on_event`` gets every event too; it is the display's door.
+@dataclass(frozen=True)
+class ReopenedRun:
+    """A run that goes on: how it had ended, its tags, and the last step of each of its metrics."""
 
-    An MLflow that stops answering in the middle costs no training: what could not be written is kept and tried again,
-    at the latest when the run ends.
-    """
-
-    def __init__(
-        self,
-        tracker: Tracker,
-        run_id: str,
-        *,
-        on_event: Callable[[Event], None] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.run_id = run_id
-        self._tracker = tracker
-        self._on_event = on_event
-        self._clock = clock
-        self._throttle = Throttle(FLUSH_EVERY_S, clock=clock)
-        self._retry_at_s = 0.0
-        self._pending: list[MetricPoint] = []
-        self._written: dict[str, int] = {}
-        self._lock = threading.Lock()
-
-    def __call__(self, event: Event) -> None:
-        """Take in an event: note its metrics, show it, and write what is noted every few seconds."""
-        # Noted first: a display that fails costs no metrics.
-        self._note(event)
-        if self._on_event is not None:
-            self._on_event(event)
-        if event.kind != "end" and self._throttle.due() and self._clock() >= self._retry_at_s:
-            try:
-                self.flush()
-            except TrackingError:
-                # Each try costs seconds of training, so there are few of them.
-                self._retry_at_s = self._clock() + RETRY_AFTER_S
-
-    def flush(self) -> None:
-        """Write what is pending.
-
-        Raises:
-            TrackingError: MLflow does not take it; it stays pending.
-        """
-        with self._lock:
-            if self._pending:
-                self._tracker.log_metrics(self.run_id, self._pending)
-                self._pending = []
-
-    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"], *, tags: Mapping[str, str]) -> None:
-        """Write the rest and how the run ended.
-
-        Raises:
-            TrackingError: MLflow does not take it.
-        """
-        self.flush()
-        self._tracker.set_tags(self.run_id, tags)
-        self._tracker.end_run(self.run_id, status)
-
-    def close_failed(self, error: BaseException) -> None:
-        """Write the rest and why the run ended; an MLflow that is gone too becomes a note on the error."""
-        try:
-            self.close(status_of(error), tags={REASON: reason(error)})
-        except TrackingError as lost:
-            error.add_note(f"Its MLflow run {self.run_id} is still marked RUNNING: {lost.message}")
-
-    def _note(self, event: Event) -> None:
-        if event.kind == "end":
-            return  # it repeats the best epoch's metrics
-        metrics = {**event.metrics, **({"epoch": float(event.epoch)} if event.kind == "epoch" else {})}
-        with self._lock:
-            for name, value in metrics.items():
-                # The epoch's mean of train/loss would overwrite that of its last steps at the same step.
-                if self._written.get(name) != event.step:
-                    self._pending.append((name, value, event.step, event.timestamp_ms))
-                    self._written[name] = event.step
+    run_id: str
+    status: str
+    """MLflow's word for it, before: RUNNING where its driver died without one."""
+    tags: Mapping[str, str]
+    last_steps: Mapping[str, int]
 
 
 def open_run(
@@ -151,7 +92,7 @@ def open_run(
         "raymlops.git_commit": git.commit,
         "raymlops.git_branch": git.branch,
         "raymlops.git_dirty": str(git.dirty).lower(),
-        "raymlops.num_workers": str(spec.train.num_workers),
+        "raymlops.num_workers": json.dumps(spec.train.num_workers),
         "raymlops.version": installed.get("raymlops", ""),
         "raymlops.torch": installed.get("torch", ""),
         "raymlops.python": platform.python_version(),
@@ -189,14 +130,19 @@ def open_run(
     return run_id
 
 
-def status_of(error: BaseException) -> Literal["FAILED", "KILLED"]:
-    """Return MLflow's word for a run that ended with an error."""
-    return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+def reopen_run(tracker: Tracker, run_id: str) -> ReopenedRun:
+    """Mark a run as RUNNING again and return what was written of it, which its next writer needs.
 
+    Why it ended is taken back; when it ended stays in MLflow until it ends again.
 
-def reason(error: BaseException) -> str:
-    """Return why a run ended, as a tag holds it."""
-    return f"{type(error).__name__}: {error}"[:MAX_REASON_CHARS]
+    Raises:
+        NotFoundError: there is no such run, or it was deleted.
+        TrackingError: MLflow does not take it.
+    """
+    before = tracker.run(run_id)
+    tracker.reopen_run(run_id, without_tags=[REASON])
+    tags = {key: value for key, value in before.data.tags.items() if key != REASON}
+    return ReopenedRun(run_id, str(before.info.status), tags, tracker.last_steps(run_id))
 
 
 def _code(project: Project) -> Code | None:

@@ -1,34 +1,67 @@
-"""``train``: one configuration, one MLflow run, one record.
+"""``train``: one configuration, one MLflow run, one record, however often it had to start again.
 
-Owns the order: everything that can be refused is refused before the MLflow run exists and before a worker
-starts, and however it ends, the run says so.
+Owns the order: everything that can be refused is refused before the MLflow run exists, or goes on, and before a worker
+starts; however it ends, the run says so.
 """
 
 from __future__ import annotations
 
+import json
+import platform
+import secrets
 import time
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raymlops.errors import TrackingError
+from raymlops.config.changes import identity
+from raymlops.errors import StorageError, TrackingError, TrainingError
 from raymlops.records import RunRecord
-from raymlops.signals import remembered
+from raymlops.signals import remembered, stop_asked
+from raymlops.state.lease import lease
+from raymlops.state.store import state_url
 from raymlops.tracking.client import tracker as tracker_of
+from raymlops.training import resume as resuming
 from raymlops.training import storage
 from raymlops.training.checkpoint import FolderSaver, load_weights
-from raymlops.training.data import prepare
+from raymlops.training.data import SOURCES, prepare
 from raymlops.training.local import LocalResult, run_in_process, run_local
+from raymlops.training.lookup import CHECKPOINTS, LOG, RUNS, STORAGE_PATH, absolute, look_up, mark_origin
 from raymlops.training.preflight import has_unused_parameters, preflight
 from raymlops.training.progress import Event
-from raymlops.training.record import RunWriter, open_run
+from raymlops.training.recall import recall
+from raymlops.training.record import RunWriter, open_run, reopen_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from raymlops.config.changes import Change
     from raymlops.project import Project
+    from raymlops.tracking.client import Tracker
     from raymlops.training.context import Outcome
     from raymlops.training.data import Prepared
+    from raymlops.training.elastic import Room
+    from raymlops.training.lookup import Recorded
 
 __all__ = ["LocalResult", "load_weights", "preflight", "run_local", "train"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run's files go: ``runs_uri`` is the folder of all runs."""
+
+    runs_uri: str
+    run_id: str
+
+    @property
+    def checkpoints_uri(self) -> str:
+        """Return the folder of the run's checkpoints."""
+        return storage.join(self.runs_uri, self.run_id, CHECKPOINTS)
+
+    @property
+    def log_uri(self) -> str:
+        """Return the file of the run's log."""
+        return storage.join(self.runs_uri, self.run_id, LOG)
 
 
 def train(
@@ -37,98 +70,186 @@ def train(
     tags: Mapping[str, str] | None = None,
     parent_run_id: str | None = None,
     on_event: Callable[[Event], None] | None = None,
+    resume: str | None = None,
+    room: Room | None = None,
 ) -> RunRecord:
-    """Train a project and return its record. With ``num_workers`` above 0, Ray must be initialised.
+    """Train a project and return its record.
+
+    With ``num_workers`` above 0, Ray must be initialised, and ``room`` says how many workers there is room for.
+    ``resume`` is the id of a run, which goes on from its newest checkpoint. The first SIGINT or SIGTERM lets the step
+    in progress end and a last checkpoint be written; the second does not.
 
     Raises:
         StorageError, TrackingError, RecipeError: before the run is created, or, from the recipe's code, during it.
+        NotFoundError, UsageError, RefusedError: the run cannot go on: there is none, its configuration or data are
+            others, or another driver trains it.
         NonFiniteError: a loss or the deciding metric is NaN or infinite.
-        TrainingError: a worker failed otherwise.
-        KeyboardInterrupt: the run was interrupted; it is marked KILLED.
+        TrainingError: it failed otherwise, more often than ``train.max_restarts`` allows.
+        KeyboardInterrupt: the run was interrupted; it is marked KILLED and can go on.
     """
-    with remembered() as check_signals:
-        return _train(project, tags=tags, parent_run_id=parent_run_id, on_event=on_event, check_signals=check_signals)
-
-
-def _train(
-    project: Project,
-    *,
-    tags: Mapping[str, str] | None,
-    parent_run_id: str | None,
-    on_event: Callable[[Event], None] | None,
-    check_signals: Callable[[], None],
-) -> RunRecord:
     started = time.monotonic()
     spec = project.spec
-    runs_uri = storage.join(spec.storage.path, "runs")
-    storage.check_writable(runs_uri)
-    tracker = tracker_of(spec)
-    tracker.check()
-    prepared = prepare(project)
-    preflight(project, prepared)
-    check_signals()
-
-    run_id = open_run(tracker, project, prepared.data, tags=tags, parent_run_id=parent_run_id)
-    writer = RunWriter(tracker, run_id, on_event=on_event)
-    try:
+    with remembered() as check_signals, ExitStack() as held:
+        runs_uri = storage.join(spec.storage.path, RUNS)
+        origin = {STORAGE_PATH: absolute(spec.storage.path)}
+        storage.check_writable(runs_uri)
+        tracker = tracker_of(spec)
+        tracker.check()
+        before, changes = None, []
+        if resume is not None:
+            before = look_up(tracker, resume)
+            changes = resuming.check_resumable(before, spec)
+            there = bool(storage.listing(storage.join(runs_uri, before.run_id)))
+            resuming.check_files(before, there=there, host=platform.node())
+            held.enter_context(_lease(project, before.run_id))
+        prepared = prepare(project, sources=None if before is None else resuming.recorded_sources(tracker, before))
+        prepared.verify()
+        preflight(project, prepared)
         check_signals()
-        outcome, weights_uri = _run(
-            project, prepared, runs_uri=runs_uri, run_id=run_id, writer=writer, check_signals=check_signals
-        )
-        record = RunRecord(
-            run_id=run_id,
-            project=spec.project.name,
-            metrics=outcome.metrics,
-            best_epoch=outcome.best_epoch,
-            epochs=outcome.epochs,
-            steps=outcome.steps,
-            duration_s=time.monotonic() - started,
-            weights_uri=weights_uri,
-            config_sha=spec.sha(),
-            data=prepared.data,
-            tracking_uri=tracker.shown_uri,
-            num_workers=spec.train.num_workers,
-        )
-        _close_finished(writer, record)
-    except BaseException as error:
-        writer.close_failed(error)
-        raise
+
+        if before is not None:
+            place = Place(runs_uri, before.run_id)
+            writer = _reopened(tracker, before, changes, project=project, prepared=prepared, place=place, show=on_event)
+        else:
+            run_id = open_run(
+                tracker, project, prepared.data, tags=origin | dict(tags or {}), parent_run_id=parent_run_id
+            )
+            place = Place(runs_uri, run_id)
+            writer = RunWriter(tracker, run_id, on_event=on_event, log_uri=place.log_uri)
+        try:
+            if before is None:
+                held.enter_context(_lease(project, place.run_id))
+                mark_origin(storage.join(runs_uri, place.run_id), tracker)
+                tracker.log_text(place.run_id, json.dumps(prepared.sources()), SOURCES)
+            check_signals()
+            outcome, weights_uri = _run(project, prepared, place=place, writer=writer, room=room)
+            record = RunRecord(
+                run_id=place.run_id,
+                project=spec.project.name,
+                metrics=outcome.metrics,
+                best_epoch=outcome.best_epoch,
+                epochs=outcome.epochs,
+                steps=outcome.steps,
+                duration_s=time.monotonic() - started,
+                weights_uri=weights_uri,
+                config_sha=spec.sha(),
+                data=prepared.data,
+                tracking_uri=tracker.shown_uri,
+                num_workers=outcome.workers,
+            )
+            _close_finished(writer, record)
+        except BaseException as error:
+            writer.close_failed(error)
+            if isinstance(error, KeyboardInterrupt | TrainingError | StorageError):
+                error.add_note(f"It goes on from its newest checkpoint with: raymlops train --resume {place.run_id}")
+            raise
     return record
 
 
-def _run(
+def _lease(project: Project, run_id: str) -> AbstractContextManager[None]:
+    return lease(state_url(project.spec), run_id, purpose="training it")
+
+
+def _reopened(
+    tracker: Tracker,
+    before: Recorded,
+    changes: list[Change],
+    *,
     project: Project,
     prepared: Prepared,
-    *,
-    runs_uri: str,
-    run_id: str,
-    writer: RunWriter,
-    check_signals: Callable[[], None],
+    place: Place,
+    show: Callable[[Event], None] | None,
+) -> RunWriter:
+    """Check the data and the checkpoints, write down what is new, and mark the run as running again."""
+    resuming.check_data(before, prepared.data)
+    if before.status == "FINISHED":
+        section = project.spec.train
+        state = recall(place.checkpoints_uri, metric=section.metric, mode=section.mode, repair=False).state
+        evaluated = resuming.is_evaluated(tracker, before.run_id)
+        finished = state is None or state.finished
+        resuming.check_unfinished(before, project.spec, finished=finished, evaluated=evaluated)
+    said = resuming.write_changes(tracker, before, project=project, changes=changes)
+    again = reopen_run(tracker, before.run_id)
+    writer = RunWriter(
+        tracker,
+        before.run_id,
+        on_event=show,
+        last_steps=again.last_steps,
+        tags=again.tags,
+        log_uri=place.log_uri,
+    )
+    for text in said:
+        writer(_message(f"goes on with a change: {text}"))
+    return writer
+
+
+def _run(
+    project: Project, prepared: Prepared, *, place: Place, writer: RunWriter, room: Room | None
 ) -> tuple[Outcome, str]:
     section = project.spec.train
-    if section.num_workers:
-        from raymlops.training.distributed import Place, fit
 
-        message = f"starting {section.num_workers} worker{'s' if section.num_workers > 1 else ''}"
-        writer(Event("message", message=message, timestamp_ms=int(time.time() * 1000)))
-        return fit(
-            project,
-            prepared,
-            place=Place(runs_uri, run_id),
-            unused_parameters=has_unused_parameters(project, prepared),
-            emit=writer,
-        )
+    def first() -> None:
+        writer(_message("stopping after a last checkpoint; once more ends it at once"))
+
+    with stop_asked(first) as asked:
+
+        def orders() -> str:
+            return "interrupted" if asked() else ""
+
+        try:
+            if section.workers[1]:
+                from raymlops.training.supervise import fit
+
+                assert room is not None, "workers need to be told what there is room for"
+                unused = has_unused_parameters(project, prepared)
+                return fit(
+                    project, prepared, place=place, unused_parameters=unused, writer=writer, room=room, stop=orders
+                )
+            return _run_here(project, prepared, place=place, writer=writer, orders=orders)
+        except Exception as error:
+            if asked():  # what the recipe's code or torch made of an interrupt is no failure
+                raise KeyboardInterrupt from error
+            raise
+
+
+def _run_here(
+    project: Project, prepared: Prepared, *, place: Place, writer: RunWriter, orders: Callable[[], str]
+) -> tuple[Outcome, str]:
+    section = project.spec.train
+    found = recall(place.checkpoints_uri, metric=section.metric, mode=section.mode)
+    for text in found.set_aside:
+        writer(_message(f"a checkpoint could not be used and was set aside: {text}"))
+    if found.state is not None:
+        writer.catch_up(found.state.points)
+        writer.note_restart(f"goes on after step {found.state.step}", step=found.state.step, workers=0)
     saver = FolderSaver(
-        storage.join(runs_uri, run_id, "checkpoints"),
-        every_epochs=section.checkpoint_every_epochs,
+        place.checkpoints_uri,
+        token=secrets.token_hex(3),
         keep=section.keep_checkpoints,
+        keep_best=section.keep_best,
+        metric=section.metric,
+        mode=section.mode,
+        identity=identity(project.spec),
+        on_error=section.on_checkpoint_error,
+        on_event=lambda text: writer(_message(text)),
+        kept=found.kept,
     )
-    try:
-        outcome = run_in_process(project, prepared, saver=saver, emit=writer, check_signals=check_signals)
-    except Exception:
-        check_signals()  # what the recipe's code or torch made of an interrupt is no failure
-        raise
+    outcome = run_in_process(
+        project,
+        prepared,
+        saver=saver,
+        emit=writer,
+        orders=orders,
+        resume=found.uri,
+        identity=identity(project.spec),
+    )
+    if outcome.stopped:
+        raise KeyboardInterrupt
     return outcome, saver.best_uri
+
+
+def _message(text: str) -> Event:
+    return Event("message", message=text, timestamp_ms=int(time.time() * 1000))
 
 
 def _close_finished(writer: RunWriter, record: RunRecord) -> None:
@@ -157,5 +278,5 @@ def _close_finished(writer: RunWriter, record: RunRecord) -> None:
     except TrackingError as error:
         raise TrackingError(
             f"the training is done, but its MLflow run {record.run_id} could not be finished: {error.message}",
-            hint=f"The weights are in {record.weights_uri}.",
+            hint=f"The weights are in {record.weights_uri}. Once it answers: raymlops train --resume {record.run_id}",
         ) from error

@@ -20,26 +20,27 @@ def derived_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def global_batches(rows: int, *, batch_size: int, seed: int, epoch: int) -> Iterator[torch.Tensor]:
-    """Yield the row indices of each global batch of an epoch; the last batch holds what remains."""
+def global_batches(rows: int, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[torch.Tensor]:
+    """Yield the row indices of an epoch's global batches but the first ``skip``; the last one holds what remains."""
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(derived_seed(seed, epoch)))
-    for start in range(0, rows, batch_size):
+    for start in range(skip * batch_size, rows, batch_size):
         yield order[start : start + batch_size]
 
 
 def micro_batches(indices: torch.Tensor, *, rank: int, world: int, pieces: int) -> list[tuple[torch.Tensor, float]]:
-    """Return this rank's micro-batches of a global batch, each with its weight.
+    """Return this rank's micro-batches of a global batch, each with its weight; every rank gets equally many.
 
     A rank takes every ``world``-th row, in at most ``pieces`` pieces. The loss of a piece is a mean over
-    its rows, and DDP averages gradients over ranks, so with
+    its rows, and gradients are averaged over ranks, so with
 
         weight = rows of the piece * world / rows of the global batch
 
-    the averaged gradient is the exact mean over the global batch, also where shares are uneven. A rank without
-    a row takes the whole (tiny) batch at weight 0, because every rank must take part in the exchange of gradients.
+    the averaged gradient is the exact mean over the global batch, also where shares are uneven. A rank with fewer rows
+    than pieces fills up with two rows at weight 0: with sharded parameters every forward pass is an exchange that
+    all ranks must take part in.
     """
+    count = min(pieces, -(-len(indices) // world))
     share = indices[rank::world]
-    if len(share) == 0:
-        return [(indices, 0.0)]
-    parts = share.tensor_split(min(pieces, len(share)))
-    return [(part, len(part) * world / len(indices)) for part in parts]
+    parts = share.tensor_split(min(count, len(share))) if len(share) else ()
+    weighted = [(part, len(part) * world / len(indices)) for part in parts]
+    return weighted + [(indices[:2], 0.0)] * (count - len(weighted))

@@ -1,38 +1,55 @@
-"""Folders that are whole or absent: written aside, then published, on a disk or on any pyarrow filesystem.
+"""Files and folders on a disk or on any pyarrow filesystem, under one set of names.
 
-Owns paths, the manifest of SHA-256 digests and the ways a disk can fail. Knows nothing of models.
+Owns paths, URIs and the ways a disk can fail. Knows nothing of manifests or models.
 
-A local folder (NFS included) is written under a temporary name, flushed to the disk and renamed. An object store
-has neither rename nor flush: there the manifest is written last, and a folder without one does not exist.
+A local file (NFS included) is flushed to the disk and renamed into place. An object store has neither flush nor rename,
+but a file appears there whole or not at all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 import uuid
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
+from raymlops.config.credentials import redact
 from raymlops.config.paths import local_path
 from raymlops.errors import NotFoundError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
 _FREE_BYTES = 32 * 1024 * 1024
+_CHUNK_BYTES = 4 * 1024 * 1024
+_SCRATCH = "raymlops-scratch-"
 
 
 def join(uri: str, *parts: str) -> str:
-    """Return the URI or path of something below ``uri``; ``~`` is expanded in a path."""
-    base = uri if _is_remote(uri) else str(_local(uri))
-    return "/".join([base.rstrip("/") or "/", *parts])
+    """Return the URI or path of something below ``uri``; ``~`` is expanded in a path, a URI keeps its query."""
+    if not is_remote(uri):
+        return "/".join([str(local(uri)).rstrip("/") or "/", *parts])
+    base, mark, query = uri.partition("?")
+    return "/".join([base.rstrip("/"), *parts]) + mark + query
+
+
+def is_remote(uri: str) -> bool:
+    """Return whether ``uri`` is on a filesystem that pyarrow opens, rather than a path."""
+    return local_path(uri) is None
+
+
+def local(uri: str) -> Path:
+    """Return the path that a local ``uri`` names."""
+    path = local_path(uri)
+    assert path is not None
+    return path
 
 
 def check_writable(uri: str) -> None:
@@ -42,15 +59,15 @@ def check_writable(uri: str) -> None:
         StorageError: it cannot be written, or its disk has less than 32 MB free.
     """
     name = f".probe-{uuid.uuid4().hex}"
-    with _storage_errors(uri):
-        if _is_remote(uri):
+    with errors(uri):
+        if is_remote(uri):
             filesystem, base = _filesystem(uri)
             filesystem.create_dir(base, recursive=True)
             with filesystem.open_output_stream(f"{base}/{name}") as stream:
                 stream.write(b"raymlops")
             filesystem.delete_file(f"{base}/{name}")
             return
-        folder = _local(uri)
+        folder = local(uri)
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / name
         try:
@@ -65,33 +82,22 @@ def check_writable(uri: str) -> None:
         )
 
 
-def publish(uri: str, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill an empty folder, then make it appear at ``uri`` with its manifest, whole or not at all.
+def check_space(uri: str, *, need_bytes: int) -> None:
+    """Refuse before the first byte what cannot fit; for a URI this is about the disk that files are prepared on.
 
     Raises:
-        StorageError: it cannot be written; whatever was at ``uri`` before is as it was.
+        StorageError: less than ``need_bytes`` is free.
     """
-    with _storage_errors(uri):
-        if _is_remote(uri):
-            with tempfile.TemporaryDirectory() as name:
-                write(Path(name))
-                _write_manifest(Path(name))
-                _upload(Path(name), uri)
-            return
-        target = _local(uri)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
-        aside.mkdir()
-        try:
-            write(aside)
-            _write_manifest(aside)
-            for path in aside.iterdir():
-                _sync(path)
-            _sync(aside)
-            aside.rename(target)
-            _sync(target.parent)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+    folder = Path(tempfile.gettempdir()) if is_remote(uri) else local(uri)
+    with errors(uri):
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+    if free < need_bytes:
+        raise StorageError(
+            f"{str(folder)!r} has {free / 1e6:.1f} MB free, {need_bytes / 1e6:.1f} MB are needed",
+            hint="Free some space, keep fewer checkpoints, or set storage.path to another disk.",
+        )
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -100,13 +106,13 @@ def write_bytes(uri: str, data: bytes) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    with _storage_errors(uri):
-        if _is_remote(uri):
+    with errors(uri):
+        if is_remote(uri):
             filesystem, path = _filesystem(uri)
             with filesystem.open_output_stream(path) as stream:
                 stream.write(data)
             return
-        target = _local(uri)
+        target = local(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
         try:
@@ -114,117 +120,166 @@ def write_bytes(uri: str, data: bytes) -> None:
             aside.replace(target)
         finally:
             aside.unlink(missing_ok=True)
+        sync(target.parent)
+
+
+def read_bytes(uri: str) -> bytes:
+    """Return a file's content.
+
+    Raises:
+        NotFoundError: there is no such file.
+        StorageError: it cannot be read.
+    """
+    with _found(uri):
+        if not is_remote(uri):
+            return local(uri).read_bytes()
+        filesystem, path = _filesystem(uri)
+        with filesystem.open_input_stream(path) as stream:
+            return bytes(stream.read())
+
+
+def size_bytes(uri: str) -> int:
+    """Return a file's size.
+
+    Raises:
+        NotFoundError: there is no such file.
+        StorageError: it cannot be read.
+    """
+    with _found(uri):
+        if not is_remote(uri):
+            return local(uri).stat().st_size
+        filesystem, path = _filesystem(uri)
+        info = filesystem.get_file_info(path)
+        if not info.is_file:
+            raise FileNotFoundError(path)
+        return int(info.size)
+
+
+def listing(uri: str) -> dict[str, frozenset[str] | None]:
+    """Return what lies in a folder: each folder with the names of its files, each file with None; {} for no folder.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    with errors(uri):
+        if is_remote(uri):
+            return _remote_listing(uri)
+        folder = local(uri)
+        if not folder.is_dir():
+            return {}
+        found: dict[str, frozenset[str] | None] = {}
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it was removed since
+                found[path.name] = frozenset(item.name for item in path.iterdir()) if path.is_dir() else None
+        return found
+
+
+def put(source: Path, uri: str) -> tuple[int, str]:
+    """Copy a local file to a URI and return its size in bytes and its SHA-256, taken on the way.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    digest, size = hashlib.sha256(), 0
+    with errors(uri):
+        filesystem, path = _filesystem(uri)
+        with source.open("rb") as read, filesystem.open_output_stream(path) as write:
+            while chunk := read.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                write.write(chunk)
+                size += len(chunk)
+    return size, digest.hexdigest()
+
+
+def fetch(uri: str, target: Path) -> None:
+    """Copy a file from a URI; nothing happens where there is none.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    with errors(uri), contextlib.suppress(FileNotFoundError):
+        filesystem, path = _filesystem(uri)
+        with filesystem.open_input_stream(path) as read, target.open("wb") as write:
+            shutil.copyfileobj(read, write, _CHUNK_BYTES)
+
+
+def sha256(uri: str) -> str:
+    """Return a file's SHA-256.
+
+    Raises:
+        NotFoundError: there is no such file.
+        StorageError: it cannot be read.
+    """
+    with _found(uri):
+        if not is_remote(uri):
+            with local(uri).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        filesystem, path = _filesystem(uri)
+        with filesystem.open_input_stream(path) as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+
+def delete(uri: str, *, first: str | None = None) -> None:
+    """Remove a file or a folder with all that it holds, its file ``first`` before the others; none is fine too.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    with errors(uri):
+        if is_remote(uri):
+            filesystem, path = _filesystem(uri)
+            if filesystem.get_file_info(path).is_file:
+                filesystem.delete_file(path)
+                return
+            with contextlib.suppress(FileNotFoundError):
+                if first is not None:
+                    filesystem.delete_file(f"{path}/{first}")
+            with contextlib.suppress(FileNotFoundError):
+                filesystem.delete_dir(path)
+            return
+        target = local(uri)
+        with contextlib.suppress(FileNotFoundError):
+            if not target.is_dir():
+                target.unlink()
+                return
+            if first is not None:
+                (target / first).unlink(missing_ok=True)
+            shutil.rmtree(target)
+
+
+def scratch_path() -> Path:
+    """Return a name on this machine's disk that is free."""
+    return Path(tempfile.gettempdir()) / f"{_SCRATCH}{uuid.uuid4().hex}"
 
 
 @contextlib.contextmanager
-def verified(uri: str) -> Iterator[Path]:
-    """Yield a local folder with the content of ``uri``, every file checked against the manifest.
+def scratch(folder: Path | None = None) -> Iterator[Path]:
+    """Make a folder at a ``scratch_path``, remove it afterwards, and those that killed processes left behind.
 
-    Raises:
-        NotFoundError: there is no folder, or no manifest, which is the same.
-        StorageError: a file is damaged or missing, or the storage cannot be read.
+    A lock tells who lives: the kernel drops it with its process, in whatever container that ran.
     """
-    with contextlib.ExitStack() as stack:
-        if _is_remote(uri):
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            with _storage_errors(uri):
-                _download(uri, folder)
-        else:
-            folder = _local(uri)
-        if not (folder / MANIFEST).is_file():
-            raise NotFoundError(
-                f"there is no checkpoint at {uri!r}", hint="A folder without manifest.json is unfinished."
-            )
-        _verify(folder, uri)
-        yield folder
+    folder = folder or scratch_path()
+    for old in folder.parent.glob(f"{_SCRATCH}*.lock"):
+        with contextlib.suppress(OSError), old.open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(old.with_suffix(""), ignore_errors=True)
+            old.unlink()
+    lock = folder.with_suffix(".lock")
+    with lock.open("xb") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
-def delete(uri: str) -> None:
-    """Remove a folder; nothing happens where there is none."""
-    if _is_remote(uri):
-        filesystem, path = _filesystem(uri)
-        with contextlib.suppress(FileNotFoundError):
-            filesystem.delete_file(f"{path}/{MANIFEST}")
-        with contextlib.suppress(FileNotFoundError):
-            filesystem.delete_dir(path)
-        return
-    shutil.rmtree(_local(uri), ignore_errors=True)
-
-
-def _is_remote(uri: str) -> bool:
-    return local_path(uri) is None
-
-
-def _local(uri: str) -> Path:
-    path = local_path(uri)
-    assert path is not None
-    return path
-
-
-def _filesystem(uri: str) -> tuple[Any, str]:
-    from pyarrow import fs
-
-    filesystem, path = fs.FileSystem.from_uri(uri)
-    return filesystem, path.rstrip("/")
-
-
-def _upload(folder: Path, uri: str) -> None:
-    filesystem, base = _filesystem(uri)
-    filesystem.create_dir(base, recursive=True)
-    names = sorted(path.name for path in folder.iterdir())
-    for name in [*(name for name in names if name != MANIFEST), MANIFEST]:
-        with filesystem.open_output_stream(f"{base}/{name}") as stream, (folder / name).open("rb") as source:
-            shutil.copyfileobj(source, stream, 1 << 22)
-
-
-def _download(uri: str, folder: Path) -> None:
-    from pyarrow import fs
-
-    filesystem, base = _filesystem(uri)
-    for info in filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True)):
-        if info.is_file:
-            with filesystem.open_input_stream(info.path) as source, (folder / info.base_name).open("wb") as target:
-                shutil.copyfileobj(source, target, 1 << 22)
-
-
-def _write_manifest(folder: Path) -> None:
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
-    manifest = {"format_version": FORMAT_VERSION, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True), encoding="utf-8")
-
-
-def _verify(folder: Path, uri: str) -> None:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
-        version = int(manifest["format_version"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StorageError(f"{uri!r}: {MANIFEST} cannot be read: {error}") from error
-    if version > FORMAT_VERSION:
-        raise StorageError(f"{uri!r} has format {version}; this raymlops reads up to {FORMAT_VERSION}", hint="Upgrade.")
-    for name, expected in files.items():
-        path = folder / name
-        got = _sha256(path) if Path(name).name == name and path.is_file() else "no such file"
-        if got != expected:
-            raise StorageError(
-                f"{uri!r}: {name} is damaged: its SHA-256 is {got}, the manifest says {expected}",
-                hint="Restore the folder from a copy, or train again.",
-            )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    with path.open("xb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -233,13 +288,63 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _storage_errors(uri: str) -> Iterator[None]:
+def errors(uri: str) -> Iterator[None]:
+    """Turn what a disk or pyarrow raises into a StorageError that names ``uri``."""
     import pyarrow as pa
 
     try:
         yield
     except (OSError, pa.ArrowException) as error:
         raise StorageError(
-            f"{uri!r} cannot be used: {error}",
+            redact(f"{uri!r} cannot be used: {error}"),
             hint="Set storage.path to a folder or URI that this user may write and that has space.",
         ) from error
+
+
+@contextlib.contextmanager
+def _found(uri: str) -> Iterator[None]:
+    with errors(uri):
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise NotFoundError(f"there is no file {uri!r}") from error
+
+
+def _filesystem(uri: str) -> tuple[Any, str]:
+    parts = urlsplit(uri)
+    filesystem, root = _client(urlunsplit((parts.scheme, parts.netloc, "/", parts.query, "")))
+    path = f"{root.rstrip('/')}{unquote(parts.path)}".rstrip("/")
+    return filesystem, path if root else path.lstrip("/")
+
+
+@lru_cache(maxsize=16)
+def _client(root: str) -> tuple[Any, str]:
+    """Return the filesystem of a host or bucket. Kept: making one costs 30 ms and requests, more than a small file."""
+    from pyarrow import fs
+
+    filesystem, path = fs.FileSystem.from_uri(root)
+    return filesystem, str(path)
+
+
+def _remote_listing(uri: str) -> dict[str, frozenset[str] | None]:
+    from pyarrow import fs
+
+    filesystem, base = _filesystem(uri)
+    folders: dict[str, set[str]] = {}
+    found: dict[str, frozenset[str] | None] = {}
+    for info in filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True)):
+        first, _, rest = info.path.removeprefix(f"{base}/").partition("/")
+        if rest:
+            folders.setdefault(first, set()).add(rest)
+        elif info.is_file:
+            found[first] = None
+        else:
+            folders.setdefault(first, set())
+    return found | {name: frozenset(files) for name, files in folders.items()}
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with path.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())

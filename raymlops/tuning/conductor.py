@@ -47,6 +47,7 @@ class Conductor:
         metric: str,
         mode: str,
         max_concurrent: int,
+        shared: Mapping[str, Any] | None = None,
         on_event: Callable[[SweepEvent], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -62,6 +63,7 @@ class Conductor:
         self._clock = clock
         self._started = clock()
         # A recipe need not be installed: what this process can import, a trial's process on this machine can.
+        self._shared = json.dumps(shared)  # what the driver found out of the data
         self._sys_path = json.dumps([str(Path(entry).absolute()) for entry in sys.path])
         self._views: dict[int, TrialView] = {}
         self._best: TrialView | None = None
@@ -97,6 +99,7 @@ class Conductor:
             return {
                 "number": trial.number,
                 "project": json.dumps(project.to_dict()),
+                "shared": self._shared,
                 "sys_path": self._sys_path,
                 "cwd": str(Path.cwd()),
             }

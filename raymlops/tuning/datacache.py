@@ -3,7 +3,8 @@
 Owns the question whether another configuration would have prepared the same data: it would, where it differs only in
 fields of the recipe's configuration that ``datasets``, ``fit``, ``encode`` and ``target`` never read. What they
 read is watched, so that a sweep over ``hidden`` loads its data once a process and one over ``train_rows``
-does not train on the wrong rows. Knows nothing of Ray.
+does not train on the wrong rows. The same question decides whether a process may take over what another one found out:
+files that were listed, rows that were counted, Ray Data that was written. Knows nothing of Ray.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.training.data import Prepared, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from raymlops.project import Project
     from raymlops.recipe import RecipeConfig
@@ -47,11 +48,13 @@ class DataCache:
         self.prepared = 0
         """How often data was prepared anew."""
 
-    def get(self, project: Project) -> Prepared:
+    def get(self, project: Project, *, shared: Mapping[str, Any] | None = None) -> Prepared:
         """Return the project's data: prepared before, with a recipe of this configuration, or prepared now.
 
+        ``shared`` is what ``share`` returned in another process; it is used where the data would be the same.
+
         Raises:
-            RecipeError: as ``prepare``.
+            RecipeError, StorageError: as ``prepare``.
         """
         if self._entry is not None and self._entry.fits(project):
             kept = self._entry.prepared
@@ -59,9 +62,27 @@ class DataCache:
         self._entry = None
         watched = WatchedConfig(project.recipe_config)
         self.prepared += 1
-        made = prepare(replace(project, recipe_config=watched))  # type: ignore[arg-type]
+        sources = None
+        if shared is not None and shared["key"] == _key(project, shared["key"]):
+            sources = shared["sources"]
+            watched.count_as_read(shared["key"]["config"])  # there: here ``datasets`` may not be called
+        made = prepare(replace(project, recipe_config=watched), sources=sources)  # type: ignore[arg-type]
         self._entry = _Entry(project, watched, made)
         return Prepared(project.recipe(state=made.state), made.splits, made.state)
+
+    def share(self) -> dict[str, Any]:
+        """Return, as JSON data, what spares another process the search for the data that was prepared last."""
+        entry = self._entry
+        assert entry is not None, "nothing was prepared"
+        fields = dict.fromkeys(entry.watched.read_fields())
+        return {"key": _key(entry.project, {"config": fields}), "sources": entry.prepared.sources()}
+
+
+def _key(project: Project, like: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the data of a project depends on, by the fields of another one's key."""
+    values = project.recipe_config.model_dump(mode="json")
+    config = {name: values.get(name) for name in sorted(like["config"])}
+    return {"recipe": project.reference, "seed": project.spec.train.seed, "config": config}
 
 
 class WatchedConfig:
@@ -77,6 +98,10 @@ class WatchedConfig:
     def read_fields(self) -> frozenset[str]:
         """Return the names of the fields read so far."""
         return frozenset(object.__getattribute__(self, "_read"))
+
+    def count_as_read(self, names: Iterable[str]) -> None:
+        """Count fields as read."""
+        object.__getattribute__(self, "_read").update(names)
 
     def __getattr__(self, name: str) -> Any:
         config = self._config

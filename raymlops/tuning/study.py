@@ -10,7 +10,7 @@ import json
 import time
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raymlops.config.load import dump
 from raymlops.errors import RaymlopsError, SweepError, TrackingError
@@ -54,9 +54,9 @@ def sweep(
     import ray
 
     from raymlops.tracking.client import tracker
-    from raymlops.training.data import prepare
     from raymlops.training.run import preflight
     from raymlops.training.storage import check_writable
+    from raymlops.tuning.datacache import DataCache
 
     started = time.monotonic()
     spec = project.spec
@@ -67,7 +67,8 @@ def sweep(
     check_writable(spec.storage.path)
     store = tracker(spec)
     store.check()
-    prepared = prepare(project)
+    data = DataCache()
+    prepared = data.get(project)
     preflight(project, prepared)
 
     with (
@@ -79,7 +80,15 @@ def sweep(
         study.set_user_attr("raymlops.sweep_id", sweep_id)
         study.set_user_attr("raymlops.metric", metric_of(spec))
         trials = Trials(study, space=spec.sweep.space)
-        _search(project, store, trials, sweep_id=sweep_id, max_concurrent=concurrency(spec, nodes), on_event=on_event)
+        _search(
+            project,
+            store,
+            trials,
+            sweep_id=sweep_id,
+            max_concurrent=concurrency(spec, nodes),
+            shared=data.share(),
+            on_event=on_event,
+        )
         best = select(trials.records, mode=mode_of(spec))
         return SweepRecord(
             sweep_id=sweep_id,
@@ -121,6 +130,7 @@ def _search(
     *,
     sweep_id: str,
     max_concurrent: int,
+    shared: Mapping[str, Any],
     on_event: Callable[[SweepEvent], None] | None,
 ) -> None:
     """Run the trials; whatever happens, each of them has ended when this returns or raises."""
@@ -142,6 +152,7 @@ def _search(
         metric=metric_of(spec),
         mode=mode_of(spec),
         max_concurrent=max_concurrent,
+        shared=shared,
         on_event=on_event,
     )
     try:

@@ -76,6 +76,7 @@ class TrialActor(Trainable):  # type: ignore[misc]
             entry for entry in json.loads(config["sys_path"]) if entry not in sys.path and Path(entry).exists()
         ]
         self._spec = json.loads(config["project"])
+        self._shared = json.loads(config["shared"])
         train, sweep = self._spec["train"], self._spec["sweep"]
         self._metric = sweep["metric"] or train["metric"]
         self._best = Best(train["metric"], train["mode"])
@@ -85,7 +86,7 @@ class TrialActor(Trainable):  # type: ignore[misc]
 
     def _train(self, on_epoch: Callable[[int, Metrics], bool]) -> None:
         project = Project.from_dict(self._spec)
-        run_local(project, prepared=_DATA.get(project), on_epoch=on_epoch)
+        run_local(project, prepared=_DATA.get(project, shared=self._shared), on_epoch=on_epoch)
 
     def _step(self) -> dict[str, Any]:
         epoch = self._stream.next()

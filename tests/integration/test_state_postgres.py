@@ -8,6 +8,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 
 from raymlops.errors import RefusedError, UnreachableError
 from raymlops.records import BundleRef
+from raymlops.state.lease import holder_of, lease
 from raymlops.state.store import Deployment, State
 
 pytestmark = [
@@ -125,3 +127,33 @@ def test_one_change_at_a_time(url):
             pass
         with other.exclusive("deploy digits", wait_s=0):
             pass
+
+
+def test_a_lease_ends_with_its_holder(url):
+    """Who holds it is known by name, also while a forked child lives on; kill -9 gives it back."""
+    hold = """
+import multiprocessing, sys, time
+from raymlops.state.lease import lease
+with lease(sys.argv[1], "run1", purpose="train"):
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)).start()
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    sys.stdin.read()
+"""
+    assert holder_of(url, "run1") is None
+    command = [sys.executable, "-c", hold, url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        child = int(process.stdout.readline())
+        try:
+            assert f"process {process.pid} " in holder_of(url, "run1")
+            with pytest.raises(RefusedError, match="run1 is in use by"), lease(url, "run1", purpose="train", wait_s=0):
+                pass
+            with lease(url, "run2", purpose="train", wait_s=0):
+                pass
+        finally:
+            process.kill()
+        process.wait()
+        try:
+            with lease(url, "run1", purpose="train", wait_s=5):
+                os.kill(child, 0)  # it lives
+        finally:
+            os.kill(child, 9)

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from raymlops.cluster.places import Places
 from raymlops.config.load import load_data
 from raymlops.errors import NonFiniteError, RecipeError
 from raymlops.project import Project, bind
 from raymlops.tracking.client import tracker
-from raymlops.training.run import load_weights, train
+from raymlops.training.run import load_weights
+from raymlops.training.run import train as run_training
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +43,13 @@ def project(
             }
         )
     )
+
+
+def train(of: Project, **rest: Any) -> RunRecord:
+    """Train with whatever room this Ray has."""
+    section = of.spec.train
+    room = Places(cpus_per_worker=section.cpus_per_worker, gpus_per_worker=0.0, purpose="train.num_workers")
+    return run_training(of, room=room, **rest)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ from raymlops.records import BundleRef, TrialRecord
 
 def work(args):
     print("progress", file=sys.stderr)
-    match args.config:
+    match getattr(args, "resume", None) or args.config:
+        case "run1":
+            return BundleRef(str(args.config), args.resume)
         case "good":
             return BundleRef(args.env, args.overrides[0])
         case "nan":
@@ -85,7 +87,7 @@ def test_a_failed_job_says_why_and_exits_with_its_code(job, config, code, kind, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: --config"),
+        ([], "one of the following arguments is required: --config, --resume"),
         (["--config", "good", "--colour"], "unrecognized arguments: --colour"),
         (["--config", "good", "--version", "3"], "unrecognized arguments: --version"),
     ],
@@ -96,6 +98,19 @@ def test_a_job_that_is_called_wrongly_ends_with_a_result_too(job, arguments, mes
     assert (code, result["exit_code"], result["error"]["type"]) == (2, 2, "UsageError")
     assert message in result["error"]["message"]
     assert result["error"]["hint"].startswith("usage: jobs/train.py")
+
+
+@pytest.mark.parametrize(("more", "config"), [([], "None"), (["--config", "good"], "good")])
+def test_a_training_goes_on_with_or_without_a_configuration(job, more, config):
+    """The run knows its own."""
+    code, result = job("--resume", "run1", *more)
+    assert (code, result["digest"], result["uri"]) == (0, "run1", config)
+
+
+def test_only_a_training_is_resumed(job):
+    """Any other job needs its configuration."""
+    code, result = job("--resume", "run1", verb="sweep")
+    assert (code, result["error"]["message"]) == (2, "the following arguments are required: --config")
 
 
 def test_only_deploy_takes_a_version(job):

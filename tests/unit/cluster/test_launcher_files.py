@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from raymlops.cluster.grace import STOP_WAIT_S, VARIABLE
+
 ROOT = Path(__file__).parents[3]
 FILES = [ROOT / "cluster.yaml", *(ROOT / "configs" / "cluster" / f"{name}.yaml" for name in ("gcp", "azure", "local"))]
 
@@ -19,13 +21,15 @@ def test_ray_accepts_the_file(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_node_starts_with_the_token(path):
+def test_every_node_starts_with_the_token_and_the_grace(path):
     """A head that is started without RAY_AUTH_MODE runs anyone's code when its token file is missing."""
     config = YAML(typ="safe", pure=True).load(path.read_text())
     commands = [command for key in ("head_start_ray_commands", "worker_start_ray_commands") for command in config[key]]
     starts = [command for command in commands if "ray start" in command]
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token" in command for command in starts)
+    # Read on the node where a job's driver runs, which may be any. An assignment before `ray start` reaches it alone.
+    assert all(f" {VARIABLE}={STOP_WAIT_S} " in command.partition("ray start")[0] for command in starts)
 
 
 @pytest.mark.parametrize("path", FILES[:3], ids=lambda path: path.stem)

@@ -6,6 +6,8 @@ from raymlops.config.load import load, load_data
 from raymlops.config.schema import ProjectSpec
 from raymlops.errors import ConfigError
 
+WORKERS = "a whole number from 0 to 4096, or [min, max] with 1 <= min <= max <= 4096"
+
 
 @pytest.mark.parametrize(
     ("text", "expected"),
@@ -26,6 +28,16 @@ from raymlops.errors import ConfigError
         ("train: {epochs: 1e3}", "a.yaml:3:17: train.epochs: got 1000.0; a whole number"),
         ("train: {momentum: 1}", "a.yaml:3:19: train.momentum: got 1; below 1"),
         ("serve: {port: 70000}", "a.yaml:3:15: serve.port: got 70000; at most 65535"),
+        ("train: {num_workers: x}", "a.yaml:3:22: train.num_workers: got 'x' (text); " + WORKERS),
+        ("train: {num_workers: true}", "a.yaml:3:22: train.num_workers: got true; " + WORKERS),
+        ("train: {num_workers: }", "a.yaml:3:9: train.num_workers: got nothing; " + WORKERS),
+        ("train: {num_workers: -1}", "a.yaml:3:22: train.num_workers: got -1; " + WORKERS),
+        ("train: {num_workers: 5000}", "a.yaml:3:22: train.num_workers: got 5000; " + WORKERS),
+        ("train: {num_workers: 1.5}", "a.yaml:3:22: train.num_workers: got 1.5; " + WORKERS),
+        ("train: {num_workers: [2]}", "a.yaml:3:22: train.num_workers: got [2]; " + WORKERS),
+        ("train: {num_workers: [3, 1]}", "a.yaml:3:22: train.num_workers: got [3, 1]; " + WORKERS),
+        ("train: {num_workers: [0, 2]}", "a.yaml:3:22: train.num_workers: got [0, 2]; " + WORKERS),
+        ("train: {num_workers: {min: 1}}", "a.yaml:3:22: train.num_workers: got a mapping; " + WORKERS),
         ("train: {mode: up}", "a.yaml:3:15: train.mode: got 'up'; one of 'min' or 'max'"),
         ("train: 5", "a.yaml:3:8: train: got 5; a mapping"),
         ("storage: {path: ''}", "a.yaml:3:17: storage.path: got ''; at least 1 character(s)"),

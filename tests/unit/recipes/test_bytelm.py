@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from raymlops.recipes.bytelm import PAD, START, ByteLM, Windows
 from raymlops.testing import RecipeContract
@@ -101,3 +103,18 @@ def test_heads_must_divide_the_width():
     """Rotary positions turn pairs, so each head needs an even width."""
     with pytest.raises(ValidationError, match="multiple of twice heads, 12"):
         ByteLM.Config(width=16, heads=6)
+
+
+def test_operations_of_a_row(recipe, model):
+    """The formula counts what torch counts in one forward and backward pass over one window."""
+    batch = {"tokens": torch.zeros(1, SMALL["block"] + 1, dtype=torch.int64)}
+    # As matrix products: torch's counter does not know the CPU's fused attention.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        recipe.loss(model.train(), batch).backward()
+    assert counter.get_total_flops() == recipe.flops_per_row()
+    assert recipe.tokens_per_row() == SMALL["block"]
+
+
+def test_blocks_are_the_layers_to_shard(recipe, model):
+    """The embedding is the output layer as well, so it stays with the whole."""
+    assert recipe.shard_layers(model) == list(model.blocks)

@@ -14,7 +14,7 @@ import pytest
 
 from raymlops.config.schema import ProjectSpec
 from raymlops.errors import ConfigError, NotFoundError, TrackingError
-from raymlops.tracking.client import Tracker, tracker
+from raymlops.tracking.client import Tracker, metric_key, refused, tracker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +49,73 @@ def test_a_run_is_written_and_read_back(store: Tracker) -> None:
     assert len(run.data.tags["c"]) == 5000
     assert store.read_text(run_id, "notes/hello.txt") == "hello"
     assert run.info.artifact_uri.startswith(str(store.artifacts))
+
+
+def test_points_and_tags_travel_together_as_far_as_they_fit(store: Tracker) -> None:
+    """2000 points and 150 tags are three requests of points, tags with the last one, and one more of tags."""
+    run_id = store.start_run("exp", name="run", tags={})
+    requests = []
+    send = store.client.log_batch
+    store.client.log_batch = lambda run_id, metrics=(), tags=(): (
+        requests.append((len(metrics), len(tags))),
+        send(run_id, metrics=metrics, tags=tags),
+    )
+    points = [("loss", 1.0, step, step) for step in range(2000)]
+    store.log_batch(run_id, points, {f"t{number}": "x" for number in range(150)})
+    assert requests == [(900, 0), (900, 0), (200, 100), (0, 50)]
+    assert len(store.client.get_metric_history(run_id, "loss")) == 2000
+    assert store.last_steps(run_id) == {"loss": 1999}
+
+
+def test_a_repeated_request_doubles_nothing(store: Tracker) -> None:
+    """MLflow's client repeats a request by itself; its store knows a point with the same time again, NaN too."""
+    run_id = store.start_run("exp", name="run", tags={})
+    for _ in range(2):
+        store.log_batch(run_id, [("loss", 0.1, 1, 5), ("loss", math.nan, 2, 6), ("loss", 0.1, 3, 0)], {"a": "b"})
+    assert [point.step for point in store.client.get_metric_history(run_id, "loss")] == [3, 1, 2]
+    assert store.last_steps(run_id) == {"loss": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("train/loss", "train/loss"),
+        ("é!", "é_"),
+        ("a//b/", "a/b"),
+        ("../x", "x"),
+        ("/a/../b", "b"),
+        (".", "_"),
+        ("", "_"),
+    ],
+)
+def test_any_name_is_made_one_that_mlflow_takes(store: Tracker, name: str, key: str) -> None:
+    """One odd name among its metrics would cost a run the whole batch."""
+    run_id = store.start_run("exp", name="run", tags={})
+    store.log_metrics(run_id, [(name, 1.0, 7, None)])
+    assert store.last_steps(run_id) == {key: 7} == {metric_key(name): 7}
+
+
+def test_a_run_is_opened_again(store: Tracker) -> None:
+    """It is RUNNING; tags that spoke of its end go, others and its metrics stay."""
+    run_id = store.start_run("exp", name="run", tags={"why": "x", "kept": "y"})
+    store.end_run(run_id, "FAILED", end_time_ms=1234)
+    assert store.run(run_id).info.end_time == 1234
+    store.reopen_run(run_id, without_tags=["why", "not there"])
+    run = store.run(run_id)
+    assert run.info.status == "RUNNING"
+    assert "why" not in run.data.tags
+    assert run.data.tags["kept"] == "y"
+
+
+def test_a_refusal_is_told_from_an_outage(store: Tracker) -> None:
+    """Trying again helps where nobody listens, and not where the answer is no."""
+    run_id = store.start_run("exp", name="run", tags={})
+    store.client.delete_run(run_id)
+    with pytest.raises(TrackingError) as no:
+        store.set_tags(run_id, {"a": "b"})
+    with pytest.raises(TrackingError) as nobody:
+        Tracker("http://127.0.0.1:9").check()
+    assert (refused(no.value), refused(nobody.value)) == (True, False)
 
 
 def test_what_is_not_there_is_not_found(store: Tracker) -> None:

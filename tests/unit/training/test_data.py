@@ -10,7 +10,8 @@ import torch
 
 from raymlops.errors import RecipeError
 from raymlops.recipe import RecipeBase
-from raymlops.training.data import SplitData, prepare
+from raymlops.training.data import prepare
+from raymlops.training.split import TableSplit
 
 
 def test_prepare_fits_on_the_training_split_alone(tiny_project: Any) -> None:
@@ -44,7 +45,7 @@ def test_the_fingerprint_knows_values_and_order(tiny_project: Any) -> None:
     table = {"x": np.arange(4.0)}
 
     def fingerprint(values: Any) -> list[int]:
-        return SplitData({"x": values}, name="train", recipe=RecipeBase()).row_hashes().tolist()
+        return TableSplit({"x": values}, name="train", recipe=RecipeBase()).row_hashes().tolist()
 
     assert fingerprint(table["x"]) == fingerprint(np.arange(4))
     assert fingerprint(table["x"][::-1]) == fingerprint(table["x"])[::-1]
@@ -78,7 +79,7 @@ def test_rows_of_different_width_are_encoded_by_batch() -> None:
     lengths = [1] * 65_536 + [3]
     ids = np.empty(len(lengths), dtype=object)
     ids[:] = [np.ones(length, dtype=np.int64) for length in lengths]
-    split = SplitData({"ids": ids}, name="train", recipe=Words())
+    split = TableSplit({"ids": ids}, name="train", recipe=Words())
     assert split.batch(torch.tensor([0, 1]))["ids"].shape == (2, 1)
     assert split.batch(torch.tensor([0, 65_536]))["ids"].shape == (2, 3)
 
@@ -87,7 +88,10 @@ def test_rows_of_different_width_are_encoded_by_batch() -> None:
     ("recipe", "config", "message"),
     [
         ("tiny:Tiny", {"validation_rows": 0}, "validation split has no rows"),
-        ("broken:Streams", {}, "train split is a Stream, which has no rows to draw by index"),
+        ("sourced:Loads", {}, "train split is a DataLoader, which makes batches of its own"),
+        ("sourced:Once", {}, "train split is a list_iterator, which can be read a single time"),
+        ("sourced:Number", {}, "train split is a int, which has no rows to draw by index and no iterator"),
+        ("sourced:FromParquet", {"path": "nowhere"}, "'nowhere', which is not there"),
         ("broken:NotNullable", {}, "'width' of the signature is a float, but in the train table it is missing"),
     ],
 )
@@ -97,6 +101,25 @@ def test_splits_that_cannot_be_trained_on_are_refused(
     """The error names the recipe, the split and what to do."""
     with pytest.raises(RecipeError, match=message):
         prepare(tiny_project(recipe=recipe, config=config))
+
+
+def test_an_epoch_goes_on_where_it_was(tiny_project: Any) -> None:
+    """The batches that are left are those of the whole epoch."""
+    split = prepare(tiny_project()).splits["train"]
+    whole = [batch.tolist() for batch in split.global_batches(batch_size=64, seed=0, epoch=2)]
+    left = [batch.tolist() for batch in split.global_batches(batch_size=64, seed=0, epoch=2, skip=3)]
+    assert left == whole[3:]
+
+
+def test_another_process_must_see_as_many_rows(tiny_project: Any) -> None:
+    """What a worker's ``datasets()`` returns is held against what the driver's returned."""
+    driver = prepare(tiny_project())
+    assert prepare(tiny_project(), state=driver.state, sources=driver.sources()).data == driver.data
+    project = tiny_project(config={"train_rows": 299})
+    with pytest.raises(
+        RecipeError, match=r"train split of 299 rows \(table\) in this process, but of 300 rows \(table\)"
+    ):
+        prepare(project, state=driver.state, sources=driver.sources())
 
 
 def test_encode_is_given_what_a_request_brings(tiny_project: Any) -> None:

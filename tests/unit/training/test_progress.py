@@ -67,6 +67,14 @@ def test_a_log_line_is_logfmt() -> None:
     assert logfmt(Event("end", message='it said "no" twice')) == r'event=end elapsed_s=0.0 msg="it said \"no\" twice"'
 
 
+def test_what_a_step_costs_is_for_charts() -> None:
+    """Shares of time, rates and the machine's load are a dozen numbers: neither a line nor a bar has them."""
+    costs = {"time/data": 0.1, "throughput/rows_per_s": 9.0, "system/process_memory_gb": 1.0}
+    with_costs = replace(STEP, metrics={**costs, **STEP.metrics})
+    assert logfmt(with_costs) == logfmt(STEP)
+    assert notebook_html(with_costs, with_costs.metrics) == notebook_html(STEP, STEP.metrics)
+
+
 def test_a_log_has_one_line_in_ten_seconds() -> None:
     """An event each second for 25 s gives lines at 0, 10 and 20 s, and the end in any case."""
     stream, clock = io.StringIO(), Clock()
@@ -77,6 +85,25 @@ def test_a_log_has_one_line_in_ten_seconds() -> None:
         show(replace(STEP, kind="end"))
     lines = stream.getvalue().splitlines()
     assert [line.split()[2] for line in lines] == ["step=0/200", "step=10/200", "step=20/200", "step=50/200"]
+
+
+def test_words_are_in_the_log_whenever_they_come() -> None:
+    """A restart one second after a line is not held back, and holds back no line."""
+    stream, clock = io.StringIO(), Clock()
+    show = LogDisplay(stream, clock=clock)
+    show(Event("message", message="starting 2 workers"))
+    show(STEP)
+    clock.now_s = 1.0
+    show(replace(STEP, kind="restart", metrics={}, message="a worker died", workers=1))
+    clock.now_s = 10.0
+    show(STEP)
+    assert [line.split()[0] for line in stream.getvalue().splitlines()] == [
+        "event=message",
+        "event=step",
+        "event=restart",
+        "event=step",
+    ]
+    assert 'workers=1 elapsed_s=30.0 msg="a worker died"' in stream.getvalue()
 
 
 def test_a_log_line_knows_metrics_that_fell_between() -> None:
@@ -111,6 +138,26 @@ def test_a_terminal_shows_epoch_metrics_and_rate() -> None:
     text = stream.getvalue()
     for piece in ("epoch 2/5", "50/200", "train/loss 0.4731", "12,346 rows/s", "1:30 left"):
         assert piece in text
+
+
+def test_a_terminal_keeps_its_bar_under_a_message() -> None:
+    """What is told in mid-run stands above the bar, as it was written, and moves it nowhere."""
+    stream = io.StringIO()
+    with TerminalDisplay(stream) as show:
+        show(Event("message", message="starting 2 workers"))
+        show(STEP)
+        show(Event("restart", message="worker [1] died"))
+    told, bar = stream.getvalue().splitlines()[:1], stream.getvalue().splitlines()[-1]
+    assert told == ["worker [1] died"]
+    assert "epoch 2/5" in bar
+    assert "50/200" in bar
+
+
+def test_a_notebook_keeps_its_bar_over_a_message() -> None:
+    """What was told last stays below the bar."""
+    html = notebook_html(STEP, {}, told="<worker> died")
+    assert 'value="50" max="200"' in html
+    assert "&lt;worker&gt; died" in html
 
 
 def test_a_notebook_shows_escaped_html() -> None:

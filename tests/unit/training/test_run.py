@@ -20,12 +20,13 @@ from raymlops.project import Project, bind
 from raymlops.records import DataRecord
 from raymlops.tracking.client import Tracker, tracker
 from raymlops.training.evaluate import totals
-from raymlops.training.progress import Event
 from raymlops.training.record import open_run
 from raymlops.training.run import load_weights, prepare, train
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from raymlops.training.progress import Event
 
 
 @pytest.fixture
@@ -244,31 +245,6 @@ def test_an_mlflow_that_is_down_is_said_at_once(tiny_project: Any) -> None:
     """Nobody listens on port 9 of loopback: no minutes of retries, no run, no worker."""
     with pytest.raises(TrackingError, match="does not answer"):
         train(tiny_project(more={"tracking": {"uri": "http://127.0.0.1:9"}}))
-
-
-def test_an_mlflow_lost_in_the_middle_costs_no_training(project: Project) -> None:
-    """Metrics wait while MLflow is away, and are all there when it is back before the end."""
-    from raymlops.training.record import RunWriter
-
-    class Flaky(Tracker):
-        down = True
-
-        def log_metrics(self, run_id: str, points: Any) -> None:
-            if self.down:
-                raise TrackingError("away")
-            super().log_metrics(run_id, points)
-
-    real = tracker(project.spec)
-    flaky = Flaky(real.uri, artifacts=real.artifacts)
-    run_id = flaky.start_run("tiny", name="flaky", tags={})
-    now_s = iter(range(0, 10_000, 10))
-    writer = RunWriter(flaky, run_id, clock=now_s.__next__)
-    for step in range(1, 4):
-        writer(Event("step", step=step, metrics={"train/loss": 1 / step}, timestamp_ms=step))
-    flaky.down = False
-    writer.close("FINISHED", tags={})
-    points = flaky.client.get_metric_history(run_id, "train/loss")
-    assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
 
 
 def test_training_in_this_process_loads_no_ray() -> None:

@@ -1,71 +1,113 @@
-"""Folders are whole or absent."""
+"""Files and folders mean the same on a disk and on an object store."""
 
 from __future__ import annotations
 
-import json
+import fcntl
+import hashlib
 from typing import TYPE_CHECKING
 
 import pytest
+from fake_s3 import FakeS3, fake_s3
+from pyarrow import fs
 
 from raymlops.errors import NotFoundError, StorageError
 from raymlops.training import storage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
-def write(folder: Path) -> None:
-    (folder / "a.bin").write_bytes(b"weights")
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeS3]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
+    with fake_s3() as server:
+        yield server
 
 
-@pytest.mark.parametrize("scheme", ["", "file://"])
-def test_a_published_folder_is_read_back(tmp_path: Path, scheme: str) -> None:
-    """A path and a file URI mean the same; nothing is left beside the folder."""
-    uri = f"{scheme}{tmp_path}/deep/folder"
-    storage.publish(uri, write)
-    with storage.verified(uri) as folder:
-        assert (folder / "a.bin").read_bytes() == b"weights"
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["folder"]
+@pytest.fixture(params=["path", "file", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return request.getfixturevalue("s3").uri("bucket/runs")
+    return f"file://{tmp_path}/runs" if request.param == "file" else f"{tmp_path}/runs"
 
 
-@pytest.mark.parametrize("damage", ["flip", "remove"])
-def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
-    """The error names the file, what it is and what it should be."""
-    storage.publish(f"{tmp_path}/f", write)
-    path = tmp_path / "f" / "a.bin"
-    path.unlink() if damage == "remove" else path.write_bytes(b"Weights")
-    with pytest.raises(StorageError, match=r"a\.bin is damaged"), storage.verified(f"{tmp_path}/f"):
-        pass
+def test_what_is_below_a_uri_keeps_its_query() -> None:
+    """An endpoint or a region stands behind the path, not in it."""
+    assert storage.join("s3://b/runs/?region=x", "a", "b") == "s3://b/runs/a/b?region=x"
+    assert storage.join("/runs/what?", "a") == "/runs/what?/a"
 
 
-def test_a_folder_without_manifest_is_not_there(tmp_path: Path) -> None:
-    """On an object store the manifest comes last: without it, the folder is unfinished."""
-    with pytest.raises(NotFoundError, match="no checkpoint"), storage.verified(str(tmp_path)):
-        pass
+@pytest.mark.parametrize("uri", ["s3://b/a%20b/c?region=x", "s3://b?region=x", "gs://b/a/", "mock:///a/b", "mock://"])
+def test_paths_are_what_pyarrow_makes_of_them(uri: str) -> None:
+    """One client a bucket is kept; the path in it is the one that pyarrow reads from the whole URI."""
+    filesystem, path = storage._filesystem(uri)
+    assert path == fs.FileSystem.from_uri(uri)[1].rstrip("/")
+    assert storage._filesystem(uri)[0] is filesystem
 
 
-def test_a_newer_format_is_refused_clearly(tmp_path: Path) -> None:
-    """The error says which versions can be read."""
-    storage.publish(f"{tmp_path}/f", write)
-    manifest = tmp_path / "f" / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 99}))
-    with (
-        pytest.raises(StorageError, match="has format 99; this raymlops reads up to 1"),
-        storage.verified(f"{tmp_path}/f"),
-    ):
-        pass
+def test_a_small_file_is_replaced(place: str) -> None:
+    """A reader sees the newest content, and nothing else lies there."""
+    for data in (b"old", b"new"):
+        storage.write_bytes(storage.join(place, "index.json"), data)
+    assert storage.read_bytes(storage.join(place, "index.json")) == b"new"
+    assert storage.size_bytes(storage.join(place, "index.json")) == 3
+    assert storage.listing(place) == {"index.json": None}
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    """The folder appears whole or not at all."""
+def test_folders_are_listed_with_their_files(place: str) -> None:
+    """Files whose names begin with a dot count; a place that does not exist holds nothing."""
+    assert storage.listing(place) == {}
+    for name in ("a/one", "a/.metadata", "b/two", "three"):
+        storage.write_bytes(storage.join(place, name), b"x")
+    assert storage.listing(place) == {"a": {"one", ".metadata"}, "b": {"two"}, "three": None}
 
-    def fail(folder: Path) -> None:
-        write(folder)
-        raise OSError(28, "No space left on device")
 
-    with pytest.raises(StorageError, match="No space left on device"):
-        storage.publish(f"{tmp_path}/f", fail)
-    assert list(tmp_path.iterdir()) == []
+def test_what_is_not_there_is_not_found(place: str) -> None:
+    """No file, or none because its folder is a file."""
+    storage.write_bytes(storage.join(place, "file"), b"x")
+    for read in (storage.read_bytes, storage.size_bytes, storage.sha256):
+        for name in ("nothing", "file/below"):
+            with pytest.raises(NotFoundError, match="there is no file"):
+                read(storage.join(place, name))
+
+
+def test_the_digest_is_of_the_content(place: str) -> None:
+    """As hashlib says, over more than one block of 4 MiB."""
+    data = b"0123456789" * 500_000
+    storage.write_bytes(storage.join(place, "a"), data)
+    assert storage.sha256(storage.join(place, "a")) == hashlib.sha256(data).hexdigest()
+
+
+def test_a_folder_is_removed_with_all_in_it(place: str) -> None:
+    """Its neighbours stay, and removing what is not there is fine."""
+    for name in ("a/one", "a/two", "ab/three", "four"):
+        storage.write_bytes(storage.join(place, name), b"x")
+    storage.delete(storage.join(place, "a"), first="two")
+    storage.delete(storage.join(place, "nothing"))
+    assert {name: files for name, files in storage.listing(place).items() if files != frozenset()} == {
+        "ab": {"three"},
+        "four": None,
+    }
+
+
+def test_a_file_is_uploaded_with_its_digest(s3: FakeS3, tmp_path: Path) -> None:
+    """In parts, where it is large: 12 MB are two of Arrow's 10 MB."""
+    (tmp_path / "big").write_bytes(b"x" * 12_000_000)
+    size, digest = storage.put(tmp_path / "big", s3.uri("bucket/a/big"))
+    assert (size, digest) == (12_000_000, hashlib.sha256(b"x" * 12_000_000).hexdigest())
+    assert s3.objects["bucket/a/big"] == b"x" * 12_000_000
+    storage.fetch(s3.uri("bucket/a/big"), tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == b"x" * 12_000_000
+
+
+def test_a_store_that_refuses_is_named(s3: FakeS3) -> None:
+    """The error says what to change, and no credential."""
+    s3.refuse = lambda method, _path: method in {"PUT", "POST"}
+    with pytest.raises(StorageError, match="cannot be used") as raised:
+        storage.write_bytes(s3.uri("bucket/a").replace("s3://", "s3://key:word@"), b"x")
+    assert "key:word" not in str(raised.value)
 
 
 def test_what_cannot_be_written_is_found_by_a_probe(tmp_path: Path) -> None:
@@ -77,7 +119,29 @@ def test_what_cannot_be_written_is_found_by_a_probe(tmp_path: Path) -> None:
         assert "storage.path" in str(raised.value.hint)
 
 
-def test_a_probe_leaves_nothing(tmp_path: Path) -> None:
+def test_a_probe_leaves_nothing(place: str) -> None:
     """A folder that can be written is made, and is empty afterwards."""
-    storage.check_writable(f"{tmp_path}/new/runs")
-    assert list((tmp_path / "new" / "runs").iterdir()) == []
+    storage.check_writable(place)
+    assert storage.listing(place) == {}
+
+
+def test_what_cannot_fit_is_refused_before_it_is_written(place: str) -> None:
+    """The folder need not exist yet; 1 TB is more than the disk that runs this has free."""
+    storage.check_space(place, need_bytes=1)
+    with pytest.raises(StorageError, match=r"MB free, 1000000000000\.0 MB are needed"):
+        storage.check_space(place, need_bytes=10**18)
+
+
+def test_scratch_of_the_dead_is_removed_and_of_the_living_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever holds the lock lives."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("dead", "alive"):
+        (tmp_path / f"raymlops-scratch-{name}").mkdir()
+        (tmp_path / f"raymlops-scratch-{name}.lock").touch()
+    with (tmp_path / "raymlops-scratch-alive.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with storage.scratch() as folder:
+            (folder / "file").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raymlops-scratch-alive", "raymlops-scratch-alive.lock"]

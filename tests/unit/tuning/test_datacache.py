@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
-from tiny import Tiny, TinyConfig
+import sourced
+from tiny import Tiny, TinyConfig, make_table
 
 from raymlops.config.load import load_data
 from raymlops.project import bind
@@ -63,3 +65,22 @@ def test_the_stand_in_passes_for_the_configuration():
     assert isinstance(watched, TinyConfig)
     assert watched.hidden == 3
     assert watched.read_fields() == {"hidden"}
+
+
+def test_what_one_process_found_out_spares_another_the_search(tmp_path):
+    """Files that the driver listed are taken over where the data is the same, and looked for anew where it is not."""
+    files = [
+        sourced.write_parquet(tmp_path / name, make_table(60, seed=1), files=1, row_group_rows=20) for name in "ab"
+    ]
+    data = {"project": {"name": "p"}, "recipe": {"import": sourced.AllParquet, "config": {"path": files[0]}}}
+    project = bind(load_data(data))
+    driver = DataCache()
+    driver.get(project)
+    shared = json.loads(json.dumps(driver.share()))
+    assert shared["key"]["config"] == {"path": files[0]}
+    sourced.LOOKED.clear()
+    trial = DataCache()
+    trial.get(project.with_params({"recipe.config.hidden": 8}), shared=shared)
+    assert (sourced.LOOKED, trial.prepared) == ([], 1)
+    trial.get(project.with_params({"recipe.config.path": files[1]}), shared=shared)
+    assert (sourced.LOOKED, trial.prepared) == ([files[1]], 2)

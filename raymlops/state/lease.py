@@ -1,0 +1,90 @@
+"""One named thing held by one process for as long as that lives, such as a run by the driver that trains it.
+
+Owns the names of these locks and what others are told. The operating system, or the server, gives a lease back when
+its holder dies; a Postgres that restarts forgets them all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from raymlops.errors import RefusedError, UsageError
+from raymlops.state.engine import database_path, errors, open_engine, this_user
+from raymlops.state.locks import file_holder, open_lock, take
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sqlalchemy import Engine
+
+FOLDER = "leases"
+WAIT_S = 1.0
+"""Long enough for somebody who only asks who holds it, and for a server to notice that a killed holder is gone."""
+
+
+@contextmanager
+def lease(url: str, name: str, *, purpose: str, wait_s: float = WAIT_S) -> Iterator[None]:
+    """Hold ``name`` for the block, beside the state database at ``url``. It cannot be taken twice by the same caller.
+
+    Raises:
+        RefusedError: somebody else holds it; the message names user, host and process, since when and for what.
+        StorageError, UnreachableError: it cannot be asked for.
+    """
+    since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    me = f"{this_user()} (process {os.getpid()} since {since}: {purpose})"
+    with ExitStack() as stack:
+        engine = open_engine(url)
+        stack.callback(engine.dispose)
+        with errors(engine):
+            lock = stack.enter_context(open_lock(engine, file=_file(engine, name), key=_key(name), me=me))
+            holder = None if lock is None else take(lock, wait_s=wait_s)
+        if holder is not None:
+            raise RefusedError(
+                f"{name} is in use by {holder}", hint="Let it finish, or end that process, then try again."
+            )
+        yield
+
+
+def holder_of(url: str, name: str) -> str | None:
+    """Return who holds ``name`` now, None where nobody does.
+
+    Raises:
+        StorageError, UnreachableError: that cannot be found out.
+    """
+    engine = open_engine(url)
+    try:
+        file = _file(engine, name)
+        if file is not None:
+            return file_holder(file)
+        with errors(engine), open_lock(engine, file=None, key=_key(name), me="asking") as lock:
+            return None if lock is None else lock.holder()
+    finally:
+        engine.dispose()
+
+
+def was_held(url: str, name: str) -> bool:
+    """Return whether ``name`` may have been held beside this database; false where it never was, or was elsewhere."""
+    engine = open_engine(url)
+    try:
+        file = _file(engine, name)
+        return file is None or file.exists()
+    finally:
+        engine.dispose()
+
+
+def _file(engine: Engine, name: str) -> Path | None:
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}", name):
+        raise UsageError(f"{name!r} cannot be the name of a lease", hint="Letters, digits, _ . and - only.")
+    database = database_path(engine)
+    return None if database is None else database.parent / FOLDER / f"{name}.lock"
+
+
+def _key(name: str) -> int:
+    """Return 63 bits that stand for a name in Postgres, whose advisory locks are numbers."""
+    return int.from_bytes(hashlib.sha256(f"raymlops lease {name}".encode()).digest()[:8]) >> 1

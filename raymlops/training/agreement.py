@@ -1,0 +1,112 @@
+"""What ranks must decide alike: to stop, to write a checkpoint, to have reported equally often.
+
+Each rank sees orders and clocks of its own; acting on them alone would leave the others waiting in an exchange. So
+they are put together now and then, over a group of its own that never waits for a GPU. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from raymlops.errors import RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ORDERS = ("", "resized", "drained", "interrupted")
+"""Reasons to stop after a last checkpoint; where ranks differ, the later one wins."""
+EVERY_S = 0.25
+"""An exchange takes about 0.3 ms between processes of one machine, so that fast steps do not each have one."""
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What all ranks do now."""
+
+    order: str = ""
+    due: bool = False
+
+
+class Agreement:
+    """One rank's part. ``orders`` returns this rank's reason to stop, or an empty text."""
+
+    def __init__(
+        self,
+        orders: Callable[[], str],
+        *,
+        every_minutes: float | None,
+        group: Any = None,
+        rank: int = 0,
+        world_size: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._orders = orders
+        self._every_s = None if every_minutes is None else every_minutes * 60
+        self._group = group
+        self._rank = rank
+        self._world_size = world_size
+        self._clock = clock
+        self._saved_at = clock()
+        self._asked_at = self._saved_at
+        self._asked_step = 0
+        self._next_step = 0
+
+    def saved(self) -> None:
+        """Start the minutes until the next checkpoint anew."""
+        self._saved_at = self._clock()
+
+    def at_step(self, step: int) -> Agreed:
+        """Return what is agreed after a step; most steps ask nobody. Every rank must call it at the same steps."""
+        if self._world_size == 1:
+            return Agreed(self._orders(), due=self._due())
+        if step < self._next_step:
+            return Agreed()
+        now = self._clock()
+        pace_s = (now - self._asked_at) / max(1, step - self._asked_step)
+        wait = max(1, int(EVERY_S / pace_s)) if pace_s > 0 and self._asked_step else 1
+        order, due, wait = self._exchange(wait, self._due())
+        self._asked_at, self._asked_step, self._next_step = now, step, step + wait
+        return Agreed(ORDERS[order], due=bool(due))
+
+    def at_report(self, reports: int, *, stop: bool) -> tuple[bool, str]:
+        """Return whether to stop, as rank 0 has it, and an order.
+
+        Raises:
+            RecipeError: a rank has reported less often, or has ended.
+        """
+        if self._world_size == 1:
+            return stop, self._orders()
+        order, stops, _ = self._exchange(0, stop, reports=reports)
+        return bool(stops), ORDERS[order]
+
+    def at_end(self, reports: int) -> None:
+        """Make sure that every rank ends after equally many reports.
+
+        Raises:
+            RecipeError: another rank reports again.
+        """
+        if self._world_size > 1:
+            self._exchange(0, False, reports=reports, ended=True)
+
+    def _due(self) -> bool:
+        return self._every_s is not None and self._clock() - self._saved_at >= self._every_s
+
+    def _exchange(self, wait: int, flag: bool, *, reports: int = -1, ended: bool = False) -> tuple[int, int, int]:
+        leads = self._rank == 0
+        # Rank 0's wait and flag count; -1 marks an exchange at a step, which a report must not meet.
+        mine = [ORDERS.index(self._orders()), int(flag and leads), wait if leads else 0]
+        both = [reports, -reports, int(ended), -int(ended)]
+        vector = torch.tensor([*mine, *both])
+        torch.distributed.all_reduce(vector, op=torch.distributed.ReduceOp.MAX, group=self._group)
+        order, flags, wait, most, least, any_ended, all_ended = vector.tolist()
+        if most != -least or any_ended != -all_ended:
+            raise RecipeError(
+                f"train_loop() ranks part ways: one rank is at report {max(most, 0)}, another "
+                f"{'has ended' if any_ended else 'is'} at {max(-least, 0)}",
+                hint="Every rank must call ctx.report() equally often: shard rows so that all have as many steps.",
+            )
+        return order, flags, wait

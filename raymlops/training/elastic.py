@@ -1,0 +1,89 @@
+"""How many workers an elastic run has: as many as fit, between its limits, and more when there is room for long enough.
+
+Pure: counts and a clock's seconds in, a number or a decision with its numbers out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from raymlops.errors import InsufficientResourcesError
+
+
+class Room(Protocol):
+    """Knows what the cluster has room for. ``without`` names nodes that do not count."""
+
+    def count(self, *, without: Collection[str] = ()) -> float:
+        """Return how many workers could start now, beside what runs; infinite where one reserves nothing."""
+        ...
+
+    def may_grow(self, workers: int) -> bool:
+        """Return whether an autoscaler may make room for so many when they are asked for."""
+        ...
+
+    def error(self, workers: int, *, waited_s: float) -> InsufficientResourcesError:
+        """Return the error that says what is there and who holds it, after a wait in vain."""
+        ...
+
+
+def choose(workers: tuple[int, int], *, room: float) -> int | None:
+    """Return how many of (fewest, most) workers to start where there is room for ``room``; None when too few fit."""
+    fewest, most = workers
+    if room < fewest:
+        return None
+    return most if room >= most else int(room)
+
+
+@dataclass(frozen=True)
+class Grow:
+    """Room for more was there for ``after_s`` seconds: go from ``workers`` to ``to``."""
+
+    workers: int
+    to: int
+    after_s: float
+
+    def __str__(self) -> str:
+        return f"there has been room for {self.to} workers for {self.after_s:.0f} s"
+
+
+class Growth:
+    """Decides when to grow.
+
+    There must be room for more without a break for ``after_s``, and the present workers must have made steps for as
+    long: each resize costs seconds, so that one must pay before the next.
+    """
+
+    def __init__(self, workers: tuple[int, int], *, after_s: float) -> None:
+        self._most = workers[1]
+        self._after_s = after_s
+        self._stepping_since: float | None = None
+        self._room_since: float | None = None
+
+    def restarted(self) -> None:
+        """Forget what was seen: other workers start."""
+        self._stepping_since = self._room_since = None
+
+    def look(self, *, workers: int, room: float, stepping: bool, now_s: float) -> Grow | None:
+        """Take in that ``room`` more workers would fit beside the present ones, and decide.
+
+        ``stepping`` says whether the present workers have made a step yet.
+        """
+        if stepping and self._stepping_since is None:
+            self._stepping_since = now_s
+        if room < 1 or workers >= self._most:
+            self._room_since = None
+            return None
+        if self._room_since is None:
+            self._room_since = now_s
+        settled_s = -inf if self._stepping_since is None else now_s - self._stepping_since
+        lasted_s = now_s - self._room_since
+        if settled_s < self._after_s or lasted_s < self._after_s:
+            return None
+        to = choose((1, self._most), room=workers + room)
+        assert to is not None
+        return Grow(workers, to, lasted_s)

@@ -1,0 +1,126 @@
+"""Rows of a table as a recipe's batch, checked, and what can be done with a batch of any form.
+
+Owns the call of ``encode`` and ``target``, and the way into nested tensors. Knows nothing of where rows come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from raymlops.errors import RecipeError
+from raymlops.recipe import Batch, RecipeBase, batch_rows, call_recipe, described, map_tensors, signature_of
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
+_CHUNK_ROWS = 1 << 16
+
+
+def encode(recipe: RecipeBase, columns: Mapping[str, Array]) -> Batch:
+    """Return the rows of ``columns`` as ``recipe.encode`` makes them, with the label where there is one.
+
+    Raises:
+        RecipeError: ``encode()`` or ``target()`` raises, or returns what is no batch of these rows.
+    """
+    name = type(recipe).__name__
+    # Only what a request brings: a recipe that reads another column fails here and not in a replica.
+    inputs = {column.name: columns[column.name] for column in signature_of(recipe).inputs}
+    rows = len(next(iter(columns.values())))
+    batch = call_recipe(f"{name}.encode()", lambda: recipe.encode(inputs))
+    returned = _rows_of(batch, where=f"{name}.encode()")
+    if returned != rows:
+        raise RecipeError(f"{name}.encode() was given {rows} rows and returned {returned}")
+    if recipe.label is None:
+        return batch
+    if not isinstance(batch, Mapping):
+        raise RecipeError(
+            f"{name}.encode() returned a {type(batch).__name__}, to which no label can be added",
+            hint='Return a dict of tensors; the label joins it as batch["label"].',
+        )
+    label = call_recipe(f"{name}.target()", lambda: recipe.target(columns))
+    return {**batch, "label": label}
+
+
+def encode_all(recipe: RecipeBase, columns: Mapping[str, Array]) -> Batch | None:
+    """Return all rows as one batch, encoded in chunks; None where chunks are no flat tensors of one shape."""
+    rows = len(next(iter(columns.values())))
+    chunks = [
+        encode(recipe, {key: values[start : start + _CHUNK_ROWS] for key, values in columns.items()})
+        for start in range(0, max(1, rows), _CHUNK_ROWS)
+    ]
+    return join(chunks)
+
+
+def join(chunks: Sequence[Batch]) -> Batch | None:
+    """Concatenate batches, or return None where they are no flat tensors of one shape."""
+    first = chunks[0]
+    if isinstance(first, torch.Tensor):
+        same = all(chunk.shape[1:] == first.shape[1:] for chunk in chunks)
+        return torch.cat(list(chunks)) if same else None
+    if isinstance(first, Mapping):
+        joined = {key: join([chunk[key] for chunk in chunks]) for key in first}
+        return None if any(value is None for value in joined.values()) else joined
+    if isinstance(first, tuple | list):
+        values = [join(column) for column in zip(*chunks, strict=True)]
+        return None if any(value is None for value in values) else values
+    return None
+
+
+def select(batch: Batch, indices: torch.Tensor) -> Batch:
+    """Return the rows at ``indices`` of a batch of flat tensors, in that order."""
+    return map_tensors(batch, lambda tensor: tensor.index_select(0, indices))
+
+
+def rows_at(columns: Mapping[str, Array], rows: npt.NDArray[np.int64]) -> dict[str, Array]:
+    """Return the rows of columns at these positions, in that order."""
+    return {name: values[rows] for name, values in columns.items()}
+
+
+def leaves(batch: Batch, prefix: str = "") -> dict[str, Array]:
+    """Return a batch as arrays by name, however it is nested."""
+    if isinstance(batch, torch.Tensor):
+        return {prefix: batch.detach().cpu().numpy()}
+    if isinstance(batch, Mapping):
+        items: Any = batch.items()
+    elif isinstance(batch, tuple | list) and not all(isinstance(value, str) for value in batch):
+        items = enumerate(batch)
+    else:
+        return {prefix: np.array(batch, dtype=object)}
+    return {key: leaf for name, value in items for key, leaf in leaves(value, f"{prefix}/{name}").items()}
+
+
+def batch_bytes(batch: Batch) -> int:
+    """Return what a batch's tensors take in memory."""
+    return sum(_array_bytes(array) for array in leaves(batch).values())
+
+
+def columns_bytes(columns: Mapping[str, Array]) -> int:
+    """Return what columns take in memory, texts and arrays of different lengths included."""
+    return sum(_array_bytes(array) for array in columns.values())
+
+
+def _array_bytes(array: Array) -> int:
+    if array.dtype != object:
+        return array.nbytes
+    # 56 bytes are a small Python object's own; equal texts may be one object, so this is the upper end.
+    return array.nbytes + sum(
+        value.nbytes + 112 if isinstance(value, np.ndarray) else 56 + len(value)
+        for value in array.ravel()
+        if value is not None
+    )
+
+
+def _rows_of(batch: Any, *, where: str) -> int:
+    try:
+        return batch_rows(batch)
+    except (TypeError, IndexError, StopIteration) as error:
+        raise RecipeError(
+            f"{where} returned {described(batch)}, which has no rows",
+            hint="Return a dict of tensors, rows first.",
+        ) from error

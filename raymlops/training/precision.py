@@ -1,0 +1,100 @@
+"""Number formats: autocast, the scaled loss of fp16, and the way from gradients to a step.
+
+Owns what differs between fp32, bf16 and fp16. What to do about gradients that are no finite numbers is the
+caller's to decide: ``gradient_norm`` tells, ``take_step`` or ``skip`` follows.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from torch.amp.grad_scaler import GradScaler
+
+    from raymlops.config.schema import TrainSection
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(spec: TrainSection, device: torch.device | str) -> AbstractContextManager[Any]:
+    """Return the context in which the recipe's loss, and its metrics, are computed; nothing at fp32.
+
+    Matrix products run in the low precision; what loses there, such as a softmax or a cross-entropy, in float32, by
+    torch's own lists. Weights stay float32.
+    """
+    dtype = DTYPES.get(spec.precision)
+    return nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype=dtype)
+
+
+def scaler_of(spec: TrainSection, device: torch.device | str) -> GradScaler | None:
+    """Return what scales the loss of fp16, whose gradients would else vanish below 6e-8; None for other precisions."""
+    return torch.amp.GradScaler(torch.device(device).type) if spec.precision == "fp16" else None
+
+
+def backward(loss: torch.Tensor, scaler: GradScaler | None) -> None:
+    """Add the loss's gradients to the parameters', scaled where there is a scaler."""
+    (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+
+
+def gradient_norm(
+    optimizer: torch.optim.Optimizer, scaler: GradScaler | None, *, clip_norm: float | None, need_norm: bool = True
+) -> torch.Tensor | None:
+    """Return the norm of the whole gradient, then shorten that to ``clip_norm``.
+
+    Call it once a step, after the last ``backward``: it undoes the scaling first. The norm is a float32 scalar from
+    before the clipping, on the gradients' device, equal on every rank; NaN or infinity if any gradient is. With sharded
+    parameters it is a collective. None, and no work, where it is neither needed nor clipped by.
+    """
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    if clip_norm is None and not need_norm:
+        return None
+    # The optimizer's parameters and not the model's: under FSDP the model shows gathered ones after an evaluation.
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm: Any = get_total_norm([parameter.grad for parameter in parameters])
+    if hasattr(norm, "full_tensor"):  # a DTensor: one exchange of one number
+        norm = norm.full_tensor()
+    if clip_norm is not None:
+        clip_grads_with_norm_(parameters, clip_norm, norm)
+    total: torch.Tensor = norm.float()
+    return total
+
+
+def take_step(optimizer: torch.optim.Optimizer, scaler: GradScaler | None) -> bool:
+    """Move the parameters, and return whether they moved.
+
+    A scaler leaves a step out if the scaled gradients overflowed, on every rank alike, and halves its scale; it
+    finds the right scale that way, so the first few steps may be left out.
+    """
+    if scaler is None:
+        optimizer.step()
+        return True
+    steps: list[bool] = []
+    # The scaler does not say whether it stepped; its scale before and after would cost two waits for the device.
+    handle = optimizer.register_step_post_hook(lambda *_: steps.append(True))
+    try:
+        scaler.step(optimizer)
+    finally:
+        handle.remove()
+    scaler.update()
+    return bool(steps)
+
+
+def skip(scaler: GradScaler | None) -> None:
+    """Leave the step out after ``gradient_norm``: the scaler learns of an overflow and is ready for the next step."""
+    if scaler is not None:
+        scaler.update()
+
+
+def overflow_expected(scaler: GradScaler | None) -> bool:
+    """Return whether an infinite gradient may still be the scale's doing; ask after ``take_step`` or ``skip``.
+
+    It may while the scale is, or before the last halving was, above 1: at 1 the gradient itself is at fault.
+    """
+    return scaler is not None and scaler.get_scale() >= 1.0

@@ -1,0 +1,72 @@
+"""Where a run stands: all that a checkpoint holds beside tensors, as plain JSON.
+
+Owns the fields and their way to JSON and back. Randomness is not among them: it is derived from seed, step and rank,
+so that it fits any number of workers. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_POINTS = 20_000
+"""Metric points carried along; older ones were written long ago."""
+
+Point = tuple[str, float, int, int]
+"""Name, value, step, milliseconds since the epoch."""
+
+
+@dataclass
+class RunState:
+    """Where a run stands. ``epoch`` and ``batch`` say what comes next, ``history`` what was reported.
+
+    ``points`` are the metrics as they were logged: a driver that died may not have written the last of them.
+    """
+
+    epoch: int = 1
+    """The epoch in progress, counted from 1."""
+    batch: int = 0
+    """Global batches of that epoch that are done."""
+    step: int = 0
+    """Optimizer steps of the run, those left out included."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Metrics of each report, in order."""
+    best_epoch: int = 0
+    """Which report is the best, counted from 1."""
+    best_value: float | None = None
+    waited: int = 0
+    """Reports since the best."""
+    loss_sum: float = 0.0
+    loss_rows: int = 0
+    """Training loss times rows, and rows, of the epoch in progress."""
+    log_sum: float = 0.0
+    log_rows: int = 0
+    """The same since the last log."""
+    points: list[Point] = field(default_factory=list)
+    cut: list[int] | None = None
+    """Epoch and batch where ``max_steps`` cut an epoch short: more steps go on from there."""
+    skipped: list[int] = field(default_factory=list)
+    """Steps whose batch was left out, because loss or gradient were no finite numbers."""
+    elapsed_s: float = 0.0
+    """Seconds of training up to this checkpoint, over all attempts."""
+    finished: bool = False
+    """Whether there is nothing left to train."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data of its own, with the newest points only."""
+        return {
+            **vars(self),
+            "history": [dict(metrics) for metrics in self.history],
+            "skipped": list(self.skipped),
+            "points": self.points[-MAX_POINTS:],  # tuples need no copies, and there are thousands
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild a state; keys that a newer version wrote are ignored."""
+        known = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
+        points = [(str(name), float(value), int(step), int(ms)) for name, value, step, ms in known.pop("points", [])]
+        return cls(**known, points=points)

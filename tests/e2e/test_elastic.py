@@ -1,0 +1,42 @@
+"""Nodes come and go under a training, and its numbers stay what they would have been."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import elastic_cluster
+import pytest
+from supervised import project
+
+from raymlops.training.run import run_local
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.e2e
+
+
+def test_an_elastic_run_follows_its_cluster(tmp_path: Path) -> None:
+    """2 -> 1 where a node is killed, -> 2 when one comes, -> 1 when it is told to leave: the curve stays the same.
+
+    A killed node costs the steps since the newest checkpoint, the other two changes none at all.
+    """
+    command = [sys.executable, elastic_cluster.__file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    print(*(restart["reason"] for restart in report["restarts"]), sep="\n")
+    lost, grown, left = report["restarts"]
+    assert [lost["workers"], grown["workers"], left["workers"]] == [1, 2, 1]
+    assert re.match(r"went on with 1 worker after \d+\.\d s: rank \d: its node \w+ .* died", lost["reason"])
+    assert re.match(r"went on with 2 workers after .* s: there has been room for 2 workers", grown["reason"])
+    assert re.match(r"went on with 1 worker after .* s: node \w+ is about to leave", left["reason"])
+    assert report["left_behind"] == []
+    alone = run_local(project(tmp_path, **{**elastic_cluster.TRAIN, "num_workers": 0}))
+    assert len(report["history"]) == 25
+    for elastic, fixed in zip(report["history"], alone.history, strict=True):
+        assert elastic == pytest.approx(fixed, rel=1e-3)

@@ -1,0 +1,194 @@
+"""A run on workers goes on whatever dies in it, ends when it should, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import supervised
+import torch
+from supervised import Ended, Recorder, left_behind, once, project, run, signal_one
+
+from raymlops.errors import InsufficientResourcesError, RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from raymlops.training.progress import Event
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(ray_local: Any) -> Iterator[None]:
+    """Look for actors and placement groups after each test; the last to leave take a moment."""
+    yield
+    deadline = time.monotonic() + 10
+    while left_behind() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left_behind() == []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_local: Any, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """Return what the run reaches when nothing happens."""
+    return run(project(tmp_path_factory.mktemp("undisturbed")), Recorder())
+
+
+def assert_equal(one: Ended, other: Ended) -> None:
+    """Both have the same parameters, bit by bit, and the same history."""
+    assert one.outcome.steps == other.outcome.steps == 48
+    assert one.outcome.history == other.outcome.history
+    for name, weight in one.weights.items():
+        assert torch.equal(weight, other.weights[name]), name
+
+
+@pytest.mark.parametrize(
+    ("victim", "reason"),
+    [
+        ("RayTrainWorker", r"rank \d: its process \d+ on .* was killed or crashed"),
+        ("TrainController", "Ray Train's controller was killed or crashed"),
+        ("Mailbox", "the mailbox of its workers died"),
+    ],
+    ids=["worker", "controller", "mailbox"],
+)
+def test_a_killed_process_costs_nothing_but_time(undisturbed: Ended, tmp_path: Path, victim: str, reason: str) -> None:
+    """kill -9 in the middle of the second epoch: the run goes on from its newest checkpoint to the same parameters."""
+    recorder = Recorder(at=once(23, lambda: signal_one(victim, signal.SIGKILL)))
+    assert_equal(run(project(tmp_path), recorder), undisturbed)
+    (restart,) = recorder.restarts
+    assert restart.workers == 2
+    assert restart.step >= 20
+    assert re.search(rf"^went on with 2 workers after \d+\.\d s: {reason}", restart.reason), restart.reason
+
+
+def test_a_stopped_worker_is_replaced(undisturbed: Ended, tmp_path: Path) -> None:
+    """SIGSTOP: after the configured time it is said where the ranks stand, and others take their place."""
+    recorder = Recorder(at=once(23, lambda: signal_one("RayTrainWorker", signal.SIGSTOP)))
+    assert_equal(run(project(tmp_path, hang_timeout_s=8), recorder), undisturbed)
+    (restart,) = recorder.restarts
+    assert "no sign of rank" in restart.reason
+    (stacks,) = (tmp_path / "runs/run/stacks").iterdir()
+    text = stacks.read_text()
+    assert "it does not answer" in text
+    assert "in default_loop" in text
+    assert any(str(stacks) in message for message in recorder.messages)
+
+
+def test_what_the_recipe_raises_ends_the_run_at_once(tmp_path: Path) -> None:
+    """The same code would raise it again: it arrives as it is, and no other attempt is made."""
+    recorder = Recorder()
+    with pytest.raises(RecipeError, match=r"RaisesInStep\.loss\(\) raised ValueError: step 3"):
+        run(project(tmp_path, recipe="tiny:RaisesInStep"), recorder)
+    assert recorder.restarts == []
+    assert recorder.messages == ["starting 2 workers"]
+
+
+def test_a_rule_turns_a_failure_into_another_attempt(tmp_path: Path) -> None:
+    """on_failure says retry: it is tried as often as max_restarts allows, and then the error is the recipe's."""
+    recorder = Recorder()
+    rules = [{"match": "raised ValueError: step 3", "action": "retry"}]
+    with pytest.raises(RecipeError, match="step 3"):
+        run(project(tmp_path, recipe="tiny:RaisesInStep", on_failure=rules, max_restarts=1), recorder)
+    assert len(recorder.restarts) == 1
+
+
+def test_a_reason_to_stop_makes_a_last_checkpoint(undisturbed: Ended, tmp_path: Path) -> None:
+    """Nothing done is lost: the next run goes on after the very step, to the same parameters."""
+    asked: list[str] = []
+    first = Recorder(at=once(22, lambda: asked.append("interrupted")))
+    with pytest.raises(KeyboardInterrupt):
+        run(project(tmp_path), first, stop=lambda: "".join(asked))
+    done = max(event.step for event in first.events)
+    second = Recorder()
+    assert_equal(run(project(tmp_path), second), undisturbed)
+    assert second.messages[0] == f"starting 2 workers after step {done}"
+    assert min(event.step for event in second.events if event.kind == "step") == done + 1
+
+
+def test_a_second_reason_ends_everything_at_once(tmp_path: Path) -> None:
+    """Whoever asks twice does not want to wait for a checkpoint."""
+    asked: list[float] = []
+
+    def stop() -> str:
+        if asked and time.monotonic() - asked[0] > 0.5:
+            raise KeyboardInterrupt
+        return ""
+
+    recorder = Recorder(at=once(5, lambda: asked.append(time.monotonic())))
+    with pytest.raises(KeyboardInterrupt):
+        run(project(tmp_path), recorder, stop=stop)
+    assert time.monotonic() - asked[0] < 10
+
+
+def test_a_reason_to_stop_while_workers_start_ends_them(tmp_path: Path) -> None:
+    """Nothing was done that a checkpoint could keep, so that nobody waits for one."""
+    recorder = Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        run(project(tmp_path), recorder, stop=lambda: "interrupted" if recorder.events else "")
+    assert recorder.messages == ["starting 2 workers"]
+
+
+def test_a_grace_that_is_over_ends_the_workers(tmp_path: Path) -> None:
+    """Workers that do not get there in time are ended; an older checkpoint is where the run goes on."""
+    recorder = Recorder(at=once(5, lambda: signal_one("RayTrainWorker", signal.SIGSTOP)))
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            project(tmp_path, stop_grace_s=2),
+            recorder,
+            stop=lambda: "interrupted" if any(event.step >= 5 for event in recorder.events) else "",
+        )
+    assert "the last checkpoint was not there within 2 s" in recorder.messages
+
+
+def test_no_worker_is_asked_for_that_does_not_fit(tmp_path: Path) -> None:
+    """After the configured wait it is said what is there; nothing was started."""
+    recorder = Recorder()
+    with pytest.raises(InsufficientResourcesError, match=r"(?s)asks for 3 workers of 1 CPU.*waited \d+ s") as error:
+        run(project(tmp_path, num_workers=3, cpus_per_worker=1.0, wait_s=3.5), recorder)
+    assert "this cluster holds at most 2" in error.value.message
+    assert recorder.messages == ["waiting for room for 3 workers, at most 3.5 s"]
+
+
+def test_a_killed_driver_takes_its_workers_along(undisturbed: Ended, ray_local: Any, tmp_path: Path) -> None:
+    """kill -9 of the process that everything hangs on: its workers end within seconds, and another one goes on."""
+    arguments = [sys.executable, supervised.__file__, ray_local.address, str(tmp_path)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        for line in driver.stdout:
+            if line.strip() == "23":
+                break
+        driver.kill()
+        killed_s = time.monotonic()
+    while left_behind():
+        assert time.monotonic() - killed_s < 20
+        time.sleep(0.1)
+    recorder = Recorder()
+    assert_equal(run(project(tmp_path), recorder), undisturbed)
+    assert re.match(r"starting 2 workers after step \d+", recorder.messages[0])
+
+
+def test_an_elastic_run_takes_what_there_is(undisturbed: Ended, tmp_path: Path) -> None:
+    """Between one and four workers of a whole CPU on two CPUs: two, with the same numbers."""
+    recorder = Recorder()
+    assert_equal(run(project(tmp_path, num_workers=[1, 4], cpus_per_worker=1.0), recorder), undisturbed)
+    assert recorder.messages == ["starting 2 workers"]
+
+
+def test_a_writer_that_fails_costs_no_training(tmp_path: Path) -> None:
+    """Its error is raised when the training is done, and it has got every event."""
+
+    def fail(event: Event) -> None:
+        if event.kind == "epoch":
+            raise OSError(f"no terminal for epoch {event.epoch}")
+
+    recorder = Recorder(at=fail)
+    with pytest.raises(OSError, match="no terminal for epoch 1"):
+        run(project(tmp_path, epochs=2), recorder)
+    assert [event.epoch for event in recorder.events if event.kind == "epoch"] == [1, 2]

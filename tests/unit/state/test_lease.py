@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+
+from raymlops.errors import RefusedError, UsageError
+from raymlops.state.lease import holder_of, lease, was_held
+
+HOLD = """
+import multiprocessing, sys, time
+from raymlops.state.lease import lease
+with lease(sys.argv[1], "run1", purpose="train"):
+    if sys.argv[2] == "fork":
+        multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)).start()
+        print(multiprocessing.active_children()[0].pid)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path}/state.db"
+
+
+@contextmanager
+def holding(url, how="plain"):
+    """A process that holds run1 until it is killed or the block ends."""
+    command = [sys.executable, "-c", HOLD, url, how]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        lines = []
+        while not lines or lines[-1] != "held":
+            lines.append(process.stdout.readline().strip())
+            assert lines[-1], "the holder died"
+        try:
+            yield process, lines
+        finally:
+            process.kill()
+
+
+def test_a_second_holder_is_refused_and_told_who_is_first(url):
+    """User, host, process, since when and for what: enough to find it."""
+    with holding(url) as (process, _):
+        refused = pytest.raises(RefusedError, match=rf"run1 is in use by .+@.+ \(process {process.pid} since .*: train")
+        with refused as caught, lease(url, "run1", purpose="train", wait_s=0):
+            pass
+        assert caught.value.exit_code == 4
+        assert f"process {process.pid} " in holder_of(url, "run1")
+
+
+def test_a_killed_holder_gives_it_back(url):
+    """kill -9 leaves nothing to clean up."""
+    with holding(url) as (process, _):
+        process.kill()
+        process.wait()
+        assert holder_of(url, "run1") is None
+        with lease(url, "run1", purpose="train", wait_s=0):
+            assert f"process {os.getpid()} " in holder_of(url, "run1")
+
+
+def test_a_child_that_outlives_a_killed_holder_does_not_hold_it(url):
+    """A data loader's forked processes live on for seconds; their copy of the lock's descriptor must not count."""
+    with holding(url, "fork") as (process, (child, _)):
+        process.kill()
+        process.wait()
+        os.kill(int(child), 0)  # it lives
+        try:
+            with lease(url, "run1", purpose="train"):
+                pass
+        finally:
+            os.kill(int(child), 9)
+
+
+def test_it_is_given_back_at_the_end_also_of_a_failure(url):
+    """Leaving the block is enough."""
+    with pytest.raises(ZeroDivisionError), lease(url, "run1", purpose="train"):
+        assert 1 / 0
+    assert holder_of(url, "run1") is None
+    with lease(url, "run1", purpose="train", wait_s=0):
+        pass
+
+
+def test_names_do_not_disturb_each_other(url):
+    """Two runs of one database go on side by side."""
+    with lease(url, "run1", purpose="train"), lease(url, "run2", purpose="train", wait_s=0):
+        assert holder_of(url, "run3") is None
+
+
+def test_what_was_held_here_is_known(url):
+    """A lease that was never taken here may be taken elsewhere."""
+    with lease(url, "run1", purpose="train"):
+        pass
+    assert (was_held(url, "run1"), was_held(url, "run2")) == (True, False)
+
+
+def test_asking_makes_no_files(url, tmp_path):
+    """Who only looks leaves nothing behind."""
+    assert holder_of(url, "run1") is None
+    assert not was_held(url, "run1")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "../run", "a/b", ".hidden", "x" * 201])
+def test_a_name_is_no_path(url, name):
+    """Whatever a user types after --resume stays in the folder of leases."""
+    with pytest.raises(UsageError, match="cannot be the name of a lease"), lease(url, name, purpose="train"):
+        pass
+
+
+def test_a_database_in_memory_has_no_other_user():
+    """There is nobody to be refused."""
+    with lease("sqlite://", "run1", purpose="train"), lease("sqlite://", "run1", purpose="train"):
+        assert holder_of("sqlite://", "run1") is None

@@ -1,0 +1,61 @@
+"""A run that stops anywhere and goes on ends where it would have ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from attempts import Attempt
+
+from raymlops.training.checkpoint import load_weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from raymlops.project import Project
+
+
+@pytest.fixture
+def project(tiny_project: Any) -> Project:
+    # 300 rows in batches of 64: 5 steps an epoch, the last of 44 rows.
+    return tiny_project(epochs=3, log_every_steps=4, config={"dropout": 0.3}, accumulate=2, patience=3)
+
+
+def test_wherever_it_stops_it_ends_the_same(project: Project, tmp_path: Path) -> None:
+    """Stopped after any number of steps, evaluations and reports: weights, history and points are equal to the bit."""
+    whole = Attempt(project, tmp_path / "whole", token="w")
+    expected, fit = load_weights(whole.saver.best_uri)
+    asked = 3 * (5 + 1 + 1)
+    for after in range(1, asked + 1):
+        folder = tmp_path / f"cut-{after}"
+        first = Attempt(project, folder, token="a", after=after)
+        assert first.outcome.stopped == ("interrupted" if after < asked else "")
+        second = Attempt(project, folder, token="b")
+        assert second.outcome.history == whole.outcome.history, after
+        assert second.outcome.best_epoch == whole.outcome.best_epoch
+        assert second.outcome.steps == 15
+        weights, state = load_weights(second.saver.best_uri)
+        assert state == fit
+        for name, tensor in expected.items():
+            assert torch.equal(weights[name], tensor), (after, name)
+        # In the history that led to the result each point was logged once.
+        assert first.points + second.points == whole.points, after
+
+
+def test_a_run_that_is_done_trains_nothing_more(project: Project, tmp_path: Path) -> None:
+    """Going on with a finished run takes no step and has its result."""
+    first = Attempt(project, tmp_path, token="a")
+    again = Attempt(project, tmp_path, token="b")
+    assert again.outcome.history == first.outcome.history
+    assert again.points == []
+    assert again.saver.best_uri == first.saver.best_uri
+
+
+def test_more_epochs_go_on_from_the_end(project: Project, tmp_path: Path, tiny_project: Any) -> None:
+    """A run of 3 epochs goes on to 5; what it had reported stays."""
+    first = Attempt(project, tmp_path, token="a")
+    longer = tiny_project(epochs=5, log_every_steps=4, config={"dropout": 0.3}, accumulate=2, patience=3)
+    second = Attempt(longer, tmp_path, token="b")
+    assert second.outcome.epochs == 5
+    assert second.outcome.history[:3] == first.outcome.history
