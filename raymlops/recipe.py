@@ -51,10 +51,14 @@ class Splits:
       in bounded memory and shuffled within windows of them. Every process must reach the files, and they must not
       change while a run lasts;
     - a ``ray.data.Dataset``: written once as Parquet below ``storage.path``, in its order, then as above. Ray must run;
-    - a torch dataset with ``__len__`` and ``__getitem__``, whose items are collated into batches;
+    - a torch dataset with ``__len__`` and ``__getitem__``, whose items are collated into batches. What training items
+      draw at random is seeded as in ``RecipeBase.loss``;
     - an iterable torch dataset, or any object whose ``__iter__`` begins a new pass. A pass is an epoch, must end, and
-      must yield as many items each time. It is not shuffled here: ``set_epoch(epoch)``, if it is there, is called
-      before a pass. Every worker reads all and keeps its share; a run that goes on in mid-epoch reads up to its place.
+      must yield as many items each time. It is not shuffled here: it may shuffle itself by drawing from torch's CPU
+      generator, ``random`` or ``numpy.random``, which in its code are a stream of their own that depends on seed and
+      epoch alone, or by ``set_epoch(epoch)``, which is called before a pass if it is there. A generator that it keeps
+      from pass to pass must be set anew there, or workers and restarts see other rows: only their number is checked.
+      Every worker reads all and keeps its share; a run that goes on in mid-epoch reads up to its place.
 
     A table, Parquet and Ray Data hold the columns of the signature and the label. The order of an epoch depends on
     seed and epoch alone, so a run that goes on draws what it would have drawn, on any number of workers.
@@ -107,7 +111,13 @@ class RecipeBase:
         raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the mean loss over the batch, a scalar with a gradient."""
+        """Return the mean loss over the batch, a scalar with a gradient.
+
+        What draws at random in a training step, dropout or augmentation, is seeded by (run's seed, step, rank): torch's
+        generators of the CPU and of the device, ``random`` and ``numpy.random``. So a step that is taken again draws
+        the same, on as many workers; what ``metrics`` draws in a run's evaluations is seeded likewise. Generators of
+        your own are not seeded, and in a ``train_loop`` of your own steps are only where it calls ``ctx.seed_step``.
+        """
         raise NotImplementedError
 
     def metrics(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:

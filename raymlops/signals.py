@@ -77,11 +77,10 @@ def remembered() -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def stop_asked(on_first: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
+def stop_asked() -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether SIGINT or SIGTERM came, for work that stops at a moment of its own choice.
 
-    ``on_first`` is called at the first one, to say so. Whoever sends a second one does not want to wait: it raises
-    KeyboardInterrupt where it strikes.
+    Whoever sends a second one does not want to wait: it raises KeyboardInterrupt where it strikes.
     """
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -90,9 +89,9 @@ def stop_asked(on_first: Callable[[], None] = lambda: None) -> Iterator[Callable
 
     def ask(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
+        # Nothing else happens here: whatever it called might be what it interrupts.
         if len(asked) > 1:
             raise KeyboardInterrupt
-        on_first()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

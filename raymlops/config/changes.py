@@ -26,12 +26,12 @@ MAY_CHANGE = (
     "train.epochs",
     "train.max_steps",
     "train.patience",
-    # What it runs on. A batch is the same however many workers share it.
+    # What it runs on. A batch is the same however many workers share it; dropout draws and batch normalisation counts
+    # on each worker by itself, so that with these another number of workers makes a difference, as chance does.
     "train.num_workers",
     "train.cpus_per_worker",
     "train.gpus_per_worker",
     "train.threads_per_worker",
-    "train.accumulate",
     "train.eval_batch_size",
     "train.shard_min_params",
     "train.compile",
@@ -43,7 +43,6 @@ MAY_CHANGE = (
     "train.keep_checkpoints",
     "train.keep_best",
     "train.on_checkpoint_error",
-    "train.on_non_finite",
     "train.on_failure",
     "train.max_restarts",
     "train.hang_timeout_s",

@@ -121,7 +121,10 @@ Workers = Annotated[WorkerCount | tuple[WorkerCount, WorkerCount], BeforeValidat
 class FailureRule(Spec):
     """What to do when a training fails in a certain way."""
 
-    match: str = Field(description="regular expression, searched in TYPE: MESSAGE of what was raised")
+    match: str = Field(
+        description="regular expression, searched in TYPE: MESSAGE of what was raised and in the last lines of the "
+        "worker's stderr"
+    )
     action: Literal["retry", "exclude_node", "stop"] = Field(description="exclude_node retries without that node")
 
     @field_validator("match")
@@ -178,13 +181,21 @@ class TrainSection(Spec):
         "continue", description="when one cannot be written; without a last and a best one a run fails in any case"
     )
     on_non_finite: Literal["stop", "skip", "rollback"] = Field(
-        "stop", description="NaN or infinity in loss or gradient: end, leave the batch out, or go back a checkpoint too"
+        "stop",
+        description="NaN or infinity in loss or gradient: end; leave the batch out; or put back the last checkpoint "
+        "and go on without the batch. skip and rollback look at each step: a wait for the device, and over several "
+        "workers 0.3 ms",
     )
     on_failure: list[FailureRule] = Field(
         default_factory=list, description="first match decides; default: errors of the recipe stop, lost workers retry"
     )
     max_restarts: int = Field(3, ge=0, description="restarts in a row without a new checkpoint in between")
-    hang_timeout_s: float = Field(600.0, gt=0, description="without a step from any worker before they are replaced")
+    hang_timeout_s: float = Field(
+        600.0,
+        gt=0,
+        description="how long one worker may be silent, or none of them move, before they are replaced; steps and "
+        "evaluation batches count; before the first step none need move for at least 60 s, with compile 600 s",
+    )
     stop_grace_s: float = Field(20.0, ge=0, description="time for a last checkpoint after SIGTERM or Ctrl-C")
     grow_after_s: float = Field(10.0, ge=0, description="how long there must be room before an elastic run grows")
     peak_tflops: float | None = Field(None, gt=0, description="of one worker's device; with flops_per_row gives mfu")

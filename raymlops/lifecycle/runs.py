@@ -40,14 +40,15 @@ def train(
 
     ``resume`` is the id of a run that did not get to its end, however it was stopped: it goes on from its newest
     checkpoint, and ends with the numbers that it would have had. Without a ``source`` its own configuration is taken,
-    with ``overrides`` for what may change. ``train.num_workers: 0`` trains in this process and needs no cluster.
-    ``on_event`` gets every progress event; by default they are shown on stderr, or in the notebook's cell.
+    with ``overrides`` for what may change; ``env`` needs a ``source``. ``train.num_workers: 0`` trains in this process
+    and needs no cluster. ``on_event`` gets every progress event; by default they are shown on stderr, or in the
+    notebook's cell.
 
     Raises:
         ConfigError, RecipeError, StorageError, InsufficientResourcesError: before any worker starts.
-        UsageError: neither ``source`` nor ``resume`` is given; the run has other data, or another configuration that
-            would change its result; or the cluster has several machines, and files or tables are where one of them
-            alone can reach them.
+        UsageError: neither ``source`` nor ``resume`` is given, or ``env`` without a ``source``; the run has other data,
+            or another configuration that would change its result; or the cluster has several machines, and files or
+            tables are where one of them alone can reach them.
         NotFoundError: there is no such run to resume.
         RefusedError: somebody else trains it now.
         TrackingError, ClusterError: MLflow or Ray do not answer.
@@ -57,6 +58,12 @@ def train(
     from raymlops.training.progress import display
     from raymlops.training.run import train as run_training
 
+    if source is None and env is not None:
+        raise UsageError(
+            "--env NAME lays a file over the one that --config names, and there is none"
+            + ("" if resume is None else ": the run goes on with the configuration that it recorded"),
+            hint="Give --config FILE too, or KEY.PATH=VALUE for what is to change.",
+        )
     if resume is not None:
         project = _resumed(source, resume, overrides=overrides, env=env, recipe=recipe)
     elif source is None:

@@ -21,6 +21,8 @@ ORDERS = ("", "resized", "drained", "interrupted")
 """Reasons to stop after a last checkpoint; where ranks differ, the later one wins."""
 EVERY_S = 0.25
 """An exchange takes about 0.3 ms between processes of one machine, so that fast steps do not each have one."""
+GROWTH = 2
+"""How many times longer than before ranks may go without asking: one fast step says little of the next."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +34,24 @@ class Agreed:
 
 
 class Agreement:
-    """One rank's part. ``orders`` returns this rank's reason to stop, or an empty text."""
+    """One rank's part. ``orders`` returns this rank's reason to stop, or an empty text.
+
+    A checkpoint is due every so many minutes, once ``ready`` is true: when the one before is written.
+    """
 
     def __init__(
         self,
         orders: Callable[[], str],
         *,
         every_minutes: float | None,
+        ready: Callable[[], bool] = lambda: True,
         group: Any = None,
         rank: int = 0,
         world_size: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._orders = orders
+        self._ready = ready
         self._every_s = None if every_minutes is None else every_minutes * 60
         self._group = group
         self._rank = rank
@@ -54,10 +61,15 @@ class Agreement:
         self._asked_at = self._saved_at
         self._asked_step = 0
         self._next_step = 0
+        self._wait = 1
 
     def saved(self) -> None:
         """Start the minutes until the next checkpoint anew."""
         self._saved_at = self._clock()
+
+    def moved_to(self, step: int) -> None:
+        """Begin anew at a step, forward or back: what was learnt about the pace no longer counts."""
+        self._asked_step, self._next_step, self._wait = step, 0, 1
 
     def at_step(self, step: int) -> Agreed:
         """Return what is agreed after a step; most steps ask nobody. Every rank must call it at the same steps."""
@@ -67,9 +79,9 @@ class Agreement:
             return Agreed()
         now = self._clock()
         pace_s = (now - self._asked_at) / max(1, step - self._asked_step)
-        wait = max(1, int(EVERY_S / pace_s)) if pace_s > 0 and self._asked_step else 1
-        order, due, wait = self._exchange(wait, self._due())
-        self._asked_at, self._asked_step, self._next_step = now, step, step + wait
+        wait = max(1, min(int(EVERY_S / pace_s), GROWTH * self._wait + 1)) if pace_s > 0 else 1
+        order, due, self._wait = self._exchange(wait, self._due())
+        self._asked_at, self._asked_step, self._next_step = now, step, step + self._wait
         return Agreed(ORDERS[order], due=bool(due))
 
     def at_report(self, reports: int, *, stop: bool) -> tuple[bool, str]:
@@ -93,7 +105,7 @@ class Agreement:
             self._exchange(0, False, reports=reports, ended=True)
 
     def _due(self) -> bool:
-        return self._every_s is not None and self._clock() - self._saved_at >= self._every_s
+        return self._every_s is not None and self._clock() - self._saved_at >= self._every_s and self._ready()
 
     def _exchange(self, wait: int, flag: bool, *, reports: int = -1, ended: bool = False) -> tuple[int, int, int]:
         leads = self._rank == 0

@@ -17,7 +17,7 @@ from torch import distributed
 
 from raymlops.errors import NotFoundError, RecipeError, StorageError, UsageError
 from raymlops.training import sealed, storage
-from raymlops.training.retention import with_best_of
+from raymlops.training.retention import STATE, with_best_of
 from raymlops.training.runstate import RunState
 from raymlops.training.staging import model_state
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 MODEL = "model.safetensors"
 TRAINER = "trainer.pt"
-STATE = "state.json"
 SHARDS = ".metadata"
 """torch.distributed.checkpoint's table of what is in which file."""
 

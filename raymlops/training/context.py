@@ -27,7 +27,7 @@ from raymlops.training.parallel import explained, parallelize
 from raymlops.training.precision import autocast
 from raymlops.training.reporter import Reporter
 from raymlops.training.runstate import RunState
-from raymlops.training.sampling import derived_seed
+from raymlops.training.sampling import seed_all
 from raymlops.training.stopping import Best
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ if TYPE_CHECKING:
     from raymlops.training.data import Prepared
     from raymlops.training.progress import Event
     from raymlops.training.retention import Kept
+
+SKIPPED = "raymlops.skipped_steps"
+"""Tag: how many batches were left out so far."""
+_EVALUATION = 1
+"""Sets an evaluation's random numbers apart from those of the step after it."""
 
 
 @dataclass
@@ -91,6 +96,8 @@ class TrainContext:
         self.steps = total_steps(spec, rows=prepared.splits["train"].rows)
         self.run_state = RunState()
         """Where the run stands; the loop moves it on."""
+        for split in prepared.splits.values():
+            split.on_progress = lambda: alive(self.run_state.step)
         self._saver = saver
         self._unused_parameters = unused_parameters
         self._should_stop = should_stop
@@ -103,6 +110,7 @@ class TrainContext:
         self._agreement = Agreement(
             orders,
             every_minutes=spec.checkpoint_every_minutes,
+            ready=lambda: not saver.busy,
             group=control,
             rank=rank,
             world_size=world_size,
@@ -174,7 +182,7 @@ class TrainContext:
 
     def seed_step(self, step: int) -> None:
         """Seed dropout and the like for a step: differently on each rank, the same whenever the step is taken."""
-        torch.manual_seed(derived_seed(self.spec.seed, step, self.rank))
+        seed_all(self.spec.seed, step, self.rank, device=self.device)
 
     def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor summed over all ranks."""
@@ -184,6 +192,8 @@ class TrainContext:
 
     def evaluate(self, model: nn.Module, split: str = "validation") -> dict[str, float]:
         """Return the recipe's metrics over a whole split as ``split/name``, the same on every rank."""
+        # Metrics may draw too, such as negatives: what an attempt did before it must not show.
+        seed_all(self.spec.seed, self.run_state.step, self.rank, _EVALUATION, device=self.device)
         if self.world_size > 1:
             for buffer in model.buffers():  # running statistics drift apart between ranks
                 torch.distributed.broadcast(buffer, src=0)
@@ -212,10 +222,10 @@ class TrainContext:
         state = self.run_state
         self.log(epoch=state.epoch, step=state.step, metrics={**metrics, **self._reporter.costs(rows=rows)})
 
-    def message(self, text: str) -> None:
-        """Tell whoever watches, and the run's log."""
+    def message(self, text: str, *, tags: Mapping[str, str] | None = None) -> None:
+        """Tell whoever watches, and the run's log; ``tags`` are set on the run."""
         state = self.run_state
-        self._reporter.tell("message", state, epoch=state.epoch, step=state.step, message=text)
+        self._reporter.tell("message", state, epoch=state.epoch, step=state.step, message=text, tags=tags)
 
     def judge(self, *, loss: torch.Tensor, norm: torch.Tensor | None, lr: float) -> Literal["take", "skip", "rollback"]:
         """Return what becomes of a step that ``run_state`` does not count yet; the same on every rank.
@@ -224,7 +234,7 @@ class TrainContext:
         here: the losses are when they are merged, and the weights before they are written.
 
         Raises:
-            NonFiniteError: too many batches were left out.
+            NonFiniteError: it happened too often.
         """
         if not self.guarded:
             return "take"
@@ -232,26 +242,34 @@ class TrainContext:
         broken = torch.tensor(float(not bool(finite)))
         if self.world_size > 1:
             torch.distributed.all_reduce(broken, group=self._control)
-        if not broken:
-            return "take"
+        return self.fault(lr=lr) if broken else "take"
+
+    def fault(self, *, lr: float) -> Literal["skip", "rollback"]:
+        """Decide about a step whose loss or gradient is no finite number on some rank; every rank calls it.
+
+        Raises:
+            NonFiniteError: the policy is to stop, or it happened too often.
+        """
         state, step = self.run_state, self.run_state.step + 1
         self._saver.wait()
         last_uri = self._shared(self._saver.last_uri)
         decision = on_non_finite(
             step,
             policy=self.spec.on_non_finite,
-            skipped=state.skipped,
+            faults=state.faults,
             checkpoint=None if last_uri is None else last_uri.partition("?")[0].rpartition("/")[2],
         )
-        bad = float(loss) if not torch.isfinite(loss) or norm is None else float(norm)
+        said = f"loss or gradient is NaN or infinite at epoch {state.epoch}, step {step}, learning rate {lr:.3g}"
         if decision.action == "stop":
-            raise non_finite_error("loss or gradient", bad, epoch=state.epoch, step=step, lr=lr)
-        self.message(f"loss or gradient is {bad} at step {step}: {decision.reason}")
+            raise non_finite_error(f"{said}: {decision.reason}")
+        faults, points, first = [*state.faults, step], state.points, step
         if decision.action == "rollback" and last_uri is not None:
-            points = state.points
             self._load(last_uri)
-            self.run_state.points = points
-        self.run_state.skipped = [*self.run_state.skipped, step]
+            first = self.run_state.step + 1
+        state = self.run_state
+        state.faults, state.points = faults, points
+        state.skipped = sorted({*state.skipped, *range(first, step + 1)})
+        self.message(f"{said}: {decision.reason}", tags={SKIPPED: str(len(state.skipped))})
         return "rollback" if decision.action == "rollback" else "skip"
 
     def after_step(self, *, before_save: Callable[[], None]) -> bool:
@@ -341,7 +359,14 @@ class TrainContext:
                 f"{type(self.recipe).__name__}.train_loop() ended without a report",
                 hint="Call ctx.report(...) after each epoch.",
             )
-        return Outcome(state.history, state.best_epoch, len(state.history), state.step, self._stopped, self.world_size)
+        return Outcome(
+            history=state.history,
+            best_epoch=state.best_epoch,
+            epochs=len(state.history),
+            steps=state.step,
+            stopped=self._stopped,
+            workers=self.world_size,
+        )
 
     def _over(self) -> bool:
         state = self.run_state
@@ -363,6 +388,7 @@ class TrainContext:
         )
         value = math.nan if state.best_value is None else state.best_value
         self._best = Best(self.spec.metric, self.spec.mode, self.spec.patience, state.best_epoch, value, state.waited)
+        self._agreement.moved_to(state.step)
 
     def _shared(self, last_uri: str | None) -> str | None:
         """Return rank 0's last checkpoint on every rank: it alone knows what was written."""

@@ -10,12 +10,16 @@ if TYPE_CHECKING:
 
 WINDOW = 100
 MOST_IN_WINDOW = 10
-"""More than a tenth of the batches left out is no accident of the data: the run diverges."""
+"""More than a tenth of the steps is no accident of the data: the run diverges."""
 
 
 @dataclass(frozen=True)
 class NonFiniteDecision:
-    """``stop`` ends the run, ``skip`` leaves the batch out, ``rollback`` also takes back what led there."""
+    """``stop`` ends the run, ``skip`` leaves the batch out, ``rollback`` also what led there.
+
+    A loss that grows until it overflows was spoilt before. Going back and leaving out all batches since is what helped
+    there (PaLM, arXiv:2204.02311, section 5.1).
+    """
 
     action: Literal["stop", "skip", "rollback"]
     reason: str
@@ -25,15 +29,15 @@ def on_non_finite(
     step: int,
     *,
     policy: Literal["stop", "skip", "rollback"],
-    skipped: Sequence[int],
+    faults: Sequence[int],
     checkpoint: str | None,
 ) -> NonFiniteDecision:
-    """Decide about a step, counted from 1; ``skipped`` were left out before, ``checkpoint`` is where to go back to."""
-    recent = sum(step - WINDOW < other <= step for other in skipped)
+    """Decide about a step, counted from 1; ``faults`` are those before it, ``checkpoint`` is where to go back to."""
+    recent = sum(step - WINDOW < other <= step for other in faults)
     if policy == "stop":
         return NonFiniteDecision("stop", "train.on_non_finite is stop")
     if recent >= MOST_IN_WINDOW:
-        return NonFiniteDecision("stop", f"{recent} of the last {WINDOW} batches were left out already")
+        return NonFiniteDecision("stop", f"it happened {recent} times in the last {WINDOW} steps already")
     if policy == "rollback" and checkpoint is not None:
-        return NonFiniteDecision("rollback", f"back to checkpoint {checkpoint}, from there on without this batch")
+        return NonFiniteDecision("rollback", f"back to checkpoint {checkpoint}, without the batches since")
     return NonFiniteDecision("skip", "the batch is left out")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from raymlops.training.checkpoint import MemorySaver
@@ -89,8 +91,9 @@ def run_in_process(
 
 @contextmanager
 def _own_torch_state(threads: int | None) -> Iterator[None]:
-    """Leave the caller's random state and thread count as they were."""
+    """Leave the caller's random states and thread count as they were."""
     before = torch.get_num_threads()
+    drawn, numpy_drawn = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is what is seeded
     try:
         with torch.random.fork_rng():
             if threads is not None:
@@ -98,3 +101,5 @@ def _own_torch_state(threads: int | None) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+        random.setstate(drawn)
+        np.random.set_state(numpy_drawn)  # noqa: NPY002

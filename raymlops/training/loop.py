@@ -9,14 +9,13 @@ alone, and so is what is drawn at random: a run that goes on from a checkpoint t
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from raymlops.recipe import call_recipe, to_device
-from raymlops.training.losses import Losses, non_finite
+from raymlops.training.losses import Losses
 from raymlops.training.optimize import build_optimizer, lr_factor, set_lr
 from raymlops.training.parallel import local_only
 from raymlops.training.precision import backward, gradient_norm, overflow_expected, scaler_of, skip, take_step
@@ -76,20 +75,24 @@ def _epoch(ctx: TrainContext, trained: _Trained, losses: Losses) -> Literal["don
             factor = lr_factor(
                 state.step, steps=ctx.steps, schedule=spec.schedule, warmup_fraction=spec.warmup_fraction
             )
-            set_lr(optimizer, spec.lr * factor)
+            lr = spec.lr * factor
+            set_lr(optimizer, lr)
+            buffers = [buffer.clone() for buffer in trained.model.buffers()] if ctx.guarded else []
             loss = _gradient(ctx, trained, indices)
             norm = gradient_norm(optimizer, scaler, clip_norm=spec.clip_norm, need_norm=ctx.guarded)
             # fp16's gradients overflow while its scale is being found: take_step leaves those steps out by itself.
-            verdict = ctx.judge(loss=loss, norm=None if scaler else norm, lr=spec.lr * factor)
+            verdict = ctx.judge(loss=loss, norm=None if scaler else norm, lr=lr)
             if verdict != "take":
                 skip(scaler)
+            elif not take_step(optimizer, scaler) and not overflow_expected(scaler):
+                verdict = ctx.fault(lr=lr)
             if verdict == "rollback":
                 losses.forget()
                 return "rolled back"
             if verdict == "take":
-                if not take_step(optimizer, scaler) and not overflow_expected(scaler):
-                    raise non_finite("gradient", math.inf, epoch=state.epoch, step=state.step + 1, lr=spec.lr * factor)
-                losses.add(loss / ctx.world_size, rows=len(indices), lr=spec.lr * factor)
+                losses.add(loss / ctx.world_size, rows=len(indices), lr=lr)
+            else:
+                _put_back(trained.model, buffers)
             ctx.watch.mark("optimizer")
         state.step += 1
         state.batch += 1
@@ -119,3 +122,9 @@ def _gradient(ctx: TrainContext, trained: _Trained, indices: torch.Tensor) -> to
         total += loss.detach()
         ctx.watch.mark("forward_backward")
     return total
+
+
+def _put_back(model: nn.Module, buffers: list[torch.Tensor]) -> None:
+    """Undo what a forward pass that does not count left in running statistics."""
+    for buffer, before in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(before)

@@ -41,7 +41,9 @@ class Losses:
         merged: Any = self._ctx.sum_over_ranks(torch.stack([loss for loss, *_ in self._pending])).tolist()
         for loss, (_, rows, lr, step) in zip(merged, self._pending, strict=True):
             if not math.isfinite(loss):
-                raise non_finite("loss", loss, epoch=state.epoch, step=step, lr=lr)
+                raise non_finite(
+                    f"the training loss is {loss} at epoch {state.epoch}, step {step}, learning rate {lr:.3g}"
+                )
             state.loss_sum += loss * rows
             state.loss_rows += rows
             state.log_sum += loss * rows
@@ -73,9 +75,9 @@ class Losses:
         self._pending = []
 
 
-def non_finite(what: str, value: float, *, epoch: int, step: int, lr: float) -> NonFiniteError:
+def non_finite(message: str) -> NonFiniteError:
     """Return the error that ends a run for a number that is none."""
     return NonFiniteError(
-        f"the training {what} is {value} at epoch {epoch}, step {step}, learning rate {lr:.3g}",
+        message,
         hint="Lower train.lr, set train.clip_norm, look for extreme values in the data, or set train.on_non_finite.",
     )

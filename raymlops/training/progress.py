@@ -42,6 +42,8 @@ class Event:
     """Wall clock, set where the event happened."""
     workers: int = 0
     """How many train now; 0 where that is not known."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """What else the run's record is to say from now on."""
 
     @property
     def eta_s(self) -> float | None:

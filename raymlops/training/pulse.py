@@ -62,6 +62,10 @@ class Pulse:
         self._ticked_s = now_s
         self._ticks += 1
 
+    def tick(self) -> None:
+        """Say that the loop moves, at the step that it is at."""
+        self.alive(self._step)
+
     def orders(self) -> str:
         """Return why to end after a last checkpoint, or nothing while there is no reason."""
         return self._orders.reason

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import NotFoundError, StorageError, UsageError
 from raymlops.training import sealed, storage
-from raymlops.training.contents import STATE, needed, read_state
-from raymlops.training.retention import POINTER, Entry, Kept, ranked, with_best_of
+from raymlops.training.contents import needed, read_state
+from raymlops.training.retention import POINTER, STATE, Entry, Kept, ranked, with_best_of
 from raymlops.training.runstate import RunState
 
 if TYPE_CHECKING:

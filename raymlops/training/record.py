@@ -35,6 +35,7 @@ __all__ = [
     "REASON",
     "ReopenedRun",
     "RunWriter",
+    "code_of",
     "open_run",
     "reason",
     "reopen_run",
@@ -76,7 +77,7 @@ def open_run(
         TrackingError: MLflow does not take it.
     """
     spec = project.spec
-    code = _code(project)
+    code = code_of(project)
     git = git_record(inspect.getfile(project.recipe_class))
     machine, installed = hardware(), packages()
     all_tags = {
@@ -145,7 +146,7 @@ def reopen_run(tracker: Tracker, run_id: str) -> ReopenedRun:
     return ReopenedRun(run_id, str(before.info.status), tags, tracker.last_steps(run_id))
 
 
-def _code(project: Project) -> Code | None:
+def code_of(project: Project) -> Code | None:
     """Return the code that would travel in a bundle now; None for code that cannot, which registering refuses."""
     try:
         return collect(project.recipe_class)

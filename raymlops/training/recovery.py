@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 Kind = Literal["worker_died", "node_died", "controller_died", "hang", "recipe_error", "error", "storage"]
 
-DELAYS_S = (0.0, 1.0, 5.0, 15.0)
-"""Before the first restart without progress, the second, the third and every later one."""
+LATELY_S = 600.0
+DELAYS_S = (0.0, 1.0, 5.0, 15.0, 60.0)
+"""Before a restart with none in the last ``LATELY_S``, with one, with two, three, and with more.
+
+Whatever progress was made in between: a node may fail shortly after each checkpoint, for days.
+"""
 _STOP = {"recipe_error", "storage"}
 _TORN = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|socket (closed|timeout)|gloo|nccl|recvValue failed"
@@ -91,11 +95,17 @@ class Lost:
 
 
 def decide(
-    failure: Failure, *, rules: Sequence[FailureRule], max_restarts: int, restarts_without_progress: int
+    failure: Failure,
+    *,
+    rules: Sequence[FailureRule],
+    max_restarts: int,
+    restarts_without_progress: int,
+    restart_ages_s: Sequence[float],
 ) -> Decision:
     """Decide by the first rule whose pattern is found in ``TYPE: MESSAGE`` or the log, else by the kind of failure.
 
     ``restarts_without_progress`` counts those since the newest checkpoint; a rule that retries is bounded by it too.
+    ``restart_ages_s`` says how long ago each restart of the run was; those of lately decide how long to wait.
     """
     text = f"{failure.error_type}: {failure.message}\n{failure.log}"
     rule = next((rule for rule in rules if re.search(rule.match, text)), None)
@@ -114,8 +124,13 @@ def decide(
         return Decision("stop", f"{tried}; train.max_restarts allows {max_restarts}")
     if action == "exclude_node" and not failure.node_id:
         action, why = "retry", f"{why}, but the node is not known"
-    delay_s = DELAYS_S[min(restarts_without_progress, len(DELAYS_S) - 1)]
-    return Decision(action, f"{why}; restart {restarts_without_progress + 1} of {max_restarts} in a row", delay_s)
+    lately = sum(age_s <= LATELY_S for age_s in restart_ages_s)
+    delay_s = DELAYS_S[min(lately, len(DELAYS_S) - 1)]
+    reason = f"{why}; restart {restarts_without_progress + 1} of {max_restarts} in a row"
+    if lately:
+        before = "1 restart" if lately == 1 else f"{lately} restarts"
+        reason += f", in {delay_s:g} s because of {before} in the last {LATELY_S / 60:g} minutes"
+    return Decision(action, reason, delay_s)
 
 
 def cause(raised: Mapping[int, Raised], lost: Mapping[int, Lost], *, nodes: Mapping[int, str], step: int) -> Failure:

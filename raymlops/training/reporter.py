@@ -8,19 +8,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from raymlops.training.progress import Event, Throttle
+from raymlops.training.progress import COSTS, Event, Throttle
 from raymlops.training.runstate import MAX_POINTS
 from raymlops.training.system import EVERY_S, SystemMetrics
 from raymlops.training.timing import Stopwatch, Throughput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from raymlops.recipe import RecipeBase
     from raymlops.training.runstate import RunState
-
-COSTS = ("time/", "throughput/", "system/")
-"""Metrics of what training costs, which no checkpoint carries along: done again, they are others."""
 
 
 class Reporter:
@@ -75,6 +72,7 @@ class Reporter:
         step: int,
         metrics: dict[str, float] | None = None,
         message: str = "",
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         """Send an event, and let ``state`` carry its metrics until they are surely written."""
         if not self._speaks:
@@ -82,6 +80,7 @@ class Reporter:
         now_ms = int(time.time() * 1000)
         shown = dict(metrics or {})
         carried = shown if kind != "epoch" else {**shown, "epoch": float(epoch)}  # as the run's writer writes it
+        # What training costs, no checkpoint carries along: done again, the figures are others.
         points = state.points
         points += [(name, value, step, now_ms) for name, value in carried.items() if not name.startswith(COSTS)]
         if len(points) > 2 * MAX_POINTS:
@@ -99,5 +98,6 @@ class Reporter:
                 timestamp_ms=now_ms,
                 message=message,
                 workers=self._workers,
+                tags=dict(tags or {}),
             )
         )

@@ -11,15 +11,14 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from raymlops.bundle.code import collect
 from raymlops.config.changes import Change, differences, refuse_forbidden
 from raymlops.config.load import dump
-from raymlops.errors import NotFoundError, RecipeError, UsageError
+from raymlops.errors import NotFoundError, UsageError
 from raymlops.tracking.client import MAX_TAG_CHARS
 from raymlops.tracking.provenance import git_record
 from raymlops.training.data import SOURCES
 from raymlops.training.lookup import EVALUATION, Recorded
-from raymlops.training.record import CODE_FILES, CODE_SHA, CONFIG
+from raymlops.training.record import CODE_FILES, CODE_SHA, CONFIG, code_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -174,8 +173,8 @@ def write_changes(
     """
     tags: dict[str, str] = {}
     files: list[str] = []
-    code = _code(project)
-    sha, digests = code
+    code = code_of(project)
+    sha, digests = (code.sha(), code.digests()) if code else ("", {})
     if recorded.tags.get(CODE_SHA, "") != sha:
         files = changed_files(_recorded_files(tracker, recorded.run_id), digests) or ["the recipe's code"]
         tracker.log_text(recorded.run_id, json.dumps(digests, indent=2, sort_keys=True), CODE_FILES)
@@ -213,14 +212,6 @@ def _raised(before: TrainSection, now: TrainSection) -> bool:
         return old is not None and (new is None or new > old)
 
     return now.epochs > before.epochs or more(before.max_steps, now.max_steps) or more(before.patience, now.patience)
-
-
-def _code(project: Project) -> tuple[str, dict[str, str]]:
-    try:
-        code = collect(project.recipe_class)
-    except RecipeError:
-        return "", {}  # such code cannot travel, which registering refuses
-    return code.sha(), code.digests()
 
 
 def _recorded_files(tracker: Tracker, run_id: str) -> dict[str, str]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from raymlops.training.runstate import RunState
 
 POINTER = "index.json"
+STATE = "state.json"
+"""In each checkpoint: what is no tensor."""
 FORMAT_VERSION = 2
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raymlops.config.changes import identity
-from raymlops.errors import StorageError, TrackingError, TrainingError
+from raymlops.errors import RefusedError, StorageError, TrackingError, TrainingError
 from raymlops.records import RunRecord
 from raymlops.signals import remembered, stop_asked
 from raymlops.state.lease import lease
@@ -31,6 +31,7 @@ from raymlops.training.preflight import has_unused_parameters, preflight
 from raymlops.training.progress import Event
 from raymlops.training.recall import recall
 from raymlops.training.record import RunWriter, open_run, reopen_run
+from raymlops.training.writer import CHECKPOINT_FAILURES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -138,6 +139,8 @@ def train(
                 num_workers=outcome.workers,
             )
             _close_finished(writer, record)
+        except RefusedError:
+            raise  # somebody else trains it now, and says how it ends
         except BaseException as error:
             writer.close_failed(error)
             if isinstance(error, KeyboardInterrupt | TrainingError | StorageError):
@@ -188,13 +191,16 @@ def _run(
 ) -> tuple[Outcome, str]:
     section = project.spec.train
 
-    def first() -> None:
-        writer(_message("stopping after a last checkpoint; once more ends it at once"))
-
-    with stop_asked(first) as asked:
+    with stop_asked() as asked:
+        told: list[bool] = []
 
         def orders() -> str:
-            return "interrupted" if asked() else ""
+            if not asked():
+                return ""
+            if not told:
+                told.append(True)
+                writer(_message("stopping after a last checkpoint; once more ends it at once"))
+            return "interrupted"
 
         try:
             if section.workers[1]:
@@ -207,7 +213,8 @@ def _run(
                 )
             return _run_here(project, prepared, place=place, writer=writer, orders=orders)
         except Exception as error:
-            if asked():  # what the recipe's code or torch made of an interrupt is no failure
+            # What the recipe's code or torch made of an interrupt is no failure; a last checkpoint that failed is.
+            if asked() and not isinstance(error, StorageError | RefusedError):
                 raise KeyboardInterrupt from error
             raise
 
@@ -222,17 +229,13 @@ def _run_here(
     if found.state is not None:
         writer.catch_up(found.state.points)
         writer.note_restart(f"goes on after step {found.state.step}", step=found.state.step, workers=0)
-    saver = FolderSaver(
+    saver = FolderSaver.of(
+        section,
         place.checkpoints_uri,
         token=secrets.token_hex(3),
-        keep=section.keep_checkpoints,
-        keep_best=section.keep_best,
-        metric=section.metric,
-        mode=section.mode,
         identity=identity(project.spec),
-        on_error=section.on_checkpoint_error,
-        on_event=lambda text: writer(_message(text)),
         kept=found.kept,
+        on_event=lambda text: writer(_message(text, {CHECKPOINT_FAILURES: str(saver.failures)})),
     )
     outcome = run_in_process(
         project,
@@ -248,8 +251,8 @@ def _run_here(
     return outcome, saver.best_uri
 
 
-def _message(text: str) -> Event:
-    return Event("message", message=text, timestamp_ms=int(time.time() * 1000))
+def _message(text: str, tags: Mapping[str, str] | None = None) -> Event:
+    return Event("message", message=text, timestamp_ms=int(time.time() * 1000), tags=tags or {})
 
 
 def _close_finished(writer: RunWriter, record: RunRecord) -> None:
@@ -271,6 +274,7 @@ def _close_finished(writer: RunWriter, record: RunRecord) -> None:
         "raymlops.epochs": str(record.epochs),
         "raymlops.steps": str(record.steps),
         "raymlops.duration_s": f"{record.duration_s:.1f}",
+        "raymlops.workers": str(record.num_workers),
         **{f"raymlops.best.{name}": repr(value) for name, value in record.metrics.items()},
     }
     try:

@@ -49,7 +49,9 @@ class RunState:
     cut: list[int] | None = None
     """Epoch and batch where ``max_steps`` cut an epoch short: more steps go on from there."""
     skipped: list[int] = field(default_factory=list)
-    """Steps whose batch was left out, because loss or gradient were no finite numbers."""
+    """Steps whose batch was left out."""
+    faults: list[int] = field(default_factory=list)
+    """Steps whose loss or gradient was no finite number: the reasons for what was left out."""
     elapsed_s: float = 0.0
     """Seconds of training up to this checkpoint, over all attempts."""
     finished: bool = False
@@ -61,6 +63,7 @@ class RunState:
             **vars(self),
             "history": [dict(metrics) for metrics in self.history],
             "skipped": list(self.skipped),
+            "faults": list(self.faults),
             "points": self.points[-MAX_POINTS:],  # tuples need no copies, and there are thousands
         }
 

@@ -6,6 +6,7 @@ the sequence of global batches is the same for any number of workers.
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
 def derived_seed(*parts: int) -> int:
     """Return a seed of 63 bits from several numbers, unrelated for neighbouring numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seed_all(*parts: int, device: torch.device) -> None:
+    """Seed everything that a recipe may draw from on this rank: torch, Python's ``random`` and ``numpy.random``."""
+    seed = derived_seed(*parts)
+    # torch.manual_seed also notes a stack trace for each kind of device that is not in use: 0.1 to 0.6 ms.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFF_FFFF)  # noqa: NPY002 - the generator that datasets draw from unless told otherwise
 
 
 def global_batches(rows: int, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[torch.Tensor]:

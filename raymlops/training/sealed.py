@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.errors import NotFoundError, StorageError
 from raymlops.training import storage
+from raymlops.training.scratch import scratch, scratch_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ class Draft:
 
     def __init__(self, uri: str, *, rank: int = 0) -> None:
         self.uri = uri
-        self.folder = storage.scratch_path() if storage.is_remote(uri) else storage.local(uri) / f".part-{rank}"
+        self.folder = scratch_path() if storage.is_remote(uri) else storage.local(uri) / f".part-{rank}"
         """Where this rank's files are prepared."""
         self.digests: Digests = {}
         """The files that this rank put there."""
@@ -51,7 +52,7 @@ class Draft:
         with contextlib.ExitStack() as stack:
             stack.enter_context(storage.errors(self.uri))
             if storage.is_remote(self.uri):
-                stack.enter_context(storage.scratch(self.folder))
+                stack.enter_context(scratch(self.folder))
                 yield self.folder
                 for path in sorted(self.folder.iterdir()):
                     size, digest = storage.put(path, storage.join(self.uri, path.name))
@@ -136,7 +137,7 @@ def verified(uri: str, *, needs: Sequence[str] = ()) -> Iterator[Path]:
     """
     with contextlib.ExitStack() as stack:
         if storage.is_remote(uri):
-            folder = stack.enter_context(storage.scratch())
+            folder = stack.enter_context(scratch())
             for name in storage.listing(uri):
                 storage.fetch(storage.join(uri, name), folder / name)
         else:

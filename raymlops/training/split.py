@@ -21,7 +21,7 @@ from raymlops.training.encoding import encode, encode_all, leaves, select
 from raymlops.training.sampling import global_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
@@ -37,7 +37,8 @@ class SplitData(ABC):
     """One split: ``rows`` of it, drawn as batches by index.
 
     ``columns`` holds a table's columns, label included, where they are all in memory, else None. Only a split that
-    ``is_table`` has rows that a request could bring; ``take`` gives them.
+    ``is_table`` has rows that a request could bring; ``take`` gives them. ``on_progress`` may be set: reading that
+    takes long calls it now and then, at least once for 1000 items that go by and for each row group that is decoded.
     """
 
     kind: ClassVar[str]
@@ -48,6 +49,7 @@ class SplitData(ABC):
         self.name = name
         self.rows = rows
         self.recipe = recipe
+        self.on_progress: Callable[[], None] = _nothing
 
     @abstractmethod
     def batch(self, indices: torch.Tensor) -> Batch:
@@ -187,3 +189,7 @@ class DatasetSplit(SplitData):
     def for_recipe(self, recipe: RecipeBase) -> DatasetSplit:
         """Return the same items: no recipe encodes them."""
         return DatasetSplit(self._dataset, name=self.name, recipe=recipe)
+
+
+def _nothing() -> None:
+    """Do nothing."""

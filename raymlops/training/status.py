@@ -17,7 +17,8 @@ from raymlops.records import Record
 from raymlops.training import storage
 from raymlops.training.collect import files_under, newest_whole, read_pointer
 from raymlops.training.lookup import CHECKPOINTS, LOG, Recorded, look_up, who_holds
-from raymlops.training.resume import resumes_with_changes
+from raymlops.training.resume import is_evaluated, resumes_with_changes
+from raymlops.training.retention import STATE
 from raymlops.training.writer import PROGRESS, REASON, RESTART_COUNT, restarts
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from raymlops.training.retention import Kept
 
 State = Literal["running", "interrupted", "finished", "failed", "killed", "unknown"]
-_STATE = "state.json"
-"""Of a checkpoint; ``contents`` owns it, which loads torch."""
 _ENDED: dict[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
 
 
@@ -120,6 +119,7 @@ def run_status(tracker: Tracker, run_id: str, *, now: datetime | None = None) ->
         now=now,
         lease=who_holds(recorded),
         found=_look(recorded, now=now),
+        evaluated=recorded.status == "FINISHED" and is_evaluated(tracker, run_id),
     )
 
 
@@ -130,9 +130,10 @@ def summarize(
     now: datetime,
     lease: tuple[Literal["held", "free", "unknown"], str] = ("unknown", "only a run of its own has a lease"),
     found: Found | None = None,
+    evaluated: bool = False,
     trials: Mapping[str, int] | None = None,
 ) -> RunStatus:
-    """Put together what was found out about a run."""
+    """Put together what was found out about a run; ``evaluated`` says whether its test metrics are on record."""
     tags, found = recorded.tags, found or Found()
     held, who = lease
     state = _state(recorded.status, held)
@@ -177,7 +178,7 @@ def summarize(
         weights_uri=tags.get("raymlops.weights_uri"),
         files_uri=recorded.files_uri,
         log_uri=storage.join(recorded.files_uri, LOG) if recorded.files_uri and recorded.kind == "run" else None,
-        resume=_resume(recorded, state, found, who=who),
+        resume=_resume(recorded, state, found, who=who, evaluated=evaluated),
         trials=dict(trials or {}),
     )
 
@@ -208,12 +209,14 @@ def _detail(recorded: Recorded, state: State, *, held: str, who: str) -> str:
     return "a signal stopped it" if reason == "KeyboardInterrupt" else reason
 
 
-def _resume(recorded: Recorded, state: State, found: Found, *, who: str) -> str:
+def _resume(recorded: Recorded, state: State, found: Found, *, who: str, evaluated: bool) -> str:
     if recorded.kind != "run":
         return "only a run can be resumed"
     command = f"raymlops train --resume {recorded.run_id}"
     if state == "running":
         return f"refused while {who} trains it"
+    if state == "finished" and evaluated:
+        return "refused: it is finished and was registered; what its version says would no longer be true"
     if state == "finished":
         epochs = recorded.spec.train.epochs if recorded.spec else 0
         return f"nothing is left to train; {command} train.epochs={2 * epochs or 'N'} would train it for longer"
@@ -251,7 +254,7 @@ def _look(recorded: Recorded, *, now: datetime) -> Found:
             return Found(kept)
         folder = storage.join(uri, name)
         files = files_under(folder)
-        state: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, _STATE)))
+        state: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, STATE)))
     except (NotFoundError, StorageError, ValueError) as error:
         return Found(problem=f"its last checkpoint cannot be read: {error}")
     times = [file.written_at for file in files if file.written_at is not None]

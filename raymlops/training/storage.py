@@ -9,7 +9,6 @@ but a file appears there whole or not at all.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 _FREE_BYTES = 32 * 1024 * 1024
 _CHUNK_BYTES = 4 * 1024 * 1024
-_SCRATCH = "raymlops-scratch-"
 
 
 def join(uri: str, *parts: str) -> str:
@@ -130,12 +128,8 @@ def read_bytes(uri: str) -> bytes:
         NotFoundError: there is no such file.
         StorageError: it cannot be read.
     """
-    with _found(uri):
-        if not is_remote(uri):
-            return local(uri).read_bytes()
-        filesystem, path = _filesystem(uri)
-        with filesystem.open_input_stream(path) as stream:
-            return bytes(stream.read())
+    with _opened(uri) as stream:
+        return bytes(stream.read())
 
 
 def size_bytes(uri: str) -> int:
@@ -210,16 +204,11 @@ def sha256(uri: str) -> str:
         NotFoundError: there is no such file.
         StorageError: it cannot be read.
     """
-    with _found(uri):
-        if not is_remote(uri):
-            with local(uri).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = hashlib.sha256()
-        filesystem, path = _filesystem(uri)
-        with filesystem.open_input_stream(path) as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                digest.update(chunk)
-        return digest.hexdigest()
+    digest = hashlib.sha256()
+    with _opened(uri) as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def delete(uri: str, *, first: str | None = None) -> None:
@@ -248,34 +237,6 @@ def delete(uri: str, *, first: str | None = None) -> None:
             if first is not None:
                 (target / first).unlink(missing_ok=True)
             shutil.rmtree(target)
-
-
-def scratch_path() -> Path:
-    """Return a name on this machine's disk that is free."""
-    return Path(tempfile.gettempdir()) / f"{_SCRATCH}{uuid.uuid4().hex}"
-
-
-@contextlib.contextmanager
-def scratch(folder: Path | None = None) -> Iterator[Path]:
-    """Make a folder at a ``scratch_path``, remove it afterwards, and those that killed processes left behind.
-
-    A lock tells who lives: the kernel drops it with its process, in whatever container that ran.
-    """
-    folder = folder or scratch_path()
-    for old in folder.parent.glob(f"{_SCRATCH}*.lock"):
-        with contextlib.suppress(OSError), old.open("rb") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(old.with_suffix(""), ignore_errors=True)
-            old.unlink()
-    lock = folder.with_suffix(".lock")
-    with lock.open("xb") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            lock.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -308,6 +269,19 @@ def _found(uri: str) -> Iterator[None]:
             yield
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise NotFoundError(f"there is no file {uri!r}") from error
+
+
+@contextlib.contextmanager
+def _opened(uri: str) -> Iterator[Any]:
+    """Open a file to be read."""
+    with _found(uri):
+        if not is_remote(uri):
+            with local(uri).open("rb") as stream:
+                yield stream
+            return
+        filesystem, path = _filesystem(uri)
+        with filesystem.open_input_stream(path) as stream:
+            yield stream
 
 
 def _filesystem(uri: str) -> tuple[Any, str]:

@@ -174,6 +174,7 @@ class ParquetSplit(SplitData):
                 hint="Every file holds the signature's inputs and the label; names of folders are no columns.",
             )
         columns = conform(table_columns(table), self.recipe, place=place)
+        self.on_progress()
         label = self.recipe.label
         known = self.__dict__.get("plan")
         if label and known is not None and columns[label].dtype.name != known.label_dtype:

@@ -109,6 +109,8 @@ class _Run:
         self._attempts = 0
         self._restarts = 0
         """Those since the newest checkpoint."""
+        self._restarted_s: list[float] = []
+        """When each was."""
         self._reason = ""
         """Why the next attempt follows the last one."""
         self._excluded: set[str] = set()
@@ -185,7 +187,11 @@ class _Run:
             "resume": recalled.uri,
             "kept": recalled.kept,
         }
-        watch = Watch(resumed=_step(recalled), hang_timeout_s=self._section.hang_timeout_s)
+        watch = Watch(
+            resumed=_step(recalled),
+            hang_timeout_s=self._section.hang_timeout_s,
+            compiles=self._section.compile,
+        )
         self._tell.starts(workers, step=_step(recalled), reason=self._reason)
         with Attempt(
             work,
@@ -234,6 +240,7 @@ class _Run:
             rules=section.on_failure,
             max_restarts=section.max_restarts,
             restarts_without_progress=self._restarts,
+            restart_ages_s=[time.monotonic() - at_s for at_s in self._restarted_s],
         )
         if decision.action == "stop":
             raise ended.own or TrainingError(
@@ -242,6 +249,7 @@ class _Run:
                 "dashboard.",
             )
         self._restarts += 1
+        self._restarted_s.append(time.monotonic())
         self._reason = str(failure)
         self._tell(f"{failure}; {decision.reason}")
         if decision.action == "exclude_node":

@@ -13,8 +13,12 @@ if TYPE_CHECKING:
 
     from raymlops.training.mailbox import Beat
 
-START_S = 300.0
-"""Until its first step a rank reads data and builds a model: at least this long without a sign of life is allowed."""
+START_S = 60.0
+"""How long the first step may take at least. Until then a rank imports its libraries, reads data, builds the model and
+joins groups of others that do the same, none of which gives a sign: a ``hang_timeout_s`` that was set by the length of
+a step would end every attempt there."""
+COMPILED_START_S = 600.0
+"""The same with torch.compile, which compiles within the first step: minutes for a large model on a busy node."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Hang:
 class Watch:
     """Watches one attempt, which goes on after step ``resumed``."""
 
-    def __init__(self, *, resumed: int, hang_timeout_s: float) -> None:
+    def __init__(self, *, resumed: int, hang_timeout_s: float, compiles: bool = False) -> None:
         self.step = resumed
         """The most steps that any rank is known to have done."""
         self.first_step_s: float | None = None
@@ -36,6 +40,7 @@ class Watch:
         self.last_step_s: float | None = None
         self._resumed = resumed
         self._hang_timeout_s = hang_timeout_s
+        self._start_s = max(hang_timeout_s, COMPILED_START_S if compiles else START_S)
 
     @property
     def stepping(self) -> bool:
@@ -59,7 +64,7 @@ class Watch:
             ranks = _ranks(silent)
             message = f"no sign of {ranks} for {max(silent.values()):.0f} s (train.hang_timeout_s)"
             return Hang(message, next(iter(silent)) if len(silent) == 1 else None)
-        allowed_s = self._hang_timeout_s if self.stepping else max(self._hang_timeout_s, START_S)
+        allowed_s = self._hang_timeout_s if self.stepping else self._start_s
         still_s = [beat.silent_s + beat.tick_age_s for beat in running.values()]
         if still_s and min(still_s) > allowed_s:
             where = f"after step {self.step}" if self.stepping else "before the first step"

@@ -69,6 +69,7 @@ def _train(
     from raymlops.training.data import prepare
     from raymlops.training.loop import default_loop
     from raymlops.training.progress import Event
+    from raymlops.training.writer import CHECKPOINT_FAILURES
 
     project = Project.from_dict(config["project"])
     section = project.spec.train
@@ -76,28 +77,25 @@ def _train(
     prepared = prepare(project, state=config["state"], sources=config["sources"])
     pulse.alive(0)
 
-    sharded = section.strategy == "fsdp"
     control = checkpoints = None
-    if world_size > 1 or sharded:
+    if world_size > 1 or section.strategy == "fsdp":
         # Of their own, on gloo: agreements wait for no GPU, and the thread that writes checkpoints for no step.
         timeout = timedelta(seconds=collective_timeout_s(section))
         control = torch.distributed.new_group(backend="gloo", timeout=timeout)
         checkpoints = torch.distributed.new_group(backend="gloo", timeout=timeout)
-    saver = FolderSaver(
+    saver = FolderSaver.of(
+        section,
         config["checkpoints_uri"],
         token=config["token"],
-        keep=section.keep_checkpoints,
-        keep_best=section.keep_best,
-        metric=section.metric,
-        mode=section.mode,
         identity=identity(project.spec),
-        on_error=section.on_checkpoint_error,
+        kept=config["kept"],
         rank=rank,
         world_size=world_size,
-        sharded=sharded,
         group=checkpoints,
-        on_event=lambda text: line.emit(Event("message", message=text)),
-        kept=config["kept"],
+        on_event=lambda text: line.emit(
+            Event("message", message=text, tags={CHECKPOINT_FAILURES: str(saver.failures)})
+        ),
+        alive=pulse.tick,
     )
     outcome = TrainContext(
         section,

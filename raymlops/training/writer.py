@@ -34,6 +34,8 @@ LOG_EVERY_S = 10.0
 MAX_REASON_CHARS = 1000
 MAX_RESTARTS = 20
 MAX_RESTART_REASON_CHARS = 150
+CHECKPOINT_FAILURES = "raymlops.checkpoint_failures"
+"""Tag: how many checkpoints could not be written in this attempt."""
 REASON = "raymlops.reason"
 PROGRESS = "raymlops.progress"
 RESTARTS = "raymlops.restarts"
@@ -137,7 +139,9 @@ class RunWriter:
             self._latest = replace(event, workers=event.workers or self._latest.workers)
         metrics = {**event.metrics, **({"epoch": float(event.epoch)} if event.kind == "epoch" else {})}
         ms = event.timestamp_ms or now_ms()
-        tags = {PROGRESS: self._progress()} if self._latest.step and self._progress_due.due() else {}
+        tags = dict(event.tags)
+        if self._latest.step and self._progress_due.due():
+            tags[PROGRESS] = self._progress()
         # The epoch's mean of train/loss comes after that of its last steps, at the same step: the first one counts.
         self._outbox.put([(name, value, event.step, ms) for name, value in metrics.items()], tags)
 

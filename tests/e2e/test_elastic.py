@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import elastic_cluster
+import killed_cluster
 import pytest
 from supervised import project
 
@@ -40,3 +41,20 @@ def test_an_elastic_run_follows_its_cluster(tmp_path: Path) -> None:
     assert len(report["history"]) == 25
     for elastic, fixed in zip(report["history"], alone.history, strict=True):
         assert elastic == pytest.approx(fixed, rel=1e-3)
+
+
+def test_whatever_is_killed_the_parameters_are_the_same(tmp_path: Path) -> None:
+    """kill -9 of a worker, the controller or a node in mid-epoch: bit-equal to the undisturbed run."""
+    command = [sys.executable, killed_cluster.__file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    whole = report.pop("nothing")
+    assert whole["restarts"] == []
+    for victim, ended in report.items():
+        (restart,) = ended["restarts"]
+        print(victim, restart["reason"])
+        assert restart["step"] >= 20  # a checkpoint every 5 steps, killed after step 23
+        assert ended["history"] == whole["history"], victim
+        assert ended["weights"] == whole["weights"], victim
+        assert ended["left_behind"] == []

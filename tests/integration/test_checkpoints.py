@@ -194,7 +194,7 @@ def test_a_scratch_folder_of_a_killed_upload_is_removed(s3: FakeS3, tmp_path: Pa
     environment: dict[str, Any] = {"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
     script = """
 import sys
-from raymlops.training.storage import scratch
+from raymlops.training.scratch import scratch
 with scratch() as folder:
     (folder / "model").write_bytes(b"x")
     print("there", flush=True)
@@ -205,7 +205,7 @@ with scratch() as folder:
     )
     assert child.stdout is not None
     assert child.stdout.readline() == b"there\n"
-    look = [sys.executable, "-c", "from raymlops.training.storage import scratch\nwith scratch(): pass"]
+    look = [sys.executable, "-c", "from raymlops.training.scratch import scratch\nwith scratch(): pass"]
     subprocess.run(look, env=environment, check=True)
     assert len(list(tmp_path.glob("raymlops-scratch-*"))) == 2  # a folder and its lock: the child lives
     child.kill()

@@ -12,6 +12,8 @@ DECIDES = {
     "recipe.config",
     "train.seed",
     "train.batch_size",
+    "train.accumulate",
+    "train.on_non_finite",
     "train.strategy",
     "train.precision",
     "train.optimizer",
@@ -91,6 +93,8 @@ def test_a_checkpoint_keeps_its_identity_where_the_result_is_the_same(override):
     [
         ("train.lr=0.5", "config"),
         ("train.batch_size=8", "config"),
+        ("train.accumulate=2", "config"),
+        ("train.on_non_finite=skip", "config"),
         ("recipe.config.hidden=9", "config"),
         ("recipe.import=m:Other", "recipe"),
         ("train.strategy=fsdp", "strategy"),
@@ -100,3 +104,17 @@ def test_identity_says_which_part_is_another(override, part):
     """So that an error can name it."""
     before, after = identity(spec("train.num_workers=2")), identity(spec("train.num_workers=2", override))
     assert [key for key in before if before[key] != after[key]] == [part]
+
+
+@pytest.mark.parametrize("override", ["train.accumulate=2", "train.on_non_finite=rollback"])
+def test_what_decides_which_numbers_come_out_is_refused(override):
+    """Batch normalisation sees other micro-batches, dropout draws otherwise, other batches count."""
+    with pytest.raises(UsageError, match=override.partition("=")[0]):
+        refuse_forbidden(differences(spec(), spec(override)), run_id="r1")
+
+
+@pytest.mark.parametrize("override", ["train.compile=true", "train.activation_checkpointing=true"])
+def test_how_the_numbers_are_computed_may_change(override):
+    """And with it the checkpoint's identity stays."""
+    refuse_forbidden(differences(spec(), spec(override)), run_id="r1")
+    assert identity(spec(override)) == identity(spec())

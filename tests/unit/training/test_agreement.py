@@ -80,3 +80,22 @@ def test_an_interrupt_wins(first: str, second: str) -> None:
     from raymlops.training.agreement import ORDERS
 
     assert ORDERS.index(first) < ORDERS.index(second)
+
+
+def test_one_fast_step_does_not_make_ranks_deaf(tmp_path: Path) -> None:
+    """A step that took a tenth of a millisecond among slow ones is followed by at most three steps without asking."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/alone", rank=0, world_size=1)
+    try:
+        now = [0.0]
+        agreement = Agreement(
+            lambda: "drained" if step > 3 else "", every_minutes=None, world_size=2, clock=lambda: now[0]
+        )
+        for step in range(1, 100):
+            now[0] += 0.0001 if step == 2 else 0.3
+            if agreement.at_step(step).order:
+                break
+        assert step <= 3 + 4
+        agreement.moved_to(1)
+        assert agreement.at_step(2).order == "drained"
+    finally:
+        dist.destroy_process_group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 from fake_s3 import FakeS3, fake_s3
 from snapshots import IDENTITY, folder_saver, snapshot, train_a_while
 
+from raymlops.config.schema import TrainSection
 from raymlops.errors import NonFiniteError, RecipeError, RefusedError, StorageError, UsageError
 from raymlops.training import storage
-from raymlops.training.checkpoint import MemorySaver, load_weights, restore, tensors
+from raymlops.training.checkpoint import FolderSaver, MemorySaver, load_weights, restore, tensors
 from raymlops.training.recall import recall
 from raymlops.training.retention import Entry, Kept
 
@@ -55,6 +57,22 @@ def test_the_best_and_the_last_few_stay(place: str) -> None:
     assert saver.best_uri == storage.join(place, "step-00000020-aaa-4")
     assert saver.last_uri == storage.join(place, "step-00000030-aaa-6")
     assert load_weights(saver.best_uri)[0]["weight"].tolist() == [[2.0, 2.0]]
+
+
+def test_a_saver_does_what_the_configuration_says(tmp_path: Path) -> None:
+    """The last three, one best one by the highest score, and no stop for a full disk."""
+    section = TrainSection(keep_checkpoints=3, metric="score", mode="max", on_checkpoint_error="continue")
+    saver = FolderSaver.of(section, str(tmp_path), token="t", identity=IDENTITY, kept=None)
+    for step, score in enumerate([0.1, 0.9, 0.5, 0.4, 0.3], 1):
+        taken = snapshot(step)
+        report = type(taken)(taken.state, {"score": score}, taken.model, taken.optimizer, None, {})
+        saver.save(report, best=step == 2, last=False)
+    saver.wait()
+    assert [entry.step for entry in saver.kept.entries] == [2, 3, 4, 5]
+    in_the_way(tmp_path, "step-00000006-t-6")
+    saver.save(snapshot(6), best=False, last=False)
+    saver.wait()
+    assert saver.failures == 1
 
 
 def test_where_nothing_was_written_nothing_is_best(tmp_path: Path) -> None:
@@ -295,6 +313,24 @@ def test_an_upload_that_breaks_off_leaves_nothing(s3: FakeS3) -> None:
     saver.wait()
     assert saver.failures == 1
     assert folders(place) == ["step-00000001-aaa-1"]
+
+
+def test_a_slow_upload_is_no_hang(s3: FakeS3) -> None:
+    """While the saver waits for its thread it gives signs of life; here the upload waits for the first of them."""
+    sign = threading.Event()
+
+    def slow(_method: str, path: str) -> bool:
+        return path.endswith("manifest.json") and not sign.wait(60)
+
+    s3.refuse = slow
+    saver = folder_saver(s3.uri("bucket/run"), alive=sign.set)
+    assert not saver.busy
+    saver.save(snapshot(1), best=True, last=False)
+    assert saver.busy
+    saver.wait()
+    assert not saver.busy
+    assert sign.is_set()
+    assert saver.failures == 0
 
 
 def test_what_does_not_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

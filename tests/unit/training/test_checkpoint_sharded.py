@@ -92,6 +92,15 @@ def test_a_run_cannot_end_without_its_last_shards(tmp_path: Path) -> None:
     assert {found["last"] for found in wrote} == {f"{tmp_path}/step-00000002-aaa-2"}
 
 
+def test_whatever_goes_wrong_on_rank_0_is_heard_by_all(tmp_path: Path) -> None:
+    """Also a bug of ours: the others wait for its word, and a collective's timeout is half an hour."""
+    wrote = ranks().run(2, partial(jobs.save, place=str(tmp_path), keep="no number"))
+    errors = [found["error"] for found in wrote]
+    assert errors[0] == errors[1]
+    assert errors[0].startswith("TrainingError: the checkpoint of step 1 failed: TypeError")
+    assert folders(str(tmp_path)) == []
+
+
 def test_infinity_in_one_shard_is_heard_by_all(tmp_path: Path) -> None:
     """Whatever the policy for the disk, and nothing is written."""
     wrote = ranks().run(2, partial(jobs.save, place=str(tmp_path), spoiled_step=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,7 @@ from tiny import Tiny
 
 from raymlops.errors import NonFiniteError
 from raymlops.training.checkpoint import load_weights
+from raymlops.training.recall import recall
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,20 +64,62 @@ def test_skip_leaves_the_batch_out_and_says_so(poisoned: Any, tmp_path: Path) ->
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
-def test_rollback_ends_where_skipping_ends(poisoned: Any, tmp_path: Path) -> None:
-    """Nothing was wrong before the batch, so going back and leaving it out changes nothing but the way."""
-    skipped = Attempt(poisoned("skip"), tmp_path / "skip", token="a")
-    back = Attempt(poisoned("rollback"), tmp_path / "back", token="a")
-    assert any("back to checkpoint step-0000" in event.message for event in back.events)
-    assert back.outcome.history == skipped.outcome.history
-    expected, _ = load_weights(skipped.saver.best_uri)
-    got, _ = load_weights(back.saver.best_uri)
-    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+def test_rollback_leaves_out_all_since_the_checkpoint(poisoned: Any, tmp_path: Path) -> None:
+    """With a checkpoint every second step, a fault takes the steps since the last one with it, and no others."""
+    done = Attempt(poisoned("rollback"), tmp_path, token="a")
+    told = [event.message for event in done.events if event.kind == "message"]
+    assert len(told) == 2
+    expected, went_back = set(), []
+    for text in told:
+        step = int(re.search(r"step (\d+), learning", text).group(1))
+        back = re.search(r"back to checkpoint step-0*(\d+)-", text)
+        back_to = int(back.group(1)) if back else step - 1  # before the first checkpoint there is no way back
+        assert 0 < step - back_to <= 2
+        went_back.append(back is not None)
+        expected |= set(range(back_to + 1, step + 1))
+    newest = recall(str(tmp_path), metric="validation/loss", mode="min")
+    assert went_back[-1]
+    assert set(newest.state.skipped) == expected
+    assert len(newest.state.faults) == 2
+    assert (done.outcome.epochs, done.outcome.steps) == (2, 10)
+
+
+class Normed(Poisoned):
+    """Keeps running statistics, which a batch that does not count must not touch."""
+
+    def model(self) -> torch.nn.Module:
+        return NormedModel(super().model())
+
+
+class NormedModel(torch.nn.Module):
+    """Normalises the numbers first."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.norm = torch.nn.BatchNorm1d(3)
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        numbers = batch["numbers"]
+        poisoned = self.training and bool((numbers[:, 0] == Normed.poisoned_length).any())
+        return self.inner({**batch, "numbers": self.norm(numbers * float("nan") if poisoned else numbers)})
+
+
+def test_skip_keeps_running_statistics_clean(poisoned: Any, tmp_path: Path) -> None:
+    """The batch's NaN is in no buffer afterwards, so that checkpoints are written and evaluation is finite."""
+    made = dataclasses.replace(poisoned("skip"), recipe_class=Normed)
+    Normed.poisoned_length = made.recipe().poison
+    done = Attempt(made, tmp_path, token="a")
+    assert (done.outcome.epochs, done.outcome.steps) == (2, 10)
+    weights, _ = load_weights(done.saver.best_uri)
+    assert torch.isfinite(weights["norm.running_mean"]).all()
 
 
 def test_a_run_that_diverges_ends_under_every_policy(tiny_project: Any, tmp_path: Path) -> None:
     """After ten batches left out in a row it is no accident."""
     for policy in ("skip", "rollback"):
         broken = tiny_project(recipe="broken:Diverges", epochs=9, on_non_finite=policy, checkpoint_every_steps=1)
-        with pytest.raises(NonFiniteError, match=r"loss or gradient is nan at epoch 3, step 14"):
+        with pytest.raises(
+            NonFiniteError, match=r"NaN or infinite at epoch \d+, step \d+, learning rate .*: it happened 10 times"
+        ):
             Attempt(broken, tmp_path / policy, token="a")

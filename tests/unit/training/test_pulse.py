@@ -46,6 +46,18 @@ def test_a_beat_says_how_far_the_loop_is() -> None:
     assert not running._thread.is_alive()
 
 
+def test_a_sign_of_life_is_no_step() -> None:
+    """Whoever waits for an upload moves, at the step where it is."""
+    listener = Listener(Orders())
+    running = pulse(listener)
+    running.alive(10)
+    running.tick()
+    running.start()
+    first = listener.beats.get(timeout=5)
+    assert (first.step, first.ticks, first.step_age_s > first.tick_age_s) == (10, 2, True)
+    running.end()
+
+
 def test_orders_reach_the_loop() -> None:
     """The reason to end is asked for at each step."""
     listener = Listener(Orders("drained"))

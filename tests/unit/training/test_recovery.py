@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from raymlops.config.schema import FailureRule
 from raymlops.errors import NonFiniteError, RaymlopsError, RecipeError, StorageError, TrainingError, UsageError
 from raymlops.training.recovery import Decision, Failure, Lost, Raised, cause, decide
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 GLOO = "[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:29876"
 
@@ -17,9 +20,17 @@ def failure(kind: Any, **fields: Any) -> Failure:
     return Failure(kind, **{"error_type": "RuntimeError", "message": "CUDA error: out of memory", **fields})
 
 
-def verdict(one: Failure, *rules: tuple[str, str], max_restarts: int = 3, restarts: int = 0) -> Decision:
+def verdict(
+    one: Failure,
+    *rules: tuple[str, str],
+    max_restarts: int = 3,
+    restarts: int = 0,
+    ages_s: Sequence[float] = (),
+) -> Decision:
     parsed = [FailureRule.model_validate({"match": match, "action": action}) for match, action in rules]
-    return decide(one, rules=parsed, max_restarts=max_restarts, restarts_without_progress=restarts)
+    return decide(
+        one, rules=parsed, max_restarts=max_restarts, restarts_without_progress=restarts, restart_ages_s=ages_s
+    )
 
 
 @pytest.mark.parametrize("kind", ["worker_died", "node_died", "controller_died", "hang", "error"])
@@ -34,10 +45,19 @@ def test_what_would_happen_again_stops(kind: str) -> None:
     assert verdict(failure(kind)).action == "stop"
 
 
-def test_the_delay_grows_and_restarts_are_bounded() -> None:
-    """0, 1, 5, 15, 15 seconds; after max_restarts without a new checkpoint it stops and says why."""
-    delays = [verdict(failure("worker_died"), max_restarts=5, restarts=count).delay_s for count in range(5)]
-    assert delays == [0, 1, 5, 15, 15]
+def test_the_delay_grows_with_the_restarts_of_the_last_ten_minutes() -> None:
+    """0, 1, 5, 15, 60, 60 seconds, although each restart came to a new checkpoint; older ones count no more."""
+    found = [verdict(failure("worker_died"), ages_s=[*[100.0] * count, 601, 9999]) for count in range(6)]
+    assert [decision.delay_s for decision in found] == [0, 1, 5, 15, 60, 60]
+    assert {decision.action for decision in found} == {"retry"}
+    assert found[0].reason == "the next attempt may not meet it; restart 1 of 3 in a row"
+    assert found[1].reason.endswith("in a row, in 1 s because of 1 restart in the last 10 minutes")
+    assert found[4].reason.endswith("in a row, in 60 s because of 4 restarts in the last 10 minutes")
+
+
+def test_restarts_are_bounded() -> None:
+    """After max_restarts without a new checkpoint it stops and says why."""
+    assert [verdict(failure("hang"), max_restarts=2, restarts=count).action for count in range(2)] == ["retry"] * 2
     last = verdict(failure("worker_died"), max_restarts=5, restarts=5)
     assert last.action == "stop"
     assert last.reason == "restarted 5 times without a new checkpoint in between; train.max_restarts allows 5"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from attempts import Attempt
+from tiny import Tiny
 
 from raymlops.training.checkpoint import load_weights
 
@@ -16,10 +20,26 @@ if TYPE_CHECKING:
     from raymlops.project import Project
 
 
+class Drawn(Tiny):
+    """Draws from every generator there is, in its loss and in its metrics."""
+
+    def loss(self, model: Any, batch: Any) -> torch.Tensor:
+        noise = float(np.random.rand()) + random.random() + float(torch.rand(()))  # noqa: NPY002 - what recipes do
+        return super().loss(model, batch) * (1 + noise / 100)
+
+    def metrics(self, model: Any, batch: Any) -> dict[str, torch.Tensor]:
+        sums = super().metrics(model, batch)
+        return {**sums, "drawn": torch.rand(len(batch["label"])).sum()}
+
+    def finalize(self, totals: Any) -> dict[str, float]:
+        return {**super().finalize(totals), "drawn": float(totals["drawn"])}
+
+
 @pytest.fixture
 def project(tiny_project: Any) -> Project:
     # 300 rows in batches of 64: 5 steps an epoch, the last of 44 rows.
-    return tiny_project(epochs=3, log_every_steps=4, config={"dropout": 0.3}, accumulate=2, patience=3)
+    made = tiny_project(epochs=3, log_every_steps=4, config={"dropout": 0.3}, accumulate=2, patience=3)
+    return dataclasses.replace(made, recipe_class=Drawn)
 
 
 def test_wherever_it_stops_it_ends_the_same(project: Project, tmp_path: Path) -> None:
@@ -52,10 +72,11 @@ def test_a_run_that_is_done_trains_nothing_more(project: Project, tmp_path: Path
     assert again.saver.best_uri == first.saver.best_uri
 
 
-def test_more_epochs_go_on_from_the_end(project: Project, tmp_path: Path, tiny_project: Any) -> None:
+def test_more_epochs_go_on_from_the_end(project: Project, tmp_path: Path) -> None:
     """A run of 3 epochs goes on to 5; what it had reported stays."""
     first = Attempt(project, tmp_path, token="a")
-    longer = tiny_project(epochs=5, log_every_steps=4, config={"dropout": 0.3}, accumulate=2, patience=3)
+    spec = project.spec.model_copy(update={"train": project.spec.train.model_copy(update={"epochs": 5})})
+    longer = dataclasses.replace(project, spec=spec)
     second = Attempt(longer, tmp_path, token="b")
     assert second.outcome.epochs == 5
     assert second.outcome.history[:3] == first.outcome.history

@@ -15,7 +15,7 @@ from raymlops.records import DataRecord
 from raymlops.state.lease import lease
 from raymlops.state.store import state_url
 from raymlops.tracking.client import Tracker, tracker
-from raymlops.training.lookup import Recorded
+from raymlops.training.lookup import EVALUATION, Recorded
 from raymlops.training.record import open_run
 from raymlops.training.retention import Entry, Kept
 from raymlops.training.run import train
@@ -153,6 +153,13 @@ def test_a_finished_run_could_be_trained_for_longer(recorded: Recorded) -> None:
     assert "train.epochs=4 would train it for longer" in status(replace(recorded, status="FINISHED")).resume
 
 
+def test_a_registered_run_is_trained_no_more(recorded: Recorded) -> None:
+    """Resuming would refuse it, whatever is raised."""
+    done = replace(recorded, status="FINISHED")
+    now = summarize(done, tracking_uri="", now=NOW, lease=("free", ""), found=FOUND, evaluated=True)
+    assert now.resume.startswith("refused: it is finished and was registered")
+
+
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
@@ -186,6 +193,9 @@ def test_a_real_run_is_looked_at(project: Project, mlflow: Tracker) -> None:
     assert 0 <= (now.checkpoint.age_s or 0) < 60
     assert now.weights_uri == record.weights_uri
     assert now.log_uri == f"{now.files_uri}/log.txt"
+    assert "would train it for longer" in now.resume
+    mlflow.log_text(record.run_id, "{}", EVALUATION)
+    assert run_status(mlflow, record.run_id).resume.startswith("refused: it is finished and was registered")
 
 
 def test_a_run_without_a_pointer_is_looked_at_too(project: Project, mlflow: Tracker) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -130,18 +129,3 @@ def test_what_cannot_fit_is_refused_before_it_is_written(place: str) -> None:
     storage.check_space(place, need_bytes=1)
     with pytest.raises(StorageError, match=r"MB free, 1000000000000\.0 MB are needed"):
         storage.check_space(place, need_bytes=10**18)
-
-
-def test_scratch_of_the_dead_is_removed_and_of_the_living_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever holds the lock lives."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    for name in ("dead", "alive"):
-        (tmp_path / f"raymlops-scratch-{name}").mkdir()
-        (tmp_path / f"raymlops-scratch-{name}.lock").touch()
-    with (tmp_path / "raymlops-scratch-alive.lock").open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with storage.scratch() as folder:
-            (folder / "file").touch()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["raymlops-scratch-alive", "raymlops-scratch-alive.lock"]

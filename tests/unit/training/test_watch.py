@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raymlops.training.mailbox import Beat
-from raymlops.training.watch import START_S, Watch
+from raymlops.training.watch import COMPILED_START_S, START_S, Watch
 
 
 def watch(*, resumed: int = 0) -> Watch:
@@ -51,13 +51,28 @@ def test_a_silent_rank_hangs_and_is_named() -> None:
 
 
 def test_a_start_may_take_longer() -> None:
-    """Reading data and building the model are no steps; not even they take for ever."""
+    """Reading data and building the model are no steps: a minute whatever is configured, and not for ever."""
     seen = watch()
-    assert seen.look(beats(Beat(0, tick_age_s=100), Beat(1, tick_age_s=100)), now_s=100) is None
+    assert seen.look(beats(Beat(0, tick_age_s=START_S - 1), Beat(1, tick_age_s=START_S - 1)), now_s=100) is None
     late = beats(Beat(0, tick_age_s=START_S + 1), Beat(1, tick_age_s=START_S + 1))
     hang = seen.look(late, now_s=400)
     assert hang is not None
-    assert "before the first step" in hang.message
+    assert hang.message == "no rank has moved for 61 s before the first step (train.hang_timeout_s)"
+
+
+def test_a_start_may_take_what_is_configured() -> None:
+    """A longer hang_timeout_s holds from the beginning."""
+    seen = Watch(resumed=0, hang_timeout_s=90)
+    assert seen.look(beats(Beat(0, tick_age_s=89)), now_s=89) is None
+    assert seen.look(beats(Beat(0, tick_age_s=91)), now_s=91) is not None
+
+
+def test_a_compiled_first_step_may_take_minutes() -> None:
+    """And only the first one: after it what is configured counts."""
+    seen = Watch(resumed=0, hang_timeout_s=8, compiles=True)
+    assert seen.look(beats(Beat(0, tick_age_s=COMPILED_START_S - 1)), now_s=599) is None
+    assert seen.look(beats(Beat(0, tick_age_s=COMPILED_START_S + 1)), now_s=601) is not None
+    assert seen.look(beats(Beat(0, step=1, tick_age_s=9)), now_s=610) is not None
 
 
 def test_a_rank_that_has_ended_is_not_waited_for() -> None:

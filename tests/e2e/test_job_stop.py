@@ -1,0 +1,69 @@
+"""A job that is stopped writes a last checkpoint, says so, gives its places back, and goes on as another job."""
+
+import json
+import shutil
+import time
+
+import pytest
+
+from raymlops.cluster.ports import free_port
+
+pytestmark = pytest.mark.e2e
+
+LONG = ["train.epochs=400", "train.num_workers=2", "train.cpus_per_worker=0.4", "train.checkpoint_every_epochs=400"]
+FREE_WITHIN_S = 30
+
+
+def test_a_stopped_job_goes_on_as_another_one(user, repository):
+    """``ray job stop`` in mid-run: KILLED with a checkpoint of that moment, no worker left; resumed by its id alone."""
+    for folder in ("jobs", "configs"):
+        shutil.copytree(repository / folder, user.cwd / "project" / folder)
+    user.cwd /= "project"
+    ports = {name: free_port() for name in ("http", "dashboard", "mlflow", "ray")}
+    flags = [text for name, port in ports.items() for text in (f"--{name}-port", port)]
+    user.env |= json.loads(user.raymlops("up", *flags, "--json").stdout)["env"]
+
+    job = ["--", "python", "jobs/train.py"]
+    user.run("ray", "job", "submit", "--no-wait", "--submission-id", "long", "--working-dir", ".", *job,
+             "--config", "configs/digits.yaml", *LONG)  # fmt: skip
+    run_id = wait_for(lambda: training_run(user))
+    wait_for(lambda: (status(user, run_id)["step"] or 0) > 20 or None)
+    began = time.monotonic()
+    user.run("ray", "job", "stop", "long")
+    wait_for(lambda: workers(user) == [] or None)
+    assert time.monotonic() - began < FREE_WITHIN_S
+    stopped = status(user, run_id)
+    assert stopped["state"] == "killed"
+    assert stopped["checkpoint"]["step"] >= stopped["step"] > 20
+
+    more = user.run("ray", "job", "submit", "--working-dir", ".", *job, "--resume", run_id,
+                    f"train.epochs={stopped['epoch'] + 1}")  # fmt: skip
+    own = [line for line in more.stdout.splitlines() if line.startswith("RAYMLOPS_RESULT ")]
+    result = json.loads(own[-1].removeprefix("RAYMLOPS_RESULT "))
+    assert result["run_id"] == run_id
+    assert status(user, run_id)["state"] == "finished"
+    user.raymlops("down")
+    assert user.processes() == []
+
+
+def wait_for(ask, *, timeout_s=120):
+    """Ask until there is an answer, each question being a process of its own."""
+    deadline = time.monotonic() + timeout_s
+    while (answer := ask()) is None:
+        assert time.monotonic() < deadline, "waited in vain"
+    return answer
+
+
+def status(user, run_id):
+    return json.loads(user.raymlops("status", run_id, "--json").stdout)
+
+
+def training_run(user):
+    """Return the id of the run once its folder is there."""
+    root = user.cwd.parent / "home" / ".raymlops"
+    found = [path.parent.name for path in root.glob("**/runs/*/log.txt")]
+    return found[0] if found else None
+
+
+def workers(user):
+    return [command for _, command in user.processes() if "TrainWorker" in command]
