@@ -56,8 +56,10 @@ def main(arguments: list[str]) -> int:
     try:
         # Outside of its standalone mode typer returns the code of typer.Exit, and raises everything else.
         code = app(arguments, standalone_mode=False)
-    except typer.Abort:
-        return report_error(KeyboardInterrupt(), as_json=as_json)
+    except typer.Abort as aborted:
+        # What typer makes of an interrupt; how the work goes on is noted on that.
+        cause = aborted.__cause__
+        return report_error(cause if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt(), as_json=as_json)
     except TyperException as error:
         usage = UsageError(error.format_message(), hint="Commands: raymlops --help. Options: raymlops COMMAND --help.")
         return report_error(usage, as_json=as_json)

@@ -43,6 +43,8 @@ MAY_CHANGE = (
     "train.keep_checkpoints",
     "train.keep_best",
     "train.on_checkpoint_error",
+    # Until something is not finite no number depends on it; a run that ended so goes on without the batch.
+    "train.on_non_finite",
     "train.on_failure",
     "train.max_restarts",
     "train.hang_timeout_s",
@@ -65,6 +67,21 @@ MAY_CHANGE = (
 _APART = ("train.strategy", "recipe.import")
 """Fields that may not change either, and stand in the identity by themselves."""
 
+_EFFECTS = {
+    "train.num_workers": "dropout and batch normalisation depend on the number of workers",
+    **dict.fromkeys(
+        (
+            "train.cpus_per_worker",
+            "train.gpus_per_worker",
+            "train.threads_per_worker",
+            "train.compile",
+            "train.activation_checkpointing",
+        ),
+        "rounding may differ",
+    ),
+}
+_LENGTH = ("train.epochs", "train.max_steps")
+
 
 @dataclass(frozen=True)
 class Change:
@@ -74,6 +91,17 @@ class Change:
     old: Any
     new: Any
     allowed: bool
+    lr_by_length: bool = False
+    """Whether the learning rate at a step depends on how many steps there are to be."""
+
+    @property
+    def effect(self) -> str:
+        """Return what it does to the numbers from here on; empty where that is nothing, or where it may not be."""
+        if not self.allowed:
+            return ""
+        if self.path in _LENGTH:
+            return "the learning rate follows the new length from here on" if self.lr_by_length else ""
+        return _EFFECTS.get(self.path, "")
 
     def __str__(self) -> str:
         return f"{self.path}: was {_shown(self.old)}, now {_shown(self.new)}"
@@ -105,8 +133,9 @@ def identity(spec: ProjectSpec) -> dict[str, str]:
 def differences(old: ProjectSpec, new: ProjectSpec) -> list[Change]:
     """Return every field whose value differs, and whether it may."""
     before, after = (dict(_leaves(_comparable(spec))) for spec in (old, new))
+    by_length = new.train.schedule != "constant" or new.train.warmup_fraction > 0
     return [
-        Change(path, before.get(path), after.get(path), _may_change(path))
+        Change(path, before.get(path), after.get(path), _may_change(path), lr_by_length=by_length)
         for path in dict.fromkeys([*before, *after])
         if before.get(path) != after.get(path)
     ]
@@ -125,17 +154,10 @@ def refuse_forbidden(changes: Sequence[Change], *, run_id: str) -> None:
     what = "differs in what decides its result" if any(_decides(change) for change in forbidden) else "differs"
     raise UsageError(
         f"run {run_id} cannot go on with this configuration, which {what}:\n{lines}",
-        hint=f"Put these back, or start a new run. When a run goes on, there may change: {_allowed()}.",
+        hint="Put these back, or start a new run with `raymlops train`. What may change when a run goes on: how far it "
+        "goes (epochs, max_steps, patience), what it runs on (workers, resources, compile), checkpoints, failure "
+        "policies and logging.",
     )
-
-
-def _allowed() -> str:
-    """Return ``MAY_CHANGE`` section by section: ``train.{epochs, patience}, sweep``."""
-    fields: dict[str, list[str]] = {}
-    for path in MAY_CHANGE:
-        section, _, field = path.partition(".")
-        fields.setdefault(section, []).extend([field] if field else [])
-    return ", ".join(f"{name}.{{{', '.join(inside)}}}" if inside else name for name, inside in fields.items())
 
 
 def _decides(change: Change) -> bool:

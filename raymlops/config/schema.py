@@ -156,7 +156,10 @@ class TrainSection(Spec):
     accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
     strategy: Literal["ddp", "fsdp"] = Field("ddp", description="fsdp shards parameters and optimizer over the workers")
     shard_min_params: int = Field(
-        100_000, ge=1, description="fsdp: submodules of at least this many parameters are sharded by themselves"
+        100_000,
+        ge=1,
+        description="submodules of at least this many parameters are units: of sharding with fsdp, and of "
+        "activation_checkpointing",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass; fp16 scales the loss")
     compile: bool = Field(False, description="torch.compile the model")

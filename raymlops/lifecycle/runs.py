@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.load import load_data
-from raymlops.errors import RefusedError, UsageError
+from raymlops.errors import RecipeImportError, RefusedError, UsageError
 from raymlops.lifecycle.sharing import check_sharing
 from raymlops.lifecycle.source import Source, known_tracker, project_of
 from raymlops.project import bind
@@ -20,6 +22,7 @@ from raymlops.project import bind
 if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.records import RunRecord, SweepRecord
+    from raymlops.training.lookup import Recorded
 
 _log = logging.getLogger(__name__)
 
@@ -150,10 +153,27 @@ def _resumed(
     if source is not None:
         project = project_of(source, overrides=overrides, env=env, recipe=recipe)
     else:
-        assert recorded.spec is not None
-        project = bind(load_data(recorded.spec.to_dict(), overrides=overrides), recipe=recipe)
+        project = _as_recorded(recorded, overrides=overrides, recipe=recipe)
     check_resumable(recorded, project.spec)
     return project
+
+
+def _as_recorded(recorded: Recorded, *, overrides: Sequence[str], recipe: type | str | None) -> Project:
+    """Return the project of a run's own configuration; one whose recipe is not found here is told where it was."""
+    from raymlops.training.record import CWD
+
+    assert recorded.spec is not None
+    try:
+        return bind(load_data(recorded.spec.to_dict(), overrides=overrides), recipe=recipe)
+    except RecipeImportError as error:
+        folder, host = recorded.tags.get(CWD, ""), recorded.tags.get("raymlops.host", "")
+        if recipe is not None or folder in {"", str(Path.cwd())}:
+            raise
+        where = folder if host in {"", platform.node()} else f"{folder} on {host}"
+        raise RecipeImportError(
+            error.message,
+            hint=f"The run was started in {where}: resume it from there, or put that folder on PYTHONPATH.",
+        ) from error
 
 
 def _shown(on_event: OnEvent | None, display: Callable[[], Any]) -> AbstractContextManager[OnEvent]:

@@ -17,6 +17,7 @@ from raymlops.state.lease import holder_of, lease
 from raymlops.state.store import state_url
 from raymlops.training import sealed, storage
 from raymlops.training.lookup import CHECKPOINTS, ORIGIN, RUNS, find, origin, who_holds
+from raymlops.training.resume import is_evaluated
 from raymlops.training.retention import POINTER, Kept
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Standing:
     weights_uri: str = ""
     spared: str = ""
     """Why nothing of it may be touched; empty where nothing speaks for that."""
+    evaluated: bool = False
+    """Whether its test metrics are on record, as registering it leaves them: it cannot be trained for longer."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ def decide(found: Sequence[RunFiles], standing: Mapping[str, Standing], *, runs_
     """Return what may go, run by run, each with its reason.
 
     - all files of a run that MLflow has no more;
-    - of a FINISHED run every checkpoint but the one that its weights are in;
+    - of a FINISHED run every checkpoint but the one that its weights are in and the last one, from which it can be
+      trained for longer; of one that was registered, which cannot, the last one too;
     - unfinished checkpoints, damaged ones that were set aside, and ones that newer ones replaced.
     """
     waste = []
@@ -128,7 +132,9 @@ def decide(found: Sequence[RunFiles], standing: Mapping[str, Standing], *, runs_
             continue
         checkpoints = run.checkpoints()
         for name, files in checkpoints.items():
-            reason = _useless(name, files, run.kept) or _left_behind(name, of_run, checkpoints=checkpoints)
+            reason = _useless(name, files, run.kept) or _left_behind(
+                name, of_run, checkpoints=checkpoints, kept=run.kept
+            )
             if reason:
                 size = sum(file.size_bytes for file in files)
                 waste.append(Waste(run.run_id, storage.join(uri, CHECKPOINTS, name), size, reason))
@@ -233,12 +239,15 @@ def _useless(name: str, files: Sequence[File], kept: Kept | None) -> str:
     return ""
 
 
-def _left_behind(name: str, of_run: Standing, *, checkpoints: Mapping[str, Sequence[File]]) -> str:
+def _left_behind(name: str, of_run: Standing, *, checkpoints: Mapping[str, Sequence[File]], kept: Kept | None) -> str:
     """Return why a finished run has no use for a checkpoint; empty where it has, or where its best one is missing."""
     best = of_run.weights_uri.partition("?")[0].rstrip("/").rpartition("/")[2]
     if of_run.status != "FINISHED" or best not in checkpoints or name == best or _is_file(name, checkpoints[name]):
         return ""
-    return "the run is finished, and this is not its best"
+    if of_run.evaluated:
+        return "the run was registered, and this is not its best"
+    # Without a pointer nobody knows which one is the last.
+    return "" if kept is None or name == kept.last else "the run is finished, and this is neither its best nor its last"
 
 
 def _is_file(name: str, files: Sequence[File]) -> bool:
@@ -278,7 +287,13 @@ def _standing(tracker: Tracker, spec: ProjectSpec, run: RunFiles, *, runs_uri: s
         return Standing("missing" if recorded is None else "deleted", spared=f"in use by {holder}" if holder else "")
     held, who = ("free", "") if mine else who_holds(recorded)
     spared = {"held": f"in use by {who}", "unknown": f"it may be in use: {who}"}.get(held, "")
-    return Standing("active", recorded.status, recorded.tags.get("raymlops.weights_uri", ""), spared)
+    return Standing(
+        "active",
+        recorded.status,
+        recorded.tags.get("raymlops.weights_uri", ""),
+        spared,
+        evaluated=recorded.status == "FINISHED" and is_evaluated(tracker, run.run_id),
+    )
 
 
 def _lease_url(tracker: Tracker, spec: ProjectSpec, run_id: str) -> str:

@@ -57,6 +57,8 @@ def write_whole(folder: Path, *, model: Mapping[str, torch.Tensor], trainer: Map
     try:
         save_file(dict(model), folder / MODEL)
         write_trainer(folder, trainer)
+        # safetensors makes a file that its owner alone can read; torch's has the mode that the umask asks for.
+        (folder / MODEL).chmod((folder / TRAINER).stat().st_mode & 0o777)
     except Exception as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
 

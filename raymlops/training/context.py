@@ -168,6 +168,7 @@ class TrainContext:
                 state.cut = None
             state.finished = self._over()
             self._reporter.goes_on(state)
+            self._reporter.tell("start", state, epoch=state.epoch, step=state.step)
         return self.run_state
 
     @property
@@ -339,7 +340,10 @@ class TrainContext:
 
     def run(self, loop: Callable[[TrainContext], None]) -> Outcome:
         """Run the recipe's own loop or ``loop``, and return what it reached."""
-        self._reporter.tell("start", self.run_state, epoch=0, step=0)
+        if self._resume is None:
+            self._reporter.tell("start", self.run_state, epoch=0, step=0)
+        if self.spec.compile:
+            self.message("compiling: the first step takes longer, a minute or more on a CPU")
         own = self.recipe.train_loop
         try:
             if own is None:

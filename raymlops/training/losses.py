@@ -79,5 +79,5 @@ def non_finite(message: str) -> NonFiniteError:
     """Return the error that ends a run for a number that is none."""
     return NonFiniteError(
         message,
-        hint="Lower train.lr, set train.clip_norm, look for extreme values in the data, or set train.on_non_finite.",
+        hint="Look for extreme values in the data, or start a new run with a lower train.lr or with train.clip_norm.",
     )

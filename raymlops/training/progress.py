@@ -120,7 +120,8 @@ def logfmt(event: Event) -> str:
         pairs["rows_per_s"] = f"{event.rows_per_s:.0f}"
     if event.workers:
         pairs["workers"] = event.workers
-    pairs["elapsed_s"] = f"{event.elapsed_s:.1f}"
+    if event.elapsed_s:
+        pairs["elapsed_s"] = f"{event.elapsed_s:.1f}"
     if event.kind in {"step", "epoch"} and event.eta_s is not None:
         pairs["eta_s"] = f"{event.eta_s:.0f}"
     if event.message:

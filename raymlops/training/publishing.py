@@ -7,6 +7,7 @@ unfinished folder or one that the pointer does not name yet. Knows nothing of mo
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import threading
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _SIGN_EVERY_S = 1.0
 """How often whoever waits for the thread gives a sign of life."""
+_SAID_EVERY = 10
+"""Of failures in a row for a reason that was told, every so many are told again, in short."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ class Publisher:
         self._on_event = on_event
         self._thread: threading.Thread | None = None
         self._failure: RaymlopsError | None = None
+        self._in_a_row = 0
+        self._told: set[str] = set()
+        """The reasons that were told since one was written."""
 
     @property
     def busy(self) -> bool:
@@ -103,12 +109,30 @@ class Publisher:
         if failure is None:
             for kind in wanted:
                 self.lost.pop(kind, None)
+            self._tell_success(job)
             return
         self.lost |= dict.fromkeys(wanted, failure)
         self.failures += 1
         self._failure = failure
+        self._tell_failure(job, failure)
+
+    def _tell_failure(self, job: Job, failure: RaymlopsError) -> None:
+        """Say a new reason whole; on a full disk each checkpoint fails for the same one."""
+        self._in_a_row += 1
+        reason = _kind(failure)
         if self._rank == 0:
-            self._on_event(f"{failure.message}. {failure.hint or ''}".rstrip())
+            if reason not in self._told:
+                self._on_event(f"{failure.message}. {failure.hint or ''}".rstrip())
+            elif self._in_a_row % _SAID_EVERY == 0:
+                step = job.entry.step
+                self._on_event(f"checkpoint of step {step} could not be written either ({self._in_a_row} so far)")
+        self._told.add(reason)
+
+    def _tell_success(self, job: Job) -> None:
+        if self._in_a_row and self._rank == 0:
+            self._on_event(f"checkpoints can be written again: that of step {job.entry.step} was")
+        self._in_a_row = 0
+        self._told.clear()
 
     def _part(self, job: Job) -> sealed.Digests | RaymlopsError:
         """Write this rank's files, and return their digests or why there are none."""
@@ -202,6 +226,11 @@ class Publisher:
         return StorageError(
             f"{what} could not be written: {error.message}", hint=f"{kept}. {error.hint or ''}".rstrip()
         )
+
+
+def _kind(failure: RaymlopsError) -> str:
+    """Return a failure's reason without what differs each time: the checkpoint, sizes, tokens in names of files."""
+    return f"{type(failure).__name__}: {re.sub('[0-9a-f]*[0-9][0-9a-f]*', '', failure.message.partition(': ')[2])}"
 
 
 def _unforeseen(job: Job, error: Exception) -> RaymlopsError:

@@ -22,6 +22,7 @@ from raymlops.training.runstate import RunState
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+BEGINS_AGAIN = "no usable checkpoint is left: the run begins again at its first step"
 _NAMED, _OLD_NAMED = "step-", "epoch-"
 
 

@@ -10,6 +10,7 @@ import json
 import platform
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.bundle.code import collect
@@ -32,6 +33,7 @@ __all__ = [
     "CODE_FILES",
     "CODE_SHA",
     "CONFIG",
+    "CWD",
     "REASON",
     "ReopenedRun",
     "RunWriter",
@@ -47,6 +49,8 @@ CODE_FILES = "code/files.json"
 """Artifacts: the whole configuration, and a digest of each file of the recipe's code."""
 CODE_SHA = "raymlops.code_sha"
 """Tag: the digest of the recipe's code."""
+CWD = "raymlops.cwd"
+"""Tag: the folder that the run was started in, where a recipe may be that stands in no package."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ def open_run(
         "raymlops.torch": installed.get("torch", ""),
         "raymlops.python": platform.python_version(),
         "raymlops.host": machine["host"],
+        CWD: str(Path.cwd()),
         "mlflow.source.name": project.reference,
     }
     if git.commit:

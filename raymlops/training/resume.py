@@ -191,7 +191,7 @@ def write_changes(
         # First the file: a tag that speaks of a configuration which nobody can read would be worse than an old tag.
         tracker.log_text(recorded.run_id, dump(project.spec), CONFIG)
         tags["raymlops.config_sha"] = project.spec.sha()
-    said = [*(str(change) for change in changes), *(f"code changed: {name}" for name in files)]
+    said = [*(_said(change) for change in changes), *(f"code changed: {name}" for name in files)]
     if said:
         tags[RESUMED_WITH_CHANGES] = _with_entry(recorded.tags.get(RESUMED_WITH_CHANGES, ""), said)
         tracker.set_tags(recorded.run_id, tags)
@@ -205,6 +205,10 @@ def resumes_with_changes(tags: Mapping[str, str]) -> list[dict[str, Any]]:
     except ValueError:
         return []
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
+
+def _said(change: Change) -> str:
+    return f"{change} ({change.effect})" if change.effect else str(change)
 
 
 def _raised(before: TrainSection, now: TrainSection) -> bool:

@@ -10,12 +10,12 @@ import json
 import platform
 import secrets
 import time
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raymlops.config.changes import identity
-from raymlops.errors import RefusedError, StorageError, TrackingError, TrainingError
+from raymlops.errors import NonFiniteError, RefusedError, StorageError, TrackingError
 from raymlops.records import RunRecord
 from raymlops.signals import remembered, stop_asked
 from raymlops.state.lease import lease
@@ -29,7 +29,7 @@ from raymlops.training.local import LocalResult, run_in_process, run_local
 from raymlops.training.lookup import CHECKPOINTS, LOG, RUNS, STORAGE_PATH, absolute, look_up, mark_origin
 from raymlops.training.preflight import has_unused_parameters, preflight
 from raymlops.training.progress import Event
-from raymlops.training.recall import recall
+from raymlops.training.recall import BEGINS_AGAIN, recall
 from raymlops.training.record import RunWriter, open_run, reopen_run
 from raymlops.training.writer import CHECKPOINT_FAILURES
 
@@ -118,6 +118,7 @@ def train(
             place = Place(runs_uri, run_id)
             writer = RunWriter(tracker, run_id, on_event=on_event, log_uri=place.log_uri)
         try:
+            writer(_message(f"run {place.run_id}"))
             if before is None:
                 held.enter_context(_lease(project, place.run_id))
                 mark_origin(storage.join(runs_uri, place.run_id), tracker)
@@ -143,10 +144,18 @@ def train(
             raise  # somebody else trains it now, and says how it ends
         except BaseException as error:
             writer.close_failed(error)
-            if isinstance(error, KeyboardInterrupt | TrainingError | StorageError):
-                error.add_note(f"It goes on from its newest checkpoint with: raymlops train --resume {place.run_id}")
+            with suppress(StorageError):
+                if storage.listing(place.checkpoints_uri):
+                    error.add_note(_how_to_go_on(error, place.run_id))
             raise
     return record
+
+
+def _how_to_go_on(error: BaseException, run_id: str) -> str:
+    command = f"raymlops train --resume {run_id}"
+    if isinstance(error, NonFiniteError):
+        return f"Without such batches it goes on from its newest checkpoint: {command} train.on_non_finite=skip"
+    return f"It goes on from its newest checkpoint: {command}"
 
 
 def _lease(project: Project, run_id: str) -> AbstractContextManager[None]:
@@ -226,6 +235,8 @@ def _run_here(
     found = recall(place.checkpoints_uri, metric=section.metric, mode=section.mode)
     for text in found.set_aside:
         writer(_message(f"a checkpoint could not be used and was set aside: {text}"))
+    if found.state is None and found.set_aside:
+        writer(_message(BEGINS_AGAIN))
     if found.state is not None:
         writer.catch_up(found.state.points)
         writer.note_restart(f"goes on after step {found.state.step}", step=found.state.step, workers=0)
@@ -259,7 +270,7 @@ def _close_finished(writer: RunWriter, record: RunRecord) -> None:
     writer(
         Event(
             "end",
-            epoch=record.best_epoch,
+            epoch=record.epochs,
             epochs=record.epochs,
             step=record.steps,
             steps=record.steps,

@@ -52,6 +52,8 @@ class Found:
     """The last one's ``state.json``; empty where it cannot be read."""
     problem: str = ""
     """Why it could not be looked at."""
+    unusable: str = ""
+    """What is wrong with the newest one, and what resuming does with it, where it would pass it over."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,8 @@ def _resume(recorded: Recorded, state: State, found: Found, *, who: str, evaluat
         return "refused: it was never written down whole"
     if found.problem:
         return f"nobody can tell: {found.problem}"
+    if found.unusable:
+        return f"the newest checkpoint {found.unusable} goes on from the one before, or from the start: {command}"
     if found.last is None:
         return f"begins again, for want of a checkpoint: {command}"
     return f"goes on from step {found.last.step}: {command}"
@@ -254,9 +258,11 @@ def _look(recorded: Recorded, *, now: datetime) -> Found:
             return Found(kept)
         folder = storage.join(uri, name)
         files = files_under(folder)
-        state: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, STATE)))
-    except (NotFoundError, StorageError, ValueError) as error:
-        return Found(problem=f"its last checkpoint cannot be read: {error}")
+        state = _read_state(folder)
+    except StorageError as error:
+        return Found(problem=f"its last checkpoint cannot be read: {error.message}")
+    if state is None:
+        return Found(kept, unusable=f"{name} is {'damaged; resuming sets it aside and' if files else 'gone; resuming'}")
     times = [file.written_at for file in files if file.written_at is not None]
     last = CheckpointStatus(
         name=name,
@@ -266,6 +272,15 @@ def _look(recorded: Recorded, *, now: datetime) -> Found:
         size_bytes=sum(file.size_bytes for file in files),
     )
     return Found(kept, last, state)
+
+
+def _read_state(folder: str) -> dict[str, Any] | None:
+    """Return a checkpoint's ``state.json``; None where there is none, or none that can be read."""
+    try:
+        state = json.loads(storage.read_bytes(storage.join(folder, STATE)))
+    except (NotFoundError, ValueError):
+        return None
+    return state if isinstance(state, dict) else None
 
 
 def _trials(tracker: Tracker, recorded: Recorded) -> dict[str, int]:

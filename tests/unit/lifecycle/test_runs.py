@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from raymlops.errors import NotFoundError, RefusedError, UsageError
+from raymlops.errors import NotFoundError, RecipeImportError, RefusedError, UsageError
 from raymlops.lifecycle.operate import collect, run_log, run_status
 from raymlops.lifecycle.runs import train
 from raymlops.lifecycle.source import known_tracker, place_of
@@ -76,6 +77,23 @@ def test_overrides_apply_to_the_configuration_of_the_run(elsewhere: str) -> None
     assert train(resume=elsewhere, overrides=["train.epochs=4"], on_event=silent).epochs == 4
 
 
+def test_a_recipe_that_is_not_here_is_said_to_be_where_the_run_was_started(
+    elsewhere: str, storage_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the folder that it was started in, the reason is what it says."""
+    monkeypatch.setattr("sys.path", [path for path in sys.path if not path.endswith("fixtures")])
+    monkeypatch.delitem(sys.modules, "tiny")
+    with pytest.raises(RecipeImportError, match="there is no module 'tiny'") as caught:
+        train(resume=elsewhere, on_event=silent)
+    assert caught.value.hint == (
+        f"The run was started in {storage_path.parent}: resume it from there, or put that folder on PYTHONPATH."
+    )
+    monkeypatch.chdir(storage_path.parent)
+    with pytest.raises(RecipeImportError) as caught:
+        train(resume=elsewhere, on_event=silent)
+    assert "The run was started in" not in str(caught.value)
+
+
 def test_a_configuration_is_compared_with_that_of_the_run(stopped: str, data: dict[str, Any]) -> None:
     """The same one goes on."""
     other = data | {"train": {**data["train"], "seed": 1}}
@@ -134,7 +152,8 @@ def test_where_things_are_can_be_said_without_a_file() -> None:
 def test_the_log_of_a_run_ends_where_nobody_trains_it(elsewhere: str) -> None:
     """Following one that was stopped returns, with the line that says so last."""
     lines = list(run_log(elsewhere, follow=True))
-    assert "event=start" in lines[0]
+    assert f'msg="run {elsewhere}"' in lines[0]
+    assert "event=start" in lines[1]
     assert "event=closed status=KILLED" in lines[-1]
 
 

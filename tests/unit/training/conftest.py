@@ -1,16 +1,17 @@
-"""Projects on the tiny recipe."""
+"""Projects on the tiny recipe, and the two kinds of places that checkpoints are in."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from fake_s3 import FakeS3, fake_s3
 
 from raymlops.config.load import load_data
 from raymlops.project import Project, bind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -35,3 +36,20 @@ def tiny_project(tmp_path: Path) -> Callable[..., Project]:
         return bind(load_data(data | (more or {})))
 
     return make
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeS3]:
+    """Yield an object store on loopback, for pyarrow's own S3 client."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
+    with fake_s3() as server:
+        yield server
+
+
+@pytest.fixture(params=["path", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return a folder of checkpoints, on the disk and in the object store."""
+    if request.param == "s3":
+        return request.getfixturevalue("s3").uri("bucket/run/checkpoints")
+    return f"{tmp_path}/run/checkpoints"

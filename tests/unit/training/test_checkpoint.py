@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from fake_s3 import FakeS3, fake_s3
 from snapshots import IDENTITY, folder_saver, snapshot, train_a_while
 
 from raymlops.config.schema import TrainSection
@@ -19,23 +18,9 @@ from raymlops.training.recall import recall
 from raymlops.training.retention import Entry, Kept
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeS3]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
-    with fake_s3() as server:
-        yield server
-
-
-@pytest.fixture(params=["path", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "s3":
-        return request.getfixturevalue("s3").uri("bucket/run/checkpoints")
-    return f"{tmp_path}/run/checkpoints"
+    from fake_s3 import FakeS3
 
 
 def folders(place: str) -> list[str]:
@@ -273,9 +258,39 @@ def test_a_failed_write_is_told_and_passed_over(tmp_path: Path) -> None:
         saver.save(snapshot(step), best=False, last=False)
     saver.wait()
     assert saver.failures == 1
-    assert len(told) == 1
     assert "the checkpoint of step 2 could not be written" in told[0]
+    assert told[1:] == ["checkpoints can be written again: that of step 3 was"]
     assert saver.last_uri == f"{tmp_path}/step-00000003-aaa-3"
+
+
+def test_a_reason_that_stays_is_told_in_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 25 on a full disk the first is told whole, then the 10th and the 20th; a new reason and the end are told."""
+    told: list[str] = []
+    free = iter([*range(1000, 26000, 1000), *[1 << 40] * 3])
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": next(free)}))
+    saver = folder_saver(str(tmp_path), on_error="continue", on_event=told.append)
+    in_the_way(tmp_path, "step-00000026-aaa-26")
+    for step in range(1, 29):
+        saver.save(snapshot(step), best=step % 2 == 0, last=False)
+    saver.wait()
+    assert "the checkpoint of step 1 could not be written: " in told[0]
+    assert told[1:3] == [
+        "checkpoint of step 10 could not be written either (10 so far)",
+        "checkpoint of step 20 could not be written either (20 so far)",
+    ]
+    assert "the best checkpoint of step 26 could not be written: " in told[3]
+    assert told[4:] == ["checkpoints can be written again: that of step 27 was"]
+    assert saver.failures == 26
+
+
+def test_all_files_have_the_mode_that_the_umask_asks_for(tmp_path: Path) -> None:
+    """Also that of safetensors, which would make it readable to its owner alone."""
+    saver = folder_saver(str(tmp_path / "run"))
+    saver.save(snapshot(1), best=True, last=True)
+    saver.wait()
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "run/step-00000001-aaa-1").iterdir()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
 
 
 @pytest.mark.parametrize(("best", "last"), [(True, False), (False, True)])

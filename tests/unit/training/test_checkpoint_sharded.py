@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import checkpoint_jobs as jobs
 import pytest
 import torch
-from fake_s3 import FakeS3, fake_s3
 from ranks import ranks
 
 from raymlops.training import storage
@@ -16,25 +15,9 @@ from raymlops.training.checkpoint import load_weights
 from raymlops.training.recall import recall
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "word"}
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeS3]:
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    with fake_s3() as server:
-        yield server
-
-
-@pytest.fixture(params=["path", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "s3":
-        return request.getfixturevalue("s3").uri("bucket/run/checkpoints")
-    return f"{tmp_path}/run/checkpoints"
 
 
 def folders(place: str) -> list[str]:

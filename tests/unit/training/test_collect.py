@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from raymlops.state.lease import lease
 from raymlops.state.store import state_url
 from raymlops.tracking.client import Tracker, tracker
 from raymlops.training.collect import File, RunFiles, Standing, Waste, decide, files_under, look, newest_whole, remove
-from raymlops.training.lookup import mark_origin
+from raymlops.training.lookup import EVALUATION, mark_origin
 from raymlops.training.record import open_run
 from raymlops.training.retention import Entry, Kept
 
@@ -75,13 +76,24 @@ def test_without_a_pointer_no_checkpoint_is_called_old() -> None:
     assert waste(*whole("step-00000010-a-1"), *whole("step-00000020-a-2"), kept=None) == {}
 
 
-def test_a_finished_run_keeps_its_best_checkpoint_alone() -> None:
-    """Its weights are there; the last one is of no use to anybody."""
-    files = [*whole("step-00000020-a-2"), *whole("step-00000030-a-3")]
+def test_a_finished_run_keeps_its_best_checkpoint_and_its_last() -> None:
+    """Its weights are in one, and from the other it can be trained for longer."""
+    files = [*whole("step-00000020-a-2"), *whole("step-00000025-a-9"), *whole("step-00000030-a-3")]
+    kept = replace(KEPT, entries=(*KEPT.entries, Entry("step-00000025-a-9", 25, 4)))
     done = Standing("active", "FINISHED", "/s/runs/r1/checkpoints/step-00000020-a-2")
-    assert waste(*files, standing=done) == {
-        "checkpoints/step-00000030-a-3": "the run is finished, and this is not its best"
+    assert waste(*files, standing=done, kept=kept) == {
+        "checkpoints/step-00000025-a-9": "the run is finished, and this is neither its best nor its last"
     }
+    assert waste(*files, standing=done, kept=None) == {}
+
+
+def test_a_registered_run_keeps_its_best_checkpoint_alone() -> None:
+    """Resuming it is refused; the last one is of no use to anybody."""
+    files = [*whole("step-00000020-a-2"), *whole("step-00000030-a-3")]
+    done = Standing("active", "FINISHED", "/s/runs/r1/checkpoints/step-00000020-a-2", evaluated=True)
+    expected = {"checkpoints/step-00000030-a-3": "the run was registered, and this is not its best"}
+    assert waste(*files, standing=done) == expected
+    assert waste(*files, standing=done, kept=None) == expected
 
 
 def test_a_finished_run_whose_best_is_gone_keeps_the_others() -> None:
@@ -202,9 +214,11 @@ def test_a_run_that_was_resumed_meanwhile_is_refused(run: Run, project: Project,
 
 
 def test_only_what_may_still_go_is_removed(run: Run, project: Project, mlflow: Tracker) -> None:
-    """It was finished, then trained for longer: its last checkpoint is not waste any more."""
+    """It was registered, then brought back by hand: its last checkpoint is not waste any more."""
     mlflow.set_tags(run.id, {"raymlops.weights_uri": str(run.folder / "checkpoints/step-00000020-a-2")})
     mlflow.end_run(run.id, "FINISHED")
+    assert {Path(item.uri).name for item in look(mlflow, project.spec).waste} == {"step-00000040-b-1"}
+    mlflow.log_text(run.id, "{}", EVALUATION)
     found = look(mlflow, project.spec)
     assert {Path(item.uri).name for item in found.waste} == {"step-00000030-a-3", "step-00000040-b-1"}
     mlflow.reopen_run(run.id)
@@ -282,6 +296,7 @@ def test_an_object_store_is_cleaned_too(project: Project, mlflow: Tracker, monke
         store.objects.update(objects)
         mlflow.set_tags(run_id, {"raymlops.weights_uri": store.uri(f"{folder}/step-00000020-a-2")})
         mlflow.end_run(run_id, "FINISHED")
+        mlflow.log_text(run_id, "{}", EVALUATION)
         found = look(mlflow, far.spec)
         assert {(Path(item.uri.partition("?")[0]).name, item.size_bytes) for item in found.waste} == {
             ("step-00000030-a-3", 2),

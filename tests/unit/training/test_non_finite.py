@@ -64,6 +64,17 @@ def test_skip_leaves_the_batch_out_and_says_so(poisoned: Any, tmp_path: Path) ->
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
+def test_another_policy_from_a_checkpoint_on_gives_the_same_weights(poisoned: Any, tmp_path: Path) -> None:
+    """Before the fault, which is behind the first step of this seed, no number depends on the policy."""
+    begun = Attempt(poisoned("stop", seed=1), tmp_path / "stopped", token="a", after=1)
+    assert (begun.outcome.stopped, begun.outcome.steps) == ("interrupted", 1)
+    again = Attempt(poisoned("skip", seed=1), tmp_path / "stopped", token="b")
+    whole = Attempt(poisoned("skip", seed=1), tmp_path / "whole", token="a")
+    assert sum("the batch is left out" in event.message for event in again.events) == 2
+    got, expected = (load_weights(str(done.saver.last_uri))[0] for done in (again, whole))
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
 def test_rollback_leaves_out_all_since_the_checkpoint(poisoned: Any, tmp_path: Path) -> None:
     """With a checkpoint every second step, a fault takes the steps since the last one with it, and no others."""
     done = Attempt(poisoned("rollback"), tmp_path, token="a")

@@ -7,7 +7,6 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from fake_s3 import FakeS3, fake_s3
 from snapshots import folder_saver, snapshot, train_a_while
 
 from raymlops.errors import StorageError, UsageError
@@ -16,23 +15,9 @@ from raymlops.training.recall import Recalled, recall
 from raymlops.training.retention import Kept
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeS3]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
-    with fake_s3() as server:
-        yield server
-
-
-@pytest.fixture(params=["path", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "s3":
-        return request.getfixturevalue("s3").uri("bucket/run/checkpoints")
-    return f"{tmp_path}/run/checkpoints"
+    from fake_s3 import FakeS3
 
 
 def found(place: str, *, repair: bool = True) -> Recalled:

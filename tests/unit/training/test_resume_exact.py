@@ -80,3 +80,35 @@ def test_more_epochs_go_on_from_the_end(project: Project, tmp_path: Path) -> Non
     second = Attempt(longer, tmp_path, token="b")
     assert second.outcome.epochs == 5
     assert second.outcome.history[:3] == first.outcome.history
+
+
+class OwnLoop(Tiny):
+    """Brings its own loop, which asks where it stands: one full-batch step an epoch."""
+
+    def train_loop(self, ctx: Any) -> None:
+        model = ctx.model()
+        loss_of = ctx.parallel(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+        state = ctx.restore(model=model, optimizer=optimizer)
+        train = ctx.prepared.splits["train"]
+        batch = train.batch(torch.arange(train.rows))
+        for epoch in range(state.epoch, ctx.spec.epochs + 1):
+            ctx.seed_step(epoch)
+            optimizer.zero_grad()
+            loss = loss_of(batch)
+            loss.backward()
+            optimizer.step()
+            if ctx.report(epoch=epoch, step=epoch, metrics={"train/loss": loss.item(), **ctx.evaluate(model)}):
+                return
+
+
+def test_a_loop_of_its_own_goes_on_from_its_last_report(project: Project, tmp_path: Path) -> None:
+    """One that calls restore() ends where it would have ended, wherever it was stopped."""
+    own = dataclasses.replace(project, recipe_class=OwnLoop)
+    whole = Attempt(own, tmp_path / "whole", token="w")
+    assert whole.outcome.epochs == 3
+    for after in range(1, 6):
+        first = Attempt(own, tmp_path / f"cut-{after}", token="a", after=after)
+        assert first.outcome.stopped == "interrupted"
+        second = Attempt(own, tmp_path / f"cut-{after}", token="b")
+        assert second.outcome.history == whole.outcome.history, after

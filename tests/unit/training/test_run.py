@@ -78,10 +78,11 @@ def test_the_record_is_the_best_epoch(project: Project) -> None:
 
 
 def test_events_tell_the_whole_run(project: Project) -> None:
-    """Start, steps, epochs, end, in order; the end carries the best epoch's metrics."""
+    """The run's id, start, steps, epochs, end, in order; the end carries the best epoch's metrics."""
     events: list[Event] = []
     record = train(project, on_event=events.append)
-    kinds = [event.kind for event in events]
+    assert events[0].message == f"run {record.run_id}"
+    kinds = [event.kind for event in events if event.kind != "message"]
     assert (kinds[0], kinds[-1]) == ("start", "end")
     assert kinds.count("epoch") == 3
     assert events[-1].metrics == record.metrics

@@ -6,23 +6,15 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from fake_s3 import FakeS3, fake_s3
 
 from raymlops.errors import NotFoundError, StorageError
 from raymlops.training import sealed, storage
 from raymlops.training.sealed import Draft, damage, merged, set_aside, verified
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeS3]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
-    with fake_s3() as server:
-        yield server
+    from fake_s3 import FakeS3
 
 
 @pytest.fixture(params=["path", "s3"])

@@ -207,6 +207,26 @@ def test_a_run_without_a_pointer_is_looked_at_too(project: Project, mlflow: Trac
     assert now.checkpoint.step == record.steps
 
 
+@pytest.mark.parametrize("text", ['{"step": "1', "[3]", "\udcff"])
+def test_a_damaged_checkpoint_says_what_resuming_does(project: Project, mlflow: Tracker, text: str) -> None:
+    """It passes it over; one that is gone too."""
+    record = train(project)
+    kept = Kept.from_json((Path(record.weights_uri).parent / "index.json").read_bytes())
+    assert kept is not None
+    last = Path(record.weights_uri).parent / str(kept.last)
+    (last / "state.json").write_bytes(text.encode(errors="surrogateescape"))
+    mlflow.client.set_terminated(record.run_id, "FAILED")
+    command = f"raymlops train --resume {record.run_id}"
+    assert run_status(mlflow, record.run_id).resume == (
+        f"the newest checkpoint {last.name} is damaged; resuming sets it aside and goes on from the one before, or "
+        f"from the start: {command}"
+    )
+    last.rename(last.parent.parent / "moved")
+    assert run_status(mlflow, record.run_id).resume == (
+        f"the newest checkpoint {last.name} is gone; resuming goes on from the one before, or from the start: {command}"
+    )
+
+
 def test_who_holds_a_real_run_is_told(project: Project, mlflow: Tracker) -> None:
     """While it does; afterwards the run is an interrupted one. Before, its lease was never here."""
     run_id = open_run(mlflow, project, DataRecord("f", {"train": 1}))
