@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _KILL_S = 10.0
 """How long killed workers may take to be gone before their controller is killed too."""
 _LOOK_S = 0.1
+_QUIET_S = 1.0
+"""How long nothing of a killed controller's may have appeared before it is taken to be gone whole."""
 _UNUSED_CALLBACKS = {
     # A detached actor that looks after placement groups: it outlives us, and asks a dashboard that may not be there.
     "PlacementGroupCleanerCallback",
@@ -116,6 +118,7 @@ class Attempt:
         return "CREATED" not in _placement_groups(_id(self._controller)).values()
 
     def _end(self) -> None:
+        quiet_s = 0.0 if self.done else _QUIET_S
         deadline = time.monotonic() + _KILL_S
         while not self.done and not self._handles and time.monotonic() < deadline:
             # Too early to have been told whom to end.
@@ -129,7 +132,7 @@ class Attempt:
         if self._controller is not None:
             _kill(self._controller)
             with suppress(Exception):  # the cluster may be gone
-                _clean_up(self._controller)
+                _clean_up(self._controller, quiet_s=quiet_s)
         self.wait(_KILL_S)
 
     def _run(self) -> None:
@@ -239,19 +242,28 @@ def _id(handle: Any) -> str:
     return actor_id
 
 
-def _clean_up(controller: Any) -> None:
-    """Remove what a dead controller leaves: Ray ends its actors, but keeps its placement groups as long as the job."""
+def _clean_up(controller: Any, *, quiet_s: float) -> None:
+    """Remove what a dead controller leaves: Ray ends its actors, but keeps its placement groups as long as the job.
+
+    One that it asked for in its last moment may appear after its death, so it is looked for more than once.
+    """
     import ray
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
     deadline = time.monotonic() + _KILL_S
-    while time.monotonic() < deadline:
-        if ray._private.state.actors(_id(controller)).get("State") == "DEAD":  # noqa: SLF001 - no public table
-            break
-        time.sleep(_LOOK_S)
-    for group_id, state in _placement_groups(_id(controller)).items():
-        if state != "REMOVED":
+    quiet_since: float | None = None
+    while (now := time.monotonic()) < deadline:
+        left = [found for found, state in _placement_groups(_id(controller)).items() if state != "REMOVED"]
+        for group_id in left:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group_id)))
+        dead = ray._private.state.actors(_id(controller)).get("State") == "DEAD"  # noqa: SLF001 - no public table
+        if left or not dead:
+            quiet_since = None
+        else:
+            quiet_since = quiet_since or now
+            if now - quiet_since >= quiet_s:
+                return
+        time.sleep(_LOOK_S)
 
 
 def _placement_groups(controller_id: str) -> dict[bytes, str]:
