@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, Any
 
@@ -30,6 +32,38 @@ app = typer.Typer(
 )
 for module in (projects, runs, operations, models, live, clusters):
     module.add_to(app)
+
+
+class _InterruptedError(BaseException):
+    """Carries an interrupt, with what was noted on it, past typer, which makes a bare exit code of one."""
+
+    def __init__(self, by: KeyboardInterrupt) -> None:
+        super().__init__()
+        self.by = by
+
+
+def _carry_interrupts(group: typer.Typer) -> None:
+    """Let every command of a group, and of those in it, raise an interrupt in a way that typer lets through."""
+    for command in group.registered_commands:
+        assert command.callback is not None
+        command.callback = _carrying(command.callback)
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            _carry_interrupts(inner.typer_instance)
+
+
+def _carrying(command: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(command)
+    def run_command(*arguments: Any, **options: Any) -> Any:
+        try:
+            return command(*arguments, **options)
+        except KeyboardInterrupt as error:
+            raise _InterruptedError(error) from error
+
+    return run_command
+
+
+_carry_interrupts(app)
 
 
 @app.callback()
@@ -56,10 +90,10 @@ def main(arguments: list[str]) -> int:
     try:
         # Outside of its standalone mode typer returns the code of typer.Exit, and raises everything else.
         code = app(arguments, standalone_mode=False)
-    except typer.Abort as aborted:
-        # What typer makes of an interrupt; how the work goes on is noted on that.
-        cause = aborted.__cause__
-        return report_error(cause if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt(), as_json=as_json)
+    except typer.Abort:
+        return report_error(KeyboardInterrupt(), as_json=as_json)
+    except _InterruptedError as interrupted:
+        return report_error(interrupted.by, as_json=as_json)
     except TyperException as error:
         usage = UsageError(error.format_message(), hint="Commands: raymlops --help. Options: raymlops COMMAND --help.")
         return report_error(usage, as_json=as_json)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from raymlops.cli.main import app, main
+from raymlops.cli.main import _carry_interrupts, _InterruptedError, app, main
 
 ROOT = Path(__file__).resolve().parents[3]
 HEAVY = {"ray", "torch", "mlflow", "optuna", "pandas", "pyarrow"}
@@ -122,3 +122,19 @@ def test_changes_need_yes_without_a_terminal(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("sys.stdin", nobody)
         assert main(["rollback", "--config", str(tmp_path / "a.yaml")]) == 2
     assert "--yes" in capsys.readouterr().err
+
+
+def test_an_interrupt_keeps_what_was_noted_on_it():
+    """typer makes a bare exit code of it; how the work goes on would be lost."""
+    app = typer.Typer()
+
+    @app.command()
+    def one() -> None:
+        error = KeyboardInterrupt()
+        error.add_note("it goes on with two")
+        raise error
+
+    _carry_interrupts(app)
+    with pytest.raises(_InterruptedError) as raised:
+        app([], standalone_mode=False)
+    assert raised.value.by.__notes__ == ["it goes on with two"]
