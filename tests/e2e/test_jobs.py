@@ -56,6 +56,7 @@ def test_every_job_script_runs_on_a_cluster_from_up(user, repository):
     asked = user.raymlops("predict", "digits", "--file", "rows.json")
     first = json.loads(asked.stdout.splitlines()[0])
     curl = next(line for line in asked.stderr.splitlines() if line.startswith("curl "))
-    assert json.loads(user.run("bash", "-c", curl).stdout)["outputs"] == [first]
+    (output,) = json.loads(user.run("bash", "-c", curl).stdout)["outputs"]
+    assert output == pytest.approx(first, rel=1e-5)  # one row alone is not rounded as in a batch of three
     assert json.loads(user.raymlops("down", "--json").stdout)["down"]["stopped"] > 0
     assert user.processes() == []
