@@ -33,7 +33,9 @@ def test_a_stopped_job_goes_on_as_another_one(user, repository):
     wait_for(lambda: workers(user) == [] or None)
     assert time.monotonic() - began < FREE_WITHIN_S
     # The driver writes how the run ended after its workers have.
-    stopped = wait_for(lambda: (now := status(user, run_id))["state"] not in {"running", "interrupted"} and now or None)
+    stopped = wait_for(
+        lambda: ((now := status(user, run_id))["state"] not in {"running", "interrupted"} and now) or None
+    )
     assert stopped["state"] == "killed"
     assert stopped["checkpoint"]["step"] >= stopped["step"] > 20
 
