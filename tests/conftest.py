@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fake_s3 import FakeS3
+
 # Test modules are imported by path and workers import by name: what a worker needs lives in tests/fixtures.
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
 
@@ -42,3 +44,14 @@ def storage_path(mlflow_database: Path, tmp_path: Path) -> Path:
     folder.mkdir()
     shutil.copy(mlflow_database, folder / "mlflow.db")
     return folder
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeS3]:
+    """Yield an object store on loopback, for pyarrow's own S3 client."""
+    from fake_s3 import fake_s3
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
+    with fake_s3() as server:
+        yield server

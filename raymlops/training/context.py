@@ -106,7 +106,6 @@ class TrainContext:
         self._control = control
         self._resume = resume
         self._identity = dict(identity or {})
-        self._best = Best(spec.metric, spec.mode, patience=spec.patience)
         self._agreement = Agreement(
             orders,
             every_minutes=spec.checkpoint_every_minutes,
@@ -309,20 +308,20 @@ class TrainContext:
             NonFiniteError: it is NaN or infinite.
             StorageError: the model cannot be written; what was kept before is still there.
         """
-        value = metrics.get(self._best.metric)
+        best = self._best
+        value = metrics.get(best.metric)
         if value is None:
             raise RecipeError(
-                f"train.metric is {self._best.metric!r}, which was not reported; reported: {', '.join(sorted(metrics))}"
+                f"train.metric is {best.metric!r}, which was not reported; reported: {', '.join(sorted(metrics))}"
             )
         if not math.isfinite(value):
-            raise NonFiniteError(f"{self._best.metric} is {value} after epoch {epoch} (step {step})")
+            raise NonFiniteError(f"{best.metric} is {value} after epoch {epoch} (step {step})")
         if model is not None:
             self._trained = (model, optimizer, None)
         state = self.run_state
         state.history.append(dict(metrics))
-        improved = self._best.update(len(state.history), value)
-        state.best_epoch, state.waited = self._best.epoch, self._best.waited
-        state.best_value = self._best.value
+        improved = best.update(len(state.history), value)
+        state.best_epoch, state.best_value, state.waited = best.epoch, best.value, best.waited
         state.epoch, state.batch, state.step = epoch + 1, 0, step
         state.loss_sum, state.loss_rows = 0.0, 0
         self._reporter.tell("epoch", state, epoch=epoch, step=step, metrics=metrics)
@@ -372,6 +371,13 @@ class TrainContext:
             workers=self.world_size,
         )
 
+    @property
+    def _best(self) -> Best:
+        """Return the best report so far, as ``run_state`` has it."""
+        state = self.run_state
+        value = math.nan if state.best_value is None else state.best_value
+        return Best(self.spec.metric, self.spec.mode, self.spec.patience, state.best_epoch, value, state.waited)
+
     def _over(self) -> bool:
         state = self.run_state
         # In mid-epoch the last step may be taken, and its epoch not reported yet.
@@ -381,7 +387,7 @@ class TrainContext:
     def _load(self, uri: str, *, kept: Kept | None = None) -> None:
         """Load a checkpoint. ``kept`` is what is there, where every rank knows that: a best one may have been lost."""
         model, optimizer, scaler = self._trained
-        self.run_state = state = restore(
+        self.run_state = restore(
             uri,
             identity=self._identity,
             model=model,
@@ -390,9 +396,7 @@ class TrainContext:
             sharded=self.sharded,
             kept=kept,
         )
-        value = math.nan if state.best_value is None else state.best_value
-        self._best = Best(self.spec.metric, self.spec.mode, self.spec.patience, state.best_epoch, value, state.waited)
-        self._agreement.moved_to(state.step)
+        self._agreement.moved_to(self.run_state.step)
 
     def _shared(self, last_uri: str | None) -> str | None:
         """Return rank 0's last checkpoint on every rank: it alone knows what was written."""

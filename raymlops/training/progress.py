@@ -51,6 +51,11 @@ class Event:
         return self.elapsed_s / self.step * (self.steps - self.step) if self.step and self.steps else None
 
 
+def words(text: str, *, tags: Mapping[str, str] | None = None) -> Event:
+    """Return an event that says something now; ``tags`` are what the run's record is to say from now on."""
+    return Event("message", message=text, timestamp_ms=int(time.time() * 1000), tags=tags or {})
+
+
 class Display(Protocol):
     """Shows events; a context manager, so that a live bar is gone when an error is printed."""
 

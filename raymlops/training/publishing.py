@@ -136,7 +136,7 @@ class Publisher:
 
     def _part(self, job: Job) -> sealed.Digests | RaymlopsError:
         """Write this rank's files, and return their digests or why there are none."""
-        finished = job.finish is None
+        finished = False
         try:
             if job.need_bytes:
                 storage.check_space(job.draft.uri, need_bytes=job.need_bytes)

@@ -22,7 +22,6 @@ from raymlops.training.runstate import RunState
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-BEGINS_AGAIN = "no usable checkpoint is left: the run begins again at its first step"
 _NAMED, _OLD_NAMED = "step-", "epoch-"
 
 
@@ -38,6 +37,13 @@ class Recalled:
     state: RunState | None
     set_aside: tuple[str, ...]
     kept: Kept
+
+    def said(self) -> list[str]:
+        """Return what whoever watches the run must hear: what was set aside, and that nothing is left."""
+        said = [f"a checkpoint could not be used and was set aside: {text}" for text in self.set_aside]
+        if said and self.state is None:
+            said.append("no usable checkpoint is left: the run begins again at its first step")
+        return said
 
 
 def recall(checkpoints_uri: str, *, metric: str, mode: str, repair: bool = True) -> Recalled:

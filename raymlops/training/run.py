@@ -28,8 +28,8 @@ from raymlops.training.data import SOURCES, prepare
 from raymlops.training.local import LocalResult, run_in_process, run_local
 from raymlops.training.lookup import CHECKPOINTS, LOG, RUNS, STORAGE_PATH, absolute, look_up, mark_origin
 from raymlops.training.preflight import has_unused_parameters, preflight
-from raymlops.training.progress import Event
-from raymlops.training.recall import BEGINS_AGAIN, recall
+from raymlops.training.progress import Event, words
+from raymlops.training.recall import recall
 from raymlops.training.record import RunWriter, open_run, reopen_run
 from raymlops.training.writer import CHECKPOINT_FAILURES
 
@@ -118,7 +118,7 @@ def train(
             place = Place(runs_uri, run_id)
             writer = RunWriter(tracker, run_id, on_event=on_event, log_uri=place.log_uri)
         try:
-            writer(_message(f"run {place.run_id}"))
+            writer(words(f"run {place.run_id}"))
             if before is None:
                 held.enter_context(_lease(project, place.run_id))
                 mark_origin(storage.join(runs_uri, place.run_id), tracker)
@@ -191,7 +191,7 @@ def _reopened(
         log_uri=place.log_uri,
     )
     for text in said:
-        writer(_message(f"goes on with a change: {text}"))
+        writer(words(f"goes on with a change: {text}"))
     return writer
 
 
@@ -208,7 +208,7 @@ def _run(
                 return ""
             if not told:
                 told.append(True)
-                writer(_message("stopping after a last checkpoint; once more ends it at once"))
+                writer(words("stopping after a last checkpoint; once more ends it at once"))
             return "interrupted"
 
         try:
@@ -231,12 +231,10 @@ def _run(
 def _run_here(
     project: Project, prepared: Prepared, *, place: Place, writer: RunWriter, orders: Callable[[], str]
 ) -> tuple[Outcome, str]:
-    section = project.spec.train
+    section, mine = project.spec.train, identity(project.spec)
     found = recall(place.checkpoints_uri, metric=section.metric, mode=section.mode)
-    for text in found.set_aside:
-        writer(_message(f"a checkpoint could not be used and was set aside: {text}"))
-    if found.state is None and found.set_aside:
-        writer(_message(BEGINS_AGAIN))
+    for text in found.said():
+        writer(words(text))
     if found.state is not None:
         writer.catch_up(found.state.points)
         writer.note_restart(f"goes on after step {found.state.step}", step=found.state.step, workers=0)
@@ -244,9 +242,9 @@ def _run_here(
         section,
         place.checkpoints_uri,
         token=secrets.token_hex(3),
-        identity=identity(project.spec),
+        identity=mine,
         kept=found.kept,
-        on_event=lambda text: writer(_message(text, {CHECKPOINT_FAILURES: str(saver.failures)})),
+        on_event=lambda text: writer(words(text, tags={CHECKPOINT_FAILURES: str(saver.failures)})),
     )
     outcome = run_in_process(
         project,
@@ -255,15 +253,11 @@ def _run_here(
         emit=writer,
         orders=orders,
         resume=found.uri,
-        identity=identity(project.spec),
+        identity=mine,
     )
     if outcome.stopped:
         raise KeyboardInterrupt
     return outcome, saver.best_uri
-
-
-def _message(text: str, tags: Mapping[str, str] | None = None) -> Event:
-    return Event("message", message=text, timestamp_ms=int(time.time() * 1000), tags=tags or {})
 
 
 def _close_finished(writer: RunWriter, record: RunRecord) -> None:

@@ -20,7 +20,7 @@ from raymlops.training.elastic import choose
 from raymlops.training.nodes import dead, draining
 from raymlops.training.oversee import EVERY_S, LOOK_AROUND_EVERY_S, Oversight
 from raymlops.training.post import Post
-from raymlops.training.recall import BEGINS_AGAIN, recall
+from raymlops.training.recall import recall
 from raymlops.training.recovery import decide
 from raymlops.training.tell import Teller, plural
 from raymlops.training.watch import Watch
@@ -139,12 +139,10 @@ class _Run:
 
     def _recall(self) -> Recalled:
         recalled = recall(self._place.checkpoints_uri, metric=self._section.metric, mode=self._section.mode)
-        for text in recalled.set_aside:
-            self._tell(f"a checkpoint could not be used and was set aside: {text}")
+        for text in recalled.said():
+            self._tell(text)
         if recalled.state is not None:
             self._tell.catch_up(recalled.state.points)
-        elif recalled.set_aside:
-            self._tell(BEGINS_AGAIN)
         return recalled
 
     def _find_room(self) -> int:

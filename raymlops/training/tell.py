@@ -5,15 +5,15 @@ Owns the wording, the seconds that a change cost, and errors of whoever listens,
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from raymlops.training.progress import Event
+from raymlops.training.progress import words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from raymlops.training.progress import Event
     from raymlops.training.runstate import Point
     from raymlops.training.watch import Watch
 
@@ -54,7 +54,7 @@ class Teller:
 
     def __call__(self, text: str) -> None:
         """Say something."""
-        self.pass_on([Event("message", message=text, timestamp_ms=int(time.time() * 1000))])
+        self.pass_on([words(text)])
 
     def pass_on(self, events: Iterable[Event]) -> None:
         """Pass events on, also after one that the writer failed at: each may hold metrics that are nowhere else."""

@@ -68,11 +68,11 @@ def _train(
     from raymlops.training.context import TrainContext
     from raymlops.training.data import prepare
     from raymlops.training.loop import default_loop
-    from raymlops.training.progress import Event
+    from raymlops.training.progress import words
     from raymlops.training.writer import CHECKPOINT_FAILURES
 
     project = Project.from_dict(config["project"])
-    section = project.spec.train
+    section, mine = project.spec.train, identity(project.spec)
     torch.set_num_threads(section.threads_per_worker or max(1, int(section.cpus_per_worker)))
     prepared = prepare(project, state=config["state"], sources=config["sources"])
     pulse.alive(0)
@@ -87,14 +87,12 @@ def _train(
         section,
         config["checkpoints_uri"],
         token=config["token"],
-        identity=identity(project.spec),
+        identity=mine,
         kept=config["kept"],
         rank=rank,
         world_size=world_size,
         group=checkpoints,
-        on_event=lambda text: line.emit(
-            Event("message", message=text, tags={CHECKPOINT_FAILURES: str(saver.failures)})
-        ),
+        on_event=lambda text: line.emit(words(text, tags={CHECKPOINT_FAILURES: str(saver.failures)})),
         alive=pulse.tick,
     )
     outcome = TrainContext(
@@ -110,9 +108,8 @@ def _train(
         alive=pulse.alive,
         control=control,
         resume=config["resume"],
-        identity=identity(project.spec),
+        identity=mine,
     ).run(default_loop)
-    saver.wait()
     if rank != 0:
         return None
     line.flush()

@@ -1,12 +1,9 @@
 """A job that is stopped writes a last checkpoint, says so, gives its places back, and goes on as another job."""
 
 import json
-import shutil
 import time
 
 import pytest
-
-from raymlops.cluster.ports import free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -16,12 +13,7 @@ FREE_WITHIN_S = 30
 
 def test_a_stopped_job_goes_on_as_another_one(user, repository):
     """``ray job stop`` in mid-run: KILLED with a checkpoint of that moment, no worker left; resumed by its id alone."""
-    for folder in ("jobs", "configs"):
-        shutil.copytree(repository / folder, user.cwd / "project" / folder)
-    user.cwd /= "project"
-    ports = {name: free_port() for name in ("http", "dashboard", "mlflow", "ray")}
-    flags = [text for name, port in ports.items() for text in (f"--{name}-port", port)]
-    user.env |= json.loads(user.raymlops("up", *flags, "--json").stdout)["env"]
+    user.up_with_project(repository)
 
     job = ["--", "python", "jobs/train.py"]
     user.run("ray", "job", "submit", "--no-wait", "--submission-id", "long", "--working-dir", ".", *job,

@@ -1,11 +1,9 @@
 import json
 import re
-import shutil
 
 import httpx
 import pytest
 
-from raymlops.cluster.ports import free_port
 from raymlops.recipes.digits import Digits
 
 pytestmark = pytest.mark.e2e
@@ -28,13 +26,7 @@ def result_of(log):
 
 def test_every_job_script_runs_on_a_cluster_from_up(user, repository):
     """train, sweep, pipeline and deploy by ``ray job submit``; the endpoint answers; ``down`` leaves nothing."""
-    for folder in ("jobs", "configs"):
-        shutil.copytree(repository / folder, user.cwd / "project" / folder)
-    user.cwd /= "project"
-    ports = {name: free_port() for name in ("http", "dashboard", "mlflow", "ray")}
-    flags = [text for name, port in ports.items() for text in (f"--{name}-port", port)]
-    up = json.loads(user.raymlops("up", *flags, "--json").stdout)
-    user.env |= up["env"]
+    ports = user.up_with_project(repository)
 
     def submit(verb, *arguments):
         command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", f"jobs/{verb}.py"]

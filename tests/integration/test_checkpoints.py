@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import checkpoint_jobs
 import pytest
 import torch
-from fake_s3 import FakeS3, fake_s3
 from ranks import ranks
 from snapshots import folder_saver, train_a_while, write_until_killed
 
@@ -29,15 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
+    from fake_s3 import FakeS3
+
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeS3]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
-    with fake_s3() as server:
-        yield server
 
 
 @pytest.fixture

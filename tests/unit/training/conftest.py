@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fake_s3 import FakeS3, fake_s3
 
 from raymlops.config.load import load_data
 from raymlops.project import Project, bind
+from raymlops.tracking.client import Tracker, tracker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -39,12 +39,16 @@ def tiny_project(tmp_path: Path) -> Callable[..., Project]:
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeS3]:
-    """Yield an object store on loopback, for pyarrow's own S3 client."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
-    with fake_s3() as server:
-        yield server
+def project(tiny_project: Callable[..., Project], storage_path: Path) -> Project:
+    """Return the tiny project, where an MLflow database is ready."""
+    del storage_path
+    return tiny_project()
+
+
+@pytest.fixture
+def mlflow(project: Project) -> Tracker:
+    """Return the MLflow of the project."""
+    return tracker(project.spec)
 
 
 @pytest.fixture(params=["path", "s3"])

@@ -15,7 +15,7 @@ from fake_s3 import fake_s3
 from raymlops.records import DataRecord
 from raymlops.state.lease import lease
 from raymlops.state.store import state_url
-from raymlops.tracking.client import Tracker, tracker
+from raymlops.tracking.client import Tracker
 from raymlops.training.collect import File, RunFiles, Standing, Waste, decide, files_under, look, newest_whole, remove
 from raymlops.training.lookup import EVALUATION, mark_origin
 from raymlops.training.record import open_run
@@ -135,16 +135,6 @@ def test_sizes_are_of_all_files() -> None:
     run = RunFiles("r1", (*whole("step-00000010-a-1"),), KEPT)
     (item,) = decide([run], {"r1": Standing("active", "RUNNING")}, runs_uri="s3://b/runs")
     assert item == Waste("r1", "s3://b/runs/r1/checkpoints/step-00000010-a-1", 20, "replaced by newer ones")
-
-
-@pytest.fixture
-def project(tiny_project: Any, storage_path: Path) -> Project:
-    return tiny_project()
-
-
-@pytest.fixture
-def mlflow(project: Project) -> Tracker:
-    return tracker(project.spec)
 
 
 class Run:

@@ -6,7 +6,6 @@ import pytest
 
 from raymlops.errors import ConfigError, NotFoundError
 from raymlops.records import DataRecord
-from raymlops.tracking.client import Tracker, tracker
 from raymlops.training.lookup import look_up, read_config
 from raymlops.training.record import open_run
 
@@ -14,16 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from raymlops.project import Project
-
-
-@pytest.fixture
-def project(tiny_project: Any, storage_path: Path) -> Project:
-    return tiny_project()
-
-
-@pytest.fixture
-def mlflow(project: Project) -> Tracker:
-    return tracker(project.spec)
+    from raymlops.tracking.client import Tracker
 
 
 @pytest.fixture

@@ -206,16 +206,21 @@ def test_a_file_that_the_manifest_does_not_name_is_not_trusted(place: str) -> No
     assert "trainer.pt is not in manifest.json" in recalled.set_aside[0]
 
 
-def test_ones_that_the_pointer_dropped_are_removed(tmp_path: Path) -> None:
-    """Killed after the pointer had moved and before they were removed."""
-    place = str(tmp_path)
-    saver = folder_saver(place, keep=1)
+def killed_before_pruning(folder: Path) -> str:
+    """Leave the checkpoints of two steps, of which the pointer names the second alone."""
+    saver = folder_saver(str(folder), keep=1)
     saver.save(snapshot(1), best=False, last=False)
     saver.wait()
-    shutil.copytree(tmp_path / "step-00000001-aaa-1", tmp_path / "copy")
+    shutil.copytree(folder / "step-00000001-aaa-1", folder / "copy")
     saver.save(snapshot(2), best=False, last=False)
     saver.wait()
-    (tmp_path / "copy").rename(tmp_path / "step-00000001-aaa-1")
+    (folder / "copy").rename(folder / "step-00000001-aaa-1")
+    return str(folder)
+
+
+def test_ones_that_the_pointer_dropped_are_removed(tmp_path: Path) -> None:
+    """Killed after the pointer had moved and before they were removed."""
+    place = killed_before_pruning(tmp_path)
     recalled = found(place)
     assert recalled.uri == f"{place}/step-00000002-aaa-2"
     assert folders(place) == ["step-00000002-aaa-2"]
@@ -223,14 +228,7 @@ def test_ones_that_the_pointer_dropped_are_removed(tmp_path: Path) -> None:
 
 def test_one_that_the_pointer_dropped_is_better_than_none(tmp_path: Path) -> None:
     """The only one named is damaged; the dropped one is still there."""
-    place = str(tmp_path)
-    saver = folder_saver(place, keep=1)
-    saver.save(snapshot(1), best=False, last=False)
-    saver.wait()
-    shutil.copytree(tmp_path / "step-00000001-aaa-1", tmp_path / "copy")
-    saver.save(snapshot(2), best=False, last=False)
-    saver.wait()
-    (tmp_path / "copy").rename(tmp_path / "step-00000001-aaa-1")
+    place = killed_before_pruning(tmp_path)
     damage(place, "step-00000002-aaa-2")
     recalled = found(place)
     assert recalled.uri == f"{place}/step-00000001-aaa-1"

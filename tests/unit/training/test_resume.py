@@ -9,7 +9,6 @@ import pytest
 from raymlops.bundle.code import collect
 from raymlops.errors import UsageError
 from raymlops.records import DataRecord
-from raymlops.tracking.client import Tracker, tracker
 from raymlops.training.lookup import EVALUATION, Recorded, look_up
 from raymlops.training.record import open_run
 from raymlops.training.resume import (
@@ -25,21 +24,10 @@ from raymlops.training.resume import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from raymlops.project import Project
+    from raymlops.tracking.client import Tracker
 
 DATA = DataRecord("f" * 64, {"train": 300, "validation": 101, "test": 300})
-
-
-@pytest.fixture
-def project(tiny_project: Any, storage_path: Path) -> Project:
-    return tiny_project()
-
-
-@pytest.fixture
-def mlflow(project: Project) -> Tracker:
-    return tracker(project.spec)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,7 +14,6 @@ from raymlops.errors import NotFoundError
 from raymlops.records import DataRecord
 from raymlops.state.lease import lease
 from raymlops.state.store import state_url
-from raymlops.tracking.client import Tracker, tracker
 from raymlops.training.lookup import EVALUATION, Recorded
 from raymlops.training.record import open_run
 from raymlops.training.retention import Entry, Kept
@@ -23,6 +22,7 @@ from raymlops.training.status import CheckpointStatus, Found, RunStatus, run_sta
 
 if TYPE_CHECKING:
     from raymlops.project import Project
+    from raymlops.tracking.client import Tracker
 
 NOW = datetime(2026, 11, 25, 12, 0, 40, tzinfo=UTC)
 PROGRESS = {
@@ -39,16 +39,6 @@ LAST = CheckpointStatus("step-00000100-a-3", 100, "2026-11-25T12:00:00+00:00", 4
 KEPT = Kept((Entry("step-00000080-a-2", 80, 2), Entry(LAST.name, 100, 3)), best="step-00000080-a-2", last=LAST.name)
 STATE = {"step": 100, "epoch": 3, "run": {"history": [{"m": 3.0}, {"m": 1.0}], "best_epoch": 2, "skipped": [7, 9]}}
 FOUND = Found(KEPT, LAST, STATE)
-
-
-@pytest.fixture
-def project(tiny_project: Any, storage_path: Path) -> Project:
-    return tiny_project()
-
-
-@pytest.fixture
-def mlflow(project: Project) -> Tracker:
-    return tracker(project.spec)
 
 
 @pytest.fixture
