@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
     from raymlops.errors import RaymlopsError
     from raymlops.lifecycle.gating import gate
+    from raymlops.lifecycle.handle import Sweep, attach, sweep
     from raymlops.lifecycle.live import deploy, promote, rollback
     from raymlops.lifecycle.pipeline import pipeline
     from raymlops.lifecycle.registering import register
-    from raymlops.lifecycle.runs import sweep, train
+    from raymlops.lifecycle.runs import train
     from raymlops.recipe import RecipeBase, RecipeConfig, Splits
     from raymlops.serving.client import predict
     from raymlops.signature import Column, Signature
@@ -32,6 +33,8 @@ _HOMES = {
     "RecipeConfig": "raymlops.recipe",
     "Signature": "raymlops.signature",
     "Splits": "raymlops.recipe",
+    "Sweep": "raymlops.lifecycle.handle",
+    "attach": "raymlops.lifecycle.handle",
     "deploy": "raymlops.lifecycle.live",
     "gate": "raymlops.lifecycle.gating",
     "load": "raymlops.config.load",
@@ -40,7 +43,7 @@ _HOMES = {
     "promote": "raymlops.lifecycle.live",
     "register": "raymlops.lifecycle.registering",
     "rollback": "raymlops.lifecycle.live",
-    "sweep": "raymlops.lifecycle.runs",
+    "sweep": "raymlops.lifecycle.handle",
     "train": "raymlops.lifecycle.runs",
 }
 
@@ -52,6 +55,8 @@ __all__ = [
     "RecipeConfig",
     "Signature",
     "Splits",
+    "Sweep",
+    "attach",
     "deploy",
     "gate",
     "load",
@@ -63,6 +68,13 @@ __all__ = [
     "sweep",
     "train",
 ]
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Add the cell magic ``%%raymlops FILE.py`` to a notebook: ``%load_ext raymlops``."""
+    from raymlops.notebook import add_magic
+
+    add_magic(shell)
 
 
 def __getattr__(name: str) -> Any:

@@ -351,7 +351,8 @@ def _import(reference: str) -> Any:
 def _main_error(text: str) -> RecipeImportError:
     return RecipeImportError(
         f"recipe {text!r} lives in __main__, which only this process can import",
-        hint="Move the class to a module of its own beside this script or notebook and name it module:Class.",
+        hint="In a notebook write its cell with `%%raymlops my_recipe.py` (after `%load_ext raymlops`), which makes it "
+        f"a module, and name it my_recipe:{text.rpartition(':')[2]}; else move the class to a module of its own.",
     )
 
 

@@ -63,12 +63,20 @@ class RunRecord(Record):
     num_workers: int
 
 
+@dataclass(frozen=True)
+class Objective(Record):
+    """A metric that a sweep optimises, and whether it is to fall or to rise."""
+
+    metric: str
+    mode: Literal["min", "max"]
+
+
 TrialStatus = Literal["complete", "pruned", "failed"]
 
 
 @dataclass(frozen=True)
 class TrialRecord(Record):
-    """One configuration of a sweep. ``value`` is the sweep's metric, None where it was never reported."""
+    """One configuration of a sweep. ``value`` is the sweep's metric, of several the first, None where it failed."""
 
     number: int
     params: dict[str, Any]
@@ -80,6 +88,29 @@ class TrialRecord(Record):
     """Why it failed; empty otherwise."""
     run_id: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    """Of its best epoch by ``train.metric``."""
+    values: tuple[float, ...] = ()
+    """Of each objective, where there are several."""
+    feasible: bool = True
+    """Whether it keeps ``sweep.constraints``."""
+    carried_from: str = ""
+    """``SWEEP_ID/NUMBER`` of a trial that a fork knows from the sweep before it; empty for one of its own."""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild a record; JSON knows lists alone."""
+        return super().from_dict({**data, "values": tuple(data.get("values", ()))})
+
+
+@dataclass(frozen=True)
+class SpentRecord(Record):
+    """What a sweep took so far, over all its resumes."""
+
+    wall_s: float = 0.0
+    cpu_hours: float = 0.0
+    gpu_hours: float = 0.0
+    cost: float = 0.0
+    currency: str = "USD"
 
 
 @dataclass(frozen=True)
@@ -99,6 +130,14 @@ class SweepRecord(Record):
     best_config: str
     """Path or URI of the YAML file that ``train`` takes."""
     duration_s: float
+    stopped: str = ""
+    """Which budget ended it, in words; empty where every trial ran."""
+    spent: SpentRecord = SpentRecord()
+    pareto: tuple[int, ...] = ()
+    """Of several objectives: the numbers of the trials that none other beats in all of them."""
+    forked_from: str = ""
+    report: str = ""
+    """Path or URI of the HTML report."""
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,7 @@ def undisturbed() -> Iterator[None]:
         yield
         return
     held: list[int] = []
-    before = {
-        number: signal.signal(number, lambda got, _frame: held.append(got))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    before = {number: signal.signal(number, lambda got, _frame: held.append(got)) for number in heeded()}
     try:
         yield
     finally:
@@ -93,12 +90,17 @@ def stop_asked() -> Iterator[Callable[[], bool]]:
         if len(asked) > 1:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in heeded()}
     try:
         yield lambda: bool(asked)
     finally:
         for number, handler in before.items():
             _put_back(number, handler)
+
+
+def heeded() -> list[signal.Signals]:
+    """Return those of SIGINT and SIGTERM that this process was not told to ignore, as a shell tells ``command &``."""
+    return [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def from_handler(error: BaseException) -> bool:

@@ -24,8 +24,8 @@ Work = Callable[[argparse.Namespace], Any]
 def run_job(verb: str, work: Work) -> None:
     """Parse ``--config FILE [--env NAME] [key.path=value ...]``, run ``work``, print its result.
 
-    A training takes ``--resume RUN_ID`` too, with or without a file. SIGTERM, which ends a job, is taken for Ctrl-C:
-    work that has something to save asks for both itself (``signals.stop_asked``).
+    A training and a sweep take ``--resume ID`` too, with or without a file. SIGTERM, which ends a job, is taken for
+    Ctrl-C: work that has something to save asks for both itself (``signals.stop_asked``).
 
     Raises:
         SystemExit: with the exit code of the error, once its result line is printed.
@@ -54,16 +54,21 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(verb: str) -> argparse.Namespace:
     parser = _Parser(prog=f"jobs/{verb}.py", description=f"raymlops {verb}, as a Ray job.")
-    parser.add_argument("--config", required=verb != "train", metavar="FILE")
+    go_on = {"train": ("resume",), "sweep": ("resume", "fork")}.get(verb, ())
+    parser.add_argument("--config", required=not go_on, metavar="FILE")
     parser.add_argument("--env", metavar="NAME")
-    if verb == "train":
-        parser.add_argument("--resume", metavar="RUN_ID", help="a run of before, which goes on")
+    if go_on:
+        parser.add_argument("--resume", metavar="ID", help=f"a {verb} of before, which goes on")
+    if verb == "sweep":
+        parser.add_argument("--extend", action="append", default=[], metavar="KEY=+N", help="of the one that goes on")
+        parser.add_argument("--fork", metavar="ID", help="a sweep of before, whose trials a new one knows")
     if verb == "deploy":
         parser.add_argument("--version", default="@challenger", metavar="VERSION", help="a number or @alias")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     arguments = parser.parse_args()
-    if verb == "train" and arguments.config is None and arguments.resume is None:
-        parser.error("one of the following arguments is required: --config, --resume")
+    ways = ("config", *go_on)
+    if go_on and all(getattr(arguments, name) is None for name in ways):
+        parser.error(f"one of the following arguments is required: {', '.join(f'--{name}' for name in ways)}")
     return arguments
 
 

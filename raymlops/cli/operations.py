@@ -12,8 +12,11 @@ from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, 
 from raymlops.records import to_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from raymlops.training.collect import CollectRecord
     from raymlops.training.status import RunStatus
+    from raymlops.tuning.status import SweepStatus
 
 _SHOWN_RESTARTS = 5
 
@@ -73,11 +76,13 @@ def gc(
 
 
 def show_run(run_id: str, *, config: str | None, env: str | None, as_json: bool) -> None:
-    """Print how a run, or briefly a sweep, is doing."""
+    """Print how a run or a sweep is doing."""
     from raymlops.lifecycle.operate import run_status
+    from raymlops.training.status import RunStatus
 
     status = run_status(run_id, config, env=env)
-    answer(status.to_dict(), run_text(status), as_json=as_json)
+    text = run_text(status) if isinstance(status, RunStatus) else sweep_text(status)
+    answer(status.to_dict(), text, as_json=as_json)
 
 
 def run_text(status: RunStatus) -> str:
@@ -98,6 +103,17 @@ def run_text(status: RunStatus) -> str:
         "log": status.log_uri and f"{status.log_uri}, or raymlops logs {status.run_id}",
         "resume": status.resume if status.kind == "run" else None,
     }
+    return _lines(rows)
+
+
+def sweep_text(status: SweepStatus) -> str:
+    """Return a sweep's status as lines for a person."""
+    from raymlops.tuning.status import rows
+
+    return _lines(rows(status))
+
+
+def _lines(rows: Mapping[str, str | None]) -> str:
     lines = []
     for name, text in rows.items():
         for index, line in enumerate((text or "").splitlines()):

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raymlops.cli.output import ConfigOption, EnvOption, JsonFlag, OptionalConfig, Overrides, answer, table
+from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, answer, table
 from raymlops.errors import UsageError
 
 
@@ -46,12 +46,34 @@ def train(
 
 
 def sweep(
-    config: ConfigOption, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False
+    overrides: Overrides = None,
+    *,
+    config: OptionalConfig = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="SWEEP_ID", help="Go on with this sweep, however it was stopped.")
+    ] = None,
+    extend: Annotated[
+        list[str] | None,
+        typer.Option("--extend", metavar="KEY=+N", help="Of the resumed sweep: num_trials=+20, timeout_s=+3600, ..."),
+    ] = None,
+    fork: Annotated[
+        str | None,
+        typer.Option(
+            "--fork", metavar="SWEEP_ID", help="Start a new sweep that knows this one's trials, where they fit."
+        ),
+    ] = None,
+    env: EnvOption = None,
+    as_json: JsonFlag = False,
 ) -> None:
     """Search sweep.space for a better configuration; one MLflow run a trial under one parent."""
-    from raymlops.lifecycle.runs import sweep as run_sweep
+    from raymlops.lifecycle.sweeping import run_sweep
+    from raymlops.tuning.budget import words
 
-    record = run_sweep(config, overrides=overrides or (), env=env)
+    if config is None and resume is None and fork is None:
+        raise UsageError(
+            "missing option '--config'", hint="raymlops sweep --config FILE, or raymlops sweep --resume SWEEP_ID."
+        )
+    record = run_sweep(config, resume=resume, extend=extend or (), fork=fork, overrides=overrides or (), env=env)
     best = record.best
     rows: list[dict[str, Any]] = [
         {"trial": trial.number, "status": trial.status, record.metric: trial.value, "epochs": trial.epochs}
@@ -60,14 +82,19 @@ def sweep(
     rows.sort(
         key=lambda row: (row[record.metric] is None, (row[record.metric] or 0) * (1 if record.mode == "min" else -1))
     )
+    counted = len(record.trials) - sum(bool(trial.carried_from) for trial in record.trials)
     lines = [
         table(rows[:10], {"trial": None, "status": None, record.metric: _number, "epochs": None}),
         *([f"... and {len(rows) - 10} more"] if len(rows) > 10 else []),
         "",
-        f"sweep   {record.sweep_id}, {len(record.trials)} trials in {record.duration_s:.1f} s",
+        f"sweep   {record.sweep_id}, {counted} trials in {record.duration_s:.1f} s",
+        *([f"ended   it {record.stopped}"] if record.stopped else []),
         f"best    trial {best.number}: {record.metric} {_number(best.value)} with {_params(best.params)}",
+        *([f"front   trials {', '.join(map(str, record.pareto))}"] if record.pareto else []),
         f"config  {record.best_config}",
+        *([f"report  {record.report}"] if record.report else []),
         f"next    raymlops train --config {record.best_config}",
+        f"cost    {words(record.spent)}",
     ]
     answer(record.to_dict(), "\n".join(lines), as_json=as_json)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.config import shape
 from raymlops.config.messages import Finding, check, got
+from raymlops.config.rules import words
 from raymlops.config.schema import TrainSection
 
 if TYPE_CHECKING:
@@ -94,15 +95,9 @@ def _conditions(
             continue
         for value in values:
             if other in space and not space[other].can_be(value):
-                yield Finding(path, f"when: {other} is never {got(value)}; it is {_words(space[other])}")
+                yield Finding(path, f"when: {other} is never {got(value)}; it is {words(space[other])}")
             elif other not in space and (message := _unknown(other, models) or _refusal(other, value, models)):
                 yield Finding(path, f"when: {other}: {message}")
-
-
-def _words(searched: Distribution) -> str:
-    if searched.kind == "categorical":
-        return f"one of {', '.join(map(got, searched.choices))}"
-    return f"{searched.low} to {searched.high}"
 
 
 def _cycles(space: Mapping[str, Distribution]) -> Iterator[Finding]:

@@ -1,17 +1,20 @@
-"""What may differ when a run goes on: which fields decide its result, and how two configurations differ.
+"""What may differ when a run or a sweep goes on: which fields decide its result, and how two configurations differ.
 
-Pure. Owns the list of fields; a new one belongs to those that decide until it is put among those that do not.
+Pure. Owns the lists of fields; a new one belongs to those that decide until it is put among those that do not.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.paths import local_path
+from raymlops.config.schema import SweepSection
 from raymlops.errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,6 +66,34 @@ MAY_CHANGE = (
     "storage.state",
 )
 """Fields, and sections with all their fields, that may be others when a run goes on."""
+
+EXTENDABLE = ("num_trials", "timeout_s", "max_cpu_hours", "max_gpu_hours", "max_cost")
+"""Limits of a sweep that ``--extend`` raises."""
+
+SWEEP_MAY_CHANGE = (
+    *(
+        field
+        for field in MAY_CHANGE
+        # Trials are compared: each is as long as the others, and batches that one may leave out the others may too.
+        if field
+        not in {
+            "train.epochs",
+            "train.max_steps",
+            "train.patience",
+            "train.num_workers",
+            "train.on_non_finite",
+            "sweep",
+        }
+    ),
+    *(f"sweep.{field}" for field in EXTENDABLE),
+    "sweep.max_concurrent",
+    "sweep.max_restarts",
+    "sweep.checkpoint_every_s",
+    "sweep.price",
+    "sweep.target",
+    "sweep.patience",
+)
+"""Fields, and sections with all their fields, that may be others when a sweep goes on."""
 
 _APART = ("train.strategy", "recipe.import")
 """Fields that may not change either, and stand in the identity by themselves."""
@@ -118,7 +149,7 @@ def identity(spec: ProjectSpec) -> dict[str, str]:
         path: value
         for path, value in _leaves(spec.to_dict())
         if path.startswith(("train.", "recipe."))
-        and not _may_change(path)
+        and not _among(path, MAY_CHANGE)
         and path not in _APART
         and value != defaults.get(path, ...)
     }
@@ -135,7 +166,7 @@ def differences(old: ProjectSpec, new: ProjectSpec) -> list[Change]:
     before, after = (dict(_leaves(_comparable(spec))) for spec in (old, new))
     by_length = new.train.schedule != "constant" or new.train.warmup_fraction > 0
     return [
-        Change(path, before.get(path), after.get(path), _may_change(path), lr_by_length=by_length)
+        Change(path, before.get(path), after.get(path), _among(path, MAY_CHANGE), lr_by_length=by_length)
         for path in dict.fromkeys([*before, *after])
         if before.get(path) != after.get(path)
     ]
@@ -160,12 +191,87 @@ def refuse_forbidden(changes: Sequence[Change], *, run_id: str) -> None:
     )
 
 
+def sweep_changes(old: ProjectSpec, new: ProjectSpec) -> list[Change]:
+    """Return every field whose value differs from what a sweep is recorded with, and whether it may at its resume."""
+    before, after = _of_sweep(old), _of_sweep(new)
+    paths = [path for path in dict.fromkeys([*before, *after]) if before.get(path) != after.get(path)]
+    if any(path.startswith("sweep.space.") for path in paths):
+        paths = [path for path in paths if path != "sweep.space"]  # its order alone is said where nothing else is
+    return [Change(path, before.get(path), after.get(path), _among(path, SWEEP_MAY_CHANGE)) for path in paths]
+
+
+def refuse_sweep_changes(changes: Sequence[Change], *, sweep_id: str) -> None:
+    """Refuse to go on with a configuration whose trials could not be compared with those that there are.
+
+    Raises:
+        UsageError: naming each such field with both values, what may change, and how to search anew from what is known.
+    """
+    forbidden = [change for change in changes if not change.allowed]
+    if not forbidden:
+        return
+    lines = "\n".join(f"  {change}" for change in forbidden)
+    raise UsageError(
+        f"sweep {sweep_id} cannot go on with this configuration, which differs in what its trials are:\n{lines}",
+        hint=f"Put these back, or begin a new sweep that knows this one's trials: raymlops sweep --fork {sweep_id} "
+        "--config FILE. What may change when a sweep goes on: num_trials, budgets, target, patience, max_concurrent, "
+        "max_restarts, and of train resources, checkpoints and logging.",
+    )
+
+
+def extended(spec_data: Mapping[str, Any], extensions: Sequence[str]) -> list[str]:
+    """Return the overrides that raise a sweep's limits: ``num_trials=+20``, with 30 so far, is ``sweep.num_trials=50``.
+
+    ``spec_data`` is a configuration as plain data. A number without a sign is the new limit itself.
+
+    Raises:
+        UsageError: no such limit, no number, one that is no larger than before, or nothing to add to.
+    """
+    section = spec_data.get("sweep") or {}
+    now = {name: section.get(name, SweepSection.model_fields[name].default) for name in EXTENDABLE}
+    overrides: dict[str, str] = {}
+    for text in extensions:
+        written, equals, value = (part.strip() for part in text.partition("="))
+        name = written.removeprefix("sweep.")
+        if not equals or name not in EXTENDABLE:
+            near = get_close_matches(name, EXTENDABLE, n=1)
+            advice = f"did you mean {near[0]}=+N? " if near and near[0] != name else ""
+            raise UsageError(
+                f"got --extend {text!r}; {advice}Write NAME=+N or NAME=N with one of {', '.join(EXTENDABLE)}",
+                hint="For example --extend num_trials=+20.",
+            )
+        now[name] = _raised(name, now[name], value)
+        overrides[name] = f"sweep.{name}={now[name]}"
+    return list(overrides.values())
+
+
+def _raised(name: str, before: float | None, value: str) -> float:
+    try:
+        number = int(value) if name == "num_trials" else float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        what = "a whole number" if name == "num_trials" else "a number"
+        raise UsageError(f"got --extend {name}={value}; {what}, such as {name}=+20")
+    if before is None:
+        raise UsageError(
+            f"sweep.{name} has no limit, so that there is nothing to extend",
+            hint=f"It stays without one. To set one write sweep.{name}={number:g} as an override.",
+        )
+    after = before + number if value.startswith("+") else number
+    if after <= before:
+        raise UsageError(
+            f"got --extend {name}={value}, which makes it {after:g}; more than it is now, {before:g}",
+            hint=f"To lower it write sweep.{name}={after:g} as an override." if after > 0 else None,
+        )
+    return int(after) if float(after).is_integer() else after
+
+
 def _decides(change: Change) -> bool:
     return change.path.startswith(("train.", "recipe."))
 
 
-def _may_change(path: str) -> bool:
-    return any(path == field or path.startswith(f"{field}.") for field in MAY_CHANGE)
+def _among(path: str, fields: Sequence[str]) -> bool:
+    return any(path == field or path.startswith(f"{field}.") for field in fields)
 
 
 def _comparable(spec: ProjectSpec) -> dict[str, Any]:
@@ -174,6 +280,15 @@ def _comparable(spec: ProjectSpec) -> dict[str, Any]:
     folder = local_path(spec.storage.path)
     data["storage"]["path"] = spec.storage.path.rstrip("/") if folder is None else str(folder)
     return data
+
+
+def _of_sweep(spec: ProjectSpec) -> dict[str, Any]:
+    """Return every field, with a distribution as one value, and what has an order as a list."""
+    data = _comparable(spec)
+    space = data["sweep"].pop("space")
+    # The first objective is the one that is reported, and points in a seeded order follow the order of the space.
+    data["sweep"]["objectives"] = [f"{metric}: {mode}" for metric, mode in data["sweep"]["objectives"].items()]
+    return {**dict(_leaves(data)), "sweep.space": list(space), **{f"sweep.space.{key}": space[key] for key in space}}
 
 
 def _leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:

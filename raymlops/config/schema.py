@@ -14,9 +14,20 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from raymlops.config.credentials import ADVICE, holds_credential
+from raymlops.config.rules import broken
 from raymlops.config.space import Distribution, parse_distribution
 
 
@@ -235,29 +246,6 @@ def _space_key(key: str) -> str:
 SpaceKey = Annotated[str, AfterValidator(_space_key)]
 
 
-class SweepSection(Spec):
-    """A search for a better configuration."""
-
-    metric: str | None = Field(None, description="to optimise; default: train.metric")
-    mode: Literal["min", "max"] | None = Field(
-        None, description="default: train.mode; needed where metric is not train.metric"
-    )
-    num_trials: int = Field(16, ge=1, description="configurations to try")
-    max_concurrent: int | None = Field(None, ge=1, description="trials at a time; default: what the cluster holds")
-    workers_per_trial: int = Field(1, ge=1, le=1, description="1: a trial trains in its own process")
-    sampler: Literal["tpe", "random"] = Field("tpe", description="Optuna sampler")
-    startup_trials: int = Field(8, ge=1, description="random trials before TPE models anything")
-    seed: int = Field(0, ge=0, lt=2**32, description="seeds the sampler")
-    scheduler: Literal["asha", "none"] = Field("asha", description="asha stops poor trials early")
-    grace_epochs: int = Field(1, ge=1, description="epochs every trial gets before asha may stop it")
-    reduction_factor: int = Field(3, ge=2, description="asha keeps one in this many at each rung")
-    timeout_s: float | None = Field(None, gt=0, description="no new results after this many seconds")
-    space: Annotated[
-        dict[SpaceKey, Annotated[Distribution, BeforeValidator(parse_distribution)]],
-        Field(description="key.path: {float|int|categorical: ...}; keys are fields of train or recipe.config"),
-    ] = Field(default_factory=dict)
-
-
 class Threshold(Spec):
     """A bound that a test metric must keep."""
 
@@ -275,12 +263,95 @@ class Threshold(Spec):
         return self
 
 
+class PriceSection(Spec):
+    """What an hour of what a sweep reserves costs."""
+
+    cpu_hour: float = Field(0.0, ge=0, description="price of one CPU for an hour")
+    gpu_hour: float = Field(0.0, ge=0, description="price of one GPU for an hour")
+    currency: str = Field("USD", min_length=1, max_length=8, description="shown beside amounts")
+
+
+Mode = Literal["min", "max"]
+
+
+class SweepSection(Spec):
+    """A search for a better configuration."""
+
+    metric: str | None = Field(None, description="to optimise; default: train.metric")
+    mode: Mode | None = Field(None, description="default: train.mode; needed where metric is not train.metric")
+    objectives: dict[str, Mode] = Field(
+        default_factory=dict, description="metric: min or max, of several at once, instead of metric and mode"
+    )
+    constraints: dict[str, Threshold] = Field(
+        default_factory=dict, description="metric: {min, max} that a winner must keep; samplers learn from them"
+    )
+    num_trials: int = Field(16, ge=1, description="configurations to try")
+    max_concurrent: int | None = Field(None, ge=1, description="trials at a time; default: what the cluster holds")
+    workers_per_trial: int = Field(
+        1, ge=1, le=MAX_WORKERS, description="1: a trial trains in a process that is kept warm; more: on Ray Train"
+    )
+    max_restarts: int = Field(1, ge=0, description="of a trial whose process died; lost nodes do not count")
+    checkpoint_every_s: float = Field(30.0, ge=0, description="seconds of training between checkpoints of a trial")
+    sampler: Literal["tpe", "gp", "random", "grid", "qmc", "nsga2"] = Field("tpe", description="how trials are drawn")
+    startup_trials: int = Field(8, ge=1, description="random trials before tpe or gp model anything")
+    seed: int = Field(0, ge=0, lt=2**32, description="seeds the sampler")
+    enqueue: list[dict[SpaceKey, Any]] = Field(
+        default_factory=list, description="start points, tried first; keys that a point leaves out are drawn"
+    )
+    scheduler: Literal["asha", "hyperband", "median", "none"] = Field(
+        "asha",
+        description="stops poor trials early; hyperband is the asynchronous one; default with objectives: none",
+    )
+    resource: str = Field("epoch", min_length=1, description="what schedulers count: epoch, step or a reported metric")
+    grace_period: float = Field(1.0, gt=0, description="of the resource, that every trial gets before it is stopped")
+    max_resource: float | None = Field(
+        None, gt=0, description="of the resource, that a whole trial takes; default: train.epochs, train.max_steps"
+    )
+    reduction_factor: int = Field(3, ge=2, description="asha and hyperband keep one in this many at each rung")
+    timeout_s: float | None = Field(None, gt=0, description="seconds of sweeping, over all resumes, at most")
+    max_cpu_hours: float | None = Field(None, gt=0, description="CPU-hours reserved by trials, at most")
+    max_gpu_hours: float | None = Field(None, gt=0, description="GPU-hours reserved by trials, at most")
+    max_cost: float | None = Field(None, gt=0, description="money, by price, at most")
+    price: PriceSection = Field(PriceSection(), description="{cpu_hour, gpu_hour, currency}, for max_cost")
+    target: float | None = Field(None, description="stop once a trial reaches this value of the metric")
+    patience: int | None = Field(None, ge=1, description="stop after this many ended trials without a better one")
+    space: Annotated[
+        dict[SpaceKey, Annotated[Distribution, BeforeValidator(parse_distribution)]],
+        Field(description="key.path: {float|int|categorical: ...}; keys are fields of train or recipe.config"),
+    ] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unscheduled(cls, data: Any) -> Any:
+        """Schedule nothing where there are several objectives, unless a scheduler was asked for, which is refused."""
+        if isinstance(data, dict) and data.get("objectives") and "scheduler" not in data:
+            return {**data, "scheduler": "none"}
+        return data
+
+    @model_validator(mode="after")
+    def _together(self) -> SweepSection:
+        errors = [
+            InitErrorDetails(
+                # With an input the sentence says what was got, as for any other field.
+                type=PydanticCustomError(
+                    "value_error" if rule.got is ... else "wrong_type", "{error}", {"error": rule.message}
+                ),
+                loc=rule.path,
+                input=rule.got,
+            )
+            for rule in broken(self)
+        ]
+        if errors:
+            raise ValidationError.from_exception_data(type(self).__name__, errors, hide_input=True)
+        return self
+
+
 class GateSection(Spec):
     """When a version may become challenger."""
 
     thresholds: dict[str, Threshold] = Field(default_factory=dict, description="test metric: {min, max}")
     metric: str | None = Field(None, description="compared with the champion; default: train.metric on test")
-    mode: Literal["min", "max"] | None = Field(None, description="default: train.mode")
+    mode: Mode | None = Field(None, description="default: train.mode")
     margin: float = Field(0.0, ge=0, description="how much worse than the champion is still accepted")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the one-sided paired bootstrap bound")
     resamples: int = Field(1000, ge=100, description="bootstrap resamples")

@@ -1,6 +1,6 @@
-"""Looking after runs: how one is doing, what its log says, and which files nobody needs any more.
+"""Looking after runs and sweeps: how one is doing, what its log says, and which files nobody needs any more.
 
-Knows how MLflow is found without a configuration. What is looked at is training's.
+Knows how MLflow is found without a configuration. What is looked at is training's and tuning's.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
     from raymlops.training.collect import CollectRecord
     from raymlops.training.status import RunStatus
+    from raymlops.tuning.status import SweepStatus
 
 
 def run_status(
     run_id: str, source: Source | None = None, *, overrides: Sequence[str] = (), env: str | None = None
-) -> RunStatus:
-    """Return how a run, or briefly a sweep, is doing.
+) -> RunStatus | SweepStatus:
+    """Return how a run, a trial or a sweep is doing.
 
     ``source`` says where MLflow is; without one it is where ``MLFLOW_TRACKING_URI`` or ``RAYMLOPS_HOME`` say.
 
@@ -29,9 +30,16 @@ def run_status(
         NotFoundError: there is no such run; the message names near ones.
         TrackingError: MLflow does not answer.
     """
+    from raymlops.training.lookup import look_up
     from raymlops.training.status import run_status as ask
 
-    return ask(known_tracker(source, overrides=overrides, env=env), run_id)
+    tracker = known_tracker(source, overrides=overrides, env=env)
+    recorded = look_up(tracker, run_id)
+    if recorded.kind == "sweep":
+        from raymlops.tuning.status import sweep_status
+
+        return sweep_status(tracker, recorded)
+    return ask(tracker, run_id)
 
 
 def run_log(

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from raymlops.lifecycle.gating import gate
 from raymlops.lifecycle.live import deploy
 from raymlops.lifecycle.registering import register
-from raymlops.lifecycle.runs import OnEvent, sweep, train
+from raymlops.lifecycle.runs import OnEvent, train
 from raymlops.lifecycle.source import Source, project_of
 from raymlops.lifecycle.steps import Sink, Steps
+from raymlops.lifecycle.sweeping import run_sweep
 from raymlops.records import DeploymentRecord, GateDecision, ModelVersionRef, Record, RunRecord, SweepRecord
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def run_steps(project: Any, *, steps: Steps, on_event: OnEvent | None = None) ->
     chosen: Any = project
     with steps.step(f"sweep {spec.sweep.num_trials} trials" if spec.sweep.space else "sweep: no search space") as said:
         if spec.sweep.space:
-            searched = sweep(project, on_event=on_event)
+            searched = run_sweep(project, on_event=on_event)
             chosen = project.with_params(searched.best.params)
             said.append(f"best trial {searched.best.number} with {searched.metric} {searched.best.value:.4f}")
     tags = {"raymlops.sweep_id": searched.sweep_id, "raymlops.trial": str(searched.best.number)} if searched else {}

@@ -1,4 +1,4 @@
-"""``train`` and ``sweep``: the cluster connected, its size checked, the work done, the record returned.
+"""``train``: the cluster connected, its size checked, the work done, the record returned.
 
 Knows the order of the steps; each step is another room's.
 """
@@ -21,7 +21,7 @@ from raymlops.project import bind
 
 if TYPE_CHECKING:
     from raymlops.project import Project
-    from raymlops.records import RunRecord, SweepRecord
+    from raymlops.records import RunRecord
     from raymlops.training.lookup import Recorded
 
 _log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def train(
     if (short := shortage(os.environ, grace_s=section.stop_grace_s)) is not None:
         _log.warning(short)
     if most == 0:
-        with _shown(on_event, display) as emit:
+        with shown(on_event, display) as emit:
             return run_training(project, tags=tags, on_event=emit, resume=resume)
     from raymlops.cluster.capacity import check_fits
     from raymlops.cluster.connect import connect
@@ -92,48 +92,9 @@ def train(
     with connect(project.spec):
         check_sharing(project.spec)
         check_fits(workers=fewest, wait_s=project.spec.cluster.wait_s, **each)  # type: ignore[arg-type]
-        with _shown(on_event, display) as emit:
+        with shown(on_event, display) as emit:
             room = Places(**each)  # type: ignore[arg-type]
             return run_training(project, tags=tags, on_event=emit, resume=resume, room=room)
-
-
-def sweep(
-    source: Source,
-    *,
-    overrides: Sequence[str] = (),
-    env: str | None = None,
-    recipe: type | str | None = None,
-    on_event: OnEvent | None = None,
-    tags: dict[str, str] | None = None,
-) -> SweepRecord:
-    """Search ``sweep.space`` with Ray Tune and Optuna, and return every trial with the best one's configuration.
-
-    Raises:
-        ConfigError, RecipeError, StorageError, InsufficientResourcesError: before any trial starts.
-        UsageError: the cluster has several machines, and files or tables are where one of them alone can reach them.
-        TrackingError, ClusterError: MLflow or Ray do not answer.
-        SweepError: no trial finished; the message says how each failed.
-    """
-    from raymlops.cluster.capacity import check_fits
-    from raymlops.cluster.connect import connect
-    from raymlops.tuning.checks import check
-    from raymlops.tuning.progress import display
-    from raymlops.tuning.study import sweep as run_sweep
-
-    project = project_of(source, overrides=overrides, env=env, recipe=recipe)
-    check(project)
-    section = project.spec.train
-    with connect(project.spec):
-        check_sharing(project.spec)
-        check_fits(
-            workers=1,
-            cpus_per_worker=section.cpus_per_worker,
-            gpus_per_worker=section.gpus_per_worker,
-            purpose="one trial",
-            wait_s=project.spec.cluster.wait_s,
-        )
-        with _shown(on_event, display) as emit:
-            return run_sweep(project, tags=tags, on_event=emit)
 
 
 def _resumed(
@@ -153,13 +114,17 @@ def _resumed(
     if source is not None:
         project = project_of(source, overrides=overrides, env=env, recipe=recipe)
     else:
-        project = _as_recorded(recorded, overrides=overrides, recipe=recipe)
+        project = as_recorded(recorded, overrides=overrides, recipe=recipe)
     check_resumable(recorded, project.spec)
     return project
 
 
-def _as_recorded(recorded: Recorded, *, overrides: Sequence[str], recipe: type | str | None) -> Project:
-    """Return the project of a run's own configuration; one whose recipe is not found here is told where it was."""
+def as_recorded(recorded: Recorded, *, overrides: Sequence[str], recipe: type | str | None) -> Project:
+    """Return the project of a run's or a sweep's own configuration.
+
+    Raises:
+        RecipeImportError: its recipe is not found here; the message says where it was.
+    """
     from raymlops.training.record import CWD
 
     assert recorded.spec is not None
@@ -176,6 +141,6 @@ def _as_recorded(recorded: Recorded, *, overrides: Sequence[str], recipe: type |
         ) from error
 
 
-def _shown(on_event: OnEvent | None, display: Callable[[], Any]) -> AbstractContextManager[OnEvent]:
+def shown(on_event: OnEvent | None, display: Callable[[], Any]) -> AbstractContextManager[OnEvent]:
     """Return the caller's own sink, or for None a display that suits the terminal, notebook or log it is in."""
     return display() if on_event is None else nullcontext(on_event)

@@ -59,7 +59,7 @@ def logistic_regression(recipe: Flights, splits: Splits) -> dict[str, float]:
 
 def _design(recipe: Flights, rows: Columns) -> Any:
     """Return the sparse design matrix, (rows, one column for each category and number)."""
-    from scipy import sparse  # type: ignore[import-untyped]
+    from scipy import sparse
 
     batch = recipe.encode(rows)
     ids = batch["ids"].numpy()

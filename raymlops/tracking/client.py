@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 METRIC_BATCH = 900
 PARAM_BATCH = 100
 """Metrics, and parameters or tags, in one request: MLflow takes a thousand things, a hundred of them no metrics."""
+RUN_PAGE = 1000
+"""Runs in one answer."""
 MAX_TAG_CHARS = 5000
 ARTIFACTS = "mlartifacts"
 """Folder of runs' files, beside the SQLite file."""
 _PROBE_TIMEOUT_S = 5.0
+_PARENT = "mlflow.parentRunId"
 _REFUSALS = {
     *("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"),
     *("RESOURCE_DOES_NOT_EXIST", "ENDPOINT_NOT_FOUND", "INVALID_STATE"),
@@ -101,6 +104,7 @@ class Tracker:
         self._file = database_file(uri)
         self.artifacts = artifacts or (str(self._file.parent / ARTIFACTS) if self._file else None)
         self._client: Any = None
+        self._experiment_ids: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_client": None}
@@ -144,46 +148,66 @@ class Tracker:
             self.client.search_experiments(max_results=1)
 
     def start_run(
-        self, experiment: str, *, name: str, tags: Mapping[str, str], parent_run_id: str | None = None
+        self,
+        experiment: str,
+        *,
+        name: str,
+        tags: Mapping[str, str],
+        parent_run_id: str | None = None,
+        start_time_ms: int | None = None,
     ) -> str:
-        """Create a run, and the experiment where it does not exist, and return the run's id."""
+        """Create a run that began then (None: now), and the experiment where there is none, and return the run's id."""
+        all_tags = {key: _cut(value) for key, value in tags.items()}
+        if parent_run_id is not None:
+            all_tags[_PARENT] = parent_run_id
         with self._errors():
-            experiment_id = self._experiment(experiment)
-            all_tags = {key: _cut(value) for key, value in tags.items()}
-            if parent_run_id is not None:
-                all_tags["mlflow.parentRunId"] = parent_run_id
-            run = self.client.create_run(experiment_id, tags=all_tags, run_name=name)
+            known = self._experiment_ids.get(experiment)
+            experiment_id = known or self._experiment(experiment)
+            try:
+                run = self.client.create_run(experiment_id, start_time=start_time_ms, tags=all_tags, run_name=name)
+            except Exception as error:
+                if self._experiment_ids.pop(experiment, None) and getattr(error, "error_code", "") in _REFUSALS:
+                    self._experiment(experiment)  # it may have been deleted since; this says so
+                raise
+            self._experiment_ids[experiment] = experiment_id
             return str(run.info.run_id)
 
     def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
         """Log parameters; MLflow refuses to change one later."""
-        from mlflow.entities import Param
-
-        items = [Param(metric_key(key), value[:MAX_VALUE_CHARS]) for key, value in params.items()]
-        with self._errors():
-            for start in range(0, len(items), PARAM_BATCH):
-                self.client.log_batch(run_id, params=items[start : start + PARAM_BATCH])
+        self.log_batch(run_id, (), {}, params=params)
 
     def log_metrics(self, run_id: str, points: Sequence[MetricPoint]) -> None:
         """Log metric values, hundreds in a request."""
         self.log_batch(run_id, points, {})
 
-    def log_batch(self, run_id: str, points: Sequence[MetricPoint], tags: Mapping[str, str]) -> None:
-        """Log metric values and set tags: in one request where they fit, the tags last where they do not.
+    def log_batch(
+        self,
+        run_id: str,
+        points: Sequence[MetricPoint],
+        tags: Mapping[str, str],
+        *,
+        params: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log parameters and metric values and set tags: in one request where they fit, else in this order.
 
         MLflow's SQL stores take a point with the same name, step, value and timestamp once, however often it is sent
-        (its primary key, 3.17): a request that is repeated doubles nothing as long as timestamps are given.
+        (its primary key, 3.17), and a parameter with the value that it has: a request that is repeated doubles nothing
+        as long as timestamps are given.
         """
-        from mlflow.entities import Metric, RunTag
+        from mlflow.entities import Metric, Param, RunTag
 
         now = now_ms()
         metrics = [Metric(metric_key(key), value, now if ms is None else ms, step) for key, value, step, ms in points]
         settings = [RunTag(key, _cut(value)) for key, value in tags.items()]
+        values = [Param(metric_key(key), value[:MAX_VALUE_CHARS]) for key, value in (params or {}).items()]
         with self._errors():
-            while metrics or settings:
-                few = settings[:PARAM_BATCH] if len(metrics) <= METRIC_BATCH else []
-                self.client.log_batch(run_id, metrics=metrics[:METRIC_BATCH], tags=few)
-                metrics, settings = metrics[METRIC_BATCH:], settings[len(few) :]
+            while metrics or settings or values:
+                first = values[:PARAM_BATCH]
+                # A hundred of both together still leave room for a full batch of metrics.
+                room = PARAM_BATCH - len(first)
+                last = settings[:room] if len(metrics) <= METRIC_BATCH and len(values) <= PARAM_BATCH else []
+                self.client.log_batch(run_id, metrics=metrics[:METRIC_BATCH], params=first, tags=last)
+                metrics, settings, values = metrics[METRIC_BATCH:], settings[len(last) :], values[len(first) :]
 
     def log_text(self, run_id: str, text: str, path: str) -> None:
         """Write text as the artifact ``path``."""
@@ -222,8 +246,7 @@ class Tracker:
 
     def last_steps(self, run_id: str) -> dict[str, int]:
         """Return the highest step of each metric that a run has, by MLflow's name of it (``metric_key``)."""
-        # A run comes with the steps of its metrics, which `data.metrics` leaves out; a history each is a request each.
-        return {metric.key: int(metric.step) for metric in self.run(run_id).data.to_proto().metrics}
+        return steps_of(self.run(run_id))
 
     def run(self, run_id: str) -> Any:
         """Return MLflow's ``Run``.
@@ -233,6 +256,33 @@ class Tracker:
         """
         with self._errors(not_found=f"there is no run {run_id!r} in {self.shown_uri}"):
             return self.client.get_run(run_id)
+
+    def children_of(
+        self, run_id: str, *, tags: Mapping[str, str] | None = None, page_size: int = RUN_PAGE
+    ) -> list[Any]:
+        """Return the runs, as MLflow's ``Run``, whose parent is ``run_id`` and that have ``tags``; the newest first.
+
+        Deleted ones are left out. Looks in the parent's own experiment.
+
+        Raises:
+            NotFoundError: there is no such parent.
+        """
+        experiment_id = self.run(run_id).info.experiment_id
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in {_PARENT: run_id, **(tags or {})}.items())
+        found: list[Any] = []
+        token: str | None = None
+        with self._errors():
+            while True:
+                page = self.client.search_runs([experiment_id], wanted, max_results=page_size, page_token=token)
+                found += page
+                token = page.token
+                if not token:
+                    return found
+
+    def delete_run(self, run_id: str) -> None:
+        """Mark a run as deleted; MLflow can restore it until its next clean-up."""
+        with self._errors():
+            self.client.delete_run(run_id)
 
     def read_text(self, run_id: str, path: str) -> str:
         """Return a text artifact, to the byte as it was written.
@@ -347,6 +397,12 @@ class Tracker:
 def now_ms() -> int:
     """Return milliseconds since the epoch, as MLflow counts."""
     return int(time.time() * 1000)
+
+
+def steps_of(run: Any) -> dict[str, int]:
+    """Return the highest step of each metric of MLflow's ``Run``, by MLflow's name of it (``metric_key``)."""
+    # A run comes with the steps of its metrics, which `data.metrics` leaves out; a history each is a request each.
+    return {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
 
 
 def metric_key(name: str) -> str:

@@ -69,10 +69,14 @@ def run_in_process(
     emit: Callable[[Event], None],
     on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
     orders: Callable[[], str] = lambda: "",
+    alive: Callable[[int], None] = lambda _step: None,
     resume: str | None = None,
     identity: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Run the loop on the first GPU where the configuration asks for one, else on the CPU."""
+    """Run the loop on the first GPU where the configuration asks for one, else on the CPU.
+
+    ``alive`` is called with the steps done, at each step and evaluation batch and while data is read.
+    """
     section = project.spec.train
     context = TrainContext(
         section,
@@ -82,6 +86,7 @@ def run_in_process(
         device="cuda" if section.gpus_per_worker and torch.cuda.is_available() else "cpu",
         should_stop=on_epoch,
         orders=orders,
+        alive=alive,
         resume=resume,
         identity=identity,
     )

@@ -17,8 +17,11 @@ from raymlops.training.metrics import Totals, add, batch_totals, named_values
 from raymlops.training.parallel import check
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
+    from raymlops.config.schema import ProjectSpec
     from raymlops.project import Project
     from raymlops.recipe import Batch
     from raymlops.training.data import Prepared
@@ -104,11 +107,8 @@ def _check_names(project: Project, prepared: Prepared, model: nn.Module) -> None
     split = prepared.splits["validation"]
     values = named_values(recipe, _sums(prepared, model, 0, min(_METRIC_ROWS, split.rows)), split="validation")
     names = {name.partition("/")[2] for name in values}
-    asked = (
-        {} if recipe.train_loop is not None else {"train.metric": spec.train.metric, "sweep.metric": spec.sweep.metric}
-    )
-    for key, metric in asked.items():
-        if metric is not None and metric != "train/loss" and metric not in values:
+    for key, metric in () if recipe.train_loop is not None else _asked(spec):
+        if metric != "train/loss" and metric not in values:
             raise RecipeError(
                 f"{key} is {metric!r}, which is never reported",
                 hint=f"Reported: {', '.join(sorted([*values, 'train/loss']))}.",
@@ -120,6 +120,18 @@ def _check_names(project: Project, prepared: Prepared, model: nn.Module) -> None
                 f"gate names the metric {metric!r}, which is never reported",
                 hint=f"Reported: {', '.join(f'test/{name}' for name in sorted(names))}.",
             )
+
+
+def _asked(spec: ProjectSpec) -> Iterator[tuple[str, str]]:
+    """Yield each field that names a metric of training, with that metric."""
+    yield "train.metric", spec.train.metric
+    sweep = spec.sweep
+    if sweep.metric is not None:
+        yield "sweep.metric", sweep.metric
+    if sweep.resource not in {"epoch", "step"}:
+        yield "sweep.resource", sweep.resource
+    yield from (("sweep.objectives", metric) for metric in sweep.objectives)
+    yield from (("sweep.constraints", metric) for metric in sweep.constraints)
 
 
 def _loss(prepared: Prepared, model: nn.Module, batch: Batch) -> torch.Tensor:

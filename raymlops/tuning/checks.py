@@ -6,9 +6,15 @@ Pure: nodes are what ``ray.nodes()`` gave the caller.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
 
-from raymlops.errors import UsageError
+from raymlops.config.rules import HALVING, exists
+from raymlops.errors import ConfigError, UsageError
+from raymlops.records import Objective
+from raymlops.tuning.points import by_chance, how_many, point
+from raymlops.tuning.reasons import describe
 from raymlops.tuning.space import draw_order
 from raymlops.tuning.storage import without_credentials
 
@@ -16,42 +22,85 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from raymlops.config.schema import ProjectSpec
+    from raymlops.config.space import Distribution
     from raymlops.project import Project
+
+_DRAWS = 64
+"""Random points of which one must hold: where it is one in twenty, all of them fail in 4 sweeps of 100."""
+
+
+def objectives_of(spec: ProjectSpec) -> tuple[Objective, ...]:
+    """Return what the sweep optimises: one metric, or several as ``sweep.objectives`` has them."""
+    section = spec.sweep
+    if section.objectives:
+        return tuple(Objective(metric, mode) for metric, mode in section.objectives.items())
+    # train.mode holds for train.metric alone; check() refuses another metric without a mode of its own.
+    return (Objective(section.metric or spec.train.metric, section.mode or spec.train.mode),)
 
 
 def metric_of(spec: ProjectSpec) -> str:
-    """Return the name of the metric that the sweep optimises."""
-    return spec.sweep.metric or spec.train.metric
+    """Return the name of the metric that the sweep optimises, of several the first."""
+    return objectives_of(spec)[0].metric
 
 
-def mode_of(spec: ProjectSpec) -> str:
-    """Return whether the sweep's metric is to fall or to rise: ``train.mode`` holds for ``train.metric`` alone."""
-    return spec.sweep.mode or spec.train.mode
+def mode_of(spec: ProjectSpec) -> Literal["min", "max"]:
+    """Return whether that metric is to fall or to rise."""
+    return objectives_of(spec)[0].mode
+
+
+def scheduler_of(spec: ProjectSpec) -> Literal["asha", "hyperband", "median", "none"]:
+    """Return which scheduler stops poor trials; with several objectives the section itself makes it none."""
+    return spec.sweep.scheduler
+
+
+def max_resource(spec: ProjectSpec) -> float:
+    """Return how much of ``sweep.resource`` a whole trial takes, of several lengths the longest.
+
+    Infinity where nothing says it, which ``check`` refuses for schedulers that need to know.
+    """
+    section = spec.sweep
+    if section.max_resource is not None:
+        return section.max_resource
+    lengths = {"epoch": ("train.epochs", spec.train.epochs), "step": ("train.max_steps", spec.train.max_steps)}
+    key, length = lengths.get(section.resource, ("", None))
+    found: Sequence[Any] = section.space[key].ends() if key in section.space else (length,)
+    return math.inf if None in found else float(max(found))
+
+
+def num_own_trials(spec: ProjectSpec) -> int:
+    """Return how many trials the sweep is to try: ``num_trials``, or fewer where a grid has fewer points.
+
+    Raises:
+        UsageError: the grid has no end or too many points.
+    """
+    points = how_many(spec.sweep)
+    return spec.sweep.num_trials if points is None else min(spec.sweep.num_trials, points)
 
 
 def check(project: Project) -> None:
-    """Refuse a sweep that cannot be: needs no cluster, so that it can be asked before one is started.
+    """Refuse a sweep that cannot be: needs no cluster and no data, so that it can be asked before either is there.
 
     Raises:
-        UsageError: the space is empty, its conditions form a circle, or the metric changes without its mode.
+        UsageError: the space is empty, has no order, or no point that the recipe takes; a metric changes without its
+            mode; a budget or a target that nothing can reach; a scheduler that cannot tell how long a trial is.
     """
-    section = project.spec.sweep
-    if not section.space:
+    spec = project.spec
+    if not spec.sweep.space:
         raise UsageError(
             "sweep.space is empty: there is nothing to search",
             hint="Write for example sweep: {space: {train.lr: {float: [1e-4, 1e-1], log: true}}}.",
         )
-    draw_order(section.space)
-    if section.metric not in {None, project.spec.train.metric} and section.mode is None:
-        raise UsageError(
-            f"sweep.metric is {section.metric!r}, not train.metric ({project.spec.train.metric!r}), "
-            "and sweep.mode does not say whether it is to fall or to rise",
-            hint="Write sweep.mode: min or max.",
-        )
+    draw_order(spec.sweep.space)
+    _check_metric(spec)
+    _check_target(spec)
+    _check_resource(spec)
+    _check_budgets(spec)
+    num_own_trials(spec)
+    _check_points(project)
 
 
 def slots(nodes: Sequence[Mapping[str, Any]], *, cpus: float, gpus: float) -> int:
-    """Return how many trials fit on living nodes (as ``ray.nodes()`` gives them) at once, each on one node."""
+    """Return how many workers fit on living nodes (as ``ray.nodes()`` gives them) at once, each on one node."""
     total = 0
     for node in nodes:
         resources = node["Resources"]
@@ -80,8 +129,113 @@ def refuse_sqlite(url: str, *, nodes: int) -> None:
 
 
 def concurrency(spec: ProjectSpec, nodes: Sequence[Mapping[str, Any]]) -> int:
-    """Return how many trials run at a time: what the nodes hold, and no more than asked for."""
+    """Return how many trials run at a time: what the nodes hold, and no more than asked for.
+
+    A trial of several workers is on as many nodes as it takes.
+    """
     section = spec.train
-    fits = slots(nodes, cpus=section.cpus_per_worker, gpus=section.gpus_per_worker)
+    workers = slots(nodes, cpus=section.cpus_per_worker, gpus=section.gpus_per_worker)
+    fits = workers // spec.sweep.workers_per_trial
     # At least one: an autoscaler may add the node that holds it.
-    return max(1, min(fits, spec.sweep.max_concurrent or fits, spec.sweep.num_trials))
+    return max(1, min(fits, spec.sweep.max_concurrent or fits, num_own_trials(spec)))
+
+
+def _check_metric(spec: ProjectSpec) -> None:
+    section = spec.sweep
+    if section.metric not in {None, spec.train.metric} and section.mode is None:
+        raise UsageError(
+            f"sweep.metric is {section.metric!r}, not train.metric ({spec.train.metric!r}), "
+            "and sweep.mode does not say whether it is to fall or to rise",
+            hint="Write sweep.mode: min or max.",
+        )
+
+
+def _check_target(spec: ProjectSpec) -> None:
+    target, metric = spec.sweep.target, metric_of(spec)
+    kept = spec.sweep.constraints.get(metric)
+    if target is None or kept is None:
+        return
+    least, most = -math.inf if kept.min is None else kept.min, math.inf if kept.max is None else kept.max
+    if not least <= target <= most:
+        bound = f"at least {least:g}" if target < least else f"at most {most:g}"
+        raise UsageError(
+            f"sweep.target is {target:g}, but sweep.constraints wants {metric} to be {bound}: "
+            "a trial that reaches the one breaks the other",
+            hint="Change one of them, or leave the target out.",
+        )
+
+
+def _check_resource(spec: ProjectSpec) -> None:
+    section, scheduler, whole = spec.sweep, scheduler_of(spec), max_resource(spec)
+    if scheduler in HALVING and whole == math.inf:
+        raise UsageError(
+            f"sweep.resource is {section.resource!r}, and nothing says how much of it a whole trial takes, "
+            f"which {scheduler} needs to know",
+            hint="Set train.max_steps or sweep.max_resource.",
+        )
+    if scheduler != "none" and section.grace_period > whole:
+        raise UsageError(
+            f"sweep.grace_period is {section.grace_period:g}, more than a whole trial takes: {whole:g} "
+            f"({section.resource}), so that {scheduler} would never stop one",
+            hint=f"Set sweep.grace_period to at most {whole:g}, or sweep.scheduler to none.",
+        )
+
+
+def _check_budgets(spec: ProjectSpec) -> None:
+    section = spec.sweep
+    if spec.train.gpus_per_worker > 0 or "train.gpus_per_worker" in section.space:
+        return
+    if section.max_gpu_hours is not None:
+        raise UsageError(
+            f"sweep.max_gpu_hours is {section.max_gpu_hours:g}, but trials reserve no GPU: train.gpus_per_worker is 0",
+            hint="Set train.gpus_per_worker, or limit sweep.max_cpu_hours instead.",
+        )
+    if section.max_cost is not None and not section.price.cpu_hour:
+        raise UsageError(
+            f"sweep.max_cost is {section.max_cost:g}, but trials cost nothing: they reserve no GPU "
+            "(train.gpus_per_worker is 0), and sweep.price.cpu_hour is 0",
+            hint="Set sweep.price.cpu_hour, or train.gpus_per_worker.",
+        )
+
+
+def _check_points(project: Project) -> None:
+    """Refuse start points that the recipe does not take, and a space where chance finds no point that it takes."""
+    sweep = project.spec.sweep
+    for index in range(len(sweep.enqueue)):
+        start = point(sweep, index) or {}
+        if _whole(start, sweep.space) and (reason := _refusal(project, start)):
+            raise UsageError(f"sweep.enqueue[{index}] is refused: {reason}", hint="Change it, or leave it out.")
+    if sweep.num_trials == len(sweep.enqueue):
+        return
+    reasons: Counter[str] = Counter()
+    first: dict[str, Any] = {}
+    for params in islice(by_chance(sweep.space, seed=sweep.seed), _DRAWS):
+        reason = _refusal(project, params)
+        if not reason:
+            return
+        first = first or params
+        reasons[reason] += 1
+    ((reason, count),) = reasons.most_common(1)
+    shown = ", ".join(f"{key}={value}" for key, value in first.items())
+    raise UsageError(
+        f"sweep.space holds no point that the recipe takes: all {_DRAWS} drawn at random are refused, "
+        f"{count} of them with: {reason}\n  for example {shown}",
+        hint="Change the ranges, or make a parameter depend on another with when: {key.path: value}.",
+    )
+
+
+def _whole(params: Mapping[str, Any], space: Mapping[str, Distribution]) -> bool:
+    """Say whether a start point leaves nothing to chance: what is drawn beside others may make it hold or not."""
+    return all(key in params or not exists(searched, params) for key, searched in space.items())
+
+
+def _refusal(project: Project, params: Mapping[str, Any]) -> str:
+    """Return why the recipe's configuration refuses a point; empty where it takes it."""
+    try:
+        project.with_params(params)
+    except ConfigError as error:
+        problem = error.problems[0]
+        return f"{problem.path}: {problem.message}" if problem.path else problem.message
+    except Exception as error:  # a recipe's own validator may raise anything
+        return describe(error)
+    return ""

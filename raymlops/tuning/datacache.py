@@ -4,16 +4,18 @@ Owns the question whether another configuration would have prepared the same dat
 fields of the recipe's configuration that ``datasets``, ``fit``, ``encode`` and ``target`` never read. What they
 read is watched, so that a sweep over ``hidden`` loads its data once a process and one over ``train_rows``
 does not train on the wrong rows. The same question decides whether a process may take over what another one found out:
-files that were listed, rows that were counted, Ray Data that was written. Knows nothing of Ray.
+files that were listed, rows that were counted, Ray Data that was written, or all of its data. Knows nothing of Ray.
 """
 
 from __future__ import annotations
 
 import copy
+import platform
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from raymlops.training.data import Prepared, prepare
+from raymlops.tuning.shareddata import SharedData, pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -41,9 +43,13 @@ class _Entry:
 
 
 class DataCache:
-    """Prepared data by what it was made from; the last one only, as a trial's data may fill the memory."""
+    """Prepared data by what it was made from; the last one only, as a trial's data may fill the memory.
 
-    def __init__(self) -> None:
+    ``shared`` is what another process prepared: it is at hand beside the last one, as it costs no memory.
+    """
+
+    def __init__(self, shared: SharedData | None = None) -> None:
+        self._shared = shared
         self._entry: _Entry | None = None
         self.prepared = 0
         """How often data was prepared anew."""
@@ -61,6 +67,13 @@ class DataCache:
             return Prepared(project.recipe(state=kept.state), kept.splits, kept.state)
         self._entry = None
         watched = WatchedConfig(project.recipe_config)
+        ready = self._shared
+        if ready is not None and ready.fits_here and ready.key == _key(project, ready.key):
+            watched.count_as_read(ready.key["config"])
+            recipe = replace(project, recipe_config=watched).recipe(state=ready.state)  # type: ignore[arg-type]
+            made = ready.prepared(recipe)
+            self._entry = _Entry(project, watched, made)
+            return Prepared(project.recipe(state=made.state), made.splits, made.state)
         self.prepared += 1
         sources = None
         if shared is not None and shared["key"] == _key(project, shared["key"]):
@@ -76,6 +89,20 @@ class DataCache:
         assert entry is not None, "nothing was prepared"
         fields = dict.fromkeys(entry.watched.read_fields())
         return {"key": _key(entry.project, {"config": fields}), "sources": entry.prepared.sources()}
+
+    def shared_data(self) -> SharedData | None:
+        """Return what spares another process all of it, to be given to its cache; None where that cannot be.
+
+        Raises:
+            RecipeError: ``encode()`` or ``target()`` raises.
+        """
+        entry = self._entry
+        assert entry is not None, "nothing was prepared"
+        sources = entry.prepared.sources()
+        parts = pack(entry.prepared.splits, sources=sources)  # encodes: only then is all read that decides the data
+        if parts is None:
+            return None
+        return SharedData(self.share()["key"], sources, entry.prepared.state, parts, host=platform.node())
 
 
 def _key(project: Project, like: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,32 +9,29 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from raymlops.tuning.checks import mode_of
 from raymlops.tuning.hooks import SweepCallback, SweepSearcher, SweepStopper
-from raymlops.tuning.trial import TrialActor
 
 if TYPE_CHECKING:
-    from raymlops.config.schema import ProjectSpec
     from raymlops.tuning.conductor import Conductor
+    from raymlops.tuning.schedulers import Judge
 
 
-def fit(conductor: Conductor, *, spec: ProjectSpec, name: str) -> None:
-    """Run trials until the conductor wants no more or halts."""
+def fit(conductor: Conductor, *, trainable: Any, judge: Judge, name: str) -> None:
+    """Run trials until the conductor has none left or halts."""
     callback = SweepCallback(conductor)
     # What Tune writes serves its own restore, which we never make: the study and MLflow hold what counts.
     with tempfile.TemporaryDirectory(prefix="raymlops-sweep-") as folder:
         tuner = tune.Tuner(
-            TrialActor,
+            trainable,
             param_space={},
             tune_config=tune.TuneConfig(
                 search_alg=SweepSearcher(conductor),
-                scheduler=_scheduler(spec),
-                num_samples=spec.sweep.num_trials,
+                scheduler=judge,
+                num_samples=-1,  # the searcher says when it is over: a trial that goes on is a new one to Tune
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
-                trial_dirname_creator=_trial_name,
+                trial_dirname_creator=_trial_dirname,
             ),
             run_config=tune.RunConfig(
                 name=name,
@@ -48,18 +45,10 @@ def fit(conductor: Conductor, *, spec: ProjectSpec, name: str) -> None:
         tuner.fit()
 
 
-def _scheduler(spec: ProjectSpec) -> Any:
-    if spec.sweep.scheduler == "none":
-        return FIFOScheduler()
-    return ASHAScheduler(
-        time_attr="epoch",
-        metric="value",
-        mode=mode_of(spec),
-        max_t=spec.train.epochs,
-        grace_period=min(spec.sweep.grace_epochs, spec.train.epochs),
-        reduction_factor=spec.sweep.reduction_factor,
-    )
-
-
 def _trial_name(trial: Any) -> str:
     return f"trial-{trial.config['number']}"
+
+
+def _trial_dirname(trial: Any) -> str:
+    # One that goes on is another trial to Tune, with a file of its own for what ended its process.
+    return f"trial-{trial.config['number']}-{trial.trial_id}"

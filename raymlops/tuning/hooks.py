@@ -15,8 +15,6 @@ from ray import cloudpickle
 from ray.tune import Callback, Stopper
 from ray.tune.search import Searcher
 
-from raymlops.tuning.reasons import describe
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -47,7 +45,7 @@ class _Hook:
 
 
 class SweepSearcher(_Hook, Searcher):  # type: ignore[misc]
-    """Draws trials; concurrency is limited here, so that a trial is drawn when it can run and not before."""
+    """Hands out trials; concurrency is limited here, so that a trial is drawn when it can run and not before."""
 
     def __init__(self, conductor: Conductor) -> None:
         super().__init__()
@@ -60,7 +58,8 @@ class SweepSearcher(_Hook, Searcher):  # type: ignore[misc]
         except Exception as error:
             self.conductor.failed(error)
             return Searcher.FINISHED
-        return Searcher.FINISHED if config is None and self.conductor.wanted <= 0 else config
+        # Not before every trial has ended: one whose process dies is handed out again.
+        return Searcher.FINISHED if config is None and self.conductor.done else config
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Do nothing: the callback hears of the same end together with the trial and its last result."""
@@ -76,9 +75,11 @@ class SweepCallback(_Hook, Callback):  # type: ignore[misc]
         self.conductor = conductor
         self._trials: Any = ()
 
+    @_kept
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:  # noqa: ARG002
-        """Keep Tune's list of trials: it is what ``end_processes`` ends."""
+        """Let the conductor catch up, and keep Tune's list of trials: it is what ``end_processes`` ends."""
         self._trials = trials
+        self.conductor.between_steps()
 
     def end_processes(self) -> None:
         """End the processes of all trials at once, in mid-epoch."""
@@ -89,14 +90,7 @@ class SweepCallback(_Hook, Callback):  # type: ignore[misc]
     @_kept
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:  # noqa: ARG002
         """Record an epoch."""
-        if result["metrics"] is not None:
-            self.conductor.epoch(
-                trial.config["number"],
-                epoch=result["epochs"],
-                value=result["value"],
-                metrics=result["metrics"],
-                best_metrics=result["best_metrics"],
-            )
+        self.conductor.result(trial.config["number"], result)
 
     @_kept
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
@@ -106,8 +100,8 @@ class SweepCallback(_Hook, Callback):  # type: ignore[misc]
 
     @_kept
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """Record the end of a trial whose process died; what its own code raises comes as a result."""
-        self.conductor.end(trial.config["number"], "failed", reason=_death(trial))
+        """Record that a trial's process is gone; what its own code raises comes as a result."""
+        self.conductor.died(trial.config["number"], _death(trial))
 
 
 class SweepStopper(_Hook, Stopper):  # type: ignore[misc]
@@ -136,9 +130,9 @@ class SweepStopper(_Hook, Stopper):  # type: ignore[misc]
         return self.conductor.halting
 
 
-def _death(trial: Any) -> str:
-    """Return why a trial's process is gone. Tune (2.60) keeps the error only in a file of this process."""
+def _death(trial: Any) -> BaseException | None:
+    """Return what ended a trial's process. Tune (2.60) keeps the error only in a file of this process."""
     if trial.pickled_error_file is None:
-        return "the trial's process died"
-    error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-    return f"the trial's process died: {describe(error)}"
+        return None
+    error: BaseException = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    return error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TextIO
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from raymlops.config.space import Scalar
 
-EventKind = Literal["started", "epoch", "ended", "end"]
+EventKind = Literal["started", "epoch", "ended", "message", "end"]
 ROWS = 10
 
 
@@ -39,18 +40,24 @@ class TrialView:
     number: int
     params: Mapping[str, Scalar]
     state: str
-    """``running``, ``complete``, ``pruned`` or ``failed``."""
+    """``running``, ``waiting``, ``complete``, ``pruned`` or ``failed``."""
     epoch: int = 0
     value: float | None = None
 
 
+STATES = ("running", "waiting", "complete", "pruned", "failed")
+
+
 @dataclass(frozen=True, slots=True)
 class SweepEvent:
-    """Something happened to trial ``number``, or the sweep ended (``end``); the rest is how it stands after that."""
+    """Something happened to trial ``number``, or to the sweep; the rest is how it stands after that."""
 
     kind: EventKind
     number: int | None
-    trials: tuple[TrialView, ...]
+    counts: Mapping[str, int]
+    """How many trials are in each state; carried ones are not counted."""
+    rows: tuple[TrialView, ...]
+    """The trials to show: those that run, the latest others and the best, at most ``ROWS``, by number."""
     total: int
     """Trials that the sweep is to run."""
     metric: str
@@ -59,13 +66,57 @@ class SweepEvent:
     elapsed_s: float
     eta_s: float | None
     """Seconds left at the rate so far; None before the first trial ended."""
+    message: str = ""
+    """What is to be told, of an event ``message``; else empty."""
+    cost: str = ""
+    """What it took so far, in words."""
 
+    @property
+    def ended(self) -> int:
+        """Return how many trials have ended."""
+        return sum(self.counts.get(state, 0) for state in ("complete", "pruned", "failed"))
+
+
+def said(message: str, *, total: int) -> SweepEvent:
+    """Return an event that says something before the first trial."""
+    return SweepEvent("message", None, {}, (), total, "", None, 0.0, None, message)
+
+
+class Board:
+    """Keeps what an event shows, at a cost that does not grow with the number of trials."""
+
+    def __init__(self) -> None:
+        self.best: TrialView | None = None
+        self._counts = dict.fromkeys(STATES, 0)
+        self._open: dict[int, TrialView] = {}
+        self._latest: deque[TrialView] = deque(maxlen=ROWS)
+
+    def put(self, view: TrialView, *, best: bool = False) -> None:
+        """Take in how a trial stands now; ``best`` of all that ended so far."""
+        before = self._open.pop(view.number, None)
+        if before is not None:
+            self._counts[before.state] -= 1
+        self._counts[view.state] += 1
+        if view.state in {"running", "waiting"}:
+            self._open[view.number] = view
+        else:
+            self._latest.append(view)
+        if best:
+            self.best = view
+
+    @property
     def counts(self) -> dict[str, int]:
         """Return how many trials are in each state."""
-        counts = dict.fromkeys(("running", "complete", "pruned", "failed"), 0)
-        for view in self.trials:
-            counts[view.state] += 1
-        return counts
+        return dict(self._counts)
+
+    def rows(self) -> tuple[TrialView, ...]:
+        """Return the trials to show: the best, those that run, and the latest others, at most ``ROWS``, by number."""
+        chosen = {} if self.best is None else {self.best.number: self.best}
+        for view in [*reversed(self._open.values()), *reversed(self._latest)]:
+            if len(chosen) >= ROWS:
+                break
+            chosen.setdefault(view.number, view)
+        return tuple(sorted(chosen.values(), key=lambda view: view.number))
 
 
 class SweepDisplay(Protocol):
@@ -93,15 +144,16 @@ def display(stream: TextIO | None = None) -> SweepDisplay:
 
 def logfmt(event: SweepEvent) -> str:
     """Return how the sweep stands as one line of ``key=value`` pairs."""
-    counts = event.counts()
-    ended = len(event.trials) - counts["running"]
-    pairs = {"event": "sweep", "trials": f"{ended}/{event.total}"} | {name: str(n) for name, n in counts.items()}
+    pairs = {"event": "sweep", "trials": f"{event.ended}/{event.total}"}
+    pairs |= {name: str(n) for name, n in event.counts.items()}
     if event.best is not None and event.best.value is not None:
         pairs |= {"metric": event.metric, "best": f"{event.best.value:.5g}", "best_trial": str(event.best.number)}
         pairs |= {name: shown(value) for name, value in event.best.params.items()}
     pairs["elapsed_s"] = f"{event.elapsed_s:.1f}"
     if event.eta_s is not None and event.kind != "end":
         pairs["eta_s"] = f"{event.eta_s:.0f}"
+    if event.cost:
+        pairs["cost"] = event.cost
     return logfmt_line(pairs)
 
 
@@ -119,23 +171,28 @@ class LogDisplay(PlainDisplay):
 
     def __call__(self, event: SweepEvent) -> None:
         """Print the event, if it is time."""
-        if event.kind == "end" or self._throttle.due():
+        if event.kind == "message":
+            print(logfmt_line({"event": "sweep", "msg": event.message}), file=self._stream, flush=True)
+        elif event.kind == "end" or self._throttle.due():
             print(logfmt(event), file=self._stream, flush=True)
 
 
 class TerminalDisplay:
     """A live table: the best trial, those that run, and the last ones that ended."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         from rich.console import Console
         from rich.live import Live
 
+        self._throttle = Throttle(0.25, clock=clock)
         self._live = Live(console=Console(file=stream), refresh_per_second=4, transient=False)
 
     def __call__(self, event: SweepEvent) -> None:
         """Put the event into the table."""
-        # Rendered by rich's own thread four times a second at most, however fast events come.
-        self._live.update(table(event))
+        if event.kind == "message":
+            self._live.console.print(event.message, markup=False, highlight=False)
+        elif event.kind == "end" or self._throttle.due():
+            self._live.update(table(event))
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -151,12 +208,14 @@ class NotebookDisplay(PlainDisplay):
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._throttle = Throttle(0.5, clock=clock)
         self._place = NotebookPlace()
+        self._told = ""
 
     def __call__(self, event: SweepEvent) -> None:
-        """Update the display, if it is time."""
-        if event.kind != "end" and not self._throttle.due():
-            return
-        self._place.show(notebook_html(event))
+        """Update the display, if it is time; a message stays until the next one."""
+        if event.kind == "message":
+            self._told = event.message
+        elif event.kind == "end" or self._throttle.due():
+            self._place.show(notebook_html(event, told=self._told))
 
 
 def table(event: SweepEvent) -> Any:
@@ -167,8 +226,8 @@ def table(event: SweepEvent) -> Any:
     for name, justify in (("trial", "right"), ("state", "left"), ("epoch", "right"), (event.metric, "right")):
         built.add_column(name, justify=justify, header_style="dim")  # type: ignore[arg-type]
     built.add_column("parameters", header_style="dim", no_wrap=True, overflow="ellipsis", ratio=1)
-    styles = {"complete": "green", "pruned": "dim", "failed": "red", "running": ""}
-    for view in rows(event):
+    styles = {"complete": "green", "pruned": "dim", "failed": "red", "waiting": "dim", "running": ""}
+    for view in event.rows:
         best = event.best is not None and view.number == event.best.number
         style = "bold green" if best else styles[view.state]
         built.add_row(*_cells(view), style=style)
@@ -176,34 +235,21 @@ def table(event: SweepEvent) -> Any:
 
 
 def headline(event: SweepEvent) -> str:
-    """Return how many trials are in each state, and the time."""
-    counts = event.counts()
-    ended = len(event.trials) - counts["running"]
-    parts = [f"{ended}/{event.total} trials", *(f"{n} {name}" for name, n in counts.items() if n)]
+    """Return how many trials are in each state, the time and what it cost."""
+    parts = [f"{event.ended}/{event.total} trials", *(f"{n} {name}" for name, n in event.counts.items() if n)]
     parts.append(_clock(event.elapsed_s))
     if event.eta_s is not None and event.kind != "end":
         parts.append(f"{_clock(event.eta_s)} left")
-    return "  ".join(parts)
+    return "  ".join([*parts, event.cost] if event.cost else parts)
 
 
-def rows(event: SweepEvent) -> list[TrialView]:
-    """Return the trials to show: the best, those that run, and the latest others, at most ``ROWS``, by number."""
-    best = {event.best.number} if event.best is not None else set()
-    running = {view.number for view in event.trials if view.state == "running"}
-    chosen = set(sorted(best | running, reverse=True)[:ROWS]) | best
-    for view in reversed(event.trials):
-        if len(chosen) >= ROWS:
-            break
-        chosen.add(view.number)
-    return [view for view in event.trials if view.number in chosen]
-
-
-def notebook_html(event: SweepEvent) -> str:
-    """Return the table of a notebook's display."""
+def notebook_html(event: SweepEvent, *, told: str = "") -> str:
+    """Return the table of a notebook's display, and below it what was told last."""
     head = "".join(f"<th>{escape(name)}</th>" for name in ("trial", "state", "epoch", event.metric, "parameters"))
-    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in _cells(view)) for view in rows(event)]
+    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in _cells(view)) for view in event.rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<div>{escape(headline(event))}<table><tr>{head}</tr>{body}</table></div>"
+    below = f"<small>{escape(told)}</small>" if told else ""
+    return f"<div>{escape(headline(event))}<table><tr>{head}</tr>{body}</table>{below}</div>"
 
 
 def _cells(view: TrialView) -> tuple[str, ...]:

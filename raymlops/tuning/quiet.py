@@ -13,6 +13,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from raymlops.signals import heeded
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -28,6 +30,7 @@ SETTINGS = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the reason is in the trial's record
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints tables even at verbosity 0
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a recipe's relative paths mean the same in a trial as in a run
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # a snapshot of all trials each ten seconds, for a restore that we never make
 }
 
 
@@ -78,8 +81,8 @@ def _handling(handler: Any) -> Iterator[None]:
         return
     # SIGUSR1 too: Tune (2.60) takes it and keeps it.
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    signal.signal(signal.SIGINT, handler)
-    signal.signal(signal.SIGTERM, handler)
+    for number in heeded():
+        signal.signal(number, handler)
     try:
         yield
     finally:

@@ -2,10 +2,14 @@
 
 Pure: takes records, returns one of them or says why there is none.
 
-The rule: the best finite value among trials that ran to their end. A trial that the scheduler stopped (``pruned``) is
-eligible only where none ran to its end: its value is the best of the few epochs it was given, under a
-learning rate schedule that was cut off, and ``train`` with its configuration would not stop there. Failed
-trials never win. Of equal values the one with fewer epochs wins, then the one with the lower number.
+The rule: the best finite value among trials that ran to their end and keep ``sweep.constraints``. A trial that the
+scheduler stopped (``pruned``) is eligible only where none ran to its end: its value is the best of the few epochs it
+was given, under a learning rate schedule that was cut off, and ``train`` with its configuration would not stop there.
+Failed trials never win, and neither do those that break a constraint, however good they are. Of equal values the one
+with fewer epochs wins, then the one with the lower number.
+
+Several objectives: the eligible trials that none other beats are the Pareto front (``pareto``). Which of them is wanted
+is the user's to say; the winner named is the one of the front that is best in the first objective.
 """
 
 from __future__ import annotations
@@ -17,30 +21,129 @@ from typing import TYPE_CHECKING
 from raymlops.errors import SweepError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from raymlops.records import TrialRecord, TrialStatus
+    from raymlops.config.schema import Threshold
+    from raymlops.records import Objective, TrialRecord, TrialStatus
 
 MAX_REASONS = 6
 
 
-def select(trials: Sequence[TrialRecord], *, mode: str) -> TrialRecord:
-    """Return the winner; ``mode`` says whether the smallest (``min``) or largest (``max``) value is best.
+def select(
+    trials: Sequence[TrialRecord],
+    *,
+    objectives: Sequence[Objective],
+    constraints: Mapping[str, Threshold] | None = None,
+) -> TrialRecord:
+    """Return the winner. ``constraints`` are only for the message: a record says itself whether it keeps them.
 
     Raises:
-        SweepError: no trial has a finite value; the message counts the trials and groups why each failed.
+        SweepError: no trial has a finite value and keeps the constraints; the message counts the trials and groups why
+            each failed, or names the one that comes nearest to the constraints and by how much it breaks them.
     """
-    sign = 1.0 if mode == "min" else -1.0
+    ranked = [
+        (costs[0], trial.epochs, trial.number, trial)
+        for trial, costs in _front(_eligible(trials, objectives=objectives))
+    ]
+    if ranked:
+        return min(ranked, key=lambda item: item[:3])[3]
+    hint = "Run one configuration by itself with `raymlops train` to see it fail."
+    broken = [trial for trial in trials if _usable(trial, objectives=objectives)]
+    if broken:
+        raise SweepError(
+            _infeasible(broken, constraints or {}, total=len(trials)),
+            hint="Loosen sweep.constraints, widen sweep.space, or extend the sweep with more trials.",
+        )
+    raise SweepError(_nothing(trials), hint=hint)
+
+
+def pareto(trials: Sequence[TrialRecord], *, objectives: Sequence[Objective]) -> tuple[int, ...]:
+    """Return the numbers of the eligible trials that no other beats: at least as good in all objectives, better in one.
+
+    Empty where there is one objective.
+    """
+    if len(objectives) < 2:
+        return ()
+    return tuple(sorted(trial.number for trial, _ in _front(_eligible(trials, objectives=objectives))))
+
+
+def violations(metrics: Mapping[str, float], *, constraints: Mapping[str, Threshold]) -> dict[str, float]:
+    """Return by how much each bound is broken: above zero where it is, zero or less where it is kept.
+
+    The keys are ``METRIC min`` and ``METRIC max``. NaN where the metric is missing or not finite.
+    """
+    found: dict[str, float] = {}
+    for name, bound in constraints.items():
+        value = metrics.get(name, math.nan)
+        value = value if math.isfinite(value) else math.nan
+        if bound.min is not None:
+            found[f"{name} min"] = bound.min - value
+        if bound.max is not None:
+            found[f"{name} max"] = value - bound.max
+    return found
+
+
+def _eligible(
+    trials: Sequence[TrialRecord], *, objectives: Sequence[Objective]
+) -> list[tuple[TrialRecord, tuple[float, ...]]]:
+    """Return the trials that may win, with their values turned so that less is better."""
+    signs = [1.0 if objective.mode == "min" else -1.0 for objective in objectives]
     statuses: tuple[TrialStatus, ...] = ("complete", "pruned")
     for status in statuses:
-        eligible = [
-            (sign * trial.value, trial.epochs, trial.number, trial)
+        found = [
+            (trial, tuple(sign * value for sign, value in zip(signs, _values(trial), strict=True)))
             for trial in trials
-            if trial.status == status and trial.value is not None and math.isfinite(trial.value)
+            if trial.status == status and trial.feasible and _usable(trial, objectives=objectives)
         ]
-        if eligible:
-            return min(eligible, key=lambda item: item[:3])[3]
-    raise SweepError(_nothing(trials), hint="Run one configuration by itself with `raymlops train` to see it fail.")
+        if found:
+            return found
+    return []
+
+
+def _usable(trial: TrialRecord, *, objectives: Sequence[Objective]) -> bool:
+    values = _values(trial)
+    return trial.status != "failed" and len(values) == len(objectives) and all(map(math.isfinite, values))
+
+
+def _values(trial: TrialRecord) -> tuple[float, ...]:
+    return trial.values or (() if trial.value is None else (trial.value,))
+
+
+def _front(eligible: list[tuple[TrialRecord, tuple[float, ...]]]) -> list[tuple[TrialRecord, tuple[float, ...]]]:
+    # In lexicographic order a trial can be beaten only by one before it, and if by any, then by one of the front.
+    front: list[tuple[TrialRecord, tuple[float, ...]]] = []
+    for trial, costs in sorted(eligible, key=lambda item: item[1]):
+        if not any(
+            other != costs and all(mine <= theirs for mine, theirs in zip(other, costs, strict=True))
+            for _, other in front
+        ):
+            front.append((trial, costs))
+    return front
+
+
+def _infeasible(broken: Sequence[TrialRecord], constraints: Mapping[str, Threshold], *, total: int) -> str:
+    head = f"none of {total} trials keeps sweep.constraints"
+    known = [trial for trial in broken if not math.isnan(_distance(trial, constraints))]
+    if not known or not constraints:
+        return head
+    nearest = min(known, key=lambda trial: (_distance(trial, constraints), trial.number))
+    details = []
+    for key, excess in violations(nearest.metrics, constraints=constraints).items():
+        name, _, side = key.rpartition(" ")
+        if excess > 0:
+            bound = getattr(constraints[name], side)
+            word = "at most" if side == "max" else "at least"
+            details.append(f"{name} is {nearest.metrics[name]:.6g}, allowed is {word} {bound:.6g} ({excess:.3g} off)")
+    return f"{head}; the nearest is trial {nearest.number}: {'; '.join(details)}"
+
+
+def _distance(trial: TrialRecord, constraints: Mapping[str, Threshold]) -> float:
+    """Return by how much a trial breaks the constraints, each as a share of its bound, added up."""
+    total = 0.0
+    for key, excess in violations(trial.metrics, constraints=constraints).items():
+        name, _, side = key.rpartition(" ")
+        total += max(0.0, excess) / (abs(getattr(constraints[name], side)) or 1.0) if math.isfinite(excess) else excess
+    return total
 
 
 def _nothing(trials: Sequence[TrialRecord]) -> str:

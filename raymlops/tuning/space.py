@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from raymlops.config.rules import exists
 from raymlops.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,15 +47,9 @@ def draw(trial: Any, space: Mapping[str, Distribution], *, order: tuple[str, ...
     """
     params: dict[str, Scalar] = {}
     for key in order:
-        distribution = space[key]
-        if all(parent in params and _among(params[parent], values) for parent, values in distribution.when.items()):
-            params[key] = _suggest(trial, key, distribution)
+        if exists(space[key], params):
+            params[key] = _suggest(trial, key, space[key])
     return params
-
-
-def _among(value: Scalar, allowed: tuple[Scalar, ...]) -> bool:
-    # Python holds True equal to 1; in a configuration they are different values. 2 and 2.0 are the same number.
-    return any(value == other and isinstance(value, bool) is isinstance(other, bool) for other in allowed)
 
 
 def _suggest(trial: Any, key: str, distribution: Distribution) -> Scalar:

@@ -1,7 +1,7 @@
 """Where studies are kept: one SQL database for all sweeps, which optuna-dashboard reads as it is.
 
-Owns the address of that database, how a study is created in it and how its connections are closed. Knows nothing of
-Ray; a credential in the address never leaves this module (``without_credentials``).
+Owns the address of that database, how a study is created and found in it, how its connections are closed, and what an
+error of it means. Knows nothing of Ray; a credential in the address never leaves this module (``without_credentials``).
 """
 
 from __future__ import annotations
@@ -13,12 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.config.credentials import resolve
 from raymlops.config.paths import local_path
-from raymlops.errors import StorageError, UnreachableError, UsageError
+from raymlops.errors import NotFoundError, RaymlopsError, StorageError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from raymlops.config.schema import ProjectSpec, SweepSection
+    from raymlops.config.schema import ProjectSpec
+    from raymlops.records import Objective
+
+BUSY_S = 30.0
+"""How long a write waits for a SQLite file that another process is writing to."""
+CONNECT_S = 10
+
+_SQLITE_HINTS = {
+    "database is locked": "Another process holds it: end that one, or set storage.optuna to another database.",
+    "readonly database": "Let this user write to the file and to its folder, or set another storage.path.",
+    "unable to open database file": "The folder must be there, and this user must be allowed to write to it.",
+    "disk is full": "Make room on that disk, or set another storage.path.",
+    "file is not a database": "Another program wrote this file: move it away, or set another storage.path.",
+}
 
 
 def optuna_url(spec: ProjectSpec) -> str:
@@ -56,43 +69,104 @@ def without_credentials(url: str) -> str:
 
 
 @contextmanager
-def open_storage(url: str) -> Iterator[Any]:
+def open_storage(url: str, *, heartbeat_s: int = 60, busy_s: float = BUSY_S) -> Iterator[Any]:
     """Yield Optuna's storage at a SQL URL, its tables made or checked; its connections are closed at the end.
 
+    ``heartbeat_s`` is how often a running trial is to say that it lives. Optuna fails silent ones only in its own
+    ``study.optimize``, which nothing here calls.
+
     Raises:
-        StorageError: the SQLite file cannot be opened or written, or the tables are of another Optuna.
+        StorageError: the SQLite file is locked, cannot be opened or written, or the tables are of another Optuna.
         UnreachableError: the database does not answer.
         UsageError: the URL is none that SQLAlchemy reads, or its driver is not installed.
     """
     from optuna.storages import RDBStorage
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
     try:
-        # SQLite: another sweep or the dashboard may hold the file's lock for a moment.
-        options = {"connect_args": {"timeout": 30}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-        with quiet_optuna():
-            storage = RDBStorage(url, engine_kwargs=options)
+        place = without_credentials(url)
+        with quiet_optuna(), storage_errors(f"Optuna's database {place}"):
+            storage = RDBStorage(
+                url.replace("{", "{{").replace("}", "}}"),  # Optuna fills in templates
+                engine_kwargs=_options(url, busy_s=busy_s),
+                heartbeat_interval=heartbeat_s,
+                grace_period=10 * heartbeat_s,
+            )
             if url.startswith("sqlite"):
                 _write_ahead(storage.engine)
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        raise UsageError(f"storage.optuna is no usable SQL URL: {type(error).__name__}: {error}") from error
-    except SQLAlchemyError as error:
-        place, cause = without_credentials(url), str(getattr(error, "orig", None) or error).splitlines()[0]
-        if url.startswith("sqlite"):
-            raise StorageError(
-                f"Optuna's file {place} cannot be used: {cause}", hint="Check storage.path and the disk."
-            ) from error
-        raise UnreachableError(f"Optuna's database {place} does not answer: {cause}") from error
-    except RuntimeError as error:
-        raise StorageError(
-            f"Optuna's tables at {without_credentials(url)} were written by another version of Optuna: {error}",
-            hint=f"`optuna storage upgrade --storage {without_credentials(url)}` brings old ones up to date.",
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise UsageError(
+            f"storage.optuna is no usable SQL URL: {type(error).__name__}: {error}",
+            hint="Write for example postgresql+psycopg://host/optuna, or leave it out for a SQLite file.",
         ) from error
+    except ImportError as error:
+        raise UsageError(
+            f"the driver for storage.optuna {place} is not installed: {error.__cause__ or error}",
+            hint="pip install 'raymlops[postgres]' and write postgresql+psycopg://host/optuna.",
+        ) from error
+    except RuntimeError as error:
+        raise _other_schema(error, place) from error
     try:
         yield storage
     finally:
         storage.remove_session()
         storage.engine.dispose()
+
+
+@contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Turn what Optuna and SQLAlchemy raise of a database into errors of ours, without URL, values and statement.
+
+    Raises:
+        StorageError: a SQLite file that cannot be read or written, or a statement that the database refuses.
+        UnreachableError: a server that does not answer.
+        NotFoundError: the study or trial is there no more.
+    """
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+    try:
+        yield
+    except (ArgumentError, NoSuchModuleError):
+        raise
+    except (StorageInternalError, SQLAlchemyError) as error:
+        raise _database_error(error, what) from error
+    except KeyError as error:
+        if "Record does not exist" not in str(error):
+            raise
+        raise NotFoundError(f"{what}: it was deleted while it was in use") from error
+
+
+def _database_error(error: Exception, what: str) -> RaymlopsError:
+    from sqlalchemy.exc import InterfaceError, OperationalError
+
+    inner: Any = error.__cause__ if error.__cause__ is not None and not hasattr(error, "orig") else error
+    cause = (str(getattr(inner, "orig", None) or inner).strip().splitlines() or [type(inner).__name__])[0]
+    if type(getattr(inner, "orig", None)).__module__.startswith("sqlite3"):
+        hint = next((hint for text, hint in _SQLITE_HINTS.items() if text in cause), "Check storage.path and the disk.")
+        return StorageError(f"{what} cannot be used: {cause}", hint=hint)
+    if isinstance(inner, OperationalError | InterfaceError):
+        return UnreachableError(f"{what} does not answer: {cause}", hint="Check storage.optuna and that server.")
+    return StorageError(f"{what} refuses a statement: {cause}", hint="Check the rights of its user.")
+
+
+def _other_schema(error: RuntimeError, place: str) -> StorageError:
+    if "storage upgrade" in str(error):
+        hint = f"Run `optuna storage upgrade --storage {place}` (with its user and password) after a backup."
+        return StorageError(f"Optuna's tables at {place} were written by an older version of Optuna", hint=hint)
+    return StorageError(
+        f"Optuna's tables at {place} were written by another version of Optuna: {error}",
+        hint="Install the version that wrote them, or set storage.optuna to another database.",
+    )
+
+
+def _options(url: str, *, busy_s: float) -> dict[str, Any]:
+    if url.startswith("sqlite"):
+        # Another sweep or the dashboard may hold the file's lock for a moment.
+        return {"connect_args": {"timeout": busy_s}}
+    # Without a limit of our own, a host that swallows packets holds a sweep for minutes.
+    limit = {"connect_args": {"connect_timeout": CONNECT_S}} if url.startswith("postgresql") else {}
+    return {"pool_pre_ping": True, **limit}
 
 
 def _write_ahead(engine: Any) -> None:
@@ -108,37 +182,59 @@ def _write_ahead(engine: Any) -> None:
         connection.execute("PRAGMA synchronous=NORMAL").close()
 
     engine.dispose()  # connections made before know nothing of it
+    with engine.connect():
+        pass  # a file that cannot be written is found here, not at the first trial
 
 
-def create_study(storage: Any, name: str, *, sweep: SweepSection, mode: str) -> Any:
-    """Create a new Optuna study with the sampler that the sweep asks for, seeded.
+def create_study(storage: Any, name: str, *, objectives: Sequence[Objective]) -> Any:
+    """Create a new Optuna study.
 
-    TPE is multivariate, which sees parameters that matter together, and grouped, which is what makes that
-    possible when some parameters exist only under a condition. It treats running trials as poor ones, so that
-    trials drawn at the same time differ.
+    It has no sampler and no pruner of its own: each trial gets a sampler made for it, and Tune's scheduler decides what
+    is stopped.
+
+    Raises:
+        UsageError: there is a study of this name.
+        StorageError, UnreachableError: the database does not take it.
     """
     import optuna
 
-    with quiet_optuna():
-        sampler: Any
-        if sweep.sampler == "random":
-            sampler = optuna.samplers.RandomSampler(seed=sweep.seed)
-        else:
-            sampler = optuna.samplers.TPESampler(
-                seed=sweep.seed,
-                n_startup_trials=sweep.startup_trials,
-                multivariate=True,
-                group=True,
-                constant_liar=True,
+    with quiet_optuna(), storage_errors(f"Optuna's study {name}"):
+        try:
+            study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                sampler=optuna.samplers.RandomSampler(seed=0),
+                pruner=optuna.pruners.NopPruner(),
+                directions=["minimize" if objective.mode == "min" else "maximize" for objective in objectives],
             )
-        # No pruner of Optuna's: Tune's scheduler decides, and the study records what it decided.
-        return optuna.create_study(
-            storage=storage,
-            study_name=name,
-            sampler=sampler,
-            pruner=optuna.pruners.NopPruner(),
-            direction="minimize" if mode == "min" else "maximize",
-        )
+        except optuna.exceptions.DuplicatedStudyError as error:
+            raise UsageError(f"there is a study {name} already", hint="Resume its sweep instead.") from error
+        study.set_metric_names([objective.metric for objective in objectives])  # as the dashboard shows them
+        return study
+
+
+def load_study(storage: Any, name: str) -> Any:
+    """Return the Optuna study of this name.
+
+    Raises:
+        NotFoundError: it is not in this database.
+        StorageError, UnreachableError: the database cannot be read.
+    """
+    import optuna
+
+    with quiet_optuna(), storage_errors(f"Optuna's study {name}"):
+        try:
+            return optuna.load_study(
+                storage=storage,
+                study_name=name,
+                sampler=optuna.samplers.RandomSampler(seed=0),
+                pruner=optuna.pruners.NopPruner(),
+            )
+        except KeyError as error:
+            raise NotFoundError(
+                f"there is no study {name} in this database",
+                hint="It was deleted, or storage.optuna and storage.path are not those that its sweep started with.",
+            ) from error
 
 
 @contextmanager

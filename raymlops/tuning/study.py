@@ -1,64 +1,77 @@
-"""A sweep from start to end: checks, a parent run, the trials on Ray Tune, the winner and its configuration.
+"""A sweep from start to end, over any number of resumes: checks, a parent run, the trials, the winner and a report.
 
-Owns the order of the steps and what is left behind however it ends: no open trial, no open run, no process. Assumes a
-running Ray. Knows nothing of how a trial is drawn (``trials``), run (``trial``) or judged (``select``).
+Owns the order of the steps and what is left behind however it ends: no open run, no process, and no trial that is
+lost. Assumes a running Ray. Knows nothing of how a trial is drawn (``trials``), run (``trial``) or judged (``select``).
 """
 
 from __future__ import annotations
 
-import json
+import os
 import time
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from raymlops.config.load import dump
-from raymlops.errors import RaymlopsError, SweepError, TrackingError
-from raymlops.records import SCHEMA_VERSION, SweepRecord
-from raymlops.signals import undisturbed
-from raymlops.tuning.checks import check, concurrency, metric_of, mode_of, refuse_sqlite
-from raymlops.tuning.conductor import Conductor
-from raymlops.tuning.quiet import quiet_tune, stop_on_signal
+from raymlops.config.changes import refuse_sweep_changes, sweep_changes
+from raymlops.errors import SweepError, UsageError
+from raymlops.records import SpentRecord, SweepRecord
+from raymlops.tuning import budget
+from raymlops.tuning.books import Books, known_study, new_study
+from raymlops.tuning.checks import check, objectives_of, refuse_sqlite
+from raymlops.tuning.parent import STUDY, Parent, before_of, sweep_of
 from raymlops.tuning.reasons import describe
-from raymlops.tuning.select import select
-from raymlops.tuning.storage import create_study, open_storage, optuna_url, without_credentials
-from raymlops.tuning.trials import Trials
+from raymlops.tuning.results import tags_of, write_best, write_report
+from raymlops.tuning.search import search
+from raymlops.tuning.select import pareto, select
+from raymlops.tuning.storage import load_study, open_storage, optuna_url, without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
-    from raymlops.config.schema import ProjectSpec
+    from raymlops.config.changes import Change
     from raymlops.project import Project
-    from raymlops.records import DataRecord, TrialRecord
     from raymlops.tracking.client import Tracker
-    from raymlops.tuning.children import Children
+    from raymlops.training.data import Prepared
+    from raymlops.training.lookup import Recorded
+    from raymlops.tuning.conductor import Conductor
     from raymlops.tuning.progress import SweepEvent
+
+CARRIED = "raymlops.carried"
+"""Attribute of a fork's study: that all it knows from the sweep before it has been written."""
 
 
 def sweep(
     project: Project,
     *,
+    resume: str | None = None,
+    fork: Recorded | None = None,
     on_event: Callable[[SweepEvent], None] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> SweepRecord:
     """Search ``sweep.space`` and return every trial, the best one, and where its configuration was written.
 
+    ``resume`` is the id of a sweep that goes on: its finished trials stay, the others go on from their checkpoints.
+    ``fork`` is a sweep whose trials the new one knows from the start, where they fit.
+
     Raises:
         UsageError: nothing to search, a metric that the recipe never reports, a recipe that fails on the
-            configuration as it stands, SQLite with more than one node; before anything starts.
+            configuration as it stands, SQLite with more than one node, a sweep that cannot go on with this
+            configuration or has nothing left to do; before anything starts.
+        NotFoundError: there is no such sweep, or its study is gone.
+        RefusedError: another driver runs it now.
         StorageError: ``storage.path`` or Optuna's file cannot be written.
         TrackingError: MLflow is down before the first trial, or did not take what was left at the end.
         SweepError: no trial gave a usable value; says how each failed. The parent run is FAILED.
-        KeyboardInterrupt: it was interrupted; trials are ended, the parent run is KILLED and holds what finished.
+        KeyboardInterrupt: it was interrupted; processes are ended, the parent run is KILLED, the sweep can go on.
     """
     import ray
 
+    from raymlops.state.lease import lease
+    from raymlops.state.store import state_url
     from raymlops.tracking.client import tracker
     from raymlops.training.run import preflight
     from raymlops.training.storage import check_writable
     from raymlops.tuning.datacache import DataCache
 
-    started = time.monotonic()
     spec = project.spec
     check(project)
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -67,161 +80,213 @@ def sweep(
     check_writable(spec.storage.path)
     store = tracker(spec)
     store.check()
-    data = DataCache()
-    prepared = data.get(project)
-    preflight(project, prepared)
+    with ExitStack() as held:
 
-    with (
-        open_storage(url) as storage,
-        _parent_run(project, store, prepared.data, tags=tags or {}) as sweep_id,
-    ):
-        study = create_study(storage, f"{spec.project.name}-{sweep_id}", sweep=spec.sweep, mode=mode_of(spec))
-        store.set_tags(sweep_id, {"raymlops.study": study.study_name})
-        study.set_user_attr("raymlops.sweep_id", sweep_id)
-        study.set_user_attr("raymlops.metric", metric_of(spec))
-        trials = Trials(study, space=spec.sweep.space)
-        _search(
-            project,
-            store,
-            trials,
-            sweep_id=sweep_id,
-            max_concurrent=concurrency(spec, nodes),
-            shared=data.share(),
-            on_event=on_event,
+        def hold(sweep_id: str) -> None:
+            held.enter_context(lease(state_url(spec), sweep_id, purpose="sweeping"))
+
+        before, changes = None, []
+        if resume is not None:
+            hold(resume)
+            before = sweep_of(store, resume)
+            assert before.spec is not None
+            changes = sweep_changes(before.spec, spec)
+            refuse_sweep_changes(changes, sweep_id=resume)
+        data = DataCache()
+        prepared = data.get(project)
+        preflight(project, prepared)
+        storage = held.enter_context(open_storage(url))
+        run = _Sweep(project, store, storage=storage, url=url, data=data, on_event=on_event)
+        if before is None:
+            run.begins(prepared, fork=fork, tags=tags or {}, hold=hold)
+        else:
+            run.goes_on(before, prepared, changes=changes)
+        return run.to_the_end(nodes)
+
+
+class _Sweep:
+    """One driver's part of a sweep."""
+
+    def __init__(
+        self,
+        project: Project,
+        store: Tracker,
+        *,
+        storage: Any,
+        url: str,
+        data: Any,
+        on_event: Callable[[SweepEvent], None] | None,
+    ) -> None:
+        self._project = project
+        self._store = store
+        self._storage = storage
+        self._url = url
+        self._data = data
+        self._on_event = on_event
+        self._objectives = objectives_of(project.spec)
+        self._before = SpentRecord()
+        self._started = time.monotonic()
+        self._forked_from = ""
+        self._books: Books
+
+    def begins(
+        self,
+        prepared: Prepared,
+        *,
+        fork: Recorded | None,
+        tags: Mapping[str, str],
+        hold: Callable[[str], None],
+    ) -> None:
+        """Open the parent run and the study."""
+        self._forked_from = "" if fork is None else fork.run_id
+        parent = Parent.opened(
+            self._store, self._project, prepared.data, tags=tags, submission_id=_submission(), forked_from=fork
         )
-        best = select(trials.records, mode=mode_of(spec))
+        with parent.closing_on_error():
+            hold(parent.sweep_id)
+            study = new_study(self._storage, parent, project=self._project)
+            if fork is not None:
+                self._carry(study, fork, fingerprint=prepared.data.fingerprint)
+            self._books = Books.of(study, parent, project=self._project, store=self._store)
+
+    def goes_on(self, recorded: Recorded, prepared: Prepared, *, changes: list[Change]) -> None:
+        """Take up the study and the parent run where the last driver left them."""
+        from raymlops.training.resume import check_data, write_changes
+
+        check_data(recorded, prepared.data)
+        self._before = before_of(recorded)
+        self._forked_from = recorded.tags.get("raymlops.forked_from", "")
+        parent = Parent(self._store, recorded.run_id)
+        study = known_study(self._storage, recorded, parent=parent, project=self._project)
+        if self._forked_from and not study.user_attrs.get(CARRIED):
+            fork = sweep_of(self._store, self._forked_from)
+            self._carry(study, fork, fingerprint=prepared.data.fingerprint)
+        self._books = Books.of(study, parent, project=self._project, store=self._store)
+        self._refuse_nothing_left(recorded)
+        said = write_changes(self._store, recorded, project=self._project, changes=changes)
+        parent.reopen(submission_id=_submission())
+        with parent.closing_on_error():
+            self._books.bring_up_to_date()
+            for text in said:
+                self._tell(f"goes on with a change: {text}")
+
+    def to_the_end(self, nodes: list[Any]) -> SweepRecord:
+        """Run the trials, choose the winner and end the parent run."""
+        parent = self._books.parent
+        with parent.closing_on_error():
+            conductor = search(
+                self._project,
+                self._books,
+                store=self._store,
+                nodes=nodes,
+                data=self._data,
+                before=self._before,
+                on_event=self._on_event,
+            )
+            record = self._result(conductor)
+            parent.end("FINISHED", tags_of(record))
+            return record
+
+    def _carry(self, study: Any, fork: Recorded, *, fingerprint: str) -> None:
+        """Write into the study what the sweep before it knows and still holds."""
+        from raymlops.tuning.carry import add_carried
+
+        if fork.spec is None:
+            raise UsageError(
+                f"the sweep {fork.run_id} has no configuration that can be read, so nothing can be carried"
+            )
+        if fork.tags.get("raymlops.data_fingerprint") != fingerprint:
+            study.set_user_attr(CARRIED, True)
+            self._tell(f"knows no trial of the sweep {fork.run_id}: its data were others")
+            return
+        with ExitStack() as opened:
+            url = optuna_url(fork.spec)
+            storage = self._storage if url == self._url else opened.enter_context(open_storage(url))
+            old = load_study(storage, fork.tags.get(STUDY, ""))
+            kept, left = add_carried(
+                study,
+                old,
+                old_spec=fork.spec,
+                new_spec=self._project.spec,
+                sweep_id=fork.run_id,
+                objectives=self._objectives,
+            )
+        study.set_user_attr(CARRIED, True)
+        why = "".join(f"; {count} not: {reason}" for reason, count in left.items())
+        self._tell(f"knows {kept} trials of the sweep {fork.run_id}{why}")
+
+    def _refuse_nothing_left(self, recorded: Recorded) -> None:
+        """Refuse to go on with what is over.
+
+        Raises:
+            UsageError: the sweep is FINISHED, and no trial is left or a budget is used up.
+        """
+        from raymlops.tuning.checks import num_own_trials
+
+        section, trials = self._project.spec.sweep, self._books.trials
+        if recorded.status != "FINISHED":
+            return
+        used = budget.used_up(section, self._before)
+        ended = sum(not record.carried_from for record in trials.records)
+        if used or ended >= num_own_trials(self._project.spec):
+            why = f"it {used}" if used else f"all {trials.asked} trials have ended"
+            raise UsageError(
+                f"the sweep {recorded.run_id} is finished: {why}",
+                hint=f"raymlops sweep --resume {recorded.run_id} --extend num_trials=+{section.num_trials} goes on; "
+                "timeout_s, max_cpu_hours, max_gpu_hours and max_cost can be extended too.",
+            )
+
+    def _result(self, conductor: Conductor) -> SweepRecord:
+        spec, books, first = self._project.spec, self._books, self._objectives[0]
+        sweep_id, records = books.parent.sweep_id, books.records()
+        best, none = None, None
+        try:
+            best = select(records, objectives=self._objectives, constraints=spec.sweep.constraints)
+        except SweepError as error:
+            none = error
+        report = ""
+        try:
+            report = write_report(
+                books.study,
+                self._project,
+                self._store,
+                records=records,
+                objectives=self._objectives,
+                spent=conductor.spent,
+                sweep_id=sweep_id,
+                stopped=conductor.stopped,
+                best=best,
+            )
+        except Exception as error:  # it costs no sweep
+            conductor.tell(f"no report was written: {describe(error)}")
+        if best is None:
+            assert none is not None
+            none.add_note(f"Report: {report}")
+            raise none
         return SweepRecord(
             sweep_id=sweep_id,
             project=spec.project.name,
-            study=study.study_name,
-            storage=without_credentials(url),
-            metric=metric_of(spec),
-            mode=mode_of(spec),
-            trials=trials.records,
+            study=books.trials.study_name,
+            storage=without_credentials(self._url),
+            metric=first.metric,
+            mode=first.mode,
+            trials=records,
             best=best,
-            best_config=_write_best(project, store, best, sweep_id=sweep_id),
-            duration_s=time.monotonic() - started,
+            best_config=write_best(self._project, self._store, best, sweep_id=sweep_id, objective=first),
+            duration_s=time.monotonic() - self._started,
+            stopped=conductor.stopped,
+            spent=conductor.spent,
+            pareto=pareto(records, objectives=self._objectives) if len(self._objectives) > 1 else (),
+            forked_from=self._forked_from,
+            report=report,
         )
 
+    def _tell(self, text: str) -> None:
+        if self._on_event is not None:
+            from raymlops.tuning.progress import said
 
-@contextmanager
-def _parent_run(project: Project, store: Tracker, data: DataRecord, *, tags: Mapping[str, str]) -> Iterator[str]:
-    """Open the sweep's own run and close it with how the sweep ended."""
-    from raymlops.training.record import open_run, reason
-
-    run_id = open_run(store, project, data, tags={**tags, "raymlops.metric": metric_of(project.spec)}, kind="sweep")
-    try:
-        yield run_id
-        store.end_run(run_id, "FINISHED")
-    except BaseException as error:
-        try:
-            with undisturbed():
-                store.set_tags(run_id, {"raymlops.reason": reason(error)})
-                store.end_run(run_id, "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
-        except TrackingError as lost:
-            error.add_note(f"Its MLflow run {run_id} is still marked RUNNING: {lost.message}")
-        raise
+            self._on_event(said(text, total=self._project.spec.sweep.num_trials))
 
 
-def _search(
-    project: Project,
-    store: Tracker,
-    trials: Trials,
-    *,
-    sweep_id: str,
-    max_concurrent: int,
-    shared: Mapping[str, Any],
-    on_event: Callable[[SweepEvent], None] | None,
-) -> None:
-    """Run the trials; whatever happens, each of them has ended when this returns or raises."""
-    from raymlops.tuning.children import Children
-    from raymlops.tuning.fit import fit
-
-    spec = project.spec
-    children = Children(
-        store,
-        experiment=spec.experiment,
-        parent_run_id=sweep_id,
-        name=f"{spec.project.name}-trial",
-        tags={**spec.project.tags, "raymlops.project": spec.project.name, "raymlops.recipe": project.reference},
-    )
-    conductor = Conductor(
-        project,
-        trials=trials,
-        children=children,
-        metric=metric_of(spec),
-        mode=mode_of(spec),
-        max_concurrent=max_concurrent,
-        shared=shared,
-        on_event=on_event,
-    )
-    try:
-        with stop_on_signal(conductor), quiet_tune(max_pending=max_concurrent):
-            fit(conductor, spec=spec, name=sweep_id)
-    except Exception as error:
-        conductor.failed(error)
-    finally:
-        lost = _close(conductor, children, lambda: _summary(trials.records, spec), store=store, sweep_id=sweep_id)
-    if isinstance(conductor.error, RaymlopsError):
-        raise conductor.error
-    if conductor.error is not None:
-        raise SweepError(f"the sweep broke off: {describe(conductor.error)}") from conductor.error
-    if conductor.halt == "interrupted":
-        raise KeyboardInterrupt
-    if lost is not None:
-        raise TrackingError(
-            f"the trials are done, but MLflow did not take all they gave: {lost.message}",
-            hint=f"The Optuna study {trials.study_name} holds every trial with its parameters and values.",
-        ) from lost
-
-
-def _close(
-    conductor: Conductor, children: Children, summary: Callable[[], str], *, store: Tracker, sweep_id: str
-) -> TrackingError | None:
-    """End whatever is open, in the study first: it does not depend on MLflow. Return what MLflow refused."""
-    with undisturbed():
-        try:
-            conductor.close()
-        except Exception as error:
-            conductor.failed(error)
-            try:
-                conductor.close()  # what failed may have been the display, which is asked no more
-            except Exception as again:
-                error.add_note(f"Trials are left open: {describe(again)}")
-        try:
-            children.close()
-            store.log_text(sweep_id, summary(), "sweep/trials.json")
-        except TrackingError as error:
-            return error
-    return None
-
-
-def _summary(records: Sequence[TrialRecord], spec: ProjectSpec) -> str:
-    data = {
-        "schema_version": SCHEMA_VERSION,
-        "metric": metric_of(spec),
-        "mode": mode_of(spec),
-        "trials": [asdict(record) for record in records],
-    }
-    return json.dumps(data, indent=1)
-
-
-def _write_best(project: Project, store: Tracker, best: TrialRecord, *, sweep_id: str) -> str:
-    """Write the winner's whole configuration, which ``train`` takes, beside the sweep and into its run."""
-    from raymlops.training.storage import join, write_bytes
-
-    spec = project.spec
-    if best.value is None:
-        raise SweepError(f"trial {best.number} has no value")
-    header = (
-        f"# Trial {best.number} of sweep {sweep_id}: {metric_of(spec)} = {best.value:.6g} "
-        f"after {best.epochs} epochs ({best.status}).\n"
-    )
-    text = header + dump(project.with_params(best.params).spec)
-    uri = join(spec.storage.path, "sweeps", sweep_id, "best.yaml")
-    write_bytes(uri, text.encode())
-    store.log_text(sweep_id, text, "config/best.yaml")
-    store.log_metrics(sweep_id, [(metric_of(spec), best.value, 0, int(time.time() * 1000))])
-    found = {"raymlops.best_trial": str(best.number)}
-    store.set_tags(sweep_id, found if best.run_id is None else {**found, "raymlops.best_run_id": best.run_id})
-    return uri
+def _submission() -> str:
+    return os.environ.get("RAYMLOPS_SUBMISSION_ID", "")

@@ -210,6 +210,20 @@ def test_a_project_travels_as_plain_data():
         Project.from_dict(sent)
 
 
+def test_a_trial_keeps_the_sweep_that_it_is_of():
+    """Start points and several objectives, with what follows from them, are the same in a trial's project."""
+    sweep = {
+        "objectives": {"validation/loss": "min", "validation/auc": "max"},
+        "enqueue": [{"recipe.config.width": 4}],
+        "space": {"recipe.config.width": {"int": [2, 8]}},
+    }
+    project = bind(load_data({**data(), "sweep": sweep}))
+    trial = project.with_params({"recipe.config.width": 4})
+    assert trial.spec.sweep == project.spec.sweep
+    assert Project.from_dict(trial.to_dict()) == trial
+    assert trial.spec.sweep.scheduler == "none"
+
+
 def test_the_python_door_takes_a_class():
     """A class in place of the spec's recipe is bound under its own import string."""
     project = bind(load_data(data(reference="no.such:Recipe")), recipe=Plain)

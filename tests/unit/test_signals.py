@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from raymlops.signals import from_handler, remembered, sigterm_kept, undisturbed
+from raymlops.signals import from_handler, remembered, sigterm_kept, stop_asked, undisturbed
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +140,12 @@ def test_a_replaced_handler_comes_back(before, default_too, after):
     with sigterm_kept(default_too=default_too):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGTERM) is after
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As a shell asks of what it starts with ``&``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stop_asked() as asked, undisturbed():
+        signal.raise_signal(signal.SIGINT)
+        assert not asked()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

@@ -109,7 +109,7 @@ def test_a_training_goes_on_with_or_without_a_configuration(job, more, config):
 
 def test_only_a_training_is_resumed(job):
     """Any other job needs its configuration."""
-    code, result = job("--resume", "run1", verb="sweep")
+    code, result = job("--resume", "run1", verb="deploy")
     assert (code, result["error"]["message"]) == (2, "the following arguments are required: --config")
 
 

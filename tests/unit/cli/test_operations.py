@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from recorded_sweep import project_in, recorded_sweep
 
 from raymlops.cli.main import main
 from raymlops.cli.operations import _duration, _size, run_text
 from raymlops.records import DataRecord
+from raymlops.state.lease import lease
+from raymlops.state.store import state_url
 from raymlops.tracking.client import Tracker
 from raymlops.training.lookup import mark_origin
 from raymlops.training.status import CheckpointStatus, RunStatus
@@ -187,3 +190,18 @@ def test_logs_print_a_line_each(home, capsys):
         (1, run_id, "one"),
         (1, run_id, "two"),
     ]
+
+
+def test_status_of_a_sweep_says_how_it_goes_on(home, capsys):
+    """In lines for a person, as one object for a program."""
+    with recorded_sweep(project_in(home)) as sweep:
+        with lease(state_url(sweep.project.spec), sweep.sweep_id, purpose="sweeping"):
+            sweep.run(0.25)
+        assert main(["status", sweep.sweep_id]) == 0
+        lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+        assert lines["state"] == "interrupted: MLflow says RUNNING, but nobody runs it"
+        assert lines["trials"] == "1 of 4 ended: 1 complete"
+        assert lines["resume"] == f"goes on with 3 new trials: raymlops sweep --resume {sweep.sweep_id}"
+        assert main(["status", sweep.sweep_id, "--json"]) == 0
+        data = json.loads(capsys.readouterr().out)
+        assert (data["best"]["value"], data["trials"]["complete"], data["num_trials"]) == (0.25, 1, 4)

@@ -2,9 +2,19 @@ from __future__ import annotations
 
 import pytest
 
-from raymlops.config.changes import MAY_CHANGE, differences, identity, refuse_forbidden
+from raymlops.config.changes import (
+    EXTENDABLE,
+    MAY_CHANGE,
+    SWEEP_MAY_CHANGE,
+    differences,
+    extended,
+    identity,
+    refuse_forbidden,
+    refuse_sweep_changes,
+    sweep_changes,
+)
 from raymlops.config.load import load_data
-from raymlops.config.schema import ProjectSpec
+from raymlops.config.schema import ProjectSpec, SweepSection
 from raymlops.errors import UsageError
 
 DECIDES = {
@@ -26,6 +36,25 @@ DECIDES = {
     "train.mode",
 }
 PLACES = {"project.name", "storage.path"}
+OF_A_TRIAL = {"train.epochs", "train.max_steps", "train.patience", "train.num_workers", "train.on_non_finite"}
+OF_A_SWEEP = {
+    "metric",
+    "mode",
+    "objectives",
+    "constraints",
+    "workers_per_trial",
+    "sampler",
+    "startup_trials",
+    "seed",
+    "enqueue",
+    "scheduler",
+    "resource",
+    "grace_period",
+    "max_resource",
+    "reduction_factor",
+    "space",
+}
+SPACE = {"train.lr": {"float": [0.1, 0.2]}, "train.momentum": {"float": [0.5, 0.9]}}
 
 
 def spec(*overrides: str, **sections):
@@ -152,3 +181,108 @@ def test_how_the_numbers_are_computed_may_change(override):
     """And with it the checkpoint's identity stays."""
     refuse_forbidden(differences(spec(), spec(override)), run_id="r1")
     assert identity(spec(override)) == identity(spec())
+
+
+def test_every_field_of_a_sweep_either_may_change_at_its_resume_or_may_not():
+    fields = {f"sweep.{name}" for name in SweepSection.model_fields}
+    assert fields - set(SWEEP_MAY_CHANGE) == {f"sweep.{name}" for name in OF_A_SWEEP}
+    assert set(MAY_CHANGE) - set(SWEEP_MAY_CHANGE) == OF_A_TRIAL | {"sweep"}
+    assert set(EXTENDABLE) <= SweepSection.model_fields.keys()
+
+
+def test_a_resumed_sweep_may_be_longer_and_its_trials_may_not():
+    found = sweep_changes(
+        spec(sweep={"space": SPACE}),
+        spec("sweep.num_trials=99", "sweep.price.cpu_hour=2", "train.epochs=9", sweep={"space": SPACE}),
+    )
+    assert [(str(change), change.allowed) for change in found] == [
+        ("train.epochs: was 5, now 9", False),
+        ("sweep.num_trials: was 16, now 99", True),
+        ("sweep.price.cpu_hour: was 0.0, now 2.0", True),
+    ]
+
+
+def test_an_equal_sweep_does_not_differ():
+    assert sweep_changes(spec(sweep={"space": SPACE}), spec("train.seed=0", sweep={"space": SPACE})) == []
+
+
+def test_every_difference_of_a_sweep_is_named_and_a_fork_offered():
+    """A distribution is one value."""
+    other = {"train.lr": {"float": [0.1, 0.3], "log": True}}
+    changes = sweep_changes(
+        spec(sweep={"space": SPACE}), spec("sweep.seed=1", "sweep.target=1", sweep={"space": other})
+    )
+    with pytest.raises(UsageError) as caught:
+        refuse_sweep_changes(changes, sweep_id="s1")
+    assert caught.value.message == (
+        "sweep s1 cannot go on with this configuration, which differs in what its trials are:\n"
+        "  sweep.seed: was 0, now 1\n"
+        '  sweep.space.train.lr: was {"float": [0.1, 0.2]}, now {"float": [0.1, 0.3], "log": true}\n'
+        '  sweep.space.train.momentum: was {"float": [0.5, 0.9]}, now nothing'
+    )
+    assert caught.value.hint is not None
+    assert "raymlops sweep --fork s1 --config FILE" in caught.value.hint
+    refuse_sweep_changes([change for change in changes if change.allowed], sweep_id="s1")
+
+
+def test_the_order_of_parameters_and_objectives_decides_too():
+    """Points in a seeded order follow the first, and what is reported of a trial the second."""
+    back = dict(reversed(SPACE.items()))
+    (change,) = sweep_changes(spec(sweep={"space": SPACE}), spec(sweep={"space": back}))
+    assert str(change) == 'sweep.space: was ["train.lr", "train.momentum"], now ["train.momentum", "train.lr"]'
+    one, other = ({"objectives": dict(pairs)} for pairs in ((("a", "min"), ("b", "max")), (("b", "max"), ("a", "min"))))
+    (change,) = sweep_changes(spec(sweep=one), spec(sweep=other))
+    assert str(change) == 'sweep.objectives: was ["a: min", "b: max"], now ["b: max", "a: min"]'
+    assert not change.allowed
+
+
+@pytest.mark.parametrize(
+    ("sweep", "extensions", "expected"),
+    [
+        ({"num_trials": 30}, ["num_trials=+20"], ["sweep.num_trials=50"]),
+        ({}, ["num_trials=+4"], ["sweep.num_trials=20"]),  # 16 by default
+        ({"num_trials": 30}, ["num_trials=60"], ["sweep.num_trials=60"]),
+        ({"timeout_s": 60.5}, ["timeout_s = +3600"], ["sweep.timeout_s=3660.5"]),
+        ({"timeout_s": 60.0}, ["sweep.timeout_s=+60"], ["sweep.timeout_s=120"]),
+        (
+            {"num_trials": 1, "max_cost": 2.0},
+            ["num_trials=+1", "max_cost=+0.5", "num_trials=+1"],
+            ["sweep.num_trials=3", "sweep.max_cost=2.5"],
+        ),
+        ({}, [], []),
+    ],
+)
+def test_an_extension_is_the_override_that_it_amounts_to(sweep, extensions, expected):
+    assert extended({"sweep": sweep}, extensions) == expected
+
+
+def test_what_is_extended_is_read_as_an_override():
+    before = spec("sweep.timeout_s=60")
+    overrides = extended(before.to_dict(), ["timeout_s=+3600", "num_trials=+20"])
+    after = load_data(before.to_dict(), overrides=overrides).spec.sweep
+    assert (after.timeout_s, after.num_trials) == (3660.0, 36)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "num_trial=+5",
+            r"did you mean num_trials=\+N\? Write NAME=\+N or NAME=N with one of num_trials, timeout_s, max_",
+        ),
+        ("train.epochs=+5", r"'train\.epochs=\+5'; Write NAME=\+N or NAME=N with one of num_trials, timeout_s"),
+        ("num_trials", r"'num_trials'; Write NAME=\+N"),
+        ("num_trials=+many", r"num_trials=\+many; a whole number, such as num_trials=\+20"),
+        ("num_trials=+2.5", r"num_trials=\+2\.5; a whole number"),
+        ("timeout_s=+", r"timeout_s=\+; a number"),
+        ("timeout_s=inf", r"timeout_s=inf; a number"),
+        ("num_trials=10", r"num_trials=10, which makes it 10; more than it is now, 16"),
+        ("num_trials=+0", r"which makes it 16; more than it is now, 16"),
+        ("num_trials=-3", r"which makes it -3; more"),
+        ("max_cost=+5", r"sweep\.max_cost has no limit, so that there is nothing to extend"),
+        ("max_cost=5", r"sweep\.max_cost has no limit"),
+    ],
+)
+def test_an_extension_that_extends_nothing_is_refused(text, message):
+    with pytest.raises(UsageError, match=message):
+        extended({"sweep": {"timeout_s": 60.0}}, [text])

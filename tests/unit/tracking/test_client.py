@@ -51,20 +51,48 @@ def test_a_run_is_written_and_read_back(store: Tracker) -> None:
     assert run.info.artifact_uri.startswith(str(store.artifacts))
 
 
-def test_points_and_tags_travel_together_as_far_as_they_fit(store: Tracker) -> None:
-    """2000 points and 150 tags are three requests of points, tags with the last one, and one more of tags."""
+def test_params_points_and_tags_travel_together_as_far_as_they_fit(store: Tracker) -> None:
+    """A request takes a thousand things, a hundred of them no points; tags come last: what they say is then true."""
     run_id = store.start_run("exp", name="run", tags={})
     requests = []
     send = store.client.log_batch
-    store.client.log_batch = lambda run_id, metrics=(), tags=(): (
-        requests.append((len(metrics), len(tags))),
-        send(run_id, metrics=metrics, tags=tags),
+    store.client.log_batch = lambda run_id, metrics=(), params=(), tags=(): (
+        requests.append((len(params), len(metrics), len(tags))),
+        send(run_id, metrics=metrics, params=params, tags=tags),
     )
     points = [("loss", 1.0, step, step) for step in range(2000)]
-    store.log_batch(run_id, points, {f"t{number}": "x" for number in range(150)})
-    assert requests == [(900, 0), (900, 0), (200, 100), (0, 50)]
+    store.log_batch(run_id, points, {f"t{number}": "x" for number in range(150)}, params={"a": "1"})
+    assert requests == [(1, 900, 0), (0, 900, 0), (0, 200, 100), (0, 0, 50)]
     assert len(store.client.get_metric_history(run_id, "loss")) == 2000
     assert store.last_steps(run_id) == {"loss": 1999}
+    requests.clear()
+    store.log_batch(run_id, [("loss", 1.0, 2000, 1)], {"u": "x"}, params={f"p{number}": "x" for number in range(199)})
+    store.log_batch(run_id, [("loss", 1.0, 2001, 1)], {"u": "y"}, params={"b": "2"})
+    assert requests == [(100, 1, 0), (99, 0, 1), (1, 1, 1)]
+    assert len(store.run(run_id).data.params) == 201
+
+
+def test_the_children_of_a_run_are_found(store: Tracker) -> None:
+    """All of them, over several pages; those with given tags alone; none that was deleted."""
+    parent = store.start_run("exp", name="parent", tags={})
+    store.start_run("exp", name="other", tags={"n": "1"}, parent_run_id=store.start_run("exp", name="p", tags={}))
+    runs = [store.start_run("exp", name=n, tags={"n": n}, parent_run_id=parent, start_time_ms=5) for n in "01234"]
+    store.delete_run(runs[4])
+    assert {run.info.run_id for run in store.children_of(parent, page_size=2)} == set(runs[:4])
+    (found,) = store.children_of(parent, tags={"n": "1"})
+    assert (found.info.run_id, found.info.start_time) == (runs[1], 5)
+    assert store.children_of(runs[0]) == []
+    with pytest.raises(NotFoundError):
+        store.children_of("nope")
+
+
+def test_an_experiment_is_looked_up_once(store: Tracker) -> None:
+    """A sweep opens thousands of runs in it."""
+    store.start_run("exp", name="run", tags={})
+    looked_up = []
+    store.client.get_experiment_by_name = looked_up.append
+    store.start_run("exp", name="run", tags={})
+    assert looked_up == []
 
 
 def test_a_repeated_request_doubles_nothing(store: Tracker) -> None:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from tiny import Tiny
 
 from raymlops.config.load import load_data
 from raymlops.errors import UsageError
 from raymlops.project import bind
-from raymlops.tuning.checks import check, refuse_sqlite, slots
+from raymlops.tuning.checks import (
+    Objective,
+    check,
+    concurrency,
+    max_resource,
+    metric_of,
+    mode_of,
+    num_own_trials,
+    objectives_of,
+    refuse_sqlite,
+    scheduler_of,
+    slots,
+)
+
+LR = {"train.lr": {"float": [0.1, 0.2]}}
+TWO = {"validation/loss": "min", "validation/auc": "max"}
 
 
 def project(**sweep):
@@ -50,3 +67,120 @@ def test_sqlite_is_refused_where_there_are_several_nodes():
     refuse_sqlite("postgresql://db/optuna", nodes=3)
     with pytest.raises(UsageError, match="has 2 nodes: a SQLite file lives on one"):
         refuse_sqlite("sqlite:////x/optuna.db", nodes=2)
+
+
+def spec(*overrides, **sweep):
+    data = {"project": {"name": "p"}, "recipe": {"import": Tiny}, "sweep": {"space": LR, **sweep}}
+    return load_data(data, overrides=overrides).spec
+
+
+def test_objectives_are_the_one_metric_or_as_written():
+    assert objectives_of(spec()) == (Objective("validation/loss", "min"),)
+    assert objectives_of(spec(metric="validation/auc", mode="max")) == (Objective("validation/auc", "max"),)
+    several = spec(objectives=TWO)
+    assert objectives_of(several) == (Objective("validation/loss", "min"), Objective("validation/auc", "max"))
+    assert (metric_of(several), mode_of(several), scheduler_of(several)) == ("validation/loss", "min", "none")
+
+
+@pytest.mark.parametrize(
+    ("sweep", "overrides", "expected"),
+    [
+        ({}, ["train.epochs=7"], 7.0),
+        ({"resource": "step"}, ["train.max_steps=300"], 300.0),
+        ({"resource": "step"}, [], math.inf),
+        ({"resource": "train/tokens", "max_resource": 1e6}, [], 1e6),
+        ({"max_resource": 3}, ["train.epochs=7"], 3.0),
+        ({"space": {"train.epochs": {"int": [2, 9]}}}, [], 9.0),
+        ({"space": {"train.epochs": {"categorical": [4, 2]}}}, [], 4.0),
+        ({"resource": "step", "space": {"train.max_steps": {"categorical": [4, None]}}}, [], math.inf),
+    ],
+)
+def test_a_whole_trial_takes_what_the_longest_may(sweep, overrides, expected):
+    assert max_resource(spec(*overrides, **sweep)) == expected
+
+
+@pytest.mark.parametrize(
+    ("sweep", "expected"),
+    [
+        ({}, 3),  # 4 + 2 CPUs, two each: the second node holds one, the first two
+        ({"max_concurrent": 2}, 2),
+        ({"num_trials": 1}, 1),
+        ({"workers_per_trial": 2}, 1),  # three workers fit: one pair
+        ({"workers_per_trial": 4}, 1),  # none fits now, but an autoscaler may add a node
+        ({"sampler": "grid", "space": {"train.epochs": {"int": [1, 2]}}}, 2),  # two points
+    ],
+)
+def test_as_many_trials_run_as_the_nodes_hold_and_there_are(sweep, expected):
+    assert concurrency(spec("train.cpus_per_worker=2", **sweep), nodes((5.0,), (3.0,))) == expected
+
+
+def test_a_grid_may_have_fewer_points_than_there_are_trials():
+    grid = {"sampler": "grid", "space": {"train.epochs": {"int": [1, 5]}}}
+    assert num_own_trials(spec(**grid)) == 5
+    assert num_own_trials(spec(num_trials=3, **grid)) == 3
+    assert num_own_trials(spec()) == 16
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ({"max_gpu_hours": 2}, r"max_gpu_hours is 2, but trials reserve no GPU"),
+        ({"max_cost": 2, "price": {"gpu_hour": 3}}, r"max_cost is 2, but trials cost nothing"),
+        ({"resource": "step"}, r"nothing says how much of it a whole trial takes, which asha needs"),
+        ({"grace_period": 6}, r"grace_period is 6, more than a whole trial takes: 5 \(epoch\)"),
+        ({"grace_period": 6, "scheduler": "median"}, r"so that median would never stop one"),
+        (
+            {"target": 0.2, "constraints": {"validation/loss": {"min": 0.3}}},
+            r"target is 0\.2, but sweep\.constraints wants validation/loss to be at least 0\.3",
+        ),
+        ({"sampler": "grid", "space": {"train.seed": {"int": [0, 200_000]}}}, r"more than 100,000 points"),
+    ],
+)
+def test_what_nothing_can_reach_is_refused(sweep, message):
+    with pytest.raises(UsageError, match=message):
+        check(project(**{"space": LR, **sweep}))
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        {"objectives": TWO},
+        {"grace_period": 5},
+        {"grace_period": 6, "scheduler": "none"},
+        {"resource": "step", "scheduler": "median"},
+        {"target": 0.2, "constraints": {"validation/loss": {"max": 0.3}, "validation/auc": {"min": 0.9}}},
+        {"max_cost": 2, "price": {"cpu_hour": 3}},
+    ],
+)
+def test_what_can_be_reached_is_taken(sweep):
+    check(project(**{"space": LR, **sweep}))
+
+
+def plain(**sweep):
+    recipe = {"import": "plain_recipe:Plain", "config": {"width": 64}}
+    return bind(load_data({"project": {"name": "p"}, "recipe": recipe, "sweep": sweep}))
+
+
+def test_a_space_that_holds_no_point_is_refused_with_the_commonest_reason():
+    """The width is at most 4, and must be at least ``even``, which is 6: each end alone is a good value."""
+    space = {"recipe.config.width": {"int": [1, 4]}, "recipe.config.even": {"categorical": [6]}}
+    with pytest.raises(UsageError) as caught:
+        check(plain(space=space))
+    assert "all 64 drawn at random are refused, 64 of them with: recipe.config: width must be at least even" in str(
+        caught.value
+    )
+    assert "for example recipe.config.width=" in str(caught.value)
+
+
+def test_a_space_that_holds_some_points_is_taken():
+    space = {"recipe.config.width": {"int": [1, 6]}, "recipe.config.even": {"categorical": [6]}}
+    check(plain(space=space))
+
+
+def test_a_start_point_that_the_recipe_refuses_is_named():
+    space = {"recipe.config.width": {"int": [1, 8]}, "recipe.config.even": {"categorical": [2, 6]}}
+    bad = {"recipe.config.width": 4, "recipe.config.even": 6}
+    with pytest.raises(UsageError, match=r"sweep\.enqueue\[1\] is refused: recipe\.config: width must be at least"):
+        check(plain(space=space, enqueue=[{"recipe.config.width": 8, "recipe.config.even": 6}, bad]))
+    # What is left out is drawn, and may make it hold.
+    check(plain(space=space, enqueue=[{"recipe.config.width": 1}]))

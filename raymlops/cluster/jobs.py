@@ -1,0 +1,244 @@
+"""Ray jobs: work that outlives the process that asked for it, on a cluster that outlives both.
+
+Owns the folder that a job is given, the command that it runs, and what its states and its last words mean. Knows
+nothing of what the work is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from raymlops import errors
+from raymlops.cluster import auth, upfile
+from raymlops.cluster.connect import find
+from raymlops.cluster.dashboard import VARIABLES, Dashboard, dashboard
+from raymlops.cluster.grace import STOP_WAIT_S, VARIABLE
+from raymlops.errors import ClusterError, ConfigError, NotFoundError, Problem, RaymlopsError, UsageError
+from raymlops.records import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from raymlops.config.schema import ProjectSpec
+
+SUBMISSION = "RAYMLOPS_SUBMISSION_ID"
+"""Variable: which job a command runs in."""
+CONFIG = "raymlops-job.yaml"
+"""The configuration, in a job's folder."""
+_POLL_S = 0.5
+_RUN = "from raymlops.cli.main import run; run()"
+_LOG_LINES = 15
+_CHATTY = ("dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging")
+
+
+@dataclass(frozen=True)
+class JobState(Record):
+    """How a job is, in Ray's words: PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED."""
+
+    submission_id: str
+    status: str
+    message: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Return whether its driver runs no more."""
+        return self.status in {"SUCCEEDED", "FAILED", "STOPPED"}
+
+
+class Jobs:
+    """The jobs of one cluster. Holds no connection: each question is a request of its own."""
+
+    def __init__(self, place: Dashboard, *, python: str = "python") -> None:
+        self.url = place.url
+        self._place = place
+        self._python = python
+
+    @classmethod
+    def of(cls, spec: ProjectSpec) -> Self:
+        """Return the jobs of the cluster that ``spec`` means: as ``cluster.dashboard``'s, so never one of our own.
+
+        Raises:
+            ClusterError: there is none that outlives this process.
+        """
+        named = spec.cluster.dashboard or any(map(os.environ.get, VARIABLES))
+        if not named and find(spec)[0] is None:
+            raise ClusterError(
+                "there is no running cluster to send a job to",
+                hint="`raymlops up` starts one on this machine, which goes on when this process ends; wait=True needs "
+                "none and works in this process.",
+            )
+        with dashboard(spec) as place:
+            record = upfile.read()
+            here = record is not None and record.dashboard_url.rstrip("/") == place.url.rstrip("/")
+            return cls(place, python=sys.executable if here else "python")
+
+    def submit(self, arguments: Sequence[str], *, folder: Path, submission_id: str) -> None:
+        """Run ``raymlops`` with these arguments in a copy of ``folder``, as a job of its own.
+
+        Raises:
+            ClusterError: the cluster does not answer, or refuses us.
+            UsageError: the folder is larger than Ray takes.
+        """
+        # Without exec the shell between Ray and the driver would be told to stop too, and end before it.
+        command = f"exec {shlex.join([self._python, '-c', _RUN, *arguments])}"
+        variables = {SUBMISSION: submission_id, VARIABLE: str(STOP_WAIT_S)}
+        with self._client() as client, _quiet():
+            try:
+                client.submit_job(
+                    entrypoint=command,
+                    submission_id=submission_id,
+                    runtime_env={"working_dir": str(folder), "env_vars": variables},
+                )
+            except ValueError as error:
+                raise UsageError(f"the job's folder cannot be sent: {error}", hint="Keep data out of it.") from error
+
+    def state(self, submission_id: str) -> JobState:
+        """Return how a job is.
+
+        Raises:
+            NotFoundError: the cluster does not know it.
+            ClusterError: the cluster does not answer.
+        """
+        with self._client() as client:
+            details = client.get_job_info(submission_id)
+        return JobState(submission_id, str(details.status.value), details.message or "")
+
+    def log(self, submission_id: str) -> str:
+        """Return all that a job has printed.
+
+        Raises:
+            NotFoundError, ClusterError: as ``state``.
+        """
+        with self._client() as client:
+            return str(client.get_job_logs(submission_id))
+
+    def stop(self, submission_id: str, *, sleep: Callable[[float], None] = time.sleep) -> JobState:
+        """Ask a job to end, as Ctrl-C would, and return once it has; Ray kills one that takes too long.
+
+        Raises:
+            NotFoundError, ClusterError: as ``state``.
+        """
+        state = self.state(submission_id)
+        if not state.ended:
+            with self._client() as client:
+                client.stop_job(submission_id)
+        while not state.ended:
+            sleep(_POLL_S)
+            state = self.state(submission_id)
+        return state
+
+    @contextmanager
+    def _client(self) -> Iterator[Any]:
+        """Yield Ray's client; its errors, of which each is another kind, become ours."""
+        import requests
+        from ray.exceptions import AuthenticationError
+        from ray.job_submission import JobSubmissionClient
+
+        try:
+            with _addressed(self.url):
+                client = JobSubmissionClient(self.url, headers=auth.headers(self._place.token_path))
+            yield client
+        except AuthenticationError as error:
+            raise ClusterError(
+                f"the cluster at {self.url} refuses us: {str(error).splitlines()[0]}",
+                hint=f"Set {auth.MODE}=token and {auth.TOKEN_PATH}; raymlops doctor says more.",
+            ) from error
+        except (requests.RequestException, ConnectionError) as error:
+            raise ClusterError(
+                f"the cluster at {self.url} does not answer: {error}", hint="raymlops doctor says more."
+            ) from error
+        except RuntimeError as error:
+            if "status code 404" in str(error):
+                raise NotFoundError(f"the cluster at {self.url} does not know this job", hint=str(error)) from error
+            raise ClusterError(f"the cluster at {self.url} refuses: {error}") from error
+
+
+@contextmanager
+def job_folder(config: str, *, code: Mapping[str, bytes], working_dir: Path | None = None) -> Iterator[Path]:
+    """Yield a folder for a job: its configuration, the recipe's code, and for the rest what ``working_dir`` holds.
+
+    What is in ``working_dir`` is linked to, not copied: Ray follows links when it packs a folder, and leaves out what
+    ``.gitignore`` and ``.rayignore`` there say. Code that is there too is taken from there.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="raymlops-job-"))
+    try:
+        for path in sorted(working_dir.absolute().iterdir()) if working_dir else ():
+            (folder / path.name).symlink_to(path)
+        (folder / CONFIG).unlink(missing_ok=True)
+        (folder / CONFIG).write_text(config, encoding="utf-8")
+        linked = {path.name for path in folder.iterdir() if path.is_symlink()}
+        for name, data in code.items():
+            # Through a link it would be the user's own folder that is written to.
+            if name.partition("/")[0] not in linked:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(data)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def last_error(log: str) -> RaymlopsError | None:
+    """Return the error that a command printed with ``--json`` at its end, as it was raised; None without one."""
+    for line in reversed(log.splitlines()):
+        try:
+            found = json.loads(line)["error"]
+            return _raised(found)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def tail(log: str) -> str:
+    """Return the last lines of a log."""
+    return "\n".join(log.strip().splitlines()[-_LOG_LINES:])
+
+
+def _raised(data: Mapping[str, Any]) -> RaymlopsError:
+    kind = getattr(errors, data["type"], None)
+    message, hint = str(data["message"]), data.get("hint")
+    if kind is ConfigError:
+        problems = [Problem(item["path"], item["message"], item.get("place", "")) for item in data["problems"]]
+        return ConfigError(problems, hint=hint)
+    if isinstance(kind, type) and issubclass(kind, RaymlopsError) and kind is not errors.InvalidRowsError:
+        return kind(message, hint=hint)
+    return RaymlopsError(f"{data['type']}: {message}", hint=hint)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep off the user's screen, for the block, what Ray says while it packs and sends a folder; not its warnings."""
+    loggers = [logging.getLogger(f"ray.{name}") for name in _CHATTY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _addressed(url: str) -> Iterator[None]:
+    """Name the cluster for the block: Ray's client prefers this variable to the address that it is given."""
+    name = VARIABLES[0]
+    before = os.environ.get(name)
+    os.environ[name] = url
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,116 @@
+"""The cell magic ``%%raymlops my_recipe.py``: a notebook's cell becomes a module that workers and jobs can import.
+
+Owns which file names are taken, and that the newest text counts. Knows nothing of recipes but how they are named.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import keyword
+import os
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymlops.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+MAGIC = "raymlops"
+
+
+def add_magic(shell: Any) -> None:
+    """Add the magic to an IPython shell."""
+    shell.register_magic_function(_run, magic_kind="cell", magic_name=MAGIC)
+
+
+def write_module(name: str, text: str, *, folder: Path) -> ModuleType:
+    """Write a module into a folder and import it from there, in place of an older one of this name.
+
+    Raises:
+        UsageError: the name is no plain ``NAME.py``, or one that another module has.
+        SyntaxError: the text is no Python; it holds the place, and nothing was written.
+        StorageError: the file cannot be written.
+    """
+    stem = _stem(name)
+    path = folder.absolute() / name
+    _refuse_others(stem, path)
+    text = text if text.endswith("\n") else f"{text}\n"
+    compile(text, str(path), "exec", dont_inherit=True)
+    try:
+        _replace(path, text)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))  # an absolute one: Ray's workers are given this list
+    sys.modules.pop(stem, None)
+    importlib.invalidate_caches()
+    return importlib.import_module(stem)
+
+
+def recipes_in(module: ModuleType) -> list[str]:
+    """Return the import string of each recipe that a module defines."""
+    from raymlops.recipe import RecipeBase, reference_of
+
+    return [
+        reference_of(value)
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, RecipeBase) and value.__module__ == module.__name__
+    ]
+
+
+def _run(line: str, cell: str) -> None:
+    """Write the cell to a module in the working directory and import it: %%raymlops my_recipe.py."""
+    module = write_module(line.strip(), cell, folder=Path.cwd())
+    named = ", ".join(f'recipe="{reference}"' for reference in recipes_in(module))
+    sys.stdout.write(f"wrote {line.strip()}{f': {named}' if named else ', which defines no recipe'}\n")
+
+
+def _stem(name: str) -> str:
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a Path would take folders apart
+    if suffix != ".py" or not stem.isidentifier() or keyword.iskeyword(stem):
+        raise UsageError(
+            f"%%{MAGIC} writes a module into the working directory, and {name!r} is no name for one",
+            hint=f"Write for example %%{MAGIC} my_recipe.py: letters, digits and _ alone, and no folder.",
+        )
+    return stem
+
+
+def _refuse_others(stem: str, path: Path) -> None:
+    """Refuse the name of a module that is another one: it would hide that, or be hidden by it."""
+    loaded = getattr(sys.modules.get(stem), "__file__", None)
+    found: str | None = None
+    if stem in sys.builtin_module_names or stem in sys.stdlib_module_names:
+        found = "Python's own"
+    elif stem in sys.modules:
+        found = loaded or "one without a file"
+    else:
+        with suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(stem)
+            found = None if spec is None else spec.origin or "a folder"
+    if found is not None and found != str(path) and Path(found).absolute() != path:
+        raise UsageError(
+            f"%%{MAGIC} {path.name}: there is another module {stem!r} already ({found})",
+            hint="Choose another name.",
+        )
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half of it."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)  # as any new file, and not for its maker alone
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    # Python takes compiled code of the same second and size for that of the new text.
+    Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)

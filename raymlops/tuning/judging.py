@@ -1,0 +1,46 @@
+"""What of an epoch's metrics a sweep needs, and what is wrong with them. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def judged_metrics(project: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the metrics without which no trial can be judged, the first objective first; ``project`` is plain data."""
+    train, sweep = project["train"], project["sweep"]
+    objectives = list(sweep["objectives"]) or [sweep["metric"] or train["metric"]]
+    clock = [] if sweep["resource"] in {"epoch", "step"} else [sweep["resource"]]
+    return tuple(dict.fromkeys([*objectives, train["metric"], *sweep["constraints"], *clock]))
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return those metrics that are numbers, as plain ones; NaN and infinity among them."""
+    found = {name: _number(value) for name, value in metrics.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def judge(metrics: Mapping[str, Any], *, names: Sequence[str], epoch: int) -> str:
+    """Return what is wrong with an epoch's metrics, or nothing: one that is no number, or one that is needed."""
+    for name, value in metrics.items():
+        if _number(value) is None:
+            return f"{name} is {value!r} after epoch {epoch}; a metric is a number"
+    missing = [name for name in names if name not in metrics]
+    if missing:
+        return f"{', '.join(missing)} was not reported; reported: {', '.join(sorted(metrics))}"
+    for name in names:
+        if not math.isfinite(metrics[name]):
+            return f"{name} is {float(metrics[name])} after epoch {epoch}"
+    return ""
+
+
+def _number(value: Any) -> float | None:
+    if value is None or isinstance(value, str | bytes):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
+        return None

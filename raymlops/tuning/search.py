@@ -1,0 +1,152 @@
+"""The trials of a sweep, run to their end on Ray Tune, whatever ends it.
+
+Owns what is set up around them and what is closed after them. Knows nothing of winners.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from raymlops.errors import NotFoundError, RaymlopsError, StorageError, SweepError, TrackingError
+from raymlops.signals import undisturbed
+from raymlops.training import storage
+from raymlops.tuning.checks import concurrency, objectives_of
+from raymlops.tuning.children import INTERRUPTED_WAIT_S
+from raymlops.tuning.conductor import Conductor
+from raymlops.tuning.fit import fit
+from raymlops.tuning.quiet import quiet_tune, stop_on_signal
+from raymlops.tuning.reasons import describe
+from raymlops.tuning.results import TRIALS, folder_of, write_trials
+from raymlops.tuning.schedulers import judge, reports
+from raymlops.tuning.shareddata import share
+from raymlops.tuning.trial import release, trainable
+from raymlops.tuning.trials import history_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from raymlops.project import Project
+    from raymlops.records import SpentRecord
+    from raymlops.tracking.client import Tracker
+    from raymlops.tuning.books import Books
+    from raymlops.tuning.datacache import DataCache
+    from raymlops.tuning.progress import SweepEvent
+
+
+def search(
+    project: Project,
+    books: Books,
+    *,
+    store: Tracker,
+    nodes: Sequence[Mapping[str, Any]],
+    data: DataCache,
+    before: SpentRecord,
+    on_event: Callable[[SweepEvent], None] | None,
+) -> Conductor:
+    """Run the trials that are left; whatever happens, none of them runs when this returns or raises.
+
+    Raises:
+        SweepError: something failed that is no trial's fault; trials that ran are put back.
+        TrackingError: the trials are done, but MLflow did not take it.
+        KeyboardInterrupt: it was interrupted; trials that ran are put back.
+    """
+    spec, sweep_id = project.spec, books.parent.sweep_id
+    sweep_uri = folder_of(spec, sweep_id)
+    with ThreadPoolExecutor(1, thread_name_prefix="raymlops-discard") as discarding:
+
+        def discard(number: int) -> None:
+            discarding.submit(_delete, storage.join(sweep_uri, TRIALS, str(number)))
+
+        conductor = Conductor(
+            project,
+            trials=books.trials,
+            children=books.children,
+            sweep_uri=sweep_uri,
+            max_concurrent=concurrency(spec, nodes),
+            before=before,
+            shared=data.share(),
+            on_event=on_event,
+            note=books.children.set_parent,
+            discard=discard,
+        )
+        try:
+            conductor.tell(f"sweep {sweep_id}")
+            _run(project, books, conductor=conductor, data=data)
+        except Exception as error:
+            conductor.failed(error)
+        finally:
+            lost = _close(project, books, conductor=conductor, store=store)
+        if not books.trials.open:
+            discarding.submit(_delete, storage.join(sweep_uri, TRIALS))
+    _raise_what_ended_it(conductor, books, lost=lost)
+    return conductor
+
+
+def _run(project: Project, books: Books, *, conductor: Conductor, data: DataCache) -> None:
+    """Tell scheduler and conductor what came before, and let Tune run what is left."""
+    spec = project.spec
+    scheduler = judge(spec)
+    for frozen in books.study.get_trials(deepcopy=False):
+        told = reports(spec, frozen.intermediate_values, history_of(frozen))
+        scheduler.replay(frozen.number, told, ended=frozen.state.is_finished())
+    for opened in books.trials.reopen():
+        conductor.goes_on(opened)
+    if conductor.done:
+        return
+    with stop_on_signal(conductor), quiet_tune(max_pending=conductor.max_concurrent):
+        given = trainable(share(data) if spec.sweep.workers_per_trial == 1 else None)
+        try:
+            fit(conductor, trainable=given, judge=scheduler, name=books.parent.sweep_id)
+        finally:
+            release(given)
+
+
+def _close(project: Project, books: Books, *, conductor: Conductor, store: Tracker) -> TrackingError | None:
+    """Close the books, the study first: it does not depend on MLflow. Return what MLflow refused."""
+    with undisturbed():
+        try:
+            conductor.close()
+        except Exception as error:
+            conductor.failed(error)
+            try:
+                conductor.close()  # what failed may have been the display, which is asked no more
+            except Exception as again:
+                error.add_note(f"Trials are left open: {describe(again)}")
+        try:
+            if conductor.halt == "interrupted":
+                books.children.close(wait_s=INTERRUPTED_WAIT_S, patient=False)
+            else:
+                books.children.close()
+            write_trials(
+                store, books.records(), sweep_id=books.parent.sweep_id, objective=objectives_of(project.spec)[0]
+            )
+        except TrackingError as error:
+            return error
+    return None
+
+
+def _raise_what_ended_it(conductor: Conductor, books: Books, *, lost: TrackingError | None) -> None:
+    sweep_id = books.parent.sweep_id
+    how = f"It goes on with: raymlops sweep --resume {sweep_id}"
+    if isinstance(conductor.error, RaymlopsError):
+        conductor.error.add_note(how)
+        raise conductor.error
+    if conductor.error is not None:
+        raise SweepError(f"the sweep broke off: {describe(conductor.error)}", hint=how) from conductor.error
+    if conductor.halt == "interrupted":
+        stopped = KeyboardInterrupt()
+        stopped.add_note(how)
+        raise stopped
+    if lost is not None:
+        raise TrackingError(
+            f"the trials are done, but MLflow did not take all they gave: {lost.message}",
+            hint=f"The Optuna study {books.trials.study_name} holds every trial. Once MLflow answers, "
+            f"raymlops sweep --resume {sweep_id} writes what it lacks.",
+        ) from lost
+
+
+def _delete(uri: str) -> None:
+    with suppress(StorageError, NotFoundError):
+        storage.delete(uri)

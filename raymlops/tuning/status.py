@@ -1,0 +1,193 @@
+"""How a sweep is doing: what MLflow, its lease and its study say, as one record.
+
+Owns what resuming it would do, in words. The summary is pure; asking is apart. Imports no recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal
+
+from raymlops.errors import RaymlopsError
+from raymlops.records import Record, SpentRecord, TrialRecord
+from raymlops.training.lookup import who_holds
+from raymlops.training.status import State
+from raymlops.training.status import summarize as summarize_run
+from raymlops.training.writer import REASON
+from raymlops.tuning import budget
+from raymlops.tuning.checks import objectives_of
+from raymlops.tuning.parent import FORKED_FROM, SUBMISSION, before_of
+from raymlops.tuning.progress import shown
+from raymlops.tuning.watching import Standing, reading, total_of
+
+if TYPE_CHECKING:
+    from raymlops.tracking.client import Tracker
+    from raymlops.training.lookup import Recorded
+
+Lease = tuple[Literal["held", "free", "unknown"], str]
+
+
+@dataclass(frozen=True)
+class SweepStatus(Record):
+    """A sweep as it is now."""
+
+    sweep_id: str
+    name: str
+    project: str
+    state: State
+    detail: str
+    """What the state means or why it is so, in a sentence; empty where the word says it all."""
+    holder: str | None
+    """Who runs it."""
+    tracking_uri: str
+    started_at: str
+    ended_at: str | None
+    metric: str = ""
+    """Of several the first."""
+    trials: dict[str, int] = field(default_factory=dict)
+    """How many of its own are in each state: complete, pruned, failed, running, waiting."""
+    num_trials: int = 0
+    """How many it is to run."""
+    carried: int = 0
+    """How many it knows from the sweep that it was forked from."""
+    best: TrialRecord | None = None
+    """Of those that have ended."""
+    spent: SpentRecord = field(default_factory=SpentRecord)
+    stopped: str = ""
+    """Which budget ended it, in words; empty where every trial ran."""
+    resume: str = ""
+    """What `raymlops sweep --resume` would do."""
+    report: str = ""
+    best_config: str = ""
+    forked_from: str = ""
+    submission_id: str = ""
+    """The Ray job that runs it; empty where none does."""
+
+    @property
+    def ended(self) -> int:
+        """Return how many of its own trials have ended."""
+        return sum(self.trials.get(state, 0) for state in ("complete", "pruned", "failed"))
+
+
+def sweep_status(tracker: Tracker, recorded: Recorded, *, now: datetime | None = None) -> SweepStatus:
+    """Ask about a sweep that was looked up and return how it is doing.
+
+    A study that cannot be read is told in ``detail``: what MLflow says of the sweep counts for itself.
+    """
+    standing, problem = Standing(), ""
+    if recorded.spec is not None:
+        try:
+            with reading(recorded) as study:
+                standing = study.look()
+        except RaymlopsError as error:
+            problem = error.message
+    return summarize(
+        recorded,
+        tracking_uri=tracker.shown_uri,
+        now=now or datetime.now(UTC),
+        lease=who_holds(recorded),
+        standing=standing,
+        problem=problem,
+    )
+
+
+def summarize(
+    recorded: Recorded, *, tracking_uri: str, now: datetime, lease: Lease, standing: Standing, problem: str = ""
+) -> SweepStatus:
+    """Put together what was found out about a sweep; ``problem`` is why its trials could not be read."""
+    spec, tags = recorded.spec, recorded.tags
+    run = summarize_run(recorded, tracking_uri=tracking_uri, now=now, lease=lease)
+    status = SweepStatus(
+        sweep_id=recorded.run_id,
+        name=recorded.name,
+        project=run.project,
+        state=run.state,
+        detail=_detail(recorded, run.state, lease=lease, problem=problem),
+        holder=run.holder,
+        tracking_uri=tracking_uri,
+        started_at=run.started_at,
+        ended_at=run.ended_at,
+        metric=objectives_of(spec)[0].metric if spec else tags.get("raymlops.metric", ""),
+        trials=standing.counts,
+        num_trials=total_of(spec) if spec else 0,
+        carried=standing.carried,
+        best=standing.best,
+        spent=before_of(recorded),
+        # Of a sweep that goes on MLflow keeps what ended it before.
+        stopped=tags.get("raymlops.stopped", "") if run.state == "finished" else "",
+        report=tags.get("raymlops.report", ""),
+        best_config=tags.get("raymlops.best_config", ""),
+        forked_from=tags.get(FORKED_FROM, ""),
+        submission_id=tags.get(SUBMISSION, ""),
+    )
+    return replace(status, resume=_resume(recorded, status, who=lease[1], problem=problem))
+
+
+def rows(status: SweepStatus) -> dict[str, str]:
+    """Return a sweep's status as named lines for a person; what is not known is left out."""
+    best, spent = status.best, status.spent
+    counts = ", ".join(f"{count} {state}" for state, count in status.trials.items() if count)
+    carried = f"; knows {status.carried} of {status.forked_from}" if status.carried else ""
+    found = {
+        "sweep": " ".join(filter(None, [status.sweep_id, f"({status.name})" if status.name else ""])),
+        "state": f"{status.state}: {status.detail}" if status.detail else status.state,
+        "trials": f"{status.ended} of {status.num_trials} ended{f': {counts}' if counts else ''}{carried}",
+        "best": "" if best is None else _best(best, status.metric),
+        "spent": budget.words(spent) if spent.wall_s else "",
+        "stopped": status.stopped,
+        "job": status.submission_id,
+        "config": status.best_config,
+        "report": status.report,
+        "resume": status.resume,
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _best(best: TrialRecord, metric: str) -> str:
+    value = "no value" if best.value is None else f"{best.value:.5g}"
+    params = ", ".join(f"{name}={shown(setting)}" for name, setting in best.params.items())
+    return f"trial {best.number}: {metric} {value} after {best.epochs} epochs with {params}"
+
+
+def _detail(recorded: Recorded, state: State, *, lease: Lease, problem: str) -> str:
+    held, who = lease
+    if state == "running":
+        said = f"by {who}" if recorded.status == "RUNNING" else f"by {who}; MLflow still says {recorded.status}"
+    elif state == "interrupted":
+        said = "MLflow says RUNNING, but nobody runs it"
+    elif state == "unknown":
+        said = f"MLflow says {recorded.status}" + (f"; {who}" if held == "unknown" else "")
+    else:
+        said = why_ended(recorded)
+    return "; ".join(filter(None, [said, f"its trials cannot be read: {problem}" if problem else ""]))
+
+
+def why_ended(recorded: Recorded) -> str:
+    """Return why a sweep ended without getting to its end; empty where nothing says so."""
+    reason = recorded.tags.get(REASON, "").strip().removesuffix(":")
+    return "a signal stopped it" if reason == "KeyboardInterrupt" else reason
+
+
+def _resume(recorded: Recorded, status: SweepStatus, *, who: str, problem: str) -> str:
+    command = f"raymlops sweep --resume {status.sweep_id}"
+    if status.state == "running":
+        return f"refused while {who} runs it"
+    spec = recorded.spec
+    if spec is None:
+        return "refused: it was never written down whole"
+    if problem:
+        return f"nobody can tell: {problem}"
+    section = spec.sweep
+    left = status.num_trials - status.ended
+    if status.state == "finished":
+        if used := budget.used_up(section, status.spent):
+            key = used.split(" of ", maxsplit=1)[0].rpartition(" ")[2]
+            return f"nothing: it {used}; {command} --extend {key}=+{getattr(section, key):g} goes on"
+        if left <= 0:
+            return f"nothing: all trials have ended; {command} --extend num_trials=+{section.num_trials} goes on"
+    begun = status.trials.get("running", 0) + status.trials.get("waiting", 0)
+    new = max(0, left - begun)
+    parts = [f"{begun} begun" if begun else "", f"{new} new" if new else ""]
+    trials = " and ".join(filter(None, parts))
+    return f"goes on with {trials} trials: {command}" if trials else f"writes down how it ended: {command}"

@@ -1,0 +1,161 @@
+"""A sweep whose driver is killed again and again: nothing is lost, nothing is done twice, and it can be extended."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+from wsgiref.util import setup_testing_defaults
+
+import pytest
+from shell_user import visiting
+from sweep_driver import (
+    TRIALS,
+    Books,
+    Driver,
+    books,
+    can_import_fixtures,
+    check_whole,
+    data,
+    spec_of,
+    write,
+)
+
+from raymlops.tuning.storage import open_storage, optuna_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from shell_user import User
+
+    from raymlops.config.schema import ProjectSpec
+
+pytestmark = pytest.mark.e2e
+KILLS = 3
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A sweep that was killed and resumed, and its books when it had ended for the first time."""
+
+    user: User
+    spec: ProjectSpec
+    sweep_id: str
+    states: tuple[Counter[str], ...]
+    """How many trials were in each state after each kill."""
+    books: Books
+
+    def __str__(self) -> str:
+        return self.sweep_id
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Iterator[Killed]:
+    """Yield a sweep of 30 trials whose driver was killed three times at random moments, and resumed to its end."""
+    with visiting(tmp_path_factory.mktemp("killed")) as user:
+        can_import_fixtures(user)
+        home = user.cwd / "home" / ".raymlops"
+        home.mkdir()
+        shutil.copy(mlflow_database, home)
+        config = write(user.cwd / "tiny.yaml", data(home))
+        spec = spec_of(config)
+        seed = time.time_ns() % 2**32
+        print(f"seed {seed}")
+        moments = random.Random(seed)
+
+        driver = Driver(user, "--config", config)
+        sweep_id = driver.sweep_id()
+        states = []
+        for kill in range(KILLS):
+            if kill:
+                driver = Driver(user, "--resume", sweep_id)
+                assert driver.sweep_id() == sweep_id
+            # Two seconds later than it says its name its first trials run.
+            assert driver.killed_after(moments.uniform(0.0, 6.0)), "a whole sweep takes longer than that"
+            states.append(books(spec, sweep_id).states)
+            print(f"kill {kill + 1}: {dict(states[-1])}")
+        Driver(user, "--resume", sweep_id).end()
+        yield Killed(user, spec, sweep_id, tuple(states), books(spec, sweep_id))
+
+
+def test_a_sweep_killed_three_times_is_as_if_nothing_had_happened(killed: Killed) -> None:
+    """30 trials, each with its value and all its epochs, one child run each, nothing RUNNING, the parent FINISHED."""
+    check_whole(killed.books)
+    finished = [states["COMPLETE"] for states in killed.states]
+    assert finished == sorted(finished)
+    assert finished[-1] < TRIALS
+
+
+def test_optuna_dashboard_reads_the_study(killed: Killed) -> None:
+    """The dashboard lists the study, and shows every trial of it."""
+    optuna_dashboard = pytest.importorskip("optuna_dashboard")
+    with open_storage(optuna_url(killed.spec)) as storage:
+        application = optuna_dashboard.wsgi(storage)
+        (study,) = (
+            summary
+            for summary in _asked(application, "/api/studies")["study_summaries"]
+            if summary["study_name"] == f"killed-{killed.sweep_id}"
+        )
+        shown = _asked(application, f"/api/studies/{study['study_id']}", "after=0")
+    assert study["directions"] == ["maximize"]
+    assert len(shown["trials"]) >= TRIALS
+    assert all(trial["state"] == "Complete" for trial in shown["trials"][:TRIALS])
+
+
+def test_another_space_is_refused_at_a_resume_and_taken_by_a_fork(killed: Killed) -> None:
+    """--resume says what differs and names --fork; the fork knows every trial that lies in the new space."""
+    user = killed.user
+    written = data(user.cwd / "home" / ".raymlops")
+    written["sweep"]["space"]["recipe.config.x"] = {"float": [0.0, 0.5]}
+    config = write(user.cwd / "narrow.yaml", written)
+
+    refused = user.raymlops("sweep", "--resume", killed.sweep_id, "--config", config, code=2)
+    assert "recipe.config.x" in refused.stderr
+    assert f"--fork {killed.sweep_id}" in refused.stderr
+
+    forked = json.loads(
+        user.raymlops("sweep", "--fork", killed.sweep_id, "--config", config, "sweep.num_trials=3", "--json").stdout
+    )
+    assert (forked["forked_from"], forked["sweep_id"] == killed.sweep_id) == (killed.sweep_id, False)
+    inside = {
+        f"{killed.sweep_id}/{trial.number}": trial.value
+        for trial in killed.books.trials
+        if trial.params["recipe.config.x"] <= 0.5
+    }
+    carried = {trial["carried_from"]: trial["value"] for trial in forked["trials"] if trial["carried_from"]}
+    assert carried == inside
+    assert Counter(trial["status"] for trial in forked["trials"] if not trial["carried_from"]) == {"complete": 3}
+    assert forked["best"]["value"] >= max(inside.values())
+
+
+def test_it_is_extended_while_a_second_driver_is_refused(killed: Killed) -> None:
+    """A FINISHED sweep has nothing left; with four more it goes on, and whoever comes second is told who has it."""
+    user = killed.user
+    over = user.raymlops("sweep", "--resume", killed.sweep_id, code=2)
+    assert f"--resume {killed.sweep_id} --extend num_trials=+" in over.stderr
+
+    driver = Driver(user, "--resume", killed.sweep_id, "--extend", "num_trials=+4")
+    driver.sweep_id()
+    second = user.raymlops("sweep", "--resume", killed.sweep_id, code=4)
+    assert f"process {driver.process.pid}" in second.stderr
+    driver.end()
+    extended = books(killed.spec, killed.sweep_id)
+    check_whole(extended, trials=TRIALS + 4)
+    assert {number: extended.params[number] for number in range(TRIALS)} == killed.books.params
+    assert user.processes() == []
+
+
+def _asked(application: Any, path: str, query: str = "") -> Any:
+    """Return the JSON that a WSGI application answers a GET with."""
+    environment: dict[str, Any] = {"PATH_INFO": path, "QUERY_STRING": query, "wsgi.input": BytesIO()}
+    setup_testing_defaults(environment)
+    statuses: list[str] = []
+    body = b"".join(application(environment, lambda status, _headers, _error=None: statuses.append(status)))
+    assert statuses[0].startswith("200"), (path, statuses, body[:500])
+    return json.loads(body)

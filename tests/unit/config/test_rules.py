@@ -1,0 +1,176 @@
+"""What the fields of a sweep must hold together is said with the line of the field to change."""
+
+from __future__ import annotations
+
+import pytest
+
+from raymlops.config.load import dump, load, load_data
+from raymlops.config.schema import ProjectSpec
+
+SPACE = """\
+space:
+    train.lr: {float: [0.0001, 0.1], log: true}
+    train.epochs: {int: [2, 8]}
+    train.weight_decay: {float: [0, 1], step: 0.25}
+    train.optimizer: {categorical: [sgd, adam]}
+    train.momentum: {float: [0.5, 0.9], when: {train.optimizer: sgd}}
+"""
+
+
+def spec(**sweep):
+    return load_data({"project": {"name": "a"}, "recipe": {"import": "m:C"}, "sweep": sweep}).spec
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "objectives: {validation/loss: min}",
+            (
+                "4:15: sweep.objectives: got one metric; at least two, or instead of objectives "
+                "{metric: validation/loss, mode: min}"
+            ),
+        ),
+        ("objectives: {a: min, b: up}", "4:27: sweep.objectives.b: got 'up'; one of 'min' or 'max'"),
+        (
+            "objectives: {a: min, b: max}\n  metric: a",
+            "5:11: sweep.metric: stands beside objectives, which say both of each metric; write one or the other",
+        ),
+        (
+            "objectives: {a: min, b: max}\n  mode: min",
+            "5:9: sweep.mode: stands beside objectives, which say both of each metric; write one or the other",
+        ),
+        (
+            "objectives: {a: min, b: max}\n  scheduler: asha",
+            (
+                "5:14: sweep.scheduler: got 'asha'; none: a scheduler stops trials by one metric, and there are "
+                "several objectives"
+            ),
+        ),
+        (
+            "objectives: {a: min, b: max}\n  target: 0.5",
+            "5:11: sweep.target: stands beside objectives; it asks which trial is best, and of several none is",
+        ),
+        (
+            "objectives: {a: min, b: max}\n  patience: 5",
+            "5:13: sweep.patience: stands beside objectives; it asks which trial is best, and of several none is",
+        ),
+        (
+            "max_cost: 5\n  price: {currency: EUR}",
+            "4:13: sweep.max_cost: needs a price above 0: write for example price: {cpu_hour: 0.04, gpu_hour: 2.5}",
+        ),
+        (
+            "resource: train/tokens",
+            (
+                "4:13: sweep.resource: got 'train/tokens'; asha needs max_resource with it, how much of it a whole "
+                "trial takes"
+            ),
+        ),
+        ("constraints: {validation/loss: {}}", "4:34: sweep.constraints.validation/loss: write min, max or both"),
+        ("sampler: tpr", "4:12: sweep.sampler: got 'tpr'; one of 'tpe', 'gp', 'random', 'grid', 'qmc' or 'nsga2'"),
+    ],
+)
+def test_fields_that_do_not_go_together_are_one_problem(write, problems, text, expected):
+    write("a.yaml", f"sweep:\n  {text}\n", head=True)
+    assert problems() == [f"a.yaml:{expected}"]
+
+
+@pytest.mark.parametrize(
+    ("point", "expected"),
+    [
+        ("train.lr: 5.0", "5:20: sweep.enqueue[1].train.lr: got 5.0; 0.0001 to 0.1"),
+        ("train.lr: '0.01'", "5:20: sweep.enqueue[1].train.lr: got '0.01' (text); 0.0001 to 0.1"),
+        ("train.epochs: 2.5", "5:24: sweep.enqueue[1].train.epochs: got 2.5; a whole number from 2 to 8"),
+        ("train.epochs: true", "5:24: sweep.enqueue[1].train.epochs: got true; a whole number from 2 to 8"),
+        ("train.weight_decay: 0.3", "5:30: sweep.enqueue[1].train.weight_decay: got 0.3; 0.0 to 1.0 in steps of 0.25"),
+        ("train.optimizer: adamw", "5:27: sweep.enqueue[1].train.optimizer: got 'adamw' (text); one of 'sgd', 'adam'"),
+        ("train.optimizer: [sgd]", "5:27: sweep.enqueue[1].train.optimizer: got a list; one of 'sgd', 'adam'"),
+        (
+            "train.momentum: 0.6",
+            (
+                "5:26: sweep.enqueue[1].train.momentum: exists only where train.optimizer is 'sgd'; "
+                "here it is left out, which leaves it to chance"
+            ),
+        ),
+        (
+            "train.momentum: 0.6, train.optimizer: adam",
+            "5:26: sweep.enqueue[1].train.momentum: exists only where train.optimizer is 'sgd'; here it is 'adam'",
+        ),
+        (
+            "train.lrr: 1",
+            "5:10: sweep.enqueue[1].train.lrr: 'lrr' is not a field of train; did you mean 'train.lr'?",
+        ),
+        (
+            "recipe.config.x: 1",
+            (
+                "5:27: sweep.enqueue[1].recipe.config.x: is not in the space; known: train.lr, train.epochs, "
+                "train.weight_decay, train.optimizer, train.momentum"
+            ),
+        ),
+        ("", "5:9: sweep.enqueue[1]: is empty; write at least one key of the space with its value"),
+    ],
+)
+def test_a_start_point_must_lie_in_the_space(write, problems, point, expected):
+    write(
+        "a.yaml",
+        f"sweep:\n  enqueue: [{{train.lr: 0.1}},\n        {{{point}}}]\n  {SPACE}",
+        head=True,
+    )
+    assert problems() == [f"a.yaml:{expected}"]
+
+
+def test_start_points_that_lie_in_the_space_are_taken(write):
+    starts = "[{train.lr: 0.1, train.epochs: 8}, {train.momentum: 0.9, train.optimizer: sgd}]"
+    write("a.yaml", f"sweep:\n  enqueue: {starts}\n  {SPACE}", head=True)
+    found = load("a.yaml").spec
+    assert found.sweep.enqueue == [
+        {"train.lr": 0.1, "train.epochs": 8},
+        {"train.momentum": 0.9, "train.optimizer": "sgd"},
+    ]
+    write("b.yaml", dump(found))
+    assert load("b.yaml").spec == found
+    assert ProjectSpec.model_validate(found.to_dict()) == found
+
+
+def test_more_start_points_than_trials_are_refused(write, problems):
+    write(
+        "a.yaml", f"sweep:\n  num_trials: 1\n  enqueue: [{{train.lr: 0.1}}, {{train.lr: 0.01}}]\n  {SPACE}", head=True
+    )
+    assert problems() == ["a.yaml:5:12: sweep.enqueue: got 2 start points; at most num_trials, 1"]
+
+
+def test_a_grid_over_a_continuous_range_is_refused_for_each_key(write, problems):
+    write("a.yaml", f"sweep:\n  sampler: grid\n  {SPACE}", head=True)
+    what = "is continuous, which sampler grid cannot go through; write a step, an int range or categorical: [...]"
+    assert problems() == [
+        f"a.yaml:6:15: sweep.space.train.lr: float: [0.0001, 0.1] {what}",
+        f"a.yaml:10:21: sweep.space.train.momentum: float: [0.5, 0.9] {what}",
+    ]
+
+
+def test_several_objectives_are_not_scheduled():
+    """Unless a scheduler is asked for, none is the default with them; also when the spec is written and read again."""
+    found = spec(objectives={"a": "min", "b": "max"})
+    assert found.sweep.scheduler == "none"
+    assert load_data(found.to_dict()).spec == found
+    assert spec().sweep.scheduler == "asha"
+    assert spec(objectives={}).sweep.scheduler == "asha"
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        {"resource": "train/tokens", "max_resource": 1e6},
+        {"resource": "train/tokens", "scheduler": "median"},
+        {"max_cost": 5, "price": {"gpu_hour": 2.5}},
+        {"sampler": "nsga2"},
+        {"sampler": "grid", "space": {"train.lr": {"float": [0.1, 0.1]}, "train.momentum": {"categorical": [0.5]}}},
+    ],
+)
+def test_what_goes_together_is_taken(sweep):
+    assert spec(**sweep)
+
+
+def test_a_spec_made_in_python_is_held_to_the_same_rules():
+    with pytest.raises(ValueError, match="needs a price above 0"):
+        ProjectSpec.model_validate({"project": {"name": "a"}, "recipe": {"import": "m:C"}, "sweep": {"max_cost": 1}})
