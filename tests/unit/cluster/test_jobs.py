@@ -86,7 +86,7 @@ def test_what_goes_wrong_is_told_in_our_words(cluster: FakeJobs, tmp_path: Path)
     with pytest.raises(ClusterError, match="refuses us"):
         Jobs(Dashboard(cluster.place.url, tmp_path / "other")).state("s1")
     with pytest.raises(ClusterError, match="does not answer"):
-        Jobs(Dashboard(f"http://127.0.0.1:{free_port()}", None)).state("s1")
+        Jobs(Dashboard(f"http://127.0.0.1:{free_port()}", cluster.place.token_path)).state("s1")
 
 
 def test_without_a_cluster_the_way_to_one_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
