@@ -52,7 +52,7 @@ def gc(
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Remove checkpoints that nothing refers to any more, under storage.path."""
+    """Remove checkpoints of runs and trials that nothing needs any more, under storage.path."""
     from raymlops.lifecycle.operate import collect
 
     def agree(found: CollectRecord) -> None:
@@ -63,7 +63,7 @@ def gc(
     record = collect(config, dry_run=dry_run, overrides=overrides or (), env=env, agree=agree)
     what = f"{_count(record)}, {_size(record.size_bytes)}"
     if not record.waste:
-        lines = [f"nothing to remove: {record.runs} runs in {record.runs_uri}"]
+        lines = [f"nothing to remove: {record.runs} runs and trials of {record.sweeps} sweeps in {_place(record)}"]
     elif record.removed and not yes:
         lines = [f"removed {what}"]
     else:
@@ -174,7 +174,7 @@ def _checkpoint(status: RunStatus) -> str | None:
 
 
 def _waste(record: CollectRecord) -> str:
-    prefix = f"{_plain(record.runs_uri)}/"
+    prefix = f"{_place(record)}/"
     rows = [
         {"size": _size(item.size_bytes), "what": _plain(item.uri).removeprefix(prefix), "why": item.reason}
         for item in record.waste
@@ -183,7 +183,12 @@ def _waste(record: CollectRecord) -> str:
 
 
 def _count(record: CollectRecord) -> str:
-    return f"{len(record.waste)} {'folder' if len(record.waste) == 1 else 'folders'} in {_plain(record.runs_uri)}"
+    return f"{len(record.waste)} {'folder' if len(record.waste) == 1 else 'folders'} in {_place(record)}"
+
+
+def _place(record: CollectRecord) -> str:
+    """Return the folder that runs and sweeps are in."""
+    return _plain(record.runs_uri).rpartition("/")[0]
 
 
 def _plain(uri: str) -> str:

@@ -75,12 +75,13 @@ SWEEP_MAY_CHANGE = (
         field
         for field in MAY_CHANGE
         # Trials are compared: each is as long as the others, and batches that one may leave out the others may too.
+        # ``train.num_workers`` stays: a trial has ``sweep.workers_per_trial``, which decides as a run's own does not,
+        # because one trial is held against another.
         if field
         not in {
             "train.epochs",
             "train.max_steps",
             "train.patience",
-            "train.num_workers",
             "train.on_non_finite",
             "sweep",
         }
@@ -122,17 +123,8 @@ class Change:
     old: Any
     new: Any
     allowed: bool
-    lr_by_length: bool = False
-    """Whether the learning rate at a step depends on how many steps there are to be."""
-
-    @property
-    def effect(self) -> str:
-        """Return what it does to the numbers from here on; empty where that is nothing, or where it may not be."""
-        if not self.allowed:
-            return ""
-        if self.path in _LENGTH:
-            return "the learning rate follows the new length from here on" if self.lr_by_length else ""
-        return _EFFECTS.get(self.path, "")
+    effect: str = ""
+    """What it does to the numbers from here on; empty where that is nothing, or where it may not be."""
 
     def __str__(self) -> str:
         return f"{self.path}: was {_shown(self.old)}, now {_shown(self.new)}"
@@ -164,12 +156,11 @@ def identity(spec: ProjectSpec) -> dict[str, str]:
 def differences(old: ProjectSpec, new: ProjectSpec) -> list[Change]:
     """Return every field whose value differs, and whether it may."""
     before, after = (dict(_leaves(_comparable(spec))) for spec in (old, new))
-    by_length = new.train.schedule != "constant" or new.train.warmup_fraction > 0
-    return [
-        Change(path, before.get(path), after.get(path), _among(path, MAY_CHANGE), lr_by_length=by_length)
-        for path in dict.fromkeys([*before, *after])
-        if before.get(path) != after.get(path)
-    ]
+    effects = dict(_EFFECTS)
+    if new.train.schedule != "constant" or new.train.warmup_fraction > 0:
+        effects |= dict.fromkeys(_LENGTH, "the learning rate follows the new length from here on")
+    paths = [path for path in dict.fromkeys([*before, *after]) if before.get(path) != after.get(path)]
+    return _changes(paths, before, after, may=MAY_CHANGE, effects=effects)
 
 
 def refuse_forbidden(changes: Sequence[Change], *, run_id: str) -> None:
@@ -197,7 +188,8 @@ def sweep_changes(old: ProjectSpec, new: ProjectSpec) -> list[Change]:
     paths = [path for path in dict.fromkeys([*before, *after]) if before.get(path) != after.get(path)]
     if any(path.startswith("sweep.space.") for path in paths):
         paths = [path for path in paths if path != "sweep.space"]  # its order alone is said where nothing else is
-    return [Change(path, before.get(path), after.get(path), _among(path, SWEEP_MAY_CHANGE)) for path in paths]
+    effects = {path: effect for path, effect in _EFFECTS.items() if path != "train.num_workers"}
+    return _changes(paths, before, after, may=SWEEP_MAY_CHANGE, effects=effects)
 
 
 def refuse_sweep_changes(changes: Sequence[Change], *, sweep_id: str) -> None:
@@ -264,6 +256,21 @@ def _raised(name: str, before: float | None, value: str) -> float:
             hint=f"To lower it write sweep.{name}={after:g} as an override." if after > 0 else None,
         )
     return int(after) if float(after).is_integer() else after
+
+
+def _changes(
+    paths: Sequence[str],
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    *,
+    may: Sequence[str],
+    effects: Mapping[str, str],
+) -> list[Change]:
+    return [
+        Change(path, before.get(path), after.get(path), allowed, effects.get(path, "") if allowed else "")
+        for path in paths
+        for allowed in (_among(path, may),)
+    ]
 
 
 def _decides(change: Change) -> bool:

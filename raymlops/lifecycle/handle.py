@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from raymlops.tracking.client import Tracker
     from raymlops.training.lookup import Recorded
     from raymlops.tuning.status import SweepStatus
-    from raymlops.tuning.watching import Reading
+    from raymlops.tuning.watching import OpenStudy
 
 
 def sweep(
@@ -265,7 +265,7 @@ class Sweep:
         return sweep_of(self._tracker, self.sweep_id)
 
     @contextmanager
-    def _reading(self) -> Iterator[Reading]:
+    def _reading(self) -> Iterator[OpenStudy]:
         from raymlops.tuning.watching import reading
 
         with reading(self._recorded()) as study:

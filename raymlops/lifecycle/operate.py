@@ -87,19 +87,23 @@ def collect(
     env: str | None = None,
     agree: Callable[[CollectRecord], None] = lambda _found: None,
 ) -> CollectRecord:
-    """Remove files of runs under ``storage.path`` that nothing refers to any more, and return what and why.
+    """Remove files of runs and sweeps under ``storage.path`` that nothing needs any more, and return what and why.
 
     ``agree`` is called with what was found before anything is removed; it raises to keep it all.
 
     Raises:
         StorageError, TrackingError: they cannot be asked; nothing was removed.
     """
-    from raymlops.training.collect import look, remove
+    from raymlops.training import collect as runs
+    from raymlops.training import sweepfiles as sweeps
 
     spec = place_of(source, overrides=overrides, env=env)
     tracker = known_tracker(source, overrides=overrides, env=env)
-    found = look(tracker, spec)
+    found = sweeps.look(tracker, spec, runs=runs.look(tracker, spec))
     if dry_run or not found.waste:
         return found
     agree(found)
-    return replace(found, removed=True, failed=tuple(remove(tracker, spec, found.waste)))
+    of_sweeps = [item for item in found.waste if sweeps.is_of_sweep(item, spec)]
+    of_runs = [item for item in found.waste if item not in of_sweeps]
+    failed = [*runs.remove(tracker, spec, of_runs), *sweeps.remove(tracker, spec, of_sweeps)]
+    return replace(found, removed=True, failed=tuple(failed))

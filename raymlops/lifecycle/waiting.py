@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from raymlops.tracking.client import Tracker
     from raymlops.training.lookup import Recorded
     from raymlops.tuning.progress import SweepEvent
-    from raymlops.tuning.watching import Reading
+    from raymlops.tuning.watching import OpenStudy
 
 POLL_S = 1.0
 _SURE = 3
@@ -92,7 +92,7 @@ def raise_if_broken(recorded: Recorded) -> None:
     )
 
 
-def record_of(recorded: Recorded, study: Reading) -> SweepRecord:
+def record_of(recorded: Recorded, study: OpenStudy) -> SweepRecord:
     """Return the record of a sweep that has ended, from what is written of it.
 
     Raises:
@@ -134,7 +134,7 @@ class _Look:
 
         assert recorded.spec is not None
         self.over = False
-        self.study: Reading | None = None
+        self.study: OpenStudy | None = None
         self._recorded = recorded
         self._spec = recorded.spec
         self._stack = stack

@@ -1,7 +1,8 @@
 """Files of runs that nothing refers to any more: found, decided upon, removed.
 
 Owns the decision, which is pure, and what is in the folders of runs. A run that is held is left alone, and one that can
-still go on keeps what its pointer names. Bundles of registered versions are elsewhere and are not looked at.
+still go on keeps what its pointer names. Sweeps are another module's (``sweepfiles``). Bundles of registered versions
+are elsewhere and are not looked at.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Waste(Record):
     """One folder or file that may go, and why."""
 
     run_id: str
+    """Of a run or a sweep."""
     uri: str
     size_bytes: int
     reason: str
@@ -87,7 +89,7 @@ class Waste(Record):
 
 @dataclass(frozen=True)
 class Spared(Record):
-    """A run that was left alone, and why."""
+    """A run or a sweep that was left alone, and why."""
 
     run_id: str
     reason: str
@@ -95,7 +97,7 @@ class Spared(Record):
 
 @dataclass(frozen=True)
 class CollectRecord(Record):
-    """What ``gc`` found under ``runs_uri``, and what became of it."""
+    """What ``gc`` found under ``runs_uri`` and in the sweeps beside it, and what became of it."""
 
     runs_uri: str
     runs: int
@@ -106,6 +108,8 @@ class CollectRecord(Record):
     """False where it only looked."""
     failed: tuple[str, ...] = ()
     """What could not be removed, and why."""
+    sweeps: int = 0
+    """Sweeps whose trials have files, which were looked at."""
 
     @property
     def size_bytes(self) -> int:

@@ -95,7 +95,7 @@ def check_files(recorded: Recorded, *, there: bool, host: str) -> None:
 
 
 def check_data(recorded: Recorded, data: DataRecord) -> None:
-    """Refuse other data than the run was trained on so far.
+    """Refuse other data than the run, or the trials of the sweep, were trained on so far.
 
     Raises:
         UsageError: with the rows of each split, then and now.
@@ -104,10 +104,11 @@ def check_data(recorded: Recorded, data: DataRecord) -> None:
     if then == data.fingerprint:
         return
     rows: Mapping[str, int] = json.loads(recorded.tags.get("raymlops.data_rows", "{}"))
+    what = "sweep" if recorded.kind == "sweep" else "run"
     raise UsageError(
-        f"the data is no longer what run {recorded.run_id} was trained on: it had {_rows(rows)} "
+        f"the data is no longer what {what} {recorded.run_id} was trained on: it had {_rows(rows)} "
         f"(fingerprint {then[:12] or 'none'}), now there are {_rows(data.rows)} ({data.fingerprint[:12]})",
-        hint="Restore the data, or start a new run on what is there now.",
+        hint=f"Restore the data, or start a new {what} on what is there now.",
     )
 
 

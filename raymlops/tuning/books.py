@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from raymlops.errors import NotFoundError
 from raymlops.tuning.checks import objectives_of
-from raymlops.tuning.conductor import STEP
+from raymlops.tuning.conductor import without_steps
 from raymlops.tuning.parent import STUDY, Parent
 from raymlops.tuning.points import point
 from raymlops.tuning.storage import create_study, load_study
@@ -61,12 +61,7 @@ class Books:
         trials = self.study.get_trials(deepcopy=False)
         for record in self.trials.records:
             if not record.carried_from:
-                history = history_of(trials[record.number])
-                known = {
-                    epoch: {name: value for name, value in metrics.items() if name != STEP}
-                    for epoch, metrics in history.items()
-                }
-                self.children.mirror(record, known)
+                self.children.mirror(record, without_steps(history_of(trials[record.number])))
 
     def records(self) -> tuple[TrialRecord, ...]:
         """Return the trials that ended, each with its child run."""
@@ -83,9 +78,7 @@ def new_study(storage: Any, parent: Parent, *, project: Project) -> Any:
     """Make the study of a new sweep; its run says its name."""
     objectives = objectives_of(project.spec)
     study = create_study(storage, parent.study_name(project.spec), objectives=objectives)
-    parent.tag({STUDY: study.study_name})
-    study.set_user_attr("raymlops.sweep_id", parent.sweep_id)
-    study.set_user_attr("raymlops.metric", objectives[0].metric)
+    _introduce(study, parent, project=project)
     return study
 
 
@@ -95,9 +88,20 @@ def known_study(storage: Any, recorded: Recorded, *, parent: Parent, project: Pr
     Raises:
         NotFoundError: it had one, which is gone.
     """
+    named = recorded.tags.get(STUDY)
     try:
-        return load_study(storage, recorded.tags.get(STUDY, parent.study_name(project.spec)))
+        study = load_study(storage, named or parent.study_name(project.spec))
     except NotFoundError:
-        if STUDY in recorded.tags:
+        if named is not None:
             raise
         return new_study(storage, parent, project=project)
+    if named is None:
+        _introduce(study, parent, project=project)  # the driver died just after it made it
+    return study
+
+
+def _introduce(study: Any, parent: Parent, *, project: Project) -> None:
+    """Let study and run name each other."""
+    study.set_user_attr("raymlops.sweep_id", parent.sweep_id)
+    study.set_user_attr("raymlops.metric", objectives_of(project.spec)[0].metric)
+    parent.tag({STUDY: study.study_name})

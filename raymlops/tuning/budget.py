@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING
 from raymlops.records import SpentRecord
 
 if TYPE_CHECKING:
-    from raymlops.config.schema import ProjectSpec, SweepSection
+    from raymlops.config.schema import SweepSection
+    from raymlops.tuning.tally import Tally
 
 
-def spent(before: SpentRecord, *, wall_s: float, trial_s: float, spec: ProjectSpec) -> SpentRecord:
+def spent(before: SpentRecord, *, wall_s: float, cpu_s: float, gpu_s: float, section: SweepSection) -> SpentRecord:
     """Return what a sweep took, over all its resumes.
 
-    ``before`` is what it had taken when it was resumed, ``wall_s`` the seconds since then, ``trial_s`` those of all
-    trials together, in which each reserved what the configuration says. A trial that is done again counts again.
+    ``before`` is what it had taken when it was resumed, ``wall_s`` the seconds since then, ``cpu_s`` and ``gpu_s`` the
+    seconds of CPUs and GPUs that its trials have reserved since. A trial that is done again counts again.
     """
-    train, section = spec.train, spec.sweep
-    hours = trial_s * section.workers_per_trial / 3600
-    cpu_hours = before.cpu_hours + hours * train.cpus_per_worker
-    gpu_hours = before.gpu_hours + hours * train.gpus_per_worker
+    cpu_hours, gpu_hours = before.cpu_hours + cpu_s / 3600, before.gpu_hours + gpu_s / 3600
     price = section.price
     return SpentRecord(
         wall_s=before.wall_s + wall_s,
@@ -48,16 +46,15 @@ def used_up(section: SweepSection, so_far: SpentRecord) -> str:
     return ""
 
 
-def good_enough(section: SweepSection, *, mode: str, best: float | None, since_best: int) -> str:
-    """Return why no more trials are needed, in words; empty where they are.
-
-    ``best`` is the best value so far, ``since_best`` how many trials have ended since without a better one.
-    """
-    target = section.target
-    if target is not None and best is not None and (best <= target if mode == "min" else best >= target):
+def good_enough(section: SweepSection, tally: Tally) -> str:
+    """Return why no more trials are needed, in words; empty where they are."""
+    best, target = None if tally.best is None else tally.best.value, section.target
+    if best is None:
+        return ""
+    if target is not None and (best <= target if tally.mode == "min" else best >= target):
         return f"reached its target of {target:g} with {best:.5g}"
-    if section.patience is not None and best is not None and since_best >= section.patience:
-        return f"found nothing better in {since_best} trials (patience {section.patience})"
+    if section.patience is not None and tally.since_best >= section.patience:
+        return f"found nothing better in {tally.since_best} trials (patience {section.patience})"
     return ""
 
 

@@ -1,6 +1,6 @@
 """What a fork knows of the sweep before it: which of its trials say something about the new sweep, and as which point.
 
-Owns that decision, which is pure (``carried``), and the writing of those trials into the new study as ended ones. A
+Owns that decision and the writing of those trials into the new study as ended ones; ``carried`` alone is pure. A
 trial is a measurement: what one configuration gave. It is one in the new sweep too where the new sweep could have drawn
 that configuration, and where everything else that decides a result is as it was.
 """
@@ -191,9 +191,10 @@ def _values(
 
 
 def _fields(spec: ProjectSpec) -> dict[str, Any]:
-    """Return every field of ``train`` and of the recipe, by its path."""
+    """Return every field of ``train`` and of the recipe, and a trial's workers, by its path."""
     data = spec.to_dict()
-    return {path: value for section in ("train", "recipe") for path, value in _leaves(data[section], section)}
+    found = {path: value for section in ("train", "recipe") for path, value in _leaves(data[section], section)}
+    return found | {"sweep.workers_per_trial": spec.sweep.workers_per_trial}
 
 
 def _decides(path: str) -> bool:

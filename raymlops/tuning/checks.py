@@ -19,7 +19,7 @@ from raymlops.tuning.space import draw_order
 from raymlops.tuning.storage import without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.config.space import Distribution
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _DRAWS = 64
 """Random points of which one must hold: where it is one in twenty, all of them fail in 4 sweeps of 100."""
+_LISTED = 2_000
+"""Points that are fixed in advance of which one must hold; a check of each takes a millisecond."""
 
 
 def objectives_of(spec: ProjectSpec) -> tuple[Objective, ...]:
@@ -166,7 +168,7 @@ def _check_target(spec: ProjectSpec) -> None:
 
 
 def _check_resource(spec: ProjectSpec) -> None:
-    section, scheduler, whole = spec.sweep, scheduler_of(spec), max_resource(spec)
+    section, scheduler, whole = spec.sweep, spec.sweep.scheduler, max_resource(spec)
     if scheduler in HALVING and whole == math.inf:
         raise UsageError(
             f"sweep.resource is {section.resource!r}, and nothing says how much of it a whole trial takes, "
@@ -199,29 +201,43 @@ def _check_budgets(spec: ProjectSpec) -> None:
 
 
 def _check_points(project: Project) -> None:
-    """Refuse start points that the recipe does not take, and a space where chance finds no point that it takes."""
+    """Refuse start points that the recipe does not take, and a space where no point is found that it takes."""
     sweep = project.spec.sweep
     for index in range(len(sweep.enqueue)):
         start = point(sweep, index) or {}
         if _whole(start, sweep.space) and (reason := _refusal(project, start)):
             raise UsageError(f"sweep.enqueue[{index}] is refused: {reason}", hint="Change it, or leave it out.")
-    if sweep.num_trials == len(sweep.enqueue):
-        return
+    points, problem = _beside_starts(project.spec)
     reasons: Counter[str] = Counter()
-    first: dict[str, Any] = {}
-    for params in islice(by_chance(sweep.space, seed=sweep.seed), _DRAWS):
+    first: Mapping[str, Any] = {}
+    for params in points:
         reason = _refusal(project, params)
         if not reason:
             return
         first = first or params
         reasons[reason] += 1
+    if not reasons:
+        return
     ((reason, count),) = reasons.most_common(1)
     shown = ", ".join(f"{key}={value}" for key, value in first.items())
     raise UsageError(
-        f"sweep.space holds no point that the recipe takes: all {_DRAWS} drawn at random are refused, "
-        f"{count} of them with: {reason}\n  for example {shown}",
+        f"{problem} are refused, {count:,} of them with: {reason}\n  for example {shown}",
         hint="Change the ranges, or make a parameter depend on another with when: {key.path: value}.",
     )
+
+
+def _beside_starts(spec: ProjectSpec) -> tuple[Iterable[Mapping[str, Any]], str]:
+    """Return points that the sweep may try beside its start points, and what is wrong where the recipe takes none."""
+    sweep, starts = spec.sweep, len(spec.sweep.enqueue)
+    left = num_own_trials(spec) - starts
+    if sweep.sampler not in {"grid", "qmc"}:
+        drawn = islice(by_chance(sweep.space, seed=sweep.seed), _DRAWS if left > 0 else 0)
+        return drawn, f"sweep.space holds no point that the recipe takes: all {_DRAWS} drawn at random"
+    # These very points are tried; chance may miss the few among them that hold.
+    listed = min(left, _LISTED)
+    which = f"the first {listed:,} of {left:,}" if listed < left else f"all {listed:,}"
+    problem = f"sampler {sweep.sampler} tries no point that the recipe takes: {which}"
+    return (point(sweep, index) or {} for index in range(starts, starts + listed)), problem
 
 
 def _whole(params: Mapping[str, Any], space: Mapping[str, Distribution]) -> bool:

@@ -9,23 +9,25 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
-from raymlops.errors import UsageError
+from raymlops.errors import UnreachableError
 from raymlops.records import SpentRecord
 from raymlops.training.storage import join
 from raymlops.tuning import budget
 from raymlops.tuning.checks import metric_of, mode_of, num_own_trials
-from raymlops.tuning.fate import fate
+from raymlops.tuning.fate import death, fate
+from raymlops.tuning.meter import Meter
+from raymlops.tuning.parent import SPENT
 from raymlops.tuning.progress import Board, SweepEvent, TrialView
 from raymlops.tuning.reasons import describe
 from raymlops.tuning.results import TRIALS
+from raymlops.tuning.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.project import Project
     from raymlops.records import TrialRecord, TrialStatus
@@ -35,11 +37,9 @@ if TYPE_CHECKING:
 
 Halt = Literal["interrupted", "used up", "good enough", "broken"]
 
-SHORT_S = 2.0
-"""Trials that take no longer are drawn one ahead: drawing one would be a good part of the time that it takes."""
-_DURATIONS = 20
 SPENT_EVERY_S = 10.0
-HEARTBEAT_EVERY_S = 30.0
+AWAY_S = 300.0
+"""How long the study's database may be away before the sweep breaks off; its trials run on meanwhile."""
 STEP = "step"
 """Beside an epoch's metrics in the study: what schedulers may count."""
 
@@ -72,15 +72,17 @@ class Conductor:
         self._children = children
         self._sweep_uri = sweep_uri
         self.max_concurrent = max_concurrent
-        self._before = before or SpentRecord()
         self._on_event = on_event
         self._note = note
         self._discard = discard
         self._saved: set[int] = set()
         """Trials that have a checkpoint."""
-        self._clock = clock
-        self._started = clock()
-        self._metric, self._mode = metric_of(project.spec), mode_of(project.spec)
+        self._over: list[int] = []
+        """Those of them that have ended, which the study is to know before their checkpoints go."""
+        self._away_s: float | None = None
+        """Since when the study's database does not answer."""
+        self._meter = Meter(project.spec.sweep, before=before or SpentRecord(), clock=clock)
+        self._metric = metric_of(project.spec)
         self._total = num_own_trials(project.spec)
         # A recipe need not be installed: what this process can import, a trial's process on this machine can.
         self._common = {
@@ -97,33 +99,27 @@ class Conductor:
         self._drawn: OpenTrial | None = None
         self._configs: dict[int, str] = {}
         """The configurations of trials that were drawn and are not handed out yet."""
-        self._running: dict[int, float] = {}
-        """Since when each of them runs."""
-        self._restarts: dict[int, int] = {}
-        self._durations: deque[float] = deque(maxlen=_DURATIONS)
-        self._trial_s = 0.0
-        """Seconds of trials that run no more."""
-        self._best: TrialRecord | None = None
-        self._since_best = 0
-        self._ended = 0
+        self._deaths: Counter[tuple[int, str]] = Counter()
+        self._tally = Tally(mode_of(project.spec))
         self._handed_out = False
-        self._spent_s = self._heartbeat_s = self._started
+        self._noted_s = clock()
         self._closed = False
         for record in trials.records:
-            self._judge(record)
+            better = self._tally.take(record)
             if not record.carried_from:
-                self._board.put(_view(record), best=self._best is record)
-        self._ended_before = self._ended
+                self._board.put(_view(record), best=better)
+        self._ended_before = self._tally.ended
+        self._judge_enough()
 
     @property
     def wanted(self) -> int:
         """Return how many more trials are to be drawn."""
-        return 0 if self.halt else max(0, self._total - self._trials.asked)
+        return 0 if self.halting else max(0, self._total - self._trials.asked)
 
     @property
     def done(self) -> bool:
         """Return whether no trial is left to be handed out, now or later."""
-        return self.halt is not None or (self.wanted == 0 and not self._trials.open)
+        return self.halting or (self.wanted == 0 and not self._trials.open)
 
     @property
     def halting(self) -> bool:
@@ -135,59 +131,62 @@ class Conductor:
     @property
     def spent(self) -> SpentRecord:
         """Return what the sweep took so far, over all its resumes."""
-        now = self._clock()
-        trial_s = self._trial_s + sum(now - since for since in self._running.values())
-        return budget.spent(self._before, wall_s=now - self._started, trial_s=trial_s, spec=self._project.spec)
+        return self._meter.spent
 
     def goes_on(self, opened: OpenTrial) -> None:
         """Take in a trial that was open when the sweep was resumed."""
         self._see(TrialView(opened.number, dict(opened.params), "waiting", opened.epochs, opened.value))
         self._waiting.append(opened)
 
+    def stopped_before(self, opened: OpenTrial) -> None:
+        """Take in a trial that was open, although the scheduler had stopped it: its driver died in between."""
+        self._see(TrialView(opened.number, dict(opened.params), "waiting", opened.epochs, opened.value))
+        self._children.start(opened.number, opened.params)
+        self.end(opened.number, "pruned")
+
     def next_trial(self) -> dict[str, Any] | None:
         """Return what the process of the next trial needs, or None while as many run as may."""
-        if self.halt is not None:
+        if self.halting:
             return None
-        if len(self._running) >= self.max_concurrent:
+        if self._meter.busy >= self.max_concurrent:
             # Nobody waits for us now, unless one was handed out just before and is not on its way yet.
             if not self._handed_out:
                 self._ahead()
             return None
-        going_on = bool(self._waiting)
-        opened = self._waiting.popleft() if going_on else self._drawn or self._draw()
+        goes_on, opened = self._next()
         if opened is None:
-            self._trials.flush()
+            self._flush()
             return None
-        if not going_on:
-            self._drawn = None
+        number, config = opened.number, self._configs.pop(opened.number)
         self._handed_out = True
-        self._opened[opened.number] = opened
-        self._running[opened.number] = self._clock()
-        self._children.start(opened.number, opened.params)
-        self._see(TrialView(opened.number, dict(opened.params), "running", opened.epochs, opened.value))
-        self._emit("started", opened.number)
+        self._opened[number] = opened
+        self._meter.hand_out(number)
+        self._children.start(number, opened.params)
+        self._see(TrialView(number, dict(opened.params), "running", opened.epochs, opened.value))
+        self._emit("started", number)
         # As text: Tune looks for search spaces of its own in what it is given.
         return {
             **self._common,
-            "number": opened.number,
-            "project": self._configs.pop(opened.number, None) or self._config(opened),
-            "folder": join(self._sweep_uri, TRIALS, str(opened.number)),
-            "goes_on": going_on,
+            "number": number,
+            "project": config,
+            "folder": join(self._sweep_uri, TRIALS, str(number)),
+            "goes_on": goes_on,
         }
+
+    def started(self, number: int) -> None:
+        """Take in that a trial has the process that it waited for."""
+        self._meter.start(number)
 
     def between_steps(self) -> None:
         """Do what can wait: whatever else is to happen has been set going."""
         self._handed_out = False
         for text in self._children.news():
             self.tell(text)
-        now = self._clock()
-        if now - self._spent_s >= SPENT_EVERY_S:
-            self._spent_s = now
-            self._trials.flush()
-            self._note({"raymlops.spent": _json(self.spent)})
-        if now - self._heartbeat_s >= HEARTBEAT_EVERY_S:
-            self._heartbeat_s = now
-            self._trials.heartbeat()
+        now = self._meter.clock()
+        if now - self._noted_s >= SPENT_EVERY_S:
+            self._noted_s = now
+            self._flush()
+            self._note({SPENT: _json(self.spent)})
 
     def result(self, number: int, result: Mapping[str, Any]) -> None:
         """Record what a trial's process reported: epochs that its checkpoint brought back, and the one it trained."""
@@ -195,18 +194,12 @@ class Conductor:
             return  # its process had not heard yet
         if result["saved"]:
             self._saved.add(number)
-        for epoch, metrics in sorted(result["restored"].items()):
-            self._children.log(number, epoch=epoch, metrics=metrics)
+        self._take_back(number, json.loads(result["restored"]))
         if result["metrics"] is None:
             return
         epoch, value = result["epochs"], result["value"]
-        self._trials.report(
-            number,
-            epoch=epoch,
-            value=value,
-            metrics={**result["metrics"], STEP: float(result["step"])},
-            best_metrics=result["best_metrics"],
-        )
+        metrics = {**result["metrics"], STEP: float(result["step"])}
+        self._trials.report(number, epoch=epoch, value=value, metrics=metrics, best_metrics=result["best_metrics"])
         self._children.log(number, epoch=epoch, metrics=result["metrics"])
         self._see(TrialView(number, self._views[number].params, "running", epoch, value))
         self._emit("epoch", number)
@@ -215,36 +208,32 @@ class Conductor:
         """Record the end of a trial, with the status it deserves."""
         if self._closed or number not in self._views:
             return
-        self._stops_running(number)
+        self._meter.end(number)
+        opened = self._opened.pop(number, None)
         record = self._trials.tell(number, status, reason=reason, run_id=self._children.run_id(number, wait_s=0))
-        self._children.end(number, record.status, reason=record.reason)
+        history = {} if opened is None else without_steps(opened.history)
+        self._children.end(number, record.status, reason=record.reason, history=history)
         del self._views[number]
-        self._opened.pop(number, None)
         if number in self._saved:
-            self._saved.discard(number)
-            self._discard(number)
-        better = self._judge(record)
-        self._board.put(_view(record), best=better)
+            self._over.append(number)
+        self._board.put(_view(record), best=self._tally.take(record))
+        self._judge_enough()
         self._emit("ended", number)
-        value = None if self._best is None else self._best.value
-        if self.halt is None and (
-            why := budget.good_enough(self._section, mode=self._mode, best=value, since_best=self._since_best)
-        ):
-            self.halt, self.stopped = "good enough", why
 
     def died(self, number: int, error: BaseException | None) -> None:
         """Take in that a trial's process is gone: the trial failed, or goes on in another one from its checkpoint."""
         if self._closed or number not in self._views:
             return
-        decision = fate(error, restarts=self._restarts.get(number, 0), max_restarts=self._section.max_restarts)
+        of = death(error)
+        decision = fate(of, before=self._deaths[number, of.kind], max_restarts=self._section.max_restarts)
         if not decision.again:
             self.end(number, "failed", reason=decision.reason)
             return
-        self._stops_running(number)
-        self._restarts[number] = self._restarts.get(number, 0) + decision.counts
+        self._meter.end(number)
+        self._deaths[number, of.kind] += 1
         self.tell(f"trial {number} goes on: {decision.reason}")
-        self._waiting.append(self._opened.pop(number))
-        view = self._views[number]
+        opened, view = self._opened.pop(number), self._views[number]
+        self._waiting.append(opened)
         self._see(TrialView(number, view.params, "waiting", view.epoch, view.value))
 
     def close(self) -> None:
@@ -260,14 +249,15 @@ class Conductor:
             if view is not None and self.stopped:
                 self.end(number, "pruned", reason=f"the sweep {self.stopped}")
                 continue
-            self._stops_running(number)
+            self._meter.end(number)
             self._trials.suspend(number)
             if view is not None:  # else it was drawn ahead, and nobody has heard of it
                 self._children.suspend(number)
                 self._see(TrialView(number, view.params, "waiting", view.epoch, view.value))
         self._trials.flush()
+        self._discard_over()
         self._closed = True
-        self._note({"raymlops.spent": _json(self.spent)})
+        self._note({SPENT: _json(self.spent)})
         self._emit("end", None)
 
     def failed(self, error: BaseException) -> None:
@@ -279,51 +269,96 @@ class Conductor:
         """Say something to whoever watches."""
         self._emit("message", None, message=message)
 
+    def _next(self) -> tuple[bool, OpenTrial | None]:
+        """Return the next trial whose configuration holds, and whether it goes on; None where there is none now."""
+        while self._waiting:
+            opened = self._waiting.popleft()
+            if self._holds(opened):
+                return True, opened
+        drawn, self._drawn = self._drawn, None
+        return False, drawn or self._draw()
+
     def _draw(self) -> OpenTrial | None:
         """Draw the next trial whose configuration the recipe takes; the others fail."""
         while self.wanted > 0:
-            opened = self._trials.ask()
             try:
-                self._configs[opened.number] = self._config(opened)
-            except UsageError as error:
-                # Each value is in its range, but the recipe refuses the combination.
-                self._children.start(opened.number, opened.params)
-                self._see(TrialView(opened.number, dict(opened.params), "running"))
-                self.end(opened.number, "failed", reason=describe(error))
-            else:
+                opened = self._trials.ask()
+            except UnreachableError as error:
+                self._is_away(error)
+                return None
+            if self._holds(opened):
                 return opened
         return None
 
-    def _config(self, opened: OpenTrial) -> str:
-        return json.dumps(self._project.with_params(opened.params).to_dict())
+    def _holds(self, opened: OpenTrial) -> bool:
+        """Make a trial's configuration; where that is refused, the trial has failed.
+
+        Each value is in its range, but a recipe may refuse the combination, and its own code may raise anything.
+        """
+        try:
+            data = self._project.with_params(opened.params).to_dict()
+        except Exception as error:
+            self._children.start(opened.number, opened.params)
+            self._see(TrialView(opened.number, dict(opened.params), "running"))
+            self.end(opened.number, "failed", reason=describe(error))
+            return False
+        self._configs[opened.number] = json.dumps(data)
+        workers, train = self._section.workers_per_trial, data["train"]
+        self._meter.reserves(
+            opened.number, cpus=workers * train["cpus_per_worker"], gpus=workers * train["gpus_per_worker"]
+        )
+        return True
 
     def _ahead(self) -> None:
         """Write what waits, and draw the next trial ahead where several short ones run at a time."""
-        self._trials.flush()
-        short = bool(self._durations) and median(self._durations) <= SHORT_S
-        if short and self.max_concurrent > 1 and self._drawn is None and not self._waiting:
+        written = self._flush()
+        if written and self._meter.short and self.max_concurrent > 1 and self._drawn is None and not self._waiting:
             self._drawn = self._draw()
 
-    def _stops_running(self, number: int) -> None:
-        since = self._running.pop(number, None)
-        if since is not None:
-            took_s = self._clock() - since
-            self._trial_s += took_s
-            self._durations.append(took_s)
-
-    def _judge(self, record: TrialRecord) -> bool:
-        """Take in a trial that ended; return whether it is the best so far."""
-        self._ended += not record.carried_from
-        if record.status == "failed":
+    def _flush(self) -> bool:
+        """Let the study know what it does not yet; return whether it could. Its database may be away for a while."""
+        try:
+            self._trials.flush()
+            self._trials.heartbeat()
+        except UnreachableError as error:
+            self._is_away(error)
             return False
-        self._since_best += not record.carried_from
-        if record.status != "complete" or record.value is None or not record.feasible:
-            return False
-        sign = 1.0 if self._mode == "min" else -1.0
-        if self._best is not None and self._best.value is not None and sign * self._best.value <= sign * record.value:
-            return False
-        self._best, self._since_best = record, 0
+        if self._away_s is not None:
+            self._away_s = None
+            self.tell("the study's database answers again")
+        self._discard_over()
         return True
+
+    def _is_away(self, error: UnreachableError) -> None:
+        now = self._meter.clock()
+        if self._away_s is None:
+            self._away_s = now
+            self.tell(f"{error.message}; no trial is drawn until it does")
+        elif now - self._away_s > AWAY_S:
+            raise error
+
+    def _discard_over(self) -> None:
+        for number in self._over:
+            self._discard(number)
+        self._over.clear()
+
+    def _take_back(self, number: int, restored: Sequence[Mapping[str, Any]]) -> None:
+        """Take in the epochs that a checkpoint brought back: its driver may have died before they were written."""
+        metrics = {entry["epoch"]: entry["metrics"] for entry in restored}
+        known = self._opened[number].reported
+        for entry in restored:
+            epoch = entry["epoch"]
+            if epoch not in known and entry["best"]:
+                best = metrics[entry["best"]]
+                self._trials.report(
+                    number, epoch=epoch, value=entry["value"], metrics=entry["metrics"], best_metrics=best
+                )
+            self._children.log(number, epoch=epoch, metrics=entry["metrics"])
+
+    def _judge_enough(self) -> None:
+        """Halt where no more trials are needed."""
+        if self.halt is None and (why := budget.good_enough(self._section, self._tally)):
+            self.halt, self.stopped = "good enough", why
 
     def _see(self, view: TrialView) -> None:
         self._views[view.number] = view
@@ -332,8 +367,8 @@ class Conductor:
     def _emit(self, kind: EventKind, number: int | None, *, message: str = "") -> None:
         if self._on_event is None:
             return
-        elapsed_s = self._clock() - self._started
-        rate = (self._ended - self._ended_before) / elapsed_s if elapsed_s > 0 else 0.0
+        here_s, spent = self._meter.here_s, self.spent
+        rate = (self._tally.ended - self._ended_before) / here_s if here_s > 0 else 0.0
         event = SweepEvent(
             kind=kind,
             number=number,
@@ -342,16 +377,23 @@ class Conductor:
             total=self._total,
             metric=self._metric,
             best=self._board.best,
-            elapsed_s=self._before.wall_s + elapsed_s,
-            eta_s=(self._total - self._ended) / rate if rate else None,
+            elapsed_s=spent.wall_s,
+            eta_s=(self._total - self._tally.ended) / rate if rate else None,
             message=message,
-            cost=budget.words(self.spent) if self._section.price.cpu_hour or self._section.price.gpu_hour else "",
+            cost=budget.words(spent) if self._section.price.cpu_hour or self._section.price.gpu_hour else "",
         )
         try:
             self._on_event(event)
         except Exception:
             self._on_event = None  # once is enough: the trials that are open are still to be ended
             raise
+
+
+def without_steps(history: Mapping[int, Mapping[str, float]]) -> dict[int, dict[str, float]]:
+    """Return a trial's history as MLflow has it."""
+    return {
+        epoch: {name: value for name, value in metrics.items() if name != STEP} for epoch, metrics in history.items()
+    }
 
 
 def _view(record: TrialRecord) -> TrialView:

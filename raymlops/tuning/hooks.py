@@ -88,6 +88,11 @@ class SweepCallback(_Hook, Callback):  # type: ignore[misc]
                 ray.kill(trial.temporary_state.ray_actor)
 
     @_kept
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
+        """Record that a trial runs."""
+        self.conductor.started(trial.config["number"])
+
+    @_kept
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:  # noqa: ARG002
         """Record an epoch."""
         self.conductor.result(trial.config["number"], result)

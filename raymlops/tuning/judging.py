@@ -23,7 +23,7 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def judge(metrics: Mapping[str, Any], *, names: Sequence[str], epoch: int) -> str:
+def refusal(metrics: Mapping[str, Any], *, names: Sequence[str], epoch: int) -> str:
     """Return what is wrong with an epoch's metrics, or nothing: one that is no number, or one that is needed."""
     for name, value in metrics.items():
         if _number(value) is None:
@@ -35,6 +35,9 @@ def judge(metrics: Mapping[str, Any], *, names: Sequence[str], epoch: int) -> st
         if not math.isfinite(metrics[name]):
             return f"{name} is {float(metrics[name])} after epoch {epoch}"
     return ""
+
+
+judge = refusal
 
 
 def _number(value: Any) -> float | None:

@@ -14,7 +14,7 @@ from raymlops.errors import NotFoundError, TrackingError, UsageError
 from raymlops.records import SpentRecord
 from raymlops.signals import undisturbed
 from raymlops.training.lookup import STORAGE_PATH, absolute, look_up
-from raymlops.training.record import REASON, open_run, reason, reopen_run, status_of
+from raymlops.training.record import REASON, open_run, reason, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,6 +30,11 @@ SPENT = "raymlops.spent"
 FORKED_FROM = "raymlops.forked_from"
 SUBMISSION = "raymlops.submission_id"
 """Tags: the Optuna study, what the sweep took so far, the sweep whose trials it knows, the Ray job that runs it."""
+
+STOPPED, REPORT = "raymlops.stopped", "raymlops.report"
+BEST_TRIAL, BEST_RUN, BEST_CONFIG = "raymlops.best_trial", "raymlops.best_run_id", "raymlops.best_config"
+ENDED = (STOPPED, REPORT, BEST_TRIAL, BEST_RUN, BEST_CONFIG)
+"""Tags: which budget ended the sweep, its report, its winner."""
 
 
 class Parent:
@@ -74,8 +79,8 @@ class Parent:
         self._tracker.set_tags(self.sweep_id, tags)
 
     def reopen(self, *, submission_id: str) -> None:
-        """Mark the run as RUNNING again."""
-        reopen_run(self._tracker, self.sweep_id)
+        """Mark the run as RUNNING again; what was said of its end is taken back."""
+        self._tracker.reopen_run(self.sweep_id, without_tags=[REASON, *ENDED])
         if submission_id:
             self.tag({SUBMISSION: submission_id})
 

@@ -64,7 +64,7 @@ def stop_on_signal(conductor: Conductor) -> Iterator[None]:
 
     def halt(number: int, frame: Any) -> None:  # noqa: ARG001 - the signature of a handler
         nonlocal first_s
-        conductor.halt = "interrupted"
+        conductor.halt = conductor.halt or "interrupted"
         if first_s is not None and time.monotonic() - first_s > GRACE_S:
             raise KeyboardInterrupt
         first_s = first_s or time.monotonic()

@@ -10,7 +10,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from raymlops.records import TrialRecord, TrialStatus
-from raymlops.tuning.storage import quiet_optuna, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,19 +42,8 @@ def attribute(record: TrialRecord, history: Mapping[int, Mapping[str, float]]) -
     }
 
 
-def records_of(study: Any, *, objectives: Sequence[Objective]) -> tuple[TrialRecord, ...]:
-    """Return every ended trial of a study, by number, also where another program wrote it.
-
-    Raises:
-        StorageError, UnreachableError: the database cannot be read.
-    """
-    with quiet_optuna(), storage_errors(f"Optuna's study {study.study_name}"):
-        trials = study.get_trials(deepcopy=False)
-        return tuple(record_of(trial, objectives=objectives) for trial in trials if trial.state.is_finished())
-
-
 def record_of(trial: Any, *, objectives: Sequence[Objective]) -> TrialRecord:
-    """Return the record of an ended Optuna trial (``FrozenTrial``)."""
+    """Return the record of an ended Optuna trial (``FrozenTrial``), also of one that another program wrote."""
     kept: Mapping[str, Any] = trial.user_attrs.get(ATTRIBUTE, {})
     status = _STATUS[trial.state.name]
     values = _values(trial, kept, several=len(objectives) > 1)

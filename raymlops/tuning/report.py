@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import SweepError, UsageError
 from raymlops.tuning import plots, tables
+from raymlops.tuning.checks import num_own_trials
 from raymlops.tuning.select import pareto, select
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def html(
     spent: SpentRecord,
     sweep_id: str,
     stopped: str,
+    best: TrialRecord | None = None,
     best_config_text: str = "",
 ) -> str:
     """Return the report of a sweep as one self-contained HTML file.
@@ -56,10 +58,11 @@ def html(
         spent: what it took so far.
         sweep_id: the parent MLflow run.
         stopped: which budget ended it, in words; empty where every trial ran.
+        best: the winner, where it is known already; one of ``records``.
         best_config_text: the winner's configuration as YAML; empty where nothing won.
     """
     page = _Page(study, objectives)
-    winner = _winner(records, objectives)
+    winner = best or _winner(records, objectives)
     order = tables.ranked(records, objectives=objectives)
     params = [name for name in spec.sweep.space if any(name in trial.params for trial in records)]
     front = pareto(records, objectives=objectives)
@@ -69,7 +72,7 @@ def html(
         why = "no trial with a value keeps the constraints" if valued else "no trial ended with a usable value"
         page.left_out(f"Nothing won: {why}.")
     else:
-        rivals = [trial for trial in order if trial is not winner and trial.value is not None and trial.feasible]
+        rivals = [trial for trial in order if trial.number != winner.number and trial.value is not None and trial.feasible]
         rivals.sort(key=lambda trial: trial.number not in front)  # of several objectives, the front before the beaten
         table = tables.top([winner, *rivals], objectives=objectives, params=params)
         page.section("winner", "Winner and runners-up", table)
@@ -240,7 +243,7 @@ def _facts(
         states += f"; {len(carried):,} more known from another sweep"
     best = {"min": "the smaller the better", "max": "the larger the better"}
     facts = [(each.metric, best[each.mode]) for each in objectives]
-    facts += [("Trials", f"{len(trials):,} of {max(len(trials), spec.sweep.num_trials):,}: {states}")]
+    facts += [("Trials", f"{len(trials):,} of {max(len(trials), num_own_trials(spec)):,}: {states}")]
     facts += _when(trials)
     going = counts["RUNNING"] + counts["WAITING"]
     facts.append(("Ended", stopped or ("not yet" if going else "every trial ran")))

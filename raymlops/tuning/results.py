@@ -12,6 +12,7 @@ from raymlops.config.load import dump
 from raymlops.errors import SweepError
 from raymlops.records import SCHEMA_VERSION
 from raymlops.training.storage import join, write_bytes
+from raymlops.tuning.parent import BEST_CONFIG, BEST_RUN, BEST_TRIAL, REPORT, STOPPED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,11 +101,11 @@ def write_trials(store: Tracker, records: Sequence[TrialRecord], *, sweep_id: st
 def tags_of(record: SweepRecord) -> dict[str, str]:
     """Return what the sweep's run says of how it ended."""
     found = {
-        "raymlops.best_trial": str(record.best.number),
-        "raymlops.best_run_id": record.best.run_id or "",
-        "raymlops.best_config": record.best_config,
-        "raymlops.report": record.report,
-        "raymlops.stopped": record.stopped,
+        BEST_TRIAL: str(record.best.number),
+        BEST_RUN: record.best.run_id or "",
+        BEST_CONFIG: record.best_config,
+        REPORT: record.report,
+        STOPPED: record.stopped,
         f"raymlops.best.{record.metric}": repr(record.best.value),
     }
     return {name: text for name, text in found.items() if text}

@@ -7,6 +7,7 @@ told again. Nothing is ever paused: Hyperband is the asynchronous one, with a br
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,41 +36,58 @@ class _Known:
 class Judge(FIFOScheduler):  # type: ignore[misc]
     """One of Tune's schedulers, which knows each trial by its number."""
 
-    def __init__(self, scheduler: Any, *, seed: int) -> None:
+    def __init__(self, scheduler: Any, *, seed: int, resource: str = "epoch") -> None:
         super().__init__()
         self._scheduler = scheduler
         self._seed = seed
+        self._resource = resource
+        self._stopped: set[int] = set()
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Take in a trial, new or one that goes on."""
         self._add(tune_controller, trial.config["number"])
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> Any:
-        """Return whether the trial goes on."""
-        if not _judged(result):
-            return FIFOScheduler.CONTINUE
-        return self._scheduler.on_trial_result(tune_controller, _known(trial), result)
+        """Return whether the trial goes on; epochs that its checkpoint brought back are judged first."""
+        number = trial.config["number"]
+        for entry in json.loads(result.get("restored", "[]")):
+            clock = entry["epoch"] if self._resource == "epoch" else entry["metrics"].get(self._resource)
+            self._judge(tune_controller, number, {RESOURCE: clock, VALUE: entry["value"]})
+        return self._judge(tune_controller, number, result)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
-        """Take in the last result of a trial that ended."""
+        """Take in that a trial ended by itself."""
         if _judged(result):
-            self._scheduler.on_trial_complete(tune_controller, _known(trial), result)
+            self._scheduler.on_trial_complete(tune_controller, _known(trial.config["number"]), result)
 
-    def replay(self, number: int, reports: Iterable[tuple[float, float]], *, ended: bool) -> None:
-        """Take in again what a trial reported before the sweep was resumed, as pairs of resource and value."""
+    def replay(self, number: int, reports: Iterable[tuple[float, float]], *, complete: bool) -> bool:
+        """Take in again what a trial reported before the sweep was resumed; return whether it was stopped.
+
+        ``reports`` are pairs of resource and value. The last one of a trial that ended by itself was never judged.
+        """
         self._add(None, number)
-        results = [{RESOURCE: resource, VALUE: value} for resource, value in reports]
-        for result in results:
-            self._scheduler.on_trial_result(None, _Known(str(number)), result)
-        if ended and results:
-            self._scheduler.on_trial_complete(None, _Known(str(number)), results[-1])
+        told = list(reports)
+        for resource, value in told[:-1] if complete else told:
+            self._judge(None, number, {RESOURCE: resource, VALUE: value})
+        return number in self._stopped
+
+    def _judge(self, controller: Any, number: int, result: Any) -> Any:
+        # One that was stopped may report once more: its driver died before anybody was told.
+        if number in self._stopped:
+            return FIFOScheduler.STOP
+        if not _judged(result):
+            return FIFOScheduler.CONTINUE
+        decision = self._scheduler.on_trial_result(controller, _known(number), result)
+        if decision == FIFOScheduler.STOP:
+            self._stopped.add(number)
+        return decision
 
     def _add(self, controller: Any, number: int) -> None:
         # Tune draws a trial's bracket from numpy's global generator.
         before = np.random.get_state()  # noqa: NPY002
         np.random.seed((self._seed * 1_000_003 + number) % 2**32)  # noqa: NPY002
         try:
-            self._scheduler.on_trial_add(controller, _Known(str(number)))
+            self._scheduler.on_trial_add(controller, _known(number))
         finally:
             np.random.set_state(before)  # noqa: NPY002
 
@@ -91,11 +109,11 @@ def judge(spec: ProjectSpec) -> Judge:
             grace_period=min(section.grace_period, longest),
             reduction_factor=section.reduction_factor,
             brackets=_halvings(spec) if kind == "hyperband" else 1,
-            # A trial that has had all there is to have has run to its end.
-            stop_last_trials=True,
+            # Else Tune cuts at every rung that a trial leapt over, one a report; a whole trial ends by itself.
+            stop_last_trials=False,
             **common,
         )
-    return Judge(scheduler, seed=section.seed)
+    return Judge(scheduler, seed=section.seed, resource=section.resource)
 
 
 def reports(spec: ProjectSpec, values: Mapping[int, float], history: Mapping[int, Mapping[str, float]]) -> Any:
@@ -114,10 +132,10 @@ def _halvings(spec: ProjectSpec) -> int:
     return math.floor(math.log(ratio) / math.log(section.reduction_factor) + 1e-9) + 1
 
 
-def _known(trial: Any) -> _Known:
-    return _Known(str(trial.config["number"]))
+def _known(number: int) -> _Known:
+    return _Known(str(number))
 
 
 def _judged(result: Mapping[str, Any]) -> bool:
     """Return whether a result is one that can be compared: a trial that failed has neither clock nor value."""
-    return RESOURCE in result and math.isfinite(result.get(VALUE, math.nan))
+    return result.get(RESOURCE) is not None and math.isfinite(result.get(VALUE, math.nan))

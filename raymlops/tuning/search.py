@@ -78,7 +78,7 @@ def search(
             conductor.failed(error)
         finally:
             lost = _close(project, books, conductor=conductor, store=store)
-        if not books.trials.open:
+        if conductor.halt not in {"interrupted", "broken"} and not _unfinished(books):
             discarding.submit(_delete, storage.join(sweep_uri, TRIALS))
     _raise_what_ended_it(conductor, books, lost=lost)
     return conductor
@@ -88,11 +88,16 @@ def _run(project: Project, books: Books, *, conductor: Conductor, data: DataCach
     """Tell scheduler and conductor what came before, and let Tune run what is left."""
     spec = project.spec
     scheduler = judge(spec)
+    stopped = set()
     for frozen in books.study.get_trials(deepcopy=False):
         told = reports(spec, frozen.intermediate_values, history_of(frozen))
-        scheduler.replay(frozen.number, told, ended=frozen.state.is_finished())
+        if scheduler.replay(frozen.number, told, complete=frozen.state.name == "COMPLETE"):
+            stopped.add(frozen.number)
     for opened in books.trials.reopen():
-        conductor.goes_on(opened)
+        if opened.number in stopped:
+            conductor.stopped_before(opened)
+        else:
+            conductor.goes_on(opened)
     if conductor.done:
         return
     with stop_on_signal(conductor), quiet_tune(max_pending=conductor.max_concurrent):
@@ -145,6 +150,13 @@ def _raise_what_ended_it(conductor: Conductor, books: Books, *, lost: TrackingEr
             hint=f"The Optuna study {books.trials.study_name} holds every trial. Once MLflow answers, "
             f"raymlops sweep --resume {sweep_id} writes what it lacks.",
         ) from lost
+
+
+def _unfinished(books: Books) -> bool:
+    """Return whether a trial is to go on some day, from its checkpoint."""
+    from optuna.trial import TrialState
+
+    return bool(books.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)))
 
 
 def _delete(uri: str) -> None:

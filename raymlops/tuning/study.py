@@ -16,13 +16,14 @@ from raymlops.errors import SweepError, UsageError
 from raymlops.records import SpentRecord, SweepRecord
 from raymlops.tuning import budget
 from raymlops.tuning.books import Books, known_study, new_study
-from raymlops.tuning.checks import check, objectives_of, refuse_sqlite
-from raymlops.tuning.parent import STUDY, Parent, before_of, sweep_of
+from raymlops.tuning.checks import check, num_own_trials, objectives_of, refuse_sqlite
+from raymlops.tuning.parent import FORKED_FROM, REPORT, STUDY, Parent, before_of, sweep_of
 from raymlops.tuning.reasons import describe
 from raymlops.tuning.results import tags_of, write_best, write_report
 from raymlops.tuning.search import search
 from raymlops.tuning.select import pareto, select
 from raymlops.tuning.storage import load_study, open_storage, optuna_url, without_credentials
+from raymlops.tuning.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -155,7 +156,7 @@ class _Sweep:
 
         check_data(recorded, prepared.data)
         self._before = before_of(recorded)
-        self._forked_from = recorded.tags.get("raymlops.forked_from", "")
+        self._forked_from = recorded.tags.get(FORKED_FROM, "")
         parent = Parent(self._store, recorded.run_id)
         study = known_study(self._storage, recorded, parent=parent, project=self._project)
         if self._forked_from and not study.user_attrs.get(CARRIED):
@@ -202,7 +203,7 @@ class _Sweep:
         with ExitStack() as opened:
             url = optuna_url(fork.spec)
             storage = self._storage if url == self._url else opened.enter_context(open_storage(url))
-            old = load_study(storage, fork.tags.get(STUDY, ""))
+            old = load_study(storage, fork.tags.get(STUDY) or Parent(self._store, fork.run_id).study_name(fork.spec))
             kept, left = add_carried(
                 study,
                 old,
@@ -221,19 +222,25 @@ class _Sweep:
         Raises:
             UsageError: the sweep is FINISHED, and no trial is left or a budget is used up.
         """
-        from raymlops.tuning.checks import num_own_trials
-
-        section, trials = self._project.spec.sweep, self._books.trials
         if recorded.status != "FINISHED":
             return
-        used = budget.used_up(section, self._before)
-        ended = sum(not record.carried_from for record in trials.records)
-        if used or ended >= num_own_trials(self._project.spec):
-            why = f"it {used}" if used else f"all {trials.asked} trials have ended"
+        spec, records = self._project.spec, self._books.trials.records
+        section, first = spec.sweep, self._objectives[0]
+        ended = sum(not record.carried_from for record in records)
+        why, advice = "", ""
+        if why := budget.used_up(section, self._before):
+            advice = "--extend with that field gives it more: timeout_s=+3600, max_cpu_hours=+1, ..."
+        elif ended >= num_own_trials(spec) < section.num_trials:
+            why, advice = f"has tried all {ended} points of its grid", "A finer grid is another space: use --fork."
+        elif ended >= section.num_trials:
+            why = f"has ended all {ended} trials"
+            advice = f"--extend num_trials=+{section.num_trials} gives it more."
+        elif why := budget.good_enough(section, Tally.of(records, mode=first.mode)):
+            advice = "Change sweep.target or sweep.patience: sweep.target=VALUE."
+        if why:
             raise UsageError(
-                f"the sweep {recorded.run_id} is finished: {why}",
-                hint=f"raymlops sweep --resume {recorded.run_id} --extend num_trials=+{section.num_trials} goes on; "
-                "timeout_s, max_cpu_hours, max_gpu_hours and max_cost can be extended too.",
+                f"the sweep {recorded.run_id} is finished: it {why}",
+                hint=f"raymlops sweep --resume {recorded.run_id}: {advice}",
             )
 
     def _result(self, conductor: Conductor) -> SweepRecord:
@@ -261,7 +268,9 @@ class _Sweep:
             conductor.tell(f"no report was written: {describe(error)}")
         if best is None:
             assert none is not None
-            none.add_note(f"Report: {report}")
+            if report:
+                none.add_note(f"Report: {report}")
+                books.parent.tag({REPORT: report})
             raise none
         return SweepRecord(
             sweep_id=sweep_id,

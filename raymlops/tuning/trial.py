@@ -42,7 +42,7 @@ from raymlops.tuning.judging import judge, judged_metrics, numbers
 from raymlops.tuning.lent import Lent
 from raymlops.tuning.reasons import describe
 from raymlops.tuning.trialsaver import TrialSaver, section_of
-from raymlops.tuning.watchdog import ExitBackstop, TrialHungError, Watchdog
+from raymlops.tuning.watchdog import ExitBackstop, ProcessSpoiledError, TrialHungError, Watchdog
 
 if TYPE_CHECKING:
     from raymlops.training.recall import Recalled
@@ -79,9 +79,12 @@ class TrialActor(Trainable):  # type: ignore[misc]
         """Begin the next trial in the same process.
 
         Raises:
-            TrialHungError: the one before does not end.
+            ProcessSpoiledError: the one before does not end.
         """
-        self._trial.stream.stop()
+        try:
+            self._trial.stream.stop()
+        except TrialHungError as error:
+            raise ProcessSpoiledError(f"the trial before does not end: {error.message}") from None
         self._trial = _Trial(new_config, data=self._data, thread=self._thread)
         return True
 
@@ -129,7 +132,9 @@ class _Trial:
         self._epochs = self._step = 0
         self._restored: dict[int, Metrics] = {}
         """What a checkpoint held; set by the training's thread before its first epoch, and told once."""
-        self._told = False
+        self._back: list[dict[str, Any]] = []
+        """The same with what the trial was worth after each epoch, until it is told."""
+        self._taken = False
         self._saver: TrialSaver | None = None
         self._saved = False
         self._nested = sweep["workers_per_trial"] > 1
@@ -163,8 +168,7 @@ class _Trial:
 
     def result(self, epoch: Epoch | None, *, outcome: str | None = None, reason: str = "") -> dict[str, Any]:
         """Return what Tune and the driver get."""
-        restored = {} if self._told else dict(self._restored)
-        self._told = True
+        restored, self._back = self._back, []
         result: dict[str, Any] = {
             "epochs": self._epochs,
             "step": max(self._step, self._watchdog.step) if epoch is None else epoch.step,
@@ -175,8 +179,10 @@ class _Trial:
             "outcome": outcome,
             "reason": reason,
             "pid": os.getpid(),
-            "saved": self._saved if self._saver is None else self._saver.saved,
-            "restored": restored,
+            # Whoever trains on workers writes one at the end in any case.
+            "saved": self._nested or (self._saved if self._saver is None else self._saver.saved),
+            # As text: Tune takes a nested result apart.
+            "restored": json.dumps(restored),
         }
         if epoch is None or outcome is not None or epoch.number < self._epochs:
             return result  # without its clock the scheduler judges no result
@@ -193,14 +199,18 @@ class _Trial:
         return epoch, reason
 
     def _take_in_restored(self, epoch: Epoch | None) -> None:
-        if self._told:
+        if self._taken:
             return
+        self._taken = True
         if epoch is not None and epoch.number <= len(self._restored):
-            self._restored = {}  # a loop of the recipe's own, which began again
+            return  # a loop of the recipe's own, which began again
+        best = 0
         for number, metrics in self._restored.items():
             self._epochs = number
             if self._best.update(number, metrics.get(self._best.metric, math.nan)):
-                self._best_metrics = metrics
+                best, self._best_metrics = number, metrics
+            value = self._best_metrics.get(self._judged[0], math.nan)
+            self._back.append({"epoch": number, "best": best, "value": value, "metrics": metrics})
 
     def _train(self, stream: EpochStream) -> None:
         """Train, in the training's thread."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.records import TrialRecord, TrialStatus
 from raymlops.tuning.drawing import Drawing, OpenTrial
-from raymlops.tuning.recorded import history_of, record_of, records_of
+from raymlops.tuning.recorded import history_of, record_of
 from raymlops.tuning.select import violations
 from raymlops.tuning.storage import quiet_optuna, storage_errors
 from raymlops.tuning.writes import Writes
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from raymlops.config.space import Scalar
     from raymlops.records import Objective
 
-__all__ = ["OpenTrial", "Trials", "history_of", "records_of"]
+__all__ = ["OpenTrial", "Trials", "history_of"]
 
 
 class Trials:
@@ -71,19 +71,9 @@ class Trials:
         self._writes = Writes(study)
         self._made: int | None = None
         self._beaten_s = clock()
-        self._ended: list[TrialRecord] = []
-        self.reload()
-
-    def reload(self) -> None:
-        """Read the study again, after trials were added to it from elsewhere. Not while a trial is open.
-
-        Raises:
-            StorageError, UnreachableError: the database cannot be read.
-        """
         with self._errors():
-            trials = self._study.get_trials(deepcopy=False)
+            trials = study.get_trials(deepcopy=False)
         self._ended = [record_of(trial, objectives=self._objectives) for trial in trials if trial.state.is_finished()]
-        self._unfinished = tuple(trial.number for trial in trials if not trial.state.is_finished())
         self._asked = len(trials) - sum(bool(record.carried_from) for record in self._ended)
         self._next = len(trials)
 
@@ -96,15 +86,6 @@ class Trials:
     def open(self) -> tuple[int, ...]:
         """Return the numbers of the trials that run."""
         return tuple(self._open)
-
-    @property
-    def unfinished(self) -> tuple[int, ...]:
-        """Return the numbers of the trials that an earlier process left, until ``reopen`` takes them up."""
-        return self._unfinished
-
-    def opened(self, number: int) -> OpenTrial:
-        """Return a trial that runs."""
-        return self._open[number]
 
     @property
     def asked(self) -> int:
@@ -137,7 +118,6 @@ class Trials:
             for trial in sorted(found, key=lambda trial: trial.number):
                 if trial.number not in self._open:
                     self._open[trial.number] = self._drawing.take_up(trial)
-        self._unfinished = ()
         return list(self._open.values())
 
     def ask(self) -> OpenTrial:

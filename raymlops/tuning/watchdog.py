@@ -33,6 +33,10 @@ class TrialHungError(TrainingError):
     """A trial's training makes no progress. Its process cannot be used any more."""
 
 
+class ProcessSpoiledError(TrainingError):
+    """A process cannot begin a trial, because the one before does not end."""
+
+
 class Backstop(Protocol):
     """Ends this process by itself, unless it is armed again or disarmed in time."""
 

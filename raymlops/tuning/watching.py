@@ -61,7 +61,7 @@ class Standing:
         return sum(1 for record in self.ended if record.carried_from)
 
 
-class Reading:
+class OpenStudy:
     """The study of one sweep, open."""
 
     def __init__(self, study: Any, *, spec: ProjectSpec) -> None:
@@ -103,7 +103,7 @@ class Reading:
 
 
 @contextmanager
-def reading(recorded: Recorded) -> Iterator[Reading]:
+def reading(recorded: Recorded) -> Iterator[OpenStudy]:
     """Open the study of a sweep for the block.
 
     Raises:
@@ -114,7 +114,7 @@ def reading(recorded: Recorded) -> Iterator[Reading]:
     assert spec is not None
     with open_storage(optuna_url(spec)) as storage:
         name = recorded.tags.get(STUDY) or f"{spec.project.name}-{recorded.run_id}"
-        yield Reading(load_study(storage, name), spec=spec)
+        yield OpenStudy(load_study(storage, name), spec=spec)
 
 
 def total_of(spec: ProjectSpec) -> int:

@@ -27,6 +27,11 @@ from raymlops.tuning.watchdog import TrialHungError
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
 
+def back(result):
+    """Return the metrics of the epochs that a checkpoint brought back."""
+    return {entry["epoch"]: entry["metrics"] for entry in json.loads(result["restored"])}
+
+
 class Given(Searcher):
     """Suggests configurations in their order."""
 
@@ -146,7 +151,7 @@ def test_a_trial_on_workers_that_the_scheduler_stops_ends_them_and_goes_on_later
     assert not {"TrialActor", "RayTrainWorker", "Mailbox"} & set(left())
     config = {**config_of(project, tmp_path, goes_on=True)}
     (rest,) = run([config], tmp_path / "b").results.values()
-    restored = rest[0]["restored"]
+    restored = back(rest[0])
     assert restored[1] == first.results[0][0]["metrics"]
     assert [result["epochs"] for result in rest][-1] == 4
     assert rest[-1]["outcome"] == "complete"

@@ -129,12 +129,22 @@ def test_a_sweep_whose_every_trial_fails_says_how(tmp_path):
 
 def test_an_interrupted_sweep_keeps_what_finished_and_goes_on(tmp_path):
     """Ctrl-C: the parent run is KILLED, nothing runs on; what was not finished waits, and goes on at the resume."""
-    swept = project(tmp_path, recipe="tiny:Tiny", num_trials=8, scheduler="none")
+    swept = project(
+        tmp_path,
+        recipe="tiny:Tiny",
+        train={"epochs": 12},
+        num_trials=6,
+        scheduler="none",
+        checkpoint_every_s=0.0,
+    )
     before = signal.getsignal(signal.SIGINT)
+    seen = {}
 
     def interrupt(event):
+        if event.kind == "epoch":
+            (seen[event.number],) = (view.epoch for view in event.rows if view.number == event.number)
         # More than once: impatience must not leave the books open.
-        if event.kind == "ended" and event.counts["complete"] == 2:
+        if event.counts["complete"] == 2 and event.kind == "epoch" and seen[event.number] > 2:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt) as stopped:
@@ -154,12 +164,25 @@ def test_an_interrupted_sweep_keeps_what_finished_and_goes_on(tmp_path):
     )
 
     before = {trial["number"]: trial for trial in summary["trials"]}
-    record = sweep(swept, resume=parent.info.run_id)
-    assert [trial.number for trial in record.trials] == list(range(8))
+    went_on = {}
+
+    def watch(event):
+        if event.kind == "epoch":
+            (epoch,) = (view.epoch for view in event.rows if view.number == event.number)
+            went_on.setdefault(event.number, epoch)
+
+    record = sweep(swept, resume=parent.info.run_id, on_event=watch)
+    assert [trial.number for trial in record.trials] == list(range(6))
     assert all(record.trials[number].value == trial["value"] for number, trial in before.items())
-    assert statuses(swept, "trial") == {"FINISHED": 8}
+    unfinished = [number for number in seen if number not in before and seen[number] > 2]
+    assert unfinished
+    assert all(went_on[number] > seen[number] for number in unfinished)
+    assert statuses(swept, "trial") == {"FINISHED": 6}
     assert statuses(swept, "sweep") == {"FINISHED": 1}
-    with pytest.raises(UsageError, match="all 8 trials have ended"):
+    assert not list((tmp_path / "sweeps" / record.sweep_id).glob("trials/*"))
+    curve = tracker(swept.spec).client.get_metric_history(record.trials[unfinished[0]].run_id, "validation/auc")
+    assert [point.step for point in curve] == list(range(1, 13))
+    with pytest.raises(UsageError, match="has ended all 6 trials"):
         sweep(swept, resume=parent.info.run_id)
 
 
@@ -211,7 +234,7 @@ def test_a_resumed_sweep_suggests_what_it_would_have(tmp_path):
 
 
 def test_a_sweep_of_several_objectives_has_a_front(tmp_path):
-    """No trial of it is beaten in both; constraints keep a trial from winning."""
+    """No trial of it is beaten in both, and none that breaks a constraint is in it."""
     swept = project(
         tmp_path,
         recipe="tiny:Tiny",
@@ -219,13 +242,21 @@ def test_a_sweep_of_several_objectives_has_a_front(tmp_path):
         metric=None,
         mode=None,
         objectives={"validation/auc": "max", "validation/loss": "min"},
-        constraints={"validation/accuracy": {"min": 0.0}},
+        # A network of that width and rate has learnt more than that; one at the lowest rate has not.
+        constraints={"validation/accuracy": {"min": 0.6}},
+        enqueue=[{"train.lr": 0.1}, {"train.lr": 0.001}],
         sampler="nsga2",
     )
     record = sweep(swept)
+    feasible = {trial.number for trial in record.trials if trial.feasible}
+    assert 0 in feasible
+    assert feasible == {trial.number for trial in record.trials if trial.metrics["validation/accuracy"] >= 0.6}
+    assert len(feasible) < 6
     assert record.best.number in record.pareto
+    assert set(record.pareto) <= feasible
     values = {trial.number: trial.values for trial in record.trials}
     for number in record.pareto:
         auc, loss = values[number]
-        assert not any(other[0] > auc and other[1] < loss for other in values.values())
+        others = [values[other] for other in feasible - {number}]
+        assert not any(other[0] >= auc and other[1] <= loss and other != (auc, loss) for other in others)
     assert Path(record.report).exists()

@@ -135,7 +135,7 @@ def test_gc_says_what_would_go(deleted, capsys):
     assert main(["gc", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert f"{deleted.name}  the run was deleted in MLflow" in out
-    assert f"would remove 1 folder in {deleted.parent}, " in out
+    assert f"would remove 1 folder in {deleted.parent.parent}, " in out
     assert deleted.exists()
 
 
@@ -156,7 +156,7 @@ def test_gc_removes_with_yes(deleted, capsys):
     assert (record["removed"], record["size_bytes"], record["failed"]) == (True, size, [])
     assert not deleted.exists()
     assert main(["gc", "--yes"]) == 0
-    assert "nothing to remove: 0 runs in" in capsys.readouterr().out
+    assert "nothing to remove: 0 runs and trials of 0 sweeps in" in capsys.readouterr().out
 
 
 def test_status_and_logs_of_an_unknown_run_exit_3(home, capsys):

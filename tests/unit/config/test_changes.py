@@ -36,7 +36,7 @@ DECIDES = {
     "train.mode",
 }
 PLACES = {"project.name", "storage.path"}
-OF_A_TRIAL = {"train.epochs", "train.max_steps", "train.patience", "train.num_workers", "train.on_non_finite"}
+OF_A_TRIAL = {"train.epochs", "train.max_steps", "train.patience", "train.on_non_finite"}
 OF_A_SWEEP = {
     "metric",
     "mode",
@@ -200,6 +200,16 @@ def test_a_resumed_sweep_may_be_longer_and_its_trials_may_not():
         ("sweep.num_trials: was 16, now 99", True),
         ("sweep.price.cpu_hour: was 0.0, now 2.0", True),
     ]
+
+
+def test_a_trial_has_the_workers_that_the_sweep_gives_it_and_no_others():
+    """Those of a training of its own change no number of a trial."""
+    before, after = (spec(*values, sweep={"space": SPACE}) for values in ((), ("train.num_workers=2",)))
+    (change,) = sweep_changes(before, after)
+    assert (change.path, change.allowed, change.effect) == ("train.num_workers", True, "")
+    changes = sweep_changes(before, spec("sweep.workers_per_trial=2", sweep={"space": SPACE}))
+    with pytest.raises(UsageError, match=r"sweep\.workers_per_trial: was 1, now 2"):
+        refuse_sweep_changes(changes, sweep_id="s1")
 
 
 def test_an_equal_sweep_does_not_differ():

@@ -12,6 +12,7 @@ from raymlops.lifecycle.operate import collect, run_log, run_status
 from raymlops.lifecycle.runs import train
 from raymlops.lifecycle.source import known_tracker, place_of
 from raymlops.state.lease import lease
+from raymlops.training.record import CONFIG
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -173,3 +174,21 @@ def test_collecting_asks_before_it_removes(elsewhere: str, storage_path: Path) -
     assert record.removed
     assert [item.uri for item in record.waste] == [str(left)]
     assert not left.exists()
+
+
+def test_collecting_takes_the_trials_of_a_finished_sweep_too(elsewhere: str, storage_path: Path) -> None:
+    """Beside what a run left; the sweep keeps its report."""
+    tracker = known_tracker(None)
+    sweep_id = tracker.start_run("tiny", name="s", tags={"raymlops.kind": "sweep"})
+    config = f"project: {{name: tiny}}\nrecipe: {{import: 'tiny:Tiny'}}\nstorage: {{path: {storage_path}}}\n"
+    tracker.log_text(sweep_id, config, CONFIG)
+    tracker.end_run(sweep_id, "FINISHED")
+    trial = storage_path / "sweeps" / sweep_id / "trials" / "0"
+    trial.mkdir(parents=True)
+    (trial / "state.json").write_text("{}")
+    left = storage_path / "runs" / elsewhere / "checkpoints" / "step-00000099-x-1"
+    left.mkdir()
+    record = collect()
+    assert (record.failed, record.sweeps) == ((), 1)
+    assert {item.uri for item in record.waste} == {str(left), str(trial.parent)}
+    assert (left.exists(), trial.parent.exists(), trial.parent.parent.exists()) == (False, False, True)

@@ -5,32 +5,21 @@ from __future__ import annotations
 import pytest
 
 from raymlops.config.load import load_data
-from raymlops.records import SpentRecord
+from raymlops.records import SpentRecord, TrialRecord
 from raymlops.tuning.budget import good_enough, spent, used_up, words
+from raymlops.tuning.tally import Tally
 
 
-def spec(*, train=None, **sweep):
-    return load_data(
-        {
-            "project": {"name": "p"},
-            "recipe": {"import": "tiny:Tiny"},
-            "train": {"cpus_per_worker": 0.5, "gpus_per_worker": 0.25, **(train or {})},
-            "sweep": sweep,
-        }
-    ).spec
+def section(**sweep):
+    return load_data({"project": {"name": "p"}, "recipe": {"import": "tiny:Tiny"}, "sweep": sweep}).spec.sweep
 
 
 def test_hours_are_those_that_trials_reserved_and_add_up_over_resumes():
     price = {"cpu_hour": 0.1, "gpu_hour": 2.0, "currency": "EUR"}
     before = SpentRecord(wall_s=100.0, cpu_hours=1.0, gpu_hours=0.5)
-    # Two hours of trials: 2 * 0.5 CPU-hours and 2 * 0.25 GPU-hours more; 2.0 * 0.1 + 1.0 * 2.0.
-    got = spent(before, wall_s=50.0, trial_s=7200.0, spec=spec(price=price))
+    # 2.0 * 0.1 + 1.0 * 2.0
+    got = spent(before, wall_s=50.0, cpu_s=3600.0, gpu_s=1800.0, section=section(price=price))
     assert got == SpentRecord(wall_s=150.0, cpu_hours=2.0, gpu_hours=1.0, cost=2.2, currency="EUR")
-
-
-def test_a_trial_on_several_workers_reserves_as_often():
-    got = spent(SpentRecord(), wall_s=0.0, trial_s=3600.0, spec=spec(workers_per_trial=4))
-    assert (got.cpu_hours, got.gpu_hours) == (2.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -46,23 +35,39 @@ def test_a_trial_on_several_workers_reserves_as_often():
     ],
 )
 def test_a_budget_is_used_up_at_its_limit(limit, why):
-    section = spec(**limit).sweep
+    limits = section(**limit)
     at = SpentRecord(wall_s=60.0, cpu_hours=2.0, gpu_hours=1.0, cost=5.0, currency="EUR")
     below = SpentRecord(wall_s=59.9, cpu_hours=1.9, gpu_hours=0.9, cost=4.9, currency="EUR")
-    assert (used_up(section, at), used_up(section, below)) == (why, "")
+    assert (used_up(limits, at), used_up(limits, below)) == (why, "")
+
+
+def tally(*trials, mode="max"):
+    """Return the tally of trials given as status and value."""
+    return Tally.of(
+        (TrialRecord(number, {}, status, value) for number, (status, value) in enumerate(trials)), mode=mode
+    )
 
 
 def test_a_target_is_reached_in_the_direction_of_the_metric():
-    section = spec(target=0.9).sweep
-    assert good_enough(section, mode="max", best=0.95, since_best=0) == "reached its target of 0.9 with 0.95"
-    assert not good_enough(section, mode="min", best=0.95, since_best=0)
-    assert not good_enough(section, mode="max", best=None, since_best=0)
+    wanted = section(target=0.9)
+    assert good_enough(wanted, tally(("complete", 0.95))) == "reached its target of 0.9 with 0.95"
+    assert not good_enough(wanted, tally(("complete", 0.95), mode="min"))
+    assert not good_enough(wanted, tally(("pruned", 0.95)))
 
 
-def test_patience_counts_trials_since_the_best():
-    section = spec(patience=3).sweep
-    assert not good_enough(section, mode="max", best=0.5, since_best=2)
-    assert good_enough(section, mode="max", best=0.5, since_best=3) == "found nothing better in 3 trials (patience 3)"
+def test_patience_counts_trials_since_the_best_but_not_those_that_failed():
+    wanted = section(patience=3)
+    trials = [("complete", 0.5), ("complete", 0.4), ("failed", None), ("pruned", 0.6)]
+    assert not good_enough(wanted, tally(*trials))
+    assert good_enough(wanted, tally(*trials, ("complete", 0.5))) == "found nothing better in 3 trials (patience 3)"
+    assert not good_enough(wanted, tally(*trials, ("complete", 0.7)))
+
+
+def test_a_tally_counts_a_trial_that_breaks_a_constraint_as_no_best_and_a_carried_one_as_none_of_its_own():
+    standing = Tally("max")
+    assert standing.take(TrialRecord(0, {}, "complete", 0.5, carried_from="other/3"))
+    assert not standing.take(TrialRecord(1, {}, "complete", 0.9, feasible=False))
+    assert (standing.ended, standing.since_best) == (1, 1)
 
 
 def test_words_leave_out_what_was_not_used():

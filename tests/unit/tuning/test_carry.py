@@ -69,6 +69,7 @@ def test_what_was_searched_and_is_fixed_now_must_have_had_that_value(hidden, exp
         ({"train": {"metric": "validation/auc", "mode": "max"}}, "train.metric another"),
         ({"config": {"flag": 1}}, "recipe.config.flag another"),
         ({"config": {"depth": 2}}, "recipe.config.depth another"),
+        ({"workers_per_trial": 2}, "sweep.workers_per_trial another"),
     ],
 )
 def test_whatever_else_decides_a_result_must_be_as_it_was(change, reason):
@@ -79,7 +80,7 @@ def test_whatever_else_decides_a_result_must_be_as_it_was(change, reason):
 
 def test_what_decides_no_result_may_be_another():
     old = spec({"train.lr": LR, "train.eval_batch_size": {"int": [1024, 4096]}})
-    new = spec({"train.lr": LR}, train={"cpus_per_worker": 2.0, "keep_checkpoints": 5}, num_trials=99, sampler="gp")
+    new = spec({"train.lr": LR}, train={"num_workers": 2, "keep_checkpoints": 5}, num_trials=99, sampler="gp")
     params = {"train.lr": 0.01, "train.eval_batch_size": 1024}
     assert carried(old, new, record=record(params)) == {"train.lr": 0.01}
 

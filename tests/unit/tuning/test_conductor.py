@@ -10,6 +10,7 @@ from ray import exceptions
 from tiny import Tiny
 
 from raymlops.config.load import load_data
+from raymlops.errors import UnreachableError, UsageError
 from raymlops.project import bind
 from raymlops.records import SpentRecord
 from raymlops.tuning.checks import objectives_of
@@ -78,7 +79,7 @@ class Stage:
     def epoch(self, number, epoch, value, **more):
         metrics = {"validation/auc": value}
         result = {"epochs": epoch, "step": epoch * 10, "value": value, "metrics": metrics, "best_metrics": metrics}
-        self.conductor.result(number, {**result, "saved": False, "restored": {}, **more})
+        self.conductor.result(number, {**result, "saved": False, "restored": "[]", **more})
 
     def run(self, status, value):
         """Run a trial of one epoch and return its number."""
@@ -153,25 +154,38 @@ def test_study_and_runs_are_told_the_same(storage):
     assert (told.state, told.value, told.user_attrs["raymlops"]["run_id"]) == (TrialState.COMPLETE, 0.6, "run-0")
 
 
-def test_a_combination_that_the_recipe_refuses_fails_without_a_process(storage):
-    space = {"recipe.config.hidden": {"int": [1, 4]}, "train.lr": {"float": [0.1, 0.2]}}
-    stage = Stage(storage, num_trials=2, space=space)
-    refused = stage.conductor._project
+class Refusing:
+    """A project whose recipe refuses a trial's parameters while ``error`` is set."""
 
-    class Refusing:
-        spec = refused.spec
+    def __init__(self, project, error):
+        self.spec, self.error, self._project = project.spec, error, project
 
-        def with_params(self, params):
-            from raymlops.errors import UsageError
+    def with_params(self, params):
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        return self._project.with_params(params)
 
-            if stage.trials.asked == 1:
-                raise UsageError("hidden 3 does not go with it")
-            return refused.with_params(params)
 
-    stage.conductor._project = Refusing()
+@pytest.mark.parametrize("error", [UsageError("hidden 3 does not go with it"), ZeroDivisionError("division by zero")])
+def test_a_combination_that_the_recipe_refuses_fails_without_a_process(storage, error):
+    """Whatever it raises."""
+    stage = Stage(storage, num_trials=2)
+    stage.conductor._project = Refusing(stage.conductor._project, error)
     assert stage.conductor.next_trial()["number"] == 1
     assert stage.runs.said == [(0, "start"), (0, "failed"), (1, "start")]
-    assert stage.trials.records[0].reason == "UsageError: hidden 3 does not go with it"
+    assert stage.trials.records[0].reason == f"{type(error).__name__}: {error}"
+
+
+def test_one_whose_driver_died_before_it_was_told_to_have_failed_fails_at_the_resume(storage):
+    stage = Stage(storage, num_trials=2)
+    stage.trials.ask()
+    again = Stage(storage, study=stage.study, num_trials=2)
+    again.conductor._project = Refusing(again.conductor._project, UsageError("no"))
+    for opened in again.trials.reopen():
+        again.conductor.goes_on(opened)
+    assert again.conductor.next_trial()["number"] == 1
+    assert again.trials.records[0].status == "failed"
 
 
 def test_a_used_up_budget_halts_the_sweep_and_prunes_what_runs(storage):
@@ -189,20 +203,31 @@ def test_a_used_up_budget_halts_the_sweep_and_prunes_what_runs(storage):
     assert stage.conductor.next_trial() is None
 
 
-def test_time_before_a_resume_counts(storage):
+def test_time_before_a_resume_counts_and_draws_nothing_once_it_is_up(storage):
     stage = Stage(storage, timeout_s=60.0, before=SpentRecord(wall_s=50.0))
     stage.now = 10.0
-    assert stage.conductor.halting
+    assert (stage.conductor.next_trial(), stage.conductor.done, stage.trials.asked) == (None, True, 0)
 
 
 def test_what_it_took_is_noted_now_and_then_and_at_the_end(storage):
     stage = Stage(storage)
     stage.conductor.next_trial()
-    stage.now = 36.0
+    stage.now = 1000.0  # it waited for a process
+    stage.conductor.started(0)
+    stage.now = 1036.0
     stage.conductor.between_steps()
     assert json.loads(stage.noted[-1]["raymlops.spent"])["cpu_hours"] == 0.01
     stage.conductor.close()
     assert len(stage.noted) == 2
+
+
+def test_each_trial_costs_what_it_reserves_itself(storage):
+    space = {"train.cpus_per_worker": {"categorical": [4.0]}, "train.lr": {"float": [0.1, 0.2]}}
+    stage = Stage(storage, space=space, workers_per_trial=2, max_cpu_hours=1.0)
+    stage.conductor.next_trial()
+    stage.conductor.started(0)
+    stage.now = 450.0  # an eighth of an hour of 2 * 4 CPUs
+    assert (stage.conductor.spent.cpu_hours, stage.conductor.halting) == (1.0, True)
 
 
 def test_a_target_ends_the_sweep(storage):
@@ -211,6 +236,9 @@ def test_a_target_ends_the_sweep(storage):
     assert not stage.conductor.halting
     stage.run("complete", 0.95)
     assert (stage.conductor.halting, stage.conductor.stopped) == (True, "reached its target of 0.9 with 0.95")
+    stage.trials.flush()
+    again = Stage(storage, study=stage.study, target=0.9)
+    assert (again.conductor.next_trial(), again.conductor.done) == (None, True)
 
 
 def test_patience_counts_trials_without_a_better_one(storage):
@@ -243,11 +271,47 @@ def test_an_interrupted_sweep_puts_its_trials_back_and_they_go_on(storage):
     assert (config["number"], config["goes_on"], again.conductor.wanted) == (2, False, 0)
 
 
-def test_epochs_that_a_checkpoint_brought_back_are_logged(storage):
+def back(*values):
+    """Return what a trial's process tells of epochs that its checkpoint held, the best of them the highest."""
+    entries, best = [], 0
+    for epoch, value in enumerate(values, start=1):
+        best = epoch if not best or value > values[best - 1] else best
+        metrics = {"validation/auc": value}
+        entries.append({"epoch": epoch, "best": best, "value": values[best - 1], "metrics": metrics})
+    return json.dumps(entries)
+
+
+def test_epochs_that_a_checkpoint_brought_back_are_told_where_they_are_not_known(storage):
     stage = Stage(storage)
     stage.conductor.next_trial()
-    stage.epoch(0, 3, 0.6, restored={1: {"validation/auc": 0.4}, 2: {"validation/auc": 0.5}})
-    assert stage.runs.said == [(0, "start"), (0, 1), (0, 2), (0, 3)]
+    stage.epoch(0, 4, 0.6, restored=back(0.4, 0.5, 0.3))
+    assert stage.runs.said == [(0, "start"), (0, 1), (0, 2), (0, 3), (0, 4)]
+    stage.conductor.end(0, "complete")
+    stage.trials.flush()
+    assert stage.study.get_trials()[0].intermediate_values == {1: 0.4, 2: 0.5, 3: 0.5, 4: 0.6}
+
+
+def test_a_trial_whose_last_checkpoint_was_its_end_has_its_value(storage):
+    stage = Stage(storage)
+    stage.conductor.next_trial()
+    result = {"epochs": 2, "step": 20, "value": 0.9, "metrics": None, "best_metrics": {"validation/auc": 0.9}}
+    stage.conductor.result(0, {**result, "saved": True, "restored": back(0.9, 0.7)})
+    stage.conductor.end(0, "complete")
+    (record,) = stage.trials.records
+    assert (record.status, record.value, record.epochs, record.metrics) == ("complete", 0.9, 2, {"validation/auc": 0.9})
+
+
+def test_a_trial_that_the_scheduler_had_stopped_is_not_run_again(storage):
+    stage = Stage(storage)
+    stage.run("complete", 0.7)
+    opened = stage.trials.ask()
+    stage.trials.report(opened.number, epoch=1, value=0.2, metrics={}, best_metrics={"validation/auc": 0.2})
+    stage.trials.flush()
+    again = Stage(storage, study=stage.study)
+    (opened,) = again.trials.reopen()
+    again.conductor.stopped_before(opened)
+    assert again.states() == [TrialState.COMPLETE, TrialState.PRUNED]
+    assert again.runs.said == [(1, "start"), (1, "pruned")]
 
 
 def test_a_trial_whose_process_died_goes_on_in_another_one_and_then_fails(storage):
@@ -270,7 +334,43 @@ def test_a_trial_that_ended_leaves_no_checkpoint(storage):
     stage.epoch(0, 1, 0.5, saved=True)
     for number in (0, 1):
         stage.conductor.end(number, "complete")
+    assert stage.discarded == []  # the study does not know of the end yet
+    stage.conductor.next_trial()
+    stage.conductor.next_trial()
+    stage.conductor.between_steps()
+    stage.conductor.next_trial()
     assert stage.discarded == [0]
+
+
+def test_a_database_that_is_away_stops_no_trial_that_runs(storage):
+    stage = Stage(storage)
+    stage.conductor.next_trial()
+    flush, away = stage.trials.flush, [True]
+
+    def failing():
+        if away[0]:
+            raise UnreachableError("the database does not answer")
+        flush()
+
+    stage.trials.flush = failing
+    stage.epoch(0, 1, 0.5)
+    assert stage.conductor.next_trial() is None
+    stage.now = 200.0
+    stage.conductor.between_steps()
+    assert (stage.conductor.halt, [event.message for event in stage.events if event.message]) == (
+        None,
+        ["the database does not answer; no trial is drawn until it does"],
+    )
+    away[0] = False
+    assert stage.conductor.next_trial()["number"] == 1
+    stage.now = 220.0
+    stage.conductor.between_steps()
+    assert stage.events[-1].message == "the study's database answers again"
+    away[0], stage.now = True, 240.0
+    stage.conductor.between_steps()
+    stage.now = 600.0
+    with pytest.raises(UnreachableError):
+        stage.conductor.between_steps()
 
 
 def test_the_best_is_the_best_of_those_that_ran_to_their_end(storage):

@@ -5,65 +5,60 @@ from __future__ import annotations
 import pytest
 from ray import exceptions
 
-from raymlops.tuning.fate import fate
-from raymlops.tuning.watchdog import TrialHungError
+from raymlops.tuning.fate import MAX_LOSSES, Death, death, fate
+from raymlops.tuning.watchdog import ProcessSpoiledError, TrialHungError
 
 
-def died(cause):
+def gone(cause, *, init_failed=False):
     """Return Ray's error of an actor that is gone."""
-    return exceptions.RayActorError(None, f"The actor died unexpectedly before finishing this task.\n\tpid: 7\n{cause}")
-
-
-DIED = died("Worker exits with an exit code 7.")
-
-
-def test_a_process_that_died_is_tried_again_as_often_as_the_configuration_says():
-    first, second = (fate(DIED, restarts=restarts, max_restarts=1) for restarts in (0, 1))
-    assert (first.again, first.counts) == (True, True)
-    assert not second.again
-    assert second.reason.startswith("the trial's process died: Worker exits with an exit code 7.")
-    assert second.reason.endswith("(2 times)")
-
-
-def test_a_lost_node_costs_no_restart():
-    error = died("The actor died because its node has died.")
-    decision = fate(error, restarts=9, max_restarts=0)
-    assert (decision.again, decision.counts) == (True, False)
+    text = f"The actor died unexpectedly before finishing this task.\n\tpid: 7\n{cause}"
+    return exceptions.RayActorError(None, text, init_failed)
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "kind", "reason"),
     [
-        exceptions.OutOfMemoryError("Task was killed due to the node running low on memory."),
-        died("Task was killed due to the node running low on memory."),
+        (None, "died", "the trial's process died"),
+        (
+            gone("Worker exits with an exit code 7."),
+            "died",
+            "the trial's process died: Worker exits with an exit code 7.",
+        ),
+        (gone("The actor died because its node has died."), "lost", "the trial's node was lost: "),
+        (exceptions.OutOfMemoryError("Task was killed."), "memory", "the trial ran out of memory: "),
+        (gone("killed due to the node running low on memory."), "memory", "the trial ran out of memory: "),
+        # Ray says this of any death.
+        (gone("Some common causes include: (1) killed by the OOM killer"), "died", "the trial's process died: "),
+        (gone("RecipeImportError: no module", init_failed=True), "raised", "RecipeImportError: no module"),
+        (TrialHungError("no step for 3 s, in loss()"), "hung", "TrialHungError: no step for 3 s, in loss()"),
+        (ProcessSpoiledError("the trial before hangs"), "spoiled", "ProcessSpoiledError: the trial before hangs"),
+        (ValueError("the job was preempted"), "raised", "ValueError: the job was preempted"),
     ],
 )
-def test_one_that_ran_out_of_memory_failed(error):
-    decision = fate(error, restarts=0, max_restarts=5)
-    assert not decision.again
-    assert decision.reason.startswith("the trial ran out of memory: ")
+def test_a_death_is_read_from_what_ray_says(error, kind, reason):
+    read = death(error)
+    assert read.kind == kind
+    assert read.reason.startswith(reason)
 
 
-def test_a_death_that_ray_lists_the_common_causes_of_is_none_for_want_of_memory():
-    error = died("Worker unexpectedly exits. Some common causes include: (1) killed by the OOM killer, (2) a crash.")
-    assert fate(error, restarts=0, max_restarts=1).again
+@pytest.mark.parametrize("kind", ["raised", "hung", "memory"])
+def test_what_would_happen_again_is_not_tried_again(kind):
+    assert not fate(Death(kind, "why"), before=0, max_restarts=5).again
 
 
-def test_one_that_hung_failed_with_what_it_was_doing():
-    decision = fate(TrialHungError("no step for 3 s, in loss()"), restarts=0, max_restarts=5)
-    assert (decision.again, decision.reason) == (False, "TrialHungError: no step for 3 s, in loss()")
+def test_a_process_that_died_is_tried_again_as_often_as_the_configuration_says():
+    died = Death("died", "why")
+    assert fate(died, before=0, max_restarts=1).again
+    ended = fate(died, before=1, max_restarts=1)
+    assert (ended.again, ended.reason) == (False, "why (2 times)")
+    assert fate(died, before=0, max_restarts=0).reason == "why"
 
 
-def test_what_its_own_code_raised_is_its_reason():
-    decision = fate(ValueError("no such thing"), restarts=0, max_restarts=5)
-    assert (decision.again, decision.reason) == (False, "ValueError: no such thing")
+def test_lost_nodes_count_apart_and_not_for_ever():
+    lost = Death("lost", "why")
+    assert fate(lost, before=MAX_LOSSES - 1, max_restarts=0).again
+    assert not fate(lost, before=MAX_LOSSES, max_restarts=9).again
 
 
-def test_a_death_that_nobody_can_explain_counts():
-    assert fate(None, restarts=0, max_restarts=1).counts
-
-
-def test_a_process_that_could_not_begin_is_not_tried_again():
-    error = exceptions.RayActorError(None, "creation task failed\nRecipeImportError: no module", True)
-    decision = fate(error, restarts=0, max_restarts=5)
-    assert (decision.again, decision.reason) == (False, "RecipeImportError: no module")
+def test_what_the_trial_before_has_left_is_no_fault_of_this_one():
+    assert fate(Death("spoiled", "why"), before=9, max_restarts=0).again

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from raymlops.tuning.judging import judge, judged_metrics, numbers
+from raymlops.tuning.judging import judged_metrics, numbers, refusal
 
 NAMES = ("auc", "cost")
 
@@ -31,7 +31,7 @@ NAMES = ("auc", "cost")
     ],
 )
 def test_each_metric_is_a_number_and_those_that_judge_are_there_and_finite(metrics, reason):
-    assert judge(metrics, names=NAMES, epoch=4) == reason
+    assert refusal(metrics, names=NAMES, epoch=4) == reason
 
 
 def test_only_plain_numbers_are_passed_on():

@@ -198,6 +198,18 @@ def test_trials_known_from_another_sweep_are_counted_apart():
     assert "from s0/4" in words
 
 
+def test_a_grid_of_fewer_points_is_whole_without_the_trials_it_has_no_points_for():
+    grid = {"sampler": "grid", "space": {"train.epochs": {"int": [1, 3]}}, "num_trials": 16}
+    assert "3 of 3: 3 complete" in Page(html_of(study_of([COMPLETE] * 3), spec=spec_of(**grid))).words
+
+
+def test_a_winner_that_is_known_already_is_not_chosen_again():
+    study = study_of([COMPLETE] * 3)
+    records = records_of(study)
+    page = Page(html_of(study, records=records, best=records[0]))
+    assert "Trial 0 won: validation/auc 0.5." in page.words
+
+
 def test_several_objectives_have_figures_each_and_a_pareto_front():
     study = study_of([COMPLETE] * 6, objectives=BOTH)
     page = Page(html_of(study, objectives=BOTH))

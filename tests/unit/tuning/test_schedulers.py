@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -47,8 +48,46 @@ def test_what_was_reported_before_a_resume_counts_as_before():
     whole, resumed = judge(spec()), judge(spec())
     for number, reported in values.items():
         told(whole, number, *reported)
-        resumed.replay(number, enumerate(reported, start=1), ended=number == 0)
+        resumed.replay(number, enumerate(reported, start=1), complete=False)
     assert told(whole, 2, 0.48) == told(resumed, 2, 0.48) == ["STOP"]
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_a_stop_that_nobody_was_told_of_is_made_again(kind):
+    """The driver died between the report and the end; the trial has even reported once more."""
+    scheduler = judge(spec(scheduler=kind))
+    for number in range(4):
+        scheduler.replay(number, [(1.0, 0.1), (2.0, 0.1)], complete=True)
+    assert scheduler.replay(4, [(1.0, 0.9), (2.0, 0.9)], complete=False)
+    assert scheduler.on_trial_result(None, trial(4), {"resource": 3, "value": 0.9}) == "STOP"
+
+
+def test_the_last_report_of_a_trial_that_ended_by_itself_is_not_judged():
+    """Tune asks about no result that says that it is the last."""
+    scheduler = judge(spec(scheduler="median"))
+    scheduler.replay(0, [(1.0, 0.5), (2.0, 0.4)], complete=True)
+    (results,) = scheduler._scheduler._results.values()
+    assert [result["resource"] for result in results] == [1.0]
+
+
+def test_epochs_that_a_checkpoint_brought_back_are_judged_in_their_rungs():
+    scheduler = judge(spec())
+    scheduler.on_trial_add(None, trial(0))
+    back = json.dumps([{"epoch": epoch, "best": epoch, "value": 0.5 / epoch, "metrics": {}} for epoch in (1, 2, 3)])
+    assert scheduler.on_trial_result(None, trial(0), {"resource": 4, "value": 0.1, "restored": back}) == "CONTINUE"
+    rungs = {milestone: recorded for milestone, recorded in scheduler._scheduler._brackets[0]._rungs if recorded}
+    assert rungs == {1: {"0": -0.5}, 3: {"0": pytest.approx(-0.5 / 3)}}
+
+
+def test_a_trial_that_leaps_over_rungs_is_judged_at_the_highest_alone():
+    """Steps come in bounds of an epoch."""
+    scheduler = judge(spec(resource="step", max_resource=250.0))
+    told_steps = []
+    scheduler.on_trial_add(None, trial(0))
+    for step in (50, 100, 150, 200, 250):
+        scheduler.on_trial_result(None, trial(0), {"resource": step, "value": 0.5})
+        told_steps.append([milestone for milestone, recorded in scheduler._scheduler._brackets[0]._rungs if recorded])
+    assert told_steps == [[27], [81, 27], [81, 27], [81, 27], [243, 81, 27]]
 
 
 def test_a_trial_that_goes_on_stands_in_a_rung_once():
