@@ -60,10 +60,11 @@ def submit(
     """
     from raymlops.cluster.jobs import CONFIG, Jobs, job_folder
     from raymlops.config.load import dump
+    from raymlops.lifecycle.sweeping import check_ways
     from raymlops.tracking.client import tracker as tracker_of
     from raymlops.tuning.checks import check
 
-    _refuse_both(resume, fork, extend)
+    check_ways(resume=resume, fork=fork, extend=extend)
     project = _project(source, sweep_id=resume or fork, overrides=overrides, env=env, recipe=recipe)
     check(project)
     spec = explicit(project.spec, tags=tags or {})
@@ -132,13 +133,6 @@ def runs_tagged(tracker: Tracker, experiment: str, tags: Mapping[str, str]) -> l
         return list(tracker.client.search_runs([found.experiment_id], wanted, max_results=100))
     except MlflowException as error:
         raise TrackingError(f"MLflow at {tracker.shown_uri} cannot be searched: {error}") from error
-
-
-def _refuse_both(resume: str | None, fork: str | None, extend: Sequence[str]) -> None:
-    if resume is not None and fork is not None:
-        raise UsageError("a sweep goes on or is forked, not both", hint="Leave resume or fork out.")
-    if extend and resume is None:
-        raise UsageError("extend goes with a sweep to extend", hint="Name it: resume=SWEEP_ID.")
 
 
 def _project(

@@ -74,6 +74,18 @@ def run_sweep(
             return sweep(project, resume=resume, fork=forked, tags=tags, on_event=emit)
 
 
+def check_ways(*, resume: str | None, fork: str | None, extend: Sequence[str]) -> None:
+    """Refuse ways to begin a sweep that do not go together.
+
+    Raises:
+        UsageError: a sweep to resume and one to fork, or something to extend without a sweep to resume.
+    """
+    if resume is not None and fork is not None:
+        raise UsageError("a sweep goes on or is forked, not both", hint="Leave --resume or --fork out.")
+    if extend and resume is None:
+        raise UsageError("--extend goes with a sweep to extend", hint="raymlops sweep --resume SWEEP_ID --extend ...")
+
+
 def _project(
     source: Source | None,
     *,
@@ -87,10 +99,7 @@ def _project(
     """Return the project, and the sweep that it forks; what can be refused is, before a cluster is connected."""
     from raymlops.config.changes import extended, refuse_sweep_changes, sweep_changes
 
-    if resume is not None and fork is not None:
-        raise UsageError("a sweep goes on or is forked, not both", hint="Leave --resume or --fork out.")
-    if extend and resume is None:
-        raise UsageError("--extend goes with a sweep to extend", hint="raymlops sweep --resume SWEEP_ID --extend ...")
+    check_ways(resume=resume, fork=fork, extend=extend)
     if resume is None and fork is None:
         if source is None:
             raise UsageError("there is nothing to search", hint="Give a configuration, or resume=SWEEP_ID.")

@@ -50,11 +50,6 @@ def mode_of(spec: ProjectSpec) -> Literal["min", "max"]:
     return objectives_of(spec)[0].mode
 
 
-def scheduler_of(spec: ProjectSpec) -> Literal["asha", "hyperband", "median", "none"]:
-    """Return which scheduler stops poor trials; with several objectives the section itself makes it none."""
-    return spec.sweep.scheduler
-
-
 def max_resource(spec: ProjectSpec) -> float:
     """Return how much of ``sweep.resource`` a whole trial takes, of several lengths the longest.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from raymlops.errors import UnreachableError
 from raymlops.records import SpentRecord
 from raymlops.training.storage import join
+from raymlops.training.sweepfiles import TRIALS
 from raymlops.tuning import budget
 from raymlops.tuning.checks import metric_of, mode_of, num_own_trials
 from raymlops.tuning.fate import death, fate
@@ -23,7 +24,6 @@ from raymlops.tuning.meter import Meter
 from raymlops.tuning.parent import SPENT
 from raymlops.tuning.progress import Board, SweepEvent, TrialView
 from raymlops.tuning.reasons import describe
-from raymlops.tuning.results import TRIALS
 from raymlops.tuning.tally import Tally
 
 if TYPE_CHECKING:

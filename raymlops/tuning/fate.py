@@ -5,6 +5,7 @@ Owns how Ray's errors are read (``death``); the decision (``fate``) takes what w
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,8 @@ MAX_LOSSES = 3
 _MEMORY = "running low on memory"
 """What Ray's memory monitor says of what it killed. Of any death Ray says that an OOM killer is a common cause."""
 _ELSEWHERE = ("node has died", "node died", "node was terminated", "node is dead", "preempted")
+_DETAIL = re.compile(r"Worker exit detail: (.*?\.)(?: |$)")
+"""What Ray knows of a death; guesses follow."""
 _LONG = 300
 
 
@@ -76,4 +79,6 @@ def _cause(error: BaseException) -> str:
     if not isinstance(error, exceptions.RayError) or isinstance(error, TrialHungError | ProcessSpoiledError):
         return describe(error)
     line = str(error).strip().splitlines()[-1].strip()
+    if detail := _DETAIL.search(line):
+        line = detail.group(1)
     return line if len(line) <= _LONG else f"{line[: _LONG - 3]}..."

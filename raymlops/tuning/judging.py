@@ -37,9 +37,6 @@ def refusal(metrics: Mapping[str, Any], *, names: Sequence[str], epoch: int) -> 
     return ""
 
 
-judge = refusal
-
-
 def _number(value: Any) -> float | None:
     if value is None or isinstance(value, str | bytes):
         return None

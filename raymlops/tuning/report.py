@@ -72,7 +72,8 @@ def html(
         why = "no trial with a value keeps the constraints" if valued else "no trial ended with a usable value"
         page.left_out(f"Nothing won: {why}.")
     else:
-        rivals = [trial for trial in order if trial.number != winner.number and trial.value is not None and trial.feasible]
+        others = [trial for trial in order if trial.number != winner.number]
+        rivals = [trial for trial in others if trial.value is not None and trial.feasible]
         rivals.sort(key=lambda trial: trial.number not in front)  # of several objectives, the front before the beaten
         table = tables.top([winner, *rivals], objectives=objectives, params=params)
         page.section("winner", "Winner and runners-up", table)

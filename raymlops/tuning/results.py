@@ -12,6 +12,7 @@ from raymlops.config.load import dump
 from raymlops.errors import SweepError
 from raymlops.records import SCHEMA_VERSION
 from raymlops.training.storage import join, write_bytes
+from raymlops.training.sweepfiles import SWEEPS
 from raymlops.tuning.parent import BEST_CONFIG, BEST_RUN, BEST_TRIAL, REPORT, STOPPED
 
 if TYPE_CHECKING:
@@ -22,15 +23,10 @@ if TYPE_CHECKING:
     from raymlops.records import Objective, SpentRecord, SweepRecord, TrialRecord
     from raymlops.tracking.client import Tracker
 
-FOLDER = "sweeps"
-"""Under ``storage.path``; in it a folder for each sweep."""
-TRIALS = "trials"
-"""Folder of a sweep's trials, each with its checkpoints while it is not over."""
-
 
 def folder_of(spec: ProjectSpec, sweep_id: str) -> str:
     """Return the folder of a sweep's files."""
-    return join(spec.storage.path, FOLDER, sweep_id)
+    return join(spec.storage.path, SWEEPS, sweep_id)
 
 
 def write_best(project: Project, store: Tracker, best: TrialRecord, *, sweep_id: str, objective: Objective) -> str:
@@ -75,6 +71,7 @@ def write_report(
         spent=spent,
         sweep_id=sweep_id,
         stopped=stopped,
+        best=best,
         best_config_text="" if best is None else dump(project.with_params(best.params).spec),
     )
     uri = join(folder_of(project.spec, sweep_id), "report.html")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
-from raymlops.tuning.checks import max_resource, mode_of, scheduler_of
+from raymlops.tuning.checks import max_resource, mode_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -94,7 +94,7 @@ class Judge(FIFOScheduler):  # type: ignore[misc]
 
 def judge(spec: ProjectSpec) -> Judge:
     """Return the scheduler that the configuration asks for."""
-    section, kind = spec.sweep, scheduler_of(spec)
+    section, kind = spec.sweep, spec.sweep.scheduler
     common = {"time_attr": RESOURCE, "metric": VALUE, "mode": mode_of(spec)}
     scheduler: Any
     if kind == "none":

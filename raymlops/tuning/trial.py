@@ -38,7 +38,7 @@ from raymlops.training.recall import recall
 from raymlops.training.stopping import Best
 from raymlops.tuning.datacache import DataCache
 from raymlops.tuning.epochs import EpochStream, TrialThread
-from raymlops.tuning.judging import judge, judged_metrics, numbers
+from raymlops.tuning.judging import judged_metrics, numbers, refusal
 from raymlops.tuning.lent import Lent
 from raymlops.tuning.reasons import describe
 from raymlops.tuning.trialsaver import TrialSaver, section_of
@@ -192,7 +192,7 @@ class _Trial:
     def _take_in(self, epoch: Epoch) -> tuple[Epoch, str]:
         """Take in an epoch; return it with those metrics that are numbers, and what is wrong with it."""
         self._epochs, self._step = max(self._epochs, epoch.number), max(self._step, epoch.step)
-        reason = judge(epoch.metrics, names=self._judged, epoch=epoch.number)
+        reason = refusal(epoch.metrics, names=self._judged, epoch=epoch.number)
         epoch = replace(epoch, metrics=numbers(epoch.metrics))
         if not reason and self._best.update(epoch.number, epoch.metrics[self._best.metric]):
             self._best_metrics = epoch.metrics

@@ -64,7 +64,7 @@ def actors():
 def test_a_sweep_with_failing_regions_finds_a_winner_and_records_every_trial(tmp_path):
     """Trials that raise or give NaN are FAIL, those that ASHA stopped PRUNED; `train` takes the winner's file."""
     space = {"train.lr": LR, "recipe.config.fault": {"categorical": ["none", "raises", "nan"]}}
-    # With this seed: none none nan raises none none none raises.
+    # With this seed: nan none nan nan none nan raises raises.
     swept = project(tmp_path, num_trials=8, sampler="random", seed=3, space=space)
     events = []
     record = sweep(swept, on_event=events.append, tags={"team": "a"})
@@ -115,7 +115,7 @@ def test_one_trial_at_a_time_with_the_same_seed_suggests_the_same(tmp_path):
 def test_a_sweep_whose_every_trial_fails_says_how(tmp_path):
     """A process that dies is a failed trial like one that raises."""
     space = {"recipe.config.fault": {"categorical": ["raises", "dies"]}}
-    # With this seed: raises raises dies raises.
+    # With this seed: dies dies raises dies.
     swept = project(tmp_path, num_trials=4, sampler="random", seed=6, space=space)
     with pytest.raises(SweepError) as caught:
         sweep(swept)

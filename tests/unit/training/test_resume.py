@@ -106,7 +106,7 @@ def test_other_data_is_refused_with_its_rows(recorded: Recorded) -> None:
 
 def test_a_sweep_whose_data_changed_is_told_so_as_a_sweep(recorded: Recorded) -> None:
     """A new run would be no way on."""
-    with pytest.raises(UsageError, match="no longer what sweep .* was trained on") as caught:
+    with pytest.raises(UsageError, match=r"no longer what sweep .* was trained on") as caught:
         check_data(replace(recorded, kind="sweep"), DataRecord("0" * 64, {"train": 310}))
     assert caught.value.hint == "Restore the data, or start a new sweep on what is there now."
 

@@ -27,8 +27,12 @@ def gone(cause, *, init_failed=False):
         (gone("The actor died because its node has died."), "lost", "the trial's node was lost: "),
         (exceptions.OutOfMemoryError("Task was killed."), "memory", "the trial ran out of memory: "),
         (gone("killed due to the node running low on memory."), "memory", "the trial ran out of memory: "),
-        # Ray says this of any death.
-        (gone("Some common causes include: (1) killed by the OOM killer"), "died", "the trial's process died: "),
+        # Ray guesses this of any death.
+        (
+            gone("It has died. Worker exit detail: It exits with code 2. Some common causes: (1) the OOM killer"),
+            "died",
+            "the trial's process died: It exits with code 2.",
+        ),
         (gone("RecipeImportError: no module", init_failed=True), "raised", "RecipeImportError: no module"),
         (TrialHungError("no step for 3 s, in loss()"), "hung", "TrialHungError: no step for 3 s, in loss()"),
         (ProcessSpoiledError("the trial before hangs"), "spoiled", "ProcessSpoiledError: the trial before hangs"),
