@@ -138,6 +138,8 @@ class SweepRecord(Record):
     forked_from: str = ""
     report: str = ""
     """Path or URI of the HTML report."""
+    objectives: tuple[Objective, ...] = ()
+    """All that it optimises, the first being ``metric`` and ``mode``."""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def status(
     root: RootOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Say what `up` started and which models are live; or, of a run, how far it is and what happened to it."""
+    """Say what `up` started and which models are live; or how far a run, a sweep or a trial is."""
     if run_id is not None:
         if root is not None:
             raise UsageError("--root is a cluster's folder; a run is found by its id alone")

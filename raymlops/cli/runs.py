@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, answer, table
 from raymlops.errors import UsageError
+
+if TYPE_CHECKING:
+    from raymlops.records import SweepRecord, TrialRecord
+
+_SHOWN = 10
+"""Trials of a sweep that are printed."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -59,7 +65,10 @@ def sweep(
     fork: Annotated[
         str | None,
         typer.Option(
-            "--fork", metavar="SWEEP_ID", help="Start a new sweep that knows this one's trials, where they fit."
+            "--fork",
+            metavar="SWEEP_ID",
+            help="Start a new sweep that knows this one's trials, where they fit. "
+            "Without --config it takes that sweep's configuration.",
         ),
     ] = None,
     env: EnvOption = None,
@@ -67,36 +76,79 @@ def sweep(
 ) -> None:
     """Search sweep.space for a better configuration; one MLflow run a trial under one parent."""
     from raymlops.lifecycle.sweeping import run_sweep
-    from raymlops.tuning.budget import words
 
     if config is None and resume is None and fork is None:
         raise UsageError(
             "missing option '--config'", hint="raymlops sweep --config FILE, or raymlops sweep --resume SWEEP_ID."
         )
     record = run_sweep(config, resume=resume, extend=extend or (), fork=fork, overrides=overrides or (), env=env)
-    best = record.best
-    rows: list[dict[str, Any]] = [
-        {"trial": trial.number, "status": trial.status, record.metric: trial.value, "epochs": trial.epochs}
-        for trial in record.trials
-    ]
-    rows.sort(
-        key=lambda row: (row[record.metric] is None, (row[record.metric] or 0) * (1 if record.mode == "min" else -1))
-    )
-    counted = len(record.trials) - sum(bool(trial.carried_from) for trial in record.trials)
+    answer(record.to_dict(), sweep_text(record), as_json=as_json)
+
+
+def sweep_text(record: SweepRecord) -> str:
+    """Return how a sweep ended as lines for a person: its best trials, its winner, and what comes next."""
+    from raymlops.tuning.budget import words
+    from raymlops.tuning.select import failures
+
+    counted = sum(not trial.carried_from for trial in record.trials)
     lines = [
-        table(rows[:10], {"trial": None, "status": None, record.metric: _number, "epochs": None}),
-        *([f"... and {len(rows) - 10} more"] if len(rows) > 10 else []),
+        _trials(record),
+        *([f"... and {len(record.trials) - _SHOWN} more"] if len(record.trials) > _SHOWN else []),
+        *failures(record.trials),
         "",
         f"sweep   {record.sweep_id}, {counted} trials in {record.duration_s:.1f} s",
         *([f"ended   it {record.stopped}"] if record.stopped else []),
-        f"best    trial {best.number}: {record.metric} {_number(best.value)} with {_params(best.params)}",
+        _winner(record),
         *([f"front   trials {', '.join(map(str, record.pareto))}"] if record.pareto else []),
         f"config  {record.best_config}",
         *([f"report  {record.report}"] if record.report else []),
         f"next    raymlops train --config {record.best_config}",
         f"cost    {words(record.spent)}",
     ]
-    answer(record.to_dict(), "\n".join(lines), as_json=as_json)
+    return "\n".join(lines)
+
+
+def _trials(record: SweepRecord) -> str:
+    """Return the best trials as a table, the front before the others, each by the first objective."""
+    sign = 1 if record.mode == "min" else -1
+
+    def rank(trial: TrialRecord) -> tuple[bool, bool, float]:
+        return trial.number not in record.pareto, trial.value is None, sign * (trial.value or 0)
+
+    columns: dict[str, Any] = {"trial": None, "status": None}
+    columns |= {"front": None} if record.pareto else {}
+    columns |= dict.fromkeys(_metrics(record), _number) | {"epochs": None}
+    columns |= {"from": None} if any(trial.carried_from for trial in record.trials) else {}
+    rows = [
+        {
+            "trial": trial.number,
+            "status": trial.status,
+            "front": "*" if trial.number in record.pareto else "",
+            **_values(record, trial),
+            "epochs": trial.epochs,
+            "from": trial.carried_from,
+        }
+        for trial in sorted(record.trials, key=rank)[:_SHOWN]
+    ]
+    return table(rows, columns)
+
+
+def _winner(record: SweepRecord) -> str:
+    best = record.best
+    values = ", ".join(f"{metric} {_number(value)}" for metric, value in _values(record, best).items())
+    found = f"{values} with {_params(best.params)}"
+    if record.pareto:
+        return f"chosen  trial {best.number} (best in {record.metric} of the front): {found}"
+    return f"best    trial {best.number}: {found}"
+
+
+def _metrics(record: SweepRecord) -> list[str]:
+    return [objective.metric for objective in record.objectives] or [record.metric]
+
+
+def _values(record: SweepRecord, trial: TrialRecord) -> dict[str, float | None]:
+    metrics = _metrics(record)
+    return dict.fromkeys(metrics) | dict(zip(metrics, trial.values or (trial.value,), strict=False))
 
 
 def _number(value: float | None) -> str:

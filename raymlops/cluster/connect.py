@@ -78,6 +78,7 @@ def connect(spec: ProjectSpec, *, dashboard: bool = False, log_to_driver: bool =
     address, variables = find(spec)
     with ExitStack() as stack:
         stack.enter_context(sigterm_kept(default_too=True))
+        stack.enter_context(_stdout_kept())
         if address is None:
             yield stack.enter_context(_own(spec, dashboard=dashboard, log_to_driver=log_to_driver))
         else:
@@ -129,6 +130,23 @@ def _started(record: upfile.UpRecord | None, *, required: bool) -> tuple[str | N
     if record is not None and record.state == "up":
         _log.warning("%s; using a local one", missing)
     return None, {}
+
+
+@contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """Let Ray (2.60) say on stderr that a worker died: it prints that on stdout, which belongs to the answer."""
+    from ray._private import worker
+
+    before = worker.print_to_stdstream
+
+    def to_stderr(data: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        before({**data, "is_err": True} if data.get("pid") == "raylet" else data, *args, **kwargs)
+
+    worker.print_to_stdstream = to_stderr
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
 
 
 @contextmanager

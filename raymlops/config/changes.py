@@ -206,7 +206,8 @@ def refuse_sweep_changes(changes: Sequence[Change], *, sweep_id: str) -> None:
         f"sweep {sweep_id} cannot go on with this configuration, which differs in what its trials are:\n{lines}",
         hint=f"Put these back, or begin a new sweep that knows this one's trials: raymlops sweep --fork {sweep_id} "
         "--config FILE. What may change when a sweep goes on: num_trials, budgets, target, patience, max_concurrent, "
-        "max_restarts, and of train resources, checkpoints and logging.",
+        "max_restarts, and of train resources, checkpoints and logging. Without --config the sweep keeps what it was "
+        "started with.",
     )
 
 
@@ -226,9 +227,9 @@ def extended(spec_data: Mapping[str, Any], extensions: Sequence[str]) -> list[st
         name = written.removeprefix("sweep.")
         if not equals or name not in EXTENDABLE:
             near = get_close_matches(name, EXTENDABLE, n=1)
-            advice = f"did you mean {near[0]}=+N? " if near and near[0] != name else ""
+            advice = f"did you mean {near[0]}=+N? Write" if near and near[0] != name else "write"
             raise UsageError(
-                f"got --extend {text!r}; {advice}Write NAME=+N or NAME=N with one of {', '.join(EXTENDABLE)}",
+                f"got --extend {text!r}; {advice} NAME=+N or NAME=N with one of {', '.join(EXTENDABLE)}",
                 hint="For example --extend num_trials=+20.",
             )
         now[name] = _raised(name, now[name], value)
@@ -253,7 +254,9 @@ def _raised(name: str, before: float | None, value: str) -> float:
     if after <= before:
         raise UsageError(
             f"got --extend {name}={value}, which makes it {after:g}; more than it is now, {before:g}",
-            hint=f"To lower it write sweep.{name}={after:g} as an override." if after > 0 else None,
+            hint=f"To lower it write sweep.{name}={after:g} as an override."
+            if 0 < after < before
+            else f"For example --extend {name}=+{before:g}.",
         )
     return int(after) if float(after).is_integer() else after
 

@@ -119,6 +119,7 @@ def record_of(recorded: Recorded, study: OpenStudy) -> SweepRecord:
         best_config=tags.get("raymlops.best_config", ""),
         duration_s=spent.wall_s,
         stopped=tags.get("raymlops.stopped", ""),
+        objectives=tuple(study.objectives) if len(study.objectives) > 1 else (),
         spent=spent,
         pareto=pareto(standing.ended, objectives=study.objectives),
         forked_from=tags.get(FORKED_FROM, ""),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.config.messages import check
 from raymlops.config.paths import local_path
-from raymlops.config.schema import ProjectSpec
+from raymlops.config.schema import ProjectSpec, StorageSection
 from raymlops.errors import (
     ConfigError,
     NotFoundError,
@@ -165,6 +165,17 @@ def absolute(storage_path: str) -> str:
     """Return a ``storage.path`` as it means the same from every folder."""
     folder = local_path(storage_path)
     return storage_path if folder is None else str(folder)
+
+
+def go_on(verb: Literal["train", "sweep"], run_id: str, *, spec: ProjectSpec) -> str:
+    """Return the command that goes on with a run or a sweep from any folder of this machine."""
+    command, default = f"raymlops {verb} --resume {run_id}", StorageSection().path
+    if absolute(spec.storage.path) != absolute(default):
+        command += f" storage.path={absolute(spec.storage.path)}"
+    # A URI that the environment names is found by the environment.
+    if isinstance(spec.tracking.uri, str):
+        command += f" tracking.uri={spec.tracking.uri}"
+    return command
 
 
 def read_config(text: str) -> ProjectSpec:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _ROWS = 16
 _METRIC_ROWS = 512
+_SEVERAL = {"sweep.objectives", "sweep.constraints"}
+"""Fields that may name more than one metric."""
 
 
 def preflight(project: Project, prepared: Prepared) -> None:
@@ -110,7 +112,7 @@ def _check_names(project: Project, prepared: Prepared, model: nn.Module) -> None
     for key, metric in () if recipe.train_loop is not None else _asked(spec):
         if metric != "train/loss" and metric not in values:
             raise RecipeError(
-                f"{key} is {metric!r}, which is never reported",
+                f"{key} {'names' if key in _SEVERAL else 'is'} {metric!r}, which is never reported",
                 hint=f"Reported: {', '.join(sorted([*values, 'train/loss']))}.",
             )
     judged = [spec.gate.metric] if spec.gate.metric is not None else []

@@ -61,10 +61,15 @@ def check_kind(recorded: Recorded) -> None:
         UsageError: a sweep, a trial, a run that raymlops did not make, or one that was never written down whole.
     """
     name = f"{recorded.run_id} ({recorded.name})"
-    if recorded.kind in {"sweep", "trial"}:
+    if recorded.kind == "sweep":
         raise UsageError(
-            f"{name} is a {recorded.kind}, which cannot be resumed",
-            hint="Train the sweep's best configuration: raymlops train --config FILE, which the sweep wrote.",
+            f"{name} is a sweep, not a run", hint=f"raymlops sweep --resume {recorded.run_id} goes on with it."
+        )
+    if recorded.kind == "trial":
+        parent = recorded.tags.get("mlflow.parentRunId", "SWEEP_ID")
+        raise UsageError(
+            f"{name} is a trial of a sweep, not a run of its own",
+            hint=f"raymlops sweep --resume {parent} goes on with its sweep.",
         )
     if recorded.kind != "run":
         raise UsageError(f"{name} is no run of raymlops: it has no tag raymlops.kind")

@@ -26,7 +26,7 @@ from raymlops.training import storage
 from raymlops.training.checkpoint import FolderSaver, load_weights
 from raymlops.training.data import SOURCES, prepare
 from raymlops.training.local import LocalResult, run_in_process, run_local
-from raymlops.training.lookup import CHECKPOINTS, LOG, RUNS, STORAGE_PATH, absolute, look_up, mark_origin
+from raymlops.training.lookup import CHECKPOINTS, LOG, RUNS, STORAGE_PATH, absolute, go_on, look_up, mark_origin
 from raymlops.training.preflight import has_unused_parameters, preflight
 from raymlops.training.progress import Event, words
 from raymlops.training.recall import recall
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from raymlops.config.changes import Change
+    from raymlops.config.schema import ProjectSpec
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
     from raymlops.training.context import Outcome
@@ -146,13 +147,13 @@ def train(
             writer.close_failed(error)
             with suppress(StorageError):
                 if storage.listing(place.checkpoints_uri):
-                    error.add_note(_how_to_go_on(error, place.run_id))
+                    error.add_note(_how_to_go_on(error, place.run_id, spec=spec))
             raise
     return record
 
 
-def _how_to_go_on(error: BaseException, run_id: str) -> str:
-    command = f"raymlops train --resume {run_id}"
+def _how_to_go_on(error: BaseException, run_id: str, *, spec: ProjectSpec) -> str:
+    command = go_on("train", run_id, spec=spec)
     if isinstance(error, NonFiniteError):
         return f"Without such batches it goes on from its newest checkpoint: {command} train.on_non_finite=skip"
     return f"It goes on from its newest checkpoint: {command}"

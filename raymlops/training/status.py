@@ -198,7 +198,7 @@ def _detail(recorded: Recorded, state: State, *, held: str, who: str) -> str:
         shown = "" if state != "unknown" else ": MLflow says RUNNING, and nobody can tell whether its driver lives"
         return f"a sweep, not a run{shown}"
     if recorded.kind == "trial":
-        return f"a trial of the sweep {recorded.tags.get('mlflow.parentRunId', '?')}"
+        return _of_trial(recorded.tags)
     if not recorded.kind:
         return f"no run of raymlops; MLflow says {recorded.status}"
     if state == "running":
@@ -209,6 +209,21 @@ def _detail(recorded: Recorded, state: State, *, held: str, who: str) -> str:
         return f"MLflow says {recorded.status}; {who}" if held == "unknown" else f"MLflow says {recorded.status}"
     reason = recorded.tags.get(REASON, "").strip().removesuffix(":")
     return "a signal stopped it" if reason == "KeyboardInterrupt" else reason
+
+
+def _of_trial(tags: Mapping[str, str]) -> str:
+    """Return which trial it is, and how its sweep says that it ended: a pruned one is KILLED to MLflow."""
+    number = tags.get("raymlops.trial", "")
+    which = f"trial {number}" if number else "a trial"
+    ended = tags.get("raymlops.trial_status", "")
+    reason = tags.get(REASON, "").strip()
+    return "".join(
+        [
+            f"{ended}: " if ended else "",
+            f"{which} of the sweep {tags.get('mlflow.parentRunId', '?')}",
+            f"; {reason}" if reason else "",
+        ]
+    )
 
 
 def _resume(recorded: Recorded, state: State, found: Found, *, who: str, evaluated: bool) -> str:

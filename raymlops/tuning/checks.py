@@ -74,6 +74,12 @@ def num_own_trials(spec: ProjectSpec) -> int:
     return spec.sweep.num_trials if points is None else min(spec.sweep.num_trials, points)
 
 
+def has_no_more(spec: ProjectSpec) -> bool:
+    """Return whether more than ``num_trials`` would be no more: the grid has no other points."""
+    points = how_many(spec.sweep)
+    return points is not None and points <= spec.sweep.num_trials
+
+
 def check(project: Project) -> None:
     """Refuse a sweep that cannot be: needs no cluster and no data, so that it can be asked before either is there.
 

@@ -83,7 +83,7 @@ class Conductor:
         """Since when the study's database does not answer."""
         self._meter = Meter(project.spec.sweep, before=before or SpentRecord(), clock=clock)
         self._metric = metric_of(project.spec)
-        self._total = num_own_trials(project.spec)
+        self._total = max(num_own_trials(project.spec), sum(not record.carried_from for record in trials.records))
         # A recipe need not be installed: what this process can import, a trial's process on this machine can.
         self._common = {
             "shared": json.dumps(shared),  # what the driver found out of the data
@@ -108,6 +108,8 @@ class Conductor:
             better = self._tally.take(record)
             if not record.carried_from:
                 self._board.put(_view(record), best=better)
+            elif better:
+                self._board.best = _view(record)
         self._ended_before = self._tally.ended
         self._judge_enough()
 
@@ -237,18 +239,11 @@ class Conductor:
         self._see(TrialView(number, view.params, "waiting", view.epoch, view.value))
 
     def close(self) -> None:
-        """Leave no trial open.
-
-        Where a budget ended the sweep, each is pruned, or failed where it has no value; where it was interrupted or
-        broke off, each is put back, to go on when the sweep is resumed.
-        """
+        """Put back every trial that is open: it goes on when the sweep is resumed, or given more of its budget."""
         if self._closed:
             return
         for number in self._trials.open:
             view = self._views.get(number)
-            if view is not None and self.stopped:
-                self.end(number, "pruned", reason=f"the sweep {self.stopped}")
-                continue
             self._meter.end(number)
             self._trials.suspend(number)
             if view is not None:  # else it was drawn ahead, and nobody has heard of it
@@ -345,7 +340,7 @@ class Conductor:
     def _take_back(self, number: int, restored: Sequence[Mapping[str, Any]]) -> None:
         """Take in the epochs that a checkpoint brought back: its driver may have died before they were written."""
         metrics = {entry["epoch"]: entry["metrics"] for entry in restored}
-        known = self._opened[number].reported
+        known = self._opened[number].history
         for entry in restored:
             epoch = entry["epoch"]
             if epoch not in known and entry["best"]:

@@ -49,10 +49,9 @@ def death(error: BaseException | None) -> Death:
         return Death("spoiled", cause)
     if isinstance(error, TrialHungError):
         return Death("hung", cause)
-    if isinstance(error, exceptions.OutOfMemoryError) or (
-        isinstance(error, exceptions.RayError) and _MEMORY in str(error)
-    ):
-        return Death("memory", f"the trial ran out of memory: {cause}")
+    if isinstance(error, exceptions.RayError) and _MEMORY in str(error):
+        (line, *_) = (line.strip() for line in str(error).splitlines() if _MEMORY in line)
+        return Death("memory", f"the trial ran out of memory: {line[:_LONG]}")
     if isinstance(error, exceptions.NodeDiedError | exceptions.ActorUnavailableError):
         return Death("lost", f"the trial's node was lost: {cause}")
     if isinstance(error, exceptions.RayActorError) and not error.actor_init_failed:
@@ -76,7 +75,9 @@ def fate(of: Death, *, before: int, max_restarts: int) -> Fate:
 
 def _cause(error: BaseException) -> str:
     """Return an error in one line. Ray's own begin with what they always say and end with the cause."""
-    if not isinstance(error, exceptions.RayError) or isinstance(error, TrialHungError | ProcessSpoiledError):
+    if isinstance(error, exceptions.RayTaskError):
+        error = error.cause
+    if not isinstance(error, exceptions.RayError):
         return describe(error)
     line = str(error).strip().splitlines()[-1].strip()
     if detail := _DETAIL.search(line):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from raymlops.tuning.hooks import SweepCallback, SweepSearcher, SweepStopper
+from raymlops.tuning.mended import mended_tune
 
 if TYPE_CHECKING:
     from raymlops.tuning.conductor import Conductor
@@ -21,7 +22,7 @@ def fit(conductor: Conductor, *, trainable: Any, judge: Judge, name: str) -> Non
     """Run trials until the conductor has none left or halts."""
     callback = SweepCallback(conductor)
     # What Tune writes serves its own restore, which we never make: the study and MLflow hold what counts.
-    with tempfile.TemporaryDirectory(prefix="raymlops-sweep-") as folder:
+    with tempfile.TemporaryDirectory(prefix="raymlops-sweep-") as folder, mended_tune():
         tuner = tune.Tuner(
             trainable,
             param_space={},

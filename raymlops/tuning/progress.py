@@ -249,7 +249,8 @@ def notebook_html(event: SweepEvent, *, told: str = "") -> str:
     lines = ["".join(f"<td>{escape(cell)}</td>" for cell in _cells(view)) for view in event.rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     below = f"<small>{escape(told)}</small>" if told else ""
-    return f"<div>{escape(headline(event))}<table><tr>{head}</tr>{body}</table>{below}</div>"
+    best = "" if event.best is None else f"<br>best {' '.join(map(escape, filter(None, _cells(event.best))))}"
+    return f"<div>{escape(headline(event))}{best}<table><tr>{head}</tr>{body}</table>{below}</div>"
 
 
 def _cells(view: TrialView) -> tuple[str, ...]:

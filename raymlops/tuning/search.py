@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError, SweepError, TrackingError
 from raymlops.signals import undisturbed
 from raymlops.training import storage
+from raymlops.training.lookup import go_on
 from raymlops.training.sweepfiles import TRIALS
 from raymlops.tuning.checks import concurrency, objectives_of
 from raymlops.tuning.children import INTERRUPTED_WAIT_S
@@ -28,6 +29,7 @@ from raymlops.tuning.trials import history_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from raymlops.config.schema import ProjectSpec
     from raymlops.project import Project
     from raymlops.records import SpentRecord
     from raymlops.tracking.client import Tracker
@@ -81,7 +83,7 @@ def search(
             lost = _close(project, books, conductor=conductor, store=store)
         if conductor.halt not in {"interrupted", "broken"} and not _unfinished(books):
             discarding.submit(_delete, storage.join(sweep_uri, TRIALS))
-    _raise_what_ended_it(conductor, books, lost=lost)
+    _raise_what_ended_it(conductor, books, lost=lost, spec=spec)
     return conductor
 
 
@@ -133,9 +135,10 @@ def _close(project: Project, books: Books, *, conductor: Conductor, store: Track
     return None
 
 
-def _raise_what_ended_it(conductor: Conductor, books: Books, *, lost: TrackingError | None) -> None:
+def _raise_what_ended_it(conductor: Conductor, books: Books, *, lost: TrackingError | None, spec: ProjectSpec) -> None:
     sweep_id = books.parent.sweep_id
-    how = f"It goes on with: raymlops sweep --resume {sweep_id}"
+    command = go_on("sweep", sweep_id, spec=spec)
+    how = f"It goes on with: {command}"
     if isinstance(conductor.error, RaymlopsError):
         conductor.error.add_note(how)
         raise conductor.error
@@ -149,7 +152,7 @@ def _raise_what_ended_it(conductor: Conductor, books: Books, *, lost: TrackingEr
         raise TrackingError(
             f"the trials are done, but MLflow did not take all they gave: {lost.message}",
             hint=f"The Optuna study {books.trials.study_name} holds every trial. Once MLflow answers, "
-            f"raymlops sweep --resume {sweep_id} writes what it lacks.",
+            f"{command} writes what it lacks.",
         ) from lost
 
 

@@ -83,6 +83,27 @@ def violations(metrics: Mapping[str, float], *, constraints: Mapping[str, Thresh
     return found
 
 
+def reasons(trials: Sequence[TrialRecord]) -> list[str]:
+    """Return why trials gave nothing, a line a reason with its trials, the most frequent first."""
+    groups: dict[str, list[TrialRecord]] = {}
+    for trial in trials:
+        # Reasons that differ in numbers alone ("loss is NaN at step 31") are one reason.
+        groups.setdefault(re.sub(r"\d[\d.e+-]*", "#", _reason(trial)), []).append(trial)
+    ordered = sorted(groups.values(), key=lambda group: (-len(group), group[0].number))
+    lines = []
+    for group in ordered[:MAX_REASONS]:
+        numbers = ", ".join(str(trial.number) for trial in group[:8]) + (", ..." if len(group) > 8 else "")
+        lines.append(f"{len(group)} x {_reason(group[0])}  (trial {numbers})")
+    if len(ordered) > MAX_REASONS:
+        lines.append(f"and {len(ordered) - MAX_REASONS} more reasons")
+    return lines
+
+
+def failures(trials: Sequence[TrialRecord]) -> list[str]:
+    """Return why trials of a sweep's own failed, as ``reasons`` does; empty where none has."""
+    return reasons([trial for trial in trials if trial.status == "failed" and not trial.carried_from])
+
+
 def _eligible(
     trials: Sequence[TrialRecord], *, objectives: Sequence[Objective]
 ) -> list[tuple[TrialRecord, tuple[float, ...]]]:
@@ -149,18 +170,8 @@ def _distance(trial: TrialRecord, constraints: Mapping[str, Threshold]) -> float
 def _nothing(trials: Sequence[TrialRecord]) -> str:
     if not trials:
         return "the sweep ended before any trial started"
-    groups: dict[str, list[TrialRecord]] = {}
-    for trial in trials:
-        # Reasons that differ in numbers alone ("loss is NaN at step 31") are one reason.
-        groups.setdefault(re.sub(r"\d[\d.e+-]*", "#", _reason(trial)), []).append(trial)
-    lines = [f"none of {len(trials)} trials gave a usable value"]
-    ordered = sorted(groups.values(), key=lambda group: (-len(group), group[0].number))
-    for group in ordered[:MAX_REASONS]:
-        numbers = ", ".join(str(trial.number) for trial in group[:8]) + (", ..." if len(group) > 8 else "")
-        lines.append(f"  {len(group)} x {_reason(group[0])}  (trial {numbers})")
-    if len(ordered) > MAX_REASONS:
-        lines.append(f"  and {len(ordered) - MAX_REASONS} more reasons")
-    return "\n".join(lines)
+    lines = [f"  {line}" for line in reasons(trials)]
+    return "\n".join([f"none of {len(trials)} trials gave a usable value", *lines])
 
 
 def _reason(trial: TrialRecord) -> str:

@@ -5,10 +5,12 @@ Owns what resuming it would do, in words. The summary is pure; asking is apart. 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
+from raymlops.config.changes import EXTENDABLE
 from raymlops.errors import RaymlopsError
 from raymlops.records import Record, SpentRecord, TrialRecord
 from raymlops.training.lookup import who_holds
@@ -16,12 +18,14 @@ from raymlops.training.status import State
 from raymlops.training.status import summarize as summarize_run
 from raymlops.training.writer import REASON
 from raymlops.tuning import budget
-from raymlops.tuning.checks import objectives_of
+from raymlops.tuning.checks import has_no_more, objectives_of
 from raymlops.tuning.parent import FORKED_FROM, SUBMISSION, before_of
 from raymlops.tuning.progress import shown
+from raymlops.tuning.select import failures
 from raymlops.tuning.watching import Standing, reading, total_of
 
 if TYPE_CHECKING:
+    from raymlops.config.schema import ProjectSpec
     from raymlops.tracking.client import Tracker
     from raymlops.training.lookup import Recorded
 
@@ -53,6 +57,8 @@ class SweepStatus(Record):
     """How many it knows from the sweep that it was forked from."""
     best: TrialRecord | None = None
     """Of those that have ended."""
+    failures: tuple[str, ...] = ()
+    """Why its own trials failed, a line a reason."""
     spent: SpentRecord = field(default_factory=SpentRecord)
     stopped: str = ""
     """Which budget ended it, in words; empty where every trial ran."""
@@ -113,6 +119,7 @@ def summarize(
         num_trials=total_of(spec) if spec else 0,
         carried=standing.carried,
         best=standing.best,
+        failures=tuple(failures(standing.ended)),
         spent=before_of(recorded),
         # Of a sweep that goes on MLflow keeps what ended it before.
         stopped=tags.get("raymlops.stopped", "") if run.state == "finished" else "",
@@ -133,6 +140,7 @@ def rows(status: SweepStatus) -> dict[str, str]:
         "sweep": " ".join(filter(None, [status.sweep_id, f"({status.name})" if status.name else ""])),
         "state": f"{status.state}: {status.detail}" if status.detail else status.state,
         "trials": f"{status.ended} of {status.num_trials} ended{f': {counts}' if counts else ''}{carried}",
+        "failures": "\n".join(status.failures),
         "best": "" if best is None else _best(best, status.metric),
         "spent": budget.words(spent) if spent.wall_s else "",
         "stopped": status.stopped,
@@ -178,16 +186,43 @@ def _resume(recorded: Recorded, status: SweepStatus, *, who: str, problem: str) 
         return "refused: it was never written down whole"
     if problem:
         return f"nobody can tell: {problem}"
-    section = spec.sweep
-    left = status.num_trials - status.ended
-    if status.state == "finished":
-        if used := budget.used_up(section, status.spent):
-            key = used.split(" of ", maxsplit=1)[0].rpartition(" ")[2]
-            return f"nothing: it {used}; {command} --extend {key}=+{getattr(section, key):g} goes on"
-        if left <= 0:
-            return f"nothing: all trials have ended; {command} --extend num_trials=+{section.num_trials} goes on"
+    left = max(0, status.num_trials - status.ended)
     begun = status.trials.get("running", 0) + status.trials.get("waiting", 0)
     new = max(0, left - begun)
     parts = [f"{begun} begun" if begun else "", f"{new} new" if new else ""]
     trials = " and ".join(filter(None, parts))
+    # One that failed with a used-up budget would end again at once.
+    ended = status.state == "finished" or (status.state == "failed" and left)
+    if ended and (over := _over(spec, status, left=left, command=command)):
+        return f"{over} with {trials} trials" if trials and over.endswith("goes on") else over
     return f"goes on with {trials} trials: {command}" if trials else f"writes down how it ended: {command}"
+
+
+def _over(spec: ProjectSpec, status: SweepStatus, *, left: int, command: str) -> str:
+    """Return why a sweep that has ended has nothing to do, and what gives it something; empty where it has."""
+    section = spec.sweep
+    stopped = status.stopped or budget.used_up(section, status.spent)
+    named = _field_in(stopped)
+    if not left and has_no_more(spec):
+        return (
+            "nothing: all points of its grid were tried; --fork with a finer one: "
+            f"raymlops sweep --fork {status.sweep_id} --config FILE"
+        )
+    why, more = [], []
+    if not left:
+        why.append("all trials have ended")
+        more.append(f"--extend num_trials=+{section.num_trials}")
+    if named:
+        why.append(f"it {stopped}")
+        limit = getattr(section, named)
+        more.append(
+            f"--extend {named}=+{limit:.15g}" if named in EXTENDABLE and limit is not None else f"sweep.{named}=VALUE"
+        )
+    return f"nothing: {' and '.join(why)}; {command} {' '.join(more)} goes on" if why else ""
+
+
+def _field_in(stopped: str) -> str:
+    """Return which field of ``sweep`` ended it, of the words that ``budget`` has for that; empty where none did."""
+    if found := re.match(r"reached its (\w+) of ", stopped):
+        return found[1]
+    return "patience" if stopped.endswith(")") and "(patience " in stopped else ""

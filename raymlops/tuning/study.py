@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack
+from collections import Counter
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.changes import refuse_sweep_changes, sweep_changes
@@ -16,8 +17,9 @@ from raymlops.errors import SweepError, UsageError
 from raymlops.records import SpentRecord, SweepRecord
 from raymlops.tuning import budget
 from raymlops.tuning.books import Books, known_study, new_study
-from raymlops.tuning.checks import check, num_own_trials, objectives_of, refuse_sqlite
+from raymlops.tuning.checks import check, has_no_more, num_own_trials, objectives_of, refuse_sqlite
 from raymlops.tuning.parent import FORKED_FROM, REPORT, STUDY, Parent, before_of, sweep_of
+from raymlops.tuning.progress import said
 from raymlops.tuning.reasons import describe
 from raymlops.tuning.results import tags_of, write_best, write_report
 from raymlops.tuning.search import search
@@ -26,7 +28,7 @@ from raymlops.tuning.storage import load_study, open_storage, optuna_url, withou
 from raymlops.tuning.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from raymlops.config.changes import Change
     from raymlops.project import Project
@@ -93,6 +95,8 @@ def sweep(
             assert before.spec is not None
             changes = sweep_changes(before.spec, spec)
             refuse_sweep_changes(changes, sweep_id=resume)
+        if on_event is not None:
+            on_event(said("preparing the data and trying the recipe on its first rows", total=spec.sweep.num_trials))
         data = DataCache()
         prepared = data.get(project)
         preflight(project, prepared)
@@ -139,7 +143,9 @@ class _Sweep:
         hold: Callable[[str], None],
     ) -> None:
         """Open the parent run and the study."""
-        self._forked_from = "" if fork is None else fork.run_id
+        if fork is not None:
+            self._forked_from = fork.run_id
+            self._refuse_useless(fork, fingerprint=prepared.data.fingerprint)
         parent = Parent.opened(
             self._store, self._project, prepared.data, tags=tags, submission_id=_submission(), forked_from=fork
         )
@@ -147,7 +153,7 @@ class _Sweep:
             hold(parent.sweep_id)
             study = new_study(self._storage, parent, project=self._project)
             if fork is not None:
-                self._carry(study, fork, fingerprint=prepared.data.fingerprint)
+                self._carry(study, fork)
             self._books = Books.of(study, parent, project=self._project, store=self._store)
 
     def goes_on(self, recorded: Recorded, prepared: Prepared, *, changes: list[Change]) -> None:
@@ -161,7 +167,7 @@ class _Sweep:
         study = known_study(self._storage, recorded, parent=parent, project=self._project)
         if self._forked_from and not study.user_attrs.get(CARRIED):
             fork = sweep_of(self._store, self._forked_from)
-            self._carry(study, fork, fingerprint=prepared.data.fingerprint)
+            self._carry(study, fork)
         self._books = Books.of(study, parent, project=self._project, store=self._store)
         self._refuse_nothing_left(recorded)
         said = write_changes(self._store, recorded, project=self._project, changes=changes)
@@ -188,22 +194,12 @@ class _Sweep:
             parent.end("FINISHED", tags_of(record))
             return record
 
-    def _carry(self, study: Any, fork: Recorded, *, fingerprint: str) -> None:
+    def _carry(self, study: Any, fork: Recorded) -> None:
         """Write into the study what the sweep before it knows and still holds."""
         from raymlops.tuning.carry import add_carried
 
-        if fork.spec is None:
-            raise UsageError(
-                f"the sweep {fork.run_id} has no configuration that can be read, so nothing can be carried"
-            )
-        if fork.tags.get("raymlops.data_fingerprint") != fingerprint:
-            study.set_user_attr(CARRIED, True)
-            self._tell(f"knows no trial of the sweep {fork.run_id}: its data were others")
-            return
-        with ExitStack() as opened:
-            url = optuna_url(fork.spec)
-            storage = self._storage if url == self._url else opened.enter_context(open_storage(url))
-            old = load_study(storage, fork.tags.get(STUDY) or Parent(self._store, fork.run_id).study_name(fork.spec))
+        assert fork.spec is not None
+        with self._study_of(fork) as old:
             kept, left = add_carried(
                 study,
                 old,
@@ -215,6 +211,35 @@ class _Sweep:
         study.set_user_attr(CARRIED, True)
         why = "".join(f"; {count} not: {reason}" for reason, count in left.items())
         self._tell(f"knows {kept} trials of the sweep {fork.run_id}{why}")
+
+    def _refuse_useless(self, fork: Recorded, *, fingerprint: str) -> None:
+        """Refuse to fork a sweep of which nothing fits.
+
+        Raises:
+            UsageError: saying why not, trial by trial.
+        """
+        from raymlops.tuning.carry import carried
+        from raymlops.tuning.recorded import record_of
+
+        advice = "Put these back, or start a sweep that knows nothing: leave --fork out."
+        if fork.tags.get("raymlops.data_fingerprint") != fingerprint:
+            raise UsageError(f"nothing of the sweep {fork.run_id} can be carried: its data were others", hint=advice)
+        assert fork.spec is not None
+        before = objectives_of(fork.spec)
+        with self._study_of(fork) as old:
+            ended = [trial for trial in old.get_trials(deepcopy=False) if trial.state.is_finished()]
+        found = [carried(fork.spec, self._project.spec, record=record_of(trial, objectives=before)) for trial in ended]
+        if found and all(isinstance(params, str) for params in found):
+            why = "; ".join(f"{count} {reason}" for reason, count in Counter(map(str, found)).items())
+            raise UsageError(f"no trial of the sweep {fork.run_id} can be carried: {why}", hint=advice)
+
+    @contextmanager
+    def _study_of(self, fork: Recorded) -> Iterator[Any]:
+        assert fork.spec is not None
+        with ExitStack() as opened:
+            url = optuna_url(fork.spec)
+            storage = self._storage if url == self._url else opened.enter_context(open_storage(url))
+            yield load_study(storage, fork.tags.get(STUDY) or Parent(self._store, fork.run_id).study_name(fork.spec))
 
     def _refuse_nothing_left(self, recorded: Recorded) -> None:
         """Refuse to go on with what is over.
@@ -229,18 +254,21 @@ class _Sweep:
         ended = sum(not record.carried_from for record in records)
         why, advice = "", ""
         if why := budget.used_up(section, self._before):
-            advice = "--extend with that field gives it more: timeout_s=+3600, max_cpu_hours=+1, ..."
-        elif ended >= num_own_trials(spec) < section.num_trials:
-            why, advice = f"has tried all {ended} points of its grid", "A finer grid is another space: use --fork."
+            advice = "--extend timeout_s=+3600 (or max_cpu_hours, max_gpu_hours, max_cost) gives it more of that."
+        elif ended >= num_own_trials(spec) and has_no_more(spec):
+            why, advice = (
+                f"has tried all {ended} points of its grid",
+                "goes on with none: a finer grid is another space, for --fork.",
+            )
         elif ended >= section.num_trials:
             why = f"has ended all {ended} trials"
             advice = f"--extend num_trials=+{section.num_trials} gives it more."
         elif why := budget.good_enough(section, Tally.of(records, mode=first.mode)):
-            advice = "Change sweep.target or sweep.patience: sweep.target=VALUE."
+            advice = "sweep.target=VALUE (or sweep.patience=N) lets it go on."
         if why:
             raise UsageError(
                 f"the sweep {recorded.run_id} is finished: it {why}",
-                hint=f"raymlops sweep --resume {recorded.run_id}: {advice}",
+                hint=f"raymlops sweep --resume {recorded.run_id} {advice}",
             )
 
     def _result(self, conductor: Conductor) -> SweepRecord:
@@ -251,6 +279,11 @@ class _Sweep:
             best = select(records, objectives=self._objectives, constraints=spec.sweep.constraints)
         except SweepError as error:
             none = error
+            if conductor.stopped and not records:
+                none = SweepError(
+                    f"the sweep {conductor.stopped} before a first trial had ended",
+                    hint=f"raymlops sweep --resume {sweep_id} --extend with more of that goes on with its trials.",
+                )
         report = ""
         try:
             report = write_report(
@@ -284,6 +317,7 @@ class _Sweep:
             best_config=write_best(self._project, self._store, best, sweep_id=sweep_id, objective=first),
             duration_s=time.monotonic() - self._started,
             stopped=conductor.stopped,
+            objectives=self._objectives if len(self._objectives) > 1 else (),
             spent=conductor.spent,
             pareto=pareto(records, objectives=self._objectives) if len(self._objectives) > 1 else (),
             forked_from=self._forked_from,
@@ -292,8 +326,6 @@ class _Sweep:
 
     def _tell(self, text: str) -> None:
         if self._on_event is not None:
-            from raymlops.tuning.progress import said
-
             self._on_event(said(text, total=self._project.spec.sweep.num_trials))
 
 

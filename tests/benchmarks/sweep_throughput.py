@@ -265,7 +265,13 @@ def local_ray():
     """Give Ray two CPUs for the block."""
     os.environ["PYTHONPATH"] = str(FIXTURES)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(address="local", num_cpus=AT_A_TIME, include_dashboard=False, logging_level=logging.ERROR)
+    ray.init(
+        address="local",
+        num_cpus=AT_A_TIME,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,  # a process of Tune's that is ended in its start shows a stack trace
+    )
     try:
         yield
     finally:

@@ -232,6 +232,7 @@ def test_every_difference_of_a_sweep_is_named_and_a_fork_offered():
     )
     assert caught.value.hint is not None
     assert "raymlops sweep --fork s1 --config FILE" in caught.value.hint
+    assert caught.value.hint.endswith("Without --config the sweep keeps what it was started with.")
     refuse_sweep_changes([change for change in changes if change.allowed], sweep_id="s1")
 
 
@@ -280,8 +281,8 @@ def test_what_is_extended_is_read_as_an_override():
             "num_trial=+5",
             r"did you mean num_trials=\+N\? Write NAME=\+N or NAME=N with one of num_trials, timeout_s, max_",
         ),
-        ("train.epochs=+5", r"'train\.epochs=\+5'; Write NAME=\+N or NAME=N with one of num_trials, timeout_s"),
-        ("num_trials", r"'num_trials'; Write NAME=\+N"),
+        ("train.epochs=+5", r"'train\.epochs=\+5'; write NAME=\+N or NAME=N with one of num_trials, timeout_s"),
+        ("num_trials", r"'num_trials'; write NAME=\+N"),
         ("num_trials=+many", r"num_trials=\+many; a whole number, such as num_trials=\+20"),
         ("num_trials=+2.5", r"num_trials=\+2\.5; a whole number"),
         ("timeout_s=+", r"timeout_s=\+; a number"),
@@ -296,3 +297,19 @@ def test_what_is_extended_is_read_as_an_override():
 def test_an_extension_that_extends_nothing_is_refused(text, message):
     with pytest.raises(UsageError, match=message):
         extended({"sweep": {"timeout_s": 60.0}}, [text])
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("num_trials=10", "To lower it write sweep.num_trials=10 as an override."),
+        ("num_trials=+0", "For example --extend num_trials=+16."),
+        ("num_trials=16", "For example --extend num_trials=+16."),
+        ("num_trials=-3", "For example --extend num_trials=+16."),
+    ],
+)
+def test_what_extends_nothing_is_told_what_would(text, hint):
+    """A lower limit is an override; the same one would change nothing."""
+    with pytest.raises(UsageError) as caught:
+        extended({}, [text])
+    assert caught.value.hint == hint

@@ -45,6 +45,16 @@ def test_a_broken_recipe_is_refused(tiny_project: Any, recipe: str, message: str
     [
         ({"metric": "validation/acc"}, {}, "train.metric is 'validation/acc', which is never reported"),
         ({}, {"sweep": {"metric": "validation/acc"}}, "sweep.metric is 'validation/acc'"),
+        (
+            {},
+            {"sweep": {"constraints": {"validation/acc": {"min": 0.5}}}},
+            "sweep.constraints names 'validation/acc', which is never reported",
+        ),
+        (
+            {},
+            {"sweep": {"objectives": {"validation/acc": "max", "validation/loss": "min"}}},
+            "sweep.objectives names 'validation/acc', which is never reported",
+        ),
         ({}, {"gate": {"metric": "test/acc"}}, "gate names the metric 'test/acc'"),
         ({}, {"gate": {"thresholds": {"acc": {"min": 0.5}}}}, "gate names the metric 'acc'"),
     ],

@@ -71,8 +71,8 @@ def test_a_run_is_not_cut_short_behind_its_own_back(project: Project) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "sweep"}, "is a sweep, which cannot be resumed"),
-        ({"kind": "trial"}, "is a trial, which cannot be resumed"),
+        ({"kind": "sweep"}, "is a sweep, not a run"),
+        ({"kind": "trial"}, "is a trial of a sweep, not a run of its own"),
         ({"kind": ""}, "is no run of raymlops"),
         ({"spec": None}, "no configuration"),
     ],
@@ -81,6 +81,17 @@ def test_only_a_training_of_its_own_is_resumed(project: Project, changes: Any, m
     """The message says what it is instead."""
     with pytest.raises(UsageError, match=message):
         check_kind(known(project, **changes))
+
+
+def test_a_sweep_and_its_trials_go_on_by_another_command(project: Project) -> None:
+    """Which the hint is, with the sweep's own id."""
+    run = known(project, kind="sweep")
+    with pytest.raises(UsageError) as caught:
+        check_kind(run)
+    assert caught.value.hint == f"raymlops sweep --resume {run.run_id} goes on with it."
+    with pytest.raises(UsageError) as caught:
+        check_kind(known(project, kind="trial", tags={"mlflow.parentRunId": "p7"}))
+    assert caught.value.hint == "raymlops sweep --resume p7 goes on with its sweep."
 
 
 def test_files_that_are_not_here_are_no_reason_to_begin_again(project: Project) -> None:

@@ -165,6 +165,25 @@ def test_other_kinds_of_runs_say_what_they_are(recorded: Recorded, kind: str, sa
     assert (now.state, now.detail.startswith(says), now.resume) == ("unknown", True, "only a run can be resumed")
 
 
+@pytest.mark.parametrize(
+    ("tags", "detail"),
+    [
+        ({}, "trial 19 of the sweep p"),
+        ({"raymlops.trial_status": "pruned"}, "pruned: trial 19 of the sweep p"),
+        (
+            {"raymlops.trial_status": "failed", "raymlops.reason": "RecipeError: no"},
+            "failed: trial 19 of the sweep p; RecipeError: no",
+        ),
+    ],
+)
+def test_a_trial_says_how_its_sweep_ended_it(recorded: Recorded, tags: dict[str, str], detail: str) -> None:
+    """MLflow says KILLED of a pruned one."""
+    all_tags = {"mlflow.parentRunId": "p", "raymlops.trial": "19", **tags}
+    trial = replace(recorded, kind="trial", status="KILLED", tags=all_tags, spec=None)
+    now = summarize(trial, tracking_uri="", now=NOW)
+    assert (now.state, now.detail) == ("killed", detail)
+
+
 def test_the_record_survives_json(recorded: Recorded) -> None:
     """As --json prints it."""
     data = json.loads(json.dumps(status(recorded).to_dict()))

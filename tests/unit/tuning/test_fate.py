@@ -25,7 +25,11 @@ def gone(cause, *, init_failed=False):
             "the trial's process died: Worker exits with an exit code 7.",
         ),
         (gone("The actor died because its node has died."), "lost", "the trial's node was lost: "),
-        (exceptions.OutOfMemoryError("Task was killed."), "memory", "the trial ran out of memory: "),
+        (
+            exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.\nAdvice follows."),
+            "memory",
+            "the trial ran out of memory: Task was killed due to the node running low on memory.",
+        ),
         (gone("killed due to the node running low on memory."), "memory", "the trial ran out of memory: "),
         # Ray guesses this of any death.
         (

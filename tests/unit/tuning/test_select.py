@@ -9,7 +9,7 @@ import pytest
 from raymlops.config.schema import Threshold
 from raymlops.errors import SweepError
 from raymlops.records import Objective, TrialRecord
-from raymlops.tuning.select import pareto, select, violations
+from raymlops.tuning.select import failures, pareto, reasons, select, violations
 
 MAX = (Objective("validation/auc", "max"),)
 MIN = (Objective("validation/loss", "min"),)
@@ -120,6 +120,23 @@ def test_nothing_usable_says_how_each_failed_grouped():
         "  2 x NonFiniteError: nan at step 31  (trial 0, 2)",
         "  1 x ValueError: no  (trial 1)",
     ]
+
+
+def test_reasons_are_grouped_the_most_frequent_first_and_the_rare_ones_counted():
+    told = [trial(number, "failed", None, reason=f"{'abcdefgh'[number]}: no") for number in range(8)]
+    lines = reasons([*told, trial(8, "failed", None, reason="h: no")])
+    assert (lines[0], lines[1], lines[-1]) == ("2 x h: no  (trial 7, 8)", "1 x a: no  (trial 0)", "and 2 more reasons")
+    assert len(lines) == 7
+
+
+def test_of_a_sweep_only_its_own_failed_trials_are_told():
+    trials = [
+        trial(0, "failed", None, reason="RecipeError: no", carried_from="s1/0"),
+        trial(1, "failed", None, reason="RecipeError: no"),
+        trial(2, "complete", 0.5),
+    ]
+    assert failures(trials) == ["1 x RecipeError: no  (trial 1)"]
+    assert failures(trials[2:]) == []
 
 
 def test_no_trial_at_all_says_so():

@@ -86,7 +86,79 @@ def test_a_budget_that_is_used_up_is_named_with_what_extends_it(storage_path: Pa
         status = now(sweep)
     assert (status.stopped, status.spent.wall_s) == ("reached its timeout_s of 60 s", 61.0)
     command = f"raymlops sweep --resume {sweep.sweep_id}"
-    assert status.resume == f"nothing: it reached its timeout_s of 60 s; {command} --extend timeout_s=+60 goes on"
+    assert status.resume == (
+        f"nothing: it reached its timeout_s of 60 s; {command} --extend timeout_s=+60 goes on with 3 new trials"
+    )
+
+
+def test_trials_that_a_budget_cut_go_on_when_it_is_extended(storage_path: Path) -> None:
+    """They were put back, and are begun."""
+    with recorded_sweep(project_in(storage_path, max_cpu_hours=0.25)) as sweep:
+        sweep.run(0.5)
+        sweep.trials.suspend(sweep.report(0.4))
+        sweep.trials.flush()
+        sweep.parent.end("FINISHED", {"raymlops.stopped": "reached its max_cpu_hours of 0.25 CPU-hours"})
+        resume = now(sweep).resume
+    assert resume.startswith("nothing: it reached its max_cpu_hours of 0.25 CPU-hours; ")
+    assert resume.endswith(" --extend max_cpu_hours=+0.25 goes on with 1 begun and 2 new trials")
+
+
+def test_a_budget_that_all_trials_used_up_is_extended_with_them(storage_path: Path) -> None:
+    """Either alone would leave nothing to do."""
+    with recorded_sweep(project_in(storage_path, num_trials=1, timeout_s=60.0)) as sweep:
+        sweep.run(0.5)
+        sweep.parent.end("FINISHED", {"raymlops.spent": json.dumps(SpentRecord(wall_s=61.0).to_dict())})
+        resume = now(sweep).resume
+    assert resume.startswith("nothing: all trials have ended and it reached its timeout_s of 60 s; ")
+    assert resume.endswith(" --extend num_trials=+1 --extend timeout_s=+60 goes on")
+
+
+def test_a_failed_sweep_whose_budget_is_used_up_needs_more_of_it_too(storage_path: Path) -> None:
+    """It would end again at once."""
+    with recorded_sweep(project_in(storage_path, timeout_s=60.0)) as sweep:
+        sweep.run(0.9, "failed", reason="RecipeError: no")
+        sweep.parent.end("FAILED", {"raymlops.spent": json.dumps(SpentRecord(wall_s=61.0).to_dict())})
+        resume = now(sweep).resume
+    assert resume.endswith(" --extend timeout_s=+60 goes on with 3 new trials")
+
+
+@pytest.mark.parametrize(
+    ("stopped", "override"),
+    [
+        ("reached its target of 0.6 with 0.5", "sweep.target=VALUE"),
+        ("found nothing better in 3 trials (patience 3)", "sweep.patience=VALUE"),
+    ],
+)
+def test_a_sweep_that_was_good_enough_says_so(sweep: RecordedSweep, stopped: str, override: str) -> None:
+    """And which field decides that."""
+    sweep.run(0.5)
+    sweep.parent.end("FINISHED", {"raymlops.stopped": stopped})
+    command = f"raymlops sweep --resume {sweep.sweep_id}"
+    assert now(sweep).resume == f"nothing: it {stopped}; {command} {override} goes on with 3 new trials"
+
+
+@pytest.mark.parametrize("num_trials", [2, 9])
+def test_an_exhausted_grid_is_only_forked(storage_path: Path, num_trials: int) -> None:
+    """More trials than points there never are, also where just as many were asked for."""
+    grid = {"sampler": "grid", "space": {"train.lr": {"categorical": [0.1, 0.2]}}, "num_trials": num_trials}
+    with recorded_sweep(project_in(storage_path, **grid)) as sweep:
+        sweep.run(0.5)
+        sweep.run(0.4)
+        sweep.parent.end("FINISHED", {})
+        status = now(sweep)
+    assert status.resume == (
+        "nothing: all points of its grid were tried; --fork with a finer one: "
+        f"raymlops sweep --fork {status.sweep_id} --config FILE"
+    )
+
+
+def test_why_trials_failed_is_told(sweep: RecordedSweep) -> None:
+    """Grouped, below the counts."""
+    sweep.run(0.9, "failed", reason="RecipeError: no")
+    sweep.run(0.9, "failed", reason="RecipeError: no")
+    status = now(sweep)
+    assert status.failures == ("2 x RecipeError: no  (trial 0, 1)",)
+    assert rows(status)["failures"] == "2 x RecipeError: no  (trial 0, 1)"
 
 
 def test_why_a_sweep_ended_is_told(sweep: RecordedSweep) -> None:

@@ -1,0 +1,82 @@
+"""What ``sweep`` prints of a sweep that has ended."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from raymlops.cli.runs import sweep_text
+from raymlops.records import Objective, SweepRecord, TrialRecord
+
+LOSS, ACCURACY = Objective("validation/loss", "min"), Objective("validation/accuracy", "max")
+TRIALS = (
+    TrialRecord(0, {"train.lr": 0.125}, "complete", 0.5, epochs=3),
+    TrialRecord(1, {"train.lr": 0.25}, "complete", 0.25, epochs=3),
+)
+RECORD = SweepRecord(
+    sweep_id="s1",
+    project="p",
+    study="p-s1",
+    storage="x",
+    metric="validation/loss",
+    mode="min",
+    trials=TRIALS,
+    best=TRIALS[1],
+    best_config="best.yaml",
+    duration_s=1.0,
+    objectives=(LOSS,),
+)
+
+
+def words(record: SweepRecord) -> list[list[str]]:
+    """Return the lines as words."""
+    return [line.split() for line in sweep_text(record).splitlines()]
+
+
+def test_one_objective_has_one_column_and_a_best_trial():
+    """The best first."""
+    lines = words(RECORD)
+    assert lines[:4] == [
+        ["trial", "status", "validation/loss", "epochs"],
+        ["1", "complete", "0.25", "3"],
+        ["0", "complete", "0.5", "3"],
+        [],
+    ]
+    assert "best    trial 1: validation/loss 0.25 with train.lr=0.25" in sweep_text(RECORD).splitlines()
+
+
+def test_each_of_several_objectives_has_a_column_and_the_front_is_marked():
+    """The front is shown before the others, however good these are in the first objective."""
+    trials = (
+        TrialRecord(0, {}, "complete", 0.5, values=(0.5, 0.75)),
+        TrialRecord(1, {"train.lr": 0.25}, "complete", 0.25, values=(0.25, 0.5)),
+        TrialRecord(2, {}, "pruned", 0.125, values=(0.125, 0.5)),
+        TrialRecord(3, {}, "failed", None, reason="RecipeError: no"),
+    )
+    record = replace(RECORD, trials=trials, best=trials[1], objectives=(LOSS, ACCURACY), pareto=(0, 1))
+    lines = words(record)
+    assert lines[:6] == [
+        ["trial", "status", "front", "validation/loss", "validation/accuracy", "epochs"],
+        ["1", "complete", "*", "0.25", "0.5", "0"],
+        ["0", "complete", "*", "0.5", "0.75", "0"],
+        ["2", "pruned", "0.125", "0.5", "0"],
+        ["3", "failed", "-", "-", "0"],
+        ["1", "x", "RecipeError:", "no", "(trial", "3)"],
+    ]
+    chosen = "chosen  trial 1 (best in validation/loss of the front): validation/loss 0.25, validation/accuracy 0.5"
+    assert f"{chosen} with train.lr=0.25" in sweep_text(record).splitlines()
+    assert "best " not in sweep_text(record).replace("(best in", "")
+
+
+def test_carried_trials_say_from_where():
+    """And are none of the sweep's own."""
+    carried = replace(TRIALS[0], carried_from="s0/7")
+    lines = words(replace(RECORD, trials=(carried, TRIALS[1])))
+    assert lines[0][-1] == "from"
+    assert (lines[1], lines[2]) == (["1", "complete", "0.25", "3"], ["0", "complete", "0.5", "3", "s0/7"])
+    assert ["sweep", "s1,", "1", "trials", "in", "1.0", "s"] in lines
+
+
+def test_only_the_best_trials_are_printed():
+    """The others are counted."""
+    many = tuple(replace(TRIALS[0], number=number) for number in range(12))
+    assert sweep_text(replace(RECORD, trials=many)).splitlines()[11] == "... and 2 more"
