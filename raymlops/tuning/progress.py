@@ -79,7 +79,7 @@ class SweepEvent:
 
 def said(message: str, *, total: int) -> SweepEvent:
     """Return an event that says something before the first trial."""
-    return SweepEvent("message", None, {}, (), total, "", None, 0.0, None, message)
+    return SweepEvent("message", None, dict.fromkeys(STATES, 0), (), total, "", None, 0.0, None, message)
 
 
 class Board:
