@@ -29,20 +29,3 @@ def test_commands_of_the_readme_exist(user, repository):
     assert {"init", "train", "up", "down"} <= verbs
     for verb in verbs:
         assert "Usage" in user.raymlops(verb, "--help").stdout
-
-
-def test_the_readme_sweep_outlives_its_process(user, repository):
-    """The README's notebook lines work as they stand, against a cluster that ``up`` started."""
-    text = (repository / "README.md").read_text()
-    recipe, _, notebook = blocks(text, "python")
-    (config,) = blocks(text, "yaml")
-    user.up_with_project(repository)
-    (user.cwd / "line.py").write_text(recipe)
-    (user.cwd / "config.yaml").write_text(config)
-    script = notebook.replace('"SWEEP_ID"', "sweep.sweep_id")
-    (user.cwd / "script.py").write_text(
-        f"import raymlops as rm\n{script}\nprint(len(sweep.trials()), sweep.status().state, version.version)\n"
-    )
-    assert user.run("python", "script.py").stdout.splitlines()[-1] == "8 finished 1"
-    user.raymlops("down")
-    assert user.processes() == []

@@ -1,4 +1,4 @@
-"""The walkthrough in ``examples/``, as a researcher runs it: a kernel, and a cluster that outlives it."""
+"""Sweeps as a researcher runs them, from notebooks: a kernel, and a cluster that outlives it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCRIPT = ROOT / "examples" / "sweep_walkthrough.py"
 CELL_TIMEOUT_S = 300
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     """A user on a cluster from ``up``, in a home with a short path, as sockets want it."""
     with visiting(tmp_path_factory.mktemp("user")) as someone:
@@ -80,8 +80,8 @@ BEGIN = """
 import raymlops as rm
 sweep = rm.sweep({
     "project": {"name": "tiny"}, "recipe": {"import": "tiny:Tiny"},
-    "train": {"epochs": 60, "batch_size": 64, "metric": "validation/loss", "cpus_per_worker": 0.5},
-    "sweep": {"num_trials": 24, "scheduler": "none", "space": {"train.lr": {"float": [0.001, 0.1], "log": True}}},
+    "train": {"epochs": 40, "batch_size": 64, "metric": "validation/loss", "cpus_per_worker": 0.5},
+    "sweep": {"num_trials": 12, "scheduler": "none", "space": {"train.lr": {"float": [0.001, 0.1], "log": True}}},
 }, wait=False)
 print(sweep.sweep_id)
 """
@@ -110,8 +110,8 @@ def test_a_job_goes_on_without_its_kernel_and_is_stopped_from_another(user: User
     sweep_id = user.run(sys.executable, "-c", BEGIN).stdout.split()[-1]
     assert user.run(sys.executable, "-c", STOP, sweep_id).stdout.split()[-1] == "killed"
     before, rest = user.run(sys.executable, "-c", GO_ON, sweep_id).stdout.splitlines()[-1].split(maxsplit=1)
-    assert 0 < int(before) < 24
-    assert rest == f"{['complete'] * 24} {sweep_id}"
+    assert 0 < int(before) < 12
+    assert rest == f"{['complete'] * 12} {sweep_id}"
 
 
 def test_what_is_wrong_fails_in_the_cell(user: User) -> None:
@@ -123,3 +123,16 @@ def test_what_is_wrong_fails_in_the_cell(user: User) -> None:
     failed = user.run(sys.executable, "-c", BEGIN.replace("tiny:Tiny", "mine:Mine"), code=1).stderr
     assert "Mine.loss() raised ZeroDivisionError" in failed
     assert "mine.py:6" in failed
+
+
+def test_the_lines_of_the_readme_work_as_they_stand(user: User) -> None:
+    """Its recipe and configuration, as a job that is waited for, looked at, registered and attached to."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    recipe, _, notebook = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (config,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    (user.cwd / "line.py").write_text(recipe)
+    (user.cwd / "config.yaml").write_text(config)
+    lines = notebook.replace('"SWEEP_ID"', "sweep.sweep_id")
+    asked = "print(len(sweep.trials()), sweep.status().state, version.version)"
+    script = f"import raymlops as rm\n{lines}\n{asked}\n"
+    assert user.run(sys.executable, "-c", script).stdout.splitlines()[-1] == "8 finished 1"
