@@ -161,7 +161,9 @@ class Sweep:
         Raises:
             NotFoundError: there is none yet.
         """
-        uri = self._recorded().tags.get("raymlops.report", "")
+        from raymlops.tuning.parent import REPORT
+
+        uri = self._recorded().tags.get(REPORT, "")
         if not uri:
             raise NotFoundError(f"the sweep {self.sweep_id} has no report yet", hint="It is written when it ends.")
         return uri

@@ -76,7 +76,7 @@ def raise_if_broken(recorded: Recorded) -> None:
     Raises:
         SweepError: it did not.
     """
-    from raymlops.tuning.status import why_ended
+    from raymlops.training.status import why_ended
 
     if recorded.status == "FINISHED":
         return
@@ -99,7 +99,7 @@ def record_of(recorded: Recorded, study: OpenStudy) -> SweepRecord:
         SweepError: no trial gave a usable value.
     """
     from raymlops.records import SweepRecord
-    from raymlops.tuning.parent import FORKED_FROM, before_of
+    from raymlops.tuning.parent import BEST_CONFIG, FORKED_FROM, REPORT, STOPPED, before_of
     from raymlops.tuning.select import pareto
     from raymlops.tuning.storage import optuna_url, without_credentials
 
@@ -116,14 +116,14 @@ def record_of(recorded: Recorded, study: OpenStudy) -> SweepRecord:
         mode=first.mode,
         trials=standing.ended,
         best=study.choose(standing),
-        best_config=tags.get("raymlops.best_config", ""),
+        best_config=tags.get(BEST_CONFIG, ""),
         duration_s=spent.wall_s,
-        stopped=tags.get("raymlops.stopped", ""),
+        stopped=tags.get(STOPPED, ""),
         objectives=tuple(study.objectives) if len(study.objectives) > 1 else (),
         spent=spent,
         pareto=pareto(standing.ended, objectives=study.objectives),
         forked_from=tags.get(FORKED_FROM, ""),
-        report=tags.get("raymlops.report", ""),
+        report=tags.get(REPORT, ""),
     )
 
 

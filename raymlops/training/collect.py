@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.tracking.client import Tracker
+    from raymlops.training.lookup import Recorded
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def remove(tracker: Tracker, spec: ProjectSpec, waste: Sequence[Waste]) -> list[
     for run_id in dict.fromkeys(item.run_id for item in waste):
         uris = {item.uri for item in waste if item.run_id == run_id}
         try:
-            with lease(_lease_url(tracker, spec, run_id), run_id, purpose="gc"):
+            with lease(lease_url(tracker, spec, run_id), run_id, purpose="gc"):
                 now = _found(storage.join(runs_uri, run_id), run_id=run_id)
                 standing = {run.run_id: _standing(tracker, spec, run, runs_uri=runs_uri, mine=True) for run in now}
                 for item in decide(now, standing, runs_uri=runs_uri):
@@ -289,19 +290,23 @@ def _standing(tracker: Tracker, spec: ProjectSpec, run: RunFiles, *, runs_uri: s
     if recorded is None or recorded.deleted:
         holder = None if mine else holder_of(state_url(spec), run.run_id)
         return Standing("missing" if recorded is None else "deleted", spared=f"in use by {holder}" if holder else "")
-    held, who = ("free", "") if mine else who_holds(recorded)
-    spared = {"held": f"in use by {who}", "unknown": f"it may be in use: {who}"}.get(held, "")
     return Standing(
         "active",
         recorded.status,
         recorded.tags.get("raymlops.weights_uri", ""),
-        spared,
+        "" if mine else in_use(recorded),
         evaluated=recorded.status == "FINISHED" and is_evaluated(tracker, run.run_id),
     )
 
 
-def _lease_url(tracker: Tracker, spec: ProjectSpec, run_id: str) -> str:
-    """Return the state database that a run's lease is in: that of its own configuration, else of ``spec``."""
+def in_use(recorded: Recorded) -> str:
+    """Return that somebody has a run or a sweep now, or may have it; empty where nobody does."""
+    held, who = who_holds(recorded)
+    return {"held": f"in use by {who}", "unknown": f"it may be in use: {who}"}.get(held, "")
+
+
+def lease_url(tracker: Tracker, spec: ProjectSpec, run_id: str) -> str:
+    """Return the state database of the lease of a run or a sweep: that of its own configuration, else of ``spec``."""
     try:
         own = find(tracker, run_id).spec
     except NotFoundError:

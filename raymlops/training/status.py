@@ -207,6 +207,11 @@ def _detail(recorded: Recorded, state: State, *, held: str, who: str) -> str:
         return "MLflow says RUNNING, but nobody trains it"
     if state == "unknown":
         return f"MLflow says {recorded.status}; {who}" if held == "unknown" else f"MLflow says {recorded.status}"
+    return why_ended(recorded)
+
+
+def why_ended(recorded: Recorded) -> str:
+    """Return why a run or a sweep ended without getting to its end; empty where nothing says so."""
     reason = recorded.tags.get(REASON, "").strip().removesuffix(":")
     return "a signal stopped it" if reason == "KeyboardInterrupt" else reason
 

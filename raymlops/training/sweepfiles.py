@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Literal
 
 from raymlops.errors import NotFoundError, RaymlopsError
 from raymlops.state.lease import holder_of, lease
-from raymlops.state.store import state_url
 from raymlops.training import storage
-from raymlops.training.collect import Spared, Waste, files_under
-from raymlops.training.lookup import find, who_holds
+from raymlops.training.collect import Spared, Waste, files_under, in_use, lease_url
+from raymlops.training.lookup import find
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
     from raymlops.tracking.client import Tracker
     from raymlops.training.collect import CollectRecord
-    from raymlops.training.lookup import Recorded
 
 SWEEPS = "sweeps"
 """Folder of all sweeps under ``storage.path``, in each sweep's own folder its configuration and its report."""
@@ -83,7 +81,7 @@ def remove(tracker: Tracker, spec: ProjectSpec, waste: Sequence[Waste]) -> list[
     failed = []
     for item in waste:
         try:
-            with lease(_lease_url(tracker, spec, item.run_id), item.run_id, purpose="gc"):
+            with lease(lease_url(tracker, spec, item.run_id), item.run_id, purpose="gc"):
                 if _reason(_standing(tracker, spec, item.run_id, mine=True)):
                     storage.delete(item.uri)
         except RaymlopsError as error:
@@ -112,31 +110,14 @@ def _sizes(sweeps_uri: str) -> dict[str, int]:
 
 def _standing(tracker: Tracker, spec: ProjectSpec, sweep_id: str, *, mine: bool = False) -> Standing:
     """Ask MLflow about a sweep, and who holds it; ``mine`` where that is us."""
-    recorded = _found(tracker, sweep_id)
-    if recorded is None:
+    try:
+        recorded = find(tracker, sweep_id)
+    except NotFoundError:
         # No file in a sweep's folder says which MLflow it is of, so that another one may have it.
         return Standing(spared=f"{tracker.shown_uri} has no such sweep, and nothing says which MLflow it is of")
     if recorded.kind != "sweep":
         return Standing(spared=f"{tracker.shown_uri} has it as {recorded.kind or 'something else'}, which is no sweep")
     if recorded.deleted:
-        holder = None if mine else holder_of(_own(recorded, spec), sweep_id)
+        holder = None if mine else holder_of(lease_url(tracker, spec, sweep_id), sweep_id)
         return Standing("deleted", spared=f"in use by {holder}" if holder else "")
-    held, who = ("free", "") if mine else who_holds(recorded)
-    spared = {"held": f"in use by {who}", "unknown": f"it may be in use: {who}"}.get(held, "")
-    return Standing("active", recorded.status, spared)
-
-
-def _found(tracker: Tracker, sweep_id: str) -> Recorded | None:
-    try:
-        return find(tracker, sweep_id)
-    except NotFoundError:
-        return None
-
-
-def _own(recorded: Recorded | None, spec: ProjectSpec) -> str:
-    """Return the state database that a sweep's lease is in: that of its own configuration, else of ``spec``."""
-    return state_url(spec if recorded is None or recorded.spec is None else recorded.spec)
-
-
-def _lease_url(tracker: Tracker, spec: ProjectSpec, sweep_id: str) -> str:
-    return _own(_found(tracker, sweep_id), spec)
+    return Standing("active", recorded.status, "" if mine else in_use(recorded))

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.tracking.client import METRIC_BATCH, now_ms
 from raymlops.tracking.params import flatten
+from raymlops.training.outbox import DROPPED
+from raymlops.training.writer import REASON
 from raymlops.tuning.childrun import (
-    DROPPED,
-    REASON,
     RUN_STATUS,
     TRIAL,
     TRIAL_STATUS,

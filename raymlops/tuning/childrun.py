@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from raymlops.tracking.client import metric_key, steps_of
+from raymlops.training.outbox import DROPPED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,9 +24,6 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 RUN_STATUS: dict[TrialStatus, RunStatus] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 TRIAL = "raymlops.trial"
 TRIAL_STATUS = "raymlops.trial_status"
-REASON = "raymlops.reason"
-DROPPED = "raymlops.dropped_points"
-"""Tag: how many points were lost, because MLflow was away for too long."""
 WAITING = "waiting"
 """``raymlops.trial_status`` of a trial that goes on when its sweep is resumed."""
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import NotFoundError, TrackingError
 from raymlops.tracking.client import METRIC_BATCH, now_ms, refused
-from raymlops.tuning.childrun import REASON, TRIAL, TRIAL_STATUS, WAITING, ChildRun, by_trial
+from raymlops.training.writer import REASON
+from raymlops.tuning.childrun import TRIAL, TRIAL_STATUS, WAITING, ChildRun, by_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable

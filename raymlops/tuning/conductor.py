@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.project import Project
-    from raymlops.records import TrialRecord, TrialStatus
+    from raymlops.records import TrialStatus
     from raymlops.tuning.children import Children
     from raymlops.tuning.progress import EventKind
     from raymlops.tuning.trials import OpenTrial, Trials
@@ -107,9 +107,9 @@ class Conductor:
         for record in trials.records:
             better = self._tally.take(record)
             if not record.carried_from:
-                self._board.put(_view(record), best=better)
+                self._board.put(TrialView.ended(record), best=better)
             elif better:
-                self._board.best = _view(record)
+                self._board.best = TrialView.ended(record)
         self._ended_before = self._tally.ended
         self._judge_enough()
 
@@ -218,7 +218,7 @@ class Conductor:
         del self._views[number]
         if number in self._saved:
             self._over.append(number)
-        self._board.put(_view(record), best=self._tally.take(record))
+        self._board.put(TrialView.ended(record), best=self._tally.take(record))
         self._judge_enough()
         self._emit("ended", number)
 
@@ -389,10 +389,6 @@ def without_steps(history: Mapping[int, Mapping[str, float]]) -> dict[int, dict[
     return {
         epoch: {name: value for name, value in metrics.items() if name != STEP} for epoch, metrics in history.items()
     }
-
-
-def _view(record: TrialRecord) -> TrialView:
-    return TrialView(record.number, dict(record.params), record.status, record.epochs, record.value)
 
 
 def _json(spent: SpentRecord) -> str:

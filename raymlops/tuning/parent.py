@@ -72,7 +72,7 @@ class Parent:
 
     def study_name(self, spec: ProjectSpec) -> str:
         """Return the name of the sweep's study."""
-        return f"{spec.project.name}-{self.sweep_id}"
+        return _study_name(spec, self.sweep_id)
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags now."""
@@ -134,6 +134,12 @@ def sweep_of(tracker: Tracker, sweep_id: str) -> Recorded:
     return recorded
 
 
+def study_of(recorded: Recorded) -> str:
+    """Return the name of a sweep's study; that which it would have where its driver died before it said so."""
+    assert recorded.spec is not None
+    return recorded.tags.get(STUDY) or _study_name(recorded.spec, recorded.run_id)
+
+
 def before_of(recorded: Recorded) -> SpentRecord:
     """Return what a sweep had taken when it was last heard of."""
     try:
@@ -141,3 +147,7 @@ def before_of(recorded: Recorded) -> SpentRecord:
     except ValueError:
         return SpentRecord()
     return SpentRecord.from_dict(data) if isinstance(data, dict) else SpentRecord()
+
+
+def _study_name(spec: ProjectSpec, sweep_id: str) -> str:
+    return f"{spec.project.name}-{sweep_id}"

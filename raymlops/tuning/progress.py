@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from raymlops.config.space import Scalar
+    from raymlops.records import TrialRecord
 
 EventKind = Literal["started", "epoch", "ended", "message", "end"]
 ROWS = 10
@@ -43,6 +44,11 @@ class TrialView:
     """``running``, ``waiting``, ``complete``, ``pruned`` or ``failed``."""
     epoch: int = 0
     value: float | None = None
+
+    @classmethod
+    def ended(cls, record: TrialRecord) -> TrialView:
+        """Return how a trial stands that has ended."""
+        return TrialView(record.number, record.params, record.status, record.epochs, record.value)
 
 
 STATES = ("running", "waiting", "complete", "pruned", "failed")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from raymlops.errors import SweepError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from raymlops.config.schema import Threshold
     from raymlops.records import Objective, TrialRecord, TrialStatus
@@ -85,11 +85,7 @@ def violations(metrics: Mapping[str, float], *, constraints: Mapping[str, Thresh
 
 def reasons(trials: Sequence[TrialRecord]) -> list[str]:
     """Return why trials gave nothing, a line a reason with its trials, the most frequent first."""
-    groups: dict[str, list[TrialRecord]] = {}
-    for trial in trials:
-        # Reasons that differ in numbers alone ("loss is NaN at step 31") are one reason.
-        groups.setdefault(re.sub(r"\d[\d.e+-]*", "#", _reason(trial)), []).append(trial)
-    ordered = sorted(groups.values(), key=lambda group: (-len(group), group[0].number))
+    ordered = by_reason(trials, said=_reason)
     lines = []
     for group in ordered[:MAX_REASONS]:
         numbers = ", ".join(str(trial.number) for trial in group[:8]) + (", ..." if len(group) > 8 else "")
@@ -97,6 +93,17 @@ def reasons(trials: Sequence[TrialRecord]) -> list[str]:
     if len(ordered) > MAX_REASONS:
         lines.append(f"and {len(ordered) - MAX_REASONS} more reasons")
     return lines
+
+
+def by_reason(trials: Iterable[TrialRecord], *, said: Callable[[TrialRecord], str]) -> list[list[TrialRecord]]:
+    """Return trials grouped by what is said of them, the most frequent first.
+
+    Reasons that differ in numbers alone ("loss is NaN at step 31") are one reason.
+    """
+    groups: dict[str, list[TrialRecord]] = {}
+    for trial in trials:
+        groups.setdefault(re.sub(r"\d[\d.e+-]*", "#", said(trial)), []).append(trial)
+    return sorted(groups.values(), key=lambda group: (-len(group), group[0].number))
 
 
 def failures(trials: Sequence[TrialRecord]) -> list[str]:

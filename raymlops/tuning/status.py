@@ -14,12 +14,11 @@ from raymlops.config.changes import EXTENDABLE
 from raymlops.errors import RaymlopsError
 from raymlops.records import Record, SpentRecord, TrialRecord
 from raymlops.training.lookup import who_holds
-from raymlops.training.status import State
+from raymlops.training.status import State, why_ended
 from raymlops.training.status import summarize as summarize_run
-from raymlops.training.writer import REASON
 from raymlops.tuning import budget
 from raymlops.tuning.checks import has_no_more, objectives_of
-from raymlops.tuning.parent import FORKED_FROM, SUBMISSION, before_of
+from raymlops.tuning.parent import BEST_CONFIG, FORKED_FROM, REPORT, STOPPED, SUBMISSION, before_of
 from raymlops.tuning.progress import shown
 from raymlops.tuning.select import failures
 from raymlops.tuning.watching import Standing, reading, total_of
@@ -122,9 +121,9 @@ def summarize(
         failures=tuple(failures(standing.ended)),
         spent=before_of(recorded),
         # Of a sweep that goes on MLflow keeps what ended it before.
-        stopped=tags.get("raymlops.stopped", "") if run.state == "finished" else "",
-        report=tags.get("raymlops.report", ""),
-        best_config=tags.get("raymlops.best_config", ""),
+        stopped=tags.get(STOPPED, "") if run.state == "finished" else "",
+        report=tags.get(REPORT, ""),
+        best_config=tags.get(BEST_CONFIG, ""),
         forked_from=tags.get(FORKED_FROM, ""),
         submission_id=tags.get(SUBMISSION, ""),
     )
@@ -169,12 +168,6 @@ def _detail(recorded: Recorded, state: State, *, lease: Lease, problem: str) -> 
     else:
         said = why_ended(recorded)
     return "; ".join(filter(None, [said, f"its trials cannot be read: {problem}" if problem else ""]))
-
-
-def why_ended(recorded: Recorded) -> str:
-    """Return why a sweep ended without getting to its end; empty where nothing says so."""
-    reason = recorded.tags.get(REASON, "").strip().removesuffix(":")
-    return "a signal stopped it" if reason == "KeyboardInterrupt" else reason
 
 
 def _resume(recorded: Recorded, status: SweepStatus, *, who: str, problem: str) -> str:

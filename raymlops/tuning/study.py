@@ -18,7 +18,7 @@ from raymlops.records import SpentRecord, SweepRecord
 from raymlops.tuning import budget
 from raymlops.tuning.books import Books, known_study, new_study
 from raymlops.tuning.checks import check, has_no_more, num_own_trials, objectives_of, refuse_sqlite
-from raymlops.tuning.parent import FORKED_FROM, REPORT, STUDY, Parent, before_of, sweep_of
+from raymlops.tuning.parent import FORKED_FROM, REPORT, Parent, before_of, study_of, sweep_of
 from raymlops.tuning.progress import said
 from raymlops.tuning.reasons import describe
 from raymlops.tuning.results import tags_of, write_best, write_report
@@ -170,11 +170,11 @@ class _Sweep:
             self._carry(study, fork)
         self._books = Books.of(study, parent, project=self._project, store=self._store)
         self._refuse_nothing_left(recorded)
-        said = write_changes(self._store, recorded, project=self._project, changes=changes)
+        changed = write_changes(self._store, recorded, project=self._project, changes=changes)
         parent.reopen(submission_id=_submission())
         with parent.closing_on_error():
             self._books.bring_up_to_date()
-            for text in said:
+            for text in changed:
                 self._tell(f"goes on with a change: {text}")
 
     def to_the_end(self, nodes: list[Any]) -> SweepRecord:
@@ -239,7 +239,7 @@ class _Sweep:
         with ExitStack() as opened:
             url = optuna_url(fork.spec)
             storage = self._storage if url == self._url else opened.enter_context(open_storage(url))
-            yield load_study(storage, fork.tags.get(STUDY) or Parent(self._store, fork.run_id).study_name(fork.spec))
+            yield load_study(storage, study_of(fork))
 
     def _refuse_nothing_left(self, recorded: Recorded) -> None:
         """Refuse to go on with what is over.

@@ -8,12 +8,12 @@ around it. Cells that are written for people carry what sorts them in ``data-val
 from __future__ import annotations
 
 import math
-import re
 from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from raymlops.tuning.reading import short
+from raymlops.tuning.select import by_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -70,14 +70,10 @@ def failures(records: Iterable[TrialRecord]) -> str:
 
     Reasons that differ in numbers alone ("loss is NaN at step 31") are one reason.
     """
-    groups: dict[str, list[TrialRecord]] = {}
-    for trial in records:
-        if trial.status == "failed":
-            line = (trial.reason.strip() or "no reason was recorded").splitlines()[0]
-            groups.setdefault(re.sub(r"\d[\d.e+-]*", "#", line), []).append(trial)
     rows = []
-    for group in sorted(groups.values(), key=lambda group: (-len(group), group[0].number)):
-        reason = group[0].reason.strip() or "no reason was recorded"
+    failed = [trial for trial in records if trial.status == "failed"]
+    for group in by_reason(failed, said=lambda trial: _reason(trial).splitlines()[0]):
+        reason = _reason(group[0])
         first, _, rest = reason.partition("\n")
         shown = escape(first)
         if rest.strip() or len(first) > 300:
@@ -87,6 +83,10 @@ def failures(records: Iterable[TrialRecord]) -> str:
         rows.append([f"<td>{len(group)}</td>", f'<td class="words">{shown}</td>', f'<td class="words">{numbers}</td>'])
     caption = "Why trials failed. Reasons that differ in numbers alone are one."
     return _table(["trials", "reason", "which"], rows, caption=caption) if rows else ""
+
+
+def _reason(trial: TrialRecord) -> str:
+    return trial.reason.strip() or "no reason was recorded"
 
 
 def everything(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import SweepError, UsageError
 from raymlops.tuning.checks import num_own_trials, objectives_of
-from raymlops.tuning.parent import STUDY
+from raymlops.tuning.parent import study_of
 from raymlops.tuning.progress import STATES, Board, EventKind, SweepEvent, TrialView
 from raymlops.tuning.recorded import ATTRIBUTE, last_value, record_of
 from raymlops.tuning.select import select
@@ -113,8 +113,7 @@ def reading(recorded: Recorded) -> Iterator[OpenStudy]:
     spec = recorded.spec
     assert spec is not None
     with open_storage(optuna_url(spec)) as storage:
-        name = recorded.tags.get(STUDY) or f"{spec.project.name}-{recorded.run_id}"
-        yield OpenStudy(load_study(storage, name), spec=spec)
+        yield OpenStudy(load_study(storage, study_of(recorded)), spec=spec)
 
 
 def total_of(spec: ProjectSpec) -> int:
@@ -142,11 +141,11 @@ class Watch:
         for record in standing.ended:
             if record.number not in self._ended and not record.carried_from:
                 self._ended.add(record.number)
-                self._board.put(_view(record))
+                self._board.put(TrialView.ended(record))
         for view in standing.open:
             self._board.put(view)
         if best is not None and not best.carried_from:
-            self._board.best = _view(best)
+            self._board.best = TrialView.ended(best)
         done = len(self._ended)
         return SweepEvent(
             kind=kind,
@@ -155,16 +154,12 @@ class Watch:
             rows=self._board.rows(),
             total=self._total,
             metric=self._metric,
-            best=None if best is None else _view(best),
+            best=None if best is None else TrialView.ended(best),
             elapsed_s=elapsed_s,
             eta_s=elapsed_s / done * max(0, self._total - done) if done else None,
             message=message,
             cost=cost,
         )
-
-
-def _view(record: TrialRecord) -> TrialView:
-    return TrialView(record.number, record.params, record.status, record.epochs, record.value)
 
 
 def _open(trial: Any) -> OpenView:
