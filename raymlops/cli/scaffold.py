@@ -15,7 +15,7 @@ from string import Template
 
 from pydantic import TypeAdapter, ValidationError
 
-from raymlops.config.schema import Name
+from raymlops.config.base import Name
 from raymlops.errors import InvalidNameError, StorageError, UsageError
 
 ROWS = 2000

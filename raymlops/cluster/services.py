@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-GUARD = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "raymlops.serving.guard:middlewares"}
+GUARD = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "raymlops.serving.middleware:middlewares"}
 """For the start of a cluster: Serve loads it by name into its HTTP servers, where it guards their headers."""
 
 _outliving: list[subprocess.Popen[bytes]] = []

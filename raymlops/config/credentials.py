@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from raymlops.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from raymlops.config.schema import SecretRef
+    from raymlops.config.base import SecretRef
 
 ADVICE = "holds a credential; where the field takes it write {env: NAME} or {file: PATH}, and put the value there"
 

@@ -11,14 +11,11 @@ import json
 import os
 import re
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -26,70 +23,11 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from raymlops.config.credentials import ADVICE, holds_credential
+from raymlops.config.base import Name, SecretRef, Spec, Uri, UriOrRef
 from raymlops.config.rules import broken
+from raymlops.config.serve import ServeSection
 from raymlops.config.space import Distribution, parse_distribution
 
-
-class Spec(BaseModel):
-    """Base of every section: strict types, unknown keys refused, immutable, finite numbers only."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        validate_default=True,
-        allow_inf_nan=False,
-        hide_input_in_errors=True,  # pydantic's own text would repeat a credential
-    )
-
-
-def _name(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9_]|-(?!-)){0,62}", value) or value.endswith("-"):
-        msg = (
-            f"got {value!r}; a name is 1 to 63 of a-z, 0-9, _ and single -, starting with a letter or digit: "
-            "it becomes a URL, an MLflow model and a Serve application"
-        )
-        raise ValueError(msg)
-    return value
-
-
-def _no_credentials(value: str) -> str:
-    if holds_credential(value):
-        raise ValueError(ADVICE)
-    return value
-
-
-Name = Annotated[str, AfterValidator(_name)]
-
-
-class SecretRef(Spec):
-    """Where a credential is to be read from when it is needed; never the credential itself."""
-
-    env: str | None = Field(None, description="name of an environment variable")
-    file: str | None = Field(None, description="path of a file whose first line is the value")
-
-    @model_validator(mode="after")
-    def _one(self) -> SecretRef:
-        if (self.env is None) == (self.file is None):
-            msg = "write exactly one of env: NAME and file: PATH"
-            raise ValueError(msg)
-        return self
-
-    def read(self) -> str:
-        """Return the value.
-
-        Raises:
-            KeyError: the environment variable is not set.
-            OSError: the file cannot be read.
-        """
-        if self.env is not None:
-            return os.environ[self.env]
-        return Path(str(self.file)).expanduser().read_text(encoding="utf-8").splitlines()[0].strip()
-
-
-Uri = Annotated[str, AfterValidator(_no_credentials)]
-UriOrRef = Uri | SecretRef
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -356,34 +294,6 @@ class GateSection(Spec):
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the one-sided paired bootstrap bound")
     resamples: int = Field(1000, ge=100, description="bootstrap resamples")
     blocks: int = Field(200, ge=20, description="contiguous blocks of test rows that are resampled")
-
-
-class ServeSection(Spec):
-    """How a version is served."""
-
-    host: str = Field("127.0.0.1", description="address the proxy listens on; loopback unless told otherwise")
-    port: int = Field(8000, ge=0, le=65535, description="HTTP port of the proxy; 0 picks a free one")
-    proxy: Literal["python", "haproxy"] = Field("python", description="haproxy is faster and opens more ports")
-    min_replicas: int = Field(1, ge=1, description="replicas kept")
-    max_replicas: int = Field(2, ge=1, description="replicas at most")
-    target_ongoing_requests: int = Field(16, ge=1, description="in flight per replica that autoscaling aims at")
-    max_ongoing_requests: int = Field(64, ge=1, description="in flight per replica at most")
-    max_queued_requests: int = Field(128, ge=1, description="waiting per caller at most; more get 503")
-    cpus_per_replica: float = Field(0.2, gt=0, description="CPUs a replica reserves; fractions allowed")
-    gpus_per_replica: float = Field(0.0, ge=0, description="GPUs a replica reserves; fractions allowed")
-    threads_per_replica: int = Field(1, ge=1, description="torch threads in a replica")
-    max_batch_rows: int = Field(1024, ge=1, description="rows run through the model at once")
-    max_rows: int = Field(5000, ge=1, description="rows in one request at most; more get 413")
-    max_body_bytes: int = Field(8_000_000, ge=1024, description="bytes in one request body at most; more get 413")
-    timeout_s: float = Field(30.0, gt=0, description="deadline of one request")
-    ready_timeout_s: float = Field(120.0, gt=0, description="time a new version has to become ready")
-
-    @model_validator(mode="after")
-    def _replicas(self) -> ServeSection:
-        if self.max_replicas < self.min_replicas:
-            msg = f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}"
-            raise ValueError(msg)
-        return self
 
 
 class TrackingSection(Spec):

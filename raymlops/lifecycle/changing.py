@@ -18,7 +18,7 @@ from raymlops.records import DeploymentRecord
 from raymlops.serving.apply import Api, apply
 
 if TYPE_CHECKING:
-    from raymlops.config.schema import ServeSection
+    from raymlops.config.serve import ServeSection
     from raymlops.serving.api import Room
     from raymlops.serving.apply import Applied
     from raymlops.state.store import Deployment, State

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.capacity import Ask, add, room, show
 from raymlops.cluster.holders import group
-from raymlops.config.schema import ServeSection
+from raymlops.config.serve import ServeSection
 from raymlops.errors import InsufficientResourcesError
 from raymlops.serving.render import app_name
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from raymlops.config.base import Name
 from raymlops.config.credentials import redact
-from raymlops.config.schema import Name
 from raymlops.errors import InvalidNameError, NotFoundError, TrackingError
 from raymlops.records import BundleRef, ModelVersionRef
 from raymlops.registry.lineage import BUNDLE_URI, COMPLETE, DIGEST, RUN_ID, bundle_tags

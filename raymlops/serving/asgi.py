@@ -1,6 +1,6 @@
 """Requests and answers as ASGI has them: types, the headers that matter, reading a body within bounds.
 
-Owns what ``front``, ``index`` and ``guard`` share of HTTP. Pure: knows nothing of models or Serve.
+Owns what ``front``, ``index`` and ``middleware`` share of HTTP. Pure: knows nothing of models or Serve.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Send = Callable[[Message], Awaitable[None]]
 JSON = b"application/json"
 HTML = b"text/html; charset=utf-8"
 BODY = "raymlops.body"
-"""Key of an ASGI scope under which ``guard`` hands over a body that it has read already."""
+"""Key of an ASGI scope under which ``middleware`` hands over a body that it has read already."""
 
 _WANTED = frozenset({b"x-request-id", b"content-length", b"content-encoding"})
 

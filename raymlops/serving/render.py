@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raymlops.config.schema import ServeSection
+from raymlops.config.serve import ServeSection
 from raymlops.errors import UsageError
 
 if TYPE_CHECKING:

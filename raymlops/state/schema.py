@@ -1,14 +1,14 @@
 """The tables, as the newest migration leaves them.
 
-Owns the columns and the guarantees that the database itself keeps: one champion a name, an audit that is only
-added to. Knows nothing of connections. A change here needs a migration and a new ``HEAD``.
+Owns the columns and the guarantees that the database itself keeps: one champion and one running rollout a name, an
+audit that is only added to. Knows nothing of connections. A change here needs a migration and a new ``HEAD``.
 """
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD = "0001"
+HEAD = "0002"
 """Revision of the newest migration; a test holds it equal to the newest file."""
 
 metadata = sa.MetaData()
@@ -25,6 +25,8 @@ deployments = sa.Table(
     sa.Column("serve", sa.JSON, nullable=False),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("weight", sa.Float, nullable=False, server_default="0"),
+    sa.Column("shadow", sa.Float, nullable=False, server_default="0"),
     sa.CheckConstraint("role IN ('champion', 'warm')", name="deployments_role"),
 )
 sa.Index(
@@ -47,4 +49,43 @@ audit = sa.Table(
     sa.Column("after", sa.JSON, nullable=True),
     sa.Column("why", sa.Text, nullable=False),
     sa.Index("audit_subject", "subject"),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+    sa.Column("models", sa.JSON, nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("rate_per_s", sa.Float, nullable=True),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
+)
+
+rollouts = sa.Table(
+    "rollouts",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("champion", sa.Integer, nullable=False),
+    sa.Column("steps", sa.JSON, nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("settings", sa.JSON, nullable=False),
+    sa.Column("evidence", sa.JSON, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("step_started_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+)
+sa.Index(
+    "rollouts_one_running",
+    rollouts.c.name,
+    unique=True,
+    sqlite_where=rollouts.c.status == "running",
+    postgresql_where=rollouts.c.status == "running",
 )

@@ -20,7 +20,8 @@ from raymlops.config.credentials import resolve
 from raymlops.config.paths import local_path
 from raymlops.errors import ConfigError, Problem, RefusedError, UsageError
 from raymlops.records import BundleRef, Record
-from raymlops.state.engine import database_path, errors, open_engine, this_user
+from raymlops.state.engine import aware, database_path, errors, open_engine, this_user
+from raymlops.state.keys import KeyRecord, keys_in
 from raymlops.state.locks import open_lock, take
 from raymlops.state.migrate import migrate
 from raymlops.state.schema import audit, deployments
@@ -53,6 +54,10 @@ class Deployment(Record):
     role: Role
     serve: dict[str, Any] = field(default_factory=dict)
     """Fields of the ``serve`` section."""
+    weight: float = 0.0
+    """Of a warm version: share of the traffic that it answers as a canary, 0 to 1. The champion has the rest."""
+    shadow: float = 0.0
+    """Of a warm version: share of the requests of which it gets a copy, 0 to 1."""
     created_at: datetime = field(default_factory=_now, compare=False)
     """When this version was first deployed; kept while it stays, and no part of what makes two deployments equal."""
 
@@ -68,6 +73,22 @@ class Deployment(Record):
         if "created_at" in fields:
             fields["created_at"] = datetime.fromisoformat(fields["created_at"])
         return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Desired:
+    """All that should be live: the deployments of every model, and the API keys that are good for them."""
+
+    deployments: tuple[Deployment, ...] = ()
+    keys: tuple[KeyRecord, ...] = ()
+
+    def without(self, name: str) -> Desired:
+        """Return it without the deployments of one model."""
+        return replace(self, deployments=tuple(item for item in self.deployments if item.name != name))
+
+    def plus(self, deployments: Sequence[Deployment]) -> Desired:
+        """Return it with more deployments."""
+        return replace(self, deployments=(*self.deployments, *deployments))
 
 
 @dataclass(frozen=True)
@@ -105,7 +126,7 @@ class State:
         """
         state = cls(open_engine(url))
         try:
-            with state._write() as connection:
+            with state.writing() as connection:
                 migrate(connection)
         except BaseException:
             state.close()
@@ -122,12 +143,19 @@ class State:
         """Give back the connections."""
         self._engine.dispose()
 
+    def desired(self) -> Desired:
+        """Return all that should be live, read in one transaction."""
+        query = sa.select(deployments).order_by(deployments.c.name, deployments.c.version)
+        with self.reading() as connection:
+            found = tuple(_deployment(row) for row in connection.execute(query))
+            return Desired(found, tuple(keys_in(connection, now=_now())))
+
     def deployments(self, name: str | None = None) -> list[Deployment]:
         """Return what should be live, of one model or of all, by name and version."""
         query = sa.select(deployments).order_by(deployments.c.name, deployments.c.version)
         if name is not None:
             query = query.where(deployments.c.name == name)
-        with self._read() as connection:
+        with self.reading() as connection:
             return [_deployment(row) for row in connection.execute(query)]
 
     def put_deployments(
@@ -150,7 +178,7 @@ class State:
         for name, wanted in changes.items():
             _check(name, wanted)
         previous: dict[str, list[Deployment]] = {}
-        with self._write() as connection:
+        with self.writing() as connection:
             for name, wanted in changes.items():
                 query = sa.select(deployments).where(deployments.c.name == name).order_by(deployments.c.version)
                 before = [_deployment(row) for row in connection.execute(query)]
@@ -160,7 +188,7 @@ class State:
                 connection.execute(sa.delete(deployments).where(deployments.c.name == name))
                 if after:
                     connection.execute(sa.insert(deployments), [_row(item) for item in after])
-                _add_event(
+                add_event(
                     connection,
                     actor=actor,
                     action=action,
@@ -182,8 +210,8 @@ class State:
         actor: str | None = None,
     ) -> None:
         """Add an audit event for something that changed elsewhere. ``actor`` defaults to this user on this host."""
-        with self._write() as connection:
-            _add_event(connection, actor=actor, action=action, subject=subject, before=before, after=after, why=why)
+        with self.writing() as connection:
+            add_event(connection, actor=actor, action=action, subject=subject, before=before, after=after, why=why)
 
     def events(self, name: str | None = None, *, limit: int | None = None) -> list[AuditEvent]:
         """Return the audit events, newest first: all, or those of a model (``NAME`` and ``NAME/VERSION``).
@@ -227,19 +255,21 @@ class State:
 
     def _events(self, query: sa.Select[Any]) -> list[AuditEvent]:
         query = query.order_by(audit.c.id.desc())
-        with self._read() as connection:
+        with self.reading() as connection:
             return [
-                AuditEvent(**{**row._mapping, "ts": _aware(row.ts)})  # noqa: SLF001 - SQLAlchemy's public name
+                AuditEvent(**{**row._mapping, "ts": aware(row.ts)})  # noqa: SLF001 - SQLAlchemy's public name
                 for row in connection.execute(query)
             ]
 
     @contextlib.contextmanager
-    def _read(self) -> Iterator[Connection]:
+    def reading(self) -> Iterator[Connection]:
+        """Open a transaction that reads."""
         with errors(self._engine), self._engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
-    def _write(self) -> Iterator[Connection]:
+    def writing(self) -> Iterator[Connection]:
+        """Open a transaction that writes; other writers wait. A change belongs in one with its ``add_event``."""
         with errors(self._engine), self._engine.execution_options(raymlops_write=True).begin() as connection:
             if connection.dialect.name == "postgresql" and sa.inspect(connection).has_table("deployments"):
                 # Two writers one after the other, as SQLite has it: each sees what the other left as "before".
@@ -271,6 +301,9 @@ def _check(name: str, wanted: Sequence[Deployment]) -> None:
     versions = [item.version for item in wanted]
     if len(set(versions)) != len(versions):
         raise UsageError(f"{name}: one version is given twice, got {versions}")
+    shares = [item.weight for item in wanted] + [item.shadow for item in wanted]
+    if not all(0 <= share <= 1 for share in shares) or sum(item.weight for item in wanted) > 1:
+        raise UsageError(f"{name}: weights are shares that add up to at most 1, got {shares}")
     champions = [item.version for item in wanted if item.role == "champion"]
     if len(champions) > 1:
         raise UsageError(f"{name}: one champion at a time, got versions {champions}")
@@ -285,6 +318,8 @@ def _row(item: Deployment) -> dict[str, Any]:
         "run_id": item.run_id,
         "role": item.role,
         "serve": item.serve,
+        "weight": item.weight,
+        "shadow": item.shadow,
         "created_at": item.created_at,
         "updated_at": _now(),
     }
@@ -298,18 +333,23 @@ def _deployment(row: Any) -> Deployment:
         run_id=row.run_id,
         role=row.role,
         serve=row.serve,
-        created_at=_aware(row.created_at),
+        weight=row.weight,
+        shadow=row.shadow,
+        created_at=aware(row.created_at),
     )
 
 
-def _aware(value: datetime) -> datetime:
-    """Give a time its zone back: SQLite stores none, and all ours are UTC."""
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-def _add_event(
-    connection: Connection, *, actor: str | None, action: str, subject: str, before: Any, after: Any, why: str
+def add_event(
+    connection: Connection,
+    *,
+    action: str,
+    subject: str,
+    before: Any = None,
+    after: Any = None,
+    why: str = "",
+    actor: str | None = None,
 ) -> None:
+    """Add an audit event within a transaction; ``actor`` defaults to this user on this host."""
     values = {"before": before, "after": after, "why": why, "action": action, "subject": subject}
     connection.execute(sa.insert(audit).values(ts=_now(), actor=actor or this_user(), **values))
 

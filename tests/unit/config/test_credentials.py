@@ -1,7 +1,7 @@
 import pytest
 
+from raymlops.config.base import SecretRef
 from raymlops.config.credentials import resolve
-from raymlops.config.schema import SecretRef
 from raymlops.errors import ConfigError
 
 

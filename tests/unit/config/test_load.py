@@ -5,8 +5,9 @@ import jsonschema
 import pytest
 from ruamel.yaml import YAML
 
+from raymlops.config.base import SecretRef
 from raymlops.config.load import Origin, dump, json_schema, load, load_data
-from raymlops.config.schema import ProjectSpec, SecretRef
+from raymlops.config.schema import ProjectSpec
 from raymlops.errors import ConfigError
 
 DATA = {"project": {"name": "demo"}, "recipe": {"import": "plain_recipe:Plain"}}
@@ -132,7 +133,7 @@ def test_data_may_be_python():
     """Tuples, paths and a class in place of its import string are taken from Python callers."""
     data = {"project": {"name": "demo"}, "recipe": {"import": SecretRef}, "storage": {"path": Path("/x")}}
     spec = load_data({**data, "sweep": {"space": {"train.lr": {"float": (1, 2)}}}}).spec
-    assert spec.recipe.import_ == "raymlops.config.schema:SecretRef"
+    assert spec.recipe.import_ == "raymlops.config.base:SecretRef"
     assert spec.storage.path == "/x"
     with pytest.raises(ConfigError, match="mapping of sections"):
         load_data([1])

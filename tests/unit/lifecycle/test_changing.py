@@ -7,7 +7,7 @@ import threading
 import pytest
 from fake_serve import FakeServe
 
-from raymlops.config.schema import ServeSection
+from raymlops.config.serve import ServeSection
 from raymlops.errors import ConfigError, DeployError, InsufficientResourcesError, NotFoundError
 from raymlops.lifecycle.changing import LineUp, change, record_of
 from raymlops.lifecycle.lineup import previous_champion, with_champion

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from raymlops.config.schema import ServeSection
+from raymlops.config.serve import ServeSection
 from raymlops.errors import UsageError
 from raymlops.records import BundleRef
 from raymlops.serving.render import INDEX_APP, app_name, render

@@ -33,10 +33,10 @@ _DROPPED = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disab
 
 def middlewares() -> list[Middleware]:
     """Return the middlewares that Serve puts around its HTTP server."""
-    return [Middleware(Guard)]
+    return [Middleware(Cleaner)]
 
 
-class Guard:
+class Cleaner:
     """Clean the headers of every request, and send a small body along with a request to a model."""
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from raymlops.serving.asgi import BODY
-from raymlops.serving.guard import Guard, clean_headers
+from raymlops.serving.middleware import Cleaner, clean_headers
 
 
 def pass_through(*, method="POST", path="/models/flights/predict", headers=(), messages=()):
@@ -20,7 +20,7 @@ def pass_through(*, method="POST", path="/models/flights/predict", headers=(), m
         return left.pop(0)
 
     scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
-    asyncio.run(Guard(app)(scope, receive, None))
+    asyncio.run(Cleaner(app)(scope, receive, None))
     return seen[0] if seen else None
 
 
@@ -97,5 +97,5 @@ def test_a_refused_body_is_taken_before_the_answer():
         order.append(message["status"])
 
     scope = {"type": "http", "method": "POST", "path": "/models/flights/predict", "headers": []}
-    asyncio.run(Guard(app)(scope, receive, send))
+    asyncio.run(Cleaner(app)(scope, receive, send))
     assert order == ["chunk", "chunk", "chunk", 413]

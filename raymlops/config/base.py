@@ -1,0 +1,76 @@
+"""What every section of a configuration is made of: strict models, names, URIs, references to credentials.
+
+Owns the rules that hold for all fields of these kinds. Knows no section.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from raymlops.config.credentials import ADVICE, holds_credential
+
+
+class Spec(BaseModel):
+    """Base of every section: strict types, unknown keys refused, immutable, finite numbers only."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # pydantic's own text would repeat a credential
+    )
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9_]|-(?!-)){0,62}", value) or value.endswith("-"):
+        msg = (
+            f"got {value!r}; a name is 1 to 63 of a-z, 0-9, _ and single -, starting with a letter or digit: "
+            "it becomes a URL, an MLflow model and a Serve application"
+        )
+        raise ValueError(msg)
+    return value
+
+
+def _no_credentials(value: str) -> str:
+    if holds_credential(value):
+        raise ValueError(ADVICE)
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+
+
+class SecretRef(Spec):
+    """Where a credential is to be read from when it is needed; never the credential itself."""
+
+    env: str | None = Field(None, description="name of an environment variable")
+    file: str | None = Field(None, description="path of a file whose first line is the value")
+
+    @model_validator(mode="after")
+    def _one(self) -> SecretRef:
+        if (self.env is None) == (self.file is None):
+            msg = "write exactly one of env: NAME and file: PATH"
+            raise ValueError(msg)
+        return self
+
+    def read(self) -> str:
+        """Return the value.
+
+        Raises:
+            KeyError: the environment variable is not set.
+            OSError: the file cannot be read.
+        """
+        if self.env is not None:
+            return os.environ[self.env]
+        return Path(str(self.file)).expanduser().read_text(encoding="utf-8").splitlines()[0].strip()
+
+
+Uri = Annotated[str, AfterValidator(_no_credentials)]
+UriOrRef = Uri | SecretRef

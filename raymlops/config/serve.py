@@ -1,0 +1,121 @@
+"""The ``serve`` section of a configuration: replicas, limits, traffic, rollouts, the prediction log.
+
+Owns every field with its range, default and one-line description. Imports no ray, torch or mlflow.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from raymlops.config.base import Spec, Uri
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_frozen)]
+Percents = Annotated[tuple[float, ...], BeforeValidator(_frozen)]
+
+
+class LogSection(Spec):
+    """The prediction log: every answered request as Parquet under ``storage.path``."""
+
+    enabled: bool = Field(True, description="write the prediction log")
+    flush_s: float = Field(1.0, ge=0.05, le=60, description="a replica that is killed loses at most about this much")
+    max_pending_rows: int = Field(200_000, ge=1, description="rows held unwritten; more are dropped and counted")
+    retention_days: float | None = Field(90.0, gt=0, description="older predictions are removed; null keeps them all")
+    redact: Texts = Field((), description="fields of inputs and outputs that are not written")
+
+
+class TrafficSection(Spec):
+    """Who is answered by which version while several are up."""
+
+    sticky: Literal["request", "key", "header"] = Field(
+        "request", description="what keeps to one version: nothing, callers by their API key, or a header's value"
+    )
+    sticky_header: str = Field(
+        "x-session-id", pattern=r"^[a-z0-9-]{1,64}$", description="the header of sticky: header, in lower case"
+    )
+    canary_timeout_s: float = Field(1.0, gt=0, description="a canary later than this is answered by the champion")
+    max_shadow_requests: int = Field(16, ge=1, description="copies in flight to one shadow at most; more are dropped")
+
+
+class RolloutSection(Spec):
+    """How a canary is moved, and what stops it."""
+
+    steps: Percents = Field((10.0, 50.0, 100.0), description="percent of the traffic, step by step")
+    bake_s: float = Field(600.0, ge=0, description="seconds that a step lasts at least")
+    max_wait_s: float = Field(3600.0, gt=0, description="a step without a verdict after this is aborted")
+    alpha: float = Field(0.01, gt=0, lt=0.5, description="how often an equally good version may be aborted")
+    error_margin: float = Field(0.05, gt=0, lt=1, description="share of errors it may have above the champion")
+    slow_margin: float = Field(0.10, gt=0, lt=1, description="share of slow answers it may have above the champion")
+    slow_s: float = Field(0.25, gt=0, description="seconds in the model from which on an answer is slow")
+    quality_margin: float = Field(0.05, gt=0, lt=1, description="loss in [0, 1] that it may have above the champion")
+
+    @model_validator(mode="after")
+    def _steps(self) -> RolloutSection:
+        rising = all(a < b for a, b in itertools.pairwise(self.steps))
+        if not self.steps or not rising or self.steps[0] <= 0 or self.steps[-1] > 100:
+            msg = f"steps {list(self.steps)} must rise within 0 to 100 percent"
+            raise ValueError(msg)
+        return self
+
+
+class ServeSection(Spec):
+    """How a version is served."""
+
+    host: str = Field("127.0.0.1", description="address the proxy listens on; loopback unless told otherwise")
+    port: int = Field(8000, ge=0, le=65535, description="HTTP port of the proxy; 0 picks a free one")
+    proxy: Literal["python", "haproxy"] = Field("python", description="haproxy is faster and opens more ports")
+    grpc_port: int | None = Field(None, ge=1, le=65535, description="port of gRPC; none is opened unless it is set")
+    auth: Literal["open", "keys"] | None = Field(
+        None, description="keys asks every caller for an API key; default: open on loopback, keys on other addresses"
+    )
+    min_replicas: int = Field(1, ge=0, description="replicas kept; 0 lets an idle model go, its next request waits")
+    max_replicas: int = Field(2, ge=1, description="replicas at most")
+    target_ongoing_requests: int = Field(16, ge=1, description="in flight per replica that autoscaling aims at")
+    max_ongoing_requests: int = Field(64, ge=1, description="in flight per replica at most")
+    max_queued_requests: int = Field(128, ge=1, description="waiting per caller at most; more get 503")
+    upscale_delay_s: float = Field(2.0, ge=0, description="how long load must last before replicas are added")
+    downscale_delay_s: float = Field(300.0, ge=0, description="how long quiet must last before one is taken away")
+    scale_to_zero_after_s: float = Field(900.0, ge=0, description="quiet before the last one goes, with min_replicas 0")
+    cpus_per_replica: float = Field(0.2, gt=0, description="CPUs a replica reserves; fractions allowed")
+    gpus_per_replica: float = Field(0.0, ge=0, description="GPUs a replica reserves; fractions allowed")
+    resources_per_replica: dict[str, float] = Field(
+        default_factory=dict, description="Ray's custom resources a replica reserves, which also place it"
+    )
+    max_replicas_per_node: int | None = Field(None, ge=1, le=100, description="a version's replicas on one node")
+    threads_per_replica: int | None = Field(
+        None, ge=1, description="torch threads in a replica; default: the CPUs it reserves, at least one"
+    )
+    compile: bool = Field(False, description="use torch.compile where it gives equal answers faster")
+    max_batch_rows: int = Field(1024, ge=1, description="rows run through the model at once")
+    max_rows: int = Field(5000, ge=1, description="rows in one request at most; more get 413")
+    max_body_bytes: int = Field(8_000_000, ge=1024, description="bytes in one request body at most; more get 413")
+    max_header_bytes: int = Field(16_384, ge=1024, description="bytes of a request's headers at most; more get 431")
+    max_waiting_rows: int = Field(20_000, ge=1, description="rows waiting in a replica at most; more get 503")
+    timeout_s: float = Field(30.0, gt=0, description="deadline of one request")
+    ready_timeout_s: float = Field(120.0, gt=0, description="time a new version has to become ready")
+    keep_warm_s: float = Field(3600.0, ge=0, description="how long a version that lost the route stays up")
+    access_log: bool = Field(True, description="write a JSON line a request into Ray's log folder")
+    otlp_endpoint: Uri | None = Field(None, description="OpenTelemetry collector for traces, over HTTP")
+    log: LogSection = Field(default_factory=LogSection, description="the prediction log")
+    traffic: TrafficSection = Field(default_factory=TrafficSection, description="who is answered by which version")
+    rollout: RolloutSection = Field(default_factory=RolloutSection, description="how a canary is moved")
+
+    @property
+    def key_required(self) -> bool:
+        """Return whether every caller needs an API key."""
+        loopback = self.host in {"localhost", "::1"} or self.host.startswith("127.")
+        return self.auth == "keys" or (self.auth is None and not loopback)
+
+    @model_validator(mode="after")
+    def _replicas(self) -> ServeSection:
+        if self.max_replicas < self.min_replicas:
+            msg = f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}"
+            raise ValueError(msg)
+        return self
