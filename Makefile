@@ -17,7 +17,7 @@ lint: .venv/.dev
 	$(BIN)/lint-imports
 
 unit: .venv/.dev
-	$(BIN)/pytest tests/unit -q
+	$(BIN)/pytest tests/unit -q -n 2
 
 integration: .venv/.dev
 	$(BIN)/pytest tests/integration -q
@@ -33,6 +33,8 @@ bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/train_overhead.py
 	$(BIN)/python tests/benchmarks/serve_latency.py
 	$(BIN)/python tests/benchmarks/sweep_throughput.py
+	$(BIN)/python tests/benchmarks/prediction_log.py
+	$(BIN)/python tests/benchmarks/canary_simulation.py
 
 .venv/.recipes: pyproject.toml
 	$(PYTHON) -m venv .venv

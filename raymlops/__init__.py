@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.registering import register
     from raymlops.lifecycle.runs import train
     from raymlops.recipe import RecipeBase, RecipeConfig, Splits
-    from raymlops.serving.client import predict
+    from raymlops.serving.asyncclient import AsyncClient
+    from raymlops.serving.client import Client
     from raymlops.signature import Column, Signature
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncClient": "raymlops.serving.asyncclient",
+    "Client": "raymlops.serving.client",
     "Column": "raymlops.signature",
     "ProjectSpec": "raymlops.config.schema",
     "RaymlopsError": "raymlops.errors",
@@ -39,7 +42,6 @@ _HOMES = {
     "gate": "raymlops.lifecycle.gating",
     "load": "raymlops.config.load",
     "pipeline": "raymlops.lifecycle.pipeline",
-    "predict": "raymlops.serving.client",
     "promote": "raymlops.lifecycle.live",
     "register": "raymlops.lifecycle.registering",
     "rollback": "raymlops.lifecycle.live",
@@ -48,6 +50,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncClient",
+    "Client",
     "Column",
     "ProjectSpec",
     "RaymlopsError",
@@ -61,7 +65,6 @@ __all__ = [
     "gate",
     "load",
     "pipeline",
-    "predict",
     "promote",
     "register",
     "rollback",

@@ -18,6 +18,7 @@
     ├── UnreachableError                  5  something raymlops needs does not answer
     │   ├── TrackingError                    MLflow is down, or its database has an old schema
     │   └── ClusterError                     Ray or Serve is down, or refuses us
+    │       └── OverloadedError              an endpoint that asks to come back later
     ├── InvalidRowsError                  2  rows that do not fit a signature, each with row and field
     ├── TrainingError                     1  a training that stopped without a result
     │   └── NonFiniteError                   NaN or infinity where a number is needed
@@ -148,6 +149,19 @@ class TrackingError(UnreachableError):
 
 class ClusterError(UnreachableError):
     """Ray or Ray Serve is down, or refuses us."""
+
+
+class OverloadedError(ClusterError):
+    """An endpoint that answers, but takes no request now: it is busy, or the key's rate is used up.
+
+    ``retry_after_s`` is when it asks to come back, None where it did not say.
+    """
+
+    retry_after_s: float | None
+
+    def __init__(self, message: str, *, hint: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """What a model takes and gives: named, typed columns, checked strictly and turned into arrays.
 
-Owns the types of columns and the conversion between rows (lists of dicts) and columns (name to array).
-Knows nothing of models, servers or files. Imports numpy alone, so that a client can use it.
+Owns the types of columns and the conversion between rows (lists of dicts) and columns (name to array); one column's
+values are checked by ``arrays``. Knows nothing of models, servers or files. Imports numpy alone, so that a client can
+use it.
 
 Arrays, for n rows:
 
@@ -20,22 +21,40 @@ A column whose shape has a None (variable length) is an object array of n arrays
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from raymlops.arrays import (
+    DTYPES,
+    FLOAT64,
+    INT64,
+    MAX_PROBLEMS,
+    MISSING,
+    as_integer,
+    careful_array,
+    expected,
+    kind_of,
+    known_texts,
+    missing_array,
+    quick_array,
+    whole_array,
+)
 from raymlops.errors import InvalidRowsError, RowProblem
 
 ColumnType = Literal["float", "int", "bool", "string"]
 Columns = Mapping[str, npt.NDArray[Any]]
 
-MAX_PROBLEMS = 20
-_DTYPES: dict[str, Any] = {"float": np.float64, "int": np.int64, "bool": np.bool_, "string": object}
-_JSON_TYPES = {"float": "number", "int": "integer", "bool": "boolean", "string": "string"}
-_INT64 = (-(2**63), 2**63 - 1)
+_JSON_TYPES: dict[str, dict[str, Any]] = {
+    "float": {"type": "number", "minimum": -FLOAT64, "maximum": FLOAT64},
+    "int": {"type": "integer", "minimum": INT64[0], "maximum": INT64[1]},
+    "bool": {"type": "boolean"},
+    "string": {"type": "string"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +78,8 @@ class Column:
         if not self.name:
             msg = "a column needs a name"
             raise ValueError(msg)
-        if self.type not in _DTYPES:
-            msg = f"column {self.name!r}: type {self.type!r} is not one of {', '.join(_DTYPES)}"
+        if self.type not in DTYPES:
+            msg = f"column {self.name!r}: type {self.type!r} is not one of {', '.join(DTYPES)}"
             raise ValueError(msg)
         if self.shape and self.type == "string":
             msg = f"column {self.name!r}: a string column has no shape"
@@ -71,7 +90,7 @@ class Column:
 
     def json_schema(self) -> dict[str, Any]:
         """Return the JSON Schema of one value."""
-        schema: dict[str, Any] = {"type": _JSON_TYPES[self.type]}
+        schema: dict[str, Any] = dict(_JSON_TYPES[self.type])
         if self.categories is not None and self.unknown == "reject":
             schema["enum"] = [*self.categories, *([None] if self.nullable else [])]
         for size in reversed(self.shape):
@@ -85,8 +104,18 @@ class Column:
         return schema
 
 
+_Plan = tuple[tuple[str, ...], Callable[[Any], Any], list[tuple[Column, frozenset[str | None] | None]]]
+
+
+class _Reading:
+    """What rows are read with, made once: beside the fields, so that it is neither compared, stored nor sent."""
+
+    __slots__ = ("_plan",)
+    _plan: _Plan
+
+
 @dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(_Reading):
     """The columns a model takes (``inputs``) and gives (``outputs``)."""
 
     inputs: tuple[Column, ...]
@@ -117,32 +146,8 @@ class Signature:
         Raises:
             InvalidRowsError: naming row and field of the first problems found (at most 20).
         """
-        if not isinstance(rows, list) or not rows:
-            got = "an empty list" if isinstance(rows, list) else _kind(rows)
-            raise InvalidRowsError([RowProblem(None, None, f"expected a non-empty list of rows, got {got}")])
-        problems: list[RowProblem] = []
-        names = {column.name for column in self.inputs}
-        for index, row in enumerate(rows):
-            if not isinstance(row, dict):
-                problems.append(RowProblem(index, None, f"expected an object of named fields, got {_kind(row)}"))
-            elif row.keys() - names:
-                problems += [
-                    RowProblem(index, str(key), f"unknown field; known: {', '.join(sorted(names))}")
-                    for key in sorted(row.keys() - names, key=str)
-                ]
-            if len(problems) >= MAX_PROBLEMS:
-                raise InvalidRowsError(problems[:MAX_PROBLEMS])
-        if problems:
-            raise InvalidRowsError(problems)
-        columns = {}
-        for column in self.inputs:
-            values = [row.get(column.name, _MISSING) for row in rows]
-            columns[column.name] = _to_array(column, values, problems)
-            if len(problems) >= MAX_PROBLEMS:
-                break
-        if problems:
-            raise InvalidRowsError(problems[:MAX_PROBLEMS])
-        return columns
+        columns = self._quick_rows(rows)
+        return self._careful_rows(rows) if columns is None else columns
 
     def parse_columns(self, data: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
         """Turn named sequences or arrays (a DataFrame's columns, Arrow's ``to_pydict``) into input columns.
@@ -155,7 +160,10 @@ class Signature:
         }
         lengths = {name: len(values) for name, values in lists.items()}
         if len(set(lengths.values())) > 1:
-            raise InvalidRowsError([RowProblem(None, None, f"columns differ in length: {lengths}")])
+            raise InvalidRowsError([RowProblem(None, None, _differing(lengths))])
+        columns = self._quick_columns(lists)
+        if columns is not None:
+            return columns
         floats = {column.name for column in self.inputs if column.type == "float" and not column.nullable}
         rows = [
             {name: _plain(value, keep_nan=name in floats) for name, value in zip(lists, values, strict=True)}
@@ -164,10 +172,42 @@ class Signature:
         integral = {column.name for column in self.inputs if column.type == "int"}
         for row in rows:
             for name in integral & row.keys():
-                value = row[name]
-                if isinstance(value, float) and value.is_integer():
-                    row[name] = int(value)
+                row[name] = as_integer(row[name])
         return self.parse_rows(rows)
+
+    def parse_arrays(self, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Turn whole arrays, one a column, into input columns, which are writable.
+
+        A column's array has the shape ``(rows, *shape)``; a free dimension has any length, the same for all rows. Float
+        columns take floats and integers, int columns integers, nullable int columns also floats that are whole
+        numbers. NaN is missing, as None is in an object array of strings. A nullable column may be left out.
+
+        Raises:
+            InvalidRowsError: as ``parse_rows``.
+        """
+        known = {column.name for column in self.inputs}
+        problems = [
+            RowProblem(None, name[:80], f"unknown field; known: {', '.join(sorted(known))}")
+            for name in arrays
+            if name not in known
+        ]
+        lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+        if not problems and len(set(lengths.values())) > 1:
+            problems.append(RowProblem(None, None, _differing(lengths)))
+        if not problems and not any(lengths.values()):
+            problems.append(RowProblem(None, None, "expected at least one row, got none"))
+        columns = {}
+        for column in self.inputs if not problems else ():
+            array = arrays.get(column.name)
+            if array is not None:
+                columns[column.name] = whole_array(column, array, problems)
+            elif column.nullable:
+                columns[column.name] = missing_array(column, max(lengths.values()))
+            else:
+                problems.append(RowProblem(None, column.name, f"is missing; expected {expected(column)}"))
+        if problems:
+            raise InvalidRowsError(problems[:MAX_PROBLEMS])
+        return columns
 
     def rows(self, columns: Columns) -> list[dict[str, Any]]:
         """Turn input or output columns into JSON rows, missing values as null.
@@ -180,8 +220,94 @@ class Signature:
             lists[name] = [int(v) if isinstance(v, float) and v.is_integer() else v for v in lists[name]]
         return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
+    def _quick_rows(self, rows: Any) -> dict[str, npt.NDArray[Any]] | None:
+        """Return the columns of rows that fit as they are, None where a closer look is needed."""
+        if type(rows) is not list or not rows or set(map(type, rows)) != {dict}:
+            return None
+        names, get, plan = self._planned()
+        fields = len(rows) * len(names)
+        table: Any
+        try:
+            table = zip(*map(get, rows), strict=True) if len(names) > 1 else [list(map(get, rows))]
+        except KeyError:  # a field is missing, which a nullable one may be
+            table = [[row.get(name, MISSING) for row in rows] for name in names]
+            fields -= sum(values.count(MISSING) for values in table)
+            table = [[None if value is MISSING else value for value in values] for values in table]
+        if sum(map(len, rows)) != fields:  # a row has a field that no column has
+            return None
+        columns = {}
+        for (column, known), values in zip(plan, table, strict=True):
+            array = quick_array(column, values, known)
+            if array is None:
+                return None
+            columns[column.name] = array
+        return columns
 
-_MISSING = object()
+    def _quick_columns(self, lists: Mapping[str, list[Any]]) -> dict[str, npt.NDArray[Any]] | None:
+        names, _, plan = self._planned()
+        if lists.keys() != set(names) or not all(lists.values()):
+            return None
+        columns = {}
+        for column, known in plan:
+            values = lists[column.name]
+            array = quick_array(column, values, known)
+            if array is None:
+                array = quick_array(column, _jsonlike(column, values), known)
+            if array is None:
+                return None
+            columns[column.name] = array
+        return columns
+
+    def _planned(self) -> _Plan:
+        try:
+            return self._plan
+        except AttributeError:
+            names = tuple(column.name for column in self.inputs)
+            plan: _Plan = (names, itemgetter(*names), [(column, known_texts(column)) for column in self.inputs])
+            object.__setattr__(self, "_plan", plan)
+            return plan
+
+    def _careful_rows(self, rows: Any) -> dict[str, npt.NDArray[Any]]:
+        if not isinstance(rows, list) or not rows:
+            got = "an empty list" if isinstance(rows, list) else kind_of(rows)
+            raise InvalidRowsError([RowProblem(None, None, f"expected a non-empty list of rows, got {got}")])
+        problems: list[RowProblem] = []
+        names = {column.name for column in self.inputs}
+        for index, row in enumerate(rows):
+            if not isinstance(row, dict):
+                problems.append(RowProblem(index, None, f"expected an object of named fields, got {kind_of(row)}"))
+            elif row.keys() - names:
+                problems += [
+                    RowProblem(index, str(key)[:80], f"unknown field; known: {', '.join(sorted(names))}")
+                    for key in sorted(row.keys() - names, key=str)[:MAX_PROBLEMS]
+                ]
+            if len(problems) >= MAX_PROBLEMS:
+                raise InvalidRowsError(problems[:MAX_PROBLEMS])
+        if problems:
+            raise InvalidRowsError(problems)
+        columns = {}
+        for column in self.inputs:
+            values = [row.get(column.name, MISSING) for row in rows]
+            columns[column.name] = careful_array(column, values, problems)
+            if len(problems) >= MAX_PROBLEMS:
+                break
+        if problems:
+            raise InvalidRowsError(problems[:MAX_PROBLEMS])
+        return columns
+
+
+def _differing(lengths: Mapping[str, int]) -> str:
+    shown = ", ".join(f"{name[:80]} {length}" for name, length in list(lengths.items())[:MAX_PROBLEMS])
+    return f"columns differ in length: {shown}"
+
+
+def _jsonlike(column: Column, values: list[Any]) -> list[Any]:
+    """Return values as JSON would have them where an array or a DataFrame had to write NaN and 7.0."""
+    if column.nullable:
+        values = [None if type(value) is float and math.isnan(value) else value for value in values]
+    if column.type == "int":
+        values = list(map(as_integer, values))
+    return values
 
 
 def _column(item: Mapping[str, Any]) -> Column:
@@ -192,98 +318,15 @@ def _column(item: Mapping[str, Any]) -> Column:
     return Column(**known)
 
 
-def _plain(value: Any, *, keep_nan: bool = False) -> Any:
+def _plain(value: Any, *, keep_nan: bool = False, depth: int = 32) -> Any:
     if isinstance(value, np.ndarray):
-        return [_plain(item) for item in value.tolist()]
+        value = value.tolist()
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        # No column has as many dimensions: what is nested more deeply is refused as it is.
+        return [_plain(item, depth=depth - 1) for item in value] if depth else value
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and math.isnan(value) and not keep_nan:
         return None
     # pandas.NA and NaT compare unequal to themselves, or refuse to be compared.
     return None if type(value).__name__ in {"NAType", "NaTType"} else value
-
-
-def _to_array(column: Column, values: list[Any], problems: list[RowProblem]) -> npt.NDArray[Any]:
-    check = _CHECKS[column.type]
-    known = set(column.categories) if column.categories is not None and column.unknown == "reject" else None
-    for index, value in enumerate(values):
-        if value is None or value is _MISSING:
-            if not column.nullable:
-                what = "is missing" if value is _MISSING else "must not be null"
-                problems.append(RowProblem(index, column.name, f"{what}; expected {_expected(column)}"))
-        elif column.shape:
-            message = _check_tensor(column, value, column.shape)
-            if message:
-                problems.append(RowProblem(index, column.name, message))
-        elif not check(value):
-            problems.append(RowProblem(index, column.name, f"expected {_expected(column)}, got {_kind(value)}"))
-        elif known is not None and value not in known:
-            allowed = ", ".join(sorted(known)[:12]) + (" ..." if len(known) > 12 else "")
-            problems.append(RowProblem(index, column.name, f"unknown category {value!r}; known: {allowed}"))
-        if len(problems) >= MAX_PROBLEMS:
-            break
-    if problems:
-        return np.empty(0)
-    if None in column.shape:
-        ragged = np.empty(len(values), dtype=object)
-        for index, value in enumerate(values):
-            ragged[index] = np.asarray(value, dtype=_DTYPES[column.type])
-        return ragged
-    if column.nullable:
-        missing = None if column.type == "string" else math.nan
-        dtype = object if column.type == "string" else np.float64
-        return np.array([missing if v is None or v is _MISSING else v for v in values], dtype=dtype)
-    return np.array(values, dtype=_DTYPES[column.type])
-
-
-def _check_tensor(column: Column, value: Any, shape: Sequence[int | None]) -> str | None:
-    if not shape:
-        return None if _CHECKS[column.type](value) else f"expected {_expected(column)}, got an element {_kind(value)}"
-    if not isinstance(value, list):
-        return f"expected {_expected(column)}, got {_kind(value)}"
-    if shape[0] is not None and len(value) != shape[0]:
-        return f"expected {_expected(column)}, got a dimension of length {len(value)}"
-    return next((m for item in value if (m := _check_tensor(column, item, shape[1:]))), None)
-
-
-def _is_float(value: Any) -> bool:
-    if type(value) is float:
-        return math.isfinite(value)
-    return type(value) is int and _INT64[0] <= value <= _INT64[1]
-
-
-def _is_int(value: Any) -> bool:
-    return type(value) is int and _INT64[0] <= value <= _INT64[1]
-
-
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "float": _is_float,
-    "int": _is_int,
-    "bool": lambda value: type(value) is bool,
-    "string": lambda value: type(value) is str,
-}
-
-
-def _expected(column: Column) -> str:
-    noun = {"float": "a finite number", "int": "an integer", "bool": "true or false", "string": "a string"}
-    if not column.shape:
-        return noun[column.type] + (" or null" if column.nullable else "")
-    dims = ", ".join("any" if size is None else str(size) for size in column.shape)
-    return f"an array of shape ({dims}) of {column.type}"
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return "an array"
-    if isinstance(value, str):
-        return f"the string {value[:40]!r}"
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+FOLDER = "bundles"
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """A folder. ``local`` is set for a local one, else ``filesystem`` and ``path``."""
@@ -52,6 +55,12 @@ def locate(uri: Location) -> Place:
             hint="Write a folder, or the URI of a filesystem that pyarrow knows: s3://, gs://, abfs://, hdfs://.",
         ) from error
     return Place(uri=text.rstrip("/"), filesystem=filesystem, path=path_text.rstrip("/"))
+
+
+def root_of(bundle_uri: str) -> str:
+    """Return the storage that a bundle was written under: ``write_bundle`` puts it into ``<root>/bundles/<digest>``."""
+    path, mark, options = bundle_uri.partition("?")
+    return path.rpartition(f"/{FOLDER}/")[0] + mark + options
 
 
 def child(parent: Location, *names: str) -> Place:

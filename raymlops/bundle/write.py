@@ -23,7 +23,7 @@ import numpy as np
 
 from raymlops.bundle import verify as names
 from raymlops.bundle.code import collect, own_version
-from raymlops.bundle.place import child
+from raymlops.bundle.place import FOLDER, child
 from raymlops.bundle.sketch import sketch
 from raymlops.errors import RecipeError, StorageError
 from raymlops.recipe import reference_of
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from raymlops.recipe import RecipeBase
     from raymlops.signature import Signature
 
-FOLDER = "bundles"
 _ABANDONED_S = 24 * 3600.0
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raymlops.cli.operations import show_run
+from raymlops.cli.operations import clock, show_run
 from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, answer, note, table
 from raymlops.errors import UsageError
+
+if TYPE_CHECKING:
+    from raymlops.lifecycle.overview import ModelOverview
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,6 +38,9 @@ def up(
     ] = None,
     mlflow_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of MLflow.  [default: 5000]")] = None,
     ray_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of Ray itself.  [default: 6379]")] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of the endpoints' gRPC.  [default: none is opened]")
+    ] = None,
     num_cpus: Annotated[float | None, typer.Option(min=1, help="CPUs that Ray may use.  [default: all]")] = None,
     haproxy: Annotated[
         bool, typer.Option("--haproxy", help="Serve through HAProxy: faster, opens more ports.")
@@ -53,12 +59,15 @@ def up(
         ray_port=ray_port,
         num_cpus=num_cpus,
         haproxy=haproxy,
+        grpc_port=grpc_port,
         on_step=note,
     )
     if record.already_up:
         note("was up already")
     for name, url in record.urls.items():
         note(f"{name:<8} {url}")
+    if record.grpc_port is not None:
+        note(f"{'grpc':<8} {record.urls['serve'].removeprefix('http://').rpartition(':')[0]}:{record.grpc_port}")
     for port in record.opens:
         note(f"reachable by other machines: {port}")
     note("to use it from this shell, export:")
@@ -86,21 +95,24 @@ def status(
     root: RootOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Say what `up` started and which models are live; or how far a run, a sweep or a trial is."""
+    """Say what `up` started, and what is live and by whom; or how far a run, a sweep or a trial is."""
     if run_id is not None:
         if root is not None:
             raise UsageError("--root is a cluster's folder; a run is found by its id alone")
         show_run(run_id, config=config, env=env, as_json=as_json)
         return
-    if config is not None or env is not None:
-        raise UsageError(
-            "--config says which MLflow a run is in; the cluster has none", hint="raymlops status RUN_ID --config FILE"
-        )
+    if config is not None and root is not None:
+        raise UsageError("--config and --root both say where the state is", hint="Leave one of them out.")
     from raymlops.cluster.local import status as look
-    from raymlops.serving.client import models
+    from raymlops.lifecycle.overview import overview
+    from raymlops.serving.client import Client
 
     record = look(root=root)
-    live = models(record.urls["serve"]) if record.services["serve"] else []
+    live = []
+    if record.services["serve"]:
+        with Client(record.urls["serve"], timeout_s=5.0) as client:
+            live = client.models()
+    models = overview(config, root=root, env=env)
     rows = [
         {"service": name, "answers": "yes" if answers else "no", "url": record.urls.get(name, "")}
         for name, answers in record.services.items()
@@ -110,7 +122,47 @@ def status(
         lines.append(table(rows, {"service": None, "answers": None, "url": None}))
         lines += [f"reachable by other machines: {socket}" for socket in record.open_to_others]
         lines += ["", table(live, dict.fromkeys(("name", "version", "path")))] if live else ["no model is live"]
-    answer({**record.to_dict(), "models": live}, "\n".join(lines), as_json=as_json)
+    lines += [line for model in models for line in ("", *overview_lines(model))]
+    answer(
+        {**record.to_dict(), "models": live, "desired": [model.to_dict() for model in models]},
+        "\n".join(lines),
+        as_json=as_json,
+    )
+
+
+def overview_lines(model: ModelOverview) -> list[str]:
+    """Return what should be live of one model, as lines for a person."""
+    since = f" since {clock(model.since)} by {model.by}" if model.since else ""
+    rows = [("champion", f"version {model.champion}{since}" if model.champion is not None else "none")]
+    rows += [("canary", f"version {version} answers {100 * weight:g}%") for version, weight in model.canaries.items()]
+    rows += [("shadow", f"version {version} gets copies of {100 * part:g}%") for version, part in model.shadows.items()]
+    for version, end in model.warm.items():
+        rows.append(("warm", f"version {version} until " + (clock(end) if end else "it is told to go")))
+    if model.rollout is not None:
+        rows.append(
+            ("rollout", f"{model.rollout['id']} of version {model.rollout['version']}: {_progress(model.rollout)}")
+        )
+        rows += [("", line) for line in _evidence(model.rollout)]
+    return [f"{model.name}", *(f"  {name:<9} {text}" for name, text in rows)]
+
+
+def _progress(rollout: dict[str, Any]) -> str:
+    step, steps = rollout["step"], rollout["steps"]
+    begins = f"step {step + 1} of {len(steps)} at {100 * steps[step]:g} percent begins"
+    return f"{rollout['reason'] or begins}, at this step since {clock(rollout['step_started_at'])}"
+
+
+def _evidence(rollout: dict[str, Any]) -> list[str]:
+    steps = rollout["evidence"].get("steps", [])
+    return [
+        f"{100 * step['weight']:g}%: "
+        + ", ".join(
+            f"{side} {step[side]['requests']:,} requests, {step[side]['errors']} errors, {step[side]['slow']} slow, "
+            f"{step[side]['late']} late"
+            for side in ("canary", "champion")
+        )
+        for step in steps
+    ]
 
 
 def doctor(*, root: RootOption = None, as_json: JsonFlag = False) -> None:

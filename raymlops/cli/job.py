@@ -18,14 +18,18 @@ from raymlops.records import to_json
 
 RESULT = "RAYMLOPS_RESULT"
 
+_VERSIONS = {"deploy": "@challenger", "predict": "@champion"}
+"""Verbs that take a version, and which one they take by default."""
+
 Work = Callable[[argparse.Namespace], Any]
 
 
 def run_job(verb: str, work: Work) -> None:
     """Parse ``--config FILE [--env NAME] [key.path=value ...]``, run ``work``, print its result.
 
-    A training and a sweep take ``--resume ID`` too, with or without a file. SIGTERM, which ends a job, is taken for
-    Ctrl-C: work that has something to save asks for both itself (``signals.stop_asked``).
+    A training and a sweep take ``--resume ID`` too, with or without a file; a prediction ``--batch IN --out OUT``.
+    SIGTERM, which ends a job, is taken for Ctrl-C: work that has something to save asks for both itself
+    (``signals.stop_asked``).
 
     Raises:
         SystemExit: with the exit code of the error, once its result line is printed.
@@ -62,8 +66,11 @@ def _parse(verb: str) -> argparse.Namespace:
     if verb == "sweep":
         parser.add_argument("--extend", action="append", default=[], metavar="KEY=+N", help="of the one that goes on")
         parser.add_argument("--fork", metavar="ID", help="a sweep of before, whose trials a new one knows")
-    if verb == "deploy":
-        parser.add_argument("--version", default="@challenger", metavar="VERSION", help="a number or @alias")
+    if verb == "predict":
+        parser.add_argument("--batch", required=True, metavar="IN", help="a Parquet file, folder or URI")
+        parser.add_argument("--out", required=True, metavar="OUT", help="a folder or URI that is not there yet")
+    if verb in _VERSIONS:
+        parser.add_argument("--version", default=_VERSIONS[verb], metavar="VERSION", help="a number or @alias")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     arguments = parser.parse_args()
     ways = ("config", *go_on)

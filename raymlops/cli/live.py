@@ -1,10 +1,8 @@
-"""``pipeline``, ``deploy``, ``promote``, ``rollback``, ``predict``, ``audit`` and ``demo``: what is live."""
+"""``pipeline``, ``deploy``, ``promote``, ``rollback``, ``audit`` and ``demo``: what is live."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +20,14 @@ from raymlops.cli.output import (
 )
 from raymlops.errors import UsageError
 
+if TYPE_CHECKING:
+    from raymlops.lifecycle.canary import TrafficRecord
+
+
+BreakingFlag = Annotated[
+    bool, typer.Option("--breaking", help="Also where it takes or gives something else than what is live.")
+]
+
 
 def add_to(app: typer.Typer) -> None:
     """Add this module's verbs."""
@@ -30,7 +36,6 @@ def add_to(app: typer.Typer) -> None:
     app.command()(deploy)
     app.command()(promote)
     app.command()(rollback)
-    app.command()(predict)
     app.command()(audit)
 
 
@@ -77,12 +82,35 @@ def deploy(
     restore: Annotated[
         bool, typer.Option("--restore", help="Bring every model back instead, as after down and up.")
     ] = False,
+    canary: Annotated[
+        float | None, typer.Option("--canary", metavar="PERCENT", help="Let it answer so many of the requests.")
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option("--steps", metavar="P,P,...", help="Let that rise, and promote it or stop by itself.")
+    ] = None,
+    bake: Annotated[
+        str | None, typer.Option("--bake", metavar="TIME", help="How long a step lasts at least, such as 10m.")
+    ] = None,
+    shadow: Annotated[
+        float | None, typer.Option("--shadow", metavar="PERCENT", help="Send it copies of so many of the requests.")
+    ] = None,
+    abort: Annotated[bool, typer.Option("--abort", help="First end a rollout that runs.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the rollout to its end (exit code 4: aborted).")] = False,
+    breaking: BreakingFlag = False,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Bring a version up beside what is live, check it, then give it the route."""
+    """Bring a version up beside what is live, check it, then give it the route, or a share of the traffic."""
+    from raymlops.config.durations import parse_duration
     from raymlops.lifecycle import live
 
+    shared = {"--canary": canary, "--steps": steps, "--bake": bake, "--shadow": shadow}
+    sharing = [option for option, value in shared.items() if value is not None]
+    if (remove or restore or beside) and (sharing or abort or wait or breaking):
+        raise UsageError(
+            "--remove, --restore and --beside move no traffic; they go with no "
+            + ", ".join(sharing or ["--abort, --wait or --breaking"])
+        )
     if remove:
         if version is not None or beside or restore:
             raise UsageError(
@@ -109,9 +137,28 @@ def deploy(
         )
         return
     version = version or "@challenger"
-    if not beside:
+    if sharing:
+        confirm(f"This gives {version} a share of the traffic. Go on?", yes=yes)
+    elif not beside:
         confirm(f"This makes {version} live. Go on?", yes=yes)
-    record = live.deploy(config, version, overrides=overrides or (), env=env, promote=not beside)
+    record = live.deploy(
+        config,
+        version,
+        overrides=overrides or (),
+        env=env,
+        promote=not beside,
+        canary=canary,
+        steps=None if steps is None else _percents(steps),
+        bake_s=None if bake is None else parse_duration(bake),
+        shadow=shadow,
+        abort=abort,
+        breaking=breaking,
+    )
+    rollout_id = getattr(record, "rollout_id", None)
+    if wait and rollout_id is not None:
+        note(_live(record))
+        _follow(config, rollout_id, overrides=overrides, env=env, as_json=as_json)
+        return
     answer(record.to_dict(), _live(record), as_json=as_json)
 
 
@@ -121,6 +168,7 @@ def promote(
     *,
     version: VersionOption = "@challenger",
     env: EnvOption = None,
+    breaking: BreakingFlag = False,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -128,7 +176,7 @@ def promote(
     from raymlops.lifecycle import live
 
     confirm(f"This makes {version} champion. Go on?", yes=yes)
-    record = live.promote(config, version, overrides=overrides or (), env=env)
+    record = live.promote(config, version, overrides=overrides or (), env=env, breaking=breaking)
     answer(record.to_dict(), _live(record), as_json=as_json)
 
 
@@ -140,36 +188,12 @@ def rollback(
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Give the route back to the version that was live before."""
+    """Take a canary's share away; where there is none, give the route back to the version that was live before."""
     from raymlops.lifecycle import live
 
-    confirm("This gives the route back to the previous version. Go on?", yes=yes)
+    confirm("This takes back the canary, or the last change of the route. Go on?", yes=yes)
     record = live.rollback(config, overrides=overrides or (), env=env)
     answer(record.to_dict(), _live(record), as_json=as_json)
-
-
-def predict(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The model.")],
-    *,
-    file: Annotated[Path, typer.Option("--file", "-f", metavar="FILE", help="Rows: .json, .csv or .parquet.")],
-    url: Annotated[str | None, typer.Option(help="Where Serve answers.  [default: what up started]")] = None,
-    timeout_s: Annotated[float, typer.Option(min=0.01, help="Seconds to wait for an answer.")] = 30.0,
-    as_json: JsonFlag = False,
-) -> None:
-    """Ask the endpoint for every row of a file; prints one JSON object a row."""
-    from raymlops.lifecycle.asking import ask_file
-
-    endpoint = f"{(url or _serve_url()).rstrip('/')}/models/{name}/predict"
-    result = ask_file(endpoint, file, timeout_s=timeout_s)
-    note(result.curl)
-    if len(result.model_versions) > 1:
-        note(f"the route changed meanwhile: versions {', '.join(result.model_versions)} answered")
-    text = "\n".join(json.dumps(row) for row in result.outputs)
-    answer(
-        {"outputs": result.outputs, "model_versions": result.model_versions, "request_ids": result.request_ids},
-        text,
-        as_json=as_json,
-    )
 
 
 def audit(
@@ -183,21 +207,47 @@ def audit(
     answer({"events": rows}, table(rows, columns), as_json=as_json)
 
 
+def _follow(config: str, rollout_id: str, *, overrides: list[str] | None, env: str | None, as_json: bool) -> None:
+    from raymlops.lifecycle.overview import follow_rollout, line_of
+
+    ended = follow_rollout(config, rollout_id, on_line=note, overrides=overrides or (), env=env)
+    answer(ended.to_dict(), line_of(ended), as_json=as_json)
+    if ended.status != "promoted":
+        raise typer.Exit(4)
+
+
+def _percents(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part.strip().removesuffix("%")) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--steps is a list of percentages such as 10,50,100; got {text[:60]!r}") from None
+
+
 def _first_line(text: str) -> str:
     return text.splitlines()[0] if text else ""
 
 
-def _serve_url() -> str:
-    from raymlops.cluster.upfile import read
-
-    record = read()
-    return record.serve_url if record else "http://127.0.0.1:8000"
-
-
 def _live(record: Any) -> str:
+    from raymlops.lifecycle.canary import TrafficRecord
+
     for warning in record.warnings:
         note(f"warning: {warning}")
+    if isinstance(record, TrafficRecord):
+        return _share(record)
     took = record.url is not None and record.previous_version is not None
     before = f", version {record.previous_version} kept warm" if took else ""
     where = f" at {record.url}" if record.url else ", not served" if record.role == "champion" else ", without a route"
     return f"{record.name} version {record.version} is {record.role}{where}{before}"
+
+
+def _share(record: TrafficRecord) -> str:
+    champion = f"version {record.previous_version}"
+    copies = f", copies of {100 * record.shadow:g}%" if record.shadow else ""
+    if record.rollout_id is not None and record.weight:
+        return (
+            f"{record.name} version {record.version} answers {100 * record.weight:g}%{copies}, {champion} the rest; "
+            f"rollout {record.rollout_id} goes on by itself: raymlops status"
+        )
+    if record.weight:
+        return f"{record.name} version {record.version} answers {100 * record.weight:g}%{copies}, {champion} the rest"
+    return f"{record.name} version {record.version} answers nothing{copies or ' any more'}; {champion} has all requests"

@@ -18,7 +18,7 @@ import typer
 from typer.exceptions import TyperException
 
 from raymlops import __version__
-from raymlops.cli import clusters, live, models, operations, projects, runs
+from raymlops.cli import clusters, keys, live, models, operations, predict, predictions, projects, runs
 from raymlops.cli.output import report_error
 from raymlops.errors import UsageError
 
@@ -30,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (projects, runs, operations, models, live, clusters):
+for module in (projects, runs, operations, models, keys, live, predict, predictions, clusters):
     module.add_to(app)
 
 

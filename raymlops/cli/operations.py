@@ -129,7 +129,7 @@ def _progress(status: RunStatus) -> str | None:
     parts += [f"{status.percent:g}%"] if status.percent is not None else []
     parts += [f"{_duration(status.eta_s)} left"] if status.eta_s is not None else []
     parts += [f"{status.rows_per_s:,.0f} rows/s"] if status.rows_per_s and status.state == "running" else []
-    return ", ".join(parts) + (f" (at {_clock(status.seen_at)})" if status.seen_at else "")
+    return ", ".join(parts) + (f" (at {clock(status.seen_at)})" if status.seen_at else "")
 
 
 def _metrics(status: RunStatus) -> str | None:
@@ -148,12 +148,12 @@ def _restarts(status: RunStatus) -> str | None:
     for entry in shown:
         workers = entry.get("workers")
         on = f" with {workers} worker{'s' if workers != 1 else ''}" if workers else ""
-        lines.append(f"{_clock(entry.get('at'))} from step {entry.get('step')}{on}: {entry.get('reason')}")
+        lines.append(f"{clock(entry.get('at'))} from step {entry.get('step')}{on}: {entry.get('reason')}")
     return "\n".join(lines)
 
 
 def _changed(entry: dict[str, Any]) -> str:
-    return f"{_clock(entry.get('at'))} {'; '.join(map(str, entry.get('changes') or []))}"
+    return f"{clock(entry.get('at'))} {'; '.join(map(str, entry.get('changes') or []))}"
 
 
 def _skipped(status: RunStatus) -> str | None:
@@ -214,7 +214,7 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _clock(text: Any) -> str:
+def clock(text: Any) -> str:
     """Return a time of ours in short, in UTC like everything that is stored."""
     try:
         return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -20,7 +20,7 @@ from raymlops.cluster import auth, upfile
 from raymlops.cluster.capacity import logical_cpus
 from raymlops.cluster.ports import HOST, answers, free_port, is_loopback
 from raymlops.cluster.processes import MARK, end
-from raymlops.cluster.services import GUARD, serve_environment
+from raymlops.cluster.services import GUARD, MAX_HEADER_BYTES, SPEED, serve_environment
 from raymlops.errors import ClusterError
 from raymlops.records import Record
 from raymlops.signals import sigterm_kept, undisturbed
@@ -197,6 +197,8 @@ def _own(spec: ProjectSpec, *, dashboard: bool, log_to_driver: bool) -> Iterator
         variables: dict[str, str | None] = {
             **auth.environment(token),
             **GUARD,
+            **SPEED,
+            MAX_HEADER_BYTES: str(spec.serve.max_header_bytes),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         # Workers inherit the environment, and Ray's state API (Train uses it) asks the cluster that these name;

@@ -72,6 +72,7 @@ def up(
     haproxy: bool = False,
     stats_port: int = 8404,
     metrics_port: int = 9101,
+    grpc_port: int | None = None,
     num_cpus: float | None = None,
     timeout_s: float = 120.0,
     on_step: Callable[[str], None] | None = None,
@@ -79,10 +80,11 @@ def up(
     """Start Ray with its dashboard, the MLflow server and Serve, and return once each has answered.
 
     Where they already run, nothing is started and the record says ``already_up``. Ports of None are 8000 for HTTP,
-    8265, 5000 and 6379; ``stats_port`` and ``metrics_port`` are HAProxy's own and open only with it.
+    8265, 5000 and 6379; ``stats_port`` and ``metrics_port`` are HAProxy's own and open only with it. Serve listens for
+    gRPC only where ``grpc_port`` is given.
 
     Raises:
-        UsageError: they already run, on other ports or CPUs than are asked for, or without HAProxy.
+        UsageError: they already run, on other ports or CPUs than are asked for, or without HAProxy or gRPC.
         PortTakenError: a port is held by another process; nothing was started.
         StorageError: ``root`` cannot be written; nothing was started.
         ClusterError: a service did not come up; what had been started was ended.
@@ -92,6 +94,9 @@ def up(
     cpus = logical_cpus(num_cpus)
     asked = {"Serve": http_port, "Ray's dashboard": dashboard_port, "MLflow": mlflow_port, "Ray": ray_port}
     ports = {name: _PORTS[name] if port is None else port for name, port in asked.items()}
+    asked["gRPC"] = grpc_port
+    if grpc_port is not None:
+        ports["gRPC"] = grpc_port
     extra = {"HAProxy's statistics": stats_port, "HAProxy's metrics": metrics_port} if haproxy else {}
     with _lock(folder):
         if (old := upfile.read(folder)) is not None:
@@ -118,6 +123,7 @@ def up(
             token_path=str(ensure_token(folder / "auth")),
             scratch=_scratch(folder),
             haproxy=haproxy,
+            grpc_port=grpc_port,
             num_cpus=cpus,
             made_database=not (folder / "mlflow.db").exists(),
             opens=_opens(haproxy=haproxy, stats_port=stats_port, metrics_port=metrics_port),
@@ -213,7 +219,9 @@ def _start(
 
     wait("Ray", lambda: services.ray_ready(record.dashboard_url, token=token), head, ray_log)
     say(f"Ray answers at {record.dashboard_url}, with the token only")
-    services.start_serve(record.dashboard_url, token=token, port=ports["Serve"], timeout_s=timeout_s)
+    services.start_serve(
+        record.dashboard_url, token=token, port=ports["Serve"], grpc_port=record.grpc_port, timeout_s=timeout_s
+    )
     ready = {"token": token, "serve_url": record.serve_url}
     wait("Serve", lambda: services.serve_ready(record.dashboard_url, **ready), head, ray_log)  # type: ignore[arg-type]
     say(f"Serve answers at {record.serve_url}")

@@ -46,6 +46,8 @@ class UpRecord(Record):
     scratch: str
     """Folder of sockets: short, because a socket's path has at most 107 bytes. ``down`` removes it."""
     haproxy: bool
+    grpc_port: int | None = None
+    """Port of Serve's gRPC; None where it does not listen for it."""
     num_cpus: int | None = None
     """CPUs that Ray may use; None where an older raymlops did not write it down."""
     made_database: bool = False
@@ -81,7 +83,8 @@ class UpRecord(Record):
             "MLflow": self.mlflow_url,
             "Ray": self.ray_address,
         }
-        return {name: int(place.rpartition(":")[2]) for name, place in places.items()}
+        found = {name: int(place.rpartition(":")[2]) for name, place in places.items()}
+        return found if self.grpc_port is None else {**found, "gRPC": self.grpc_port}
 
     @property
     def alive(self) -> bool:
@@ -92,9 +95,9 @@ class UpRecord(Record):
         """Return what runs otherwise than asked, a phrase each; a port of None, False and no CPUs ask for nothing."""
         running = self.ports
         found = [
-            f"{name} on port {running[name]}, not {port}"
+            f"{name} on port {running[name]}, not {port}" if name in running else f"Serve without {name}"
             for name, port in ports.items()
-            if port is not None and port != running[name]
+            if port is not None and port != running.get(name)
         ]
         if haproxy and not self.haproxy:
             found.append("Serve without HAProxy")

@@ -96,7 +96,7 @@ class ServeSection(Spec):
     max_batch_rows: int = Field(1024, ge=1, description="rows run through the model at once")
     max_rows: int = Field(5000, ge=1, description="rows in one request at most; more get 413")
     max_body_bytes: int = Field(8_000_000, ge=1024, description="bytes in one request body at most; more get 413")
-    max_header_bytes: int = Field(16_384, ge=1024, description="bytes of a request's headers at most; more get 431")
+    max_header_bytes: int = Field(16_384, ge=1024, description="bytes of path and headers; set at a cluster's start")
     max_waiting_rows: int = Field(20_000, ge=1, description="rows waiting in a replica at most; more get 503")
     timeout_s: float = Field(30.0, gt=0, description="deadline of one request")
     ready_timeout_s: float = Field(120.0, gt=0, description="time a new version has to become ready")

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import UsageError
+from raymlops.serving.client import KEY
 from raymlops.signature import Signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
+
+    from raymlops.serving.client import Client
 
 ROWS_PER_REQUEST = 1000
 
@@ -34,19 +37,18 @@ class Answers:
     """A command that asks for the first row alone."""
 
 
-def ask_file(url: str, file: Path, *, timeout_s: float = 30.0) -> Answers:
-    """Send every row of a file to ``url`` (``.../models/NAME/predict``), in requests of at most 1,000 rows.
+def ask_file(client: Client, name: str, file: Path, *, version: int | str | None = None) -> Answers:
+    """Ask a model for every row of a file, in requests of at most 1,000 rows.
 
     A ``.json`` file holds a list of rows or ``{"rows": [...]}``; the columns of a ``.csv`` or ``.parquet`` file that
     the model does not know (a label, an index) are left out. All rows are checked before the first is sent.
+    ``version`` asks for that one of the live versions.
 
     Raises:
         UsageError: the file is missing, of another kind, or cannot be read.
         InvalidRowsError: rows do not fit the signature; each problem names its row in the file and its field.
-        NotFoundError, ClusterError: there is no such model, or nobody answers.
+        NotFoundError, RefusedError, ClusterError: there is no such model, a key is missing, or nobody answers.
     """
-    from raymlops.serving.client import describe, predict
-
     readers: dict[str, Callable[[Path, Signature], list[dict[str, Any]]]] = {
         ".json": _json_rows,
         ".csv": _csv_rows,
@@ -56,7 +58,7 @@ def ask_file(url: str, file: Path, *, timeout_s: float = 30.0) -> Answers:
         raise UsageError(f"{file}: a file of rows ends in {', '.join(readers)}")
     if not file.is_file():
         raise UsageError(f"{file}: no such file")
-    model = describe(url.removesuffix("/predict"), timeout_s=timeout_s)
+    model = client.describe(name)
     signature = Signature.from_dict(model["signature"])
     try:
         rows = readers[file.suffix](file, signature)
@@ -67,29 +69,39 @@ def ask_file(url: str, file: Path, *, timeout_s: float = 30.0) -> Answers:
     most = min(ROWS_PER_REQUEST, model.get("limits", {}).get("max_rows", ROWS_PER_REQUEST))
     # No rows are asked for as they are, so that the endpoint's own answer says what is wrong.
     parts = [rows[start : start + most] for start in range(0, len(rows), most)] or [[]]
-    results = [predict(url, part, timeout_s=timeout_s) for part in parts]
+    results = [client.predict(name, part, version=version) for part in parts]
     return Answers(
         outputs=[row for result in results for row in result.outputs],
         model_versions=list(dict.fromkeys(result.model_version for result in results)),
         request_ids=[result.request_id for result in results],
-        curl=curl_line(url, rows[:1]),
+        curl=curl_line(client, name, rows[:1]),
     )
 
 
-def curl_line(url: str, rows: list[dict[str, Any]]) -> str:
-    """Return a shell command that asks ``url`` for these rows."""
+def curl_line(client: Client, name: str, rows: list[dict[str, Any]]) -> str:
+    """Return a shell command that asks a model for these rows; a key is named by its variable."""
     body = json.dumps({"rows": rows})
-    return f"curl -s {shlex.quote(url)} -H 'content-type: application/json' -d {shlex.quote(body)}"
+    key = f' -H "authorization: Bearer ${KEY}"' if client.with_key else ""
+    return (
+        f"curl -s {shlex.quote(client.predict_url(name))} -H 'content-type: application/json'{key} "
+        f"-d {shlex.quote(body)}"
+    )
 
 
 def _json_rows(file: Path, _signature: Signature) -> list[dict[str, Any]]:
-    data = json.loads(file.read_text(encoding="utf-8"))
+    data = json.loads(file.read_text(encoding="utf-8"), parse_int=_integer)
     rows = data.get("rows") if isinstance(data, dict) else data
     if not isinstance(rows, list):
         raise ValueError('expected a list of rows or {"rows": [...]}')
     # JSON can spell half of a surrogate pair, which no UTF-8 body can carry.
     json.dumps(rows, ensure_ascii=False).encode("utf-8")
     return rows
+
+
+def _integer(text: str) -> int | float:
+    """Return a number; one beyond 64 bits, which a request cannot carry, as the float that a float column takes."""
+    value = int(text)
+    return value if -(2**63) <= value < 2**63 else float(text)
 
 
 def _csv_rows(file: Path, signature: Signature) -> list[dict[str, Any]]:

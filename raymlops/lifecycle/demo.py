@@ -114,7 +114,7 @@ def demo(
         project = project_of(config, overrides=[*overrides, *_where(up)])
         record = run_steps(project, steps=steps)
         with steps.step(f"ask {ROWS} held-out flights over HTTP") as said:
-            answers, curl = _ask(project, str(record.deployment.url))
+            answers, curl = _ask(project, up.serve_url)
             area = auc(answers["scores"], answers["labels"])
             said.append(f"AUC {area:.3f}")
         with steps.step("baselines on the same rows") as said:
@@ -190,9 +190,9 @@ def _where(up: UpRecord) -> list[str]:
     return [f"tracking.uri={up.mlflow_url}", f"serve.port={up.serve_url.rsplit(':', 1)[1]}"]
 
 
-def _ask(project: Project, url: str) -> tuple[dict[str, Any], str]:
+def _ask(project: Project, base_url: str) -> tuple[dict[str, Any], str]:
     """Ask a seeded sample of the test split; return what was sent, what came back and what really happened."""
-    from raymlops.serving.client import predict
+    from raymlops.serving.client import Client
     from raymlops.training.data import table_columns
 
     recipe = project.recipe()
@@ -201,7 +201,11 @@ def _ask(project: Project, url: str) -> tuple[dict[str, Any], str]:
     labels = np.asarray(table[str(recipe.label)], dtype=np.int64)
     chosen = np.sort(np.random.default_rng(project.spec.train.seed).choice(len(labels), ROWS, replace=False))
     rows = signature.rows({column.name: table[column.name][chosen] for column in signature.inputs})
-    answers = [predict(url, rows[start : start + ROWS_PER_REQUEST]) for start in range(0, ROWS, ROWS_PER_REQUEST)]
+    name = project.spec.project.name
+    parts = [rows[start : start + ROWS_PER_REQUEST] for start in range(0, ROWS, ROWS_PER_REQUEST)]
+    with Client(base_url, api_key="") as client:  # ours is open; another endpoint's key would be refused
+        answers = [client.predict(name, part) for part in parts]
+        url, curl = client.predict_url(name), curl_line(client, name, rows[:1])
     outputs = [output for answer in answers for output in answer.outputs]
     first = signature.outputs[0].name
     return {
@@ -212,7 +216,7 @@ def _ask(project: Project, url: str) -> tuple[dict[str, Any], str]:
         "outputs": outputs,
         "scores": [output[first] for output in outputs],
         "labels": labels[chosen].tolist(),
-    }, curl_line(url, rows[:1])
+    }, curl
 
 
 def _test_metrics(record: PipelineRecord) -> dict[str, float]:

@@ -1,36 +1,116 @@
-"""Who holds the route and who stands warm beside it. Pure: deployments in, deployments out."""
+"""Who holds the route, who gets a share of the requests, who stands warm. Pure: deployments in, deployments out."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import NotFoundError
+from raymlops.config.serve import ServeSection
+from raymlops.errors import NotFoundError, RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
+    from datetime import datetime
 
     from raymlops.state.store import AuditEvent, Deployment
 
+KEEP_WARM_S: float = ServeSection.model_fields["keep_warm_s"].default
+"""Of a version that an older raymlops deployed."""
+
 
 def with_champion(before: Sequence[Deployment], new: Deployment) -> list[Deployment]:
-    """Return the line-up with ``new`` as champion and the champion of before kept warm; older ones are dropped.
+    """Return the line-up with ``new`` as champion, and all that is up beside it.
 
-    Where ``new`` is champion already, with the same settings, the line-up stays as it is.
+    The champion of before is kept warm. No canary keeps its share: each was compared with a champion that is none any
+    more. Shadows go on, but not ``new`` as its own. Where ``new`` is champion already, with the same settings, the
+    line-up stays as it is.
     """
     old = champion_of(before)
     if old is not None and old.version == new.version:
         return [_refreshed(item, new) if item.version == new.version else item for item in before]
     champion = next((_refreshed(item, new) for item in before if item.version == new.version), new)
-    warm = [replace(old, role="warm")] if old is not None else []
-    return sorted([replace(champion, role="champion"), *warm], key=lambda item: item.version)
+    others = [replace(item, role="warm", weight=0.0) for item in before if item.version != new.version]
+    champion = replace(champion, role="champion", weight=0.0, shadow=0.0)
+    return sorted([champion, *others], key=lambda item: item.version)
 
 
 def beside(before: Sequence[Deployment], new: Deployment) -> list[Deployment]:
-    """Return the line-up with ``new`` up, without a route; a version that is up keeps its role."""
+    """Return the line-up with ``new`` up, without a route; a version that is up keeps its role and its shares."""
     if any(item.version == new.version for item in before):
         return [_refreshed(item, new) if item.version == new.version else item for item in before]
-    return sorted([*before, replace(new, role="warm")], key=lambda item: item.version)
+    return sorted([*before, replace(new, role="warm", weight=0.0, shadow=0.0)], key=lambda item: item.version)
+
+
+def with_canary(before: Sequence[Deployment], version: int, *, weight: float) -> list[Deployment]:
+    """Return the line-up in which a version that stands beside the champion answers a share of the requests, 0 to 1.
+
+    Raises:
+        RefusedError: it is the champion, nobody is, or the canaries would have more than everything.
+    """
+    _beside_champion(before, version, "a canary")
+    others = sum(item.weight for item in before if item.version != version)
+    if others + weight > 1 + 1e-9:
+        raise RefusedError(
+            f"version {version} cannot answer {100 * weight:g}%: other canaries answer {100 * others:g}% already",
+            hint="raymlops rollback takes the canaries' shares away; or give it less.",
+        )
+    return [replace(item, weight=weight) if item.version == version else item for item in before]
+
+
+def with_shadow(before: Sequence[Deployment], version: int, *, share: float) -> list[Deployment]:
+    """Return the line-up in which a version that stands beside the champion gets copies of a share of the requests.
+
+    Raises:
+        RefusedError: it is the champion, or nobody is.
+    """
+    _beside_champion(before, version, "a shadow")
+    return [replace(item, shadow=share) if item.version == version else item for item in before]
+
+
+def without_traffic(before: Sequence[Deployment], versions: Collection[int] | None = None) -> list[Deployment]:
+    """Return the line-up in which these versions, by default all, answer nothing as canaries; shadows go on."""
+    return [replace(item, weight=0.0) if versions is None or item.version in versions else item for item in before]
+
+
+def without(before: Sequence[Deployment], versions: Collection[int]) -> list[Deployment]:
+    """Return the line-up without these versions."""
+    return [item for item in before if item.version not in versions]
+
+
+def canaries_of(deployments: Sequence[Deployment]) -> list[Deployment]:
+    """Return those that answer a share of the requests beside the champion."""
+    return [item for item in deployments if item.weight > 0]
+
+
+def idle_of(deployments: Sequence[Deployment]) -> list[Deployment]:
+    """Return those that stand warm and get no request."""
+    return [item for item in deployments if item.role == "warm" and not item.weight and not item.shadow]
+
+
+def spare_of(before: Sequence[Deployment], new: Deployment) -> frozenset[int]:
+    """Return the idle versions that may go where there is no room for ``new`` beside them and the champion."""
+    return frozenset(item.version for item in idle_of(before) if item.version != new.version)
+
+
+def cools_at(item: Deployment, deployments: Sequence[Deployment], changes: Sequence[AuditEvent]) -> datetime | None:
+    """Return until when an idle version is kept warm; None for one that stands until it is told to go.
+
+    ``changes`` is the audit record of the model, newest first: it says when a version last lost the route or its
+    share. One that never had either was brought up to stand beside. How long it is kept is the champion's
+    ``keep_warm_s``, since that is what was configured last.
+    """
+    since = _idle_since(item.version, changes)
+    if since is None:
+        return None
+    settings = (champion_of(deployments) or item).serve
+    return since + timedelta(seconds=settings.get("keep_warm_s", KEEP_WARM_S))
+
+
+def cooled(deployments: Sequence[Deployment], changes: Sequence[AuditEvent], *, now: datetime) -> list[Deployment]:
+    """Return the idle versions whose time to be kept warm is over."""
+    ends = [(item, cools_at(item, deployments, changes)) for item in idle_of(deployments)]
+    return [item for item, end in ends if end is not None and end <= now]
 
 
 def previous_champion(before: Sequence[Deployment], changes: Sequence[AuditEvent]) -> Deployment:
@@ -86,3 +166,31 @@ def _last(numbers: Sequence[int], number: int) -> int:
 def _refreshed(item: Deployment, new: Deployment) -> Deployment:
     """Return ``item`` with the settings of ``new``; its role and age stay."""
     return replace(item, serve=new.serve or item.serve)
+
+
+def _beside_champion(before: Sequence[Deployment], version: int, what: str) -> None:
+    champion = champion_of(before)
+    if champion is None:
+        raise RefusedError(f"no version is live, so none can be {what}", hint="Deploy without it: all the traffic.")
+    if champion.version == version:
+        raise RefusedError(
+            f"version {version} is live already, so it cannot be {what}", hint="Name another one with --version."
+        )
+
+
+def _idle_since(version: int, changes: Sequence[AuditEvent]) -> datetime | None:
+    """Return when a version last lost the route or its share, None where it came up without either."""
+    for event in changes:
+        had, has = (_state_in(version, side) for side in (event.before, event.after))
+        if had == "busy" and has == "idle":
+            return event.ts
+        if had is None and has == "idle":
+            return None
+    return None
+
+
+def _state_in(version: int, deployments: Sequence[dict[str, Any]]) -> str | None:
+    for item in deployments:
+        if item["version"] == version:
+            return "busy" if item["role"] == "champion" or item.get("weight") or item.get("shadow") else "idle"
+    return None

@@ -1,11 +1,12 @@
 """The applications that a Serve config names by import path, and the replicas that run them.
 
-Owns what happens between Serve and the ASGI front: building, loading a verified bundle, warming up,
-reconfiguring, health. Knows nothing of HTTP (see ``front``, ``index``), of the desired state or of registries.
+Owns what happens between Serve and the fronts: building, loading a verified bundle, warming up, reconfiguring, health,
+handing calls on. Knows nothing of HTTP (see ``front``, ``index``), of the desired state or of registries.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +14,25 @@ import ray
 from ray import serve
 from starlette.responses import Response
 
-from raymlops.serving.front import Front, Identity
-from raymlops.serving.index import Index
-from raymlops.serving.reading import Limits
+from raymlops.serving.core import Core, Identity
+from raymlops.serving.front import Front
+from raymlops.serving.gateway import Gateway
+from raymlops.serving.grpcfront import GrpcReply, call
+from raymlops.serving.peers import ServePeers
+from raymlops.serving.protocols.stubs import METHODS, Wire
+from raymlops.serving.recording import Recording
 from raymlops.serving.render import DEPLOYMENT
+from raymlops.serving.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ray.serve import Application
+    from ray.serve.grpc_util import RayServegRPCContext
     from starlette.requests import Request
 
     from raymlops.serving.asgi import Receive, Reply, Scope, Send
+    from raymlops.signature import Columns
 
 
 def model_app(args: dict[str, Any]) -> Application:
@@ -41,8 +49,37 @@ def index_app(args: dict[str, Any]) -> Application:  # noqa: ARG001 - Serve pass
     return IndexReplica.bind()  # type: ignore[attr-defined]
 
 
+class _Callable:
+    """The gRPC methods, by the names under which Serve calls them."""
+
+    async def grpc_call(self, method: str, body: bytes, metadata: list[tuple[str, Any]]) -> GrpcReply:
+        """Answer one call."""
+        raise NotImplementedError
+
+
+def _grpc_method(name: str) -> Any:
+    async def method(self: _Callable, request: Any, grpc_context: RayServegRPCContext) -> Any:
+        import grpc
+
+        reply = await self.grpc_call(name, bytes(request), list(grpc_context.invocation_metadata()))
+        grpc_context.set_trailing_metadata(list(reply.metadata))
+        if reply.code:
+            code = next(status for status in grpc.StatusCode if status.value[0] == reply.code)
+            grpc_context.set_code(code)
+            grpc_context.set_details(reply.details)
+        return Wire(reply.body)
+
+    method.__name__ = method.__qualname__ = name
+    method.__doc__ = f"Answer {name} of the Open Inference Protocol."
+    return method
+
+
+for _name in METHODS:
+    setattr(_Callable, _name, _grpc_method(_name))
+
+
 @serve.deployment(name=DEPLOYMENT)
-class ModelReplica:
+class ModelReplica(_Callable):
     """One model version in a process of its own."""
 
     def __init__(self, args: Mapping[str, Any]) -> None:
@@ -54,19 +91,46 @@ class ModelReplica:
         identity = Identity(
             name=args["name"], version=int(args["version"]), digest=args["digest"], run_id=args["run_id"]
         )
-        self._front = Front(model, identity=identity)
-        _use_threads(self._front.limits.threads)
-        self._front.warm_up()
+        self._model = model
+        self._core = Core(model, identity, peers=ServePeers(identity.name))
+        self._recording = Recording(self._core, replica=serve.get_replica_context().replica_tag)
+        self._core.record = self._recording.add
+        self._front = Front(self._core)
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Take new limits; called once before the replica is ready, and whenever they change."""
-        limits = Limits(**{key: user_config[key] for key in Limits.__dataclass_fields__ if key in user_config})
-        _use_threads(limits.threads)
-        self._front.configure(limits)
+        """Take new settings; called once before the replica is ready, and whenever they change.
+
+        Warms up at the first call, where torch has the threads that it will answer with.
+        """
+        settings = Settings.from_dict(user_config)
+        _use_threads(settings.threads)
+        if settings.compile and not self._front.ready:
+            from raymlops.serving.compiling import compile_if_faster
+
+            self._core.use(dataclasses.replace(self._model, model=compile_if_faster(self._model)))
+        self._core.configure(settings)
+        self._recording.configure(settings)
+        self._front.labels = self._recording.labels
+        if not self._front.ready:
+            self._front.warm_up()
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
         return _AsgiResponse(await self._front.reply(request.scope, request.receive))
+
+    async def answer(self, columns: Columns, rows: int) -> tuple[Columns, float]:
+        """Answer for another version's front."""
+        # What arrives from another process may be read-only memory, which torch warns of.
+        own = {name: array if array.flags.writeable else array.copy() for name, array in columns.items()}
+        return await self._core.answer(own, rows=rows)
+
+    async def http_call(self, scope: dict[str, Any]) -> Reply:
+        """Answer a request that came to the index; its body is in the scope."""
+        return await self._front.reply(scope, _nothing_more)
+
+    async def grpc_call(self, method: str, body: bytes, metadata: list[tuple[str, Any]]) -> GrpcReply:
+        """Answer one gRPC call."""
+        return await call(self._front, method, body, metadata)
 
     async def check_health(self) -> None:
         """Raise when a batch has been running for so long that only a new process will help."""
@@ -76,23 +140,28 @@ class ModelReplica:
 
     def __del__(self) -> None:
         if hasattr(self, "_front"):
-            self._front.close()
+            self._recording.close()
+            self._core.close()
 
 
 @serve.deployment(name=DEPLOYMENT)
-class IndexReplica:
-    """The list of models."""
+class IndexReplica(_Callable):
+    """The list of models, and the way to each of them for clients that know the host alone."""
 
     def __init__(self) -> None:
-        self._index = Index()
+        self._gateway = Gateway()
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Take a new list of models."""
-        self._index.configure(user_config.get("models", []))
+        self._gateway.configure(user_config.get("models", []))
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
-        return _AsgiResponse(self._index.reply(request.scope))
+        return _AsgiResponse(await self._gateway.reply(request.scope, request.receive))
+
+    async def grpc_call(self, method: str, body: bytes, metadata: list[tuple[str, Any]]) -> GrpcReply:
+        """Hand one gRPC call on to the model that it names."""
+        return await self._gateway.grpc_call(method, body, metadata)
 
 
 class _AsgiResponse(Response):
@@ -104,6 +173,10 @@ class _AsgiResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         await send({"type": "http.response.start", "status": self._reply.status, "headers": self._reply.headers})
         await send({"type": "http.response.body", "body": self._reply.body})
+
+
+async def _nothing_more() -> dict[str, Any]:
+    return {"type": "http.disconnect"}
 
 
 def _use_threads(threads: int) -> None:

@@ -6,7 +6,7 @@ Owns what ``front``, ``index`` and ``middleware`` share of HTTP. Pure: knows not
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,6 @@ JSON = b"application/json"
 HTML = b"text/html; charset=utf-8"
 BODY = "raymlops.body"
 """Key of an ASGI scope under which ``middleware`` hands over a body that it has read already."""
-
-_WANTED = frozenset({b"x-request-id", b"content-length", b"content-encoding"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +57,13 @@ def request_id_of(given: bytes | None) -> str:
     return str(uuid.uuid4())
 
 
-def wanted_headers(scope: Scope) -> dict[bytes, bytes]:
+def header_map(scope: Scope, wanted: Collection[bytes]) -> dict[bytes, bytes]:
     """Return the first of each header that an answer depends on."""
-    wanted: dict[bytes, bytes] = {}
+    found: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
-        if name in _WANTED:
-            wanted.setdefault(name, value)
-    return wanted
+        if name in wanted:
+            found.setdefault(name, value)
+    return found
 
 
 async def read_body(scope: Scope, receive: Receive, headers: Mapping[bytes, bytes], *, limit: int) -> bytes:

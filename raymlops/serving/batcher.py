@@ -56,6 +56,9 @@ class Batcher:
         self._alone = False
         self._inline_rows = 0
         self._started: float | None = None
+        self.waiting_rows = 0
+        self.observed: deque[tuple[int, int]] = deque(maxlen=10_000)
+        """Rows and requests of the latest batches, for whoever counts them."""
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     @property
@@ -74,9 +77,11 @@ class Batcher:
         if not self._busy and not self._alone and rows <= self._inline_rows:
             self._alone = True
             loop.call_soon(self._turn)
+            self.observed.append((rows, 1))
             return self._timed(columns, rows)
         entry = _Entry(columns, rows, loop.create_future())
         self._waiting.append(entry)
+        self.waiting_rows += rows
         if not self._busy:
             self._busy = True
             loop.call_soon(self._next, loop)
@@ -98,6 +103,7 @@ class Batcher:
         if not batch:
             self._busy = False
             return
+        self.observed.append((sum(entry.rows for entry in batch), len(batch)))
         if sum(entry.rows for entry in batch) <= self._inline_rows:
             _deliver(batch, self._attempt(batch))
             loop.call_soon(self._next, loop)
@@ -111,6 +117,7 @@ class Batcher:
         rows = 0
         while self._waiting and (not batch or rows + self._waiting[0].rows <= self.max_rows):
             entry = self._waiting.popleft()
+            self.waiting_rows -= entry.rows
             if not entry.answer.done():  # its client left, or its deadline passed
                 batch.append(entry)
                 rows += entry.rows

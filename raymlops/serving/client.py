@@ -1,132 +1,261 @@
-"""Asking a served model from Python.
+"""Asking served models from Python: one connection that is kept, a deadline, repeats where they are safe.
 
-Owns two HTTP calls and the errors they can end in. Knows nothing of Ray; imports no numpy or torch.
+Owns how requests are sent and waited for in a blocking way; what is asked is ``calls``', when it is asked again is
+``retrying``'s. Knows nothing of Ray; imports no numpy or torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import os
+import random
+import re
+import time
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import httpx
-import orjson
 
-from raymlops.errors import ClusterError, InvalidRowsError, NotFoundError, RaymlopsError, RowProblem, UsageError
+from raymlops.config.credentials import holds_credential
+from raymlops.errors import UsageError
+from raymlops.serving import calls
+from raymlops.serving.calls import Answer
+from raymlops.serving.retrying import Failure, Pause, Policy, Reply, attempts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from raymlops.serving.calls import Call, Rows
+
+__all__ = ["Answer", "Client"]
+
+KEY = "RAYMLOPS_API_KEY"
+URL = "RAYMLOPS_URL"
+DEFAULT_URL = "http://127.0.0.1:8000"
+CONNECTIONS = httpx.Limits(max_connections=None, max_keepalive_connections=128, keepalive_expiry=5.0)
+"""As many as its callers' threads ask for; an idle one is closed before any server of ours would do so."""
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a model answered: one output a row, in order."""
+class Settings:
+    """What both clients are told: where to ask, as whom, for how long and how often."""
 
-    outputs: list[dict[str, Any]]
-    model_version: str
-    request_id: str
+    def __init__(
+        self,
+        base_url: str | None,
+        *,
+        api_key: str | None,
+        timeout_s: float,
+        retries: int,
+        attempt_timeout_s: float | None,
+    ) -> None:
+        url = (base_url or os.environ.get(URL) or DEFAULT_URL).rstrip("/")
+        if holds_credential(url):
+            raise UsageError("the endpoint's URL holds a credential", hint=f"Give a key as api_key, or set {KEY}.")
+        if not re.fullmatch(r"https?://[^/?#\s]+[^?#\s]*", url):
+            raise UsageError(f"{url!r} is no URL of an endpoint", hint="It is http://host:port, or https://.")
+        for what, seconds in (("timeout_s", timeout_s), ("attempt_timeout_s", attempt_timeout_s)):
+            if seconds is not None and not seconds > 0:
+                raise UsageError(f"{what} is {seconds}; it must be above 0")
+        if retries < 0:
+            raise UsageError(f"retries is {retries}; 0 asks once")
+        self.base_url = url
+        self.timeout_s = timeout_s
+        self.policy = Policy(retries, attempt_timeout_s)
+        self.headers = {"user-agent": "raymlops", "accept": "application/json"}
+        key = os.environ.get(KEY, "").strip() if api_key is None else api_key
+        if key:
+            # httpx shows this header's value in no repr and no log.
+            self.headers["authorization"] = f"Bearer {calls.header_value('the API key', key)}"
+
+    @property
+    def with_key(self) -> bool:
+        """Return whether requests carry an API key."""
+        return "authorization" in self.headers
 
 
-def predict(
-    url: str,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    timeout_s: float = 30.0,
-    request_id: str | None = None,
-    transport: httpx.BaseTransport | None = None,
-) -> Answer:
-    """Ask the model at ``url`` (``http://host:port/models/NAME/predict``) for these rows.
+class Client:
+    """Ask the models of one endpoint. A context manager; may be used from several threads.
 
-    Asks a second time when the connection breaks: a prediction changes nothing.
+    ``base_url`` is ``http://host:port``, with whatever prefix a gateway adds; by default ``RAYMLOPS_URL``, else this
+    machine's port 8000. The key is ``api_key``, else ``RAYMLOPS_API_KEY``.
+
+    ``timeout_s`` bounds a call as a whole, its repeats and the pauses between them included. A call is repeated up to
+    ``retries`` times when the connection breaks, a replica is lost, or the endpoint is busy (408, 429, 502, 503, 504),
+    no sooner than ``Retry-After`` asks; every attempt carries the same ``x-request-id``. That is safe: predictions
+    change nothing, and feedback counts once. ``attempt_timeout_s`` gives up an attempt earlier than the call, so that
+    another replica is asked when one hangs; by default an attempt may take all that is left.
+
+    ``transport`` is httpx's: proxies, certificates, or a fake in a test. Proxy variables of the environment are not
+    used.
 
     Raises:
-        InvalidRowsError: the rows do not fit the signature; each problem names row and field.
-        NotFoundError: no model has this route.
-        ClusterError: nothing listens there, or it did not answer in time.
-        RaymlopsError: the model failed, or too much was sent.
+        UsageError: the URL holds a credential, or a number is out of range.
     """
-    headers = {"x-request-id": request_id} if request_id else {}
-    body = orjson.dumps({"rows": list(rows)}, option=orjson.OPT_SERIALIZE_NUMPY)  # NaN is sent as null: missing
-    data = _send("POST", url, body=body, headers=headers, timeout_s=timeout_s, transport=transport)
-    return Answer(data["outputs"], data["model_version"], data["request_id"])
 
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+        retries: int = 2,
+        attempt_timeout_s: float | None = None,
+        transport: httpx.BaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._settings = Settings(
+            base_url, api_key=api_key, timeout_s=timeout_s, retries=retries, attempt_timeout_s=attempt_timeout_s
+        )
+        self._clock, self._sleep, self._rng = clock, sleep, rng or random.Random()  # noqa: S311 - spreads load
+        self._http = httpx.Client(
+            headers=self._settings.headers, transport=transport, limits=CONNECTIONS, trust_env=False
+        )
 
-def describe(url: str, *, timeout_s: float = 30.0, transport: httpx.BaseTransport | None = None) -> dict[str, Any]:
-    """Return what the model at ``url`` (``http://host:port/models/NAME``) is: version, digest, run and signature.
+    @property
+    def base_url(self) -> str:
+        """Return where it asks."""
+        return self._settings.base_url
 
-    Raises:
-        NotFoundError, ClusterError: as ``predict``.
-    """
-    return _send("GET", url, body=None, headers={}, timeout_s=timeout_s, transport=transport)
+    @property
+    def with_key(self) -> bool:
+        """Return whether it sends an API key."""
+        return self._settings.with_key
 
+    def predict_url(self, name: str) -> str:
+        """Return the URL that a model's rows are sent to."""
+        return f"{self.base_url}{calls.model_path(name)}/predict"
 
-def models(base_url: str, *, timeout_s: float = 5.0) -> list[dict[str, Any]]:
-    """Return ``name``, ``version``, ``digest`` and ``path`` of each model live at ``base_url`` (``http://host:port``).
+    def predict(
+        self,
+        name: str,
+        rows: Rows,
+        *,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        session: str | None = None,
+        version: int | str | None = None,
+    ) -> Answer:
+        """Ask a model for these rows: a list of dicts, a pandas DataFrame or a pyarrow Table; NaN is missing.
 
-    Raises:
-        ClusterError: nothing listens there.
-    """
-    response = _request("GET", f"{base_url}/", body=None, headers={}, timeout_s=timeout_s, transport=None)
-    try:
-        found: list[dict[str, Any]] = response.json()["models"]
-    except (ValueError, KeyError, TypeError):
-        return []  # without deployments there is no index either, and Serve answers with a text of its own
-    return found
+        ``session`` keeps callers to one version where traffic is split by it. ``version`` asks for that one of the live
+        versions, which a key needs the right for. All rows go in one request.
 
+        Raises:
+            InvalidRowsError: the rows do not fit the signature; each problem names row and field.
+            NotFoundError: no model has this route.
+            RefusedError: a key is missing, unknown or has not the right.
+            OverloadedError: the endpoint is busy, or the key's rate used up, and was until the deadline or last retry.
+            ClusterError: nothing listens there, or it did not answer in time.
+            UsageError: the rows cannot be sent, or are too many.
+            RaymlopsError: the model failed.
+        """
+        call = calls.predict_call(name, rows, request_id=request_id, session=session, version=version)
+        return self._ask(call, timeout_s)
 
-def _send(
-    method: str,
-    url: str,
-    *,
-    body: bytes | None,
-    headers: dict[str, str],
-    timeout_s: float,
-    transport: httpx.BaseTransport | None,
-) -> dict[str, Any]:
-    response = _request(method, url, body=body, headers=headers, timeout_s=timeout_s, transport=transport)
-    try:
-        data = response.json()
-    except ValueError:
-        data = {}
-    if response.is_success and isinstance(data, dict) and "model_version" in data:
-        return data
-    error = data.get("error", {}) if isinstance(data, dict) else {}
-    # What is no JSON of ours comes from a proxy, or from something else that listens there.
-    message = error.get("message") or f"{response.reason_phrase}, not an answer of a model"
-    if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY and error.get("problems"):
-        raise InvalidRowsError([RowProblem(**problem) for problem in error["problems"]])
-    if response.status_code == httpx.codes.NOT_FOUND:
-        raise NotFoundError(f"no model answers at {url}", hint="`raymlops status` lists what is live.")
-    if response.status_code in {502, 503, 504}:
-        raise ClusterError(f"{url} answered {response.status_code}: {message}", hint="Try again in a moment.")
-    raise RaymlopsError(f"{url} answered {response.status_code}: {message}")
+    def feedback(
+        self,
+        name: str,
+        labels: Sequence[Mapping[str, Any]],
+        *,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Tell what really happened, and return how many labels were accepted.
 
+        A label is ``{"request_id": ..., "row": 0, "label": ...}`` of an answer given before; with
+        ``"correction": True`` it replaces one that was told.
 
-def _request(
-    method: str,
-    url: str,
-    *,
-    body: bytes | None,
-    headers: dict[str, str],
-    timeout_s: float,
-    transport: httpx.BaseTransport | None,
-) -> httpx.Response:
-    with httpx.Client(timeout=timeout_s, transport=transport, trust_env=False) as client:
-        for last in (False, True):
+        Raises:
+            RaymlopsError: as ``predict``.
+        """
+        return self._ask(calls.feedback_call(name, labels, request_id=request_id), timeout_s)
+
+    def describe(self, name: str, *, timeout_s: float | None = None) -> dict[str, Any]:
+        """Return what a model is: version, digest, run, signature and limits.
+
+        Raises:
+            RaymlopsError: as ``predict``.
+        """
+        return self._ask(calls.describe_call(name), timeout_s)
+
+    def models(self, *, timeout_s: float | None = None) -> list[dict[str, Any]]:
+        """Return ``name``, ``version``, ``digest`` and ``path`` of each model that is live.
+
+        Raises:
+            ClusterError: as ``predict``.
+        """
+        return self._ask(calls.models_call(), timeout_s)
+
+    def close(self) -> None:
+        """Close the connections that were kept."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base_url!r})"
+
+    def _ask(self, call: Call[T], timeout_s: float | None) -> T:
+        settings = self._settings
+        total_s = settings.timeout_s if timeout_s is None else timeout_s
+        steps = attempts(settings.policy, timeout_s=total_s, clock=self._clock, rng=self._rng)
+        outcome: Reply | Failure | None = None
+        while True:
             try:
-                return client.request(
-                    method, url, content=body, headers={"content-type": "application/json", **headers}
-                )
-            except httpx.TimeoutException as error:
-                raise ClusterError(f"{url} did not answer within {timeout_s:g} s") from error
-            except httpx.ConnectError as error:
-                raise ClusterError(
-                    f"nothing listens at {url}", hint="`raymlops status` shows whether the endpoint is up."
-                ) from error
-            except httpx.UnsupportedProtocol as error:
-                raise UsageError(
-                    f"{url!r} is no URL of an endpoint", hint="It starts with http:// or https://."
-                ) from error
-            except httpx.HTTPError as error:
-                if last:
-                    raise ClusterError(f"{url} broke off: {type(error).__name__}") from error
-    raise AssertionError  # the second turn returns or raises
+                step = steps.send(outcome)
+            except StopIteration as last:
+                return calls.result(call, last.value, base_url=settings.base_url, timeout_s=total_s)
+            if isinstance(step, Pause):
+                self._sleep(step.seconds)
+                outcome = None
+            else:
+                outcome = self._send(call, step.timeout_s)
+
+    def _send(self, call: Call[Any], timeout_s: float) -> Reply | Failure:
+        until = self._clock() + timeout_s
+        try:
+            request = request_of(self._http, call, base_url=self.base_url, timeout_s=timeout_s)
+            response = self._http.send(request, stream=True)
+            try:
+                parts = []
+                # httpx bounds each read, not all of them: an answer that drips would never end.
+                for part in response.iter_bytes():
+                    parts.append(part)
+                    if self._clock() > until:
+                        return Failure("late", "it answered too slowly")
+            finally:
+                response.close()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return failure_of(error)
+        return reply_of(response, b"".join(parts))
+
+
+def request_of(
+    http: httpx.Client | httpx.AsyncClient, call: Call[Any], *, base_url: str, timeout_s: float
+) -> httpx.Request:
+    """Return a call as httpx sends it."""
+    headers = dict(call.headers) if call.body is None else {**call.headers, "content-type": "application/json"}
+    return http.build_request(call.method, base_url + call.path, content=call.body, headers=headers, timeout=timeout_s)
+
+
+def reply_of(response: httpx.Response, body: bytes) -> Reply:
+    """Return httpx's response as ``retrying`` and ``calls`` know it."""
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    return Reply(response.status_code, body, headers, response.reason_phrase)
+
+
+def failure_of(error: Exception) -> Failure:
+    """Return why there is no answer."""
+    if isinstance(error, httpx.TimeoutException):
+        return Failure("late", type(error).__name__)
+    if isinstance(error, httpx.ConnectError):
+        return Failure("refused", str(error))
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError | httpx.InvalidURL):
+        return Failure("unsent", str(error))
+    return Failure("broken", type(error).__name__)

@@ -1,85 +1,87 @@
-"""The front of one model version: an ASGI application that parses, routes, asks the model and answers.
+"""The front of one model version over HTTP: routes, statuses, headers and pages.
 
-Owns the HTTP interface of a model: its routes, statuses, headers and JSON. Knows nothing of Ray or Serve (see
-``apps``), so that its tests need neither. It never answers 5xx for what a client sent.
+Owns the HTTP interface of a model. Knows nothing of Ray or Serve (see ``apps``), so that its tests need neither; how a
+request is answered is ``core``'s. It never answers 5xx for what a client sent.
 
-====================== =====================================================================
-``POST /predict``      ``{"rows": [...]}`` to ``{"outputs": [...], "model_version", ...}``
-``GET /``              version, digest, run and signature
-``GET /openapi.json``  the interface with the model's real fields; ``GET /docs`` as a page
-``GET /healthz``       the process lives; ``GET /readyz``: the model answered its own example
-====================== =====================================================================
+================================== ==========================================================
+``POST /predict``                  native: ``{"rows": [...]}`` to ``{"outputs": [...], ...}``
+``POST /invocations``, ``/ping``   MLflow's scoring protocol
+``/v2/...``                        Open Inference Protocol: metadata, health, ``POST .../infer``
+``POST /feedback``                 labels that came later, by request id
+``GET /``                          version, digest, run and signature
+``GET /openapi.json``, ``/docs``   the interface with the model's real fields; as a page
+``GET /healthz``, ``/readyz``      the process lives; the model answered its own example
+================================== ==========================================================
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from raymlops.errors import NonFiniteError
-from raymlops.serving.asgi import HTML, JSON, make_reply, read_body, request_id_of, send_reply, wanted_headers
-from raymlops.serving.batcher import Batcher
+from raymlops.serving.asgi import HTML, JSON, header_map, make_reply, read_body, request_id_of, send_reply
+from raymlops.serving.exchange import HEADERS, Exchange
+from raymlops.serving.feedback import accept
 from raymlops.serving.openapi import docs_page, openapi_document
-from raymlops.serving.reading import Limits, Refusal, parse_body
+from raymlops.serving.protocols import native, oip
+from raymlops.serving.protocols.asked import Answering, Encoded
+from raymlops.serving.protocols.mlflow import PROTOCOL as MLFLOW
+from raymlops.serving.reading import Refusal, error_body
 from raymlops.serving.render import route_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from raymlops.serving.asgi import Receive, Reply, Scope, Send
-    from raymlops.signature import Columns, Signature
+    from raymlops.serving.core import Core
+    from raymlops.serving.feedback import Labels
+    from raymlops.serving.protocols.asked import Protocol as Form
 
-logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
-
-LARGE_BODY_BYTES = 200_000
-"""Bodies above this are parsed in a thread: 5,000 rows take tens of milliseconds, in which others would wait."""
-
-
-class Model(Protocol):
-    """What the front asks of a loaded bundle."""
-
-    @property
-    def signature(self) -> Signature:
-        """Return what the model takes and gives."""
-
-    @property
-    def example(self) -> list[dict[str, Any]]:
-        """Return rows that the model takes."""
-
-    def predict(self, columns: Columns) -> Columns:
-        """Return output columns for input columns."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Which version answers."""
-
-    name: str
-    version: int
-    digest: str
-    run_id: str
+_ALIVE = Encoded(b'{"status":"alive"}')
 
 
 class Front:
-    """Answer the requests of one model version.
+    """Answer the HTTP requests of one model version.
 
     Use from one event loop. ``warm_up`` must have returned before ``/readyz`` says ready.
     """
 
-    def __init__(self, model: Model, *, identity: Identity, limits: Limits | None = None) -> None:
-        self.identity = identity
-        self.limits = limits or Limits()
+    def __init__(self, core: Core, *, labels: Labels | None = None) -> None:
+        self.core = core
+        self.labels = labels
         self.ready = False
-        self._model = model
-        self._batcher = Batcher(model.predict, max_rows=self.limits.max_batch_rows)
+        identity = core.identity
+        self._name = identity.name
         self._version = str(identity.version)
         self._route = route_of(identity.name)
         self._example_answer: list[dict[str, Any]] = []
-        self._headers = ((b"x-model-version", self._version.encode()),)
+        self._posts: dict[str, Form] = {
+            "predict": native.PROTOCOL,
+            "invocations": MLFLOW,
+            f"v2/models/{self._name}/infer": oip.PROTOCOL,
+            f"v2/models/{self._name}/versions/{self._version}/infer": oip.PROTOCOL,
+        }
+        model = f"v2/models/{self._name}"
+        versioned = f"{model}/versions/{self._version}"
+        self._pages = {
+            "": self._describe,
+            "openapi.json": self._openapi,
+            "docs": self._docs,
+            "healthz": lambda _prefix: _ALIVE,
+            "readyz": self._readyz,
+            "ping": self._readyz,
+            "v2": lambda _prefix: _json(oip.server_metadata()),
+            "v2/health/live": lambda _prefix: _ALIVE,
+            "v2/health/ready": self._readyz,
+            **dict.fromkeys((model, versioned), self._metadata),
+            **dict.fromkeys((f"{model}/ready", f"{versioned}/ready"), self._readyz),
+        }
+        self._open = {
+            *("healthz", "readyz", "ping", "v2/health/live", "v2/health/ready"),
+            *(f"{model}/ready", f"{versioned}/ready"),
+        }
 
     def warm_up(self, *, rounds: int = 5) -> None:
         """Answer the bundle's own example a few times, which also measures the model.
@@ -87,25 +89,21 @@ class Front:
         Raises:
             Exception: what the model raised, or rows that its own signature refuses.
         """
+        model = self.core.model
         for _ in range(rounds):
-            columns = self._model.signature.parse_rows(self._model.example)
-            outputs = self._batcher.measure(columns, rows=len(self._model.example))
-            self._example_answer = orjson.loads(_encode(_rows(outputs)))
+            columns = model.signature.parse_rows(model.example)
+            outputs = self.core.batcher.measure(columns, rows=len(model.example))
+            answering = Answering(self._name, self._version, "example")
+            body = native.PROTOCOL.encode(
+                outputs, native.Asked(columns, len(model.example)), answering, signature=model.signature
+            ).body
+            self._example_answer = orjson.loads(body)["outputs"]
         self.ready = True
-
-    def configure(self, limits: Limits) -> None:
-        """Change the limits; requests in flight keep theirs."""
-        self.limits = limits
-        self._batcher.max_rows = limits.max_batch_rows
 
     @property
     def stuck(self) -> bool:
         """Return whether a batch has been running for more than twice a request's deadline."""
-        return self._batcher.running_s > 2 * self.limits.timeout_s
-
-    def close(self) -> None:
-        """Let the worker thread end."""
-        self._batcher.close()
+        return self.core.batcher.running_s > 2 * self.core.settings.limits.timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request as an ASGI application."""
@@ -113,116 +111,112 @@ class Front:
 
     async def reply(self, scope: Scope, receive: Receive) -> Reply:
         """Return the answer to one HTTP request; never raises for what a client or the model did."""
-        headers = wanted_headers(scope)
+        core = self.core
+        wanted = HEADERS
+        if core.settings.traffic.sticky == "header":
+            wanted = HEADERS | {core.settings.traffic.sticky_header.encode()}
+        headers = header_map(scope, wanted)
         request_id = request_id_of(headers.get(b"x-request-id"))
+        exchange = Exchange(headers, request_id=request_id, version=core.identity.version)
+        status, code = 200, ""
+        extra: tuple[tuple[bytes, bytes], ...] = ()
         try:
-            async with asyncio.timeout(self.limits.timeout_s):
-                body, kind = await self._answer(scope, receive, headers, request_id)
-            return make_reply(200, body, request_id, kind=kind, extra=self._headers)
-        except Refusal as refusal:
-            return self._refuse(refusal, request_id)
-        except TimeoutError:
-            late = Refusal(504, "timeout", f"no answer within {self.limits.timeout_s:g} s")
-            return self._refuse(late, request_id)
-        except NonFiniteError as error:
-            # The model answered its own example before it was ready: values this far out are what it was asked.
-            far_out = Refusal(422, "not_finite", f"no finite answer to these rows: {error.message}")
-            return self._refuse(far_out, request_id)
+            async with asyncio.timeout(core.settings.limits.timeout_s):
+                status, encoded = await self._answer(scope, receive, exchange)
+        except asyncio.CancelledError:
+            self._finish(exchange, 499, "disconnected")
+            raise
         except Exception as error:
-            logger.exception("request %s: the model raised", request_id)
-            failed = Refusal(500, "model_error", f"the model raised {type(error).__name__}; the replica's log has it")
-            return self._refuse(failed, request_id)
+            refusal = core.refusal(error, exchange.request_id)
+            status, code = refusal.status, refusal.code
+            encoded = Encoded(error_body(refusal, exchange.request_id))
+            extra = refusal_headers(refusal)
+        self._finish(exchange, status, code)
+        extra = (*extra, *encoded.headers, (b"x-model-version", str(exchange.version).encode()))
+        return make_reply(status, encoded.body, exchange.request_id, kind=encoded.kind, extra=extra)
 
-    async def _answer(
-        self, scope: Scope, receive: Receive, headers: Mapping[bytes, bytes], request_id: str
-    ) -> tuple[bytes, bytes]:
+    def _finish(self, exchange: Exchange, status: int, code: str) -> None:
+        if exchange.protocol:  # pages and health checks are no requests to the model
+            self.core.finish(exchange, status, code)
+
+    async def _answer(self, scope: Scope, receive: Receive, exchange: Exchange) -> tuple[int, Encoded]:
         # Serve says where the route is mounted, but not to a replica that has just lost it: behind HAProxy requests go
         # on arriving there for a moment, and are answered.
         root = scope.get("root_path", "")
         path = scope["path"].removeprefix(root).removeprefix(self._route).strip("/")
-        prefix = root if root.endswith(self._route) else root + self._route
-        if path == "predict":
+        limit = self.core.settings.limits.max_body_bytes
+        form = self._posts.get(path)
+        if form is not None:
+            exchange.protocol = form.name
             _allow(scope, "POST")
-            body = await read_body(scope, receive, headers, limit=self.limits.max_body_bytes)
-            return await self._predict(body, request_id), JSON
-        page = {
-            "": self._describe,
-            "openapi.json": self._openapi,
-            "docs": self._docs,
-            "healthz": self._healthz,
-            "readyz": self._readyz,
-        }.get(path)
+            body = await read_body(scope, receive, exchange.headers, limit=limit)
+            return 200, await self.core.predict(exchange, form, body)
+        if path == "feedback":
+            exchange.protocol = "feedback"
+            _allow(scope, "POST")
+            self.core.admit(exchange, scope="feedback")
+            body = await read_body(scope, receive, exchange.headers, limit=limit)
+            return 202, _json(await accept(body, self.labels, exchange))
+        page = self._pages.get(path)
         if page is None:
             raise Refusal(404, "not_found", f"no route {scope['path'][:200]!r}; POST predict, GET docs or openapi.json")
         _allow(scope, "GET")
-        return page(prefix), HTML if path == "docs" else JSON
+        if path not in self._open:
+            self.core.admit(exchange)
+        return 200, page(root if root.endswith(self._route) else root + self._route)
 
-    async def _predict(self, body: bytes, request_id: str) -> bytes:
-        signature, max_rows = self._model.signature, self.limits.max_rows
-        if len(body) > LARGE_BODY_BYTES:
-            columns, rows = await asyncio.to_thread(parse_body, body, signature, max_rows=max_rows)
-        else:
-            columns, rows = parse_body(body, signature, max_rows=max_rows)
-        outputs = await self._batcher.submit(columns, rows=rows)
-        return _encode(
+    def _describe(self, prefix: str) -> Encoded:
+        limits = self.core.settings.limits
+        identity = self.core.identity
+        return _json(
             {
-                "outputs": _rows(outputs),
-                "model": self.identity.name,
+                "model": identity.name,
                 "model_version": self._version,
-                "request_id": request_id,
-            }
-        )
-
-    def _describe(self, prefix: str) -> bytes:
-        return _encode(
-            {
-                "model": self.identity.name,
-                "model_version": self._version,
-                "digest": self.identity.digest,
-                "run_id": self.identity.run_id,
-                "signature": self._model.signature.to_dict(),
-                "limits": {
-                    "max_rows": self.limits.max_rows,
-                    "max_body_bytes": self.limits.max_body_bytes,
-                    "timeout_s": self.limits.timeout_s,
-                },
-                "links": {page: f"{prefix}/{page}" for page in ("predict", "docs", "openapi.json")},
+                "digest": identity.digest,
+                "run_id": identity.run_id,
+                "signature": self.core.model.signature.to_dict(),
+                "limits": {key: getattr(limits, key) for key in ("max_rows", "max_body_bytes", "timeout_s")},
+                "links": {page: f"{prefix}/{page}" for page in ("predict", "docs", "openapi.json", "v2")},
             }
         )
 
     def _document(self, prefix: str) -> dict[str, Any]:
         return openapi_document(
-            self._model.signature,
-            identity=asdict(self.identity),
+            self.core.model.signature,
+            identity=asdict(self.core.identity),
             prefix=prefix,
-            example=self._model.example,
+            example=self.core.model.example,
             answer=self._example_answer,
-            max_rows=self.limits.max_rows,
+            max_rows=self.core.settings.limits.max_rows,
+            key_required=self.core.settings.access.required,
         )
 
-    def _openapi(self, prefix: str) -> bytes:
-        return _encode(self._document(prefix))
+    def _openapi(self, prefix: str) -> Encoded:
+        return _json(self._document(prefix))
 
-    def _docs(self, prefix: str) -> bytes:
-        return docs_page(self._document(prefix), self._model.signature).encode()
+    def _docs(self, prefix: str) -> Encoded:
+        return Encoded(docs_page(self._document(prefix), self.core.model.signature).encode(), HTML)
 
-    def _healthz(self, _prefix: str) -> bytes:
-        return b'{"status":"alive"}'
+    def _metadata(self, _prefix: str) -> Encoded:
+        return _json(oip.metadata(self.core.model.signature, self._name, [self._version]))
 
-    def _readyz(self, _prefix: str) -> bytes:
+    def _readyz(self, _prefix: str) -> Encoded:
         if not self.ready or self.stuck:
-            raise Refusal(503, "not_ready", "the model is stuck" if self.ready else "the model is not loaded yet")
-        return b'{"status":"ready"}'
+            why = "the model is stuck" if self.ready else "the model is not loaded yet"
+            raise Refusal(503, "not_ready", why, retry_after_s=1.0)
+        return Encoded(b'{"status":"ready"}')
 
-    def _refuse(self, refusal: Refusal, request_id: str) -> Reply:
-        error: dict[str, Any] = {
-            "code": refusal.code,
-            "message": refusal.message,
-            "problems": [asdict(problem) for problem in refusal.problems],
-        }
-        allow = ((b"allow", refusal.allow.encode()),) if refusal.allow else ()
-        body = _encode({"error": error, "request_id": request_id})
-        return make_reply(refusal.status, body, request_id, extra=(*self._headers, *allow))
+
+def refusal_headers(refusal: Refusal) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that go with a refusal."""
+    headers = []
+    if refusal.allow:
+        headers.append((b"allow", refusal.allow.encode()))
+    if refusal.retry_after_s is not None:
+        headers.append((b"retry-after", str(max(1, math.ceil(refusal.retry_after_s))).encode()))
+    if refusal.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return tuple(headers)
 
 
 def _allow(scope: Scope, method: str) -> None:
@@ -231,14 +225,5 @@ def _allow(scope: Scope, method: str) -> None:
     raise Refusal(405, "method_not_allowed", f"got {scope['method'][:20]}; expected {method}", allow=method)
 
 
-def _rows(outputs: Columns) -> list[dict[str, Any]]:
-    """Return rows that orjson can write: it writes NaN as null and arrays as lists."""
-    names = list(outputs)
-    lists = [array.tolist() for array in outputs.values()]
-    if len(names) == 1:
-        return [{names[0]: value} for value in lists[0]]
-    return [dict(zip(names, values, strict=True)) for values in zip(*lists, strict=True)]
-
-
-def _encode(data: Any) -> bytes:
-    return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)
+def _json(data: Any) -> Encoded:
+    return Encoded(orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY), JSON)

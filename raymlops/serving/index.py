@@ -1,74 +1,157 @@
-"""What is at ``/``: the list of models with links, and the liveness of the host.
+"""What is at ``/``: the list of models with links, the host's own ``/v2``, and the way from there to each model.
 
-Owns three routes. Knows nothing of models beyond the list it was given, nor of Serve.
+Owns these routes. Knows nothing of models beyond the list it was given, nor of Serve: who hands a request on to a model
+is an argument.
+
+================================== ==========================================================
+``GET /``, ``/models``             the models with links (a page for a browser at ``/``)
+``GET /healthz``                   the host lives
+``GET /v2``, ``/v2/health/...``    the Open Inference Protocol's server metadata and health
+``GET /v2/models``                 the names of the models
+``/v2/models/NAME...``             handed on to the model NAME, at the cost of a second hop
+================================== ==========================================================
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from raymlops.serving.asgi import HTML, make_reply, request_id_of, send_reply
+from raymlops.serving.protocols import oip
+from raymlops.serving.reading import Refusal, error_body
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from raymlops.serving.asgi import Receive, Reply, Scope, Send
 
+    Forward = Callable[["Target", Scope, Receive], Awaitable[Reply]]
+
+_MODELS = "/v2/models/"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The model that a host-level request is for, and the path at which its own front has what was asked."""
+
+    name: str
+    root_path: str
+    path: str
+
+    def scope(self, scope: Scope) -> dict[str, Any]:
+        """Return the scope of a request as the model's front would have got it."""
+        return {**scope, "path": self.path, "raw_path": self.path.encode(), "root_path": self.root_path}
+
 
 class Index:
-    """Answer ``GET /`` (JSON, or a page for a browser), ``/models`` and ``/healthz``; all else is 404."""
+    """Answer what concerns the host, and hand on what concerns one model.
 
-    def __init__(self) -> None:
+    ``forward(target, scope, receive)`` returns the model's answer to ``target.scope(scope)``; it may raise ``Refusal``.
+    """
+
+    def __init__(self, forward: Forward | None = None) -> None:
         self._models: list[dict[str, Any]] = []
+        self._forward = forward
 
     def configure(self, models: Sequence[Mapping[str, Any]]) -> None:
         """Take the list of champions: ``name``, ``version``, ``digest``, ``path``."""
         self._models = [dict(model) for model in models]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request as an ASGI application."""
-        await send_reply(self.reply(scope), send)
+        await send_reply(await self.answer(scope, receive), send)
+
+    async def answer(self, scope: Scope, receive: Receive) -> Reply:
+        """Return the answer to one HTTP request, from the model that it is for where it is for one."""
+        if self._forward is None:
+            return self.reply(scope)
+        try:
+            target = target_of(_path(scope), self._models)
+            if target is not None:
+                return await self._forward(target, scope, receive)
+        except Refusal as refusal:
+            return _refused(refusal, _request_id(scope))
+        return self.reply(scope)
 
     def reply(self, scope: Scope) -> Reply:
-        """Return the answer to one HTTP request."""
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
-        request_id = request_id_of(given)
-        path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
-        if path not in {"", "/models", "/healthz"}:
-            known = ", ".join(model["path"] for model in self._models) or "none"
-            message = f"no route {scope['path'][:200]!r}; models: {known}"
-            return _refuse(404, "not_found", message, request_id)
+        """Return the answer to one HTTP request that is for no model."""
+        request_id = _request_id(scope)
+        path = _path(scope)
+        pages: dict[str, Callable[[], dict[str, Any]]] = {
+            "": lambda: {"models": described(self._models)},
+            "/models": lambda: {"models": described(self._models)},
+            "/healthz": lambda: {"status": "alive"},
+            "/v2": oip.server_metadata,
+            "/v2/health/live": oip.server_live,
+            "/v2/health/ready": oip.server_ready,
+            "/v2/models": lambda: {"models": [model["name"] for model in self._models]},
+        }
+        page = pages.get(path)
+        if page is None:
+            message = f"no route {scope['path'][:200]!r}; models: {_known(self._models)}"
+            return _refused(Refusal(404, "not_found", message), request_id)
         if scope["method"] not in {"GET", "HEAD"}:
             message = f"got {scope['method'][:20]}; expected GET"
-            return _refuse(405, "method_not_allowed", message, request_id, extra=((b"allow", b"GET"),))
-        if path == "/healthz":
-            return make_reply(200, orjson.dumps({"status": "alive"}), request_id)
+            return _refused(Refusal(405, "method_not_allowed", message, allow="GET"), request_id)
         if path == "" and any(b"text/html" in value for name, value in scope["headers"] if name == b"accept"):
-            return make_reply(200, self._page().encode(), request_id, kind=HTML)
-        models = [{**model, "links": _links(model)} for model in self._models]
-        return make_reply(200, orjson.dumps({"models": models}), request_id)
+            return make_reply(200, page_of(self._models).encode(), request_id, kind=HTML)
+        return make_reply(200, orjson.dumps(page()), request_id)
 
-    def _page(self) -> str:
-        rows = "".join(
-            f'<tr><td><a href="{escape(model["path"])}/docs">{escape(model["name"])}</a></td>'
-            f"<td>{model['version']}</td><td><code>{escape(model['digest'][:12])}</code></td></tr>"
-            for model in self._models
-        )
-        return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Models</title></head>
+
+def target_of(path: str, models: Sequence[Mapping[str, Any]]) -> Target | None:
+    """Return the model that a path below ``/v2/models/`` is for, None where the path is another.
+
+    Raises:
+        Refusal: 404, there is no such model.
+    """
+    if not path.startswith(_MODELS):
+        return None
+    name = path.removeprefix(_MODELS).partition("/")[0]
+    for model in models:
+        if model["name"] == name:
+            return Target(name, model["path"], model["path"] + path)
+    raise Refusal(404, "not_found", f"no model {name[:80]!r}; models: {_known(models)}")
+
+
+def described(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the models, each with the way to ask it and to read about it."""
+    pages = ("predict", "docs", "openapi.json", "v2")
+    return [{**model, "links": {page: f"{model['path']}/{page}" for page in pages}} for model in models]
+
+
+def page_of(models: Sequence[Mapping[str, Any]]) -> str:
+    """Return the list of models as a page."""
+    rows = "".join(
+        f'<tr><td><a href="{escape(model["path"])}/docs">{escape(model["name"])}</a></td>'
+        f"<td>{model['version']}</td><td><code>{escape(model['digest'][:12])}</code></td></tr>"
+        for model in models
+    )
+    return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Models</title></head>
 <body style="font: 15px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto">
 <h1>Models</h1><table cellpadding="6"><tr><th>Name</th><th>Version</th><th>Bundle</th></tr>{rows}</table></body></html>
 """
 
 
-def _links(model: Mapping[str, Any]) -> dict[str, str]:
-    return {page: f"{model['path']}/{page}" for page in ("predict", "docs", "openapi.json")}
+def _path(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "")).rstrip("/")
 
 
-def _refuse(
-    status: int, code: str, message: str, request_id: str, *, extra: tuple[tuple[bytes, bytes], ...] = ()
-) -> Reply:
-    body = {"error": {"code": code, "message": message, "problems": []}, "request_id": request_id}
-    return make_reply(status, orjson.dumps(body), request_id, extra=extra)
+def _request_id(scope: Scope) -> str:
+    return request_id_of(next((value for name, value in scope["headers"] if name == b"x-request-id"), None))
+
+
+def _known(models: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(model["path"] for model in models) or "none"
+
+
+def _refused(refusal: Refusal, request_id: str) -> Reply:
+    extra = ((b"allow", refusal.allow.encode()),) if refusal.allow else ()
+    if refusal.retry_after_s is not None:
+        extra = (*extra, (b"retry-after", str(max(1, math.ceil(refusal.retry_after_s))).encode()))
+    return make_reply(refusal.status, error_body(refusal, request_id), request_id, extra=extra)

@@ -1,69 +1,138 @@
 """Middleware between Serve's HTTP server and its own code, which takes some of a request's headers on trust.
 
 Named by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` where a cluster is started; runs in the Python proxy, or in each
-replica behind HAProxy. Owns what reaches Serve of a request's headers, and the way its body takes. Models work without
-it, more slowly and with Serve's own answer to the headers below.
+replica behind HAProxy. Owns what reaches Serve of a request's headers and path, and the way its body takes. Models work
+without it, more slowly and with Serve's own answer to the headers below.
 
-Two things of Ray 2.60 that it works around. Serve decodes every header's name, and some values, as UTF-8 without a
-guard (a stray byte is a 500), and takes a client's word for its own deadline. And the Python proxy sends a request
-without its body, which the replica fetches by two calls back: a small body goes along in the scope instead.
+Three things of Ray 2.60 that it works around. Serve decodes every header's name, and some values, as UTF-8 without a
+guard (a stray byte is a 500), takes a client's word for its own deadline and lets it choose among replicas (by the id
+of a model that none has, which costs a second). It has no bound for headers, and none for the time of a body. And the
+Python proxy sends a request without its body, which the replica fetches by two calls back: a small body goes along in
+the scope instead.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from typing import TYPE_CHECKING
 
 from starlette.middleware import Middleware
 
-from raymlops.serving.asgi import BODY, request_id_of
+from raymlops.serving.asgi import BODY, make_reply, request_id_of, send_reply
+from raymlops.serving.connections import MAX_HEADER_BYTES, max_header_bytes, too_large
+from raymlops.serving.mended import mend_serve
+from raymlops.serving.reading import Refusal, error_body
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from raymlops.serving.asgi import Message, Receive, Scope, Send
 
+    App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
 MODELS = "/models/"
 SMALL_BODY_BYTES = 64_000
+MAX_HEADERS = 100
+BODY_S = 10.0
+"""How long a small body may take to come. A larger one has the deadline of its request."""
 DRAIN_S = 60.0
 """How long the rest of a refused body may take to come."""
-_DROPPED = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
+
+_MODEL_ID = b"serve%bmultiplexed%bmodel%bid"  # Serve takes - and _ for one another in this name
+_DROPPED = frozenset(
+    {
+        *(b"x-request-timeout-seconds", b"x-request-disconnect-disabled"),
+        *(_MODEL_ID % separators for separators in itertools.product((b"-", b"_"), repeat=3)),
+    }
+)
+_KEYS = frozenset({b"authorization", b"x-api-key"})
+_CLOSE = ((b"connection", b"close"),)
 
 
 def middlewares() -> list[Middleware]:
-    """Return the middlewares that Serve puts around its HTTP server."""
-    return [Middleware(Cleaner)]
+    """Return the middlewares that Serve puts around its HTTP server, which it asks for in each process that has one."""
+    mend_serve()
+    return [Middleware(Cleaner, header_bytes=max_header_bytes())]
 
 
 class Cleaner:
-    """Clean the headers of every request, and send a small body along with a request to a model."""
+    """Clean the headers of every request, and send a small body along with a request to a model.
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    ``header_bytes`` bounds path and headers, ``body_s`` is how many seconds a small body may take.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        header_bytes: int = MAX_HEADER_BYTES,
+        body_s: float = BODY_S,
+    ) -> None:
         self._app = app
+        self._header_bytes = header_bytes
+        self._body_s = body_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request as an ASGI application."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._other(scope, receive, send)
             return
         headers = clean_headers(scope["headers"])
+        refusal = self._refusal(scope)
         scope["headers"] = headers
-        if scope["method"] != "POST" or not scope["path"].startswith(MODELS):
+        if refusal is not None:
+            await self._answer_after_body(_refusing(refusal, headers), scope, receive, send)
+        elif scope["method"] != "POST" or not scope["path"].startswith(MODELS):
             await self._app(scope, receive, send)
         elif _is_small(headers):
-            body = await _read(receive)
-            if body is None:
-                return
-            scope[BODY] = body
-            # With its body in hand a model answers in milliseconds: watching for a client that leaves costs more than
-            # finishing its request.
-            headers.append((b"x-request-disconnect-disabled", b"?1"))
-            await self._app(scope, receive, send)
+            await self._with_body(scope, receive, send)
         else:
-            await self._answer_after_body(scope, receive, send)
+            await self._answer_after_body(self._app, scope, receive, send)
 
-    async def _answer_after_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _refusal(self, scope: Scope) -> Refusal | None:
+        """Return why a request goes no further, from its path and its headers as they came."""
+        headers = scope["headers"]
+        size = sum([len(name) + len(value) for name, value in headers])
+        size += len(scope.get("raw_path") or b"") + len(scope.get("query_string", b""))
+        if size > self._header_bytes:
+            return too_large(self._header_bytes)
+        if len(headers) > MAX_HEADERS:
+            return Refusal(431, "headers_too_large", f"got {len(headers)} headers; at most {MAX_HEADERS}")
+        path = scope["path"]
+        if not path.isprintable() or "\ufffd" in path:  # which is what stands for bytes that are not UTF-8
+            return Refusal(400, "bad_path", "the path has bytes that are no printable UTF-8")
+        return None
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let others' websockets through, and refuse one to a model, which has none: Serve would answer it with 500."""
+        if scope["type"] == "websocket":
+            refusal = self._refusal(scope)
+            scope["headers"] = clean_headers(scope["headers"])
+            if refusal is not None or scope["path"].startswith(MODELS):
+                await receive()
+                await send({"type": "websocket.close", "code": 1008})  # before it is accepted: the client sees 403
+                return
+        await self._app(scope, receive, send)
+
+    async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self._body_s):
+                body = await _read(receive)
+        except TimeoutError:
+            late = Refusal(408, "slow_body", f"the body was not complete within {self._body_s:g} s")
+            await _refusing(late, scope["headers"])(scope, receive, send)
+            return
+        if body is None:
+            return
+        scope[BODY] = body
+        # With its body in hand a model answers in milliseconds: watching for a client that leaves costs more than
+        # finishing its request.
+        scope["headers"].append((b"x-request-disconnect-disabled", b"?1"))
+        await self._app(scope, receive, send)
+
+    async def _answer_after_body(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         """Hold the answer back until the body has come, unread as the rest of it may be.
 
         A body that is refused for its size is answered at once. If the client is still sending then, and has asked for
@@ -81,7 +150,7 @@ class Cleaner:
         async def hold(message: Message) -> None:
             held.append(message)
 
-        await self._app(scope, counted, hold)
+        await app(scope, counted, hold)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_S):
                 while not complete:
@@ -94,7 +163,7 @@ def clean_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes
     """Return the headers without those that are not ASCII or that would change Serve's own behaviour.
 
     ``x-request-id`` is kept when it is 1 to 128 printable characters and replaced otherwise, so that the id in the
-    response's header is the one in its body.
+    response's header is the one in its body. A key that is not ASCII stays a key, which is wrong.
     """
     kept = []
     for name, value in headers:
@@ -104,7 +173,20 @@ def clean_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes
             kept.append((name, request_id_of(value).encode()))
         elif value.isascii():
             kept.append((name, value))
+        elif name in _KEYS:
+            kept.append((b"x-api-key", b"?"))
     return kept
+
+
+def _refusing(refusal: Refusal, headers: list[tuple[bytes, bytes]]) -> App:
+    """Return an application that answers with a refusal, after which the connection is closed."""
+    request_id = request_id_of(next((value for name, value in headers if name == b"x-request-id"), None))
+    reply = make_reply(refusal.status, error_body(refusal, request_id), request_id, extra=_CLOSE)
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send_reply(reply, send)
+
+    return app
 
 
 def _is_small(headers: list[tuple[bytes, bytes]]) -> bool:

@@ -1,28 +1,53 @@
-"""What a model's interface looks like to others: an OpenAPI 3.1 document and a page that shows it.
+"""What a model's interface looks like to others: an OpenAPI 3.1 document.
 
 Owns the description of the routes of ``front``, made from the signature, so that it names the model's real
-fields. Pure; the page needs no network.
+fields; their schemas are ``schemas``', and ``docspage`` shows the document. Pure.
 """
 
 from __future__ import annotations
 
-import json
-from html import escape
 from typing import TYPE_CHECKING, Any
+
+from raymlops.serving.docspage import docs_page
+from raymlops.serving.protocols.binary import HEADER
+from raymlops.serving.protocols.tensors import datatype_of
+from raymlops.serving.schemas import ref, schemas_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from raymlops.signature import Column, Signature
 
+__all__ = ["docs_page", "openapi_document"]
+
 _ERRORS = {
-    "400": "the body is empty, not JSON, not UTF-8, or gives a key twice",
+    "400": "the body is empty, not JSON, not UTF-8, gives a key twice, or is not as long as it says",
+    "401": "no valid API key, where the endpoint asks for one",
+    "403": "a key without the right to do this",
+    "404": "no such route, or no such version is up",
+    "405": "another method; `allow` names the right one",
+    "408": "headers or body came too slowly",
+    "409": "no prediction log is kept, so that labels would have no place",
     "413": "more rows or bytes than one request may have",
-    "415": "a compressed body",
-    "422": "rows that do not fit the signature; `problems` names row and field",
+    "415": "a compressed body, or one of another type",
+    "422": "values that do not fit the signature; `problems` names row and field",
+    "429": "too many requests with this key; `retry-after` says when to try again",
+    "431": "more headers, or longer ones, than a request may have",
     "500": "the model raised",
-    "503": "too many requests are waiting, or no replica is ready",
+    "503": "too many requests are waiting, or the model is not ready; `retry-after` says when to try again",
     "504": "no answer within the deadline",
+}
+_ALWAYS = ("400", "404", "405", "408", "431", "503", "504")
+_GUARDED = ("401", "403", "429")
+_POSTED = ("413", "415", "422", "500")
+_REQUEST_HEADERS = {
+    "x-request-id": "names this request in its answer, in logs and for feedback; 1 to 128 printable ASCII characters, "
+    "others are replaced",
+    "traceparent": "the caller's W3C trace context",
+}
+_TRAFFIC_HEADERS = {
+    "x-raymlops-version": "the version that is to answer; needs a key with the scope `pin` where keys are asked for",
+    "x-session-id": "callers of one session are answered by one version, where traffic is split by it",
 }
 
 
@@ -34,194 +59,192 @@ def openapi_document(
     example: Sequence[Mapping[str, Any]],
     answer: Sequence[Mapping[str, Any]],
     max_rows: int,
+    key_required: bool = False,
 ) -> dict[str, Any]:
     """Return the OpenAPI document of one model version.
 
     ``example`` are rows that the model takes, ``answer`` what it answered to them.
     """
-    version = str(identity["version"])
-    request = {
-        "type": "object",
-        "required": ["rows"],
-        "additionalProperties": False,
-        "properties": {"rows": {"type": "array", "minItems": 1, "maxItems": max_rows, "items": _ref("Row")}},
+    name, version = str(identity["name"]), str(identity["version"])
+    model, versioned = f"/v2/models/{name}", f"/v2/models/{name}/versions/{version}"
+    predict = _post(
+        "predict",
+        f"Ask {name} version {version}",
+        _json_body("Request", {"rows": list(example)}),
+        _json_answer("one output a row, in order", "Response", _answered(name, version, outputs=list(answer))),
+    )
+    invocations = _post(
+        "invocations",
+        "Ask as MLflow's scoring server is asked",
+        _json_body("Invocation", {"dataframe_records": list(example)}, **{"text/csv": {"schema": {"type": "string"}}}),
+        _json_answer("one prediction a row, in order", "Predictions", {"predictions": list(answer)}),
+    )
+    feedback = _post(
+        "feedback",
+        "Send what turned out to be true, by the request id of an answer",
+        _json_body("Feedback", {"labels": [{"request_id": _EXAMPLE_ID, "row": 0, "label": 1}]}),
+        _json_answer("the labels are kept", "Accepted", {"accepted": 1, "request_id": _EXAMPLE_ID}),
+        status="202",
+        more=("409",),
+    )
+    shown = _infer_example(signature, example)
+    paths: dict[str, Any] = {
+        "/predict": {"post": predict},
+        "/invocations": {"post": invocations},
+        "/feedback": {"post": feedback},
+        f"{model}/infer": {"post": _infer("infer", shown)},
+        f"{versioned}/infer": {"post": _infer("inferVersion", shown)},
     }
-    response = {
-        "type": "object",
-        "required": ["outputs", "model", "model_version", "request_id"],
-        "properties": {
-            "outputs": {"type": "array", "items": _ref("Output")},
-            "model": {"type": "string", "const": identity["name"]},
-            "model_version": {"type": "string"},
-            "request_id": {"type": "string"},
-        },
-    }
-    answered = {
-        "outputs": list(answer),
-        "model": identity["name"],
-        "model_version": version,
-        "request_id": "7f6f2c1e-0000-4000-8000-000000000000",
-    }
-    schemas = {
-        "Row": _object(signature.inputs, strict=True),
-        "Output": _object(signature.outputs, strict=False),
-        "Request": request,
-        "Response": response,
-        "Error": _error_schema(),
-    }
-    refused = {
-        status: {"description": text, "content": {"application/json": {"schema": _ref("Error")}}}
-        for status, text in _ERRORS.items()
-    }
-    predict = {
-        "summary": f"Ask {identity['name']} version {version}",
-        "operationId": "predict",
-        "parameters": [
-            {
-                "name": "x-request-id",
-                "in": "header",
-                "required": False,
-                "description": "kept in the answer; 1 to 128 printable characters",
-                "schema": {"type": "string", "maxLength": 128},
-            }
-        ],
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": _ref("Request"), "example": {"rows": list(example)}}},
-        },
-        "responses": {
-            "200": {
-                "description": "one output a row, in order",
-                "content": {"application/json": {"schema": _ref("Response"), "example": answered}},
-            },
-            **refused,
-        },
-    }
+    metadata = _json_answer("names, types and shapes of its tensors", "ModelMetadata")
+    for path, operation, summary, answered, guarded in (
+        ("/", "describe", "Version, digest, run and signature", _object_answer("what answers here"), True),
+        ("/v2", "serverMetadata", "Server metadata", _json_answer("name and extensions", "ServerMetadata"), True),
+        (model, "modelMetadata", "Model metadata", metadata, True),
+        (versioned, "versionMetadata", "Model metadata", metadata, True),
+        (f"{model}/ready", "modelReady", "The model answers", _object_answer("it does"), False),
+        (f"{versioned}/ready", "versionReady", "The model answers", _object_answer("it does"), False),
+        ("/v2/health/live", "live", "The process lives", _object_answer("it does"), False),
+        ("/v2/health/ready", "ready", "The model answers", _object_answer("it does"), False),
+        ("/ping", "ping", "The model answers, as MLflow's scoring server says it", _object_answer("it does"), False),
+        ("/healthz", "healthz", "The process lives", _object_answer("it does"), False),
+        ("/readyz", "readyz", "The model answers", _object_answer("it does"), False),
+        ("/openapi.json", "openapi", "This document", _object_answer("this document"), True),
+    ):
+        paths[path] = {"get": _get(operation, summary, answered, guarded=guarded)}
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": identity["name"],
+            "title": name,
             "version": version,
             "description": f"Bundle {identity['digest']}, run {identity['run_id']}.",
         },
         "servers": [{"url": prefix or "/"}],
-        "paths": {
-            "/predict": {"post": predict},
-            "/": {"get": _page("describe", "Version, digest, run and signature")},
-            "/healthz": {"get": _page("healthz", "The process lives")},
-            "/readyz": {"get": _page("readyz", "The model answers")},
-        },
-        "components": {"schemas": schemas},
-    }
-
-
-def docs_page(document: Mapping[str, Any], signature: Signature) -> str:
-    """Return the document as one HTML page with a form that sends the example."""
-    info = document["info"]
-    prefix = document["servers"][0]["url"].rstrip("/")
-    operation = document["paths"]["/predict"]["post"]
-    example = operation["requestBody"]["content"]["application/json"]["example"]
-    answered = operation["responses"]["200"]["content"]["application/json"]["example"]
-    text = json.dumps(example, indent=2, ensure_ascii=False)
-    refused = "".join(
-        f"<tr><td>{status}</td><td>{escape(answer['description'])}</td></tr>"
-        for status, answer in operation["responses"].items()
-        if status != "200"
-    )
-    title = f"{info['title']} version {info['version']}"
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430 }}
-table {{ border-collapse: collapse; width: 100% }}
-td, th {{ border-bottom: 1px solid #d5dbe3; padding: .3rem .6rem; text-align: left; vertical-align: top }}
-pre, textarea {{ background: #f4f6f9; border: 1px solid #d5dbe3; border-radius: 4px; padding: .6rem; width: 100%;
-  box-sizing: border-box; font: 13px/1.4 ui-monospace, monospace; overflow: auto; margin: .4rem 0 }}
-button {{ font: inherit; padding: .3rem 1rem }}
-</style></head><body>
-<h1>{escape(title)}</h1>
-<p>{escape(info["description"])} <a href="{escape(prefix)}/openapi.json">openapi.json</a></p>
-<h2>Inputs</h2>{_table(signature.inputs)}
-<h2>Outputs</h2>{_table(signature.outputs)}
-<h2>POST {escape(prefix)}/predict</h2>
-<label for="body">One object a row:</label>
-<textarea id="body" rows="14">{escape(text)}</textarea>
-<button id="send">Send</button>
-<pre id="answer" aria-live="polite">{escape(json.dumps(answered, indent=2, ensure_ascii=False))}</pre>
-<h2>Refusals</h2><table><tr><th>Status</th><th>Reason</th></tr>{refused}</table>
-<script>
-document.getElementById("send").onclick = async () => {{
-  const body = document.getElementById("body").value, answer = document.getElementById("answer");
-  try {{
-    const response = await fetch({json.dumps(prefix)} + "/predict", {{
-      method: "POST", headers: {{"content-type": "application/json"}}, body}});
-    answer.textContent = response.status + "\\n" + JSON.stringify(await response.json(), null, 2);
-  }} catch (error) {{ answer.textContent = String(error); }}
-}};
-</script></body></html>
-"""
-
-
-def _ref(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _object(columns: Sequence[Column], *, strict: bool) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": {column.name: column.json_schema() for column in columns},
-        "required": [column.name for column in columns if not (strict and column.nullable)],
-        "additionalProperties": not strict,
-    }
-
-
-def _error_schema() -> dict[str, Any]:
-    problem = {
-        "type": "object",
-        "properties": {
-            "row": {"type": ["integer", "null"], "description": "counted from 0"},
-            "field": {"type": ["string", "null"]},
-            "message": {"type": "string"},
+        "security": [{"bearer": []}, {"apiKey": []}, *([] if key_required else [{}])],
+        "paths": paths,
+        "components": {
+            "schemas": schemas_of(signature, name=name, max_rows=max_rows),
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "an API key, `rk_...`"},
+                "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
         },
     }
-    error = {
-        "type": "object",
-        "required": ["code", "message", "problems"],
-        "properties": {
-            "code": {"type": "string"},
-            "message": {"type": "string"},
-            "problems": {"type": "array", "items": problem},
-        },
-    }
-    return {
-        "type": "object",
-        "required": ["error", "request_id"],
-        "properties": {"error": error, "request_id": {"type": "string"}},
-    }
 
 
-def _page(operation: str, summary: str) -> dict[str, Any]:
+_EXAMPLE_ID = "7f6f2c1e-0000-4000-8000-000000000000"
+
+
+def _answered(name: str, version: str, **values: Any) -> dict[str, Any]:
+    return {**values, "model": name, "model_version": version, "request_id": _EXAMPLE_ID}
+
+
+def _post(
+    operation: str,
+    summary: str,
+    body: dict[str, Any],
+    answered: dict[str, Any],
+    *,
+    status: str = "200",
+    more: Sequence[str] = (),
+) -> dict[str, Any]:
+    traffic = {} if operation == "feedback" else _TRAFFIC_HEADERS
     return {
         "summary": summary,
         "operationId": operation,
-        "responses": {"200": {"description": summary, "content": {"application/json": {"schema": {"type": "object"}}}}},
+        "parameters": _headers({**_REQUEST_HEADERS, **traffic}),
+        "requestBody": {"required": True, **body},
+        "responses": {
+            status: {**answered, "headers": _answer_headers()},
+            **_refusals([*_ALWAYS, *_GUARDED, *_POSTED, *more]),
+        },
     }
 
 
-def _table(columns: Sequence[Column]) -> str:
-    rows = "".join(
-        f"<tr><td><code>{escape(column.name)}</code></td><td>{escape(_type_text(column))}</td>"
-        f"<td>{escape(column.description)}</td></tr>"
-        for column in columns
+def _get(operation: str, summary: str, answered: dict[str, Any], *, guarded: bool) -> dict[str, Any]:
+    return {
+        "summary": summary,
+        "operationId": operation,
+        "parameters": _headers(_REQUEST_HEADERS),
+        "responses": {
+            "200": {**answered, "headers": _answer_headers()},
+            **_refusals([*_ALWAYS, *(_GUARDED if guarded else ())]),
+        },
+        **({} if guarded else {"security": [{}]}),
+    }
+
+
+def _infer(operation: str, shown: dict[str, Any]) -> dict[str, Any]:
+    binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    answered = _json_answer("one tensor an output", "InferenceResponse")
+    answered["content"].update(binary)
+    posted = _post(
+        operation,
+        "Ask in the Open Inference Protocol",
+        _json_body("InferenceRequest", shown),
+        answered,
     )
-    return f"<table><tr><th>Field</th><th>Type</th><th>Meaning</th></tr>{rows}</table>"
+    text = "how many bytes of the body are JSON, where tensors follow it as bytes (the binary tensor extension)"
+    posted["responses"]["200"]["headers"][HEADER.decode()] = {"description": text, "schema": {"type": "integer"}}
+    posted["description"] = (
+        f"Tensors may also follow the JSON as bytes: then the request header `{HEADER.decode()}` says {text}."
+    )
+    return posted
 
 
-def _type_text(column: Column) -> str:
-    dims = f" of shape ({', '.join('any' if size is None else str(size) for size in column.shape)})"
-    text = column.type + (dims if column.shape else "") + (" or null" if column.nullable else "")
-    if column.categories:
-        shown = ", ".join(column.categories[:12]) + (" ..." if len(column.categories) > 12 else "")
-        text += f"; known: {shown}"
-    return text
+def _infer_example(signature: Signature, example: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    # A tensor holds no rows of different lengths: an example of such rows is shown by its first.
+    ragged = [column.name for column in signature.inputs if None in column.shape]
+    rows = list(example)[: 1 if ragged else None]
+    inputs = []
+    for column in signature.inputs:
+        values = [row.get(column.name) for row in rows]
+        shape = [len(rows), *_lengths(values, column)]
+        inputs.append({"name": column.name, "datatype": datatype_of(column), "shape": shape, "data": values})
+    return {"inputs": inputs}
+
+
+def _lengths(values: Any, column: Column) -> list[int]:
+    lengths = []
+    for _ in column.shape:
+        values = values[0]
+        lengths.append(len(values))
+    return lengths
+
+
+def _json_body(schema: str, example: Any, **others: Any) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": ref(schema), "example": example}, **others}}
+
+
+def _json_answer(description: str, schema: str, example: Any = None) -> dict[str, Any]:
+    content = {"schema": ref(schema), **({} if example is None else {"example": example})}
+    return {"description": description, "content": {"application/json": content}}
+
+
+def _object_answer(description: str) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": {"type": "object"}}}}
+
+
+def _headers(described: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
+        for name, text in described.items()
+    ]
+
+
+def _answer_headers() -> dict[str, Any]:
+    return {
+        "x-request-id": {"description": "names the request", "schema": {"type": "string"}},
+        "x-model-version": {"description": "the version that answered", "schema": {"type": "string"}},
+    }
+
+
+def _refusals(statuses: Sequence[str]) -> dict[str, Any]:
+    later = {"retry-after": {"description": "whole seconds", "schema": {"type": "integer", "minimum": 1}}}
+    return {
+        status: {
+            "description": _ERRORS[status],
+            "content": {"application/json": {"schema": ref("Error")}},
+            **({"headers": later} if status in {"429", "503"} else {}),
+        }
+        for status in sorted(statuses)
+    }

@@ -1,6 +1,6 @@
-"""Starting Serve with its HTTP options.
+"""Starting Serve with its HTTP and gRPC options.
 
-Owns host, port and kind of the proxy, which Serve fixes at its start. Knows nothing of applications.
+Owns host, ports and kind of the proxy, which Serve fixes at its start. Knows nothing of applications.
 
 Every Ray process reads ``RAY_SERVE_ENABLE_HA_PROXY`` when it imports Serve, so HAProxy needs it in the environment in
 which the cluster is started; it cannot be switched on later.
@@ -13,6 +13,7 @@ import socket
 from typing import Literal
 
 from raymlops.errors import ClusterError, PortTakenError, UsageError
+from raymlops.serving.render import grpc_options
 
 Proxy = Literal["python", "haproxy"]
 
@@ -24,8 +25,8 @@ def free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def check_port(host: str, port: int) -> None:
-    """Check that a port can be listened on.
+def check_port(host: str, port: int, *, setting: str = "serve.port") -> None:
+    """Check that a port can be listened on; ``setting`` is what the user is to change where it cannot.
 
     Raises:
         PortTakenError: another process listens there.
@@ -40,17 +41,18 @@ def check_port(host: str, port: int) -> None:
                 raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}") from error
             raise PortTakenError(
                 f"port {port} on {host} is taken by another process",
-                hint="Set serve.port to another one, or to 0 for any free one.",
+                hint=f"Set {setting} to another one{', or to 0 for any free one' if setting == 'serve.port' else ''}.",
             ) from error
 
 
-def start_proxy(host: str, port: int, *, proxy: Proxy = "python") -> int:
-    """Start Serve on the connected Ray cluster and return the port its proxy listens on.
+def start_proxy(host: str, port: int, *, proxy: Proxy = "python", grpc_port: int | None = None) -> int:
+    """Start Serve on the connected Ray cluster and return the port its proxy listens on for HTTP.
 
-    Does nothing where Serve already runs with the same host, and the same port or ``port`` 0.
+    Does nothing where Serve already runs with the same host, and the same port or ``port`` 0. It listens for gRPC only
+    where ``grpc_port`` is given.
 
     Raises:
-        PortTakenError: another process listens on the port; nothing was started.
+        PortTakenError: another process listens on a port; nothing was started.
         ClusterError: Ray is not connected, or its Serve runs with another host, port or proxy, which it cannot change.
     """
     import ray
@@ -65,6 +67,12 @@ def start_proxy(host: str, port: int, *, proxy: Proxy = "python") -> int:
                 f"Serve already listens on {running[0]}:{running[1]}; asked for {host}:{port}",
                 hint="Serve cannot change its address while it runs: use that one, or shut Serve down first.",
             )
+        if grpc_port not in {None, running[2]}:
+            found = "without gRPC" if running[2] is None else f"with gRPC on port {running[2]}"
+            raise ClusterError(
+                f"Serve already runs {found}; asked for port {grpc_port}",
+                hint="Serve cannot open it while it runs: start it with that port, as raymlops up --grpc-port does.",
+            )
         return running[1]
     enabled = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") == "1"
     if enabled != (proxy == "haproxy"):
@@ -74,17 +82,20 @@ def start_proxy(host: str, port: int, *, proxy: Proxy = "python") -> int:
         )
     if port:
         check_port(host, port)
+    if grpc_port is not None:
+        check_port(host, grpc_port, setting="serve.grpc_port")
     chosen = port or free_port(host)
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": host, "port": chosen},
+        grpc_options=None if grpc_port is None else grpc_options(grpc_port),
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
     return chosen
 
 
-def _running() -> tuple[str, int] | None:
-    """Return host and port of the Serve instance on this cluster, None where there is none."""
+def _running() -> tuple[str, int, int | None] | None:
+    """Return host, port and gRPC's port of the Serve instance on this cluster, None where there is none."""
     import ray
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
@@ -93,4 +104,5 @@ def _running() -> tuple[str, int] | None:
     except ValueError:
         return None
     options = ray.get(controller.get_http_config.remote(), timeout=30)
-    return str(options.host), int(options.port)
+    grpc = ray.get(controller.get_grpc_config.remote(), timeout=30)
+    return str(options.host), int(options.port), int(grpc.port) if grpc.grpc_servicer_functions else None

@@ -11,21 +11,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from raymlops.bundle.place import root_of
 from raymlops.config.serve import ServeSection
 from raymlops.errors import UsageError
+from raymlops.serving.guard import access_of
+from raymlops.serving.traffic import Share, Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raymlops.state.store import Deployment
+    from raymlops.state.store import Deployment, Desired
 
 DEPLOYMENT = "front"
 """Name of the one Serve deployment in each of our applications."""
 MODEL_IMPORT_PATH = "raymlops.serving.apps:model_app"
 INDEX_IMPORT_PATH = "raymlops.serving.apps:index_app"
-INDEX_APP = "raymlops-index"
+GRPC_SERVICER = "raymlops.serving.protocols.stubs:add_servicer"
+INDEX_APP = "raymlops"
+"""Also what gRPC clients give as ``application``: it stays, while a champion's application changes."""
 
-_LIMITS = ("max_rows", "max_body_bytes", "timeout_s", "max_batch_rows")
+_LIMITS = ("max_rows", "max_body_bytes", "timeout_s", "max_batch_rows", "max_waiting_rows")
+_TRAFFIC = ("sticky", "sticky_header", "canary_timeout_s", "max_shadow_requests")
+_LOG = ("enabled", "flush_s", "max_pending_rows", "redact")
 _QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
@@ -45,35 +52,77 @@ def is_ours(application: Mapping[str, Any]) -> bool:
 
 
 def render(
-    deployments: Sequence[Deployment],
-    *,
-    host: str,
-    port: int,
-    foreign: Sequence[Mapping[str, Any]] = (),
+    desired: Desired, *, host: str, port: int, foreign: Sequence[Mapping[str, Any]] = (), grpc_port: int | None = None
 ) -> dict[str, Any]:
-    """Return the Serve config of the desired deployments, with ``foreign`` applications as they are.
+    """Return the Serve config of what should be live, with ``foreign`` applications as they are.
 
     Without deployments there is no index either, so that only the foreign applications remain.
 
     Raises:
         UsageError: two champions of one name, or a foreign application that holds a name or route of ours.
     """
-    ordered = sorted(deployments, key=lambda item: (item.name, item.version))
-    ours = [_model_application(item) for item in ordered]
+    ordered = sorted(desired.deployments, key=lambda item: (item.name, item.version))
+    ours = [_model_application(item, desired) for item in ordered]
     taken = {application.get("route_prefix", "/") for application in foreign}
     if ours and "/" not in taken:  # a foreign application at / keeps it; the list of models is then not served
         ours.append(_index_application(ordered))
     _check(ours, foreign)
-    return {
+    config: dict[str, Any] = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": host, "port": port},
         "applications": [*ours, *(dict(application) for application in foreign)],
     }
+    if grpc_port is not None:
+        config["grpc_options"] = grpc_options(grpc_port)
+    return config
 
 
-def _model_application(item: Deployment) -> dict[str, Any]:
-    # Stored by another version of raymlops, perhaps: what this one does not know is left out.
-    settings = ServeSection.model_validate({k: v for k, v in item.serve.items() if k in ServeSection.model_fields})
+def grpc_options(port: int) -> dict[str, Any]:
+    """Return what makes Serve listen for gRPC, at the HTTP host (see ``mended``).
+
+    Without server reflection: it would answer without a key, and knows no message of a pool of its own.
+    """
+    return {"port": port, "grpc_servicer_functions": [GRPC_SERVICER], "enable_reflection": False}
+
+
+def settings_of(item: Deployment) -> ServeSection:
+    """Return the ``serve`` section with which a version was deployed.
+
+    Stored by another version of raymlops, perhaps: what this one does not know is left out.
+    """
+    return ServeSection.model_validate({k: v for k, v in item.serve.items() if k in ServeSection.model_fields})
+
+
+def _model_application(item: Deployment, desired: Desired) -> dict[str, Any]:
+    settings = settings_of(item)
+    scaling: dict[str, Any] = {
+        "min_replicas": settings.min_replicas,
+        "max_replicas": settings.max_replicas,
+        "target_ongoing_requests": settings.target_ongoing_requests,
+        "upscale_delay_s": settings.upscale_delay_s,
+        "downscale_delay_s": settings.downscale_delay_s,
+    }
+    if settings.min_replicas == 0:
+        # Up at first, so that a deploy shows that the version answers; it goes when nobody asks.
+        scaling |= {"initial_replicas": 1, "downscale_to_zero_delay_s": settings.scale_to_zero_after_s}
+    actor: dict[str, Any] = {"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica}
+    if settings.resources_per_replica:
+        actor["resources"] = settings.resources_per_replica
+    options: dict[str, Any] = {
+        "name": DEPLOYMENT,
+        "autoscaling_config": scaling,
+        "max_ongoing_requests": settings.max_ongoing_requests,
+        "max_queued_requests": settings.max_queued_requests,
+        "backpressure_config": {"status_code": 503, "retry_after_s": 1},
+        "ray_actor_options": actor,
+        "user_config": _user_config(item, settings, desired),
+        "health_check_period_s": 10.0,
+        "health_check_timeout_s": 30.0,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "graceful_shutdown_timeout_s": settings.timeout_s,
+    }
+    if settings.max_replicas_per_node is not None:
+        options["max_replicas_per_node"] = settings.max_replicas_per_node
     return {
         "name": app_name(item.name, item.version),
         "route_prefix": route_of(item.name) if item.role == "champion" else None,
@@ -86,31 +135,46 @@ def _model_application(item: Deployment) -> dict[str, Any]:
             "run_id": item.run_id,
         },
         "logging_config": _QUIET,
-        "deployments": [
-            {
-                "name": DEPLOYMENT,
-                "autoscaling_config": {
-                    "min_replicas": settings.min_replicas,
-                    "max_replicas": settings.max_replicas,
-                    "target_ongoing_requests": settings.target_ongoing_requests,
-                },
-                "max_ongoing_requests": settings.max_ongoing_requests,
-                "max_queued_requests": settings.max_queued_requests,
-                "ray_actor_options": {
-                    "num_cpus": settings.cpus_per_replica,
-                    "num_gpus": settings.gpus_per_replica,
-                },
-                "user_config": {
-                    **{key: getattr(settings, key) for key in _LIMITS},
-                    "threads": settings.threads_per_replica,
-                },
-                "health_check_period_s": 10.0,
-                "health_check_timeout_s": 30.0,
-                "graceful_shutdown_wait_loop_s": 0.5,
-                "graceful_shutdown_timeout_s": settings.timeout_s,
-            }
-        ],
+        "deployments": [options],
     }
+
+
+def _user_config(item: Deployment, settings: ServeSection, desired: Desired) -> dict[str, Any]:
+    """Return what a replica may be told while it runs; ``serving.settings`` reads it."""
+    access = access_of(item.name, desired.keys, required=settings.key_required)
+    return {
+        "limits": {key: getattr(settings, key) for key in _LIMITS},
+        "traffic": _traffic(item, settings, desired).to_dict(),
+        "access": access.to_dict(),
+        "log": {
+            **settings.log.model_dump(mode="json", include=set(_LOG)),
+            "uri": root_of(item.bundle.uri),
+        },
+        "access_log": settings.access_log,
+        "otlp_endpoint": settings.otlp_endpoint,
+        "threads": settings.threads_per_replica or max(1, int(settings.cpus_per_replica)),
+        "compile": settings.compile,
+        "slow_s": settings.rollout.slow_s,
+    }
+
+
+def _traffic(item: Deployment, settings: ServeSection, desired: Desired) -> Traffic:
+    """Return what a champion does with its requests; a version without the route passes none on."""
+    options = {key: getattr(settings.traffic, key) for key in _TRAFFIC}
+    if item.role != "champion":
+        return Traffic(**options)
+    beside = [other for other in desired.deployments if other.name == item.name and other is not item]
+    canaries = tuple(Share(other.version, other.weight) for other in beside if other.weight > 0)
+    shadows = tuple(Share(other.version, other.shadow) for other in beside if other.shadow > 0)
+    weights = "+".join(f"{share.version}:{share.weight:g}" for share in canaries)
+    return Traffic(
+        epoch=desired.epochs.get(item.name, weights),
+        canaries=canaries,
+        shadows=shadows,
+        standing=tuple(sorted(other.version for other in beside)),
+        salt=item.name,
+        **options,
+    )
 
 
 def _index_application(deployments: Sequence[Deployment]) -> dict[str, Any]:

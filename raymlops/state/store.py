@@ -24,10 +24,10 @@ from raymlops.state.engine import aware, database_path, errors, open_engine, thi
 from raymlops.state.keys import KeyRecord, keys_in
 from raymlops.state.locks import open_lock, take
 from raymlops.state.migrate import migrate
-from raymlops.state.schema import audit, deployments
+from raymlops.state.schema import audit, deployments, rollouts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from sqlalchemy import Connection, Engine
@@ -81,6 +81,8 @@ class Desired:
 
     deployments: tuple[Deployment, ...] = ()
     keys: tuple[KeyRecord, ...] = ()
+    epochs: Mapping[str, str] = field(default_factory=dict)
+    """Of each model with a running rollout: which step of which one, so that counts of two are never mixed."""
 
     def without(self, name: str) -> Desired:
         """Return it without the deployments of one model."""
@@ -148,7 +150,9 @@ class State:
         query = sa.select(deployments).order_by(deployments.c.name, deployments.c.version)
         with self.reading() as connection:
             found = tuple(_deployment(row) for row in connection.execute(query))
-            return Desired(found, tuple(keys_in(connection, now=_now())))
+            steps = sa.select(rollouts.c.name, rollouts.c.id, rollouts.c.step).where(rollouts.c.status == "running")
+            epochs = {row.name: f"{row.id}.{row.step}" for row in connection.execute(steps)}
+            return Desired(found, tuple(keys_in(connection, now=_now())), epochs)
 
     def deployments(self, name: str | None = None) -> list[Deployment]:
         """Return what should be live, of one model or of all, by name and version."""
@@ -165,11 +169,13 @@ class State:
         actor: str | None = None,
         action: str,
         why: str,
+        also: Callable[[Connection], None] | None = None,
     ) -> dict[str, list[Deployment]]:
         """Replace the deployments of each named model and return what they were, for taking the change back.
 
         ``changes`` maps a model's name to all its deployments from now on; an empty list removes it. Other models
-        stay as they are. Each name gets one audit event in the same transaction.
+        stay as they are. Each name gets one audit event in the same transaction. ``also`` is called within it, for what
+        belongs to the change, such as its rollout.
 
         Raises:
             UsageError: two champions of one model, one version twice, or a deployment under another model's name.
@@ -197,6 +203,8 @@ class State:
                     after=[item.to_dict() for item in after],
                     why=why,
                 )
+            if also is not None:
+                also(connection)
         return previous
 
     def record(
@@ -214,14 +222,15 @@ class State:
             add_event(connection, actor=actor, action=action, subject=subject, before=before, after=after, why=why)
 
     def events(self, name: str | None = None, *, limit: int | None = None) -> list[AuditEvent]:
-        """Return the audit events, newest first: all, or those of a model (``NAME`` and ``NAME/VERSION``).
+        """Return the audit events, newest first: all, or those of a model (``NAME``, ``NAME/VERSION``) and of API keys.
 
         ``limit`` keeps the newest ones only.
         """
         query = sa.select(audit)
         if name is not None:
             mine = audit.c.subject.startswith(f"{name}/", autoescape=True)
-            query = query.where((audit.c.subject == name) | mine)
+            keys = audit.c.subject.startswith("api-key:")
+            query = query.where((audit.c.subject == name) | mine | keys)
         return self._events(query.limit(limit))
 
     def changes(self, name: str) -> list[AuditEvent]:

@@ -74,10 +74,11 @@ def serve_environment(mode: str, folder: str) -> dict[str, str]:
     from raymlops.cluster import services
 
     if mode == "python":
-        return services.GUARD
+        return {**services.GUARD, **services.SPEED}
     port = PORTS[mode]
     return {
         **services.GUARD,
+        **services.SPEED,
         **services.serve_environment(scratch=folder, stats_port=port + 10, metrics_port=port + 11),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port + 20),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 60),

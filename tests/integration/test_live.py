@@ -6,31 +6,34 @@ order in which they stand here: starting it anew takes ten seconds.
 
 from __future__ import annotations
 
-import importlib
-import shutil
 import sys
-from pathlib import Path
 
 import httpx
 import pytest
+from own_versions import EXAMPLE, config_in, make_version
 
 import raymlops as rm
 from raymlops.bundle.load import load
-from raymlops.cluster.ports import free_port
 from raymlops.errors import DeployError, InsufficientResourcesError, NotFoundError
 from raymlops.lifecycle.live import events, remove, restore
 from raymlops.lifecycle.source import spec_of
 from raymlops.registry.versions import Registry
-from raymlops.serving.client import predict
+from raymlops.serving.client import Client
 from raymlops.state.store import State, state_url
 from raymlops.tracking.client import tracker
 
 pytestmark = pytest.mark.integration
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "own_recipe" / "iris_like.py"
 ROWS = [{"garden": "north", "petal_cm": 1.4}, {"garden": "moon", "petal_cm": None}]
 AS_IT_IS = "softmax(1)"
 REVERSED = "softmax(1).flip(1)"
+
+
+def ask(url, rows, **options):
+    """Ask the model whose route this is."""
+    base, _, name = url.removesuffix("/predict").partition("/models/")
+    with Client(base) as client:
+        return client.predict(name, rows, **options)
 
 
 @pytest.fixture(scope="module")
@@ -49,35 +52,12 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(folder, ray_local, mlflow_database):
     """Return the configuration: nothing but this says where the cluster, MLflow and the state are."""
-    storage = folder / "storage"
-    storage.mkdir()
-    shutil.copy(mlflow_database, storage / "mlflow.db")
-    return {
-        "project": {"name": "iris-like"},
-        "recipe": {"import": "iris_like:IrisLike"},
-        "train": {"epochs": 2, "lr": 0.01, "num_workers": 0, "metric": "validation/loss", "mode": "min"},
-        "gate": {"margin": 5.0},
-        "serve": {"port": free_port(), "cpus_per_replica": 0.1, "max_replicas": 1},
-        "storage": {"path": str(storage)},
-        "tracking": {"uri": f"sqlite:///{storage}/mlflow.db"},
-        "cluster": {"dashboard": ray_local.dashboard_url},
-    }
-
-
-def make_version(config, folder, source):
-    """Train, register and gate what the recipe's file says now."""
-    (folder / "iris_like.py").write_text(source)
-    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
-    sys.modules.pop("iris_like", None)
-    importlib.invalidate_caches()
-    version = rm.register(config, rm.train(config).run_id)
-    rm.gate(config)
-    return version
+    return config_in(folder, name="iris-like", dashboard_url=ray_local.dashboard_url, mlflow_database=mlflow_database)
 
 
 def answered(record, ref):
     """Return whether the route answers with this version, and as its own bundle does."""
-    answer = predict(record.url, ROWS)
+    answer = ask(record.url, ROWS)
     expected = load(ref.bundle.uri, ref.bundle.digest).predict_rows(ROWS)
     same = all(got == pytest.approx(wanted, abs=1e-5) for got, wanted in zip(answer.outputs, expected, strict=True))
     return (answer.model_version, same) == (str(ref.version), True)
@@ -143,7 +123,7 @@ def test_a_version_that_crashes_in_its_replica_changes_nothing(config, folder, f
     switch.unlink()
     assert desired(config) == before
     url = f"http://127.0.0.1:{config['serve']['port']}/models/iris-like/predict"
-    assert predict(url, ROWS).model_version == "1"
+    assert ask(url, ROWS).model_version == "1"
     assert actions(config)[-3:] == ["gate.pass", "deploy", "deploy.undone"]
     assert Registry(tracker(spec_of(config))).get("iris-like", "@champion").version == 1
 

@@ -15,11 +15,12 @@ import serving_foreign
 from serving_bundles import scale_bundle
 
 from raymlops.errors import ClusterError, DeployError, InvalidRowsError
+from raymlops.serving import apply as applying
 from raymlops.serving.api import ServeApi
-from raymlops.serving.apply import apply
-from raymlops.serving.client import describe, predict
+from raymlops.serving.client import Client
 from raymlops.serving.proxy import start_proxy
-from raymlops.state.store import Deployment
+from raymlops.serving.render import INDEX_APP
+from raymlops.state.store import Deployment, Desired
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +31,13 @@ pytestmark = pytest.mark.integration
 
 SETTINGS = {"max_replicas": 1, "cpus_per_replica": 0.1}
 ROWS = [{"a": 1.0, "b": 2.0}, {"a": 0.5, "b": 0.5}]
+
+
+def ask(url, rows, **options):
+    """Ask the model whose route this is."""
+    base, _, name = url.removesuffix("/predict").partition("/models/")
+    with Client(base) as client:
+        return client.predict(name, rows, **options)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +58,10 @@ def bundles(tmp_path_factory) -> dict[int, BundleRef]:
     return {version: scale_bundle(root, factor=factors[version], broken=version == 3) for version in factors}
 
 
+def apply(deployments, **options):
+    return applying.apply(Desired(tuple(deployments)), **options)
+
+
 def deployment(bundles, version: int, role: str, **serve) -> Deployment:
     return Deployment("scale", version, bundles[version], f"run{version}", role, {**SETTINGS, **serve})
 
@@ -63,16 +75,16 @@ def replicas(api: ServeApi, app: str) -> set[str]:
 def url(api, bundles) -> str:
     """Deploy version 1 and return its route."""
     applied = apply([deployment(bundles, 1, "champion")], api=api, wait_s=120)
-    assert applied.statuses == {"scale--v1": "RUNNING", "raymlops-index": "RUNNING"}
+    assert applied.statuses == {"scale--v1": "RUNNING", INDEX_APP: "RUNNING"}
     return f"{applied.base_url}/models/scale"
 
 
 def test_a_served_version_answers_and_says_who_it_is(url, bundles):
     """(1 + 2) * 2 and (0.5 + 0.5) * 2, by the verified bundle's own code."""
-    answer = predict(f"{url}/predict", ROWS, request_id="mine")
+    answer = ask(url, ROWS, request_id="mine")
     assert [output["y"] for output in answer.outputs] == [6.0, 2.0]
     assert (answer.model_version, answer.request_id) == ("1", "mine")
-    assert describe(url)["digest"] == bundles[1].digest
+    assert httpx.get(url).json()["digest"] == bundles[1].digest
     assert httpx.get(f"{url}/readyz").status_code == 200
 
 
@@ -91,8 +103,8 @@ def test_bad_input_is_refused_through_the_proxy(url):
     assert httpx.put(f"{url}/predict").status_code == 405
     assert httpx.get(f"{url}/nope").status_code == 404
     with pytest.raises(InvalidRowsError):
-        predict(f"{url}/predict", [{"a": "one", "b": 2}])
-    assert predict(f"{url}/predict", ROWS).outputs
+        ask(url, [{"a": "one", "b": 2}])
+    assert ask(url, ROWS).outputs
 
 
 def test_the_index_lists_the_model(url):
@@ -143,7 +155,7 @@ def test_a_version_with_other_code_takes_the_route_and_gives_it_back(api, bundle
     answers = asyncio.run(over_and_back())
     assert {status for status, _ in answers} == {200}
     assert {value for _, value in answers} == {6.0, 30.0}
-    assert predict(f"{url}/predict", ROWS).model_version == "1"
+    assert ask(url, ROWS).model_version == "1"
 
 
 def test_a_version_that_does_not_come_up_leaves_the_champion(api, bundles, url):
@@ -152,7 +164,7 @@ def test_a_version_that_does_not_come_up_leaves_the_champion(api, bundles, url):
     apply(before, api=api, wait_s=60)
     with pytest.raises(DeployError, match="no such layer: gadget"):
         apply([deployment(bundles, 1, "warm"), deployment(bundles, 3, "champion")], api=api, wait_s=120)
-    assert predict(f"{url}/predict", ROWS).model_version == "1"
+    assert ask(url, ROWS).model_version == "1"
     assert "scale--v3" not in apply(before, api=api, wait_s=60).statuses
 
 
@@ -165,7 +177,7 @@ def test_a_tampered_bundle_never_becomes_ready(api, bundles, url, tmp_path):
     bad = Deployment("scale", 4, bundle, "run4", "champion", SETTINGS)
     with pytest.raises(DeployError, match="serving_scale"):
         apply([deployment(bundles, 1, "warm"), bad], api=api, wait_s=120)
-    assert predict(f"{url}/predict", ROWS).model_version == "1"
+    assert ask(url, ROWS).model_version == "1"
     apply([deployment(bundles, 1, "champion")], api=api, wait_s=60)
 
 

@@ -1,5 +1,7 @@
 import json
 import math
+import pickle
+import random
 
 import jsonschema
 import numpy as np
@@ -171,6 +173,11 @@ def test_a_signature_survives_json():
         ({"carrier": "ZZ"}, False),
         ({"image": [[1]]}, False),
         ({"hour": 1.5}, False),
+        ({"hour": 2**63 - 1}, True),
+        ({"hour": 2**63}, False),
+        ({"seats": -(2**63) - 1}, False),
+        ({"distance": 2**63}, True),
+        ({"distance": 10**400}, False),
     ],
 )
 def test_json_schema_agrees_with_the_parser(change, good):
@@ -214,3 +221,177 @@ def test_rows_of_a_nullable_int_column_are_taken_back():
     rows = signature.rows({"n": np.array([3.0, np.nan])})
     assert rows == [{"n": 3}, {"n": None}]
     assert signature.parse_rows(rows)["n"].tolist()[0] == 3.0
+
+
+def _value(rng, column):
+    """Return a value for a column, often a wrong one."""
+    wrong = rng.random() < 0.02
+    if wrong:
+        return rng.choice(
+            [None, True, "1", 1.0, 7, math.nan, math.inf, 1e308, 2**62, 2**63, 2**64, 10**400, [], [1], {}]
+        )
+    if column.shape == (2, 2):
+        return [[rng.random(), 1], [rng.randrange(9), 2]]
+    if column.shape:
+        return [rng.randrange(2**40) for _ in range(rng.randrange(4))]
+    if column.nullable and rng.random() < 0.2:
+        return None
+    return {
+        "float": lambda: rng.choice([rng.random(), rng.randrange(9), 1e300, -0.0]),
+        "int": lambda: rng.randrange(-(2**63), 2**63),
+        "bool": lambda: rng.random() < 0.5,
+        "string": lambda: rng.choice(["AA", "UA"]),
+    }[column.type]()
+
+
+def _same(one, other):
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    if one.dtype == object and len(one) and isinstance(one[0], np.ndarray):
+        return all(_same(a, b) for a, b in zip(one, other, strict=True))
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_the_quick_way_gives_what_the_careful_one_gives(seed):
+    """Random rows, right and wrong: the same arrays, or the same problems."""
+    rng = random.Random(seed)
+    rows = [{column.name: _value(rng, column) for column in SIGNATURE.inputs} for _ in range(rng.choice((1, 2, 9)))]
+    for row in rows:
+        for name in [name for name in row if rng.random() < 0.02]:
+            del row[name]
+        if rng.random() < 0.01:
+            row["extra"] = 1
+
+    def outcome(call):
+        try:
+            return call(), None
+        except InvalidRowsError as error:
+            return None, error.problems
+
+    quick, found = outcome(lambda: SIGNATURE.parse_rows(rows))
+    careful, expected = outcome(lambda: SIGNATURE._careful_rows(rows))
+    assert found == expected
+    if careful is not None:
+        assert all(_same(quick[name], array) for name, array in careful.items())
+
+
+def test_most_rows_go_the_quick_way():
+    """Right values, also missing ones, are not read one by one."""
+    rows = [ROW, {**ROW, "wind": None, "seats": None, "carrier": None, "tokens": []}]
+    left_out = [{name: value for name, value in row.items() if name != "wind"} for row in rows]
+    assert SIGNATURE._quick_rows(rows) is not None
+    assert SIGNATURE._quick_rows(left_out) is not None
+    assert SIGNATURE._quick_rows([{**ROW, "extra": 1}]) is None
+
+
+def test_a_signature_that_has_read_rows_is_still_the_same_value():
+    """What it reads with is neither compared nor sent."""
+    signature = Signature(SIGNATURE.inputs, SIGNATURE.outputs)
+    signature.parse_rows([ROW])
+    assert signature == Signature.from_dict(signature.to_dict())
+    assert hash(signature) == hash(SIGNATURE)
+    assert _same(pickle.loads(pickle.dumps(signature)).parse_rows([ROW])["hour"], np.array([7]))
+
+
+@pytest.mark.parametrize(
+    ("value", "shape"),
+    [([[1, 2], [3, 4]], (2, 2)), ([], (0, 0)), ([[], []], (2, 0))],
+)
+def test_two_free_dimensions_are_rectangular(value, shape):
+    """Also where there is nothing in them."""
+    signature = Signature((Column("x", "int", shape=(None, None)),), (Column("y", "float"),))
+    assert signature.parse_rows([{"x": value}])["x"][0].shape == shape
+
+
+def test_inner_lists_of_different_lengths_are_refused():
+    """numpy would raise an error of its own."""
+    signature = Signature((Column("x", "int", shape=(None, None)),), (Column("y", "float"),))
+    ((row, field, message),) = problems(lambda: signature.parse_rows([{"x": [[1]]}, {"x": [[1], [1, 2]]}]))
+    assert (row, field) == (1, "x")
+    assert message.endswith("got inner arrays of different lengths")
+
+
+ARRAYS = {
+    "distance": np.array([1, 2], dtype=np.float32),
+    "hour": np.array([7, 8], dtype=np.int8),
+    "wind": np.array([1.0, np.nan]),
+    "seats": np.array([3.0, np.nan]),
+    "carrier": np.array(["AA", None], dtype=object),
+    "weekend": np.array([True, False]),
+    "image": np.zeros((2, 2, 2)),
+    "tokens": np.array([[1, 2], [3, 4]]),
+}
+
+
+def test_whole_arrays_become_the_columns_of_rows():
+    """The same types, writable even where the given array is not."""
+    frozen = {name: array.copy() for name, array in ARRAYS.items()}
+    for array in frozen.values():
+        array.setflags(write=False)
+    columns = SIGNATURE.parse_arrays(frozen)
+    rows = [
+        {**ROW, "distance": 1, "hour": 7, "wind": 1.0, "seats": 3, "image": [[0, 0], [0, 0]], "tokens": [1, 2]},
+        {**ROW, "distance": 2, "hour": 8, "wind": None, "seats": None, "carrier": None, "weekend": False}
+        | {"image": [[0, 0], [0, 0]], "tokens": [3, 4]},
+    ]
+    for name, array in SIGNATURE.parse_rows(rows).items():
+        assert _same(columns[name], array), name
+        assert columns[name].flags.writeable
+
+
+def test_nullable_arrays_may_be_left_out():
+    """They are missing in every row."""
+    some = {name: array for name, array in ARRAYS.items() if name not in {"wind", "seats", "carrier"}}
+    columns = SIGNATURE.parse_arrays(some)
+    assert np.isnan(columns["seats"]).all()
+    assert columns["carrier"].tolist() == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("change", "row", "field", "message"),
+    [
+        ({"distance": np.array([1.0, np.nan])}, 1, "distance", "expected a finite number, got nan"),
+        ({"wind": np.array([1.0, np.inf])}, 1, "wind", "expected a finite number or null, got inf"),
+        ({"distance": np.array([True, False])}, None, "distance", "expected float values, got bool"),
+        ({"distance": np.array(["1", "2"])}, None, "distance", "expected float values, got <U1"),
+        ({"distance": np.array([1, 2], dtype=object)}, None, "distance", "expected float values, got object"),
+        ({"hour": np.array([1.0, 2.0])}, None, "hour", "expected int values, got float64"),
+        (
+            {"hour": np.array([1, 2**64 - 1], dtype=np.uint64)},
+            1,
+            "hour",
+            "expected an integer, got 18446744073709551615",
+        ),
+        ({"seats": np.array([1.5, np.nan])}, 0, "seats", "expected an integer or null, got 1.5"),
+        ({"seats": np.array([1.0, 2.0**63])}, 1, "seats", "expected an integer or null, got 9.22"),
+        ({"carrier": np.array(["AA", 1], dtype=object)}, 1, "carrier", "expected a string or null, got 1"),
+        ({"carrier": np.array(["AA", "ZZ"])}, 1, "carrier", "unknown category 'ZZ'"),
+        ({"image": np.zeros((2, 2))}, None, "image", "expected the shape (rows, 2, 2), got (2, 2)"),
+        ({"image": np.full((2, 2, 2), np.inf)}, 0, "image", "expected an array of shape (2, 2) of float, got inf"),
+        ({"tokens": np.zeros(2, dtype=int)}, None, "tokens", "expected the shape (rows, any), got (2,)"),
+        ({"hour": np.array([1])}, None, None, "columns differ in length: distance 2, hour 1"),
+        ({"extra": np.array([1, 2])}, None, "extra", "unknown field"),
+        ({"hour": None}, None, "hour", "is missing; expected an integer"),
+    ],
+)
+def test_whole_arrays_are_checked(change, row, field, message):
+    """As strictly as JSON values are."""
+    data = {name: array for name, array in (ARRAYS | change).items() if array is not None}
+    assert problems(lambda: SIGNATURE.parse_arrays(data))[0][:2] == (row, field)
+    assert problems(lambda: SIGNATURE.parse_arrays(data))[0][2].startswith(message)
+
+
+@pytest.mark.parametrize("data", [{}, {"hour": np.zeros(0, dtype=int)}, {"hour": np.array(1)}])
+def test_no_rows_are_refused(data):
+    """Nothing given, nothing in it, or no first axis."""
+    assert problems(lambda: SIGNATURE.parse_arrays(data))[0] == (None, None, "expected at least one row, got none")
+
+
+def test_columns_nested_without_end_are_refused():
+    """The check of shapes comes to an end before Python's recursion does."""
+    deep = 0
+    for _ in range(2000):
+        deep = [deep]
+    data = {name: [value] for name, value in ROW.items()} | {"image": [deep]}
+    assert problems(lambda: SIGNATURE.parse_columns(data))[0][:2] == (0, "image")

@@ -98,7 +98,7 @@ def test_durations_are_short(seconds, text):
     [
         (["train"], "--resume RUN_ID"),
         (["train", "--resume"], "requires an argument"),
-        (["status", "--config", "a.yaml"], "raymlops status RUN_ID --config FILE"),
+        (["status", "--config", "a.yaml", "--root", "x"], "both say where the state is"),
         (["status", "r1", "--root", "x"], "a run is found by its id alone"),
         (["logs"], "RUN_ID"),
         (["status", "r1", "--env", "prod"], "--config FILE"),

@@ -1,10 +1,67 @@
 import importlib
+import inspect
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
-from raymlops.cluster.services import GUARD
+import pytest
+
+from raymlops.cluster import services
+from raymlops.cluster.services import GRPC_SERVICER, GUARD, MAX_HEADER_BYTES, SPEED, grpc_options, serve_environment
+from raymlops.serving import connections, proxy, render
 
 
 def test_a_cluster_starts_with_a_guard_that_exists():
     """Serve loads the guard by its name, which the cluster cannot check by importing it: the rooms are siblings."""
-    (path,) = GUARD.values()
-    module, _, name = path.partition(":")
+    module, _, name = GUARD["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
     assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_the_siblings_mean_the_same():
+    """Each says it for itself: what gRPC is served by and how, and which variable has the bound of headers."""
+    assert render.GRPC_SERVICER == GRPC_SERVICER
+    assert proxy.grpc_options(9000) == grpc_options(9000)
+    assert connections.VARIABLE == MAX_HEADER_BYTES
+
+
+def test_every_variable_is_one_that_serve_reads():
+    """A name that Serve has given up would be without effect, and nobody would notice."""
+    from ray.serve._private import constants
+
+    source = inspect.getsource(constants)
+    ours = {**GUARD, **SPEED, **serve_environment(scratch="/tmp/x")}
+    assert [name for name in ours if f'"{name}"' not in source] == []
+
+
+@pytest.fixture
+def dashboard():
+    """Answer as Ray's dashboard does, and keep what was sent."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self):
+            server.bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server.bodies = []
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_what_starts_serve_is_sent_to_it(tmp_path, dashboard):
+    """Loopback, and gRPC only where it has a port."""
+    url = f"http://127.0.0.1:{dashboard.server_port}"
+    for port in (None, 9000):
+        services.start_serve(url, token=tmp_path / "token", port=8000, grpc_port=port, timeout_s=5)
+    without, with_grpc = dashboard.bodies
+    assert without["http_options"] == {"host": "127.0.0.1", "port": 8000}
+    assert "grpc_options" not in without
+    assert with_grpc["grpc_options"]["port"] == 9000

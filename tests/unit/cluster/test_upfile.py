@@ -61,12 +61,23 @@ def test_a_damaged_record_is_named(tmp_path, text):
         ({"ports": {"Serve": 8000, "Ray": 6379}, "num_cpus": 2}, []),
         ({"ports": {"Serve": 8001, "MLflow": None}}, ["Serve on port 8000, not 8001"]),
         ({"haproxy": True, "num_cpus": 3}, ["Serve without HAProxy", "Ray with 2 CPUs, not 3"]),
+        ({"ports": {"gRPC": None}}, []),
+        ({"ports": {"gRPC": 9000}}, ["Serve without gRPC"]),
     ],
 )
 def test_what_runs_otherwise_than_asked_is_named(record, asked, found):
     """What is not asked for is as it may be."""
     running = replace(record, num_cpus=2)
     assert running.differences(**{"ports": {}, "haproxy": False, "num_cpus": None, **asked}) == found
+
+
+def test_a_port_for_grpc_is_one_of_the_clusters(record):
+    """It is there only where it was asked for, and cannot be changed while it runs."""
+    running = replace(record, grpc_port=9000)
+    assert "gRPC" not in record.ports
+    assert running.ports["gRPC"] == 9000
+    assert running.differences(ports={"gRPC": 9000}, haproxy=False, num_cpus=None) == []
+    assert running.differences(ports={"gRPC": 9001}, haproxy=False, num_cpus=None) == ["gRPC on port 9000, not 9001"]
 
 
 def test_a_record_without_cpus_differs_in_nothing_by_them(record):

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pytest
 import uvicorn
 from pyarrow import parquet
+from serving_fakes import front_of
 
 from raymlops.errors import ClusterError, InvalidRowsError, NotFoundError, UsageError
-from raymlops.lifecycle.asking import ask_file
-from raymlops.serving.front import Front, Identity
+from raymlops.lifecycle.asking import ask_file, curl_line
+from raymlops.serving.client import Client
 from raymlops.serving.reading import Limits
 from raymlops.signature import Column, Signature
 
@@ -42,7 +43,7 @@ class Endpoint:
 
     def __init__(self):
         limits = Limits(max_rows=2)
-        self.fronts = [Front(Echo(), identity=Identity("echo", n, "d", "r"), limits=limits) for n in (7, 8)]
+        self.fronts = [front_of(Echo(), name="echo", version=n, limits=limits) for n in (7, 8)]
         self.asked = 0
         for front in self.fronts:
             front.warm_up(rounds=1)
@@ -54,20 +55,26 @@ class Endpoint:
 
 
 @pytest.fixture
-def endpoint():
+def endpoint(monkeypatch):
     """Serve the route from a thread, until the test is over."""
+    monkeypatch.delenv("RAYMLOPS_API_KEY", raising=False)
     served = Endpoint()
     server = uvicorn.Server(uvicorn.Config(served, lifespan="off", ws="none", log_level="error"))
     # It listens before the thread runs: the first request waits in the socket's queue until it is served.
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        served.url = f"http://127.0.0.1:{listener.getsockname()[1]}/models/echo/predict"
+        served.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield served
         server.should_exit = True
         thread.join(timeout=30)
     for front in served.fronts:
-        front.close()
+        front.core.close()
+
+
+def asked(endpoint, file, *, name="echo", **options):
+    with Client(endpoint.url, **options) as client:
+        return ask_file(client, name, file)
 
 
 def seen(answers):
@@ -79,7 +86,7 @@ def test_json_rows_are_asked_as_they_are(endpoint, tmp_path, wrap):
     """Bare or as the endpoint's own body."""
     file = tmp_path / "rows.json"
     file.write_text(json.dumps(wrap([{"carrier": "AA", "seats": 3, "miles": 1.5}, {"miles": 2}])))
-    answers = ask_file(endpoint.url, file)
+    answers = asked(endpoint, file)
     assert seen(answers) == ["AA 3 1.5", "None nan 2"]
     assert (answers.model_versions, len(answers.request_ids)) == (["7"], 1)
 
@@ -88,7 +95,7 @@ def test_csv_cells_are_read_by_the_signature(endpoint, tmp_path):
     """NA is a carrier, an empty cell is missing, 3.0 is a whole number, and the label goes nowhere."""
     file = tmp_path / "rows.csv"
     file.write_text("late,carrier,seats,miles\n1,NA,3.0,1e1\n0,,,2\n", encoding="utf-8-sig")
-    assert seen(ask_file(endpoint.url, file)) == ["NA 3 10", "None nan 2"]
+    assert seen(asked(endpoint, file)) == ["NA 3 10", "None nan 2"]
 
 
 def test_a_csv_cell_that_does_not_fit_is_named(endpoint, tmp_path):
@@ -96,7 +103,7 @@ def test_a_csv_cell_that_does_not_fit_is_named(endpoint, tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text("seats,miles\n1,1\n1,1\n1.5,1\n1,far\n")
     with pytest.raises(InvalidRowsError) as error:
-        ask_file(endpoint.url, file)
+        asked(endpoint, file)
     assert [(problem.row, problem.field) for problem in error.value.problems] == [(2, "seats"), (3, "miles")]
     assert endpoint.asked == 0
 
@@ -107,14 +114,14 @@ def test_a_whole_number_with_gaps_survives_parquet(endpoint, tmp_path, seats):
     file = tmp_path / "rows.parquet"
     table = pa.table({"carrier": ["NA", None], "seats": seats, "miles": [1.0, 2.0], "late": [True, False]})
     parquet.write_table(table, file)
-    assert seen(ask_file(endpoint.url, file)) == ["NA 3 1", "None nan 2"]
+    assert seen(asked(endpoint, file)) == ["NA 3 1", "None nan 2"]
 
 
 def test_requests_are_no_larger_than_the_endpoint_takes_and_every_version_is_named(endpoint, tmp_path):
     """Seven rows, two a request: three requests to version 7, then the route moves to 8."""
     file = tmp_path / "rows.json"
     file.write_text(json.dumps([{"miles": n} for n in range(7)]))
-    answers = ask_file(endpoint.url, file)
+    answers = asked(endpoint, file)
     assert seen(answers) == [f"None nan {n}" for n in range(7)]
     assert answers.model_versions == ["7", "8"]
     assert len(set(answers.request_ids)) == 4
@@ -124,24 +131,39 @@ def test_the_printed_curl_line_asks_for_the_first_row(endpoint, tmp_path):
     """Its body is what the endpoint takes, quotes included."""
     file = tmp_path / "rows.json"
     file.write_text(json.dumps([{"carrier": "O'Hare", "miles": 1}, {"miles": 2}]))
-    answers = ask_file(endpoint.url, file)
+    answers = asked(endpoint, file)
     command = shlex.split(answers.curl)
-    assert command[:3] == ["curl", "-s", endpoint.url]
+    assert command[:3] == ["curl", "-s", f"{endpoint.url}/models/echo/predict"]
     name, _, value = command[command.index("-H") + 1].partition(": ")
     again = httpx.post(command[2], content=command[command.index("-d") + 1], headers={name: value}, trust_env=False)
     assert again.json()["outputs"] == answers.outputs[:1]
 
 
+def test_the_printed_curl_line_names_a_key_by_its_variable():
+    """What is printed lands in logs."""
+    with Client("http://host", api_key="rk_secret") as client:
+        curl = curl_line(client, "echo", [{"miles": 1}])
+    assert '-H "authorization: Bearer $RAYMLOPS_API_KEY"' in curl
+    assert "rk_secret" not in curl
+
+
+def test_a_number_beyond_64_bits_is_a_float(endpoint, tmp_path):
+    """JSON has them; a float column takes them."""
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([{"miles": 2**70}]))
+    assert seen(asked(endpoint, file)) == ["None nan 1.18059e+21"]
+
+
 @pytest.mark.parametrize(
     ("row", "field"),
-    [({"miles": 2**64}, "miles"), ({"miles": 1, "seats": 10**30}, "seats"), ({"miles": "1"}, "miles")],
+    [({"miles": 10**400}, "miles"), ({"miles": 1, "seats": 10**30}, "seats"), ({"miles": "1"}, "miles")],
 )
 def test_a_json_value_that_cannot_be_sent_is_named(endpoint, tmp_path, row, field):
-    """An integer above 64 bits among them."""
+    """Integers beyond what its column holds among them."""
     file = tmp_path / "rows.json"
     file.write_text(json.dumps([{"miles": 1}, row]))
     with pytest.raises(InvalidRowsError) as error:
-        ask_file(endpoint.url, file)
+        asked(endpoint, file)
     assert [(problem.row, problem.field) for problem in error.value.problems] == [(1, field)]
 
 
@@ -151,7 +173,7 @@ def test_no_rows_are_the_endpoints_to_refuse(endpoint, tmp_path, name, text):
     file = tmp_path / name
     file.write_text(text)
     with pytest.raises(InvalidRowsError, match="non-empty list of rows"):
-        ask_file(endpoint.url, file)
+        asked(endpoint, file)
 
 
 @pytest.mark.parametrize(
@@ -172,14 +194,14 @@ def test_a_file_that_cannot_be_read_is_named(endpoint, tmp_path, name, text, mes
     file = tmp_path / name
     file.write_text(text)
     with pytest.raises(UsageError, match=message) as error:
-        ask_file(endpoint.url, file)
+        asked(endpoint, file)
     assert name in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
     """Before anyone is asked."""
     with pytest.raises(UsageError, match="no such file"):
-        ask_file("http://127.0.0.1:9/models/echo/predict", tmp_path / "rows.csv")
+        ask_file(Client("http://127.0.0.1:9"), "echo", tmp_path / "rows.csv")
 
 
 def test_an_endpoint_that_is_not_there_is_said_so(endpoint, tmp_path):
@@ -187,6 +209,6 @@ def test_an_endpoint_that_is_not_there_is_said_so(endpoint, tmp_path):
     file = tmp_path / "rows.json"
     file.write_text("[]")
     with pytest.raises(NotFoundError):
-        ask_file(endpoint.url.replace("echo", "nothing"), file)
-    with pytest.raises(ClusterError, match="nothing listens"):
-        ask_file("http://127.0.0.1:9/models/echo/predict", file)
+        asked(endpoint, file, name="nothing")
+    with pytest.raises(ClusterError, match="cannot connect"):
+        ask_file(Client("http://127.0.0.1:9", retries=0), "echo", file)

@@ -10,7 +10,7 @@ from fake_serve import FakeServe
 from raymlops.config.serve import ServeSection
 from raymlops.errors import ConfigError, DeployError, InsufficientResourcesError, NotFoundError
 from raymlops.lifecycle.changing import LineUp, change, record_of
-from raymlops.lifecycle.lineup import previous_champion, with_champion
+from raymlops.lifecycle.lineup import previous_champion, spare_of, with_champion
 from raymlops.records import BundleRef
 from raymlops.state.store import Deployment, State
 
@@ -40,7 +40,7 @@ def deploy(state, serve, version, *, name="flights", uri="/bundles", follow=None
         state,
         serve,
         name,
-        decide=lambda before: LineUp(with_champion(before, new), version),
+        decide=lambda before: LineUp(with_champion(before, new), version, spare=spare_of(before, new)),
         serve=SERVE,
         action="deploy",
         why="a test",
@@ -81,7 +81,7 @@ def test_two_deploys_at_once_leave_both_models_live(url, serve):
         deploy(state, serve, 1)
         second.join()
         assert roles(state) == {"digits--v1": "champion", "flights--v1": "champion"}
-    assert set(serve.live) == {"digits--v1", "flights--v1", "raymlops-index"}
+    assert set(serve.live) == {"digits--v1", "flights--v1", "raymlops"}
 
 
 def test_a_version_that_does_not_come_up_leaves_all_as_it_was(state, serve):
@@ -90,7 +90,7 @@ def test_a_version_that_does_not_come_up_leaves_all_as_it_was(state, serve):
     with pytest.raises(DeployError, match="no such layer"):
         deploy(state, serve, 2, uri="/broken")
     assert roles(state) == {"flights--v1": "champion"}
-    assert set(serve.live) == {"flights--v1", "raymlops-index"}
+    assert set(serve.live) == {"flights--v1", "raymlops"}
     assert [event.action for event in state.events()] == ["deploy.undone", "deploy", "deploy"]
 
 
@@ -152,11 +152,11 @@ def test_a_version_without_room_is_refused_before_anything_changes(state, serve)
 
 
 def test_the_oldest_version_makes_room_for_the_newest(state, serve):
-    """Versions of 0.8 CPU on 2 CPUs: the third comes up only once the first, which it would replace, is gone."""
+    """Versions of 0.8 CPU on 2 CPUs: the third comes up only once the first, which nobody asks, is gone."""
     for version in (1, 2, 3):
         deploy(state, serve, version, cpus_per_replica=0.8, max_replicas=1)
     assert roles(state) == {"flights--v2": "warm", "flights--v3": "champion"}
-    alive = [{name for name in serve.routes(index) if name != "raymlops-index"} for index in range(len(serve.sent))]
+    alive = [{name for name in serve.routes(index) if name != "raymlops"} for index in range(len(serve.sent))]
     assert {"flights--v2"} in alive
     assert all(len(names) <= 2 for names in alive)
 

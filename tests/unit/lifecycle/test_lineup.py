@@ -1,9 +1,19 @@
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from raymlops.errors import NotFoundError
-from raymlops.lifecycle.lineup import beside, previous_champion, with_champion
+from raymlops.errors import NotFoundError, RefusedError
+from raymlops.lifecycle.lineup import (
+    beside,
+    cooled,
+    previous_champion,
+    spare_of,
+    with_canary,
+    with_champion,
+    with_shadow,
+    without_traffic,
+)
 from raymlops.records import BundleRef
 from raymlops.state.store import AuditEvent, Deployment
 
@@ -11,7 +21,11 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def version(number, role="warm", **serve):
-    return Deployment("m", number, BundleRef("file:///b", "d" * 64), "run", role, serve, NOW)
+    return Deployment("m", number, BundleRef("file:///b", "d" * 64), "run", role, serve, created_at=NOW)
+
+
+def share(item, **shares):
+    return replace(item, **shares)
 
 
 def roles(deployments):
@@ -27,9 +41,26 @@ def history(*changes):
     return events[::-1]
 
 
-def test_the_champion_of_before_is_kept_warm_and_older_ones_go():
-    """Version 3 takes over from 2; 2 stays warm; 1, warm until now, is dropped."""
-    assert roles(with_champion([version(1), version(2, "champion")], version(3))) == {2: "warm", 3: "champion"}
+def test_the_champion_of_before_is_kept_warm_beside_those_that_were():
+    """Version 3 takes over from 2; 2 and 1 stay up without any traffic."""
+    after = with_champion([version(1), version(2, "champion"), share(version(3), weight=0.5)], version(3))
+    assert [(item.version, item.role, item.weight) for item in after] == [
+        (1, "warm", 0),
+        (2, "warm", 0),
+        (3, "champion", 0),
+    ]
+
+
+def test_a_new_champion_ends_canaries_and_leaves_shadows():
+    """4 was compared with 1, which is champion no more; 2 goes on being shown copies; 3 is no shadow of its own."""
+    shadows = [share(version(2), shadow=0.2), share(version(3), shadow=1.0), share(version(4), weight=0.1)]
+    after = with_champion([version(1, "champion"), *shadows], version(3))
+    assert {item.version: (item.weight, item.shadow) for item in after} == {
+        1: (0, 0),
+        2: (0, 0.2),
+        3: (0, 0),
+        4: (0, 0),
+    }
 
 
 def test_deploying_the_champion_again_changes_nothing():
@@ -97,3 +128,63 @@ def test_nothing_to_roll_back_to():
         previous_champion([version(1, "champion")], history(("deploy", None, 1)))
     with pytest.raises(NotFoundError, match="not served"):
         previous_champion([], [])
+
+
+def test_a_canary_gets_its_share_and_no_more_than_there_is():
+    """One of two canaries with 30% can have 70%, not 80%; a share can be taken away again."""
+    before = [version(1, "champion"), share(version(2), weight=0.3), version(3)]
+    after = with_canary(before, 3, weight=0.7)
+    assert [item.weight for item in after] == [0, 0.3, 0.7]
+    with pytest.raises(RefusedError, match="80%: other canaries answer 30%"):
+        with_canary(before, 3, weight=0.8)
+    assert [item.weight for item in without_traffic(after)] == [0, 0, 0]
+    assert [item.weight for item in without_traffic(after, {2})] == [0, 0, 0.7]
+
+
+def test_the_champion_is_no_canary_and_no_shadow():
+    """It has the traffic already; and without a champion there is nothing to share."""
+    for change in (lambda items: with_canary(items, 1, weight=0.1), lambda items: with_shadow(items, 1, share=1)):
+        with pytest.raises(RefusedError, match="version 1 is live already"):
+            change([version(1, "champion")])
+        with pytest.raises(RefusedError, match="no version is live"):
+            change([version(1)])
+
+
+def test_only_those_that_nobody_asks_may_make_room():
+    """Not the champion, not a canary, not a shadow, not the version that comes up."""
+    before = [
+        version(1),
+        version(2, "champion"),
+        share(version(3), weight=0.1),
+        share(version(4), shadow=1),
+        version(5),
+    ]
+    assert spare_of(before, version(5)) == {1}
+
+
+def test_a_version_cools_down_from_when_it_lost_its_traffic():
+    """1 lost the route at 10:00, 3 its share at 10:30, 4 only ever stood beside: at 11:00 it is 1's time to go."""
+    at = datetime(2026, 1, 1, 10, tzinfo=UTC)
+    lines = [
+        [version(1, "champion")],
+        [version(1, "champion"), version(4)],
+        [version(1), version(2, "champion", keep_warm_s=3600.0), version(4)],
+        [version(1), version(2, "champion"), share(version(3), weight=0.1), version(4)],
+        [version(1), version(2, "champion", keep_warm_s=3600.0), version(3), version(4)],
+    ]
+    times = [
+        at - timedelta(hours=2),
+        at - timedelta(hours=1),
+        at,
+        at + timedelta(minutes=10),
+        at + timedelta(minutes=30),
+    ]
+    events = [
+        AuditEvent(
+            index, ts, "me", "deploy", "m", [item.to_dict() for item in one], [item.to_dict() for item in other], ""
+        )
+        for index, (ts, one, other) in enumerate(zip(times, [[], *lines], lines, strict=False))
+    ][::-1]
+    assert cooled(lines[-1], events, now=at + timedelta(minutes=59)) == []
+    assert [item.version for item in cooled(lines[-1], events, now=at + timedelta(hours=1))] == [1]
+    assert [item.version for item in cooled(lines[-1], events, now=at + timedelta(days=9))] == [1, 3]

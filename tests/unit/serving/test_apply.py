@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 
 import pytest
 from fake_serve import FakeServe
@@ -9,7 +10,7 @@ from raymlops.errors import DeployError, PortTakenError
 from raymlops.records import BundleRef
 from raymlops.serving.apply import apply
 from raymlops.serving.render import DEPLOYMENT
-from raymlops.state.store import Deployment
+from raymlops.state.store import Deployment, Desired
 
 FOREIGN = {"name": "shop", "route_prefix": "/shop", "import_path": "shop:app", "deployments": [], "args": {"a": 1}}
 
@@ -18,8 +19,12 @@ def deployment(version: int, role: str, *, uri: str = "/bundles", name: str = "f
     return Deployment(name, version, BundleRef(uri, f"digest{version}"), f"run{version}", role, serve)
 
 
-def bring(serve: FakeServe, *deployments: Deployment, concerned=None):
-    return apply(deployments, api=serve, wait_s=2, probe=False, concerned=concerned)
+def desired(*deployments: Deployment) -> Desired:
+    return Desired(deployments)
+
+
+def bring(serve: FakeServe, *deployments: Deployment, **options):
+    return apply(Desired(deployments), api=serve, **{"wait_s": 2, "probe": False, **options})
 
 
 def test_a_first_version_comes_up_with_its_route():
@@ -45,8 +50,8 @@ def test_a_new_champion_comes_up_beside_the_old_one_first():
     serve = FakeServe()
     bring(serve, deployment(1, "champion"))
     bring(serve, deployment(1, "warm"), deployment(2, "champion"))
-    assert serve.routes(1) == {"flights--v1": "/models/flights", "raymlops-index": "/", "flights--v2": None}
-    assert serve.routes(2) == {"flights--v1": None, "flights--v2": "/models/flights", "raymlops-index": "/"}
+    assert serve.routes(1) == {"flights--v1": "/models/flights", "raymlops": "/", "flights--v2": None}
+    assert serve.routes(2) == {"flights--v1": None, "flights--v2": "/models/flights", "raymlops": "/"}
 
 
 def test_a_warm_version_takes_the_route_at_once():
@@ -68,7 +73,7 @@ def test_a_new_champion_is_first_scaled_to_what_the_old_one_runs():
         return {
             item["name"]: item["deployments"][0]["autoscaling_config"]["min_replicas"]
             for item in serve.sent[index]["applications"]
-            if item["name"] != "raymlops-index"
+            if item["name"] != "raymlops"
         }["flights--v2"]
 
     assert (least(1), least(2)) == (3, 1)
@@ -84,7 +89,7 @@ def test_a_broken_version_leaves_the_route_and_says_why():
     assert len(str(caught.value).splitlines()) < 30
     assert "/models/flights by flights--v1" in str(caught.value)
     applied = bring(serve, deployment(1, "champion"))
-    assert applied.routes == {"/models/flights": "flights--v1", "/": "raymlops-index"}
+    assert applied.routes == {"/models/flights": "flights--v1", "/": "raymlops"}
     assert "flights--v2" not in applied.statuses
 
 
@@ -162,7 +167,7 @@ def test_a_warm_version_takes_the_route_where_there_is_no_room_to_scale_it():
     serve = Full()
     bring(serve, deployment(1, "warm", max_replicas=3), deployment(2, "champion", min_replicas=3, max_replicas=3))
     rolled = [deployment(1, "champion", max_replicas=3), deployment(2, "warm", min_replicas=3, max_replicas=3)]
-    applied = apply(rolled, api=serve, wait_s=0.2, probe=False, concerned={("flights", 1)})
+    applied = apply(desired(*rolled), api=serve, wait_s=0.2, probe=False, concerned={("flights", 1)})
     assert applied.routes["/models/flights"] == "flights--v1"
 
 
@@ -196,14 +201,14 @@ def test_a_version_that_is_too_slow_is_an_error():
             return {**details, "status": "DEPLOYING"}
 
     with pytest.raises(DeployError, match=r"flights--v1 is DEPLOYING(.|\n)*waiting for 0.2 CPU"):
-        apply([deployment(1, "champion")], api=Slow(), wait_s=0, probe=False)
+        apply(desired(deployment(1, "champion")), api=Slow(), wait_s=0, probe=False)
 
 
 def test_progress_is_told_once_a_change():
     """Each new status is reported, repetitions are not."""
     told = []
-    apply([deployment(1, "champion")], api=FakeServe(), wait_s=2, probe=False, on_status=told.append)
-    assert told == [{"flights--v1": "RUNNING", "raymlops-index": "RUNNING"}]
+    apply(desired(deployment(1, "champion")), api=FakeServe(), wait_s=2, probe=False, on_status=told.append)
+    assert told == [{"flights--v1": "RUNNING", "raymlops": "RUNNING"}]
 
 
 def test_what_an_earlier_attempt_left_failed_is_tried_anew():
@@ -231,5 +236,62 @@ def test_a_taken_port_is_found_before_serve_starts():
         other.listen()
         serve = NotRunning()
         with pytest.raises(PortTakenError):
-            apply([deployment(1, "champion")], api=serve, wait_s=2, port=other.getsockname()[1])
+            apply(desired(deployment(1, "champion")), api=serve, wait_s=2, port=other.getsockname()[1])
     assert serve.sent == []
+
+
+def least(serve: FakeServe, index: int, name: str) -> int:
+    """Return the replicas that an application was sent to keep."""
+    (item,) = (item for item in serve.sent[index]["applications"] if item["name"] == name)
+    minimum: int = item["deployments"][0]["autoscaling_config"]["min_replicas"]
+    return minimum
+
+
+def test_in_a_hurry_the_route_moves_first_and_replicas_follow():
+    """The old version runs three: the one that is up takes the route at once, is asked for three, then let be."""
+    serve = FakeServe()
+    bring(serve, deployment(1, "warm", max_replicas=3), deployment(2, "champion", min_replicas=3, max_replicas=3))
+    sent = len(serve.sent)
+    rolled = [deployment(1, "champion", max_replicas=3), deployment(2, "warm", min_replicas=3, max_replicas=3)]
+    applied = bring(serve, *rolled, hurry=True)
+    assert applied.routes["/models/flights"] == "flights--v1"
+    assert [serve.routes(index)["flights--v1"] for index in range(sent, len(serve.sent))] == ["/models/flights"] * 2
+    assert [least(serve, index, "flights--v1") for index in range(sent, len(serve.sent))] == [3, 1]
+
+
+def test_a_hurry_does_not_flip_to_what_is_not_up():
+    """A cold version comes up beside first, in a hurry as otherwise."""
+    serve = FakeServe()
+    bring(serve, deployment(2, "champion"))
+    bring(serve, deployment(1, "champion"), deployment(2, "warm"), hurry=True)
+    assert serve.routes(1)["flights--v1"] is None
+    assert serve.routes(-1)["flights--v1"] == "/models/flights"
+
+
+def test_a_version_at_zero_replicas_gets_one_before_the_route():
+    """Both may go to zero when idle: the flip is not to make a request wait for a start."""
+
+    class Scaled(FakeServe):
+        def _details(self, config):
+            details = super()._details(config)
+            options = config["deployments"][0].get("autoscaling_config", {})
+            if options.get("min_replicas") == 0:
+                details["deployments"][DEPLOYMENT]["replicas"] = []
+            return details
+
+    serve = Scaled()
+    bring(serve, deployment(1, "warm", min_replicas=0), deployment(2, "champion", min_replicas=0))
+    sent = len(serve.sent)
+    bring(serve, deployment(1, "champion", min_replicas=0), deployment(2, "warm", min_replicas=0))
+    assert (least(serve, sent, "flights--v1"), serve.routes(sent)["flights--v1"]) == (1, None)
+    assert (least(serve, -1, "flights--v1"), serve.routes(-1)["flights--v1"]) == (0, "/models/flights")
+
+
+def test_a_change_of_settings_alone_is_one_config_and_asks_no_route():
+    """A canary's share: nothing comes up, nothing flips, and nothing listens on the port that would be asked."""
+    serve = FakeServe()
+    bring(serve, deployment(1, "champion"), deployment(2, "warm"))
+    canary = replace(deployment(2, "warm"), weight=0.1)
+    applied = bring(serve, deployment(1, "champion"), canary, probe=True, concerned={("flights", 1), ("flights", 2)})
+    assert applied.changed
+    assert len(serve.sent) == 2

@@ -8,10 +8,9 @@ import time
 import httpx
 import jsonschema
 import pytest
-from serving_fakes import PREFIX, ROW, SIGNATURE, FakeModel, ask, make_front, predict
+from serving_fakes import PREFIX, ROW, SIGNATURE, FakeModel, ask, front_of, make_front, predict
 
 from raymlops.serving.asgi import BODY
-from raymlops.serving.front import Front, Identity
 from raymlops.serving.reading import Limits
 
 DEEP = b'{"rows":' + b"[" * 100_000
@@ -215,11 +214,11 @@ def test_a_late_answer_is_a_504():
                 time.sleep(0.2)
             return super().predict(columns)
 
-    front = Front(Slow(), identity=Identity("flights", 7, "d", "r"), limits=Limits(timeout_s=0.05))
+    front = front_of(Slow(), limits=Limits(timeout_s=0.05))
     front.warm_up()
     response = predict(front, [ROW] * 2000)  # more rows than run inline, so the worker thread has them
     assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
-    front.close()
+    front.core.close()
 
 
 def test_the_description_names_version_digest_run_and_signature():
@@ -233,7 +232,7 @@ def test_the_description_names_version_digest_run_and_signature():
 
 def test_health_and_readiness():
     """Alive from the start, ready once the example was answered."""
-    cold = Front(FakeModel(), identity=Identity("flights", 7, "d", "r"))
+    cold = front_of(FakeModel())
     assert ask(cold, "GET", "/healthz").status_code == 200
     assert ask(cold, "GET", "/readyz").status_code == 503
     cold.warm_up()
@@ -271,7 +270,7 @@ def test_warm_up_refuses_a_broken_example():
     class Broken(FakeModel):
         example = [{**ROW, "distance": 666}]  # noqa: RUF012
 
-    front = Front(Broken(), identity=Identity("flights", 7, "d", "r"))
+    front = front_of(Broken())
     with pytest.raises(ArithmeticError):
         front.warm_up()
     assert not front.ready

@@ -5,13 +5,15 @@ import asyncio
 import httpx
 import pytest
 
-from raymlops.serving.index import Index
+from raymlops.serving.asgi import make_reply
+from raymlops.serving.index import Index, Target, target_of
+from raymlops.serving.reading import Refusal
 
 MODEL = {"name": "flights", "version": "7", "digest": "d" * 64, "path": "/models/flights"}
 
 
-def ask(method: str, path: str, **headers) -> httpx.Response:
-    index = Index()
+def ask(method: str, path: str, *, forward=None, **headers) -> httpx.Response:
+    index = Index(forward)
     index.configure([MODEL])
 
     async def send():
@@ -19,6 +21,12 @@ def ask(method: str, path: str, **headers) -> httpx.Response:
             return await client.request(method, path, headers=headers)
 
     return asyncio.run(send())
+
+
+async def echo(target: Target, scope, receive):
+    """Answer with the path that the model's front would see."""
+    inner = target.scope(scope)
+    return make_reply(200, f"{target.name} {inner['root_path']} {inner['path']}".encode(), "id-1")
 
 
 @pytest.mark.parametrize("path", ["/", "/models"])
@@ -35,9 +43,65 @@ def test_a_browser_gets_a_page():
     assert 'href="/models/flights/docs"' in response.text
 
 
-def test_the_host_is_alive():
-    """Liveness of the host as such."""
-    assert ask("GET", "/healthz").json() == {"status": "alive"}
+@pytest.mark.parametrize(
+    ("path", "data"),
+    [
+        ("/healthz", {"status": "alive"}),
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        ("/v2/models", {"models": ["flights"]}),
+    ],
+)
+def test_the_host_answers_for_itself(path, data):
+    """Liveness and the names of the models, with a hook for models or without."""
+    assert ask("GET", path).json() == data
+    assert ask("GET", path, forward=echo).json() == data
+
+
+def test_the_host_says_what_it_speaks():
+    """Server metadata of the Open Inference Protocol."""
+    assert ask("GET", "/v2").json()["extensions"] == ["binary_tensor_data"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v2/models/flights/infer"),
+        ("POST", "/v2/models/flights/versions/7/infer"),
+        ("GET", "/v2/models/flights"),
+        ("GET", "/v2/models/flights/ready"),
+    ],
+)
+def test_what_is_for_a_model_is_handed_on(method, path):
+    """With the path that its own front knows."""
+    response = ask(method, path, forward=echo)
+    assert response.text == f"flights /models/flights /models/flights{path}"
+
+
+def test_a_model_that_does_not_answer_is_a_refusal():
+    """What the hook refuses, the host answers, with the time after which to try again."""
+
+    async def busy(target, scope, receive):
+        raise Refusal(503, "version_unavailable", "no replica", retry_after_s=0.2)
+
+    response = ask("POST", "/v2/models/flights/infer", forward=busy, **{"x-request-id": "abc"})
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert response.json()["error"]["code"] == "version_unavailable"
+    assert response.json()["request_id"] == "abc"
+
+
+@pytest.mark.parametrize("path", ["/v2/models/fligths/infer", "/v2/models/flights2", "/v2/models//infer"])
+def test_a_model_that_is_not_there_is_not_found(path):
+    """And those that are there are named."""
+    response = ask("POST", path, forward=echo)
+    assert response.status_code == 404
+    assert "/models/flights" in response.json()["error"]["message"]
+
+
+def test_other_paths_are_for_no_model():
+    """Only what is below ``/v2/models/`` is handed on."""
+    assert target_of("/v2", [MODEL]) is None
+    assert target_of("/models/flights/predict", [MODEL]) is None
 
 
 def test_an_unknown_model_is_not_found_and_the_known_are_named():
@@ -48,7 +112,8 @@ def test_an_unknown_model_is_not_found_and_the_known_are_named():
     assert response.json()["request_id"] == response.headers["x-request-id"]
 
 
-def test_a_wrong_method_is_refused():
-    """Nothing can be posted to the list."""
-    response = ask("POST", "/models")
+@pytest.mark.parametrize("path", ["/models", "/v2", "/v2/health/live"])
+def test_a_wrong_method_is_refused(path):
+    """Nothing can be posted to the host's own pages."""
+    response = ask("POST", path)
     assert (response.status_code, response.headers["allow"]) == (405, "GET")

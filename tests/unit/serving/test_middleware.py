@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
 from raymlops.serving.asgi import BODY
-from raymlops.serving.middleware import Cleaner, clean_headers
+from raymlops.serving.middleware import MAX_HEADERS, Cleaner, clean_headers
 
 
 def pass_through(*, method="POST", path="/models/flights/predict", headers=(), messages=()):
@@ -99,3 +100,102 @@ def test_a_refused_body_is_taken_before_the_answer():
     scope = {"type": "http", "method": "POST", "path": "/models/flights/predict", "headers": []}
     asyncio.run(Cleaner(app)(scope, receive, send))
     assert order == ["chunk", "chunk", "chunk", 413]
+
+
+def refused(headers=(), *, path="/models/flights/predict", receive=None, options=None, **scope):
+    """Return status, headers and error of a request that must not reach the application."""
+    sent = []
+
+    async def app(scope, receive, send):
+        raise AssertionError
+
+    async def complete():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    whole = {"type": "http", "method": "POST", "path": path, "headers": list(headers), **scope}
+    asyncio.run(Cleaner(app, **(options or {}))(whole, receive or complete, send))
+    start, body = sent
+    return start["status"], dict(start["headers"]), json.loads(body["body"])
+
+
+@pytest.mark.parametrize(
+    ("headers", "scope"),
+    [
+        ([(b"cookie", b"x" * 16_379)], {}),
+        ([(b"a", b"b" * 999)] * 17, {}),
+        ([(b"a", b"b")] * (MAX_HEADERS + 1), {}),
+        ([(b"\xff", b"\xff" * 16_384)], {}),
+        ([], {"raw_path": b"/" * 16_385}),
+        ([], {"query_string": b"a" * 16_385}),
+    ],
+)
+def test_endless_headers_are_refused(headers, scope):
+    """In bytes, in number, also those that would be dropped; the answer is our own, and the connection ends."""
+    status, answer, body = refused(headers, **scope)
+    assert (status, body["error"]["code"]) == (431, "headers_too_large")
+    assert answer[b"connection"] == b"close"
+    assert answer[b"x-request-id"].decode() == body["request_id"]
+
+
+def test_headers_up_to_the_bound_pass():
+    """6 + 16,378 bytes are 16,384."""
+    assert pass_through(method="GET", headers=[(b"cookie", b"x" * 16_378)]) is not None
+
+
+def test_the_bound_is_the_clusters():
+    """What a cluster was started with counts."""
+    assert refused([(b"cookie", b"x" * 95)], options={"header_bytes": 100})[0] == 431
+
+
+@pytest.mark.parametrize("path", ["/models/\ufffd", "/models/a\x00b", "/models/a\nb", "/models/\u2028"])
+def test_a_path_with_odd_bytes_is_refused(path):
+    """It would stand in logs; a client's own request id comes back."""
+    status, _, body = refused([(b"x-request-id", b"mine")], path=path)
+    assert (status, body["error"]["code"], body["request_id"]) == (400, "bad_path", "mine")
+
+
+def test_a_small_body_that_does_not_come_is_given_up():
+    """A byte now and then keeps nothing of ours busy for longer than the deadline."""
+
+    async def trickle():
+        await asyncio.sleep(0)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    status, answer, body = refused([(b"content-length", b"60000")], receive=trickle, options={"body_s": 0.0})
+    assert (status, body["error"]["code"], answer[b"connection"]) == (408, "slow_body", b"close")
+
+
+@pytest.mark.parametrize(
+    "name", [b"serve-multiplexed-model-id", b"serve_multiplexed_model_id", b"serve_multiplexed-model_id"]
+)
+def test_a_client_does_not_choose_among_replicas(name):
+    """Serve would look for one that has this model, for a second."""
+    assert clean_headers([(name, b"other")]) == []
+
+
+@pytest.mark.parametrize("name", [b"authorization", b"x-api-key"])
+def test_a_key_that_is_no_text_stays_a_wrong_key(name):
+    """Dropped, it would let its sender in where no key is needed."""
+    assert clean_headers([(name, b"Bearer \xff")]) == [(b"x-api-key", b"?")]
+
+
+@pytest.mark.parametrize(("path", "refused"), [("/models/flights", True), ("/other", False)])
+def test_a_model_has_no_websocket(path, refused):
+    """Another application may; its headers are cleaned too."""
+    seen, sent = [], []
+
+    async def app(scope, receive, send):
+        seen.append(scope["headers"])
+
+    async def receive():
+        return {"type": "websocket.connect"}
+
+    async def send(message):
+        sent.append(message["type"])
+
+    scope = {"type": "websocket", "path": path, "headers": [(b"cookie", b"\xff")]}
+    asyncio.run(Cleaner(app)(scope, receive, send))
+    assert (seen, sent) == (([], ["websocket.close"]) if refused else ([[]], []))

@@ -14,8 +14,12 @@ def test_a_taken_port_is_found_before_anything_starts():
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(PortTakenError, match=str(port)):
+        with pytest.raises(PortTakenError, match=str(port)) as caught:
             check_port("127.0.0.1", port)
+        assert caught.value.hint == "Set serve.port to another one, or to 0 for any free one."
+        with pytest.raises(PortTakenError) as caught:
+            check_port("127.0.0.1", port, setting="serve.grpc_port")
+        assert caught.value.hint == "Set serve.grpc_port to another one."
 
 
 def test_a_free_port_can_be_listened_on():

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -8,7 +10,12 @@ from raymlops.config.serve import ServeSection
 from raymlops.errors import UsageError
 from raymlops.records import BundleRef
 from raymlops.serving.render import INDEX_APP, app_name, render
-from raymlops.state.store import Deployment
+from raymlops.serving.settings import Settings
+from raymlops.serving.traffic import Share
+from raymlops.state.keys import KeyRecord
+from raymlops.state.store import Deployment, Desired
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 FOREIGN = {"name": "shop", "route_prefix": "/shop", "import_path": "shop:app", "deployments": [{"name": "Shop"}]}
 
@@ -18,7 +25,7 @@ def deployment(version: int, role: str, *, name: str = "flights", **serve) -> De
 
 
 def rendered(*deployments, foreign=()):
-    config = render(deployments, host="127.0.0.1", port=8000, foreign=foreign)
+    config = render(Desired(deployments), host="127.0.0.1", port=8000, foreign=foreign)
     return {application["name"]: application for application in config["applications"]}
 
 
@@ -29,13 +36,15 @@ def test_the_champion_holds_the_route_and_a_warm_one_none():
     assert apps["flights--v6"]["route_prefix"] is None
 
 
-def test_a_flip_changes_routes_alone():
-    """What Serve hashes into a code version is the same before and after, so nothing restarts."""
+def test_a_flip_changes_nothing_that_restarts():
+    """What Serve hashes into a code version is the same before and after."""
     before = rendered(deployment(7, "champion"), deployment(6, "warm"))
     after = rendered(deployment(7, "warm"), deployment(6, "champion"))
     for name in ("flights--v6", "flights--v7"):
         changed = {key for key in before[name] if before[name][key] != after[name][key]}
-        assert changed == {"route_prefix"}
+        assert changed == {"route_prefix", "deployments"}
+        (one,), (other,) = before[name]["deployments"], after[name]["deployments"]
+        assert {key for key in one if one[key] != other[key]} == {"user_config"}
 
 
 def test_arguments_name_the_bundle_and_its_digest():
@@ -52,7 +61,63 @@ def test_settings_become_serve_options():
     assert options["autoscaling_config"]["min_replicas"] == 2
     assert options["autoscaling_config"]["max_replicas"] == 5
     assert options["ray_actor_options"]["num_cpus"] == 0.5
-    assert options["user_config"]["max_rows"] == 10
+    assert options["user_config"]["limits"]["max_rows"] == 10
+
+
+def test_the_champion_is_told_who_gets_what():
+    """A canary, a shadow and one that only stands there; they themselves pass nothing on."""
+    beside = [replace(deployment(8, "warm"), weight=0.1), replace(deployment(9, "warm"), shadow=0.5)]
+    apps = rendered(deployment(7, "champion"), *beside, deployment(6, "warm"))
+    told = {name: Settings.from_dict(app["deployments"][0]["user_config"]).traffic for name, app in apps.items()}
+    champion = told["flights--v7"]
+    assert champion.canaries == (Share(8, 0.1),)
+    assert champion.shadows == (Share(9, 0.5),)
+    assert champion.standing == (6, 8, 9)
+    assert not told["flights--v8"].canaries
+    assert not told["flights--v8"].standing
+
+
+def test_each_step_of_a_rollout_is_an_epoch_of_its_own():
+    """The same weights in two rollouts are not counted together."""
+    versions = (deployment(7, "champion"), replace(deployment(8, "warm"), weight=0.1))
+    epochs = set()
+    for step in ("one.0", "one.1", "two.0"):
+        config = render(Desired(versions, epochs={"flights": step}), host="127.0.0.1", port=8000)
+        champion = next(app for app in config["applications"] if app["name"] == "flights--v7")
+        epochs.add(champion["deployments"][0]["user_config"]["traffic"]["epoch"])
+    assert epochs == {"one.0", "one.1", "two.0"}
+
+
+def test_keys_reach_the_models_that_they_are_for():
+    """By their hashes, as settings that restart nothing."""
+    key = KeyRecord("k1", "shop", "h" * 64, ("flights",), ("predict",), None, NOW, None, None)
+    config = render(
+        Desired((deployment(7, "champion"), deployment(1, "champion", name="digits")), (key,)),
+        host="127.0.0.1",
+        port=8000,
+    )
+    told = {
+        app["name"]: Settings.from_dict(app["deployments"][0]["user_config"]).access
+        for app in config["applications"]
+        if app["name"] != INDEX_APP
+    }
+    assert [entry.hash for entry in told["flights--v7"].keys] == ["h" * 64]
+    assert told["digits--v1"].keys == ()
+
+
+def test_the_log_is_beside_the_bundles():
+    """A replica finds the storage by the bundle that it serves."""
+    bundle = BundleRef("s3://bucket/raymlops/bundles/abc?region=x", "abc")
+    item = Deployment("flights", 7, bundle, "run7", "champion", {})
+    config = render(Desired((item,)), host="127.0.0.1", port=8000)
+    log = Settings.from_dict(config["applications"][0]["deployments"][0]["user_config"]).log
+    assert (log.enabled, log.uri) == (True, "s3://bucket/raymlops?region=x")
+
+
+def test_a_model_that_may_go_to_zero_starts_with_one():
+    """Or a deploy could not show that it answers."""
+    scaling = rendered(deployment(7, "champion", min_replicas=0))["flights--v7"]["deployments"][0]["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["initial_replicas"], scaling["downscale_to_zero_delay_s"]) == (0, 1, 900.0)
 
 
 def test_a_whole_serve_section_is_taken():

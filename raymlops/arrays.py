@@ -1,0 +1,279 @@
+"""From the values of one column to its array: JSON values as rows have them, and whole arrays.
+
+Owns the strict check of every value and the words for what is wrong with it. Knows nothing of requests or models.
+Values that fit are taken at once, without a look at each in Python; only where one might not fit are they
+read one by one, which names the problems or finds that there are none. Both ways give the same array.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raymlops.errors import RowProblem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
+
+    from raymlops.signature import Column
+
+    Array = npt.NDArray[Any]
+
+MAX_PROBLEMS = 20
+MISSING = object()
+"""Stands for a field that a row does not have."""
+INT64 = (-(2**63), 2**63 - 1)
+FLOAT64 = float(np.finfo(np.float64).max)
+DTYPES: dict[str, Any] = {"float": np.float64, "int": np.int64, "bool": np.bool_, "string": object}
+
+_LARGEST = int(FLOAT64)
+_SAFE = float(2**62)
+"""Whole numbers below it are within int64, also where float64 has rounded them."""
+_NONE = type(None)
+_NUMBERS = {float, int}
+_ARRAY_KINDS = {"float": "fiu", "int": "iu", "bool": "b", "string": "OU"}
+
+
+def known_texts(column: Column) -> frozenset[str | None] | None:
+    """Return what a text column takes, with None where it may be missing; None alone where it takes every text."""
+    if column.categories is None or column.unknown != "reject":
+        return None
+    return frozenset(column.categories) | ({None} if column.nullable else frozenset())
+
+
+def quick_array(column: Column, values: Sequence[Any], known: frozenset[str | None] | None) -> Array | None:
+    """Return the array of a column's JSON values, or None where they need ``careful_array``.
+
+    ``known`` is ``known_texts(column)``, which the caller keeps.
+    """
+    if not column.shape:
+        return _quick_scalars(column.type, values, known, nullable=column.nullable)
+    flat: Sequence[Any] = values
+    lengths: list[int] = []
+    for axis, size in enumerate(column.shape):
+        if set(map(type, flat)) != {list}:
+            return None
+        if size is None:
+            if axis:
+                return None
+            lengths = list(map(len, flat))
+        elif set(map(len, flat)) != {size}:
+            return None
+        flat = list(chain.from_iterable(flat))
+    array = _quick_scalars(column.type, flat, None, nullable=False)
+    if array is None:
+        return None
+    inner: Any = column.shape[1:]
+    if not lengths:
+        return array.reshape(len(values), column.shape[0], *inner)  # type: ignore[arg-type]
+    flat_array = array.reshape(-1, *inner)
+    ends = list(accumulate(lengths))
+    return _pieces([flat_array[end - length : end] for end, length in zip(ends, lengths, strict=True)])
+
+
+def careful_array(column: Column, values: Sequence[Any], problems: list[RowProblem]) -> Array:
+    """Return the array of a column's JSON values, read one by one; what is wrong is added to ``problems``."""
+    check = _CHECKS[column.type]
+    known = known_texts(column)
+    ragged = np.empty(len(values), dtype=object) if None in column.shape else None
+    for index, value in enumerate(values):
+        message = None
+        if value is None or value is MISSING:
+            if not column.nullable:
+                what = "is missing" if value is MISSING else "must not be null"
+                message = f"{what}; expected {expected(column)}"
+        elif column.shape:
+            message = _check_tensor(column, value, column.shape)
+            if message is None and ragged is not None:
+                message = _set_ragged(column, value, ragged, index)
+        elif not check(value):
+            message = f"expected {expected(column)}, got {kind_of(value)}"
+        elif known is not None and value not in known:
+            message = _unknown(column, value)
+        if message is not None:
+            problems.append(RowProblem(index, column.name, message))
+            if len(problems) >= MAX_PROBLEMS:
+                break
+    if problems:
+        return np.empty(0)
+    if ragged is not None:
+        return ragged
+    if column.nullable:
+        filled = missing_array(column, len(values))
+        given = [index for index, value in enumerate(values) if value is not None and value is not MISSING]
+        filled[given] = [values[index] for index in given]
+        return filled
+    return np.array(values, dtype=DTYPES[column.type])
+
+
+def whole_array(column: Column, array: Array, problems: list[RowProblem]) -> Array:
+    """Return the array of a column from one of any fitting type; what is wrong is added to ``problems``.
+
+    The result is writable memory: torch.from_numpy warns of what is not, and may write to it.
+    """
+    shape = array.shape[1:]
+    if len(shape) != len(column.shape) or any(
+        size is not None and size != got for size, got in zip(column.shape, shape, strict=True)
+    ):
+        want = ", ".join(["rows", *("any" if size is None else str(size) for size in column.shape)])
+        problems.append(RowProblem(None, column.name, f"expected the shape ({want}), got {array.shape}"))
+        return array
+    fractions = column.nullable and column.type == "int"  # where NaN stands for a missing one
+    if array.dtype.kind not in _ARRAY_KINDS[column.type] + ("f" if fractions else ""):
+        problems.append(RowProblem(None, column.name, f"expected {column.type} values, got {array.dtype}"))
+        return array
+    if column.type == "string":
+        values = array.tolist()
+        texts = _quick_scalars("string", values, known_texts(column), nullable=column.nullable)
+        return careful_array(column, values, problems) if texts is None else texts
+    bad = _misfits(column, array)
+    if bad is not None and bad.any():
+        for place in np.argwhere(bad)[:MAX_PROBLEMS].tolist():
+            message = f"expected {expected(column)}, got {kind_of(array[tuple(place)].item())}"
+            problems.append(RowProblem(place[0], column.name, message))
+        return array
+    array = array.astype(np.float64 if column.nullable else DTYPES[column.type], copy=False)
+    if not (array.flags.writeable and array.flags.aligned and array.flags.c_contiguous):
+        array = array.copy()
+    return _pieces(list(array)) if None in column.shape else array
+
+
+def missing_array(column: Column, rows: int) -> Array:
+    """Return the array of a nullable column of which nothing is given."""
+    if column.type == "string":
+        return np.full(rows, None, dtype=object)
+    return np.full(rows, math.nan)
+
+
+def as_integer(value: Any) -> Any:
+    """Return a float that is a whole number as an integer, and everything else as it is.
+
+    A JSON reader makes floats of integers beyond int64, the nearest rounded to its very end: none from there on.
+    """
+    return int(value) if type(value) is float and value.is_integer() and abs(value) < 2.0**63 else value
+
+
+def expected(column: Column) -> str:
+    """Return in words what a column takes."""
+    noun = {"float": "a finite number", "int": "an integer", "bool": "true or false", "string": "a string"}
+    if not column.shape:
+        return noun[column.type] + (" or null" if column.nullable else "")
+    dims = ", ".join("any" if size is None else str(size) for size in column.shape)
+    return f"an array of shape ({dims}) of {column.type}"
+
+
+def kind_of(value: Any) -> str:
+    """Return in a few words what a value is."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "an array"
+    if isinstance(value, str):
+        return f"the string {value[:40]!r}"
+    if isinstance(value, int) and value.bit_length() > 10_000:  # which Python refuses to write out
+        return "a huge integer"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _quick_scalars(
+    kind: str, values: Sequence[Any], known: frozenset[str | None] | None, *, nullable: bool
+) -> Array | None:
+    types = set(map(type, values))
+    missing = 0
+    if nullable and _NONE in types:
+        types.discard(_NONE)
+        missing = values.count(None)
+    if kind == "string":
+        fits = types <= {str} and (known is None or known.issuperset(values))
+        return np.array(values, dtype=object) if fits else None
+    if kind == "bool":
+        return np.array(values, dtype=np.bool_) if types == {bool} else None
+    if kind == "float" and types == {float} and not missing:
+        # A sum is finite only where all its terms are; where it is not, they may still be.
+        return np.array(values, dtype=np.float64) if math.isfinite(sum(values)) else None
+    try:
+        if kind == "int" and not nullable:
+            return np.array(values, dtype=np.int64) if types == {int} else None
+        if not types <= (_NUMBERS if kind == "float" else {int}):
+            return None
+        array = np.array(values, dtype=np.float64)
+    except OverflowError:
+        return None
+    good = np.isfinite(array) if kind == "float" else np.abs(array) < _SAFE
+    return array if np.count_nonzero(good) + missing == len(values) else None
+
+
+def _pieces(parts: Sequence[Array]) -> Array:
+    pieces = np.empty(len(parts), dtype=object)
+    for index, part in enumerate(parts):
+        pieces[index] = part
+    return pieces
+
+
+def _misfits(column: Column, array: Array) -> Array | None:
+    """Tell which values a column does not take; None where their type alone says that it takes all."""
+    bad: Array | None = None
+    if array.dtype.kind != "f":
+        if column.type == "int" and array.dtype == np.uint64:
+            bad = array > np.uint64(INT64[1])
+    elif column.type == "float":
+        bad = np.isinf(array) if column.nullable else ~np.isfinite(array)
+    else:
+        bad = ~((np.floor(array) == array) & (np.abs(array) < 2.0**63) | np.isnan(array))
+    return bad
+
+
+def _check_tensor(column: Column, value: Any, shape: Sequence[int | None]) -> str | None:
+    if not shape:
+        if _CHECKS[column.type](value):
+            return None
+        return f"expected {expected(column)}, got an element {kind_of(value)}"
+    if not isinstance(value, list):
+        return f"expected {expected(column)}, got {kind_of(value)}"
+    if shape[0] is not None and len(value) != shape[0]:
+        return f"expected {expected(column)}, got a dimension of length {len(value)}"
+    return next((m for item in value if (m := _check_tensor(column, item, shape[1:]))), None)
+
+
+def _set_ragged(column: Column, value: list[Any], ragged: Array, index: int) -> str | None:
+    try:
+        array = np.asarray(value, dtype=DTYPES[column.type])
+    except ValueError:  # numpy's word for inner lists of different lengths
+        return f"expected {expected(column)}, got inner arrays of different lengths"
+    if array.ndim < len(column.shape):  # an empty list says nothing of the dimensions within it
+        array = array.reshape(*array.shape, *(size or 0 for size in column.shape[array.ndim :]))
+    ragged[index] = array
+    return None
+
+
+def _unknown(column: Column, value: str) -> str:
+    known = sorted(column.categories or ())
+    return f"unknown category {value[:40]!r}; known: {', '.join(known[:12])}{' ...' if len(known) > 12 else ''}"
+
+
+def _is_float(value: Any) -> bool:
+    if type(value) is float:
+        return math.isfinite(value)
+    return type(value) is int and -_LARGEST <= value <= _LARGEST
+
+
+def _is_int(value: Any) -> bool:
+    return type(value) is int and INT64[0] <= value <= INT64[1]
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "float": _is_float,
+    "int": _is_int,
+    "bool": lambda value: type(value) is bool,
+    "string": lambda value: type(value) is str,
+}

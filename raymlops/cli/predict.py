@@ -1,0 +1,142 @@
+"""``predict``: rows of a file asked at an endpoint, or Parquet predicted on the cluster without one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, answer, note
+from raymlops.errors import UsageError
+
+TIMEOUT_S = 30.0
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's verb."""
+    app.command()(predict)
+
+
+def predict(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME | [KEY.PATH=VALUE]...", help="The model; with --batch values of --config."),
+    ] = None,
+    *,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Rows: .json, .csv or .parquet.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Where Serve answers.  [default: RAYMLOPS_URL, else what up started]")
+    ] = None,
+    timeout_s: Annotated[
+        float | None, typer.Option(min=0.01, help=f"Seconds for each answer, with repeats.  [default: {TIMEOUT_S:g}]")
+    ] = None,
+    version: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", help="A live version's number; with --batch any, or @alias.  [@champion]"),
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option("--batch", metavar="IN", help="Parquet file, folder or URI, instead of --file.")
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="OUT", help="Folder or URI of --batch's output.")] = None,
+    config: OptionalConfig = None,
+    env: EnvOption = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep", metavar="COLUMN", help="Of IN that OUT has too.  [default: what the model does not take]"
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ask the endpoint for every row of a file; or with --batch predict Parquet on the cluster, without an endpoint.
+
+    `predict NAME -f rows.json` prints one JSON object a row; a key is taken from RAYMLOPS_API_KEY.
+    `predict --batch IN --out OUT --config FILE` writes Parquet.
+    """
+    asking = {"--file": file, "--url": url, "--timeout-s": timeout_s}
+    batching = {"--batch": batch, "--out": out, "--config": config, "--env": env, "--keep": keep}
+    mixed = _given(asking) if batch is not None else _given(batching)
+    if mixed and (batch is not None or _given(asking) or len(words or ()) == 1):
+        raise UsageError(
+            f"{', '.join(mixed)} {'do' if len(mixed) > 1 else 'does'} not go with "
+            + ("--batch" if batch is not None else "asking an endpoint"),
+            hint="raymlops predict NAME --file ROWS, or raymlops predict --batch IN --out OUT --config FILE",
+        )
+    if batch is not None:
+        _predict_batch(words or [], batch, out, config=config, version=version, env=env, keep=keep, as_json=as_json)
+        return
+    if len(words or ()) != 1 or file is None or mixed:
+        raise UsageError(
+            "predict needs NAME and --file, or --batch",
+            hint="raymlops predict NAME --file ROWS, or raymlops predict --batch IN --out OUT --config FILE",
+        )
+    assert words is not None
+    _ask(words[0], file, url=url, timeout_s=timeout_s or TIMEOUT_S, version=version, as_json=as_json)
+
+
+def _given(options: dict[str, Any]) -> list[str]:
+    return [name for name, value in options.items() if value not in (None, [])]
+
+
+def _ask(name: str, file: Path, *, url: str | None, timeout_s: float, version: str | None, as_json: bool) -> None:
+    from raymlops.lifecycle.asking import ask_file
+    from raymlops.serving.client import Client
+
+    with Client(url or _serve_url(), timeout_s=timeout_s) as client:
+        result = ask_file(client, name, file, version=version)
+    note(result.curl)
+    if len(result.model_versions) > 1:
+        note(f"the route changed meanwhile: versions {', '.join(result.model_versions)} answered")
+    text = "\n".join(json.dumps(row) for row in result.outputs)
+    answer(
+        {"outputs": result.outputs, "model_versions": result.model_versions, "request_ids": result.request_ids},
+        text,
+        as_json=as_json,
+    )
+
+
+def _predict_batch(
+    overrides: list[str],
+    batch: str,
+    out: str | None,
+    *,
+    config: str | None,
+    version: str | None,
+    env: str | None,
+    keep: list[str] | None,
+    as_json: bool,
+) -> None:
+    from raymlops.lifecycle.batch import batch_predict
+
+    if names := [word for word in overrides if "=" not in word]:
+        raise UsageError(
+            f"{names[0]!r} is no KEY.PATH=VALUE", hint="With --batch the model is that of --config: project.name."
+        )
+    if missing := [name for name, value in {"--out": out, "--config": config}.items() if value is None]:
+        raise UsageError(f"--batch needs {' and '.join(missing)}")
+    assert out is not None
+    assert config is not None
+    record = batch_predict(
+        config, batch, out, version=version or "@champion", keep=keep or None, overrides=overrides, env=env
+    )
+    per_s = record.rows / max(record.duration_s, 1e-3)
+    text = (
+        f"{record.rows:,} rows by {record.name} version {record.version}, {record.duration_s:.1f} s "
+        f"({per_s:,.0f} rows/s)\n{record.output}"
+    )
+    answer(record.to_dict(), text, as_json=as_json)
+
+
+def _serve_url() -> str | None:
+    """Return what ``up`` started, unless the environment names another endpoint; None for the client's own default."""
+    import os
+
+    from raymlops.cluster.upfile import read
+    from raymlops.serving.client import URL
+
+    record = None if os.environ.get(URL) else read()
+    return record.serve_url if record else None

@@ -1,0 +1,116 @@
+"""``predictions``: what a model was asked and answered."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, answer, note
+from raymlops.errors import UsageError
+from raymlops.records import to_json
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's verb."""
+    app.command()(predictions)
+
+
+def predictions(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model.")],
+    overrides: Overrides = None,
+    *,
+    since: Annotated[str, typer.Option(metavar="WHEN", help="1h ago, 7d ago, or an ISO time.")] = "1h",
+    until: Annotated[str | None, typer.Option(metavar="WHEN", help="As --since.  [default: now]")] = None,
+    version: Annotated[int | None, typer.Option(min=1, metavar="VERSION", help="Of one version only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the newest N rows.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Write .parquet, .csv or .jsonl instead.")] = None,
+    compact: Annotated[bool, typer.Option("--compact", help="Merge small files of past hours instead.")] = False,
+    config: OptionalConfig = None,
+    env: EnvOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print the rows that a model was asked, its answers and their labels, the oldest first, one JSON object a row."""
+    from raymlops.lifecycle import predictions as log
+
+    if compact:
+        if out is not None or limit is not None or version is not None:
+            raise UsageError(
+                "--compact works on the files of all versions; it goes with no --version, --limit or --out",
+                hint="Leave --compact out to read.",
+            )
+        record = log.compact_predictions(name, config, overrides=overrides or (), env=env)
+        text = f"merged {record.merged} files of {record.folders} hours and days into {record.into}"
+        answer(record.to_dict(), text, as_json=as_json)
+        return
+    now = datetime.now(UTC)
+    reading = log.predictions(
+        name,
+        config,
+        since=log.parse_moment(since, now=now),
+        until=None if until is None else log.parse_moment(until, now=now),
+        version=version,
+        limit=limit,
+        overrides=overrides or (),
+        env=env,
+    )
+    if out is not None:
+        from raymlops.predictions.export import write_file
+
+        write_file(reading, out)
+        answer({"out": out, **_counts(reading)}, out, as_json=as_json)
+    elif as_json:
+        _print_object(reading)
+    else:
+        _print_lines(reading)
+    note(_summary(reading))
+
+
+def _print_lines(reading: Any) -> None:
+    from raymlops.predictions.export import json_rows
+
+    for batch in reading:
+        for row in json_rows(batch):
+            sys.stdout.write(f"{row.decode()}\n")
+    sys.stdout.flush()
+
+
+def _print_object(reading: Any) -> None:
+    """Print one object of all rows. It is gathered on disk, so that an error on the way leaves no half of it."""
+    from raymlops.predictions.export import json_rows
+
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as rows:
+        comma = ""
+        for batch in reading:
+            for row in json_rows(batch):
+                rows.write(comma + row.decode())
+                comma = ","
+        rows.seek(0)
+        sys.stdout.write(f'{to_json(_counts(reading)).removesuffix("}")}, "predictions": [')
+        shutil.copyfileobj(rows, sys.stdout)
+        sys.stdout.write("]}\n")
+    sys.stdout.flush()
+
+
+def _counts(reading: Any) -> dict[str, Any]:
+    return {
+        "name": reading.name,
+        "since": reading.since and reading.since.isoformat(),
+        "until": reading.until and reading.until.isoformat(),
+        "rows": reading.rows,
+        "labelled": reading.labelled,
+        "conflicts": reading.conflicts,
+        "damaged": list(reading.damaged),
+    }
+
+
+def _summary(reading: Any) -> str:
+    parts = [f"{reading.rows} rows, {reading.labelled} with a label"]
+    if reading.conflicts:
+        parts.append(f"{reading.conflicts} labels contradict the first and are no corrections")
+    parts += [f"damaged and left out: {path}" for path in reading.damaged]
+    return "\n".join(parts)

@@ -1,0 +1,251 @@
+"""Giving a version a share of the traffic: what was asked for, who may get it, and how a rollout begins and ends.
+
+Owns the rules of ``deploy --canary`` and ``--shadow``, and the record of a rollout's beginning and end. How a rollout
+is moved is ``rollout``'s to decide and the controller's to do.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from raymlops.config.serve import RolloutSection
+from raymlops.errors import RefusedError, UsageError
+from raymlops.lifecycle.changing import LineUp, change
+from raymlops.lifecycle.lineup import canaries_of, champion_of, with_canary, with_shadow, without_traffic
+from raymlops.lifecycle.rollout import begin
+from raymlops.records import DeploymentRecord
+from raymlops.state.rollouts import running, start_rollout, update_rollout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from raymlops.config.serve import ServeSection
+    from raymlops.lifecycle.changing import Change, Cluster
+    from raymlops.state.rollouts import Rollout
+    from raymlops.state.store import Deployment, State
+
+
+@dataclass(frozen=True)
+class TrafficRecord(DeploymentRecord):
+    """A version that stands beside the champion, and what it gets. ``previous_version`` is the champion."""
+
+    weight: float = 0.0
+    """Share of the requests that it answers, 0 to 1."""
+    shadow: float = 0.0
+    """Share of the requests of which it gets a copy, 0 to 1."""
+    rollout_id: str | None = None
+    """Of the rollout that was started or ended; None where the share is only held."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a version is to get, as shares; None leaves it as it is."""
+
+    weight: float | None = None
+    shadow: float | None = None
+    rollout: RolloutSection | None = None
+    """How the weight is to rise; None holds it."""
+
+    @property
+    def anything(self) -> bool:
+        """Return whether any traffic was asked for."""
+        return self.weight is not None or self.shadow is not None
+
+
+def asked_for(
+    *,
+    canary: float | None,
+    steps: Sequence[float] | None,
+    bake_s: float | None,
+    shadow: float | None,
+    settings: RolloutSection,
+) -> Asked:
+    """Return what percentages of a command line ask for.
+
+    With ``steps`` or ``bake_s`` the weight rises by itself, from ``canary`` on where that is below the first step; with
+    ``canary`` alone it is held.
+
+    Raises:
+        UsageError: percentages that cannot be, or that contradict each other.
+    """
+    for name, percent in (("canary", canary), ("shadow", shadow)):
+        if percent is not None and not 0 <= percent <= 100:
+            raise UsageError(f"{name} is a percentage from 0 to 100, got {percent:g}")
+    share = None if shadow is None else shadow / 100
+    if steps is None and bake_s is None:
+        return Asked(None if canary is None else canary / 100, share)
+    wanted = tuple(float(step) for step in (settings.steps if steps is None else steps))
+    if canary is not None:
+        above = tuple(step for step in wanted if step > canary)
+        if steps is not None and len(above) < len(wanted) - (wanted[:1] == (canary,)):
+            raise UsageError(
+                f"a canary of {canary:g}% cannot be followed by the steps {list(wanted)}",
+                hint=f"Leave --canary out, or begin the steps with it: --steps {canary:g},50,100",
+            )
+        wanted = (canary, *above)
+    try:
+        rollout = RolloutSection.model_validate(
+            settings.model_dump() | {"steps": wanted} | ({} if bake_s is None else {"bake_s": float(bake_s)})
+        )
+    except ValidationError as error:
+        raise UsageError(f"no such rollout: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+    return Asked(rollout.steps[0] / 100, share, rollout)
+
+
+def share(
+    state: State,
+    cluster: Cluster,
+    name: str,
+    *,
+    version: int,
+    champion: int,
+    asked: Asked,
+    serve: ServeSection,
+    why: str,
+    now: datetime,
+) -> TrafficRecord:
+    """Give a version that stands what was asked for; the weight and its rollout are written together.
+
+    ``champion`` is the version that its signature was compared with.
+
+    Raises:
+        RefusedError: another version is champion by now, a rollout runs, or more than everything would be shared out.
+        DeployError: Serve did not take it; all is as before.
+    """
+    rollout = None
+    if asked.rollout is not None:
+        rollout = begin(
+            rollout_id=uuid.uuid4().hex[:12],
+            name=name,
+            version=version,
+            champion=champion,
+            settings=asked.rollout,
+            now=now,
+        )
+
+    def decide(before: Sequence[Deployment]) -> LineUp:
+        if (now_champion := champion_of(before)) is None or now_champion.version != champion:
+            raise RefusedError(f"version {champion} of {name} is not live any more", hint="Run the same command again.")
+        if all(item.version != version for item in before):
+            raise RefusedError(f"version {version} of {name} was taken down", hint="Run the same command again.")
+        wanted = list(before)
+        if asked.weight is not None:
+            refuse_running(state, name)
+            others = [item.version for item in canaries_of(before) if item.version != version]
+            if rollout is not None and others:
+                raise RefusedError(
+                    f"version {others[0]} of {name} has a share of the traffic, and a rollout compares two versions",
+                    hint="raymlops rollback takes the share away.",
+                )
+            wanted = with_canary(wanted, version, weight=asked.weight)
+        if asked.shadow is not None:
+            wanted = with_shadow(wanted, version, share=asked.shadow)
+        if rollout is None:
+            return LineUp(wanted, version, frozenset({champion, version}))
+        given_up = replace(rollout, status="stopped", ended_at=now, reason="Serve did not take its first share")
+        return LineUp(
+            wanted,
+            version,
+            frozenset({champion, version}),
+            also=lambda connection: start_rollout(connection, rollout),
+            undo=lambda connection: update_rollout(connection, given_up),
+        )
+
+    action = "rollout.start" if rollout else "deploy.canary" if asked.weight is not None else "deploy.shadow"
+    done = change(state, cluster, name, decide=decide, serve=serve, action=action, why=why)
+    return _record(done, version, rollout_id=rollout.id if rollout else None)
+
+
+def abort(
+    state: State, cluster: Cluster, name: str, *, serve: ServeSection, why: str, now: datetime, action: str
+) -> TrafficRecord | None:
+    """Take the canaries' shares away and end the rollout; None where no version has a share and none is rolled out.
+
+    Asks nothing of any version, and stays desired also where Serve does not answer now.
+    """
+    with state.reading() as connection:
+        found = next(iter(running(connection, name)), None)
+    canaries = [item.version for item in canaries_of(state.deployments(name))]
+    if found is None and not canaries:
+        return None
+    version = found.version if found is not None else canaries[0]
+
+    def decide(before: Sequence[Deployment]) -> LineUp:
+        stopped = None if found is None else replace(found, status="stopped", ended_at=now, reason=why)
+
+        def also(connection: Connection) -> None:
+            if stopped is not None and running(connection, name):
+                update_rollout(connection, stopped)
+
+        return LineUp(without_traffic(before), None, frozenset(), also=also, kept=True)
+
+    done = change(state, cluster, name, decide=decide, serve=serve, action=action, why=why, hurry=True)
+    return _record(done, version, rollout_id=found.id if found is not None else None)
+
+
+def settled(rollout: Rollout, deployments: Sequence[Deployment], *, now: datetime) -> Rollout | None:
+    """Return how a running rollout has ended by what is desired now; None where it goes on. Pure."""
+    champion = champion_of(deployments)
+    if champion is not None and champion.version == rollout.version:
+        reason = rollout.reason or f"version {rollout.version} was made champion"
+        return replace(rollout, status="promoted", ended_at=now, reason=reason)
+    standing = {item.version: item for item in deployments}
+    if champion is None or champion.version != rollout.champion:
+        reason = f"version {rollout.champion}, with which it was compared, is not champion any more"
+    elif rollout.version not in standing:
+        reason = f"version {rollout.version} was taken down"
+    elif standing[rollout.version].weight == 0:
+        reason = f"version {rollout.version} has no share of the traffic any more"
+    else:
+        return None
+    return replace(rollout, status="stopped", ended_at=now, reason=reason)
+
+
+def settle(state: State, name: str, *, now: datetime) -> Rollout | None:
+    """End the rollout of a model where another change of its deployments has; return what it ended as."""
+    deployments = state.deployments(name)
+    with state.writing() as connection:
+        for rollout in running(connection, name):
+            if (ended := settled(rollout, deployments, now=now)) is not None:
+                update_rollout(connection, ended)
+                return ended
+    return None
+
+
+def refuse_running(state: State, name: str) -> None:
+    """Refuse to move traffic that a rollout moves.
+
+    Raises:
+        RefusedError: naming the rollout.
+    """
+    with state.reading() as connection:
+        for found in running(connection, name):
+            raise RefusedError(
+                f"version {found.version} of {name} is being rolled out: {found.id}, at {100 * found.weight:g}%",
+                hint="raymlops status shows it; raymlops rollback or deploy --abort ends it.",
+            )
+
+
+def _record(done: Change, version: int, *, rollout_id: str | None) -> TrafficRecord:
+    item = next((item for item in done.now.wanted if item.version == version), None)
+    champion = champion_of(done.now.wanted)
+    return TrafficRecord(
+        name=(done.now.wanted or done.before)[0].name,
+        version=version,
+        digest=item.bundle.digest if item else "",
+        role="warm",
+        url=None,
+        previous_version=champion.version if champion else None,
+        changed=done.applied.changed,
+        warnings=done.warnings,
+        weight=item.weight if item else 0.0,
+        shadow=item.shadow if item else 0.0,
+        rollout_id=rollout_id,
+    )

@@ -1,0 +1,175 @@
+"""API keys as verbs: the state changes first, then Serve is brought to it at once.
+
+Owns what a caller is told of both. What a key is belongs to ``state``, what a replica does with one to ``serving``.
+
+The state changes in a transaction of its own and waits for nobody: a revoked key is revoked from then on, whatever
+happens to the cluster. Sending it takes the lock that every change of what is live takes, so that neither undoes the
+other.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from raymlops.errors import ClusterError, RaymlopsError
+from raymlops.lifecycle.source import Source, spec_of
+from raymlops.records import Record
+from raymlops.state.keys import KeyRecord, create_key, list_keys, revoke_key, rotate_key
+from raymlops.state.store import State, state_url
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from raymlops.config.schema import ProjectSpec
+    from raymlops.config.serve import ServeSection
+    from raymlops.serving.apply import Api
+
+WAIT_S = 20.0
+"""How long the replicas of the key's models may take to say that they have it."""
+NO_CLUSTER = "there is no running cluster; what is deployed next will know"
+
+
+@dataclass(frozen=True)
+class KeyChange(Record):
+    """One change of a key, and whether replicas know it."""
+
+    key: KeyRecord
+    secret: str | None = field(default=None, repr=False)
+    """Of a new key: here and nowhere else."""
+    old: KeyRecord | None = None
+    """Of a rotation: the key before, with its end."""
+    live: bool = False
+    """Whether every replica of every model that the key opens has taken the change."""
+    note: str = ""
+    """Why it is not live."""
+    failed: bool = False
+    """Whether a cluster is there that should have taken it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data, the secret among it: for the answer of a command alone."""
+        data: dict[str, Any] = {"key": self.key.to_dict(), "live": self.live, "note": self.note}
+        if self.secret is not None:
+            data["secret"] = self.secret
+        if self.old is not None:
+            data["old"] = self.old.to_dict()
+        return data
+
+
+def create(
+    source: Source,
+    name: str,
+    *,
+    models: Sequence[str] = (),
+    scopes: Sequence[str] = ("predict", "feedback"),
+    rate_per_s: float | None = None,
+    expires_in_s: float | None = None,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+) -> KeyChange:
+    """Make a key for whoever ``name`` says; without models it is for the project's own.
+
+    Raises:
+        UsageError: a name, model, scope, rate or time that cannot be, or a good key has the name.
+        StorageError, UnreachableError: the state database cannot be written; nothing was changed.
+    """
+    spec = spec_of(source, overrides=overrides, env=env)
+    now = datetime.now(UTC)
+    with State.open(state_url(spec)) as state:
+        key, secret = create_key(
+            state,
+            name=name,
+            models=tuple(models) or (spec.project.name,),
+            scopes=tuple(scopes),
+            rate_per_s=rate_per_s,
+            expires_at=None if expires_in_s is None else now + timedelta(seconds=expires_in_s),
+            now=now,
+        )
+        live, note, failed = _bring(spec, state, key, purpose=f"key of {name}")
+    return KeyChange(key, secret, live=live, note=note, failed=failed)
+
+
+def revoke(source: Source, id_or_name: str, *, overrides: Sequence[str] = (), env: str | None = None) -> KeyChange:
+    """End a key for good; replicas refuse it within seconds.
+
+    One that was revoked before is sent again, in case that the cluster did not hear of it then.
+
+    Raises:
+        NotFoundError: there is no such key.
+        UsageError: the name has several good keys.
+        StorageError, UnreachableError: the state database cannot be written; nothing was changed.
+    """
+    spec = spec_of(source, overrides=overrides, env=env)
+    with State.open(state_url(spec)) as state:
+        key = revoke_key(state, id_or_name, now=datetime.now(UTC))
+        live, note, failed = _bring(spec, state, key, purpose=f"revoke key {key.id}")
+    return KeyChange(key, live=live, note=note, failed=failed)
+
+
+def rotate(
+    source: Source, id_or_name: str, *, grace_s: float, overrides: Sequence[str] = (), env: str | None = None
+) -> KeyChange:
+    """Make a key in the place of another, which ends after ``grace_s``.
+
+    Raises:
+        NotFoundError: there is no such key.
+        UsageError: the name has several good keys.
+        RefusedError: the key is revoked or has expired.
+        StorageError, UnreachableError: the state database cannot be written; nothing was changed.
+    """
+    spec = spec_of(source, overrides=overrides, env=env)
+    with State.open(state_url(spec)) as state:
+        key, secret, old = rotate_key(state, id_or_name, grace_s=grace_s, now=datetime.now(UTC))
+        live, note, failed = _bring(spec, state, key, purpose=f"rotate key {old.id}")
+    return KeyChange(key, secret, old=old, live=live, note=note, failed=failed)
+
+
+def keys(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> list[KeyRecord]:
+    """Return every key there ever was, oldest first."""
+    with State.open(state_url(spec_of(source, overrides=overrides, env=env))) as state:
+        return list_keys(state)
+
+
+def bring(state: State, api: Api, key: KeyRecord, *, serve: ServeSection, purpose: str) -> None:
+    """Send the desired state, and wait until every model that the key opens has taken it.
+
+    Raises:
+        RefusedError: another change of what is live goes on for too long.
+        DeployError: a model did not take it in time.
+        ClusterError: Serve does not answer.
+    """
+    from raymlops.lifecycle.changing import LOCK_MARGIN_S
+    from raymlops.serving.apply import apply
+
+    with state.exclusive(purpose, wait_s=serve.ready_timeout_s + LOCK_MARGIN_S):
+        desired = state.desired()
+        concerned = {(item.name, item.version) for item in desired.deployments if key.opens(item.name)}
+        apply(
+            desired,
+            api=api,
+            wait_s=WAIT_S,
+            concerned=concerned,
+            host=serve.host,
+            port=serve.port,
+            grpc_port=serve.grpc_port,
+            probe=False,  # no route moves
+        )
+
+
+def _bring(spec: ProjectSpec, state: State, key: KeyRecord, *, purpose: str) -> tuple[bool, str, bool]:
+    """Return whether the change is live, why not, and whether it should be. The state is changed in any case."""
+    from raymlops.cluster.dashboard import dashboard
+    from raymlops.serving.api import ServeApi
+
+    with ExitStack() as stack:
+        try:
+            found = stack.enter_context(dashboard(spec))
+        except ClusterError:
+            return False, NO_CLUSTER, False
+        try:
+            bring(state, ServeApi(found.url, found.token()), key, serve=spec.serve, purpose=purpose)
+        except RaymlopsError as error:
+            return False, f"the cluster has not taken it: {error}", True
+    return True, "", False

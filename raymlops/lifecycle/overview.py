@@ -1,0 +1,158 @@
+"""What is live of every model, since when and by whom, and how its rollout is doing: read from the state alone.
+
+Owns what is told. That Serve runs it is Serve's to say. Asking makes no database.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymlops.errors import NotFoundError
+from raymlops.lifecycle.lineup import champion_of, cools_at, idle_of
+from raymlops.lifecycle.source import Source, place_of, spec_of
+from raymlops.records import Record
+from raymlops.state.rollouts import Rollout, rollouts, running
+from raymlops.state.store import State, state_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
+
+    from raymlops.state.store import AuditEvent, Deployment
+
+POLL_S = 1.0
+TELL_EVERY_S = 10.0
+"""How often a wait is told of while nothing but its time changes."""
+
+
+@dataclass(frozen=True)
+class ModelOverview(Record):
+    """One model. Shares are 0 to 1, times ISO 8601 in UTC."""
+
+    name: str
+    champion: int | None
+    since: str | None
+    """When the champion took the route."""
+    by: str | None
+    """Who gave it."""
+    why: str | None
+    canaries: dict[int, float]
+    """Version to its share of the requests."""
+    shadows: dict[int, float]
+    """Version to the share of the requests of which it gets copies."""
+    warm: dict[int, str | None]
+    """Version that gets no request, to when it is taken down; None where it stands until it is told to go."""
+    rollout: dict[str, Any] | None
+    """The one that runs, with its evidence and its last decision."""
+
+
+def overview(source: Source | None = None, *, root: str | None = None, env: str | None = None) -> list[ModelOverview]:
+    """Return every model that should be live; none where there is no state yet.
+
+    The state is where ``source`` says, without one where the environment does; ``root`` is a cluster's own folder.
+    """
+    url = f"sqlite:///{Path(root).expanduser().absolute()}/state.db" if root else state_url(place_of(source, env=env))
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return []
+    with State.open(url) as state:
+        names = sorted({item.name for item in state.deployments()})
+        return [_of(state, name) for name in names]
+
+
+def find_rollout(state: State, rollout_id: str, *, name: str) -> Rollout:
+    """Return a rollout of a model by its id.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    with state.reading() as connection:
+        for found in rollouts(connection, name):
+            if found.id == rollout_id:
+                return found
+    raise NotFoundError(f"{name} has no rollout {rollout_id}")
+
+
+def follow_rollout(
+    source: Source,
+    rollout_id: str,
+    *,
+    on_line: Callable[[str], None],
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Rollout:
+    """Tell of each decision on a rollout until it ends, and return what it ended as.
+
+    Whoever stops following changes nothing: the controller goes on.
+
+    Raises:
+        NotFoundError: there is no such rollout.
+    """
+    spec = spec_of(source, overrides=overrides, env=env)
+    told: tuple[Any, ...] = ()
+    told_at = float("-inf")
+    with State.open(state_url(spec)) as state:
+        while True:
+            found = find_rollout(state, rollout_id, name=spec.project.name)
+            now: tuple[Any, ...] = (found.step, found.status)
+            if now != told or (found.reason and clock() - told_at >= TELL_EVERY_S):
+                on_line(line_of(found))
+                told, told_at = now, clock()
+            if found.status != "running":
+                return found
+            sleep(POLL_S)
+
+
+def line_of(rollout: Rollout) -> str:
+    """Return how a rollout is doing, in one line."""
+    state = "" if rollout.status == "running" else f" {rollout.status}:"
+    reason = rollout.reason or f"step 1 of {len(rollout.steps)} at {100 * rollout.weight:g} percent begins"
+    return f"rollout {rollout.id} of {rollout.name} version {rollout.version}:{state} {reason}"
+
+
+def _of(state: State, name: str) -> ModelOverview:
+    items = state.deployments(name)
+    changes = state.changes(name)
+    with state.reading() as connection:
+        rollout = next(iter(running(connection, name)), None)
+    champion = champion_of(items)
+    taken = None if champion is None else _taken(champion.version, changes)
+    return ModelOverview(
+        name=name,
+        champion=champion.version if champion else None,
+        since=taken.ts.isoformat() if taken else None,
+        by=taken.actor if taken else None,
+        why=taken.why if taken else None,
+        canaries={item.version: item.weight for item in items if item.weight},
+        shadows={item.version: item.shadow for item in items if item.shadow},
+        warm=dict(_warm(items, changes)),
+        rollout=_shown(rollout) if rollout else None,
+    )
+
+
+def _shown(rollout: Rollout) -> dict[str, Any]:
+    """Return a rollout without the totals of single replicas."""
+    data = rollout.to_dict()
+    return {**data, "evidence": {key: value for key, value in data["evidence"].items() if key != "replicas"}}
+
+
+def _warm(items: Sequence[Deployment], changes: Sequence[AuditEvent]) -> Iterator[tuple[int, str | None]]:
+    for item in idle_of(items):
+        end: datetime | None = cools_at(item, items, changes)
+        yield item.version, None if end is None else end.isoformat()
+
+
+def _taken(version: int, changes: Sequence[AuditEvent]) -> AuditEvent | None:
+    """Return the event by which a champion took the route."""
+    for event in changes:
+        before, after = (
+            next((item["version"] for item in side if item["role"] == "champion"), None)
+            for side in (event.before, event.after)
+        )
+        if after == version and before != version:
+            return event
+    return None

@@ -1,0 +1,262 @@
+"""What is asked of a canary: does it err more, is it slower, are its answers worse? Pure: evidence in, findings out.
+
+Owns how counts become evidence of harm, and bounds that let a step pass. Knows nothing of the steps' order and times.
+
+The rollout's ``alpha`` is split: half for errors, a quarter each for slowness and quality. A canary as good as the
+champion is found harmful by any of them, in any step, at any look, with probability at most ``alpha`` (see
+``monitor.sequential``, which also says what that presumes). Harm counts where it is at least a tenth of the margin:
+what is smaller is no reason to stop, however sure it is.
+
+Evidence is computed from the counts anew at each look. Where a replica dies and its counts go with it, what is left is
+a smaller sample, as fair as the whole: evidence and bounds fall back to what it shows, and nothing else happens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from raymlops.monitor.sequential import loss_harm, mean_bounds, rate_bounds, rate_harm
+from raymlops.predictions.counts import LEVELS, Counts, Losses
+from raymlops.records import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from raymlops.config.serve import RolloutSection
+
+RELEVANT = 0.1
+"""Part of a margin below which harm is no reason to stop."""
+_PARTS = {"errors": 0.5, "slow": 0.25, "quality": 0.25}
+_LARGEST = math.log(1e12)
+"""Evidence beyond this is written down as this: JSON has no infinity, and nobody needs it."""
+_LEVELS = tuple(level / (LEVELS - 1) for level in range(LEVELS))
+
+
+@dataclass(frozen=True)
+class StepEvidence(Record):
+    """What was counted while the traffic was shared at one step."""
+
+    weight: float
+    """The canary's share of the requests that chance gave to it or to the champion, 0 to 1."""
+    canary: Counts = field(default_factory=Counts)
+    champion: Counts = field(default_factory=Counts)
+    canary_losses: Losses = field(default_factory=Losses)
+    champion_losses: Losses = field(default_factory=Losses)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        counted = {name: getattr(self, name).to_dict() for name in self.__dataclass_fields__ if name != "weight"}
+        return {"weight": self.weight, **counted}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild it; what is missing is empty."""
+        return cls(
+            weight=data["weight"],
+            canary=Counts.from_dict(data.get("canary", {})),
+            champion=Counts.from_dict(data.get("champion", {})),
+            canary_losses=Losses.from_dict(data.get("canary_losses", {})),
+            champion_losses=Losses.from_dict(data.get("champion_losses", {})),
+        )
+
+
+@dataclass(frozen=True)
+class Side(Record):
+    """One version at one step, as a question sees it."""
+
+    count: int
+    """Requests, or labelled answers."""
+    value: float | None
+    """Share of its requests, or mean loss; None where there are none."""
+    lower: float
+    upper: float
+    """Bounds of ``value``, that hold at all times."""
+
+
+@dataclass(frozen=True)
+class Finding(Record):
+    """One question's answer. ``canary`` and ``champion`` are of this step, the evidence is of all."""
+
+    question: str
+    canary: Side
+    champion: Side
+    evidence: float
+    """An equally good version ever gets there in at most one of this many rollouts (an e-value)."""
+    limit: float
+    excess: float
+    """The canary's value less the champion's: at this step or over all, whichever is more."""
+    margin: float
+
+    @property
+    def harmful(self) -> bool:
+        """Return whether the canary is worse, surely and by enough to matter."""
+        return self.evidence >= self.limit and self.excess >= RELEVANT * self.margin
+
+    @property
+    def passed(self) -> bool:
+        """Return whether it is worse by no more than the margin, surely."""
+        return self.canary.upper - self.champion.lower <= self.margin
+
+    @property
+    def harm(self) -> str:
+        """Return by how much it is worse, and how sure that is."""
+        sides = (f"{self._number(side.value)} of {side.count:,}" for side in (self.canary, self.champion))
+        return (
+            f"{self._words} {' against '.join(sides)} {self._unit} at this step; an equally good version ever shows "
+            f"as much in at most 1 of {self.evidence:,.0f} rollouts, and 1 of {self.limit:,.0f} is the limit"
+        )
+
+    @property
+    def bounds(self) -> str:
+        """Return what is known of both."""
+        upper, lower = self._number(self.canary.upper), self._number(self.champion.lower)
+        return f"{self._words} at most {upper} against at least {lower}"
+
+    @property
+    def lack(self) -> str:
+        """Return why it has not passed."""
+        difference = (self.canary.value or 0.0) - (self.champion.value or 0.0)
+        few = "too few " if difference <= self.margin / 2 else ""
+        return (
+            f"{few}{self._unit}, {self.canary.count:,} of the canary and {self.champion.count:,} of the champion: "
+            f"{self.bounds}, and {self._number(self.margin)} more is allowed"
+        )
+
+    @property
+    def _words(self) -> str:
+        return {"slow": "slow answers", "quality": "mean loss"}.get(self.question, self.question)
+
+    @property
+    def _unit(self) -> str:
+        return "labelled answers" if self.question == "quality" else "requests"
+
+    def _number(self, value: float | None) -> str:
+        if value is None:
+            return "nothing"
+        return f"{value:.3f}" if self.question == "quality" else f"{value:.2%}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {**asdict(self), "harmful": self.harmful, "passed": self.passed}
+
+
+def find(steps: Sequence[StepEvidence], settings: RolloutSection) -> list[Finding]:
+    """Ask every question of a rollout's steps so far, of which the last one is the current one.
+
+    Quality is asked where both versions have labelled answers at the current step. A late answer of the canary is a
+    slow one: the champion's that take as long are slow too.
+    """
+    errors = [_shares(step, "errors") for step in steps]
+    slow = [_shares(step, "slow", "late") for step in steps]
+    findings = [
+        _finding("errors", errors, alpha=settings.alpha, margin=settings.error_margin),
+        _finding("slow", slow, alpha=settings.alpha, margin=settings.slow_margin),
+    ]
+    if steps[-1].canary_losses.count and steps[-1].champion_losses.count:
+        means = [_Means(step.weight, step.canary_losses, step.champion_losses) for step in steps]
+        findings.append(_finding("quality", means, alpha=settings.alpha, margin=settings.quality_margin))
+    return findings
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """Events and requests of both versions at one step."""
+
+    weight: float
+    canary: tuple[int, int]
+    champion: tuple[int, int]
+
+    def harm(self, weight: float) -> float:
+        return float(rate_harm(self.canary, self.champion, weight=weight))
+
+    def sides(self, alpha: float) -> tuple[Side, Side]:
+        return self._side(*self.canary, alpha), self._side(*self.champion, alpha)
+
+    def sizes(self) -> tuple[int, int]:
+        return self.canary[1], self.champion[1]
+
+    def values(self) -> tuple[float, float]:
+        return self.canary[0] / max(1, self.canary[1]), self.champion[0] / max(1, self.champion[1])
+
+    @staticmethod
+    def _side(events: int, total: int, alpha: float) -> Side:
+        return Side(total, events / total if total else None, *rate_bounds(events, total, alpha=alpha))
+
+
+@dataclass(frozen=True)
+class _Means:
+    """Losses of both versions at one step."""
+
+    weight: float
+    canary: Losses
+    champion: Losses
+
+    def harm(self, weight: float) -> float:
+        return float(loss_harm(_row(self.canary), _row(self.champion), levels=_LEVELS, weight=weight))
+
+    def sides(self, alpha: float) -> tuple[Side, Side]:
+        return self._side(self.canary, alpha), self._side(self.champion, alpha)
+
+    def sizes(self) -> tuple[int, int]:
+        return self.canary.count, self.champion.count
+
+    def values(self) -> tuple[float, float]:
+        return (self.canary.mean if self.canary.count else 0.0), (self.champion.mean if self.champion.count else 0.0)
+
+    @staticmethod
+    def _side(losses: Losses, alpha: float) -> Side:
+        levels = [_LEVELS[level] for level, _ in losses.levels]
+        bounds = mean_bounds([number for _, number in losses.levels], levels=levels, alpha=alpha)
+        return Side(losses.count, losses.mean if losses.count else None, *bounds)
+
+
+def _finding(question: str, steps: Sequence[_Shares] | Sequence[_Means], *, alpha: float, margin: float) -> Finding:
+    alpha *= _PARTS[question]
+    evidence = sum(step.harm(step.weight) for step in steps)
+    if evidence >= -math.log(alpha):
+        # Callers that keep to a version may bring another share of the requests than theirs of the callers: what is
+        # evidence with both shares alone is believed. Where chance gives requests, both are about the same.
+        evidence = sum(min(step.harm(step.weight), step.harm(_observed(step))) for step in steps)
+    canary, champion = steps[-1].sides(alpha / 2)
+    return Finding(
+        question=question,
+        canary=canary,
+        champion=champion,
+        evidence=math.exp(min(evidence, _LARGEST)),
+        limit=1 / alpha,
+        excess=max(_excess(steps), _excess(steps[-1:])),
+        margin=margin,
+    )
+
+
+def _observed(step: _Shares | _Means) -> float:
+    canary, champion = step.sizes()
+    return canary / max(1, canary + champion)
+
+
+def _excess(steps: Sequence[_Shares] | Sequence[_Means]) -> float:
+    """Return the difference, averaged over steps by their requests.
+
+    Not that of the sums over all steps: a bad hour at a step with many canary requests would count against it.
+    """
+    sizes = [sum(step.sizes()) if step.sizes()[0] else 0 for step in steps]
+    differences = [ours - theirs for ours, theirs in (step.values() for step in steps)]
+    return sum(size * difference for size, difference in zip(sizes, differences, strict=True)) / max(1, sum(sizes))
+
+
+def _shares(step: StepEvidence, *events: str) -> _Shares:
+    """Return the share of requests with any of these events; counts that cannot be are taken for the nearest."""
+    pairs = []
+    for counts in (step.canary, step.champion):
+        total = max(0, counts.requests)
+        pairs.append((min(total, max(0, sum(getattr(counts, event) for event in events))), total))
+    return _Shares(step.weight, *pairs)
+
+
+def _row(losses: Losses) -> list[int]:
+    row = [0] * LEVELS
+    for level, number in losses.levels:
+        row[level] = number
+    return row

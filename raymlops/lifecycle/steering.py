@@ -1,0 +1,210 @@
+"""The controller as a detached actor of the cluster: started when it is needed, one for each state database.
+
+Owns where it runs, what it is told, and that only one moves what is live. It is told where things are and where
+credentials are to be read, never a credential: whoever may look at the cluster may look at an actor's arguments.
+It ends with its cluster. On one that this process started itself, that is when this process lets go of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymlops.config.credentials import holds_credential
+from raymlops.config.paths import local_path
+from raymlops.errors import ClusterError, RaymlopsError
+from raymlops.lifecycle.controller import Controller, utc_now
+from raymlops.lifecycle.source import spec_of
+from raymlops.serving.tally import CONTROLLER, NAMESPACE
+from raymlops.state.lease import holder_of, lease
+from raymlops.state.store import State, state_url
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from raymlops.config.schema import ProjectSpec
+    from raymlops.lifecycle.changing import Follow
+
+LEASE = "controller"
+RETRY_S = 5.0
+ANSWER_S = 30.0
+"""How long a controller that is started may take to answer: it imports what it needs first."""
+WITHOUT = "weights stand still, and nothing that is kept warm is taken down"
+
+_log = logging.getLogger(__name__)
+
+
+def ensure_controller(spec: ProjectSpec, *, dashboard_url: str, needed: bool) -> str | None:
+    """Start the controller where none runs, and return why there is none for this state; None where all is well.
+
+    With ``needed`` it is asked whether it answers; otherwise one that holds its lease is taken for granted. One of the
+    same cluster that serves another state database is replaced: what is live on a cluster has one desired state.
+    """
+    try:
+        if not needed and holder_of(state_url(spec), LEASE) is not None:
+            return None
+        return _ensure(spec, dashboard_url=dashboard_url, needed=needed)
+    except RaymlopsError as error:
+        return f"the controller could not be started, so that {WITHOUT}: {error.message}"
+
+
+def told(spec: ProjectSpec, *, dashboard_url: str) -> dict[str, Any]:
+    """Return the configuration that the controller is given: places by their full names, references as they are."""
+    data = spec.to_dict()
+    folder = local_path(spec.storage.path)
+    if folder is not None:
+        data["storage"]["path"] = str(folder.absolute())
+    data["cluster"]["dashboard"] = dashboard_url
+    found = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if data["tracking"]["uri"] is None and found and not holds_credential(found):
+        data["tracking"]["uri"] = found
+    absolute: dict[str, Any] = _absolute(data)
+    return absolute
+
+
+def mark_of(spec: ProjectSpec) -> str:
+    """Return what stands for a state database, without naming it."""
+    return hashlib.sha256(state_url(spec).encode()).hexdigest()[:16]
+
+
+class Steering:
+    """The actor. Reports come in by threads of their own, while one thread takes step after step."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        from raymlops.lifecycle.evidence import Reports
+
+        self._data = data
+        self._reports = Reports()
+        self._word = "starting"
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="raymlops-controller", daemon=True)
+        self._thread.start()
+
+    def report(self, name: str, replica: str, sequence: int, report: dict[str, Any]) -> None:
+        """Take the counts of one replica."""
+        self._reports.take(name, replica, sequence, report)
+
+    def status(self) -> dict[str, Any]:
+        """Return what it is doing, for whoever starts it."""
+        spec = spec_of(self._data)
+        return {"mark": mark_of(spec), "word": self._word, "pid": os.getpid()}
+
+    def stop(self) -> None:
+        """End its work and give the lease back."""
+        self._stopped.set()
+        self._thread.join(ANSWER_S)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._hold()
+            except Exception as error:  # the state may be away for now, or another controller at work
+                text = f"{type(error).__name__}: {error}"
+                if text != self._word:
+                    _log.warning("waiting: %s", text)
+                self._word = text
+                self._stopped.wait(RETRY_S)
+
+    def _hold(self) -> None:
+        spec = spec_of(self._data)
+        url = state_url(spec)
+        with lease(url, LEASE, purpose="moves what is live"), State.open(url) as state:
+            controller = self._controller(spec, state)
+            self._word = "running"
+            while not self._stopped.is_set():
+                self._stopped.wait(controller.step(utc_now()))
+
+    def _controller(self, spec: ProjectSpec, state: State) -> Controller:
+        from raymlops.lifecycle.losses import LabelLosses
+        from raymlops.lifecycle.upkeep import Upkeep
+        from raymlops.serving.api import ServeApi
+
+        def follow(name: str) -> Follow:
+            from raymlops.registry.versions import Registry
+            from raymlops.tracking.client import tracker
+
+            return lambda version: Registry(tracker(spec)).set_alias(name, "champion", version)
+
+        return Controller(
+            state,
+            ServeApi(_dashboard(spec)),
+            reports=self._reports,
+            follow=follow,
+            losses=LabelLosses(state),
+            maintain=Upkeep(state, state_url(spec)),
+        )
+
+
+def _ensure(spec: ProjectSpec, *, dashboard_url: str, needed: bool) -> str | None:
+    import ray
+
+    from raymlops.cluster.connect import connect, find
+
+    if not ray.is_initialized() and find(spec)[0] is None:
+        raise ClusterError(
+            "the cluster of this dashboard cannot be joined from here",
+            hint="Set cluster.address or RAY_ADDRESS, or deploy from a job on the cluster.",
+        )
+    with connect(spec):
+        actor = _actor(spec, dashboard_url=dashboard_url)
+        if not needed:
+            return None
+        try:
+            status = ray.get(actor.status.remote(), timeout=ANSWER_S)
+            if status["mark"] != mark_of(spec):
+                _log.warning("the controller of another state database is replaced")
+                ray.get(actor.stop.remote(), timeout=ANSWER_S)
+                ray.kill(actor, no_restart=True)
+                status = ray.get(_actor(spec, dashboard_url=dashboard_url).status.remote(), timeout=ANSWER_S)
+        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
+            raise ClusterError(f"the controller does not answer: {type(error).__name__}") from error
+        if status["word"] not in {"starting", "running"}:
+            return f"the controller waits, so that {WITHOUT} meanwhile: {status['word']}"
+    return None
+
+
+def _actor(spec: ProjectSpec, *, dashboard_url: str) -> Any:
+    """Return the cluster's controller; where there is none, one is started."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    options: dict[str, Any] = {
+        "name": CONTROLLER,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "max_restarts": -1,
+        "max_task_retries": 3,
+        "max_concurrency": 8,
+        "num_cpus": 0,
+    }
+    if state_url(spec).startswith("sqlite"):
+        here = ray.get_runtime_context().get_node_id()  # the file is on this machine
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
+    return ray.remote(Steering).options(**options).remote(told(spec, dashboard_url=dashboard_url))
+
+
+def _dashboard(spec: ProjectSpec) -> str:
+    """Return where the dashboard is for this process: what the cluster itself knows of it, or what it was told.
+
+    Who started the controller may have reached it by another way, such as a forwarded port.
+    """
+    from ray._private.services import get_webui_url_from_internal_kv  # in a worker nothing public of Ray 2.60 knows it
+
+    found: str | None = get_webui_url_from_internal_kv()
+    if not found:
+        return str(spec.cluster.dashboard)
+    return found if "://" in found else f"http://{found}"
+
+
+def _absolute(data: Any) -> Any:
+    """Return data with the files of references by their full paths: another process has another folder."""
+    if not isinstance(data, dict):
+        return data
+    if data.keys() == {"env", "file"}:
+        return {"file": str(Path(data["file"]).expanduser().absolute())} if data["file"] else {"env": data["env"]}
+    return {key: _absolute(value) for key, value in data.items()}

@@ -1,0 +1,228 @@
+"""Labels that come after the answer: read from a request, and kept so that an accepted one is never lost.
+
+Owns what a label may be and the thread that writes them. One file holds all that came in while the one before was
+written. Which of several labels for one row counts is decided when they are read (``labelled``).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from raymlops.errors import InvalidRowsError, RowProblem, StorageError
+from raymlops.predictions.files import Namer, Store
+from raymlops.predictions.places import label_folder
+from raymlops.predictions.spool import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+logger = logging.getLogger("ray.serve.raymlops")
+
+SCHEMA = pa.schema(
+    [
+        ("request_id", pa.string()),
+        ("row", pa.int32()),
+        ("label", pa.string()),
+        ("correction", pa.bool_()),
+        ("received", pa.timestamp("us", tz="UTC")),
+        ("key_id", pa.string()),
+    ]
+)
+MAX_LABELS = 5000
+MAX_LABEL_BYTES = 10_000
+MAX_WAITING = 100_000
+"""Labels that wait to be written at most; more are refused."""
+MAX_PROBLEMS = 20
+_MAX_DEPTH = 8
+_PAUSE_S = 0.1
+"""From the end of one file to the begin of the next, so that a stream of single labels makes ten files a second."""
+_KEYS = ("request_id", "row", "label", "correction")
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What turned out to be true for one row of one request. ``label`` is JSON text."""
+
+    request_id: str
+    row: int
+    label: str
+    correction: bool = False
+
+
+def parse_feedback(data: Any, *, max_labels: int = MAX_LABELS, max_label_bytes: int = MAX_LABEL_BYTES) -> list[Label]:
+    """Read the JSON of a request: ``{"labels": [{"request_id", "row": 0, "label", "correction": false}, ...]}``.
+
+    ``row`` counts the rows of that request from 0. A label is a JSON text, number, boolean or list of these.
+
+    Raises:
+        InvalidRowsError: with place and field of the first problems found (at most 20).
+    """
+    if not isinstance(data, dict) or not isinstance(data.get("labels"), list) or not data["labels"]:
+        raise InvalidRowsError([RowProblem(None, "labels", 'expected {"labels": [...]} with at least one label')])
+    if unknown := sorted(set(map(str, data)) - {"labels"}):
+        raise InvalidRowsError([RowProblem(None, unknown[0][:100], "unknown field; known: labels")])
+    entries = data["labels"]
+    if len(entries) > max_labels:
+        raise InvalidRowsError([RowProblem(None, "labels", f"got {len(entries)} labels; at most {max_labels} at once")])
+    problems: list[RowProblem] = []
+    labels = []
+    for index, entry in enumerate(entries):
+        if found := _problem(entry, max_label_bytes):
+            problems.append(RowProblem(index, *found))
+            if len(problems) >= MAX_PROBLEMS:
+                break
+        elif not problems:
+            text = json.dumps(entry["label"], separators=(",", ":"))
+            labels.append(Label(entry["request_id"], entry.get("row", 0), text, entry.get("correction", False)))
+    if problems:
+        raise InvalidRowsError(problems)
+    return labels
+
+
+class LabelLog:
+    """Keep labels below ``labels/NAME`` of the storage. ``add`` may be called from any thread."""
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        name: str,
+        writer: str,
+        now: Callable[[], float] = time.time,
+        open_store: Callable[[str], Store] = Store,
+    ) -> None:
+        self._uri = uri
+        self._name = name
+        self._names = Namer(writer, now=now)
+        self._now = now
+        self._open_store = open_store
+        self._store: Store | None = None
+        self._changed = threading.Condition()
+        self._waiting: list[tuple[Future[None], pa.Table]] = []
+        self._rows = 0
+        self._closing = False
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def add(self, labels: Sequence[Label], *, key_id: str | None = None) -> Future[None]:
+        """Keep labels; the future is done once they are on the storage, so that a kill would not lose them.
+
+        It raises StorageError where the storage does not take them, or too many wait for it: then none is kept for
+        sure, and sending them again does no harm.
+        """
+        done: Future[None] = Future()
+        table = self._table(labels, key_id)
+        with self._changed:
+            if self._closing or self._rows + len(labels) > MAX_WAITING:
+                why = "the replica shuts down" if self._closing else f"{self._rows} labels wait for the storage"
+                done.set_exception(StorageError(f"no labels are taken now: {why}", hint="Send them again."))
+                return done
+            self._waiting.append((done, table))
+            self._rows += len(labels)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name=f"labels-{self._name}", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return done
+
+    def configure(self, uri: str) -> None:
+        """Keep what comes from now on elsewhere."""
+        with self._changed:
+            if uri != self._uri:
+                self._uri, self._store = uri, None
+
+    def close(self) -> None:
+        """Write what waits, and take no more."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                waiting, self._waiting, self._rows = self._waiting, [], 0
+                if not waiting:
+                    return
+            self._write([item for item in waiting if item[0].set_running_or_notify_cancel()])
+            self._closed.wait(_PAUSE_S)
+
+    def _write(self, waiting: Sequence[tuple[Future[None], pa.Table]]) -> None:
+        if not waiting:
+            return
+        try:
+            if self._store is None:
+                self._store = self._open_store(self._uri)
+            folder = label_folder(self._name, datetime.fromtimestamp(self._now(), UTC))
+            table = pa.concat_tables([table for _, table in waiting])
+            self._store.write(f"{folder}/{self._names.next()}", encode(table))
+        except Exception as error:
+            if not isinstance(error, StorageError):
+                logger.exception("labels could not be written")
+            for done, _ in waiting:
+                done.set_exception(error)
+            return
+        for done, _ in waiting:
+            done.set_result(None)
+
+    def _table(self, labels: Sequence[Label], key_id: str | None) -> pa.Table:
+        received = round(self._now() * 1e6)
+        columns = [
+            [label.request_id for label in labels],
+            [label.row for label in labels],
+            [label.label for label in labels],
+            [label.correction for label in labels],
+            [received] * len(labels),
+            [key_id] * len(labels),
+        ]
+        return pa.table(columns, schema=SCHEMA)
+
+
+def _problem(entry: Any, max_label_bytes: int) -> tuple[str | None, str] | None:
+    """Return field and message of what is wrong with one label."""
+    if not isinstance(entry, dict):
+        return None, "expected an object with request_id and label"
+    if unknown := sorted(set(map(str, entry)) - set(_KEYS)):
+        return unknown[0][:100], f"unknown field; known: {', '.join(_KEYS)}"
+    request_id = entry.get("request_id")
+    if not isinstance(request_id, str) or not _is_id(request_id):
+        return "request_id", "expected the request_id of an answer, 1 to 128 printable ASCII characters"
+    row = entry.get("row", 0)
+    if type(row) is not int or not 0 <= row < 2**31:
+        return "row", "expected the number of a row of that request, counted from 0"
+    if type(entry.get("correction", False)) is not bool:
+        return "correction", "expected true or false"
+    if "label" not in entry:
+        return "label", "is missing; expected a text, number, boolean or list"
+    if not _is_label(entry["label"]):
+        return "label", "expected a text, finite number, boolean or list of these"
+    try:
+        size = len(json.dumps(entry["label"]))
+    except ValueError:  # an integer of thousands of digits
+        size = max_label_bytes + 1
+    return ("label", f"got more than {max_label_bytes} bytes") if size > max_label_bytes else None
+
+
+def _is_id(text: str) -> bool:
+    return 0 < len(text) <= 128 and text.isascii() and text.isprintable()
+
+
+def _is_label(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, list):
+        return depth < _MAX_DEPTH and all(_is_label(item, depth + 1) for item in value)
+    if type(value) is float:
+        return math.isfinite(value)
+    return type(value) in {str, bool, int}

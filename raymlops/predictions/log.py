@@ -1,0 +1,181 @@
+"""The prediction log of one replica: a sink of answered requests, written as Parquet by a thread of its own.
+
+Owns that thread and the change of settings while it runs. What a row looks like is ``schema``'s, when it is written and
+what happens while the storage is away ``spool``'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from raymlops.predictions.files import Namer, Store
+from raymlops.predictions.schema import is_answered, schema_of, to_tables
+from raymlops.predictions.spool import Spool, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from raymlops.predictions.served import Served
+    from raymlops.predictions.settings import LogSettings
+    from raymlops.signature import Signature
+
+logger = logging.getLogger("ray.serve.raymlops")
+
+_PIECE_REQUESTS = 128
+_PIECE_ROWS = 8192
+
+
+class PredictionLog:
+    """Keep every answered request, one row for each of its rows, below ``predictions/NAME`` of the storage.
+
+    Requests that were refused or failed are not in it. Nothing is lost by ``close``, nor while the storage is away for
+    as long as ``max_pending_rows`` suffice; ``dropped`` counts what is.
+
+    What a kill -9 can lose: what was answered in the last ``flush_s``, plus the period of the recorder that calls
+    ``take``, plus the write in progress (10 to 180 ms to a disk of a busy machine, a round trip to an object store).
+    Never anything older, and never half a file. Measured with flush_s 0.5 and a period of 0.25 s over 20 kills: the
+    oldest row lost had been answered 0.76 s before, each within the sum of the three.
+    """
+
+    def __init__(
+        self,
+        settings: LogSettings,
+        *,
+        name: str,
+        signature: Signature,
+        writer: str,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+        open_store: Callable[[str], Store] = Store,
+    ) -> None:
+        self._settings = settings
+        self._name = name
+        self._signature = signature
+        self._open_store = open_store
+        self._store: Store | None = None
+        self._clock = clock
+        self._spool = Spool(
+            name,
+            Namer(writer, now=now),
+            flush_s=settings.flush_s,
+            max_pending_rows=settings.max_pending_rows,
+            clock=clock,
+        )
+        self._wake = threading.Event()
+        self._closing_s: float | None = None
+        self._thread: threading.Thread | None = None
+        if settings.enabled:
+            # The first file of a process takes up to seconds, which the first requests' rows need not wait for.
+            encode(schema_of(signature, redact=settings.redact).empty_table())
+            self._start()
+
+    @property
+    def written(self) -> int:
+        """Return how many rows are in files."""
+        return self._spool.written
+
+    @property
+    def dropped(self) -> int:
+        """Return how many rows were lost."""
+        return self._spool.dropped
+
+    @property
+    def pending_rows(self) -> int:
+        """Return how many rows wait to be written."""
+        return self._spool.pending_rows
+
+    @property
+    def longest_write_s(self) -> float:
+        """Return how long the slowest file took so far."""
+        return self._spool.longest_write_s
+
+    def configure(self, settings: LogSettings) -> None:
+        """Change the settings; what waits is written to where they say now."""
+        if settings.uri != self._settings.uri:
+            self._store = None
+        self._settings = settings
+        self._spool.flush_s, self._spool.max_pending_rows = settings.flush_s, settings.max_pending_rows
+        if settings.enabled and self._thread is None:
+            self._start()
+        self._wake.set()
+
+    def take(self, batch: Sequence[Served]) -> None:
+        """Keep what was answered; returns before it is written."""
+        settings = self._settings
+        if not settings.enabled:
+            return
+        if self._closing_s is not None:
+            self._spool.drop(_rows(batch))
+            return
+        for piece in pieces(batch):
+            self._convert(piece, settings)
+            time.sleep(0)  # lets the thread that answers have the interpreter between two pieces
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Write all that waits; what the storage does not take within ``timeout_s`` is dropped and counted."""
+        self._closing_s = timeout_s
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._spool.give_up()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._work, name=f"predictions-{self._name}", daemon=True)
+        self._thread.start()
+
+    def _convert(self, piece: Sequence[Served], settings: LogSettings) -> None:
+        try:
+            tables = to_tables(piece, self._signature, name=self._name, redact=settings.redact)
+        except Exception:
+            if len(piece) > 1:
+                for served in piece:  # the others are unharmed
+                    self._convert([served], settings)
+                return
+            logger.warning("prediction log: a request does not fit the signature and is dropped", exc_info=True)
+            self._spool.drop(_rows(piece))
+            return
+        if self._spool.add(tables):
+            self._wake.set()
+
+    def _work(self) -> None:
+        wait: float | None = None
+        while self._closing_s is None:
+            self._wake.wait(wait)
+            self._wake.clear()
+            wait = self._step()
+        deadline = self._clock() + self._closing_s
+        self._wake.clear()
+        while (wait := self._step(force=True)) is not None and self._clock() < deadline:
+            self._wake.wait(min(wait, deadline - self._clock()))
+
+    def _step(self, *, force: bool = False) -> float | None:
+        try:
+            return self._spool.step(self._opened, force=force)
+        except Exception:  # a thread that ends would lose everything after it
+            logger.exception("prediction log")
+            return 1.0
+
+    def _opened(self) -> Store:
+        store = self._store
+        if store is None:
+            self._store = store = self._open_store(self._settings.uri)
+        return store
+
+
+def _rows(batch: Sequence[Served]) -> int:
+    return sum(served.rows for served in batch if is_answered(served))
+
+
+def pieces(batch: Sequence[Served]) -> Iterator[Sequence[Served]]:
+    """Cut a batch so that no piece keeps the interpreter for long."""
+    start = rows = 0
+    for index, served in enumerate(batch):
+        if index > start and (index - start >= _PIECE_REQUESTS or rows + served.rows > _PIECE_ROWS):
+            yield batch[start:index]
+            start, rows = index, 0
+        rows += served.rows
+    if batch:
+        yield batch[start:]

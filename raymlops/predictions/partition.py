@@ -1,0 +1,242 @@
+"""One folder of Parquet files that others write to, merge and remove while it is read.
+
+Owns which of its files count. A merged file names in its own footer the files whose rows it holds, so that it is
+published by appearing, and what it replaces no longer counts from then on, whether or not it was removed yet. Knows
+nothing of what the rows mean.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raymlops.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from raymlops.predictions.files import Store
+
+logger = logging.getLogger(__name__)
+
+MERGED = ".merged.parquet"
+BATCH_ROWS = 8192
+_SOURCES = b"raymlops.sources"
+_ATTEMPTS = 20
+
+
+@dataclass(frozen=True)
+class Live:
+    """A file that counts. ``sources`` are the files that it was merged from, with their rows, in order."""
+
+    name: str
+    size: int
+    sources: tuple[tuple[str, int], ...] = ()
+    replaces: frozenset[str] = frozenset()
+
+
+@dataclass
+class Faults:
+    """What could not be read, gathered on the way."""
+
+    damaged: set[str] = field(default_factory=set)
+
+    def add(self, path: str, error: BaseException) -> None:
+        """Keep one file, and say so once."""
+        if path not in self.damaged:
+            self.damaged.add(path)
+            logger.warning("%s is damaged and is left out: %s", path, error)
+
+
+class _GoneError(Exception):
+    """A file went away while it was read."""
+
+
+def sources_metadata(sources: Sequence[tuple[str, int]], replaces: Sequence[str]) -> dict[str, str]:
+    """Return what a merged file's footer says of what it was merged from."""
+    text = json.dumps({"sources": list(sources), "replaces": sorted(replaces)})
+    return {_SOURCES.decode(): zlib.compress(text.encode()).hex()}
+
+
+def survey(store: Store, folder: str, faults: Faults) -> tuple[list[Live], list[str]]:
+    """Return the files that count, in the order they were written, and those that a merged one replaced.
+
+    Raises:
+        StorageError: the storage cannot be used, or the folder changes faster than it can be listed.
+    """
+    for _ in range(_ATTEMPTS):
+        files = _listed(store, folder)
+        try:
+            footers = [_footer(store, folder, name, files, faults) for name in files if name.endswith(MERGED)]
+        except _GoneError:
+            continue
+        merged = {live.name: live for live in footers if live is not None}
+        replaced = frozenset[str]().union(*(live.replaces for live in merged.values()))
+        parts = {name: Live(name, size) for name, size in files.items() if not name.endswith(MERGED)}
+        found = [live for name, live in sorted({**parts, **merged}.items()) if name not in replaced]
+        return found, [name for name in files if name in replaced]
+    raise _restless(store, folder)
+
+
+def read_folder(
+    store: Store, folder: str, faults: Faults, *, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield every row of a folder once, in the order of writing, at most ``BATCH_ROWS`` at a time.
+
+    A file that is merged or removed while it is read is looked for again, and read from where it was left.
+
+    Raises:
+        StorageError: the storage cannot be used.
+    """
+    done: dict[str, int] = {}
+    for _ in range(_ATTEMPTS):
+        try:
+            for live in survey(store, folder, faults)[0]:
+                yield from _rest(store, folder, live, done, faults=faults, columns=columns)
+        except _GoneError:
+            continue
+        return
+    raise _restless(store, folder)
+
+
+def schemas_in(store: Store, folder: str, faults: Faults) -> Iterator[pa.Schema]:
+    """Yield the schema of each file that counts.
+
+    Raises:
+        StorageError: the storage cannot be used.
+    """
+    for live in survey(store, folder, faults)[0]:
+        path = f"{folder}/{live.name}"
+        try:
+            with open_file(store, path, size=live.size) as file:
+                yield file.schema_arrow
+        except FileNotFoundError:
+            continue  # merged or removed since, with others of its schema
+        except (OSError, pa.ArrowException) as error:
+            faults.add(path, error)
+
+
+def open_file(store: Store, path: str, *, size: int) -> pq.ParquetFile:
+    """Open a Parquet file whose checksums are looked at.
+
+    Raises:
+        FileNotFoundError: it is not there any more.
+        OSError, pyarrow.ArrowException: it is damaged.
+        StorageError: the storage cannot be used.
+    """
+    return pq.ParquetFile(store.open(path, size=size), page_checksum_verification=True)
+
+
+def _listed(store: Store, folder: str) -> dict[str, int]:
+    """Return a folder's Parquet files.
+
+    A listing is not taken at one moment: it may have missed a file that was just replaced as well as the merged one
+    that replaces it, which the next listing then shows.
+    """
+    found = _parquet(store, folder)
+    while True:
+        again = _parquet(store, folder)
+        if [name for name in again if name.endswith(MERGED)] == [name for name in found if name.endswith(MERGED)]:
+            return found
+        found = again
+
+
+def _parquet(store: Store, folder: str) -> dict[str, int]:
+    return {
+        name: size
+        for name, size in store.files(folder).items()
+        if name.endswith(".parquet") and not name.startswith(".")
+    }
+
+
+def _footer(store: Store, folder: str, name: str, files: dict[str, int], faults: Faults) -> Live | None:
+    """Return what a merged file says of itself; None where it is damaged, so that what it replaces still counts."""
+    path = f"{folder}/{name}"
+    try:
+        with open_file(store, path, size=files[name]) as file:
+            metadata = file.metadata.metadata or {}
+            said = json.loads(zlib.decompress(bytes.fromhex(metadata[_SOURCES].decode())))
+            sources = tuple((str(source), int(rows)) for source, rows in said["sources"])
+            return Live(name, files[name], sources, frozenset(map(str, said["replaces"])))
+    except FileNotFoundError as error:
+        raise _GoneError from error
+    except (OSError, pa.ArrowException, KeyError, ValueError, zlib.error) as error:
+        _blame(store, path, error, faults)
+        return None
+
+
+def _rest(
+    store: Store,
+    folder: str,
+    live: Live,
+    done: dict[str, int],
+    *,
+    faults: Faults,
+    columns: Sequence[str] | None,
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a file but those of sources that are done already, and keep count of what was yielded."""
+    path = f"{folder}/{live.name}"
+    start = 0
+    try:
+        with open_file(store, path, size=live.size) as file:
+            sources = live.sources or ((live.name, file.metadata.num_rows),)
+            fresh = not any(done.get(source) for source, _ in sources)
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
+                stop = start + batch.num_rows
+                if fresh:
+                    yield batch
+                else:
+                    yield from (batch.slice(a - start, b - a) for a, b in _missing(sources, done, start, stop))
+                start = stop
+    except (OSError, pa.ArrowException) as error:
+        _note(live.sources or ((live.name, start),), done, start)
+        if isinstance(error, FileNotFoundError):
+            raise _GoneError from error
+        _blame(store, path, error, faults)
+        return
+    _note(sources, done, start)
+
+
+def _missing(
+    sources: Sequence[tuple[str, int]], done: dict[str, int], start: int, stop: int
+) -> Iterator[tuple[int, int]]:
+    """Yield the ranges within start and stop of rows that were not yielded yet."""
+    first = 0
+    for source, rows in sources:
+        begin, end = max(start, first + done.get(source, 0)), min(stop, first + rows)
+        if begin < end:
+            yield begin, end
+        first += rows
+
+
+def _note(sources: Sequence[tuple[str, int]], done: dict[str, int], stop: int) -> None:
+    """Keep that a file was read up to row ``stop``."""
+    first = 0
+    for source, rows in sources:
+        done[source] = max(done.get(source, 0), min(rows, max(0, stop - first)))
+        first += rows
+
+
+def _blame(store: Store, path: str, error: BaseException, faults: Faults) -> None:
+    """Tell a damaged file from one that went away, and from a storage that does not answer.
+
+    Raises:
+        _GoneError: it went away.
+        StorageError: the storage does not answer.
+    """
+    if not store.exists(path):
+        raise _GoneError from error
+    faults.add(path, error)
+
+
+def _restless(store: Store, folder: str) -> StorageError:
+    return StorageError(
+        f"{folder} in {store.uri!r} was changed by others again and again while it was read",
+        hint="Try again once no compaction works on it.",
+    )

@@ -1,0 +1,142 @@
+"""Where predictions and labels lie below ``storage.path``, and which folders a window of time needs.
+
+::
+
+    predictions/NAME/version=7/date=2026-11-25/hour=12/   by the hour of arrival, in UTC
+    labels/NAME/date=2026-11-25/                          by the day they came in
+
+Owns these paths. Knows nothing of the files in them; folders of other names are left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from raymlops.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from raymlops.predictions.files import Store
+
+PREDICTIONS, LABELS = "predictions", "labels"
+HOUR_S = 3600
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The files of one hour or day, from ``start`` until before ``end``."""
+
+    path: str
+    start: datetime
+    end: datetime
+    version: int | None = None
+
+    def parents(self) -> Iterator[str]:
+        """Yield the folders that it is in, up to the model's."""
+        path = self.path
+        while path.count("/") > 2:
+            path = path.rpartition("/")[0]
+            yield path
+
+
+def prediction_folder(name: str, version: int, hour: int) -> str:
+    """Return the folder of one version in one hour, counted since 1970."""
+    start = datetime.fromtimestamp(hour * HOUR_S, UTC)
+    return f"{PREDICTIONS}/{name}/version={version}/{start:date=%Y-%m-%d/hour=%H}"
+
+
+def label_folder(name: str, at: datetime) -> str:
+    """Return the folder of the labels that come in on a day."""
+    return f"{LABELS}/{name}/{at.astimezone(UTC):date=%Y-%m-%d}"
+
+
+def prediction_hours(
+    store: Store,
+    name: str,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    version: int | None = None,
+) -> list[Folder]:
+    """Return the hours that have rows since and before the given times, the oldest first, an hour's versions in order.
+
+    Raises:
+        StorageError: the storage cannot be used.
+    """
+    found = []
+    for number in versions_of(store, name) if version is None else [version]:
+        top = f"{PREDICTIONS}/{name}/version={number}"
+        for day in _days(store, top):
+            if _within(day, since, until):
+                hours = _hours(store, day, number)
+                found += [hour for hour in hours if _within(hour, since, until)]
+    return sorted(found, key=lambda hour: (hour.start, hour.version or 0))
+
+
+def label_days(store: Store, name: str, *, since: datetime | None = None) -> list[Folder]:
+    """Return the days on which labels came in, the oldest first.
+
+    Raises:
+        StorageError: the storage cannot be used.
+    """
+    return [day for day in _days(store, f"{LABELS}/{name}") if _within(day, since, None)]
+
+
+def versions_of(store: Store, name: str) -> list[int]:
+    """Return the versions that have predictions.
+
+    Raises:
+        StorageError: the storage cannot be used.
+    """
+    folders = store.folders(f"{PREDICTIONS}/{name}")
+    return sorted(int(found[1]) for text in folders if (found := re.fullmatch(r"version=([0-9]{1,18})", text)))
+
+
+def check_known(store: Store, name: str, *, version: int | None = None) -> None:
+    """Refuse a model, or a version of it, that has no predictions.
+
+    Raises:
+        NotFoundError: it has none; the message names near ones.
+        StorageError: the storage cannot be used.
+    """
+    there = versions_of(store, name)
+    if not there:
+        others = store.folders(PREDICTIONS)
+        near = get_close_matches(name, others, n=3) or others[:8]
+        hint = f"There are of {', '.join(near)}." if near else "Each answered request is logged once serve.log is on."
+        raise NotFoundError(f"there are no predictions of {name!r} in {store.uri!r}", hint=hint)
+    if version is not None and version not in there:
+        raise NotFoundError(
+            f"there are no predictions of {name!r} by version {version}",
+            hint=f"There are by version {', '.join(map(str, there))}.",
+        )
+
+
+def _days(store: Store, top: str) -> list[Folder]:
+    starts = {text: _day(text) for text in store.folders(top)}
+    return [
+        Folder(f"{top}/{text}", start, start + timedelta(days=1)) for text, start in starts.items() if start is not None
+    ]
+
+
+def _hours(store: Store, day: Folder, version: int) -> Iterator[Folder]:
+    for text in store.folders(day.path):
+        if found := re.fullmatch(r"hour=([01][0-9]|2[0-3])", text):
+            start = day.start + timedelta(hours=int(found[1]))
+            yield Folder(f"{day.path}/{text}", start, start + timedelta(hours=1), version)
+
+
+def _day(text: str) -> datetime | None:
+    try:
+        return datetime.strptime(text, "date=%Y-%m-%d").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def _within(folder: Folder, since: datetime | None, until: datetime | None) -> bool:
+    return (since is None or folder.end > since) and (until is None or folder.start < until)

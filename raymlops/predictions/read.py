@@ -1,0 +1,213 @@
+"""Predictions of a window of time, each row once, with the label that counts for it.
+
+Owns the window, the columns and the order. Memory stays flat however many rows there are: batches of at most 8,192 rows
+from one file at a time; labels take what ``labelled`` says, ``limit`` its rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymlops.errors import UsageError
+from raymlops.predictions.files import Store
+from raymlops.predictions.labelled import load_labels
+from raymlops.predictions.partition import Faults, read_folder, schemas_in
+from raymlops.predictions.places import check_known, prediction_hours
+from raymlops.predictions.schema import FEATURES, FIELDS, OUTPUT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from raymlops.predictions.labelled import Labels
+    from raymlops.predictions.places import Folder
+
+LABEL = "label"
+COLUMNS = (*FIELDS, FEATURES, OUTPUT)
+
+
+def read_predictions(
+    uri: str,
+    name: str,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    version: int | None = None,
+    columns: Sequence[str] | None = None,
+    labels: bool = True,
+    limit: int | None = None,
+) -> Reading:
+    """Return the rows that arrived from ``since`` until before ``until``, the oldest first, to be iterated in batches.
+
+    The order is that of hours and, within one, of writing: exact to about the log's ``flush_s``. With ``limit`` it is
+    the newest rows of the window, in the order of arrival. ``columns`` may name fields, such as ``features.carrier``.
+    With ``labels``, ``label`` is the JSON text of the row's label, null where none came. Rows of one version have one
+    schema, unless what is redacted changed; a file that is damaged is left out and counted.
+
+    Raises:
+        NotFoundError: no such model or version has predictions; the message names near ones.
+        UsageError: no such column, or a window that ends before it begins.
+        StorageError: the storage cannot be used; also while it is read.
+    """
+    for column in columns or ():
+        if column.partition(".")[0] not in COLUMNS:
+            raise UsageError(f"no column {column!r}", hint=f"There are {', '.join(COLUMNS)}, and features.FIELD.")
+    if limit is not None and limit < 1:
+        raise UsageError(f"got a limit of {limit} rows; expected at least 1")
+    since, until = _aware(since), _aware(until)
+    if since is not None and until is not None and until <= since:
+        raise UsageError(f"the window ends at {until}, before it begins at {since}")
+    store = Store(uri)
+    check_known(store, name, version=version)
+    return Reading(store, name, since=since, until=until, version=version, columns=columns, labels=labels, limit=limit)
+
+
+class Reading:
+    """Batches of predictions; the counts are complete once it was iterated to its end."""
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        *,
+        since: datetime | None,
+        until: datetime | None,
+        version: int | None,
+        columns: Sequence[str] | None,
+        labels: bool,
+        limit: int | None,
+    ) -> None:
+        self.name = name
+        self.since = since
+        self.until = until
+        self.rows = 0
+        self.labelled = 0
+        self.conflicts = 0
+        """Labels in the window's time that contradict the one that stands and are no corrections."""
+        self._store = store
+        self._version = version
+        self._columns = columns
+        self._with_labels = labels
+        self._limit = limit
+        self._faults = Faults()
+
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        """Return the files that could not be read."""
+        return tuple(sorted(self._faults.damaged))
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        """Yield batches."""
+        self.rows = self.labelled = 0
+        labels: Labels | None = None
+        if self._with_labels:
+            labels = load_labels(self._store, self.name, self._faults, since=self.since)
+            self.conflicts = labels.conflicts
+        batches = self._all() if self._limit is None else self._newest(self._limit)
+        for found in batches:
+            batch = self._finished(found, labels)
+            self.rows += batch.num_rows
+            yield batch
+
+    def folders(self) -> list[Folder]:
+        """Return the hours that are read, the oldest first."""
+        return prediction_hours(self._store, self.name, since=self.since, until=self.until, version=self._version)
+
+    def schemas(self) -> Iterator[pa.Schema]:
+        """Yield the schema of every file that is read; that takes a look into each."""
+        for folder in self.folders():
+            for schema in schemas_in(self._store, folder.path, self._faults):
+                chosen = pa.schema([schema.field(name) for name in self._wanted(schema)])
+                yield chosen.append(pa.field(LABEL, pa.string())) if self._with_labels else chosen
+
+    def _all(self) -> Iterator[pa.RecordBatch]:
+        for folder in self.folders():
+            yield from self._folder(folder)
+
+    def _folder(self, folder: Folder) -> Iterator[pa.RecordBatch]:
+        columns = None if self._columns is None else [*dict.fromkeys((*self._columns, "ts", "request_id", "row"))]
+        # An hour at the edge of the window is cut; those inside need no look at each row.
+        since = self.since if self.since is not None and self.since > folder.start else None
+        until = self.until if self.until is not None and self.until < folder.end else None
+        for found in read_folder(self._store, folder.path, self._faults, columns=columns):
+            batch = _cut(found, since, until)
+            if batch.num_rows:
+                yield batch
+
+    def _newest(self, limit: int) -> Iterator[pa.RecordBatch]:
+        kept: list[pa.RecordBatch] = []
+        hours = itertools.groupby(reversed(self.folders()), key=lambda folder: folder.start)
+        for _, folders in hours:
+            for folder in folders:
+                for batch in self._folder(folder):
+                    kept.append(batch)
+                    if sum(map(len, kept)) > 2 * limit + 65_536:
+                        kept = _top(kept, limit)
+            if sum(map(len, kept)) >= limit:
+                break
+        yield from _ordered(_top(kept, limit), limit)
+
+    def _finished(self, batch: pa.RecordBatch, labels: Labels | None) -> pa.RecordBatch:
+        chosen = batch.select(self._wanted(batch.schema))
+        if labels is None:
+            return chosen
+        found = labels.of(batch)
+        self.labelled += len(found) - found.null_count
+        return chosen.append_column(LABEL, found)
+
+    def _wanted(self, schema: pa.Schema) -> list[str]:
+        """Return the columns that a caller gets."""
+        if self._columns is None:
+            return list(schema.names)
+        asked = dict.fromkeys(column.partition(".")[0] for column in self._columns)
+        return [column for column in asked if column in schema.names]
+
+
+def _aware(moment: datetime | None) -> datetime | None:
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+
+
+def _cut(batch: pa.RecordBatch, since: datetime | None, until: datetime | None) -> pa.RecordBatch:
+    if since is not None:
+        batch = batch.filter(pc.greater_equal(batch["ts"], pa.scalar(since, FIELDS["ts"])))
+    if until is not None:
+        batch = batch.filter(pc.less(batch["ts"], pa.scalar(until, FIELDS["ts"])))
+    return batch
+
+
+def _micros(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    return np.asarray(batch["ts"].cast(pa.int64()))
+
+
+def _top(batches: list[pa.RecordBatch], limit: int) -> list[pa.RecordBatch]:
+    """Return the newest rows, and those that arrived at the same time as the last of them."""
+    if sum(map(len, batches)) <= limit:
+        return batches
+    times = np.concatenate([_micros(batch) for batch in batches])
+    least = np.partition(times, len(times) - limit)[len(times) - limit]
+    kept = (batch.filter(pa.array(_micros(batch) >= least)) for batch in batches)
+    return [batch for batch in kept if batch.num_rows]
+
+
+def _ordered(batches: list[pa.RecordBatch], limit: int) -> Iterator[pa.RecordBatch]:
+    """Yield the newest rows in the order of their time; those of different schemas are in batches of their own."""
+    by_schema: dict[Any, list[pa.RecordBatch]] = {}
+    for batch in batches:
+        by_schema.setdefault(str(batch.schema), []).append(batch)
+    tables = [pa.Table.from_batches(group).combine_chunks() for group in by_schema.values()]
+    if not tables:
+        return
+    of_table = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    of_row = np.concatenate([np.arange(len(table)) for table in tables])
+    times = np.concatenate([np.asarray(table["ts"].cast(pa.int64())) for table in tables])
+    order = np.argsort(times, kind="stable")[-limit:]
+    cuts = np.flatnonzero(np.diff(of_table[order])) + 1
+    for run in np.split(order, cuts):
+        yield from tables[of_table[run[0]]].take(pa.array(of_row[run])).combine_chunks().to_batches()

@@ -1,0 +1,190 @@
+"""Answered requests as Arrow tables: one row for each row that was asked, typed by the model's signature.
+
+Owns the columns of the log. Pure: knows nothing of files, threads or time. Requests are converted many at once, column
+by column, since this runs in the process that answers.
+
+``features`` and ``output`` are structs of the signature's inputs and outputs: double, int64, bool and string, tensors
+as lists of lists. Missing values are null. A field that is redacted is not there.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from raymlops.predictions.places import HOUR_S
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    import numpy.typing as npt
+
+    from raymlops.predictions.served import Served
+    from raymlops.signature import Column, Columns, Signature
+
+FIELDS: dict[str, Any] = {
+    "request_id": pa.string(),
+    "row": pa.int32(),
+    "ts": pa.timestamp("us", tz="UTC"),
+    "model": pa.string(),
+    "model_version": pa.int64(),
+    "route": pa.string(),
+    "protocol": pa.string(),
+    "status": pa.int16(),
+    "seconds": pa.float64(),
+    "model_seconds": pa.float64(),
+    "key_id": pa.string(),
+    "fallback_from": pa.int64(),
+    "difference": pa.float64(),
+}
+"""Columns that every row has, whatever the model; ``features`` and ``output`` follow them."""
+FEATURES, OUTPUT = "features", "output"
+
+_TYPES: dict[str, Any] = {"float": pa.float64(), "int": pa.int64(), "bool": pa.bool_(), "string": pa.string()}
+_DTYPES: dict[str, Any] = {"float": np.float64, "int": np.int64, "bool": np.bool_}
+
+
+class Partition(NamedTuple):
+    """One version in one hour, counted since 1970 in UTC."""
+
+    version: int
+    hour: int
+
+
+def to_tables(
+    batch: Sequence[Served], signature: Signature, *, name: str, redact: Collection[str] = ()
+) -> dict[Partition, pa.Table]:
+    """Return the rows of all requests that were answered, by version and hour of arrival.
+
+    Raises:
+        Exception: one of them does not fit the signature.
+    """
+    groups: dict[Partition, list[Served]] = defaultdict(list)
+    for served in batch:
+        if is_answered(served):
+            groups[Partition(served.version, int(served.ts // HOUR_S))].append(served)
+    return {where: _table(group, signature, name=name, redact=redact) for where, group in groups.items()}
+
+
+def is_answered(served: Served) -> bool:
+    """Return whether a request has rows for the log: one that was refused or failed has none."""
+    return served.columns is not None and served.outputs is not None and served.rows > 0
+
+
+def schema_of(signature: Signature, *, redact: Collection[str] = ()) -> pa.Schema:
+    """Return the schema of a version's tables."""
+    sides = {FEATURES: signature.inputs, OUTPUT: signature.outputs}
+    structs = {name: pa.struct(_fields(columns, redact)) for name, columns in sides.items()}
+    # Parquet has no struct without a field.
+    return pa.schema([*FIELDS.items(), *((name, struct) for name, struct in structs.items() if struct.num_fields)])
+
+
+def _table(group: Sequence[Served], signature: Signature, *, name: str, redact: Collection[str]) -> pa.Table:
+    schema = schema_of(signature, redact=redact)
+    counts = np.fromiter((served.rows for served in group), np.int64, len(group))
+    of_request = np.repeat(np.arange(len(group)), counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    once = _once(group, name=name)
+    columns = {key: array if len(group) == len(of_request) else array.take(of_request) for key, array in once.items()}
+    columns["row"] = pa.array((np.arange(len(of_request)) - first).astype(np.int32))
+    asked: list[Columns] = [served.columns for served in group if served.columns is not None]
+    answered: list[Columns] = [served.outputs for served in group if served.outputs is not None]
+    for side, known, parts in ((FEATURES, signature.inputs, asked), (OUTPUT, signature.outputs, answered)):
+        if side in schema.names:
+            columns[side] = _struct(known, parts, redact=redact, rows=len(of_request))
+    return pa.table([columns[key] for key in schema.names], schema=schema)
+
+
+def _once(group: Sequence[Served], *, name: str) -> dict[str, pa.Array]:
+    """Return what is said once a request."""
+    (
+        ids,
+        ts,
+        versions,
+        routes,
+        protocols,
+        statuses,
+        _,
+        _,
+        _,
+        seconds,
+        in_model,
+        keys,
+        fallbacks,
+        _,
+        _,
+        differences,
+        _,
+    ) = zip(*group, strict=True)
+    micros = np.rint(np.array(ts) * 1e6).astype(np.int64)
+    return {
+        "request_id": _texts(ids),
+        "ts": pa.array(micros).cast(FIELDS["ts"]),
+        "model": pa.repeat(pa.scalar(name), len(group)),
+        "model_version": pa.array(versions, pa.int64()),
+        "route": pa.array(routes, pa.string()),
+        "protocol": _texts(protocols),
+        "status": pa.array(statuses, pa.int16()),
+        "seconds": pa.array(seconds, pa.float64()),
+        "model_seconds": pa.array(in_model, pa.float64()),
+        "key_id": _texts(keys),
+        "fallback_from": pa.array(fallbacks, pa.int64()),
+        "difference": pa.array(differences, pa.float64()),
+    }
+
+
+def _struct(known: Sequence[Column], parts: Sequence[Columns], *, redact: Collection[str], rows: int) -> pa.StructArray:
+    kept = [column for column in known if column.name not in redact]
+    arrays = [_column(column, parts, rows=rows) for column in kept]
+    return pa.StructArray.from_arrays(arrays, fields=_fields(kept, ()))
+
+
+def _fields(columns: Sequence[Column], redact: Collection[str]) -> list[pa.Field]:
+    return [pa.field(column.name, _type(column)) for column in columns if column.name not in redact]
+
+
+def _type(column: Column) -> pa.DataType:
+    kind = _TYPES[column.type]
+    for _ in column.shape:
+        kind = pa.list_(kind)
+    return kind
+
+
+def _column(column: Column, parts: Sequence[Columns], *, rows: int) -> pa.Array:
+    if not any(column.name in part for part in parts):
+        return pa.nulls(rows, _type(column))  # another version need not answer every output of ours
+    values = [part[column.name] for part in parts]
+    if None in column.shape:
+        items = [np.asarray(item, _DTYPES[column.type]) for part in values for item in part]
+        depth = len(column.shape)
+        # An empty tensor written as [] has lost its inner dimensions.
+        shapes = np.array([(*item.shape, *[0] * (depth - item.ndim)) for item in items], np.int64)
+        return _nested(np.concatenate([item.ravel() for item in items]), shapes)
+    joined = values[0] if len(values) == 1 else np.concatenate(values)
+    if column.type == "string":
+        return _texts(joined.tolist())
+    if column.nullable:
+        array = pa.array(joined.astype(np.float64, copy=False), from_pandas=True)
+        return array if column.type == "float" else array.cast(pa.int64(), safe=False)
+    joined = joined.astype(_DTYPES[column.type], copy=False)
+    return _nested(joined.ravel(), np.broadcast_to(np.array(column.shape, np.int64), (rows, len(column.shape))))
+
+
+def _nested(flat: npt.NDArray[Any], shapes: npt.NDArray[np.int64]) -> pa.Array:
+    """Return tensors as lists of lists from all their elements in order and the shape of each, (rows, dimensions)."""
+    array = pa.array(flat)
+    for depth in reversed(range(shapes.shape[1])):
+        lengths = np.repeat(shapes[:, depth], shapes[:, :depth].prod(axis=1))
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        array = pa.ListArray.from_arrays(offsets, array)
+    return array
+
+
+def _texts(values: Sequence[str | None]) -> pa.Array:
+    try:
+        return pa.array(values, pa.string())
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can write and UTF-8 cannot
+        return pa.array([v if v is None else v.encode("utf-8", "replace").decode() for v in values], pa.string())

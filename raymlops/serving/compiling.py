@@ -1,0 +1,83 @@
+"""``torch.compile`` where it pays: the compiled model is used only if it is faster and gives equal answers.
+
+Owns the comparison. Knows nothing of Serve.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from raymlops.bundle.load import LoadedModel
+    from raymlops.signature import Columns
+
+logger = logging.getLogger("ray.serve.raymlops")
+
+ROUNDS = 20
+GAIN = 0.95
+"""The compiled model must take at most this share of the time: what gains less is not worth another code path."""
+RTOL, ATOL = 1e-4, 1e-5
+"""How far its numbers may be off: kernels that are fused add up in another order."""
+
+
+def compile_if_faster(loaded: LoadedModel) -> nn.Module:
+    """Return the model compiled, or as it was where that fails, differs or gains nothing.
+
+    It is tried on the bundle's example, alone and as larger batches, so that the sizes that matter are compiled before
+    the first request.
+    """
+    import torch
+
+    fused: Any = torch.compile(loaded.model, dynamic=True)
+    compiled = replace(loaded, model=fused)
+    try:
+        times = []
+        for batch in _batches(loaded):
+            if not _equal(loaded.predict(batch), compiled.predict(batch)):
+                logger.warning("torch.compile gives other answers than the model itself; it is not used")
+                return loaded.model
+            times.append((_median_s(loaded, batch), _median_s(compiled, batch)))
+    except Exception:
+        logger.exception("torch.compile failed; the model is used as it is")
+        return loaded.model
+    before, after = (sum(pair[side] for pair in times) for side in (0, 1))
+    used = after < GAIN * before
+    logger.warning(
+        "torch.compile: %.3f ms against %.3f ms, %s", after * 1e3, before * 1e3, "used" if used else "not used"
+    )
+    return compiled.model if used else loaded.model
+
+
+def _batches(loaded: LoadedModel) -> list[Columns]:
+    example = loaded.signature.parse_rows(loaded.example)
+    return [example, *({name: _tiled(array, rows) for name, array in example.items()} for rows in (1, 8, 64))]
+
+
+def _tiled(array: np.ndarray, rows: int) -> np.ndarray:
+    return np.concatenate([array] * (rows // len(array) + 1))[:rows]
+
+
+def _equal(one: Columns, other: Columns) -> bool:
+    return all(
+        np.allclose(array, other[name], rtol=RTOL, atol=ATOL, equal_nan=True)
+        if array.dtype.kind == "f"
+        else bool(np.array_equal(array, other[name]))
+        for name, array in one.items()
+    )
+
+
+def _median_s(loaded: LoadedModel, columns: Columns) -> float:
+    seconds = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        loaded.predict(columns)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)

@@ -1,0 +1,301 @@
+"""Answering a request of any protocol: who may ask, which version answers, and what is kept of it.
+
+Owns the order: guard, body to columns, traffic, model, columns to body, record, copies to shadows. Knows nothing of
+HTTP or gRPC servers (see ``front`` and ``grpcfront``) and nothing of Ray: other versions are reached through ``Peers``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from raymlops.errors import InvalidRowsError, NonFiniteError
+from raymlops.serving.batcher import Batcher
+from raymlops.serving.exchange import PIN_HEADER
+from raymlops.serving.guard import Guard, secret_of
+from raymlops.serving.protocols.asked import Answering
+from raymlops.serving.reading import Refusal
+from raymlops.serving.settings import Settings
+from raymlops.serving.traffic import choose, copies
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from raymlops.predictions.served import Served
+    from raymlops.serving.exchange import Exchange
+    from raymlops.serving.guard import Caller
+    from raymlops.serving.protocols.asked import Asked, Encoded
+    from raymlops.serving.protocols.asked import Protocol as Form
+    from raymlops.signature import Columns, Signature
+
+logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
+
+LARGE_BODY_BYTES = 200_000
+"""Bodies above this are parsed in a thread: 5,000 rows take tens of milliseconds, in which others would wait."""
+
+
+class Model(Protocol):
+    """What is asked of a loaded bundle."""
+
+    @property
+    def signature(self) -> Signature:
+        """Return what the model takes and gives."""
+
+    @property
+    def example(self) -> list[dict[str, Any]]:
+        """Return rows that the model takes."""
+
+    def predict(self, columns: Columns) -> Mapping[str, Any]:
+        """Return output columns for input columns."""
+
+
+class Peers(Protocol):
+    """The other versions of the same model that are up."""
+
+    async def ask(self, version: int, columns: Columns, *, rows: int) -> tuple[Columns, float]:
+        """Return another version's output columns, and the seconds that its model took.
+
+        Raises:
+            Exception: whatever that version raised, or that it cannot be reached.
+        """
+
+
+class NoPeers:
+    """A version that stands alone."""
+
+    async def ask(self, version: int, columns: Columns, *, rows: int) -> tuple[Columns, float]:  # noqa: ARG002
+        """Refuse: there is nobody."""
+        raise Refusal(503, "version_unavailable", f"version {version} cannot be reached from here", retry_after_s=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which version answers."""
+
+    name: str
+    version: int
+    digest: str
+    run_id: str
+
+
+@dataclass(slots=True)
+class ShadowCounts:
+    """Copies to one shadow: how many are on their way, and how many were not sent."""
+
+    in_flight: int = 0
+    dropped: int = 0
+
+
+@dataclass
+class Core:
+    """Answer the requests of one model version. Use from one event loop."""
+
+    model: Model
+    identity: Identity
+    settings: Settings = field(default_factory=Settings)
+    peers: Peers = field(default_factory=NoPeers)
+    record: Callable[[Served], None] = lambda _served: None
+    draw: Callable[[], float] = random.random
+
+    def __post_init__(self) -> None:
+        limits = self.settings.limits
+        self.batcher = Batcher(self.model.predict, max_rows=limits.max_batch_rows)
+        self.guard = Guard(self.settings.access)
+        self.shadows: dict[int, ShadowCounts] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def configure(self, settings: Settings) -> None:
+        """Change the settings; requests in flight keep theirs."""
+        self.settings = settings
+        self.batcher.max_rows = settings.limits.max_batch_rows
+        self.guard.configure(settings.access)
+
+    def use(self, model: Model) -> None:
+        """Answer with another form of the same model, such as a compiled one; before the first request only."""
+        self.model = model
+        self.batcher.close()
+        self.batcher = Batcher(model.predict, max_rows=self.settings.limits.max_batch_rows)
+
+    async def predict(self, exchange: Exchange, form: Form, body: bytes) -> Encoded:
+        """Return the answer to one request.
+
+        Raises:
+            Exception: what ``refusal`` turns into an answer.
+        """
+        caller = self.admit(exchange)
+        signature, max_rows = self.model.signature, self.settings.limits.max_rows
+        exchange.body_bytes = len(body)
+        if len(body) > LARGE_BODY_BYTES:
+            asked = await asyncio.to_thread(form.parse, body, exchange.headers, signature=signature, max_rows=max_rows)
+        else:
+            asked = form.parse(body, exchange.headers, signature=signature, max_rows=max_rows)
+        if asked.request_id is not None and b"x-request-id" not in exchange.headers:
+            exchange.request_id = asked.request_id
+        exchange.rows, exchange.columns = asked.rows, asked.columns
+        outputs = await self._ask(exchange, asked, caller)
+        exchange.outputs = outputs
+        answering = Answering(self.identity.name, str(exchange.version), exchange.request_id)
+        return form.encode(outputs, asked, answering, signature=signature)
+
+    async def answer(self, columns: Columns, *, rows: int) -> tuple[Columns, float]:
+        """Return the outputs of this version, and the seconds that they took, to the front of another one."""
+        start = time.perf_counter()
+        outputs = await self._own(columns, rows=rows)
+        return outputs, time.perf_counter() - start
+
+    def admit(self, exchange: Exchange, *, scope: Any = "predict") -> Caller:
+        """Return who asks.
+
+        Raises:
+            Refusal: 401, 403 or 429.
+        """
+        caller = self.guard.admit(secret_of(exchange.headers), scope=scope)
+        exchange.key_id = caller.key_id
+        return caller
+
+    def finish(self, exchange: Exchange, status: int, code: str) -> None:
+        """Keep what became of a request, and send copies of an answered one to the shadows."""
+        self.record(exchange.served(status, code))
+        traffic = self.settings.traffic
+        if traffic.shadows and exchange.outputs is not None:
+            for version in copies(traffic, draw=self.draw()):
+                self._copy(version, exchange)
+
+    def refusal(self, error: Exception, request_id: str) -> Refusal:
+        """Return the answer to a request on which something was raised."""
+        match error:
+            case Refusal():
+                return error
+            case TimeoutError():
+                late = f"no answer within {self.settings.limits.timeout_s:g} s"
+                return Refusal(504, "timeout", late, retry_after_s=1.0)
+            case InvalidRowsError():
+                return Refusal(422, "invalid_rows", str(error), problems=error.problems)
+            case NonFiniteError():
+                # The model answered its own example before it was ready: values this far out are what it was asked.
+                return Refusal(422, "not_finite", f"no finite answer to these rows: {error.message}")
+        logger.error("request %s: the model raised", request_id, exc_info=error)
+        return Refusal(500, "model_error", f"the model raised {type(error).__name__}; the replica's log has it")
+
+    def close(self) -> None:
+        """Let the worker thread end."""
+        self.batcher.close()
+
+    async def _ask(self, exchange: Exchange, asked: Asked, caller: Caller) -> Columns:
+        traffic = self.settings.traffic
+        pin = exchange.headers.get(PIN_HEADER)
+        if pin is not None and (version := self._pinned(pin, caller)) != self.identity.version:
+            exchange.version, exchange.route = version, "pinned"
+            outputs, exchange.model_seconds = await self.peers.ask(version, asked.columns, rows=asked.rows)
+            return outputs
+        if traffic.canaries and pin is None:
+            choice = choose(traffic, sticky=self._sticky(exchange), draw=self.draw())
+            if choice.version is not None:
+                exchange.version, exchange.route = choice.version, choice.route
+                try:
+                    async with asyncio.timeout(traffic.canary_timeout_s):
+                        outputs, exchange.model_seconds = await self.peers.ask(
+                            choice.version, asked.columns, rows=asked.rows
+                        )
+                except Exception as error:
+                    # Whatever a canary does, its callers are answered: by the champion, and it is counted.
+                    logger.warning("request %s: canary %d: %r", exchange.request_id, choice.version, error)
+                    exchange.fallback_from = choice.version
+                    exchange.version, exchange.route = self.identity.version, "champion"
+                else:
+                    return outputs
+        start = time.perf_counter()
+        outputs = await self._own(asked.columns, rows=asked.rows)
+        exchange.model_seconds = time.perf_counter() - start
+        return outputs
+
+    async def _own(self, columns: Columns, *, rows: int) -> Columns:
+        waiting = self.batcher.waiting_rows
+        if waiting and waiting + rows > self.settings.limits.max_waiting_rows:
+            raise Refusal(503, "overloaded", f"{waiting} rows are waiting already; try again", retry_after_s=1.0)
+        return await self.batcher.submit(columns, rows=rows)
+
+    def _pinned(self, value: bytes, caller: Caller) -> int:
+        caller.require("pin")
+        known = {self.identity.version, *self.settings.traffic.standing}
+        text = value.decode("latin-1").strip()
+        version = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+        if version not in known:
+            up = ", ".join(map(str, sorted(known)))
+            raise Refusal(404, "unknown_version", f"version {text[:40]!r} is not up; those that are: {up}")
+        return version
+
+    def _sticky(self, exchange: Exchange) -> str | None:
+        traffic = self.settings.traffic
+        if traffic.sticky == "key":
+            return exchange.key_id
+        if traffic.sticky == "header":
+            value = exchange.headers.get(traffic.sticky_header.encode())
+            return None if value is None else value.decode("latin-1")
+        return None
+
+    def _copy(self, version: int, exchange: Exchange) -> None:
+        counts = self.shadows.setdefault(version, ShadowCounts())
+        if counts.in_flight >= self.settings.traffic.max_shadow_requests:
+            counts.dropped += 1
+            return
+        counts.in_flight += 1
+        task = asyncio.get_running_loop().create_task(self._shadow(version, exchange, counts))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _shadow(self, version: int, exchange: Exchange, counts: ShadowCounts) -> None:
+        assert exchange.columns is not None
+        assert exchange.outputs is not None
+        start = time.perf_counter()
+        outputs: Columns | None = None
+        status, code, seconds, difference = 200, "", 0.0, None
+        try:
+            async with asyncio.timeout(self.settings.limits.timeout_s):
+                outputs, seconds = await self.peers.ask(version, exchange.columns, rows=exchange.rows)
+            difference = largest_difference(exchange.outputs, outputs)
+        except Exception as error:
+            refusal = self.refusal(error, exchange.request_id)
+            status, code = refusal.status, refusal.code
+        finally:
+            counts.in_flight -= 1
+        self.record(
+            exchange.served(status, code)._replace(
+                version=version,
+                route="shadow",
+                seconds=time.perf_counter() - start,
+                model_seconds=seconds,
+                fallback_from=None,
+                outputs=outputs,
+                difference=difference,
+            )
+        )
+
+
+def largest_difference(one: Columns, other: Columns) -> float:
+    """Return the largest absolute difference of two answers' numbers; infinite where they differ in anything else."""
+    if one.keys() != other.keys():
+        return float("inf")
+    largest = 0.0
+    for name, array in one.items():
+        second = other[name]
+        if array.shape != second.shape or object in (array.dtype, second.dtype):
+            if not _same(array, second):
+                return float("inf")
+        elif array.size:
+            gap = np.abs(array.astype(np.float64) - second.astype(np.float64))
+            missing = np.isnan(array) != np.isnan(second) if array.dtype.kind == "f" else np.zeros(1, dtype=bool)
+            largest = float("inf") if missing.any() else max(largest, float(np.nan_to_num(gap).max()))
+    return largest
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one.shape == other.shape and all(
+        np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in zip(one, other, strict=True)
+    )

@@ -1,0 +1,103 @@
+"""The front of one model version over gRPC: the methods of the Open Inference Protocol.
+
+Owns what a call becomes: bytes of a request in, bytes of a response or a status out, so that a call can be handed on
+between replicas. Knows nothing of gRPC servers or Ray; how a request is answered is ``core``'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from raymlops.serving.asgi import request_id_of
+from raymlops.serving.exchange import HEADERS, Exchange
+from raymlops.serving.protocols import grpc as form
+from raymlops.serving.reading import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from raymlops.serving.front import Front
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcReply:
+    """One answer: ``code`` is a gRPC status code, 0 for a good one."""
+
+    body: bytes
+    code: int = 0
+    details: str = ""
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+async def call(front: Front, method: str, body: bytes, metadata: Sequence[tuple[str, str | bytes]]) -> GrpcReply:
+    """Return the answer to one call; never raises for what a client or the model did."""
+    core = front.core
+    headers = header_map(metadata, core.settings.traffic.sticky_header)
+    given = headers.get(b"x-request-id") or headers.get(b"request_id")
+    exchange = Exchange(headers, request_id=request_id_of(given), version=core.identity.version)
+    status, code = 200, ""
+    try:
+        async with asyncio.timeout(core.settings.limits.timeout_s):
+            answer = await _answer(front, method, body, exchange)
+        reply = GrpcReply(answer, metadata=_metadata(exchange))
+    except asyncio.CancelledError:
+        if exchange.protocol:
+            core.finish(exchange, 499, "disconnected")
+        raise
+    except Exception as error:
+        refusal = core.refusal(error, exchange.request_id)
+        status, code = refusal.status, refusal.code
+        reply = refused(refusal, exchange.request_id, metadata=_metadata(exchange))
+    if exchange.protocol:
+        core.finish(exchange, status, code)
+    return reply
+
+
+def refused(refusal: Refusal, request_id: str, *, metadata: tuple[tuple[str, str], ...] = ()) -> GrpcReply:
+    """Return a refusal as gRPC has it: the status that fits, and our one error as its details."""
+    if refusal.retry_after_s is not None:
+        metadata = (*metadata, ("retry-after", f"{refusal.retry_after_s:.3g}"))
+    return GrpcReply(b"", form.status_code(refusal.status), form.details(refusal, request_id), metadata)
+
+
+def header_map(metadata: Sequence[tuple[str, str | bytes]], sticky: str) -> dict[bytes, bytes]:
+    """Return the first of each metadata entry that an answer depends on."""
+    wanted = {*HEADERS, b"request_id", sticky.encode()}
+    found: dict[bytes, bytes] = {}
+    for name, value in metadata:
+        key = name.lower().encode("latin-1", "replace")
+        if key in wanted:
+            found.setdefault(key, value if isinstance(value, bytes) else value.encode("latin-1", "replace"))
+    return found
+
+
+def _metadata(exchange: Exchange) -> tuple[tuple[str, str], ...]:
+    return ("x-request-id", exchange.request_id), ("x-model-version", str(exchange.version))
+
+
+async def _answer(front: Front, method: str, body: bytes, exchange: Exchange) -> bytes:
+    core = front.core
+    name, version = core.identity.name, str(core.identity.version)
+    if method == "ModelInfer":
+        exchange.protocol = form.PROTOCOL.name
+        limit = core.settings.limits.max_body_bytes
+        if len(body) > limit:
+            raise Refusal(413, "body_too_large", f"the message has more than {limit} bytes; send fewer rows at a time")
+        return (await core.predict(exchange, form.PROTOCOL, body)).body
+    if method in {"ServerLive", "ServerReady"}:
+        return form.ready(method, ready=method == "ServerLive" or (front.ready and not front.stuck))
+    if method == "ServerMetadata":
+        return form.server_metadata()
+    if method in {"ModelReady", "ModelMetadata"}:
+        asked, wanted = form.model_of(method, body)
+        if asked not in {"", name} or wanted not in {"", version}:
+            raise Refusal(
+                404, "not_found", f"no model {asked[:80]!r} version {wanted[:20]!r} here; this is {name} {version}"
+            )
+        if method == "ModelReady":
+            return form.ready(method, ready=front.ready and not front.stuck)
+        core.admit(exchange)
+        return form.model_metadata(core.model.signature, name, [version])
+    raise Refusal(501, "not_implemented", f"{method[:80]} is not offered here")

@@ -1,0 +1,216 @@
+"""Open Inference Protocol v2 over gRPC: its messages, and what they say in terms of columns.
+
+Owns the mapping between messages and tensors, and between our statuses and gRPC's. Messages come and go as bytes. Knows
+nothing of gRPC servers, so that it needs no gRPC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import DecodeError
+
+from raymlops.errors import RowProblem
+from raymlops.serving.protocols import oip
+from raymlops.serving.protocols.asked import Asked, Encoded, usable_id
+from raymlops.serving.protocols.binary import bad_data, read_tensor, write_tensor
+from raymlops.serving.protocols.jsonbody import invalid
+from raymlops.serving.protocols.stubs import METHODS, Wire, request_class, response_class
+from raymlops.serving.protocols.tensors import (
+    Tensor,
+    columns_of,
+    datatype_of,
+    element_count,
+    output_array,
+    requested,
+    texts_of,
+)
+from raymlops.serving.reading import Refusal, error_body
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from raymlops.serving.protocols.asked import Answering
+    from raymlops.signature import Column, Columns, Signature
+
+KIND = b"application/grpc"
+
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+_OK, _CANCELLED, _INVALID, _LATE, _NOT_FOUND, _DENIED, _EXHAUSTED = 0, 1, 3, 4, 5, 7, 8
+_PRECONDITION, _UNIMPLEMENTED, _INTERNAL, _UNAVAILABLE, _UNAUTHENTICATED = 9, 12, 13, 14, 16
+_CODES = {
+    401: _UNAUTHENTICATED,
+    403: _DENIED,
+    404: _NOT_FOUND,
+    405: _UNIMPLEMENTED,
+    409: _PRECONDITION,
+    413: _EXHAUSTED,
+    429: _EXHAUSTED,
+    499: _CANCELLED,
+    501: _UNIMPLEMENTED,
+    503: _UNAVAILABLE,
+    504: _LATE,
+}
+_MAX_DETAILS_BYTES = 3500
+"""Details travel as a header: Serve cuts them off at 4,096 characters, clients refuse headers of more than 8 KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    request_id: str
+    outputs: tuple[Column, ...]
+    raw: bool
+
+
+class Grpc:
+    """The Open Inference Protocol over gRPC: ``parse`` takes a ModelInferRequest, ``encode`` gives a response."""
+
+    name = "grpc"
+
+    def parse(self, body: bytes, headers: Mapping[bytes, bytes], *, signature: Signature, max_rows: int) -> Asked:  # noqa: ARG002
+        """Return a request's columns.
+
+        Raises:
+            Refusal: 400 for what is no such message or has raw contents of a wrong size, 413 for too many rows, 422 for
+                tensors that do not fit the signature.
+        """
+        request = _read("ModelInfer", body)
+        outputs = requested([output.name for output in request.outputs], signature)
+        raw = list(request.raw_input_contents)
+        if raw and len(raw) != len(request.inputs):
+            raise bad_data(f"expected raw_input_contents for each of {len(request.inputs)} inputs, got {len(raw)}")
+        tensors = []
+        for index, item in enumerate(request.inputs):
+            shape = tuple(item.shape)
+            count = element_count(item.name, item.datatype, shape, signature=signature, max_rows=max_rows)
+            if raw:
+                if item.HasField("contents"):
+                    raise bad_data(f"the tensor {item.name!r} has contents beside raw_input_contents; give one of them")
+                values = read_tensor(item.name, item.datatype, count, raw[index])
+            else:
+                values = _typed(item, count)
+            tensors.append(Tensor(item.name, item.datatype, shape, values))
+        columns, rows = columns_of(tensors, signature)
+        options = _Options(request.id, tuple(outputs), raw=bool(raw))
+        return Asked(columns, rows, usable_id(request.id), options)
+
+    def encode(self, outputs: Columns, asked: Asked, answering: Answering, *, signature: Signature) -> Encoded:  # noqa: ARG002
+        """Return a ModelInferResponse, with raw contents where the request had such.
+
+        Raises:
+            Refusal: 422, an output has no form as a tensor.
+        """
+        options: _Options = asked.options
+        response = response_class("ModelInfer")(
+            model_name=answering.name,
+            model_version=answering.version,
+            id=options.request_id or answering.request_id,
+        )
+        for column in options.outputs:
+            array = output_array(column, outputs)
+            datatype = datatype_of(column)
+            tensor = response.outputs.add(name=column.name, datatype=datatype, shape=array.shape)
+            if options.raw:
+                response.raw_output_contents.append(write_tensor(array))
+            else:
+                values = array.reshape(-1).tolist()
+                if datatype == "BYTES":
+                    values = [("" if text is None else text).encode() for text in values]
+                getattr(tensor.contents, _CONTENTS[datatype]).extend(values)
+        return Encoded(response.SerializeToString(), KIND)
+
+
+PROTOCOL = Grpc()
+
+
+def model_of(method: str, body: bytes) -> tuple[str, str]:
+    """Return the name and version of the model that a request is about, each empty where it says none.
+
+    Raises:
+        Refusal: 400 for what is no such message, 501 for no such method.
+    """
+    request = _read(method, body)
+    if method == "ModelInfer":
+        return request.model_name, request.model_version
+    return getattr(request, "name", ""), getattr(request, "version", "")
+
+
+def ready(method: str, *, ready: bool) -> Wire:
+    """Return the answer to ServerLive, ServerReady or ModelReady."""
+    field = "live" if method == "ServerLive" else "ready"
+    return Wire(response_class(method)(**{field: ready}).SerializeToString())
+
+
+def server_metadata() -> Wire:
+    """Return the answer to ServerMetadata."""
+    return Wire(response_class("ServerMetadata")(**oip.server_metadata()).SerializeToString())
+
+
+def model_metadata(signature: Signature, name: str, versions: Sequence[str]) -> Wire:
+    """Return the answer to ModelMetadata."""
+    return Wire(response_class("ModelMetadata")(**oip.metadata(signature, name, versions)).SerializeToString())
+
+
+def status_code(status: int) -> int:
+    """Return the gRPC status code that says what an HTTP status says."""
+    if status < 400:
+        return _OK
+    return _CODES.get(status, _INVALID if status < 500 else _INTERNAL)
+
+
+def details(refusal: Refusal, request_id: str) -> str:
+    """Return the one error as JSON in ASCII, with as few of its problems as must be left out to fit into a header."""
+    problems = refusal.problems
+    message = refusal.message
+    while True:
+        fitting = Refusal(refusal.status, refusal.code, message, problems=problems)
+        text = error_body(fitting, request_id).decode()
+        escaped = "".join(char if char.isascii() else _escape(char) for char in text)
+        if len(escaped) <= _MAX_DETAILS_BYTES:
+            return escaped
+        if len(problems) > 1:
+            problems = problems[: len(problems) // 2]
+        else:
+            message = message[: len(message) // 2]
+            problems = tuple(replace(problem, message=problem.message[: len(message)]) for problem in problems)
+
+
+def _escape(char: str) -> str:
+    return "".join(f"\\u{unit:04x}" for unit in memoryview(char.encode("utf-16-le")).cast("H"))
+
+
+def _read(method: str, body: bytes) -> Any:
+    if method not in METHODS:
+        raise Refusal(501, "not_implemented", f"{method[:80]!r} is not offered; the methods are {', '.join(METHODS)}")
+    try:
+        return request_class(method).FromString(body)
+    except DecodeError as error:
+        raise Refusal(400, "not_protobuf", f"the message is no {method}Request") from error
+
+
+def _typed(item: Any, count: int) -> Any:
+    """Return the typed contents of an input tensor."""
+    field = _CONTENTS.get(item.datatype)
+    if field is None:
+        raise _wrong(item.name, f"{item.datatype} has no typed contents; send raw_input_contents")
+    given = [descriptor.name for descriptor, _ in item.contents.ListFields()]
+    if [name for name in given if name != field]:
+        raise _wrong(item.name, f"expected {field} for {item.datatype}, got {', '.join(given)}")
+    values = list(getattr(item.contents, field))
+    if len(values) != count:
+        raise _wrong(item.name, f"the shape has {count} elements, {field} {len(values)}")
+    return texts_of(item.name, values) if item.datatype == "BYTES" else values
+
+
+def _wrong(name: str, message: str) -> Refusal:
+    return invalid([RowProblem(None, name, message)])

@@ -1,0 +1,91 @@
+"""The native protocol: ``{"rows": [{field: value, ...}, ...]}`` in, ``{"outputs": [...], ...}`` out.
+
+Owns that form. Values are checked by the signature.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from raymlops.errors import InvalidRowsError, RowProblem
+from raymlops.serving.protocols.asked import Answering, Asked, Encoded
+from raymlops.serving.protocols.jsonbody import invalid, read_json
+from raymlops.serving.reading import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from raymlops.signature import Columns, Signature
+
+__all__ = ["PROTOCOL", "Answering", "Asked", "Encoded", "Native", "output_rows", "too_many_rows"]
+
+
+class Native:
+    """The native protocol."""
+
+    name = "native"
+
+    def parse(self, body: bytes, headers: Mapping[bytes, bytes], *, signature: Signature, max_rows: int) -> Asked:  # noqa: ARG002
+        """Return a request's columns.
+
+        Raises:
+            Refusal: 400 for what is no JSON, 413 for too many rows, 422 for rows that do not fit.
+        """
+        data = read_json(body, keys=_keys, expected='{"rows": [{...}]}')
+        if not isinstance(data, dict):
+            raise invalid([RowProblem(None, None, 'expected an object with the key "rows"')])
+        if len(data) > 1 or "rows" not in data:
+            unknown = sorted(data.keys() - {"rows"})[:20]
+            problems = [RowProblem(None, key[:80], 'unknown key; the only one is "rows"') for key in unknown]
+            if "rows" not in data:
+                problems.append(RowProblem(None, "rows", "is missing; expected a list of objects, one a row"))
+            raise invalid(problems)
+        rows = data["rows"]
+        if isinstance(rows, list) and len(rows) > max_rows:
+            raise too_many_rows(len(rows), max_rows)
+        try:
+            return Asked(signature.parse_rows(rows), len(rows))
+        except InvalidRowsError as error:
+            raise invalid(error.problems) from error
+
+    def encode(self, outputs: Columns, asked: Asked, answering: Answering, *, signature: Signature) -> Encoded:  # noqa: ARG002
+        """Return one output a row."""
+        data = {
+            "outputs": output_rows(outputs, signature),
+            "model": answering.name,
+            "model_version": answering.version,
+            "request_id": answering.request_id,
+        }
+        return Encoded(orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+PROTOCOL = Native()
+
+
+def too_many_rows(rows: int, max_rows: int) -> Refusal:
+    """Return the refusal of more rows than one request may have."""
+    return Refusal(413, "too_many_rows", f"got {rows} rows; at most {max_rows} in one request")
+
+
+def output_rows(outputs: Columns, signature: Signature) -> list[dict[str, Any]]:
+    """Return rows that orjson writes: NaN becomes null, arrays become lists, a whole number of an int column an int."""
+    names, lists = [], []
+    for column in signature.outputs:
+        array = outputs[column.name]
+        values = array.tolist()
+        if column.type == "int" and array.dtype.kind == "f":  # a nullable one, whose array is float64
+            values = [int(value) if value == value else None for value in values]  # noqa: PLR0124 - NaN alone differs
+        names.append(column.name)
+        lists.append(values)
+    if len(names) == 1:
+        return [{names[0]: value} for value in lists[0]]
+    return [dict(zip(names, values, strict=True)) for values in zip(*lists, strict=True)]
+
+
+def _keys(data: Any) -> int:
+    if not isinstance(data, dict):
+        return 0
+    rows = data.get("rows")
+    return len(data) + (sum(len(row) for row in rows if isinstance(row, dict)) if isinstance(rows, list) else 0)

@@ -1,0 +1,247 @@
+"""Tensors of the Open Inference Protocol and columns of a signature: what either becomes in the other.
+
+Owns the protocol's data types, which of them a column takes and which one it answers with, and the rules of shapes. One
+input tensor a column, named like it, of shape ``(rows, *shape)``; a scalar column may also come as ``(rows, 1)``. Knows
+nothing of JSON documents, bytes or gRPC messages, which all come here.
+
+========== ============================================== =====================
+column      takes                                          answers
+========== ============================================== =====================
+float       FP16, FP32, FP64, INT8 to 32, UINT8 to 32      FP64
+int         INT8 to 64, UINT8 to 64                        INT64
+bool        BOOL                                           BOOL
+string      BYTES of UTF-8                                 BYTES
+========== ============================================== =====================
+
+A nullable int column also takes and answers FP64. What is missing is NaN in floats and null in JSON data; a missing
+text is answered as an empty one where there is no null.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raymlops.arrays import MAX_PROBLEMS, expected, kind_of
+from raymlops.errors import InvalidRowsError, RowProblem
+from raymlops.serving.protocols.jsonbody import invalid
+from raymlops.serving.protocols.native import too_many_rows
+from raymlops.serving.reading import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from raymlops.signature import Column, Columns, Signature
+
+    Array = npt.NDArray[Any]
+
+NUMPY_TYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("?"),
+    **{
+        f"{sign}INT{bits}": np.dtype(f"<{kind}{bits // 8}")
+        for sign, kind in (("", "i"), ("U", "u"))
+        for bits in (8, 16, 32, 64)
+    },
+    **{f"FP{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
+}
+"""Types with a fixed size, as their bytes lie in a request: little-endian."""
+
+_INTS = tuple(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
+_TAKES: dict[str, tuple[str, ...]] = {
+    "float": ("FP16", "FP32", "FP64", *(name for name in _INTS if not name.endswith("64"))),
+    "int": _INTS,
+    "bool": ("BOOL",),
+    "string": ("BYTES",),
+}
+_ANSWERS = {"float": "FP64", "int": "INT64", "bool": "BOOL", "string": "BYTES"}
+_MAX_ELEMENTS = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a request: ``values`` are flat, an array of its type or JSON values."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    values: Array | list[Any]
+
+
+def datatype_of(column: Column) -> str:
+    """Return the type with which a column is described and answered."""
+    return "FP64" if column.nullable and column.type == "int" else _ANSWERS[column.type]
+
+
+def accepted_types(column: Column) -> tuple[str, ...]:
+    """Return the types in which a column may be sent."""
+    return _TAKES[column.type] + (("FP64",) if column.nullable and column.type == "int" else ())
+
+
+def described(columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """Return the metadata of tensors; -1 is a dimension of any length."""
+    return [
+        {
+            "name": column.name,
+            "datatype": datatype_of(column),
+            "shape": [-1, *(-1 if size is None else size for size in column.shape)],
+        }
+        for column in columns
+    ]
+
+
+def element_count(name: str, datatype: str, shape: Sequence[int], *, signature: Signature, max_rows: int) -> int:
+    """Return how many elements a tensor has, once its name, type and shape are known to fit.
+
+    Raises:
+        Refusal: 413, it has too many rows; 422, the signature has no such column, or one of another type or shape.
+    """
+    column = next((column for column in signature.inputs if column.name == name), None)
+    if column is None:
+        names = ", ".join(sorted(column.name for column in signature.inputs))
+        raise invalid([RowProblem(None, name[:80], f"unknown tensor; known: {names}")])
+    takes = accepted_types(column)
+    if datatype not in takes:
+        message = f"expected the datatype {' or '.join(takes)}, got {datatype[:40]!r}"
+        raise invalid([RowProblem(None, name, message)])
+    fits = len(shape) == 1 + len(column.shape) and all(
+        want is None or want == got for want, got in zip(column.shape, shape[1:], strict=True)
+    )
+    if not (fits or (not column.shape and list(shape[1:]) == [1])) or min(shape) < 0:
+        want = ", ".join(["rows", *("any" if size is None else str(size) for size in column.shape)])
+        got = ", ".join(str(size) for size in shape[:8]) + (", ..." if len(shape) > 8 else "")
+        raise invalid([RowProblem(None, name, f"expected the shape [{want}], got [{got[:80]}]")])
+    if shape[0] > max_rows:
+        raise too_many_rows(shape[0], max_rows)
+    if math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
+        raise invalid([RowProblem(None, name, "the shape has more elements than any request can hold")])
+    return math.prod(shape)
+
+
+def columns_of(tensors: Sequence[Tensor], signature: Signature) -> tuple[dict[str, Array], int]:
+    """Return the columns of tensors that ``element_count`` has passed, and their number of rows.
+
+    Raises:
+        Refusal: 422, a tensor is given twice or not at all, or its values do not fit its type or its column.
+    """
+    arrays: dict[str, Array] = {}
+    columns = {column.name: column for column in signature.inputs}
+    for tensor in tensors:
+        if tensor.name in arrays:
+            raise invalid([RowProblem(None, tensor.name, "the tensor is given twice")])
+        column = columns[tensor.name]
+        values = tensor.values
+        flat = _from_json(column, tensor, values) if isinstance(values, list) else values
+        arrays[tensor.name] = flat.reshape(tensor.shape if column.shape else tensor.shape[:1])
+    try:
+        return signature.parse_arrays(arrays), len(next(iter(arrays.values()), ()))
+    except InvalidRowsError as error:
+        raise invalid(error.problems) from error
+
+
+def texts_of(name: str, raw: Sequence[bytes]) -> Array:
+    """Return the texts of a BYTES tensor.
+
+    Raises:
+        Refusal: 422, an element is not UTF-8.
+    """
+    texts = np.empty(len(raw), dtype=object)
+    for index, item in enumerate(raw):
+        try:
+            texts[index] = item.decode("utf-8")
+        except UnicodeDecodeError as error:
+            message = f"expected UTF-8, got an element whose byte {error.start} cannot be decoded"
+            raise invalid([RowProblem(index, name, message)]) from error
+    return texts
+
+
+def requested(names: Sequence[str], signature: Signature) -> list[Column]:
+    """Return the output columns asked for by name: all where there are none.
+
+    Raises:
+        Refusal: 422, the signature has no such output, or one is asked for twice.
+    """
+    if not names:
+        return list(signature.outputs)
+    known = {column.name: column for column in signature.outputs}
+    problems = [
+        RowProblem(None, name[:80], f"unknown output; known: {', '.join(known)}") for name in names if name not in known
+    ]
+    if not problems and len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        problems.append(RowProblem(None, twice, "the output is asked for twice"))
+    if problems:
+        raise invalid(problems[:MAX_PROBLEMS])
+    return [known[name] for name in names]
+
+
+def output_array(column: Column, outputs: Columns) -> Array:
+    """Return an output column as one array of its tensor's type.
+
+    Raises:
+        Refusal: 422, it has a free dimension in which these rows differ.
+    """
+    array = outputs[column.name]
+    if None in column.shape:
+        shapes = {piece.shape for piece in array}
+        if len(shapes) > 1:
+            message = f"the output {column.name!r} differs in shape from row to row, which no tensor can hold"
+            raise Refusal(422, "ragged_output", f"{message}; ask for one row at a time, or use the native protocol")
+        array = np.stack(list(array))
+    if column.type == "string":
+        return array
+    return np.ascontiguousarray(array, dtype=NUMPY_TYPES[datatype_of(column)])
+
+
+def _from_json(column: Column, tensor: Tensor, values: list[Any]) -> Array:
+    """Return JSON values as an array of their tensor's type, with NaN or None for null."""
+    kinds = set(map(type, values))
+    if column.nullable:
+        kinds.discard(type(None))
+    datatype = tensor.datatype
+    allowed: set[type] = {bool} if datatype == "BOOL" else {str} if datatype == "BYTES" else {int}
+    if datatype.startswith("FP"):
+        allowed = {int, float}
+    if kinds <= allowed:
+        try:
+            return _converted(column, datatype, values)
+        except OverflowError:  # an integer that its type, or any float, cannot hold
+            pass
+    problems = [
+        RowProblem(index // (len(values) // tensor.shape[0]), tensor.name, message)
+        for index, value in enumerate(values)
+        if (message := _misfit(column, datatype, value, allowed)) is not None
+    ]
+    raise invalid(problems[:MAX_PROBLEMS])
+
+
+def _converted(column: Column, datatype: str, values: list[Any]) -> Array:
+    if datatype == "BYTES":
+        return np.array(values, dtype=object)
+    if datatype.startswith("FP"):
+        with np.errstate(over="ignore"):  # what FP32 cannot hold is infinite, and refused as such
+            return np.array(values, dtype=NUMPY_TYPES[datatype])
+    if column.nullable and None in values:
+        given = np.array([value for value in values if value is not None], dtype=NUMPY_TYPES[datatype])
+        array = np.full(len(values), np.nan)
+        array[[index for index, value in enumerate(values) if value is not None]] = given
+        return array
+    return np.array(values, dtype=NUMPY_TYPES[datatype])
+
+
+def _misfit(column: Column, datatype: str, value: Any, allowed: set[type]) -> str | None:
+    if value is None:
+        return None if column.nullable else f"must not be null; expected {expected(column)}"
+    if type(value) in allowed:
+        if datatype in _INTS:
+            info = np.iinfo(NUMPY_TYPES[datatype])
+            fits = info.min <= value <= info.max
+        else:
+            fits = type(value) is not int or abs(value) < 2**1023
+        if fits:
+            return None
+    return f"expected {datatype}, got {kind_of(value)}"

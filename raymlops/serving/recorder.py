@@ -1,0 +1,174 @@
+"""A queue between the request path and whoever keeps what was served: metrics, access log, traces, prediction log.
+
+Owns one daemon thread, the bound of the queue, and that no sink can harm a request or another sink. Knows nothing of
+what the sinks do with a request.
+
+The thread hands out a few requests at a time and then sleeps for a moment. Python takes the interpreter away from a
+thread only after 5 ms; a thread that sleeps gives it back at once, so that the event loop never waits longer than
+one handful takes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections import deque
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from raymlops.predictions.served import Served
+
+logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
+
+CHUNK = 50
+"""Requests handed out at a time: 0.2 ms of the light sinks together."""
+PAUSE_S = 0.0005
+"""Between two handfuls: 50 requests each 0.7 ms are 70,000 a second, far more than a replica answers."""
+CLOSE_S = 5.0
+"""How long closing waits for what is queued to be kept."""
+_REPEAT_S = 60.0
+"""A sink that goes on failing is logged this often."""
+
+
+class Sink(Protocol):
+    """Whoever keeps requests. Used by one thread only, except where its class says otherwise."""
+
+    def take(self, batch: Sequence[Served]) -> None:
+        """Keep a few requests. Called every period at least once, with none of them when there were none."""
+
+    def close(self) -> None:
+        """Write what is still held and let go of everything; called once, after the last ``take``."""
+
+
+class Recorder:
+    """Hand what was served to the sinks, in a thread of its own.
+
+    ``add`` never waits: with ``max_pending`` requests waiting it drops the newest and counts it. Without ``close`` the
+    same happens when the recorder is garbage collected or the interpreter exits. A forked child gets no thread: its
+    requests are dropped once ``max_pending`` are waiting, and nothing is written twice.
+    """
+
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        *,
+        period_s: float,
+        max_pending: int,
+        name: str,
+        chunk: int = CHUNK,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.dropped = 0
+        """Requests that were not kept because too many were waiting."""
+        self._pending: deque[Served] = deque()
+        self._most = max_pending
+        # The thread must not hold the recorder, or the recorder would never be collected.
+        self._worker = _Worker(self._pending, tuple(sinks), period_s=period_s, chunk=chunk, clock=clock)
+        self._thread = threading.Thread(target=self._worker.run, name=f"recorder-{name}", daemon=True)
+        self._thread.start()
+        self._finalize = weakref.finalize(self, _end, self._worker, self._thread, CLOSE_S)
+
+    def add(self, served: Served) -> None:
+        """Queue one request. Never waits, never raises."""
+        if len(self._pending) >= self._most:
+            self.dropped += 1
+        else:
+            self._pending.append(served)
+
+    @property
+    def waiting(self) -> int:
+        """Return how many requests no sink has seen yet."""
+        return len(self._pending)
+
+    @property
+    def errors(self) -> int:
+        """Return how often a sink raised; what it was given then is lost to it."""
+        return self._worker.errors
+
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Keep everything that is queued, close the sinks, and end the thread; again it does nothing.
+
+        Returns after ``timeout_s`` also when a sink hangs, whose thread then ends with the process.
+        """
+        self._most = 0
+        if self._finalize.detach() is not None:
+            _end(self._worker, self._thread, timeout_s)
+
+
+class _Worker:
+    """What the thread runs."""
+
+    def __init__(
+        self,
+        pending: deque[Served],
+        sinks: tuple[Sink, ...],
+        *,
+        period_s: float,
+        chunk: int,
+        clock: Callable[[], float],
+    ) -> None:
+        # Unlike an Event's set(), put() may be called by a finalizer that interrupts this thread's own get().
+        self.wake: SimpleQueue[None] = SimpleQueue()
+        self.pending = pending
+        self.errors = 0
+        self._sinks = sinks
+        self._period_s = period_s
+        self._chunk = chunk
+        self._clock = clock
+        self._logged: dict[int, tuple[float, int]] = {}
+
+    def run(self) -> None:
+        """Drain every period until told to end, then once more."""
+        closing = False
+        while not closing:
+            try:
+                self.wake.get(timeout=self._period_s)
+                closing = True
+            except Empty:
+                pass
+            self._drain(pause_s=0.0 if closing else PAUSE_S)
+        for sink in self._sinks:
+            self._guarded(sink, sink.close)
+
+    def _drain(self, *, pause_s: float) -> None:
+        left = len(self.pending)  # what comes meanwhile waits for the next period: this one has an end
+        while True:
+            batch = [self.pending.popleft() for _ in range(min(left, self._chunk))]
+            left -= len(batch)
+            for sink in self._sinks:
+                self._guarded(sink, sink.take, batch)
+            if left <= 0:
+                return
+            if pause_s:
+                time.sleep(pause_s)
+
+    def _guarded(self, sink: Sink, call: Callable[..., None], *batch: Sequence[Served]) -> None:
+        try:
+            call(*batch)
+        except Exception:
+            self.errors += 1
+            now = self._clock()
+            last, before = self._logged.get(id(sink), (now - _REPEAT_S, self.errors - 1))
+            if now - last >= _REPEAT_S:
+                self._logged[id(sink)] = (now, self.errors)
+                logger.exception(
+                    "%s failed, and requests are answered all the same; %d failures of sinks since the last line",
+                    type(sink).__name__,
+                    self.errors - before,
+                )
+
+
+def _end(worker: _Worker, thread: threading.Thread, timeout_s: float) -> None:
+    worker.wake.put(None)
+    if thread is threading.current_thread():
+        return  # collected while a sink was at work: the thread goes on to its end by itself
+    thread.join(timeout_s)
+    if thread.is_alive():
+        logger.warning(
+            "%s did not end within %g s; %d requests of it may be lost", thread.name, timeout_s, len(worker.pending)
+        )

@@ -1,0 +1,231 @@
+"""JSON Schemas of what the routes of ``front`` take and give, made from a model's signature.
+
+Owns the schemas, which say what the protocols' parsers check; where a schema cannot (a list as long as a shape says),
+its description does. Pure. ``openapi`` puts them into a document.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from raymlops.serving.protocols.tensors import accepted_types, datatype_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from raymlops.signature import Column, Signature
+
+MAX_LABELS = 5000
+_ANY_ID = {"type": "string", "description": "repeated in the answer"}
+_TEXT = {"type": "string"}
+
+
+def ref(name: str) -> dict[str, str]:
+    """Return a reference to a schema of the document."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def schemas_of(signature: Signature, *, name: str, max_rows: int) -> dict[str, dict[str, Any]]:
+    """Return every schema of a model's document, by name."""
+    rows = {"type": "array", "minItems": 1, "maxItems": max_rows, "items": ref("Row")}
+    outputs = {"type": "array", "items": ref("Output")}
+    return {
+        "Row": _columns(signature.inputs, given=True),
+        "Output": _columns(signature.outputs, given=False),
+        "Request": _closed({"rows": rows}, required=("rows",)),
+        "Response": _closed(
+            {"outputs": outputs, "model": {**_TEXT, "const": name}, "model_version": _TEXT, "request_id": _TEXT}
+        ),
+        "Invocation": _invocation(signature, rows, max_rows=max_rows),
+        "Predictions": _closed({"predictions": outputs}),
+        "InferenceRequest": _inference_request(signature, max_rows=max_rows),
+        "InferenceResponse": _inference_response(signature, name=name),
+        "ModelMetadata": _model_metadata(name),
+        "ServerMetadata": _closed({"name": _TEXT, "version": _TEXT, "extensions": {"type": "array", "items": _TEXT}}),
+        "Feedback": _feedback(),
+        "Accepted": _closed({"accepted": {"type": "integer", "minimum": 1}, "request_id": _TEXT}),
+        "Error": _error(),
+    }
+
+
+def _closed(properties: dict[str, Any], *, required: Sequence[str] | None = None) -> dict[str, Any]:
+    names = list(properties) if required is None else list(required)
+    return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
+
+
+def _columns(columns: Sequence[Column], *, given: bool) -> dict[str, Any]:
+    required = [column.name for column in columns if not (given and column.nullable)]
+    return _closed({column.name: column.json_schema() for column in columns}, required=required)
+
+
+def _invocation(signature: Signature, rows: dict[str, Any], *, max_rows: int) -> dict[str, Any]:
+    width = len(signature.inputs)
+    split = _closed(
+        {
+            "columns": {"const": [column.name for column in signature.inputs]},
+            "index": {"type": "array"},
+            "data": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": max_rows,
+                "items": {
+                    "type": "array",
+                    "prefixItems": [column.json_schema() for column in signature.inputs],
+                    "items": False,
+                    "minItems": width,
+                    "maxItems": width,
+                },
+            },
+        },
+        required=("columns", "data"),
+    )
+    params = {"type": ["object", "null"], "description": "taken, and not used"}
+    forms = {"dataframe_split": split, "dataframe_records": rows, "instances": rows, "inputs": rows}
+    return {
+        "description": "One of MLflow's forms. A split frame may have its columns in any order, and `inputs` may also "
+        "be an object with a list of values for each column.",
+        "oneOf": [_closed({form: schema, "params": params}, required=(form,)) for form, schema in forms.items()],
+    }
+
+
+def _inference_request(signature: Signature, *, max_rows: int) -> dict[str, Any]:
+    needed = sum(not column.nullable for column in signature.inputs)
+    parameters = {"type": ["object", "null"]}
+    flag = {"type": "boolean", "default": False}
+    output = _closed(
+        {
+            "name": {"enum": [column.name for column in signature.outputs]},
+            "parameters": {**parameters, "properties": {"binary_data": flag}},
+        },
+        required=("name",),
+    )
+    return _closed(
+        {
+            "id": {**_ANY_ID, "type": ["string", "null"]},
+            "model_name": {"description": "not read: the path names the model"},
+            "model_version": {"description": "not read: the path names the version"},
+            "parameters": {**parameters, "properties": {"binary_data_output": flag}},
+            "inputs": {
+                "type": "array",
+                "description": "one tensor a column, all of as many rows",
+                "minItems": max(needed, 1),
+                "maxItems": len(signature.inputs),
+                "items": {"oneOf": [_input_tensor(column, max_rows=max_rows) for column in signature.inputs]},
+            },
+            "outputs": {
+                "type": ["array", "null"],
+                "description": "each output at most once; without any, all of them are answered",
+                "maxItems": len(signature.outputs),
+                "uniqueItems": True,
+                "items": output,
+            },
+        },
+        required=("inputs",),
+    )
+
+
+def _input_tensor(column: Column, *, max_rows: int) -> dict[str, Any]:
+    sizes = [{"type": "integer", "minimum": 0} if size is None else {"const": size} for size in column.shape]
+    rows = {"type": "integer", "minimum": 1, "maximum": max_rows}
+    length = 1 + len(sizes)
+    shape: dict[str, Any] = {"type": "array", "prefixItems": [rows, *sizes], "items": False, "minItems": length}
+    if not sizes:
+        shape |= {"prefixItems": [rows, {"const": 1}]}
+    return _closed(
+        {
+            "name": {"const": column.name},
+            "datatype": {"enum": list(accepted_types(column))},
+            "shape": {**shape, "maxItems": max(length, 2 if not sizes else length)},
+            "data": {"type": "array", "description": "as many values as the shape has, flat or nested as the shape is"},
+            "parameters": {
+                "type": ["object", "null"],
+                "properties": {"binary_data_size": {"type": ["integer", "null"], "minimum": 0}},
+                "description": "binary_data_size: how many bytes after the JSON are its data",
+            },
+        },
+        required=("name", "datatype", "shape"),
+    )
+
+
+def _inference_response(signature: Signature, *, name: str) -> dict[str, Any]:
+    tensors = [
+        _closed(
+            {
+                "name": {"const": column.name},
+                "datatype": {"const": datatype_of(column)},
+                "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+                "data": {"type": "array"},
+                "parameters": {"type": "object"},
+            },
+            required=("name", "datatype", "shape"),
+        )
+        for column in signature.outputs
+    ]
+    return _closed(
+        {
+            "model_name": {**_TEXT, "const": name},
+            "model_version": _TEXT,
+            "id": _ANY_ID,
+            "outputs": {"type": "array", "minItems": 1, "items": {"oneOf": tensors}},
+        }
+    )
+
+
+def _model_metadata(name: str) -> dict[str, Any]:
+    shape = {"type": "array", "items": {"type": "integer", "minimum": -1}}
+    tensors = {"type": "array", "items": _closed({"name": _TEXT, "datatype": _TEXT, "shape": shape})}
+    versions = {"type": "array", "items": _TEXT}
+    return _closed(
+        {
+            "name": {**_TEXT, "const": name},
+            "versions": versions,
+            "platform": _TEXT,
+            "inputs": tensors,
+            "outputs": tensors,
+        }
+    )
+
+
+def _feedback() -> dict[str, Any]:
+    plain = {"type": ["string", "number", "boolean"]}
+    label = _closed(
+        {
+            "request_id": {
+                "type": "string",
+                "minLength": 1,
+                "maxLength": 128,
+                "pattern": "^[ -~]+$",
+                "description": "of the answer",
+            },
+            "row": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": 2**31 - 1,
+                "default": 0,
+                "description": "of that request, counted from 0",
+            },
+            "label": {
+                "oneOf": [plain, {"type": "array", "items": plain}],
+                "description": "what turned out to be true; at most 10,000 bytes, lists at most 8 deep",
+            },
+            "correction": {"type": "boolean", "default": False, "description": "replaces an earlier label"},
+        },
+        required=("request_id", "label"),
+    )
+    labels = {"type": "array", "minItems": 1, "maxItems": MAX_LABELS, "items": label}
+    return _closed({"labels": labels})
+
+
+def _error() -> dict[str, Any]:
+    field = {"type": ["string", "null"]}
+    row = {"type": ["integer", "null"], "description": "counted from 0"}
+    problem = _closed({"row": row, "field": field, "message": _TEXT})
+    error = _closed(
+        {
+            "code": {**_TEXT, "description": "one word for programs"},
+            "message": _TEXT,
+            "field": {**field, "description": "of the first problem"},
+            "problems": {"type": "array", "maxItems": 20, "items": problem},
+        }
+    )
+    return _closed({"error": error, "request_id": _TEXT})

@@ -1,0 +1,46 @@
+"""What a replica is told while it runs: limits, traffic, keys, where to log. Serve hands it over as ``user_config``.
+
+Owns how that data is read. Pure; ``render`` writes it. A change of it restarts nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from raymlops.predictions.settings import LogSettings
+from raymlops.serving.guard import Access
+from raymlops.serving.reading import Limits
+from raymlops.serving.traffic import Traffic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything of one version that may change in place."""
+
+    limits: Limits = field(default_factory=Limits)
+    traffic: Traffic = field(default_factory=Traffic)
+    access: Access = field(default_factory=Access)
+    log: LogSettings = field(default_factory=LogSettings)
+    access_log: bool = False
+    otlp_endpoint: str | None = None
+    threads: int = 1
+    compile: bool = False
+    slow_s: float = 0.25
+    """From which on an answer counts as slow in a rollout."""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Settings:
+        """Read a ``user_config``; what is missing keeps its default, unknown keys are ignored."""
+        limits = data.get("limits", {})
+        plain = ("access_log", "otlp_endpoint", "threads", "compile", "slow_s")
+        return cls(
+            limits=Limits(**{key: limits[key] for key in Limits.__dataclass_fields__ if key in limits}),
+            traffic=Traffic.from_dict(data.get("traffic", {})),
+            access=Access.from_dict(data.get("access", {})),
+            log=LogSettings.from_dict(data.get("log", {})),
+            **{key: data[key] for key in plain if key in data},
+        )

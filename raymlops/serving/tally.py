@@ -1,0 +1,186 @@
+"""What a rollout is decided on: requests, errors and slow answers of each version, counted where they are answered.
+
+Owns what counts as an error of which version, and how the counts reach the controller. Knows nothing of rollouts.
+
+Counts only grow while an epoch of the traffic lasts, and the controller keeps the newest of each replica. So a report
+that is lost, comes twice or comes late changes nothing that the next one does not put right.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from raymlops.predictions.counts import Counts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from raymlops.predictions.served import Served
+    from raymlops.serving.traffic import Traffic
+
+CONTROLLER = "raymlops-controller"
+NAMESPACE = "raymlops"
+CHAMPION = "champion"
+"""The row of what the champion answered as champion; the others are versions, as text."""
+MAX_EPOCHS = 8
+PUSH_S = 1.0
+LOOK_AGAIN_S = 5.0
+
+Report = dict[str, dict[str, dict[str, Any]]]
+"""Epoch to row to the fields of its ``Counts``."""
+
+
+class Tally:
+    """Count what was answered, and tell the controller at most once a second while traffic is shared.
+
+    A sink: ``take`` is called by one thread. ``find`` returns what sends a report, None where there is no controller;
+    it is asked in a thread of its own, since a cluster without its head makes it wait.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        replica: str,
+        traffic: Callable[[], Traffic],
+        slow_s: Callable[[], float],
+        find: Callable[[], Callable[[str, str, int, Report], None] | None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = name
+        self._replica = replica
+        self._traffic = traffic
+        self._slow_s = slow_s
+        self._counts: OrderedDict[str, dict[str, Counts]] = OrderedDict()
+        self._epoch = ""
+        self._link = _Link(find or find_controller, clock=clock)
+        self._clock = clock
+        self._pushed_at = float("-inf")
+        self._sequence = 0
+        self._changed = False
+
+    def take(self, batch: Sequence[Served]) -> None:
+        """Count a batch, and report where it is time to."""
+        traffic = self._traffic()
+        if traffic.epoch != self._epoch:
+            self._counts.pop(traffic.epoch, None)  # weights that come back are counted anew
+            self._epoch = traffic.epoch
+        if not traffic.canaries and not traffic.shadows:
+            return
+        rows = self._rows(traffic.epoch)
+        slow_s = self._slow_s()
+        for served in batch:
+            row = _row_of(served)
+            if row is not None:
+                rows[row] = _counted(rows.get(row, Counts()), served, slow_s=slow_s, timeout_s=traffic.canary_timeout_s)
+                self._changed = True
+        self._push()
+
+    def close(self) -> None:
+        """Report what is not reported yet."""
+        self._pushed_at = float("-inf")
+        self._push()
+
+    def report(self) -> Report:
+        """Return all that is counted."""
+        return {epoch: {row: asdict(counts) for row, counts in rows.items()} for epoch, rows in self._counts.items()}
+
+    def _rows(self, epoch: str) -> dict[str, Counts]:
+        rows = self._counts.setdefault(epoch, {})
+        while len(self._counts) > MAX_EPOCHS:
+            self._counts.popitem(last=False)
+        return rows
+
+    def _push(self) -> None:
+        now = self._clock()
+        if not self._changed or now - self._pushed_at < PUSH_S:
+            return
+        send = self._link.get()
+        if send is None:
+            return
+        self._sequence += 1
+        self._pushed_at, self._changed = now, False
+        try:
+            send(self._name, self._replica, self._sequence, self.report())
+        except Exception:  # whatever the controller's end raises, answering goes on
+            self._changed = True
+            self._link.drop()
+
+
+class _Link:
+    """The way to the controller, looked up again at most every few seconds."""
+
+    def __init__(self, find: Callable[[], Any], *, clock: Callable[[], float]) -> None:
+        self._find = find
+        self._clock = clock
+        self._send: Any = None
+        self._looked_at = float("-inf")
+        self._looking: threading.Thread | None = None
+
+    def get(self) -> Any:
+        """Return what sends a report; None where nobody is known yet, while somebody is being looked for."""
+        looking = self._looking is not None and self._looking.is_alive()
+        if self._send is None and not looking and self._clock() - self._looked_at >= LOOK_AGAIN_S:
+            self._looked_at = self._clock()
+            self._looking = threading.Thread(target=self._look, name="raymlops-tally", daemon=True)
+            self._looking.start()
+            self._looking.join(0.1)  # most often it is there, and the first report need not wait for the next batch
+        return self._send
+
+    def drop(self) -> None:
+        self._send = None
+
+    def _look(self) -> None:
+        try:
+            self._send = self._find()
+        except Exception:  # no controller, or no cluster: looked for again later
+            self._send = None
+
+
+def find_controller() -> Callable[[str, str, int, Report], None] | None:
+    """Return what sends a report to the controller of this cluster, without waiting for it."""
+    import ray
+
+    try:
+        actor = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+    def send(name: str, replica: str, sequence: int, report: Report) -> None:
+        actor.report.remote(name, replica, sequence, report)
+
+    return send
+
+
+def _row_of(served: Served) -> str | None:
+    """Return whose request it was; None for what says nothing of a version: refused, pinned, a copy."""
+    if served.fallback_from is not None:
+        return str(served.fallback_from)
+    if served.columns is None or (served.status >= 400 and not _failed(served)):
+        return None
+    if served.route == "champion":
+        return CHAMPION
+    return str(served.version) if served.route == "canary" else None
+
+
+def _failed(served: Served) -> bool:
+    """Return whether the model is to blame: too much load is not its fault, an answer that is no number is."""
+    return (served.status >= 500 and served.status != 503) or served.code == "not_finite"
+
+
+def _counted(counts: Counts, served: Served, *, slow_s: float, timeout_s: float) -> Counts:
+    if served.fallback_from is not None:
+        # The champion came in after the deadline, or because the canary had erred before it.
+        late = served.seconds >= timeout_s
+        return replace(counts, requests=counts.requests + 1, errors=counts.errors + (not late), late=counts.late + late)
+    return replace(
+        counts,
+        requests=counts.requests + 1,
+        errors=counts.errors + _failed(served),
+        slow=counts.slow + (served.model_seconds >= slow_s),
+        seconds_sum=counts.seconds_sum + served.model_seconds,
+    )

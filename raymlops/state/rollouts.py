@@ -1,0 +1,137 @@
+"""Rollouts: which version is on its way to which share of the traffic, and what became of those before it.
+
+Owns the record and its table. Every function takes a connection, so that a rollout, the deployments that it moves and
+the audit event are one transaction. Knows nothing of what moves a rollout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import sqlalchemy as sa
+
+from raymlops.errors import NotFoundError, RefusedError
+from raymlops.records import Record
+from raymlops.state.engine import aware
+from raymlops.state.schema import rollouts as table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import Connection
+
+RolloutStatus = Literal["running", "promoted", "aborted", "stopped"]
+_TIMES = ("started_at", "step_started_at", "ended_at")
+
+
+@dataclass(frozen=True)
+class Rollout(Record):
+    """A version on its way from its first share of the traffic to the route."""
+
+    id: str
+    name: str
+    version: int
+    champion: int
+    """The version that it is compared with."""
+    steps: tuple[float, ...]
+    """Shares of the traffic, 0 to 1, rising."""
+    step: int
+    """Index of the step that it is at."""
+    status: RolloutStatus
+    """``stopped`` is by a person, or by another change of the deployments."""
+    settings: dict[str, Any]
+    """``serve.rollout`` as it was when it started."""
+    started_at: datetime
+    step_started_at: datetime
+    ended_at: datetime | None = None
+    evidence: dict[str, Any] = field(default_factory=dict)
+    """What the last decision rests on, and its numbers."""
+    reason: str = ""
+    """Of the last decision, in a sentence."""
+
+    @property
+    def weight(self) -> float:
+        """Return its share of the traffic at this step."""
+        return self.steps[self.step]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        data = asdict(self)
+        times = {key: None if data[key] is None else data[key].isoformat() for key in _TIMES}
+        return {**data, "steps": list(self.steps), **times}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild a rollout, as an audit event holds it."""
+        times = {key: None if data.get(key) is None else aware(_time(data[key])) for key in _TIMES}
+        return super().from_dict({**data, **times, "steps": tuple(data["steps"])})
+
+
+def start_rollout(connection: Connection, rollout: Rollout) -> None:
+    """Add a rollout.
+
+    Raises:
+        RefusedError: one of the same model is running, which the message names; nothing was changed.
+    """
+    if found := running(connection, rollout.name):
+        raise _refused(found[0])
+    try:
+        # In a transaction of its own, so that the outer one can still be asked who came first.
+        with connection.begin_nested():
+            connection.execute(sa.insert(table), _row(rollout))
+    except sa.exc.IntegrityError:
+        if found := running(connection, rollout.name):
+            raise _refused(found[0]) from None
+        raise
+
+
+def update_rollout(connection: Connection, rollout: Rollout) -> None:
+    """Replace a running rollout by what became of it.
+
+    Raises:
+        NotFoundError: there is none of this id.
+        RefusedError: it has ended meanwhile: an end is final, whoever decides on an old reading of it.
+    """
+    query = sa.update(table).where(table.c.id == rollout.id, table.c.status == "running").values(_row(rollout))
+    if connection.execute(query).rowcount:
+        return
+    status = connection.scalar(sa.select(table.c.status).where(table.c.id == rollout.id))
+    if status is None:
+        raise NotFoundError(f"there is no rollout {rollout.id}")
+    raise RefusedError(f"the rollout {rollout.id} of {rollout.name} has ended: it is {status}")
+
+
+def running(connection: Connection, name: str | None = None) -> list[Rollout]:
+    """Return the rollouts that run, by model: all, or the one of a model, if any."""
+    query = sa.select(table).where(table.c.status == "running").order_by(table.c.name)
+    return _read(connection, query, name)
+
+
+def rollouts(connection: Connection, name: str | None = None, *, limit: int | None = None) -> list[Rollout]:
+    """Return rollouts, newest first: all, or those of a model; ``limit`` keeps the newest ones only."""
+    query = sa.select(table).order_by(table.c.started_at.desc(), table.c.id.desc()).limit(limit)
+    return _read(connection, query, name)
+
+
+def _read(connection: Connection, query: sa.Select[Any], name: str | None) -> list[Rollout]:
+    if name is not None:
+        query = query.where(table.c.name == name)
+    return [Rollout.from_dict(dict(row._mapping)) for row in connection.execute(query)]  # noqa: SLF001 - SQLAlchemy's public name
+
+
+def _row(rollout: Rollout) -> dict[str, Any]:
+    return {**asdict(rollout), "steps": list(rollout.steps)}
+
+
+def _refused(found: Rollout) -> RefusedError:
+    return RefusedError(
+        f"version {found.version} of {found.name} is being rolled out since {found.started_at:%Y-%m-%d %H:%M} UTC "
+        f"(rollout {found.id}, at {100 * found.weight:g} percent)",
+        hint="Wait until it ends, or end it with raymlops rollback first.",
+    )
+
+
+def _time(value: Any) -> datetime:
+    return value if isinstance(value, datetime) else datetime.fromisoformat(value)

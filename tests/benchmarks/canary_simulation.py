@@ -1,0 +1,130 @@
+"""What rollouts cost and find, simulated: how often an equally good version is aborted, how fast a worse one is.
+
+Three steps, 10, 50 and 100 percent, of the default settings, looked at every second. Evidence and decisions are those
+of the package; the requests are drawn (see `tests/fixtures/canary_worlds.py`).
+
+    python tests/benchmarks/canary_simulation.py [--rollouts N] [--part aa|worse|sticky|all]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "fixtures"))
+
+from canary_worlds import World, even, run, sticky
+
+from raymlops.config.serve import RolloutSection
+
+SETTINGS = RolloutSection()
+RPS = 50.0
+
+
+def swinging(second: int) -> float:
+    """Double the rates for a minute of every five, for both versions."""
+    return 2.0 if second % 300 < 60 else 1.0
+
+
+def equal(count: int) -> None:
+    """Print how equally good versions fare."""
+    print(
+        f"\nEqually good versions, {RPS:g} requests/s, {count} rollouts each (allowed to abort: {SETTINGS.alpha:.1%})"
+    )
+    print(f"{'':44} aborted  no verdict  promoted   s until promoted: median      p99")
+    cases = [
+        (errors, slow, labelled)
+        for errors in (0.0, 0.001, 0.01, 0.05, 0.2)
+        for slow, labelled in ((0.01, 0), (0.1, 0.2))
+    ]
+    for errors, slow, labelled in cases:
+        world = World(errors=errors, slow=slow, loss=0.2)
+        name = f"errors {errors:.1%}, slow {slow:.0%}, {f'{labelled:.0%} labelled' if labelled else 'no labels'}"
+        row(
+            name,
+            run(
+                even(world, world, settings=SETTINGS, rps=RPS),
+                settings=SETTINGS,
+                count=count,
+                seed=1,
+                labelled=labelled,
+                look_s=120 if labelled else 20,
+            ),
+        )
+    world = World(errors=0.05, slow=0.1)
+    steps = even(world, world, settings=SETTINGS, rps=RPS)
+    row("errors 5%, slow 10%, rates that swing", run(steps, settings=SETTINGS, count=count, seed=2, mood=swinging))
+    for rps in (5.0, 1.0, 0.1):
+        world = World(errors=0.01, slow=0.01)
+        steps = even(world, world, settings=SETTINGS, rps=rps)
+        row(f"errors 1%, slow 1%, {rps:g} requests/s", run(steps, settings=SETTINGS, count=count, seed=3))
+
+
+def worse(count: int) -> None:
+    """Print how fast worse versions are found at the first step."""
+    print(f"\nWorse versions, {RPS:g} requests/s, canary at 10 percent, {count} rollouts each")
+    print(f"{'':44} aborted  promoted   within 60 s   s until aborted: median      p99")
+    cases = [
+        (f"errors {base:.1%} -> {base + 0.05:.1%}", World(base), World(base + 0.05), 0.0)
+        for base in (0.0, 0.001, 0.01, 0.05, 0.2)
+    ]
+    cases += [
+        ("all requests fail", World(), World(errors=1.0), 0.0),
+        ("all requests are late", World(), World(slow=1.0), 0.0),
+        ("slow 1% -> 11%", World(slow=0.01), World(slow=0.11), 0.0),
+        ("slow 10% -> 20%", World(slow=0.1), World(slow=0.2), 0.0),
+        ("slow 1% -> 51%", World(slow=0.01), World(slow=0.51), 0.0),
+        ("loss 0.10 -> 0.15, all labelled", World(loss=0.1), World(loss=0.15), 1.0),
+        ("loss 0.30 -> 0.35, all labelled", World(loss=0.3), World(loss=0.35), 1.0),
+        ("loss 0.10 -> 0.15, 20% labelled", World(loss=0.1), World(loss=0.15), 0.2),
+        ("loss 0.30 -> 0.50, 20% labelled", World(loss=0.3), World(loss=0.5), 0.2),
+    ]
+    for name, champion, canary, labelled in cases:
+        found = run(
+            even(champion, canary, settings=SETTINGS, rps=RPS),
+            settings=SETTINGS,
+            count=count,
+            seed=4,
+            labelled=labelled,
+        )
+        print(
+            f"{name:44} {found.share('abort'):7.2%} {found.share('promote'):9.2%} {found.within(60):13.2%} "
+            f"{shown(found.quantile(0.5, 'abort')):>25} {shown(found.quantile(0.99, 'abort')):>8}"
+        )
+
+
+def kept(count: int) -> None:
+    """Print how equally good versions fare where callers keep to a version."""
+    print(f"\nEqually good versions, callers that keep to a version, sending by Zipf's law, {count} rollouts each")
+    for callers in (10, 100, 10_000):
+        for unlike in (False, True):
+            steps = sticky(settings=SETTINGS, rps=RPS, callers=callers, unlike=unlike, count=count, seed=5)
+            name = f"{callers} callers, {'a fifth of which errs, 5%' if unlike else 'all alike, errors 1%'}"
+            row(name, run(steps, settings=SETTINGS, count=count, seed=6))
+
+
+def row(name: str, found) -> None:
+    print(
+        f"{name:44} {found.share('abort'):7.2%} {found.share('late'):11.2%} {found.share('promote'):9.2%} "
+        f"{shown(found.quantile(0.5, 'promote')):>26} {shown(found.quantile(0.99, 'promote')):>8}",
+        flush=True,
+    )
+
+
+def shown(seconds: float) -> str:
+    return "-" if math.isinf(seconds) else f"{seconds:.0f}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rollouts", type=int, default=2000)
+    parser.add_argument("--part", choices=("aa", "worse", "sticky", "all"), default="all")
+    given = parser.parse_args()
+    started = time.perf_counter()
+    for part, show in (("aa", equal), ("worse", worse), ("sticky", kept)):
+        if given.part in (part, "all"):
+            show(given.rollouts if part != "sticky" else max(1, given.rollouts // 10))
+    print(f"\n{time.perf_counter() - started:.0f} s")

@@ -1,0 +1,243 @@
+"""Rollouts with real requests: promoted, aborted, left by their controller, rolled back while the champion hangs.
+
+The tests build on each other in one Serve, in the order in which they stand here. Nobody asserts a time; the seconds
+of each rollback are printed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import pytest
+from own_versions import EXAMPLE, config_in, make_version
+
+import raymlops as rm
+from raymlops.errors import RefusedError
+from raymlops.lifecycle.live import events, remove
+from raymlops.lifecycle.overview import follow_rollout, overview
+from raymlops.lifecycle.source import spec_of
+from raymlops.registry.versions import Registry
+from raymlops.serving.api import ServeApi
+from raymlops.serving.client import Client
+from raymlops.serving.tally import CONTROLLER, NAMESPACE
+from raymlops.state.store import State, state_url
+from raymlops.tracking.client import tracker
+
+pytestmark = pytest.mark.integration
+
+ROWS = [{"garden": "north", "petal_cm": 1.4}]
+LONG = [{"garden": "north", "petal_cm": 99.0}]
+ENCODE = "        ids = {"
+OUTPUT = '"virginica"'
+WAIT_S = 90.0
+CALLERS = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder on the path, where the recipe is edited, and end Serve and its controller afterwards."""
+    import ray
+    from ray import serve
+
+    folder = tmp_path_factory.mktemp("rollout")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield folder
+    sys.modules.pop("iris_like", None)
+    serve.shutdown()
+    with suppress(ValueError):  # it may never have been started
+        ray.kill(ray.get_actor(CONTROLLER, namespace=NAMESPACE), no_restart=True)
+
+
+@pytest.fixture(scope="module")
+def config(folder, ray_local, mlflow_database):
+    """Return the configuration: wide margins and short steps, so that a few hundred requests are a verdict."""
+    data = config_in(folder, name="flower", dashboard_url=ray_local.dashboard_url, mlflow_database=mlflow_database)
+    rollout = {"error_margin": 0.4, "slow_margin": 0.6, "slow_s": 5.0, "steps": [30, 60, 100], "bake_s": 2.0}
+    traffic = {"canary_timeout_s": 10.0}
+    return {**data, "serve": {**data["serve"], "rollout": {**rollout, "max_wait_s": 80.0}, "traffic": traffic}}
+
+
+@pytest.fixture(scope="module")
+def versions(config, folder):
+    """Return four versions: two that are equally good, one that fails at long petals, one that gives something else."""
+    source = EXAMPLE.read_text()
+    assert source.count(ENCODE) == 1
+    assert source.count(OUTPUT) == 1
+    failing = f'        if (columns["petal_cm"] > 50).any():\n            raise ValueError("too long")\n{ENCODE}'
+    sources = [
+        source,
+        source,
+        source.replace(ENCODE, failing),
+        source.replace(OUTPUT, '"other"'),
+    ]
+    return [make_version(config, folder, text).version for text in sources]
+
+
+@dataclass
+class Load:
+    """What callers got."""
+
+    versions: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def load(config, rows=ROWS):
+    """Ask from several callers at once, without repeats, until the block ends."""
+    got = Load()
+    over = threading.Event()
+
+    def call():
+        with Client(f"http://127.0.0.1:{config['serve']['port']}", retries=0) as client:
+            while not over.is_set():
+                try:
+                    got.versions.append(client.predict("flower", rows).model_version)
+                except Exception as error:
+                    got.failed.append(repr(error))
+
+    with ThreadPoolExecutor(CALLERS) as pool:
+        calls = [pool.submit(call) for _ in range(CALLERS)]
+        try:
+            yield got
+        finally:
+            over.set()
+    for done in calls:
+        done.result()
+
+
+def followed(config, record):
+    """Return what a rollout ended as."""
+    lines = []
+    deadline = time.monotonic() + WAIT_S
+
+    def line(text):
+        lines.append(text)
+        assert time.monotonic() < deadline, "\n".join(lines)
+
+    return follow_rollout(config, record.rollout_id, on_line=line)
+
+
+def look(config):
+    (model,) = overview(config)
+    return model
+
+
+def until(condition):
+    """Look again and again until something is so."""
+    deadline = time.monotonic() + WAIT_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
+
+
+def actions(config):
+    return [event.action for event in events(config)]
+
+
+def replica_pid(config, version):
+    details = ServeApi(config["cluster"]["dashboard"]).get()
+    (replica,) = details["applications"][f"flower--v{version}"]["deployments"]["front"]["replicas"]
+    return replica["pid"]
+
+
+def controller_pid():
+    import ray
+
+    return ray.get(ray.get_actor(CONTROLLER, namespace=NAMESPACE).status.remote())["pid"]
+
+
+def test_a_version_as_good_as_the_champion_is_promoted(config, versions):
+    """By the controller alone, through both steps, without one failed request; the alias follows."""
+    rm.deploy(config, str(versions[0]))
+    record = rm.deploy(config, str(versions[1]), steps=[30, 60, 100])
+    assert (record.weight, record.warnings, look(config).canaries) == (0.3, (), {versions[1]: 0.3})
+    with load(config) as got:
+        ended = followed(config, record)
+    assert (ended.status, got.failed) == ("promoted", [])
+    assert set(got.versions) == {"1", "2"}
+    model = look(config)
+    assert (model.champion, model.canaries, list(model.warm)) == (2, {}, [1])
+    assert model.by.startswith("controller of ")
+    assert actions(config)[-3:] == ["rollout.start", "rollout.advance", "rollout.promote"]
+    assert Registry(tracker(spec_of(config))).get("flower", "@champion").version == 2
+
+
+def test_a_version_that_errs_is_aborted_and_nobody_notices(config, versions):
+    """Each request that it failed was answered by the champion, which has everything again."""
+    record = rm.deploy(config, str(versions[2]), canary=30, bake_s=60)
+    with pytest.raises(RefusedError, match=record.rollout_id):
+        rm.deploy(config, str(versions[0]), canary=10)
+    with load(config, LONG) as got:
+        ended = followed(config, record)
+    assert (ended.status, got.failed, set(got.versions)) == ("aborted", [], {"2"})
+    assert "error" in ended.reason
+    model = look(config)
+    assert (model.champion, model.canaries) == (2, {})
+    assert 3 in model.warm
+
+
+def test_a_controller_that_is_killed_goes_on(config, versions):
+    """kill -9 in the middle of a step: Ray starts it anew, and it takes the rollout to its end."""
+    record = rm.deploy(config, str(versions[0]), canary=30, steps=[30, 60])
+    with load(config) as got:
+        until(lambda: look(config).rollout["evidence"].get("steps"))
+        killed = controller_pid()
+        os.kill(killed, signal.SIGKILL)
+        ended = followed(config, record)
+    assert (ended.status, got.failed) == ("promoted", [])
+    assert controller_pid() != killed
+    assert look(config).champion == 1
+
+
+def test_a_canary_that_gives_something_else_is_refused(config, versions):
+    """Callers would not find what they know; as champion it needs a word that they have changed."""
+    for options in ({"canary": 10}, {"shadow": 100}, {}):
+        with pytest.raises(RefusedError, match="'virginica' is not given"):
+            rm.deploy(config, str(versions[3]), **options)
+    assert look(config).champion == 1
+
+
+def test_rollback_takes_the_canary_away_first(config, versions):
+    """A share that is held; then the route."""
+    record = rm.deploy(config, str(versions[2]), canary=25, shadow=50)
+    assert (record.weight, record.shadow, record.rollout_id) == (0.25, 0.5, None)
+    taken = rm.rollback(config)
+    assert (taken.version, taken.weight, look(config).champion) == (3, 0.0, 1)
+    assert look(config).shadows == {3: 0.5}
+    rm.deploy(config, str(versions[2]), shadow=0)
+    start = time.monotonic()
+    assert rm.rollback(config).version == 2
+    print(f"rollback to a warm version: {time.monotonic() - start:.2f} s with the alias")
+
+
+def test_rollback_while_the_champion_hangs(config, versions):
+    """Its process is stopped, and requests to it hang; the version before answers, and nobody waited for the other."""
+    pid = replica_pid(config, 2)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        start = time.monotonic()
+        assert rm.rollback(config).version == 1
+        print(f"rollback while the champion hangs: {time.monotonic() - start:.2f} s with the alias")
+        with Client(f"http://127.0.0.1:{config['serve']['port']}") as client:
+            assert client.predict("flower", ROWS).model_version == "1"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_what_is_kept_warm_is_taken_down(config, versions):
+    """With nothing to keep it for, the controller takes down all that lost its traffic, and says so."""
+    rm.deploy({**config, "serve": {**config["serve"], "keep_warm_s": 0.0}}, str(versions[0]))
+    until(lambda: not look(config).warm)
+    assert "keep_warm.end" in actions(config)
+    with State.open(state_url(spec_of(config))) as state:
+        assert [item.version for item in state.deployments()] == [1]
+    remove(config)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+
+from raymlops.cli.clusters import overview_lines
+from raymlops.cli.live import _live, _percents
+from raymlops.cli.main import main
+from raymlops.errors import UsageError
+from raymlops.lifecycle.canary import TrafficRecord
+from raymlops.lifecycle.overview import ModelOverview
+from raymlops.records import DeploymentRecord
+
+
+def traffic(**fields):
+    return TrafficRecord("m", 3, "d", "warm", None, previous_version=2, **fields)
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        (
+            traffic(weight=0.1, rollout_id="r1"),
+            "m version 3 answers 10%, version 2 the rest; rollout r1 goes on by itself: raymlops status",
+        ),
+        (traffic(weight=0.25, shadow=1.0), "m version 3 answers 25%, copies of 100%, version 2 the rest"),
+        (traffic(rollout_id="r1"), "m version 3 answers nothing any more; version 2 has all requests"),
+        (traffic(shadow=0.5), "m version 3 answers nothing, copies of 50%; version 2 has all requests"),
+        (
+            DeploymentRecord("m", 3, "d", "champion", "http://h/models/m/predict", previous_version=2),
+            "m version 3 is champion at http://h/models/m/predict, version 2 kept warm",
+        ),
+    ],
+)
+def test_one_line_says_who_answers(record, text):
+    """After deploy, promote and rollback."""
+    assert _live(record) == text
+
+
+def test_a_model_is_told_in_lines():
+    """One line a version that is up, and what the rollout rests on."""
+    counts = {"requests": 40, "errors": 1, "slow": 2, "late": 0}
+    rollout = {
+        "id": "r1",
+        "version": 3,
+        "step": 0,
+        "steps": [0.1, 0.5],
+        "reason": "step 1 of 2 at 10 percent: 34 s",
+        "step_started_at": "2026-11-25T12:00:00+00:00",
+        "evidence": {"steps": [{"weight": 0.1, "canary": counts, "champion": {**counts, "requests": 80}}]},
+    }
+    model = ModelOverview(
+        name="m",
+        champion=2,
+        since="2026-11-25T11:00:00+00:00",
+        by="bob@here",
+        why="",
+        canaries={3: 0.1},
+        shadows={4: 0.5},
+        warm={1: "2026-11-25T12:00:00+00:00", 5: None},
+        rollout=rollout,
+    )
+    assert overview_lines(model) == [
+        "m",
+        "  champion  version 2 since 2026-11-25 11:00:00 UTC by bob@here",
+        "  canary    version 3 answers 10%",
+        "  shadow    version 4 gets copies of 50%",
+        "  warm      version 1 until 2026-11-25 12:00:00 UTC",
+        "  warm      version 5 until it is told to go",
+        "  rollout   r1 of version 3: step 1 of 2 at 10 percent: 34 s, at this step since 2026-11-25 12:00:00 UTC",
+        "            10%: canary 40 requests, 1 errors, 2 slow, 0 late, champion 80 requests, 1 errors, 2 slow, 0 late",
+    ]
+
+
+def test_steps_are_percentages():
+    """With or without their sign."""
+    assert _percents("10, 50%,100") == (10.0, 50.0, 100.0)
+    with pytest.raises(UsageError, match="got '10;50'"):
+        _percents("10;50")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--remove", "--canary", "10"],
+        ["--beside", "--breaking"],
+        ["--canary", "10", "--bake", "10"],
+        ["--canary", "ten"],
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, capsys, tmp_path):
+    """Before anything is asked of a cluster."""
+    config = tmp_path / "m.yaml"
+    config.write_text("project: {name: m}\nrecipe: {import: 'tiny:Tiny'}\n")
+    assert main(["deploy", "--config", str(config), "--yes", *options]) == 2
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from served_requests import SIGNATURE, served
+
+from raymlops.cli.main import main
+from raymlops.errors import UsageError
+from raymlops.lifecycle.predictions import parse_moment, retain_predictions
+from raymlops.predictions.log import PredictionLog
+from raymlops.predictions.settings import LogSettings
+
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    """Return storage with three rows of the last minutes and one of 2 hours ago, which needs no configuration."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
+    now = datetime.now(UTC)
+    ages = {"old": 7200, "a": 30, "b": 20, "c": 10}
+    log = PredictionLog(
+        LogSettings(enabled=True, uri=str(tmp_path)), name="flights", signature=SIGNATURE, writer="replica"
+    )
+    for name, age in ages.items():
+        log.take([served(name, ts=(now - timedelta(seconds=age)).timestamp(), version=4 if name == "b" else 3)])
+    log.close()
+    return tmp_path
+
+
+def test_rows_are_printed_one_object_a_line(log, capsys):
+    """Of the last hour unless told otherwise, the oldest first; how many on stderr."""
+    assert main(["predictions", "flights"]) == 0
+    printed = capsys.readouterr()
+    rows = [json.loads(line) for line in printed.out.splitlines()]
+    assert sorted(row["request_id"] for row in rows) == ["a", "b", "c"]
+    assert rows[0]["features"] == {"distance": 0.5, "carrier": "AA"}
+    assert printed.err == "3 rows, 0 with a label\n"
+
+
+def test_with_json_all_rows_are_one_object(log, capsys):
+    """With the counts and the version of its form."""
+    assert main(["predictions", "flights", "--since", "1d", "--limit", "3", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [row["request_id"] for row in data["predictions"]] == ["a", "b", "c"]
+    assert (data["schema_version"], data["name"], data["rows"], data["damaged"]) == (1, "flights", 3, [])
+
+
+def test_a_version_and_a_window_are_chosen(log, capsys):
+    """Durations and ISO times alike."""
+    until = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    assert main(["predictions", "flights", "--since", "3h", "--until", until]) == 0
+    assert main(["predictions", "flights", "--version", "4"]) == 0
+    rows = [json.loads(line)["request_id"] for line in capsys.readouterr().out.splitlines()]
+    assert rows == ["old", "b"]
+
+
+def test_rows_are_written_to_a_file(log, capsys, tmp_path):
+    """stdout names it."""
+    out = str(tmp_path / "rows.jsonl")
+    assert main(["predictions", "flights", "--out", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) | {"since": ""} == {
+        "schema_version": 1,
+        "out": out,
+        "name": "flights",
+        "since": "",
+        "until": None,
+        "rows": 3,
+        "labelled": 0,
+        "conflicts": 0,
+        "damaged": [],
+    }
+
+
+def test_past_hours_are_compacted(log, capsys):
+    """By one process at a time, beside those that write."""
+    assert main(["predictions", "flights", "--compact", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["damaged"] == []
+    assert main(["predictions", "flights", "--compact", "--limit", "3"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["fligths"], 3, "There are of flights"),
+        (["flights", "--version", "9"], 3, "by version 3, 4"),
+        (["flights", "--since", "yesterday"], 2, "expected a length of time or an ISO time"),
+        (["flights", "--since", "1h", "--until", "2h"], 2, "before it begins"),
+        (["flights", "--out", "rows.doc"], 2, ".parquet"),
+        (["flights", "--limit", "0"], 2, "limit"),
+    ],
+)
+def test_mistakes_are_explained(log, capsys, arguments, code, said):
+    """With the exit code that says what kind of mistake it is."""
+    assert main(["predictions", *arguments]) == code
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("1h", NOW - timedelta(hours=1)),
+        ("2026-11-24", datetime(2026, 11, 24, tzinfo=UTC)),
+        ("2026-11-24T10:30", datetime(2026, 11, 24, 10, 30, tzinfo=UTC)),
+        ("2026-11-24T10:30+02:00", datetime(2026, 11, 24, 8, 30, tzinfo=UTC)),
+    ],
+)
+def test_times_are_read(text, moment):
+    """Without a zone they are UTC, as everything that is stored."""
+    assert parse_moment(text, now=NOW) == moment
+
+
+def test_a_length_of_time_that_no_calendar_holds_is_told():
+    """Rather than a defect."""
+    with pytest.raises(UsageError, match="is no time"):
+        parse_moment("999999999d", now=NOW)
+
+
+def test_predictions_past_their_retention_go(log):
+    """As the configuration says, its own model's alone; null keeps them."""
+    spec = {
+        "project": {"name": "flights"},
+        "recipe": {"import": "any:Recipe"},
+        "storage": {"path": str(log)},
+        "serve": {"log": {"retention_days": 0.01}},
+    }
+    later = datetime.now(UTC) + timedelta(hours=2)
+    assert len(retain_predictions(spec, now=later, dry_run=True).removed) >= 2
+    assert len(retain_predictions(spec, now=later).removed) >= 2
+    assert retain_predictions(spec, now=later).removed == ()
+    kept = {**spec, "serve": {"log": {"retention_days": None}}}
+    assert retain_predictions(kept) is None

@@ -1,0 +1,305 @@
+"""The controller step by step: a real state database, Serve's API in memory, reports by hand, time as an argument."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from fake_serve import FakeServe
+
+from raymlops.config.serve import RolloutSection, ServeSection
+from raymlops.errors import ClusterError, TrackingError
+from raymlops.lifecycle.canary import Asked, abort, share
+from raymlops.lifecycle.changing import LineUp, change
+from raymlops.lifecycle.controller import IDLE_PAUSE_S, ROLLOUT_PAUSE_S, Controller
+from raymlops.lifecycle.evidence import Reports, epoch_of
+from raymlops.lifecycle.lineup import beside, with_champion
+from raymlops.predictions.counts import Losses
+from raymlops.records import BundleRef
+from raymlops.state.rollouts import rollouts, running
+from raymlops.state.store import Deployment, State
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SERVE = ServeSection(ready_timeout_s=2)
+SETTINGS = RolloutSection(steps=(10.0, 50.0, 100.0), bake_s=60.0, max_wait_s=600.0)
+GOOD = {"requests": 4000, "errors": 0, "slow": 0, "late": 0, "seconds_sum": 1.0}
+BAD = {**GOOD, "errors": 2000}
+
+
+@pytest.fixture
+def state(tmp_path):
+    with State.open(f"sqlite:///{tmp_path}/state.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+def serve():
+    return FakeServe(dashboard_url="http://dashboard:8265")  # where no proxy is asked whether it answers
+
+
+def put(state, serve, version, *, champion, uri="/bundles", follow=None):
+    new = Deployment("m", version, BundleRef(uri, "d" * 64), f"run{version}", "warm", SERVE.model_dump(mode="json"))
+
+    def decide(before):
+        return LineUp(with_champion(before, new) if champion else beside(before, new), version)
+
+    change(state, serve, "m", decide=decide, serve=SERVE, action="deploy", why="a test", follow=follow)
+
+
+@pytest.fixture
+def rollout(state, serve):
+    """Return the rollout of version 2 beside the champion 1, at its first step."""
+    put(state, serve, 1, champion=True)
+    put(state, serve, 2, champion=False)
+    asked = Asked(weight=0.1, rollout=SETTINGS)
+    share(state, serve, "m", version=2, champion=1, asked=asked, serve=SERVE, why="a test", now=START)
+    return now_running(state)
+
+
+def now_running(state):
+    with state.reading() as connection:
+        return next(iter(running(connection, "m")), None)
+
+
+def newest(state):
+    with state.reading() as connection:
+        return rollouts(connection, "m")[0]
+
+
+def controller(state, serve, reports=None, **options):
+    return Controller(state, serve, reports=reports or Reports(), **options)
+
+
+def told(reports, rollout, *, canary, champion=GOOD, replica="a", sequence=1):
+    reports.take("m", replica, sequence, {epoch_of(rollout): {"2": canary, "champion": champion}})
+
+
+def line_up(state):
+    return {item.version: (item.role, item.weight) for item in state.deployments("m")}
+
+
+def canaries(serve, version):
+    """Return the shares that Serve was told last by the settings of a version's replicas."""
+    (options,) = serve.live[f"m--v{version}"]["deployments"]
+    return [(share["version"], share["weight"]) for share in options["user_config"]["traffic"]["canaries"]]
+
+
+def at(seconds):
+    return START + timedelta(seconds=seconds)
+
+
+def test_a_good_version_goes_through_its_steps_and_takes_the_route(state, serve, rollout):
+    """10 percent, then 50, then champion; each with its audit event, and Serve told each time."""
+    reports = Reports()
+    steering = controller(state, serve, reports)
+    assert canaries(serve, 1) == [(2, 0.1)]
+    told(reports, rollout, canary=GOOD)
+    assert steering.step(at(30)) == ROLLOUT_PAUSE_S
+    assert line_up(state) == {1: ("champion", 0), 2: ("warm", 0.1)}
+    steering.step(at(61))
+    assert line_up(state) == {1: ("champion", 0), 2: ("warm", 0.5)}
+    assert canaries(serve, 1) == [(2, 0.5)]
+    told(reports, now_running(state), canary=GOOD, sequence=2)
+    steering.step(at(122))
+    assert line_up(state) == {1: ("warm", 0), 2: ("champion", 0)}
+    assert serve.live["m--v2"]["route_prefix"] == "/models/m"
+    ended = newest(state)
+    assert (ended.status, ended.step, ended.ended_at) == ("promoted", 1, at(122))
+    assert ended.evidence["numbers"]["questions"]["errors"]
+    actions = [event.action for event in state.events()][::-1]
+    assert actions == ["deploy", "deploy", "rollout.start", "rollout.advance", "rollout.promote"]
+    assert state.events()[0].actor.startswith("controller of ")
+    assert "passed" in state.events()[0].why
+    assert steering.step(at(130)) == IDLE_PAUSE_S
+
+
+def test_an_erring_version_loses_its_share_at_once(state, serve, rollout):
+    """Half of its requests fail: no step is waited for, the champion has everything, the version stands warm."""
+    reports = Reports()
+    told(reports, rollout, canary=BAD)
+    controller(state, serve, reports).step(at(3))
+    assert line_up(state) == {1: ("champion", 0), 2: ("warm", 0)}
+    assert canaries(serve, 1) == []
+    assert newest(state).status == "aborted"
+    assert state.events()[0].action == "rollout.abort"
+
+
+def test_replicas_add_up_and_their_totals_replace_each_other(state, serve, rollout):
+    """Two replicas with 30 and 40 requests; the second report of the first holds 50, an old one that comes late 10."""
+    reports = Reports()
+    for replica, sequence, requests in (("a", 1, 30), ("b", 1, 40), ("a", 3, 50), ("a", 2, 10)):
+        told(reports, rollout, canary={"requests": requests}, replica=replica, sequence=sequence)
+    controller(state, serve, reports).step(at(3))
+    assert newest(state).evidence["steps"][0]["canary"]["requests"] == 90
+
+
+def test_a_controller_that_starts_anew_knows_what_the_one_before_knew(state, serve, rollout):
+    """A replica that is gone by then reports no more, yet its requests count; the step goes on from when it began."""
+    reports = Reports()
+    told(reports, rollout, canary={"requests": 1000}, champion={"requests": 9000})
+    controller(state, serve, reports).step(at(30))
+    reports = Reports()
+    told(reports, rollout, canary={"requests": 500}, champion={"requests": 4500}, replica="b")
+    controller(state, serve, reports).step(at(61))
+    first = newest(state).evidence["steps"][0]
+    assert (first["canary"]["requests"], first["champion"]["requests"]) == (1500, 13500)
+    assert line_up(state)[2] == ("warm", 0.5)
+
+
+def test_a_decision_that_did_not_reach_serve_reaches_it_later(state, serve, rollout):
+    """Killed after the state was written, before Serve was told: the next controller tells it, and decides nothing."""
+
+    class KilledError(Exception):
+        """What ends a process between two lines, as far as a test can have it."""
+
+    class Dying(FakeServe):
+        def put(self, config):
+            raise KilledError
+
+    reports = Reports()
+    told(reports, rollout, canary=BAD)
+    dying = Dying(dashboard_url=serve.dashboard_url, live=serve.live)
+    controller(state, dying, reports).step(at(3))
+    assert (line_up(state)[2], canaries(serve, 1)) == (("warm", 0), [(2, 0.1)])
+    controller(state, serve).step(at(5))
+    assert canaries(serve, 1) == []
+    assert [event.action for event in state.events() if event.action.startswith("rollout.")][::-1] == [
+        "rollout.start",
+        "rollout.abort",
+    ]
+
+
+def test_while_serve_is_away_nothing_is_decided(state, serve, rollout):
+    """The version has passed, and goes on as soon as the dashboard answers; the trouble is told once."""
+
+    class Away(FakeServe):
+        def get(self):
+            raise ClusterError("the Ray dashboard does not answer")
+
+    reports = Reports()
+    told(reports, rollout, canary=GOOD)
+    steering = controller(state, Away(), reports)
+    for second in (61, 62, 63):
+        steering.step(at(second))
+    assert line_up(state)[2] == ("warm", 0.1)
+    assert [event.action for event in state.events()].count("controller.error") == 2  # for Serve, and for the rollout
+    controller(state, serve, reports).step(at(64))
+    assert line_up(state)[2] == ("warm", 0.5)
+
+
+def test_a_version_that_does_not_come_up_as_champion_is_aborted(state, serve):
+    """Its replicas crash once it is to have the route: the old champion keeps it, the reason is on the record."""
+    put(state, serve, 1, champion=True)
+    put(state, serve, 2, champion=False)
+    asked = Asked(weight=0.1, rollout=RolloutSection(steps=(10.0,), bake_s=0.0))
+    share(state, serve, "m", version=2, champion=1, asked=asked, serve=SERVE, why="a test", now=START)
+    serve.unhealthy = {"m--v2"}
+    reports = Reports()
+    told(reports, now_running(state), canary=GOOD)
+    controller(state, serve, reports).step(at(1))
+    assert line_up(state) == {1: ("champion", 0), 2: ("warm", 0)}
+    assert newest(state).status == "aborted"
+    assert "did not come up as champion" in newest(state).reason
+    assert serve.live["m--v1"]["route_prefix"] == "/models/m"
+
+
+def test_a_promotion_by_hand_ends_the_rollout(state, serve, rollout):
+    """Also where the verb was killed before it said so."""
+    put(state, serve, 2, champion=True)
+    controller(state, serve).step(at(5))
+    assert newest(state).status == "promoted"
+    assert "was made champion" in newest(state).reason
+
+
+def test_another_champion_stops_the_rollout(state, serve, rollout):
+    """It was compared with version 1, which is champion no more."""
+    put(state, serve, 3, champion=True)
+    controller(state, serve).step(at(5))
+    assert newest(state).status == "stopped"
+    assert line_up(state)[2] == ("warm", 0)
+
+
+def test_an_abort_by_hand_is_final(state, serve, rollout):
+    """The share is gone with the rollout, in one event; evidence that comes later moves nothing."""
+    reports = Reports()
+    told(reports, rollout, canary=GOOD)
+    done = abort(state, serve, "m", serve=SERVE, why="rolled back", now=at(5), action="rollback.canary")
+    assert (done.version, done.weight, done.rollout_id) == (2, 0.0, rollout.id)
+    controller(state, serve, reports).step(at(90))
+    assert (newest(state).status, line_up(state)[2]) == ("stopped", ("warm", 0))
+    assert state.events()[0].action == "rollback.canary"
+    assert abort(state, serve, "m", serve=SERVE, why="", now=at(9), action="rollback.canary") is None
+
+
+def test_what_was_kept_warm_for_long_enough_is_taken_down(state, serve):
+    """An hour after it lost the route, with its event; a version that only stands beside stays."""
+    for version in (1, 2):
+        put(state, serve, version, champion=True)
+    put(state, serve, 3, champion=False)
+    lost = state.changes("m")[1].ts
+    steering = controller(state, serve)
+    steering.step(lost + timedelta(seconds=3599))
+    assert set(line_up(state)) == {1, 2, 3}
+    steering.step(lost + timedelta(seconds=3660))
+    assert set(line_up(state)) == {2, 3}
+    assert "m--v1" not in serve.live
+    assert (state.events()[0].action, state.events()[0].subject) == ("keep_warm.end", "m")
+
+
+def test_an_alias_follows_when_mlflow_answers_again(state, serve):
+    """The promotion stood without it; the controller sets it once, and says so."""
+    set_to = []
+
+    def away(_version):
+        raise TrackingError("MLflow does not answer")
+
+    put(state, serve, 1, champion=True, follow=away)
+    steering = controller(state, serve, follow=lambda name: lambda version: set_to.append((name, version)))
+    steering.step(START)
+    steering.step(START + timedelta(minutes=5))
+    assert set_to == [("m", 1)]
+    assert state.events()[0].action == "alias.follow"
+
+
+def test_labels_are_read_for_each_step(state, serve, rollout):
+    """Of both versions, from the beginning of a step to its end; they can abort what errors would not."""
+    asked = []
+
+    def losses(name, version, since, until):
+        asked.append((name, version, since, until))
+        return Losses.of([1.0 if version == 2 else 0.0] * 500)
+
+    reports = Reports()
+    told(reports, rollout, canary=GOOD)
+    controller(state, serve, reports, losses=losses).step(at(3))
+    assert asked == [("m", 2, START, None), ("m", 1, START, None)]
+    assert newest(state).status == "aborted"
+
+
+def test_maintenance_is_done_once_an_hour_and_its_trouble_ends_nothing(state, serve):
+    """Twice in 61 minutes, and the second time it raises."""
+    times = []
+
+    def maintain(now):
+        times.append(now)
+        if len(times) > 1:
+            raise OSError("the disk is full")
+
+    steering = controller(state, serve, maintain=maintain)
+    for minutes in (0, 30, 61):
+        assert steering.step(START + timedelta(minutes=minutes)) == IDLE_PAUSE_S
+    assert [(now - START).total_seconds() for now in times] == [0, 3660]
+    assert "the disk is full" in state.events()[0].why
+
+
+def test_a_rollout_waits_for_whoever_changes_what_is_live(state, serve, rollout):
+    """While a verb holds the lock nothing is decided; afterwards it is."""
+    reports = Reports()
+    told(reports, rollout, canary=BAD)
+    steering = controller(state, serve, reports)
+    with state.exclusive("a deploy", wait_s=1):
+        steering.step(at(3))
+        assert line_up(state)[2] == ("warm", 0.1)
+    steering.step(at(4))
+    assert newest(state).status == "aborted"
+    assert [event.action for event in state.events()].count("controller.error") == 0

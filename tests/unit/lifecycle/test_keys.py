@@ -1,0 +1,99 @@
+"""Keys as verbs: the state changes whatever the cluster does, and a cluster that is there is brought to it."""
+
+from __future__ import annotations
+
+import pytest
+from fake_serve import FakeServe
+
+from raymlops.config.schema import ProjectSpec
+from raymlops.errors import DeployError, NotFoundError
+from raymlops.lifecycle.keys import NO_CLUSTER, bring, create, keys, revoke, rotate
+from raymlops.records import BundleRef
+from raymlops.state.store import Deployment, State, state_url
+
+
+@pytest.fixture
+def spec(tmp_path, monkeypatch):
+    """Return a project whose state is new and whose machine runs no cluster."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path / "home"))
+    for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"):
+        monkeypatch.delenv(variable, raising=False)
+    data = {"project": {"name": "flights"}, "recipe": {"import": "a:B"}, "storage": {"path": str(tmp_path / "store")}}
+    return ProjectSpec.model_validate(data)
+
+
+@pytest.fixture
+def state(spec):
+    with State.open(state_url(spec)) as opened:
+        yield opened
+
+
+def put(state, version, *, name="flights", uri="/bundles"):
+    new = Deployment(name, version, BundleRef(uri, "d" * 64), f"run{version}", "champion", {})
+    state.put_deployments({name: [new]}, action="deploy", why="a test")
+
+
+def ids(serve, app):
+    """Return the ids of the keys that an application's replicas were last sent."""
+    (options,) = serve.live[app]["deployments"]
+    return [key["id"] for key in options["user_config"]["access"]["keys"]]
+
+
+def test_a_key_is_made_without_a_cluster(spec):
+    """For the project's model, with its secret, and the answer says that nobody knows it yet."""
+    change = create(spec, "shop", rate_per_s=2.0, expires_in_s=3600)
+    assert (change.live, change.note, change.failed) == (False, NO_CLUSTER, False)
+    assert change.key.models == ("flights",)
+    assert (change.key.expires_at - change.key.created_at).total_seconds() == 3600
+    assert change.secret not in repr(change)
+    assert keys(spec) == [change.key]
+
+
+def test_a_rotated_key_ends_and_a_revoked_one_has_ended(spec):
+    """Each is in the state at once, with the other key beside it."""
+    first = create(spec, "shop", models=["*"])
+    second = rotate(spec, "shop", grace_s=60)
+    assert (second.old.id, second.key.models) == (first.key.id, ("*",))
+    assert second.old.expires_at is not None
+    ended = revoke(spec, second.key.id)
+    assert ended.secret is None
+    assert [key.revoked_at is None for key in keys(spec)] == [True, False]
+
+
+def test_a_key_that_is_not_there_changes_nothing(spec):
+    """No event, no config sent."""
+    with pytest.raises(NotFoundError, match="nobody"):
+        revoke(spec, "nobody")
+
+
+def test_a_cluster_that_does_not_answer_is_said(spec, monkeypatch):
+    """The key is revoked all the same, but somebody must look after the cluster."""
+    key = create(spec, "shop").key
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")  # the discard port: nothing listens
+    change = revoke(spec, key.id)
+    assert (change.live, change.failed) == (False, True)
+    assert "has not taken it" in change.note
+    assert keys(spec)[0].revoked_at is not None
+
+
+def test_replicas_get_the_keys_of_their_model(spec, state):
+    """Those of another model do not reach them; a revoked one is gone with the next config."""
+    serve = FakeServe()
+    put(state, 1)
+    put(state, 1, name="digits")
+    mine, others = create(spec, "shop").key, create(spec, "lab", models=["digits"]).key
+    bring(state, serve, mine, serve=spec.serve, purpose="a test")
+    assert (ids(serve, "flights--v1"), ids(serve, "digits--v1")) == ([mine.id], [others.id])
+    bring(state, serve, revoke(spec, mine.id).key, serve=spec.serve, purpose="a test")
+    assert (ids(serve, "flights--v1"), ids(serve, "digits--v1")) == ([], [others.id])
+
+
+def test_a_model_that_does_not_take_it_is_said(spec, state):
+    """Only where the key is for that model: another broken one keeps nobody's key from ending."""
+    serve = FakeServe()
+    put(state, 1)
+    put(state, 1, name="digits", uri="/broken")
+    key, others = create(spec, "shop").key, create(spec, "lab", models=["digits"]).key
+    bring(state, serve, key, serve=spec.serve, purpose="a test")
+    with pytest.raises(DeployError, match="digits--v1"):
+        bring(state, serve, others, serve=spec.serve, purpose="a test")

@@ -1,0 +1,88 @@
+"""What is told of what is live, from a state database written by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from raymlops.config.serve import RolloutSection
+from raymlops.errors import NotFoundError
+from raymlops.lifecycle.overview import follow_rollout, overview
+from raymlops.lifecycle.rollout import begin
+from raymlops.records import BundleRef
+from raymlops.state.rollouts import start_rollout, update_rollout
+from raymlops.state.store import Deployment, State
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+ROLLOUT = begin(rollout_id="r1", name="m", version=3, champion=2, settings=RolloutSection(steps=(10.0, 50.0)), now=NOW)
+
+
+def version(number, role="warm", **shares):
+    return Deployment("m", number, BundleRef("file:///b", "d" * 64), "run", role, **shares)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Return a folder whose state holds a champion, a canary, a shadow, and two that stand warm."""
+    with State.open(f"sqlite:///{tmp_path}/state.db") as state:
+        state.put_deployments({"m": [version(1, "champion")]}, action="deploy", why="first", actor="ann@here")
+        after = [
+            version(1),
+            version(2, "champion"),
+            version(3, weight=0.1),
+            version(4, shadow=0.5),
+            version(5),
+        ]
+        state.put_deployments({"m": after}, action="promote", why="better", actor="bob@here")
+        state.put_deployments({"m": after[:-1]}, action="deploy.beside", why="", actor="eve@here")
+        with state.writing() as connection:
+            start_rollout(connection, ROLLOUT)
+    return tmp_path
+
+
+@pytest.fixture
+def config(root):
+    return {"project": {"name": "m"}, "recipe": {"import": "tiny:Tiny"}, "storage": {"path": str(root)}}
+
+
+def test_who_is_live_since_when_and_by_whom(root, config):
+    """The champion is the one that bob promoted, whoever changed something else since."""
+    (model,) = overview(root=str(root))
+    assert (model.name, model.champion, model.by, model.why) == ("m", 2, "bob@here", "better")
+    assert (model.canaries, model.shadows) == ({3: 0.1}, {4: 0.5})
+    assert datetime.fromisoformat(model.warm[1]) > datetime.fromisoformat(model.since)
+    assert model.rollout["id"] == "r1"
+    assert overview(config) == [model]
+
+
+def test_asking_makes_no_database(tmp_path):
+    """Where there is none, nothing should be live."""
+    assert overview(root=str(tmp_path)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wait_tells_each_decision_once(root, config):
+    """Three looks: the step begins, the next one begins, it is promoted."""
+    second = replace(ROLLOUT, step=1, reason="step 1 passed")
+    course = [second, replace(second, status="promoted", reason="all passed", ended_at=NOW)]
+    lines = []
+
+    def sleep(_seconds):
+        with State.open(f"sqlite:///{root}/state.db") as state, state.writing() as connection:
+            update_rollout(connection, course.pop(0))
+
+    ended = follow_rollout(config, "r1", on_line=lines.append, sleep=sleep, clock=lambda: 0.0)
+    assert ended.status == "promoted"
+    assert [line.partition("version 3: ")[2] for line in lines] == [
+        "step 1 of 2 at 10 percent begins",
+        "step 1 passed",
+        "promoted: all passed",
+    ]
+
+
+def test_no_such_rollout(config):
+    """By its id."""
+    with pytest.raises(NotFoundError, match="no rollout r9"):
+        follow_rollout(config, "r9", on_line=print)

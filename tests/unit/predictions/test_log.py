@@ -1,0 +1,96 @@
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from served_requests import SIGNATURE, at, served
+
+from raymlops.predictions.log import PredictionLog
+from raymlops.predictions.read import read_predictions
+from raymlops.predictions.settings import LogSettings
+
+
+def make(uri, **changes):
+    settings = LogSettings(**{"enabled": True, "uri": str(uri)} | changes)
+    return PredictionLog(settings, name="flights", signature=SIGNATURE, writer="replica-1")
+
+
+def ids(uri):
+    return [value for batch in read_predictions(str(uri), "flights") for value in batch["request_id"].to_pylist()]
+
+
+def test_what_is_closed_is_complete(tmp_path):
+    """One file for each version and hour, of the stated names, and nothing beside them."""
+    log = make(tmp_path)
+    log.take([served("a", rows=2), served("b", version=4, route="shadow"), served("c", outputs=None)])
+    log.take([served("d", ts=at(61))])
+    log.close()
+    assert (log.written, log.dropped) == (4, 0)
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert [path.rpartition("/")[0] for path in files] == [
+        "predictions/flights/version=3/date=2026-11-25/hour=12",
+        "predictions/flights/version=3/date=2026-11-25/hour=13",
+        "predictions/flights/version=4/date=2026-11-25/hour=12",
+    ]
+    assert pq.read_table(tmp_path / files[0], partitioning=None)["request_id"].to_pylist() == ["a", "a"]
+
+
+def test_a_request_that_does_not_fit_is_dropped_alone(tmp_path):
+    """The others of its batch are written."""
+    log = make(tmp_path)
+    odd = served("odd", columns={"distance": np.zeros(7), "carrier": np.array([1], dtype=object)})
+    log.take([served("a"), odd, served("b", rows=3)])
+    log.close()
+    assert (log.written, log.dropped) == (4, 1)
+    assert ids(tmp_path) == ["a", "b", "b", "b"]
+
+
+def test_settings_change_in_place(tmp_path):
+    """Switched off, on again, without a field, and to another place."""
+    log = make(tmp_path / "one", enabled=False)
+    log.take([served("never")])
+    log.configure(LogSettings(enabled=True, uri=str(tmp_path / "two"), redact=("carrier",)))
+    log.take([served("a")])
+    log.close()
+    (batch,) = read_predictions(str(tmp_path / "two"), "flights")
+    assert batch.to_pylist()[0]["features"] == {"distance": 0.5}
+    assert not (tmp_path / "one").exists()
+
+
+def test_what_the_storage_does_not_take_in_time_is_dropped_and_counted(tmp_path):
+    """A file where the folder should be; what comes after the end counts too."""
+    (tmp_path / "predictions").write_text("")
+    log = make(tmp_path)
+    log.take([served(rows=5)])
+    log.close(timeout_s=0)
+    log.take([served(rows=2)])
+    assert (log.written, log.dropped) == (0, 7)
+
+
+def test_a_scheme_that_nobody_knows_harms_nobody():
+    """It is told as an outage of the storage is."""
+    log = make("nowhere://x")
+    log.take([served()])
+    log.close(timeout_s=0)
+    assert log.dropped == 1
+
+
+def test_an_object_store_holds_whole_files(s3):
+    """One upload a file; while it refuses, rows wait."""
+    uri = s3.uri("bucket/base")
+    s3.refuse = lambda method, _path: method == "PUT"
+    log = make(uri, flush_s=60.0)
+    log.take([served("a", rows=3)])
+    log._spool.step(log._opened, force=True)
+    assert log.pending_rows == 3
+    s3.refuse = lambda _method, _path: False
+    log.close()
+    assert (log.written, log.dropped) == (3, 0)
+    assert len([key for key in s3.objects if key.endswith(".parquet")]) == 1
+    assert ids(uri) == ["a", "a", "a"]
+
+
+@pytest.mark.parametrize("data", [{}, {"enabled": True, "uri": "/x", "redact": ["a"], "new": 1}])
+def test_settings_travel_as_plain_data(data):
+    """Defaults for what is missing; what a newer version wrote is ignored."""
+    settings = LogSettings.from_dict(data)
+    assert LogSettings.from_dict(settings.to_dict()) == settings
+    assert settings.redact == tuple(data.get("redact", ()))

@@ -1,0 +1,247 @@
+"""Which version answers, what is counted of it, and that nothing beside the champion can touch a caller."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import threading
+from concurrent.futures import Future
+from hashlib import sha256
+
+import httpx
+import numpy as np
+import pytest
+from serving_fakes import PREFIX, ROW, FakeModel, ask, front_of, make_front, predict
+
+from raymlops.serving.core import largest_difference
+from raymlops.serving.guard import Access, KeyEntry
+from raymlops.serving.reading import Limits, Refusal
+from raymlops.serving.settings import Settings
+from raymlops.serving.traffic import Share, Traffic
+
+SECRET = "rk_k1_" + "s" * 43
+
+
+class FakePeers:
+    """Other versions: 8 answers ten times as much, 9 raises, 10 never answers, 11 answers too far out to be finite."""
+
+    def __init__(self):
+        self.asked: list[int] = []
+
+    async def ask(self, version, columns, *, rows):
+        self.asked.append(version)
+        if version == 9:
+            msg = "a broken canary"
+            raise ArithmeticError(msg)
+        if version == 10:
+            await asyncio.Event().wait()
+        return {"late": columns["distance"] * (20 if version == 8 else 2)}, 0.25
+
+
+def served_by(**traffic):
+    """Return a front with this traffic, its peers, and the list of what was recorded."""
+    settings = Settings(limits=Limits(timeout_s=5.0), traffic=Traffic(**traffic))
+    records, peers = [], FakePeers()
+    front = make_front(settings=settings, peers=peers, record=records.append, draw=lambda: 0.0)
+    return front, peers, records
+
+
+def test_a_canary_answers_its_share_under_its_own_version():
+    """The answer, the header and the record name version 8, with the time that its model took."""
+    front, _, records = served_by(canaries=(Share(8, 0.5),))
+    response = predict(front, [ROW])
+    assert response.json()["outputs"] == [{"late": 40.0}]
+    assert (response.json()["model_version"], response.headers["x-model-version"]) == ("8", "8")
+    (record,) = records
+    assert (record.version, record.route, record.model_seconds, record.fallback_from) == (8, "canary", 0.25, None)
+
+
+@pytest.mark.parametrize("canary", [9, 10])
+def test_a_canary_that_errs_or_is_late_is_answered_by_the_champion(canary):
+    """The caller notices nothing, and it is counted against the canary."""
+    front, peers, records = served_by(canaries=(Share(canary, 1.0),), canary_timeout_s=0.05)
+    response = predict(front, [ROW])
+    assert response.status_code == 200
+    assert response.json()["outputs"] == [{"late": 4.0}]
+    assert response.headers["x-model-version"] == "7"
+    assert peers.asked == [canary]
+    (record,) = records
+    assert (record.version, record.route, record.fallback_from) == (7, "champion", canary)
+
+
+def test_a_shadow_is_compared_and_never_seen():
+    """The caller has the champion's answer; the copy is recorded with the largest difference, 40 - 4."""
+    front, _, records = served_by(shadows=(Share(8, 1.0),))
+    response = predict(front, [ROW, {**ROW, "distance": 1.0}])
+    assert response.headers["x-model-version"] == "7"
+    mine, copy = records
+    assert (mine.route, copy.route, copy.version, copy.difference) == ("champion", "shadow", 8, 36.0)
+    assert copy.request_id == mine.request_id
+
+
+def test_a_shadow_that_hangs_is_left_behind():
+    """Its copies in flight are bounded, the rest is dropped and counted, and nobody waits."""
+    front, peers, _ = served_by(shadows=(Share(10, 1.0),), max_shadow_requests=2)
+
+    async def several():
+        transport = httpx.ASGITransport(front, root_path=PREFIX)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return [await client.post(f"{PREFIX}/predict", json={"rows": [ROW]}) for _ in range(5)]
+
+    assert [response.status_code for response in asyncio.run(several())] == [200] * 5
+    assert peers.asked == [10, 10]
+    assert front.core.shadows[10].dropped == 3
+
+
+def test_a_request_may_be_pinned_to_a_version_that_is_up():
+    """By header; a version that is not up is named as such, and nothing falls back."""
+    front, peers, records = served_by(standing=(8, 9), canaries=(Share(9, 1.0),))
+    assert predict(front, [ROW], **{"x-raymlops-version": "8"}).json()["outputs"] == [{"late": 40.0}]
+    assert records[-1].route == "pinned"
+    assert predict(front, [ROW], **{"x-raymlops-version": "7"}).headers["x-model-version"] == "7"
+    assert peers.asked == [8]
+    unknown = predict(front, [ROW], **{"x-raymlops-version": "12"})
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_version")
+    assert predict(front, [ROW], **{"x-raymlops-version": "9"}).status_code == 500
+
+
+def test_a_key_without_the_scope_may_not_pin():
+    """It may ask, but not choose."""
+    entry = KeyEntry("k1", sha256(SECRET.encode()).hexdigest(), frozenset({"predict"}))
+    settings = Settings(access=Access(required=True, keys=(entry,)), traffic=Traffic(standing=(8,)))
+    front = make_front(settings=settings, peers=FakePeers())
+    headers = {"authorization": f"Bearer {SECRET}"}
+    assert predict(front, [ROW]).status_code == 401
+    assert predict(front, [ROW]).headers["www-authenticate"] == "Bearer"
+    assert predict(front, [ROW], **headers).status_code == 200
+    assert predict(front, [ROW], **headers, **{"x-raymlops-version": "8"}).status_code == 403
+    assert ask(front, "GET").status_code == 401
+    assert ask(front, "GET", "/readyz").status_code == 200
+    assert ask(front, "POST", "/feedback", json={"labels": []}, headers=headers).status_code == 403
+
+
+def test_sticky_callers_keep_to_one_version():
+    """With half of the traffic each, a session is answered by the same version however often it asks."""
+    front, _, _ = served_by(canaries=(Share(8, 0.5),), sticky="header", sticky_header="x-session-id", salt="flights")
+    seen = {}
+    for session in map(str, range(40)):
+        versions = {predict(front, [ROW], **{"x-session-id": session}).headers["x-model-version"] for _ in range(3)}
+        assert len(versions) == 1
+        seen[session] = versions.pop()
+    assert set(seen.values()) == {"7", "8"}
+
+
+def test_too_many_waiting_rows_are_turned_away_at_once():
+    """503 with Retry-After, while what is in the model is answered."""
+    running, go_on = threading.Event(), threading.Event()
+
+    class Held(FakeModel):
+        def predict(self, columns):
+            if len(columns["distance"]) == 7:
+                running.set()
+                go_on.wait(5)
+            return super().predict(columns)
+
+    front = front_of(Held(), limits=Limits(max_waiting_rows=10))
+    front.warm_up()
+    front.core.batcher._inline_rows = 0  # so that all of them go to the worker thread
+
+    async def scenario():
+        transport = httpx.ASGITransport(front, root_path=PREFIX)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+            def post(rows):
+                return asyncio.create_task(client.post(f"{PREFIX}/predict", json={"rows": [ROW] * rows}))
+
+            first = post(7)
+            await asyncio.to_thread(running.wait, 5)
+            second = post(8)
+            while front.core.batcher.waiting_rows < 8:  # noqa: ASYNC110 - until the other task has got that far
+                await asyncio.sleep(0)
+            third = await post(3)
+            go_on.set()
+            return await first, await second, third
+
+    first, second, third = asyncio.run(scenario())
+    assert [first.status_code, second.status_code, third.status_code] == [200, 200, 503]
+    assert third.json()["error"]["code"] == "overloaded"
+    assert int(third.headers["retry-after"]) >= 1
+    front.core.close()
+
+
+def test_every_request_to_the_model_is_recorded_once():
+    """Answered or refused, with its status and code; pages and health checks are none."""
+    records = []
+    front = make_front(record=records.append)
+    predict(front, [ROW], **{"x-request-id": "one"})
+    predict(front, b"{")
+    ask(front, "GET", "/readyz")
+    ask(front, "GET", "/docs")
+    assert [(record.status, record.code, record.rows) for record in records] == [(200, "", 1), (400, "not_json", 0)]
+    assert records[0].request_id == "one"
+    assert records[0].outputs["late"].tolist() == [4.0]
+    assert records[0].seconds >= records[0].model_seconds > 0
+
+
+def test_labels_are_accepted_once_they_are_kept():
+    """202 with their number; without a log there is no place for them."""
+
+    class Kept:
+        def __init__(self):
+            self.labels = []
+
+        def add(self, labels, *, key_id=None):
+            self.labels += labels
+            done = Future()
+            done.set_result(None)
+            return done
+
+    front = make_front()
+    body = {"labels": [{"request_id": "one", "label": 1}, {"request_id": "one", "row": 1, "label": 0}]}
+    assert ask(front, "POST", "/feedback", json=body).json()["error"]["code"] == "no_log"
+    front.labels = kept = Kept()
+    response = ask(front, "POST", "/feedback", json=body)
+    assert (response.status_code, response.json()["accepted"]) == (202, 2)
+    assert [(label.request_id, label.row) for label in kept.labels] == [("one", 0), ("one", 1)]
+    assert ask(front, "POST", "/feedback", json={"labels": [{"row": 0}]}).status_code == 422
+    twice = b'{"labels": [{"request_id": "a", "request_id": "b", "label": 1}]}'
+    assert ask(front, "POST", "/feedback", content=twice).json()["error"]["code"] == "duplicate_key"
+
+
+def test_new_settings_are_in_force_with_the_next_request():
+    """Limits and traffic change while the front goes on."""
+    front, peers, _ = served_by()
+    assert predict(front, [ROW] * 3).status_code == 200
+    front.core.configure(Settings(limits=Limits(max_rows=2), traffic=Traffic(canaries=(Share(8, 1.0),))))
+    assert predict(front, [ROW] * 3).status_code == 413
+    assert predict(front, [ROW]).headers["x-model-version"] == "8"
+    assert peers.asked == [8]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "difference"),
+    [
+        ([1.0, 2.0], [1.5, 2.25], 0.5),
+        ([np.nan, 2.0], [np.nan, 2.0], 0.0),
+        ([np.nan], [1.0], np.inf),
+        ([1.0], [1.0, 2.0], np.inf),
+    ],
+)
+def test_differences_of_numbers(one, other, difference):
+    """The largest one counts; a value that only one of them has is infinitely far away."""
+    assert largest_difference({"y": np.array(one)}, {"y": np.array(other)}) == difference
+
+
+def test_differences_of_texts_and_names():
+    """Texts are equal or not; so are the names of the columns."""
+    texts = {"y": np.array(["a", None], dtype=object)}
+    assert largest_difference(texts, {"y": np.array(["a", None], dtype=object)}) == 0.0
+    assert largest_difference(texts, {"y": np.array(["b", None], dtype=object)}) == np.inf
+    assert largest_difference(texts, {"z": texts["y"]}) == np.inf
+
+
+def test_a_refusal_survives_the_way_between_processes():
+    """What a champion is told by another version's process is what that version said."""
+    refusal = Refusal(503, "overloaded", "try again", retry_after_s=2.0)
+    back = pickle.loads(pickle.dumps(refusal))
+    assert (back.status, back.code, back.message, back.retry_after_s) == (503, "overloaded", "try again", 2.0)

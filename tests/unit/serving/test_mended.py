@@ -1,0 +1,77 @@
+"""What is replaced in Serve, shown on Serve's own functions."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+from ray.serve._private import default_impl, grpc_util
+from ray.serve.config import gRPCOptions
+from uvicorn import Config
+
+from raymlops.cluster.ports import listeners
+from raymlops.serving.connections import Connection
+from raymlops.serving.mended import address_of, bind_grpc_to, drop_slow_headers
+from raymlops.serving.proxy import free_port
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch):
+    """Put back what the test replaces."""
+    monkeypatch.setattr(default_impl, "add_grpc_address", default_impl.add_grpc_address)
+    monkeypatch.setattr("uvicorn.config.HTTP_PROTOCOLS", {"auto": "uvicorn.protocols.http.auto:AutoHTTPProtocol"})
+
+
+@pytest.mark.parametrize(
+    ("asked", "host", "bound"),
+    [
+        ("[::]:9000", "127.0.0.1", "127.0.0.1:9000"),
+        ("[::]:9000", "::1", "[::1]:9000"),
+        ("[::]:9000", "localhost", "localhost:9000"),
+        ("[::]:9000", "0.0.0.0", "[::]:9000"),
+        ("[::]:9000", None, "[::]:9000"),
+        ("unix:/tmp/s", "127.0.0.1", "unix:/tmp/s"),
+    ],
+)
+def test_grpc_goes_where_http_is(asked, host, bound):
+    """All interfaces only where HTTP has them too; an address of another kind is Serve's own affair."""
+    assert address_of(asked, lambda: host) == bound
+
+
+def test_serves_own_server_listens_on_loopback_alone():
+    """Twice replaced is once replaced."""
+    asked = []
+
+    def host():
+        asked.append("host")
+        return "127.0.0.1"
+
+    bind_grpc_to(host)
+    bind_grpc_to(host)
+    port = free_port("127.0.0.1")
+
+    async def serve():
+        options = gRPCOptions(port=port, enable_reflection=False)
+
+        async def handler(*_):
+            return b""
+
+        _, server = await grpc_util.start_grpc_server(
+            lambda **_: handler, options, event_loop=asyncio.get_running_loop()
+        )
+        try:
+            return [item.loopback for item in listeners({os.getpid()}) if item.port == port]
+        finally:
+            await server.stop(0)
+
+    assert asyncio.run(serve()) == [True]
+    assert asked == ["host"]
+
+
+def test_uvicorn_takes_our_connection():
+    """As Serve asks for it: by naming none."""
+    drop_slow_headers()
+    config = Config(lambda: None, lifespan="off", log_config=None)
+    config.load()
+    assert config.http_protocol_class is Connection
