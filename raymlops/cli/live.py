@@ -192,7 +192,12 @@ def rollback(
     from raymlops.lifecycle import live
 
     confirm("This takes back the canary, or the last change of the route. Go on?", yes=yes)
-    record = live.rollback(config, overrides=overrides or (), env=env)
+    record = live.rollback(
+        config,
+        overrides=overrides or (),
+        env=env,
+        on_live=lambda version: note(f"version {version} answers; setting the alias"),
+    )
     answer(record.to_dict(), _live(record), as_json=as_json)
 
 

@@ -145,7 +145,8 @@ def bring(state: State, api: Api, key: KeyRecord, *, serve: ServeSection, purpos
 
     with state.exclusive(purpose, wait_s=serve.ready_timeout_s + LOCK_MARGIN_S):
         desired = state.desired()
-        concerned = {(item.name, item.version) for item in desired.deployments if key.opens(item.name)}
+        champions = (item for item in desired.deployments if item.role == "champion")
+        concerned = {(item.name, item.version) for item in champions if key.opens(item.name)}
         apply(
             desired,
             api=api,

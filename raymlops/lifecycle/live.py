@@ -19,7 +19,7 @@ from raymlops.lifecycle.source import Source, spec_of
 from raymlops.records import DeploymentRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.canary import Asked
@@ -135,7 +135,13 @@ def promote(
             )
 
 
-def rollback(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> DeploymentRecord:
+def rollback(
+    source: Source,
+    *,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+    on_live: Callable[[int], None] | None = None,
+) -> DeploymentRecord:
     """Take back what was done last: a canary's share of the traffic, or else the route of the champion.
 
     Where a version is rolled out or has a share, its share is taken away, its rollout ends, and the champion stays.
@@ -143,7 +149,8 @@ def rollback(source: Source, *, overrides: Sequence[str] = (), env: str | None =
     warm, and asks nothing of the version that loses the route, which may hang.
 
     Needs the state database and Serve, but not MLflow: where its alias does not follow, the record's ``warnings`` say
-    so, and the controller lets it follow later.
+    so, and the controller lets it follow later. ``on_live`` is called with the version once it answers, before the
+    alias, which takes longer.
 
     Raises:
         NotFoundError: the model is not served, or no version was champion before.
@@ -151,8 +158,6 @@ def rollback(source: Source, *, overrides: Sequence[str] = (), env: str | None =
     """
     from raymlops.lifecycle.canary import abort
     from raymlops.lifecycle.changing import LineUp, change, record_of
-    from raymlops.registry.versions import Registry
-    from raymlops.tracking.client import tracker
 
     spec = spec_of(source, overrides=overrides, env=env)
     name = spec.project.name
@@ -166,6 +171,11 @@ def rollback(source: Source, *, overrides: Sequence[str] = (), env: str | None =
             return LineUp(with_champion(before, target), target.version)
 
         def follow(version: int) -> None:
+            if on_live is not None:
+                on_live(version)
+            from raymlops.registry.versions import Registry
+            from raymlops.tracking.client import tracker
+
             Registry(tracker(spec)).set_alias(name, "champion", version)
 
         done = change(

@@ -48,8 +48,9 @@ def ensure_controller(spec: ProjectSpec, *, dashboard_url: str, needed: bool) ->
         if not needed and holder_of(state_url(spec), LEASE) is not None:
             return None
         return _ensure(spec, dashboard_url=dashboard_url, needed=needed)
-    except RaymlopsError as error:
-        return f"the controller could not be started, so that {WITHOUT}: {error.message}"
+    except Exception as error:  # what was to be live is, whatever becomes of the controller
+        why = error.message if isinstance(error, RaymlopsError) else f"{type(error).__name__}: {error}"
+        return f"the controller could not be started, so that {WITHOUT}: {why}"
 
 
 def told(spec: ProjectSpec, *, dashboard_url: str) -> dict[str, Any]:

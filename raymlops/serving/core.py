@@ -137,6 +137,7 @@ class Core:
             asked = form.parse(body, exchange.headers, signature=signature, max_rows=max_rows)
         if asked.request_id is not None and b"x-request-id" not in exchange.headers:
             exchange.request_id = asked.request_id
+        exchange.named = asked.version or exchange.named
         exchange.rows, exchange.columns = asked.rows, asked.columns
         outputs = await self._ask(exchange, asked, caller)
         exchange.outputs = outputs
@@ -189,10 +190,10 @@ class Core:
 
     async def _ask(self, exchange: Exchange, asked: Asked, caller: Caller) -> Columns:
         traffic = self.settings.traffic
-        pin = exchange.headers.get(PIN_HEADER)
-        if pin is not None and (version := self._pinned(pin, caller)) != self.identity.version:
-            exchange.version, exchange.route = version, "pinned"
-            outputs, exchange.model_seconds = await self.peers.ask(version, asked.columns, rows=asked.rows)
+        pin = self._pin(exchange, caller)
+        if pin is not None and pin != self.identity.version:
+            exchange.version, exchange.route = pin, "pinned"
+            outputs, exchange.model_seconds = await self.peers.ask(pin, asked.columns, rows=asked.rows)
             return outputs
         if traffic.canaries and pin is None:
             choice = choose(traffic, sticky=self._sticky(exchange), draw=self.draw())
@@ -221,10 +222,15 @@ class Core:
             raise Refusal(503, "overloaded", f"{waiting} rows are waiting already; try again", retry_after_s=1.0)
         return await self.batcher.submit(columns, rows=rows)
 
-    def _pinned(self, value: bytes, caller: Caller) -> int:
-        caller.require("pin")
+    def _pin(self, exchange: Exchange, caller: Caller) -> int | None:
+        """Return the version that the caller chose; to name the champion in the protocol's own place needs no right."""
+        header = exchange.headers.get(PIN_HEADER)
+        text = exchange.named if header is None else header.decode("latin-1").strip()
+        if text is None:
+            return None
+        if header is not None or text != str(self.identity.version):
+            caller.require("pin")
         known = {self.identity.version, *self.settings.traffic.standing}
-        text = value.decode("latin-1").strip()
         version = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
         if version not in known:
             up = ", ".join(map(str, sorted(known)))

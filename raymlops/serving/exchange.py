@@ -35,6 +35,7 @@ class Exchange:
         "headers",
         "key_id",
         "model_seconds",
+        "named",
         "outputs",
         "protocol",
         "request_id",
@@ -57,6 +58,8 @@ class Exchange:
         self.body_bytes = 0
         self.model_seconds = 0.0
         self.key_id: str | None = None
+        self.named: str | None = None
+        """The version that path or message name, where the protocol has a place for it."""
         self.fallback_from: int | None = None
         self.columns: Columns | None = None
         self.outputs: Columns | None = None

@@ -61,8 +61,8 @@ class Front:
             "predict": native.PROTOCOL,
             "invocations": MLFLOW,
             f"v2/models/{self._name}/infer": oip.PROTOCOL,
-            f"v2/models/{self._name}/versions/{self._version}/infer": oip.PROTOCOL,
         }
+        self._versioned = f"v2/models/{self._name}/versions/"
         model = f"v2/models/{self._name}"
         versioned = f"{model}/versions/{self._version}"
         self._pages = {
@@ -146,6 +146,8 @@ class Front:
         path = scope["path"].removeprefix(root).removeprefix(self._route).strip("/")
         limit = self.core.settings.limits.max_body_bytes
         form = self._posts.get(path)
+        if form is None and path.startswith(self._versioned) and path.endswith("/infer"):
+            form, exchange.named = oip.PROTOCOL, path.removeprefix(self._versioned).removesuffix("/infer")
         if form is not None:
             exchange.protocol = form.name
             _allow(scope, "POST")

@@ -85,7 +85,7 @@ async def _answer(front: Front, method: str, body: bytes, exchange: Exchange) ->
         limit = core.settings.limits.max_body_bytes
         if len(body) > limit:
             raise Refusal(413, "body_too_large", f"the message has more than {limit} bytes; send fewer rows at a time")
-        return (await core.predict(exchange, form.PROTOCOL, body)).body
+        return (await core.predict(exchange, form.Grpc(name), body)).body
     if method in {"ServerLive", "ServerReady"}:
         return form.ready(method, ready=method == "ServerLive" or (front.ready and not front.stuck))
     if method == "ServerMetadata":

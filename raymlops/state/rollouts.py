@@ -129,7 +129,7 @@ def _refused(found: Rollout) -> RefusedError:
     return RefusedError(
         f"version {found.version} of {found.name} is being rolled out since {found.started_at:%Y-%m-%d %H:%M} UTC "
         f"(rollout {found.id}, at {100 * found.weight:g} percent)",
-        hint="Wait until it ends, or end it with raymlops rollback first.",
+        hint="Wait until it ends, or end it first: raymlops rollback, or deploy with --abort.",
     )
 
 

@@ -12,7 +12,7 @@ def blocks(text, language):
 def test_the_readme_recipe_trains_and_is_registered_from_python(user, repository):
     """The README's recipe, its configuration and its Python lines work as they stand."""
     text = (repository / "README.md").read_text()
-    recipe, script, _ = blocks(text, "python")
+    recipe, script, *_ = blocks(text, "python")
     (config,) = blocks(text, "yaml")
     (user.cwd / "line.py").write_text(recipe)
     (user.cwd / "config.yaml").write_text(config)

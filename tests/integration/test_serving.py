@@ -6,6 +6,7 @@ The tests build on each other in one Serve, in the order in which they stand her
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,6 +87,15 @@ def test_a_served_version_answers_and_says_who_it_is(url, bundles):
     assert (answer.model_version, answer.request_id) == ("1", "mine")
     assert httpx.get(url).json()["digest"] == bundles[1].digest
     assert httpx.get(f"{url}/readyz").status_code == 200
+
+
+def test_the_client_of_the_readme_works_as_it_stands(url):
+    """But for the address and the model's name; the label that it sends is found beside the answer."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (block,) = (part for part in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "rm.Client" in part)
+    names = {"rows": ROWS}
+    exec(block.replace("http://127.0.0.1:8000", url.partition("/models/")[0]).replace('"flights"', '"scale"'), names)
+    assert [output["y"] for output in names["answer"].outputs] == [6.0, 2.0]
 
 
 def test_every_response_names_version_and_request_id_once(url):

@@ -28,6 +28,8 @@ class Asked:
     """The protocol's own id, where it gave one that can stand in a header; the header ``x-request-id`` wins over it."""
     options: Any = None
     """What ``encode`` of the same protocol needs to know of the request."""
+    version: str | None = None
+    """The version that the request itself names, where the protocol has a place for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,18 +73,26 @@ class _Options:
 
 
 class Grpc:
-    """The Open Inference Protocol over gRPC: ``parse`` takes a ModelInferRequest, ``encode`` gives a response."""
+    """The Open Inference Protocol over gRPC: ``parse`` takes a ModelInferRequest, ``encode`` gives a response.
+
+    ``model`` is the one that answers: a message for another one is refused. Without it nothing is said about that.
+    """
 
     name = "grpc"
+
+    def __init__(self, model: str | None = None) -> None:
+        self._model = model
 
     def parse(self, body: bytes, headers: Mapping[bytes, bytes], *, signature: Signature, max_rows: int) -> Asked:  # noqa: ARG002
         """Return a request's columns.
 
         Raises:
-            Refusal: 400 for what is no such message or has raw contents of a wrong size, 413 for too many rows, 422 for
-                tensors that do not fit the signature.
+            Refusal: 400 for what is no such message or has raw contents of a wrong size, 404 for another model, 413 for
+                too many rows, 422 for tensors that do not fit the signature.
         """
         request = _read("ModelInfer", body)
+        if self._model is not None and request.model_name not in {"", self._model}:
+            raise Refusal(404, "not_found", f"no model {request.model_name[:80]!r} here; this is {self._model}")
         outputs = requested([output.name for output in request.outputs], signature)
         raw = list(request.raw_input_contents)
         if raw and len(raw) != len(request.inputs):
@@ -102,7 +110,7 @@ class Grpc:
             tensors.append(Tensor(item.name, item.datatype, shape, values))
         columns, rows = columns_of(tensors, signature)
         options = _Options(request.id, tuple(outputs), raw=bool(raw))
-        return Asked(columns, rows, usable_id(request.id), options)
+        return Asked(columns, rows, usable_id(request.id), options, request.model_version or None)
 
     def encode(self, outputs: Columns, asked: Asked, answering: Answering, *, signature: Signature) -> Encoded:  # noqa: ARG002
         """Return a ModelInferResponse, with raw contents where the request had such.

@@ -15,6 +15,7 @@ from serving_fakes import ask, front_of
 from raymlops.serving.guard import Access, KeyEntry
 from raymlops.serving.reading import Limits
 from raymlops.serving.settings import Settings
+from raymlops.signature import Signature
 
 SECRET = "rk_abc_" + "x" * 43
 
@@ -37,17 +38,31 @@ class Wide:
         }
 
 
-def wide_front(access=None):
+class Narrow:
+    """Answers with one column of each kind, so that the document has fewer edges."""
+
+    signature = Signature(
+        tuple(column for column in Wide.signature.inputs if column.name in {"k", "s", "tokens"}),
+        tuple(column for column in Wide.signature.outputs if column.name in {"maybe", "both"}),
+    )
+    example = [{"k": 1, "s": "JFK", "tokens": [1, 2]}]  # noqa: RUF012
+
+    def predict(self, columns):
+        k = columns["k"]
+        return {"maybe": np.trunc(k / 2), "both": np.stack([np.tanh(np.nan_to_num(k)), np.ones(len(k))], axis=1)}
+
+
+def front_for(model, access=None):
     limits = Limits(max_rows=20)  # the edges of the document are then small requests
-    front = front_of(Wide(), name="wide", settings=Settings(limits=limits, access=access or Access()))
+    front = front_of(model, name="wide", settings=Settings(limits=limits, access=access or Access()))
     front.warm_up()
     return front
 
 
 def test_every_answer_is_what_the_document_promises():
-    """Two thousand requests at and beyond each schema's edges, with a key, without one and with a wrong one."""
+    """A thousand requests at and beyond each schema's edges, with a key, without one and with a wrong one."""
     key = KeyEntry("abc", sha256(SECRET.encode()).hexdigest(), frozenset({"predict", "feedback", "pin"}))
-    fuzzed = fuzz("/openapi.json", app=wide_front(Access(True, (key,))), examples=3, seed=7, secret=SECRET)
+    fuzzed = fuzz("/openapi.json", app=front_for(Narrow(), Access(True, (key,))), examples=3, seed=7, secret=SECRET)
     assert not fuzzed.problems, str(fuzzed)
     assert fuzzed.cases > 1000
     assert {200, 401, 404, 405, 409, 413, 415, 422} <= set(fuzzed.statuses)
@@ -74,7 +89,7 @@ ROW = st.fixed_dictionaries(
 @settings(max_examples=40, derandomize=True, deadline=None, database=None)
 def test_rows_have_one_answer_in_every_form(rows):
     """Whatever fits the signature is answered, with the same numbers to the last bit, however it was sent."""
-    front = wide_front()
+    front = front_for(Wide())
     given = ask(front, "POST", "/predict", json={"rows": rows})
     assert given.status_code == 200, given.text
     outputs = given.json()["outputs"]
@@ -82,7 +97,7 @@ def test_rows_have_one_answer_in_every_form(rows):
     spelled = ask(front, "POST", infer, json={"inputs": protocol_fakes.tensors(rows)})
     for tensor in spelled.json()["outputs"]:
         values = np.array([row[tensor["name"]] for row in outputs], dtype=object).reshape(-1).tolist()
-        assert [None if value != value else value for value in tensor["data"]] == values
+        assert tensor["data"] == values
     body, headers = protocol_fakes.binary_body(rows)
     binary = ask(front, "POST", infer, content=body, headers={key.decode(): value for key, value in headers.items()})
     size = int(binary.headers["inference-header-content-length"])
