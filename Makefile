@@ -34,7 +34,7 @@ bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/serve_latency.py
 	$(BIN)/python tests/benchmarks/sweep_throughput.py
 	$(BIN)/python tests/benchmarks/prediction_log.py
-	$(BIN)/python tests/benchmarks/canary_simulation.py
+	$(BIN)/python tests/benchmarks/canary_simulation.py --rollouts 200
 
 .venv/.recipes: pyproject.toml
 	$(PYTHON) -m venv .venv

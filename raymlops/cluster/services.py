@@ -36,6 +36,9 @@ GUARD = {
 SPEED = {
     # The Python proxy asks a replica by gRPC, with Ray's token, instead of by an actor call.
     "RAY_SERVE_PROXY_USE_GRPC": "1",
+    # What such a call may carry: a message of the size above, with what Serve puts around it. Its 4 MiB are less than a
+    # body may have, and a larger one fails as the proxy's own error.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(72 * 1024 * 1024),
     # A replica's code runs on its one event loop, without handing each request to another thread and back. Ours keeps
     # that loop free: a batch of more than two milliseconds runs in a thread.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",

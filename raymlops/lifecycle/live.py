@@ -349,6 +349,7 @@ def _share(
     """Bring a version up beside the champion and give it a share of the traffic."""
     from raymlops.lifecycle import canary
     from raymlops.lifecycle.steering import ensure_controller
+    from raymlops.serving.render import settings_of
 
     now = datetime.now(UTC)
     name = ref.name
@@ -381,8 +382,16 @@ def _share(
         why=why,
         now=datetime.now(UTC),
     )
-    warning = ensure_controller(spec, dashboard_url=api.dashboard_url, needed=record.rollout_id is not None)
-    return replace(record, warnings=(*record.warnings, warning)) if warning else record
+    rolls = record.rollout_id is not None
+    warning = ensure_controller(spec, dashboard_url=api.dashboard_url, needed=rolls)
+    sticky = settings_of(champion).traffic.sticky
+    kept = (
+        f"callers keep to one version (serve.traffic.sticky: {sticky}), so that an equally good version is aborted "
+        "more often than serve.rollout.alpha says where callers differ"
+        if rolls and sticky != "request"
+        else None
+    )
+    return replace(record, warnings=(*record.warnings, *filter(None, (warning, kept))))
 
 
 def _check_callers(ref: ModelVersionRef, state: State, *, share: bool = False) -> None:

@@ -73,10 +73,10 @@ class Front:
             "readyz": self._readyz,
             "ping": self._readyz,
             "v2": lambda _prefix: _json(oip.server_metadata()),
-            "v2/health/live": lambda _prefix: _ALIVE,
-            "v2/health/ready": self._readyz,
+            "v2/health/live": lambda _prefix: _json(oip.server_live()),
+            "v2/health/ready": self._server_ready,
             **dict.fromkeys((model, versioned), self._metadata),
-            **dict.fromkeys((f"{model}/ready", f"{versioned}/ready"), self._readyz),
+            **dict.fromkeys((f"{model}/ready", f"{versioned}/ready"), self._model_ready),
         }
         self._open = {
             *("healthz", "readyz", "ping", "v2/health/live", "v2/health/ready"),
@@ -203,10 +203,21 @@ class Front:
         return _json(oip.metadata(self.core.model.signature, self._name, [self._version]))
 
     def _readyz(self, _prefix: str) -> Encoded:
+        self._require_ready()
+        return Encoded(b'{"status":"ready"}')
+
+    def _server_ready(self, _prefix: str) -> Encoded:
+        self._require_ready()
+        return _json(oip.server_ready())
+
+    def _model_ready(self, _prefix: str) -> Encoded:
+        self._require_ready()
+        return _json(oip.model_ready(self._name))
+
+    def _require_ready(self) -> None:
         if not self.ready or self.stuck:
             why = "the model is stuck" if self.ready else "the model is not loaded yet"
             raise Refusal(503, "not_ready", why, retry_after_s=1.0)
-        return Encoded(b'{"status":"ready"}')
 
 
 def refusal_headers(refusal: Refusal) -> tuple[tuple[bytes, bytes], ...]:

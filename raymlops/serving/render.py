@@ -154,7 +154,8 @@ def _user_config(item: Deployment, settings: ServeSection, desired: Desired) -> 
         "otlp_endpoint": settings.otlp_endpoint,
         "threads": settings.threads_per_replica or max(1, int(settings.cpus_per_replica)),
         "compile": settings.compile,
-        "slow_s": settings.rollout.slow_s,
+        # A canary is not waited for longer than this, and what is slow must mean the same for both.
+        "slow_s": min(settings.rollout.slow_s, settings.traffic.canary_timeout_s),
     }
 
 
@@ -172,7 +173,7 @@ def _traffic(item: Deployment, settings: ServeSection, desired: Desired) -> Traf
         canaries=canaries,
         shadows=shadows,
         standing=tuple(sorted(other.version for other in beside)),
-        salt=item.name,
+        salt=app_name(item.name, item.version),  # so that the first callers of each champion's canaries are others
         **options,
     )
 

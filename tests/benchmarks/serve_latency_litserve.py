@@ -1,4 +1,4 @@
-"""A peer of ``serve_latency``: the same weights behind LitServe; run in an environment that has it.
+"""A peer of ``serve_latency``: the same weights behind LitServe, with its batching; run in an environment that has it.
 
     python serve_latency_litserve.py PORT WEIGHTS
 """
@@ -25,8 +25,7 @@ class Bench(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    api = Bench(max_batch_size=64, batch_timeout=0.001)
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, track_requests=False, fast_queue=True)
+    server = litserve.LitServer(Bench(max_batch_size=64, batch_timeout=0.001), accelerator="cpu", workers_per_device=1)
     server.run(
         host="127.0.0.1",
         port=int(sys.argv[1]),

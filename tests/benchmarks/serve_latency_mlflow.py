@@ -1,4 +1,10 @@
-"""A peer of ``serve_latency``: a pyfunc model as code, with type hints, for ``mlflow models serve``."""
+"""A peer of ``serve_latency``: a pyfunc model from code, with type hints, for ``mlflow models serve``.
+
+    python serve_latency_mlflow.py FOLDER WEIGHTS    # saves it
+"""
+
+import sys
+from pathlib import Path
 
 import mlflow
 import serve_latency_net as net
@@ -15,12 +21,15 @@ class Bench(PythonModel):
         return [Output(y=value) for value in net.answer(self.net, plain(model_input))]
 
 
-if __name__ != "__main__":
-    set_model(Bench())
-else:
-    import sys
-
-    folder, weights = sys.argv[1:]
+if __name__ == "__main__":
+    here = Path(__file__).parent
     mlflow.pyfunc.save_model(
-        folder, python_model=__file__, artifacts={"weights": weights}, pip_requirements=["torch", "pydantic"]
+        sys.argv[1],
+        python_model=__file__,
+        artifacts={"weights": sys.argv[2]},
+        code_paths=[str(here / "serve_latency_net.py"), str(here / "serve_latency_body.py")],
+        pip_requirements=["torch", "pydantic"],
+        input_example=[net.ROW],
     )
+else:
+    set_model(Bench())
