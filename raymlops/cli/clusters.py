@@ -110,7 +110,7 @@ def status(
     record = look(root=root)
     live = []
     if record.services["serve"]:
-        with Client(record.urls["serve"], timeout_s=5.0) as client:
+        with Client(record.urls["serve"], timeout_s=5.0, retries=2) as client:
             live = client.models()
     models = overview(config, root=root, env=env)
     rows = [

@@ -10,8 +10,8 @@ from raymlops.cli.output import (
     ConfigOption,
     EnvOption,
     JsonFlag,
+    OptionalConfig,
     Overrides,
-    VersionOption,
     YesFlag,
     answer,
     confirm,
@@ -21,11 +21,24 @@ from raymlops.cli.output import (
 from raymlops.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from raymlops.lifecycle.canary import TrafficRecord
+    from raymlops.lifecycle.source import Source
 
 
 BreakingFlag = Annotated[
     bool, typer.Option("--breaking", help="Also where it takes or gives something else than what is live.")
+]
+OneVersion = Annotated[
+    str | None, typer.Option("--version", metavar="VERSION", help="A number or @alias.  [default: @challenger]")
+]
+Named = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME[@VERSION]] [KEY.PATH=VALUE]...",
+        help="Without --config: a model that was deployed before, served as it was then. Then values to replace.",
+    ),
 ]
 
 
@@ -70,12 +83,10 @@ def pipeline(
 
 
 def deploy(
-    config: ConfigOption,
-    overrides: Overrides = None,
+    words: Named = None,
     *,
-    version: Annotated[
-        str | None, typer.Option("--version", metavar="VERSION", help="A number or @alias.  [default: @challenger]")
-    ] = None,
+    config: OptionalConfig = None,
+    version: OneVersion = None,
     env: EnvOption = None,
     beside: Annotated[bool, typer.Option("--beside", help="Bring it up without giving it the route.")] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Take down every version of the model instead.")] = False,
@@ -111,6 +122,7 @@ def deploy(
             "--remove, --restore and --beside move no traffic; they go with no "
             + ", ".join(sharing or ["--abort, --wait or --breaking"])
         )
+    source, overrides, version = _source(config, words, version=version)
     if remove:
         if version is not None or beside or restore:
             raise UsageError(
@@ -118,7 +130,7 @@ def deploy(
                 hint="To take one version from the route, make another live: promote or rollback.",
             )
         confirm("This takes the endpoint down. Go on?", yes=yes)
-        versions = live.remove(config, overrides=overrides or (), env=env)
+        versions = live.remove(source, overrides=overrides, env=env)
         answer({"removed": versions}, f"removed {len(versions)} versions", as_json=as_json)
         return
     if restore:
@@ -128,7 +140,7 @@ def deploy(
                 hint="To bring up a version, leave --restore out.",
             )
         confirm("This brings Serve to what should be live, of every model. Go on?", yes=yes)
-        desired = live.restore(config, overrides=overrides or (), env=env)
+        desired = live.restore(source, overrides=overrides, env=env)
         names = sorted({item.name for item in desired})
         answer(
             {"deployments": [item.to_dict() for item in desired]},
@@ -142,9 +154,9 @@ def deploy(
     elif not beside:
         confirm(f"This makes {version} live. Go on?", yes=yes)
     record = live.deploy(
-        config,
+        source,
         version,
-        overrides=overrides or (),
+        overrides=overrides,
         env=env,
         promote=not beside,
         canary=canary,
@@ -157,16 +169,16 @@ def deploy(
     rollout_id = getattr(record, "rollout_id", None)
     if wait and rollout_id is not None:
         note(_live(record))
-        _follow(config, rollout_id, overrides=overrides, env=env, as_json=as_json)
+        _follow(source, rollout_id, overrides=overrides, env=env, as_json=as_json)
         return
     answer(record.to_dict(), _live(record), as_json=as_json)
 
 
 def promote(
-    config: ConfigOption,
-    overrides: Overrides = None,
+    words: Named = None,
     *,
-    version: VersionOption = "@challenger",
+    config: OptionalConfig = None,
+    version: OneVersion = None,
     env: EnvOption = None,
     breaking: BreakingFlag = False,
     yes: YesFlag = False,
@@ -175,15 +187,17 @@ def promote(
     """Make a version champion; where the model is served, it takes the route."""
     from raymlops.lifecycle import live
 
+    source, overrides, version = _source(config, words, version=version)
+    version = version or "@challenger"
     confirm(f"This makes {version} champion. Go on?", yes=yes)
-    record = live.promote(config, version, overrides=overrides or (), env=env, breaking=breaking)
+    record = live.promote(source, version, overrides=overrides, env=env, breaking=breaking)
     answer(record.to_dict(), _live(record), as_json=as_json)
 
 
 def rollback(
-    config: ConfigOption,
-    overrides: Overrides = None,
+    words: Named = None,
     *,
+    config: OptionalConfig = None,
     env: EnvOption = None,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
@@ -191,10 +205,15 @@ def rollback(
     """Take a canary's share away; where there is none, give the route back to the version that was live before."""
     from raymlops.lifecycle import live
 
+    source, overrides, version = _source(config, words)
+    if version is not None:
+        raise UsageError(
+            f"rollback goes to what was live before, not to {version}", hint="promote or deploy takes a version."
+        )
     confirm("This takes back the canary, or the last change of the route. Go on?", yes=yes)
     record = live.rollback(
-        config,
-        overrides=overrides or (),
+        source,
+        overrides=overrides,
         env=env,
         on_live=lambda version: note(f"version {version} answers; setting the alias"),
     )
@@ -212,10 +231,27 @@ def audit(
     answer({"events": rows}, table(rows, columns), as_json=as_json)
 
 
-def _follow(config: str, rollout_id: str, *, overrides: list[str] | None, env: str | None, as_json: bool) -> None:
+def _source(
+    config: str | None, words: Sequence[str] | None, *, version: str | None = None
+) -> tuple[Source, Sequence[str], str | None]:
+    """Return what says where things are and how to serve, what is left to replace in it, and the version."""
+    words = words or ()
+    if config is not None:
+        return config, words, version
+    if not words or "=" in words[0]:
+        raise UsageError("neither a model nor its configuration is named", hint="Give NAME, or --config FILE.")
+    from raymlops.lifecycle.named import named
+
+    spec, found = named(words[0], overrides=words[1:])
+    if found is not None and version is not None:
+        raise UsageError(f"{words[0]} and --version {version} both name a version", hint="Leave one of them out.")
+    return spec, (), found or version
+
+
+def _follow(source: Source, rollout_id: str, *, overrides: Sequence[str], env: str | None, as_json: bool) -> None:
     from raymlops.lifecycle.overview import follow_rollout, line_of
 
-    ended = follow_rollout(config, rollout_id, on_line=note, overrides=overrides or (), env=env)
+    ended = follow_rollout(source, rollout_id, on_line=note, overrides=overrides, env=env)
     answer(ended.to_dict(), line_of(ended), as_json=as_json)
     if ended.status != "promoted":
         raise typer.Exit(4)

@@ -86,7 +86,8 @@ def _ask(name: str, file: Path, *, url: str | None, timeout_s: float, version: s
     from raymlops.lifecycle.asking import ask_file
     from raymlops.serving.client import Client
 
-    with Client(url or _serve_url(), timeout_s=timeout_s) as client:
+    # Somebody at a terminal is told at once where nobody listens; a program waits for an endpoint that starts anew.
+    with Client(url or _serve_url(), timeout_s=timeout_s, retries=2) as client:
         result = ask_file(client, name, file, version=version)
     note(result.curl)
     if len(result.model_versions) > 1:

@@ -70,9 +70,12 @@ def serve_environment(*, scratch: str, stats_port: int = 8404, metrics_port: int
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # That mode holds a thousand log lines back; ours are warnings, which a killed replica would take with it.
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
-        # Without it a client may pause for an hour within its headers or its body. HAProxy has no option here for a
-        # limit on the whole of the headers; that of a body is the guard's, in the replica.
+        # Without it a client may pause for an hour within its headers or its body.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+        # The whole of the headers has a limit in HAProxy and none in Serve (2.60), so that 4,096 clients which send a
+        # byte a second keep all others out. This variable is a line's end in HAProxy's defaults: the limit follows it.
+        # That of a body is the guard's, in the replica.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure\n    timeout http-request 10s",
         # Headers that do not fit are a bare 400 by HAProxy: with room for twice the guard's bound, that one answers.
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "32768",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),

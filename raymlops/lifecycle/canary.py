@@ -58,6 +58,11 @@ class Asked:
         """Return whether any traffic was asked for."""
         return self.weight is not None or self.shadow is not None
 
+    @property
+    def nothing(self) -> bool:
+        """Return whether shares are only to be taken away."""
+        return self.anything and not self.weight and not self.shadow
+
 
 def asked_for(
     *,
@@ -147,6 +152,8 @@ def share(
             wanted = with_canary(wanted, version, weight=asked.weight)
         if asked.shadow is not None:
             wanted = with_shadow(wanted, version, share=asked.shadow)
+        if asked.nothing:  # whoever loses its share may be broken, and is not asked
+            return LineUp(wanted, None, frozenset({champion}))
         if rollout is None:
             return LineUp(wanted, version, frozenset({champion, version}))
         given_up = replace(rollout, status="stopped", ended_at=now, reason="Serve did not take its first share")
@@ -161,6 +168,22 @@ def share(
     action = "rollout.start" if rollout else "deploy.canary" if asked.weight is not None else "deploy.shadow"
     done = change(state, cluster, name, decide=decide, serve=serve, action=action, why=why)
     return _record(done, version, rollout_id=rollout.id if rollout else None)
+
+
+def untouched(deployments: Sequence[Deployment], name: str, version: int, *, digest: str) -> TrafficRecord | None:
+    """Return the record of taking nothing away from a version that is not up; None where it is up."""
+    if any(item.version == version for item in deployments):
+        return None
+    champion = champion_of(deployments)
+    return TrafficRecord(
+        name=name,
+        version=version,
+        digest=digest,
+        role="warm",
+        url=None,
+        previous_version=champion.version if champion else None,
+        changed=False,
+    )
 
 
 def abort(

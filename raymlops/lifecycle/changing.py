@@ -1,40 +1,38 @@
-"""One change of what is live, as a whole: line-up, state, Serve, alias, under one lock.
+"""One change of what is live, as a whole: line-up, state, Serve, alias.
 
-The desired state is written first, with its audit event, then Serve is brought to it and read back, then the alias
-follows. What was read under the lock is what a failed change restores. A kill in between loses nothing: what is live
-goes on, and the same verb again, or the controller, completes it. Who becomes what is the caller's to say.
+A version that is not up is first brought up beside what is live (see ``bringing``), which may take minutes and holds no
+lock. What follows is short, and under the lock that every change takes: the line-up is decided anew, the desired state
+written with its audit event, then Serve is brought to it and read back. What was read under the lock is what a failed
+change restores. A kill in between loses nothing: what is live goes on, and the same verb again, or the controller,
+completes it. Who becomes what is the caller's to say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from raymlops.errors import ClusterError, RaymlopsError
+from raymlops.errors import RaymlopsError
+from raymlops.lifecycle.bringing import SHORT_S, Cluster, begin, coming_up, give_up, places
 from raymlops.lifecycle.lineup import champion_of
-from raymlops.lifecycle.room import must_leave_first
 from raymlops.records import DeploymentRecord
-from raymlops.serving.apply import Api, apply
+from raymlops.serving.apply import apply
+from raymlops.state.aliases import owe, settle_alias
+from raymlops.state.store import add_event
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from raymlops.config.serve import ServeSection
-    from raymlops.serving.api import Room
+    from raymlops.lifecycle.bringing import Coming
     from raymlops.serving.apply import Applied
     from raymlops.state.store import Deployment, Desired, State
 
+__all__ = ["Change", "Cluster", "Decide", "Follow", "LineUp", "change", "record_of"]
+
 LOCK_MARGIN_S = 60.0
 """How much longer than a version's own time to come up a change waits for the one before it."""
-
-
-class Cluster(Api, Protocol):
-    """What a change asks of a ``ServeApi``."""
-
-    def room(self) -> Room:
-        """Return what the cluster has, and what its actors hold."""
-
 
 Write = Callable[["Connection"], None]
 
@@ -55,6 +53,10 @@ class LineUp:
     """Written in the transaction that restores what was before."""
     kept: bool = False
     """Whether it stays desired even where Serve cannot be brought to it now."""
+
+    def item(self) -> Deployment | None:
+        """Return the deployment of the subject."""
+        return next((item for item in self.wanted if item.version == self.subject), None)
 
 
 @dataclass(frozen=True)
@@ -87,44 +89,54 @@ def change(
 ) -> Change:
     """Change the deployments of one model; where its version does not come up, all is as before.
 
-    ``decide`` is asked for the line-up under the lock. ``follow`` is called with the version once it is live. Its
-    failure is put on the record and returned as a warning. ``hurry`` flips a route to a version that is up at once.
+    ``decide`` is asked for the line-up under the lock, and once more after the version has come up. ``follow`` is
+    called with the version once it is live, without the lock. Its failure is put on the record and returned as a
+    warning. ``hurry`` flips a route to a version that is up at once.
 
     Raises:
         InsufficientResourcesError: the cluster can never hold the version; nothing was changed.
-        RefusedError: another change went on for too long; nothing was changed.
+        RefusedError: another change went on for too long, or took the version away or changed the champion meanwhile.
         DeployError: the version did not come up.
         RaymlopsError: of ``decide``; nothing was changed.
     """
     wait_s = serve.ready_timeout_s + LOCK_MARGIN_S if lock_wait_s is None else lock_wait_s
-    with state.exclusive(f"{action} {name}", wait_s=wait_s):
-        before = state.deployments(name)
-        now = decide(before)
-        early = _leave_early(cluster, before, now)
-        if early:
-            gone = {item.version for item in early}
-            now = replace(now, wanted=[item for item in now.wanted if item.version not in gone])
-        written = before != now.wanted or now.also is not None
-        if written:
-            state.put_deployments({name: now.wanted}, action=action, why=why, actor=actor, also=now.also)
-        subject = frozenset() if now.subject is None else frozenset({now.subject})
-        concerned = {(name, version) for version in (subject if now.concerned is None else now.concerned)}
-        try:
-            if early:
-                stay = [item for item in before if item not in early]
-                _send(cluster, state.desired().without(name).plus(stay), serve=serve)
-            applied = _send(
-                cluster, state.desired(), serve=serve, concerned=concerned, wait_s=serve.ready_timeout_s, hurry=hurry
-            )
-        except BaseException as error:
-            if written and not now.kept:
-                reason = f"{action} failed: {type(error).__name__}: {error}"[:2000]
-                undone = f"{action}.undone"
-                state.put_deployments({name: before}, action=undone, why=reason, actor=actor, also=now.undo)
-                _undo(state, cluster, before, serve=serve)
-            raise
-        warnings = _followed(state, follow, name, now.subject, action=action)
-    return Change(before, now, applied, warnings)
+    coming: list[Coming] = []
+    try:
+        while True:
+            with state.exclusive(f"{action} {name}", wait_s=wait_s):
+                before = state.deployments(name)
+                if coming:
+                    coming[-1].check(before)
+                now = decide(before)
+                following = coming_up(cluster, before, now, after=coming[-1] if coming else None, hurry=hurry)
+                if following is None:
+                    if any(one.final for one in coming):
+                        now = replace(now, also=None)  # it was written when the version began to come up
+                    done = _finish(
+                        state,
+                        cluster,
+                        name,
+                        before,
+                        now,
+                        serve=serve,
+                        action=action,
+                        why=why,
+                        actor=actor,
+                        hurry=hurry or bool(coming),
+                        owed=follow is not None,
+                    )
+                    break
+                coming.append(
+                    begin(state, cluster, following, before, now, serve=serve, action=action, why=why, actor=actor)
+                )
+            coming[-1].wait(state, cluster, wait_s=serve.ready_timeout_s)
+    except BaseException as error:
+        for one in reversed(coming):
+            give_up(state, cluster, one, error, serve=serve, actor=actor, wait_s=wait_s)
+        raise
+    if any(one.changed for one in coming):
+        done = replace(done, applied=replace(done.applied, changed=True))
+    return replace(done, warnings=_followed(state, follow, name, done.now.subject, action=action))
 
 
 def record_of(change: Change) -> DeploymentRecord:
@@ -144,19 +156,45 @@ def record_of(change: Change) -> DeploymentRecord:
     )
 
 
-def _leave_early(cluster: Cluster, before: Sequence[Deployment], now: LineUp) -> list[Deployment]:
-    """Return the versions that must go before the new one comes up; nothing is asked where it is up already."""
-    standing = {item.version: item for item in before}
-    new = next((item for item in now.wanted if item.version == now.subject), None)
-    if new is None or (new.version in standing and standing[new.version].serve == new.serve):
-        return []
-    stay = {item.version for item in now.wanted} - now.spare
-    leaving = [item for item in before if item.version not in stay and item.role != "champion"]
+def _finish(
+    state: State,
+    cluster: Cluster,
+    name: str,
+    before: list[Deployment],
+    now: LineUp,
+    *,
+    serve: ServeSection,
+    action: str,
+    why: str,
+    actor: str | None,
+    hurry: bool,
+    owed: bool,
+) -> Change:
+    """Write a line-up and bring Serve to it; nothing of it has to come up any more."""
+    written = before != now.wanted or now.also is not None
+    champion = champion_of(now.wanted)
+    owes = owed and champion is not None and champion.version == now.subject
+
+    def also(connection: Connection) -> None:
+        if now.also is not None:
+            now.also(connection)
+        if owes and now.subject is not None:
+            owe(connection, name, now.subject)
+
+    if written:
+        state.put_deployments({name: now.wanted}, action=action, why=why, actor=actor, also=also)
+    subject = frozenset() if now.subject is None else frozenset({now.subject})
+    concerned = {(name, version) for version in (subject if now.concerned is None else now.concerned)}
+    wait_s = min(serve.ready_timeout_s, SHORT_S)
     try:
-        room = cluster.room()
-    except ClusterError:
-        return []  # not knowing must not refuse what may fit; a dashboard that is down says so when it is sent to
-    return leaving if must_leave_first(new, leaving, cluster=room) else []
+        applied = _send(cluster, state.desired(), serve=serve, concerned=concerned, wait_s=wait_s, hurry=hurry)
+    except BaseException as error:
+        if written and not now.kept:
+            reason = f"{action} failed: {type(error).__name__}: {error}"[:2000]
+            state.put_deployments({name: before}, action=f"{action}.undone", why=reason, actor=actor, also=now.undo)
+            _undo(state, cluster, before, serve=serve)
+        raise
+    return Change(before, now, applied)
 
 
 def _send(
@@ -164,24 +202,15 @@ def _send(
     desired: Desired,
     *,
     serve: ServeSection,
-    concerned: Collection[tuple[str, int]] = (),
-    wait_s: float = 20.0,
+    concerned: Collection[tuple[str, int]],
+    wait_s: float,
     hurry: bool = False,
 ) -> Applied:
-    return apply(
-        desired,
-        api=cluster,
-        wait_s=wait_s,
-        concerned=concerned,
-        host=serve.host,
-        port=serve.port,
-        grpc_port=serve.grpc_port,
-        hurry=hurry,
-    )
+    return apply(desired, api=cluster, wait_s=wait_s, concerned=concerned, hurry=hurry, **places(serve))
 
 
 def _undo(state: State, cluster: Cluster, before: Sequence[Deployment], *, serve: ServeSection) -> None:
-    """Send the state of before, which deletes what did not come up; wait a moment for the champion of before."""
+    """Send the state of before, and wait a moment for the champion of before."""
     old = champion_of(before)
     concerned = {(old.name, old.version)} if old is not None else set()
     try:
@@ -192,7 +221,10 @@ def _undo(state: State, cluster: Cluster, before: Sequence[Deployment], *, serve
 
 
 def _followed(state: State, follow: Follow | None, name: str, version: int | None, *, action: str) -> tuple[str, ...]:
-    """Let the alias follow. The version is live by now, so nothing that fails here may look like a failed change."""
+    """Let the alias follow. The version is live by now, so nothing that fails here may look like a failed change.
+
+    That it is owed is in the state since the version is live, so that the controller pays it whatever happens here.
+    """
     if follow is None or version is None:
         return ()
     try:
@@ -200,8 +232,14 @@ def _followed(state: State, follow: Follow | None, name: str, version: int | Non
     except RaymlopsError as error:
         warning = f"version {version} is live, but the alias champion did not follow: {error.message}"
         try:
-            state.record(action=f"{action}.alias", subject=f"{name}/{version}", why=warning)
+            with state.writing() as connection:
+                owe(connection, name, version)
+                add_event(connection, action=f"{action}.alias", subject=f"{name}/{version}", why=warning)
         except RaymlopsError as second:
             return warning, f"that is not in the audit record: {second.message}"
         return (warning,)
+    try:
+        settle_alias(state, name, version)
+    except RaymlopsError as error:
+        return (f"version {version} is live, and its alias is set once more later: {error.message}",)
     return ()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from raymlops.errors import RefusedError
+from raymlops.errors import RefusedError, UsageError
+from raymlops.predictions.settings import unknown_redactions
 from raymlops.signature import Signature
 
 if TYPE_CHECKING:
@@ -40,6 +41,20 @@ def check_compatible(champion: Signature, new: Signature, *, versions: tuple[int
         raise RefusedError(
             f"version {versions[1]} does not take and give what version {versions[0]}, which is live, does:\n{listed}",
             hint=hint,
+        )
+
+
+def check_redacted(redact: Sequence[str], signature: Signature, *, name: str) -> None:
+    """Check that what is to be left out of the log is there to be left out: a slip of the pen would write it.
+
+    Raises:
+        UsageError: naming what is no field of the model, and the fields that are.
+    """
+    if unknown := unknown_redactions(redact, signature):
+        fields = sorted({column.name for column in (*signature.inputs, *signature.outputs)})
+        raise UsageError(
+            f"serve.log.redact names {', '.join(unknown)}, which is no field of {name}",
+            hint=f"Its fields: {', '.join(fields)}.",
         )
 
 

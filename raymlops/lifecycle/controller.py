@@ -10,9 +10,11 @@ killed anywhere is followed by one that reads the state and brings Serve to it.
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import DeployError, RaymlopsError, RefusedError
@@ -21,9 +23,10 @@ from raymlops.lifecycle.changing import LineUp, change
 from raymlops.lifecycle.evidence import gathered, with_sources
 from raymlops.lifecycle.lineup import champion_of, cooled, idle_of, with_canary, with_champion, without, without_traffic
 from raymlops.lifecycle.rollout import after, decide
-from raymlops.serving.apply import apply
+from raymlops.serving.apply import apply, refresh
 from raymlops.serving.readback import configs
 from raymlops.serving.render import is_ours, settings_of
+from raymlops.state.aliases import owed, settle_alias
 from raymlops.state.engine import this_user
 from raymlops.state.rollouts import running, update_rollout
 
@@ -61,8 +64,12 @@ class Controller:
         follow: Callable[[str], Follow] | None = None,
         losses: ReadLosses | None = None,
         maintain: Callable[[datetime], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take what it works with; ``follow(name)`` sets a model's alias, and ``maintain`` is called once an hour."""
+        """Take what it works with; ``follow(name)`` sets a model's alias, and ``maintain`` is called once an hour.
+
+        Pauses are measured by ``clock``, which nobody sets back.
+        """
         self._state = state
         self._cluster = cluster
         self._reports = reports
@@ -70,7 +77,9 @@ class Controller:
         self._losses = losses
         self._maintain = maintain
         self._behind = True  # what a controller before this one desired may not have reached Serve
-        self._due: dict[str, datetime] = {}
+        self._clock = clock
+        self._debts: set[tuple[str, int]] = set()
+        self._due: dict[str, float] = {}
         self._errors: dict[str, str] = {}
         self._actor = f"controller of {this_user()}"
 
@@ -80,21 +89,29 @@ class Controller:
         try:
             with self._state.reading() as connection:
                 rollouts = running(connection)
-            self._attempt("Serve", self._catch_up)
+            if self._behind or self._is_due("settings", IDLE_PAUSE_S):
+                self._attempt("Serve", self._catch_up)
             for rollout in rollouts:
                 self._attempt(rollout.name, lambda rollout=rollout: self._move(rollout, now))  # type: ignore[misc]
             for every_s, what in ((WARM_EVERY_S, self._cool), (ALIAS_EVERY_S, self._follow_later)):
-                if self._is_due(what.__name__, every_s, now):
+                if self._is_due(what.__name__, every_s):
                     what(now)
-            if self._maintain is not None and self._is_due("maintain", MAINTAIN_EVERY_S, now):
+            if self._maintain is not None and self._is_due("maintain", MAINTAIN_EVERY_S):
                 self._attempt("maintenance", lambda: self._maintain(now))  # type: ignore[misc]
         except RaymlopsError as error:  # the state database does not answer
             self._tell("the state", error)
         return ROLLOUT_PAUSE_S if rollouts or self._behind else IDLE_PAUSE_S
 
     def _catch_up(self) -> None:
-        """Bring Serve to the desired state where it may not be there yet; not a Serve that runs nothing of ours."""
+        """Bring Serve to the desired state where it may not be there yet; not a Serve that runs nothing of ours.
+
+        Settings that did not reach it are sent at any time: a key whose revocation was cut off, bounds that a flip left
+        behind. Serve is looked at without the lock, so that nobody is kept waiting for what is nearly always nothing.
+        """
         if not self._behind:
+            if refresh(self._state.desired(), api=self._cluster, dry_run=True):
+                with self._state.exclusive("sending settings", wait_s=LOCK_WAIT_S):
+                    refresh(self._state.desired(), api=self._cluster)
             return
         if any(is_ours(config) for config in configs(self._cluster.get()).values()):
             with self._state.exclusive("catching up", wait_s=LOCK_WAIT_S):
@@ -109,7 +126,7 @@ class Controller:
         decision = decide(rollout, evidence, now=now)
         done = with_sources(after(rollout, decision, evidence=evidence, now=now), rollout, self._reports)
         if decision.action == "wait":
-            if self._is_due(f"keep {rollout.id}", KEPT_EVERY_S, now):
+            if self._is_due(f"keep {rollout.id}", KEPT_EVERY_S):
                 with self._state.writing() as connection:
                     update_rollout(connection, done)
             return
@@ -175,8 +192,7 @@ class Controller:
                 self._attempt(f"{name} (keep warm)", lambda name=name: self._cool_one(name, now))  # type: ignore[misc]
 
     def _cool_one(self, name: str, now: datetime) -> None:
-        changes = self._state.changes(name)
-        over = {item.version for item in cooled(self._state.deployments(name), changes, now=now)}
+        over = set(cooled(self._state.deployments(name), self._state.each_change(name), now=now))
         if not over:
             return
         self._cluster.get()
@@ -193,24 +209,18 @@ class Controller:
         follow = self._follow
         if follow is None:
             return
-        for item in self._state.deployments():
-            if item.role == "champion" and self._is_owed(item):
-                self._attempt(f"{item.name} (alias)", lambda item=item: self._follow_now(follow, item))  # type: ignore[misc]
+        debts = set(owed(self._state))
+        for name, version in sorted(debts & self._debts):  # whoever made it live may be setting it right now
+            self._attempt(f"{name} (alias)", partial(self._follow_now, follow, name, version))
+        self._debts = debts
 
-    def _follow_now(self, follow: Callable[[str], Follow], champion: Deployment) -> None:
-        follow(champion.name)(champion.version)
-        subject = f"{champion.name}/{champion.version}"
-        self._state.record(action="alias.follow", subject=subject, why="MLflow answers again", actor=self._actor)
-
-    def _is_owed(self, champion: Deployment) -> bool:
-        """Return whether the newest word on a champion's alias is that it did not follow."""
-        subject = f"{champion.name}/{champion.version}"
-        for event in self._state.events(champion.name, limit=50):
-            if event.subject == subject and event.action.endswith(".alias"):
-                return True
-            if event.subject == subject and event.action == "alias.follow":
-                return False
-        return False
+    def _follow_now(self, follow: Callable[[str], Follow], name: str, version: int) -> None:
+        champion = champion_of(self._state.deployments(name))
+        if champion is not None and champion.version == version:
+            follow(name)(version)
+            why = "it had not followed its version"
+            self._state.record(action="alias.follow", subject=f"{name}/{version}", why=why, actor=self._actor)
+        settle_alias(self._state, name, version)
 
     def _change(
         self,
@@ -252,9 +262,9 @@ class Controller:
         if found is None or (found.id, found.step) != (rollout.id, rollout.step):
             raise RefusedError(f"the rollout {rollout.id} of {rollout.name} was moved by somebody else")
 
-    def _is_due(self, what: str, every_s: float, now: datetime) -> bool:
-        last = self._due.get(what)
-        if last is not None and (now - last).total_seconds() < every_s:
+    def _is_due(self, what: str, every_s: float) -> bool:
+        now, last = self._clock(), self._due.get(what)
+        if last is not None and now - last < every_s:
             return False
         self._due[what] = now
         return True

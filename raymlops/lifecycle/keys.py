@@ -4,7 +4,7 @@ Owns what a caller is told of both. What a key is belongs to ``state``, what a r
 
 The state changes in a transaction of its own and waits for nobody: a revoked key is revoked from then on, whatever
 happens to the cluster. Sending it takes the lock that every change of what is live takes, so that neither undoes the
-other.
+other. Whoever is killed between the two leaves it to the controller, which compares what Serve has with the state.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 WAIT_S = 20.0
 """How long the replicas of the key's models may take to say that they have it."""
+LOCK_WAIT_S = 90.0
+"""How long a change of what is live is waited for: each has the lock for seconds, the slowest for half a minute."""
+SENT_LATER = "the controller sends it as soon as it can"
 NO_CLUSTER = "there is no running cluster; what is deployed next will know"
 
 
@@ -46,7 +49,7 @@ class KeyChange(Record):
     note: str = ""
     """Why it is not live."""
     failed: bool = False
-    """Whether a cluster is there that should have taken it."""
+    """Whether a cluster is there that should have taken it by now."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, the secret among it: for the answer of a command alone."""
@@ -132,7 +135,9 @@ def keys(source: Source, *, overrides: Sequence[str] = (), env: str | None = Non
         return list_keys(state)
 
 
-def bring(state: State, api: Api, key: KeyRecord, *, serve: ServeSection, purpose: str) -> None:
+def bring(
+    state: State, api: Api, key: KeyRecord, *, serve: ServeSection, purpose: str, lock_wait_s: float = LOCK_WAIT_S
+) -> None:
     """Send the desired state, and wait until every model that the key opens has taken it.
 
     Raises:
@@ -140,10 +145,9 @@ def bring(state: State, api: Api, key: KeyRecord, *, serve: ServeSection, purpos
         DeployError: a model did not take it in time.
         ClusterError: Serve does not answer.
     """
-    from raymlops.lifecycle.changing import LOCK_MARGIN_S
     from raymlops.serving.apply import apply
 
-    with state.exclusive(purpose, wait_s=serve.ready_timeout_s + LOCK_MARGIN_S):
+    with state.exclusive(purpose, wait_s=lock_wait_s):
         desired = state.desired()
         champions = (item for item in desired.deployments if item.role == "champion")
         concerned = {(item.name, item.version) for item in champions if key.opens(item.name)}
@@ -160,8 +164,12 @@ def bring(state: State, api: Api, key: KeyRecord, *, serve: ServeSection, purpos
 
 
 def _bring(spec: ProjectSpec, state: State, key: KeyRecord, *, purpose: str) -> tuple[bool, str, bool]:
-    """Return whether the change is live, why not, and whether it should be. The state is changed in any case."""
+    """Return whether the change is live, what else is to be said, and whether it should be live but is not.
+
+    The state is changed in any case.
+    """
     from raymlops.cluster.dashboard import dashboard
+    from raymlops.lifecycle.steering import ensure_controller
     from raymlops.serving.api import ServeApi
 
     with ExitStack() as stack:
@@ -172,5 +180,8 @@ def _bring(spec: ProjectSpec, state: State, key: KeyRecord, *, purpose: str) -> 
         try:
             bring(state, ServeApi(found.url, found.token()), key, serve=spec.serve, purpose=purpose)
         except RaymlopsError as error:
-            return False, f"the cluster has not taken it: {error}", True
-    return True, "", False
+            without = ensure_controller(spec, dashboard_url=found.url, needed=False)
+            return False, f"the cluster has not taken it: {error}\n{without or SENT_LATER}", True
+        if not state.deployments():
+            return True, "", False
+        return True, ensure_controller(spec, dashboard_url=found.url, needed=False) or "", False

@@ -10,13 +10,18 @@ from raymlops.config.serve import ServeSection
 from raymlops.errors import NotFoundError, RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from datetime import datetime
 
     from raymlops.state.store import AuditEvent, Deployment
 
 KEEP_WARM_S: float = ServeSection.model_fields["keep_warm_s"].default
 """Of a version that an older raymlops deployed."""
+READY_TIMEOUT_S: float = ServeSection.model_fields["ready_timeout_s"].default
+BEGUN = ".start"
+"""End of the action by which a version comes up that is to have the route once it is up."""
+UNFINISHED_S = 120.0
+"""How much longer than its own time to come up such a version stands at least: whoever waits may still go on."""
 
 
 def with_champion(before: Sequence[Deployment], new: Deployment) -> list[Deployment]:
@@ -93,30 +98,48 @@ def spare_of(before: Sequence[Deployment], new: Deployment) -> frozenset[int]:
     return frozenset(item.version for item in idle_of(before) if item.version != new.version)
 
 
-def cools_at(item: Deployment, deployments: Sequence[Deployment], changes: Sequence[AuditEvent]) -> datetime | None:
-    """Return until when an idle version is kept warm; None for one that stands until it is told to go.
+def cools(deployments: Sequence[Deployment], changes: Iterable[AuditEvent]) -> dict[int, datetime | None]:
+    """Return until when each idle version is kept warm; None for one that stands until it is told to go.
 
-    ``changes`` is the audit record of the model, newest first: it says when a version last lost the route or its
-    share. One that never had either was brought up to stand beside. How long it is kept is the champion's
-    ``keep_warm_s``, since that is what was configured last.
+    ``changes`` is the audit record of the model, newest first, of which no more is read than is needed: it says when a
+    version last lost the route or its share. One that never had either was brought up to stand beside, unless it was to
+    have the route and whoever waited for it is gone. How long it is kept is the champion's ``keep_warm_s``, since that
+    is what was configured last.
     """
-    since = _idle_since(item.version, changes)
-    if since is None:
-        return None
-    settings = (champion_of(deployments) or item).serve
-    return since + timedelta(seconds=settings.get("keep_warm_s", KEEP_WARM_S))
+    idle = {item.version: item for item in idle_of(deployments)}
+    champion = champion_of(deployments)
+    found: dict[int, datetime | None] = {}
+    for event in changes:
+        for version in idle.keys() - found.keys():
+            had, has = (_state_in(version, side) for side in (event.before, event.after))
+            if has != "idle":
+                continue
+            settings = (champion or idle[version]).serve
+            seconds = settings.get("keep_warm_s", KEEP_WARM_S)
+            if had == "busy":
+                found[version] = event.ts + timedelta(seconds=seconds)
+            elif had is None and event.action.endswith(BEGUN):
+                ready = idle[version].serve.get("ready_timeout_s", READY_TIMEOUT_S)
+                found[version] = event.ts + timedelta(seconds=max(seconds, ready + UNFINISHED_S))
+            elif had is None:
+                found[version] = None
+        if found.keys() == idle.keys():
+            break
+    return {version: found.get(version) for version in idle}
 
 
-def cooled(deployments: Sequence[Deployment], changes: Sequence[AuditEvent], *, now: datetime) -> list[Deployment]:
+def cooled(deployments: Sequence[Deployment], changes: Iterable[AuditEvent], *, now: datetime) -> list[int]:
     """Return the idle versions whose time to be kept warm is over."""
-    ends = [(item, cools_at(item, deployments, changes)) for item in idle_of(deployments)]
-    return [item for item, end in ends if end is not None and end <= now]
+    if not idle_of(deployments):
+        return []
+    return [version for version, end in cools(deployments, changes).items() if end is not None and end <= now]
 
 
 def previous_champion(before: Sequence[Deployment], changes: Sequence[AuditEvent]) -> Deployment:
     """Return the version that was champion before the one that is, as the audit record (newest first) has it.
 
-    A change that was undone, and a champion that was itself rolled back from, do not count. Taking the model down
+    A change that was undone, a version that did not come up, and a champion that was itself rolled back from, do not
+    count. Taking the model down
     and deploying it again forgets nothing. A version that stands warm is returned as it stands, so that it can take the
     route without a restart.
 
@@ -132,11 +155,12 @@ def previous_champion(before: Sequence[Deployment], changes: Sequence[AuditEvent
     champions: list[int] = []  # oldest first; the last one is the one that is
     saved: list[int] = []
     for event in reversed(changes):
+        was, became = ([Deployment.from_dict(item) for item in side] for side in (event.before, event.after))
         if event.action.endswith(".undone"):
-            champions = saved
+            # One that changes no champion only takes away what did not come up, whatever happened in between.
+            champions = saved if _version(was) != _version(became) else champions
             continue
         saved = list(champions)
-        was, became = ([Deployment.from_dict(item) for item in side] for side in (event.before, event.after))
         known |= {item.version: item for item in (*was, *became)}
         for champion in (champion_of(was), champion_of(became)):
             if champion is None or champion.version == (champions[-1] if champions else None):
@@ -159,6 +183,11 @@ def champion_of(deployments: Sequence[Deployment]) -> Deployment | None:
     return next((item for item in deployments if item.role == "champion"), None)
 
 
+def _version(deployments: Sequence[Deployment]) -> int | None:
+    champion = champion_of(deployments)
+    return None if champion is None else champion.version
+
+
 def _last(numbers: Sequence[int], number: int) -> int:
     return max(index for index, item in enumerate(numbers) if item == number)
 
@@ -176,17 +205,6 @@ def _beside_champion(before: Sequence[Deployment], version: int, what: str) -> N
         raise RefusedError(
             f"version {version} is live already, so it cannot be {what}", hint="Name another one with --version."
         )
-
-
-def _idle_since(version: int, changes: Sequence[AuditEvent]) -> datetime | None:
-    """Return when a version last lost the route or its share, None where it came up without either."""
-    for event in changes:
-        had, has = (_state_in(version, side) for side in (event.before, event.after))
-        if had == "busy" and has == "idle":
-            return event.ts
-        if had is None and has == "idle":
-            return None
-    return None
 
 
 def _state_in(version: int, deployments: Sequence[dict[str, Any]]) -> str | None:

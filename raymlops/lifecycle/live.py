@@ -63,8 +63,8 @@ def deploy(
     Raises:
         NotFoundError: there is no such version.
         BundleError: its files are no longer what its digest vouches for.
-        RefusedError: the version has not passed its gate or does not fit the champion's callers, a rollout runs, or
-            another change of what is live takes too long.
+        RefusedError: the version has not passed its gate or does not fit the champion's callers, a rollout runs,
+            another change of what is live takes too long, or took the version away or made another one live meanwhile.
         UsageError: percentages that cannot be.
         InsufficientResourcesError: the cluster can never hold it beside what is served; nothing was changed.
         DeployError: it did not come up; what was live still is, and the desired state is as before.
@@ -223,18 +223,11 @@ def restore(source: Source, *, overrides: Sequence[str] = (), env: str | None = 
         DeployError: a champion did not come up; the others are sent all the same.
         RefusedError, ClusterError: as ``deploy``.
     """
-    from raymlops.serving.apply import apply
+    from raymlops.lifecycle.bringing import restored
 
     spec = spec_of(source, overrides=overrides, env=env)
-    wait_s = spec.serve.ready_timeout_s
-    with _open(spec) as (state, api), state.exclusive("restore", wait_s=wait_s):
-        desired = state.desired()
-        serve = spec.serve
-        applied = apply(desired, api=api, wait_s=wait_s, host=serve.host, port=serve.port, grpc_port=serve.grpc_port)
-        if applied.changed:
-            for champion in (item for item in desired.deployments if item.role == "champion"):
-                subject = f"{champion.name}/{champion.version}"
-                state.record(action="restore", subject=subject, why="Serve did not run what it should")
+    with _open(spec) as (state, api):
+        desired = restored(state, api, serve=spec.serve)
         if warning := _steered(spec, state, api):
             _log.warning(warning)
     return list(desired.deployments)
@@ -253,6 +246,7 @@ def _admitted(spec: ProjectSpec, version: str) -> tuple[Registry, ModelVersionRe
     Its tag says whether it passed: an alias can be moved by anybody, by hand.
     """
     from raymlops.bundle.verify import verify
+    from raymlops.lifecycle.compatible import check_redacted, signature_of
     from raymlops.registry.versions import Registry
     from raymlops.tracking.client import tracker
 
@@ -266,6 +260,7 @@ def _admitted(spec: ProjectSpec, version: str) -> tuple[Registry, ModelVersionRe
             hint=f"raymlops models gate --config FILE --version {ref.version}",
         )
     verify(ref.bundle.uri, ref.bundle.digest)
+    check_redacted(spec.serve.log.redact, signature_of(ref.bundle), name=ref.name)
     return registry, ref
 
 
@@ -370,7 +365,12 @@ def _share(
         if abort:
             canary.abort(state, api, name, serve=spec.serve, why=f"for version {ref.version}", now=now, action="abort")
         canary.refuse_running(state, name)
-    _up(spec, ref, state=state, api=api, registry=registry, action="deploy.beside", why=why)
+    if asked.nothing:
+        nothing = canary.untouched(state.deployments(name), name, ref.version, digest=ref.bundle.digest)
+        if nothing is not None:
+            return nothing
+    else:
+        _up(spec, ref, state=state, api=api, registry=registry, action="deploy.beside", why=why)
     record = canary.share(
         state,
         api,

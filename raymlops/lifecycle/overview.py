@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import NotFoundError
-from raymlops.lifecycle.lineup import champion_of, cools_at, idle_of
+from raymlops.lifecycle.lineup import champion_of, cools
 from raymlops.lifecycle.source import Source, place_of, spec_of
 from raymlops.records import Record
 from raymlops.state.rollouts import Rollout, rollouts, running
 from raymlops.state.store import State, state_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from datetime import datetime
+    from collections.abc import Callable, Sequence
 
-    from raymlops.state.store import AuditEvent, Deployment
+    from raymlops.state.store import AuditEvent
 
 POLL_S = 1.0
 TELL_EVERY_S = 10.0
@@ -129,7 +128,7 @@ def _of(state: State, name: str) -> ModelOverview:
         why=taken.why if taken else None,
         canaries={item.version: item.weight for item in items if item.weight},
         shadows={item.version: item.shadow for item in items if item.shadow},
-        warm=dict(_warm(items, changes)),
+        warm={version: end.isoformat() if end else None for version, end in cools(items, changes).items()},
         rollout=_shown(rollout) if rollout else None,
     )
 
@@ -138,12 +137,6 @@ def _shown(rollout: Rollout) -> dict[str, Any]:
     """Return a rollout without the totals of single replicas."""
     data = rollout.to_dict()
     return {**data, "evidence": {key: value for key, value in data["evidence"].items() if key != "replicas"}}
-
-
-def _warm(items: Sequence[Deployment], changes: Sequence[AuditEvent]) -> Iterator[tuple[int, str | None]]:
-    for item in idle_of(items):
-        end: datetime | None = cools_at(item, items, changes)
-        yield item.version, None if end is None else end.isoformat()
 
 
 def _taken(version: int, changes: Sequence[AuditEvent]) -> AuditEvent | None:

@@ -11,6 +11,12 @@ That promise is for ``sticky: request``. Where callers keep to a version and are
 erred, the others never, a few sent most), an equally good version was aborted in 28% of rollouts with ten callers, in
 24% with a hundred and in 6% with ten thousand: the canary may simply have got the bad ones.
 
+Three things are not seen. Requests turned away because too many were waiting are left out for both versions, so that a
+canary that takes less load than the champion shows it as late answers or not at all. A canary that cannot be reached
+errs, whether its own code ended it or a machine that failed under it, while a champion that is lost takes its counts
+with it: a node that dies under the canary alone can abort a good version. And a caller that leaves counts as a slow
+answer of whoever was asked, whatever made them leave.
+
 Evidence is computed from the counts anew at each look. Where a replica dies and its counts go with it, what is left is
 a smaller sample, as fair as the whole: evidence and bounds fall back to what it shows, and nothing else happens.
 """
@@ -149,8 +155,9 @@ class Finding(Record):
 def find(steps: Sequence[StepEvidence], settings: RolloutSection) -> list[Finding]:
     """Ask every question of a rollout's steps so far, of which the last one is the current one.
 
-    Quality is asked where both versions have labelled answers at the current step. A late answer of the canary is a
-    slow one: the champion's that take as long are slow too.
+    Quality is asked where both versions have labelled answers at any step: evidence of harm stays what it is when a
+    step begins, and to pass it takes labels of this one. A late answer of the canary is a slow one: the champion's that
+    take as long are slow too.
     """
     errors = [_shares(step, "errors") for step in steps]
     slow = [_shares(step, "slow", "late") for step in steps]
@@ -158,7 +165,7 @@ def find(steps: Sequence[StepEvidence], settings: RolloutSection) -> list[Findin
         _finding("errors", errors, alpha=settings.alpha, margin=settings.error_margin),
         _finding("slow", slow, alpha=settings.alpha, margin=settings.slow_margin),
     ]
-    if steps[-1].canary_losses.count and steps[-1].champion_losses.count:
+    if any(step.canary_losses.count and step.champion_losses.count for step in steps):
         means = [_Means(step.weight, step.canary_losses, step.champion_losses) for step in steps]
         findings.append(_finding("quality", means, alpha=settings.alpha, margin=settings.quality_margin))
     return findings
@@ -245,7 +252,7 @@ def _excess(steps: Sequence[_Shares] | Sequence[_Means]) -> float:
 
     Not that of the sums over all steps: a bad hour at a step with many canary requests would count against it.
     """
-    sizes = [sum(step.sizes()) if step.sizes()[0] else 0 for step in steps]
+    sizes = [sum(step.sizes()) if all(step.sizes()) else 0 for step in steps]
     differences = [ours - theirs for ours, theirs in (step.values() for step in steps)]
     return sum(size * difference for size, difference in zip(sizes, differences, strict=True)) / max(1, sum(sizes))
 

@@ -33,7 +33,7 @@ LEASE = "controller"
 RETRY_S = 5.0
 ANSWER_S = 30.0
 """How long a controller that is started may take to answer: it imports what it needs first."""
-WITHOUT = "weights stand still, and nothing that is kept warm is taken down"
+WITHOUT = "weights stand still, nothing that is kept warm is taken down, and what was cut off is not sent again"
 
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from raymlops.state.store import Deployment, State
 
 LOOK_BACK = timedelta(days=2)
-"""Hours that ended before were merged by earlier calls; looking into each of them costs on an object store."""
+"""Hours that ended before were merged by earlier calls, or by the first one of this process, which looks into all;
+each costs on an object store."""
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ class Upkeep:
         self._state = state
         self._url = url
         self._thread: threading.Thread | None = None
+        self._seen: set[str] = set()
+        """Models of which no hour is left from before this process began."""
 
     def __call__(self, now: datetime) -> None:
         """Begin, unless the last time has not ended yet."""
@@ -62,7 +65,8 @@ class Upkeep:
         newest: Deployment = champion_of(items) or items[-1]
         uri, days = root_of(newest.bundle.uri), settings_of(newest).log.retention_days
         with lease(self._url, f"predictions-{name}", purpose="hourly compaction"):
-            compact(uri, name, now=now, since=now - LOOK_BACK)
+            compact(uri, name, now=now, since=now - LOOK_BACK if name in self._seen else None)
+            self._seen.add(name)
             if days is None:
                 return
             removed = retain(uri, name, before=now - timedelta(days=days)).removed

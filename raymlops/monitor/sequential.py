@@ -19,7 +19,9 @@ What it needs: that chance alone gives each request to a version, and that an ev
 request for both. It does not need rates that stay, nor requests that are independent of each other. Where callers
 keep to a version, chance gives *callers* to versions, and what a single caller brings (many requests, heavy ones) looks
 like the version's doing. Asking with the observed share of the requests in place of w as well, and believing the
-smaller evidence, repairs unequal numbers of requests. Nothing that is counted here repairs callers who are unlike.
+smaller evidence, repairs unequal numbers of requests. Nothing that is counted here repairs callers who are unlike, nor
+what is not counted at all: requests that were turned away, and those that ended with the process that answered them.
+What ends a process from outside is as much a version's doing, to these tests, as what ends it from within.
 
 **Bounds.** A confidence sequence holds for all times at once with probability at least 1 - alpha: Robbins'
 Beta-binomial mixture ("Statistical methods related to the law of the iterated logarithm", Ann. Math. Stat. 41, 1970)

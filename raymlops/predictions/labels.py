@@ -43,6 +43,7 @@ MAX_LABEL_BYTES = 10_000
 MAX_WAITING = 100_000
 """Labels that wait to be written at most; more are refused."""
 MAX_PROBLEMS = 20
+CLOSE_S = 5.0
 _MAX_DEPTH = 8
 _PAUSE_S = 0.1
 """From the end of one file to the begin of the next, so that a stream of single labels makes ten files a second."""
@@ -141,14 +142,25 @@ class LabelLog:
             if uri != self._uri:
                 self._uri, self._store = uri, None
 
-    def close(self) -> None:
-        """Write what waits, and take no more."""
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Write what waits, and take no more. What is not written within ``timeout_s`` is refused and logged."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._closed.set()
-        if self._thread is not None:
-            self._thread.join()
+        if self._thread is None:
+            return
+        self._thread.join(timeout_s)
+        if not self._thread.is_alive():
+            return
+        with self._changed:
+            waiting, self._waiting, rows, self._rows = self._waiting, [], self._rows, 0
+        logger.error(
+            "labels: %d are lost, not written within %g s of the end; so may be those on their way", rows, timeout_s
+        )
+        for done, _ in waiting:
+            if done.set_running_or_notify_cancel():
+                done.set_exception(StorageError("the labels were not written in time", hint="Send them again."))
 
     def _work(self) -> None:
         while True:
@@ -164,11 +176,16 @@ class LabelLog:
         if not waiting:
             return
         try:
-            if self._store is None:
-                self._store = self._open_store(self._uri)
+            with self._changed:
+                uri, store = self._uri, self._store
+            if store is None:
+                store = self._open_store(uri)
+                with self._changed:
+                    if uri == self._uri:
+                        self._store = store
             folder = label_folder(self._name, datetime.fromtimestamp(self._now(), UTC))
             table = pa.concat_tables([table for _, table in waiting])
-            self._store.write(f"{folder}/{self._names.next()}", encode(table))
+            store.write(f"{folder}/{self._names.next()}", encode(table))
         except Exception as error:
             if not isinstance(error, StorageError):
                 logger.exception("labels could not be written")

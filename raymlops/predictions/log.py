@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.predictions.files import Namer, Store
 from raymlops.predictions.schema import is_answered, schema_of, to_tables
+from raymlops.predictions.settings import unknown_redactions
 from raymlops.predictions.spool import Spool, encode
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.serve.raymlops")
 
+CLOSE_S = 8.0
+"""How long closing waits for the storage: less than whoever closes it does, so that what is lost is counted."""
+GRACE_S = 1.0
+"""For the write in progress then."""
 _PIECE_REQUESTS = 128
 _PIECE_ROWS = 8192
 
@@ -54,6 +59,7 @@ class PredictionLog:
         self._settings = settings
         self._name = name
         self._signature = signature
+        self._redact = self._redacted(settings)
         self._open_store = open_store
         self._store: Store | None = None
         self._clock = clock
@@ -69,7 +75,7 @@ class PredictionLog:
         self._thread: threading.Thread | None = None
         if settings.enabled:
             # The first file of a process takes up to seconds, which the first requests' rows need not wait for.
-            encode(schema_of(signature, redact=settings.redact).empty_table())
+            encode(schema_of(signature, redact=self._redact).empty_table())
             self._start()
 
     @property
@@ -96,6 +102,8 @@ class PredictionLog:
         """Change the settings; what waits is written to where they say now."""
         if settings.uri != self._settings.uri:
             self._store = None
+        if settings != self._settings:
+            self._redact = self._redacted(settings)
         self._settings = settings
         self._spool.flush_s, self._spool.max_pending_rows = settings.flush_s, settings.max_pending_rows
         if settings.enabled and self._thread is None:
@@ -111,28 +119,52 @@ class PredictionLog:
             self._spool.drop(_rows(batch))
             return
         for piece in pieces(batch):
-            self._convert(piece, settings)
+            self._convert(piece, self._redact)
             time.sleep(0)  # lets the thread that answers have the interpreter between two pieces
 
-    def close(self, timeout_s: float = 10.0) -> None:
-        """Write all that waits; what the storage does not take within ``timeout_s`` is dropped and counted."""
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Write all that waits; what the storage does not take within ``timeout_s`` is dropped, counted and logged."""
         self._closing_s = timeout_s
         self._wake.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout_s + GRACE_S)  # a write that hangs ends with the process
+        before = self.dropped
         self._spool.give_up()
+        if self.dropped > before:
+            lost = self.dropped - before
+            logger.error("prediction log: %d rows were lost, not written within %g s of the end", lost, timeout_s)
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._work, name=f"predictions-{self._name}", daemon=True)
         self._thread.start()
 
-    def _convert(self, piece: Sequence[Served], settings: LogSettings) -> None:
+    def _redacted(self, settings: LogSettings) -> frozenset[str]:
+        """Return the fields that are left out: all of them where a name is misspelt, until that is mended.
+
+        Nobody can say which field was meant, and what is written once cannot be taken back.
+        """
+        if not settings.enabled:
+            return frozenset(settings.redact)
+        unknown = unknown_redactions(settings.redact, self._signature)
+        if not unknown:
+            return frozenset(settings.redact)
+        fields = [column.name for column in (*self._signature.inputs, *self._signature.outputs)]
+        logger.error(
+            "prediction log: serve.log.redact names %s, which is no field of %s; NO features and outputs are written "
+            "until that is mended. Its fields: %s",
+            ", ".join(unknown),
+            self._name,
+            ", ".join(fields),
+        )
+        return frozenset(fields)
+
+    def _convert(self, piece: Sequence[Served], redact: frozenset[str]) -> None:
         try:
-            tables = to_tables(piece, self._signature, name=self._name, redact=settings.redact)
+            tables = to_tables(piece, self._signature, name=self._name, redact=redact)
         except Exception:
             if len(piece) > 1:
                 for served in piece:  # the others are unharmed
-                    self._convert([served], settings)
+                    self._convert([served], redact)
                 return
             logger.warning("prediction log: a request does not fit the signature and is dropped", exc_info=True)
             self._spool.drop(_rows(piece))

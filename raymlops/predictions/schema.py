@@ -117,7 +117,7 @@ def _once(group: Sequence[Served], *, name: str) -> dict[str, pa.Array]:
         _,
         _,
         differences,
-        _,
+        *_,
     ) = zip(*group, strict=True)
     micros = np.rint(np.array(ts) * 1e6).astype(np.int64)
     return {

@@ -44,3 +44,7 @@ class Served(NamedTuple):
     """Of a shadow: the largest absolute difference of a number to the champion's answer; infinite for other texts."""
     traceparent: str | None = None
     """The caller's W3C trace context."""
+    fallback_code: str | None = None
+    """Why the champion stood in for the canary: ``late``, the code with which it refused, else ``error``."""
+    epoch: str = ""
+    """Of the traffic, when the request was shared out; empty where it never came that far."""

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
+
+    from raymlops.signature import Signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +36,9 @@ class LogSettings:
         """Read plain data; what is missing keeps its default, unknown keys are ignored."""
         known = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
         return cls(**{**known, "redact": tuple(known.get("redact", ()))})
+
+
+def unknown_redactions(redact: Collection[str], signature: Signature) -> list[str]:
+    """Return the names to redact that are no field of inputs or outputs: misspelt, so that what is meant is written."""
+    known = {column.name for column in (*signature.inputs, *signature.outputs)}
+    return sorted(set(redact) - known)

@@ -129,7 +129,8 @@ class Spool:
             with self._lock:
                 self._writing = None
                 if done:
-                    self._files.remove(file)
+                    if file in self._files:  # it may have been given up meanwhile
+                        self._files.remove(file)
                 else:
                     self._trim()
                     return max(0.0, self._retry_at - self._clock())

@@ -5,94 +5,84 @@ Owns the order of steps and the waiting. Knows nothing of where the desired stat
 A version that is to hold the route is first brought up beside the one that holds it, and then the route is flipped,
 which Serve does in place within half a second. So a version that does not come up never takes the route. Nothing here
 asks, or waits for, a version that is to lose the route: it may be the one that hangs.
+
+Who cannot wait for a version to come up calls ``send`` for it, ``await_up``, and ``apply`` once it is up. ``refresh``
+sends settings alone.
 """
 
 from __future__ import annotations
 
-import itertools
+import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import httpx
-
-from raymlops.errors import DeployError
+from raymlops.errors import ClusterError, DeployError
+from raymlops.serving.awaiting import (
+    POLL_S,
+    ROUTE_WAIT_S,
+    SCALE_WAIT_S,
+    Api,
+    Application,
+    Applied,
+    Heir,
+    OnStatus,
+    await_answers,
+    await_gone,
+    await_heirs,
+    await_ready,
+)
 from raymlops.serving.proxy import check_port, free_port
 from raymlops.serving.readback import (
     Details,
     configs,
     covers,
-    message_of,
     routes,
     running_replicas,
     same,
+    settled,
     status_of,
     statuses,
 )
 from raymlops.serving.render import INDEX_APP, app_name, is_ours, render, route_of
 
 if TYPE_CHECKING:
-    from raymlops.state.store import Deployment, Desired
+    from collections.abc import Callable, Collection, Mapping
 
-FIRST_POLL_S = 0.03
-POLL_S = 0.25
-"""How long to wait before Serve is asked again: little at first, since most changes are in force at once."""
-SCALE_WAIT_S = 20.0
-"""How long a flip waits for the new champion to have as many replicas as the old one; then it goes ahead."""
-ROUTE_WAIT_S = 15.0
-"""How long a flipped route may take to reach the proxies."""
-GONE_WAIT_S = 20.0
-"""How long to wait for what was removed to give its resources back; a hung one is Serve's to finish."""
-PROBE_TIMEOUTS_S = (0.3, 0.5, 1.0, 2.0, 5.0)
-"""Of the questions to a route: the first may still reach a version that hangs."""
+    from raymlops.state.store import Desired
 
-Application = Mapping[str, Any]
-OnStatus = Callable[[Mapping[str, str]], None]
+__all__ = ["Api", "Applied", "apply", "await_up", "needed_replicas", "refresh", "send"]
+
+_log = logging.getLogger(__name__)
 
 
-class Api(Protocol):
-    """What ``apply`` asks of a ``ServeApi``."""
+@dataclass
+class _Plan:
+    """What Serve has, and what it is to have."""
 
-    @property
-    def dashboard_url(self) -> str:
-        """Return where the Ray dashboard is."""
+    details: dict[str, Any]
+    local: bool
+    host: str
+    port: int
+    target: dict[str, Any]
+    wanted: dict[str, dict[str, Any]]
+    """Our applications as they are to be."""
+    ours: dict[str, dict[str, Any]]
+    """Our applications as they are."""
+    foreign: list[dict[str, Any]]
+    sent: set[str]
+    """Names of our applications that Serve has been told of."""
 
-    def get(self) -> dict[str, Any]:
-        """Return Serve's details."""
+    def put(self, api: Api, applications: Mapping[str, dict[str, Any]]) -> None:
+        """Make our applications these. Those that are new start with a replica at least.
 
-    def put(self, config: dict[str, Any]) -> None:
-        """Send a config."""
-
-
-class Heir(NamedTuple):
-    """A version that is to take a route: how many replicas it must have, and should have; whether it has any."""
-
-    least: int
-    replicas: int
-    up: bool
-    config: dict[str, Any]
-    """Its application with the route and the replicas that it should have."""
-
-
-@dataclass(frozen=True)
-class Applied:
-    """What is live after an apply, read back from Serve."""
-
-    changed: bool
-    statuses: dict[str, str]
-    """Application to ``RUNNING``, ``UNHEALTHY`` ..., the foreign ones included."""
-    routes: dict[str, str] = field(default_factory=dict)
-    """Route to application."""
-    host: str = "127.0.0.1"
-    port: int = 8000
-
-    @property
-    def base_url(self) -> str:
-        """Return the URL of the proxy."""
-        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104 - an address to reach, not to bind
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        One with ``min_replicas: 0`` would otherwise not show that it answers. Serve 2.60 takes ``initial_replicas`` for
+        the target whenever anything of a deployment's config changes, so that it is said once and then never again.
+        """
+        bodies = [config if name in self.sent else _started(config) for name, config in applications.items()]
+        api.put({**self.target, "applications": [*bodies, *self.foreign]})
+        self.sent = set(applications)
 
 
 def apply(
@@ -106,6 +96,7 @@ def apply(
     grpc_port: int | None = None,
     probe: bool = True,
     hurry: bool = False,
+    wait: bool = True,
     on_status: OnStatus | None = None,
 ) -> Applied:
     """Make what is desired live and return what was read back.
@@ -114,8 +105,9 @@ def apply(
     seen to run, by default every champion; the others are sent and not waited for, so that a model that is broken
     keeps no other from changing. ``host`` and the ports count only where Serve does not run yet. ``probe`` also asks
     each champion concerned that takes a route over HTTP whether it answers, where Serve runs on this machine. With
-    ``hurry`` a version that is up takes the route at once, and has as many replicas as the old one only later. To undo
-    a failed apply, apply what was desired before: versions that are not in it are deleted.
+    ``hurry`` a version that is up takes the route at once, and has as many replicas as the old one only later. Without
+    ``wait`` all is sent and nothing is seen to run. To undo a failed apply, apply what was desired before: versions
+    that are not in it are deleted.
 
     Raises:
         DeployError: a version did not come up in ``wait_s``, with its own message. The routes are as they were before.
@@ -123,18 +115,8 @@ def apply(
         PortTakenError: Serve does not run yet and its port is another process's.
         UsageError: what is desired cannot be rendered.
     """
-    local = urlsplit(api.dashboard_url).hostname in {"127.0.0.1", "::1", "localhost"}
-    details = api.get()
-    if options := details.get("http_options"):
-        host, port = options["host"], options["port"]
-    elif desired.deployments and local:
-        port = port or free_port(host)
-        check_port(host, port)
-    live = configs(details)
-    foreign = [config for config in live.values() if not is_ours(config)]
-    target = render(desired, host=host, port=port, foreign=foreign, grpc_port=grpc_port)
-    wanted = {config["name"]: config for config in target["applications"] if is_ours(config)}
-    ours = {name: config for name, config in live.items() if is_ours(config)}
+    plan = _plan(desired, api, host=host, port=port, grpc_port=grpc_port)
+    details, wanted, ours = plan.details, plan.wanted, plan.ours
     deadline = time.monotonic() + wait_s
     champions = [item for item in desired.deployments if item.role == "champion"]
     if concerned is None:
@@ -144,42 +126,190 @@ def apply(
     changed = bool(failed) or not same(wanted, ours)
     scaled: dict[str, dict[str, Any]] = {}
     if changed:
-        details = _drop(api, details, failed, target)
+        details = _drop(api, details, failed, plan)
         staged, heirs = _stage(wanted, details)
         scaled = {name: heir.config for name, heir in heirs.items() if hurry and name in awaited and heir.up}
-        if ready := {name: heir for name, heir in heirs.items() if name in awaited and name not in scaled}:
-            api.put({**target, "applications": [*staged.values(), *foreign]})
-            _await_heirs(api, ready, deadline=deadline, on_status=on_status)
-        wanted = _held_back(wanted, staged, heirs.keys() - awaited)
-        api.put({**target, "applications": [*(wanted | scaled).values(), *foreign]})
-        awaited |= {INDEX_APP} & (wanted.keys() - ours.keys())
+        ready = {name: heir for name, heir in heirs.items() if wait and name in awaited and name not in scaled}
+        if ready:
+            plan.put(api, staged)
+            await_heirs(api, ready, deadline=deadline, on_status=on_status)
+        wanted = _held_back(wanted, staged, heirs.keys() - ready.keys() - scaled.keys())
+        plan.put(api, wanted | scaled)
+        if awaited and status_of(details, INDEX_APP) in {"NOT_STARTED", "DEPLOYING"}:
+            awaited |= {INDEX_APP} & wanted.keys()
+    if not wait:
+        return Applied(changed, statuses(details), routes(details), plan.host, plan.port)
 
     def ready_in(details: Details, name: str) -> bool:
         if name in scaled:  # it answers; that more of its replicas are on their way keeps nobody waiting
             return running_replicas(details, name) > 0 and covers(configs(details).get(name), scaled[name])
         return status_of(details, name) == "RUNNING" and covers(configs(details).get(name), wanted[name])
 
-    details = _await(api, awaited, ready_in, deadline=deadline, on_status=on_status)
-    details = _await_gone(api, details, ours.keys() - wanted.keys(), deadline=deadline)
-    applied = Applied(changed, statuses(details), routes(details), host, port)
-    if probe and local:
+    details = await_ready(api, awaited, ready_in, deadline=deadline, on_status=on_status)
+    details = await_gone(api, details, ours.keys() - wanted.keys(), deadline=deadline)
+    applied = Applied(changed, statuses(details), routes(details), plan.host, plan.port)
+    if probe and plan.local:
         held = {config.get("route_prefix"): name for name, config in ours.items()}
         asked = [item for item in champions if app_name(item.name, item.version) in awaited]
         if changed:  # who holds its route already answers, and only its settings are others
             asked = [item for item in asked if held.get(route_of(item.name)) != app_name(item.name, item.version)]
-        _await_answers(applied, asked, deadline=min(deadline, time.monotonic() + ROUTE_WAIT_S))
+        await_answers(applied, asked, deadline=min(deadline, time.monotonic() + ROUTE_WAIT_S))
     if scaled:
-        api.put({**target, "applications": [*wanted.values(), *foreign]})
+        _let_be(api, plan, wanted)
     return applied
 
 
-def _drop(api: Api, details: dict[str, Any], failed: set[str], target: Application) -> dict[str, Any]:
+def send(
+    desired: Desired,
+    *,
+    api: Api,
+    coming: tuple[str, int],
+    replicas: int,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    grpc_port: int | None = None,
+) -> bool:
+    """Have a version, as (name, version), brought up with so many replicas at least, and wait for nothing.
+
+    No route moves. Return whether Serve did not have it so already.
+
+    Raises:
+        DeployError, ClusterError, PortTakenError, UsageError: as ``apply``.
+    """
+    plan = _plan(desired, api, host=host, port=port, grpc_port=grpc_port)
+    name = app_name(*coming)
+    failed = {name} if status_of(plan.details, name) == "DEPLOY_FAILED" else set()
+    wanted = plan.wanted | {name: _scaled(plan.wanted[name], replicas)}
+    if not failed and same(wanted, plan.ours):
+        return False
+    details = _drop(api, plan.details, failed, plan)
+    staged, heirs = _stage(wanted, details)
+    plan.put(api, _held_back(wanted, staged, heirs.keys()))
+    return True
+
+
+def await_up(
+    api: Api,
+    coming: tuple[str, int],
+    *,
+    least: int,
+    replicas: int,
+    wait_s: float,
+    check: Callable[[], None],
+    settings: Application | None = None,
+    on_status: OnStatus | None = None,
+) -> None:
+    """Wait for the least replicas of a version, then for a while for as many as it is to have.
+
+    With ``settings``, a rendered application, it is waited for until all its replicas have them. ``check`` is asked at
+    each look, and raises where nobody wants the version any more.
+
+    Raises:
+        DeployError: it did not come up in ``wait_s``, with its own message.
+        ClusterError: the dashboard does not answer, or refuses us.
+        Exception: whatever ``check`` raises.
+    """
+    name = app_name(*coming)
+
+    def ready(details: Details, name: str) -> bool:
+        if settings is None:
+            return running_replicas(details, name) >= least
+        return status_of(details, name) == "RUNNING" and settled(configs(details).get(name), settings)
+
+    deadline = time.monotonic() + wait_s
+    await_ready(api, {name}, ready, deadline=deadline, on_status=on_status, check=check)
+    deadline = min(deadline, time.monotonic() + SCALE_WAIT_S)
+    while running_replicas(api.get(), name) < replicas and time.monotonic() <= deadline:
+        check()
+        time.sleep(POLL_S)
+
+
+def refresh(desired: Desired, *, api: Api, dry_run: bool = False) -> bool:
+    """Send the settings of what is live where Serve has others, and return whether there were any.
+
+    Nothing comes up, nothing goes and no route moves: what is desired beyond settings is left to who changes it.
+
+    Raises:
+        ClusterError, DeployError, UsageError: as ``apply``.
+    """
+    plan = _plan(desired, api, host="127.0.0.1", port=0, grpc_port=None, check=False)
+    kept = {name: _resettled(config, plan.wanted.get(name)) for name, config in plan.ours.items()}
+    if same(kept, plan.ours):
+        return False
+    if not dry_run:
+        plan.put(api, kept)
+    return True
+
+
+def needed_replicas(details: Details, coming: tuple[str, int], *, least: int, most: int) -> int:
+    """Return how many replicas a version is to have before it takes its route: as many as the holder runs."""
+    name = app_name(*coming)
+    holder = routes(details).get(route_of(coming[0]))
+    if holder == name:
+        return least  # which may be none, where nobody asks
+    # One that went to zero replicas answers only once it has one again.
+    return min(max(1, least, 0 if holder is None else running_replicas(details, holder)), most)
+
+
+def _plan(desired: Desired, api: Api, *, host: str, port: int, grpc_port: int | None, check: bool = True) -> _Plan:
+    local = urlsplit(api.dashboard_url).hostname in {"127.0.0.1", "::1", "localhost"}
+    details = api.get()
+    if options := details.get("http_options"):
+        host, port = options["host"], options["port"]
+    elif check and desired.deployments and local:
+        port = port or free_port(host)
+        check_port(host, port)
+    live = configs(details)
+    foreign = [config for config in live.values() if not is_ours(config)]
+    target = render(desired, host=host, port=port, foreign=foreign, grpc_port=grpc_port)
+    wanted = {config["name"]: config for config in target["applications"] if is_ours(config)}
+    ours = {name: config for name, config in live.items() if is_ours(config)}
+    return _Plan(details, local, host, port, target, wanted, ours, foreign, set(ours))
+
+
+def _started(config: dict[str, Any]) -> dict[str, Any]:
+    (options,) = config["deployments"]
+    bounds = options.get("autoscaling_config", {"min_replicas": 1})
+    if bounds["min_replicas"] > 0:
+        return config
+    return {**config, "deployments": [{**options, "autoscaling_config": {**bounds, "initial_replicas": 1}}]}
+
+
+def _scaled(config: dict[str, Any], replicas: int) -> dict[str, Any]:
+    """Return an application that keeps this many replicas at least."""
+    (options,) = config["deployments"]
+    bounds = {key: value for key, value in options["autoscaling_config"].items() if key != "initial_replicas"}
+    bounds["min_replicas"] = max(replicas, bounds["min_replicas"])
+    return {**config, "deployments": [{**options, "autoscaling_config": bounds}]}
+
+
+def _resettled(live: dict[str, Any], wanted: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a live application with the settings that are wanted, on the route that it has."""
+    if wanted is None or not covers(live.get("args"), wanted["args"]) or covers(live, wanted):
+        return live
+    return {**wanted, "route_prefix": live.get("route_prefix")}
+
+
+def _let_be(api: Api, plan: _Plan, wanted: Mapping[str, dict[str, Any]]) -> None:
+    """Give a version that took a route in a hurry its own bounds back.
+
+    The route is where it should be, so that nothing that fails here may look like a failed change: the controller
+    sends these settings again.
+    """
+    try:
+        plan.put(api, wanted)
+    except (ClusterError, DeployError) as error:
+        _log.warning("replicas keep the bounds that a flip gave them until the controller comes by: %s", error)
+
+
+def _drop(api: Api, details: dict[str, Any], failed: set[str], plan: _Plan) -> dict[str, Any]:
     """Delete what an earlier attempt left behind failed, so that sending it again is a new attempt."""
     if not failed:
         return details
     rest = [config for name, config in configs(details).items() if name not in failed]
-    api.put({**target, "applications": rest})
-    return _await_gone(api, details, failed, deadline=time.monotonic() + SCALE_WAIT_S)
+    api.put({**plan.target, "applications": rest})
+    plan.sent -= failed
+    return await_gone(api, details, failed, deadline=time.monotonic() + SCALE_WAIT_S)
 
 
 def _stage(
@@ -206,10 +336,10 @@ def _stage(
         replicas = min(max(least, running_replicas(details, holder)), bounds["max_replicas"])
         running, status = running_replicas(details, name), status_of(details, name)
         if running < replicas or status != "RUNNING":
-            scaled = {**options, "autoscaling_config": {**bounds, "min_replicas": replicas}}
             up = running > 0 and status not in {"DEPLOY_FAILED", "UNHEALTHY"}
-            heirs[name] = Heir(least, replicas, up, {**config, "deployments": [scaled]})
-            staged[name] = {**config, "route_prefix": None, "deployments": [scaled]}
+            scaled = _scaled(config, replicas)
+            heirs[name] = Heir(least, replicas, up, scaled)
+            staged[name] = {**scaled, "route_prefix": None}
     return staged, heirs
 
 
@@ -224,96 +354,3 @@ def _held_back(
     held = {wanted[name]["args"]["name"] for name in heirs}
     kept = {name: config for name, config in staged.items() if config["args"].get("name") in held}
     return {name: config for name, config in wanted.items() if config["args"].get("name") not in held} | kept
-
-
-def _await(
-    api: Api,
-    awaited: Collection[str],
-    ready: Callable[[Details, str], bool],
-    *,
-    deadline: float,
-    on_status: OnStatus | None,
-) -> dict[str, Any]:
-    """Wait until the awaited applications are ready; return Serve's details."""
-    shown: dict[str, str] = {}
-    pauses = _pauses()
-    while True:
-        details = api.get()
-        statuses = {name: status_of(details, name) for name in sorted(awaited)}
-        if on_status is not None and statuses != shown:
-            on_status(statuses)
-            shown = statuses
-        for name, status in statuses.items():
-            if status in {"DEPLOY_FAILED", "UNHEALTHY"}:
-                raise DeployError(f"{name} is {status}:\n{message_of(details, name)}", hint=_hint(details, name))
-        if all(ready(details, name) for name in awaited):
-            return details
-        if time.monotonic() > deadline:
-            late = [f"{name} is {status}" for name, status in statuses.items() if status != "RUNNING"]
-            text = "; ".join(late) or "Serve does not report the config that it was sent"
-            detail = "\n".join(message_of(details, name) for name in statuses if message_of(details, name))
-            raise DeployError(
-                f"not ready in time: {text}\n{detail}".rstrip(),
-                hint="Raise serve.ready_timeout_s, or see `raymlops doctor` for whether the cluster has room.",
-            )
-        time.sleep(next(pauses))
-
-
-def _await_heirs(api: Api, heirs: Mapping[str, Heir], *, deadline: float, on_status: OnStatus | None) -> None:
-    """Wait for each heir's least replicas, then for a while for as many as the traffic needs."""
-    _await(
-        api,
-        heirs,
-        lambda details, name: running_replicas(details, name) >= heirs[name].least,
-        deadline=deadline,
-        on_status=on_status,
-    )
-    deadline = min(deadline, time.monotonic() + SCALE_WAIT_S)
-    while any(running_replicas(api.get(), name) < heir.replicas for name, heir in heirs.items()):
-        if time.monotonic() > deadline:
-            return
-        time.sleep(POLL_S)
-
-
-def _await_gone(api: Api, details: dict[str, Any], names: set[str], *, deadline: float) -> dict[str, Any]:
-    """Wait until removed applications have given back their resources; a late one is Serve's to finish."""
-    deadline = min(deadline, time.monotonic() + GONE_WAIT_S)
-    while names & details["applications"].keys() and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-        details = api.get()
-    return details
-
-
-def _await_answers(applied: Applied, champions: Sequence[Deployment], *, deadline: float) -> None:
-    """Wait until each champion's route answers with its version: a flip takes a moment to reach the proxies."""
-    last = "nothing"
-    for champion in champions:
-        url, version = applied.base_url + route_of(champion.name), str(champion.version)
-        for timeout_s in itertools.chain(PROBE_TIMEOUTS_S, itertools.repeat(PROBE_TIMEOUTS_S[-1])):
-            try:
-                # A connection of its own each time: the one before may have ended at a version that hangs.
-                with httpx.Client(timeout=timeout_s, trust_env=False) as client:
-                    response = client.get(url)
-                if response.headers.get("x-model-version") == version:
-                    break
-                last = f"status {response.status_code} of version {response.headers.get('x-model-version', 'none')}"
-            except httpx.HTTPError as error:
-                last = type(error).__name__
-            if time.monotonic() > deadline:
-                raise DeployError(
-                    f"version {version} of {champion.name} runs, but {url} does not answer with it: got {last}",
-                    hint="Is the proxy's address reachable from here? Something else may listen on that port.",
-                )
-            time.sleep(FIRST_POLL_S)
-
-
-def _pauses() -> Iterator[float]:
-    pause_s = FIRST_POLL_S
-    while True:
-        yield pause_s
-        pause_s = min(2 * pause_s, POLL_S)
-
-
-def _hint(details: Application, name: str) -> str:
-    live = [f"{route} by {app}" for route, app in routes(details).items() if app != name and route != "/"]
-    return f"Still live: {', '.join(live)}." if live else "Nothing else was changed."

@@ -6,8 +6,9 @@ handing calls on. Knows nothing of HTTP (see ``front``, ``index``), of the desir
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-import os
+import functools
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -92,27 +93,36 @@ class ModelReplica(_Callable):
             name=args["name"], version=int(args["version"]), digest=args["digest"], run_id=args["run_id"]
         )
         self._model = model
-        self._core = Core(model, identity, peers=ServePeers(identity.name))
+        self._peers = ServePeers(identity.name)
+        self._core = Core(model, identity, peers=self._peers)
         self._recording = Recording(self._core, replica=serve.get_replica_context().replica_tag)
         self._core.record = self._recording.add
         self._front = Front(self._core)
 
-    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Take new settings; called once before the replica is ready, and whenever they change.
 
-        Warms up at the first call, where torch has the threads that it will answer with.
+        What takes time is done in a thread, and the settings are applied in the loop, between two requests. Warms up at
+        the first call, where torch has the threads that it will answer with.
         """
         settings = Settings.from_dict(user_config)
         _use_threads(settings.threads)
-        if settings.compile and not self._front.ready:
+        if not self._front.ready:
+            await asyncio.to_thread(self._prepare, settings)
+        await asyncio.to_thread(self._recording.configure, settings)
+        self._core.configure(settings)
+        self._core.batcher.in_worker(functools.partial(_use_threads, settings.threads))
+        self._peers.keep(settings.traffic.standing)
+        self._front.labels = self._recording.labels
+
+    def _prepare(self, settings: Settings) -> None:
+        _use_threads(settings.threads)
+        if settings.compile:
             from raymlops.serving.compiling import compile_if_faster
 
             self._core.use(dataclasses.replace(self._model, model=compile_if_faster(self._model)))
         self._core.configure(settings)
-        self._recording.configure(settings)
-        self._front.labels = self._recording.labels
-        if not self._front.ready:
-            self._front.warm_up()
+        self._front.warm_up()
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
@@ -151,7 +161,7 @@ class IndexReplica(_Callable):
     def __init__(self) -> None:
         self._gateway = Gateway()
 
-    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Take a new list of models."""
         self._gateway.configure(user_config.get("models", []))
 
@@ -180,8 +190,8 @@ async def _nothing_more() -> dict[str, Any]:
 
 
 def _use_threads(threads: int) -> None:
+    """Let torch use so many threads for what this thread asks of it: it counts for no other that has begun already."""
     import torch
 
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -80,6 +80,8 @@ async def read_body(scope: Scope, receive: Receive, headers: Mapping[bytes, byte
     if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
         raise Refusal(413, "body_too_large", too_large)
     if BODY in scope:
+        if len(scope[BODY]) > limit:  # of undeclared length, read within another limit
+            raise Refusal(413, "body_too_large", too_large)
         return bytes(scope[BODY])
     chunks: list[bytes] = []
     size, more = 0, True

@@ -39,7 +39,7 @@ class AsyncClient:
         *,
         api_key: str | None = None,
         timeout_s: float = 30.0,
-        retries: int = 2,
+        retries: int | None = None,
         attempt_timeout_s: float | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,

@@ -91,6 +91,10 @@ class Batcher:
         """Run rows once in this thread and learn how long they take; before the first request only."""
         return self._timed(columns, rows)
 
+    def in_worker(self, prepare: Callable[[], object]) -> None:
+        """Call something in the worker thread before its next batch, without waiting for it."""
+        self._pool.submit(prepare)
+
     def close(self) -> None:
         """Let the worker thread end; what is queued is dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -45,7 +45,7 @@ class Settings:
         *,
         api_key: str | None,
         timeout_s: float,
-        retries: int,
+        retries: int | None,
         attempt_timeout_s: float | None,
     ) -> None:
         url = (base_url or os.environ.get(URL) or DEFAULT_URL).rstrip("/")
@@ -56,7 +56,7 @@ class Settings:
         for what, seconds in (("timeout_s", timeout_s), ("attempt_timeout_s", attempt_timeout_s)):
             if seconds is not None and not seconds > 0:
                 raise UsageError(f"{what} is {seconds}; it must be above 0")
-        if retries < 0:
+        if retries is not None and retries < 0:
             raise UsageError(f"retries is {retries}; 0 asks once")
         self.base_url = url
         self.timeout_s = timeout_s
@@ -79,11 +79,13 @@ class Client:
     ``base_url`` is ``http://host:port``, with whatever prefix a gateway adds; by default ``RAYMLOPS_URL``, else this
     machine's port 8000. The key is ``api_key``, else ``RAYMLOPS_API_KEY``.
 
-    ``timeout_s`` bounds a call as a whole, its repeats and the pauses between them included. A call is repeated up to
-    ``retries`` times when the connection breaks, a replica is lost, or the endpoint is busy (408, 429, 502, 503, 504),
-    no sooner than ``Retry-After`` asks; every attempt carries the same ``x-request-id``. That is safe: predictions
-    change nothing, and feedback counts once. ``attempt_timeout_s`` gives up an attempt earlier than the call, so that
-    another replica is asked when one hangs; by default an attempt may take all that is left.
+    ``timeout_s`` bounds a call as a whole, its repeats and the pauses between them included. Until then a call is
+    repeated when the connection breaks, a replica is lost, or the endpoint is busy (408, 429, 502, 503, 504), no sooner
+    than ``Retry-After`` asks: where that is later than the deadline, the call fails at once. ``retries`` bounds the
+    repeats further, 0 asks once. Every attempt carries the same ``x-request-id``. That is safe: predictions change
+    nothing, and feedback counts once. An attempt is given up after ``attempt_timeout_s``, so that another replica is
+    asked when one hangs: by default after a third of ``timeout_s`` and at least a second. A model that itself takes
+    longer than that needs a longer one.
 
     ``transport`` is httpx's: proxies, certificates, or a fake in a test. Proxy variables of the environment are not
     used.
@@ -98,7 +100,7 @@ class Client:
         *,
         api_key: str | None = None,
         timeout_s: float = 30.0,
-        retries: int = 2,
+        retries: int | None = None,
         attempt_timeout_s: float | None = None,
         transport: httpx.BaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,

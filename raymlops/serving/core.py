@@ -122,13 +122,12 @@ class Core:
         self.batcher.close()
         self.batcher = Batcher(model.predict, max_rows=self.settings.limits.max_batch_rows)
 
-    async def predict(self, exchange: Exchange, form: Form, body: bytes) -> Encoded:
-        """Return the answer to one request.
+    async def predict(self, exchange: Exchange, form: Form, body: bytes, *, caller: Caller) -> Encoded:
+        """Return the answer to one request of a caller that ``admit`` has let in.
 
         Raises:
             Exception: what ``refusal`` turns into an answer.
         """
-        caller = self.admit(exchange)
         signature, max_rows = self.model.signature, self.settings.limits.max_rows
         exchange.body_bytes = len(body)
         if len(body) > LARGE_BODY_BYTES:
@@ -151,7 +150,7 @@ class Core:
         return outputs, time.perf_counter() - start
 
     def admit(self, exchange: Exchange, *, scope: Any = "predict") -> Caller:
-        """Return who asks.
+        """Return who asks, before anything of a body is read; the request counts against their rate.
 
         Raises:
             Refusal: 401, 403 or 429.
@@ -161,12 +160,15 @@ class Core:
         return caller
 
     def finish(self, exchange: Exchange, status: int, code: str) -> None:
-        """Keep what became of a request, and send copies of an answered one to the shadows."""
-        self.record(exchange.served(status, code))
-        traffic = self.settings.traffic
-        if traffic.shadows and exchange.outputs is not None:
-            for version in copies(traffic, draw=self.draw()):
-                self._copy(version, exchange)
+        """Keep what became of a request, and send copies of an answered one to the shadows. Never raises."""
+        try:
+            self.record(exchange.served(status, code))
+            traffic = self.settings.traffic
+            if traffic.shadows and exchange.outputs is not None:
+                for version in copies(traffic, draw=self.draw()):
+                    self._copy(version, exchange)
+        except Exception:  # the caller's answer is there, whatever becomes of the record
+            logger.exception("request %s could not be recorded", exchange.request_id)
 
     def refusal(self, error: Exception, request_id: str) -> Refusal:
         """Return the answer to a request on which something was raised."""
@@ -190,7 +192,8 @@ class Core:
 
     async def _ask(self, exchange: Exchange, asked: Asked, caller: Caller) -> Columns:
         traffic = self.settings.traffic
-        pin = self._pin(exchange, caller)
+        exchange.epoch = traffic.epoch
+        pin = self.pinned(exchange, caller)
         if pin is not None and pin != self.identity.version:
             exchange.version, exchange.route = pin, "pinned"
             outputs, exchange.model_seconds = await self.peers.ask(pin, asked.columns, rows=asked.rows)
@@ -198,22 +201,31 @@ class Core:
         if traffic.canaries and pin is None:
             choice = choose(traffic, sticky=self._sticky(exchange), draw=self.draw())
             if choice.version is not None:
-                exchange.version, exchange.route = choice.version, choice.route
-                try:
-                    async with asyncio.timeout(traffic.canary_timeout_s):
-                        outputs, exchange.model_seconds = await self.peers.ask(
-                            choice.version, asked.columns, rows=asked.rows
-                        )
-                except Exception as error:
-                    # Whatever a canary does, its callers are answered: by the champion, and it is counted.
-                    logger.warning("request %s: canary %d: %r", exchange.request_id, choice.version, error)
-                    exchange.fallback_from = choice.version
-                    exchange.version, exchange.route = self.identity.version, "champion"
-                else:
-                    return outputs
+                answered = await self._ask_canary(exchange, asked, choice.version)
+                if answered is not None:
+                    return answered
         start = time.perf_counter()
         outputs = await self._own(asked.columns, rows=asked.rows)
         exchange.model_seconds = time.perf_counter() - start
+        return outputs
+
+    async def _ask_canary(self, exchange: Exchange, asked: Asked, version: int) -> Columns | None:
+        """Return a canary's answer; None where the champion has to stand in, which is counted against the canary."""
+        # Half of the request's own deadline is left for the champion, however long a canary may take.
+        limit = asyncio.timeout(min(self.settings.traffic.canary_timeout_s, self.settings.limits.timeout_s / 2))
+        try:
+            async with limit:
+                outputs, exchange.model_seconds = await self.peers.ask(version, asked.columns, rows=asked.rows)
+        except asyncio.CancelledError:
+            # The client left, or the request's own time is over, while the canary was asked: it was too late for them.
+            exchange.fallback_from, exchange.fallback_code = version, "late"
+            raise
+        except Exception as error:
+            logger.warning("request %s: canary %d: %r", exchange.request_id, version, error)
+            code = error.code if isinstance(error, Refusal) else "error"
+            exchange.fallback_from, exchange.fallback_code = version, "late" if limit.expired() else code
+            return None
+        exchange.version, exchange.route = version, "canary"
         return outputs
 
     async def _own(self, columns: Columns, *, rows: int) -> Columns:
@@ -222,8 +234,12 @@ class Core:
             raise Refusal(503, "overloaded", f"{waiting} rows are waiting already; try again", retry_after_s=1.0)
         return await self.batcher.submit(columns, rows=rows)
 
-    def _pin(self, exchange: Exchange, caller: Caller) -> int | None:
-        """Return the version that the caller chose; to name the champion in the protocol's own place needs no right."""
+    def pinned(self, exchange: Exchange, caller: Caller) -> int | None:
+        """Return the version that the caller chose; to name the champion in the protocol's own place needs no right.
+
+        Raises:
+            Refusal: 403 without the right to choose, 404 where that version is not up.
+        """
         header = exchange.headers.get(PIN_HEADER)
         text = exchange.named if header is None else header.decode("latin-1").strip()
         if text is None:
@@ -278,6 +294,7 @@ class Core:
                 seconds=time.perf_counter() - start,
                 model_seconds=seconds,
                 fallback_from=None,
+                fallback_code=None,
                 outputs=outputs,
                 difference=difference,
             )

@@ -47,18 +47,49 @@ button {{ font: inherit; padding: .3rem 1rem }}
 <h2>POST {escape(prefix)}/predict</h2>
 <label for="body">One object a row:</label>
 <textarea id="body" rows="14">{escape(text)}</textarea>
+<label for="key">API key, where one is asked for:</label>
+<input id="key" type="password" autocomplete="off" size="40">
 <button id="send">Send</button>
 <pre id="answer" aria-live="polite">{escape(json.dumps(answered, indent=2, ensure_ascii=False))}</pre>
 <h2>Refusals</h2><table><tr><th>Status</th><th>Reason</th></tr>{refused}</table>
 <script>
+const key = document.getElementById("key");
+key.value = window.apiKey || "";
 document.getElementById("send").onclick = async () => {{
+  const headers = {{"content-type": "application/json", ...(key.value && {{"x-api-key": key.value}})}};
   const body = document.getElementById("body").value, answer = document.getElementById("answer");
   try {{
     const response = await fetch({json.dumps(prefix)} + "/predict", {{
-      method: "POST", headers: {{"content-type": "application/json"}}, body}});
+      method: "POST", headers, body}});
     answer.textContent = response.status + "\\n" + JSON.stringify(await response.json(), null, 2);
   }} catch (error) {{ answer.textContent = String(error); }}
 }};
+</script></body></html>
+"""
+
+
+def key_page() -> str:
+    """Return the page that a browser gets without a key: it takes one, and asks for the docs with it.
+
+    It says nothing of the model. The key stays in the page's memory, and is gone with it.
+    """
+    return """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>API key</title></head>
+<body style="font: 15px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto">
+<h1>This model asks for an API key</h1>
+<form id="form"><label for="key">API key:</label> <input id="key" type="password" autocomplete="off" size="40">
+<button>Show the docs</button></form><p id="answer" aria-live="polite"></p>
+<script>
+document.getElementById("form").onsubmit = async (event) => {
+  event.preventDefault();
+  window.apiKey = document.getElementById("key").value;
+  try {
+    const response = await fetch(location.href, {headers: {"x-api-key": window.apiKey}});
+    const text = await response.text();
+    if (response.ok) { document.open(); document.write(text); document.close(); }
+    else document.getElementById("answer").textContent = response.status + ": no key for this model";
+  } catch (error) { document.getElementById("answer").textContent = String(error); }
+};
 </script></body></html>
 """
 

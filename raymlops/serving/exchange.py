@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PIN_HEADER = b"x-raymlops-version"
 HEADERS = frozenset(
     {
-        *(b"authorization", b"x-api-key", b"x-request-id", PIN_HEADER, b"traceparent"),
+        *(b"accept", b"authorization", b"x-api-key", b"x-request-id", PIN_HEADER, b"traceparent"),
         *(b"content-length", b"content-encoding", b"content-type", b"inference-header-content-length"),
     }
 )
@@ -31,6 +31,8 @@ class Exchange:
     __slots__ = (
         "body_bytes",
         "columns",
+        "epoch",
+        "fallback_code",
         "fallback_from",
         "headers",
         "key_id",
@@ -61,6 +63,8 @@ class Exchange:
         self.named: str | None = None
         """The version that path or message name, where the protocol has a place for it."""
         self.fallback_from: int | None = None
+        self.fallback_code: str | None = None
+        self.epoch = ""
         self.columns: Columns | None = None
         self.outputs: Columns | None = None
 
@@ -84,4 +88,6 @@ class Exchange:
             columns=self.columns,
             outputs=self.outputs,
             traceparent=None if trace is None else trace.decode("latin-1"),
+            fallback_code=self.fallback_code,
+            epoch=self.epoch,
         )

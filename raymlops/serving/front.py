@@ -17,6 +17,7 @@ request is answered is ``core``'s. It never answers 5xx for what a client sent.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -24,13 +25,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from raymlops.serving.asgi import HTML, JSON, header_map, make_reply, read_body, request_id_of, send_reply
+from raymlops.serving.docspage import docs_page, key_page
 from raymlops.serving.exchange import HEADERS, Exchange
 from raymlops.serving.feedback import accept
-from raymlops.serving.openapi import docs_page, openapi_document
+from raymlops.serving.openapi import openapi_document
 from raymlops.serving.protocols import native, oip
 from raymlops.serving.protocols.asked import Answering, Encoded
 from raymlops.serving.protocols.mlflow import PROTOCOL as MLFLOW
-from raymlops.serving.reading import Refusal, error_body
+from raymlops.serving.reading import INTERNAL, Refusal, error_body
 from raymlops.serving.render import route_of
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from raymlops.serving.core import Core
     from raymlops.serving.feedback import Labels
     from raymlops.serving.protocols.asked import Protocol as Form
+
+logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
 _ALIVE = Encoded(b'{"status":"alive"}')
 
@@ -106,11 +110,25 @@ class Front:
         return self.core.batcher.running_s > 2 * self.core.settings.limits.timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request as an ASGI application."""
+        """Serve one request as an ASGI application.
+
+        Raises:
+            ValueError: it is no HTTP request, such as the start of the server, which needs nothing here.
+        """
+        if scope["type"] != "http":
+            raise ValueError(scope["type"])
         await send_reply(await self.reply(scope, receive), send)
 
     async def reply(self, scope: Scope, receive: Receive) -> Reply:
         """Return the answer to one HTTP request; never raises for what a client or the model did."""
+        try:
+            return await self._reply(scope, receive)
+        except Exception:
+            request_id = request_id_of(None)
+            logger.exception("request %s: the front itself raised", request_id)
+            return make_reply(500, error_body(INTERNAL, request_id, path=self._path(scope)), request_id)
+
+    async def _reply(self, scope: Scope, receive: Receive) -> Reply:
         core = self.core
         wanted = HEADERS
         if core.settings.traffic.sticky == "header":
@@ -129,21 +147,31 @@ class Front:
         except Exception as error:
             refusal = core.refusal(error, exchange.request_id)
             status, code = refusal.status, refusal.code
-            encoded = Encoded(error_body(refusal, exchange.request_id))
+            encoded = self._refused(refusal, scope, exchange)
             extra = refusal_headers(refusal)
         self._finish(exchange, status, code)
         extra = (*extra, *encoded.headers, (b"x-model-version", str(exchange.version).encode()))
         return make_reply(status, encoded.body, exchange.request_id, kind=encoded.kind, extra=extra)
+
+    def _path(self, scope: Scope) -> str:
+        """Return the path below the model's route, with a slash before it."""
+        # Serve says where the route is mounted, but not to a replica that has just lost it: behind HAProxy requests go
+        # on arriving there for a moment, and are answered.
+        path: str = scope["path"]
+        return "/" + path.removeprefix(scope.get("root_path", "")).removeprefix(self._route).strip("/")
+
+    def _refused(self, refusal: Refusal, scope: Scope, exchange: Exchange) -> Encoded:
+        path = self._path(scope)
+        if refusal.status == 401 and path == "/docs" and b"text/html" in exchange.headers.get(b"accept", b""):
+            return Encoded(key_page().encode(), HTML)  # a browser cannot send a key by itself
+        return Encoded(error_body(refusal, exchange.request_id, path=path))
 
     def _finish(self, exchange: Exchange, status: int, code: str) -> None:
         if exchange.protocol:  # pages and health checks are no requests to the model
             self.core.finish(exchange, status, code)
 
     async def _answer(self, scope: Scope, receive: Receive, exchange: Exchange) -> tuple[int, Encoded]:
-        # Serve says where the route is mounted, but not to a replica that has just lost it: behind HAProxy requests go
-        # on arriving there for a moment, and are answered.
-        root = scope.get("root_path", "")
-        path = scope["path"].removeprefix(root).removeprefix(self._route).strip("/")
+        path = self._path(scope).removeprefix("/")
         limit = self.core.settings.limits.max_body_bytes
         form = self._posts.get(path)
         if form is None and path.startswith(self._versioned) and path.endswith("/infer"):
@@ -151,8 +179,10 @@ class Front:
         if form is not None:
             exchange.protocol = form.name
             _allow(scope, "POST")
+            caller = self.core.admit(exchange)  # before a byte of the body is held for anybody
+            self.core.pinned(exchange, caller)
             body = await read_body(scope, receive, exchange.headers, limit=limit)
-            return 200, await self.core.predict(exchange, form, body)
+            return 200, await self.core.predict(exchange, form, body, caller=caller)
         if path == "feedback":
             exchange.protocol = "feedback"
             _allow(scope, "POST")
@@ -165,6 +195,7 @@ class Front:
         _allow(scope, "GET")
         if path not in self._open:
             self.core.admit(exchange)
+        root = scope.get("root_path", "")
         return 200, page(root if root.endswith(self._route) else root + self._route)
 
     def _describe(self, prefix: str) -> Encoded:

@@ -7,18 +7,22 @@ between replicas. Knows nothing of gRPC servers or Ray; how a request is answere
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raymlops.serving.asgi import request_id_of
 from raymlops.serving.exchange import HEADERS, Exchange
 from raymlops.serving.protocols import grpc as form
-from raymlops.serving.reading import Refusal
+from raymlops.serving.reading import INTERNAL, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from raymlops.serving.front import Front
+
+
+logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,15 @@ class GrpcReply:
 
 async def call(front: Front, method: str, body: bytes, metadata: Sequence[tuple[str, str | bytes]]) -> GrpcReply:
     """Return the answer to one call; never raises for what a client or the model did."""
+    try:
+        return await _call(front, method, body, metadata)
+    except Exception:
+        request_id = request_id_of(None)
+        logger.exception("request %s: the front itself raised", request_id)
+        return refused(INTERNAL, request_id)
+
+
+async def _call(front: Front, method: str, body: bytes, metadata: Sequence[tuple[str, str | bytes]]) -> GrpcReply:
     core = front.core
     headers = header_map(metadata, core.settings.traffic.sticky_header)
     given = headers.get(b"x-request-id") or headers.get(b"request_id")
@@ -82,10 +95,12 @@ async def _answer(front: Front, method: str, body: bytes, exchange: Exchange) ->
     name, version = core.identity.name, str(core.identity.version)
     if method == "ModelInfer":
         exchange.protocol = form.PROTOCOL.name
+        caller = core.admit(exchange)
+        core.pinned(exchange, caller)
         limit = core.settings.limits.max_body_bytes
         if len(body) > limit:
             raise Refusal(413, "body_too_large", f"the message has more than {limit} bytes; send fewer rows at a time")
-        return (await core.predict(exchange, form.Grpc(name), body)).body
+        return (await core.predict(exchange, form.Grpc(name), body, caller=caller)).body
     if method in {"ServerLive", "ServerReady"}:
         return form.ready(method, ready=method == "ServerLive" or (front.ready and not front.stuck))
     if method == "ServerMetadata":

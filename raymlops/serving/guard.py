@@ -99,9 +99,10 @@ ANYBODY = Caller(None, SCOPES)
 
 
 class Guard:
-    """Admit callers or refuse them. Use from one event loop; changing who may ask takes effect with the next call.
+    """Admit callers or refuse them, from one event loop.
 
-    ``clock`` measures rates, ``now`` is the time of day in seconds since the epoch.
+    ``configure`` may be called from any thread meanwhile: a caller is judged by all of the old rights or all of the new
+    ones. ``clock`` measures rates, ``now`` is the time of day in seconds since the epoch.
     """
 
     def __init__(
@@ -113,21 +114,20 @@ class Guard:
     ) -> None:
         self._clock = clock
         self._now = now
-        self._required = False
-        self._known: dict[str, _Known] = {}
+        self._rights = _Rights(required=False, known={})
         self.configure(access or Access())
 
     def configure(self, access: Access) -> None:
         """Replace who may ask. The bucket of a key that stays goes on, so that a change gives nobody a fresh one."""
-        before = self._known
-        self._known = {}
+        before = self._rights.known
+        known = {}
         for key in access.keys:
             old = before.get(key.id)
             bucket = None if key.rate_per_s is None else _Bucket(key.rate_per_s, self._clock())
             if bucket is not None and old is not None and old.bucket is not None:
-                bucket.go_on_from(old.bucket)
-            self._known[key.id] = _Known(key, Caller(key.id, key.scopes), bucket)
-        self._required = access.required
+                bucket = bucket.after(old.bucket)
+            known[key.id] = _Known(key, Caller(key.id, key.scopes), bucket)
+        self._rights = _Rights(access.required, known)  # in one step: requests are admitted meanwhile
 
     def admit(self, secret: str | None, *, scope: Scope) -> Caller:
         """Return who asks, and count the request against their rate.
@@ -138,24 +138,41 @@ class Guard:
         Raises:
             Refusal: 401 without a good key, 403 with one that has not this scope, 429 above its rate.
         """
-        if secret is None:
-            if self._required:
-                raise Refusal(401, "unauthenticated", f"this model asks for an API key; {_HOW}")
+        known = self._identified(secret)
+        if known is None:
             return ANYBODY
+        if scope not in known.entry.scopes:
+            known.caller.require(scope)
+        if known.bucket is not None:
+            known.bucket.take(self._clock())
+        return known.caller
+
+    def identify(self, secret: str | None) -> Caller:
+        """Return who asks, as ``admit`` does, for what needs no right but that and counts against no rate.
+
+        Raises:
+            Refusal: 401 without a good key.
+        """
+        known = self._identified(secret)
+        return ANYBODY if known is None else known.caller
+
+    def _identified(self, secret: str | None) -> _Known | None:
+        """Return the key with this secret, None where there is none and needs to be none."""
+        rights = self._rights
+        if secret is None:
+            if rights.required:
+                raise Refusal(401, "unauthenticated", f"this model asks for an API key; {_HOW}")
+            return None
         if len(secret) > _LONGEST:
             raise _unknown()
-        known = self._known.get(secret[len(PREFIX) : secret.find("_", len(PREFIX))])
+        known = rights.known.get(secret[len(PREFIX) : secret.find("_", len(PREFIX))])
         given = sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
         if not compare_digest(given, _NO_HASH if known is None else known.entry.hash) or known is None:
             raise _unknown()
         entry = known.entry
         if entry.expires_at is not None and self._now() >= entry.expires_at:
             raise _unknown()
-        if scope not in entry.scopes:
-            known.caller.require(scope)
-        if known.bucket is not None:
-            known.bucket.take(self._clock())
-        return known.caller
+        return known
 
 
 def secret_of(headers: Mapping[bytes, bytes]) -> str | None:
@@ -209,9 +226,13 @@ class _Bucket:
     def burst(self) -> float:
         return max(1.0, self.rate)
 
-    def go_on_from(self, other: _Bucket) -> None:
+    def after(self, other: _Bucket) -> _Bucket:
+        """Return the bucket that goes on from another: that one itself where the rate is the same."""
+        if other.rate == self.rate:
+            return other
         self.tokens = min(self.burst, other.tokens)
         self.stamp = other.stamp
+        return self
 
     def take(self, now: float) -> None:
         tokens = min(self.burst, self.tokens + (now - self.stamp) * self.rate)
@@ -231,3 +252,9 @@ class _Known:
     entry: KeyEntry
     caller: Caller
     bucket: _Bucket | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rights:
+    required: bool
+    known: dict[str, _Known]

@@ -10,7 +10,6 @@ import math
 import time
 from bisect import bisect_left
 from collections import Counter as Tally
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, get_args
 
@@ -18,7 +17,7 @@ from raymlops.predictions.served import Route
 from raymlops.serving.families import FAMILIES, ROWS, SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.predictions.served import Served
     from raymlops.serving.families import Family
@@ -88,14 +87,9 @@ class Metrics:
         self._requests: Tally[tuple[int, str, str, int, str]] = Tally()
         self._latencies: dict[tuple[int, str], tuple[_Distribution, _Distribution]] = {}
         self._batches = _Distribution(ROWS)
-        self._observed: deque[tuple[int, int]] = deque()
         self._seen: dict[str, int] = {}
         self._shares: dict[tuple[str, ...], float] = {}
         self._values: dict[str, set[str]] = {}
-
-    def observe_batches(self, batches: Iterable[tuple[int, int]]) -> None:
-        """Count batches of (rows, requests); may be called from any thread."""
-        self._observed.extend(batches)
 
     def take(self, batch: Sequence[Served]) -> None:
         """Count some requests, and publish when it is time."""
@@ -139,9 +133,7 @@ class Metrics:
         for version, dropped in readings.shadow_dropped.items():
             self._since("raymlops_shadow_dropped", dropped, (self._name, str(version)))
         self._publish_shares(readings.shares)
-        self._observed.extend(readings.batches)
-        while self._observed:
-            rows, requests = self._observed.popleft()
+        for rows, requests in readings.batches:
             self._batches.observe(rows)
             self._counts["raymlops_batch_requests", me] += requests
         self._publish_distribution("raymlops_batch_rows", self._batches, me)

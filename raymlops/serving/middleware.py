@@ -83,7 +83,7 @@ class Cleaner:
         refusal = self._refusal(scope)
         scope["headers"] = headers
         if refusal is not None:
-            await self._answer_after_body(_refusing(refusal, headers), scope, receive, send)
+            await self._answer_after_body(_refusing(refusal, scope), scope, receive, send)
         elif scope["method"] != "POST" or not scope["path"].startswith(MODELS):
             await self._app(scope, receive, send)
         elif _is_small(headers):
@@ -122,7 +122,7 @@ class Cleaner:
                 body = await _read(receive)
         except TimeoutError:
             late = Refusal(408, "slow_body", f"the body was not complete within {self._body_s:g} s")
-            await _refusing(late, scope["headers"])(scope, receive, send)
+            await _refusing(late, scope)(scope, receive, send)
             return
         if body is None:
             return
@@ -178,10 +178,11 @@ def clean_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes
     return kept
 
 
-def _refusing(refusal: Refusal, headers: list[tuple[bytes, bytes]]) -> App:
+def _refusing(refusal: Refusal, scope: Scope) -> App:
     """Return an application that answers with a refusal, after which the connection is closed."""
-    request_id = request_id_of(next((value for name, value in headers if name == b"x-request-id"), None))
-    reply = make_reply(refusal.status, error_body(refusal, request_id), request_id, extra=_CLOSE)
+    request_id = request_id_of(next((value for name, value in scope["headers"] if name == b"x-request-id"), None))
+    body = error_body(refusal, request_id, path=scope["path"])
+    reply = make_reply(refusal.status, body, request_id, extra=_CLOSE)
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send_reply(reply, send)

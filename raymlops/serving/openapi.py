@@ -111,6 +111,9 @@ def openapi_document(
         ("/openapi.json", "openapi", "This document", _object_answer("this document"), True),
     ):
         paths[path] = {"get": _get(operation, summary, answered, guarded=guarded)}
+    for path, operations in paths.items():
+        if path.startswith("/v2"):
+            _say_errors_as_text(operations)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -171,6 +174,16 @@ def _get(operation: str, summary: str, answered: dict[str, Any], *, guarded: boo
         },
         **({} if guarded else {"security": [{}]}),
     }
+
+
+def _say_errors_as_text(operations: Mapping[str, dict[str, Any]]) -> None:
+    """Give the refusals of a route the form of the Open Inference Protocol."""
+    for operation in operations.values():
+        for status, response in operation["responses"].items():
+            if status >= "400":
+                # What is refused before the request's path is read has the form of all other routes.
+                early = {"anyOf": [ref("InferenceError"), ref("Error")]} if status in {"400", "408", "431"} else None
+                response["content"]["application/json"]["schema"] = early or ref("InferenceError")
 
 
 def _infer(operation: str, shown: dict[str, Any]) -> dict[str, Any]:

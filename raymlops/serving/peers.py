@@ -9,18 +9,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from raymlops.serving.reading import Refusal
 from raymlops.serving.render import DEPLOYMENT, app_name
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from raymlops.signature import Columns
 
 
 class ServePeers:
-    """Ask the other versions of one model. Use from one event loop."""
+    """Ask the other versions of one model, from one event loop; ``keep`` may be called from any thread."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -39,6 +41,8 @@ class ServePeers:
             if isinstance(error.cause, Exception):
                 raise error.cause from error
             raise
+        except BackPressureError as error:
+            raise Refusal(503, "overloaded", f"version {version} has too many requests", retry_after_s=1.0) from error
         except (RayError, RayServeException) as error:
             raise Refusal(
                 503,
@@ -51,6 +55,11 @@ class ServePeers:
 
     def handle(self, version: int) -> DeploymentHandle[Any]:
         """Return the handle of a version's replicas."""
-        if version not in self._handles:
-            self._handles[version] = DeploymentHandle(DEPLOYMENT, app_name(self._name, version))
-        return self._handles[version]
+        handle = self._handles.get(version)
+        if handle is None:
+            handle = self._handles[version] = DeploymentHandle(DEPLOYMENT, app_name(self._name, version))
+        return handle
+
+    def keep(self, versions: Collection[int]) -> None:
+        """Let go of the handles of all other versions, each of which Serve keeps up to date for as long as it lives."""
+        self._handles = {version: handle for version, handle in dict(self._handles).items() if version in versions}

@@ -29,7 +29,10 @@ def same(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
 
 
 def covers(live: Any, wanted: Any) -> bool:
-    """Return whether ``live`` says everything that ``wanted`` says; Serve adds its defaults to what it was sent."""
+    """Return whether ``live`` says everything that ``wanted`` says.
+
+    Serve adds its defaults to what it was sent, and ``initial_replicas`` stays in the config that a version came up by.
+    """
     if isinstance(wanted, Mapping):
         return isinstance(live, Mapping) and all(covers(live.get(key), value) for key, value in wanted.items())
     if isinstance(wanted, list):
@@ -39,6 +42,19 @@ def covers(live: Any, wanted: Any) -> bool:
             and all(covers(one, other) for one, other in zip(live, wanted, strict=True))
         )
     return bool(live == wanted)
+
+
+def settled(live: Any, wanted: Mapping[str, Any] | None) -> bool:
+    """Return whether an application has what ``wanted`` says, but for what others change meanwhile.
+
+    That is its route, its bounds, and what its replicas are told of keys and traffic.
+    """
+    if live is None or wanted is None:
+        return live is not None
+    (options,) = wanted["deployments"]
+    told = {key: value for key, value in options["user_config"].items() if key not in {"access", "traffic"}}
+    kept = {key: value for key, value in options.items() if key not in {"autoscaling_config", "user_config"}}
+    return covers(live, {"args": wanted["args"], "deployments": [{**kept, "user_config": told}]})
 
 
 def statuses(details: Details) -> dict[str, str]:

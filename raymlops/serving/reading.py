@@ -6,6 +6,8 @@ client sends may raise anything but ``Refusal``.
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,10 @@ class Refusal(Exception):  # noqa: N818 - an answer, not an error of ours
         return _rebuild, (self.status, self.code, self.message, options)
 
 
+INTERNAL = Refusal(500, "internal", "the endpoint itself failed; the replica's log has it")
+"""What is answered where nothing else can be."""
+
+
 def _rebuild(status: int, code: str, message: str, options: dict[str, Any]) -> Refusal:
     return Refusal(status, code, message, **options)
 
@@ -58,9 +64,21 @@ class Limits:
     max_waiting_rows: int = 20_000
 
 
-def error_body(refusal: Refusal, request_id: str) -> bytes:
-    """Return the JSON that answers a refused request, in every protocol."""
+_OIP_PATH = re.compile(r"(/models/[^/]+)?/v2(/|$)")
+
+
+def error_body(refusal: Refusal, request_id: str, *, path: str = "") -> bytes:
+    """Return the JSON that answers a refused request, in every protocol; never raises.
+
+    ``path`` is the request's: below ``/v2`` the error is a text, as clients of the Open Inference Protocol expect, with
+    the same facts beside it.
+    """
     problems = [asdict(problem) for problem in refusal.problems]
     field = next((problem["field"] for problem in problems if problem["field"]), None)
     error = {"code": refusal.code, "message": refusal.message, "field": field, "problems": problems}
-    return orjson.dumps({"error": error, "request_id": request_id})
+    flat = {"error": refusal.message, **error} if _OIP_PATH.match(path) else {"error": error}
+    data = {**flat, "request_id": request_id}
+    try:
+        return orjson.dumps(data)
+    except TypeError:  # a text with half a surrogate pair, or a value that is no JSON
+        return json.dumps(data, default=str, ensure_ascii=False).encode("utf-8", "replace")

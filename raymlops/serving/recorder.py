@@ -29,8 +29,8 @@ CHUNK = 50
 """Requests handed out at a time: 0.2 ms of the light sinks together."""
 PAUSE_S = 0.0005
 """Between two handfuls: 50 requests each 0.7 ms are 70,000 a second, far more than a replica answers."""
-CLOSE_S = 5.0
-"""How long closing waits for what is queued to be kept."""
+CLOSE_S = 10.0
+"""How long closing waits for what is queued to be kept: the one deadline of all recorders of a replica."""
 _REPEAT_S = 60.0
 """A sink that goes on failing is logged this often."""
 
@@ -93,11 +93,17 @@ class Recorder:
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Keep everything that is queued, close the sinks, and end the thread; again it does nothing.
 
-        Returns after ``timeout_s`` also when a sink hangs, whose thread then ends with the process.
+        Returns after ``timeout_s`` also when a sink hangs, whose thread then ends with the process. What no sink has
+        seen by then is logged and counted as dropped.
         """
-        self._most = 0
+        self.stop()
         if self._finalize.detach() is not None:
-            _end(self._worker, self._thread, timeout_s)
+            self.dropped += _end(self._worker, self._thread, timeout_s)
+
+    def stop(self) -> None:
+        """Take no more, and begin to end without waiting for it; ``close`` waits."""
+        self._most = 0
+        self._worker.wake.put(None)
 
 
 class _Worker:
@@ -163,12 +169,14 @@ class _Worker:
                 )
 
 
-def _end(worker: _Worker, thread: threading.Thread, timeout_s: float) -> None:
+def _end(worker: _Worker, thread: threading.Thread, timeout_s: float) -> int:
+    """Return how many requests are lost."""
     worker.wake.put(None)
     if thread is threading.current_thread():
-        return  # collected while a sink was at work: the thread goes on to its end by itself
-    thread.join(timeout_s)
-    if thread.is_alive():
-        logger.warning(
-            "%s did not end within %g s; %d requests of it may be lost", thread.name, timeout_s, len(worker.pending)
-        )
+        return 0  # collected while a sink was at work: the thread goes on to its end by itself
+    thread.join(max(0.0, timeout_s))
+    if not thread.is_alive():
+        return 0
+    lost = len(worker.pending)
+    logger.warning("%s did not end within %.3g s; %d requests of it may be lost", thread.name, timeout_s, lost)
+    return lost

@@ -6,20 +6,24 @@ queues.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from raymlops.predictions.labels import LabelLog
 from raymlops.predictions.log import PredictionLog
 from raymlops.serving.accesslog import AccessLog, log_folder
 from raymlops.serving.metrics import Metrics, Readings
-from raymlops.serving.recorder import Recorder
+from raymlops.serving.recorder import CLOSE_S, Recorder
 from raymlops.serving.tally import Tally
 from raymlops.serving.tracing import Tracing
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from raymlops.predictions.served import Route, Served
     from raymlops.serving.core import Core
     from raymlops.serving.settings import Settings
+    from raymlops.signature import Columns
 
 PERIOD_S = 0.25
 MAX_PENDING = 50_000
@@ -27,20 +31,25 @@ MAX_PENDING = 50_000
 LOG_CHUNK = 1000
 """The prediction log cuts what it is given into smaller parts itself."""
 
+_NO_COLUMNS: Columns = {}
+"""In place of what was asked, where it is enough to know that something was."""
+
 
 class Recording:
-    """The recorders of one replica. ``configure`` must have been called before the first request."""
+    """The recorders of one replica. ``configure`` must have been called before the first request.
 
-    def __init__(self, core: Core, *, replica: str) -> None:
+    ``folder`` is for the access log; by default Serve's own.
+    """
+
+    def __init__(self, core: Core, *, replica: str, folder: Path | None = None) -> None:
         identity = core.identity
         name, version = identity.name, identity.version
         self._core = core
-        self._access_log = AccessLog(log_folder(), name=name, version=version, replica=replica, enabled=False)
+        self._access_log = AccessLog(folder or log_folder(), name=name, version=version, replica=replica, enabled=False)
         self._tracing = Tracing(None, name=name, version=version, replica=replica)
         self._log = PredictionLog(core.settings.log, name=name, signature=core.model.signature, writer=replica)
         self._replica = replica
         self._labels: LabelLog | None = None
-        self._labels_uri = ""
         light = (
             Metrics(name=name, version=version, read=self._read),
             self._access_log,
@@ -67,32 +76,36 @@ class Recording:
         self._tracing.configure(settings.otlp_endpoint)
         self._log.configure(settings.log)
         uri = settings.log.uri if settings.log.enabled else ""
-        if uri != self._labels_uri:
-            self._close_labels()
-            self._labels_uri = uri
-            if uri:
-                self._labels = LabelLog(uri, name=self._core.identity.name, writer=self._replica)
+        if not uri:
+            labels, self._labels = self._labels, None
+            if labels is not None:
+                labels.close()
+        elif self._labels is None:
+            self._labels = LabelLog(uri, name=self._core.identity.name, writer=self._replica)
+        else:
+            self._labels.configure(uri)
 
     def add(self, served: Served) -> None:
         """Keep one request. Never waits, never raises."""
-        self._light.add(served)
         settings = self._core.settings
         if served.outputs is not None and settings.log.enabled:
             self._kept.add(served)
+        # Queues are bounded by requests, and these sinks need no values: a full one must not hold gigabytes of them.
+        facts = served._replace(columns=None if served.columns is None else _NO_COLUMNS, outputs=None)
+        self._light.add(facts)
         if settings.otlp_endpoint:
-            self._traces.add(served)
+            self._traces.add(facts)
 
-    def close(self) -> None:
-        """Write what is still held."""
-        self._kept.close()
-        self._light.close()
-        self._traces.close()
-        self._close_labels()
-
-    def _close_labels(self) -> None:
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Write what is still held. What cannot be written within ``timeout_s`` in all is counted and logged."""
+        until = time.monotonic() + timeout_s
+        recorders = (self._kept, self._light, self._traces)
+        for recorder in recorders:
+            recorder.stop()
+        for recorder in recorders:
+            recorder.close(until - time.monotonic())
         if self._labels is not None:
-            self._labels.close()
-            self._labels = None
+            self._labels.close(max(0.0, until - time.monotonic()))
 
     def _read(self) -> Readings:
         batcher = self._core.batcher

@@ -15,6 +15,7 @@ from raymlops.bundle.place import root_of
 from raymlops.config.serve import ServeSection
 from raymlops.errors import UsageError
 from raymlops.serving.guard import access_of
+from raymlops.serving.recorder import CLOSE_S
 from raymlops.serving.traffic import Share, Traffic
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def render(
     ours = [_model_application(item, desired) for item in ordered]
     taken = {application.get("route_prefix", "/") for application in foreign}
     if ours and "/" not in taken:  # a foreign application at / keeps it; the list of models is then not served
-        ours.append(_index_application(ordered))
+        ours.append(_index_application(ordered, desired))
     _check(ours, foreign)
     config: dict[str, Any] = {
         "proxy_location": "HeadOnly",
@@ -95,16 +96,17 @@ def settings_of(item: Deployment) -> ServeSection:
 
 def _model_application(item: Deployment, desired: Desired) -> dict[str, Any]:
     settings = settings_of(item)
+    # One that is asked now and then must not be woken for each of its requests: every one would be late.
+    asked = item.weight > 0 or item.shadow > 0
     scaling: dict[str, Any] = {
-        "min_replicas": settings.min_replicas,
+        "min_replicas": max(1, settings.min_replicas) if asked else settings.min_replicas,
         "max_replicas": settings.max_replicas,
         "target_ongoing_requests": settings.target_ongoing_requests,
         "upscale_delay_s": settings.upscale_delay_s,
         "downscale_delay_s": settings.downscale_delay_s,
     }
     if settings.min_replicas == 0:
-        # Up at first, so that a deploy shows that the version answers; it goes when nobody asks.
-        scaling |= {"initial_replicas": 1, "downscale_to_zero_delay_s": settings.scale_to_zero_after_s}
+        scaling["downscale_to_zero_delay_s"] = settings.scale_to_zero_after_s
     actor: dict[str, Any] = {"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica}
     if settings.resources_per_replica:
         actor["resources"] = settings.resources_per_replica
@@ -119,7 +121,8 @@ def _model_application(item: Deployment, desired: Desired) -> dict[str, Any]:
         "health_check_period_s": 10.0,
         "health_check_timeout_s": 30.0,
         "graceful_shutdown_wait_loop_s": 0.5,
-        "graceful_shutdown_timeout_s": settings.timeout_s,
+        # For the requests in flight, and then for what of them is not written yet.
+        "graceful_shutdown_timeout_s": settings.timeout_s + CLOSE_S + 2.0,
     }
     if settings.max_replicas_per_node is not None:
         options["max_replicas_per_node"] = settings.max_replicas_per_node
@@ -155,7 +158,7 @@ def _user_config(item: Deployment, settings: ServeSection, desired: Desired) -> 
         "threads": settings.threads_per_replica or max(1, int(settings.cpus_per_replica)),
         "compile": settings.compile,
         # A canary is not waited for longer than this, and what is slow must mean the same for both.
-        "slow_s": min(settings.rollout.slow_s, settings.traffic.canary_timeout_s),
+        "slow_s": min(settings.rollout.slow_s, settings.traffic.canary_timeout_s, settings.timeout_s / 2),
     }
 
 
@@ -178,12 +181,8 @@ def _traffic(item: Deployment, settings: ServeSection, desired: Desired) -> Traf
     )
 
 
-def _index_application(deployments: Sequence[Deployment]) -> dict[str, Any]:
-    models = [
-        {"name": item.name, "version": str(item.version), "digest": item.bundle.digest, "path": route_of(item.name)}
-        for item in deployments
-        if item.role == "champion"
-    ]
+def _index_application(deployments: Sequence[Deployment], desired: Desired) -> dict[str, Any]:
+    models = [_listed(item, settings_of(item), desired) for item in deployments if item.role == "champion"]
     return {
         "name": INDEX_APP,
         "route_prefix": "/",
@@ -195,10 +194,25 @@ def _index_application(deployments: Sequence[Deployment]) -> dict[str, Any]:
                 "name": DEPLOYMENT,
                 "num_replicas": 1,
                 "max_ongoing_requests": 100,
+                "max_queued_requests": 100,
+                "backpressure_config": {"status_code": 503, "retry_after_s": 1},
                 "ray_actor_options": {"num_cpus": 0.0},
                 "user_config": {"models": models},
             }
         ],
+    }
+
+
+def _listed(item: Deployment, settings: ServeSection, desired: Desired) -> dict[str, Any]:
+    """Return what the index is told of a champion; ``gateway`` reads it."""
+    return {
+        "name": item.name,
+        "version": str(item.version),
+        "digest": item.bundle.digest,
+        "path": route_of(item.name),
+        "timeout_s": settings.timeout_s,
+        "max_body_bytes": settings.max_body_bytes,
+        "access": access_of(item.name, desired.keys, required=settings.key_required).to_dict(),
     }
 
 

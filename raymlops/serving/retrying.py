@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
+LEAST_ATTEMPT_S = 1.0
+ATTEMPTS = 3
+"""An attempt has this part of the deadline, so that a replica that hangs is left while there is time for others."""
 
 _PASSING = frozenset({408, 429, 502, 503, 504})
 _UNSIGNED = frozenset({404, 500})
@@ -45,9 +48,10 @@ class Reply:
 
     @property
     def error(self) -> dict[str, Any]:
-        """Return the error in our own form; empty where there is none."""
+        """Return the error in our own form; empty where there is none. Below ``/v2`` its facts are beside a text."""
         error = self.data.get("error")
-        return error if isinstance(error, dict) and "code" in error else {}
+        facts = self.data if isinstance(error, str) else error
+        return facts if isinstance(facts, dict) and "code" in facts else {}
 
     @property
     def retry_after_s(self) -> float | None:
@@ -88,10 +92,19 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How often a request is repeated. ``attempt_timeout_s`` is for one attempt, None for whatever is left."""
+    """How often a request is repeated: ``retries`` times, None for as often as the deadline lets it.
 
-    retries: int = 2
+    ``attempt_timeout_s`` is for one attempt, None for a third of the deadline and at least a second.
+    """
+
+    retries: int | None = None
     attempt_timeout_s: float | None = None
+
+    def attempt_s(self, timeout_s: float) -> float:
+        """Return how long one attempt of a request with this deadline may take."""
+        if self.attempt_timeout_s is not None:
+            return self.attempt_timeout_s
+        return max(LEAST_ATTEMPT_S, timeout_s / ATTEMPTS)
 
 
 Steps = Generator[Send | Pause, Reply | Failure | None, Ended]
@@ -111,13 +124,14 @@ def attempts(policy: Policy, *, timeout_s: float, clock: Callable[[], float], rn
     number = 0
     while True:
         left = until - clock()
-        outcome = yield Send(left if policy.attempt_timeout_s is None else min(left, policy.attempt_timeout_s))
+        outcome = yield Send(min(left, policy.attempt_s(timeout_s)))
         assert outcome is not None
         number += 1
-        if number > policy.retries or not passes(outcome):
+        spent = policy.retries is not None and number > policy.retries
+        if spent or not passes(outcome):
             return Ended(outcome, number)
         asked = outcome.retry_after_s if isinstance(outcome, Reply) else None
-        bound = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (number - 1))
+        bound = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(number - 1, 10))
         pause = (asked or 0.0) + rng.uniform(0.0, bound)
         if clock() + pause >= until:
             return Ended(outcome, number)

@@ -45,6 +45,7 @@ def schemas_of(signature: Signature, *, name: str, max_rows: int) -> dict[str, d
         "Feedback": _feedback(),
         "Accepted": _closed({"accepted": {"type": "integer", "minimum": 1}, "request_id": _TEXT}),
         "Error": _error(),
+        "InferenceError": _inference_error(),
     }
 
 
@@ -217,15 +218,21 @@ def _feedback() -> dict[str, Any]:
 
 
 def _error() -> dict[str, Any]:
+    return _closed({"error": _closed(_facts()), "request_id": _TEXT})
+
+
+def _inference_error() -> dict[str, Any]:
+    error = {**_TEXT, "description": "the message, where the Open Inference Protocol has it"}
+    return _closed({"error": error, **_facts(), "request_id": _TEXT})
+
+
+def _facts() -> dict[str, Any]:
     field = {"type": ["string", "null"]}
     row = {"type": ["integer", "null"], "description": "counted from 0"}
     problem = _closed({"row": row, "field": field, "message": _TEXT})
-    error = _closed(
-        {
-            "code": {**_TEXT, "description": "one word for programs"},
-            "message": _TEXT,
-            "field": {**field, "description": "of the first problem"},
-            "problems": {"type": "array", "maxItems": 20, "items": problem},
-        }
-    )
-    return _closed({"error": error, "request_id": _TEXT})
+    return {
+        "code": {**_TEXT, "description": "one word for programs"},
+        "message": _TEXT,
+        "field": {**field, "description": "of the first problem"},
+        "problems": {"type": "array", "maxItems": 20, "items": problem},
+    }

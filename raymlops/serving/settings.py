@@ -28,7 +28,9 @@ class Settings:
     access_log: bool = False
     otlp_endpoint: str | None = None
     threads: int = 1
+    """Of torch, for one batch."""
     compile: bool = False
+    """Looked at when a replica starts: a change takes effect in new replicas only, as compiling takes minutes."""
     slow_s: float = 0.25
     """From which on an answer counts as slow in a rollout."""
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from raymlops.predictions.counts import Counts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from raymlops.predictions.served import Served
     from raymlops.serving.traffic import Traffic
@@ -30,8 +31,13 @@ MAX_EPOCHS = 8
 PUSH_S = 1.0
 LOOK_AGAIN_S = 5.0
 
+OVERLOADED = "overloaded"
+"""Code of a request that was turned away because too many were waiting."""
+CLIENT_LEFT = 499
+
 Report = dict[str, dict[str, dict[str, Any]]]
 """Epoch to row to the fields of its ``Counts``."""
+Send = Callable[[str, str, int, Report], None]
 
 
 class Tally:
@@ -48,7 +54,7 @@ class Tally:
         replica: str,
         traffic: Callable[[], Traffic],
         slow_s: Callable[[], float],
-        find: Callable[[], Callable[[str, str, int, Report], None] | None] | None = None,
+        find: Callable[[], Send | None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
@@ -69,14 +75,14 @@ class Tally:
         if traffic.epoch != self._epoch:
             self._counts.pop(traffic.epoch, None)  # weights that come back are counted anew
             self._epoch = traffic.epoch
-        if not traffic.canaries and not traffic.shadows:
-            return
-        rows = self._rows(traffic.epoch)
+        shared = bool(traffic.canaries or traffic.shadows)
         slow_s = self._slow_s()
         for served in batch:
             row = _row_of(served)
-            if row is not None:
-                rows[row] = _counted(rows.get(row, Counts()), served, slow_s=slow_s, timeout_s=traffic.canary_timeout_s)
+            if row is not None and (shared or served.epoch):
+                # By who was chosen, when it was chosen: an answer may come after the weights have changed.
+                rows = self._rows(served.epoch)
+                rows[row] = _counted(rows.get(row, Counts()), served, slow_s=slow_s)
                 self._changed = True
         self._push()
 
@@ -141,7 +147,7 @@ class _Link:
             self._send = None
 
 
-def find_controller() -> Callable[[str, str, int, Report], None] | None:
+def find_controller() -> Send | None:
     """Return what sends a report to the controller of this cluster, without waiting for it."""
     import ray
 
@@ -150,8 +156,29 @@ def find_controller() -> Callable[[str, str, int, Report], None] | None:
     except ValueError:
         return None
 
-    def send(name: str, replica: str, sequence: int, report: Report) -> None:
-        actor.report.remote(name, replica, sequence, report)
+    def arrived(ref: Any) -> bool:
+        ready, _ = ray.wait([ref], timeout=0)
+        if ready:
+            ray.get(ref)
+        return bool(ready)
+
+    return sending(actor.report.remote, arrived)
+
+
+def sending(report: Callable[..., Any], arrived: Callable[[Any], bool]) -> Send:
+    """Return what sends by ``report``, which never raises, and raises itself once a report is known to be lost.
+
+    ``arrived`` says of what ``report`` returned whether it is there; it raises where it never will be. An actor that
+    was replaced takes calls for ever, and only their results tell.
+    """
+    last: list[Any] = []
+
+    def send(name: str, replica: str, sequence: int, counts: Report) -> None:
+        if last and arrived(last[0]):
+            last.clear()
+        ref = report(name, replica, sequence, counts)
+        if not last:
+            last.append(ref)
 
     return send
 
@@ -159,8 +186,8 @@ def find_controller() -> Callable[[str, str, int, Report], None] | None:
 def _row_of(served: Served) -> str | None:
     """Return whose request it was; None for what says nothing of a version: refused, pinned, a copy."""
     if served.fallback_from is not None:
-        return str(served.fallback_from)
-    if served.columns is None or (served.status >= 400 and not _failed(served)):
+        return None if served.fallback_code == OVERLOADED else str(served.fallback_from)
+    if served.columns is None or (served.status >= 400 and not _failed(served) and not _left(served)):
         return None
     if served.route == "champion":
         return CHAMPION
@@ -172,15 +199,23 @@ def _failed(served: Served) -> bool:
     return (served.status >= 500 and served.status != 503) or served.code == "not_finite"
 
 
-def _counted(counts: Counts, served: Served, *, slow_s: float, timeout_s: float) -> Counts:
+def _left(served: Served) -> bool:
+    """Return whether the caller left while the version was asked."""
+    return served.status == CLIENT_LEFT
+
+
+def _counted(counts: Counts, served: Served, *, slow_s: float) -> Counts:
     if served.fallback_from is not None:
-        # The champion came in after the deadline, or because the canary had erred before it.
-        late = served.seconds >= timeout_s
+        late = served.fallback_code == "late"
         return replace(counts, requests=counts.requests + 1, errors=counts.errors + (not late), late=counts.late + late)
+    left = _left(served)
+    late = left and served.route == "canary"
     return replace(
         counts,
         requests=counts.requests + 1,
         errors=counts.errors + _failed(served),
-        slow=counts.slow + (served.model_seconds >= slow_s),
+        # A caller that leaves the champion is one that would have left the canary, where it counts as late.
+        slow=counts.slow + (served.model_seconds >= slow_s or (left and not late)),
+        late=counts.late + late,
         seconds_sum=counts.seconds_sum + served.model_seconds,
     )

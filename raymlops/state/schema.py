@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD = "0002"
+HEAD = "0003"
 """Revision of the newest migration; a test holds it equal to the newest file."""
 
 metadata = sa.MetaData()
@@ -49,6 +49,13 @@ audit = sa.Table(
     sa.Column("after", sa.JSON, nullable=True),
     sa.Column("why", sa.Text, nullable=False),
     sa.Index("audit_subject", "subject"),
+)
+
+alias_debts = sa.Table(
+    "alias_debts",
+    metadata,
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
 )
 
 api_keys = sa.Table(

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 Role = Literal["champion", "warm"]
 _CHANGES_KEY = 7_206_517_312  # any number that is ours: Postgres' advisory locks share one space
+_PAGE = 50
+"""Audit events that are read at once."""
 _log = logging.getLogger(__name__)
 
 
@@ -235,8 +237,17 @@ class State:
 
     def changes(self, name: str) -> list[AuditEvent]:
         """Return every change of a model's deployments, newest first; before and after are lists of deployments."""
-        found = self._events(sa.select(audit).where(audit.c.subject == name))
-        return [event for event in found if isinstance(event.before, list) and isinstance(event.after, list)]
+        return list(self.each_change(name))
+
+    def each_change(self, name: str) -> Iterator[AuditEvent]:
+        """Yield the changes of a model's deployments, newest first, reading no more than is asked for."""
+        query = sa.select(audit).where(audit.c.subject == name).limit(_PAGE)
+        page = self._events(query)
+        while page:
+            for event in page:
+                if isinstance(event.before, list) and isinstance(event.after, list):
+                    yield event
+            page = self._events(query.where(audit.c.id < page[-1].id))
 
     @contextlib.contextmanager
     def exclusive(self, purpose: str, *, wait_s: float) -> Iterator[None]:

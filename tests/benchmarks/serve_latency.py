@@ -1,6 +1,7 @@
 """Requests a second and latency of a served model, beside other ways to serve the same weights.
 
-Run it: ``python tests/benchmarks/serve_latency.py [--quick] [--peers asgi,fastapi,...] [--seconds 3] [--rounds 3]``.
+Run it: ``python tests/benchmarks/serve_latency.py [--quick] [--peers asgi,fastapi,...] [--seconds 3] [--rounds 3]``;
+about eight minutes on two cores, and some more at the first run.
 All servers are up at the same time, one process or replica with one torch thread each, and rounds of load alternate
 between them, so that a noisy neighbour hits all. A figure is the median of its rounds; a ratio that of raymlops to the
 peer, round by round. Every answer is compared with the model's own before anything is measured.
@@ -36,7 +37,7 @@ import time
 from pathlib import Path
 
 import serve_latency_net as net
-from serve_latency_load import Figures, load
+from serve_latency_load import Target, load
 from serve_latency_report import table
 from serve_latency_servers import NAMES, Model, Server, start
 
@@ -58,51 +59,41 @@ def main() -> None:
     if unknown := set(names) - set(NAMES):
         parser.error(f"unknown peers {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
     folder = Path(tempfile.mkdtemp(prefix="rmb", dir="/tmp"))
-    servers: list[Server] = []
     try:
-        model, loaded = make_model(folder)
-        servers = up(names, model, venvs=options.venvs)
-        result = asyncio.run(measure(servers, loaded, seconds=options.seconds, rounds=options.rounds))
+        result = asyncio.run(run(names, folder, options))
     finally:
-        for server in servers:
-            server.end()
         shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps(result) if options.json else table(result))
 
 
-def up(names: list[str], model: Model, *, venvs: Path) -> list[Server]:
-    """Start the servers; one that does not come up is said and left out."""
+async def run(names: list[str], folder: Path, options) -> dict:
+    """Start everything, measure, and end what was started."""
+    model, loaded = make_model(folder)
+    expected = float(loaded.predict(loaded.signature.parse_rows([net.ROW]))["y"][0])
     servers: list[Server] = []
+    targets: dict[str, tuple[Server, Target]] = {}
     try:
-        for name in names:
+        for name in names:  # one after the other: starting takes all cores
+            print(f"starting {name}", file=sys.stderr, flush=True)
             try:
-                server = start(name, model, venvs=venvs)
+                servers.append(start(name, model, venvs=options.venvs))
+                answers = await servers[-1].ready()
             except RuntimeError as error:
                 print(f"without {name}: {error}", file=sys.stderr, flush=True)
                 continue
-            servers.append(server)
-        return servers
-    except BaseException:
+            for target, answer in answers.items():
+                if not math.isclose(answer, expected, rel_tol=1e-5):
+                    sys.exit(f"{target} answers {answer}, the model {expected}")
+                targets[target] = (servers[-1], servers[-1].targets[target])
+        return await measure(targets, loaded, seconds=options.seconds, rounds=options.rounds)
+    finally:
         for server in servers:
             server.end()
-        raise
 
 
-async def measure(servers: list[Server], loaded, *, seconds: float, rounds: int) -> dict:
+async def measure(targets: dict[str, tuple[Server, Target]], loaded, *, seconds: float, rounds: int) -> dict:
     """Return all figures, by connections and target."""
     columns = loaded.signature.parse_rows([net.ROW])
-    expected = float(loaded.predict(columns)["y"][0])
-    targets = {}
-    for server in servers:
-        try:
-            answers = await server.ready()
-        except RuntimeError as error:
-            print(f"without it: {error}", file=sys.stderr, flush=True)
-            continue
-        for name, answer in answers.items():
-            if not math.isclose(answer, expected, rel_tol=1e-5):
-                sys.exit(f"{name} answers {answer}, the model {expected}")
-            targets[name] = (server, server.targets[name])
     for _, target in targets.values():
         await load(target, connections=8, seconds=min(1.0, seconds))
     result: dict = {"cpus": os.cpu_count(), "load_before": os.getloadavg()[0], "bare_us": [], "rounds": {}}

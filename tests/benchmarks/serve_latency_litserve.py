@@ -1,6 +1,6 @@
 """A peer of ``serve_latency``: the same weights behind LitServe, with its batching; run in an environment that has it.
 
-    python serve_latency_litserve.py PORT WEIGHTS
+python serve_latency_litserve.py PORT WEIGHTS
 """
 
 import sys

@@ -1,6 +1,6 @@
 """A peer of ``serve_latency``: a pyfunc model from code, with type hints, for ``mlflow models serve``.
 
-    python serve_latency_mlflow.py FOLDER WEIGHTS    # saves it
+python serve_latency_mlflow.py FOLDER WEIGHTS    # saves it
 """
 
 import sys
@@ -10,7 +10,12 @@ import mlflow
 import serve_latency_net as net
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
-from serve_latency_body import Output, Row, plain
+from serve_latency_body import Output
+from serve_latency_body import Row as StrictRow
+
+
+class Row(StrictRow):
+    colour: str  # MLflow knows no Literal
 
 
 class Bench(PythonModel):
@@ -18,7 +23,7 @@ class Bench(PythonModel):
         self.net = net.load(context.artifacts["weights"])
 
     def predict(self, model_input: list[Row]) -> list[Output]:
-        return [Output(y=value) for value in net.answer(self.net, plain(model_input))]
+        return [Output(y=value) for value in net.answer(self.net, [row.__dict__ for row in model_input])]
 
 
 if __name__ == "__main__":

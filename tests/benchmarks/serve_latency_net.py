@@ -27,7 +27,7 @@ def load(path: str) -> Net:
     torch.set_num_threads(1)
     net = Net()
     net.load_state_dict(torch.load(path, weights_only=True))
-    return net.eval().requires_grad_(False)  # noqa: FBT003
+    return net.eval().requires_grad_(False)
 
 
 def answer(net: Net, rows: list[dict]) -> list[float]:

@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 
 HOST = "127.0.0.1"
+_given: list[int] = []
 CPUS = {"num_cpus": 0.2}
 
 
@@ -45,14 +46,15 @@ def environment(kind: str, proxy: str, scratch: str) -> dict[str, str]:
 
 
 def free_range(count: int) -> int:
-    """Return the first of some ports in a row that nothing listens on now."""
-    for first in range(23000, 32000, count):
+    """Return the first of some ports in a row that nothing listens on now, and that were not given before."""
+    for first in range(23000 if not _given else _given[-1] + count, 32000, count):
         try:
             for port in range(first, first + count):
                 with socket.socket() as probe:
                     probe.bind((HOST, port))
         except OSError:
             continue
+        _given.append(first)
         return first
     sys.exit("no free ports between 23000 and 32000")
 
@@ -64,7 +66,7 @@ def main(port: int, proxy: str, kind: str, *rest: str) -> None:
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     context = ray.init(
-        address="local", num_cpus=2, include_dashboard=kind == "raymlops", dashboard_port=port + 1, log_to_driver=False
+        address="local", num_cpus=2, dashboard_port=port + 1, include_dashboard=True, log_to_driver=False
     )
     try:
         if kind == "raymlops":
@@ -100,9 +102,9 @@ def serve_bare(port: int, weights: str) -> None:
     quiet = {"enable_access_log": False, "log_level": "WARNING"}
     serve.start(proxy_location="HeadOnly", http_options={"host": HOST, "port": port}, logging_config=quiet)
     # What raymlops gives a replica, whose defaults of 5 in flight and no bound behind that are for other models.
-    app = Peer.options(
-        num_replicas=1, max_ongoing_requests=64, max_queued_requests=128, ray_actor_options=CPUS
-    ).bind(weights)
+    app = Peer.options(num_replicas=1, max_ongoing_requests=64, max_queued_requests=128, ray_actor_options=CPUS).bind(
+        weights
+    )
     serve.run(app, name="peer", route_prefix="/peer", logging_config=quiet)
 
 

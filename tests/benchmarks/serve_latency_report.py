@@ -22,13 +22,17 @@ def block(connections: int, runs: dict[str, list[dict]]) -> str:
     width = max(map(len, runs))
     shown = f"{connections:>3} {'connection' if connections == 1 else 'connections'}"
     heads = "".join(f"{HEADS[name]:>12}" for name in ours)
-    lines = [f"{shown:{width + 2}} {'requests/s':>10} {'p50 ms':>8} {'p99 ms':>8} {'cpu us':>8} {'client':>7} {heads}"]
+    columns = f"{'requests/s':>10} {'p50 ms':>8} {'p99 ms':>8} {'cpu us':>8} {'client':>7} {'failed':>7}"
+    lines = [f"{shown:{width + 2}} {columns}{heads}"]
     for name, rounds in runs.items():
         rate, p50, p99, cpu, client = (
             median(one[key] for one in rounds) for key in ("per_s", "p50_ms", "p99_ms", "cpu_us", "client")
         )
+        failed = sum(one["failed"] for one in rounds)
         ratios = "".join(f"{ratio(runs, own, name):>12.2f}" if own != name else f"{'':12}" for own in ours)
-        lines.append(f"  {name:{width}} {rate:>10.0f} {p50:>8.2f} {p99:>8.2f} {cpu:>8.0f} {client:>7.2f} {ratios}")
+        lines.append(
+            f"  {name:{width}} {rate:>10.0f} {p50:>8.2f} {p99:>8.2f} {cpu:>8.0f} {client:>7.2f} {failed:>7.0f}{ratios}"
+        )
     return "\n".join(lines)
 
 

@@ -24,7 +24,10 @@ from serve_latency_ray import environment
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
 WHEELS = {"litserve": ["litserve>=0.2,<0.3"], "bentoml": ["bentoml>=1.4,<1.5", "uvloop", "httptools"]}
-READY_S = 180
+REFUSED = ("HTTP/1.1 400", "HTTP/1.1 422")
+"""A server that is up and does not take what it is sent."""
+READY_S = 240
+"""A Ray takes 15 s to start on an idle machine of two cores, and minutes on a busy one."""
 
 
 class Model(NamedTuple):
@@ -67,9 +70,10 @@ class Server:
                 try:
                     answers[name] = await once(target)
                 except (OSError, RuntimeError, TimeoutError) as error:
-                    if self._process.poll() is not None or time.monotonic() > deadline:
+                    hopeless = self._process.poll() is not None or str(error).startswith(REFUSED)
+                    if hopeless or time.monotonic() > deadline:
                         lines = self._log.read_text(errors="replace").splitlines()[-12:]
-                        raise RuntimeError("\n  | ".join([f"{name} does not answer: {error}", *lines])) from error
+                        raise RuntimeError("\n  | ".join([f"{name} does not answer: {error!r}", *lines])) from error
                     await asyncio.sleep(0.3)
         return answers
 

@@ -42,6 +42,6 @@ def test_a_recipe_outside_the_package_goes_live_by_configuration_alone(user, rep
         event["action"]
         for event in json.loads(user.raymlops("audit", "--config", "config.yaml", "--json").stdout)["events"]
     ]
-    assert actions == ["register", "gate.pass", "deploy"]
+    assert actions == ["register", "gate.pass", "deploy.start", "deploy"]
     user.raymlops("down")
     assert user.processes() == []

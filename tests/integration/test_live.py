@@ -107,7 +107,7 @@ def test_changed_code_is_live_beside_the_old(config, first, second):
     assert answered(record, first)
     assert desired(config) == {1: "champion", 2: "warm"}
     made = ["register", "gate.pass"]
-    assert actions(config) == [*made, "deploy", *made, "deploy.beside", "promote", "rollback"]
+    assert actions(config) == [*made, "deploy.start", "deploy", *made, "deploy.beside", "promote", "rollback"]
 
 
 def test_a_version_that_crashes_in_its_replica_changes_nothing(config, folder, first, second):
@@ -124,7 +124,7 @@ def test_a_version_that_crashes_in_its_replica_changes_nothing(config, folder, f
     assert desired(config) == before
     url = f"http://127.0.0.1:{config['serve']['port']}/models/iris-like/predict"
     assert ask(url, ROWS).model_version == "1"
-    assert actions(config)[-3:] == ["gate.pass", "deploy", "deploy.undone"]
+    assert actions(config)[-3:] == ["gate.pass", "deploy.start", "deploy.start.undone"]
     assert Registry(tracker(spec_of(config))).get("iris-like", "@champion").version == 1
 
 
@@ -160,4 +160,4 @@ def test_a_removed_model_is_gone_and_its_past_is_not(config, second):
     assert answered(record, second)
     assert rm.rollback(config).version == 1
     remove(config)
-    assert actions(config)[-4:] == ["remove", "deploy", "rollback", "remove"]
+    assert actions(config)[-6:] == ["remove", "deploy.start", "deploy", "rollback.start", "rollback", "remove"]

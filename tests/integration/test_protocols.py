@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import asking_forms as forms
+import bad_requests
 import grpc
 import httpx
 import pytest
@@ -90,6 +91,14 @@ def refused(
     return caught.value.code(), json.loads(caught.value.details())
 
 
+def error_of(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the error of an answer; below ``/v2`` its message stands alone, with the rest beside it."""
+    if isinstance(body["error"], dict):
+        return body["error"]
+    assert body["error"] == body["message"]
+    return {key: body[key] for key in ("code", "message", "field", "problems")}
+
+
 def test_http_forms_give_the_numbers_of_the_bundle(served):
     """Native, MLflow's and the Open Inference Protocol in JSON and in bytes: equal to the last bit."""
     assert httpx.post(f"{served.url}/predict", json={"rows": MIXED_ROWS}).json()["outputs"] == served.rows
@@ -152,7 +161,7 @@ def test_one_wrong_value_is_one_error_in_every_protocol(served):
         httpx.post(f"{served.host}/v2/models/mixed/infer", content=body, headers=headers),
     ]
     assert {answer.status_code for answer in answers} == {422}
-    errors = [answer.json()["error"] for answer in answers]
+    errors = [error_of(answer.json()) for answer in answers]
     for metadata in (INDEX, OWN):
         for raw in (True, False):
             request = forms.message(BAD_ROWS, raw=raw, name="mixed")
@@ -184,6 +193,16 @@ def test_grpc_refuses_what_is_not_there(served):
     with pytest.raises(grpc.RpcError) as caught:
         forms.call(served.grpc_port, "ServerLive", b"", {"application": "nobody"})
     assert caught.value.code() == not_found
+
+
+def test_no_bad_request_is_answered_with_an_error_of_ours(served):
+    """Each of some seventy is refused as it should be, and the next good one has its answer."""
+    answers = {
+        bad.name: (bad_requests.send(bad, host=served.host, url=served.url, headers={}).status_code, bad.statuses)
+        for bad in bad_requests.BAD
+    }
+    assert {name: given for name, given in answers.items() if given[0] not in given[1]} == {}
+    assert httpx.post(f"{served.url}/predict", json={"rows": MIXED_ROWS}).json()["outputs"] == served.rows
 
 
 def test_a_key_opens_every_protocol_and_a_wrong_one_none(served):

@@ -71,29 +71,18 @@ def good_client(served, request):
     assert client.wrong == []
 
 
-def send(served, bad: bad_requests.Bad) -> httpx.Response:
-    body = bad.body()
-    pieces = (body[start : start + 65536] for start in range(0, len(body), 65536))
-    with httpx.Client(timeout=TIMEOUT_S) as client:
-        return client.request(
-            bad.method,
-            served.url + bad.path,
-            content=pieces if bad.chunked else body,
-            headers={"x-api-key": SECRETS["good"], **bad.headers},
-        )
-
-
 def test_every_bad_request_is_refused_as_it_should_be(served):
     """Each gets its own 4xx, in the one form of errors."""
     wrong, slowest = {}, (0.0, "")
     for bad in bad_requests.BAD:
         start = time.perf_counter()
-        answer = send(served, bad)
+        answer = bad_requests.send(bad, host=served.host, url=served.url, headers={"x-api-key": SECRETS["good"]})
         slowest = max(slowest, (time.perf_counter() - start, bad.name))
         if answer.status_code not in bad.statuses:
             wrong[bad.name] = answer.status_code, answer.text[:300]
         elif answer.headers["content-type"] == "application/json":
-            assert answer.json()["error"]["code"], bad.name
+            body = answer.json()
+            assert (body["error"] if isinstance(body["error"], dict) else body)["code"], bad.name
     print(f"\n{len(bad_requests.BAD)} bad requests, the slowest {slowest[1]!r} in {slowest[0]:.2f} s")
     assert wrong == {}
 
@@ -195,7 +184,7 @@ def test_two_hundred_clients_that_trickle_hurt_nobody(served, good_client):
         return answer[9:12].decode() or "closed", time.monotonic() - start
 
     async def together() -> list[tuple[str, float]]:
-        async with asyncio.timeout(150):
+        async with asyncio.timeout(60):
             return await asyncio.gather(*(trickle(index % 2) for index in range(200)))
 
     ends = asyncio.run(together())

@@ -1,7 +1,8 @@
 """An endpoint under a steady load, while versions come and go and processes die: nobody who uses the client fails.
 
-Fifty requests a second through ``raymlops.AsyncClient`` and five bare ones. Prints p99 a phase and the seconds of each
-rollback. Takes about four minutes.
+Fifty requests a second through ``raymlops.AsyncClient`` as it comes, and five bare ones. Each answer must be of a
+version that was live while it was asked for. Prints p99 a phase and the seconds of each rollback. Takes about four
+minutes in each proxy mode.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from lifetimes import lifetimes, strangeness
 from local_ray import local_ray
 from own_versions import EXAMPLE, config_in, make_version
 from steady_load import steady_load, table
 
 import raymlops as rm
 from raymlops.errors import DeployError
+from raymlops.lifecycle.live import events
 from raymlops.lifecycle.overview import follow_rollout, overview
 from raymlops.serving.api import ServeApi
 from raymlops.serving.tally import CONTROLLER, NAMESPACE
@@ -41,7 +44,8 @@ CRASHES = """        from ray import serve
 RATE, BARE_RATE = 50.0, 5.0
 LASTS_S = 10.0
 """How long the load goes on after each change, so that the phase has some hundred requests."""
-SETTLES_S = 3.0
+FLIP_S = 1.0
+"""How long after its last moment on the record a version may go on being given requests: what a flip takes."""
 IN_FLIGHT = 5
 """Bare requests that a process may take with it when it is killed."""
 
@@ -90,10 +94,6 @@ def replicas(config, version):
     return [item["pid"] for item in details["applications"][f"flower--v{version}"]["deployments"]["front"]["replicas"]]
 
 
-def answering(asked, *phases):
-    return {one.version for one in asked if one.version and one.phase in phases}
-
-
 def controller_pid():
     import ray
 
@@ -126,7 +126,7 @@ def test_nobody_fails_while_everything_changes(config, versions, tmp_path, capsy
 
         def go_on(seconds=LASTS_S):
             since = time.time()
-            load.wait_for(lambda asked: asked[-1].began - since > seconds)
+            load.wait_for(lambda asked: asked[-1].began - since > seconds, within_s=240)
 
         load.wait_for(lambda asked: len(asked) > 50)
         load.phase("steady")
@@ -170,9 +170,6 @@ def test_nobody_fails_while_everything_changes(config, versions, tmp_path, capsy
         try:
             with timed("while the champion hangs", rollbacks):
                 assert rm.rollback(config).version == good
-            # Connections that HAProxy keeps open go on leading to the version that had the route for a moment.
-            load.phase("... settles")
-            go_on(SETTLES_S)
             load.phase("... after the rollback")
             go_on()
         finally:
@@ -180,16 +177,18 @@ def test_nobody_fails_while_everything_changes(config, versions, tmp_path, capsy
                 os.kill(pid, signal.SIGCONT)
         load.stop()
         asked, phases = load.asked(), load.phases
+    spans = lifetimes(events(config))
+    answered = [one for one in asked if one.version]
+    strange = max(answered, key=lambda one: strangeness(one, spans))
+    failures = [one for one in asked if one.error]
     with capsys.disabled():
-        print(f"\n{config['serve']['proxy']} proxy\n{table(asked, phases)}")
+        print(f"\n{config['serve']['proxy']} proxy, load average {os.getloadavg()[0]:.1f}\n{table(asked, phases)}")
         print("rollbacks:", ", ".join(f"{what} {seconds:.2f} s" for what, seconds in rollbacks.items()))
-        failures = [one for one in asked if one.error]
+        print(f"latest by a version without traffic: {strangeness(strange, spans):.2f} s, in {strange.phase!r}")
         print("\n".join(f"{one.kind} in {one.phase!r} after {one.seconds:.2f} s: {one.error}" for one in failures[:20]))
-    assert [one for one in asked if one.kind == "client" and one.error] == []
-    assert answering(asked, *phases) == {str(good), str(other)}
-    assert answering(asked, "steady", "... after the rollback") == {str(good)}
-    assert answering(asked, "an update that crashes", "a canary that errs", "two replicas") == {str(other)}
-    bare = [one for one in asked if one.kind == "bare" and one.error]
-    killed = [one for one in bare if one.phase in {"one of two replicas killed", "the champion hangs"}]
-    assert len(killed) <= 2 * IN_FLIGHT
-    assert [one for one in bare if one not in killed] == []
+    assert [one for one in failures if one.kind == "client"] == []
+    assert strangeness(strange, spans) <= FLIP_S
+    assert {one.version for one in answered} == {str(good), str(other)}
+    taken = [one for one in failures if one.phase in {"one of two replicas killed", "the champion hangs"}]
+    assert len(taken) <= 2 * IN_FLIGHT
+    assert [one for one in failures if one not in taken] == []

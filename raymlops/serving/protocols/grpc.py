@@ -184,10 +184,12 @@ def details(refusal: Refusal, request_id: str) -> str:
         fitting = Refusal(refusal.status, refusal.code, message, problems=problems)
         text = error_body(fitting, request_id).decode()
         escaped = "".join(char if char.isascii() else _escape(char) for char in text)
-        if len(escaped) <= _MAX_DETAILS_BYTES:
+        if len(escaped) <= _MAX_DETAILS_BYTES or not (message or problems):
             return escaped
         if len(problems) > 1:
             problems = problems[: len(problems) // 2]
+        elif not message:  # a field's name alone is too long
+            problems = ()
         else:
             message = message[: len(message) // 2]
             problems = tuple(replace(problem, message=problem.message[: len(message)]) for problem in problems)

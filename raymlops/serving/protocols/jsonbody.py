@@ -1,6 +1,7 @@
 """JSON bodies, read as strictly as JSON is written: for every protocol that has them.
 
-Owns what makes a body no JSON: empty, not UTF-8, nested too deeply, a key given twice. Knows nothing of what a body
+Owns what makes a body no JSON: empty, not UTF-8, nested too deeply, a key given twice, a text that is half a character.
+Knows nothing of what a body
 says. NaN and infinity, which some writers put into JSON, come out as floats: whoever checks the values names them.
 """
 
@@ -92,7 +93,7 @@ def _second_reading(body: bytes, error: orjson.JSONDecodeError) -> Any:
         data = json.loads(text)  # reads NaN, Infinity and 1e999 as floats
     except (ValueError, RecursionError):
         raise not_json from error
-    if not _holds_non_finite(data):
+    if not _holds_non_finite(data) or _holds_half_a_character(text, data):
         raise not_json from error
     return data
 
@@ -104,6 +105,17 @@ def _holds_non_finite(data: Any) -> bool:
         return True
     except RecursionError:
         return False
+    return False
+
+
+def _holds_half_a_character(text: str, data: Any) -> bool:
+    """Return whether a text or key is no UTF-8: half a surrogate pair, which orjson reads nowhere and json does."""
+    if "\\u" not in text:
+        return False
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
     return False
 
 

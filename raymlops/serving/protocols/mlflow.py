@@ -89,7 +89,7 @@ def _from_json(body: bytes, signature: Signature) -> dict[str, list[Any]] | list
     forms = [form for form in FORMS if form in data]
     if len(forms) != 1:
         raise _wrong(None, f"expected one of the keys {', '.join(FORMS)}, got {', '.join(forms) or 'none'}")
-    if not isinstance(data.get("params") or {}, dict):
+    if not isinstance(data.get("params"), dict | None):
         raise _wrong("params", "expected an object")
     form = forms[0]
     given = data[form]
@@ -119,6 +119,8 @@ def _from_split(given: Any) -> dict[str, list[Any]]:
         raise _wrong("columns", "a name is given twice")
     if not isinstance(data, list) or set(map(type, data)) - {list}:
         raise _wrong("data", "expected a list of rows, each a list of values")
+    if not isinstance(split.get("index", []), list):
+        raise _wrong("index", "expected a list of labels, one a row")
     width = len(columns)
     if set(map(len, data)) - {width}:
         row = next(index for index, values in enumerate(data) if len(values) != width)

@@ -7,8 +7,10 @@ from raymlops.cli.live import _live, _percents
 from raymlops.cli.main import main
 from raymlops.errors import UsageError
 from raymlops.lifecycle.canary import TrafficRecord
+from raymlops.lifecycle.named import named
 from raymlops.lifecycle.overview import ModelOverview
-from raymlops.records import DeploymentRecord
+from raymlops.records import BundleRef, DeploymentRecord
+from raymlops.state.store import Deployment, State
 
 
 def traffic(**fields):
@@ -93,3 +95,47 @@ def test_options_that_do_not_go_together_are_refused(options, capsys, tmp_path):
     config.write_text("project: {name: m}\nrecipe: {import: 'tiny:Tiny'}\n")
     assert main(["deploy", "--config", str(config), "--yes", *options]) == 2
     assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def deployed(tmp_path, monkeypatch):
+    """Return the environment of a machine on which version 1 of ``m`` was deployed, and taken down since."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
+    for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"):
+        monkeypatch.delenv(variable, raising=False)
+    item = Deployment("m", 1, BundleRef("/bundles", "d" * 64), "run", "champion", {"port": 8765, "min_replicas": 2})
+    with State.open(f"sqlite:///{tmp_path}/state.db") as state:
+        state.put_deployments({"m": [item]}, action="deploy", why="")
+        state.put_deployments({"m": []}, action="remove", why="")
+
+
+@pytest.mark.parametrize(("text", "version"), [("m", None), ("m@challenger", "@challenger"), ("m@7", "7")])
+def test_a_model_is_named_without_its_configuration(deployed, text, version):
+    """It is served as it was deployed last; a value may be replaced."""
+    spec, found = named(text, overrides=["serve.max_replicas=5"])
+    assert (spec.project.name, found) == ("m", version)
+    assert (spec.serve.port, spec.serve.min_replicas, spec.serve.max_replicas) == (8765, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rollback", "other"], "--config FILE"),
+        (["deploy", "other@challenger"], "--config FILE"),
+        (["promote", "serve.port=1"], "neither a model nor its configuration"),
+        (["rollback"], "neither a model nor its configuration"),
+        (["rollback", "m@7"], "not to 7"),
+        (["promote", "m@7", "--version", "8"], "both name a version"),
+        (["deploy", "m@7", "--remove"], "no --version"),
+    ],
+)
+def test_a_name_that_says_too_little_or_too_much_is_refused(deployed, words, message, capsys):
+    """With what to give instead; nothing is asked of a cluster."""
+    assert main([*words, "--yes"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_named_model_needs_its_cluster_and_nothing_else(deployed, capsys):
+    """No file is read: that no cluster runs is all that is missing."""
+    assert main(["rollback", "m", "--yes"]) == 5
+    assert "no running cluster" in capsys.readouterr().err

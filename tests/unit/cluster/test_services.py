@@ -33,6 +33,17 @@ def test_every_variable_is_one_that_serve_reads():
     assert [name for name in ours if f'"{name}"' not in source] == []
 
 
+def test_a_limit_for_headers_gets_into_haproxys_defaults():
+    """Through the variable for retries, for as long as Serve has none of its own and puts that one where it does."""
+    from ray.serve._private import haproxy_templates
+
+    source = inspect.getsource(haproxy_templates)
+    defaults = source.partition("\ndefaults\n")[2].partition("\nfrontend ")[0]
+    assert "    retry-on {{ config.retry_on }}\n" in defaults
+    lines = serve_environment(scratch="/tmp/x")["RAY_SERVE_HAPROXY_RETRY_ON"].splitlines()
+    assert lines == ["conn-failure", "    timeout http-request 10s"]
+
+
 @pytest.fixture
 def dashboard():
     """Answer as Ray's dashboard does, and keep what was sent."""

@@ -9,10 +9,11 @@ from fake_serve import FakeServe
 
 from raymlops.config.serve import RolloutSection, ServeSection
 from raymlops.errors import DeployError, RefusedError, UsageError
-from raymlops.lifecycle.canary import Asked, abort, asked_for, share
+from raymlops.lifecycle.canary import Asked, abort, asked_for, share, untouched
 from raymlops.lifecycle.changing import LineUp, change
 from raymlops.lifecycle.lineup import beside, with_champion
 from raymlops.records import BundleRef
+from raymlops.serving.apply import apply
 from raymlops.state.rollouts import rollouts
 from raymlops.state.store import Deployment, State
 
@@ -142,6 +143,45 @@ def test_a_share_that_serve_does_not_take_is_taken_back(state, serve):
     with state.reading() as connection:
         assert rollouts(connection, "m")[0].status == "stopped"
     assert shares(state)[2] == (0, 0)
+
+
+def test_what_is_not_up_has_nothing_to_be_taken_away(state, serve):
+    """Version 9 stays where it is; 2 is up."""
+    assert Asked(weight=0.0).nothing
+    assert Asked(weight=0.0, shadow=0.0).nothing
+    assert not Asked(weight=0.0, shadow=0.1).nothing
+    assert not Asked().nothing
+    record = untouched(state.deployments("m"), "m", 9, digest="d")
+    assert (record.version, record.weight, record.changed, record.previous_version) == (9, 0.0, False, 1)
+    assert untouched(state.deployments("m"), "m", 2, digest="d") is None
+
+
+def test_a_broken_version_loses_its_share(state, serve):
+    """By hand as by a rollback: nobody waits for it."""
+    give(state, serve, 2, Asked(weight=0.1, shadow=0.5))
+    serve.unhealthy = {"m--v2"}
+    assert give(state, serve, 2, Asked(weight=0.0, shadow=0.0)).weight == 0.0
+    assert shares(state)[2] == (0, 0)
+
+
+def test_a_version_that_sleeps_is_woken_before_it_gets_a_share(state, serve):
+    """Version 4 went to no replicas: the config that shares traffic comes after one that wakes it."""
+    new = Deployment("m", 4, BundleRef("/bundles", "d" * 64), "run", "warm", {"min_replicas": 0})
+    state.put_deployments({"m": [*state.deployments("m"), new]}, action="deploy.beside", why="")
+    apply(state.desired(), api=serve, wait_s=1)
+    del serve.live["m--v4"]["deployments"][0]["autoscaling_config"]["initial_replicas"]
+    sent = len(serve.sent)
+    give(state, serve, 4, Asked(weight=0.1))
+
+    def least(index):
+        (found,) = (item for item in serve.sent[index]["applications"] if item["name"] == "m--v4")
+        return found["deployments"][0]["autoscaling_config"]["min_replicas"]
+
+    def canaries(index):
+        (found,) = (item for item in serve.sent[index]["applications"] if item["name"] == "m--v1")
+        return found["deployments"][0]["user_config"]["traffic"]["canaries"]
+
+    assert [(least(index), len(canaries(index))) for index in range(sent, len(serve.sent))] == [(1, 0), (1, 1)]
 
 
 def test_a_canary_is_aborted_whatever_becomes_of_serve(state, serve):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from fake_serve import FakeServe
 
 from raymlops.config.serve import ServeSection
-from raymlops.errors import ConfigError, DeployError, InsufficientResourcesError, NotFoundError
+from raymlops.errors import ConfigError, DeployError, InsufficientResourcesError, NotFoundError, RefusedError
 from raymlops.lifecycle.changing import LineUp, change, record_of
+from raymlops.lifecycle.keys import bring
 from raymlops.lifecycle.lineup import previous_champion, spare_of, with_champion
 from raymlops.records import BundleRef
+from raymlops.state.keys import create_key, revoke_key
 from raymlops.state.store import Deployment, State
 
 SERVE = ServeSection(ready_timeout_s=2)
@@ -85,13 +89,120 @@ def test_two_deploys_at_once_leave_both_models_live(url, serve):
 
 
 def test_a_version_that_does_not_come_up_leaves_all_as_it_was(state, serve):
-    """State and Serve hold version 1 alone, and the audit both the change and its undoing."""
+    """State and Serve hold version 1 alone, and the audit both the beginning and its undoing."""
     deploy(state, serve, 1)
     with pytest.raises(DeployError, match="no such layer"):
         deploy(state, serve, 2, uri="/broken")
     assert roles(state) == {"flights--v1": "champion"}
     assert set(serve.live) == {"flights--v1", "raymlops"}
-    assert [event.action for event in state.events()] == ["deploy.undone", "deploy", "deploy"]
+    assert [event.action for event in state.events()] == [
+        *("deploy.start.undone", "deploy.start"),
+        *("deploy", "deploy.start"),
+    ]
+
+
+class Meanwhile(FakeServe):
+    """Serve in which ``act`` is called once while version 2 is looked at on its way up."""
+
+    def __init__(self, act, **fields):
+        super().__init__(dashboard_url=ELSEWHERE, **fields)
+        self.act = act
+
+    def get(self):
+        if "flights--v2" in self.live and self.act is not None:
+            act, self.act = self.act, None
+            act()
+        return super().get()
+
+
+def test_a_version_on_its_way_up_keeps_nobody_waiting(url):
+    """While it comes up the lock is free: a key is revoked, and Serve knows before the version is there."""
+    key = {}
+
+    def revoke():
+        with State.open(url) as other:
+            revoke_key(other, key["id"], now=datetime.now(UTC))
+            bring(other, serve, key["record"], serve=SERVE, purpose="a test", lock_wait_s=0)
+        (options,) = serve.live["flights--v1"]["deployments"]
+        key["left"] = options["user_config"]["access"]["keys"]
+
+    serve = Meanwhile(revoke)
+    with State.open(url) as state:
+        deploy(state, serve, 1)
+        record, _ = create_key(state, name="shop", models=["flights"], now=datetime.now(UTC))
+        key |= {"id": record.id, "record": record}
+        done = deploy(state, serve, 2)
+    assert key["left"] == []
+    assert done.applied.routes["/models/flights"] == "flights--v2"
+
+
+@pytest.mark.parametrize(
+    ("act", "message", "left"),
+    [
+        ("remove", "version 2 of flights was taken down while it came up", {}),
+        ("roll back", "version 0 of flights was made live while version 2 came up", {0: "champion", 1: "warm"}),
+        ("deploy 3", "version 3 of flights was made live while", {0: "warm", 1: "warm", 3: "champion"}),
+        ("set up", "version 2 of flights was given other settings", {0: "warm", 1: "champion", 2: "warm"}),
+    ],
+)
+def test_what_others_do_while_a_version_comes_up_is_said(url, act, message, left):
+    """Who waits for version 2 changes nothing of theirs, takes it away again, and says what happened."""
+
+    def others():
+        with State.open(url) as other:
+            if act == "remove":
+                change(other, serve, "flights", decide=lambda _: LineUp([], None), serve=SERVE, action="remove", why="")
+            elif act == "roll back":
+                rollback(other, serve)
+            elif act == "deploy 3":
+                deploy(other, serve, 3)
+            else:
+                items = [replace(item, serve={"max_rows": 1 + item.version}) for item in other.deployments()]
+                other.put_deployments({"flights": items}, action="deploy.beside", why="")
+
+    serve = Meanwhile(others, cpus=8.0)
+    with State.open(url) as state:
+        for version in (0, 1):
+            deploy(state, serve, version)
+        with pytest.raises(RefusedError, match=message):
+            deploy(state, serve, 2)
+        assert {item.version: item.role for item in state.deployments()} == left
+    assert {name for name in serve.live if name != "raymlops"} == {f"flights--v{version}" for version in left}
+
+
+def test_a_kill_while_a_version_comes_up_is_made_good_by_the_same_verb(state, serve):
+    """It stands warm, as its event says; deployed again it has the route, and the one before is known."""
+
+    deploy(state, serve, 1)
+    item = Deployment("flights", 2, BundleRef("/bundles", "d" * 64), "run2", "warm", {})
+    state.put_deployments({"flights": [*state.deployments(), item]}, action="deploy.start", why="killed here")
+    done = deploy(state, serve, 2)
+    assert roles(state) == {"flights--v1": "warm", "flights--v2": "champion"}
+    assert [event.action for event in state.events()] == ["deploy", "deploy.start", "deploy", "deploy.start"]
+    assert record_of(done).previous_version == 1
+    assert record_of(rollback(state, serve)).version == 1
+
+
+def test_a_flip_to_what_is_up_is_one_event_and_one_config(state, serve):
+    """A rollback to a warm version waits for nothing."""
+    for version in (1, 2):
+        deploy(state, serve, version)
+    sent = len(serve.sent)
+    rollback(state, serve)
+    assert len(serve.sent) == sent + 1
+    assert state.events()[0].action == "rollback"
+
+
+def test_new_settings_of_the_champion_are_taken_back_where_it_does_not_come_up_with_them(state, serve):
+    """Its replicas do not start with them: one event and its undoing, and Serve has the old ones."""
+    deploy(state, serve, 1, max_rows=5)
+    serve.unhealthy = {"flights--v1"}
+    with pytest.raises(DeployError, match="UNHEALTHY"):
+        deploy(state, serve, 1, cpus_per_replica=0.5)
+    assert [item.serve for item in state.deployments()] == [{"max_rows": 5}]
+    assert [event.action for event in state.events()][:2] == ["deploy.undone", "deploy"]
+    (options,) = serve.live["flights--v1"]["deployments"]
+    assert options["user_config"]["limits"]["max_rows"] == 5
 
 
 def test_a_neighbours_broken_model_fails_no_change(state, serve):
@@ -148,7 +259,7 @@ def test_a_version_without_room_is_refused_before_anything_changes(state, serve)
     with pytest.raises(InsufficientResourcesError, match=r"version 2 asks for 2 x 1 CPU.* room for 1") as caught:
         deploy(state, serve, 2, min_replicas=2, cpus_per_replica=1.0)
     assert "held by Serve application flights--v1: 0.5 CPU" in str(caught.value)
-    assert (roles(state), len(serve.sent), len(state.events())) == ({"flights--v1": "champion"}, sent, 1)
+    assert (roles(state), len(serve.sent), len(state.events())) == ({"flights--v1": "champion"}, sent, 2)
 
 
 def test_the_oldest_version_makes_room_for_the_newest(state, serve):

@@ -5,8 +5,8 @@ import pytest
 from tiny_bundle import tiny_contents
 
 from raymlops.bundle.write import write_bundle
-from raymlops.errors import BundleError, RefusedError
-from raymlops.lifecycle.compatible import check_compatible, compatible, signature_of
+from raymlops.errors import BundleError, RefusedError, UsageError
+from raymlops.lifecycle.compatible import check_compatible, check_redacted, compatible, signature_of
 from raymlops.signature import Column, Signature
 
 LIVE = Signature(
@@ -85,3 +85,11 @@ def test_a_signature_is_read_from_files_that_match_the_digest(tmp_path):
     file.write_text(json.dumps(data))
     with pytest.raises(BundleError, match=r"signature\.json"):
         signature_of(bundle)
+
+
+def test_a_slip_of_the_pen_in_what_is_redacted_is_refused():
+    """Or the field that was meant would be written."""
+    check_redacted(("age", "kind"), LIVE, name="people")
+    with pytest.raises(UsageError, match="names plaec, which is no field of people") as caught:
+        check_redacted(("age", "plaec"), LIVE, name="people")
+    assert "place" in caught.value.hint

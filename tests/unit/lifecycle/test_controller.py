@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -16,6 +17,8 @@ from raymlops.lifecycle.evidence import Reports, epoch_of
 from raymlops.lifecycle.lineup import beside, with_champion
 from raymlops.predictions.counts import Losses
 from raymlops.records import BundleRef
+from raymlops.serving.apply import apply
+from raymlops.state.keys import create_key, revoke_key
 from raymlops.state.rollouts import rollouts, running
 from raymlops.state.store import Deployment, State
 
@@ -66,8 +69,19 @@ def newest(state):
         return rollouts(connection, "m")[0]
 
 
+class Stepper(Controller):
+    """A controller whose clock goes with the time that each step is given."""
+
+    seconds = 0.0
+
+    def step(self, now):
+        self.seconds = (now - START).total_seconds()
+        return super().step(now)
+
+
 def controller(state, serve, reports=None, **options):
-    return Controller(state, serve, reports=reports or Reports(), **options)
+    made = Stepper(state, serve, reports=reports or Reports(), clock=lambda: made.seconds, **options)
+    return made
 
 
 def told(reports, rollout, *, canary, champion=GOOD, replica="a", sequence=1):
@@ -107,7 +121,7 @@ def test_a_good_version_goes_through_its_steps_and_takes_the_route(state, serve,
     assert (ended.status, ended.step, ended.ended_at) == ("promoted", 1, at(122))
     assert ended.evidence["numbers"]["questions"]["errors"]
     actions = [event.action for event in state.events()][::-1]
-    assert actions == ["deploy", "deploy", "rollout.start", "rollout.advance", "rollout.promote"]
+    assert actions == ["deploy.start", *["deploy"] * 2, "rollout.start", "rollout.advance", "rollout.promote"]
     assert state.events()[0].actor.startswith("controller of ")
     assert "passed" in state.events()[0].why
     assert steering.step(at(130)) == IDLE_PAUSE_S
@@ -231,6 +245,77 @@ def test_an_abort_by_hand_is_final(state, serve, rollout):
     assert abort(state, serve, "m", serve=SERVE, why="", now=at(9), action="rollback.canary") is None
 
 
+def revoked_meanwhile(state, serve):
+    """Leave Serve with a key that is not good any more, as a verb does that is killed before it sends."""
+    key, _ = create_key(state, name="shop", models=["m"], now=START)
+    apply(state.desired(), api=serve, wait_s=1)
+    revoke_key(state, key.id, now=START)
+    return key
+
+
+def keys(serve, version):
+    (options,) = serve.live[f"m--v{version}"]["deployments"]
+    return [key["id"] for key in options["user_config"]["access"]["keys"]]
+
+
+def test_a_revocation_that_was_cut_off_reaches_serve(state, serve):
+    """Within the pause of an idle controller; where Serve has what it should, nothing is sent."""
+    put(state, serve, 1, champion=True)
+    steering = controller(state, serve)
+    steering.step(START)
+    key = revoked_meanwhile(state, serve)
+    assert keys(serve, 1) == [key.id]
+    steering.step(at(IDLE_PAUSE_S))
+    assert keys(serve, 1) == []
+    sent = len(serve.sent)
+    steering.step(at(2 * IDLE_PAUSE_S))
+    assert len(serve.sent) == sent
+
+
+def test_settings_are_sent_past_a_change_that_is_not_finished(state, serve):
+    """Version 2 is desired and not up, 1 holds the route: the key goes, the route stays, nothing comes up."""
+    put(state, serve, 1, champion=True)
+    steering = controller(state, serve)
+    steering.step(START)
+    revoked_meanwhile(state, serve)
+    one, two = state.deployments("m")[0], replace(state.deployments("m")[0], version=2)
+    state.put_deployments({"m": [replace(one, role="warm"), two]}, action="deploy", why="killed here")
+    steering.step(at(IDLE_PAUSE_S))
+    assert keys(serve, 1) == []
+    assert serve.live["m--v1"]["route_prefix"] == "/models/m"
+    assert "m--v2" not in serve.live
+
+
+def test_a_clock_that_is_set_back_stops_no_job(state, serve):
+    """Maintenance is done an hour after the last time, though the wall says that it is before it."""
+    times, seconds = [], [0.0]
+    steering = Controller(state, serve, reports=Reports(), maintain=times.append, clock=lambda: seconds[0])
+    steering.step(at(0))
+    seconds[0] = 3600.0
+    steering.step(at(-3600))
+    assert times == [at(0), at(-3600)]
+
+
+def test_an_alias_is_owed_from_the_moment_that_its_version_is_live(state, serve):
+    """Killed before it was set; a hundred events of keys later the controller sets it, once."""
+
+    class KilledError(BaseException):
+        """What ends a process between two lines, as far as a test can have it."""
+
+    def killed(_version):
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        put(state, serve, 1, champion=True, follow=killed)
+    for number in range(100):
+        state.record(action="key.create", subject=f"api-key:{number}")
+    set_to = []
+    steering = controller(state, serve, follow=lambda name: lambda version: set_to.append((name, version)))
+    for minutes in range(4):
+        steering.step(at(60 * minutes))
+    assert set_to == [("m", 1)]
+
+
 def test_what_was_kept_warm_for_long_enough_is_taken_down(state, serve):
     """An hour after it lost the route, with its event; a version that only stands beside stays."""
     for version in (1, 2):
@@ -255,8 +340,8 @@ def test_an_alias_follows_when_mlflow_answers_again(state, serve):
 
     put(state, serve, 1, champion=True, follow=away)
     steering = controller(state, serve, follow=lambda name: lambda version: set_to.append((name, version)))
-    steering.step(START)
-    steering.step(START + timedelta(minutes=5))
+    for minutes in (0, 5, 10):
+        steering.step(START + timedelta(minutes=minutes))
     assert set_to == [("m", 1)]
     assert state.events()[0].action == "alias.follow"
 

@@ -67,12 +67,13 @@ def test_a_key_that_is_not_there_changes_nothing(spec):
 
 
 def test_a_cluster_that_does_not_answer_is_said(spec, monkeypatch):
-    """The key is revoked all the same, but somebody must look after the cluster."""
+    """The key is revoked all the same, but somebody must look after the cluster, where no controller can be started."""
     key = create(spec, "shop").key
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")  # the discard port: nothing listens
     change = revoke(spec, key.id)
     assert (change.live, change.failed) == (False, True)
     assert "has not taken it" in change.note
+    assert "the controller could not be started" in change.note
     assert keys(spec)[0].revoked_at is not None
 
 

@@ -98,6 +98,39 @@ def test_a_deploy_that_was_undone_does_not_count():
     assert previous_champion([version(2, "champion")], events).version == 1
 
 
+def test_a_version_that_did_not_come_up_was_no_champion_whatever_happened_meanwhile():
+    """3 began beside 2, a rollback to 1 went on meanwhile, 3 was taken away: 2 stays what was rolled back from."""
+    events = history(
+        *(("deploy", None, 1), ("deploy", 1, 2), ("deploy.start", 2, 2), ("rollback", 2, 1)),
+        *(("deploy.start.undone", 1, 1), ("deploy", 1, 4), ("rollback", 4, 1)),
+    )
+    with pytest.raises(NotFoundError, match="before version 1"):
+        previous_champion([version(1, "champion")], events)
+
+
+def test_a_version_that_somebody_stopped_waiting_for_is_taken_down():
+    """It came up to take the route, and kill -9 ended who waited: kept as long as they may have gone on."""
+    line = [version(1, "champion", keep_warm_s=10.0), version(2, ready_timeout_s=300.0)]
+    before, after = ([item.to_dict() for item in side] for side in (line[:1], line))
+    events = [AuditEvent(1, NOW, "me", "deploy.start", "m", before, after, "")]
+    assert cooled(line, events, now=NOW + timedelta(seconds=400)) == []
+    assert cooled(line, events, now=NOW + timedelta(seconds=420)) == [2]
+    beside = [replace(event, action="deploy.beside") for event in events]
+    assert cooled(line, beside, now=NOW + timedelta(days=9)) == []
+
+
+def test_no_more_of_the_record_is_read_than_is_needed():
+    """The newest event says when version 1 lost the route; what came before is left alone."""
+    line = [version(1), version(2, "champion", keep_warm_s=10.0)]
+    before = [version(1, "champion").to_dict()]
+
+    def changes():
+        yield AuditEvent(9, NOW, "me", "deploy", "m", before, [item.to_dict() for item in line], "")
+        raise AssertionError
+
+    assert cooled(line, changes(), now=NOW + timedelta(seconds=10)) == [1]
+
+
 def test_removing_and_deploying_again_forgets_nothing():
     """1, 2, taken down, 2 again: the champion before 2 is still 1; 3 after it goes back to 2."""
     past = [("deploy", None, 1), ("deploy", 1, 2), ("remove", 2, None)]
@@ -186,5 +219,5 @@ def test_a_version_cools_down_from_when_it_lost_its_traffic():
         for index, (ts, one, other) in enumerate(zip(times, [[], *lines], lines, strict=False))
     ][::-1]
     assert cooled(lines[-1], events, now=at + timedelta(minutes=59)) == []
-    assert [item.version for item in cooled(lines[-1], events, now=at + timedelta(hours=1))] == [1]
-    assert [item.version for item in cooled(lines[-1], events, now=at + timedelta(days=9))] == [1, 3]
+    assert cooled(lines[-1], events, now=at + timedelta(hours=1)) == [1]
+    assert cooled(lines[-1], events, now=at + timedelta(days=9)) == [1, 3]

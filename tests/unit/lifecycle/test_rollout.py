@@ -99,6 +99,15 @@ def test_a_higher_loss_is_found_where_there_are_labels():
     assert "mean loss 0.400 of 200 against 0.100 of 1,800 labelled answers" in decision.reason
 
 
+def test_evidence_of_worse_answers_outlives_the_step_that_showed_it():
+    """The next step has no label yet, and is aborted by those of the first; good ones leave it to wait for its own."""
+    worse = replace(GOOD, canary_losses=Losses(((0, 120), (100, 80))), champion_losses=Losses(((0, 1620), (100, 180))))
+    half = StepEvidence(0.5, Counts(15_000, 15, 150), Counts(15_000, 15, 150))
+    assert asked([worse, half], 1, which=rollout(1)).action == "abort"
+    good = replace(GOOD, canary_losses=Losses(((0, 200),)), champion_losses=Losses(((0, 1800),)))
+    assert [asked([good, half], seconds, which=rollout(1)).action for seconds in (600, 3600)] == ["wait", "promote"]
+
+
 def test_labels_too_few_for_a_verdict_hold_a_step_but_not_for_ever():
     """It waits for them as long as it may; a rollout without any would have gone on."""
     few = replace(GOOD, canary_losses=Losses.of([0.0, 1.0]), champion_losses=Losses.of([0.0] * 9 + [1.0] * 9))

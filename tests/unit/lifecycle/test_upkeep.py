@@ -65,6 +65,17 @@ def test_small_files_are_merged_and_old_hours_go(state, url, tmp_path):
     assert state.events()[0].action == "predictions.retain"
 
 
+def test_hours_from_before_the_controller_began_are_merged_once(state, url, tmp_path):
+    """It was away for five days. What is written into such an hour afterwards is not looked for."""
+    keep = Upkeep(state, url)
+    for numbers in ((1, 2), (3, 4)):
+        for number in numbers:
+            write(tmp_path, NOW - timedelta(days=5), number)
+        keep.run(NOW)
+    assert len(list(tmp_path.rglob("*.parquet"))) == 3
+    assert requests(tmp_path) == ["id1", "id2", "id3", "id4"]
+
+
 def test_trouble_with_one_log_is_on_the_record(state, url, tmp_path):
     """Where files cannot be merged, nothing is raised and the reason is kept."""
     write(tmp_path, NOW - timedelta(hours=3), 1)

@@ -1,4 +1,5 @@
 import json
+import threading
 from concurrent.futures import wait
 
 import pyarrow.parquet as pq
@@ -128,3 +129,44 @@ def test_a_caller_that_left_does_not_stop_the_others(tmp_path):
     first = log.add([Label("a", 0, "1")])
     log.add([Label("b", 0, json.dumps("x"))]).result(timeout=30)
     log.close()
+
+
+def test_a_storage_that_hangs_does_not_hold_up_the_end(tmp_path, caplog):
+    """What waits is refused, so that its senders send it again; it is logged."""
+    go_on, began = threading.Event(), threading.Event()
+
+    class Hanging(Store):
+        def write(self, path, data):
+            began.set()
+            go_on.wait(30)
+            super().write(path, data)
+
+    log = LabelLog(str(tmp_path), name="flights", writer="replica", open_store=Hanging)
+    log.add([Label("a", 0, "1")])
+    assert began.wait(30)
+    second = log.add([Label("b", 0, "1")])
+    log.close(timeout_s=0)
+    with pytest.raises(StorageError, match="not written in time"):
+        second.result(timeout=0)
+    assert "1 are lost" in caplog.text
+    go_on.set()
+    log._thread.join(30)
+
+
+def test_labels_may_go_elsewhere_from_now_on(tmp_path):
+    """Also when the place changes while the one before is opened."""
+    opened = []
+
+    class Counting(Store):
+        def __init__(self, uri):
+            opened.append(uri)
+            if len(opened) == 1:
+                log.configure(str(tmp_path / "two"))
+            super().__init__(uri)
+
+    log = LabelLog(str(tmp_path / "one"), name="flights", writer="replica", open_store=Counting)
+    for name in ("a", "b"):
+        log.add([Label(name, 0, "1")]).result(timeout=30)
+    log.close()
+    assert opened == [str(tmp_path / "one"), str(tmp_path / "two")]
+    assert list((tmp_path / "two").rglob("*.parquet"))

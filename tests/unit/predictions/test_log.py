@@ -1,11 +1,14 @@
+import threading
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from served_requests import SIGNATURE, at, served
 
+from raymlops.predictions.files import Store
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.read import read_predictions
-from raymlops.predictions.settings import LogSettings
+from raymlops.predictions.settings import LogSettings, unknown_redactions
 
 
 def make(uri, **changes):
@@ -63,6 +66,48 @@ def test_what_the_storage_does_not_take_in_time_is_dropped_and_counted(tmp_path)
     log.close(timeout_s=0)
     log.take([served(rows=2)])
     assert (log.written, log.dropped) == (0, 7)
+
+
+def test_a_storage_that_hangs_does_not_hold_up_the_end(tmp_path, caplog):
+    """What it has not taken is counted and told; its write ends with the process, or after all."""
+    go_on, began = threading.Event(), threading.Event()
+
+    class Hanging(Store):
+        def write(self, path, data):
+            began.set()
+            go_on.wait(30)
+            super().write(path, data)
+
+    settings = LogSettings(enabled=True, uri=str(tmp_path), flush_s=0.05)
+    log = PredictionLog(settings, name="flights", signature=SIGNATURE, writer="replica-1", open_store=Hanging)
+    log.take([served(rows=5)])
+    assert began.wait(30)
+    log.close(timeout_s=0)
+    assert log.dropped == 5
+    assert "5 rows were lost" in caplog.text
+    go_on.set()
+    log._thread.join(30)
+    assert not log._thread.is_alive()
+
+
+@pytest.mark.parametrize("changed", [False, True], ids=["at the start", "in place"])
+def test_a_misspelt_field_to_redact_keeps_all_of_them_out(tmp_path, caplog, changed):
+    """Nobody can say which was meant: until it is mended requests are logged without values, and an error says why."""
+    log = make(tmp_path, redact=() if changed else ("carier",))
+    if changed:
+        log.configure(LogSettings(enabled=True, uri=str(tmp_path), redact=("carier",)))
+    log.take([served("a")])
+    log.close()
+    (batch,) = read_predictions(str(tmp_path), "flights")
+    assert not {"features", "output"} & set(batch.schema.names)
+    assert batch["request_id"].to_pylist() == ["a"]
+    assert "carier" in caplog.text
+
+
+def test_names_to_redact_are_checked_against_inputs_and_outputs():
+    """Those that are neither are named."""
+    assert unknown_redactions(("late", "carrier"), SIGNATURE) == []
+    assert unknown_redactions(("Late", "carrier", "airline"), SIGNATURE) == ["Late", "airline"]
 
 
 def test_a_scheme_that_nobody_knows_harms_nobody():

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from fake_serve import FakeServe
 
-from raymlops.errors import DeployError, PortTakenError
+from raymlops.errors import ClusterError, DeployError, PortTakenError
 from raymlops.records import BundleRef
-from raymlops.serving.apply import apply
+from raymlops.serving.apply import apply, await_up, refresh, send
 from raymlops.serving.render import DEPLOYMENT
 from raymlops.state.store import Deployment, Desired
 
@@ -295,3 +295,80 @@ def test_a_change_of_settings_alone_is_one_config_and_asks_no_route():
     applied = bring(serve, deployment(1, "champion"), canary, probe=True, concerned={("flights", 1), ("flights", 2)})
     assert applied.changed
     assert len(serve.sent) == 2
+
+
+def bounds(serve: FakeServe, index: int, name: str) -> tuple[int, int | None]:
+    """Return the replicas that an application was sent to keep, and to start with."""
+    (item,) = (item for item in serve.sent[index]["applications"] if item["name"] == name)
+    scaling = item["deployments"][0]["autoscaling_config"]
+    return scaling["min_replicas"], scaling.get("initial_replicas")
+
+
+def test_a_version_that_may_sleep_starts_with_a_replica_and_is_never_woken_by_a_change():
+    """It says so in the config that it comes up by, and in none after: Serve would go there at each change."""
+    serve = FakeServe()
+    one = deployment(1, "champion", min_replicas=0)
+    bring(serve, one)
+    bring(serve, replace(one, serve={**one.serve, "max_rows": 7}))
+    assert [bounds(serve, index, "flights--v1") for index in range(2)] == [(0, 1), (0, None)]
+    assert not bring(serve, replace(one, serve={**one.serve, "max_rows": 7})).changed
+
+
+def test_one_that_may_sleep_is_scaled_for_the_flip_like_any_other():
+    """The holder runs three: three are kept until the flip, and Serve is sent no bounds that it refuses."""
+    serve = FakeServe()
+    bring(serve, deployment(1, "champion", min_replicas=3, max_replicas=3))
+    bring(
+        serve,
+        deployment(1, "warm", min_replicas=3, max_replicas=3),
+        deployment(2, "champion", min_replicas=0, max_replicas=3),
+    )
+    assert [bounds(serve, index, "flights--v2") for index in (1, 2)] == [(3, None), (0, None)]
+
+
+def test_a_flip_stands_though_the_bounds_could_not_be_given_back():
+    """The route answers by then; what is left over is a setting, which is sent later."""
+
+    class Away(FakeServe):
+        def put(self, config):
+            if len(self.sent) == 2:
+                raise ClusterError("the Ray dashboard does not answer")
+            super().put(config)
+
+    serve = Away()
+    before = [deployment(1, "warm", max_replicas=3), deployment(2, "champion", min_replicas=3, max_replicas=3)]
+    after = [deployment(1, "champion", max_replicas=3), deployment(2, "warm", min_replicas=3, max_replicas=3)]
+    bring(serve, *before)
+    applied = bring(serve, *after, hurry=True)
+    assert applied.routes["/models/flights"] == "flights--v1"
+    assert bounds(serve, -1, "flights--v1") == (3, None)
+    serve.sent.append({})
+    assert refresh(desired(*after), api=serve)
+    assert bounds(serve, -1, "flights--v1") == (1, None)
+    assert not refresh(desired(*after), api=serve)
+
+
+def test_what_is_sent_to_come_up_is_not_waited_for():
+    """The route stays where it is, replicas are asked for as the flip will need them, a broken one fails the wait."""
+    serve = FakeServe()
+    bring(serve, deployment(1, "champion"))
+    beside = desired(deployment(1, "champion"), deployment(2, "warm", max_replicas=4, uri="/broken"))
+    assert send(beside, api=serve, coming=("flights", 2), replicas=3)
+    assert (bounds(serve, -1, "flights--v2"), serve.routes(-1)["flights--v1"]) == ((3, None), "/models/flights")
+    with pytest.raises(DeployError, match="no such layer"):
+        await_up(serve, ("flights", 2), least=1, replicas=3, wait_s=2, check=lambda: None)
+
+
+def test_new_settings_are_waited_for_whatever_others_change_meanwhile():
+    """Keys, traffic and bounds are theirs; what the version was given is seen when all its replicas have it."""
+    serve = FakeServe()
+    bring(serve, deployment(1, "champion"))
+    wanted = deployment(1, "champion", cpus_per_replica=0.7)
+    assert send(desired(wanted), api=serve, coming=("flights", 1), replicas=1)
+    (settings, _index) = serve.sent[-1]["applications"]
+    (options,) = serve.live["flights--v1"]["deployments"]
+    options["user_config"] = {**options["user_config"], "access": {"required": True, "keys": []}}
+    await_up(serve, ("flights", 1), least=1, replicas=1, wait_s=2, check=lambda: None, settings=settings)
+    options["ray_actor_options"] = {"num_cpus": 0.1, "num_gpus": 0.0}
+    with pytest.raises(DeployError, match="not ready in time"):
+        await_up(serve, ("flights", 1), least=1, replicas=1, wait_s=0, check=lambda: None, settings=settings)

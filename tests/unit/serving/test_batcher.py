@@ -127,3 +127,20 @@ def test_a_model_that_loses_rows_is_an_error():
 
     with pytest.raises(ValueError, match="answered 2 rows with columns of"):
         asyncio.run(run())
+
+
+def test_the_worker_can_be_prepared_while_batches_run():
+    """Such as the number of threads that torch uses in it: it counts for the calling thread alone."""
+    model, prepared = Doubler(), []
+
+    async def run():
+        batcher = Batcher(model, max_rows=100)
+        batcher._inline_rows = 0
+        await batcher.submit(column(1), rows=1)
+        batcher.in_worker(lambda: prepared.append(threading.current_thread().name))
+        batcher._inline_rows = 0
+        await batcher.submit(column(2), rows=1)
+        batcher.close()
+
+    asyncio.run(run())
+    assert prepared == sorted(model.threads)

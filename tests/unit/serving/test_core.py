@@ -10,9 +10,11 @@ from hashlib import sha256
 
 import httpx
 import numpy as np
+import orjson
 import pytest
 from serving_fakes import PREFIX, ROW, FakeModel, ask, front_of, make_front, predict
 
+from raymlops.serving.asgi import BODY
 from raymlops.serving.core import largest_difference
 from raymlops.serving.guard import Access, KeyEntry
 from raymlops.serving.reading import Limits, Refusal
@@ -23,7 +25,7 @@ SECRET = "rk_k1_" + "s" * 43
 
 
 class FakePeers:
-    """Other versions: 8 answers ten times as much, 9 raises, 10 never answers, 11 answers too far out to be finite."""
+    """Other versions: 8 answers ten times as much, 9 raises, 10 never answers, 11 has too much to do."""
 
     def __init__(self):
         self.asked: list[int] = []
@@ -33,6 +35,8 @@ class FakePeers:
         if version == 9:
             msg = "a broken canary"
             raise ArithmeticError(msg)
+        if version == 11:
+            raise Refusal(503, "overloaded", "too much to do")
         if version == 10:
             await asyncio.Event().wait()
         return {"late": columns["distance"] * (20 if version == 8 else 2)}, 0.25
@@ -56,10 +60,10 @@ def test_a_canary_answers_its_share_under_its_own_version():
     assert (record.version, record.route, record.model_seconds, record.fallback_from) == (8, "canary", 0.25, None)
 
 
-@pytest.mark.parametrize("canary", [9, 10])
-def test_a_canary_that_errs_or_is_late_is_answered_by_the_champion(canary):
-    """The caller notices nothing, and it is counted against the canary."""
-    front, peers, records = served_by(canaries=(Share(canary, 1.0),), canary_timeout_s=0.05)
+@pytest.mark.parametrize(("canary", "code"), [(9, "error"), (10, "late"), (11, "overloaded")])
+def test_a_canary_that_errs_or_is_late_is_answered_by_the_champion(canary, code):
+    """The caller notices nothing, and it is counted against the canary, with the reason and the traffic's epoch."""
+    front, peers, records = served_by(canaries=(Share(canary, 1.0),), canary_timeout_s=0.05, epoch="e1")
     response = predict(front, [ROW])
     assert response.status_code == 200
     assert response.json()["outputs"] == [{"late": 4.0}]
@@ -67,6 +71,41 @@ def test_a_canary_that_errs_or_is_late_is_answered_by_the_champion(canary):
     assert peers.asked == [canary]
     (record,) = records
     assert (record.version, record.route, record.fallback_from) == (7, "champion", canary)
+    assert (record.fallback_code, record.epoch) == (code, "e1")
+
+
+def test_a_canary_leaves_the_champion_half_of_the_deadline():
+    """Also where it may take longer than a request as a whole: the caller has an answer, no 504."""
+    traffic = Traffic(canaries=(Share(10, 1.0),), canary_timeout_s=60.0)
+    records = []
+    settings = Settings(limits=Limits(timeout_s=0.2), traffic=traffic)
+    front = make_front(settings=settings, peers=FakePeers(), record=records.append)
+    assert predict(front, [ROW]).status_code == 200
+    assert (records[0].fallback_from, records[0].fallback_code) == (10, "late")
+
+
+def test_a_client_that_leaves_while_a_canary_is_asked_counts_against_the_canary():
+    """It was too late for them: 499, with the canary as the one that was waited for."""
+    front, peers, records = served_by(canaries=(Share(10, 1.0),), canary_timeout_s=60.0)
+
+    async def leave():
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/predict",
+            "headers": [],
+            BODY: orjson.dumps({"rows": [ROW]}),
+        }
+        task = asyncio.create_task(front.reply(scope, None))
+        while not peers.asked:  # noqa: ASYNC110 - until the other task has got that far
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(leave())
+    (record,) = records
+    assert (record.status, record.fallback_from, record.fallback_code) == (499, 10, "late")
+    assert record.route == "champion"
 
 
 def test_a_shadow_is_compared_and_never_seen():
@@ -103,6 +142,21 @@ def test_a_request_may_be_pinned_to_a_version_that_is_up():
     unknown = predict(front, [ROW], **{"x-raymlops-version": "12"})
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_version")
     assert predict(front, [ROW], **{"x-raymlops-version": "9"}).status_code == 500
+
+
+def test_a_path_may_name_the_version_that_answers():
+    """The champion by its number, which keeps a canary away; another one is a choice, as by header."""
+    front, peers, records = served_by(standing=(8, 9), canaries=(Share(9, 1.0),))
+    body = {"inputs": [{"name": "distance", "datatype": "FP64", "shape": [1], "data": [2.0]}]}
+    body["inputs"].append({"name": "origin", "datatype": "BYTES", "shape": [1], "data": ["JFK"]})
+    for version, route in (("7", "champion"), ("8", "pinned")):
+        answer = ask(front, "POST", f"/v2/models/flights/versions/{version}/infer", json=body)
+        assert answer.json()["model_version"] == answer.headers["x-model-version"] == version
+        assert records[-1].route == route
+    assert peers.asked == [8]
+    for version in ("12", "latest", "8/9", ""):
+        unknown = ask(front, "POST", f"/v2/models/flights/versions/{version}/infer", json=body)
+        assert unknown.status_code == 404
 
 
 def test_a_key_without_the_scope_may_not_pin():

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import time
+from hashlib import sha256
 
 import httpx
 import jsonschema
@@ -11,7 +12,9 @@ import pytest
 from serving_fakes import PREFIX, ROW, SIGNATURE, FakeModel, ask, front_of, make_front, predict
 
 from raymlops.serving.asgi import BODY
+from raymlops.serving.guard import Access, KeyEntry
 from raymlops.serving.reading import Limits
+from raymlops.serving.settings import Settings
 
 DEEP = b'{"rows":' + b"[" * 100_000
 GIVEN_TWICE = b'{"rows": [{"distance": 1, "distance": 2, "wind": 1, "origin": "JFK"}]}'
@@ -123,6 +126,13 @@ def test_a_large_body_of_undeclared_length_is_refused():
 
     response = predict(make_front(Limits(max_body_bytes=3000)), chunks())
     assert response.json()["error"]["code"] == "body_too_large"
+
+
+def test_a_large_body_that_somebody_else_read_is_refused():
+    """The index reads a body of undeclared length within a limit of its own; the model's counts as well."""
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], BODY: b" " * 3001}
+    reply = asyncio.run(make_front(Limits(max_body_bytes=3000)).reply(scope, None))
+    assert reply.status == 413
 
 
 def test_a_large_good_body_is_answered():
@@ -240,6 +250,27 @@ def test_health_and_readiness():
     assert ask(cold, "HEAD", "/readyz").status_code == 200
 
 
+def test_health_of_the_open_inference_protocol_is_in_its_words():
+    """KServe's client reads them, and takes every other body for a no."""
+    front = make_front()
+    assert ask(front, "GET", "/v2/health/live").json() == {"live": True}
+    assert ask(front, "GET", "/v2/health/ready").json() == {"ready": True}
+    for path in ("/v2/models/flights/ready", "/v2/models/flights/versions/7/ready"):
+        assert ask(front, "GET", path).json() == {"name": "flights", "ready": True}
+        assert ask(front_of(FakeModel()), "GET", path).status_code == 503
+
+
+def test_health_and_readiness_need_no_key():
+    """Whoever watches the endpoint has none; the document says for each route whether it asks for one."""
+    front = make_front(settings=Settings(access=Access(required=True)))
+    for path in ("/healthz", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready", "/v2/models/flights/ready"):
+        assert ask(front, "GET", path).status_code == 200
+    assert ask(front, "GET", "/openapi.json").status_code == 401
+    open_document = ask(make_front(), "GET", "/openapi.json").json()
+    assert {} in open_document["security"]
+    assert {} not in front._document("/x")["security"]
+
+
 def test_the_openapi_example_works_and_fits_its_schema():
     """What the document shows can be sent as it stands, and is answered as it says."""
     front = make_front()
@@ -281,3 +312,91 @@ def test_values_too_far_out_are_the_callers_mistake():
     answer = predict(make_front(), [{**ROW, "distance": 1e300}])
     assert answer.status_code == 422
     assert answer.json()["error"]["code"] == "not_finite"
+
+
+HALF = b'{"\\ud800":NaN,"rows":[]}'
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predict", HALF),
+        ("/predict", b'{"rows": [{"distance": NaN, "\\udfff": 1}]}'),
+        ("/invocations", b'{"dataframe_split": {"columns": ["\\ud800"], "data": [[NaN]]}}'),
+        ("/feedback", b'{"labels": [{"request_id": "\\ud800", "label": NaN}]}'),
+        ("/v2/models/flights/infer", b'{"id": "\\ud800", "inputs": [], "parameters": {"x": NaN}}'),
+    ],
+)
+def test_half_a_character_is_refused_beside_a_nan_too(path, body):
+    """JSON's escapes can write what is no text; nothing can answer with it."""
+    response = ask(make_front(), "POST", path, content=body)
+    code = response.json()["code"] if path.startswith("/v2") else response.json()["error"]["code"]
+    assert (response.status_code, code) == (400, "not_json")
+
+
+def test_below_v2_an_error_is_a_text_with_the_facts_beside_it():
+    """The protocol's clients show the text; the same facts are there as everywhere."""
+    front = make_front()
+    body = {"inputs": [{"name": "distance", "shape": [1], "datatype": "FP64", "data": ["far"]}]}
+    answer = ask(front, "POST", "/v2/models/flights/infer", json=body, headers={"x-request-id": "mine"}).json()
+    native = predict(front, [{"distance": "far", "origin": "JFK"}]).json()["error"]
+    assert answer.keys() == {"error", "request_id", *native}
+    assert (answer["code"], answer["field"], answer["request_id"]) == ("invalid_rows", "distance", "mine")
+    assert answer["error"] == answer["message"]
+    assert ask(front, "GET", "/v2/nope").json()["code"] == "not_found"
+
+
+@pytest.mark.parametrize("path", ["/predict", "/invocations", "/v2/models/flights/infer", "/feedback"])
+def test_nobody_without_a_key_makes_it_hold_a_body(path):
+    """401 before a byte of it is asked for."""
+
+    async def receive():
+        pytest.fail("the body was asked for")
+
+    front = make_front(settings=Settings(access=Access(required=True)))
+    scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+    assert asyncio.run(front.reply(scope, receive)).status == 401
+
+
+def test_a_version_that_is_not_up_is_refused_before_the_body():
+    """Whoever pins a request to it."""
+
+    async def receive():
+        pytest.fail("the body was asked for")
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [(b"x-raymlops-version", b"99")]}
+    assert asyncio.run(make_front().reply(scope, receive)).status == 404
+
+
+def test_a_browser_without_a_key_gets_a_page_that_takes_one():
+    """It says nothing of the model; with the key the docs are there, whose form sends it too."""
+    secret = "rk_k1_" + "s" * 43
+    key = KeyEntry("k1", sha256(secret.encode()).hexdigest(), frozenset({"predict"}))
+    front = make_front(settings=Settings(access=Access(required=True, keys=(key,))))
+    page = ask(front, "GET", "/docs", headers={"accept": "text/html,*/*"})
+    assert (page.status_code, page.headers["content-type"]) == (401, "text/html; charset=utf-8")
+    assert 'type="password"' in page.text
+    assert "distance" not in page.text
+    assert "flights" not in page.text
+    assert ask(front, "GET", "/docs").json()["error"]["code"] == "unauthenticated"
+    docs = ask(front, "GET", "/docs", headers={"x-api-key": secret})
+    assert docs.status_code == 200
+    assert 'id="key"' in docs.text
+
+
+@pytest.mark.parametrize("broken", ["record", "refusal"])
+def test_the_front_answers_whatever_breaks_within(broken, caplog):
+    """A record that cannot be kept costs nobody their answer; what is worse is a 500 in the one form."""
+
+    def fail(*_):
+        raise ArithmeticError
+
+    front = make_front(record=fail if broken == "record" else lambda _: None)
+    if broken == "refusal":
+        front.core.refusal = fail
+    answer = predict(front, [ROW])
+    assert answer.status_code == 200
+    answer = predict(front, b"{")
+    assert answer.status_code == (400 if broken == "record" else 500)
+    assert answer.json()["error"]["code"] == ("not_json" if broken == "record" else "internal")
+    assert "ArithmeticError" in caplog.text

@@ -219,3 +219,22 @@ def test_what_was_asked_is_recorded_with_its_protocol():
     assert [(item.protocol, item.status, item.rows) for item in records] == [("grpc", 200, 2), ("grpc", 400, 0)]
     assert records[0].request_id == "mine"
     assert records[0].body_bytes == len(infer(2.0, 3.0))
+
+
+def test_a_call_is_answered_whatever_breaks_within(caplog):
+    """INTERNAL, with the one error as its details."""
+
+    def fail(*_):
+        raise ArithmeticError
+
+    front = make_front()
+    front.core.refusal = fail
+    reply = asked(front, "ModelInfer", b"\xff")
+    assert (reply.code, error(reply)["code"]) == (INTERNAL, "internal")
+    assert "ArithmeticError" in caplog.text
+
+
+def test_a_caller_without_a_key_is_told_so_before_the_size_of_its_message():
+    """As over HTTP."""
+    front = make_front(settings=Settings(access=Access(required=True), limits=Limits(max_body_bytes=10)))
+    assert asked(front, "ModelInfer", infer(2.0)).code == UNAUTHENTICATED

@@ -193,3 +193,39 @@ def test_a_model_gets_its_own_keys_only():
 def test_a_scope_is_a_scope_everywhere():
     """What can be given to a key is what can be asked for."""
     assert set(keys.SCOPES) == SCOPES
+
+
+def test_new_rights_are_in_force_in_one_step():
+    """While they are being put together, callers are judged by the old ones; from another thread, say."""
+    watch = guard(KEY)
+    seen = []
+
+    class Slow(tuple):
+        __slots__ = ()
+
+        def __iter__(self):
+            for entry in super().__iter__():
+                yield entry
+                seen.append(watch.admit(SECRET, scope="predict").key_id)
+
+    watch.configure(Access(True, Slow((KEY, replace(KEY, id="ffffffffffff")))))
+    assert seen == [KEY.id, KEY.id]
+
+
+def test_a_bucket_goes_on_while_rights_change():
+    """What is taken meanwhile counts, as it is the same bucket."""
+    limited = replace(KEY, rate_per_s=1.0)
+    watch = guard(limited)
+    watch.admit(SECRET, scope="predict")
+    watch.configure(Access(True, (limited,)))
+    assert refusal(watch, SECRET).status == 429
+
+
+def test_to_know_a_caller_costs_nothing_of_its_rate():
+    """And needs no right but a good key."""
+    watch = guard(replace(KEY, rate_per_s=1.0, scopes=frozenset()))
+    assert [watch.identify(SECRET).key_id for _ in range(5)] == [KEY.id] * 5
+    for secret in (None, FORGED):
+        with pytest.raises(Refusal) as caught:
+            watch.identify(secret)
+        assert caught.value.status == 401

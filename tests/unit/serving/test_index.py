@@ -1,20 +1,27 @@
 from __future__ import annotations
 
 import asyncio
+from hashlib import sha256
 
 import httpx
 import pytest
 
 from raymlops.serving.asgi import make_reply
+from raymlops.serving.guard import Access, KeyEntry
 from raymlops.serving.index import Index, Target, target_of
 from raymlops.serving.reading import Refusal
 
 MODEL = {"name": "flights", "version": "7", "digest": "d" * 64, "path": "/models/flights"}
 
 
-def ask(method: str, path: str, *, forward=None, **headers) -> httpx.Response:
+SECRET = "rk_k1_" + "s" * 43
+KEY = KeyEntry("k1", sha256(SECRET.encode()).hexdigest(), frozenset({"predict"}))
+GUARDED = {**MODEL, "name": "digits", "path": "/models/digits", "access": Access(required=True, keys=(KEY,)).to_dict()}
+
+
+def ask(method: str, path: str, *, forward=None, models=(MODEL,), **headers) -> httpx.Response:
     index = Index(forward)
-    index.configure([MODEL])
+    index.configure(models)
 
     async def send():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(index), base_url="http://test") as client:
@@ -86,8 +93,8 @@ def test_a_model_that_does_not_answer_is_a_refusal():
 
     response = ask("POST", "/v2/models/flights/infer", forward=busy, **{"x-request-id": "abc"})
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-    assert response.json()["error"]["code"] == "version_unavailable"
-    assert response.json()["request_id"] == "abc"
+    assert response.json()["code"] == "version_unavailable"
+    assert (response.json()["error"], response.json()["request_id"]) == ("no replica", "abc")
 
 
 @pytest.mark.parametrize("path", ["/v2/models/fligths/infer", "/v2/models/flights2", "/v2/models//infer"])
@@ -95,7 +102,7 @@ def test_a_model_that_is_not_there_is_not_found(path):
     """And those that are there are named."""
     response = ask("POST", path, forward=echo)
     assert response.status_code == 404
-    assert "/models/flights" in response.json()["error"]["message"]
+    assert "/models/flights" in response.json()["error"]
 
 
 def test_other_paths_are_for_no_model():
@@ -117,3 +124,26 @@ def test_a_wrong_method_is_refused(path):
     """Nothing can be posted to the host's own pages."""
     response = ask("POST", path)
     assert (response.status_code, response.headers["allow"]) == (405, "GET")
+
+
+@pytest.mark.parametrize("path", ["/", "/models", "/v2/models", "/nope", "/v2/models/nope/infer"])
+def test_a_model_that_asks_for_a_key_is_named_to_callers_with_one_alone(path):
+    """In lists and in refusals, to browsers too; no key, and no hash of one, is ever shown."""
+    for accept in ("application/json", "text/html"):
+        asked = {"models": [MODEL, GUARDED], "forward": echo, "accept": accept}
+        without = ask("GET", path, **asked)
+        forged = ask("GET", path, **asked, **{"x-api-key": SECRET[:-1]})
+        known = ask("GET", path, **asked, authorization=f"Bearer {SECRET}")
+        assert "digits" not in without.text + forged.text
+        assert "digits" in known.text
+        assert KEY.hash not in known.text
+
+
+def test_a_failure_of_the_hook_is_an_answer():
+    """Whatever it raises."""
+
+    async def broken(target, scope, receive):
+        raise ArithmeticError
+
+    answer = ask("POST", "/v2/models/flights/infer", forward=broken)
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")

@@ -68,7 +68,7 @@ def test_the_document_is_openapi_31():
 
 
 def test_every_route_is_described_with_what_it_may_answer():
-    """All three protocols, feedback and health; a refusal has one form everywhere."""
+    """All three protocols, feedback and health; a refusal has one form everywhere but below `/v2`."""
     found = operations(document())
     posts = {path for method, path in found if method == "post"}
     model = "/v2/models/wide"
@@ -80,7 +80,10 @@ def test_every_route_is_described_with_what_it_may_answer():
         assert expected <= operation["responses"].keys(), key
         for status, response in operation["responses"].items():
             if status >= "400":
-                assert response["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Error"}
+                schema = response["content"]["application/json"]["schema"]
+                forms = {part["$ref"].rpartition("/")[2] for part in schema.get("anyOf", [schema])}
+                assert ("InferenceError" in forms) == key[1].startswith("/v2"), key
+                assert forms <= {"Error", "InferenceError"}
     assert "retry-after" in found["post", "/predict"]["responses"]["429"]["headers"]
     assert "409" in found["post", "/feedback"]["responses"]
 
@@ -191,6 +194,7 @@ def test_answers_and_metadata_fit_their_schemas():
     assert fits(json.loads(error_body(refusal, "a")), "Error")
     assert fits(json.loads(error_body(Refusal(503, "overloaded", "later"), "a")), "Error")
     assert not fits({"error": "text"}, "Error")
+    assert fits(json.loads(error_body(refusal, "a", path="/v2/models/wide/infer")), "InferenceError")
     asked = parse(PROTOCOLS["oip"], json.dumps({"inputs": tensors()}).encode())
     encoded = PROTOCOLS["oip"].encode(predict(asked.columns), asked, ANSWERING, signature=SIGNATURE)
     assert fits(json.loads(encoded.body), "InferenceResponse")

@@ -114,10 +114,24 @@ def test_the_log_is_beside_the_bundles():
     assert (log.enabled, log.uri) == (True, "s3://bucket/raymlops?region=x")
 
 
-def test_a_model_that_may_go_to_zero_starts_with_one():
-    """Or a deploy could not show that it answers."""
-    scaling = rendered(deployment(7, "champion", min_replicas=0))["flights--v7"]["deployments"][0]["autoscaling_config"]
-    assert (scaling["min_replicas"], scaling["initial_replicas"], scaling["downscale_to_zero_delay_s"]) == (0, 1, 900.0)
+def bounds(*deployments):
+    apps = rendered(*deployments)
+    return {name: app["deployments"][0].get("autoscaling_config", {}) for name, app in apps.items()}
+
+
+def test_a_model_that_may_go_to_zero_is_woken_by_nothing_but_a_request():
+    """Serve would take initial replicas for the target at each change of a key or a share."""
+    scaling = bounds(deployment(7, "champion", min_replicas=0))["flights--v7"]
+    assert (scaling["min_replicas"], scaling["downscale_to_zero_delay_s"]) == (0, 900.0)
+    assert "initial_replicas" not in scaling
+
+
+def test_who_has_a_share_does_not_go_to_zero():
+    """A canary or a shadow that sleeps would be late for every first request; one that stands idle may sleep."""
+    idle = deployment(8, "warm", min_replicas=0)
+    beside = [replace(idle, version=9, weight=0.1), replace(idle, version=10, shadow=0.1)]
+    found = bounds(deployment(7, "champion"), idle, *beside)
+    assert [found[f"flights--v{version}"]["min_replicas"] for version in (8, 9, 10)] == [0, 1, 1]
 
 
 def test_a_whole_serve_section_is_taken():
@@ -149,6 +163,16 @@ def test_the_index_lists_the_champions():
     (options,) = apps[INDEX_APP]["deployments"]
     assert [model["path"] for model in options["user_config"]["models"]] == ["/models/digits", "/models/flights"]
     assert apps[INDEX_APP]["args"] == {}
+
+
+def test_the_index_knows_each_models_bounds_and_keys():
+    """So that it holds no more of a request than the model would, no longer, and for nobody else."""
+    apps = rendered(deployment(7, "champion", timeout_s=3.0, max_body_bytes=2048, auth="keys"))
+    (options,) = apps[INDEX_APP]["deployments"]
+    (model,) = options["user_config"]["models"]
+    assert (model["timeout_s"], model["max_body_bytes"]) == (3.0, 2048)
+    assert model["access"] == {"required": True, "keys": []}
+    assert options["max_queued_requests"] > 0
 
 
 def test_foreign_applications_are_carried_over():

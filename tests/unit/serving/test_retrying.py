@@ -118,10 +118,36 @@ def test_what_would_come_too_late_is_not_waited_for():
 
 def test_the_deadline_is_over_all_attempts():
     """10 s, attempts of 4 s: 10 is left, then 10 - 4 - 0.1, then 1.7; a fourth would begin after the end."""
-    asked, ended = drive([Failure("broken", "")] * 4, took_s=4.0, timeout_s=10.0, retries=9)
+    failures = [Failure("broken", "")] * 4
+    asked, ended = drive(failures, took_s=4.0, timeout_s=10.0, retries=9, attempt_timeout_s=10.0)
     sent = [step.timeout_s for step in asked if isinstance(step, Send)]
     assert sent == pytest.approx([10.0, 5.9, 1.7])
     assert ended.attempts == 3
+
+
+def test_by_default_it_is_asked_until_the_deadline():
+    """30 s of an endpoint that is busy: the pauses' bounds are 0.1, 0.2, ..., 2, 2, ..., so that 18 attempts fit in.
+
+    0.1 + 0.2 + 0.4 + 0.8 + 1.6 = 3.1, and 13 pauses of 2 s end at 29.1; the next would end after 30.
+    """
+    asked, ended = drive([BUSY] * 100)
+    assert sum(pauses(asked)) == pytest.approx(29.1)
+    assert (ended.outcome, ended.attempts) == (BUSY, 19)
+
+
+@pytest.mark.parametrize(("timeout_s", "attempt_s"), [(30.0, 10.0), (3.0, 1.0), (1.5, 1.0), (0.5, 0.5)])
+def test_by_default_an_attempt_has_a_third_of_the_deadline(timeout_s, attempt_s):
+    """At least a second, and never more than is left: a replica that hangs is left for another one."""
+    asked, _ = drive([Failure("late", ""), Reply(200, b"")], took_s=attempt_s, timeout_s=timeout_s)
+    assert asked[0] == Send(attempt_s)
+    assert (Send in [type(step) for step in asked[1:]]) == (timeout_s > attempt_s + 0.1)
+
+
+def test_a_hung_replica_is_left_while_there_is_time():
+    """The first attempt takes its third, the second answers."""
+    asked, ended = drive([Failure("late", ""), Reply(200, b"{}")], took_s=10.0)
+    assert [type(step) for step in asked] == [Send, Pause, Send]
+    assert ended.outcome.status == 200
 
 
 def test_one_attempt_may_be_given_less():
@@ -136,3 +162,9 @@ def test_one_attempt_may_be_given_less():
 def test_what_is_not_our_form_has_no_error(body):
     """Whatever listens there may answer anything."""
     assert Reply(500, body).error == {}
+
+
+def test_below_v2_the_facts_are_beside_the_text():
+    """As clients of the Open Inference Protocol expect it."""
+    body = b'{"error": "it raised", "code": "model_error", "message": "it raised"}'
+    assert Reply(500, body).error["code"] == "model_error"

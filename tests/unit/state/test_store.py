@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from raymlops.config.schema import ProjectSpec
 from raymlops.errors import ConfigError, RefusedError, StorageError, UnreachableError, UsageError
 from raymlops.records import BundleRef
-from raymlops.state.store import Deployment, State, state_url
+from raymlops.state.store import Deployment, State, add_event, state_url
 
 URL_WITH_PASSWORD = "postgresql://someone:hunter2@127.0.0.1:1/raymlops"
 
@@ -86,6 +86,15 @@ def test_changes_are_all_there_however_many_questions_the_gate_was_asked(state):
     state.record(action="restore", subject="flights")
     assert [event.after[0]["version"] for event in state.changes("flights")] == [7, 6]
     assert len(state.events()) == 153
+
+
+def test_changes_are_read_newest_first_in_pages(state):
+    """Of 120 none is missing or comes twice where one page ends."""
+    with state.writing() as connection:
+        for number in range(120):
+            add_event(connection, action="deploy", subject="flights", before=[], after=[number])
+    assert [event.after[0] for event in state.changes("flights")] == list(range(119, -1, -1))
+    assert next(state.each_change("flights")).after == [119]
 
 
 def test_one_change_at_a_time(url, state):

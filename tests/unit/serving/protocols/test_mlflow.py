@@ -84,6 +84,8 @@ def test_scalars_by_name_are_one_row():
         ({"inputs": ROWS, "signature_name": "x"}, "signature_name", "unknown key"),
         ({"messages": []}, "messages", "unknown key"),
         ({"inputs": ROWS, "params": [1]}, "params", "expected an object"),
+        ({"inputs": ROWS, "params": False}, "params", "expected an object"),
+        ({"dataframe_split": {**SPLIT, "index": {}}}, "index", "expected a list"),
         ({"inputs": 1}, "inputs", "expected values by name; the names are x, n"),
         ({"inputs": [[1, 2]]}, "inputs", "expected values by name"),
         ({"inputs": {"x": [1], "n": 1}}, "n", "expected a list of values, one a row"),
