@@ -34,6 +34,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+MAX_PROBLEMS = 20
+"""As many problems as are looked for in rows: where there are so many, there may be others."""
+
 
 class RaymlopsError(Exception):
     """Base of all raymlops exceptions.
@@ -184,7 +187,8 @@ class InvalidRowsError(RaymlopsError):
         where = "" if first.row is None else f"row {first.row}"
         if first.field is not None:
             where += f"{', ' if where else ''}field {first.field!r}"
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        least = "at least " if len(problems) >= MAX_PROBLEMS else ""
+        more = f" (and {least}{len(problems) - 1} more)" if len(problems) > 1 else ""
         super().__init__(f"{where}: {first.message}{more}" if where else f"{first.message}{more}")
         self.problems = tuple(problems)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from raymlops.cli.operations import clock, show_run
 from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, answer, note, table
-from raymlops.errors import UsageError
+from raymlops.errors import RaymlopsError, UsageError
 
 if TYPE_CHECKING:
     from raymlops.lifecycle.overview import ModelOverview
@@ -50,6 +51,7 @@ def up(
     """Start a Ray head with dashboard, an MLflow server and Serve on loopback, with token authentication."""
     from raymlops.cluster.local import up as start
     from raymlops.cluster.upfile import exports
+    from raymlops.lifecycle.overview import wanted
 
     record = start(
         root=root,
@@ -66,10 +68,13 @@ def up(
         note("was up already")
     for name, url in record.urls.items():
         note(f"{name:<8} {url}")
-    if record.grpc_port is not None:
-        note(f"{'grpc':<8} {record.urls['serve'].removeprefix('http://').rpartition(':')[0]}:{record.grpc_port}")
+    if record.grpc_address is not None:
+        note(f"{'grpc':<8} {record.grpc_address}")
     for port in record.opens:
         note(f"reachable by other machines: {port}")
+    with suppress(RaymlopsError):  # an endpoint that is busy does not say that nothing is live
+        if (models := wanted(record.root)) and not _live(record.serve_url):
+            note(_waiting(len(models)))
     note("to use it from this shell, export:")
     answer({**record.to_dict(), "env": record.env, "urls": record.urls}, exports(record), as_json=as_json)
 
@@ -105,13 +110,9 @@ def status(
         raise UsageError("--config and --root both say where the state is", hint="Leave one of them out.")
     from raymlops.cluster.local import status as look
     from raymlops.lifecycle.overview import overview
-    from raymlops.serving.client import Client
 
     record = look(root=root)
-    live = []
-    if record.services["serve"]:
-        with Client(record.urls["serve"], timeout_s=5.0, retries=2) as client:
-            live = client.models()
+    live = _live(record.urls["serve"]) if record.services["serve"] else []
     models = overview(config, root=root, env=env)
     rows = [
         {"service": name, "answers": "yes" if answers else "no", "url": record.urls.get(name, "")}
@@ -120,8 +121,10 @@ def status(
     lines = [f"{record.state}, {record.processes} processes, state in {record.root}"]
     if record.state != "down":
         lines.append(table(rows, {"service": None, "answers": None, "url": None}))
+        lines += [f"grpc at {record.grpc_address}"] if record.grpc_address is not None else []
         lines += [f"reachable by other machines: {socket}" for socket in record.open_to_others]
         lines += ["", table(live, dict.fromkeys(("name", "version", "path")))] if live else ["no model is live"]
+        lines += [_waiting(len(models))] if models and record.services["serve"] and not live else []
     lines += [line for model in models for line in ("", *overview_lines(model))]
     answer(
         {**record.to_dict(), "models": live, "desired": [model.to_dict() for model in models]},
@@ -130,10 +133,22 @@ def status(
     )
 
 
+def _live(serve_url: str) -> list[dict[str, Any]]:
+    from raymlops.serving.client import Client
+
+    with Client(serve_url, timeout_s=5.0, retries=2) as client:
+        return client.models()
+
+
+def _waiting(models: int) -> str:
+    return f"{models} model{'' if models == 1 else 's'} should be live: raymlops deploy --restore"
+
+
 def overview_lines(model: ModelOverview) -> list[str]:
     """Return what should be live of one model, as lines for a person."""
     since = f" since {clock(model.since)} by {model.by}" if model.since else ""
     rows = [("champion", f"version {model.champion}{since}" if model.champion is not None else "none")]
+    rows += [("callers", "need an API key" if model.keys else "need no key")] if model.champion is not None else []
     rows += [("canary", f"version {version} answers {100 * weight:g}%") for version, weight in model.canaries.items()]
     rows += [("shadow", f"version {version} gets copies of {100 * part:g}%") for version, part in model.shadows.items()]
     for version, end in model.warm.items():

@@ -65,6 +65,10 @@ def create(
         overrides=overrides or (),
         env=env,
     )
+    for warning in change.warnings:
+        note(f"warning: {warning}")
+    if change.open_models:
+        note(f"{', '.join(change.open_models)}: open, answers without a key too; serve.auth: keys asks for keys")
     _tell_new(change, as_json=as_json)
 
 

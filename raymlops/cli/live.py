@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -106,7 +107,10 @@ def deploy(
         float | None, typer.Option("--shadow", metavar="PERCENT", help="Send it copies of so many of the requests.")
     ] = None,
     abort: Annotated[bool, typer.Option("--abort", help="First end a rollout that runs.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow the rollout to its end (exit code 4: aborted).")] = False,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait", help="Follow the rollout to its end; alone: the one that runs (exit code 4: aborted)."),
+    ] = False,
     breaking: BreakingFlag = False,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
@@ -117,11 +121,21 @@ def deploy(
 
     shared = {"--canary": canary, "--steps": steps, "--bake": bake, "--shadow": shadow}
     sharing = [option for option, value in shared.items() if value is not None]
+    if wait and steps is None and bake is None:
+        if sharing or beside or remove or restore or breaking or abort:
+            raise UsageError("--wait follows a rollout", hint="Begin one with --steps or --bake, or leave --wait out.")
+        source, overrides, version = _source(config, words, version=version)
+        running = live.running_rollout(source, version, overrides=overrides, env=env)
+        _follow(source, running, overrides=overrides, env=env, as_json=as_json)
+        return
     if (remove or restore or beside) and (sharing or abort or wait or breaking):
         raise UsageError(
             "--remove, --restore and --beside move no traffic; they go with no "
             + ", ".join(sharing or ["--abort, --wait or --breaking"])
         )
+    if restore and not remove:
+        _restore(config, words, version=version, beside=beside, env=env, yes=yes, as_json=as_json)
+        return
     source, overrides, version = _source(config, words, version=version)
     if remove:
         if version is not None or beside or restore:
@@ -132,21 +146,6 @@ def deploy(
         confirm("This takes the endpoint down. Go on?", yes=yes)
         versions = live.remove(source, overrides=overrides, env=env)
         answer({"removed": versions}, f"removed {len(versions)} versions", as_json=as_json)
-        return
-    if restore:
-        if version is not None or beside:
-            raise UsageError(
-                "--restore brings back what should be live; it goes with neither --version nor --beside",
-                hint="To bring up a version, leave --restore out.",
-            )
-        confirm("This brings Serve to what should be live, of every model. Go on?", yes=yes)
-        desired = live.restore(source, overrides=overrides, env=env)
-        names = sorted({item.name for item in desired})
-        answer(
-            {"deployments": [item.to_dict() for item in desired]},
-            f"live: {', '.join(names) or 'nothing'}",
-            as_json=as_json,
-        )
         return
     version = version or "@challenger"
     if sharing:
@@ -210,7 +209,10 @@ def rollback(
         raise UsageError(
             f"rollback goes to what was live before, not to {version}", hint="promote or deploy takes a version."
         )
-    confirm("This takes back the canary, or the last change of the route. Go on?", yes=yes)
+    what = "takes back the canary, or the last change of the route"
+    if not yes and sys.stdin.isatty():
+        what = live.rollback_target(source, overrides=overrides, env=env)
+    confirm(f"This {what}. Go on?", yes=yes)
     record = live.rollback(
         source,
         overrides=overrides,
@@ -246,6 +248,36 @@ def _source(
     if found is not None and version is not None:
         raise UsageError(f"{words[0]} and --version {version} both name a version", hint="Leave one of them out.")
     return spec, (), found or version
+
+
+def _restore(
+    config: str | None,
+    words: Sequence[str] | None,
+    *,
+    version: str | None,
+    beside: bool,
+    env: str | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Bring every model back. It is of no single model, so that nothing needs to be named."""
+    from raymlops.lifecycle import live
+
+    source: Source | None = None
+    overrides: Sequence[str] = ()
+    if config is not None or words:
+        source, overrides, version = _source(config, words, version=version)
+    if version is not None or beside:
+        raise UsageError(
+            "--restore brings back what should be live; it goes with neither --version nor --beside",
+            hint="To bring up a version, leave --restore out.",
+        )
+    confirm("This brings Serve to what should be live, of every model. Go on?", yes=yes)
+    desired = live.restore(source, overrides=overrides, env=env)
+    names = sorted({item.name for item in desired})
+    answer(
+        {"deployments": [item.to_dict() for item in desired]}, f"live: {', '.join(names) or 'nothing'}", as_json=as_json
+    )
 
 
 def _follow(source: Source, rollout_id: str, *, overrides: Sequence[str], env: str | None, as_json: bool) -> None:
@@ -291,4 +323,6 @@ def _share(record: TrafficRecord) -> str:
         )
     if record.weight:
         return f"{record.name} version {record.version} answers {100 * record.weight:g}%{copies}, {champion} the rest"
-    return f"{record.name} version {record.version} answers nothing{copies or ' any more'}; {champion} has all requests"
+    took = record.changed or record.rollout_id is not None
+    ever = copies or (" any more" if took else ", as before")
+    return f"{record.name} version {record.version} answers nothing{ever}; {champion} has all requests"

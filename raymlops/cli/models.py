@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import shlex
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raymlops.cli.output import ConfigOption, EnvOption, JsonFlag, Overrides, VersionOption, answer, table
 from raymlops.records import GateDecision, ModelVersionRef
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,7 +37,7 @@ def register(
     ref = register_run(config, run_id, overrides=overrides or (), env=env)
     answer(
         ref.to_dict(),
-        f"{_line(ref)}\nnext  raymlops models gate --config {config} --version {ref.version}",
+        f"{_line(ref)}\n{_next('models gate', config, overrides, '--version', ref.version, env=env)}",
         as_json=as_json,
     )
 
@@ -52,7 +56,7 @@ def gate(
     ref, decision = ask_gate(config, version, overrides=overrides or (), env=env)
     answer(
         {"version": ref.to_dict(), "decision": decision.to_dict()},
-        f"{_line(ref)}\n{checks(decision)}\nnext  raymlops deploy --config {config}",
+        f"{_line(ref)}\n{checks(decision)}\n{_next('deploy', config, overrides, env=env)}",
         as_json=as_json,
     )
 
@@ -66,7 +70,9 @@ def list_versions(
     from raymlops.tracking.client import tracker
 
     spec = spec_of(config, overrides=overrides or (), env=env)
-    refs = Registry(tracker(spec)).list(spec.project.name)
+    store = tracker(spec)
+    store.check()  # a server that is down is said at once: the registry's own question is repeated for half a minute
+    refs = Registry(store).list(spec.project.name)
     rows = [{**ref.to_dict(), "aliases": ", ".join(ref.aliases), "digest": ref.bundle.digest[:12]} for ref in refs]
     columns = dict.fromkeys(("name", "version", "aliases", "run_id", "digest"))
     answer({"versions": [ref.to_dict() for ref in refs]}, table(rows, columns), as_json=as_json)
@@ -84,6 +90,12 @@ def checks(decision: GateDecision) -> str:
         else ["no checks configured"]
     )
     return "\n".join([*lines, *decision.notes])
+
+
+def _next(verb: str, config: str, overrides: Sequence[str] | None, *more: object, env: str | None) -> str:
+    """Return the line that says what to run next, about the same project as this command was."""
+    words = ["--config", config, *(overrides or ()), *(("--env", env) if env is not None else ()), *map(str, more)]
+    return f"next  raymlops {verb} {shlex.join(words)}"
 
 
 def _number(value: float | None) -> str:

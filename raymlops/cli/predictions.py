@@ -24,7 +24,7 @@ def predictions(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model.")],
     overrides: Overrides = None,
     *,
-    since: Annotated[str, typer.Option(metavar="WHEN", help="1h ago, 7d ago, or an ISO time.")] = "1h",
+    since: Annotated[str, typer.Option(metavar="WHEN", help="How long ago, such as 1h or 7d; or an ISO time.")] = "1h",
     until: Annotated[str | None, typer.Option(metavar="WHEN", help="As --since.  [default: now]")] = None,
     version: Annotated[int | None, typer.Option(min=1, metavar="VERSION", help="Of one version only.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the newest N rows.")] = None,
@@ -62,12 +62,14 @@ def predictions(
         from raymlops.predictions.export import write_file
 
         write_file(reading, out)
-        answer({"out": out, **_counts(reading)}, out, as_json=as_json)
+        counts = _counts(reading)
+        answer({"out": out, **counts}, out, as_json=as_json)
     elif as_json:
-        _print_object(reading)
+        counts = _print_object(reading)
     else:
         _print_lines(reading)
-    note(_summary(reading))
+        counts = _counts(reading)
+    note(_summary(counts, reading.looked_back_to))
 
 
 def _print_lines(reading: Any) -> None:
@@ -79,8 +81,11 @@ def _print_lines(reading: Any) -> None:
     sys.stdout.flush()
 
 
-def _print_object(reading: Any) -> None:
-    """Print one object of all rows. It is gathered on disk, so that an error on the way leaves no half of it."""
+def _print_object(reading: Any) -> dict[str, Any]:
+    """Print one object of all rows, and return its counts.
+
+    It is gathered on disk, so that an error on the way leaves no half of it.
+    """
     from raymlops.predictions.export import json_rows
 
     with tempfile.TemporaryFile("w+", encoding="utf-8") as rows:
@@ -90,10 +95,12 @@ def _print_object(reading: Any) -> None:
                 rows.write(comma + row.decode())
                 comma = ","
         rows.seek(0)
-        sys.stdout.write(f'{to_json(_counts(reading)).removesuffix("}")}, "predictions": [')
+        counts = _counts(reading)
+        sys.stdout.write(f'{to_json(counts).removesuffix("}")}, "predictions": [')
         shutil.copyfileobj(rows, sys.stdout)
         sys.stdout.write("]}\n")
     sys.stdout.flush()
+    return counts
 
 
 def _counts(reading: Any) -> dict[str, Any]:
@@ -104,13 +111,21 @@ def _counts(reading: Any) -> dict[str, Any]:
         "rows": reading.rows,
         "labelled": reading.labelled,
         "conflicts": reading.conflicts,
+        "unknown": reading.count_unknown(),
         "damaged": list(reading.damaged),
     }
 
 
-def _summary(reading: Any) -> str:
-    parts = [f"{reading.rows} rows, {reading.labelled} with a label"]
-    if reading.conflicts:
-        parts.append(f"{reading.conflicts} labels contradict the first and are no corrections")
-    parts += [f"damaged and left out: {path}" for path in reading.damaged]
+def _summary(counts: dict[str, Any], looked_back_to: datetime | None) -> str:
+    parts = [f"{counts['rows']} rows, {counts['labelled']} with a label"]
+    if counts["conflicts"]:
+        parts.append(f"{counts['conflicts']} labels contradict the first and are no corrections")
+    if counts["unknown"]:
+        since = "" if looked_back_to is None else f" since {looked_back_to.isoformat(timespec='seconds')}"
+        older = "" if looked_back_to is None else ", or an older one"
+        parts.append(
+            f"{counts['unknown']} labels that came in within the window match no row logged{since}: "
+            f"an unknown request_id or row{older}"
+        )
+    parts += [f"damaged and left out: {path}" for path in counts["damaged"]]
     return "\n".join(parts)

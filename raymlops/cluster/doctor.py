@@ -201,11 +201,14 @@ def storage(facts: Facts) -> Finding:
 
 def up_record(facts: Facts) -> Finding:
     """Judge the record of ``raymlops up``."""
+    # `raymlops up` starts MLflow alone where Ray answers, and the endpoints go on; otherwise it begins anew.
+    alone = facts.up_detail == "mlflow ended" and facts.ray is not None and facts.ray.status == 200
+    mend = "raymlops up starts MLflow again, alone" if alone else "raymlops down, then raymlops up"
     messages = {
         "none": (True, "raymlops up has not been run, or raymlops down has", ""),
         "up": (True, "raymlops up runs", ""),
         "starting": (False, "raymlops up was interrupted, or is at work", "raymlops down clears what it left"),
-        "broken": (False, f"raymlops up is partly dead: {facts.up_detail}", "raymlops down, then raymlops up"),
+        "broken": (False, f"raymlops up is partly dead: {facts.up_detail}", mend),
         "unreadable": (False, facts.up_detail, "end what runs by hand, then remove the file"),
     }
     return Finding("up", *messages[facts.up_state])

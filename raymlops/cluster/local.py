@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from raymlops.cluster import services, upfile
 from raymlops.cluster.auth import ensure_token
 from raymlops.cluster.capacity import logical_cpus
+from raymlops.cluster.mending import only_mlflow_ended, restart_mlflow
 from raymlops.cluster.ports import HOST, Listener, check_free, listeners
-from raymlops.cluster.processes import MARK, ProcessRecord, belonging, end
-from raymlops.cluster.upfile import HOME, UpRecord
+from raymlops.cluster.processes import ProcessRecord, belonging, end
+from raymlops.cluster.upfile import UpRecord
 from raymlops.errors import ClusterError, StorageError, UsageError
 from raymlops.records import Record
 from raymlops.signals import undisturbed
@@ -60,6 +61,8 @@ class StatusRecord(Record):
     processes: int
     open_to_others: tuple[str, ...] = ()
     """Sockets of the cluster that other machines can reach, found now."""
+    grpc_address: str | None = None
+    """``HOST:PORT`` of the endpoints' gRPC; None where it is not open."""
 
 
 def up(
@@ -79,15 +82,16 @@ def up(
 ) -> UpRecord:
     """Start Ray with its dashboard, the MLflow server and Serve, and return once each has answered.
 
-    Where they already run, nothing is started and the record says ``already_up``. Ports of None are 8000 for HTTP,
-    8265, 5000 and 6379; ``stats_port`` and ``metrics_port`` are HAProxy's own and open only with it. Serve listens for
-    gRPC only where ``grpc_port`` is given.
+    Where they already run, nothing is started and the record says ``already_up``. Where MLflow alone has ended, it
+    alone is started again; what is left of a cluster that has lost more is ended first. Ports of None are 8000 for
+    HTTP, 8265, 5000 and 6379; ``stats_port`` and ``metrics_port`` are HAProxy's own and open only with it. Serve
+    listens for gRPC only where ``grpc_port`` is given.
 
     Raises:
         UsageError: they already run, on other ports or CPUs than are asked for, or without HAProxy or gRPC.
         PortTakenError: a port is held by another process; nothing was started.
         StorageError: ``root`` cannot be written; nothing was started.
-        ClusterError: a service did not come up; what had been started was ended.
+        ClusterError: a service did not come up; what had been started now was ended.
     """
     say = on_step or (lambda _: None)
     folder = _folder(root)
@@ -100,14 +104,15 @@ def up(
     extra = {"HAProxy's statistics": stats_port, "HAProxy's metrics": metrics_port} if haproxy else {}
     with _lock(folder):
         if (old := upfile.read(folder)) is not None:
-            if old.state == "up" and all(record.find() for record in old.processes):
+            whole = old.state == "up" and all(record.find() for record in old.processes)
+            if whole or only_mlflow_ended(old):
                 found = old.differences(ports=asked, haproxy=haproxy, num_cpus=None if num_cpus is None else cpus)
                 if found:
                     raise UsageError(
                         f"already up in {folder}: {', '.join(found)}",
                         hint=f"use it as it is, or end it first: raymlops down --root {shlex.quote(str(folder))}",
                     )
-                return replace(old, already_up=True)
+                return replace(old, already_up=True) if whole else restart_mlflow(old, timeout_s=timeout_s, say=say)
             say("a cluster of before is partly dead; ending what is left of it")
             _end(old, grace_s=10)
         check_free({**ports, **extra})
@@ -169,7 +174,7 @@ def status(*, root: Path | str | None = None) -> StatusRecord:
     state = record.state if record.state == "starting" or all(found.values()) else "broken"
     pids = {process.pid for process in processes}
     reachable = tuple(str(item) for item in listeners(pids) if not item.loopback) if pids else ()
-    return StatusRecord(str(folder), state, found, record.urls, len(processes), reachable)
+    return StatusRecord(str(folder), state, found, record.urls, len(processes), reachable, record.grpc_address)
 
 
 def sockets(record: UpRecord) -> list[Listener]:
@@ -181,14 +186,7 @@ def sockets(record: UpRecord) -> list[Listener]:
 def _start(
     record: UpRecord, *, num_cpus: int, haproxy_ports: tuple[int, int], timeout_s: float, say: Callable[[str], None]
 ) -> UpRecord:
-    root, token, ports = Path(record.root), Path(record.token_path), record.ports
-    variables = {
-        MARK: record.cluster_id,
-        HOME: record.root,
-        "MLFLOW_TRACKING_URI": record.mlflow_url,
-        # For Ray's state API in workers, which gives up without it as soon as another Ray runs on the machine.
-        "RAY_API_SERVER_ADDRESS": record.dashboard_url,
-    }
+    root, token, ports, variables = Path(record.root), Path(record.token_path), record.ports, record.inherited
     fast = (
         services.serve_environment(scratch=record.scratch, stats_port=haproxy_ports[0], metrics_port=haproxy_ports[1])
         if record.haproxy

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from raymlops.cluster.auth import environment
-from raymlops.cluster.processes import ProcessRecord
+from raymlops.cluster.processes import MARK, ProcessRecord
 from raymlops.errors import ClusterError
 from raymlops.records import SCHEMA_VERSION, Record
 
@@ -56,6 +56,7 @@ class UpRecord(Record):
     opens: tuple[str, ...] = ()
     """What Ray Serve binds to all interfaces, without an option to bind it elsewhere, once something is deployed."""
     already_up: bool = False
+    """Whether nothing had to be started."""
 
     @property
     def env(self) -> dict[str, str]:
@@ -68,6 +69,23 @@ class UpRecord(Record):
             "MLFLOW_TRACKING_URI": self.mlflow_url,
             HOME: self.root,
         }
+
+    @property
+    def inherited(self) -> dict[str, str]:
+        """Return what every process of the cluster has in its environment: whose it is, and where the others are."""
+        return {
+            MARK: self.cluster_id,
+            HOME: self.root,
+            "MLFLOW_TRACKING_URI": self.mlflow_url,
+            # For Ray's state API in workers, which gives up without it as soon as another Ray runs on the machine.
+            "RAY_API_SERVER_ADDRESS": self.dashboard_url,
+        }
+
+    @property
+    def grpc_address(self) -> str | None:
+        """Return where Serve listens for gRPC, None where it does not."""
+        host = self.serve_url.removeprefix("http://").rpartition(":")[0]
+        return None if self.grpc_port is None else f"{host}:{self.grpc_port}"
 
     @property
     def urls(self) -> dict[str, str]:

@@ -74,16 +74,17 @@ def ask_file(client: Client, name: str, file: Path, *, version: int | str | None
         outputs=[row for result in results for row in result.outputs],
         model_versions=list(dict.fromkeys(result.model_version for result in results)),
         request_ids=[result.request_id for result in results],
-        curl=curl_line(client, name, rows[:1]),
+        curl=curl_line(client, name, rows[:1], version=version),
     )
 
 
-def curl_line(client: Client, name: str, rows: list[dict[str, Any]]) -> str:
-    """Return a shell command that asks a model for these rows; a key is named by its variable."""
+def curl_line(client: Client, name: str, rows: list[dict[str, Any]], *, version: int | str | None = None) -> str:
+    """Return a shell command that asks a model, or one version, for these rows; a key is named by its variable."""
     body = json.dumps({"rows": rows})
     key = f' -H "authorization: Bearer ${KEY}"' if client.with_key else ""
+    pin = "" if version is None else f" -H {shlex.quote(f'x-raymlops-version: {version}')}"
     return (
-        f"curl -s {shlex.quote(client.predict_url(name))} -H 'content-type: application/json'{key} "
+        f"curl -s {shlex.quote(client.predict_url(name))} -H 'content-type: application/json'{key}{pin} "
         f"-d {shlex.quote(body)}"
     )
 

@@ -15,10 +15,18 @@ from pydantic import ValidationError
 from raymlops.config.serve import RolloutSection
 from raymlops.errors import RefusedError, UsageError
 from raymlops.lifecycle.changing import LineUp, change
-from raymlops.lifecycle.lineup import canaries_of, champion_of, with_canary, with_shadow, without_traffic
+from raymlops.lifecycle.lineup import (
+    canaries_of,
+    champion_of,
+    taken_by,
+    with_canary,
+    with_shadow,
+    without_traffic,
+)
 from raymlops.lifecycle.rollout import begin
 from raymlops.records import DeploymentRecord
 from raymlops.state.rollouts import running, start_rollout, update_rollout
+from raymlops.state.store import add_event
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +38,9 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.changing import Change, Cluster
     from raymlops.state.rollouts import Rollout
     from raymlops.state.store import Deployment, State
+
+PROMOTED = "rollout.promote"
+"""Action by which a rollout makes its version champion."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,13 @@ class Asked:
     def nothing(self) -> bool:
         """Return whether shares are only to be taken away."""
         return self.anything and not self.weight and not self.shadow
+
+    def words(self) -> str:
+        """Return what is asked for, for the audit record."""
+        said = [] if self.weight is None else [f"answers {100 * self.weight:g}%"]
+        said += [] if self.shadow is None else [f"copies of {100 * self.shadow:g}%"]
+        said += [f"steps {', '.join(f'{step:g}' for step in self.rollout.steps)}%"] if self.rollout else []
+        return ", ".join(said)
 
 
 def asked_for(
@@ -166,7 +184,8 @@ def share(
         )
 
     action = "rollout.start" if rollout else "deploy.canary" if asked.weight is not None else "deploy.shadow"
-    done = change(state, cluster, name, decide=decide, serve=serve, action=action, why=why)
+    said = f"{why}: {asked.words()}" if why else asked.words()
+    done = change(state, cluster, name, decide=decide, serve=serve, action=action, why=said)
     return _record(done, version, rollout_id=rollout.id if rollout else None)
 
 
@@ -207,17 +226,26 @@ def abort(
             if stopped is not None and running(connection, name):
                 update_rollout(connection, stopped)
 
-        return LineUp(without_traffic(before), None, frozenset(), also=also, kept=True)
+        lost = [f"version {item.version} answered {100 * item.weight:g}%" for item in canaries_of(before)]
+        ends = [] if found is None else [f"rollout {found.id} of version {found.version} ends"]
+        said = f"{why}: {', '.join([*lost, *ends])}"
+        return LineUp(without_traffic(before), None, frozenset(), also=also, kept=True, why=said)
 
     done = change(state, cluster, name, decide=decide, serve=serve, action=action, why=why, hurry=True)
     return _record(done, version, rollout_id=found.id if found is not None else None)
 
 
-def settled(rollout: Rollout, deployments: Sequence[Deployment], *, now: datetime) -> Rollout | None:
-    """Return how a running rollout has ended by what is desired now; None where it goes on. Pure."""
+def settled(
+    rollout: Rollout, deployments: Sequence[Deployment], *, now: datetime, by: str | None = None
+) -> Rollout | None:
+    """Return how a running rollout has ended by what is desired now; None where it goes on. Pure.
+
+    ``by`` is the verb by which the champion took the route, where that was not the rollout itself.
+    """
     champion = champion_of(deployments)
     if champion is not None and champion.version == rollout.version:
-        reason = rollout.reason or f"version {rollout.version} was made champion"
+        made = f"version {rollout.version} was made champion"
+        reason = f"{made} by {by}" if by else rollout.reason or made
         return replace(rollout, status="promoted", ended_at=now, reason=reason)
     standing = {item.version: item for item in deployments}
     if champion is None or champion.version != rollout.champion:
@@ -232,14 +260,40 @@ def settled(rollout: Rollout, deployments: Sequence[Deployment], *, now: datetim
 
 
 def settle(state: State, name: str, *, now: datetime) -> Rollout | None:
-    """End the rollout of a model where another change of its deployments has; return what it ended as."""
+    """End the rollout of a model where another change of its deployments has; return what it ended as.
+
+    That is an event of its own, unless the event by which the rollout promoted its version says it already.
+    """
     deployments = state.deployments(name)
+    with state.reading() as connection:
+        if all(settled(rollout, deployments, now=now) is None for rollout in running(connection, name)):
+            return None
+    champion = champion_of(deployments)
+    taken = None if champion is None else taken_by(champion.version, state.each_change(name))
+    by = taken.action if taken is not None and taken.action != PROMOTED else None
     with state.writing() as connection:
         for rollout in running(connection, name):
-            if (ended := settled(rollout, deployments, now=now)) is not None:
-                update_rollout(connection, ended)
-                return ended
+            if (ended := settled(rollout, deployments, now=now, by=by)) is None:
+                continue
+            update_rollout(connection, ended)
+            if ended.status != "promoted" or by is not None:
+                add_event(
+                    connection,
+                    action="rollout.end",
+                    subject=f"{name}/{rollout.version}",
+                    before={"rollout": rollout.id, "status": rollout.status},
+                    after={"rollout": ended.id, "status": ended.status},
+                    why=f"rollout {ended.id} {ended.status}: {ended.reason}",
+                )
+            return ended
     return None
+
+
+def shared_now(state: State, name: str) -> str:
+    """Return the versions that a rollback would take the traffic from, as text; empty where none has any."""
+    with state.reading() as connection:
+        rolled = {found.version for found in running(connection, name)}
+    return ", ".join(map(str, sorted(rolled | {item.version for item in canaries_of(state.deployments(name))})))
 
 
 def refuse_running(state: State, name: str) -> None:

@@ -9,11 +9,12 @@ completes it. Who becomes what is the caller's to say.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from raymlops.errors import RaymlopsError
+from raymlops.errors import RaymlopsError, TrackingError
 from raymlops.lifecycle.bringing import SHORT_S, Cluster, begin, coming_up, give_up, places
 from raymlops.lifecycle.lineup import champion_of
 from raymlops.records import DeploymentRecord
@@ -33,6 +34,8 @@ __all__ = ["Change", "Cluster", "Decide", "Follow", "LineUp", "change", "record_
 
 LOCK_MARGIN_S = 60.0
 """How much longer than a version's own time to come up a change waits for the one before it."""
+ALIAS_S = 10.0
+"""How long MLflow is waited for. The version is live by then, and the controller lets the alias follow later."""
 
 Write = Callable[["Connection"], None]
 
@@ -53,6 +56,8 @@ class LineUp:
     """Written in the transaction that restores what was before."""
     kept: bool = False
     """Whether it stays desired even where Serve cannot be brought to it now."""
+    why: str | None = None
+    """For the audit record, where only the line-up tells."""
 
     def item(self) -> Deployment | None:
         """Return the deployment of the subject."""
@@ -86,12 +91,15 @@ def change(
     follow: Follow | None = None,
     hurry: bool = False,
     lock_wait_s: float | None = None,
+    on_live: Follow | None = None,
+    alias_wait_s: float = ALIAS_S,
 ) -> Change:
     """Change the deployments of one model; where its version does not come up, all is as before.
 
-    ``decide`` is asked for the line-up under the lock, and once more after the version has come up. ``follow`` is
-    called with the version once it is live, without the lock. Its failure is put on the record and returned as a
-    warning. ``hurry`` flips a route to a version that is up at once.
+    ``decide`` is asked for the line-up under the lock, and once more after the version has come up. ``on_live`` and
+    then ``follow`` are called with the version once it is live, without the lock. That ``follow`` fails, or takes
+    longer than ``alias_wait_s``, is put on the record and returned as a warning. ``hurry`` flips a route to a version
+    that is up at once.
 
     Raises:
         InsufficientResourcesError: the cluster can never hold the version; nothing was changed.
@@ -108,6 +116,7 @@ def change(
                 if coming:
                     coming[-1].check(before)
                 now = decide(before)
+                said = now.why or why
                 following = coming_up(cluster, before, now, after=coming[-1] if coming else None, hurry=hurry)
                 if following is None:
                     if any(one.final for one in coming):
@@ -120,14 +129,14 @@ def change(
                         now,
                         serve=serve,
                         action=action,
-                        why=why,
+                        why=said,
                         actor=actor,
                         hurry=hurry or bool(coming),
                         owed=follow is not None,
                     )
                     break
                 coming.append(
-                    begin(state, cluster, following, before, now, serve=serve, action=action, why=why, actor=actor)
+                    begin(state, cluster, following, before, now, serve=serve, action=action, why=said, actor=actor)
                 )
             coming[-1].wait(state, cluster, wait_s=serve.ready_timeout_s)
     except BaseException as error:
@@ -136,7 +145,10 @@ def change(
         raise
     if any(one.changed for one in coming):
         done = replace(done, applied=replace(done.applied, changed=True))
-    return replace(done, warnings=_followed(state, follow, name, done.now.subject, action=action))
+    if on_live is not None and done.now.subject is not None:
+        on_live(done.now.subject)
+    later = None if follow is None else within(alias_wait_s, follow)
+    return replace(done, warnings=_followed(state, later, name, done.now.subject, action=action))
 
 
 def record_of(change: Change) -> DeploymentRecord:
@@ -218,6 +230,29 @@ def _undo(state: State, cluster: Cluster, before: Sequence[Deployment], *, serve
     except RaymlopsError:
         # Serve does not answer: the desired state is right again, and the next verb brings Serve to it.
         return
+
+
+def within(seconds: float, follow: Follow) -> Follow:
+    """Return ``follow`` that is waited for no longer than this: a server that hangs must hold nobody."""
+
+    def bounded(version: int) -> None:
+        raised: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                follow(version)
+            except BaseException as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=run, name="raymlops-alias", daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if thread.is_alive():
+            raise TrackingError(f"MLflow did not answer within {seconds:g} s; the controller lets it follow later")
+        if raised:
+            raise raised[0]
+
+    return bounded
 
 
 def _followed(state: State, follow: Follow | None, name: str, version: int | None, *, action: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import DeployError, RaymlopsError, RefusedError
 from raymlops.lifecycle.canary import settle
-from raymlops.lifecycle.changing import LineUp, change
+from raymlops.lifecycle.changing import ALIAS_S, LineUp, change, within
 from raymlops.lifecycle.evidence import gathered, with_sources
 from raymlops.lifecycle.lineup import champion_of, cooled, idle_of, with_canary, with_champion, without, without_traffic
 from raymlops.lifecycle.rollout import after, decide
@@ -217,7 +217,7 @@ class Controller:
     def _follow_now(self, follow: Callable[[str], Follow], name: str, version: int) -> None:
         champion = champion_of(self._state.deployments(name))
         if champion is not None and champion.version == version:
-            follow(name)(version)
+            within(ALIAS_S, follow(name))(version)
             why = "it had not followed its version"
             self._state.record(action="alias.follow", subject=f"{name}/{version}", why=why, actor=self._actor)
         settle_alias(self._state, name, version)

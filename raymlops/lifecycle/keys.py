@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from raymlops.errors import ClusterError, RaymlopsError
 from raymlops.lifecycle.source import Source, spec_of
 from raymlops.records import Record
-from raymlops.state.keys import KeyRecord, create_key, list_keys, revoke_key, rotate_key
+from raymlops.serving.render import settings_of
+from raymlops.state.keys import EVERY_MODEL, KeyRecord, create_key, list_keys, revoke_key, rotate_key
 from raymlops.state.store import State, state_url
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class KeyChange(Record):
     """Why it is not live."""
     failed: bool = False
     """Whether a cluster is there that should have taken it by now."""
+    warnings: tuple[str, ...] = ()
+    """Of a new key: why it may not do what it was made for."""
+    open_models: tuple[str, ...] = ()
+    """Of a new key: models that it opens and that ask nobody for one."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, the secret among it: for the answer of a command alone."""
@@ -58,6 +63,7 @@ class KeyChange(Record):
             data["secret"] = self.secret
         if self.old is not None:
             data["old"] = self.old.to_dict()
+        data |= {"warnings": list(self.warnings), "open_models": list(self.open_models)}
         return data
 
 
@@ -79,19 +85,21 @@ def create(
         StorageError, UnreachableError: the state database cannot be written; nothing was changed.
     """
     spec = spec_of(source, overrides=overrides, env=env)
-    now = datetime.now(UTC)
+    now, opened = datetime.now(UTC), tuple(models) or (spec.project.name,)
     with State.open(state_url(spec)) as state:
+        # Before there is a secret, which an error would take with it.
+        warnings, unguarded = _doubts(opened, scopes, spec=spec, state=state)
         key, secret = create_key(
             state,
             name=name,
-            models=tuple(models) or (spec.project.name,),
+            models=opened,
             scopes=tuple(scopes),
             rate_per_s=rate_per_s,
             expires_at=None if expires_in_s is None else now + timedelta(seconds=expires_in_s),
             now=now,
         )
         live, note, failed = _bring(spec, state, key, purpose=f"key of {name}")
-    return KeyChange(key, secret, live=live, note=note, failed=failed)
+    return KeyChange(key, secret, live=live, note=note, failed=failed, warnings=warnings, open_models=unguarded)
 
 
 def revoke(source: Source, id_or_name: str, *, overrides: Sequence[str] = (), env: str | None = None) -> KeyChange:
@@ -161,6 +169,25 @@ def bring(
             grpc_port=serve.grpc_port,
             probe=False,  # no route moves
         )
+
+
+def _doubts(
+    models: Sequence[str], scopes: Sequence[str], *, spec: ProjectSpec, state: State
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return why a new key may not do what it was made for, and which models that it opens ask nobody for one."""
+    served = {item.name: settings_of(item) for item in state.deployments() if item.role == "champion"}
+    own = spec.project.name
+    warnings = []
+    if "pin" in scopes and "predict" not in scopes:
+        warnings.append("the key cannot predict: pin chooses who answers, and asking needs the scope predict")
+    for name in models:
+        # The project's own may get its key before its first version.
+        if name not in {own, EVERY_MODEL, *served} and next(state.each_change(name), None) is None:
+            known = ", ".join(sorted(served)) or "none"
+            warnings.append(f"no model {name} was ever deployed, as far as the state here knows; live are: {known}")
+    settings = {own: spec.serve, **served}
+    opened = [name for name in settings if EVERY_MODEL in models or name in models]
+    return tuple(warnings), tuple(sorted(name for name in opened if not settings[name].key_required))
 
 
 def _bring(spec: ProjectSpec, state: State, key: KeyRecord, *, purpose: str) -> tuple[bool, str, bool]:

@@ -1,4 +1,8 @@
-"""Who holds the route, who gets a share of the requests, who stands warm. Pure: deployments in, deployments out."""
+"""Who holds the route, who gets a share of the requests, who stands warm. Pure: deployments in, deployments out.
+
+Whether callers need an API key belongs to the model, not to a version: all that are up are asked with what the champion
+is asked with.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +28,26 @@ UNFINISHED_S = 120.0
 """How much longer than its own time to come up such a version stands at least: whoever waits may still go on."""
 
 
-def with_champion(before: Sequence[Deployment], new: Deployment) -> list[Deployment]:
+def with_champion(before: Sequence[Deployment], new: Deployment, *, configured: bool = False) -> list[Deployment]:
     """Return the line-up with ``new`` as champion, and all that is up beside it.
 
     The champion of before is kept warm. No canary keeps its share: each was compared with a champion that is none any
     more. Shadows go on, but not ``new`` as its own. Where ``new`` is champion already, with the same settings, the
     line-up stays as it is.
+
+    Whether keys are asked for stays as it is with the champion of before. The ``auth`` of ``new`` counts only where it
+    was ``configured`` just now, and where it says none, that opens nothing.
     """
     old = champion_of(before)
+    required = _required(old, new, configured=configured)
     if old is not None and old.version == new.version:
-        return [_refreshed(item, new) if item.version == new.version else item for item in before]
+        items = [_refreshed(item, new) if item.version == new.version else item for item in before]
+        return [_asking(item, required=required) for item in items]
     champion = next((_refreshed(item, new) for item in before if item.version == new.version), new)
     others = [replace(item, role="warm", weight=0.0) for item in before if item.version != new.version]
     champion = replace(champion, role="champion", weight=0.0, shadow=0.0)
-    return sorted([champion, *others], key=lambda item: item.version)
+    items = sorted([champion, *others], key=lambda item: item.version)
+    return [_asking(item, required=required) for item in items]
 
 
 def beside(before: Sequence[Deployment], new: Deployment) -> list[Deployment]:
@@ -45,6 +55,24 @@ def beside(before: Sequence[Deployment], new: Deployment) -> list[Deployment]:
     if any(item.version == new.version for item in before):
         return [_refreshed(item, new) if item.version == new.version else item for item in before]
     return sorted([*before, replace(new, role="warm", weight=0.0, shadow=0.0)], key=lambda item: item.version)
+
+
+def as_asked(before: Sequence[Deployment], new: Deployment) -> Deployment:
+    """Return ``new``, which is to stand beside the champion, asking for keys where the champion does."""
+    old = champion_of(before)
+    return _asking(new, required=_required(old, new, configured=False))
+
+
+def asks_for_keys(item: Deployment) -> bool:
+    """Return whether callers need an API key by the settings of a version."""
+    settings = {key: item.serve[key] for key in ("host", "auth") if key in item.serve}
+    return ServeSection.model_validate(settings).key_required
+
+
+def opens(before: Sequence[Deployment], wanted: Sequence[Deployment]) -> bool:
+    """Return whether a model whose callers needed an API key answers anybody afterwards."""
+    old, new = champion_of(before), champion_of(wanted)
+    return old is not None and new is not None and asks_for_keys(old) and not asks_for_keys(new)
 
 
 def with_canary(before: Sequence[Deployment], version: int, *, weight: float) -> list[Deployment]:
@@ -138,13 +166,13 @@ def cooled(deployments: Sequence[Deployment], changes: Iterable[AuditEvent], *, 
 def previous_champion(before: Sequence[Deployment], changes: Sequence[AuditEvent]) -> Deployment:
     """Return the version that was champion before the one that is, as the audit record (newest first) has it.
 
-    A change that was undone, a version that did not come up, and a champion that was itself rolled back from, do not
-    count. Taking the model down
-    and deploying it again forgets nothing. A version that stands warm is returned as it stands, so that it can take the
-    route without a restart.
+    A change that was undone and a version that did not come up do not count, nor does a champion that was rolled back
+    from, however often it was champion before, until it is made champion anew. Taking the model down and deploying it
+    again forgets nothing. A version that stands warm is returned as it stands, so that it can take the route without a
+    restart.
 
     Raises:
-        NotFoundError: the model is not served, or there was no champion before.
+        NotFoundError: the model is not served, or there was no such champion; the hint names what stands warm.
     """
     from raymlops.state.store import Deployment
 
@@ -153,14 +181,19 @@ def previous_champion(before: Sequence[Deployment], changes: Sequence[AuditEvent
         raise NotFoundError("the model is not served, so there is nothing to roll back")
     known: dict[int, Deployment] = {}
     champions: list[int] = []  # oldest first; the last one is the one that is
-    saved: list[int] = []
+    left: set[int] = set()  # rolled back from, and not made champion since
+    saved: tuple[list[int], set[int]] = ([], set())
     for event in reversed(changes):
         was, became = ([Deployment.from_dict(item) for item in side] for side in (event.before, event.after))
         if event.action.endswith(".undone"):
             # One that changes no champion only takes away what did not come up, whatever happened in between.
-            champions = saved if _version(was) != _version(became) else champions
+            champions, left = saved if _version(was) != _version(became) else (champions, left)
             continue
-        saved = list(champions)
+        saved = (list(champions), set(left))
+        if _version(was) != (taken := _version(became)):
+            if event.action == "rollback":
+                left |= {item.version for item in was if item.role == "champion"}
+            left = left - {taken}
         known |= {item.version: item for item in (*was, *became)}
         for champion in (champion_of(was), champion_of(became)):
             if champion is None or champion.version == (champions[-1] if champions else None):
@@ -169,11 +202,11 @@ def previous_champion(before: Sequence[Deployment], changes: Sequence[AuditEvent
                 del champions[_last(champions, champion.version) + 1 :]
             else:
                 champions.append(champion.version)
-    earlier = [number for number in champions if number != current.version]
     if current.version in champions:
-        earlier = [number for number in champions[: _last(champions, current.version)] if number != current.version]
+        champions = champions[: _last(champions, current.version)]
+    earlier = [number for number in champions if number != current.version and number not in left]
     if not earlier:
-        raise NotFoundError(f"no version was champion before version {current.version}")
+        raise _nowhere_back(current, before, left)
     standing = {item.version: item for item in before}
     return standing.get(earlier[-1], known[earlier[-1]])
 
@@ -181,6 +214,38 @@ def previous_champion(before: Sequence[Deployment], changes: Sequence[AuditEvent
 def champion_of(deployments: Sequence[Deployment]) -> Deployment | None:
     """Return the one that holds the route, None where none does."""
     return next((item for item in deployments if item.role == "champion"), None)
+
+
+def taken_by(version: int, changes: Iterable[AuditEvent]) -> AuditEvent | None:
+    """Return the event by which a version took the route last; ``changes`` is newest first."""
+    for event in changes:
+        before, after = (
+            next((item["version"] for item in side if item["role"] == "champion"), None)
+            for side in (event.before, event.after)
+        )
+        if after == version and before != version:
+            return event
+    return None
+
+
+def _nowhere_back(current: Deployment, before: Sequence[Deployment], left: Collection[int]) -> NotFoundError:
+    but = f", but for what was rolled back from: {', '.join(map(str, sorted(left)))}" if left else ""
+    warm = ", ".join(str(item.version) for item in before if item.role == "warm")
+    hint = f"raymlops deploy --version N makes one live all the same; warm stand: {warm}" if warm else None
+    return NotFoundError(f"no version was champion before version {current.version}{but}", hint=hint)
+
+
+def _required(old: Deployment | None, new: Deployment, *, configured: bool) -> bool:
+    """Return whether keys are asked for with ``new`` as champion after ``old``."""
+    if old is None or (configured and new.serve.get("auth") is not None):
+        return asks_for_keys(new)
+    return asks_for_keys(old) or (configured and asks_for_keys(new))
+
+
+def _asking(item: Deployment, *, required: bool) -> Deployment:
+    if asks_for_keys(item) == required:
+        return item
+    return replace(item, serve={**item.serve, "auth": "keys" if required else "open"})
 
 
 def _version(deployments: Sequence[Deployment]) -> int | None:

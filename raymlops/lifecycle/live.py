@@ -7,19 +7,28 @@ traffic ``canary``'s; who becomes what is decided by the pure functions of ``lin
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from raymlops.errors import BundleError, RefusedError, StorageError, UsageError
-from raymlops.lifecycle.gating import GATE_TAG
-from raymlops.lifecycle.lineup import beside, champion_of, idle_of, previous_champion, spare_of, with_champion
+from raymlops.errors import RefusedError, UsageError
+from raymlops.lifecycle.admission import admitted, check_callers
+from raymlops.lifecycle.lineup import (
+    as_asked,
+    beside,
+    champion_of,
+    idle_of,
+    opens,
+    previous_champion,
+    spare_of,
+    with_champion,
+)
+from raymlops.lifecycle.opening import opened, serve_of, state_of
 from raymlops.lifecycle.source import Source, spec_of
 from raymlops.records import DeploymentRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.canary import Asked
@@ -28,6 +37,8 @@ if TYPE_CHECKING:
     from raymlops.registry.versions import Registry
     from raymlops.serving.api import ServeApi
     from raymlops.state.store import AuditEvent, Deployment, State
+
+OPENED = "serve.auth: open takes the API keys away, and the endpoint answers anybody from now on"
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +66,10 @@ def deploy(
     ``canary`` and ``shadow`` are percentages: it stays beside and answers that many of the requests, or gets copies of
     them. ``canary`` alone is held until told otherwise, 0 takes it away. With ``steps`` (percentages, rising) or
     ``bake_s`` a rollout begins, and this returns at once: from then on the controller moves it, promotes the version or
-    takes its share away. ``abort`` first ends a rollout that runs.
+    takes its share away. While it runs no other version is deployed: ``abort`` first ends it.
+
+    Whether callers need an API key belongs to the model: where ``serve.auth`` is not configured it stays as the
+    champion has it. ``auth: open`` opens it, which the audit record and the record's ``warnings`` say.
 
     A canary or a shadow must take and give what the champion does. So must a new champion, since products call the
     route by what it takes and gives: a version that breaks that needs ``breaking=True``, as it needs their changing.
@@ -77,8 +91,8 @@ def deploy(
     asked = asked_for(canary=canary, steps=steps, bake_s=bake_s, shadow=shadow, settings=settings)
     if asked.anything and breaking:
         raise UsageError("a canary and a shadow answer the champion's callers, so they cannot break what it takes")
-    registry, ref = _admitted(spec, version)
-    with _open(spec) as (state, api):
+    registry, ref = admitted(spec, version)
+    with opened(spec) as (state, api):
         if asked.anything:
             return _share(
                 spec, ref, asked, state=state, api=api, registry=registry, abort=abort, why=_why(version, ref)
@@ -93,6 +107,7 @@ def deploy(
             action=action,
             why=_why(version, ref),
             breaking=breaking or not promote,
+            abort=abort and promote,
         )
 
 
@@ -117,12 +132,12 @@ def promote(
         InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
     """
     spec = spec_of(source, overrides=overrides, env=env)
-    registry, ref = _admitted(spec, version)
-    with _state(spec) as state:
+    registry, ref = admitted(spec, version)
+    with state_of(spec) as state:
         with state.exclusive(f"promote {ref.name}", wait_s=spec.serve.ready_timeout_s):
             if not state.deployments(ref.name):
                 return _name_champion(ref, state=state, registry=registry, why=_why(version, ref))
-        with _serve(spec) as api:
+        with serve_of(spec) as api:
             return _bring(
                 spec,
                 ref,
@@ -161,18 +176,23 @@ def rollback(
 
     spec = spec_of(source, overrides=overrides, env=env)
     name = spec.project.name
-    with _open(spec) as (state, api):
+    with opened(spec) as (state, api):
         now = datetime.now(UTC)
         if taken := abort(state, api, name, serve=spec.serve, why="rolled back", now=now, action="rollback.canary"):
             return taken
 
         def decide(before: Sequence[Deployment]) -> LineUp:
             target = previous_champion(before, state.changes(name))
-            return LineUp(with_champion(before, target), target.version)
+            left = champion_of(before)
+            why = f"from version {left.version if left else None} to version {target.version}"
+            return LineUp(with_champion(before, target), target.version, why=why)
 
-        def follow(version: int) -> None:
+        def live(version: int) -> None:
             if on_live is not None:
                 on_live(version)
+            import mlflow  # noqa: F401 - takes seconds, in which MLflow's server has nothing to answer
+
+        def follow(version: int) -> None:
             from raymlops.registry.versions import Registry
             from raymlops.tracking.client import tracker
 
@@ -187,9 +207,52 @@ def rollback(
             action="rollback",
             why="asked for",
             follow=follow,
+            on_live=live,
             hurry=True,
         )
     return record_of(done)
+
+
+def rollback_target(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> str:
+    """Return what ``rollback`` would do now, in words, by the state alone.
+
+    Raises:
+        NotFoundError: as ``rollback``.
+    """
+    from raymlops.lifecycle.canary import shared_now
+
+    spec = spec_of(source, overrides=overrides, env=env)
+    name = spec.project.name
+    with state_of(spec) as state:
+        before = state.deployments(name)
+        if lost := shared_now(state, name):
+            return f"takes the share of the traffic away from version {lost} of {name}"
+        target = previous_champion(before, state.changes(name))
+        champion = champion_of(before)
+        left = f" back from version {champion.version}" if champion else ""
+        return f"gives the route of {name}{left} to version {target.version}"
+
+
+def running_rollout(
+    source: Source, version: str | None = None, *, overrides: Sequence[str] = (), env: str | None = None
+) -> str:
+    """Return the id of the rollout that runs, of this version if it is named.
+
+    Raises:
+        UsageError: none does.
+    """
+    from raymlops.state.rollouts import running
+
+    spec = spec_of(source, overrides=overrides, env=env)
+    with state_of(spec) as state, state.reading() as connection:
+        for found in running(connection, spec.project.name):
+            if version is None or not version.isdigit() or int(version) == found.version:
+                return found.id
+    of = f" of version {version}" if version else ""
+    raise UsageError(
+        f"--wait follows a rollout, and none{of} runs for {spec.project.name}",
+        hint="Begin one with --steps or --bake; without them a deploy waits until the version is live anyway.",
+    )
 
 
 def remove(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> list[int]:
@@ -202,7 +265,7 @@ def remove(source: Source, *, overrides: Sequence[str] = (), env: str | None = N
     from raymlops.lifecycle.changing import LineUp, change
 
     spec = spec_of(source, overrides=overrides, env=env)
-    with _open(spec) as (state, api):
+    with opened(spec) as (state, api):
         done = change(
             state,
             api,
@@ -216,17 +279,21 @@ def remove(source: Source, *, overrides: Sequence[str] = (), env: str | None = N
     return [deployment.version for deployment in done.before]
 
 
-def restore(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> list[Deployment]:
+def restore(source: Source | None = None, *, overrides: Sequence[str] = (), env: str | None = None) -> list[Deployment]:
     """Bring Serve to the desired state of every model, as after a cluster that was started anew; return that state.
+
+    The state is where ``source`` says, without one where the environment does; Serve then listens as the models were
+    deployed.
 
     Raises:
         DeployError: a champion did not come up; the others are sent all the same.
         RefusedError, ClusterError: as ``deploy``.
     """
     from raymlops.lifecycle.bringing import restored
+    from raymlops.lifecycle.named import nameless
 
-    spec = spec_of(source, overrides=overrides, env=env)
-    with _open(spec) as (state, api):
+    spec = nameless(env=env) if source is None else spec_of(source, overrides=overrides, env=env)
+    with opened(spec) as (state, api):
         desired = restored(state, api, serve=spec.serve)
         if warning := _steered(spec, state, api):
             _log.warning(warning)
@@ -236,32 +303,8 @@ def restore(source: Source, *, overrides: Sequence[str] = (), env: str | None = 
 def events(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> list[AuditEvent]:
     """Return the whole audit record of the project's model, oldest first."""
     spec = spec_of(source, overrides=overrides, env=env)
-    with _state(spec) as state:
+    with state_of(spec) as state:
         return state.events(spec.project.name)[::-1]
-
-
-def _admitted(spec: ProjectSpec, version: str) -> tuple[Registry, ModelVersionRef]:
-    """Return a version that has passed its gate and whose files are whole.
-
-    Its tag says whether it passed: an alias can be moved by anybody, by hand.
-    """
-    from raymlops.bundle.verify import verify
-    from raymlops.lifecycle.compatible import check_redacted, signature_of
-    from raymlops.registry.versions import Registry
-    from raymlops.tracking.client import tracker
-
-    registry = Registry(tracker(spec))
-    ref = registry.get(spec.project.name, version)
-    verdict = registry.tags(ref.name, ref.version).get(GATE_TAG)
-    if verdict != "passed":
-        asked = "was refused by its gate" if verdict == "refused" else "has not passed its gate"
-        raise RefusedError(
-            f"{ref.name} version {ref.version} {asked}",
-            hint=f"raymlops models gate --config FILE --version {ref.version}",
-        )
-    verify(ref.bundle.uri, ref.bundle.digest)
-    check_redacted(spec.serve.log.redact, signature_of(ref.bundle), name=ref.name)
-    return registry, ref
 
 
 def _bring(
@@ -274,19 +317,25 @@ def _bring(
     action: str,
     why: str,
     breaking: bool,
+    abort: bool = False,
 ) -> DeploymentRecord:
     """Bring a version up: beside the champion, or as the champion."""
+    from raymlops.lifecycle import canary
     from raymlops.lifecycle.canary import settle
     from raymlops.lifecycle.changing import record_of
 
     if not breaking:
-        _check_callers(ref, state)
+        check_callers(ref, state)
+    if abort:
+        now = datetime.now(UTC)
+        canary.abort(state, api, ref.name, serve=spec.serve, why=f"for version {ref.version}", now=now, action="abort")
     done = _up(spec, ref, state=state, api=api, registry=registry, action=action, why=why)
     if action != "deploy.beside":
         settle(state, ref.name, now=datetime.now(UTC))
     record = record_of(done)
+    opened = (OPENED,) if done.now.why and done.now.why.endswith(OPENED) else ()
     warning = _steered(spec, state, api)
-    return replace(record, warnings=(*record.warnings, warning)) if warning else record
+    return replace(record, warnings=(*record.warnings, *opened, *([warning] if warning else [])))
 
 
 def _up(
@@ -299,6 +348,7 @@ def _up(
     action: str,
     why: str,
 ) -> Change:
+    from raymlops.lifecycle.canary import refuse_running
     from raymlops.lifecycle.changing import LineUp, change
     from raymlops.state.store import Deployment
 
@@ -312,11 +362,24 @@ def _up(
         serve=spec.serve.model_dump(mode="json"),
     )
 
+    said = why
+
     def decide(before: Sequence[Deployment]) -> LineUp:
-        if action == "promote" and champion_of(before) is None and not before:
+        nonlocal said
+        champion = champion_of(before)
+        live = champion is not None and champion.version == new.version
+        if action == "deploy" and not live:
+            refuse_running(state, ref.name)
+        if action == "promote" and not before:
             raise RefusedError(f"{ref.name} was taken off Serve just now", hint="Run the same command again.")
-        wanted = beside(before, new) if stays_beside else with_champion(before, new)
-        return LineUp(wanted, new.version, spare=spare_of(before, new))
+        wanted = (
+            beside(before, as_asked(before, new))
+            if stays_beside and not live
+            else with_champion(before, new, configured=True)
+        )
+        if opens(before, wanted):  # once it comes up with that, it is so before as well
+            said = f"{why}: {OPENED}"
+        return LineUp(wanted, new.version, spare=spare_of(before, new), why=said)
 
     return change(
         state,
@@ -356,11 +419,11 @@ def _share(
         )
     if champion.version == ref.version:
         raise RefusedError(
-            f"version {ref.version} of {name} is live already, so it has all of the traffic",
+            f"version {ref.version} of {name} is champion already: it answers all that no canary does",
             hint="Name another one with --version.",
         )
     if asked.weight or asked.shadow:
-        _check_callers(ref, state, share=True)
+        check_callers(ref, state, share=True)
     if asked.weight is not None:
         if abort:
             canary.abort(state, api, name, serve=spec.serve, why=f"for version {ref.version}", now=now, action="abort")
@@ -392,31 +455,6 @@ def _share(
         else None
     )
     return replace(record, warnings=(*record.warnings, *filter(None, (warning, kept))))
-
-
-def _check_callers(ref: ModelVersionRef, state: State, *, share: bool = False) -> None:
-    """Refuse a version that the champion's callers cannot call.
-
-    A champion whose bundle cannot be read any more keeps no successor away, but lends nobody its traffic.
-    """
-    from raymlops.lifecycle.compatible import check_compatible, signature_of
-
-    champion = champion_of(state.deployments(ref.name))
-    if champion is None or champion.version == ref.version:
-        return
-    try:
-        live = signature_of(champion.bundle)
-    except (BundleError, StorageError) as error:
-        if share:
-            raise
-        _log.warning("version %d cannot be compared with what is live: %s", ref.version, error.message)
-        return
-    hint = (
-        "Bring it up with --beside, or make it live with --breaking once its callers have changed."
-        if share
-        else "--breaking makes it live all the same: whoever calls the route must have changed by then."
-    )
-    check_compatible(live, signature_of(ref.bundle), versions=(champion.version, ref.version), hint=hint)
 
 
 def _steered(spec: ProjectSpec, state: State, api: ServeApi) -> str | None:
@@ -452,27 +490,3 @@ def _name_champion(ref: ModelVersionRef, *, state: State, registry: Registry, wh
 
 def _why(version: str, ref: ModelVersionRef) -> str:
     return f"version {ref.version} asked for" + (f" as {version}" if version != str(ref.version) else "")
-
-
-@contextmanager
-def _state(spec: ProjectSpec) -> Iterator[State]:
-    from raymlops.state.store import State, state_url
-
-    with State.open(state_url(spec)) as state:
-        yield state
-
-
-@contextmanager
-def _serve(spec: ProjectSpec) -> Iterator[ServeApi]:
-    from raymlops.cluster.dashboard import dashboard
-    from raymlops.serving.api import ServeApi
-
-    with dashboard(spec) as found:
-        yield ServeApi(found.url, found.token())
-
-
-@contextmanager
-def _open(spec: ProjectSpec) -> Iterator[tuple[State, ServeApi]]:
-    """Open the desired state and Serve's API of the running cluster."""
-    with _serve(spec) as api, _state(spec) as state:
-        yield state, api

@@ -36,9 +36,8 @@ def named(text: str, *, overrides: Sequence[str] = ()) -> tuple[ProjectSpec, str
     name, _, version = text.partition("@")
     data = {"project": {"name": name}, "recipe": {"import": "any:Recipe"}}
     load_data(data)  # a name that cannot be is said as such
-    url = state_url(place_of(None, overrides=overrides))
     champion = None
-    if not url.startswith(_SQLITE) or Path(url.removeprefix(_SQLITE)).exists():  # asking makes no database
+    if (url := _known(place_of(None, overrides=overrides))) is not None:
         with State.open(url) as state:
             champion = _last_champion(state, name)
     if champion is None:
@@ -49,6 +48,26 @@ def named(text: str, *, overrides: Sequence[str] = ()) -> tuple[ProjectSpec, str
     serve = settings_of(champion).model_dump(mode="json")
     spec = load_data({**data, "serve": serve}, overrides=overrides).spec
     return spec, None if not version else version if version.isdigit() else f"@{version}"
+
+
+def nameless(*, env: str | None = None) -> ProjectSpec:
+    """Return where things are by the environment alone, with Serve where the first champion was deployed to listen.
+
+    Raises:
+        UsageError: an overlay without a file.
+    """
+    spec = place_of(None, env=env)
+    champion = None
+    if (url := _known(spec)) is not None:
+        with State.open(url) as state:
+            champion = champion_of(state.deployments())
+    return spec if champion is None else spec.model_copy(update={"serve": settings_of(champion)})
+
+
+def _known(spec: ProjectSpec) -> str | None:
+    """Return the URL of the state, None where there is none: asking makes no database."""
+    url = state_url(spec)
+    return url if not url.startswith(_SQLITE) or Path(url.removeprefix(_SQLITE)).exists() else None
 
 
 def _last_champion(state: State, name: str) -> Deployment | None:

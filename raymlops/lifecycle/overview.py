@@ -6,21 +6,21 @@ Owns what is told. That Serve runs it is Serve's to say. Asking makes no databas
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import NotFoundError
-from raymlops.lifecycle.lineup import champion_of, cools
+from raymlops.errors import NotFoundError, RaymlopsError
+from raymlops.lifecycle.lineup import asks_for_keys, champion_of, cools, taken_by
 from raymlops.lifecycle.source import Source, place_of, spec_of
 from raymlops.records import Record
+from raymlops.state.engine import open_engine
 from raymlops.state.rollouts import Rollout, rollouts, running
 from raymlops.state.store import State, state_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from raymlops.state.store import AuditEvent
 
 POLL_S = 1.0
 TELL_EVERY_S = 10.0
@@ -46,6 +46,8 @@ class ModelOverview(Record):
     """Version that gets no request, to when it is taken down; None where it stands until it is told to go."""
     rollout: dict[str, Any] | None
     """The one that runs, with its evidence and its last decision."""
+    keys: bool = False
+    """Whether its callers need an API key."""
 
 
 def overview(source: Source | None = None, *, root: str | None = None, env: str | None = None) -> list[ModelOverview]:
@@ -59,6 +61,19 @@ def overview(source: Source | None = None, *, root: str | None = None, env: str 
     with State.open(url) as state:
         names = sorted({item.name for item in state.deployments()})
         return [_of(state, name) for name in names]
+
+
+def wanted(root: Path | str) -> list[str]:
+    """Return the names of the models that should be live, by the state in a cluster's folder; it is only read.
+
+    None where there is no state yet, and where it cannot be read as it is: other verbs say what is wrong with it.
+    """
+    file = Path(root) / "state.db"
+    if not file.exists():
+        return []
+    with suppress(RaymlopsError), State(open_engine(f"sqlite:///{file}")) as state:
+        return sorted({item.name for item in state.deployments()})
+    return []
 
 
 def find_rollout(state: State, rollout_id: str, *, name: str) -> Rollout:
@@ -84,7 +99,7 @@ def follow_rollout(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Rollout:
-    """Tell of each decision on a rollout until it ends, and return what it ended as.
+    """Tell of each decision on a rollout until it ends, and return what it ended as, which is for the caller to tell.
 
     Whoever stops following changes nothing: the controller goes on.
 
@@ -92,17 +107,16 @@ def follow_rollout(
         NotFoundError: there is no such rollout.
     """
     spec = spec_of(source, overrides=overrides, env=env)
-    told: tuple[Any, ...] = ()
+    told = -1
     told_at = float("-inf")
     with State.open(state_url(spec)) as state:
         while True:
             found = find_rollout(state, rollout_id, name=spec.project.name)
-            now: tuple[Any, ...] = (found.step, found.status)
-            if now != told or (found.reason and clock() - told_at >= TELL_EVERY_S):
-                on_line(line_of(found))
-                told, told_at = now, clock()
             if found.status != "running":
                 return found
+            if found.step != told or (found.reason and clock() - told_at >= TELL_EVERY_S):
+                on_line(line_of(found))
+                told, told_at = found.step, clock()
             sleep(POLL_S)
 
 
@@ -119,7 +133,7 @@ def _of(state: State, name: str) -> ModelOverview:
     with state.reading() as connection:
         rollout = next(iter(running(connection, name)), None)
     champion = champion_of(items)
-    taken = None if champion is None else _taken(champion.version, changes)
+    taken = None if champion is None else taken_by(champion.version, changes)
     return ModelOverview(
         name=name,
         champion=champion.version if champion else None,
@@ -130,6 +144,7 @@ def _of(state: State, name: str) -> ModelOverview:
         shadows={item.version: item.shadow for item in items if item.shadow},
         warm={version: end.isoformat() if end else None for version, end in cools(items, changes).items()},
         rollout=_shown(rollout) if rollout else None,
+        keys=champion is not None and asks_for_keys(champion),
     )
 
 
@@ -137,15 +152,3 @@ def _shown(rollout: Rollout) -> dict[str, Any]:
     """Return a rollout without the totals of single replicas."""
     data = rollout.to_dict()
     return {**data, "evidence": {key: value for key, value in data["evidence"].items() if key != "replicas"}}
-
-
-def _taken(version: int, changes: Sequence[AuditEvent]) -> AuditEvent | None:
-    """Return the event by which a champion took the route."""
-    for event in changes:
-        before, after = (
-            next((item["version"] for item in side if item["role"] == "champion"), None)
-            for side in (event.before, event.after)
-        )
-        if after == version and before != version:
-            return event
-    return None

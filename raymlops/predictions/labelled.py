@@ -4,7 +4,8 @@ Owns the rules. The first label of a row stands. The same one again changes noth
 correction does not replace it and counts as a conflict. Of corrections the newest stands.
 
 Memory: all labels that came in since the window began, about 350 bytes each while they are sorted (measured for ids of
-36 characters: 340 MB for a million), a quarter of it afterwards.
+36 characters: 340 MB for a million), a quarter of it afterwards. What is kept to find those of unknown rows is 9 bytes
+each besides.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 
 _COLUMNS = ["request_id", "row", "label", "correction", "received"]
 _EMPTY = pa.schema([("request_id", pa.string()), ("row", pa.int32()), ("label", pa.string())]).empty_table()
+_TIME = pa.timestamp("us", tz="UTC")
 _HASHED_AT_ONCE = 8192
-_SKEW = timedelta(minutes=10)
+SKEW = timedelta(minutes=10)
 """By which the clock of a label's writer may be behind that of its prediction's."""
 
 
@@ -53,14 +55,20 @@ class Labels:
     table: pa.Table
     """``request_id``, ``row`` and ``label``, in the order of ``hashes``."""
     hashes: npt.NDArray[np.int64]
+    received: pa.Array
+    """When the first label of each row came in."""
     hash_of: Callable[[Any, Any], npt.NDArray[np.int64]]
     conflicts: int = 0
     """Labels that contradict the one that stands, and are no corrections."""
 
-    def of(self, batch: pa.RecordBatch) -> pa.Array:
-        """Return the label of each row of a batch as JSON text, null where there is none."""
+    def of(self, places: npt.NDArray[np.int64]) -> pa.Array:
+        """Return the labels at these places as JSON text, null where a place is -1."""
+        return self.table["label"].combine_chunks().take(pa.array(places, mask=places < 0))
+
+    def places(self, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+        """Return where in the table the label of each row of a batch is, -1 where there is none."""
         if not len(self.hashes):
-            return pa.nulls(batch.num_rows, pa.string())
+            return np.full(batch.num_rows, -1)
         wanted = self.hash_of(batch["request_id"], batch["row"])
         at = np.searchsorted(self.hashes, wanted)
         found = np.full(batch.num_rows, -1)
@@ -78,8 +86,17 @@ class Labels:
             found[open_rows[hit]] = at[open_rows[hit]]
             open_rows = open_rows[~hit]
             at[open_rows] += 1
-        indices = pa.array(found, mask=found < 0)
-        return self.table["label"].combine_chunks().take(indices)
+        return found
+
+    def first_within(self, since: datetime | None, until: datetime | None) -> npt.NDArray[np.bool_]:
+        """Return which labels are of rows whose first label came in from ``since`` until before ``until``."""
+        micros = np.asarray(self.received.cast(pa.int64()))
+        within = np.ones(len(micros), dtype=np.bool_)
+        if since is not None:
+            within &= micros >= _micros(since)
+        if until is not None:
+            within &= micros < _micros(until)
+        return within
 
 
 def load_labels(store: Store, name: str, faults: Faults, *, since: datetime | None = None) -> Labels:
@@ -88,7 +105,7 @@ def load_labels(store: Store, name: str, faults: Faults, *, since: datetime | No
     Raises:
         StorageError: the storage cannot be used.
     """
-    days = label_days(store, name, since=None if since is None else since - _SKEW)
+    days = label_days(store, name, since=None if since is None else since - SKEW)
     batches = [batch for day in days for batch in read_folder(store, day.path, faults, columns=_COLUMNS)]
     return settle(pa.Table.from_batches(batches) if batches else None)
 
@@ -96,7 +113,7 @@ def load_labels(store: Store, name: str, faults: Faults, *, since: datetime | No
 def settle(events: pa.Table | None, *, hashes: Callable[[Any, Any], npt.NDArray[np.int64]] = key_hashes) -> Labels:
     """Return the label that counts of each row, from labels in any order; ``received`` says which came first."""
     if events is None or not events.num_rows:
-        return Labels(_EMPTY, np.empty(0, np.int64), hashes)
+        return Labels(_EMPTY, np.empty(0, np.int64), pa.nulls(0, _TIME), hashes)
     events = events.append_column("order", pa.array(np.arange(events.num_rows)))
     keys = ["request_id", "row", "received", "order"]
     events = events.sort_by([(key, "ascending") for key in keys]).combine_chunks()
@@ -110,10 +127,16 @@ def settle(events: pa.Table | None, *, hashes: Callable[[Any, Any], npt.NDArray[
         several = events.slice(starts[group], ends[group] - starts[group])
         kept[group] += (chosen := _choose(several["label"].to_pylist(), several["correction"].to_pylist()))[0]
         conflicts += chosen[1]
+    first = events["received"].chunk(0).take(pa.array(starts))
     table = events.select(["request_id", "row", "label"]).take(kept)
     numbers = hashes(table["request_id"], table["row"])
     by_number = np.argsort(numbers, kind="stable")
-    return Labels(table.take(by_number).combine_chunks(), numbers[by_number], hashes, conflicts)
+    received = first.take(pa.array(by_number))
+    return Labels(table.take(by_number).combine_chunks(), numbers[by_number], received, hashes, conflicts)
+
+
+def _micros(moment: datetime) -> int:
+    return int(pa.scalar(moment, _TIME).value)
 
 
 def _choose(labels: list[str], corrections: list[bool]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from one file at a time; labels take what ``labelled`` says, ``limit`` its rows.
 from __future__ import annotations
 
 import itertools
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from raymlops.errors import UsageError
 from raymlops.predictions.files import Store
-from raymlops.predictions.labelled import load_labels
+from raymlops.predictions.labelled import SKEW, load_labels
 from raymlops.predictions.partition import Faults, read_folder, schemas_in
 from raymlops.predictions.places import check_known, prediction_hours
 from raymlops.predictions.schema import FEATURES, FIELDS, OUTPUT
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 LABEL = "label"
 COLUMNS = (*FIELDS, FEATURES, OUTPUT)
+BEFORE = timedelta(days=1)
+"""How long before the window a row is looked for whose label came in within it."""
 
 
 def read_predictions(
@@ -97,6 +99,9 @@ class Reading:
         self._with_labels = labels
         self._limit = limit
         self._faults = Faults()
+        self._labels: Labels | None = None
+        self._known: npt.NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
+        """Which labels are of rows that were read."""
 
     @property
     def damaged(self) -> tuple[str, ...]:
@@ -106,15 +111,45 @@ class Reading:
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """Yield batches."""
         self.rows = self.labelled = 0
-        labels: Labels | None = None
         if self._with_labels:
-            labels = load_labels(self._store, self.name, self._faults, since=self.since)
-            self.conflicts = labels.conflicts
+            self._labels = load_labels(self._store, self.name, self._faults, since=self.since)
+            self._known = np.zeros(len(self._labels.hashes), dtype=np.bool_)
+            self.conflicts = self._labels.conflicts
         batches = self._all() if self._limit is None else self._newest(self._limit)
         for found in batches:
-            batch = self._finished(found, labels)
+            batch = self._finished(found)
             self.rows += batch.num_rows
             yield batch
+
+    @property
+    def looked_back_to(self) -> datetime | None:
+        """Return the time since which ``count_unknown`` looks for rows; None: since the first."""
+        return None if self.since is None else self.since - BEFORE
+
+    def count_unknown(self) -> int:
+        """Return how many rows were labelled within the window that are nowhere in the log. Call it after iterating.
+
+        Counted is each request id and row whose first label came in within the window, and that no version logged since
+        a day before it: nobody was asked this, the row was not written (yet), or the label came more than a day after
+        the answer. Reads nothing when every label has found its row; otherwise request ids alone, the newest hours
+        first, until every label has found it, at most the window and the day before it.
+
+        Raises:
+            StorageError: the storage cannot be used.
+        """
+        labels = self._labels
+        if labels is None:
+            return 0
+        wanted = labels.first_within(self.since, self.until)
+        read = {folder.path for folder in self.folders() if self._is_inside(folder)} if self._limit is None else set()
+        until = None if self.until is None else self.until + SKEW
+        for folder in reversed(prediction_hours(self._store, self.name, since=self.looked_back_to, until=until)):
+            if not (wanted & ~self._known).any():
+                break
+            if folder.path not in read:
+                for batch in read_folder(self._store, folder.path, self._faults, columns=["request_id", "row"]):
+                    self._note(labels.places(batch))
+        return int((wanted & ~self._known).sum())
 
     def folders(self) -> list[Folder]:
         """Return the hours that are read, the oldest first."""
@@ -141,6 +176,12 @@ class Reading:
             if batch.num_rows:
                 yield batch
 
+    def _is_inside(self, folder: Folder) -> bool:
+        return (self.since is None or self.since <= folder.start) and (self.until is None or folder.end <= self.until)
+
+    def _note(self, places: npt.NDArray[np.int64]) -> None:
+        self._known[places[places >= 0]] = True
+
     def _newest(self, limit: int) -> Iterator[pa.RecordBatch]:
         kept: list[pa.RecordBatch] = []
         hours = itertools.groupby(reversed(self.folders()), key=lambda folder: folder.start)
@@ -154,11 +195,13 @@ class Reading:
                 break
         yield from _ordered(_top(kept, limit), limit)
 
-    def _finished(self, batch: pa.RecordBatch, labels: Labels | None) -> pa.RecordBatch:
+    def _finished(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         chosen = batch.select(self._wanted(batch.schema))
-        if labels is None:
+        if self._labels is None:
             return chosen
-        found = labels.of(batch)
+        places = self._labels.places(batch)
+        self._note(places)
+        found = self._labels.of(places)
         self.labelled += len(found) - found.null_count
         return chosen.append_column(LABEL, found)
 

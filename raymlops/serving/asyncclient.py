@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import httpx
 
 from raymlops.serving import calls
-from raymlops.serving.client import CONNECTIONS, Settings, failure_of, reply_of, request_of
+from raymlops.serving.client import CONNECTIONS, Settings, check_open, failure_of, reply_of, request_of
 from raymlops.serving.retrying import Failure, Pause, Reply, attempts
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class AsyncClient:
 
     async def _ask(self, call: Call[T], timeout_s: float | None) -> T:
         settings = self._settings
-        total_s = settings.timeout_s if timeout_s is None else timeout_s
+        total_s = settings.deadline_s(timeout_s)
         steps = attempts(settings.policy, timeout_s=total_s, clock=self._clock, rng=self._rng)
         outcome: Reply | Failure | None = None
         while True:
@@ -122,6 +122,7 @@ class AsyncClient:
                 outcome = await self._send(call, step.timeout_s)
 
     async def _send(self, call: Call[Any], timeout_s: float) -> Reply | Failure:
+        check_open(self._http)
         try:
             async with asyncio.timeout(timeout_s):
                 request = request_of(self._http, call, base_url=self.base_url, timeout_s=timeout_s)
@@ -130,4 +131,7 @@ class AsyncClient:
             return Failure("late", "it answered too slowly")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return failure_of(error)
+        except RuntimeError:
+            check_open(self._http)  # it was closed meanwhile
+            raise
         return reply_of(response, response.content)

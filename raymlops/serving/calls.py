@@ -86,8 +86,12 @@ def feedback_call(name: str, labels: Sequence[Mapping[str, Any]], *, request_id:
     """Return the message of what really happened.
 
     Raises:
-        UsageError: a label is no JSON.
+        UsageError: they are no list, or a label is no JSON.
     """
+    if isinstance(labels, str | bytes | Mapping) or not hasattr(labels, "__iter__"):
+        raise UsageError(
+            f"labels are a {type(labels).__name__}", hint='Give a list of {"request_id": ..., "row": 0, "label": ...}.'
+        )
     body = _json({"labels": list(labels)}, "labels")
     headers = _headers(request_id, {})
     return Call("POST", f"{model_path(name)}/feedback", lambda data, _: int(data["accepted"]), headers, body)
@@ -104,7 +108,13 @@ def models_call() -> Call[list[dict[str, Any]]]:
 
 
 def model_path(name: str) -> str:
-    """Return the path of a model's route."""
+    """Return the path of a model's route.
+
+    Raises:
+        UsageError: it is no name.
+    """
+    if not isinstance(name, str) or name in {"", ".", ".."} or not name.isprintable():
+        raise UsageError(f"{name!r} is no name of a model", hint="models() lists those that are live.")
     return f"/models/{quote(name, safe='')}"
 
 
@@ -163,6 +173,8 @@ def _refused(reply: Reply, *, url: str, tries: str) -> RaymlopsError:
     # What has no error of ours comes from a proxy, or from something else that listens there.
     said = error.get("message") or f"{reply.reason}, not an answer of a model"
     message = f"{url} answered {status}{tries}: {said}"
+    if error.get("code") == "unknown_version":  # the model does answer, and names the versions that are up
+        return NotFoundError(f"{url}: {said}", hint="`raymlops status` lists what is live.")
     if status == HTTPStatus.NOT_FOUND:
         return NotFoundError(f"no model answers at {url}{tries}: {said}", hint="`raymlops status` lists what is live.")
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:

@@ -6,6 +6,7 @@ Owns how requests are sent and waited for in a blocking way; what is asked is ``
 
 from __future__ import annotations
 
+import numbers
 import os
 import random
 import re
@@ -30,6 +31,8 @@ __all__ = ["Answer", "Client"]
 KEY = "RAYMLOPS_API_KEY"
 URL = "RAYMLOPS_URL"
 DEFAULT_URL = "http://127.0.0.1:8000"
+LONGEST_S = 1_000_000
+"""11 days: nobody waits for longer, and sockets take no number of any size."""
 CONNECTIONS = httpx.Limits(max_connections=None, max_keepalive_connections=128, keepalive_expiry=5.0)
 """As many as its callers' threads ask for; an idle one is closed before any server of ours would do so."""
 
@@ -48,19 +51,19 @@ class Settings:
         retries: int | None,
         attempt_timeout_s: float | None,
     ) -> None:
+        if not isinstance(base_url, str | None):
+            raise UsageError(f"base_url is {base_url!r}", hint="It is a text, http://host:port, or https://.")
         url = (base_url or os.environ.get(URL) or DEFAULT_URL).rstrip("/")
         if holds_credential(url):
             raise UsageError("the endpoint's URL holds a credential", hint=f"Give a key as api_key, or set {KEY}.")
         if not re.fullmatch(r"https?://[^/?#\s]+[^?#\s]*", url):
             raise UsageError(f"{url!r} is no URL of an endpoint", hint="It is http://host:port, or https://.")
-        for what, seconds in (("timeout_s", timeout_s), ("attempt_timeout_s", attempt_timeout_s)):
-            if seconds is not None and not seconds > 0:
-                raise UsageError(f"{what} is {seconds}; it must be above 0")
-        if retries is not None and retries < 0:
-            raise UsageError(f"retries is {retries}; 0 asks once")
+        if retries is not None and (type(retries) is not int or retries < 0):
+            raise UsageError(f"retries is {retries!r}; expected a whole number of at least 0", hint="0 asks once.")
         self.base_url = url
-        self.timeout_s = timeout_s
-        self.policy = Policy(retries, attempt_timeout_s)
+        self.timeout_s = checked_seconds("timeout_s", timeout_s)
+        each_s = None if attempt_timeout_s is None else checked_seconds("attempt_timeout_s", attempt_timeout_s)
+        self.policy = Policy(retries, each_s)
         self.headers = {"user-agent": "raymlops", "accept": "application/json"}
         key = os.environ.get(KEY, "").strip() if api_key is None else api_key
         if key:
@@ -71,6 +74,14 @@ class Settings:
     def with_key(self) -> bool:
         """Return whether requests carry an API key."""
         return "authorization" in self.headers
+
+    def deadline_s(self, timeout_s: float | None) -> float:
+        """Return how long one call may take, which may say so itself.
+
+        Raises:
+            UsageError: it says no length of time.
+        """
+        return self.timeout_s if timeout_s is None else checked_seconds("timeout_s", timeout_s)
 
 
 class Client:
@@ -91,7 +102,7 @@ class Client:
     used.
 
     Raises:
-        UsageError: the URL holds a credential, or a number is out of range.
+        UsageError: the URL holds a credential, or a number is none or out of range.
     """
 
     def __init__(
@@ -150,7 +161,7 @@ class Client:
             RefusedError: a key is missing, unknown or has not the right.
             OverloadedError: the endpoint is busy, or the key's rate used up, and was until the deadline or last retry.
             ClusterError: nothing listens there, or it did not answer in time.
-            UsageError: the rows cannot be sent, or are too many.
+            UsageError: the rows cannot be sent, or are too many, an argument is none of its kind, or this is closed.
             RaymlopsError: the model failed.
         """
         call = calls.predict_call(name, rows, request_id=request_id, session=session, version=version)
@@ -205,7 +216,7 @@ class Client:
 
     def _ask(self, call: Call[T], timeout_s: float | None) -> T:
         settings = self._settings
-        total_s = settings.timeout_s if timeout_s is None else timeout_s
+        total_s = settings.deadline_s(timeout_s)
         steps = attempts(settings.policy, timeout_s=total_s, clock=self._clock, rng=self._rng)
         outcome: Reply | Failure | None = None
         while True:
@@ -220,6 +231,7 @@ class Client:
                 outcome = self._send(call, step.timeout_s)
 
     def _send(self, call: Call[Any], timeout_s: float) -> Reply | Failure:
+        check_open(self._http)
         until = self._clock() + timeout_s
         try:
             request = request_of(self._http, call, base_url=self.base_url, timeout_s=timeout_s)
@@ -235,7 +247,38 @@ class Client:
                 response.close()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return failure_of(error)
+        except RuntimeError:
+            check_open(self._http)  # it was closed meanwhile, by another thread
+            raise
         return reply_of(response, b"".join(parts))
+
+
+def checked_seconds(what: str, value: Any) -> float:
+    """Return a length of time.
+
+    Raises:
+        UsageError: it is none that can be waited for.
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= LONGEST_S:
+        raise UsageError(
+            f"{what} is {value!r}; expected a number of seconds above 0, at most {LONGEST_S:,}",
+            hint="Leave it out for the default.",
+        )
+    return float(value)
+
+
+def check_open(http: httpx.Client | httpx.AsyncClient) -> None:
+    """Refuse to ask with a client that was closed.
+
+    Raises:
+        UsageError: it was.
+    """
+    if http.is_closed:
+        raise UsageError(
+            "this client is closed",
+            hint="Make another one, or ask within its `with` block, which closes it at the end.",
+        )
 
 
 def request_of(

@@ -19,13 +19,14 @@ from raymlops.errors import InvalidRowsError, NonFiniteError
 from raymlops.serving.batcher import Batcher
 from raymlops.serving.exchange import PIN_HEADER
 from raymlops.serving.guard import Guard, secret_of
+from raymlops.serving.protocols import oip
 from raymlops.serving.protocols.asked import Answering
 from raymlops.serving.reading import Refusal
 from raymlops.serving.settings import Settings
 from raymlops.serving.traffic import choose, copies
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from raymlops.predictions.served import Served
     from raymlops.serving.exchange import Exchange
@@ -65,13 +66,24 @@ class Peers(Protocol):
             Exception: whatever that version raised, or that it cannot be reached.
         """
 
+    async def metadata(self, version: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
+        """Return another version's metadata in the Open Inference Protocol, to the caller with these headers.
+
+        Raises:
+            Exception: as ``ask``.
+        """
+
 
 class NoPeers:
     """A version that stands alone."""
 
     async def ask(self, version: int, columns: Columns, *, rows: int) -> tuple[Columns, float]:  # noqa: ARG002
         """Refuse: there is nobody."""
-        raise Refusal(503, "version_unavailable", f"version {version} cannot be reached from here", retry_after_s=1.0)
+        raise _unreachable(version)
+
+    async def metadata(self, version: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:  # noqa: ARG002
+        """Refuse: there is nobody."""
+        raise _unreachable(version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +122,11 @@ class Core:
         self.shadows: dict[int, ShadowCounts] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def up(self) -> list[int]:
+        """Return the versions that can be asked: this one, and those that stand beside it."""
+        return sorted({self.identity.version, *self.settings.traffic.standing})
+
     def configure(self, settings: Settings) -> None:
         """Change the settings; requests in flight keep theirs."""
         self.settings = settings
@@ -142,6 +159,17 @@ class Core:
         exchange.outputs = outputs
         answering = Answering(self.identity.name, str(exchange.version), exchange.request_id)
         return form.encode(outputs, asked, answering, signature=signature)
+
+    async def metadata(self, version: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
+        """Return what a version that is up takes and gives, which may differ from this one's, and which others are up.
+
+        Raises:
+            Exception: it is another one, and gave no answer.
+        """
+        up = [str(other) for other in self.up]
+        if version == self.identity.version:
+            return oip.metadata(self.model.signature, self.identity.name, up)
+        return {**await self.peers.metadata(version, headers), "versions": up}
 
     async def answer(self, columns: Columns, *, rows: int) -> tuple[Columns, float]:
         """Return the outputs of this version, and the seconds that they took, to the front of another one."""
@@ -238,19 +266,33 @@ class Core:
         """Return the version that the caller chose; to name the champion in the protocol's own place needs no right.
 
         Raises:
-            Refusal: 403 without the right to choose, 404 where that version is not up.
+            Refusal: 403 without the right to choose, 400 for two choices, 404 where that version is not up.
         """
         header = exchange.headers.get(PIN_HEADER)
-        text = exchange.named if header is None else header.decode("latin-1").strip()
+        text = exchange.named if header is None else header.decode("latin-1").strip(" \t")
         if text is None:
             return None
         if header is not None or text != str(self.identity.version):
             caller.require("pin")
-        known = {self.identity.version, *self.settings.traffic.standing}
+        if header is not None and "," in text:
+            wanted = [item.strip(" \t") for item in text.split(",")]
+            if len(set(wanted)) > 1:
+                message = f"the header {PIN_HEADER.decode()} asks for several versions: {text[:80]!r}; give one"
+                raise Refusal(400, "several_versions", message)
+            text = wanted[0]
+        return self.version_of(text)
+
+    def version_of(self, text: str) -> int:
+        """Return the number of a version that is up.
+
+        Raises:
+            Refusal: 404, it is not, or this is no number.
+        """
+        up = self.up
         version = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
-        if version not in known:
-            up = ", ".join(map(str, sorted(known)))
-            raise Refusal(404, "unknown_version", f"version {text[:40]!r} is not up; those that are: {up}")
+        if version is None or version not in up:
+            known = ", ".join(map(str, up))
+            raise Refusal(404, "unknown_version", f"version {text[:40]!r} is not up; those that are: {known}")
         return version
 
     def _sticky(self, exchange: Exchange) -> str | None:
@@ -299,6 +341,16 @@ class Core:
                 difference=difference,
             )
         )
+
+
+def join_pins(headers: dict[bytes, bytes], given: Iterable[tuple[bytes, bytes]]) -> None:
+    """Make one header of several that name a version, as a proxy may do it too: then none is passed over."""
+    if PIN_HEADER in headers:
+        headers[PIN_HEADER] = b", ".join([value for name, value in given if name == PIN_HEADER])
+
+
+def _unreachable(version: int) -> Refusal:
+    return Refusal(503, "version_unavailable", f"version {version} cannot be reached from here", retry_after_s=1.0)
 
 
 def largest_difference(one: Columns, other: Columns) -> float:

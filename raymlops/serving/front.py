@@ -19,12 +19,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from raymlops.serving.asgi import HTML, JSON, header_map, make_reply, read_body, request_id_of, send_reply
+from raymlops.serving.core import join_pins
 from raymlops.serving.docspage import docs_page, key_page
 from raymlops.serving.exchange import HEADERS, Exchange
 from raymlops.serving.feedback import accept
@@ -66,9 +67,8 @@ class Front:
             "invocations": MLFLOW,
             f"v2/models/{self._name}/infer": oip.PROTOCOL,
         }
-        self._versioned = f"v2/models/{self._name}/versions/"
-        model = f"v2/models/{self._name}"
-        versioned = f"{model}/versions/{self._version}"
+        self._model = model = f"v2/models/{self._name}"
+        self._versioned = f"{model}/versions/"
         self._pages = {
             "": self._describe,
             "openapi.json": self._openapi,
@@ -79,13 +79,9 @@ class Front:
             "v2": lambda _prefix: _json(oip.server_metadata()),
             "v2/health/live": lambda _prefix: _json(oip.server_live()),
             "v2/health/ready": self._server_ready,
-            **dict.fromkeys((model, versioned), self._metadata),
-            **dict.fromkeys((f"{model}/ready", f"{versioned}/ready"), self._model_ready),
+            f"{model}/ready": self._model_ready,
         }
-        self._open = {
-            *("healthz", "readyz", "ping", "v2/health/live", "v2/health/ready"),
-            *(f"{model}/ready", f"{versioned}/ready"),
-        }
+        self._open = {"healthz", "readyz", "ping", "v2/health/live", "v2/health/ready", f"{model}/ready"}
 
     def warm_up(self, *, rounds: int = 5) -> None:
         """Answer the bundle's own example a few times, which also measures the model.
@@ -122,11 +118,12 @@ class Front:
     async def reply(self, scope: Scope, receive: Receive) -> Reply:
         """Return the answer to one HTTP request; never raises for what a client or the model did."""
         try:
-            return await self._reply(scope, receive)
+            reply = await self._reply(scope, receive)
         except Exception:
             request_id = request_id_of(None)
             logger.exception("request %s: the front itself raised", request_id)
-            return make_reply(500, error_body(INTERNAL, request_id, path=self._path(scope)), request_id)
+            reply = make_reply(500, error_body(INTERNAL, request_id, path=self._path(scope)), request_id)
+        return replace(reply, body=b"") if scope["method"] == "HEAD" else reply
 
     async def _reply(self, scope: Scope, receive: Receive) -> Reply:
         core = self.core
@@ -134,6 +131,7 @@ class Front:
         if core.settings.traffic.sticky == "header":
             wanted = HEADERS | {core.settings.traffic.sticky_header.encode()}
         headers = header_map(scope, wanted)
+        join_pins(headers, scope["headers"])
         request_id = request_id_of(headers.get(b"x-request-id"))
         exchange = Exchange(headers, request_id=request_id, version=core.identity.version)
         status, code = 200, ""
@@ -189,14 +187,38 @@ class Front:
             self.core.admit(exchange, scope="feedback")
             body = await read_body(scope, receive, exchange.headers, limit=limit)
             return 202, _json(await accept(body, self.labels, exchange))
+        version, _, what = path.removeprefix(self._versioned).partition("/")
+        if path == self._model or (path.startswith(self._versioned) and what in {"", "ready"}):
+            _allow(scope, "GET")
+            return 200, _json(await self._of_version(None if path == self._model else version, what, exchange))
         page = self._pages.get(path)
         if page is None:
-            raise Refusal(404, "not_found", f"no route {scope['path'][:200]!r}; POST predict, GET docs or openapi.json")
+            raise self._unknown(scope["path"])
         _allow(scope, "GET")
         if path not in self._open:
             self.core.admit(exchange)
         root = scope.get("root_path", "")
         return 200, page(root if root.endswith(self._route) else root + self._route)
+
+    async def _of_version(self, text: str | None, what: str, exchange: Exchange) -> dict[str, Any]:
+        """Return the metadata or, without a key, the readiness of a version that is up; of this one for None."""
+        core = self.core
+        if what != "ready":
+            core.admit(exchange)
+        version = core.identity.version if text is None else core.version_of(text)
+        if what != "ready":
+            return await core.metadata(version, exchange.headers)
+        if version == core.identity.version:
+            self._require_ready()
+        # Another one stands because it came up and is wanted. Whether its replicas are well now is watched by Serve.
+        return oip.model_ready(self._name)
+
+    def _unknown(self, path: str) -> Refusal:
+        there = (
+            f"POST predict, invocations, feedback and {self._model}/infer; GET docs, openapi.json, v2, {self._model}, "
+            "ping, readyz and healthz"
+        )
+        return Refusal(404, "not_found", f"no route {path[:200]!r}; there are {there}")
 
     def _describe(self, prefix: str) -> Encoded:
         limits = self.core.settings.limits
@@ -230,9 +252,6 @@ class Front:
     def _docs(self, prefix: str) -> Encoded:
         return Encoded(docs_page(self._document(prefix), self.core.model.signature).encode(), HTML)
 
-    def _metadata(self, _prefix: str) -> Encoded:
-        return _json(oip.metadata(self.core.model.signature, self._name, [self._version]))
-
     def _readyz(self, _prefix: str) -> Encoded:
         self._require_ready()
         return Encoded(b'{"status":"ready"}')
@@ -264,9 +283,10 @@ def refusal_headers(refusal: Refusal) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def _allow(scope: Scope, method: str) -> None:
-    if scope["method"] == method or (method == "GET" and scope["method"] == "HEAD"):
-        return
-    raise Refusal(405, "method_not_allowed", f"got {scope['method'][:20]}; expected {method}", allow=method)
+    allowed = ("GET", "HEAD") if method == "GET" else (method,)
+    if scope["method"] not in allowed:
+        message = f"got {scope['method'][:20]}; expected {method}"
+        raise Refusal(405, "method_not_allowed", message, allow=", ".join(allowed))
 
 
 def _json(data: Any) -> Encoded:

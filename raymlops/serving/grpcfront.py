@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raymlops.serving.asgi import request_id_of
+from raymlops.serving.core import join_pins
 from raymlops.serving.exchange import HEADERS, Exchange
 from raymlops.serving.protocols import grpc as form
 from raymlops.serving.reading import INTERNAL, Refusal
@@ -78,11 +79,18 @@ def refused(refusal: Refusal, request_id: str, *, metadata: tuple[tuple[str, str
 def header_map(metadata: Sequence[tuple[str, str | bytes]], sticky: str) -> dict[bytes, bytes]:
     """Return the first of each metadata entry that an answer depends on."""
     wanted = {*HEADERS, b"request_id", sticky.encode()}
+    given = [
+        (
+            name.lower().encode("latin-1", "replace"),
+            value if isinstance(value, bytes) else value.encode("latin-1", "replace"),
+        )
+        for name, value in metadata
+    ]
     found: dict[bytes, bytes] = {}
-    for name, value in metadata:
-        key = name.lower().encode("latin-1", "replace")
-        if key in wanted:
-            found.setdefault(key, value if isinstance(value, bytes) else value.encode("latin-1", "replace"))
+    for name, value in given:
+        if name in wanted:
+            found.setdefault(name, value)
+    join_pins(found, given)
     return found
 
 
@@ -92,7 +100,7 @@ def _metadata(exchange: Exchange) -> tuple[tuple[str, str], ...]:
 
 async def _answer(front: Front, method: str, body: bytes, exchange: Exchange) -> bytes:
     core = front.core
-    name, version = core.identity.name, str(core.identity.version)
+    name = core.identity.name
     if method == "ModelInfer":
         exchange.protocol = form.PROTOCOL.name
         caller = core.admit(exchange)
@@ -107,12 +115,13 @@ async def _answer(front: Front, method: str, body: bytes, exchange: Exchange) ->
         return form.server_metadata()
     if method in {"ModelReady", "ModelMetadata"}:
         asked, wanted = form.model_of(method, body)
-        if asked not in {"", name} or wanted not in {"", version}:
-            raise Refusal(
-                404, "not_found", f"no model {asked[:80]!r} version {wanted[:20]!r} here; this is {name} {version}"
-            )
-        if method == "ModelReady":
-            return form.ready(method, ready=front.ready and not front.stuck)
-        core.admit(exchange)
-        return form.model_metadata(core.model.signature, name, [version])
+        if asked not in {"", name}:
+            raise Refusal(404, "not_found", f"no model {asked[:80]!r} here; this is {name}")
+        if method == "ModelMetadata":
+            core.admit(exchange)
+        version = core.version_of(wanted) if wanted else core.identity.version
+        if method == "ModelMetadata":
+            return form.model_metadata(await core.metadata(version, exchange.headers))
+        # Another version stands because it came up and is wanted. Whether its replicas are well is watched by Serve.
+        return form.ready(method, ready=version != core.identity.version or (front.ready and not front.stuck))
     raise Refusal(501, "not_implemented", f"{method[:80]} is not offered here")

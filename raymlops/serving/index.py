@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -89,16 +89,17 @@ class Index:
     async def answer(self, scope: Scope, receive: Receive) -> Reply:
         """Return the answer to one HTTP request, from the model that it is for where it is for one."""
         try:
-            if self._forward is not None:
-                target = self._target(scope)
-                if target is not None:
-                    return await self._forward(target, scope, receive)
-            return self.reply(scope)
+            target = None if self._forward is None else self._target(scope)
+            if target is not None and self._forward is not None:
+                reply = await self._forward(target, scope, receive)
+            else:
+                reply = self.reply(scope)
         except Refusal as refusal:
-            return _refused(refusal, scope)
+            reply = _refused(refusal, scope)
         except Exception:
             logger.exception("request %s: the index itself raised", _request_id(scope))
-            return _refused(INTERNAL, scope)
+            reply = _refused(INTERNAL, scope)
+        return replace(reply, body=b"") if scope["method"] == "HEAD" else reply
 
     def reply(self, scope: Scope) -> Reply:
         """Return the answer to one HTTP request that is for no model."""
@@ -120,7 +121,7 @@ class Index:
             return _refused(Refusal(404, "not_found", message), scope)
         if scope["method"] not in {"GET", "HEAD"}:
             message = f"got {scope['method'][:20]}; expected GET"
-            return _refused(Refusal(405, "method_not_allowed", message, allow="GET"), scope)
+            return _refused(Refusal(405, "method_not_allowed", message, allow="GET, HEAD"), scope)
         if path == "" and any(b"text/html" in value for name, value in scope["headers"] if name == b"accept"):
             page_text = page_of(models, hidden=len(models) < len(self._models))
             return make_reply(200, page_text.encode(), request_id, kind=HTML)

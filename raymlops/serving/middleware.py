@@ -22,6 +22,7 @@ from starlette.middleware import Middleware
 
 from raymlops.serving.asgi import BODY, make_reply, request_id_of, send_reply
 from raymlops.serving.connections import MAX_HEADER_BYTES, max_header_bytes, too_large
+from raymlops.serving.exchange import PIN_HEADER
 from raymlops.serving.mended import mend_serve
 from raymlops.serving.reading import Refusal, error_body
 
@@ -163,7 +164,8 @@ def clean_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes
     """Return the headers without those that are not ASCII or that would change Serve's own behaviour.
 
     ``x-request-id`` is kept when it is 1 to 128 printable characters and replaced otherwise, so that the id in the
-    response's header is the one in its body. A key that is not ASCII stays a key, which is wrong.
+    response's header is the one in its body. A key that is not ASCII stays a key, which is wrong, and a pin a pin to a
+    version that is not there.
     """
     kept = []
     for name, value in headers:
@@ -175,6 +177,8 @@ def clean_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes
             kept.append((name, value))
         elif name in _KEYS:
             kept.append((b"x-api-key", b"?"))
+        elif name == PIN_HEADER:
+            kept.append((name, value.decode("latin-1").encode("ascii", "replace")))
     return kept
 
 

@@ -46,7 +46,7 @@ _REQUEST_HEADERS = {
     "traceparent": "the caller's W3C trace context",
 }
 _TRAFFIC_HEADERS = {
-    "x-raymlops-version": "the version that is to answer; needs a key with the scope `pin` where keys are asked for",
+    "x-raymlops-version": "the version that is to answer, given once; where keys are asked for, with scope `pin`",
     "x-session-id": "callers of one session are answered by one version, where traffic is split by it",
 }
 

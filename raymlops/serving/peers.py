@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from raymlops.serving.reading import Refusal
-from raymlops.serving.render import DEPLOYMENT, app_name
+from raymlops.serving.render import DEPLOYMENT, app_name, route_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
+    from raymlops.serving.asgi import Reply
     from raymlops.signature import Columns
+
+_KEYS = (b"authorization", b"x-api-key")
 
 
 class ServePeers:
@@ -35,8 +39,28 @@ class ServePeers:
             Exception: what that version raised.
             Refusal: 503, it cannot be reached.
         """
+        answer: tuple[Columns, float] = await self._asked(version, "answer", dict(columns), rows)
+        return answer
+
+    async def metadata(self, version: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
+        """Return another version's metadata, as its own front gives it to the caller with these headers.
+
+        Raises:
+            Exception: what that version raised.
+            Refusal: what that version refused it with; 503, it cannot be reached.
+        """
+        path = f"{route_of(self._name)}/v2/models/{self._name}/versions/{version}"
+        key = [(name, headers[name]) for name in _KEYS if name in headers]
+        scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": key}
+        reply: Reply = await self._asked(version, "http_call", scope)
+        data: dict[str, Any] = orjson.loads(reply.body)
+        if reply.status >= 400:
+            raise Refusal(reply.status, data["code"], f"version {version}: {data['message']}")
+        return data
+
+    async def _asked(self, version: int, method: str, *given: Any) -> Any:
         try:
-            answer: tuple[Columns, float] = await self.handle(version).answer.remote(dict(columns), rows)
+            return await getattr(self.handle(version), method).remote(*given)
         except RayTaskError as error:
             if isinstance(error.cause, Exception):
                 raise error.cause from error
@@ -50,8 +74,6 @@ class ServePeers:
                 f"version {version} does not answer: {type(error).__name__}",
                 retry_after_s=1.0,
             ) from error
-        else:
-            return answer
 
     def handle(self, version: int) -> DeploymentHandle[Any]:
         """Return the handle of a version's replicas."""

@@ -36,6 +36,7 @@ MAX_TAG_CHARS = 5000
 ARTIFACTS = "mlartifacts"
 """Folder of runs' files, beside the SQLite file."""
 _PROBE_TIMEOUT_S = 5.0
+_START = "Start it (`raymlops up`, `mlflow server`) or change tracking.uri."
 _PARENT = "mlflow.parentRunId"
 _REFUSALS = {
     *("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"),
@@ -339,7 +340,7 @@ class Tracker:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise TrackingError(
                 f"MLflow at {self.shown_uri} does not answer: {error or type(error).__name__}",
-                hint="Start it (`raymlops up`, `mlflow server`) or change tracking.uri.",
+                hint=_START,
             ) from error
         if answer.status_code in {401, 403}:
             raise TrackingError(
@@ -385,6 +386,8 @@ class Tracker:
             # No other OSError: requests' are such, a server that answers 503 and a refused permission too.
             if not_found is not None and (code == "RESOURCE_DOES_NOT_EXIST" or isinstance(error, FileNotFoundError)):
                 raise NotFoundError(not_found) from error
+            if (cause := _unheard(error)) is not None:
+                raise TrackingError(f"MLflow at {self.shown_uri} does not answer: {cause}", hint=_START) from error
             text = str(error)
             hint = None
             if "mlflow db upgrade" in text:
@@ -415,6 +418,20 @@ def refused(error: TrackingError) -> bool:
     """Return whether MLflow answered and said no, so that asking again is of no use."""
     cause = error.__cause__
     return isinstance(cause, NotFoundError) or getattr(cause, "error_code", "") in _REFUSALS
+
+
+def _unheard(error: BaseException) -> str | None:
+    """Return why a server was not reached, as the system has it; None where it was, or where no server was asked."""
+    cause: BaseException | None = error
+    by_http = False
+    while cause is not None:
+        module = type(cause).__module__
+        by_http = by_http or module.startswith(("requests.", "urllib3."))
+        # Those of requests are OSErrors too, each with the text of all below it.
+        if by_http and isinstance(cause, OSError) and module in {"builtins", "socket"}:
+            return "timed out" if isinstance(cause, TimeoutError) else (cause.strerror or str(cause)).lower()
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _is_sql(uri: str) -> bool:

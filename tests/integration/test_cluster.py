@@ -83,6 +83,23 @@ def test_a_second_up_that_asks_for_something_else_is_refused(cluster):
     assert f"raymlops down --root {cluster.root}" in str(error.value)
 
 
+def test_an_mlflow_that_has_ended_is_started_again_alone(cluster):
+    """Killed with what it had started: Ray and Serve are the same processes afterwards, and it has its database."""
+    ray, mlflow = cluster.processes
+    server = mlflow.find()
+    for process in [server, *server.children(recursive=True)]:
+        process.kill()
+    server.wait()
+    assert local.status(root=cluster.root).state == "broken"
+    said = []
+    again = local.up(root=cluster.root, on_step=said.append)
+    assert "alone" in said[0]
+    assert (again.cluster_id, again.processes[0], again.already_up) == (cluster.cluster_id, ray, False)
+    assert again.mlflow_url == cluster.mlflow_url
+    assert local.status(root=cluster.root).state == "up"
+    assert local.up(root=cluster.root).processes == again.processes
+
+
 def test_a_job_runs_in_the_exported_environment(cluster, tmp_path):
     """It joins the cluster, and finds MLflow and our folder."""
     (tmp_path / "job.py").write_text(

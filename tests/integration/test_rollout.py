@@ -19,7 +19,7 @@ import pytest
 from own_versions import EXAMPLE, config_in, make_version
 
 import raymlops as rm
-from raymlops.errors import RefusedError
+from raymlops.errors import NotFoundError, RefusedError
 from raymlops.lifecycle.live import events, remove
 from raymlops.lifecycle.overview import follow_rollout, overview
 from raymlops.lifecycle.source import spec_of
@@ -220,7 +220,14 @@ def test_rollback_takes_the_canary_away_first(config, versions):
 
 
 def test_rollback_while_the_champion_hangs(config, versions):
-    """Its process is stopped, and requests to it hang; the version before answers, and nobody waited for the other."""
+    """Its process is stopped, and requests to it hang; the version before answers, and nobody waited for the other.
+
+    What was rolled back from is not gone back to until it was live anew, so that both are deployed once more first.
+    """
+    with pytest.raises(NotFoundError, match="rolled back from: 1"):
+        rm.rollback(config)
+    for version in (versions[0], versions[1]):
+        rm.deploy(config, str(version))
     pid = replica_pid(config, 2)
     os.kill(pid, signal.SIGSTOP)
     try:

@@ -3,7 +3,9 @@ import pickle
 import pytest
 
 import raymlops.errors
+from raymlops import arrays
 from raymlops.errors import (
+    MAX_PROBLEMS,
     ConfigError,
     GateRefusedError,
     InvalidRowsError,
@@ -12,6 +14,7 @@ from raymlops.errors import (
     RowProblem,
     UsageError,
 )
+from raymlops.predictions import labels
 
 
 def every_class(base=RaymlopsError):
@@ -67,8 +70,15 @@ def test_config_error_lists_every_problem():
         ([RowProblem(3, "dest", "is missing")], "row 3, field 'dest': is missing"),
         ([RowProblem(None, "x", "unknown")], "field 'x': unknown"),
         ([RowProblem(None, None, "empty"), RowProblem(1, "x", "bad")], "empty (and 1 more)"),
+        ([RowProblem(row, None, "bad") for row in range(19)], "row 0: bad (and 18 more)"),
+        ([RowProblem(row, None, "bad") for row in range(20)], "row 0: bad (and at least 19 more)"),
     ],
 )
 def test_rows_error_names_row_and_field(problems, message):
     """The first problem is told, the others are counted."""
     assert InvalidRowsError(problems).message == message
+
+
+def test_as_many_problems_as_are_looked_for_may_be_more():
+    """Whoever checks rows stops at the number that the message knows of."""
+    assert {arrays.MAX_PROBLEMS, labels.MAX_PROBLEMS} == {MAX_PROBLEMS}

@@ -29,7 +29,7 @@ from raymlops.serving.protocols.tensors import (
 from raymlops.serving.reading import Refusal, error_body
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from raymlops.serving.protocols.asked import Answering
     from raymlops.signature import Column, Columns, Signature
@@ -164,9 +164,9 @@ def server_metadata() -> Wire:
     return Wire(response_class("ServerMetadata")(**oip.server_metadata()).SerializeToString())
 
 
-def model_metadata(signature: Signature, name: str, versions: Sequence[str]) -> Wire:
-    """Return the answer to ModelMetadata."""
-    return Wire(response_class("ModelMetadata")(**oip.metadata(signature, name, versions)).SerializeToString())
+def model_metadata(metadata: Mapping[str, Any]) -> Wire:
+    """Return the answer to ModelMetadata, from what ``oip.metadata`` returns."""
+    return Wire(response_class("ModelMetadata")(**metadata).SerializeToString())
 
 
 def status_code(status: int) -> int:

@@ -1,8 +1,8 @@
 """JSON bodies, read as strictly as JSON is written: for every protocol that has them.
 
 Owns what makes a body no JSON: empty, not UTF-8, nested too deeply, a key given twice, a text that is half a character.
-Knows nothing of what a body
-says. NaN and infinity, which some writers put into JSON, come out as floats: whoever checks the values names them.
+Knows nothing of what a body says. NaN and infinity, which some writers put into JSON, come out as floats: whoever
+checks the values names them.
 """
 
 from __future__ import annotations

@@ -84,3 +84,12 @@ def test_a_revocation_is_asked_for(run):
 def test_mistakes_have_their_exit_codes(run, arguments, code):
     """2 for what cannot be, 3 for what is not there; stdout stays empty."""
     assert run(*arguments)[:2] == (code, "")
+
+
+def test_doubts_are_said_beside_the_answer(run):
+    """On stderr, so that the secret is still the whole answer."""
+    code, out, err = run("create", "shop", "--model", "nope", "--model", "flights", "--scope", "pin")
+    assert (code, len(out.strip())) == (0, 59)
+    assert "warning: the key cannot predict" in err
+    assert "warning: no model nope was ever deployed" in err
+    assert "flights: open, answers without a key too; serve.auth: keys asks for keys" in err

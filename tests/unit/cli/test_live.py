@@ -7,7 +7,7 @@ from raymlops.cli.live import _live, _percents
 from raymlops.cli.main import main
 from raymlops.errors import UsageError
 from raymlops.lifecycle.canary import TrafficRecord
-from raymlops.lifecycle.named import named
+from raymlops.lifecycle.named import named, nameless
 from raymlops.lifecycle.overview import ModelOverview
 from raymlops.records import BundleRef, DeploymentRecord
 from raymlops.state.store import Deployment, State
@@ -26,6 +26,7 @@ def traffic(**fields):
         ),
         (traffic(weight=0.25, shadow=1.0), "m version 3 answers 25%, copies of 100%, version 2 the rest"),
         (traffic(rollout_id="r1"), "m version 3 answers nothing any more; version 2 has all requests"),
+        (traffic(changed=False), "m version 3 answers nothing, as before; version 2 has all requests"),
         (traffic(shadow=0.5), "m version 3 answers nothing, copies of 50%; version 2 has all requests"),
         (
             DeploymentRecord("m", 3, "d", "champion", "http://h/models/m/predict", previous_version=2),
@@ -60,10 +61,12 @@ def test_a_model_is_told_in_lines():
         shadows={4: 0.5},
         warm={1: "2026-11-25T12:00:00+00:00", 5: None},
         rollout=rollout,
+        keys=True,
     )
     assert overview_lines(model) == [
         "m",
         "  champion  version 2 since 2026-11-25 11:00:00 UTC by bob@here",
+        "  callers   need an API key",
         "  canary    version 3 answers 10%",
         "  shadow    version 4 gets copies of 50%",
         "  warm      version 1 until 2026-11-25 12:00:00 UTC",
@@ -85,6 +88,10 @@ def test_steps_are_percentages():
     [
         ["--remove", "--canary", "10"],
         ["--beside", "--breaking"],
+        ["--wait"],
+        ["--wait", "--canary", "10"],
+        ["--wait", "--abort"],
+        ["--restore", "--beside"],
         ["--canary", "10", "--bake", "10"],
         ["--canary", "ten"],
     ],
@@ -133,6 +140,16 @@ def test_a_name_that_says_too_little_or_too_much_is_refused(deployed, words, mes
     """With what to give instead; nothing is asked of a cluster."""
     assert main([*words, "--yes"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_every_model_is_restored_without_naming_one(deployed, capsys, tmp_path):
+    """Where Serve listens is what they were deployed with; that no cluster runs is all that is missing."""
+    item = Deployment("m", 2, BundleRef("/bundles", "d" * 64), "run", "champion", {"port": 8765})
+    with State.open(f"sqlite:///{tmp_path}/state.db") as state:
+        state.put_deployments({"m": [item]}, action="deploy", why="")
+    assert nameless().serve.port == 8765
+    assert main(["deploy", "--restore", "--yes"]) == 5
+    assert "no running cluster" in capsys.readouterr().err
 
 
 def test_a_named_model_needs_its_cluster_and_nothing_else(deployed, capsys):

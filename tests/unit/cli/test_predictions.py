@@ -9,6 +9,7 @@ from served_requests import SIGNATURE, served
 from raymlops.cli.main import main
 from raymlops.errors import UsageError
 from raymlops.lifecycle.predictions import parse_moment, retain_predictions
+from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.settings import LogSettings
 
@@ -70,8 +71,23 @@ def test_rows_are_written_to_a_file(log, capsys, tmp_path):
         "rows": 3,
         "labelled": 0,
         "conflicts": 0,
+        "unknown": 0,
         "damaged": [],
     }
+
+
+def test_labels_that_match_nothing_are_told(log, capsys):
+    """With the time since when a row was looked for; one for a row of 2 hours ago is no such label."""
+    labels = LabelLog(str(log), name="flights", writer="replica")
+    labels.add([Label("a", 0, "1"), Label("old", 0, "1"), Label("typo", 0, "1"), Label("a", 9, "1")]).result(timeout=30)
+    labels.close()
+    assert main(["predictions", "flights", "--since", "2026-01-01"]) == 0
+    told = "2 labels that came in within the window match no row logged since 2025-12-31T00:00:00+00:00"
+    assert told in capsys.readouterr().err
+    assert main(["predictions", "flights", "--limit", "1", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["unknown"] == 2
+    assert "or an older one" in printed.err
 
 
 def test_past_hours_are_compacted(log, capsys):

@@ -75,6 +75,7 @@ def test_a_port_for_grpc_is_one_of_the_clusters(record):
     """It is there only where it was asked for, and cannot be changed while it runs."""
     running = replace(record, grpc_port=9000)
     assert "gRPC" not in record.ports
+    assert (record.grpc_address, running.grpc_address) == (None, "127.0.0.1:9000")
     assert running.ports["gRPC"] == 9000
     assert running.differences(ports={"gRPC": 9000}, haproxy=False, num_cpus=None) == []
     assert running.differences(ports={"gRPC": 9001}, haproxy=False, num_cpus=None) == ["gRPC on port 9000, not 9001"]

@@ -212,3 +212,22 @@ def test_an_endpoint_that_is_not_there_is_said_so(endpoint, tmp_path):
         asked(endpoint, file, name="nothing")
     with pytest.raises(ClusterError, match="cannot connect"):
         ask_file(Client("http://127.0.0.1:9", retries=0), "echo", file)
+
+
+def test_one_version_is_asked_by_curl_too(endpoint, tmp_path):
+    """The line asks whom the command asked."""
+    file = tmp_path / "rows.json"
+    file.write_text('[{"miles": 2}]')
+    with Client(endpoint.url) as client:
+        answers = ask_file(client, "echo", file, version=7)
+    assert shlex.split(answers.curl)[5:7] == ["-H", "x-raymlops-version: 7"]
+
+
+def test_a_version_that_is_not_up_is_told_those_that_are(endpoint, tmp_path):
+    """The model does answer: it is the version that is not there."""
+    file = tmp_path / "rows.json"
+    file.write_text('[{"miles": 2}]')
+    with Client(endpoint.url) as client, pytest.raises(NotFoundError) as error:
+        ask_file(client, "echo", file, version="99")
+    assert "version '99' is not up; those that are: 7" in error.value.message
+    assert "no model answers" not in error.value.message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -9,7 +10,7 @@ from fake_serve import FakeServe
 
 from raymlops.config.serve import RolloutSection, ServeSection
 from raymlops.errors import DeployError, RefusedError, UsageError
-from raymlops.lifecycle.canary import Asked, abort, asked_for, share, untouched
+from raymlops.lifecycle.canary import Asked, abort, asked_for, settle, share, untouched
 from raymlops.lifecycle.changing import LineUp, change
 from raymlops.lifecycle.lineup import beside, with_champion
 from raymlops.records import BundleRef
@@ -108,6 +109,41 @@ def test_a_share_and_its_rollout_are_one_event(state, serve):
     assert (record.version, record.previous_version, record.weight) == (2, 1, 0.1)
     assert (record.rollout_id, rollout.status, rollout.weight, rollout.champion) == (rollout.id, "running", 0.1, 1)
     assert state.events()[0].action == "rollout.start"
+
+
+def test_the_record_says_how_much(state, serve):
+    """What a version was given, and what it had when that was taken away."""
+    give(state, serve, 3, Asked(shadow=0.5))
+    assert state.events()[0].why == "copies of 50%"
+    record = give(state, serve, 2, replace(ROLLOUT, shadow=1.0))
+    assert state.events()[0].why == "answers 10%, copies of 100%, steps 10, 50, 100%"
+    abort(state, serve, "m", serve=SERVE, why="rolled back", now=NOW, action="rollback.canary")
+    assert state.events()[0].why == (
+        f"rolled back: version 2 answered 10%, rollout {record.rollout_id} of version 2 ends"
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "action", "end"),
+    [
+        (2, "promote", "promoted: version 2 was made champion by promote"),
+        (3, "promote", "stopped: version 1, with which it was compared, is not champion any more"),
+        (2, "rollout.promote", None),
+    ],
+)
+def test_the_end_of_a_rollout_by_another_change_is_an_event(state, serve, version, action, end):
+    """With what it ended as and why; where it promoted its version itself, that event has said it."""
+    record = give(state, serve, 2, ROLLOUT)
+    wanted = with_champion(state.deployments("m"), state.deployments("m")[version - 1])
+    state.put_deployments({"m": wanted}, action=action, why="")
+    ended = settle(state, "m", now=NOW)
+    assert settle(state, "m", now=NOW) is None
+    event = state.events()[0]
+    if end is None:
+        assert (event.action, ended.status) == (action, "promoted")
+    else:
+        assert (event.action, event.subject) == ("rollout.end", "m/2")
+        assert event.why == f"rollout {record.rollout_id} {end}"
 
 
 def test_while_a_rollout_runs_nobody_else_moves_traffic(state, serve):

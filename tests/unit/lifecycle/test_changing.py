@@ -15,6 +15,7 @@ from raymlops.lifecycle.changing import LineUp, change, record_of
 from raymlops.lifecycle.keys import bring
 from raymlops.lifecycle.lineup import previous_champion, spare_of, with_champion
 from raymlops.records import BundleRef
+from raymlops.state.aliases import owed
 from raymlops.state.keys import create_key, revoke_key
 from raymlops.state.store import Deployment, State
 
@@ -44,7 +45,7 @@ def deploy(state, serve, version, *, name="flights", uri="/bundles", follow=None
         state,
         serve,
         name,
-        decide=lambda before: LineUp(with_champion(before, new), version, spare=spare_of(before, new)),
+        decide=lambda before: LineUp(with_champion(before, new, configured=True), version, spare=spare_of(before, new)),
         serve=SERVE,
         action="deploy",
         why="a test",
@@ -250,6 +251,51 @@ def test_an_alias_that_does_not_follow_is_a_warning_on_the_record(state, serve):
     assert roles(state) == {"flights--v1": "champion"}
     event = state.events()[0]
     assert (event.action, event.subject, event.why) == ("deploy.alias", "flights/1", warning)
+
+
+def test_an_mlflow_that_hangs_holds_nobody(state, serve):
+    """The version is told of as live, then the alias is given up on; what is owed stays for the controller."""
+    over, told = threading.Event(), []
+    new = Deployment("flights", 1, BundleRef("/bundles", "d" * 64), "run1", "champion")
+    done = change(
+        state,
+        serve,
+        "flights",
+        decide=lambda before: LineUp(with_champion(before, new), 1),
+        serve=SERVE,
+        action="deploy",
+        why="a test",
+        on_live=told.append,
+        follow=lambda _version: over.wait(60),
+        alias_wait_s=0.01,
+    )
+    over.set()
+    assert told == [1]
+    assert "MLflow did not answer within 0.01 s" in done.warnings[0]
+    assert owed(state) == [("flights", 1)]
+
+
+def test_a_line_up_says_why(state, serve):
+    """What is known only under the lock: the record has that, both as a version begins and as it is live."""
+    new = Deployment("flights", 1, BundleRef("/bundles", "d" * 64), "run1", "champion")
+
+    def decide(before):
+        return LineUp(with_champion(before, new), 1, why="from nothing to version 1")
+
+    change(state, serve, "flights", decide=decide, serve=SERVE, action="deploy", why="asked for")
+    live, begun = state.events()
+    assert (live.why, begun.why.partition(":")[0]) == ("from nothing to version 1",) * 2
+
+
+def test_a_rollback_opens_no_endpoint(state, serve):
+    """Version 1 was deployed without keys, 2 with: 1 asks for them since then, so that its flip is not waited for."""
+    deploy(state, serve, 1)
+    deploy(state, serve, 2, auth="keys")
+    sent = len(serve.sent)
+    rollback(state, serve)
+    (options,) = serve.live["flights--v1"]["deployments"]
+    assert options["user_config"]["access"]["required"]
+    assert len(serve.sent) == sent + 1
 
 
 def test_a_version_without_room_is_refused_before_anything_changes(state, serve):

@@ -98,3 +98,25 @@ def test_a_model_that_does_not_take_it_is_said(spec, state):
     bring(state, serve, key, serve=spec.serve, purpose="a test")
     with pytest.raises(DeployError, match="digits--v1"):
         bring(state, serve, others, serve=spec.serve, purpose="a test")
+
+
+def test_a_key_that_may_not_do_what_it_is_for_is_doubted(spec, state):
+    """It is made all the same: pin without predict, and a name that nobody ever deployed."""
+    put(state, 1, name="digits")
+    change = create(spec, "shop", models=["digits", "digit"], scopes=["pin"])
+    assert [text.partition(":")[0] for text in change.warnings] == [
+        "the key cannot predict",
+        "no model digit was ever deployed, as far as the state here knows; live are",
+    ]
+    state.put_deployments({"digits": []}, action="remove", why="a test")
+    for name, models in (("own", ()), ("all", ["*"]), ("gone", ["digits"])):
+        assert create(spec, name, models=models).warnings == ()
+
+
+def test_open_models_of_a_key_are_named(spec, state):
+    """The one that asks for keys is not, nor one that the key does not open."""
+    guarded = Deployment("digits", 1, BundleRef("/b", "d" * 64), "run1", "champion", {"auth": "keys"})
+    state.put_deployments({"digits": [guarded]}, action="deploy", why="a test")
+    put(state, 1)
+    assert create(spec, "all", models=["*"]).open_models == ("flights",)
+    assert create(spec, "one", models=["digits"]).open_models == ()

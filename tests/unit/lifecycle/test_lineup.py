@@ -5,8 +5,11 @@ import pytest
 
 from raymlops.errors import NotFoundError, RefusedError
 from raymlops.lifecycle.lineup import (
+    as_asked,
+    asks_for_keys,
     beside,
     cooled,
+    opens,
     previous_champion,
     spare_of,
     with_canary,
@@ -153,6 +156,45 @@ def test_a_warm_version_takes_over_as_it_stands():
     events = history(("deploy", None, 1), ("deploy", 1, 2))
     before = [version(1, max_rows=9), version(2, "champion")]
     assert previous_champion(before, events).serve == {"max_rows": 9}
+
+
+def test_a_version_that_was_rolled_back_from_is_not_gone_back_to():
+    """2, 3, 2, then 3 by a rollout, back to 2: the 3 of long ago counts as little as the last one, until it is live."""
+    past = [("deploy", None, 2), ("deploy", 2, 3), ("deploy", 3, 2), ("rollout.promote", 2, 3), ("rollback", 3, 2)]
+    before = [version(2, "champion"), version(3), version(5)]
+    with pytest.raises(NotFoundError, match="but for what was rolled back from: 3") as caught:
+        previous_champion(before, history(*past))
+    assert caught.value.hint == "raymlops deploy --version N makes one live all the same; warm stand: 3, 5"
+    assert previous_champion(before, history(("deploy", None, 1), *past)).version == 1
+    undone = [("rollback", 2, 1), ("rollback.undone", 1, 2)]
+    assert previous_champion(before, history(("deploy", None, 1), *past, *undone)).version == 1
+    again = [*past, ("deploy", 2, 3), ("promote", 3, 4)]
+    assert previous_champion([version(4, "champion")], history(*again)).version == 3
+
+
+@pytest.mark.parametrize(
+    ("was", "new", "configured", "needs"),
+    [
+        ({"auth": "keys"}, {}, True, True),
+        ({"auth": "keys"}, {"auth": None}, True, True),
+        ({"auth": "keys"}, {"auth": "open"}, True, False),
+        ({"auth": "keys"}, {"auth": "open"}, False, True),
+        ({"auth": "keys"}, {}, False, True),
+        ({"host": "0.0.0.0"}, {}, True, True),
+        ({}, {"auth": "keys"}, True, True),
+        ({}, {"auth": "keys"}, False, False),
+        ({"auth": "open"}, {"auth": None}, True, False),
+    ],
+)
+def test_whether_keys_are_asked_for_belongs_to_the_model(was, new, configured, needs):
+    """Only a configuration that says so changes it; all that are up ask as the champion does."""
+    before = [version(1, "champion", **was), version(3, auth="open")]
+    after = with_champion(before, version(2, max_rows=5, **new), configured=configured)
+    assert [asks_for_keys(item) for item in after] == [needs] * 3
+    assert opens(before, after) == (asks_for_keys(before[0]) and not needs)
+    refreshed = with_champion(before, version(1, max_rows=5, **new), configured=configured)
+    assert [asks_for_keys(item) for item in refreshed] == [needs] * 2
+    assert asks_for_keys(as_asked(before, version(2, **new))) == asks_for_keys(before[0])
 
 
 def test_nothing_to_roll_back_to():

@@ -9,7 +9,7 @@ import pytest
 
 from raymlops.config.serve import RolloutSection
 from raymlops.errors import NotFoundError
-from raymlops.lifecycle.overview import follow_rollout, overview
+from raymlops.lifecycle.overview import follow_rollout, overview, wanted
 from raymlops.lifecycle.rollout import begin
 from raymlops.records import BundleRef
 from raymlops.state.rollouts import start_rollout, update_rollout
@@ -54,19 +54,40 @@ def test_who_is_live_since_when_and_by_whom(root, config):
     assert (model.canaries, model.shadows) == ({3: 0.1}, {4: 0.5})
     assert datetime.fromisoformat(model.warm[1]) > datetime.fromisoformat(model.since)
     assert model.rollout["id"] == "r1"
+    assert not model.keys
     assert overview(config) == [model]
+
+
+def test_whether_callers_need_a_key_is_told(root):
+    """By the champion's settings, whatever those beside it say."""
+    items = [version(1, serve={"auth": "open"}), version(2, "champion", serve={"auth": "keys"})]
+    items = [replace(item, name="closed") for item in items]
+    with State.open(f"sqlite:///{root}/state.db") as state:
+        state.put_deployments({"closed": items}, action="deploy", why="")
+    assert {model.name: model.keys for model in overview(root=str(root))} == {"closed": True, "m": False}
 
 
 def test_asking_makes_no_database(tmp_path):
     """Where there is none, nothing should be live."""
     assert overview(root=str(tmp_path)) == []
+    assert wanted(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_names_of_what_should_be_live_are_only_read(root, tmp_path):
+    """A file that is no state of this version is left as it is."""
+    assert wanted(root) == ["m"]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "state.db").write_bytes(b"something else")
+    assert wanted(other) == []
+    assert (other / "state.db").read_bytes() == b"something else"
+
+
 def test_a_wait_tells_each_decision_once(root, config):
-    """Three looks: the step begins, the next one begins, it is promoted."""
+    """Two steps begin; how it ended is returned, for the caller to tell."""
     second = replace(ROLLOUT, step=1, reason="step 1 passed")
-    course = [second, replace(second, status="promoted", reason="all passed", ended_at=NOW)]
+    course = [second, second, replace(second, status="promoted", reason="all passed", ended_at=NOW)]
     lines = []
 
     def sleep(_seconds):
@@ -78,7 +99,6 @@ def test_a_wait_tells_each_decision_once(root, config):
     assert [line.partition("version 3: ")[2] for line in lines] == [
         "step 1 of 2 at 10 percent begins",
         "step 1 passed",
-        "promoted: all passed",
     ]
 
 

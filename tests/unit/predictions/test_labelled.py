@@ -49,8 +49,9 @@ def test_labels_are_found_by_request_and_row():
     asked = pa.record_batch({"request_id": ["a", "b", "a", "c"], "row": pa.array([1, 0, 0, 0], pa.int32())})
     rows = [("a", 0, "10", False, HOUR, None), ("a", 1, "11", False, HOUR, None), ("c", 1, "1", False, HOUR, None)]
     settled = settle(pa.table(list(map(list, zip(*rows, strict=True))), schema=SCHEMA))
-    assert settled.of(asked).to_pylist() == ["11", None, "10", None]
-    assert settle(None).of(asked).to_pylist() == [None] * 4
+    assert settled.of(settled.places(asked)).to_pylist() == ["11", None, "10", None]
+    nothing = settle(None)
+    assert nothing.of(nothing.places(asked)).to_pylist() == [None] * 4
 
 
 def test_two_keys_of_one_hash_are_told_apart():
@@ -59,7 +60,7 @@ def test_two_keys_of_one_hash_are_told_apart():
     rows = [("x", 0, "1", False, HOUR, None), ("y", 0, "2", False, HOUR, None)]
     alike = partial(settle, hashes=lambda ids, _rows: np.zeros(len(ids), np.int64))
     settled = alike(pa.table(list(map(list, zip(*rows, strict=True))), schema=SCHEMA))
-    assert settled.of(asked).to_pylist() == ["1", "2", None]
+    assert settled.of(settled.places(asked)).to_pylist() == ["1", "2", None]
 
 
 def test_predictions_come_with_their_labels(tmp_path, write):
@@ -78,3 +79,60 @@ def test_predictions_come_with_their_labels(tmp_path, write):
     assert len(list((tmp_path / "labels/flights/date=2026-11-26").iterdir())) == 1
     (batch,) = read_predictions(str(tmp_path), "flights", labels=False)
     assert "label" not in batch.schema.names
+
+
+@pytest.fixture
+def labelled(tmp_path, write):
+    """Return storage with answers at 10:30 and 12:10 of one day, and a function that labels them at an hour of it."""
+    write([served("a", rows=2, ts=at(30, hour=10)), served("b", ts=at(10), version=4)])
+
+    def label(hour, *labels):
+        log = LabelLog(
+            str(tmp_path), name="flights", writer=f"w{hour}", now=HOUR.replace(hour=hour, minute=40).timestamp
+        )
+        log.add(labels).result(timeout=30)
+        log.close()
+
+    return str(tmp_path), label
+
+
+def unknown(uri, **window):
+    """Return how many labels of a window match nothing."""
+    reading = read_predictions(uri, "flights", **window)
+    for _ in reading:
+        pass
+    return reading.count_unknown()
+
+
+def test_labels_that_match_no_row_are_counted(labelled):
+    """An unknown id, and a row that the request has not; each once, however often it was sent."""
+    uri, label = labelled
+    label(12, Label("a", 0, "1"), Label("a", 2, "1"), Label("b", 0, "1"), Label("zz", 0, "1"), Label("zz", 0, "2"))
+    for window in ({}, {"limit": 1}, {"version": 4}, {"since": HOUR}, {"since": HOUR.replace(minute=30)}):
+        assert unknown(uri, **window) == 2
+    assert unknown(uri, labels=False) == 0
+
+
+def test_labels_of_other_times_are_not_called_unknown(labelled):
+    """Of rows within a day before the window; and those that came in before or after it are not counted at all."""
+    uri, label = labelled
+    label(12, Label("a", 0, "1"), Label("b", 0, "1"))
+    label(10, Label("x", 0, "1"))
+    label(13, Label("y", 0, "1"), Label("x", 0, "1"))
+    assert unknown(uri, since=HOUR, until=HOUR + timedelta(hours=1)) == 0
+    assert unknown(uri, since=HOUR) == 1
+    assert unknown(uri, since=HOUR.replace(hour=10)) == 2
+    assert unknown(uri, since=HOUR.replace(hour=10), until=HOUR) == 1
+    assert unknown(uri, since=HOUR.replace(minute=39), until=HOUR.replace(minute=41)) == 0
+
+
+def test_a_label_that_comes_later_than_a_day_is_counted(labelled):
+    """Its row is not looked for any further back; the message of the command says since when."""
+    uri, label = labelled
+    label(12, Label("a", 0, "1"))
+    reading = read_predictions(uri, "flights", since=HOUR)
+    assert reading.looked_back_to == HOUR - timedelta(days=1)
+    log = LabelLog(uri, name="flights", writer="late", now=(HOUR + timedelta(days=2)).timestamp)
+    log.add([Label("b", 0, "1")]).result(timeout=30)
+    log.close()
+    assert unknown(uri, since=HOUR + timedelta(days=1, hours=12)) == 1

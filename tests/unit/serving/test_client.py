@@ -432,3 +432,62 @@ def test_a_client_is_light(name):
     assert (
         loaded & {"ray", "torch", "mlflow", "optuna", "pandas", "pyarrow", "numpy", "pydantic", "sqlalchemy"} == set()
     )
+
+
+@pytest.mark.parametrize("seconds", [0, -1, "a", float("nan"), float("inf"), 10**400, True, [1]])
+def test_a_deadline_that_is_none_is_told(ask, seconds):
+    """For all calls or for one of them, before anything is sent."""
+    server = Server()
+    for options in ({"timeout_s": seconds}, {"attempt_timeout_s": seconds}):
+        with pytest.raises(UsageError, match="expected a number of seconds above 0"):
+            ask(server, **options)
+    with pytest.raises(UsageError, match="Leave it out"):
+        ask(server, predict([ROW], timeout_s=seconds))
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda client: client.predict(None, [ROW]), "None is no name of a model"),
+        (lambda client: client.predict("", [ROW]), "'' is no name of a model"),
+        (lambda client: client.predict("..", [ROW]), "is no name of a model"),
+        (lambda client: client.predict("\ud800", [ROW]), "is no name of a model"),
+        (lambda client: client.describe(["flights"]), "is no name of a model"),
+        (lambda client: client.predict("flights", None), "rows are a NoneType"),
+        (lambda client: client.feedback("flights", None), "labels are a NoneType"),
+        (lambda client: client.feedback("flights", {"request_id": "r", "label": 1}), "labels are a dict"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_told(ask, use, message):
+    """As what it is, and with what is expected; nothing is sent."""
+    server = Server()
+    with pytest.raises(UsageError, match=message) as caught:
+        ask(server, use)
+    assert caught.value.hint
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("options", [{"retries": "a"}, {"retries": 1.5}, {"retries": True}, {"base_url": 5}])
+def test_an_option_of_the_wrong_kind_is_told(ask, options):
+    """Where the client is made."""
+    with pytest.raises(UsageError, match=r"is 5|retries is"):
+        ask(Server(), **options)
+
+
+def test_a_closed_client_says_so(ask):
+    """After its with block."""
+    kept = []
+
+    def keep(client):
+        kept.append(client)
+        return client.predict("flights", [ROW])
+
+    def ask_again():
+        answer = kept[0].predict("flights", [ROW])
+        asyncio.run(answer)
+
+    ask(Server(), keep)
+    with pytest.raises(UsageError, match="this client is closed") as caught:
+        ask_again()
+    assert "with" in caught.value.hint

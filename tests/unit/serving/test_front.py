@@ -13,8 +13,10 @@ from serving_fakes import PREFIX, ROW, SIGNATURE, FakeModel, ask, front_of, make
 
 from raymlops.serving.asgi import BODY
 from raymlops.serving.guard import Access, KeyEntry
+from raymlops.serving.protocols import oip
 from raymlops.serving.reading import Limits
 from raymlops.serving.settings import Settings
+from raymlops.serving.traffic import Traffic
 
 DEEP = b'{"rows":' + b"[" * 100_000
 GIVEN_TWICE = b'{"rows": [{"distance": 1, "distance": 2, "wind": 1, "origin": "JFK"}]}'
@@ -160,7 +162,14 @@ def test_a_body_that_the_guard_has_read_is_used():
     assert asyncio.run(make_front().reply(scope, receive)).status == 200
 
 
-@pytest.mark.parametrize(("method", "path", "allow"), [("GET", "/predict", "POST"), ("POST", "", "GET")])
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        *(("GET", "/predict", "POST"), ("HEAD", "/feedback", "POST"), ("OPTIONS", "/v2/models/flights/infer/", "POST")),
+        *(("POST", "", "GET, HEAD"), ("OPTIONS", "/docs", "GET, HEAD"), ("PUT", "//v2/health/live", "GET, HEAD")),
+        ("POST", "/v2/models/flights/versions/7", "GET, HEAD"),
+    ],
+)
 def test_a_wrong_method_names_the_right_one(method, path, allow):
     """405 comes with Allow."""
     response = ask(make_front(), method, path)
@@ -400,3 +409,113 @@ def test_the_front_answers_whatever_breaks_within(broken, caplog):
     assert answer.status_code == (400 if broken == "record" else 500)
     assert answer.json()["error"]["code"] == ("not_json" if broken == "record" else "internal")
     assert "ArithmeticError" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/docs", "/v2/models/flights", "/nope", "/predict"])
+def test_an_answer_to_head_has_no_body(path):
+    """It says how long the body of GET is, and sends none, whatever the status."""
+    scope = {"type": "http", "method": "HEAD", "path": path, "headers": []}
+    reply = asyncio.run(make_front().reply(scope, None))
+    assert reply.body == b""
+    assert int(dict(reply.headers)[b"content-length"]) > 0
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST", "DELETE", "TRACE", "NONSENSE"])
+@pytest.mark.parametrize(
+    "path", ["", "/", "//", "/predict/", "//predict", "/v2/", "/v2//models", "/v2/models/flights//infer", "/v2/models/"]
+)
+def test_odd_paths_and_methods_are_no_failure(method, path):
+    """Slashes too many, methods that nobody offers: a page, or a refusal that says what is there."""
+    response = ask(make_front(), method, path, content=b"{}")
+    assert response.status_code in {200, 404, 405, 422}
+    assert ("allow" in response.headers) == (response.status_code == 405)
+
+
+def test_an_unknown_path_is_told_what_there_is():
+    """Every way to ask, and where labels go."""
+    message = ask(make_front(), "GET", "/nope").json()["error"]["message"]
+    for word in (
+        "predict",
+        "feedback",
+        "invocations",
+        "v2/models/flights/infer",
+        "docs",
+        "openapi.json",
+        "v2,",
+        "ping",
+    ):
+        assert word in message
+
+
+def test_the_docs_page_says_how_labels_are_sent():
+    """With the body that the document has as its example."""
+    page = ask(make_front(), "GET", "/docs").text
+    assert "POST /models/flights/feedback" in page
+    assert "&quot;labels&quot;" in page
+
+
+@pytest.mark.parametrize("pin", [b"8\xa0", b"\xa08", "é".encode(), b"8\x85", b"\xb2", b"", b"8.0", b"-8"])
+def test_a_pin_that_is_no_number_is_refused(pin):
+    """Rather than passed over: the caller wants one version, and would not notice that another one answers."""
+    front = make_front(settings=Settings(traffic=Traffic(standing=(8,))))
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [(b"x-raymlops-version", pin)]}
+    reply = asyncio.run(front.reply(scope, None))
+    assert (reply.status, json.loads(reply.body)["error"]["code"]) == (404, "unknown_version")
+
+
+@pytest.mark.parametrize(
+    ("pins", "status"),
+    [([b"7", b"8"], 400), ([b"8", b"7"], 400), ([b"7, 8"], 400), ([b"7", b"x"], 400), ([b"7", b"7"], 200)],
+)
+def test_two_pins_are_no_choice(pins, status):
+    """In two headers or, as proxies join them, in one; the same twice is one."""
+    front = make_front(settings=Settings(traffic=Traffic(standing=(8,))))
+    headers = [(b"x-raymlops-version", pin) for pin in pins]
+    body = json.dumps({"rows": [ROW]}).encode()
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers, BODY: body}
+    reply = asyncio.run(front.reply(scope, None))
+    assert reply.status == status
+    if status == 400:
+        assert json.loads(reply.body)["error"]["code"] == "several_versions"
+
+
+class Others:
+    """Another version, whose metadata is its own."""
+
+    async def metadata(self, version, headers):
+        return {**oip.metadata(SIGNATURE, "flights", [str(version)]), "platform": f"that of {version}"}
+
+
+def test_versions_that_can_be_asked_are_there_for_every_route():
+    """Those that ``infer`` takes: listed, ready, and described by themselves; another one is told which they are."""
+    front = make_front(settings=Settings(traffic=Traffic(standing=(12, 8))), peers=Others())
+    own, model = ask(front, "GET", "/v2/models/flights/versions/7"), "/v2/models/flights"
+    assert own.json() == ask(front, "GET", model).json()
+    assert own.json()["versions"] == ["7", "8", "12"]
+    assert ask(front, "GET", f"{model}/versions/8").json() == own.json() | {"platform": "that of 8"}
+    assert ask(front, "GET", f"{model}/versions/8/ready").json() == {"name": "flights", "ready": True}
+    for path in ("versions/9", "versions/9/ready", "versions/x"):
+        refused = ask(front, "GET", f"{model}/{path}")
+        assert (refused.status_code, refused.json()["code"]) == (404, "unknown_version")
+        assert refused.json()["error"].endswith("those that are: 7, 8, 12")
+    assert ask(front, "GET", f"{model}/versions/8/nope").json()["code"] == "not_found"
+
+
+def test_to_read_about_another_version_needs_no_right_to_choose():
+    """A key for the model; readiness none, as everywhere."""
+    secret = "rk_k1_" + "s" * 43
+    key = KeyEntry("k1", sha256(secret.encode()).hexdigest(), frozenset({"predict"}))
+    access, traffic = Access(required=True, keys=(key,)), Traffic(standing=(8,))
+    front = make_front(settings=Settings(access=access, traffic=traffic), peers=Others())
+    path = "/v2/models/flights/versions/8"
+    assert ask(front, "GET", path).status_code == 401
+    assert ask(front, "GET", f"{path}/ready").status_code == 200
+    assert ask(front, "GET", path, headers={"x-api-key": secret}).status_code == 200
+    assert ask(front, "POST", f"{path}/infer", headers={"x-api-key": secret}).status_code == 403
+
+
+def test_a_version_that_gives_no_answer_is_no_failure_of_this_one():
+    """503, worth another try."""
+    front = make_front(settings=Settings(traffic=Traffic(standing=(8,))))
+    response = ask(front, "GET", "/v2/models/flights/versions/8")
+    assert (response.status_code, response.json()["code"]) == (503, "version_unavailable")

@@ -7,10 +7,11 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
-from serving_fakes import FakeModel, front_of, make_front
+from serving_fakes import SIGNATURE, FakeModel, front_of, make_front
 
 from raymlops.serving.grpcfront import GrpcReply, call
 from raymlops.serving.guard import Access, KeyEntry
+from raymlops.serving.protocols import oip
 from raymlops.serving.protocols.stubs import METHODS, request_class, response_class
 from raymlops.serving.reading import Limits
 from raymlops.serving.settings import Settings
@@ -30,6 +31,9 @@ class OtherVersions:
     async def ask(self, version, columns, *, rows):
         self.asked.append(version)
         return {"late": np.full(rows, float(version))}, 0.001
+
+    async def metadata(self, version, headers):
+        return {**oip.metadata(SIGNATURE, "flights", [str(version)]), "platform": f"that of {version}"}
 
 
 def infer(*distances: float, origin: str = "JFK", **names: str) -> bytes:
@@ -136,12 +140,36 @@ def test_a_cold_front_lives_and_is_not_ready():
 def test_another_model_or_version_is_not_found(method):
     """Also where only health is asked."""
     front = make_front()
-    for names in ({"name": "other"}, {"name": "flights", "version": "8"}):
+    for names, word in (({"name": "other"}, "not_found"), ({"name": "flights", "version": "8"}, "unknown_version")):
         reply = asked(front, method, request_class(method)(**names).SerializeToString())
-        assert (reply.code, error(reply)["code"]) == (NOT_FOUND, "not_found")
+        assert (reply.code, error(reply)["code"]) == (NOT_FOUND, word)
     reply = asked(front, method, request_class(method)(name="flights", version="7").SerializeToString())
     assert reply.code == OK
     assert asked(front, method, b"\xff").code == INVALID
+
+
+def test_a_version_that_can_be_asked_is_ready_and_described():
+    """Without the right to choose one, which asking it needs."""
+    front = keyed_front(traffic=Traffic(standing=(8,)))
+    of_8 = {"name": "flights", "version": "8"}
+    reply = asked(front, "ModelReady", request_class("ModelReady")(**of_8).SerializeToString())
+    assert message("ModelReady", reply).ready
+    body = request_class("ModelMetadata")(**of_8).SerializeToString()
+    told = message("ModelMetadata", asked(front, "ModelMetadata", body, x_api_key=SECRET))
+    assert (told.platform, list(told.versions)) == ("that of 8", ["7", "8"])
+    assert list(message("ModelMetadata", asked(front, "ModelMetadata", x_api_key=SECRET)).versions) == ["7", "8"]
+    reply = asked(front, "ModelReady", request_class("ModelReady")(version="9").SerializeToString())
+    assert error(reply)["message"].endswith("those that are: 7, 8")
+
+
+def test_two_pins_are_no_choice():
+    """As over HTTP."""
+    front = make_front(settings=Settings(traffic=Traffic(standing=(8,))), peers=OtherVersions())
+    pins = [("x-raymlops-version", "8"), ("x-raymlops-version", b"7")]
+    reply = asyncio.run(call(front, "ModelInfer", infer(2.0), pins))
+    assert (reply.code, error(reply)["code"]) == (INVALID, "several_versions")
+    assert asyncio.run(call(front, "ModelInfer", infer(2.0), pins[:1] * 2)).code == OK
+    assert error(asked(front, "ModelInfer", infer(2.0), x_raymlops_version="8\xa0"))["code"] == "unknown_version"
 
 
 def test_an_unknown_method_is_unimplemented():

@@ -123,7 +123,7 @@ def test_an_unknown_model_is_not_found_and_the_known_are_named():
 def test_a_wrong_method_is_refused(path):
     """Nothing can be posted to the host's own pages."""
     response = ask("POST", path)
-    assert (response.status_code, response.headers["allow"]) == (405, "GET")
+    assert (response.status_code, response.headers["allow"]) == (405, "GET, HEAD")
 
 
 @pytest.mark.parametrize("path", ["/", "/models", "/v2/models", "/nope", "/v2/models/nope/infer"])
@@ -147,3 +147,12 @@ def test_a_failure_of_the_hook_is_an_answer():
 
     answer = ask("POST", "/v2/models/flights/infer", forward=broken)
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+
+
+def test_an_answer_to_head_has_no_body():
+    """Neither the index' own nor a refusal."""
+    for path in ("/models", "/nope"):
+        scope = {"type": "http", "method": "HEAD", "path": path, "headers": []}
+        reply = asyncio.run(Index().answer(scope, None))
+        assert reply.body == b""
+        assert int(dict(reply.headers)[b"content-length"]) > 0

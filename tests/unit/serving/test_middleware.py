@@ -182,6 +182,12 @@ def test_a_key_that_is_no_text_stays_a_wrong_key(name):
     assert clean_headers([(name, b"Bearer \xff")]) == [(b"x-api-key", b"?")]
 
 
+@pytest.mark.parametrize(("given", "kept"), [(b"3\xa0", b"3?"), ("é".encode(), b"??"), (b"3", b"3"), (b"", b"")])
+def test_a_pin_that_is_no_text_stays_a_wrong_pin(given, kept):
+    """Dropped, it would be answered by another version than its sender wants."""
+    assert clean_headers([(b"x-raymlops-version", given)]) == [(b"x-raymlops-version", kept)]
+
+
 @pytest.mark.parametrize(("path", "refused"), [("/models/flights", True), ("/other", False)])
 def test_a_model_has_no_websocket(path, refused):
     """Another application may; its headers are cleaned too."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import socket
 import sqlite3
 import threading
 import time
@@ -161,6 +162,19 @@ def test_a_server_that_is_down_is_said_within_seconds() -> None:
     with pytest.raises(TrackingError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer"):
         Tracker("http://127.0.0.1:9").check()
     assert time.monotonic() - started < 10
+
+
+def test_what_mlflow_says_of_a_server_that_is_down_is_cut_to_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own line has 350 characters, with a path and two exceptions around the cause."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with pytest.raises(TrackingError) as nobody:
+        Tracker("http://127.0.0.1:9").run("r")
+    assert nobody.value.message == "MLflow at http://127.0.0.1:9 does not answer: connection refused"
+    assert "raymlops up" in str(nobody.value.hint)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(TrackingError) as late:
+        Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}").run("r")
+    assert late.value.message.endswith("does not answer: timed out")
 
 
 def test_a_server_in_trouble_is_no_missing_artifact(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from protocol_fakes import SIGNATURE, TYPES, answer, message, parse, predict, re
 
 from raymlops.errors import RowProblem
 from raymlops.serving.protocols import grpc as form
+from raymlops.serving.protocols import oip
 from raymlops.serving.protocols.grpc import PROTOCOL
 from raymlops.serving.protocols.stubs import METHODS, request_class, response_class
 from raymlops.serving.reading import Refusal
@@ -136,7 +137,7 @@ def test_helpers_answer_the_other_methods():
             "true",
         ]
     assert response_class("ServerMetadata").FromString(form.server_metadata()).name == "raymlops"
-    described = response_class("ModelMetadata").FromString(form.model_metadata(SIGNATURE, "wide", ["7"]))
+    described = response_class("ModelMetadata").FromString(form.model_metadata(oip.metadata(SIGNATURE, "wide", ["7"])))
     assert {tensor.name: tensor.datatype for tensor in described.inputs} == TYPES
     assert list(described.inputs[6].shape) == [-1, 2, 2]
 

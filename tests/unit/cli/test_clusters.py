@@ -1,0 +1,46 @@
+"""``up`` and ``status`` on the command line, at something that answers in the place of a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from answering_cluster import answering_cluster
+
+from raymlops.cli.main import main
+from raymlops.cluster.processes import ProcessRecord
+from raymlops.records import BundleRef
+from raymlops.state.store import Deployment, State
+
+WAITING = "1 model should be live: raymlops deploy --restore"
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Yield a cluster that runs nothing, whose state says that a model should be live."""
+    with State.open(f"sqlite:///{tmp_path}/state.db") as state:
+        model = Deployment("m", 1, BundleRef("/b", "d" * 64), "run1", "champion", {})
+        state.put_deployments({"m": [model]}, action="deploy", why="a test")
+    with answering_cluster() as running:
+        running.record(tmp_path, grpc_port=9000, processes=(ProcessRecord.of("ray", os.getpid()),))
+        yield running
+
+
+@pytest.mark.parametrize("verb", ["up", "status"])
+def test_models_that_wait_to_be_restored_are_said(cluster, verb, tmp_path, capsys):
+    """After down and up nothing is live until somebody restores it; what is live needs no such remark."""
+    assert main([verb, "--root", str(tmp_path)]) == 0
+    assert WAITING in "\n".join(capsys.readouterr()).splitlines()
+    cluster.models = [{"name": "m", "version": "1", "path": "/models/m"}]
+    assert main([verb, "--root", str(tmp_path)]) == 0
+    assert WAITING not in "".join(capsys.readouterr())
+
+
+def test_status_names_the_address_of_grpc(cluster, tmp_path, capsys):
+    """For a person and for a program."""
+    assert main(["status", "--root", str(tmp_path)]) == 0
+    assert "grpc at 127.0.0.1:9000" in capsys.readouterr().out
+    assert main(["status", "--root", str(tmp_path), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["state"], data["grpc_address"]) == ("up", "127.0.0.1:9000")

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from raymlops.cli.main import main
+from raymlops.cli.models import _next
+
+
+def test_what_comes_next_is_about_the_same_project():
+    """The overlay and the values that replaced the file's are repeated, for a shell."""
+    line = _next("models gate", "a b.yaml", ["project.name=x", "gate.min={auc: 1}"], "--version", 3, env="prod")
+    assert line == (
+        "next  raymlops models gate --config 'a b.yaml' project.name=x 'gate.min={auc: 1}' --env prod --version 3"
+    )
+    assert _next("deploy", "a.yaml", None, env=None) == "next  raymlops deploy --config a.yaml"
+
+
+def test_an_mlflow_that_is_down_is_said_in_a_line(tmp_path, capsys):
+    """Who was asked and what came back; MLflow's own client would try for half a minute."""
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        f"project: {{name: m}}\nrecipe: {{import: 'a:B'}}\nstorage: {{path: {tmp_path}}}\n"
+        "tracking: {uri: 'http://127.0.0.1:9'}\n"
+    )
+    assert main(["models", "list", "--config", str(file)]) == 5
+    first, hint = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: MLflow at http://127.0.0.1:9 does not answer: ")
+    assert "Start it" in hint
