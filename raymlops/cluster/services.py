@@ -30,6 +30,8 @@ GUARD = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "raymlops.serving.middleware:middlewares",
     # Serve takes messages of 2 GB into memory before any model can say that it is too much; bodies are 8 MB by default.
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(64 * 1024 * 1024),
+    # A proxy that was killed is looked for each 10 s by default and away for 25: about a client's deadline.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
 }
 """For the start of a cluster: Serve loads it by name into its servers, where it guards headers, addresses and sizes."""
 

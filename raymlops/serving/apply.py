@@ -287,6 +287,12 @@ def _resettled(live: dict[str, Any], wanted: dict[str, Any] | None) -> dict[str,
     """Return a live application with the settings that are wanted, on the route that it has."""
     if wanted is None or not covers(live.get("args"), wanted["args"]) or covers(live, wanted):
         return live
+    if live.get("route_prefix") is None:
+        # It may be coming up with more replicas than it is to keep later, and must not be sent home meanwhile.
+        (now,), (later,) = (
+            [options["autoscaling_config"] for options in config["deployments"]] for config in (live, wanted)
+        )
+        wanted = _scaled(wanted, min(now["min_replicas"], later["max_replicas"]))
     return {**wanted, "route_prefix": live.get("route_prefix")}
 
 

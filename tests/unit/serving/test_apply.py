@@ -348,6 +348,19 @@ def test_a_flip_stands_though_the_bounds_could_not_be_given_back():
     assert not refresh(desired(*after), api=serve)
 
 
+def test_the_controller_sends_no_version_home_that_is_coming_up():
+    """It may keep none later, and has one until it takes its route; what else changed is sent all the same."""
+    serve = FakeServe()
+    champion, coming = deployment(1, "champion"), deployment(2, "warm", min_replicas=0)
+    bring(serve, champion)
+    send(desired(champion, coming), api=serve, coming=("flights", 2), replicas=1)
+    assert bounds(serve, -1, "flights--v2")[0] == 1
+    refresh(desired(champion, deployment(2, "warm", min_replicas=0, max_rows=7)), api=serve)
+    (app,) = (item for item in serve.sent[-1]["applications"] if item["name"] == "flights--v2")
+    assert app["deployments"][0]["user_config"]["limits"]["max_rows"] == 7
+    assert bounds(serve, -1, "flights--v2")[0] == 1
+
+
 def test_what_is_sent_to_come_up_is_not_waited_for():
     """The route stays where it is, replicas are asked for as the flip will need them, a broken one fails the wait."""
     serve = FakeServe()
