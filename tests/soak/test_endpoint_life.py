@@ -24,7 +24,7 @@ from raymlops.lifecycle.predictions import predictions
 from raymlops.serving.api import ServeApi
 from raymlops.serving.tally import CONTROLLER, NAMESPACE
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.soak
 
 ROWS = [{"garden": "north", "petal_cm": 1.4}, {"garden": "moon", "petal_cm": None}]
 REQUESTS = 40
