@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.cluster.auth import environment, headers
 from raymlops.cluster.grace import STOP_WAIT_S, VARIABLE
 from raymlops.cluster.ports import HOST, free_port
+from raymlops.config.serve import grpc_options
 from raymlops.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ Not the whole mode, which also opens a port for each replica, beside the proxy. 
 which is no gain and refuses calls from where there is no loop. Not its log buffer: at our level a line is a warning.
 """
 
-GRPC_SERVICER = "raymlops.serving.protocols.stubs:add_servicer"
 MAX_HEADER_BYTES = "RAYMLOPS_MAX_HEADER_BYTES"
 """Variable that the guard reads when a process starts to listen, before any model is there that could say it."""
 
@@ -163,14 +163,6 @@ def start_serve(dashboard_url: str, *, token: Path, port: int, timeout_s: float,
         answer = client.put(url, json=body, headers=headers(token))
     if answer.status_code != 200:
         raise ClusterError(f"Ray did not start Serve: {answer.status_code} {answer.text[:300]}")
-
-
-def grpc_options(port: int) -> dict[str, Any]:
-    """Return what makes Serve listen for gRPC, which it never changes while it runs.
-
-    Without server reflection: it would answer without a key, and knows no message of a pool of its own.
-    """
-    return {"port": port, "grpc_servicer_functions": [GRPC_SERVICER], "enable_reflection": False}
 
 
 def stop_serve(dashboard_url: str, *, token: Path, timeout_s: float) -> None:

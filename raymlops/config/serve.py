@@ -17,6 +17,7 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+GRPC_SERVICER = "raymlops.serving.protocols.stubs:add_servicer"
 Texts = Annotated[tuple[str, ...], BeforeValidator(_frozen)]
 Percents = Annotated[tuple[float, ...], BeforeValidator(_frozen)]
 
@@ -119,3 +120,11 @@ class ServeSection(Spec):
             msg = f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}"
             raise ValueError(msg)
         return self
+
+
+def grpc_options(port: int) -> dict[str, Any]:
+    """Return what makes Serve listen for gRPC, at the HTTP host (see ``mended``).
+
+    Without server reflection: it would answer without a key, and knows no message of a pool of its own.
+    """
+    return {"port": port, "grpc_servicer_functions": [GRPC_SERVICER], "enable_reflection": False}

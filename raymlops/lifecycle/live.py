@@ -329,13 +329,12 @@ def _bring(
     if abort:
         now = datetime.now(UTC)
         canary.abort(state, api, ref.name, serve=spec.serve, why=f"for version {ref.version}", now=now, action="abort")
-    done = _up(spec, ref, state=state, api=api, registry=registry, action=action, why=why)
+    done, opened = _up(spec, ref, state=state, api=api, registry=registry, action=action, why=why)
     if action != "deploy.beside":
         settle(state, ref.name, now=datetime.now(UTC))
     record = record_of(done)
-    opened = (OPENED,) if done.now.why and done.now.why.endswith(OPENED) else ()
-    warning = _steered(spec, state, api)
-    return replace(record, warnings=(*record.warnings, *opened, *([warning] if warning else [])))
+    warnings = filter(None, (OPENED if opened else None, _steered(spec, state, api)))
+    return replace(record, warnings=(*record.warnings, *warnings))
 
 
 def _up(
@@ -347,7 +346,8 @@ def _up(
     registry: Registry,
     action: str,
     why: str,
-) -> Change:
+) -> tuple[Change, bool]:
+    """Bring a version up, and return also whether that takes the model's keys away."""
     from raymlops.lifecycle.canary import refuse_running
     from raymlops.lifecycle.changing import LineUp, change
     from raymlops.state.store import Deployment
@@ -362,10 +362,10 @@ def _up(
         serve=spec.serve.model_dump(mode="json"),
     )
 
-    said = why
+    opened = False
 
     def decide(before: Sequence[Deployment]) -> LineUp:
-        nonlocal said
+        nonlocal opened
         champion = champion_of(before)
         live = champion is not None and champion.version == new.version
         if action == "deploy" and not live:
@@ -377,11 +377,10 @@ def _up(
             if stays_beside and not live
             else with_champion(before, new, configured=True)
         )
-        if opens(before, wanted):  # once it comes up with that, it is so before as well
-            said = f"{why}: {OPENED}"
-        return LineUp(wanted, new.version, spare=spare_of(before, new), why=said)
+        opened = opened or opens(before, wanted)  # once it comes up with that, it is so before as well
+        return LineUp(wanted, new.version, spare=spare_of(before, new), why=f"{why}: {OPENED}" if opened else why)
 
-    return change(
+    done = change(
         state,
         api,
         ref.name,
@@ -391,6 +390,7 @@ def _up(
         why=why,
         follow=None if stays_beside else lambda version: registry.set_alias(ref.name, "champion", version),
     )
+    return done, opened
 
 
 def _share(

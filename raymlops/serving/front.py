@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ from raymlops.serving.openapi import openapi_document
 from raymlops.serving.protocols import native, oip
 from raymlops.serving.protocols.asked import Answering, Encoded
 from raymlops.serving.protocols.mlflow import PROTOCOL as MLFLOW
-from raymlops.serving.reading import INTERNAL, Refusal, error_body
+from raymlops.serving.reading import INTERNAL, Refusal, error_body, refusal_headers
 from raymlops.serving.render import route_of
 
 if TYPE_CHECKING:
@@ -268,18 +267,6 @@ class Front:
         if not self.ready or self.stuck:
             why = "the model is stuck" if self.ready else "the model is not loaded yet"
             raise Refusal(503, "not_ready", why, retry_after_s=1.0)
-
-
-def refusal_headers(refusal: Refusal) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the headers that go with a refusal."""
-    headers = []
-    if refusal.allow:
-        headers.append((b"allow", refusal.allow.encode()))
-    if refusal.retry_after_s is not None:
-        headers.append((b"retry-after", str(max(1, math.ceil(refusal.retry_after_s))).encode()))
-    if refusal.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    return tuple(headers)
 
 
 def _allow(scope: Scope, method: str) -> None:

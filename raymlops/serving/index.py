@@ -15,7 +15,6 @@ is an argument. A model whose endpoint asks for a key is listed to callers with 
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ import orjson
 from raymlops.serving.asgi import HTML, header_map, make_reply, request_id_of, send_reply
 from raymlops.serving.guard import Access, Guard, secret_of
 from raymlops.serving.protocols import oip
-from raymlops.serving.reading import INTERNAL, Refusal, error_body
+from raymlops.serving.reading import INTERNAL, Refusal, error_body, refusal_headers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -195,10 +194,7 @@ def _knows(guard: Guard, secret: str | None) -> bool:
 
 
 def _refused(refusal: Refusal, scope: Scope) -> Reply:
-    extra = ((b"allow", refusal.allow.encode()),) if refusal.allow else ()
-    if refusal.retry_after_s is not None:
-        extra = (*extra, (b"retry-after", str(max(1, math.ceil(refusal.retry_after_s))).encode()))
-    if refusal.status == 401:
-        extra = (*extra, (b"www-authenticate", b"Bearer"))
     request_id = _request_id(scope)
-    return make_reply(refusal.status, error_body(refusal, request_id, path=_path(scope)), request_id, extra=extra)
+    return make_reply(
+        refusal.status, error_body(refusal, request_id, path=_path(scope)), request_id, extra=refusal_headers(refusal)
+    )

@@ -12,8 +12,8 @@ import os
 import socket
 from typing import Literal
 
+from raymlops.config.serve import grpc_options
 from raymlops.errors import ClusterError, PortTakenError, UsageError
-from raymlops.serving.render import grpc_options
 
 Proxy = Literal["python", "haproxy"]
 

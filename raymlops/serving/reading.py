@@ -7,6 +7,7 @@ client sends may raise anything but ``Refusal``.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -82,3 +83,15 @@ def error_body(refusal: Refusal, request_id: str, *, path: str = "") -> bytes:
         return orjson.dumps(data)
     except TypeError:  # a text with half a surrogate pair, or a value that is no JSON
         return json.dumps(data, default=str, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def refusal_headers(refusal: Refusal) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that go with a refusal."""
+    headers = []
+    if refusal.allow:
+        headers.append((b"allow", refusal.allow.encode()))
+    if refusal.retry_after_s is not None:
+        headers.append((b"retry-after", str(max(1, math.ceil(refusal.retry_after_s))).encode()))
+    if refusal.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return tuple(headers)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raymlops.bundle.place import root_of
-from raymlops.config.serve import ServeSection
+from raymlops.config.serve import ServeSection, grpc_options
 from raymlops.errors import UsageError
 from raymlops.serving.guard import access_of
 from raymlops.serving.recorder import CLOSE_S
@@ -27,7 +27,6 @@ DEPLOYMENT = "front"
 """Name of the one Serve deployment in each of our applications."""
 MODEL_IMPORT_PATH = "raymlops.serving.apps:model_app"
 INDEX_IMPORT_PATH = "raymlops.serving.apps:index_app"
-GRPC_SERVICER = "raymlops.serving.protocols.stubs:add_servicer"
 INDEX_APP = "raymlops"
 """Also what gRPC clients give as ``application``: it stays, while a champion's application changes."""
 
@@ -76,14 +75,6 @@ def render(
     if grpc_port is not None:
         config["grpc_options"] = grpc_options(grpc_port)
     return config
-
-
-def grpc_options(port: int) -> dict[str, Any]:
-    """Return what makes Serve listen for gRPC, at the HTTP host (see ``mended``).
-
-    Without server reflection: it would answer without a key, and knows no message of a pool of its own.
-    """
-    return {"port": port, "grpc_servicer_functions": [GRPC_SERVICER], "enable_reflection": False}
 
 
 def settings_of(item: Deployment) -> ServeSection:

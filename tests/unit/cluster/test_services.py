@@ -7,7 +7,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from raymlops.cluster import services
-from raymlops.cluster.services import GRPC_SERVICER, GUARD, MAX_HEADER_BYTES, SPEED, grpc_options, serve_environment
+from raymlops.cluster.services import GUARD, MAX_HEADER_BYTES, SPEED, serve_environment
+from raymlops.config.serve import grpc_options
 from raymlops.serving import connections, proxy, render
 
 
@@ -18,10 +19,16 @@ def test_a_cluster_starts_with_a_guard_that_exists():
 
 
 def test_the_siblings_mean_the_same():
-    """Each says it for itself: what gRPC is served by and how, and which variable has the bound of headers."""
-    assert render.GRPC_SERVICER == GRPC_SERVICER
-    assert proxy.grpc_options(9000) == grpc_options(9000)
+    """Each says for itself which variable has the bound of headers; of gRPC they say the same thing."""
+    assert proxy.grpc_options is services.grpc_options is render.grpc_options is grpc_options
     assert connections.VARIABLE == MAX_HEADER_BYTES
+
+
+def test_the_servicer_of_grpc_is_there():
+    """Serve loads it by its name."""
+    (servicer,) = grpc_options(9000)["grpc_servicer_functions"]
+    module, _, name = servicer.partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
 
 
 def test_every_variable_is_one_that_serve_reads():
