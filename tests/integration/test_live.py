@@ -6,11 +6,9 @@ order in which they stand here: starting it anew takes ten seconds.
 
 from __future__ import annotations
 
-import sys
-
 import httpx
 import pytest
-from own_versions import EXAMPLE, config_in, make_version
+from own_versions import EXAMPLE, config_in, edited_in, end_serving, make_version
 
 import raymlops as rm
 from raymlops.bundle.load import load
@@ -38,15 +36,10 @@ def ask(url, rows, **options):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Return a folder on the path, where the recipe is edited, and end Serve afterwards."""
-    from ray import serve
-
-    folder = tmp_path_factory.mktemp("own")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
+    """Return a folder on the path, where the recipe is edited, and end Serve and its controller afterwards."""
+    with edited_in(tmp_path_factory.mktemp("own")) as folder:
         yield folder
-    sys.modules.pop("iris_like", None)
-    serve.shutdown()
+    end_serving()
 
 
 @pytest.fixture(scope="module")

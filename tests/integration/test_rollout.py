@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
-from own_versions import EXAMPLE, config_in, make_version
+from own_versions import EXAMPLE, config_in, edited_in, end_serving, make_version
 
 import raymlops as rm
 from raymlops.errors import NotFoundError, RefusedError
@@ -43,17 +42,9 @@ CALLERS = 4
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Return a folder on the path, where the recipe is edited, and end Serve and its controller afterwards."""
-    import ray
-    from ray import serve
-
-    folder = tmp_path_factory.mktemp("rollout")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
+    with edited_in(tmp_path_factory.mktemp("rollout")) as folder:
         yield folder
-    sys.modules.pop("iris_like", None)
-    serve.shutdown()
-    with suppress(ValueError):  # it may never have been started
-        ray.kill(ray.get_actor(CONTROLLER, namespace=NAMESPACE), no_restart=True)
+    end_serving()
 
 
 @pytest.fixture(scope="module")

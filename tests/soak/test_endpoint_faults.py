@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 
 import psutil
 import pytest
-from own_versions import EXAMPLE, config_in, make_version
+from own_versions import EXAMPLE, config_in, edited_in, make_version
 from steady_load import steady_load, table
 from two_nodes import two_nodes
 
@@ -34,11 +33,8 @@ WAIT_S = 60.0
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Return a folder on the path, where the recipe is."""
-    folder = tmp_path_factory.mktemp("faults")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
+    with edited_in(tmp_path_factory.mktemp("faults")) as folder:
         yield folder
-    sys.modules.pop("iris_like", None)
 
 
 @pytest.fixture(params=["python", "haproxy"])

@@ -6,14 +6,12 @@ that matter to callers are printed.
 
 from __future__ import annotations
 
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import httpx
 import pytest
-from own_versions import EXAMPLE, config_in, make_version
+from own_versions import EXAMPLE, config_in, edited_in, end_serving, make_version
 
 import raymlops as rm
 from raymlops.bundle.load import load
@@ -22,7 +20,6 @@ from raymlops.lifecycle import keys
 from raymlops.lifecycle.live import remove
 from raymlops.lifecycle.predictions import predictions
 from raymlops.serving.api import ServeApi
-from raymlops.serving.tally import CONTROLLER, NAMESPACE
 
 pytestmark = pytest.mark.soak
 
@@ -35,17 +32,9 @@ IDLE = {"min_replicas": 0, "scale_to_zero_after_s": 1.0, "downscale_delay_s": 1.
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Return a folder on the path, where the recipe is edited, and end Serve and its controller afterwards."""
-    import ray
-    from ray import serve
-
-    folder = tmp_path_factory.mktemp("life")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
+    with edited_in(tmp_path_factory.mktemp("life")) as folder:
         yield folder
-    sys.modules.pop("iris_like", None)
-    serve.shutdown()
-    with suppress(ValueError):  # it may never have been started
-        ray.kill(ray.get_actor(CONTROLLER, namespace=NAMESPACE), no_restart=True)
+    end_serving()
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from contextlib import contextmanager
 
 import pytest
 from lifetimes import lifetimes, strangeness
 from local_ray import local_ray
-from own_versions import EXAMPLE, config_in, make_version
+from own_versions import EXAMPLE, config_in, edited_in, make_version
 from steady_load import steady_load, table
 
 import raymlops as rm
@@ -54,11 +53,8 @@ IN_FLIGHT = 5
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Return a folder on the path, where the recipe is edited."""
-    folder = tmp_path_factory.mktemp("never-down")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
+    with edited_in(tmp_path_factory.mktemp("never-down")) as folder:
         yield folder
-    sys.modules.pop("iris_like", None)
 
 
 @pytest.fixture(scope="module", params=["python", "haproxy"])

@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sys
 import time
 
 import httpx
 import pytest
 from local_ray import local_ray
-from own_versions import EXAMPLE, config_in, make_version
+from own_versions import EXAMPLE, config_in, edited_in, make_version
 from steady_load import steady_load, table
 
 import raymlops as rm
@@ -38,11 +37,8 @@ WAIT_S = 60.0
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Return a folder on the path, where the recipe is edited."""
-    folder = tmp_path_factory.mktemp("shadow")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
+    with edited_in(tmp_path_factory.mktemp("shadow")) as folder:
         yield folder
-    sys.modules.pop("iris_like", None)
 
 
 @pytest.fixture(scope="module", params=["python", "haproxy"])
