@@ -7,6 +7,7 @@ and decides nothing about when to start or end.
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -78,6 +79,8 @@ def serve_environment(*, scratch: str, stats_port: int = 8404, metrics_port: int
         # byte a second keep all others out. This variable is a line's end in HAProxy's defaults: the limit follows it.
         # That of a body is the guard's, in the replica.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure\n    timeout http-request 10s",
+        # Its 4,096 count idle connections too, and the next caller waits until one of those ends by itself.
+        "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections()),
         # Headers that do not fit are a bare 400 by HAProxy: with room for twice the guard's bound, that one answers.
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "32768",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
@@ -93,6 +96,16 @@ def serve_environment(*, scratch: str, stats_port: int = 8404, metrics_port: int
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/s",
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/m",
     }
+
+
+def max_connections() -> int:
+    """Return how many connections HAProxy may hold.
+
+    It asks for 2.5 files a connection (its two ends, and half a pipe's to splice between them) and some of its own, and
+    does not start where a process may not open as many.
+    """
+    most, files = 16_384, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return most if files == resource.RLIM_INFINITY else max(256, min(most, 2 * (files - 1024) // 5))
 
 
 def start_head(

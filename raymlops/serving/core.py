@@ -147,6 +147,7 @@ class Core:
         """
         signature, max_rows = self.model.signature, self.settings.limits.max_rows
         exchange.body_bytes = len(body)
+        self.require_room()  # once more: others have come while the body did
         if len(body) > LARGE_BODY_BYTES:
             asked = await asyncio.to_thread(form.parse, body, exchange.headers, signature=signature, max_rows=max_rows)
         else:
@@ -186,6 +187,19 @@ class Core:
         caller = self.guard.admit(secret_of(exchange.headers), scope=scope)
         exchange.key_id = caller.key_id
         return caller
+
+    def require_room(self, rows: int = 0) -> None:
+        """Check that so many rows more may wait for the model; without a number, whether any may.
+
+        Asked before a body is read and before it is parsed: reading a body only to refuse it costs more than the model
+        does, and a replica that is asked too much would do nothing else.
+
+        Raises:
+            Refusal: 503 where there is no room.
+        """
+        waiting, most = self.batcher.waiting_rows, self.settings.limits.max_waiting_rows
+        if waiting >= most or (waiting and waiting + rows > most):
+            raise Refusal(503, "overloaded", f"{waiting} rows are waiting already; try again", retry_after_s=1.0)
 
     def finish(self, exchange: Exchange, status: int, code: str) -> None:
         """Keep what became of a request, and send copies of an answered one to the shadows. Never raises."""
@@ -257,9 +271,7 @@ class Core:
         return outputs
 
     async def _own(self, columns: Columns, *, rows: int) -> Columns:
-        waiting = self.batcher.waiting_rows
-        if waiting and waiting + rows > self.settings.limits.max_waiting_rows:
-            raise Refusal(503, "overloaded", f"{waiting} rows are waiting already; try again", retry_after_s=1.0)
+        self.require_room(rows)
         return await self.batcher.submit(columns, rows=rows)
 
     def pinned(self, exchange: Exchange, caller: Caller) -> int | None:

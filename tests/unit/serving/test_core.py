@@ -186,8 +186,13 @@ def test_sticky_callers_keep_to_one_version():
 
 
 def test_too_many_waiting_rows_are_turned_away_at_once():
-    """503 with Retry-After, while what is in the model is answered."""
+    """503 with Retry-After, while what is in the model is answered; where no row has room a body is not even read."""
     running, go_on = threading.Event(), threading.Event()
+    read = []
+
+    async def unread():
+        read.append("a part")
+        yield b"{"
 
     class Held(FakeModel):
         def predict(self, columns):
@@ -212,14 +217,20 @@ def test_too_many_waiting_rows_are_turned_away_at_once():
             second = post(8)
             while front.core.batcher.waiting_rows < 8:  # noqa: ASYNC110 - until the other task has got that far
                 await asyncio.sleep(0)
-            third = await post(3)
+            refused = [await post(3)]
+            third = post(2)
+            while front.core.batcher.waiting_rows < 10:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0)
+            refused.append(await client.post(f"{PREFIX}/predict", content=unread()))
             go_on.set()
-            return await first, await second, third
+            return [await first, await second, await third], refused
 
-    first, second, third = asyncio.run(scenario())
-    assert [first.status_code, second.status_code, third.status_code] == [200, 200, 503]
-    assert third.json()["error"]["code"] == "overloaded"
-    assert int(third.headers["retry-after"]) >= 1
+    answered, refused = asyncio.run(scenario())
+    assert [response.status_code for response in answered] == [200, 200, 200]
+    assert [response.status_code for response in refused] == [503, 503]
+    assert {response.json()["error"]["code"] for response in refused} == {"overloaded"}
+    assert min(int(response.headers["retry-after"]) for response in refused) >= 1
+    assert read == []
     front.core.close()
 
 
