@@ -4,11 +4,12 @@ Named by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` where a cluster is starte
 replica behind HAProxy. Owns what reaches Serve of a request's headers and path, and the way its body takes. Models work
 without it, more slowly and with Serve's own answer to the headers below.
 
-Three things of Ray 2.60 that it works around. Serve decodes every header's name, and some values, as UTF-8 without a
+Things of Ray 2.60 that it works around. Serve decodes every header's name, and some values, as UTF-8 without a
 guard (a stray byte is a 500), takes a client's word for its own deadline and lets it choose among replicas (by the id
 of a model that none has, which costs a second). It has no bound for headers, and none for the time of a body. And the
 Python proxy sends a request without its body, which the replica fetches by two calls back: a small body goes along in
-the scope instead.
+the scope instead. What Serve itself answers for a model, as text or with nothing at all, is put into the one form of
+an error.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from raymlops.serving.asgi import BODY, make_reply, request_id_of, send_reply
 from raymlops.serving.connections import MAX_HEADER_BYTES, max_header_bytes, too_large
 from raymlops.serving.exchange import PIN_HEADER
 from raymlops.serving.mended import mend_serve
-from raymlops.serving.reading import Refusal, error_body
+from raymlops.serving.reading import Refusal, error_body, refusal_headers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from raymlops.serving.asgi import Message, Receive, Scope, Send
+    from raymlops.serving.asgi import Message, Receive, Reply, Scope, Send
 
     App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -50,6 +51,11 @@ _DROPPED = frozenset(
 )
 _KEYS = frozenset({b"authorization", b"x-api-key"})
 _CLOSE = ((b"connection", b"close"),)
+_TEXT = b"text/plain"
+
+BUSY = Refusal(503, "overloaded", "too many requests wait for this model, or no replica of it is up", retry_after_s=1.0)
+LATE = Refusal(504, "timeout", "no answer within the server's own deadline", retry_after_s=1.0)
+LOST = Refusal(503, "lost", "the replica that had this request ended before it answered; try again")
 
 
 def middlewares() -> list[Middleware]:
@@ -85,12 +91,20 @@ class Cleaner:
         scope["headers"] = headers
         if refusal is not None:
             await self._answer_after_body(_refusing(refusal, scope), scope, receive, send)
-        elif scope["method"] != "POST" or not scope["path"].startswith(MODELS):
+        elif not scope["path"].startswith(MODELS):
             await self._app(scope, receive, send)
+        elif scope["method"] != "POST":
+            await self._model(scope, receive, send)
         elif _is_small(headers):
             await self._with_body(scope, receive, send)
         else:
-            await self._answer_after_body(self._app, scope, receive, send)
+            await self._answer_after_body(self._model, scope, receive, send)
+
+    async def _model(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = _Answer(scope, send)
+        await self._app(scope, receive, answer.send)
+        if not answer.started:
+            await answer.refuse(LOST)
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         """Return why a request goes no further, from its path and its headers as they came."""
@@ -131,7 +145,7 @@ class Cleaner:
         # With its body in hand a model answers in milliseconds: watching for a client that leaves costs more than
         # finishing its request.
         scope["headers"].append((b"x-request-disconnect-disabled", b"?1"))
-        await self._app(scope, receive, send)
+        await self._model(scope, receive, send)
 
     async def _answer_after_body(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         """Hold the answer back until the body has come, unread as the rest of it may be.
@@ -182,16 +196,48 @@ def clean_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes
     return kept
 
 
+class _Answer:
+    """The messages of one answer on their way out, with Serve's own refusals put into the one form of an error."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.started = False
+        self._scope = scope
+        self._send = send
+        self._refusal: Refusal | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            self._refusal = _serves_own(message)
+        if self._refusal is None:
+            await self._send(message)
+        elif not message.get("more_body", False) and message["type"] == "http.response.body":
+            await self.refuse(self._refusal)
+
+    async def refuse(self, refusal: Refusal) -> None:
+        await send_reply(_reply(refusal, self._scope, extra=refusal_headers(refusal)), self._send)
+
+
+def _serves_own(start: Message) -> Refusal | None:
+    """Return what Serve means by an answer of its own, None for a model's: no refusal of a model is plain text."""
+    if start["status"] < 400 or not any(name == b"content-type" and _TEXT in kind for name, kind in start["headers"]):
+        return None
+    return {503: BUSY, 429: BUSY, 408: LATE}.get(start["status"])
+
+
 def _refusing(refusal: Refusal, scope: Scope) -> App:
     """Return an application that answers with a refusal, after which the connection is closed."""
-    request_id = request_id_of(next((value for name, value in scope["headers"] if name == b"x-request-id"), None))
-    body = error_body(refusal, request_id, path=scope["path"])
-    reply = make_reply(refusal.status, body, request_id, extra=_CLOSE)
+    reply = _reply(refusal, scope, extra=_CLOSE)
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send_reply(reply, send)
 
     return app
+
+
+def _reply(refusal: Refusal, scope: Scope, *, extra: tuple[tuple[bytes, bytes], ...]) -> Reply:
+    request_id = request_id_of(next((value for name, value in scope["headers"] if name == b"x-request-id"), None))
+    return make_reply(refusal.status, error_body(refusal, request_id, path=scope["path"]), request_id, extra=extra)
 
 
 def _is_small(headers: list[tuple[bytes, bytes]]) -> bool:

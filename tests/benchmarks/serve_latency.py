@@ -1,10 +1,11 @@
 """Requests a second and latency of a served model, beside other ways to serve the same weights.
 
-Run it: ``python tests/benchmarks/serve_latency.py [--quick] [--peers asgi,fastapi,...] [--seconds 3] [--rounds 3]``;
-about eight minutes on two cores, and some more at the first run.
-All servers are up at the same time, one process or replica with one torch thread each, and rounds of load alternate
-between them, so that a noisy neighbour hits all. A figure is the median of its rounds; a ratio that of raymlops to the
-peer, round by round. Every answer is compared with the model's own before anything is measured.
+Run it: ``python tests/benchmarks/serve_latency.py [--quick] [--peers asgi,fastapi,...] [--seconds 2] [--rounds 3]``;
+about ten minutes on two cores, and some more at the first run.
+The first of the peers stays up; each other one is started beside it, measured against it and ended, so that no third
+server takes CPU time from the two. One process or replica with one torch thread each; rounds of load alternate, so that
+a noisy neighbour hits both. A figure is the median of its rounds, a ratio to the first that of the same rounds, any
+other ratio one of two such. Every answer is compared with the model's own before anything is measured.
 
 =================== ===============================================================================================
 raymlops-haproxy    one row a request, as ``raymlops up --haproxy`` starts it: prediction log, access log, metrics on
@@ -37,7 +38,7 @@ import time
 from pathlib import Path
 
 import serve_latency_net as net
-from serve_latency_load import Target, load
+from serve_latency_load import load
 from serve_latency_report import table
 from serve_latency_servers import NAMES, Model, Server, start
 
@@ -47,7 +48,7 @@ CONNECTIONS = (1, 8, 64)
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peers", default=",".join(NAMES), help="which of the servers, by name")
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of one round of load")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of one round of load")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one round of half a second, to see that it works")
     parser.add_argument("--venvs", type=Path, default=Path.home() / ".cache" / "raymlops-benchmarks")
@@ -67,50 +68,70 @@ def main() -> None:
 
 
 async def run(names: list[str], folder: Path, options) -> dict:
-    """Start everything, measure, and end what was started."""
+    """Start everything in its turn, measure, and end what was started."""
     model, loaded = make_model(folder)
-    expected = float(loaded.predict(loaded.signature.parse_rows([net.ROW]))["y"][0])
-    servers: list[Server] = []
-    targets: dict[str, tuple[Server, Target]] = {}
-    try:
-        for name in names:  # one after the other: starting takes all cores
-            print(f"starting {name}", file=sys.stderr, flush=True)
-            try:
-                servers.append(start(name, model, venvs=options.venvs))
-                answers = await servers[-1].ready()
-            except RuntimeError as error:
-                print(f"without {name}: {error}", file=sys.stderr, flush=True)
-                continue
-            for target, answer in answers.items():
-                if not math.isclose(answer, expected, rel_tol=1e-5):
-                    sys.exit(f"{target} answers {answer}, the model {expected}")
-                targets[target] = (servers[-1], servers[-1].targets[target])
-        return await measure(targets, loaded, seconds=options.seconds, rounds=options.rounds)
-    finally:
-        for server in servers:
-            server.end()
-
-
-async def measure(targets: dict[str, tuple[Server, Target]], loaded, *, seconds: float, rounds: int) -> dict:
-    """Return all figures, by connections and target."""
     columns = loaded.signature.parse_rows([net.ROW])
-    for _, target in targets.values():
-        await load(target, connections=8, seconds=min(1.0, seconds))
-    result: dict = {"cpus": os.cpu_count(), "load_before": os.getloadavg()[0], "bare_us": [], "rounds": {}}
-    for connections in CONNECTIONS:
-        runs: dict[str, list[dict]] = {name: [] for name in targets}
-        for turn in range(rounds):
-            result["bare_us"].append(bare_us(loaded, columns, seconds=seconds / 6))
-            for name in list(targets) if turn % 2 == 0 else reversed(targets):
-                server, target = targets[name]
-                before = server.cpu_s()
-                figures = await load(target, connections=connections, seconds=seconds)
-                cpu_us = (server.cpu_s() - before) / figures.requests * 1e6
-                runs[name].append({**figures._asdict(), "cpu_us": cpu_us})
-        result["rounds"][connections] = runs
-    result["load_after"] = os.getloadavg()[0]
+    expected = float(loaded.predict(columns)["y"][0])
+    result: dict = {"cpus": os.cpu_count(), "load_before": os.getloadavg()[0], "bare_us": []}
+    rounds: dict[int, dict[str, list[dict]]] = {connections: {} for connections in CONNECTIONS}
+    base = await up(names[0], model, expected, venvs=options.venvs)
+    if base is None:
+        sys.exit(f"{names[0]}, which all others are measured against, is not up")
+    try:
+        for name in names:
+            server = base if name == names[0] else await up(name, model, expected, venvs=options.venvs)
+            if server is None:
+                continue
+            try:
+                print(f"measuring {name}", file=sys.stderr, flush=True)
+                await measure(base, server, rounds, seconds=options.seconds, turns=options.rounds)
+                result["bare_us"].append(bare_us(loaded, columns, seconds=options.seconds / 2))
+            finally:
+                if server is not base:
+                    server.end()
+    finally:
+        base.end()
     result["bare_us"] = statistics.median(result["bare_us"])
-    return result
+    return {**result, "load_after": os.getloadavg()[0], "rounds": rounds}
+
+
+async def up(name: str, model: Model, expected: float, *, venvs: Path) -> Server | None:
+    """Return a server that answers what the model does, None where it cannot be had."""
+    print(f"starting {name}", file=sys.stderr, flush=True)
+    server: Server | None = None
+    try:
+        server = start(name, model, venvs=venvs)
+        answers = await server.ready()
+    except RuntimeError as error:
+        print(f"without {name}: {error}", file=sys.stderr, flush=True)
+        if server is not None:
+            server.end()
+        return None
+    wrong = {target: answer for target, answer in answers.items() if not math.isclose(answer, expected, rel_tol=1e-5)}
+    if wrong:
+        server.end()
+        sys.exit(f"the model gives {expected}, but there is {wrong}")
+    return server
+
+
+async def measure(
+    base: Server, server: Server, rounds: dict[int, dict[str, list[dict]]], *, seconds: float, turns: int
+) -> None:
+    """Add the figures of all that is on a server, each with those of the first server's first target in that turn."""
+    first = next(iter(base.targets))
+    targets = {first: base} | dict.fromkeys(server.targets, server)
+    for name, its in targets.items():
+        await load(its.targets[name], connections=8, seconds=min(1.0, seconds))
+    for connections, runs in rounds.items():
+        for turn in range(turns):
+            figures: dict[str, dict] = {}
+            for name in list(targets) if turn % 2 == 0 else reversed(targets):
+                its = targets[name]
+                before = its.cpu_s()
+                one = await load(its.targets[name], connections=connections, seconds=seconds)
+                figures[name] = {**one._asdict(), "cpu_us": (its.cpu_s() - before) / one.requests * 1e6}
+            for name, one in figures.items():
+                runs.setdefault(name, []).append(one if name == first else {**one, "base": figures[first]})
 
 
 def bare_us(loaded, columns, *, seconds: float) -> float:

@@ -18,18 +18,18 @@ def table(result: dict) -> str:
 
 
 def block(connections: int, runs: dict[str, list[dict]]) -> str:
-    ours = [name for name in OURS if name in runs]
+    base = next(iter(runs))
+    heads = {name: HEADS.get(name, f"{name}/it") for name in (base, *OURS) if name in runs}
     width = max(map(len, runs))
     shown = f"{connections:>3} {'connection' if connections == 1 else 'connections'}"
-    heads = "".join(f"{HEADS[name]:>12}" for name in ours)
     columns = f"{'requests/s':>10} {'p50 ms':>8} {'p99 ms':>8} {'cpu us':>8} {'client':>7} {'failed':>7}"
-    lines = [f"{shown:{width + 2}} {columns}{heads}"]
+    lines = [f"{shown:{width + 2}} {columns}{''.join(f'{head:>12}' for head in heads.values())}"]
     for name, rounds in runs.items():
         rate, p50, p99, cpu, client = (
             median(one[key] for one in rounds) for key in ("per_s", "p50_ms", "p99_ms", "cpu_us", "client")
         )
         failed = sum(one["failed"] for one in rounds)
-        ratios = "".join(f"{ratio(runs, own, name):>12.2f}" if own != name else f"{'':12}" for own in ours)
+        ratios = "".join(f"{ratio(runs, own, name):>12.2f}" if own != name else f"{'':12}" for own in heads)
         lines.append(
             f"  {name:{width}} {rate:>10.0f} {p50:>8.2f} {p99:>8.2f} {cpu:>8.0f} {client:>7.2f} {failed:>7.0f}{ratios}"
         )
@@ -44,7 +44,7 @@ def conclusions(result: dict) -> list[str]:
             f"{connections}: {1 - ratio(runs, name, name + UNLOGGED):+.1%} of the rate, "
             f"{ratio(runs, name, name + UNLOGGED, key='cpu_us') - 1:+.1%} CPU"
             for connections, runs in result["rounds"].items()
-            if name in runs
+            if name + UNLOGGED in runs
         ]
         if costs:
             lines.append(f"prediction log, {name}, by connections: {'; '.join(costs)}")
@@ -63,5 +63,15 @@ def conclusions(result: dict) -> list[str]:
 
 
 def ratio(runs: dict[str, list[dict]], one: str, other: str, *, key: str = "per_s") -> float:
-    """Return the median over the rounds of one's figure over the other's."""
-    return median(a[key] / b[key] if b[key] else float("nan") for a, b in zip(runs[one], runs[other], strict=True))
+    """Return one's figure over the other's: the median over the turns in which both were measured.
+
+    Two that had no turn in common are compared by way of the first, with which everything was.
+    """
+    base = next(iter(runs))
+    if one == base:
+        return median(turn["base"][key] / turn[key] if turn[key] else float("nan") for turn in runs[other])
+    if other == base:
+        return median(turn[key] / turn["base"][key] if turn["base"][key] else float("nan") for turn in runs[one])
+    if other == one + UNLOGGED:
+        return median(a[key] / b[key] if b[key] else float("nan") for a, b in zip(runs[one], runs[other], strict=True))
+    return ratio(runs, base, other, key=key) * ratio(runs, one, base, key=key)

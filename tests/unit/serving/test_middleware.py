@@ -16,12 +16,16 @@ def pass_through(*, method="POST", path="/models/flights/predict", headers=(), m
 
     async def app(scope, receive, send):
         seen.append(scope)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
 
     async def receive():
         return left.pop(0)
 
+    async def send(message):
+        pass
+
     scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
-    asyncio.run(Cleaner(app)(scope, receive, None))
+    asyncio.run(Cleaner(app)(scope, receive, send))
     return seen[0] if seen else None
 
 
@@ -100,6 +104,45 @@ def test_a_refused_body_is_taken_before_the_answer():
     scope = {"type": "http", "method": "POST", "path": "/models/flights/predict", "headers": []}
     asyncio.run(Cleaner(app)(scope, receive, send))
     assert order == ["chunk", "chunk", "chunk", 413]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "expected"),
+    [
+        (503, b"text/plain; charset=utf-8", (503, "overloaded")),
+        (408, b"text/plain; charset=utf-8", (504, "timeout")),
+        (None, b"", (503, "lost")),
+        (503, b"application/json", (503, "the model's")),
+        (200, b"text/plain", (200, "the model's")),
+    ],
+)
+@pytest.mark.parametrize("length", [[], [(b"content-length", b"0")]])
+def test_what_serve_itself_answers_has_the_one_form(status, kind, expected, length):
+    """Its texts under load, and its silence where a replica ended; an answer of the model's stays what it is."""
+    sent = []
+
+    async def app(scope, receive, send):
+        await receive()
+        if status is not None:
+            await send({"type": "http.response.start", "status": status, "headers": [[b"content-type", kind]]})
+            await send({"type": "http.response.body", "body": b'{"error": {"code": "the ', "more_body": True})
+            await send({"type": "http.response.body", "body": b"model's\"}}"})
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"x-request-id", b"mine"), *length]
+    scope = {"type": "http", "method": "POST", "path": "/models/flights/predict", "headers": headers}
+    asyncio.run(Cleaner(app)(scope, receive, send))
+    body = json.loads(b"".join(message.get("body", b"") for message in sent))
+    code = body["error"]["code"]
+    assert (sent[0]["status"], code) == expected
+    if code != "the model's":
+        assert body["request_id"] == "mine"
+        assert (b"retry-after" in dict(sent[0]["headers"])) == (code != "lost")
 
 
 def refused(headers=(), *, path="/models/flights/predict", receive=None, options=None, **scope):
