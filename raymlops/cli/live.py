@@ -1,4 +1,4 @@
-"""``pipeline``, ``deploy``, ``promote``, ``rollback``, ``audit`` and ``demo``: what is live."""
+"""``pipeline``, ``deploy``, ``promote``, ``rollback``, ``controller``, ``audit`` and ``demo``: what is live."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(deploy)
     app.command()(promote)
     app.command()(rollback)
+    app.command()(controller)
     app.command()(audit)
 
 
@@ -220,6 +221,16 @@ def rollback(
         on_live=lambda version: note(f"version {version} answers; setting the alias"),
     )
     answer(record.to_dict(), _live(record), as_json=as_json)
+
+
+def controller(
+    config: ConfigOption, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False
+) -> None:
+    """Start the controller on the cluster where none runs; deploy and rollback do that by themselves."""
+    from raymlops.lifecycle.steering import start_controller
+
+    record = start_controller(config, overrides=overrides or (), env=env)
+    answer(record.to_dict(), f"controller  runs: {record.holder}", as_json=as_json)
 
 
 def audit(

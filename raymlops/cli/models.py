@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from raymlops.cli.output import ConfigOption, EnvOption, JsonFlag, Overrides, VersionOption, answer, table
+from raymlops.cli.output import ConfigOption, EnvOption, JsonFlag, Overrides, VersionOption, answer, command_of, table
 from raymlops.records import GateDecision, ModelVersionRef
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,11 +31,8 @@ def register(
     from raymlops.lifecycle.registering import register as register_run
 
     ref = register_run(config, run_id, overrides=overrides or (), env=env)
-    answer(
-        ref.to_dict(),
-        f"{_line(ref)}\n{_next('models gate', config, overrides, '--version', ref.version, env=env)}",
-        as_json=as_json,
-    )
+    following = command_of("models gate", "--version", ref.version, config=config, overrides=overrides, env=env)
+    answer(ref.to_dict(), f"{_line(ref)}\nnext  {following}", as_json=as_json)
 
 
 def gate(
@@ -54,11 +47,9 @@ def gate(
     from raymlops.lifecycle.gating import gate as ask_gate
 
     ref, decision = ask_gate(config, version, overrides=overrides or (), env=env)
-    answer(
-        {"version": ref.to_dict(), "decision": decision.to_dict()},
-        f"{_line(ref)}\n{checks(decision)}\n{_next('deploy', config, overrides, env=env)}",
-        as_json=as_json,
-    )
+    data = {"version": ref.to_dict(), "decision": decision.to_dict()}
+    following = command_of("deploy", config=config, overrides=overrides, env=env)
+    answer(data, f"{_line(ref)}\n{checks(decision)}\nnext  {following}", as_json=as_json)
 
 
 def list_versions(
@@ -90,12 +81,6 @@ def checks(decision: GateDecision) -> str:
         else ["no checks configured"]
     )
     return "\n".join([*lines, *decision.notes])
-
-
-def _next(verb: str, config: str, overrides: Sequence[str] | None, *more: object, env: str | None) -> str:
-    """Return the line that says what to run next, about the same project as this command was."""
-    words = ["--config", config, *(overrides or ()), *(("--env", env) if env is not None else ()), *map(str, more)]
-    return f"next  raymlops {verb} {shlex.join(words)}"
 
 
 def _number(value: float | None) -> str:

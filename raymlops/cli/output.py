@@ -7,6 +7,7 @@ one object with ``schema_version``.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -92,6 +93,12 @@ def describe(error: BaseException) -> dict[str, Any]:
     if notes := _notes(error):
         data["notes"] = notes
     return data
+
+
+def command_of(verb: str, *words: object, config: str, overrides: Sequence[str] | None = None, env: str | None) -> str:
+    """Return the command for a shell that asks for ``verb`` about the same project as this one did."""
+    overlay = () if env is None else ("--env", env)
+    return f"raymlops {verb} {shlex.join(['--config', config, *map(str, words), *(overrides or ()), *overlay])}"
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str] | None]) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, answer, table
+from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, answer, command_of, table
 from raymlops.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,12 +41,13 @@ def train(
             "missing option '--config'", hint="raymlops train --config FILE, or raymlops train --resume RUN_ID."
         )
     record = run_training(config, resume=resume, overrides=overrides or (), env=env)
+    following = command_of("models register", record.run_id, config=config or "FILE", overrides=overrides, env=env)
     lines = [
         f"run        {record.run_id}",
         *(f"{name:<10} {value:.5g}" for name, value in sorted(record.metrics.items())),
         f"epochs     {record.epochs} (best {record.best_epoch}), {record.steps} steps, {record.duration_s:.1f} s",
         f"weights    {record.weights_uri}",
-        f"next       raymlops models register --config {config or 'FILE'} {record.run_id}",
+        f"next       {following}",
     ]
     answer(record.to_dict(), "\n".join(lines), as_json=as_json)
 

@@ -206,7 +206,8 @@ def _own(spec: ProjectSpec, *, dashboard: bool, log_to_driver: bool) -> Iterator
         port = free_port()
         variables |= {"RAY_ADDRESS": None, "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{port}" if dashboard else None}
         if spec.serve.proxy == "haproxy":
-            variables |= serve_environment(scratch=str(folder))
+            # Its own ports stay out of the way of a cluster's, which are known ones.
+            variables |= serve_environment(scratch=str(folder), stats_port=free_port(), metrics_port=free_port())
         cleanup.enter_context(auth.in_process(variables))
         options: dict[str, Any] = {
             "num_cpus": logical_cpus(spec.cluster.num_cpus),

@@ -11,6 +11,9 @@ import hashlib
 import logging
 import os
 import threading
+import time
+import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +22,31 @@ from raymlops.config.paths import local_path
 from raymlops.errors import ClusterError, RaymlopsError
 from raymlops.lifecycle.controller import Controller, utc_now
 from raymlops.lifecycle.source import spec_of
+from raymlops.records import Record
 from raymlops.serving.tally import CONTROLLER, NAMESPACE
 from raymlops.state.lease import holder_of, lease
 from raymlops.state.store import State, state_url
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.changing import Follow
+    from raymlops.lifecycle.source import Source
 
 LEASE = "controller"
 RETRY_S = 5.0
 ANSWER_S = 30.0
 """How long a controller that is started may take to answer: it imports what it needs first."""
+JOB_S = 120.0
+"""How long a job that starts it may take: a cluster that is busy, or that grows first, runs none at once."""
 WITHOUT = "weights stand still, nothing that is kept warm is taken down, and what was cut off is not sent again"
+
+_ELSEWHERE = (
+    f"a controller answers on the cluster and has not taken the lease of this state database, so that {WITHOUT}: what "
+    "storage.state names means another database there"
+)
+_POLL_S = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +64,33 @@ def ensure_controller(spec: ProjectSpec, *, dashboard_url: str, needed: bool) ->
     except Exception as error:  # what was to be live is, whatever becomes of the controller
         why = error.message if isinstance(error, RaymlopsError) else f"{type(error).__name__}: {error}"
         return f"the controller could not be started, so that {WITHOUT}: {why}"
+
+
+@dataclass(frozen=True)
+class ControllerRecord(Record):
+    """The controller that moves what is live of one state database."""
+
+    dashboard_url: str
+    holder: str
+    """Who holds its lease: user, machine and process."""
+
+
+def start_controller(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> ControllerRecord:
+    """Start the controller on the running cluster where none answers, and return who it is.
+
+    Raises:
+        ConfigError, StorageError: the configuration, or the state.
+        ClusterError: there is no cluster, or the controller cannot run there.
+    """
+    from raymlops.cluster.dashboard import dashboard
+
+    spec = spec_of(source, overrides=overrides, env=env)
+    with dashboard(spec) as found:
+        without = ensure_controller(spec, dashboard_url=found.url, needed=True)
+    holder = None if without else _holder(spec)
+    if holder is None:
+        raise ClusterError(without or _ELSEWHERE, hint="raymlops status and the cluster's log say more.")
+    return ControllerRecord(found.url, holder)
 
 
 def told(spec: ProjectSpec, *, dashboard_url: str) -> dict[str, Any]:
@@ -146,10 +186,7 @@ def _ensure(spec: ProjectSpec, *, dashboard_url: str, needed: bool) -> str | Non
     from raymlops.cluster.connect import connect, find
 
     if not ray.is_initialized() and find(spec)[0] is None:
-        raise ClusterError(
-            "the cluster of this dashboard cannot be joined from here",
-            hint="Set cluster.address or RAY_ADDRESS, or deploy from a job on the cluster.",
-        )
+        return _ensure_by_job(spec, dashboard_url=dashboard_url)
     with connect(spec):
         actor = _actor(spec, dashboard_url=dashboard_url)
         if not needed:
@@ -166,6 +203,49 @@ def _ensure(spec: ProjectSpec, *, dashboard_url: str, needed: bool) -> str | Non
         if status["word"] not in {"starting", "running"}:
             return f"the controller waits, so that {WITHOUT} meanwhile: {status['word']}"
     return None
+
+
+def _ensure_by_job(spec: ProjectSpec, *, dashboard_url: str) -> str | None:
+    """Start it from a job: the one way into a cluster of which nothing but the dashboard can be reached from here.
+
+    The job is told what the controller is, and reads every reference on the cluster.
+    """
+    from raymlops.cluster.jobs import CONFIG, SUBMISSION, Jobs, job_folder, last_error, tail
+    from raymlops.config.load import dump
+
+    if SUBMISSION in os.environ:
+        raise ClusterError("this job does not find the cluster that it runs on")
+    if state_url(spec).startswith("sqlite"):
+        raise ClusterError(
+            "the cluster of this dashboard cannot be joined from here, and the state is a SQLite file of this machine",
+            hint="Set cluster.address or RAY_ADDRESS where it is this machine's, else storage.state to a database that "
+            "the cluster reaches too.",
+        )
+    data = told(spec, dashboard_url=dashboard_url)
+    data["cluster"]["address"] = None  # a job is told by Ray where it is
+    jobs = Jobs.of(spec)
+    submission_id = f"raymlops-controller-{uuid.uuid4().hex[:8]}"
+    with job_folder(dump(spec_of(data)), code={}) as folder:
+        jobs.submit(["controller", "--config", CONFIG, "--json"], folder=folder, submission_id=submission_id)
+    deadline = time.monotonic() + JOB_S
+    while not (job := jobs.state(submission_id)).ended:
+        if time.monotonic() > deadline:
+            return f"job {submission_id}, which starts the controller, has not ended within {JOB_S:g} s: {job.status}"
+        time.sleep(_POLL_S)
+    if job.status != "SUCCEEDED":
+        log = jobs.log(submission_id)
+        raise last_error(log) or ClusterError(
+            f"job {submission_id}, which starts the controller, failed: {job.message or job.status}\n{tail(log)}"
+        )
+    return None if _holder(spec) else _ELSEWHERE
+
+
+def _holder(spec: ProjectSpec) -> str | None:
+    """Return who holds the controller's lease; one that has just started takes it within its time to retry."""
+    deadline = time.monotonic() + 2 * RETRY_S
+    while (holder := holder_of(state_url(spec), LEASE)) is None and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    return holder
 
 
 def _actor(spec: ProjectSpec, *, dashboard_url: str) -> Any:

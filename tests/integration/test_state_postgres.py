@@ -4,66 +4,27 @@ from __future__ import annotations
 
 import itertools
 import os
-import pwd
-import shutil
-import socket
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import sqlalchemy as sa
+from postgres import NEEDS_POSTGRES, postgres
 
-from raymlops.errors import RefusedError, UnreachableError
+from raymlops.errors import RefusedError
 from raymlops.records import BundleRef
 from raymlops.state.lease import holder_of, lease
 from raymlops.state.store import Deployment, State
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(shutil.which("initdb") is None, reason="no Postgres on this machine"),
-]
+pytestmark = [pytest.mark.integration, NEEDS_POSTGRES]
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("postgres")
-    command = []
-    if os.geteuid() == 0:  # Postgres refuses to run as root
-        owner = next((entry for entry in pwd.getpwall() if entry.pw_name in {"postgres", "nobody"}), None)
-        if owner is None:
-            pytest.skip("Postgres does not run as root")
-        os.chown(folder, owner.pw_uid, owner.pw_gid)
-        for parent in list(folder.parents)[:3]:
-            parent.chmod(parent.stat().st_mode | 0o011)
-        command = ["setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data = folder / "data"
-    subprocess.run(
-        [*command, "initdb", "-D", str(data), "-U", "raymlops", "--auth=trust", "--no-sync"],
-        check=True,
-        capture_output=True,
-    )
-    options = ["-p", str(port), "-k", str(folder), "-c", "listen_addresses=127.0.0.1"]
-    server = subprocess.Popen(
-        [*command, "postgres", "-D", str(data), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    url = f"postgresql://raymlops:hunter2@127.0.0.1:{port}/postgres"
-    try:
-        for _ in range(100):
-            try:
-                State.open(url).close()
-                break
-            except UnreachableError:
-                assert server.poll() is None
-                time.sleep(0.1)
+    """Return the URL of an empty database."""
+    with postgres(tmp_path_factory.mktemp("postgres")) as url:
         yield url
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 def deployment(version: int, role: str) -> Deployment:

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 from raymlops.cli.main import main
-from raymlops.cli.models import _next
+from raymlops.cli.output import command_of
 
 
 def test_what_comes_next_is_about_the_same_project():
     """The overlay and the values that replaced the file's are repeated, for a shell."""
-    line = _next("models gate", "a b.yaml", ["project.name=x", "gate.min={auc: 1}"], "--version", 3, env="prod")
-    assert line == (
-        "next  raymlops models gate --config 'a b.yaml' project.name=x 'gate.min={auc: 1}' --env prod --version 3"
+    overrides = ["project.name=x", "gate.min={auc: 1}"]
+    command = command_of("models gate", "--version", 3, config="a b.yaml", overrides=overrides, env="prod")
+    assert command == (
+        "raymlops models gate --config 'a b.yaml' --version 3 project.name=x 'gate.min={auc: 1}' --env prod"
     )
-    assert _next("deploy", "a.yaml", None, env=None) == "next  raymlops deploy --config a.yaml"
+    assert command_of("deploy", config="a.yaml", env=None) == "raymlops deploy --config a.yaml"
 
 
 def test_an_mlflow_that_is_down_is_said_in_a_line(tmp_path, capsys):

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from postgres import NEEDS_POSTGRES, postgres
+from shell_user import free_ports
+
+from raymlops.state.lease import holder_of
+
+pytestmark = [pytest.mark.e2e, NEEDS_POSTGRES]
+
+
+def test_a_controller_is_started_where_only_the_dashboard_can_be_reached(user, tmp_path_factory):
+    """By a job, on a cluster that this machine knows nothing else of; it holds the lease of the named database."""
+    variables = user.up(free_ports())
+    (user.cwd / "config.yaml").write_text(
+        "project: {name: digits}\n"
+        "recipe: {import: 'raymlops.recipes.digits:Digits'}\n"
+        "storage: {path: here, state: {file: url}}\n"
+        f"tracking: {{uri: '{variables['MLFLOW_TRACKING_URI']}'}}\n"
+        f"cluster: {{dashboard: '{variables['RAY_API_SERVER_ADDRESS']}'}}\n"
+    )
+    with postgres(tmp_path_factory.mktemp("postgres")) as url:
+        (user.cwd / "url").write_text(url)
+        here = {name: variables[name] for name in variables if name.startswith("RAY_AUTH")}
+        user.env |= {**here, "RAYMLOPS_HOME": str(user.cwd / "elsewhere")}
+        first = json.loads(user.raymlops("controller", "--config", "config.yaml", "--json").stdout)
+        assert first["holder"] == holder_of(url, "controller")
+        again = json.loads(user.raymlops("controller", "--config", "config.yaml", "--json").stdout)
+        assert again["holder"] == first["holder"]
+        (user.cwd / "url").unlink()
+        refused = user.raymlops("controller", "--config", "config.yaml", "storage.state=null", code=5)
+        assert "SQLite file of this machine" in refused.stderr
+        del user.env["RAYMLOPS_HOME"]
+        user.raymlops("down")
