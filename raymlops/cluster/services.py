@@ -75,12 +75,12 @@ def serve_environment(*, scratch: str, stats_port: int = 8404, metrics_port: int
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
         # Without it a client may pause for an hour within its headers or its body.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
-        # The whole of the headers has a limit in HAProxy and none in Serve (2.60), so that 4,096 clients which send a
-        # byte a second keep all others out. This variable is a line's end in HAProxy's defaults: the limit follows it.
-        # That of a body is the guard's, in the replica.
+        # The whole of the headers has a limit in HAProxy and none in Serve (2.60), so that as many clients as HAProxy
+        # holds, sending a byte a second, keep all others out. This variable is a line's end in HAProxy's defaults: the
+        # limit follows it. That of a body is the guard's, in the replica.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure\n    timeout http-request 10s",
         # Its 4,096 count idle connections too, and the next caller waits until one of those ends by itself.
-        "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections()),
+        "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[1])),
         # Headers that do not fit are a bare 400 by HAProxy: with room for twice the guard's bound, that one answers.
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "32768",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
@@ -98,14 +98,14 @@ def serve_environment(*, scratch: str, stats_port: int = 8404, metrics_port: int
     }
 
 
-def max_connections() -> int:
-    """Return how many connections HAProxy may hold.
+def max_connections(files: int) -> int:
+    """Return how many connections HAProxy may hold where a process may open so many files.
 
     It asks for 2.5 files a connection (its two ends, and half a pipe's to splice between them) and some of its own, and
-    does not start where a process may not open as many.
+    does not start without.
     """
-    most, files = 16_384, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return most if files == resource.RLIM_INFINITY else max(256, min(most, 2 * (files - 1024) // 5))
+    most = 16_384
+    return most if files == resource.RLIM_INFINITY else max(64, min(most, 2 * (files - 512) // 5))
 
 
 def start_head(

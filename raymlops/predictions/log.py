@@ -29,13 +29,8 @@ CLOSE_S = 8.0
 """How long closing waits for the storage: less than whoever closes it does, so that what is lost is counted."""
 GRACE_S = 1.0
 """For the write in progress then."""
-_PIECE_REQUESTS = 1024
 _PIECE_ROWS = 8192
-"""Converted at a time, which keeps the interpreter for some milliseconds. Smaller pieces cost more than they spare.
-
-Arrow lets go of the interpreter some fifty times a piece, and each time the thread that answers has to be woken and to
-get it back: 128 requests a piece took 8 to 10% of the rate of a replica at its limit, 1,024 take 3%.
-"""
+"""Converted at a time: what keeps the interpreter for some tens of milliseconds is large requests."""
 
 
 class PredictionLog:
@@ -207,10 +202,10 @@ def _rows(batch: Sequence[Served]) -> int:
 
 
 def pieces(batch: Sequence[Served]) -> Iterator[Sequence[Served]]:
-    """Cut a batch so that no piece keeps the interpreter for long."""
+    """Cut a batch so that large requests in it do not keep the interpreter for long."""
     start = rows = 0
     for index, served in enumerate(batch):
-        if index > start and (index - start >= _PIECE_REQUESTS or rows + served.rows > _PIECE_ROWS):
+        if index > start and rows + served.rows > _PIECE_ROWS:
             yield batch[start:index]
             start, rows = index, 0
         rows += served.rows

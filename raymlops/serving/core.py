@@ -28,7 +28,7 @@ from raymlops.serving.traffic import choose, copies
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from raymlops.predictions.served import Served
+    from raymlops.predictions.served import Route, Served
     from raymlops.serving.exchange import Exchange
     from raymlops.serving.guard import Caller
     from raymlops.serving.protocols.asked import Asked, Encoded
@@ -147,16 +147,20 @@ class Core:
         """
         signature, max_rows = self.model.signature, self.settings.limits.max_rows
         exchange.body_bytes = len(body)
-        self.require_room()  # once more: others have come while the body did
+        version, route = self._chosen(exchange, caller)
+        if route == "champion":
+            self._require_room()
         if len(body) > LARGE_BODY_BYTES:
             asked = await asyncio.to_thread(form.parse, body, exchange.headers, signature=signature, max_rows=max_rows)
         else:
             asked = form.parse(body, exchange.headers, signature=signature, max_rows=max_rows)
         if asked.request_id is not None and b"x-request-id" not in exchange.headers:
             exchange.request_id = asked.request_id
-        exchange.named = asked.version or exchange.named
+        if asked.version:
+            exchange.named = asked.version
+            version, route = self._chosen(exchange, caller)
         exchange.rows, exchange.columns = asked.rows, asked.columns
-        outputs = await self._ask(exchange, asked, caller)
+        outputs = await self._ask(exchange, asked, version=version, route=route)
         exchange.outputs = outputs
         answering = Answering(self.identity.name, str(exchange.version), exchange.request_id)
         return form.encode(outputs, asked, answering, signature=signature)
@@ -188,18 +192,15 @@ class Core:
         exchange.key_id = caller.key_id
         return caller
 
-    def require_room(self, rows: int = 0) -> None:
-        """Check that so many rows more may wait for the model; without a number, whether any may.
-
-        Asked before a body is read and before it is parsed: reading a body only to refuse it costs more than the model
-        does, and a replica that is asked too much would do nothing else.
+    def expect(self, exchange: Exchange, caller: Caller) -> None:
+        """Check what can be known of a request that was let in before its body is read.
 
         Raises:
-            Refusal: 503 where there is no room.
+            Refusal: of its pin, or 503 where this version would have to answer and no row has room.
         """
-        waiting, most = self.batcher.waiting_rows, self.settings.limits.max_waiting_rows
-        if waiting >= most or (waiting and waiting + rows > most):
-            raise Refusal(503, "overloaded", f"{waiting} rows are waiting already; try again", retry_after_s=1.0)
+        pin = self.pinned(exchange, caller)
+        if pin == self.identity.version or (pin is None and not self.settings.traffic.canaries):
+            self._require_room()
 
     def finish(self, exchange: Exchange, status: int, code: str) -> None:
         """Keep what became of a request, and send copies of an answered one to the shadows. Never raises."""
@@ -232,20 +233,32 @@ class Core:
         """Let the worker thread end."""
         self.batcher.close()
 
-    async def _ask(self, exchange: Exchange, asked: Asked, caller: Caller) -> Columns:
+    def _chosen(self, exchange: Exchange, caller: Caller) -> tuple[int, Route]:
+        """Return who is to answer, and why.
+
+        Raises:
+            Refusal: as ``pinned``.
+        """
         traffic = self.settings.traffic
         exchange.epoch = traffic.epoch
         pin = self.pinned(exchange, caller)
         if pin is not None and pin != self.identity.version:
-            exchange.version, exchange.route = pin, "pinned"
-            outputs, exchange.model_seconds = await self.peers.ask(pin, asked.columns, rows=asked.rows)
-            return outputs
+            return pin, "pinned"
         if traffic.canaries and pin is None:
             choice = choose(traffic, sticky=self._sticky(exchange), draw=self.draw())
             if choice.version is not None:
-                answered = await self._ask_canary(exchange, asked, choice.version)
-                if answered is not None:
-                    return answered
+                return choice.version, "canary"
+        return self.identity.version, "champion"
+
+    async def _ask(self, exchange: Exchange, asked: Asked, *, version: int, route: Route) -> Columns:
+        if route == "pinned":
+            exchange.version, exchange.route = version, route
+            outputs, exchange.model_seconds = await self.peers.ask(version, asked.columns, rows=asked.rows)
+            return outputs
+        if route == "canary":
+            answered = await self._ask_canary(exchange, asked, version)
+            if answered is not None:
+                return answered
         start = time.perf_counter()
         outputs = await self._own(asked.columns, rows=asked.rows)
         exchange.model_seconds = time.perf_counter() - start
@@ -271,8 +284,21 @@ class Core:
         return outputs
 
     async def _own(self, columns: Columns, *, rows: int) -> Columns:
-        self.require_room(rows)
+        self._require_room(rows)
         return await self.batcher.submit(columns, rows=rows)
+
+    def _require_room(self, rows: int = 0) -> None:
+        """Check that so many rows more may wait for the model; without a number, whether any may.
+
+        Also asked before a body is read and before it is parsed: either costs more than the model does, and a replica
+        that refused afterwards would do nothing else.
+
+        Raises:
+            Refusal: 503 where there is no room.
+        """
+        waiting, most = self.batcher.waiting_rows, self.settings.limits.max_waiting_rows
+        if waiting >= most or (waiting and waiting + rows > most):
+            raise Refusal(503, "overloaded", f"{waiting} rows are waiting already; try again", retry_after_s=1.0)
 
     def pinned(self, exchange: Exchange, caller: Caller) -> int | None:
         """Return the version that the caller chose; to name the champion in the protocol's own place needs no right.

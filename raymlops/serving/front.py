@@ -177,8 +177,7 @@ class Front:
             exchange.protocol = form.name
             _allow(scope, "POST")
             caller = self.core.admit(exchange)  # before a byte of the body is held for anybody
-            self.core.pinned(exchange, caller)
-            self.core.require_room()
+            self.core.expect(exchange, caller)
             body = await read_body(scope, receive, exchange.headers, limit=limit)
             return 200, await self.core.predict(exchange, form, body, caller=caller)
         if path == "feedback":

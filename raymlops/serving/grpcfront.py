@@ -104,7 +104,7 @@ async def _answer(front: Front, method: str, body: bytes, exchange: Exchange) ->
     if method == "ModelInfer":
         exchange.protocol = form.PROTOCOL.name
         caller = core.admit(exchange)
-        core.pinned(exchange, caller)
+        core.expect(exchange, caller)
         limit = core.settings.limits.max_body_bytes
         if len(body) > limit:
             raise Refusal(413, "body_too_large", f"the message has more than {limit} bytes; send fewer rows at a time")

@@ -1,15 +1,15 @@
-"""Middleware between Serve's HTTP server and its own code, which takes some of a request's headers on trust.
+"""Middleware between a client and Serve, which takes some of a request on trust and answers some of them by itself.
 
 Named by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` where a cluster is started; runs in the Python proxy, or in each
-replica behind HAProxy. Owns what reaches Serve of a request's headers and path, and the way its body takes. Models work
-without it, more slowly and with Serve's own answer to the headers below.
+replica behind HAProxy. Owns what reaches Serve of a request's headers and path, the way its body takes, and the form of
+what Serve answers for a model by itself. Models work without it, more slowly and with Serve's own answers.
 
-Things of Ray 2.60 that it works around. Serve decodes every header's name, and some values, as UTF-8 without a
-guard (a stray byte is a 500), takes a client's word for its own deadline and lets it choose among replicas (by the id
-of a model that none has, which costs a second). It has no bound for headers, and none for the time of a body. And the
-Python proxy sends a request without its body, which the replica fetches by two calls back: a small body goes along in
-the scope instead. What Serve itself answers for a model, as text or with nothing at all, is put into the one form of
-an error.
+What of Ray 2.60 it works around: Serve decodes every header's name, and some values, as UTF-8 without a guard (a stray
+byte is a 500), takes a client's word for its own deadline and lets it choose among replicas (by the id of a model that
+none has, which costs a second). It has no bound for headers, and none for the time of a body. The Python proxy sends a
+request without its body, which the replica fetches by two calls back: a small body goes along in the scope instead. And
+Serve refuses in texts of its own, or says nothing at all. Two answers keep their form: Serve's 404 while it knows no
+route, and what HAProxy says by itself, of which one is a 500 for a replica that died with the request.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 from typing import TYPE_CHECKING
 
 from starlette.middleware import Middleware
 
-from raymlops.serving.asgi import BODY, make_reply, request_id_of, send_reply
+from raymlops.serving.asgi import BODY, JSON, make_reply, request_id_of, send_reply
 from raymlops.serving.connections import MAX_HEADER_BYTES, max_header_bytes, too_large
 from raymlops.serving.exchange import PIN_HEADER
 from raymlops.serving.mended import mend_serve
-from raymlops.serving.reading import Refusal, error_body, refusal_headers
+from raymlops.serving.reading import INTERNAL, Refusal, error_body, refusal_headers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from raymlops.serving.asgi import Message, Receive, Reply, Scope, Send
 
     App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches its log
 
 MODELS = "/models/"
 SMALL_BODY_BYTES = 64_000
@@ -51,11 +54,10 @@ _DROPPED = frozenset(
 )
 _KEYS = frozenset({b"authorization", b"x-api-key"})
 _CLOSE = ((b"connection", b"close"),)
-_TEXT = b"text/plain"
 
 BUSY = Refusal(503, "overloaded", "too many requests wait for this model, or no replica of it is up", retry_after_s=1.0)
 LATE = Refusal(504, "timeout", "no answer within the server's own deadline", retry_after_s=1.0)
-LOST = Refusal(503, "lost", "the replica that had this request ended before it answered; try again")
+LOST = Refusal(503, "lost", "no answer came from the replica that had this request")
 
 
 def middlewares() -> list[Middleware]:
@@ -65,7 +67,7 @@ def middlewares() -> list[Middleware]:
 
 
 class Cleaner:
-    """Clean the headers of every request, and send a small body along with a request to a model.
+    """Clean the headers of every request; to a model, send a small body along and mend Serve's own answers.
 
     ``header_bytes`` bounds path and headers, ``body_s`` is how many seconds a small body may take.
     """
@@ -102,7 +104,14 @@ class Cleaner:
 
     async def _model(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = _Answer(scope, send)
-        await self._app(scope, receive, answer.send)
+        try:
+            await self._app(scope, receive, answer.send)
+        except Exception:
+            if answer.started:
+                raise
+            logger.exception("Serve itself raised at %s", scope["path"])
+            await answer.refuse(INTERNAL)
+            return
         if not answer.started:
             await answer.refuse(LOST)
 
@@ -219,10 +228,10 @@ class _Answer:
 
 
 def _serves_own(start: Message) -> Refusal | None:
-    """Return what Serve means by an answer of its own, None for a model's: no refusal of a model is plain text."""
-    if start["status"] < 400 or not any(name == b"content-type" and _TEXT in kind for name, kind in start["headers"]):
+    """Return what Serve means by an answer of its own, None for a model's: every refusal of a model is JSON."""
+    if start["status"] < 400 or any(name == b"content-type" and kind == JSON for name, kind in start["headers"]):
         return None
-    return {503: BUSY, 429: BUSY, 408: LATE}.get(start["status"])
+    return {503: BUSY, 408: LATE}.get(start["status"])
 
 
 def _refusing(refusal: Refusal, scope: Scope) -> App:

@@ -34,7 +34,7 @@ _ERRORS = {
     "429": "too many requests with this key; `retry-after` says when to try again",
     "431": "more headers, or longer ones, than a request may have",
     "500": "the model raised",
-    "503": "too many requests are waiting, or the model is not ready; `retry-after` says when to try again",
+    "503": "too many requests wait or no replica is ready (`retry-after` says when to try again), or one was lost",
     "504": "no answer within the deadline",
 }
 _ALWAYS = ("400", "404", "405", "408", "431", "503", "504")

@@ -29,7 +29,11 @@ PERIOD_S = 0.25
 MAX_PENDING = 50_000
 """Requests that wait to be recorded at most; more are dropped and counted."""
 LOG_CHUNK = 1000
-"""The prediction log cuts what it is given into smaller parts itself."""
+"""Requests given to the prediction log at a time, which then keep the interpreter for 2 to 4 ms.
+
+Arrow lets go of it some fifty times a conversion, and each time the event loop is woken and has to get it back: 128 at
+a time cost a replica at its limit 8 to 10% of its rate, 1,000 cost 3%.
+"""
 
 _NO_COLUMNS: Columns = {}
 """In place of what was asked, where it is enough to know that something was."""

@@ -24,8 +24,8 @@ ATTEMPTS = 3
 
 _PASSING = frozenset({408, 429, 502, 503, 504})
 _UNSIGNED = frozenset({404, 500})
-"""What Serve (2.60) and its HAProxy answer in a text of their own for a replica that died with the request in it, and
-while a proxy that has just started knows no route yet. From a model, in our own form, both are final."""
+"""What HAProxy answers in a text of its own for a replica that died with the request in it, and Serve (2.60) while a
+proxy that has just started knows no route yet. From a model, in our own form, both are final."""
 
 
 @dataclass(frozen=True)

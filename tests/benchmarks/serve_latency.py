@@ -74,17 +74,17 @@ async def run(names: list[str], folder: Path, options) -> dict:
     expected = float(loaded.predict(columns)["y"][0])
     result: dict = {"cpus": os.cpu_count(), "load_before": os.getloadavg()[0], "bare_us": []}
     rounds: dict[int, dict[str, list[dict]]] = {connections: {} for connections in CONNECTIONS}
-    base = await up(names[0], model, expected, venvs=options.venvs)
+    base = await up(names[0], model, expected=expected, venvs=options.venvs)
     if base is None:
         sys.exit(f"{names[0]}, which all others are measured against, is not up")
     try:
         for name in names:
-            server = base if name == names[0] else await up(name, model, expected, venvs=options.venvs)
+            server = base if name == names[0] else await up(name, model, expected=expected, venvs=options.venvs)
             if server is None:
                 continue
             try:
                 print(f"measuring {name}", file=sys.stderr, flush=True)
-                await measure(base, server, rounds, seconds=options.seconds, turns=options.rounds)
+                await measure(base, server, rounds=rounds, seconds=options.seconds, turns=options.rounds)
                 result["bare_us"].append(bare_us(loaded, columns, seconds=options.seconds / 2))
             finally:
                 if server is not base:
@@ -95,17 +95,19 @@ async def run(names: list[str], folder: Path, options) -> dict:
     return {**result, "load_after": os.getloadavg()[0], "rounds": rounds}
 
 
-async def up(name: str, model: Model, expected: float, *, venvs: Path) -> Server | None:
+async def up(name: str, model: Model, *, expected: float, venvs: Path) -> Server | None:
     """Return a server that answers what the model does, None where it cannot be had."""
     print(f"starting {name}", file=sys.stderr, flush=True)
     server: Server | None = None
     try:
         server = start(name, model, venvs=venvs)
         answers = await server.ready()
-    except RuntimeError as error:
-        print(f"without {name}: {error}", file=sys.stderr, flush=True)
+    except BaseException as error:
         if server is not None:
             server.end()
+        if not isinstance(error, RuntimeError):
+            raise
+        print(f"without {name}: {error}", file=sys.stderr, flush=True)
         return None
     wrong = {target: answer for target, answer in answers.items() if not math.isclose(answer, expected, rel_tol=1e-5)}
     if wrong:
@@ -115,7 +117,7 @@ async def up(name: str, model: Model, expected: float, *, venvs: Path) -> Server
 
 
 async def measure(
-    base: Server, server: Server, rounds: dict[int, dict[str, list[dict]]], *, seconds: float, turns: int
+    base: Server, server: Server, *, rounds: dict[int, dict[str, list[dict]]], seconds: float, turns: int
 ) -> None:
     """Add the figures of all that is on a server, each with those of the first server's first target in that turn."""
     first = next(iter(base.targets))

@@ -19,7 +19,7 @@ def table(result: dict) -> str:
 
 def block(connections: int, runs: dict[str, list[dict]]) -> str:
     base = next(iter(runs))
-    heads = {name: HEADS.get(name, f"{name}/it") for name in (base, *OURS) if name in runs}
+    heads = {name: HEADS.get(name, "first/it") for name in (base, *OURS) if name in runs}
     width = max(map(len, runs))
     shown = f"{connections:>3} {'connection' if connections == 1 else 'connections'}"
     columns = f"{'requests/s':>10} {'p50 ms':>8} {'p99 ms':>8} {'cpu us':>8} {'client':>7} {'failed':>7}"

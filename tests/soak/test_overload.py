@@ -60,7 +60,7 @@ class Caller:
         try:
             async with asyncio.timeout(NO_ANSWER_S):
                 return await self._ask(body)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, IndexError):
+        except (OSError, asyncio.IncompleteReadError, IndexError):
             self.close()
             return 0
 

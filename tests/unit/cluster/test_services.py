@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from raymlops.cluster import services
-from raymlops.cluster.services import GUARD, MAX_HEADER_BYTES, SPEED, serve_environment
+from raymlops.cluster.services import GUARD, MAX_HEADER_BYTES, SPEED, max_connections, serve_environment
 from raymlops.config.serve import grpc_options
 from raymlops.serving import connections, proxy, render
 
@@ -16,6 +16,13 @@ def test_a_cluster_starts_with_a_guard_that_exists():
     """Serve loads the guard by its name, which the cluster cannot check by importing it: the rooms are siblings."""
     module, _, name = GUARD["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
     assert callable(getattr(importlib.import_module(module), name))
+
+
+@pytest.mark.parametrize(("files", "expected"), [(4096, 1433), (20_000, 7795), (1_048_576, 16_384), (-1, 16_384)])
+def test_haproxy_can_open_what_its_connections_need(files, expected):
+    """2.5 files each and some of its own, or it does not start; -1 is without a limit."""
+    assert max_connections(files) == expected
+    assert files < 0 or 2.5 * expected + 100 < files
 
 
 def test_the_siblings_mean_the_same():

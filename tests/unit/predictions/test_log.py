@@ -6,7 +6,7 @@ import pytest
 from served_requests import SIGNATURE, at, served
 
 from raymlops.predictions.files import Store
-from raymlops.predictions.log import PredictionLog
+from raymlops.predictions.log import PredictionLog, pieces
 from raymlops.predictions.read import read_predictions
 from raymlops.predictions.settings import LogSettings, unknown_redactions
 
@@ -44,6 +44,15 @@ def test_a_request_that_does_not_fit_is_dropped_alone(tmp_path):
     log.close()
     assert (log.written, log.dropped) == (4, 1)
     assert ids(tmp_path) == ["a", "b", "b", "b"]
+
+
+def test_large_requests_are_converted_a_few_at_a_time():
+    """Small ones all at once: 8,192 rows are what may keep the interpreter."""
+    rows = [5000, 3192, 1, 9000, *[1] * 1000]
+    batch = [served(f"r{index}")._replace(rows=count) for index, count in enumerate(rows)]
+    cut = list(pieces(batch))
+    assert [len(piece) for piece in cut] == [2, 1, 1, 1000]
+    assert [one for piece in cut for one in piece] == batch
 
 
 def test_settings_change_in_place(tmp_path):

@@ -234,6 +234,23 @@ def test_too_many_waiting_rows_are_turned_away_at_once():
     front.core.close()
 
 
+def test_a_full_champion_hands_on_what_another_version_answers():
+    """A pin and a canary's share go where there is room; what is the champion's own is refused unread."""
+    limits = Limits(max_waiting_rows=10)
+    draws = [0.0, 0.9]
+    for traffic in (Traffic(standing=(8,)), Traffic(standing=(8,), canaries=(Share(8, 0.5),))):
+        settings = Settings(limits=limits, traffic=traffic)
+        front = make_front(settings=settings, peers=FakePeers(), draw=lambda: draws.pop(0))
+        front.core.batcher.waiting_rows = 10
+        pinned = predict(front, [ROW], **{"x-raymlops-version": "8"})
+        assert (pinned.status_code, pinned.json()["model_version"]) == (200, "8")
+        assert predict(front, b"{", **{"x-raymlops-version": "7"}).status_code == 503
+        if traffic.canaries:
+            assert predict(front, [ROW]).json()["model_version"] == "8"
+        assert predict(front, b"{").status_code == 503
+    assert draws == []
+
+
 def test_every_request_to_the_model_is_recorded_once():
     """Answered or refused, with its status and code; pages and health checks are none."""
     records = []

@@ -237,6 +237,13 @@ def test_a_late_answer_and_a_full_queue_have_their_statuses():
     front.core.close()
 
 
+def test_a_full_replica_does_not_parse():
+    """UNAVAILABLE for what is no message at all."""
+    front = make_front(settings=Settings(limits=Limits(max_waiting_rows=10)))
+    front.core.batcher.waiting_rows = 10
+    assert asked(front, "ModelInfer", b"\xff").code == UNAVAILABLE
+
+
 def test_what_was_asked_is_recorded_with_its_protocol():
     """Calls to the model alone; what was refused has its status as over HTTP."""
     records = []

@@ -110,8 +110,10 @@ def test_a_refused_body_is_taken_before_the_answer():
     ("status", "kind", "expected"),
     [
         (503, b"text/plain; charset=utf-8", (503, "overloaded")),
+        (503, b"", (503, "overloaded")),
         (408, b"text/plain; charset=utf-8", (504, "timeout")),
         (None, b"", (503, "lost")),
+        (ArithmeticError, b"", (500, "internal")),
         (503, b"application/json", (503, "the model's")),
         (200, b"text/plain", (200, "the model's")),
     ],
@@ -123,6 +125,8 @@ def test_what_serve_itself_answers_has_the_one_form(status, kind, expected, leng
 
     async def app(scope, receive, send):
         await receive()
+        if status is ArithmeticError:
+            raise status
         if status is not None:
             await send({"type": "http.response.start", "status": status, "headers": [[b"content-type", kind]]})
             await send({"type": "http.response.body", "body": b'{"error": {"code": "the ', "more_body": True})
@@ -142,7 +146,7 @@ def test_what_serve_itself_answers_has_the_one_form(status, kind, expected, leng
     assert (sent[0]["status"], code) == expected
     if code != "the model's":
         assert body["request_id"] == "mine"
-        assert (b"retry-after" in dict(sent[0]["headers"])) == (code != "lost")
+        assert (b"retry-after" in dict(sent[0]["headers"])) == (code in {"overloaded", "timeout"})
 
 
 def refused(headers=(), *, path="/models/flights/predict", receive=None, options=None, **scope):
