@@ -20,14 +20,15 @@ unit: .venv/.dev
 	$(BIN)/pytest tests/unit -q -n 2
 
 integration: .venv/.dev
-	$(BIN)/pytest tests/integration -q
+	$(BIN)/pytest tests/integration -q -m 'not soak'
 
 e2e: .venv/.dev
-	$(BIN)/pytest tests/e2e -q
+	$(BIN)/pytest tests/e2e -q -m 'not soak'
 
-# Long runs, by hand.
+# Long runs, by hand: a folder of them, and what is marked as one beside shorter ones of its kind.
 soak: .venv/.dev
 	$(BIN)/pytest tests/soak -q
+	$(BIN)/pytest tests/integration tests/e2e -q -m soak
 
 bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/train_overhead.py

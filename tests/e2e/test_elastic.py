@@ -43,6 +43,7 @@ def test_an_elastic_run_follows_its_cluster(tmp_path: Path) -> None:
         assert elastic == pytest.approx(fixed, rel=1e-3)
 
 
+@pytest.mark.soak
 def test_whatever_is_killed_the_parameters_are_the_same(tmp_path: Path) -> None:
     """kill -9 of a worker, the controller or a node in mid-epoch: bit-equal to the undisturbed run."""
     command = [sys.executable, killed_cluster.__file__, str(tmp_path)]

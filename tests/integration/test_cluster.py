@@ -211,6 +211,7 @@ def test_a_root_that_cannot_be_written_is_refused(tmp_path):
         local.up(root=tmp_path / "file" / "root", **PORTS)
 
 
+_MORE_ENDS = ("error", "interrupt", "impatient")
 _OWN = """
 import os, signal, sys, threading
 from raymlops.cluster.connect import connect
@@ -252,7 +253,10 @@ print(sorted(key for key in os.environ if key.startswith(("RAY_AUTH", "RAYMLOPS"
 """
 
 
-@pytest.mark.parametrize("how", ["normal", "error", "interrupt", "terminate", "impatient", "starting"])
+@pytest.mark.parametrize(
+    "how",
+    [*("normal", "terminate", "starting"), *(pytest.param(how, marks=pytest.mark.soak) for how in _MORE_ENDS)],
+)
 def test_a_cluster_of_our_own_ends_with_its_block(how, tmp_path):
     """However the block ends: no process, no folder, no variable and no token in the home folder is left."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "RAYMLOPS_"))}

@@ -13,11 +13,10 @@ from ranks import ranks
 @pytest.mark.parametrize(
     "spec",
     [
-        {"strategy": "ddp"},
-        {"strategy": "ddp", "activation_checkpointing": True},
-        {"strategy": "fsdp", "precision": "bf16"},
+        pytest.param({"strategy": "ddp"}, id="ddp", marks=pytest.mark.soak),
+        pytest.param({"strategy": "ddp", "activation_checkpointing": True}, id="checkpointing", marks=pytest.mark.soak),
+        pytest.param({"strategy": "fsdp", "precision": "bf16"}, id="fsdp-bf16"),
     ],
-    ids=lambda spec: "-".join(map(str, spec.values())),
 )
 def test_compiled_models_train_alike(spec: dict[str, Any]) -> None:
     """On two ranks, compilation changes rounding alone: 1e-5 at float32, the 8 bits of a number at bf16."""

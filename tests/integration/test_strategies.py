@@ -77,7 +77,7 @@ def test_both_strategies_give_one_curve(storage: Path, alone: dict[int, float], 
     assert record.num_workers == 2
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 3])
 def test_a_sharded_checkpoint_goes_on_with_other_workers(storage: Path, alone: dict[int, float], workers: int) -> None:
     """Two workers train half the steps; one or three go on from their shards to the same losses and whole weights."""
     first = bytelm(storage, num_workers=2, strategy="fsdp", max_steps=STEPS // 2, schedule="constant")

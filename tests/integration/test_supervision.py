@@ -52,11 +52,12 @@ def assert_equal(one: Ended, other: Ended) -> None:
 @pytest.mark.parametrize(
     ("victim", "reason"),
     [
-        ("RayTrainWorker", r"rank \d: its process \d+ on .* was killed or crashed"),
-        ("TrainController", "Ray Train's controller was killed or crashed"),
-        ("Mailbox", "the mailbox of its workers died"),
+        pytest.param("RayTrainWorker", r"rank \d: its process \d+ on .* was killed or crashed", id="worker"),
+        pytest.param(
+            "TrainController", "Ray Train's controller was killed or crashed", id="controller", marks=pytest.mark.soak
+        ),
+        pytest.param("Mailbox", "the mailbox of its workers died", id="mailbox", marks=pytest.mark.soak),
     ],
-    ids=["worker", "controller", "mailbox"],
 )
 def test_a_killed_process_costs_nothing_but_time(undisturbed: Ended, tmp_path: Path, victim: str, reason: str) -> None:
     """kill -9 in the middle of the second epoch: the run goes on from its newest checkpoint to the same parameters."""
@@ -68,6 +69,7 @@ def test_a_killed_process_costs_nothing_but_time(undisturbed: Ended, tmp_path: P
     assert re.search(rf"^went on with 2 workers after \d+\.\d s: {reason}", restart.reason), restart.reason
 
 
+@pytest.mark.soak
 def test_a_stopped_worker_is_replaced(undisturbed: Ended, tmp_path: Path) -> None:
     """SIGSTOP: after the configured time it is said where the ranks stand, and others take their place."""
     recorder = Recorder(at=once(23, lambda: signal_one("RayTrainWorker", signal.SIGSTOP)))
@@ -90,6 +92,7 @@ def test_what_the_recipe_raises_ends_the_run_at_once(tmp_path: Path) -> None:
     assert recorder.messages == ["starting 2 workers"]
 
 
+@pytest.mark.soak
 def test_a_rule_turns_a_failure_into_another_attempt(tmp_path: Path) -> None:
     """on_failure says retry: it is tried as often as max_restarts allows, and then the error is the recipe's."""
     recorder = Recorder()
@@ -112,6 +115,7 @@ def test_a_reason_to_stop_makes_a_last_checkpoint(undisturbed: Ended, tmp_path: 
     assert min(event.step for event in second.events if event.kind == "step") == done + 1
 
 
+@pytest.mark.soak
 def test_a_second_reason_ends_everything_at_once(tmp_path: Path) -> None:
     """Whoever asks twice does not want to wait for a checkpoint."""
     asked: list[float] = []
@@ -135,6 +139,7 @@ def test_a_reason_to_stop_while_workers_start_ends_them(tmp_path: Path) -> None:
     assert recorder.messages == ["starting 2 workers"]
 
 
+@pytest.mark.soak
 def test_a_grace_that_is_over_ends_the_workers(tmp_path: Path) -> None:
     """Workers that do not get there in time are ended; an older checkpoint is where the run goes on."""
     recorder = Recorder(at=once(5, lambda: signal_one("RayTrainWorker", signal.SIGSTOP)))

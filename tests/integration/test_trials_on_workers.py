@@ -139,6 +139,7 @@ def test_a_trial_on_two_workers_reports_each_epoch_and_reserves_nothing_itself(t
     assert all(group["state"] == "REMOVED" for group in ray.util.placement_group_table().values())
 
 
+@pytest.mark.soak
 def test_a_trial_on_workers_that_the_scheduler_stops_ends_them_and_goes_on_later(tmp_path):
     project = project_of(tmp_path, Slow, train={"epochs": 4}, sweep={"workers_per_trial": 2}, config={"step_s": 0.3})
     first = run([config_of(project, tmp_path)], tmp_path / "a", stop={"epochs": 1})

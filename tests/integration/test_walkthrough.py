@@ -104,6 +104,7 @@ print(len(before), [trial.status for trial in record.trials], record.sweep_id)
 """
 
 
+@pytest.mark.soak
 def test_a_job_goes_on_without_its_kernel_and_is_stopped_from_another(user: User) -> None:
     """What one process began another stops, and a third resumes and waits for, each with a handle of its own."""
     shutil.copy(ROOT / "tests" / "fixtures" / "tiny.py", user.cwd)
