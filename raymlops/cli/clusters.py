@@ -51,7 +51,7 @@ def up(
     """Start a Ray head with dashboard, an MLflow server and Serve on loopback, with token authentication."""
     from raymlops.cluster.local import up as start
     from raymlops.cluster.upfile import exports
-    from raymlops.lifecycle.overview import wanted
+    from raymlops.lifecycle.overview import answering, wanted
 
     record = start(
         root=root,
@@ -73,7 +73,7 @@ def up(
     for port in record.opens:
         note(f"reachable by other machines: {port}")
     with suppress(RaymlopsError):  # an endpoint that is busy does not say that nothing is live
-        if (models := wanted(record.root)) and not _live(record.serve_url):
+        if (models := wanted(record.root)) and not answering(record.serve_url, models):
             note(_waiting(len(models)))
     note("to use it from this shell, export:")
     answer({**record.to_dict(), "env": record.env, "urls": record.urls}, exports(record), as_json=as_json)
@@ -109,11 +109,12 @@ def status(
     if config is not None and root is not None:
         raise UsageError("--config and --root both say where the state is", hint="Leave one of them out.")
     from raymlops.cluster.local import status as look
-    from raymlops.lifecycle.overview import overview
+    from raymlops.lifecycle.overview import answering, overview
 
     record = look(root=root)
-    live = _live(record.urls["serve"]) if record.services["serve"] else []
     models = overview(config, root=root, env=env)
+    names = [model.name for model in models]
+    live = answering(record.urls["serve"], names) if record.services["serve"] else []
     rows = [
         {"service": name, "answers": "yes" if answers else "no", "url": record.urls.get(name, "")}
         for name, answers in record.services.items()
@@ -131,13 +132,6 @@ def status(
         "\n".join(lines),
         as_json=as_json,
     )
-
-
-def _live(serve_url: str) -> list[dict[str, Any]]:
-    from raymlops.serving.client import Client
-
-    with Client(serve_url, timeout_s=5.0, retries=2) as client:
-        return client.models()
 
 
 def _waiting(models: int) -> str:
@@ -158,6 +152,10 @@ def overview_lines(model: ModelOverview) -> list[str]:
             ("rollout", f"{model.rollout['id']} of version {model.rollout['version']}: {_progress(model.rollout)}")
         )
         rows += [("", line) for line in _evidence(model.rollout)]
+    if model.aborted is not None:
+        ended = model.aborted
+        text = f"rollout {ended['id']} of version {ended['version']} at {clock(ended['ended_at'])}: {ended['reason']}"
+        rows.append(("aborted", text))
     return [f"{model.name}", *(f"  {name:<9} {text}" for name, text in rows)]
 
 

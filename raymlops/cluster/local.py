@@ -32,6 +32,8 @@ from raymlops.signals import undisturbed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+WORKER_PORTS = range(10_002, 20_000)
+"""Ray's default for what its workers listen on; it does not start where another of its ports is among them."""
 _PORTS = {"Serve": 8000, "Ray's dashboard": 8265, "MLflow": 5000, "Ray": 6379}
 
 _LONGEST_RAY_FOLDER = 34
@@ -88,7 +90,8 @@ def up(
     listens for gRPC only where ``grpc_port`` is given.
 
     Raises:
-        UsageError: they already run, on other ports or CPUs than are asked for, or without HAProxy or gRPC.
+        UsageError: they already run, on other ports or CPUs than are asked for, or without HAProxy or gRPC; Ray's port
+            is one that its workers take.
         PortTakenError: a port is held by another process; nothing was started.
         StorageError: ``root`` cannot be written; nothing was started.
         ClusterError: a service did not come up; what had been started now was ended.
@@ -115,6 +118,12 @@ def up(
                 return replace(old, already_up=True) if whole else restart_mlflow(old, timeout_s=timeout_s, say=say)
             say("a cluster of before is partly dead; ending what is left of it")
             _end(old, grace_s=10)
+        if ports["Ray"] in WORKER_PORTS:
+            raise UsageError(
+                f"Ray's port {ports['Ray']} is one of those that its workers take: "
+                f"{WORKER_PORTS.start} to {WORKER_PORTS.stop - 1}",
+                hint="choose another one: --ray-port",
+            )
         check_free({**ports, **extra})
         record = UpRecord(
             root=str(folder),

@@ -26,6 +26,7 @@ from raymlops.lifecycle.lineup import (
 from raymlops.lifecycle.opening import opened, serve_of, state_of
 from raymlops.lifecycle.source import Source, spec_of
 from raymlops.records import DeploymentRecord
+from raymlops.state.rollouts import rollouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,7 +62,7 @@ def deploy(
 
     With ``promote=False`` it stays beside, without a route. The version that held the route is kept warm for
     ``serve.keep_warm_s``. Deploying what is live already changes nothing. Where the alias does not follow, the version
-    is live all the same and the record's ``warnings`` say so.
+    is live all the same and the record's ``warnings`` say so; so they do where its last rollout was aborted.
 
     ``canary`` and ``shadow`` are percentages: it stays beside and answers that many of the requests, or gets copies of
     them. ``canary`` alone is held until told otherwise, 0 takes it away. With ``steps`` (percentages, rising) or
@@ -93,22 +94,24 @@ def deploy(
         raise UsageError("a canary and a shadow answer the champion's callers, so they cannot break what it takes")
     registry, ref = admitted(spec, version)
     with opened(spec) as (state, api):
+        doubts = _doubts(state, ref)
         if asked.anything:
-            return _share(
+            record = _share(
                 spec, ref, asked, state=state, api=api, registry=registry, abort=abort, why=_why(version, ref)
             )
-        action = "deploy" if promote else "deploy.beside"
-        return _bring(
-            spec,
-            ref,
-            state=state,
-            api=api,
-            registry=registry,
-            action=action,
-            why=_why(version, ref),
-            breaking=breaking or not promote,
-            abort=abort and promote,
-        )
+        else:
+            record = _bring(
+                spec,
+                ref,
+                state=state,
+                api=api,
+                registry=registry,
+                action="deploy" if promote else "deploy.beside",
+                why=_why(version, ref),
+                breaking=breaking or not promote,
+                abort=abort and promote,
+            )
+    return replace(record, warnings=(*doubts, *record.warnings))
 
 
 def promote(
@@ -455,6 +458,15 @@ def _share(
         else None
     )
     return replace(record, warnings=(*record.warnings, *filter(None, (warning, kept))))
+
+
+def _doubts(state: State, ref: ModelVersionRef) -> tuple[str, ...]:
+    """Return what a rollout of this version ended with, where it was aborted and none came after it."""
+    with state.reading() as connection:
+        newest = next((found for found in rollouts(connection, ref.name) if found.version == ref.version), None)
+    if newest is None or newest.status != "aborted":
+        return ()
+    return (f"the last rollout of version {ref.version} was aborted: {newest.reason}",)
 
 
 def _steered(spec: ProjectSpec, state: State, api: ServeApi) -> str | None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 POLL_S = 1.0
+ANSWER_S = 5.0
 TELL_EVERY_S = 10.0
 """How often a wait is told of while nothing but its time changes."""
 
@@ -48,6 +49,8 @@ class ModelOverview(Record):
     """The one that runs, with its evidence and its last decision."""
     keys: bool = False
     """Whether its callers need an API key."""
+    aborted: dict[str, Any] | None = None
+    """The newest rollout, where it was aborted, as ``rollout``."""
 
 
 def overview(source: Source | None = None, *, root: str | None = None, env: str | None = None) -> list[ModelOverview]:
@@ -74,6 +77,31 @@ def wanted(root: Path | str) -> list[str]:
     with suppress(RaymlopsError), State(open_engine(f"sqlite:///{file}")) as state:
         return sorted({item.name for item in state.deployments()})
     return []
+
+
+def answering(serve_url: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the models that answer, by name, version and path: those that the endpoint lists, and others of ``names``.
+
+    One that asks for a key is listed to callers with one alone. Whether it is ready it says to everybody.
+
+    Raises:
+        ClusterError: the endpoint does not answer.
+    """
+    import httpx
+
+    from raymlops.serving.calls import model_path
+    from raymlops.serving.client import Client
+
+    with Client(serve_url, timeout_s=ANSWER_S, retries=2) as client:
+        found = client.models()
+    listed = {model["name"] for model in found}
+    with httpx.Client(base_url=serve_url, timeout=ANSWER_S, trust_env=False) as asking:
+        for name in names:
+            path = model_path(name)
+            with suppress(httpx.HTTPError):  # it does not answer
+                if name not in listed and (ready := asking.get(f"{path}/readyz")).status_code == 200:
+                    found.append({"name": name, "version": ready.headers.get("x-model-version", ""), "path": path})
+    return found
 
 
 def find_rollout(state: State, rollout_id: str, *, name: str) -> Rollout:
@@ -132,6 +160,7 @@ def _of(state: State, name: str) -> ModelOverview:
     changes = state.changes(name)
     with state.reading() as connection:
         rollout = next(iter(running(connection, name)), None)
+        newest = next(iter(rollouts(connection, name, limit=1)), None)
     champion = champion_of(items)
     taken = None if champion is None else taken_by(champion.version, changes)
     return ModelOverview(
@@ -145,6 +174,7 @@ def _of(state: State, name: str) -> ModelOverview:
         warm={version: end.isoformat() if end else None for version, end in cools(items, changes).items()},
         rollout=_shown(rollout) if rollout else None,
         keys=champion is not None and asks_for_keys(champion),
+        aborted=_shown(newest) if newest is not None and newest.status == "aborted" else None,
     )
 
 

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import orjson
 
 from raymlops.errors import (
+    MAX_PROBLEMS,
     ClusterError,
     InvalidRowsError,
     NotFoundError,
@@ -71,14 +72,17 @@ def predict_call(
 
     Raises:
         UsageError: the rows are of no known kind or hold what JSON cannot say, or a header cannot carry an argument.
+        InvalidRowsError: they hold infinity, which would be sent as null, as what is missing is.
     """
     headers = _headers(request_id, {"x-session-id": session, "x-raymlops-version": version})
+    sent = _rows(rows)
+    _check_finite(sent)
     return Call(
         "POST",
         f"{model_path(name)}/predict",
         lambda data, attempts: Answer(data["outputs"], data["model_version"], data["request_id"], attempts),
         headers,
-        _json({"rows": _rows(rows)}, "rows"),
+        _json({"rows": sent}, "rows"),
     )
 
 
@@ -235,6 +239,28 @@ def _rows(rows: Rows) -> list[Any]:
             f"rows are a {type(rows).__name__}", hint="Give a list of dicts, a pandas DataFrame or a pyarrow Table."
         )
     return list(rows)
+
+
+def _check_finite(rows: Sequence[Any]) -> None:
+    problems = [
+        RowProblem(index, str(name), "infinity is no number that can be sent; NaN and None are missing values")
+        for index, row in enumerate(rows)
+        if isinstance(row, Mapping)
+        for name, value in row.items()
+        if _infinite(value)
+    ]
+    if problems:
+        raise InvalidRowsError(problems[:MAX_PROBLEMS])
+
+
+def _infinite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isinf(value)
+    if isinstance(value, list | tuple):
+        return any(map(_infinite, value))
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):  # numpy's arrays and numbers
+        return value.dtype.kind == "f" and _infinite(value.tolist())
+    return False
 
 
 def _transposed(names: Any, lists: list[list[Any]]) -> list[dict[str, Any]]:

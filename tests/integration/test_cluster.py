@@ -201,6 +201,8 @@ def test_a_taken_port_is_refused_before_anything_starts(tmp_path):
         server.listen()
         with pytest.raises(PortTakenError, match=rf"MLflow: port 22440 is taken, .*pid {os.getpid()} "):
             local.up(root=tmp_path, http_port=22441, dashboard_port=22442, mlflow_port=22440, ray_port=22443)
+    with pytest.raises(UsageError, match="15000 is one of those that its workers take: 10002 to 19999"):
+        local.up(root=tmp_path, **{**PORTS, "ray_port": 15_000})
     assert upfile.read(tmp_path) is None
 
 

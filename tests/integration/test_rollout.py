@@ -172,8 +172,10 @@ def test_a_version_that_errs_is_aborted_and_nobody_notices(config, versions):
     assert (ended.status, got.failed, set(got.versions)) == ("aborted", [], {"2"})
     assert "error" in ended.reason
     model = look(config)
-    assert (model.champion, model.canaries) == (2, {})
+    assert (model.champion, model.canaries, model.aborted["version"]) == (2, {}, 3)
     assert 3 in model.warm
+    (doubt,) = rm.deploy(config, str(versions[2]), shadow=0).warnings
+    assert doubt.startswith("the last rollout of version 3 was aborted: ")
 
 
 def test_a_controller_that_is_killed_goes_on(config, versions):

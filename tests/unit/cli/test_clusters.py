@@ -32,9 +32,13 @@ def test_models_that_wait_to_be_restored_are_said(cluster, verb, tmp_path, capsy
     """After down and up nothing is live until somebody restores it; what is live needs no such remark."""
     assert main([verb, "--root", str(tmp_path)]) == 0
     assert WAITING in "\n".join(capsys.readouterr()).splitlines()
-    cluster.models = [{"name": "m", "version": "1", "path": "/models/m"}]
-    assert main([verb, "--root", str(tmp_path)]) == 0
-    assert WAITING not in "".join(capsys.readouterr())
+    model = {"name": "m", "version": "1", "path": "/models/m"}
+    for listed, hidden in (([model], []), ([], [model])):  # hidden: it asks for a key, and nobody gave one
+        cluster.models, cluster.hidden = listed, hidden
+        assert main([verb, "--root", str(tmp_path)]) == 0
+        printed = "".join(capsys.readouterr())
+        assert WAITING not in printed
+        assert ("/models/m" in printed) == (verb == "status")
 
 
 def test_status_names_the_address_of_grpc(cluster, tmp_path, capsys):

@@ -62,6 +62,7 @@ def test_a_model_is_told_in_lines():
         warm={1: "2026-11-25T12:00:00+00:00", 5: None},
         rollout=rollout,
         keys=True,
+        aborted={"id": "r0", "version": 6, "ended_at": "2026-11-25T11:30:00+00:00", "reason": "errors"},
     )
     assert overview_lines(model) == [
         "m",
@@ -73,6 +74,7 @@ def test_a_model_is_told_in_lines():
         "  warm      version 5 until it is told to go",
         "  rollout   r1 of version 3: step 1 of 2 at 10 percent: 34 s, at this step since 2026-11-25 12:00:00 UTC",
         "            10%: canary 40 requests, 1 errors, 2 slow, 0 late, champion 80 requests, 1 errors, 2 slow, 0 late",
+        "  aborted   rollout r0 of version 6 at 2026-11-25 11:30:00 UTC: errors",
     ]
 
 
