@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -129,14 +130,33 @@ class Jobs:
         Raises:
             NotFoundError, ClusterError: as ``state``.
         """
-        state = self.state(submission_id)
-        if not state.ended:
+        if not self.state(submission_id).ended:
             with self._client() as client:
                 client.stop_job(submission_id)
-        while not state.ended:
+        return self.wait(submission_id, sleep=sleep)
+
+    def wait(
+        self, submission_id: str, *, timeout_s: float = math.inf, sleep: Callable[[float], None] = time.sleep
+    ) -> JobState:
+        """Return how a job is once it has ended, or how it is then when it has not within ``timeout_s``.
+
+        Raises:
+            NotFoundError, ClusterError: as ``state``.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not (state := self.state(submission_id)).ended and time.monotonic() < deadline:
             sleep(_POLL_S)
-            state = self.state(submission_id)
         return state
+
+    def failure(self, state: JobState, *, what: str, kind: type[RaymlopsError] = ClusterError) -> RaymlopsError:
+        """Return the error that a job of ours ended with: as it was raised there, else ``what`` and its last lines.
+
+        Raises:
+            NotFoundError, ClusterError: as ``state``.
+        """
+        log = self.log(state.submission_id)
+        message = f"the job {state.submission_id} {what}: {state.message or state.status}\n{tail(log)}"
+        return last_error(log) or kind(message)
 
     @contextmanager
     def _client(self) -> Iterator[Any]:

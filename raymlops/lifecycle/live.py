@@ -24,9 +24,9 @@ from raymlops.lifecycle.lineup import (
     with_champion,
 )
 from raymlops.lifecycle.opening import opened, serve_of, state_of
+from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.source import Source, spec_of
 from raymlops.records import DeploymentRecord
-from raymlops.state.rollouts import rollouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -94,7 +94,7 @@ def deploy(
         raise UsageError("a canary and a shadow answer the champion's callers, so they cannot break what it takes")
     registry, ref = admitted(spec, version)
     with opened(spec) as (state, api):
-        doubts = _doubts(state, ref)
+        doubts = doubts_of(state, ref)
         if asked.anything:
             record = _share(
                 spec, ref, asked, state=state, api=api, registry=registry, abort=abort, why=_why(version, ref)
@@ -458,15 +458,6 @@ def _share(
         else None
     )
     return replace(record, warnings=(*record.warnings, *filter(None, (warning, kept))))
-
-
-def _doubts(state: State, ref: ModelVersionRef) -> tuple[str, ...]:
-    """Return what a rollout of this version ended with, where it was aborted and none came after it."""
-    with state.reading() as connection:
-        newest = next((found for found in rollouts(connection, ref.name) if found.version == ref.version), None)
-    if newest is None or newest.status != "aborted":
-        return ()
-    return (f"the last rollout of version {ref.version} was aborted: {newest.reason}",)
 
 
 def _steered(spec: ProjectSpec, state: State, api: ServeApi) -> str | None:

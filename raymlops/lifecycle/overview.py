@@ -22,6 +22,8 @@ from raymlops.state.store import State, state_url
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from raymlops.records import ModelVersionRef
+
 POLL_S = 1.0
 ANSWER_S = 5.0
 TELL_EVERY_S = 10.0
@@ -115,6 +117,15 @@ def find_rollout(state: State, rollout_id: str, *, name: str) -> Rollout:
             if found.id == rollout_id:
                 return found
     raise NotFoundError(f"{name} has no rollout {rollout_id}")
+
+
+def doubts_of(state: State, ref: ModelVersionRef) -> tuple[str, ...]:
+    """Return what a rollout of this version ended with, where it was aborted and none came after it."""
+    with state.reading() as connection:
+        newest = next((found for found in rollouts(connection, ref.name) if found.version == ref.version), None)
+    if newest is None or newest.status != "aborted":
+        return ()
+    return (f"the last rollout of version {ref.version} was aborted: {newest.reason}",)
 
 
 def follow_rollout(

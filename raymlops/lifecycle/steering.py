@@ -210,7 +210,7 @@ def _ensure_by_job(spec: ProjectSpec, *, dashboard_url: str) -> str | None:
 
     The job is told what the controller is, and reads every reference on the cluster.
     """
-    from raymlops.cluster.jobs import CONFIG, SUBMISSION, Jobs, job_folder, last_error, tail
+    from raymlops.cluster.jobs import CONFIG, SUBMISSION, Jobs, job_folder
     from raymlops.config.load import dump
 
     if SUBMISSION in os.environ:
@@ -227,16 +227,11 @@ def _ensure_by_job(spec: ProjectSpec, *, dashboard_url: str) -> str | None:
     submission_id = f"raymlops-controller-{uuid.uuid4().hex[:8]}"
     with job_folder(dump(spec_of(data)), code={}) as folder:
         jobs.submit(["controller", "--config", CONFIG, "--json"], folder=folder, submission_id=submission_id)
-    deadline = time.monotonic() + JOB_S
-    while not (job := jobs.state(submission_id)).ended:
-        if time.monotonic() > deadline:
-            return f"job {submission_id}, which starts the controller, has not ended within {JOB_S:g} s: {job.status}"
-        time.sleep(_POLL_S)
+    job = jobs.wait(submission_id, timeout_s=JOB_S)
+    if not job.ended:
+        return f"the job {submission_id}, which starts the controller, has not ended within {JOB_S:g} s: {job.status}"
     if job.status != "SUCCEEDED":
-        log = jobs.log(submission_id)
-        raise last_error(log) or ClusterError(
-            f"job {submission_id}, which starts the controller, failed: {job.message or job.status}\n{tail(log)}"
-        )
+        raise jobs.failure(job, what="did not start the controller")
     return None if _holder(spec) else _ELSEWHERE
 
 

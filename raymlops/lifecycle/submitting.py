@@ -189,15 +189,10 @@ def _finder(tracker: Tracker, spec: ProjectSpec, *, resume: str | None, submissi
 
 
 def _wait(jobs: Jobs, find: Callable[[], str | None], *, submission_id: str, sleep: Callable[[float], None]) -> str:
-    from raymlops.cluster.jobs import last_error, tail
-
     while True:
         state = jobs.state(submission_id)  # before MLflow: a job that has ended has no more to say there
         if (sweep_id := find()) is not None:
             return sweep_id
         if state.ended:
-            log = jobs.log(submission_id)
-            raise last_error(log) or SweepError(
-                f"the job {submission_id} ended before its sweep began: {state.message or state.status}\n{tail(log)}"
-            )
+            raise jobs.failure(state, what="ended before its sweep began", kind=SweepError)
         sleep(_POLL_S)

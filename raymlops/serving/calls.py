@@ -258,9 +258,10 @@ def _infinite(value: Any) -> bool:
         return math.isinf(value)
     if isinstance(value, list | tuple):
         return any(map(_infinite, value))
-    if hasattr(value, "dtype") and hasattr(value, "tolist"):  # numpy's arrays and numbers
-        return value.dtype.kind == "f" and _infinite(value.tolist())
-    return False
+    kind = getattr(getattr(value, "dtype", None), "kind", "O")  # numpy's letter; tensors of others have none
+    if kind == "f":
+        return bool((abs(value) == math.inf).any())
+    return kind == "O" and hasattr(value, "tolist") and _infinite(value.tolist())
 
 
 def _transposed(names: Any, lists: list[list[Any]]) -> list[dict[str, Any]]:

@@ -101,7 +101,9 @@ async def up(name: str, model: Model, *, expected: float, venvs: Path) -> Server
     server: Server | None = None
     try:
         server = start(name, model, venvs=venvs)
-        answers = await server.ready()
+        for target, answer in (await server.ready()).items():
+            if not math.isclose(answer, expected, rel_tol=1e-5):
+                sys.exit(f"{target} answers {answer}, the model {expected}")
     except BaseException as error:
         if server is not None:
             server.end()
@@ -109,10 +111,6 @@ async def up(name: str, model: Model, *, expected: float, venvs: Path) -> Server
             raise
         print(f"without {name}: {error}", file=sys.stderr, flush=True)
         return None
-    wrong = {target: answer for target, answer in answers.items() if not math.isclose(answer, expected, rel_tol=1e-5)}
-    if wrong:
-        server.end()
-        sys.exit(f"the model gives {expected}, but there is {wrong}")
     return server
 
 

@@ -69,9 +69,11 @@ def ratio(runs: dict[str, list[dict]], one: str, other: str, *, key: str = "per_
     """
     base = next(iter(runs))
     if one == base:
-        return median(turn["base"][key] / turn[key] if turn[key] else float("nan") for turn in runs[other])
-    if other == base:
-        return median(turn[key] / turn["base"][key] if turn["base"][key] else float("nan") for turn in runs[one])
-    if other == one + UNLOGGED:
-        return median(a[key] / b[key] if b[key] else float("nan") for a, b in zip(runs[one], runs[other], strict=True))
-    return ratio(runs, base, other, key=key) * ratio(runs, one, base, key=key)
+        pairs = [(turn["base"], turn) for turn in runs[other]]
+    elif other == base:
+        pairs = [(turn, turn["base"]) for turn in runs[one]]
+    elif other == one + UNLOGGED:
+        pairs = list(zip(runs[one], runs[other], strict=True))
+    else:
+        return ratio(runs, base, other, key=key) * ratio(runs, one, base, key=key)
+    return median(a[key] / b[key] if b[key] else float("nan") for a, b in pairs)

@@ -3,8 +3,7 @@ import shutil
 
 import httpx
 import pytest
-
-from raymlops.cluster.ports import free_port
+from shell_user import free_ports
 
 pytestmark = pytest.mark.e2e
 
@@ -24,8 +23,8 @@ def test_a_recipe_outside_the_package_goes_live_by_configuration_alone(user, rep
     shutil.copytree(repository / "examples" / "own_recipe", user.cwd / "own")
     user.cwd /= "own"
     assert "passed" in user.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider").stdout
-    ports = {name: free_port() for name in ("http", "dashboard", "mlflow", "ray")}
-    user.raymlops("up", *(text for name, port in ports.items() for text in (f"--{name}-port", port)))
+    ports = free_ports()
+    user.up(ports)
     arguments = ["--config", "config.yaml", "sweep.num_trials=3", "train.cpus_per_worker=0.5", "--json", "--yes"]
     record = json.loads(user.raymlops("pipeline", *arguments).stdout)
     assert [trial["status"] for trial in record["sweep"]["trials"]].count("failed") == 0

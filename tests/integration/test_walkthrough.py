@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sys
@@ -11,9 +10,7 @@ from typing import TYPE_CHECKING
 import nbclient
 import nbformat
 import pytest
-from shell_user import ROOT, visiting
-
-from raymlops.cluster.ports import free_port
+from shell_user import ROOT, free_ports, visiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,8 +27,7 @@ CELL_TIMEOUT_S = 300
 def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     """A user on a cluster from ``up``, in a home with a short path, as sockets want it."""
     with visiting(tmp_path_factory.mktemp("user")) as someone:
-        ports = [text for name in ("http", "dashboard", "mlflow", "ray") for text in (f"--{name}-port", free_port())]
-        someone.env |= json.loads(someone.raymlops("up", *ports, "--num-cpus", "2", "--json").stdout)["env"]
+        someone.env |= someone.up(free_ports(), "--num-cpus", "2")
         yield someone
         someone.raymlops("down")
 

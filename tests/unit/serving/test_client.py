@@ -434,22 +434,6 @@ def test_a_client_is_light(name):
     )
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [{"a": 1.0}, {"a": float("-inf")}],
-        [{"a": 1.0}, {"a": np.float32("inf")}],
-        [{"a": [1.0]}, {"a": [[0.0], (1.0, float("inf"))]}],
-        [{"a": 1.0}, {"a": np.array([1.0, np.inf])}],
-        pd.DataFrame({"a": [1.0, float("inf")]}),
-    ],
-)
-def test_infinity_is_not_taken_for_missing(rows):
-    """JSON would carry it as null; nothing is sent."""
-    with Client("http://127.0.0.1:9") as client, pytest.raises(InvalidRowsError, match=r"row 1, field 'a': infinity"):
-        client.predict("flights", rows)
-
-
 @pytest.mark.parametrize("seconds", [0, -1, "a", float("nan"), float("inf"), 10**400, True, [1]])
 def test_a_deadline_that_is_none_is_told(ask, seconds):
     """For all calls or for one of them, before anything is sent."""
