@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     Resources = Mapping[str, float]
 
+SERVED = "Serve application "
+"""Begins the name of a holder that answers requests."""
 _EPSILON = 1e-6
 """Ray counts resources in steps of 1e-4; ten workers of 0.1 CPU must fit one CPU."""
 
@@ -132,14 +134,15 @@ def check_fits(
             return
         if not looked:  # asking for the limit costs a task on the head, so only where the nodes do not suffice
             growth, looked = autoscaler_growth(asked), True
-        verdict = decide(asked, total=total, available=available, growth=growth, holders=cluster.holders())
+        holders = cluster.holders()
+        verdict = decide(asked, total=total, available=available, growth=growth, holders=holders)
         if verdict.kind == "grows":
             return
         left = deadline - time.monotonic()
         if verdict.kind == "never" or left <= 0:
             raise InsufficientResourcesError(
                 verdict.message if verdict.kind == "never" else f"{verdict.message}\n  waited {wait_s:g} s",
-                hint=_HINTS[verdict.kind],
+                hint=". ".join(filter(None, (_HINTS[verdict.kind], remedy(holders) if verdict.kind == "busy" else ""))),
             )
         if on_wait is not None:
             on_wait(verdict.message, left)
@@ -150,6 +153,16 @@ _HINTS = {
     "never": "lower the workers or the share of each (train.num_workers, train.cpus_per_worker), or add nodes",
     "busy": "wait for the others, end them, or raise cluster.wait_s",
 }
+
+
+def remedy(holders: Sequence[Holder]) -> str:
+    """Return how to end what is served and may not be needed; empty where nothing is served."""
+    if not any(holder.name.startswith(SERVED) for holder in holders):
+        return ""
+    return (
+        "`raymlops status` shows which versions are only kept warm, "
+        "`raymlops deploy NAME --remove --version N` ends one"
+    )
 
 
 def add(parts: Sequence[Resources]) -> dict[str, float]:

@@ -77,9 +77,8 @@ def sweep(
 
     spec = project.spec
     check(project)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
     url = optuna_url(spec)
-    refuse_sqlite(url, nodes=len(nodes))
+    refuse_sqlite(url, nodes=sum(node["Alive"] for node in ray.nodes()))
     check_writable(spec.storage.path)
     store = tracker(spec)
     store.check()
@@ -106,7 +105,7 @@ def sweep(
             run.begins(prepared, fork=fork, tags=tags or {}, hold=hold)
         else:
             run.goes_on(before, prepared, changes=changes)
-        return run.to_the_end(nodes)
+        return run.to_the_end()
 
 
 class _Sweep:
@@ -177,7 +176,7 @@ class _Sweep:
             for text in changed:
                 self._tell(f"goes on with a change: {text}")
 
-    def to_the_end(self, nodes: list[Any]) -> SweepRecord:
+    def to_the_end(self) -> SweepRecord:
         """Run the trials, choose the winner and end the parent run."""
         parent = self._books.parent
         with parent.closing_on_error():
@@ -185,7 +184,6 @@ class _Sweep:
                 self._project,
                 self._books,
                 store=self._store,
-                nodes=nodes,
                 data=self._data,
                 before=self._before,
                 on_event=self._on_event,

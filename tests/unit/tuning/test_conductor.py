@@ -55,6 +55,7 @@ class Stage:
         section = {"metric": "validation/auc", "mode": "max", "max_concurrent": 2, "space": space, **sweep}
         project = bind(load_data({"project": {"name": "p"}, "recipe": {"import": Tiny}, "sweep": section}))
         self.now = 0.0
+        self.slots = 2
         self.events, self.noted, self.discarded = [], [], []
         self.runs = Runs()
         objectives = objectives_of(project.spec)
@@ -68,7 +69,7 @@ class Stage:
             trials=self.trials,
             children=self.runs,
             sweep_uri="/sweeps/s",
-            max_concurrent=2,
+            slots=lambda: self.slots,
             before=before,
             on_event=self.events.append,
             note=self.noted.append,
@@ -407,3 +408,44 @@ def test_a_display_that_raises_is_asked_no_more_and_keeps_no_trial_open(storage)
         stage.conductor.close()
     stage.conductor.close()
     assert TrialState.RUNNING not in stage.states()
+
+
+def test_slots_are_counted_again_every_few_seconds(storage):
+    """More room is used from the next count on; where there is less, as many run on and none is drawn."""
+    stage = Stage(storage, num_trials=9, max_concurrent=None)
+    conductor = stage.conductor
+
+    def drawn():
+        return [trial["number"] for _ in range(9) if (trial := conductor.next_trial()) is not None]
+
+    assert drawn() == [0, 1]
+    stage.slots = 3
+    stage.now = 4.9
+    conductor.between_steps()
+    assert drawn() == []
+    stage.now = 5.0
+    conductor.between_steps()
+    assert drawn() == [2]
+    stage.slots = 1
+    stage.now = 10.0
+    conductor.between_steps()
+    conductor.end(0, "failed", reason="x")
+    assert drawn() == []
+
+
+def test_a_count_that_fails_leaves_the_number_as_it_was(storage):
+    """Ray's head may be away for a moment."""
+    stage = Stage(storage, num_trials=9)
+    del stage.slots
+    stage.now = 60.0
+    stage.conductor.between_steps()
+    assert [stage.conductor.next_trial() is None for _ in range(3)] == [False, False, True]
+
+
+def test_a_trial_waits_until_it_has_a_process(storage):
+    stage = Stage(storage, num_trials=9)
+    number = stage.conductor.next_trial()["number"]
+    assert stage.events[-1].counts["waiting"] == 1
+    stage.conductor.started(number)
+    stage.epoch(number, 1, 0.5)
+    assert (stage.events[-1].counts["waiting"], stage.events[-1].counts["running"]) == (0, 1)
