@@ -91,7 +91,9 @@ def deploy(
     version: OneVersion = None,
     env: EnvOption = None,
     beside: Annotated[bool, typer.Option("--beside", help="Bring it up without giving it the route.")] = False,
-    remove: Annotated[bool, typer.Option("--remove", help="Take down every version of the model instead.")] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Take the model down instead; with --version that one alone.")
+    ] = False,
     restore: Annotated[
         bool, typer.Option("--restore", help="Bring every model back instead, as after down and up.")
     ] = False,
@@ -139,11 +141,11 @@ def deploy(
         return
     source, overrides, version = _source(config, words, version=version)
     if remove:
-        if version is not None or beside or restore:
-            raise UsageError(
-                "--remove takes down every version of the model; it goes with no --version, --beside or --restore",
-                hint="To take one version from the route, make another live: promote or rollback.",
-            )
+        if beside or restore:
+            raise UsageError("--remove takes down what is up; it goes with no --beside or --restore")
+        if version is not None:
+            _remove_one(source, version, overrides=overrides, env=env, yes=yes, as_json=as_json)
+            return
         confirm("This takes the endpoint down. Go on?", yes=yes)
         versions = live.remove(source, overrides=overrides, env=env)
         answer({"removed": versions}, f"removed {len(versions)} versions", as_json=as_json)
@@ -289,6 +291,22 @@ def _restore(
     answer(
         {"deployments": [item.to_dict() for item in desired]}, f"live: {', '.join(names) or 'nothing'}", as_json=as_json
     )
+
+
+def _remove_one(
+    source: Source, version: str, *, overrides: Sequence[str], env: str | None, yes: bool, as_json: bool
+) -> None:
+    """Take down one version that stands beside the champion."""
+    from raymlops.lifecycle.removing import number_of, remove_version
+    from raymlops.lifecycle.source import spec_of
+
+    number = number_of(version)
+    spec = spec_of(source, overrides=overrides, env=env)
+    name = spec.project.name
+    confirm(f"This takes version {number} of {name} down. Go on?", yes=yes)
+    remove_version(spec, number)
+    brings = f"raymlops deploy {name} --version {number} brings it up again"
+    answer({"removed": [number]}, f"removed version {number} of {name}; {brings}", as_json=as_json)
 
 
 def _follow(source: Source, rollout_id: str, *, overrides: Sequence[str], env: str | None, as_json: bool) -> None:

@@ -135,7 +135,7 @@ def test_a_model_is_named_without_its_configuration(deployed, text, version):
         (["rollback"], "neither a model nor its configuration"),
         (["rollback", "m@7"], "not to 7"),
         (["promote", "m@7", "--version", "8"], "both name a version"),
-        (["deploy", "m@7", "--remove"], "no --version"),
+        (["deploy", "m@challenger", "--remove"], "takes a version by its number, not '@challenger'"),
     ],
 )
 def test_a_name_that_says_too_little_or_too_much_is_refused(deployed, words, message, capsys):
