@@ -111,11 +111,13 @@ def check_fits(
     gpus_per_worker: float = 0.0,
     purpose: str,
     wait_s: float = 60.0,
+    queues: bool = False,
     on_wait: Callable[[str, float], None] | None = None,
 ) -> None:
     """Check, on the connected cluster, that the workers can run together; wait while others hold what they need.
 
-    ``on_wait`` is called about once a second with a message and the seconds left.
+    ``on_wait`` is called about once a second with a message and the seconds left. Who ``queues`` waits for other jobs
+    itself, and is refused only where what is served, which does not end, holds the rest.
 
     Raises:
         InsufficientResourcesError: they can never fit, or did not within ``wait_s``; it says what was asked,
@@ -136,7 +138,7 @@ def check_fits(
             growth, looked = autoscaler_growth(asked), True
         holders = cluster.holders()
         verdict = decide(asked, total=total, available=available, growth=growth, holders=holders)
-        if verdict.kind == "grows":
+        if verdict.kind == "grows" or (queues and verdict.kind == "busy" and some_end(holders)):
             return
         left = deadline - time.monotonic()
         if verdict.kind == "never" or left <= 0:
@@ -153,6 +155,11 @@ _HINTS = {
     "never": "lower the workers or the share of each (train.num_workers, train.cpus_per_worker), or add nodes",
     "busy": "wait for the others, end them, or raise cluster.wait_s",
 }
+
+
+def some_end(holders: Sequence[Holder]) -> bool:
+    """Return whether a holder ends by itself, as jobs do and what is served does not."""
+    return any(not holder.name.startswith(SERVED) for holder in holders)
 
 
 def remedy(holders: Sequence[Holder]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raymlops.cluster.capacity import SERVED, Ask, add, remedy, room, show
+from raymlops.cluster.capacity import Ask, add, remedy, room, show, some_end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,6 +102,6 @@ def _advice(asks: Sequence[Ask], *, total: Sequence[Resources], holders: Sequenc
     advice = ["The sweep continues as soon as there is room."]
     if ending := remedy(holders):
         advice.append(f"{ending}.")
-    if not all(holder.name.startswith(SERVED) for holder in holders):
+    if some_end(holders):
         advice.append("Other jobs give it back when they end; `ray job stop` ends one.")
     return " ".join(advice)
