@@ -29,12 +29,16 @@ class Explain(Protocol):
 
 
 class Slots:
-    """The number as counted last."""
+    """The number as the last two counts have it.
+
+    Room that is there for a moment is not the sweep's: a replica that died comes back, and Ray's view of what is free
+    lags by up to a second.
+    """
 
     def __init__(self, count: Callable[[], int], *, clock: Callable[[], float]) -> None:
         self._count = count
         self._clock = clock
-        self.now = count()
+        self.now = self._seen = count()
         self._counted_s = clock()
 
     def recount(self) -> None:
@@ -44,7 +48,9 @@ class Slots:
             return
         self._counted_s = now_s
         with suppress(Exception):  # Ray's head may be away for a moment, which costs no sweep
-            self.now = self._count()
+            seen = self._count()
+            least, most = sorted((seen, self._seen))
+            self.now, self._seen = min(max(self.now, least), most), seen
 
 
 class Standstill:

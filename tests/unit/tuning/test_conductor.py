@@ -411,26 +411,28 @@ def test_a_display_that_raises_is_asked_no_more_and_keeps_no_trial_open(storage)
 
 
 def test_slots_are_counted_again_every_few_seconds(storage):
-    """More room is used from the next count on; where there is less, as many run on and none is drawn."""
+    """What two counts say holds: more room is used, and with less no trial is drawn until fewer run."""
     stage = Stage(storage, num_trials=9, max_concurrent=None)
     conductor = stage.conductor
 
-    def drawn():
+    def drawn(at_s, slots):
+        stage.now, stage.slots = at_s, slots
+        conductor.between_steps()
         return [trial["number"] for _ in range(9) if (trial := conductor.next_trial()) is not None]
 
-    assert drawn() == [0, 1]
-    stage.slots = 3
-    stage.now = 4.9
-    conductor.between_steps()
-    assert drawn() == []
-    stage.now = 5.0
-    conductor.between_steps()
-    assert drawn() == [2]
-    stage.slots = 1
-    stage.now = 10.0
-    conductor.between_steps()
+    assert drawn(0.0, 2) == [0, 1]
+    assert drawn(5.0, 3) == []  # once, for a moment
+    assert drawn(10.0, 2) == []
+    assert drawn(15.0, 3) == []
+    assert drawn(19.9, 4) == []  # not counted yet
+    assert drawn(20.0, 4) == [2]  # 3, then 4: at least 3
     conductor.end(0, "failed", reason="x")
-    assert drawn() == []
+    assert drawn(25.0, 1) == [3]  # 4, then 1: it stays 3
+    for number in (1, 2):
+        conductor.end(number, "failed", reason="x")
+    assert drawn(30.0, 1) == []
+    conductor.end(3, "failed", reason="x")
+    assert drawn(30.0, 1) == [4]
 
 
 def test_a_count_that_fails_leaves_the_number_as_it_was(storage):
