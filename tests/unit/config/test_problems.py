@@ -174,9 +174,9 @@ def test_a_null_byte_in_a_path_has_a_place(write, problems, text, place, path):
 def test_a_null_byte_in_plain_data_is_a_problem_too():
     """Of a notebook's own mapping, and of an override."""
     data = {"project": {"name": "a"}, "recipe": {"import": "m:C"}}
-    with pytest.raises(ConfigError, match="storage.path: holds a null byte"):
+    with pytest.raises(ConfigError, match=r"storage\.path: holds a null byte"):
         load_data({**data, "storage": {"path": "a\0b"}})
-    with pytest.raises(ConfigError, match="storage.path: holds a null byte"):
+    with pytest.raises(ConfigError, match=r"storage\.path: holds a null byte"):
         load_data(data, overrides=['storage.path="a\\0b"'])
 
 
