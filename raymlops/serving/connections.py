@@ -103,8 +103,9 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock, and tell whoever is at work for this client."""
         self._stop()
+        busy = self._busy
         super().connection_lost(exc)
-        if self._running is not None and not self._running.response_complete:
+        if busy:
             self._client.leave()
 
     def data_received(self, data: bytes) -> None:
@@ -160,7 +161,7 @@ class Connection(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         """Refuse a handshake that is none: the library would wait for ever for one that is."""
-        if self._running is not None and not self._running.response_complete:
+        if self._busy:
             self.transport.close()  # an earlier request is still to be answered, and the library would answer first
         elif self.parser.get_method() == b"GET":
             super().handle_websocket_upgrade()
@@ -200,6 +201,12 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    @property
+    def _busy(self) -> bool:
+        """Return whether an answer is due."""
+        running = self._running
+        return running is not None and not running.response_complete and not running.disconnected
+
     def _offered(self) -> bool:
         return bool(self.parser.should_upgrade()) and not self._should_upgrade()
 
@@ -223,13 +230,21 @@ class Connection(HttpToolsProtocol):
         self._stop()
         if self.transport.is_closing():
             return
-        if self._running is not None and not self._running.response_complete:
-            # The client would take this for the answer to an earlier request, which is still on its way: that one is
-            # the last.
-            self._ended = True
-            self._running.keep_alive = False
-            self.pipeline.clear()
-            return
+        running = self._running
+        if running is not None and self._busy:
+            if running.response_started and running.more_body:
+                self.transport.close()
+                return
+            if not running.more_body:
+                # The client would take this for the answer to an earlier request, which is still on its way: that one
+                # is the last.
+                self._ended = True
+                running.keep_alive = False
+                self.pipeline.clear()
+                return
+            running.disconnected = True  # its own body is at fault, so that this is its answer
+            running.message_event.set()
+            self._client.leave()
         request_id = str(uuid.uuid4())
         body = error_body(refusal, request_id)
         lines = (
@@ -245,7 +260,7 @@ class Connection(HttpToolsProtocol):
     def _linger(self) -> None:
         """Read and forget, until the client has ended, has paused, or has gone on for too long."""
         self._ended = True
-        if self.transport.is_closing() or (self._running is not None and not self._running.response_complete):
+        if self.transport.is_closing() or self._busy:
             return
         now = self.loop.time()
         if self._lingers_until is None:

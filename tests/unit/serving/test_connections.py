@@ -162,6 +162,21 @@ def test_a_refusal_never_takes_the_place_of_an_earlier_answer():
         assert answers.count(b"HTTP/1.1") <= 1
 
 
+def test_a_body_that_is_none_is_refused_at_once():
+    """Nobody waits for the rest of it; whoever reads it hears that there is none, and answers nothing."""
+    head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    ended = []
+
+    async def reading(scope, receive, send):
+        while (message := await receive())["type"] == "http.request":
+            pass
+        ended.append(message["type"])
+        await answer(send, 200, b"never")
+
+    assert error(talk(Connection, head + b"2\r\nab\r\n", b"zz\r\n{}\r\n", LAST, app=reading)) == (400, "bad_request")
+    assert ended == ["http.disconnect"]
+
+
 def test_a_client_that_still_sends_gets_its_last_answer():
     """Four megabytes, of which nobody reads any: closing at once would reset the connection."""
     head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n"
