@@ -109,7 +109,7 @@ class Cleaner:
         if refusal is not None:
             await _refuse(refusal, scope, send)
         elif bounds is None:
-            await self._app(scope, receive, self._learning(send))
+            await self._app(scope, receive, _learning(send, self._known))
         else:
             await self._to_model(scope, receive, send, client=client or Client(), bounds=bounds)
 
@@ -139,7 +139,7 @@ class Cleaner:
 
     async def _model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, until: float) -> None:
         """Hand a request on, until its deadline and for as long as its client is there; either cancels it in Serve."""
-        answer = _Answer(scope, self._learning(send))
+        answer = _Answer(scope, send, self._known)
         task = asyncio.current_task()
         assert task is not None
         limit = asyncio.timeout_at(until)
@@ -164,16 +164,6 @@ class Cleaner:
                 task.uncancel()
         if not answer.started and not client.gone:
             await answer.refuse(LATE if limit.expired() else refusal)
-
-    def _learning(self, send: Send) -> Send:
-        """Return a ``send`` that notes what a replica tells with its answer."""
-
-        async def noting(message: Message) -> None:
-            if TOLD in message:
-                self._known.take(message)
-            await send(message)
-
-        return noting
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         """Return why a request goes no further, from its path and its headers as they came."""
@@ -244,8 +234,9 @@ def clean_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes
 class _Answer:
     """The messages of one answer on their way out, with Serve's own refusals put into the one form of an error."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, known: Known) -> None:
         self.started = False
+        self._known = known
         self._scope = scope
         self._send = send
         self._refusal: Refusal | None = None
@@ -253,6 +244,7 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
+            self._known.take(message)
             self._refusal = _serves_own(message)
         if self._refusal is None:
             await self._send(message)
@@ -261,6 +253,17 @@ class _Answer:
 
     async def refuse(self, refusal: Refusal) -> None:
         await send_reply(_reply(refusal, self._scope, extra=refusal_headers(refusal)), self._send)
+
+
+def _learning(send: Send, known: Known) -> Send:
+    """Return a ``send`` that notes what the index tells with its answer."""
+
+    async def noting(message: Message) -> None:
+        if TOLD in message:
+            known.take(message)
+        await send(message)
+
+    return noting
 
 
 def _serves_own(start: Message) -> Refusal | None:
