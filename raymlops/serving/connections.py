@@ -160,13 +160,15 @@ class Connection(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
     def handle_websocket_upgrade(self) -> None:
-        """Refuse a handshake that is none: the library would wait for ever for one that is."""
+        """Refuse a handshake that is none: the library would answer in a text, or wait for ever for one that is."""
+        given = dict(self.headers)
+        whole = given.get(b"sec-websocket-version") == b"13" and b"sec-websocket-key" in given
         if self._busy:
             self.transport.close()  # an earlier request is still to be answered, and the library would answer first
-        elif self.parser.get_method() == b"GET":
+        elif self.parser.get_method() == b"GET" and whole:
             super().handle_websocket_upgrade()
         else:
-            self._refuse(Refusal(400, "bad_request", "a websocket begins with GET"))
+            self._refuse(Refusal(400, "bad_request", "a websocket begins with GET, a key and version 13"))
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP request."""

@@ -103,9 +103,12 @@ def test_a_connection_that_asks_nothing_is_closed():
 
 
 def test_a_handshake_that_is_none_is_refused():
-    """A websocket begins with GET; with another method nobody would ever answer."""
-    upgrade = b"connection: upgrade\r\nupgrade: websocket\r\n\r\n"
-    assert talk(Connection, REQUEST.replace(b"\r\n\r\n", b"\r\n" + upgrade)).startswith(b"HTTP/1.1 400")
+    """A websocket begins with GET; with another method nobody would ever answer. And it has a key and a version."""
+    upgrade = b"\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+    key = b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    get = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+    for bad in (REQUEST.replace(b"\r\n\r\n", upgrade + key), get.replace(b"\r\n\r\n", upgrade + b"\r\n")):
+        assert error(talk(Connection, bad)) == (400, "bad_request")
 
 
 OFFER = b"upgrade: h2c\r\nconnection: Upgrade, HTTP2-Settings\r\nhttp2-settings: AAMAAABk\r\n\r\n"
