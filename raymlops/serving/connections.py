@@ -83,6 +83,7 @@ class Connection(HttpToolsProtocol):
     """A connection of uvicorn's that does not wait for ever for headers and does not take them without end."""
 
     headers_s = HEADERS_S
+    longest_linger_s = LONGEST_LINGER_S
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -193,7 +194,16 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Note that a request is complete, which one that is parsed again is not."""
         if not self._offered():
+            self._stop()
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request; what is still to come of the body of an answered one has its time too."""
+        running = self._running
+        super().on_response_complete()
+        if running is not None and running.more_body and not self._ended and not self.transport.is_closing():
+            self._stop()
+            self._deadline = self.loop.call_later(self.longest_linger_s, self.transport.close)
 
     def end(self) -> None:
         """Close the connection after its last answer; a client that is still sending is let finish, unread."""
@@ -266,7 +276,7 @@ class Connection(HttpToolsProtocol):
             return
         now = self.loop.time()
         if self._lingers_until is None:
-            self._lingers_until = now + LONGEST_LINGER_S
+            self._lingers_until = now + self.longest_linger_s
             if self.transport.can_write_eof():
                 self.transport.write_eof()
             self.flow.resume_reading()

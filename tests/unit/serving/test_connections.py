@@ -19,6 +19,7 @@ class Hasty(Connection):
     """Gives up at once, as soon as it may."""
 
     headers_s = 0.01
+    longest_linger_s = 0.01
 
 
 async def application(scope, receive, send):
@@ -186,6 +187,18 @@ def test_a_client_that_still_sends_gets_its_last_answer():
     answers = talk(Connection, head, *[bytes(100_000)] * 40, app=refusing)
     assert answers.startswith(b"HTTP/1.1 413")
     assert answers.endswith(b"no")
+
+
+def test_a_body_that_does_not_come_after_its_answer_is_given_up():
+    """Whoever answered did not want it, and would have gone on with the connection."""
+
+    async def unread(scope, receive, send):
+        await answer(send, 405, b"no")
+
+    head = b"PUT / HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n"
+    assert talk(Hasty, head, b"ab", app=unread).endswith(b"\r\n\r\nno")
+    answers = talk(Connection, head, b"abc", LAST, app=unread)
+    assert answers.count(b"HTTP/1.1 405") == 2
 
 
 def test_what_comes_after_the_last_answer_is_no_request():
