@@ -99,7 +99,7 @@ class ServeSection(Spec):
     max_body_bytes: int = Field(8_000_000, ge=1024, description="bytes in one request body at most; more get 413")
     max_header_bytes: int = Field(16_384, ge=1024, description="bytes of path and headers; set at a cluster's start")
     max_waiting_rows: int = Field(20_000, ge=1, description="rows waiting in a replica at most; more get 503")
-    timeout_s: float = Field(30.0, gt=0, description="deadline of one request")
+    timeout_s: float = Field(30.0, gt=0, description="deadline of one request, from its arrival")
     ready_timeout_s: float = Field(120.0, gt=0, description="time a new version has to become ready")
     keep_warm_s: float = Field(3600.0, ge=0, description="how long a version that lost the route stays up")
     access_log: bool = Field(True, description="write a JSON line a request into Ray's log folder")

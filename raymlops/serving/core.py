@@ -19,6 +19,7 @@ from raymlops.errors import InvalidRowsError, NonFiniteError
 from raymlops.serving.batcher import Batcher
 from raymlops.serving.exchange import PIN_HEADER
 from raymlops.serving.guard import Guard, secret_of
+from raymlops.serving.parsing import Parsing
 from raymlops.serving.protocols import oip
 from raymlops.serving.protocols.asked import Answering
 from raymlops.serving.reading import Refusal
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
-LARGE_BODY_BYTES = 200_000
-"""Bodies above this are parsed in a thread: 5,000 rows take tens of milliseconds, in which others would wait."""
+LARGE_BODY_BYTES = 64_000
+"""Bodies above this are parsed in a thread: one that is made to be slow takes 5 ms, in which others would wait."""
 
 
 class Model(Protocol):
@@ -114,6 +115,7 @@ class Core:
     peers: Peers = field(default_factory=NoPeers)
     record: Callable[[Served], None] = lambda _served: None
     draw: Callable[[], float] = random.random
+    parsing: Parsing = field(default_factory=Parsing)
 
     def __post_init__(self) -> None:
         limits = self.settings.limits
@@ -151,7 +153,7 @@ class Core:
         if route == "champion":
             self._require_room()
         if len(body) > LARGE_BODY_BYTES:
-            asked = await asyncio.to_thread(form.parse, body, exchange.headers, signature=signature, max_rows=max_rows)
+            asked = await self.parsing.run(form.parse, body, exchange.headers, signature=signature, max_rows=max_rows)
         else:
             asked = form.parse(body, exchange.headers, signature=signature, max_rows=max_rows)
         if asked.request_id is not None and b"x-request-id" not in exchange.headers:
@@ -230,8 +232,9 @@ class Core:
         return Refusal(500, "model_error", f"the model raised {type(error).__name__}; the replica's log has it")
 
     def close(self) -> None:
-        """Let the worker thread end."""
+        """Let the threads end."""
         self.batcher.close()
+        self.parsing.close()
 
     def _chosen(self, exchange: Exchange, caller: Caller) -> tuple[int, Route]:
         """Return who is to answer, and why.

@@ -29,6 +29,8 @@ MODEL_IMPORT_PATH = "raymlops.serving.apps:model_app"
 INDEX_IMPORT_PATH = "raymlops.serving.apps:index_app"
 INDEX_APP = "raymlops"
 """Also what gRPC clients give as ``application``: it stays, while a champion's application changes."""
+MARGIN_S = 5.0
+"""How much later than the slowest model's own deadline Serve itself gives up a request."""
 
 _LIMITS = ("max_rows", "max_body_bytes", "timeout_s", "max_batch_rows", "max_waiting_rows")
 _TRAFFIC = ("sticky", "sticky_header", "canary_timeout_s", "max_shadow_requests")
@@ -67,13 +69,16 @@ def render(
     if ours and "/" not in taken:  # a foreign application at / keeps it; the list of models is then not served
         ours.append(_index_application(ordered, desired))
     _check(ours, foreign)
+    longest = max([settings_of(item).timeout_s for item in ordered], default=None)
+    # Counts only where this config starts Serve, for all of its applications: no request may wait for ever there.
+    deadline = {} if longest is None else {"request_timeout_s": longest + MARGIN_S}
     config: dict[str, Any] = {
         "proxy_location": "HeadOnly",
-        "http_options": {"host": host, "port": port},
+        "http_options": {"host": host, "port": port, **deadline},
         "applications": [*ours, *(dict(application) for application in foreign)],
     }
     if grpc_port is not None:
-        config["grpc_options"] = grpc_options(grpc_port)
+        config["grpc_options"] = {**grpc_options(grpc_port), **deadline}
     return config
 
 
