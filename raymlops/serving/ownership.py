@@ -158,9 +158,10 @@ def _refuse_newer(ours: Mapping[str, Mapping[str, Any]], owner: Owner) -> None:
     marks = {mark.revision for config in ours.values() if (mark := mark_of(config)).id == owner.id}
     for revision in sorted((mark for mark in marks if mark is not None), reverse=True):
         if not owner.history.wrote(revision):
+            # Without this one's own newest change: a controller tells once what stays the same.
             raise OutdatedStateError(
                 f"Serve runs what a newer copy of this state database ({owner.short}) desired: its change {revision} "
-                f"is not in this one, whose newest is {owner.revision}; nothing was changed on Serve",
+                "is not in this one; nothing was changed on Serve",
                 hint="A backup was restored, or a copy is in use elsewhere: use the newer database. Where that is "
                 "lost: raymlops deploy --restore --takeover makes this one count, and brings Serve to what it says.",
             )
