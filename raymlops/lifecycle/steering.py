@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.source import Source
 
 LEASE = "controller"
+MARKING = "controller-marks"
+"""Held besides by a controller that knows of other states on its cluster. One of an earlier raymlops has the first one
+alone, and is replaced."""
 RETRY_S = 5.0
 ANSWER_S = 30.0
 """How long a controller that is started may take to answer: it imports what it needs first."""
@@ -62,11 +65,9 @@ def ensure_controller(spec: ProjectSpec, *, dashboard_url: str, needed: bool) ->
     other states on the cluster are left alone.
     """
     try:
-        state_id = _id_of(spec)
-        holder = None if needed else holder_of(state_url(spec), LEASE)
-        if holder is not None and purpose_of(state_id) in holder:
+        if not needed and holder_of(state_url(spec), MARKING) is not None:
             return None
-        return _ensure(spec, state_id, dashboard_url=dashboard_url, needed=needed)
+        return _ensure(spec, _id_of(spec), dashboard_url=dashboard_url, needed=needed)
     except Exception as error:  # what was to be live is, whatever becomes of the controller
         why = error.message if isinstance(error, RaymlopsError) else f"{type(error).__name__}: {error}"
         return f"the controller could not be started, so that {WITHOUT}: {why}"
@@ -110,20 +111,6 @@ def steered(spec: ProjectSpec, state: State, *, dashboard_url: str) -> tuple[str
         moving = bool(running(connection))
     without = ensure_controller(spec, dashboard_url=dashboard_url, needed=moving)
     return () if without is None else (without,)
-
-
-def living_controller(spec: ProjectSpec) -> str | None:
-    """Return who holds the controller's lease of a state now, None where nobody moves what is live.
-
-    Raises:
-        StorageError, UnreachableError: that cannot be found out.
-    """
-    return holder_of(state_url(spec), LEASE)
-
-
-def purpose_of(state_id: str) -> str:
-    """Return for what a controller holds its lease, as others are told."""
-    return f"moves what is live of state {state_id[:SHORT]}"
 
 
 def told(spec: ProjectSpec, *, dashboard_url: str) -> dict[str, Any]:
@@ -191,7 +178,8 @@ class Steering:
                 raise ClusterError(
                     f"the database of this controller's state {self._id[:SHORT]} is another one by now: {found[:SHORT]}"
                 )
-            with lease(url, LEASE, purpose=purpose_of(self._id)):
+            why = "moves what is live"
+            with lease(url, LEASE, purpose=why), lease(url, MARKING, purpose=why):
                 controller = self._controller(spec, state)
                 self._word = "running"
                 while not self._stopped.is_set():

@@ -16,7 +16,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import ClusterError, DeployError
+from raymlops.errors import RaymlopsError
 from raymlops.serving.awaiting import (
     POLL_S,
     ROUTE_WAIT_S,
@@ -260,7 +260,7 @@ def _let_be(api: Api, plan: Plan, wanted: Mapping[str, dict[str, Any]]) -> None:
     """
     try:
         plan.put(api, wanted)
-    except (ClusterError, DeployError) as error:
+    except RaymlopsError as error:
         _log.warning("replicas keep the bounds that a flip gave them until the controller comes by: %s", error)
 
 

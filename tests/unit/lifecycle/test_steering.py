@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raymlops.config.schema import ProjectSpec
 from raymlops.lifecycle.source import spec_of
-from raymlops.lifecycle.steering import Steering, ensure_controller, living_controller, purpose_of, steered, told
+from raymlops.lifecycle.steering import LEASE, MARKING, Steering, ensure_controller, steered, told
 from raymlops.records import BundleRef
 from raymlops.serving.tally import controller_of
 from raymlops.state.lease import lease
@@ -59,7 +59,7 @@ def test_where_mlflow_is_comes_along_unless_it_holds_a_password(monkeypatch):
 def test_a_controller_that_holds_its_lease_is_taken_for_granted(tmp_path):
     """Nothing is connected to; one that is needed must answer, and there is no cluster here."""
     where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
-    with lease(state_url(where), "controller", purpose=purpose_of(id_of(where))):
+    with lease(state_url(where), MARKING, purpose="a test"):
         assert ensure_controller(where, dashboard_url="http://d:1", needed=False) is None
     why = ensure_controller(where, dashboard_url="http://d:1", needed=True)
     assert why is not None
@@ -82,7 +82,7 @@ def test_two_controllers_of_one_database(tmp_path):
 def test_one_that_an_earlier_raymlops_started_is_not_taken_for_granted(tmp_path):
     """It holds the lease and knows of no other state on the cluster, so that it has to be replaced."""
     where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
-    with lease(state_url(where), "controller", purpose="moves what is live"):
+    with lease(state_url(where), LEASE, purpose="a test"):
         assert ensure_controller(where, dashboard_url="http://d:1", needed=False) is not None
 
 
@@ -105,9 +105,7 @@ def test_a_controller_is_seen_to_wherever_anything_is_live(tmp_path):
         assert steered(where, state, dashboard_url="http://d:1") == ()
         one = Deployment("m", 1, BundleRef("/bundles", "d" * 64), "run", "champion", {})
         state.put_deployments({"m": [one]}, action="deploy", why="a test")
-        assert living_controller(where) is None
         (why,) = steered(where, state, dashboard_url="http://d:1")
         assert "the controller could not be started" in why
-        with lease(state_url(where), "controller", purpose=purpose_of(state.owner().id)):
+        with lease(state_url(where), LEASE, purpose="a test"), lease(state_url(where), MARKING, purpose="a test"):
             assert steered(where, state, dashboard_url="http://d:1") == ()
-            assert "moves what is live" in living_controller(where)
