@@ -115,6 +115,9 @@ def deploy(
         typer.Option("--wait", help="Follow the rollout to its end; alone: the one that runs (exit code 4: aborted)."),
     ] = False,
     breaking: BreakingFlag = False,
+    takeover: Annotated[
+        bool, typer.Option("--takeover", help="Also where another state has it on this Serve, and is lost.")
+    ] = False,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -137,7 +140,8 @@ def deploy(
             + ", ".join(sharing or ["--abort, --wait or --breaking"])
         )
     if restore and not remove:
-        _restore(config, words, version=version, beside=beside, env=env, yes=yes, as_json=as_json)
+        options = {"beside": beside, "takeover": takeover}
+        _restore(config, words, version=version, **options, env=env, yes=yes, as_json=as_json)
         return
     source, overrides, version = _source(config, words, version=version)
     if remove:
@@ -147,7 +151,7 @@ def deploy(
             _remove_one(source, version, overrides=overrides, env=env, yes=yes, as_json=as_json)
             return
         confirm("This takes the endpoint down. Go on?", yes=yes)
-        versions = live.remove(source, overrides=overrides, env=env)
+        versions = live.remove(source, overrides=overrides, env=env, takeover=takeover)
         answer({"removed": versions}, f"removed {len(versions)} versions", as_json=as_json)
         return
     version = version or "@challenger"
@@ -167,6 +171,7 @@ def deploy(
         shadow=shadow,
         abort=abort,
         breaking=breaking,
+        takeover=takeover,
     )
     rollout_id = getattr(record, "rollout_id", None)
     if wait and rollout_id is not None:
@@ -269,6 +274,7 @@ def _restore(
     *,
     version: str | None,
     beside: bool,
+    takeover: bool,
     env: str | None,
     yes: bool,
     as_json: bool,
@@ -286,7 +292,9 @@ def _restore(
             hint="To bring up a version, leave --restore out.",
         )
     confirm("This brings Serve to what should be live, of every model. Go on?", yes=yes)
-    desired = live.restore(source, overrides=overrides, env=env)
+    desired = live.restore(
+        source, overrides=overrides, env=env, takeover=takeover, on_warning=lambda text: note(f"warning: {text}")
+    )
     names = sorted({item.name for item in desired})
     answer(
         {"deployments": [item.to_dict() for item in desired]}, f"live: {', '.join(names) or 'nothing'}", as_json=as_json

@@ -17,15 +17,15 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import DeployError, RaymlopsError, RefusedError
+from raymlops.errors import DeployError, OutdatedStateError, RaymlopsError, RefusedError, TakenError
 from raymlops.lifecycle.canary import settle
 from raymlops.lifecycle.changing import ALIAS_S, LineUp, change, within
 from raymlops.lifecycle.evidence import gathered, with_sources
 from raymlops.lifecycle.lineup import champion_of, cooled, idle_of, with_canary, with_champion, without, without_traffic
 from raymlops.lifecycle.rollout import after, decide
 from raymlops.serving.apply import apply, refresh
-from raymlops.serving.readback import configs
-from raymlops.serving.render import is_ours, settings_of
+from raymlops.serving.ownership import divide
+from raymlops.serving.render import settings_of
 from raymlops.state.aliases import owed, settle_alias
 from raymlops.state.engine import this_user
 from raymlops.state.rollouts import running, update_rollout
@@ -81,6 +81,7 @@ class Controller:
         self._debts: set[tuple[str, int]] = set()
         self._due: dict[str, float] = {}
         self._errors: dict[str, str] = {}
+        self._seen: tuple[str, ...] = ()
         self._actor = f"controller of {this_user()}"
 
     def step(self, now: datetime) -> float:
@@ -105,6 +106,8 @@ class Controller:
     def _catch_up(self) -> None:
         """Bring Serve to the desired state where it may not be there yet; not a Serve that runs nothing of ours.
 
+        What is of other states is left alone, and told once.
+
         Settings that did not reach it are sent at any time: a key whose revocation was cut off, bounds that a flip left
         behind. Serve is looked at without the lock, so that nobody is kept waiting for what is nearly always nothing.
         """
@@ -113,7 +116,13 @@ class Controller:
                 with self._state.exclusive("sending settings", wait_s=LOCK_WAIT_S):
                     refresh(self._state.desired(), api=self._cluster)
             return
-        if any(is_ours(config) for config in configs(self._cluster.get()).values()):
+        division = divide(self._cluster.get(), self._state.desired())
+        if (seen := division.seen()) != self._seen:
+            self._seen = seen
+            for text in seen:
+                _log.warning(text)
+                self._state.record(action="controller.start", subject="serve", why=text, actor=self._actor)
+        if division.ours:
             with self._state.exclusive("catching up", wait_s=LOCK_WAIT_S):
                 apply(self._state.desired(), api=self._cluster, wait_s=IDLE_PAUSE_S, concerned=())
         self._behind = False
@@ -273,6 +282,8 @@ class Controller:
         """Do one thing; what it raises is told once, and keeps nothing else from being done."""
         try:
             function()
+        except (TakenError, OutdatedStateError) as error:
+            self._tell(what, error)  # which no waiting ends
         except RefusedError as error:
             _log.debug("%s: %s", what, error)  # somebody else is at it
         except Exception as error:  # whatever it is, the next step comes

@@ -16,6 +16,7 @@ from raymlops.lifecycle.lineup import asks_for_keys, champion_of, cools, taken_b
 from raymlops.lifecycle.source import Source, place_of, spec_of
 from raymlops.records import Record
 from raymlops.state.engine import open_engine
+from raymlops.state.lease import holder_of
 from raymlops.state.rollouts import Rollout, rollouts, running
 from raymlops.state.store import State, state_url
 
@@ -53,19 +54,27 @@ class ModelOverview(Record):
     """Whether its callers need an API key."""
     aborted: dict[str, Any] | None = None
     """The newest rollout, where it was aborted, as ``rollout``."""
+    moved_by: str | None = None
+    """Who moves what is live: the state's controller by user, machine and process; None where there is none."""
 
 
-def overview(source: Source | None = None, *, root: str | None = None, env: str | None = None) -> list[ModelOverview]:
+def overview(
+    source: Source | None = None, *, root: str | None = None, env: str | None = None, reach: str | None = None
+) -> list[ModelOverview]:
     """Return every model that should be live; none where there is no state yet.
 
     The state is where ``source`` says, without one where the environment does; ``root`` is a cluster's own folder.
+    ``reach`` is a host at which Serve is known to listen, on which it may depend whether callers need a key.
     """
     url = f"sqlite:///{Path(root).expanduser().absolute()}/state.db" if root else state_url(place_of(source, env=env))
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
         return []
+    from raymlops.lifecycle.steering import LEASE
+
     with State.open(url) as state:
         names = sorted({item.name for item in state.deployments()})
-        return [_of(state, name) for name in names]
+        mover = holder_of(url, LEASE) if names else None
+        return [_of(state, name, mover=mover, reach=reach) for name in names]
 
 
 def wanted(root: Path | str) -> list[str]:
@@ -166,7 +175,7 @@ def line_of(rollout: Rollout) -> str:
     return f"rollout {rollout.id} of {rollout.name} version {rollout.version}:{state} {reason}"
 
 
-def _of(state: State, name: str) -> ModelOverview:
+def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> ModelOverview:
     items = state.deployments(name)
     changes = state.changes(name)
     with state.reading() as connection:
@@ -184,8 +193,9 @@ def _of(state: State, name: str) -> ModelOverview:
         shadows={item.version: item.shadow for item in items if item.shadow},
         warm={version: end.isoformat() if end else None for version, end in cools(items, changes).items()},
         rollout=_shown(rollout) if rollout else None,
-        keys=champion is not None and asks_for_keys(champion),
+        keys=champion is not None and asks_for_keys(champion, reach),
         aborted=_shown(newest) if newest is not None and newest.status == "aborted" else None,
+        moved_by=mover,
     )
 
 

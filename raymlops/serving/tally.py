@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from raymlops.serving.traffic import Traffic
 
 CONTROLLER = "raymlops-controller"
+"""Start of a controller's name, and all of it in a raymlops that knew of one controller a cluster."""
 NAMESPACE = "raymlops"
 CHAMPION = "champion"
 """The row of what the champion answered as champion; the others are versions, as text."""
@@ -54,7 +55,7 @@ class Tally:
         replica: str,
         traffic: Callable[[], Traffic],
         slow_s: Callable[[], float],
-        find: Callable[[], Send | None] | None = None,
+        find: Callable[[], Send | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
@@ -63,7 +64,7 @@ class Tally:
         self._slow_s = slow_s
         self._counts: OrderedDict[str, dict[str, Counts]] = OrderedDict()
         self._epoch = ""
-        self._link = _Link(find or find_controller, clock=clock)
+        self._link = _Link(find, clock=clock)
         self._clock = clock
         self._pushed_at = float("-inf")
         self._sequence = 0
@@ -147,12 +148,17 @@ class _Link:
             self._send = None
 
 
-def find_controller() -> Send | None:
-    """Return what sends a report to the controller of this cluster, without waiting for it."""
+def controller_of(state_id: str) -> str:
+    """Return the name of a state's controller; each state on a cluster has its own."""
+    return f"{CONTROLLER}-{state_id}" if state_id else CONTROLLER
+
+
+def find_controller(state_id: str) -> Send | None:
+    """Return what sends a report to the controller of a state on this cluster, without waiting for it."""
     import ray
 
     try:
-        actor = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+        actor = ray.get_actor(controller_of(state_id), namespace=NAMESPACE)
     except ValueError:
         return None
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
-from own_versions import EXAMPLE, config_in, edited_in, end_serving, make_version
+from own_versions import EXAMPLE, config_in, controller_pid, edited_in, end_serving, make_version
 
 import raymlops as rm
 from raymlops.errors import NotFoundError, RefusedError
@@ -25,7 +25,6 @@ from raymlops.lifecycle.source import spec_of
 from raymlops.registry.versions import Registry
 from raymlops.serving.api import ServeApi
 from raymlops.serving.client import Client
-from raymlops.serving.tally import CONTROLLER, NAMESPACE
 from raymlops.state.store import State, state_url
 from raymlops.tracking.client import tracker
 
@@ -140,12 +139,6 @@ def replica_pid(config, version):
     return replica["pid"]
 
 
-def controller_pid():
-    import ray
-
-    return ray.get(ray.get_actor(CONTROLLER, namespace=NAMESPACE).status.remote())["pid"]
-
-
 def test_a_version_as_good_as_the_champion_is_promoted(config, versions):
     """By the controller alone, through both steps, without one failed request; the alias follows."""
     rm.deploy(config, str(versions[0]))
@@ -183,11 +176,11 @@ def test_a_controller_that_is_killed_goes_on(config, versions):
     record = rm.deploy(config, str(versions[0]), canary=30, steps=[30, 60])
     with load(config) as got:
         until(lambda: look(config).rollout["evidence"].get("steps"))
-        killed = controller_pid()
+        killed = controller_pid(config)
         os.kill(killed, signal.SIGKILL)
         ended = followed(config, record)
     assert (ended.status, got.failed) == ("promoted", [])
-    assert controller_pid() != killed
+    assert controller_pid(config) != killed
     assert look(config).champion == 1
 
 

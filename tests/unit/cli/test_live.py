@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from raymlops.cli.clusters import overview_lines
+from raymlops.cli.clusters import UNMOVED, overview_lines
 from raymlops.cli.live import _live, _percents
 from raymlops.cli.main import main
 from raymlops.errors import UsageError
@@ -63,7 +65,10 @@ def test_a_model_is_told_in_lines():
         rollout=rollout,
         keys=True,
         aborted={"id": "r0", "version": 6, "ended_at": "2026-11-25T11:30:00+00:00", "reason": "errors"},
+        moved_by="bob@here (process 7)",
     )
+    unmoved = set(overview_lines(replace(model, moved_by=None))) - set(overview_lines(model))
+    assert unmoved == {f"            {UNMOVED}"}
     assert overview_lines(model) == [
         "m",
         "  champion  version 2 since 2026-11-25 11:00:00 UTC by bob@here",

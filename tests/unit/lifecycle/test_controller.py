@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from fake_serve import FakeServe
+from states import copied, marks, opened, unmark
 
 from raymlops.config.serve import RolloutSection, ServeSection
 from raymlops.errors import ClusterError, TrackingError
@@ -388,3 +389,43 @@ def test_a_rollout_waits_for_whoever_changes_what_is_live(state, serve, rollout)
     steering.step(at(4))
     assert newest(state).status == "aborted"
     assert [event.action for event in state.events()].count("controller.error") == 0
+
+
+def test_a_controller_on_an_empty_database_removes_nothing_and_says_what_it_saw(state, serve, tmp_path):
+    """The database of what is live was lost, or is another one: once, also after later steps."""
+    put(state, serve, 1, champion=True)
+    live, sent = dict(serve.live), len(serve.sent)
+    with State.open(f"sqlite:///{tmp_path}/empty.db") as empty:
+        steering = controller(empty, serve)
+        for minutes in (0, 5, 60):
+            steering.step(START + timedelta(minutes=minutes))
+        (event,) = empty.events()
+    assert (serve.live, len(serve.sent), steering.errors) == (live, sent, {})
+    assert "2 applications of another state on this Serve, left alone: m--v1, raymlops" in event.why
+
+
+def test_a_controller_on_an_older_backup_says_so_and_changes_nothing(serve, tmp_path):
+    """Its rollout too stands still, which no waiting would end."""
+    with opened(tmp_path, "state") as state:
+        put(state, serve, 1, champion=True)
+    copied(tmp_path, "state", "backup")
+    with opened(tmp_path, "state") as state:
+        put(state, serve, 2, champion=True)
+    live = dict(serve.live)
+    with opened(tmp_path, "backup") as old:
+        steering = controller(old, serve)
+        steering.step(at(0))
+        steering.step(at(60))
+        assert "OutdatedStateError" in steering.errors["Serve"]
+        assert [event.action for event in old.events()].count("controller.error") == 1
+    assert serve.live == live
+
+
+def test_what_carries_no_mark_gets_one_from_the_controller(state, serve):
+    """After an upgrade, without a restart of what runs."""
+    put(state, serve, 1, champion=True)
+    unmark(serve)
+    started = list(serve.started)
+    controller(state, serve).step(at(0))
+    assert set(marks(serve).values()) == {state.owner().id}
+    assert serve.started == started
