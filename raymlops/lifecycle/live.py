@@ -174,46 +174,22 @@ def rollback(
         NotFoundError: the model is not served, or no version was champion before.
         RefusedError, InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
     """
-    from raymlops.lifecycle.canary import abort
-    from raymlops.lifecycle.changing import LineUp, change, record_of
-
     spec = spec_of(source, overrides=overrides, env=env)
     name = spec.project.name
+
+    def live(version: int) -> None:
+        if on_live is not None:
+            on_live(version)
+        import mlflow  # noqa: F401 - takes seconds, in which MLflow's server has nothing to answer
+
+    def follow(version: int) -> None:
+        from raymlops.registry.versions import Registry
+        from raymlops.tracking.client import tracker
+
+        Registry(tracker(spec)).set_alias(name, "champion", version)
+
     with opened(spec) as (state, api):
-        now = datetime.now(UTC)
-        if taken := abort(state, api, name, serve=spec.serve, why="rolled back", now=now, action="rollback.canary"):
-            return taken
-
-        def decide(before: Sequence[Deployment]) -> LineUp:
-            target = previous_champion(before, state.changes(name))
-            left = champion_of(before)
-            why = f"from version {left.version if left else None} to version {target.version}"
-            return LineUp(with_champion(before, target), target.version, why=why)
-
-        def live(version: int) -> None:
-            if on_live is not None:
-                on_live(version)
-            import mlflow  # noqa: F401 - takes seconds, in which MLflow's server has nothing to answer
-
-        def follow(version: int) -> None:
-            from raymlops.registry.versions import Registry
-            from raymlops.tracking.client import tracker
-
-            Registry(tracker(spec)).set_alias(name, "champion", version)
-
-        done = change(
-            state,
-            api,
-            name,
-            decide=decide,
-            serve=spec.serve,
-            action="rollback",
-            why="asked for",
-            follow=follow,
-            on_live=live,
-            hurry=True,
-        )
-    return record_of(done)
+        return _back(spec, state=state, api=api, on_live=live, follow=follow)
 
 
 def rollback_target(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> str:
@@ -308,6 +284,38 @@ def events(source: Source, *, overrides: Sequence[str] = (), env: str | None = N
     spec = spec_of(source, overrides=overrides, env=env)
     with state_of(spec) as state:
         return state.events(spec.project.name)[::-1]
+
+
+def _back(
+    spec: ProjectSpec, *, state: State, api: ServeApi, on_live: Callable[[int], None], follow: Callable[[int], None]
+) -> DeploymentRecord:
+    """Take a canary's share away, or give the route back."""
+    from raymlops.lifecycle.canary import abort
+    from raymlops.lifecycle.changing import LineUp, change, record_of
+
+    name, now = spec.project.name, datetime.now(UTC)
+    if taken := abort(state, api, name, serve=spec.serve, why="rolled back", now=now, action="rollback.canary"):
+        return taken
+
+    def decide(before: Sequence[Deployment]) -> LineUp:
+        target = previous_champion(before, state.changes(name))
+        left = champion_of(before)
+        why = f"from version {left.version if left else None} to version {target.version}"
+        return LineUp(with_champion(before, target), target.version, why=why)
+
+    done = change(
+        state,
+        api,
+        name,
+        decide=decide,
+        serve=spec.serve,
+        action="rollback",
+        why="asked for",
+        follow=follow,
+        on_live=on_live,
+        hurry=True,
+    )
+    return record_of(done)
 
 
 def _bring(
