@@ -91,8 +91,9 @@ def as_recorded(said: ModelVersionRef, record: VersionRecord | None) -> ModelVer
         raise RefusedError(
             f"{which} was not registered from this state, so that only MLflow's tags, which others can change, say "
             f"what it is: digest {said.bundle.digest} at {said.bundle.uri}, of run {said.run_id}",
-            hint="Compare the digest with what its registration printed (raymlops models list --json, where it was "
-            f"registered). If it is the same, gate it here, which runs its code and records it:\n  {adopt}",
+            hint="Compare the digest with that of its event register in the state that it was registered from "
+            "(raymlops audit --config FILE --json). If it is the same, gate it here, which runs and records it:"
+            f"\n  {adopt}",
         )
     if record.is_of(said):
         return replace(said, bundle=record.bundle, run_id=record.run_id)
@@ -101,7 +102,9 @@ def as_recorded(said: ModelVersionRef, record: VersionRecord | None) -> ModelVer
         ("bundle", said.bundle.uri, record.bundle.uri),
         ("run", said.run_id, record.run_id),
     )
-    theirs, ours = (", ".join(f"{what} {pair[side]}" for what, *pair in sides if pair[0] != pair[1]) for side in (0, 1))
+    theirs, ours = (
+        ", ".join(f"{what} {pair[side] or 'unknown'}" for what, *pair in sides if pair[0] != pair[1]) for side in (0, 1)
+    )
     raise RefusedError(
         f"{which} is not what was registered: MLflow says {theirs}; this state recorded {ours} at "
         f"{record.recorded_at:%Y-%m-%d %H:%M} UTC",
@@ -122,7 +125,7 @@ def adoptable(said: ModelVersionRef, record: VersionRecord | None, *, adopt: str
         raise RefusedError(
             f"{said.name} version {said.version} has digest {said.bundle.digest} by MLflow, and {adopt} was to be "
             "adopted; nothing was loaded",
-            hint="Name all 64 digits of the digest that its registration printed. If MLflow says another one, somebody "
+            hint="Name all 64 digits of the digest that it was registered with. If MLflow says another one, somebody "
             "changed its tags.",
         )
     return said

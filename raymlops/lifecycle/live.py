@@ -78,7 +78,8 @@ def deploy(
     Raises:
         NotFoundError: there is no such version.
         BundleError: its files are no longer what its digest vouches for.
-        RefusedError: the version has not passed its gate or does not fit the champion's callers, a rollout runs,
+        RefusedError: the version has not passed its gate here or does not fit the champion's callers, MLflow says of it
+            what this state did not record, a rollout runs,
             another change of what is live takes too long, or took the version away or made another one live meanwhile.
         UsageError: percentages that cannot be.
         InsufficientResourcesError: the cluster can never hold it beside what is served; nothing was changed.
@@ -130,8 +131,8 @@ def promote(
     Raises:
         NotFoundError: there is no such version.
         BundleError: its files are no longer what its digest vouches for.
-        RefusedError: the version has not passed its gate or does not fit the champion's callers, or another change of
-            what is live takes too long.
+        RefusedError: the version has not passed its gate here or does not fit the champion's callers, MLflow says of it
+            what this state did not record, or another change of what is live takes too long.
         InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
     """
     spec = spec_of(source, overrides=overrides, env=env)
@@ -163,8 +164,8 @@ def rollback(
     """Take back what was done last: a canary's share of the traffic, or else the route of the champion.
 
     Where a version is rolled out or has a share, its share is taken away, its rollout ends, and the champion stays.
-    Where none has, the route goes back to the version that was champion before. That takes about a second while it is
-    warm, and asks nothing of the version that loses the route, which may hang.
+    Where none has, or it became champion just now, the route goes back to the version that was champion before. That
+    takes about a second while it is warm, and asks nothing of the version that loses the route, which may hang.
 
     Needs the state database and Serve, but not MLflow: where its alias does not follow, the record's ``warnings`` say
     so, and the controller lets it follow later. ``on_live`` is called with the version once it answers, before the

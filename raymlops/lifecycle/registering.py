@@ -180,6 +180,8 @@ def _refuse_other_code(project: Project, tracker: Tracker, *, run_id: str, tags:
 
 def _same_bundle(known: ModelVersionRef, written: BundleRef) -> BundleRef:
     """Return where the bundle of a version is: as MLflow says, or where that is lost, as it was ``written`` again."""
+    if known.bundle == written:
+        return written
     whole = _is_whole(known.bundle)
     if written.digest != known.bundle.digest:
         lost = "" if whole else f" is lost ({known.bundle.uri}), and"
@@ -187,7 +189,7 @@ def _same_bundle(known: ModelVersionRef, written: BundleRef) -> BundleRef:
             f"the bundle of {known.name} version {known.version}{lost} is not what run {known.run_id} makes here: "
             f"registered with digest {known.bundle.digest}, written with {written.digest}",
             hint="Another release of raymlops or a changed tag makes the difference. Restore the bundle from a copy, "
-            f"or train again. If {known.bundle.digest} is what its registration printed: raymlops models gate "
+            f"or train again. If {known.bundle.digest} is what it was registered with: raymlops models gate "
             f"--config FILE --version {known.version} --adopt {known.bundle.digest}",
         )
     return known.bundle if whole else written

@@ -93,6 +93,14 @@ def test_a_version_whose_tags_were_changed_is_neither_deployed_nor_loaded(spec, 
         loadable(registry, state, "scale", "1")
 
 
+def test_a_version_without_a_place_is_refused_and_hides_no_other(spec, passed, registry):
+    """Somebody deleted the tag."""
+    tracker(spec).client.delete_model_version_tag("scale", "1", "raymlops.bundle_uri")
+    with pytest.raises(RefusedError, match="MLflow says bundle unknown; this state recorded bundle /"):
+        admitted(spec, "1")
+    assert [ref.version for ref in registry.list("scale")] == [1]
+
+
 def test_a_changed_bundle_is_not_vouched_for_by_a_changed_digest(spec, passed, registry, tmp_path):
     """All three tags of a whole bundle from elsewhere, which would pass any check against each other."""
     evil = scale_bundle(tmp_path / "elsewhere", factor=666.0)
