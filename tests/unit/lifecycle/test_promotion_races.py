@@ -6,7 +6,6 @@ A real state database, Serve's API in memory. Who is second begins exactly where
 from __future__ import annotations
 
 import copy
-import logging
 import sqlite3
 import threading
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from fake_serve import FakeServe
+from waiting import told_of_waiting
 
 from raymlops.cli.live import _live
 from raymlops.config.load import load_data
@@ -186,28 +186,18 @@ def test_a_rollback_while_the_alias_of_a_promotion_follows_gives_the_route_back(
 
 def test_a_rollback_that_waits_for_a_promotion_gives_the_route_back(state, serve, reports, url):
     """It saw a rollout that runs, and has the lock once the version has the route."""
-    waits, results = threading.Event(), []
-
-    class Told(logging.Handler):
-        def emit(self, record):
-            if "waiting for" in record.getMessage():
-                waits.set()
-
+    results = []
     thread = threading.Thread(target=lambda: results.append(roll_back(url, serve)))
+    with told_of_waiting() as waits:
 
-    def promoting():
-        serve.on_put = None
-        thread.start()
-        assert waits.wait(30)
+        def promoting():
+            serve.on_put = None
+            thread.start()
+            assert waits.wait(30)
 
-    serve.on_put = promoting
-    logger, handler = logging.getLogger("raymlops.state.store"), Told()
-    logger.addHandler(handler)
-    try:
+        serve.on_put = promoting
         Controller(state, serve, reports=reports).step(LATER)
         thread.join(30)
-    finally:
-        logger.removeHandler(handler)
     assert _live(results[0]) == BACK
     assert (champion(state), route(serve), shares(state)) == (1, "m--v1", {})
     assert ends(state) == [(2, "promoted")]
