@@ -28,7 +28,7 @@ from raymlops.serving.ownership import divide
 from raymlops.serving.render import settings_of
 from raymlops.state.aliases import owed, settle_alias
 from raymlops.state.engine import this_user
-from raymlops.state.rollouts import running, update_rollout
+from raymlops.state.rollouts import resume_rollout, running, update_rollout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -163,7 +163,7 @@ class Controller:
         self._change(rollout.name, line_up, action=action, why=done.reason)
 
     def _promote(self, rollout: Rollout, done: Rollout, *, now: datetime) -> None:
-        # It goes on running until its version has come up as champion: an end of a rollout is final.
+        # It ends in the transaction that makes its version champion: nobody finds a rollout to abort after that.
         decided = replace(done, status="running", ended_at=None)
 
         def line_up(before: Sequence[Deployment]) -> LineUp:
@@ -172,7 +172,8 @@ class Controller:
             return LineUp(
                 with_champion(before, new),
                 rollout.version,
-                also=lambda connection: update_rollout(connection, decided),
+                also=lambda connection: update_rollout(connection, done),
+                undo=lambda connection: resume_rollout(connection, decided),
             )
 
         try:
@@ -188,8 +189,6 @@ class Controller:
                 )
 
             self._change(rollout.name, back, action="rollout.abort", why=reason)
-            return
-        settle(self._state, rollout.name, now=now)
 
     def _cool(self, now: datetime) -> None:
         """Take down what has been kept warm for long enough."""

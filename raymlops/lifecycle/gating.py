@@ -6,6 +6,8 @@ The decision itself is pure and stands in ``registry.gate``; this module gathers
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.messages import check
@@ -20,9 +22,11 @@ from raymlops.errors import (
     RefusedError,
     UnreachableError,
 )
+from raymlops.lifecycle.admission import CHAMPION, adoptable, as_recorded, live_champion
 from raymlops.lifecycle.registering import written_sources
 from raymlops.lifecycle.source import Source, spec_of
 from raymlops.project import Project
+from raymlops.registry.lineage import GATE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,27 +36,36 @@ if TYPE_CHECKING:
     from raymlops.registry.gate import ChampionEvaluation
     from raymlops.registry.versions import Registry
     from raymlops.state.store import State
+    from raymlops.state.versions import VersionRecord
     from raymlops.tracking.client import Tracker
 
-GATE_TAG = "raymlops.gate"
-"""Tag of a version: ``passed`` or ``refused``."""
 CHALLENGER = "challenger"
 
 
 def gate(
-    source: Source, version: str = "@candidate", *, overrides: Sequence[str] = (), env: str | None = None
+    source: Source,
+    version: str = "@candidate",
+    *,
+    adopt: str | None = None,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
 ) -> tuple[ModelVersionRef, GateDecision]:
     """Ask the gate about a version; a version that passes gets the alias ``challenger``.
 
     The thresholds and the margin are those of ``source``. The champion, if there is one, answers the same test rows,
     with its own code; a champion that cannot is no proof that the version is not worse, so the gate refuses then. The
-    decision is first in the audit record, then on the version as a tag, passed or not. A kill in between is
-    mended by the same call again. A version that is refused is challenger no more.
+    decision is first in the state, with its audit event, then on the version as a tag, passed or not. A kill in between
+    is mended by the same call again. A version that is refused is challenger no more.
+
+    The version's code runs here. So its digest must be the one that this state recorded at its registration. For a
+    version that was registered from another state, ``adopt`` names the digest in full: with its verdict it is recorded
+    here, and counts from then on.
 
     Raises:
         NotFoundError: there is no such version.
         GateRefusedError: the gate refused it; the message carries the numbers.
-        RefusedError: the data is no longer what the version was tested on.
+        RefusedError: the data is no longer what the version was tested on; this state has no record of the version, or
+            MLflow says otherwise, and ``adopt`` does not name what it says.
         BundleError: the version's files do not match their digest.
         StorageError, UnreachableError: the audit record cannot be written, or the tracking server does not answer.
     """
@@ -60,6 +73,7 @@ def gate(
     from raymlops.registry.gate import decide
     from raymlops.registry.versions import Registry
     from raymlops.state.store import State, state_url
+    from raymlops.state.versions import recorded
     from raymlops.tracking.client import tracker as tracker_of
 
     here = spec_of(source, overrides=overrides, env=env)
@@ -67,11 +81,14 @@ def gate(
     registry = Registry(tracker)
     ref = registry.get(here.project.name, version)
     with State.open(state_url(here)) as state:
+        record = recorded(state, ref.name, ref.version)
+        ref = adoptable(ref, record, adopt=adopt)
         candidate = load(ref.bundle.uri, ref.bundle.digest)
         project = _project_of(candidate, here)
         metric = here.gate.metric or f"test/{project.spec.train.metric.removeprefix('validation/')}"
-        current = registry.by_alias(ref.name, "champion")
-        blocks, champion = _compare(candidate, project, current, ref=ref, spec=here, metric=metric, tracker=tracker)
+        blocks, champion = _compare(
+            candidate, project, ref=ref, spec=here, metric=metric, registry=registry, state=state, tracker=tracker
+        )
         decision = decide(
             here.gate,
             metrics=candidate.evaluation["metrics"],
@@ -81,12 +98,12 @@ def gate(
             candidate_finalize=candidate.recipe.finalize,
             champion=champion,
         )
-        _record(decision, ref, registry=registry, state=state)
+        _record(decision, ref, seen=record, registry=registry, state=state)
     if not decision.passed:
         raise GateRefusedError(
             f"{ref.name} version {ref.version} is no challenger: {decision.reason}", hint=_way_on(ref, champion)
         )
-    return registry.get(ref.name, str(ref.version)), decision
+    return replace(ref, aliases=registry.get(ref.name, str(ref.version)).aliases), decision
 
 
 def _project_of(candidate: LoadedModel, here: ProjectSpec) -> Project:
@@ -114,19 +131,23 @@ def _project_of(candidate: LoadedModel, here: ProjectSpec) -> Project:
 def _compare(
     candidate: LoadedModel,
     project: Project,
-    current: ModelVersionRef | None,
     *,
     ref: ModelVersionRef,
     spec: ProjectSpec,
     metric: str,
+    registry: Registry,
+    state: State,
     tracker: Tracker,
 ) -> tuple[list[dict[str, Any]], ChampionEvaluation | None]:
     """Return both versions' sums over the same blocks of the candidate's test rows."""
     from raymlops.bundle.load import load
     from raymlops.registry.gate import ChampionEvaluation, overlap
+    from raymlops.state.versions import recorded
     from raymlops.training.data import prepare
     from raymlops.training.evaluate import block_totals
 
+    live = live_champion(state, ref.name)
+    current = live or registry.by_alias(ref.name, CHAMPION)
     if current is None or current.version == ref.version:
         return [], None
     sources = written_sources(tracker, ref.run_id)
@@ -146,6 +167,8 @@ def _compare(
 
     blocks = sums(candidate)
     try:
+        if live is None:
+            current = as_recorded(current, recorded(state, current.name, current.version))
         champion = load(current.bundle.uri, current.bundle.digest)
         theirs = sums(champion)
         _check_finalize(champion, theirs, metric)
@@ -170,18 +193,25 @@ def _check_finalize(champion: LoadedModel, blocks: list[dict[str, Any]], metric:
         raise RecipeError(f"its finalize() returns {', '.join(found)}, and no {key}")
 
 
-def _record(decision: GateDecision, ref: ModelVersionRef, *, registry: Registry, state: State) -> None:
-    state.record(
-        action="gate.pass" if decision.passed else "gate.refuse",
-        subject=f"{ref.name}/{ref.version}",
-        after=decision.to_dict(),
+def _record(
+    decision: GateDecision, ref: ModelVersionRef, *, seen: VersionRecord | None, registry: Registry, state: State
+) -> None:
+    from raymlops.state.versions import record_verdict
+
+    record_verdict(
+        state,
+        ref,
+        seen=seen,
+        passed=decision.passed,
+        decision=decision.to_dict(),
         why=decision.reason,
+        now=datetime.now(UTC),
     )
     registry.tag(
         ref.name,
         ref.version,
         {
-            GATE_TAG: "passed" if decision.passed else "refused",
+            GATE: "passed" if decision.passed else "refused",
             "raymlops.gate_decision": json.dumps(decision.to_dict(), default=str)[:4900],
         },
     )

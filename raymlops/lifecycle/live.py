@@ -82,10 +82,10 @@ def deploy(
     Raises:
         NotFoundError: there is no such version.
         BundleError: its files are no longer what its digest vouches for.
-        RefusedError: the version has not passed its gate or does not fit the champion's callers, a rollout runs,
-            another change of what is live takes too long, or took the version away or made another one live meanwhile;
-            the model is another state's (``TakenError``), or Serve runs what a newer copy of this state's database
-            desired (``OutdatedStateError``).
+        RefusedError: the version has not passed its gate here or does not fit the champion's callers, MLflow says of it
+            what this state did not record, a rollout runs, another change of what is live takes too long, or took the
+            version away or made another one live meanwhile; the model is another state's (``TakenError``), or Serve
+            runs what a newer copy of this state's database desired (``OutdatedStateError``).
         UsageError: percentages that cannot be.
         InsufficientResourcesError: the cluster can never hold it beside what is served; nothing was changed.
         DeployError: it did not come up; what was live still is, and the desired state is as before.
@@ -138,8 +138,8 @@ def promote(
     Raises:
         NotFoundError: there is no such version.
         BundleError: its files are no longer what its digest vouches for.
-        RefusedError: the version has not passed its gate or does not fit the champion's callers, or another change of
-            what is live takes too long.
+        RefusedError: the version has not passed its gate here or does not fit the champion's callers, MLflow says of it
+            what this state did not record, or another change of what is live takes too long.
         InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
     """
     spec = spec_of(source, overrides=overrides, env=env)
@@ -171,8 +171,8 @@ def rollback(
     """Take back what was done last: a canary's share of the traffic, or else the route of the champion.
 
     Where a version is rolled out or has a share, its share is taken away, its rollout ends, and the champion stays.
-    Where none has, the route goes back to the version that was champion before. That takes about a second while it is
-    warm, and asks nothing of the version that loses the route, which may hang.
+    Where none has, or it became champion just now, the route goes back to the version that was champion before. That
+    takes about a second while it is warm, and asks nothing of the version that loses the route, which may hang.
 
     Needs the state database and Serve, but not MLflow: where its alias does not follow, the record's ``warnings`` say
     so, and the controller lets it follow later. ``on_live`` is called with the version once it answers, before the
@@ -182,48 +182,24 @@ def rollback(
         NotFoundError: the model is not served, or no version was champion before.
         RefusedError, InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
     """
-    from raymlops.lifecycle.canary import abort
-    from raymlops.lifecycle.changing import LineUp, change, record_of
     from raymlops.lifecycle.steering import steered
 
     spec = spec_of(source, overrides=overrides, env=env)
     name = spec.project.name
+
+    def live(version: int) -> None:
+        if on_live is not None:
+            on_live(version)
+        import mlflow  # noqa: F401 - takes seconds, in which MLflow's server has nothing to answer
+
+    def follow(version: int) -> None:
+        from raymlops.registry.versions import Registry
+        from raymlops.tracking.client import tracker
+
+        Registry(tracker(spec)).set_alias(name, "champion", version)
+
     with opened(spec) as (state, api):
-        now = datetime.now(UTC)
-        if taken := abort(state, api, name, serve=spec.serve, why="rolled back", now=now, action="rollback.canary"):
-            without = steered(spec, state, dashboard_url=api.dashboard_url)
-            return replace(taken, warnings=(*taken.warnings, *without))
-
-        def decide(before: Sequence[Deployment]) -> LineUp:
-            target = previous_champion(before, state.changes(name))
-            left = champion_of(before)
-            why = f"from version {left.version if left else None} to version {target.version}"
-            return LineUp(with_champion(before, target), target.version, why=why)
-
-        def live(version: int) -> None:
-            if on_live is not None:
-                on_live(version)
-            import mlflow  # noqa: F401 - takes seconds, in which MLflow's server has nothing to answer
-
-        def follow(version: int) -> None:
-            from raymlops.registry.versions import Registry
-            from raymlops.tracking.client import tracker
-
-            Registry(tracker(spec)).set_alias(name, "champion", version)
-
-        done = change(
-            state,
-            api,
-            name,
-            decide=decide,
-            serve=spec.serve,
-            action="rollback",
-            why="asked for",
-            follow=follow,
-            on_live=live,
-            hurry=True,
-        )
-        record = record_of(done)
+        record = _back(spec, state=state, api=api, on_live=live, follow=follow)
         without = steered(spec, state, dashboard_url=api.dashboard_url)
     return replace(record, warnings=(*record.warnings, *without))
 
@@ -339,6 +315,38 @@ def events(source: Source, *, overrides: Sequence[str] = (), env: str | None = N
     spec = spec_of(source, overrides=overrides, env=env)
     with state_of(spec) as state:
         return state.events(spec.project.name)[::-1]
+
+
+def _back(
+    spec: ProjectSpec, *, state: State, api: ServeApi, on_live: Callable[[int], None], follow: Callable[[int], None]
+) -> DeploymentRecord:
+    """Take a canary's share away, or give the route back."""
+    from raymlops.lifecycle.canary import abort
+    from raymlops.lifecycle.changing import LineUp, change, record_of
+
+    name, now = spec.project.name, datetime.now(UTC)
+    if taken := abort(state, api, name, serve=spec.serve, why="rolled back", now=now, action="rollback.canary"):
+        return taken
+
+    def decide(before: Sequence[Deployment]) -> LineUp:
+        target = previous_champion(before, state.changes(name))
+        left = champion_of(before)
+        why = f"from version {left.version if left else None} to version {target.version}"
+        return LineUp(with_champion(before, target), target.version, why=why)
+
+    done = change(
+        state,
+        api,
+        name,
+        decide=decide,
+        serve=spec.serve,
+        action="rollback",
+        why="asked for",
+        follow=follow,
+        on_live=on_live,
+        hurry=True,
+    )
+    return record_of(done)
 
 
 def _bring(

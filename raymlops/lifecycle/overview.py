@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import NotFoundError, RaymlopsError
+from raymlops.errors import NotFoundError, RaymlopsError, RefusedError
 from raymlops.lifecycle.lineup import asks_for_keys, champion_of, cools, taken_by
 from raymlops.lifecycle.source import Source, place_of, spec_of
 from raymlops.records import Record
+from raymlops.state.aliases import owed
 from raymlops.state.engine import open_engine
 from raymlops.state.lease import holder_of
 from raymlops.state.rollouts import Rollout, rollouts, running
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 POLL_S = 1.0
 ANSWER_S = 5.0
+FLIP_S = 60.0
+"""How long a promotion may be carried out or taken back."""
+ALIAS_LOOKS = 12
+"""How often MLflow's alias is looked after once its version is live; the controller lets it follow later too."""
 TELL_EVERY_S = 10.0
 """How often a wait is told of while nothing but its time changes."""
 
@@ -160,12 +165,28 @@ def follow_rollout(
     with State.open(state_url(spec)) as state:
         while True:
             found = find_rollout(state, rollout_id, name=spec.project.name)
+            if found.status == "promoted":
+                found = _promoted(state, found, sleep=sleep)
             if found.status != "running":
                 return found
             if found.step != told or (found.reason and clock() - told_at >= TELL_EVERY_S):
                 on_line(line_of(found))
                 told, told_at = found.step, clock()
             sleep(POLL_S)
+
+
+def _promoted(state: State, rollout: Rollout, *, sleep: Callable[[float], None]) -> Rollout:
+    """Return a rollout as it is once Serve has taken its promotion and the alias has followed, or not in time.
+
+    It is written as promoted under the lock before Serve is told, and runs again where its version does not come up.
+    """
+    with suppress(RefusedError), state.exclusive(f"following rollout {rollout.id}", wait_s=FLIP_S):
+        rollout = find_rollout(state, rollout.id, name=rollout.name)
+    for _ in range(ALIAS_LOOKS):
+        if rollout.status != "promoted" or (rollout.name, rollout.version) not in owed(state):
+            break
+        sleep(POLL_S)
+    return rollout
 
 
 def line_of(rollout: Rollout) -> str:

@@ -6,9 +6,12 @@ Owns the order and what goes into a bundle. The files are ``bundle``'s, the vers
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import BundleError, NotFoundError, RecipeError, RefusedError
+from raymlops.lifecycle.admission import as_recorded
 from raymlops.lifecycle.source import Source, spec_of
 from raymlops.recipe import call_recipe
 from raymlops.training.lookup import EVALUATION
@@ -34,15 +37,21 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     configuration, and the recipe's code must still be what the run was trained with. The test split is evaluated
     once and the result kept on the run. Registering a run again returns the same version, wherever from.
 
+    The state records the version by the digest of the bundle that is written here. A version that MLflow knows and this
+    state does not, since a registration was killed or was made from another state, is recorded once the bundle written
+    here is the same.
+
     Raises:
         NotFoundError: there is no such run.
-        RefusedError: the run did not finish, is no training, or its data or code is no longer what it was trained on.
+        RefusedError: the run did not finish, is no training, or its data or code is no longer what it was trained on;
+            or MLflow says otherwise of its version than this state.
         BundleError, StorageError, TrackingError: nothing is registered.
     """
     from raymlops.bundle.write import write_bundle
     from raymlops.registry.lineage import lineage_tags
     from raymlops.registry.versions import Registry
     from raymlops.state.store import State, state_url
+    from raymlops.state.versions import record_version, recorded
     from raymlops.tracking.client import tracker as tracker_of
     from raymlops.training.data import prepare
     from raymlops.training.record import CONFIG
@@ -53,8 +62,12 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     tags = _training_tags(tracker, run_id)
     registry = Registry(tracker)
     known = registry.of_run(here.project.name, run_id)
-    if known is not None and _is_whole(known.bundle):
-        return known
+    with State.open(state_url(here)) as journal:
+        record = None if known is None else recorded(journal, known.name, known.version)
+    if known is not None and record is not None:
+        as_recorded(replace(known, bundle=replace(known.bundle, uri=record.bundle.uri)), record)
+        if _is_whole(record.bundle):
+            return _mirrored(known, record.bundle, registry=registry)
     config_yaml = tracker.read_text(run_id, CONFIG)
     project = _project_of_run(config_yaml)
     _refuse_other_code(project, tracker, run_id=run_id, tags=tags)
@@ -76,20 +89,19 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
         lineage=lineage,
     )
     bundle = write_bundle(here.storage.path, contents)
-    if known is not None:
-        return _with_bundle_again(known, bundle, registry=registry)
-    ref = registry.register(
-        here.project.name,
-        run_id=run_id,
-        bundle=bundle,
-        tags={**here.project.tags, **lineage},
-        description=here.project.description,
-    )
-    with State.open(state_url(here)) as journal:
-        journal.record(
-            action="register", subject=f"{ref.name}/{ref.version}", after=ref.to_dict(), why=f"run {run_id} asked for"
+    if known is None:
+        known = registry.register(
+            here.project.name,
+            run_id=run_id,
+            bundle=bundle,
+            tags={**here.project.tags, **lineage},
+            description=here.project.description,
         )
-    return ref
+    bundle = _same_bundle(known, bundle)
+    with State.open(state_url(here)) as journal:
+        now = datetime.now(UTC)
+        record_version(journal, replace(known, bundle=bundle), why=f"run {run_id} asked for", now=now)
+    return _mirrored(known, bundle, registry=registry)
 
 
 def written_sources(tracker: Tracker, run_id: str) -> dict[str, Any]:
@@ -166,18 +178,30 @@ def _refuse_other_code(project: Project, tracker: Tracker, *, run_id: str, tags:
     )
 
 
-def _with_bundle_again(known: ModelVersionRef, bundle: BundleRef, *, registry: Registry) -> ModelVersionRef:
-    """Return a version whose lost bundle was written again; it may stand in another place than before."""
+def _same_bundle(known: ModelVersionRef, written: BundleRef) -> BundleRef:
+    """Return where the bundle of a version is: as MLflow says, or where that is lost, as it was ``written`` again."""
+    if known.bundle == written:
+        return written
+    whole = _is_whole(known.bundle)
+    if written.digest != known.bundle.digest:
+        lost = "" if whole else f" is lost ({known.bundle.uri}), and"
+        raise BundleError(
+            f"the bundle of {known.name} version {known.version}{lost} is not what run {known.run_id} makes here: "
+            f"registered with digest {known.bundle.digest}, written with {written.digest}",
+            hint="Another release of raymlops or a changed tag makes the difference. Restore the bundle from a copy, "
+            f"or train again. If {known.bundle.digest} is what it was registered with: raymlops models gate "
+            f"--config FILE --version {known.version} --adopt {known.bundle.digest}",
+        )
+    return known.bundle if whole else written
+
+
+def _mirrored(said: ModelVersionRef, bundle: BundleRef, *, registry: Registry) -> ModelVersionRef:
+    """Return a version with its bundle, and let MLflow say where that is."""
     from raymlops.registry.lineage import bundle_tags
 
-    if bundle.digest != known.bundle.digest:
-        raise BundleError(
-            f"the bundle of {known.name} version {known.version} is lost ({known.bundle.uri}), and what was written "
-            f"again is not the same: digest {bundle.digest[:12]}, registered {known.bundle.digest[:12]}",
-            hint="Restore the bundle from a copy, or train again.",
-        )
-    registry.tag(known.name, known.version, bundle_tags(bundle))
-    return registry.get(known.name, str(known.version))
+    if said.bundle != bundle:
+        registry.tag(said.name, said.version, bundle_tags(bundle))
+    return replace(said, bundle=bundle)
 
 
 def _contents(

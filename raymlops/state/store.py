@@ -167,11 +167,8 @@ class State:
 
     def deployments(self, name: str | None = None) -> list[Deployment]:
         """Return what should be live, of one model or of all, by name and version."""
-        query = sa.select(deployments).order_by(deployments.c.name, deployments.c.version)
-        if name is not None:
-            query = query.where(deployments.c.name == name)
         with self.reading() as connection:
-            return [_deployment(row) for row in connection.execute(query)]
+            return deployments_in(connection, name)
 
     def put_deployments(
         self,
@@ -197,8 +194,7 @@ class State:
         previous: dict[str, list[Deployment]] = {}
         with self.writing() as connection:
             for name, wanted in changes.items():
-                query = sa.select(deployments).where(deployments.c.name == name).order_by(deployments.c.version)
-                before = [_deployment(row) for row in connection.execute(query)]
+                before = deployments_in(connection, name)
                 previous[name] = before
                 since = {item.version: item.created_at for item in before}
                 after = [replace(item, created_at=since.get(item.version, item.created_at)) for item in wanted]
@@ -322,6 +318,14 @@ def state_url(spec: ProjectSpec) -> str:
             hint="storage.state: {env: RAYMLOPS_STATE_URL} with postgresql+psycopg://user:password@host/database",
         )
     return f"sqlite:///{folder / 'state.db'}"
+
+
+def deployments_in(connection: Connection, name: str | None = None) -> list[Deployment]:
+    """Return what should be live, of one model or of all, by name and version."""
+    query = sa.select(deployments).order_by(deployments.c.name, deployments.c.version)
+    if name is not None:
+        query = query.where(deployments.c.name == name)
+    return [_deployment(row) for row in connection.execute(query)]
 
 
 def _check(name: str, wanted: Sequence[Deployment]) -> None:
