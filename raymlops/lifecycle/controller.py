@@ -142,10 +142,12 @@ class Controller:
         else:
             self._shift(rollout, done, action=f"rollout.{decision.action}")
 
-    def _known_losses(self, rollout: Rollout, now: datetime) -> LossReport:
+    def _known_losses(self, rollout: Rollout, now: datetime) -> LossReport | None:
         """Return what is known of the losses; that newer ones cannot be read is told once, and ends nothing."""
+        if self._losses is None:
+            return None
         log = self._serve(rollout.name).log
-        if self._losses is None or not log.enabled:
+        if not log.enabled:
             return LossReport(off="the prediction log is switched off")
         windows, needed = windows_of(rollout), baked_at(rollout)
         report = self._losses.report(rollout.name, rollout.id, windows, now=now, needed=needed, flush_s=log.flush_s)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.lossreader import LossReport
     from raymlops.lifecycle.questions import Finding
 
-__all__ = ["RolloutDecision", "StepEvidence", "after", "begin", "decide", "evidence_of", "next_weight"]
+__all__ = ["RolloutDecision", "StepEvidence", "after", "baked_at", "begin", "decide", "evidence_of", "next_weight"]
 
 LOG_WAIT_S = 300.0
 """How long after its bake a step waits at least for a log that is being read, however short ``max_wait_s`` is."""
