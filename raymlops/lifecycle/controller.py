@@ -148,7 +148,7 @@ class Controller:
             return None
         log = self._serve(rollout.name).log
         if not log.enabled:
-            return LossReport(off="the prediction log is switched off")
+            return LossReport(off="the prediction log is off; set serve.log.enabled")
         windows, needed = windows_of(rollout), baked_at(rollout)
         report = self._losses.report(rollout.name, rollout.id, windows, now=now, needed=needed, flush_s=log.flush_s)
         self._attempt(f"{rollout.name} (losses)", report.check)
