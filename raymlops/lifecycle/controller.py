@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from raymlops.errors import DeployError, OutdatedStateError, RaymlopsError, RefusedError, TakenError
 from raymlops.lifecycle.canary import settle
 from raymlops.lifecycle.changing import ALIAS_S, LineUp, change, within
-from raymlops.lifecycle.evidence import gathered, with_sources
+from raymlops.lifecycle.evidence import gathered, windows_of, with_sources
 from raymlops.lifecycle.lineup import champion_of, cooled, idle_of, with_canary, with_champion, without, without_traffic
-from raymlops.lifecycle.rollout import after, decide
+from raymlops.lifecycle.lossreader import LossReader, LossReport, in_thread
+from raymlops.lifecycle.rollout import after, baked_at, decide
 from raymlops.serving.apply import apply, refresh
 from raymlops.serving.ownership import divide
 from raymlops.serving.render import settings_of
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 
     from raymlops.config.serve import ServeSection
     from raymlops.lifecycle.changing import Cluster, Follow
-    from raymlops.lifecycle.evidence import ReadLosses, Reports
+    from raymlops.lifecycle.evidence import Reports
+    from raymlops.lifecycle.lossreader import ReadLosses, Start
     from raymlops.state.rollouts import Rollout
     from raymlops.state.store import Deployment, State
 
@@ -63,18 +65,20 @@ class Controller:
         reports: Reports,
         follow: Callable[[str], Follow] | None = None,
         losses: ReadLosses | None = None,
+        start: Start = in_thread,
         maintain: Callable[[datetime], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take what it works with; ``follow(name)`` sets a model's alias, and ``maintain`` is called once an hour.
 
-        Pauses are measured by ``clock``, which nobody sets back.
+        ``losses`` is called by ``start``, so that no decision waits for it. Pauses are measured by ``clock``, which
+        nobody sets back.
         """
         self._state = state
         self._cluster = cluster
         self._reports = reports
         self._follow = follow
-        self._losses = losses
+        self._losses = None if losses is None else LossReader(losses, start=start)
         self._maintain = maintain
         self._behind = True  # what a controller before this one desired may not have reached Serve
         self._clock = clock
@@ -131,8 +135,9 @@ class Controller:
         if (ended := settle(self._state, rollout.name, now=now)) is not None:
             _log.info("rollout %s of %s is %s: %s", ended.id, ended.name, ended.status, ended.reason)
             return
-        evidence = gathered(rollout, self._reports, losses=self._losses)
-        decision = decide(rollout, evidence, now=now)
+        losses = self._known_losses(rollout, now)
+        evidence = gathered(rollout, self._reports, losses=losses)
+        decision = decide(rollout, evidence, now=now, losses=losses)
         done = with_sources(after(rollout, decision, evidence=evidence, now=now), rollout, self._reports)
         if decision.action == "wait":
             if self._is_due(f"keep {rollout.id}", KEPT_EVERY_S):
@@ -145,6 +150,18 @@ class Controller:
             self._promote(rollout, done, now=now)
         else:
             self._shift(rollout, done, action=f"rollout.{decision.action}")
+
+    def _known_losses(self, rollout: Rollout, now: datetime) -> LossReport | None:
+        """Return what is known of the losses; that newer ones cannot be read is told once, and ends nothing."""
+        if self._losses is None:
+            return None
+        log = self._serve(rollout.name).log
+        if not log.enabled:
+            return LossReport(off="the prediction log is off; set serve.log.enabled")
+        windows, needed = windows_of(rollout), baked_at(rollout)
+        report = self._losses.report(rollout.name, rollout.id, windows, now=now, needed=needed, flush_s=log.flush_s)
+        self._attempt(f"{rollout.name} (losses)", report.check)
+        return report
 
     def _shift(self, rollout: Rollout, done: Rollout, *, action: str) -> None:
         """Go to the next step, or take the share away."""

@@ -1,6 +1,7 @@
 """How wrong the labelled answers of a version were, from 0 to 1, for the decision on a rollout.
 
-Owns what is compared with a label, and how often the log is read for it. A label is compared with what was answered:
+Owns what is compared with a label, and which rows of the log are read for it. A label is compared with what was
+answered:
 
 ======================================= ==========================================================
 outputs and label                        loss
@@ -19,56 +20,77 @@ from __future__ import annotations
 
 import json
 import math
-import time
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from raymlops.bundle.place import root_of
 from raymlops.errors import NotFoundError
+from raymlops.lifecycle.lineup import champion_of
+from raymlops.lifecycle.lossreader import LogLosses
 from raymlops.predictions.counts import Losses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from datetime import datetime
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from raymlops.lifecycle.lossreader import Window
+    from raymlops.predictions.labelled import Labels
     from raymlops.state.store import State
 
-READ_EVERY_S = 30.0
-"""Labels come minutes to days late; reading the log for them each second would be for nothing."""
-COLUMNS = ("ts", "route", "fallback_from", "output")
+COLUMNS = ("ts", "model_version", "route", "fallback_from", "output")
+MAX_LABEL_BYTES = 32 * 2**20
+"""Of labels held at a time, about half a million with ids of 36 characters; they are sorted in five times that."""
 
 
 class LabelLosses:
-    """Read losses from the log of the models that are live, at most twice a minute a version and window."""
+    """Read losses from the log of the models that are live. May take minutes: call it beside what is not to wait."""
 
-    def __init__(self, state: State, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, state: State) -> None:
         self._state = state
-        self._clock = clock
-        self._known: dict[tuple[str, int, datetime, datetime | None], tuple[float, Losses]] = {}
+        self.max_label_bytes = MAX_LABEL_BYTES
 
-    def __call__(self, name: str, version: int, since: datetime, until: datetime | None) -> Losses:
-        """Return those of requests that arrived from ``since`` on, before ``until``; none where there is no log."""
-        key = (name, version, since, until)
-        at, losses = self._known.get(key, (float("-inf"), Losses()))
-        if self._clock() - at < READ_EVERY_S:
-            return losses
-        losses = self._read(name, version, since, until)
-        self._known = {known: entry for known, entry in self._known.items() if known[0] != name or known[2] >= since}
-        self._known[key] = (self._clock(), losses)
-        return losses
+    def __call__(self, name: str, windows: Sequence[Window], *, labelled: Callable[[], None]) -> LogLosses:
+        """Return those in each window; none where there is no label, of which a look at their folder tells.
 
-    def _read(self, name: str, version: int, since: datetime, until: datetime | None) -> Losses:
+        Raises:
+            StorageError: the log cannot be read.
+        """
+        from raymlops.predictions.files import Store
+        from raymlops.predictions.labelled import load_labels
+        from raymlops.predictions.partition import Faults
+
+        none = LogLosses({window: {} for window in windows})
+        champion = champion_of(self._state.deployments(name))
+        if champion is None or not windows:
+            return none
+        root = root_of(champion.bundle.uri)  # its replicas write what every version beside it answers
+        since = min(window.since for window in windows)
+        labels = load_labels(Store(root), name, Faults(), since=since, max_bytes=self.max_label_bytes)
+        if not len(labels.hashes):
+            return none
+        labelled()
+        found = {window: self._read(root, name, window, labels) for window in windows}
+        if labels.every == 1:
+            return LogLosses(found)
+        most = f"{self.max_label_bytes // 1024:,} KiB"
+        return LogLosses(found, f"labels take more than {most}, so that those of one in {labels.every:,} rows are read")
+
+    def _read(self, root: str, name: str, window: Window, labels: Labels) -> dict[int | None, Losses]:
         from raymlops.predictions.read import read_predictions
 
-        bundles = [item.bundle.uri for item in self._state.deployments(name) if item.version == version]
-        if not bundles:
-            return Losses()
+        since, until = window
+        if until is not None and until <= since:
+            return {}
         try:
             found = read_predictions(
-                root_of(bundles[0]), name, since=since, until=until, version=version, columns=COLUMNS
+                root, name, since=since, until=until, columns=COLUMNS, labels=labels, only_labelled=True
             )
         except NotFoundError:
-            return Losses()  # nothing was logged yet, or the log is switched off
-        return Losses.of(_losses(batch.to_pylist() for batch in found))
+            return {}  # nothing was logged yet
+        values: dict[int | None, list[float]] = defaultdict(list)
+        for batch in found:
+            for version, loss in _losses(batch.to_pylist()):
+                values[version].append(loss)
+        return {version: Losses.of(losses) for version, losses in values.items()}
 
 
 def loss_of(output: Mapping[str, Any], label: Any) -> float | None:
@@ -91,14 +113,13 @@ def loss_of(output: Mapping[str, Any], label: Any) -> float | None:
     return min(1.0, 0.5 * math.fsum((value - (index == chosen)) ** 2 for index, value in enumerate(values)))
 
 
-def _losses(batches: Iterator[list[dict[str, Any]]]) -> Iterator[float]:
-    for rows in batches:
-        for row in rows:
-            if row["label"] is None or row["route"] not in {"champion", "canary"} or row["fallback_from"] is not None:
-                continue
-            loss = loss_of(row["output"], json.loads(row["label"]))
-            if loss is not None:
-                yield loss
+def _losses(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, float]]:
+    for row in rows:
+        if row["route"] not in {"champion", "canary"} or row["fallback_from"] is not None:
+            continue
+        loss = loss_of(row["output"], json.loads(row["label"]))
+        if loss is not None:
+            yield row["model_version"], loss
 
 
 def _is_number(value: Any) -> bool:

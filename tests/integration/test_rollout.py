@@ -36,6 +36,8 @@ ENCODE = "        ids = {"
 OUTPUT = '"virginica"'
 WAIT_S = 90.0
 CALLERS = 4
+LABELS = 20
+"""That a caller sends at once."""
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,7 @@ def config(folder, ray_local, mlflow_database):
     """Return the configuration: wide margins and short steps, so that a few hundred requests are a verdict."""
     data = config_in(folder, name="flower", dashboard_url=ray_local.dashboard_url, mlflow_database=mlflow_database)
     rollout = {"error_margin": 0.4, "slow_margin": 0.6, "slow_s": 5.0, "steps": [30, 60, 100], "bake_s": 2.0}
+    rollout["quality_margin"] = 0.4
     traffic = {"canary_timeout_s": 10.0}
     return {**data, "serve": {**data["serve"], "rollout": {**rollout, "max_wait_s": 80.0}, "traffic": traffic}}
 
@@ -80,16 +83,22 @@ class Load:
 
 
 @contextmanager
-def load(config, rows=ROWS):
-    """Ask from several callers at once, without repeats, until the block ends."""
+def load(config, rows=ROWS, *, label=None):
+    """Ask from several callers at once, without repeats, until the block ends; with a label for every answer."""
     got = Load()
     over = threading.Event()
 
     def call():
+        labels = []
         with Client(f"http://127.0.0.1:{config['serve']['port']}", retries=0) as client:
             while not over.is_set():
                 try:
-                    got.versions.append(client.predict("flower", rows).model_version)
+                    answer = client.predict("flower", rows)
+                    got.versions.append(answer.model_version)
+                    labels.append({"request_id": answer.request_id, "row": 0, "label": label})
+                    if label is not None and len(labels) >= LABELS:
+                        client.feedback("flower", labels)
+                        labels = []
                 except Exception as error:
                     got.failed.append(repr(error))
 
@@ -140,14 +149,21 @@ def replica_pid(config, version):
 
 
 def test_a_version_as_good_as_the_champion_is_promoted(config, versions):
-    """By the controller alone, through both steps, without one failed request; the alias follows."""
+    """By the controller alone, through both steps, without one failed request; the alias follows.
+
+    Each step bakes for two seconds, and passes on labels that came in meanwhile.
+    """
     rm.deploy(config, str(versions[0]))
     record = rm.deploy(config, str(versions[1]), steps=[30, 60, 100])
     assert (record.weight, record.warnings, look(config).canaries) == (0.3, (), {versions[1]: 0.3})
-    with load(config) as got:
+    with load(config, label="setosa") as got:
         ended = followed(config, record)
     assert (ended.status, got.failed) == ("promoted", [])
     assert set(got.versions) == {"1", "2"}
+    labelled = [step["canary_losses"] for step in ended.evidence["steps"]]
+    assert len([losses for losses in labelled if losses]) == 2
+    assert "mean loss at most" in ended.reason
+    print(f"promoted on {labelled}: {ended.reason}")
     model = look(config)
     assert (model.champion, model.canaries, list(model.warm)) == (2, {}, [1])
     assert model.by.startswith("controller of ")

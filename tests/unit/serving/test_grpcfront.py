@@ -203,13 +203,18 @@ def test_a_caller_above_its_rate_is_told_when_to_come_again():
 
 
 def test_a_message_may_name_the_version_that_answers():
-    """Another one needs the right to choose; the champion's own number does not, and keeps a canary away."""
+    """Another one needs the right to choose; the champion's own number does not, and keeps a canary away.
+
+    Whichever it names, chance did not choose it.
+    """
     traffic = Traffic(canaries=(Share(8, 1.0),), standing=(8,))
     peers = OtherVersions()
-    front = make_front(settings=Settings(traffic=traffic), peers=peers)
+    records = []
+    front = make_front(settings=Settings(traffic=traffic), peers=peers, record=records.append)
     for names, version in (({}, "8"), ({"model_version": "7"}, "7"), ({"model_version": "8"}, "8")):
         reply = asked(front, "ModelInfer", infer(2.0, **names))
         assert dict(reply.metadata)["x-model-version"] == version == message("ModelInfer", reply).model_version
+    assert [record.route for record in records] == ["canary", "pinned", "pinned"]
     keyed = keyed_front(traffic=traffic, peers=peers)
     assert asked(keyed, "ModelInfer", infer(2.0, model_version="7"), x_api_key=SECRET).code == OK
     assert asked(keyed, "ModelInfer", infer(2.0, model_version="8"), x_api_key=SECRET).code == DENIED
