@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import drawn
 import pytest
 
+from raymlops.errors import NonFiniteError
 from raymlops.tracking.client import tracker
 from raymlops.training.data import FIT
-from raymlops.training.run import train
+from raymlops.training.run import load_weights, train
 
 if TYPE_CHECKING:
     from raymlops.project import Project
@@ -93,3 +94,21 @@ def test_changed_code_that_learns_something_else_is_said(tiny_project: Any, stor
     (text,) = [event.message for event in events if "returns another state" in event.message]
     assert text.startswith("the changed code's Reordered.fit() returns another state (colours): the run keeps")
     assert len({json.dumps(fit) for fit in fits_of(project, record.run_id)}) == 1
+
+
+def test_a_buffer_that_was_infinite_from_the_start_ends_no_run(tiny_project: Any, storage_path: Path) -> None:
+    """A mask keeps its infinity, an observer loses its own; after a resume both are still right."""
+    record = train(tiny_project(recipe="drawn:Masked"))
+    again = train(tiny_project(recipe="drawn:Masked", epochs=3), resume=record.run_id)
+    weights, _ = load_weights(again.weights_uri)
+    assert weights["mask"].isinf().sum() == 6
+    assert weights["lowest"].isfinite()
+
+
+def test_a_weight_that_becomes_infinite_ends_the_run_beside_such_buffers(
+    tiny_project: Any, storage_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the buffer itself, where it was finite."""
+    monkeypatch.setattr(drawn.Masked, "spoils", True)
+    with pytest.raises(NonFiniteError, match="no checkpoint is made of a model with NaN or infinity, found in mask"):
+        train(tiny_project(recipe="drawn:Masked"))
