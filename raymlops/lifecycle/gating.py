@@ -152,7 +152,8 @@ def _compare(
         return [], None
     sources = written_sources(tracker, ref.run_id)
     prepared = prepare(project, state=candidate.recipe.state, sources=sources)
-    if prepared.data.fingerprint != candidate.evaluation["data_fingerprint"]:
+    then, rows = candidate.evaluation["data_fingerprint"], candidate.evaluation["rows"]
+    if prepared.data_as(then, rows={"test": rows}).fingerprint != then:
         raise RefusedError(
             f"the data is no longer what {ref.name} version {ref.version} was tested on, so its champion cannot be "
             "asked for the same rows",

@@ -73,10 +73,11 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     _refuse_other_code(project, tracker, run_id=run_id, tags=tags)
     weights, state = load_weights(tags["raymlops.weights_uri"])
     prepared = prepare(project, state=state, sources=written_sources(tracker, run_id))
-    if prepared.data.fingerprint != tags["raymlops.data_fingerprint"]:
+    then = tags["raymlops.data_fingerprint"]
+    now = prepared.data_as(then, rows=json.loads(tags.get("raymlops.data_rows", "{}"))).fingerprint
+    if now != then:
         raise RefusedError(
-            f"the data is no longer what run {run_id} was trained on: fingerprint {prepared.data.fingerprint[:12]}, "
-            f"then {tags['raymlops.data_fingerprint'][:12]}",
+            f"the data is no longer what run {run_id} was trained on: fingerprint {now[:12]}, then {then[:12]}",
             hint="Restore the data, or train again on what is there now.",
         )
     lineage = lineage_tags(run_id=run_id, run_tags=tags)

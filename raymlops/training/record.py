@@ -34,7 +34,9 @@ __all__ = [
     "CODE_SHA",
     "CONFIG",
     "CWD",
+    "FINGERPRINT",
     "REASON",
+    "ROWS",
     "ReopenedRun",
     "RunWriter",
     "code_of",
@@ -49,6 +51,8 @@ CODE_FILES = "code/files.json"
 """Artifacts: the whole configuration, and a digest of each file of the recipe's code."""
 CODE_SHA = "raymlops.code_sha"
 """Tag: the digest of the recipe's code."""
+FINGERPRINT, ROWS = "raymlops.data_fingerprint", "raymlops.data_rows"
+"""Tags: what identifies the data, and the rows of each split as JSON."""
 CWD = "raymlops.cwd"
 """Tag: the folder that the run was started in, where a recipe may be that stands in no package."""
 
@@ -91,8 +95,8 @@ def open_run(
         "raymlops.project": spec.project.name,
         "raymlops.recipe": project.reference,
         "raymlops.config_sha": spec.sha(),
-        "raymlops.data_fingerprint": data.fingerprint,
-        "raymlops.data_rows": json.dumps(data.rows),
+        FINGERPRINT: data.fingerprint,
+        ROWS: json.dumps(data.rows),
         CODE_SHA: code.sha() if code else "",
         "raymlops.git_commit": git.commit,
         "raymlops.git_branch": git.branch,

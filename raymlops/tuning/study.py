@@ -144,7 +144,7 @@ class _Sweep:
         """Open the parent run and the study."""
         if fork is not None:
             self._forked_from = fork.run_id
-            self._refuse_useless(fork, fingerprint=prepared.data.fingerprint)
+            self._refuse_useless(fork, prepared)
         parent = Parent.opened(
             self._store, self._project, prepared.data, tags=tags, submission_id=_submission(), forked_from=fork
         )
@@ -157,9 +157,9 @@ class _Sweep:
 
     def goes_on(self, recorded: Recorded, prepared: Prepared, *, changes: list[Change]) -> None:
         """Take up the study and the parent run where the last driver left them."""
-        from raymlops.training.resume import check_data, write_changes
+        from raymlops.training.resume import check_data, data_of, write_changes
 
-        check_data(recorded, prepared.data)
+        check_data(recorded, data_of(recorded, prepared))
         self._before = before_of(recorded)
         self._forked_from = recorded.tags.get(FORKED_FROM, "")
         parent = Parent(self._store, recorded.run_id)
@@ -210,17 +210,18 @@ class _Sweep:
         why = "".join(f"; {count} not: {reason}" for reason, count in left.items())
         self._tell(f"knows {kept} trials of the sweep {fork.run_id}{why}")
 
-    def _refuse_useless(self, fork: Recorded, *, fingerprint: str) -> None:
+    def _refuse_useless(self, fork: Recorded, prepared: Prepared) -> None:
         """Refuse to fork a sweep of which nothing fits.
 
         Raises:
             UsageError: saying why not, trial by trial.
         """
+        from raymlops.training.resume import data_of
         from raymlops.tuning.carry import carried
         from raymlops.tuning.recorded import record_of
 
         advice = "Put these back, or start a sweep that knows nothing: leave --fork out."
-        if fork.tags.get("raymlops.data_fingerprint") != fingerprint:
+        if fork.tags.get("raymlops.data_fingerprint") != data_of(fork, prepared).fingerprint:
             raise UsageError(f"nothing of the sweep {fork.run_id} can be carried: its data were others", hint=advice)
         assert fork.spec is not None
         before = objectives_of(fork.spec)

@@ -10,11 +10,13 @@ import sourced
 import torch
 from tiny import make_table
 
+from raymlops.bundle.load import load
 from raymlops.bundle.sketch import sketch
 from raymlops.config.load import load_data
-from raymlops.lifecycle.registering import _example, _profiles, _sketch
+from raymlops.lifecycle.registering import _example, _profiles, _sketch, register
 from raymlops.project import bind
 from raymlops.training.data import Memory, prepare
+from raymlops.training.run import load_weights, train
 from raymlops.training.streamed import ParquetSplit
 
 
@@ -51,3 +53,26 @@ def test_the_sketch_of_rows_is_found_in_one_pass(both):
     expected = sketch(table.splits["train"].row_hashes())
     assert np.array_equal(_sketch(streamed.splits["train"]), expected)
     assert np.array_equal(_sketch(table.splits["train"]), expected)
+
+
+@pytest.mark.parametrize("recipe", ["drawn:Augmented", "drawn:Unseeded", "drawn:Masked", "drawn:Reordered"])
+def test_what_was_trained_can_be_registered(storage_path, recipe):
+    """Items that draw at random, buffers of infinity, and a fit that gives another state each time forfeit no run."""
+    project = bind(
+        load_data(
+            {
+                "project": {"name": "p"},
+                "recipe": {"import": recipe, "config": {"train_rows": 300, "validation_rows": 100}},
+                "train": {"epochs": 1, "threads_per_worker": 1},
+                "storage": {"path": str(storage_path)},
+            }
+        )
+    )
+    run = train(project)
+    version = register(project.spec, run.run_id)
+    loaded = load(version.bundle.uri, version.bundle.digest)
+    weights, state = load_weights(run.weights_uri)
+    assert loaded.recipe.state == state
+    assert {name: tensor.isinf().sum() for name, tensor in loaded.model.state_dict().items()} == {
+        name: tensor.isinf().sum() for name, tensor in weights.items()
+    }
