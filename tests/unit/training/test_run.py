@@ -117,13 +117,13 @@ class DeafLoss(Tiny):
 
 
 class DeafMetrics(Tiny):
-    """Swallows an interrupt in its first metrics of the second epoch; the preflight asks for metrics four times."""
+    """Swallows an interrupt in its first metrics of the second epoch; the preflight asks for metrics three times."""
 
     calls = 0
 
     def metrics(self, model: Any, batch: Any) -> Any:
         type(self).calls += 1
-        if self.calls == 4 + 2 + 1:
+        if self.calls == 3 + 2 + 1:
             with contextlib.suppress(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
         return super().metrics(model, batch)
@@ -161,7 +161,7 @@ def test_a_swallowed_ctrl_c_ends_an_evaluation_within_a_batch(
     deaf = dataclasses.replace(tiny_project(eval_batch_size=64), recipe_class=DeafMetrics)
     with pytest.raises(KeyboardInterrupt):
         train(deaf)
-    assert DeafMetrics.calls == 7
+    assert DeafMetrics.calls == 6
     (run,) = runs(deaf)
     assert run.info.status == "KILLED"
 
