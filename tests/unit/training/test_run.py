@@ -228,8 +228,12 @@ def test_a_failure_is_on_record_with_its_reason(tiny_project: Any, storage_path:
 
 
 def test_what_can_be_refused_leaves_no_run(tiny_project: Any, storage_path: Path) -> None:
-    """A broken recipe and an unknown metric are refused before MLflow hears of a run."""
-    for broken in (tiny_project(recipe="broken:Means"), tiny_project(metric="validation/acc")):
+    """A broken recipe, one that cannot be served and an unknown metric are refused before MLflow hears of a run."""
+    for broken in (
+        tiny_project(recipe="broken:Means"),
+        tiny_project(recipe="broken:NoExample"),
+        tiny_project(metric="validation/acc"),
+    ):
         with pytest.raises(RecipeError):
             train(broken)
         assert runs(broken) == []
