@@ -106,7 +106,7 @@ def answer(
         if device != "cpu":
             output = map_tensors(output, lambda tensor: tensor.cpu())
         decoded = _call(f"{name}.decode()", lambda: recipe.decode(output))
-    return _fit(decoded, signature, rows=rows, where=f"{name}.decode()", finite=finite)
+    return typed_outputs(decoded, signature, rows=rows, where=f"{name}.decode()", finite=finite)
 
 
 def load(
@@ -152,6 +152,27 @@ def load(
         row_hashes=_row_hashes(names.read_file(folder, names.ROWS, manifest)),
         device=device,
     )
+
+
+def typed_outputs(
+    decoded: Any, signature: Signature, *, rows: int, where: str, finite: bool = True
+) -> dict[str, Array]:
+    """Return what ``decode`` gave as the arrays of the signature's outputs.
+
+    Raises:
+        NonFiniteError: an output is NaN or infinite, and ``finite`` asks for numbers.
+        RecipeError: the outputs are not those of the signature. ``where`` says whose they are.
+    """
+    wanted = [column.name for column in signature.outputs]
+    if not isinstance(decoded, dict) or decoded.keys() != set(wanted):
+        got = ", ".join(map(str, decoded)) if isinstance(decoded, dict) else f"a {type(decoded).__name__}"
+        raise RecipeError(f"{where} returned {got}; the signature's outputs are {', '.join(wanted)}")
+    return {
+        column.name: _output(
+            column, decoded[column.name], rows=rows, where=f"{where}: output {column.name!r}", finite=finite
+        )
+        for column in signature.outputs
+    }
 
 
 def _parse(folder: Path, name: str, manifest: names.Manifest) -> Any:
@@ -232,19 +253,6 @@ def _call(where: str, function: Callable[[], Any]) -> Any:
         if isinstance(error.__cause__, RaymlopsError):
             raise error.__cause__ from error.__cause__.__cause__
         raise
-
-
-def _fit(decoded: Any, signature: Signature, *, rows: int, where: str, finite: bool) -> dict[str, Array]:
-    wanted = [column.name for column in signature.outputs]
-    if not isinstance(decoded, dict) or decoded.keys() != set(wanted):
-        got = ", ".join(map(str, decoded)) if isinstance(decoded, dict) else f"a {type(decoded).__name__}"
-        raise RecipeError(f"{where} returned {got}; the signature's outputs are {', '.join(wanted)}")
-    return {
-        column.name: _output(
-            column, decoded[column.name], rows=rows, where=f"{where}: output {column.name!r}", finite=finite
-        )
-        for column in signature.outputs
-    }
 
 
 def _output(column: Column, values: Any, *, rows: int, where: str, finite: bool) -> Array:

@@ -18,6 +18,8 @@ from raymlops.training.loop import default_loop
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from torch import nn
+
     from raymlops.config.schema import TrainSection
     from raymlops.project import Project
     from raymlops.training.checkpoint import Saver
@@ -100,6 +102,16 @@ def local_device(section: TrainSection, *, has_gpu: bool | None = None) -> Liter
     """Return where a model of this configuration runs in this process: on a GPU where it asks for one that is there."""
     found = torch.cuda.is_available() if has_gpu is None else has_gpu
     return "cuda" if section.gpus_per_worker and found else "cpu"
+
+
+@contextmanager
+def on_device(model: nn.Module, device: str) -> Iterator[None]:
+    """Keep a model on a device for a while, then on the CPU again."""
+    try:
+        model.to(device)
+        yield
+    finally:
+        model.to("cpu")
 
 
 @contextmanager

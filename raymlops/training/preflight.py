@@ -18,8 +18,8 @@ import torch
 from raymlops.bundle.code import collect
 from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.recipe import call_recipe, described, to_device
-from raymlops.training.answering import check_answer, check_encode
 from raymlops.training.batchnorm import normalizes_batches
+from raymlops.training.example import check_answer, check_encode
 from raymlops.training.local import local_device
 from raymlops.training.metrics import Totals, add, batch_totals, named_values
 from raymlops.training.parallel import check, explained

@@ -13,8 +13,8 @@ from ranks import ranks
 from tiny import Tiny
 
 from raymlops.errors import RecipeError
-from raymlops.training.answering import example_rows
 from raymlops.training.data import prepare
+from raymlops.training.example import example_rows
 from raymlops.training.preflight import has_unused_parameters, preflight
 
 

@@ -1,7 +1,7 @@
-"""The serving half of a recipe: request rows that work, and the answer to them.
+"""The example of a request: rows that work, and their answer before there is a trained model.
 
-Owns the example that a bundle gets, and its trial before a training: what fails for these rows would fail in a replica,
-when the training is long paid for. The way from columns to an answer is ``bundle.load``'s, as in a replica.
+What fails for these rows would fail in a replica, when the training is long paid for. The way from columns to an
+answer is ``bundle.load``'s, as in a replica.
 """
 
 from __future__ import annotations
