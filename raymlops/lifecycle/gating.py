@@ -145,6 +145,7 @@ def _compare(
     from raymlops.state.versions import recorded
     from raymlops.training.data import prepare
     from raymlops.training.evaluate import block_totals
+    from raymlops.training.local import local_device, on_device
 
     live = live_champion(state, ref.name)
     current = live or registry.by_alias(ref.name, CHAMPION)
@@ -159,12 +160,15 @@ def _compare(
             "asked for the same rows",
             hint="Restore the data, or train and register again on what is there now.",
         )
-    test = prepared.splits["test"]
+    test, device = prepared.splits["test"], local_device(project.spec.train)
 
     def sums(model: LoadedModel) -> list[dict[str, Any]]:
         rows = test.for_recipe(model.recipe)
         size = project.spec.train.eval_batch_size
-        return block_totals(model.recipe, model.model, rows, blocks=spec.gate.blocks, batch_size=size)
+        with on_device(model.model, device):
+            return block_totals(
+                model.recipe, model.model, rows, blocks=spec.gate.blocks, batch_size=size, device=device
+            )
 
     blocks = sums(candidate)
     try:

@@ -27,7 +27,7 @@ from raymlops.training.checkpoint import FolderSaver, load_weights
 from raymlops.training.data import FIT, SOURCES, prepare
 from raymlops.training.local import LocalResult, run_in_process, run_local
 from raymlops.training.lookup import CHECKPOINTS, LOG, RUNS, STORAGE_PATH, absolute, go_on, look_up, mark_origin
-from raymlops.training.preflight import has_unused_parameters, preflight
+from raymlops.training.preflight import preflight
 from raymlops.training.progress import Event, words
 from raymlops.training.recall import recall
 from raymlops.training.record import RunWriter, open_run, reopen_run
@@ -112,7 +112,7 @@ def train(
             refit=before is not None and resuming.code_differs(before, project),
         )
         prepared.verify()
-        preflight(project, prepared)
+        unused = preflight(project, prepared)
         check_signals()
 
         if before is not None:
@@ -132,7 +132,9 @@ def train(
                 tracker.log_text(place.run_id, json.dumps(prepared.sources()), SOURCES)
             _tell_of_data(tracker, writer, prepared, before=before, state=state)
             check_signals()
-            outcome, weights_uri = _run(project, prepared, place=place, writer=writer, room=room)
+            outcome, weights_uri = _run(
+                project, prepared, place=place, unused_parameters=unused, writer=writer, room=room
+            )
             record = RunRecord(
                 run_id=place.run_id,
                 project=spec.project.name,
@@ -226,7 +228,13 @@ def _tell_of_data(
 
 
 def _run(
-    project: Project, prepared: Prepared, *, place: Place, writer: RunWriter, room: Room | None
+    project: Project,
+    prepared: Prepared,
+    *,
+    place: Place,
+    unused_parameters: bool | None,
+    writer: RunWriter,
+    room: Room | None,
 ) -> tuple[Outcome, str]:
     section = project.spec.train
 
@@ -246,9 +254,14 @@ def _run(
                 from raymlops.training.supervise import fit
 
                 assert room is not None, "workers need to be told what there is room for"
-                unused = has_unused_parameters(project, prepared)
                 return fit(
-                    project, prepared, place=place, unused_parameters=unused, writer=writer, room=room, stop=orders
+                    project,
+                    prepared,
+                    place=place,
+                    unused_parameters=unused_parameters,
+                    writer=writer,
+                    room=room,
+                    stop=orders,
                 )
             return _run_here(project, prepared, place=place, writer=writer, orders=orders)
         except Exception as error:

@@ -98,7 +98,7 @@ def sweep(
             on_event(said("preparing the data and trying the recipe on its first rows", total=spec.sweep.num_trials))
         data = DataCache()
         prepared = data.get(project)
-        preflight(project, prepared)
+        preflight(project, prepared, workers=spec.sweep.workers_per_trial)
         storage = held.enter_context(open_storage(url))
         run = _Sweep(project, store, storage=storage, url=url, data=data, on_event=on_event)
         if before is None:
