@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from raymlops.answerloss import declared
 from raymlops.errors import RaymlopsError, RecipeError, RecipeImportError
 from raymlops.signals import from_handler
 from raymlops.signature import Signature
@@ -206,6 +207,18 @@ class RecipeBase:
         if len(outputs) == 1:
             return {outputs[0].name: array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array}
         return {column.name: array[:, index] for index, column in enumerate(outputs)}
+
+    def loss_of(self, output: Mapping[str, Any], label: Any) -> float | None:
+        """Return how wrong one answer was, 0 (right) to 1; None where answer and label cannot be compared.
+
+        ``output`` holds one row's output columns as JSON values, ``label`` what a client sent as feedback. A rollout
+        compares versions by the mean of this, so that it must be lower for better answers, and bounded.
+
+        Default: what ``answerloss`` says of a class, probabilities, and a number. Registration finds out which it is
+        from the signature, the model's answers to validation rows and their labels, and measures the scale of a
+        number's errors there. Define it for anything else. It runs in a process of its own, not in replicas.
+        """
+        return declared(self.signature()).of(output, label)
 
 
 def batch_rows(batch: Batch) -> int:

@@ -77,7 +77,7 @@ class LoadedModel:
             if self.device != "cpu":
                 output = map_tensors(output, lambda tensor: tensor.cpu())
             decoded = _call(f"{name}.decode()", lambda: self.recipe.decode(output))
-        return _fit(decoded, self.signature, rows=rows, where=f"{name}.decode()")
+        return typed_outputs(decoded, self.signature, rows=rows, where=f"{name}.decode()")
 
     def predict_rows(self, rows: Any) -> list[dict[str, Any]]:
         """Return one JSON row of outputs for each JSON row of inputs.
@@ -132,6 +132,35 @@ def load(
         row_hashes=_row_hashes(names.read_file(folder, names.ROWS, manifest)),
         device=device,
     )
+
+
+def load_recipe(uri: Location, digest: str, *, cache: str | os.PathLike[str] = names.DEFAULT_CACHE) -> RecipeBase:
+    """Verify a bundle and return its recipe, built without its model, beside other bundles' in this process.
+
+    Raises:
+        BundleError, RecipeImportError, RecipeError, StorageError: as ``load``.
+    """
+    folder = names.fetch(uri, digest, cache=cache)
+    manifest = names.read_manifest(folder, digest)
+    entry, state = (_parse(folder, name, manifest) for name in (names.RECIPE, names.STATE))
+    return _recipe(folder, entry, state, manifest=manifest, digest=digest, exclusive=False)
+
+
+def typed_outputs(decoded: Any, signature: Signature, *, rows: int, where: str) -> dict[str, Array]:
+    """Return what ``decode`` gave as the arrays of the signature's outputs.
+
+    Raises:
+        NonFiniteError: an output is NaN or infinite.
+        RecipeError: the outputs are not those of the signature. ``where`` says whose they are.
+    """
+    wanted = [column.name for column in signature.outputs]
+    if not isinstance(decoded, dict) or decoded.keys() != set(wanted):
+        got = ", ".join(map(str, decoded)) if isinstance(decoded, dict) else f"a {type(decoded).__name__}"
+        raise RecipeError(f"{where} returned {got}; the signature's outputs are {', '.join(wanted)}")
+    return {
+        column.name: _output(column, decoded[column.name], rows=rows, where=f"{where}: output {column.name!r}")
+        for column in signature.outputs
+    }
 
 
 def _parse(folder: Path, name: str, manifest: names.Manifest) -> Any:
@@ -212,17 +241,6 @@ def _call(where: str, function: Callable[[], Any]) -> Any:
         if isinstance(error.__cause__, RaymlopsError):
             raise error.__cause__ from error.__cause__.__cause__
         raise
-
-
-def _fit(decoded: Any, signature: Signature, *, rows: int, where: str) -> dict[str, Array]:
-    wanted = [column.name for column in signature.outputs]
-    if not isinstance(decoded, dict) or decoded.keys() != set(wanted):
-        got = ", ".join(map(str, decoded)) if isinstance(decoded, dict) else f"a {type(decoded).__name__}"
-        raise RecipeError(f"{where} returned {got}; the signature's outputs are {', '.join(wanted)}")
-    return {
-        column.name: _output(column, decoded[column.name], rows=rows, where=f"{where}: output {column.name!r}")
-        for column in signature.outputs
-    }
 
 
 def _output(column: Column, values: Any, *, rows: int, where: str) -> Array:

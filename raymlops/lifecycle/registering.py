@@ -190,6 +190,7 @@ def _contents(
     lineage: dict[str, str],
 ) -> BundleContents:
     from raymlops.bundle.write import BundleContents
+    from raymlops.training.answers import answer_loss
 
     recipe = prepared.recipe
     model = recipe.model()
@@ -208,6 +209,7 @@ def _contents(
         evaluation=evaluation(model),
         row_hashes=_sketch(prepared.splits["train"]),
         lineage=lineage,
+        loss=answer_loss(prepared, model, batch_size=project.spec.train.eval_batch_size).to_dict(),
     )
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.config.serve import RolloutSection
-from raymlops.lifecycle.questions import StepEvidence, find
+from raymlops.lifecycle.questions import StepEvidence, find, note_on_quality
 from raymlops.records import Record
 from raymlops.state.rollouts import Rollout
 
@@ -79,7 +79,7 @@ def decide(rollout: Rollout, evidence: Sequence[StepEvidence], *, now: datetime)
     steps += [StepEvidence(weight) for weight in rollout.steps[len(steps) : rollout.step + 1]]
     findings = find(steps, settings)
     seconds = max(0.0, (now - rollout.step_started_at).total_seconds())
-    numbers = {
+    numbers: dict[str, Any] = {
         "step": rollout.step,
         "weight": rollout.weight,
         "seconds": seconds,
@@ -87,7 +87,10 @@ def decide(rollout: Rollout, evidence: Sequence[StepEvidence], *, now: datetime)
         "max_wait_s": settings.max_wait_s,
         "questions": {finding.question: finding.to_dict() for finding in findings},
     }
-    action, reason = _judge(rollout, findings, settings=settings, seconds=seconds)
+    note = note_on_quality(steps)
+    if note and len(findings) < 3:
+        numbers["questions"]["quality"] = {"question": "quality", "asked": False, "reason": note}
+    action, reason = _judge(rollout, findings, settings=settings, seconds=seconds, note=note)
     return RolloutDecision(
         action, f"step {rollout.step + 1} of {len(rollout.steps)} at {_at(rollout)}: {reason}", numbers
     )
@@ -116,6 +119,17 @@ def evidence_of(rollout: Rollout) -> list[StepEvidence]:
 
 
 def _judge(
+    rollout: Rollout, findings: Sequence[Finding], *, settings: RolloutSection, seconds: float, note: str
+) -> tuple[Action, str]:
+    """Return the action and its reason; ``note`` says why quality is not asked, or what failed where it was."""
+    said = f"; {'quality' if len(findings) > 2 else 'quality not asked'}: {note}" if note else ""
+    action, reason = _verdict(rollout, findings, settings=settings, seconds=seconds)
+    if not said and len(findings) < 3 and action in {"promote", "advance"}:
+        said = "; no labels"
+    return action, f"{reason}{said}"
+
+
+def _verdict(
     rollout: Rollout, findings: Sequence[Finding], *, settings: RolloutSection, seconds: float
 ) -> tuple[Action, str]:
     if harmful := [finding.harm for finding in findings if finding.harmful]:
@@ -132,8 +146,6 @@ def _judge(
     reason = f"passed after {seconds:,.0f} s: {known}"
     if lacking:
         reason += f"; without a verdict on quality: {lacking[0].lack}"
-    elif len(findings) < 3:
-        reason += "; no labels"
     return ("promote" if next_weight(rollout) is None else "advance"), reason
 
 

@@ -161,6 +161,7 @@ class Steering:
 
     def _controller(self, spec: ProjectSpec, state: State) -> Controller:
         from raymlops.lifecycle.losses import LabelLosses
+        from raymlops.lifecycle.recipetask import ask_in_task
         from raymlops.lifecycle.upkeep import Upkeep
         from raymlops.serving.api import ServeApi
 
@@ -175,7 +176,7 @@ class Steering:
             ServeApi(_dashboard(spec)),
             reports=self._reports,
             follow=follow,
-            losses=LabelLosses(state),
+            losses=LabelLosses(state, ask_recipe=ask_in_task),
             maintain=Upkeep(state, state_url(spec)),
         )
 

@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from raymlops.lifecycle.losses import LabelLosses
 from raymlops.lifecycle.upkeep import Upkeep
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.read import read_predictions
@@ -86,14 +85,3 @@ def test_trouble_with_one_log_is_on_the_record(state, url, tmp_path):
     event = state.events()[0]
     assert (event.action, event.subject) == ("controller.error", "n")
     assert file.exists()
-
-
-def test_losses_are_read_twice_a_minute_and_missing_logs_are_none(state, tmp_path):
-    """No log yet: no losses, and none is looked for again until half a minute has passed."""
-    now = [0.0]
-    losses = LabelLosses(state, clock=lambda: now[0])
-    since = NOW - timedelta(hours=1)
-    assert losses("m", 1, since, None).count == 0
-    write(tmp_path, NOW, 1)
-    now[0] = 31.0
-    assert losses("m", 1, since, None).count == 0  # it has no label yet
