@@ -6,6 +6,7 @@ The decision itself is pure and stands in ``registry.gate``; this module gathers
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.messages import check
@@ -15,12 +16,14 @@ from raymlops.errors import (
     ConfigError,
     GateRefusedError,
     Problem,
+    RaymlopsError,
     RecipeError,
     RecipeImportError,
     RefusedError,
     UnreachableError,
 )
 from raymlops.lifecycle.registering import written_sources
+from raymlops.lifecycle.requestpath import answers_requests, rows_of
 from raymlops.lifecycle.source import Source, spec_of
 from raymlops.project import Project
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from raymlops.registry.versions import Registry
     from raymlops.state.store import State
     from raymlops.tracking.client import Tracker
+    from raymlops.training.data import Prepared
 
 GATE_TAG = "raymlops.gate"
 """Tag of a version: ``passed`` or ``refused``."""
@@ -44,9 +48,10 @@ def gate(
 ) -> tuple[ModelVersionRef, GateDecision]:
     """Ask the gate about a version; a version that passes gets the alias ``challenger``.
 
-    The thresholds and the margin are those of ``source``. The champion, if there is one, answers the same test rows,
-    with its own code; a champion that cannot is no proof that the version is not worse, so the gate refuses then. The
-    decision is first in the audit record, then on the version as a tag, passed or not. A kill in between is
+    The version must answer requests: its example rows and rows of its validation split go the way of a request through
+    its own code. The thresholds and the margin are those of ``source``. The champion, if there is one, answers the same
+    test rows, with its own code; a champion that cannot is no proof that the version is not worse, so the gate refuses
+    then. The decision is first in the audit record, then on the version as a tag, passed or not. A kill in between is
     mended by the same call again. A version that is refused is challenger no more.
 
     Raises:
@@ -71,7 +76,12 @@ def gate(
         project = _project_of(candidate, here)
         metric = here.gate.metric or f"test/{project.spec.train.metric.removeprefix('validation/')}"
         current = registry.by_alias(ref.name, "champion")
-        blocks, champion = _compare(candidate, project, current, ref=ref, spec=here, metric=metric, tracker=tracker)
+        if current is not None and current.version == ref.version:
+            current = None
+        prepared, note = _prepared(candidate, project, ref, tracker=tracker, needed=current is not None)
+        rows = rows_of(candidate, None if prepared is None else prepared.splits["validation"])
+        answers = answers_requests(candidate, rows, batch_size=project.spec.train.eval_batch_size)
+        blocks, champion = _compare(candidate, project, current, ref=ref, spec=here, metric=metric, prepared=prepared)
         decision = decide(
             here.gate,
             metrics=candidate.evaluation["metrics"],
@@ -80,7 +90,9 @@ def gate(
             candidate_blocks=blocks,
             candidate_finalize=candidate.recipe.finalize,
             champion=champion,
+            answers=answers,
         )
+        decision = replace(decision, notes=(*decision.notes, *([note] if note else [])))
         _record(decision, ref, registry=registry, state=state)
     if not decision.passed:
         raise GateRefusedError(
@@ -111,6 +123,21 @@ def _project_of(candidate: LoadedModel, here: ProjectSpec) -> Project:
         return Project(spec, type(candidate.recipe), candidate.recipe.config)
 
 
+def _prepared(
+    candidate: LoadedModel, project: Project, ref: ModelVersionRef, *, tracker: Tracker, needed: bool
+) -> tuple[Prepared | None, str | None]:
+    """Return the candidate's data; None with a note where it cannot be had and nothing but its requests needs it."""
+    from raymlops.training.data import prepare
+
+    try:
+        sources = written_sources(tracker, ref.run_id)
+        return prepare(project, state=candidate.recipe.state, sources=sources), None
+    except RaymlopsError as error:
+        if needed or isinstance(error, UnreachableError):
+            raise
+        return None, f"Of its data only the example rows were asked, as it cannot be read here: {error.message}"
+
+
 def _compare(
     candidate: LoadedModel,
     project: Project,
@@ -119,18 +146,15 @@ def _compare(
     ref: ModelVersionRef,
     spec: ProjectSpec,
     metric: str,
-    tracker: Tracker,
+    prepared: Prepared | None,
 ) -> tuple[list[dict[str, Any]], ChampionEvaluation | None]:
     """Return both versions' sums over the same blocks of the candidate's test rows."""
     from raymlops.bundle.load import load
     from raymlops.registry.gate import ChampionEvaluation, overlap
-    from raymlops.training.data import prepare
     from raymlops.training.evaluate import block_totals
 
-    if current is None or current.version == ref.version:
+    if current is None or prepared is None:
         return [], None
-    sources = written_sources(tracker, ref.run_id)
-    prepared = prepare(project, state=candidate.recipe.state, sources=sources)
     if prepared.data.fingerprint != candidate.evaluation["data_fingerprint"]:
         raise RefusedError(
             f"the data is no longer what {ref.name} version {ref.version} was tested on, so its champion cannot be "
