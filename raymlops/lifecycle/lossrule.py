@@ -118,7 +118,7 @@ class Counted:
             )
             unlike += "or define loss_of(output, label) in the recipe"
             note = self._note or (unlike if count else "")
-            return {None: Losses(note=note)}
+            return {None: Losses(note=note)} if note else {}
         return {
             version: Losses.of(
                 (request.total / request.rows for request in requests),

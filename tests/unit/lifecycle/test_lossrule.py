@@ -81,7 +81,7 @@ def test_labels_that_fit_nothing_are_said():
     note = counted(unlike)[None].note
     assert note.startswith('none of 2 labels, such as "maybe", can be compared with its answer')
     assert counted([*unlike, late("c", 0.9, True)]) == {1: Losses.of([0.01])}
-    assert counted([]) == {None: Losses()}
+    assert counted([]) == {}
 
 
 def test_a_recipe_is_asked_itself_and_its_failures_count_and_are_told():
