@@ -10,6 +10,7 @@ import importlib
 import inspect
 import pkgutil
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from raymlops.answerloss import declared
 from raymlops.errors import RaymlopsError, RecipeError, RecipeImportError
 from raymlops.signals import from_handler
 from raymlops.signature import Signature
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
     from raymlops.signature import Columns
 
+_OURS = str(Path(__file__).parent / "_")[:-1]
+_SHIPPED = str(Path(__file__).parent / "recipes" / "_")[:-1]
+_LIBRARIES = tuple(sorted({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}))
 Batch = Any
 """What ``loss`` and ``metrics`` get: by default a dict of tensors, rows first."""
 
@@ -208,6 +213,18 @@ class RecipeBase:
             return {outputs[0].name: array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array}
         return {column.name: array[:, index] for index, column in enumerate(outputs)}
 
+    def loss_of(self, output: Mapping[str, Any], label: Any) -> float | None:
+        """Return how wrong one answer was, 0 (right) to 1; None where answer and label cannot be compared.
+
+        ``output`` holds one row's output columns as JSON values, ``label`` what a client sent as feedback. A rollout
+        compares versions by the mean of this, so that it must be lower for better answers, and bounded.
+
+        Default: what ``answerloss`` says of a class, probabilities, and a number. Registration finds out which it is
+        from the signature, the model's answers to validation rows and their labels, and measures the scale of a
+        number's errors there. Define it for anything else. It runs in a process of its own, not in replicas.
+        """
+        return declared(self.signature()).of(output, label)
+
 
 def batch_rows(batch: Batch) -> int:
     """Return the number of rows of a batch: the first dimension of its first tensor."""
@@ -281,9 +298,7 @@ def call_recipe(where: str, function: Callable[[], Any]) -> Any:
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and from_handler(error):
             raise
-        frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
-        place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-        raise RecipeError(f"{where} {_done(error)}{place}") from error
+        raise RecipeError(f"{where} {_done(error)}{_place_of(error)}") from error
 
 
 def signature_of(recipe: RecipeBase) -> Signature:
@@ -304,6 +319,19 @@ def described(value: Any) -> str:
     if value is None:
         return "None"
     return f"the class {value.__qualname__}" if inspect.isclass(value) else f"a {type(value).__name__}"
+
+
+def _place_of(error: BaseException) -> str:
+    """Return where the recipe raised: its own innermost line, as one of torch's or numpy's says nothing to its author.
+
+    Of a recipe that is installed as a library, its outermost line.
+    """
+    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
+    places = [(frame.filename, frame.lineno) for frame in frames]
+    called = [place for place in places if not place[0].startswith(_OURS) or place[0].startswith(_SHIPPED)]
+    own = [place for place in called if not place[0].startswith(("<", *_LIBRARIES))]
+    chosen = own[-1:] or called[:1] or places[-1:]
+    return "".join(f" at {name}:{line}" for name, line in chosen)
 
 
 def _done(error: BaseException) -> str:

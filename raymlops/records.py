@@ -189,9 +189,12 @@ class GateDecision(Record):
 
     @property
     def reason(self) -> str:
-        """Return one line: what failed, or how many checks passed."""
+        """Return what failed, in one line unless an error has several, or how many checks passed."""
         failed = [
-            f"{check.name}: got {check.got}, allowed {check.allowed}" for check in self.checks if not check.passed
+            f"{check.name}: got {check.got}, allowed {check.allowed}"
+            + (f": {check.detail}" if check.got is None and check.detail else "")
+            for check in self.checks
+            if not check.passed
         ]
         return "; ".join(failed) or f"{len(self.checks)} checks passed"
 

@@ -154,6 +154,18 @@ def load(
     )
 
 
+def load_recipe(uri: Location, digest: str, *, cache: str | os.PathLike[str] = names.DEFAULT_CACHE) -> RecipeBase:
+    """Verify a bundle and return its recipe, built without its model, beside other bundles' in this process.
+
+    Raises:
+        BundleError, RecipeImportError, RecipeError, StorageError: as ``load``.
+    """
+    folder = names.fetch(uri, digest, cache=cache)
+    manifest = names.read_manifest(folder, digest)
+    entry, state = (_parse(folder, name, manifest) for name in (names.RECIPE, names.STATE))
+    return _recipe(folder, entry, state, manifest=manifest, digest=digest, exclusive=False)
+
+
 def typed_outputs(
     decoded: Any, signature: Signature, *, rows: int, where: str, finite: bool = True
 ) -> dict[str, Array]:

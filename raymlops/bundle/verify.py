@@ -35,6 +35,8 @@ CONFIG = "config.yaml"
 PROFILE = "profile.json"
 EVALUATION = "evaluation.json"
 LINEAGE = "lineage.json"
+LOSS = "loss.json"
+"""How answers are compared with labels. Bundles of before it have none, and readers of before it leave it alone."""
 CODE = "code"
 REQUIRED = frozenset(
     {WEIGHTS, ROWS, RECIPE, STATE, SIGNATURE, EXAMPLE, CONFIG, PROFILE, EVALUATION, LINEAGE},
@@ -185,10 +187,31 @@ def read_file(folder: Path, name: str, manifest: Manifest) -> bytes:
         data = (folder / name).read_bytes()
     except OSError as error:
         raise BundleError(f"{folder}/{name}: expected a readable file, got {error}") from error
+    return _checked(data, name, manifest, where=str(folder))
+
+
+def read_small(uri: Location, name: str, manifest: Manifest) -> bytes:
+    """Return the bytes of one small file of a bundle wherever it is, checked; no other file is looked at.
+
+    Raises:
+        BundleError: it is missing, larger than the manifest says, or something else.
+        StorageError: the storage cannot be read.
+    """
+    place = locate(uri)
+    entry = manifest.files[name]
+    try:
+        with _open(place, name) as stream:
+            data: bytes = _reading(place, lambda: stream.read(entry.size + 1))
+    except FileNotFoundError as error:
+        raise _damage(place, name, f"a file of {entry.size} bytes", "nothing") from error
+    return _checked(data, name, manifest, where=place.uri)
+
+
+def _checked(data: bytes, name: str, manifest: Manifest, *, where: str) -> bytes:
     got = hashlib.sha256(data).hexdigest()
     expected = manifest.files[name].sha256
     if got != expected:
-        raise BundleError(f"{folder}/{name}: expected SHA-256 {expected}, got {got}: changed while it was loaded")
+        raise BundleError(f"{where}/{name}: expected SHA-256 {expected}, got {got}: changed while it was loaded")
     return data
 
 

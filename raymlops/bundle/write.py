@@ -67,6 +67,8 @@ class BundleContents:
     row_hashes: npt.NDArray[Any]
     """One 64-bit hash for each training row."""
     lineage: Mapping[str, Any]
+    loss: Mapping[str, Any] | None = None
+    """How answers are compared with labels, see ``answerloss``; None writes nothing of it."""
 
 
 def write_bundle(
@@ -131,6 +133,7 @@ def _render(contents: BundleContents) -> dict[str, bytes]:
         names.PROFILE: _json(contents.profile, name=names.PROFILE),
         names.EVALUATION: _json(contents.evaluation, name=names.EVALUATION),
         names.LINEAGE: _json(contents.lineage, name=names.LINEAGE),
+        **({} if contents.loss is None else {names.LOSS: _json(contents.loss, name=names.LOSS)}),
         **{f"{names.CODE}/{path}": data for path, data in sorted(code.files.items())},
     }
 

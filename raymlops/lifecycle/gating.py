@@ -17,6 +17,7 @@ from raymlops.errors import (
     ConfigError,
     GateRefusedError,
     Problem,
+    RaymlopsError,
     RecipeError,
     RecipeImportError,
     RefusedError,
@@ -24,6 +25,7 @@ from raymlops.errors import (
 )
 from raymlops.lifecycle.admission import CHAMPION, adoptable, as_recorded, live_champion
 from raymlops.lifecycle.registering import written_sources
+from raymlops.lifecycle.requestpath import answers_requests, rows_of
 from raymlops.lifecycle.source import Source, spec_of
 from raymlops.project import Project
 from raymlops.registry.lineage import GATE
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from raymlops.state.store import State
     from raymlops.state.versions import VersionRecord
     from raymlops.tracking.client import Tracker
+    from raymlops.training.data import Prepared
 
 CHALLENGER = "challenger"
 
@@ -52,10 +55,11 @@ def gate(
 ) -> tuple[ModelVersionRef, GateDecision]:
     """Ask the gate about a version; a version that passes gets the alias ``challenger``.
 
-    The thresholds and the margin are those of ``source``. The champion, if there is one, answers the same test rows,
-    with its own code; a champion that cannot is no proof that the version is not worse, so the gate refuses then. The
-    decision is first in the state, with its audit event, then on the version as a tag, passed or not. A kill in between
-    is mended by the same call again. A version that is refused is challenger no more.
+    The version must answer requests: its example rows and rows of its validation split go the way of a request through
+    its own code. The thresholds and the margin are those of ``source``. The champion, if there is one, answers the same
+    test rows, with its own code; a champion that cannot is no proof that the version is not worse, so the gate refuses
+    then. The decision is first in the state, with its audit event, then on the version as a tag, passed or not. A kill
+    in between is mended by the same call again. A version that is refused is challenger no more.
 
     The version's code runs here. So its digest must be the one that this state recorded at its registration. For a
     version that was registered from another state, ``adopt`` names the digest in full: with its verdict it is recorded
@@ -86,8 +90,23 @@ def gate(
         candidate = load(ref.bundle.uri, ref.bundle.digest)
         project = _project_of(candidate, here)
         metric = here.gate.metric or f"test/{project.spec.train.metric.removeprefix('validation/')}"
+        live = live_champion(state, ref.name)
+        current = live or registry.by_alias(ref.name, CHAMPION)
+        if current is not None and current.version == ref.version:
+            current = None
+        prepared, note = _prepared(candidate, project, ref, tracker=tracker, needed=current is not None)
+        rows = rows_of(candidate, None if prepared is None else prepared.splits["validation"])
+        answers = answers_requests(candidate, rows, batch_size=project.spec.train.eval_batch_size)
         blocks, champion = _compare(
-            candidate, project, ref=ref, spec=here, metric=metric, registry=registry, state=state, tracker=tracker
+            candidate,
+            project,
+            ref=ref,
+            current=current,
+            live=live is not None,
+            spec=here,
+            metric=metric,
+            prepared=prepared,
+            state=state,
         )
         decision = decide(
             here.gate,
@@ -97,7 +116,9 @@ def gate(
             candidate_blocks=blocks,
             candidate_finalize=candidate.recipe.finalize,
             champion=champion,
+            answers=answers,
         )
+        decision = replace(decision, notes=(*decision.notes, *([note] if note else [])))
         _record(decision, ref, seen=record, registry=registry, state=state)
     if not decision.passed:
         raise GateRefusedError(
@@ -128,31 +149,45 @@ def _project_of(candidate: LoadedModel, here: ProjectSpec) -> Project:
         return Project(spec, type(candidate.recipe), candidate.recipe.config)
 
 
+def _prepared(
+    candidate: LoadedModel, project: Project, ref: ModelVersionRef, *, tracker: Tracker, needed: bool
+) -> tuple[Prepared | None, str | None]:
+    """Return the candidate's data; None with a note where it cannot be had and nothing but its requests needs it."""
+    from raymlops.training.data import prepare
+
+    try:
+        sources = written_sources(tracker, ref.run_id)
+        return prepare(project, state=candidate.recipe.state, sources=sources), None
+    except RaymlopsError as error:
+        if needed or isinstance(error, UnreachableError):
+            raise
+        return None, f"Of its data only the example rows were asked, as it cannot be read here: {error.message}"
+
+
 def _compare(
     candidate: LoadedModel,
     project: Project,
     *,
     ref: ModelVersionRef,
+    current: ModelVersionRef | None,
+    live: bool,
     spec: ProjectSpec,
     metric: str,
-    registry: Registry,
+    prepared: Prepared | None,
     state: State,
-    tracker: Tracker,
 ) -> tuple[list[dict[str, Any]], ChampionEvaluation | None]:
-    """Return both versions' sums over the same blocks of the candidate's test rows."""
+    """Return both versions' sums over the same blocks of the candidate's test rows.
+
+    A ``current`` champion that is not ``live`` here is only MLflow's word, and must be what this state recorded.
+    """
     from raymlops.bundle.load import load
     from raymlops.registry.gate import ChampionEvaluation, overlap
     from raymlops.state.versions import recorded
-    from raymlops.training.data import prepare
     from raymlops.training.evaluate import block_totals
     from raymlops.training.local import local_device, on_device
 
-    live = live_champion(state, ref.name)
-    current = live or registry.by_alias(ref.name, CHAMPION)
-    if current is None or current.version == ref.version:
+    if current is None or prepared is None:
         return [], None
-    sources = written_sources(tracker, ref.run_id)
-    prepared = prepare(project, state=candidate.recipe.state, sources=sources)
     then, rows = candidate.evaluation["data_fingerprint"], candidate.evaluation["rows"]
     if prepared.data_as(then, rows={"test": rows}).fingerprint != then:
         raise RefusedError(
@@ -172,7 +207,7 @@ def _compare(
 
     blocks = sums(candidate)
     try:
-        if live is None:
+        if not live:
             current = as_recorded(current, recorded(state, current.name, current.version))
         champion = load(current.bundle.uri, current.bundle.digest)
         theirs = sums(champion)

@@ -454,6 +454,7 @@ def _share(
 ) -> DeploymentRecord:
     """Bring a version up beside the champion and give it a share of the traffic."""
     from raymlops.lifecycle import canary
+    from raymlops.lifecycle.lossrule import unasked
     from raymlops.lifecycle.steering import ensure_controller
     from raymlops.serving.render import settings_of
 
@@ -502,7 +503,9 @@ def _share(
         if rolls and sticky != "request"
         else None
     )
-    return replace(record, warnings=(*record.warnings, *filter(None, (warning, kept))))
+    lack = unasked(champion) if rolls else None
+    quality = f"quality is not asked in this rollout, whatever labels come: {lack}" if lack else None
+    return replace(record, warnings=(*record.warnings, *filter(None, (warning, kept, quality))))
 
 
 def _name_champion(ref: ModelVersionRef, *, state: State, registry: Registry, why: str) -> DeploymentRecord:

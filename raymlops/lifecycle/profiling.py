@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from raymlops.bundle.load import answer
 from raymlops.monitor.profile import profile
 from raymlops.recipe import signature_of
+from raymlops.training.answers import typed_answers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,19 +45,6 @@ def profiles(prepared: Prepared, model: nn.Module, *, batch_size: int, device: s
 
 def _answers(prepared: Prepared, model: nn.Module, columns: Columns, *, batch_size: int, device: str) -> Columns:
     """Return the answers to an even sample of rows, asked for in batches."""
-    recipe, signature = prepared.recipe, signature_of(prepared.recipe)
     step = -(-len(next(iter(columns.values()))) // ANSWERED_ROWS)
     sample = {key: values[::step] for key, values in columns.items()}
-    rows = len(next(iter(sample.values())))
-    parts = [
-        answer(
-            recipe,
-            model,
-            {key: values[start : start + batch_size] for key, values in sample.items()},
-            signature=signature,
-            device=device,
-            finite=False,
-        )
-        for start in range(0, rows, batch_size)
-    ]
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    return typed_answers(prepared.recipe, model, sample, batch_size=batch_size, device=device, finite=False)

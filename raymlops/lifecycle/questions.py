@@ -24,7 +24,7 @@ a smaller sample, as fair as the whole: evidence and bounds fall back to what it
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from raymlops.monitor.sequential import loss_harm, mean_bounds, rate_bounds, rate_harm
@@ -77,7 +77,7 @@ class Side(Record):
     """One version at one step, as a question sees it."""
 
     count: int
-    """Requests, or labelled answers."""
+    """Requests, or labelled ones."""
     value: float | None
     """Share of its requests, or mean loss; None where there are none."""
     lower: float
@@ -98,16 +98,21 @@ class Finding(Record):
     excess: float
     """The canary's value less the champion's: at this step or over all, whichever is more."""
     margin: float
+    clipped: tuple[bool, bool] = (False, False)
+    """Whether most losses of the canary, and of the champion, are no measure of their errors."""
 
     @property
     def harmful(self) -> bool:
-        """Return whether the canary is worse, surely and by enough to matter."""
-        return self.evidence >= self.limit and self.excess >= RELEVANT * self.margin
+        """Return whether the canary is worse, surely and by enough to matter.
+
+        Never where most of the champion's losses are clipped: then its errors are no scale to measure others by.
+        """
+        return self.evidence >= self.limit and self.excess >= RELEVANT * self.margin and not self.clipped[1]
 
     @property
     def passed(self) -> bool:
-        """Return whether it is worse by no more than the margin, surely."""
-        return self.canary.upper - self.champion.lower <= self.margin
+        """Return whether it is worse by no more than the margin, surely; never where most losses are clipped."""
+        return self.canary.upper - self.champion.lower <= self.margin and not any(self.clipped)
 
     @property
     def harm(self) -> str:
@@ -127,6 +132,12 @@ class Finding(Record):
     @property
     def lack(self) -> str:
         """Return why it has not passed."""
+        if any(self.clipped):
+            whose = " and ".join(name for name, most in zip(("canary", "champion"), self.clipped, strict=True) if most)
+            return (
+                f"no verdict on quality: most losses of the {whose} are clipped at 1, which says that errors are large "
+                f"and not how large; {self.bounds}"
+            )
         difference = (self.canary.value or 0.0) - (self.champion.value or 0.0)
         few = "too few " if difference <= self.margin / 2 else ""
         return (
@@ -140,7 +151,7 @@ class Finding(Record):
 
     @property
     def _unit(self) -> str:
-        return "labelled answers" if self.question == "quality" else "requests"
+        return "labelled requests" if self.question == "quality" else "requests"
 
     def _number(self, value: float | None) -> str:
         if value is None:
@@ -155,9 +166,10 @@ class Finding(Record):
 def find(steps: Sequence[StepEvidence], settings: RolloutSection) -> list[Finding]:
     """Ask every question of a rollout's steps so far, of which the last one is the current one.
 
-    Quality is asked where both versions have labelled answers at any step: evidence of harm stays what it is when a
-    step begins, and to pass it takes labels of this one. A late answer of the canary is a slow one: the champion's that
-    take as long are slow too.
+    Quality is asked where both versions have labelled requests at any step: evidence of harm stays what it is when a
+    step begins, and to pass it takes labels of this one. Losses that are clipped at 1 do not say how wrong an answer
+    was: where most are there is no verdict, unless they are the canary's alone, which can only be harm. A late answer
+    of the canary is a slow one: the champion's that take as long are slow too.
     """
     errors = [_shares(step, "errors") for step in steps]
     slow = [_shares(step, "slow", "late") for step in steps]
@@ -167,8 +179,17 @@ def find(steps: Sequence[StepEvidence], settings: RolloutSection) -> list[Findin
     ]
     if any(step.canary_losses.count and step.champion_losses.count for step in steps):
         means = [_Means(step.weight, step.canary_losses, step.champion_losses) for step in steps]
-        findings.append(_finding("quality", means, alpha=settings.alpha, margin=settings.quality_margin))
+        quality = _finding("quality", means, alpha=settings.alpha, margin=settings.quality_margin)
+        champion = sum((step.champion_losses for step in steps), Losses())
+        clipped = (steps[-1].canary_losses.mostly_clipped, champion.mostly_clipped)
+        findings.append(replace(quality, clipped=clipped))
     return findings
+
+
+def note_on_quality(steps: Sequence[StepEvidence]) -> str:
+    """Return why quality is not asked, or which losses failed; empty where there is nothing to say."""
+    notes = (losses.note for step in reversed(steps) for losses in (step.champion_losses, step.canary_losses))
+    return next(filter(None, notes), "")
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,7 @@ def _contents(
 ) -> BundleContents:
     from raymlops.bundle.write import BundleContents
     from raymlops.lifecycle.profiling import profiles
+    from raymlops.training.answers import answer_loss
     from raymlops.training.example import example_rows
     from raymlops.training.local import local_device, on_device
 
@@ -198,6 +199,7 @@ def _contents(
     model, device = trained_model(prepared, weights), local_device(section)
     with on_device(model, device):
         profile = profiles(prepared, model, batch_size=section.eval_batch_size, device=device)
+        loss = answer_loss(prepared, model, batch_size=section.eval_batch_size, device=device)
         evaluated = evaluation(model, device)
     return BundleContents(
         weights=weights,
@@ -212,6 +214,7 @@ def _contents(
         evaluation=evaluated,
         row_hashes=_sketch(prepared.splits["train"]),
         lineage=lineage,
+        loss=loss.to_dict(),
     )
 
 

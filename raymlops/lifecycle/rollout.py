@@ -28,7 +28,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.config.serve import RolloutSection
-from raymlops.lifecycle.questions import StepEvidence, find
+from raymlops.lifecycle.questions import StepEvidence, find, note_on_quality
 from raymlops.records import Record
 from raymlops.state.rollouts import Rollout
 
@@ -92,7 +92,7 @@ def decide(
     steps += [StepEvidence(weight) for weight in rollout.steps[len(steps) : rollout.step + 1]]
     findings = find(steps, settings)
     seconds = max(0.0, (now - rollout.step_started_at).total_seconds())
-    numbers = {
+    numbers: dict[str, Any] = {
         "step": rollout.step,
         "weight": rollout.weight,
         "seconds": seconds,
@@ -101,8 +101,11 @@ def decide(
         "questions": {finding.question: finding.to_dict() for finding in findings},
         "losses": None if losses is None else losses.to_dict(),
     }
+    note = note_on_quality(steps)
+    if note and len(findings) < 3:
+        numbers["questions"]["quality"] = {"question": "quality", "asked": False, "reason": note}
     log = _Log() if losses is None else _log_of(losses, steps, until=baked_at(rollout))
-    action, reason = _judge(rollout, findings, settings=settings, seconds=seconds, log=log)
+    action, reason = _judge(rollout, findings, settings=settings, seconds=seconds, log=log, note=note)
     if losses is not None and losses.left_out and action != "wait":
         reason = f"{reason}; {losses.left_out}"
     return RolloutDecision(
@@ -158,6 +161,27 @@ def _log_of(losses: LossReport, steps: Sequence[StepEvidence], *, until: datetim
 
 
 def _judge(
+    rollout: Rollout,
+    findings: Sequence[Finding],
+    *,
+    settings: RolloutSection,
+    seconds: float,
+    log: _Log,
+    note: str,
+) -> tuple[Action, str]:
+    """Return the action and its reason; ``note`` says why quality is not asked, or what failed where it was."""
+    action, reason = _verdict(rollout, findings, settings=settings, seconds=seconds, log=log)
+    asked = len(findings) > 2
+    if note:
+        return action, f"{reason}; {'quality' if asked else 'quality not asked'}: {note}"
+    if action not in {"promote", "advance"}:
+        return action, reason
+    if log.lack:
+        return action, f"{reason}; quality not asked{' of the newest answers' if asked else ''}: {log.lack}"
+    return action, reason if asked else f"{reason}; no labels"
+
+
+def _verdict(
     rollout: Rollout, findings: Sequence[Finding], *, settings: RolloutSection, seconds: float, log: _Log
 ) -> tuple[Action, str]:
     if harmful := [finding.harm for finding in findings if finding.harmful]:
@@ -176,10 +200,6 @@ def _judge(
     reason = f"passed after {seconds:,.0f} s: {known}"
     if lacking:
         reason += f"; without a verdict on quality: {lacking[0].lack}"
-    if log.lack:
-        reason += f"; quality not asked{' of the newest answers' if len(findings) > 2 else ''}: {log.lack}"
-    elif len(findings) < 3:
-        reason += "; no labels"
     return ("promote" if next_weight(rollout) is None else "advance"), reason
 
 

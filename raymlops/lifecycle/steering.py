@@ -187,6 +187,7 @@ class Steering:
 
     def _controller(self, spec: ProjectSpec, state: State) -> Controller:
         from raymlops.lifecycle.losses import LabelLosses
+        from raymlops.lifecycle.recipetask import ask_in_task
         from raymlops.lifecycle.upkeep import Upkeep
         from raymlops.serving.api import ServeApi
 
@@ -201,7 +202,7 @@ class Steering:
             ServeApi(_dashboard(spec)),
             reports=self._reports,
             follow=follow,
-            losses=LabelLosses(state),
+            losses=LabelLosses(state, ask_recipe=ask_in_task),
             maintain=Upkeep(state, state_url(spec)),
         )
 

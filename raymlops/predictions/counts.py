@@ -68,19 +68,29 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """How wrong labelled answers were, 0 (right) to 1: how many of each hundredth.
+    """How wrong the labelled answers of requests were, 0 (right) to 1: how many of each hundredth, one a request.
 
-    Their sum over replicas or days is exact, and it stays small however many there are. Rounding moves a mean by at
-    most 0.005, and that of equally good versions by the same.
+    Chance gives requests to versions, not rows: a request is one draw however many rows it has. Their sum over replicas
+    or days is exact, and it stays small however many there are. Rounding moves a mean by at most 0.005, and that of
+    equally good versions by the same.
     """
 
     levels: tuple[tuple[int, int], ...] = ()
     """Hundredths and their number, rising, without zeros."""
+    clipped: int = 0
+    """Requests whose loss is no measure: most of their errors are beyond the scale, or had no number."""
+    note: str = ""
+    """Why there are none, or which failed; empty where nothing is to be said."""
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> Losses:
+    def of(cls, values: Iterable[float], *, clipped: int = 0, note: str = "") -> Losses:
         """Count losses. Those outside [0, 1] count as the nearer end, NaN as 1: nothing is worse than no number."""
-        return cls._from(Counter(_hundredth(value) for value in values))
+        return cls(cls._levels(Counter(_hundredth(value) for value in values)), clipped, note)
+
+    @property
+    def mostly_clipped(self) -> bool:
+        """Return whether they are no measure, so that nothing follows from their mean."""
+        return 2 * self.clipped > self.count
 
     @property
     def count(self) -> int:
@@ -95,23 +105,27 @@ class Losses:
 
     def __add__(self, other: Losses) -> Losses:
         """Return the losses of both."""
-        return self._from(Counter(dict(self.levels)) + Counter(dict(other.levels)))
+        both = Counter(dict(self.levels)) + Counter(dict(other.levels))
+        return Losses(self._levels(both), self.clipped + other.clipped, self.note or other.note)
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        return {str(level): number for level, number in self.levels}
+        said = {"clipped": self.clipped, "note": self.note}
+        levels: dict[str, Any] = {str(level): number for level, number in self.levels}
+        return levels | {name: value for name, value in said.items() if value}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Losses:
         """Rebuild them; what is no hundredth or no positive number is ignored."""
         known = {str(level): level for level in range(LEVELS)}
-        return cls._from(
-            Counter({known[key]: int(number) for key, number in data.items() if key in known and (number or 0) > 0})
+        counts = Counter(
+            {known[key]: int(number) for key, number in data.items() if key in known and (number or 0) > 0}
         )
+        return cls(cls._levels(counts), data.get("clipped") or 0, data.get("note") or "")
 
-    @classmethod
-    def _from(cls, counter: Counter[int]) -> Losses:
-        return cls(tuple(sorted(counter.items())))
+    @staticmethod
+    def _levels(counter: Counter[int]) -> tuple[tuple[int, int], ...]:
+        return tuple(sorted(counter.items()))
 
 
 def _hundredth(value: float) -> int:

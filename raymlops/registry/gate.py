@@ -1,11 +1,11 @@
 """The gate: whether a version may become challenger, with the numbers. Pure.
 
-Two kinds of checks. *Thresholds* are bounds on test metrics. *Not worse than the champion* compares both on the
-same test rows: the rows are cut into contiguous blocks, each block's metric sums are known for both models, and
-whole blocks are drawn with replacement, the same ones for both (a paired block bootstrap; Künsch, 1989): blocks
-keep rows that hang together, such as those of one day, together. The differences of the resamples show how much of
-the difference is chance. Their quantile at ``1 - confidence``, the lower end of a one-sided percentile interval,
-must be at least ``-margin``.
+Three kinds of checks. *Answers requests*: what callers would get, which no metric shows; it is asked elsewhere.
+*Thresholds* are bounds on test metrics. *Not worse than the champion* compares both on the same test rows: the rows
+are cut into contiguous blocks, each block's metric sums are known for both models, and whole blocks are drawn with
+replacement, the same ones for both (a paired block bootstrap; Künsch, 1989): blocks keep rows that hang together, such
+as those of one day, together. The differences of the resamples show how much of the difference is chance. Their
+quantile at ``1 - confidence``, the lower end of a one-sided percentile interval, must be at least ``-margin``.
 
 What the margin means. With ``margin: 0`` the candidate must be shown to be better: of candidates that are exactly as
 good as the champion, only about ``1 - confidence`` pass. With a margin it must be shown to be less than that
@@ -67,9 +67,12 @@ def decide(
     candidate_blocks: Sequence[Totals],
     candidate_finalize: Finalize,
     champion: ChampionEvaluation | None,
+    answers: GateCheck | None = None,
     rng: np.random.Generator | None = None,
 ) -> GateDecision:
     """Ask every question of the gate and return the decision with all its numbers.
+
+    ``answers`` says whether the candidate answers requests, which its metrics do not show.
 
     ``metrics`` are the candidate's on the test split, named ``test/...``; NaN or None fails whatever it is asked for.
     ``metric``, better towards ``mode``, is compared with the champion's on the same blocks of rows.
@@ -78,7 +81,8 @@ def decide(
         UsageError: a threshold or ``metric`` names a metric that was not reported, or the blocks of the two models are
             not of the same rows.
     """
-    checks = [_threshold(name, bounds, metrics) for name, bounds in gate.thresholds.items()]
+    checks = [] if answers is None else [answers]
+    checks += [_threshold(name, bounds, metrics) for name, bounds in gate.thresholds.items()]
     metric = _known(metric, metrics)
     if champion is None:
         return GateDecision(

@@ -26,6 +26,8 @@ from raymlops.config.schema import ProjectSpec
 from raymlops.errors import InvalidRowsError
 from raymlops.project import Project, bind
 from raymlops.recipe import Batch, RecipeBase, batch_rows, reference_of, resolve
+from raymlops.testing.answered import AnsweredRows
+from raymlops.training.answers import answer_loss
 from raymlops.training.data import Prepared, SplitData, prepare
 from raymlops.training.streams import Stream
 
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 ROWS = 32
 """Rows that a test draws from a split, at most."""
+LABELS = 16
+"""Of them, that each of several answers is compared with."""
 UNSEEN = "\N{SNOWMAN} never seen in training"
 _KINDS = {"float": "f", "int": "iu", "bool": "b", "string": "OU"}
 
@@ -184,6 +188,28 @@ class RecipeContract:
         assert elsewhere.signature() == case.signature, "signature() depends on more than config and state"
         self._assert_close(case.ask(case.example), _answer(elsewhere, model.eval(), case.example))
 
+    def test_losses_of_answers_are_numbers_from_0_to_1(self) -> None:
+        """A rollout compares versions by the loss of an answer against its label, whatever label a client sends."""
+        losses = self._case.losses
+        if losses.rule.kind == "none":
+            raise SkipTest(f"rollouts cannot ask how good the answers are: {losses.rule.reason}; loss_of() can say it")
+        for output in losses.outputs:
+            for label in (*losses.labels, 0, 1, 2.5, True, "no such label", [1, 2]):
+                losses.of(output, label)
+        known = [losses.of(output, label) for output, label in losses.pairs]
+        assert not known or any(loss is not None for loss in known), (
+            f"loss_of() returns None for every label of the table, such as {losses.labels[0]!r}"
+        )
+
+    def test_a_right_answer_costs_no_more_than_a_wrong_one(self) -> None:
+        """The mean loss of answers that are the label is not above that of answers that are another row's label."""
+        losses = self._case.losses
+        pairs = losses.right_and_wrong(self._case.signature.outputs)
+        if not pairs:
+            raise SkipTest("no output is of the labels' kind, or no two labels can be compared")
+        right, wrong = (float(np.mean(values)) for values in zip(*pairs, strict=True))
+        assert right <= wrong, f"loss_of() is {right:.3g} for right answers, {wrong:.3g} for wrong ones"
+
     def test_missing_values_are_answered(self) -> None:
         """Every nullable column may be missing, from one row or from all."""
         nullable = [column.name for column in self._case.signature.inputs if column.nullable]
@@ -279,6 +305,17 @@ class _Case:
 
     def ask(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         return _answer(self.recipe, self.trained, rows)
+
+    @cached_property
+    def losses(self) -> AnsweredRows:
+        rule = answer_loss(self.prepared, self.trained, batch_size=ROWS, device="cpu")
+        split = self.prepared.splits["validation"]
+        columns = split.take(_take(split.rows))
+        rows, labels = self.example, list[Any]()
+        if columns is not None:
+            rows = self.signature.rows({column.name: columns[column.name] for column in self.signature.inputs})
+            labels = [] if self.recipe.label is None else np.asarray(columns[self.recipe.label]).tolist()
+        return AnsweredRows(rule, self.recipe, self.signature.rows(self.ask(rows))[:LABELS], labels[:LABELS])
 
 
 @cache

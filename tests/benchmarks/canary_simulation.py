@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "fixtures"))
 
-from canary_worlds import World, even, run, sticky
+from canary_worlds import World, even, false_alarms, run, sticky
 
 from raymlops.config.serve import RolloutSection
 
@@ -61,6 +61,9 @@ def equal(count: int) -> None:
         world = World(errors=0.01, slow=0.01)
         steps = even(world, world, settings=SETTINGS, rps=rps)
         row(f"errors 1%, slow 1%, {rps:g} requests/s", run(steps, settings=SETTINGS, count=count, seed=3))
+    for rows in (1, 10, 100):
+        share = false_alarms(rows, settings=SETTINGS, count=count, seed=10)
+        print(f"{f'{rows} labelled rows a request, wrong together':44} {share:7.2%}", flush=True)
 
 
 def worse(count: int) -> None:

@@ -78,6 +78,16 @@ def test_a_version_that_is_refused_is_challenger_no_more(config):
     assert [event.action for event in events(config)][-2:] == ["gate.pass", "gate.refuse"]
 
 
+def test_a_version_that_does_not_answer_is_refused(config):
+    """Its metrics are those of any other; requests for its validation rows get NaN, and the reason is on the record."""
+    broken = {**config, "recipe": {**config["recipe"], "import": "tiny:GapsInAnswers"}}
+    version = rm.register(broken, rm.train(broken).run_id)
+    with pytest.raises(GateRefusedError, match=r"answers requests: got None, .*GapsInAnswers.decode\(\): .* is nan"):
+        rm.gate(broken, str(version.version))
+    assert events(config)[-1].after["checks"][0]["name"] == "answers requests"
+    assert registry(config).tags("tiny", version.version)["raymlops.gate"] == "refused"
+
+
 def test_an_alias_alone_admits_nothing(config):
     """Somebody moved it by hand in MLflow: the verdict is what counts."""
     with pytest.raises(GateRefusedError):

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from labelled_load import labelled_load
 from own_versions import EXAMPLE, config_in, controller_pid, edited_in, end_serving, make_version
 
 import raymlops as rm
@@ -34,6 +35,13 @@ ROWS = [{"garden": "north", "petal_cm": 1.4}]
 LONG = [{"garden": "north", "petal_cm": 99.0}]
 ENCODE = "        ids = {"
 OUTPUT = '"virginica"'
+SHARES = 'model(batch["features"]).softmax(1)'
+LABELLED = [
+    ({"garden": "north", "petal_cm": 1.4}, "setosa"),
+    ({"garden": "south", "petal_cm": 4.3}, "versicolor"),
+    ({"garden": "pond", "petal_cm": 5.8}, 2),
+]
+"""Rows and what is true of them: by the output's name, and by its index."""
 WAIT_S = 90.0
 CALLERS = 4
 LABELS = 20
@@ -60,16 +68,20 @@ def config(folder, ray_local, mlflow_database):
 
 @pytest.fixture(scope="module")
 def versions(config, folder):
-    """Return four versions: two that are equally good, one that fails at long petals, one that gives something else."""
+    """Return five versions: two equally good ones, one that fails at long petals, one that gives something else,
+    and one to which all species are equally likely.
+    """
     source = EXAMPLE.read_text()
     assert source.count(ENCODE) == 1
     assert source.count(OUTPUT) == 1
+    assert source.count(SHARES) == 1
     failing = f'        if (columns["petal_cm"] > 50).any():\n            raise ValueError("too long")\n{ENCODE}'
     sources = [
         source,
         source,
         source.replace(ENCODE, failing),
         source.replace(OUTPUT, '"other"'),
+        source.replace(SHARES, f"({SHARES} * 0 + 1 / 3)"),
     ]
     return [make_version(config, folder, text).version for text in sources]
 
@@ -240,6 +252,34 @@ def test_rollback_while_the_champion_hangs(config, versions):
             assert client.predict("flower", ROWS).model_version == "1"
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+def judged(config, version):
+    """Roll a version out at a half while every answer is labelled; return the rollout and its finding on quality."""
+    record = rm.deploy(config, str(version), canary=50, steps=[50], bake_s=8)
+    with labelled_load(f"http://127.0.0.1:{config['serve']['port']}", "flower", LABELLED) as failed:
+        ended = followed(config, record)
+    assert failed == []
+    print(ended.reason)
+    return ended, ended.evidence["numbers"]["questions"]["quality"]
+
+
+def test_a_constant_is_aborted_by_the_labels_of_its_answers(config, versions):
+    """Neither errors nor slowness say anything of it."""
+    ended, quality = judged(config, versions[4])
+    assert (ended.status, quality["harmful"]) == ("aborted", True), ended.reason
+    assert "mean loss 0.333 of" in ended.reason
+    assert "labelled requests" in ended.reason
+
+
+def test_a_trained_model_takes_over_from_a_constant(config, versions):
+    """Its answers are better, surely, before the rollout would have to end without a verdict on them."""
+    rm.deploy(config, str(versions[4]))
+    ended, quality = judged(config, versions[0])
+    assert (ended.status, quality["passed"]) == ("promoted", True), ended.reason
+    assert quality["canary"]["value"] < quality["champion"]["value"] == pytest.approx(1 / 3, abs=0.005)
+    assert (ended.ended_at - ended.step_started_at).total_seconds() < 80
+    assert look(config).champion == 1
 
 
 def test_what_is_kept_warm_is_taken_down(config, versions):

@@ -1,11 +1,16 @@
-from __future__ import annotations
+"""Which answers of the log are compared with a label, in which window, and what is said where there is no loss."""
 
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from tiny_bundle import tiny_contents
 
-from raymlops.lifecycle.losses import LabelLosses, loss_of
+from raymlops.answerloss import AnswerLoss
+from raymlops.bundle.loss import OwnLosses
+from raymlops.bundle.write import write_bundle
+from raymlops.errors import RecipeError
+from raymlops.lifecycle.losses import LabelLosses
 from raymlops.lifecycle.lossreader import Window
 from raymlops.predictions.counts import Losses
 from raymlops.predictions.labels import Label, LabelLog
@@ -17,59 +22,32 @@ from raymlops.signature import Column, Signature
 from raymlops.state.store import Deployment, State
 
 NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
-SIGNATURE = Signature((Column("x", "float"),), (Column("p", "float"),))
-
-
-@pytest.mark.parametrize(
-    ("output", "label", "loss"),
-    [
-        ({"p": 0.8}, True, 0.04),  # 0.2 squared
-        ({"p": 0.8}, 0, 0.64),
-        ({"kind": "a"}, "a", 0.0),
-        ({"kind": "a"}, "b", 1.0),
-        ({"a": 0.7, "b": 0.2, "c": 0.1}, "a", 0.07),  # (0.09 + 0.04 + 0.01) / 2
-        ({"a": 0.7, "b": 0.2, "c": 0.1}, 2, 0.67),  # (0.49 + 0.04 + 0.81) / 2
-        ({"minutes": 12.25}, 12, 0.25),
-        ({"minutes": 3.0}, 40, 1.0),
-    ],
-)
-def test_an_answer_is_compared_with_its_label(output, label, loss):
-    """As the module's table says; never above 1."""
-    assert loss_of(output, label) == pytest.approx(loss)
-
-
-@pytest.mark.parametrize(
-    ("output", "label"),
-    [
-        ({"kind": "a"}, 1),
-        ({"a": 0.5, "b": 0.5}, "c"),
-        ({"a": 0.5, "b": 0.5}, 2),
-        ({"a": 0.5, "b": 0.5}, True),
-        ({"p": None}, 1),
-        ({"p": [0.1, 0.2]}, 1),
-        ({"p": 0.1}, {"late": True}),
-        ({}, 1),
-    ],
-)
-def test_what_cannot_be_compared_says_nothing(output, label):
-    """A label of another kind, a tensor, an answer that was redacted."""
-    assert loss_of(output, label) is None
+HOUR = Window(NOW - timedelta(hours=1), None)
+SIGNATURE = Signature((Column("x", "float"),), (Column("p", "float"), Column("yes", "bool")))
+RULE = AnswerLoss("probability", "yes", ("p",), positive=True, negative=False)
 
 
 @pytest.fixture
-def losses(tmp_path):
-    """Return what reads the losses of a model whose champion's bundle is under the folder that the log is in."""
+def state(tmp_path):
+    """Return an empty state."""
     with State.open(f"sqlite:///{tmp_path}/state.db") as state:
-        bundles = [BundleRef(f"{tmp_path}{place}/bundles/{'d' * 64}", "d" * 64) for place in ("", "/elsewhere")]
-        items = [Deployment("m", 1, bundles[0], "a", "champion"), Deployment("m", 2, bundles[1], "b", "warm")]
-        state.put_deployments({"m": items}, action="deploy", why="")
-        yield LabelLosses(state)
+        yield state
 
 
-def answer(request_id, p, *, version=1, route="champion", minute=0, **fields):
+def live(state, tmp_path, rule=RULE):
+    """Make version 1 champion and version 2 warm; the log is where the champion's bundle is."""
+    bundle = write_bundle(tmp_path, tiny_contents(signature=SIGNATURE, loss=rule.to_dict()))
+    elsewhere = BundleRef(f"{tmp_path}/elsewhere/bundles/{'d' * 64}", "d" * 64)
+    items = [Deployment("m", 1, bundle, "run", "champion"), Deployment("m", 2, elsewhere, "run", "warm")]
+    state.put_deployments({"m": items}, action="deploy", why="")
+
+
+def answer(request_id, *chances, version=1, route="champion", minute=0, **fields):
     arrived = (NOW + timedelta(minutes=minute)).timestamp()
-    served = Served(request_id, arrived, version, route, "native", 200, "", 1, 9, 0.1, 0.1, **fields)
-    return served._replace(columns={"x": np.ones(1)}, outputs={"p": np.full(1, p)})
+    rows = len(chances)
+    served = Served(request_id, arrived, version, route, "native", 200, "", rows, 9, 0.1, 0.1, **fields)
+    outputs = {"p": np.array(chances), "yes": np.array(chances) >= 0.5}
+    return served._replace(columns={"x": np.ones(rows)}, outputs=outputs)
 
 
 def log(tmp_path, *answers):
@@ -86,8 +64,9 @@ def label(tmp_path, *labels):
     kept.close()
 
 
-def test_losses_are_read_of_shared_out_answers_with_a_label(losses, tmp_path):
+def test_losses_are_read_of_shared_out_answers_with_a_label(state, tmp_path):
     """Of both versions, in each window: neither those that were pinned, nor of copies, nor where one stood in."""
+    live(state, tmp_path)
     log(
         tmp_path,
         answer("a", 0.8, minute=-20),
@@ -102,7 +81,7 @@ def test_losses_are_read_of_shared_out_answers_with_a_label(losses, tmp_path):
     label(tmp_path, *(Label(request_id, 0, "true") for request_id in "abcdefg"))
     seen = []
     before, during = Window(NOW - timedelta(hours=1), NOW), Window(NOW, None)
-    found = losses("m", [before, during], labelled=lambda: seen.append(True))
+    found = LabelLosses(state)("m", [before, during], labelled=lambda: seen.append(True))
     assert (seen, found.left_out) == ([True], "")
     assert found.losses == {
         before: {1: Losses.of([0.04])},
@@ -110,30 +89,85 @@ def test_losses_are_read_of_shared_out_answers_with_a_label(losses, tmp_path):
     }
 
 
-def test_without_a_label_no_answer_is_read(losses, tmp_path):
+def test_a_request_has_one_loss(state, tmp_path):
+    """0.1 squared and 0.3 squared of its labelled rows are 0.05 in the mean."""
+    live(state, tmp_path)
+    log(tmp_path, answer("a", 0.9, 0.7, 0.2))
+    label(tmp_path, Label("a", 0, "1"), Label("a", 1, '"true"'))
+    assert LabelLosses(state)("m", [HOUR], labelled=lambda: None).losses == {HOUR: {1: Losses.of([0.05])}}
+
+
+def test_without_a_label_no_answer_is_read(state, tmp_path):
     """A look at the labels' folder is enough: a damaged file of the log is not even opened, as no warning tells."""
-    window = Window(NOW - timedelta(hours=1), None)
-    assert losses("m", [window], labelled=pytest.fail).losses == {window: {}}
+    live(state, tmp_path)
+    losses = LabelLosses(state)
+    assert losses("m", [HOUR], labelled=pytest.fail).losses == {HOUR: {}}
     (file,) = log(tmp_path, answer("a", 0.8))
     file.write_bytes(b"no Parquet")
-    assert losses("m", [window], labelled=pytest.fail).losses == {window: {}}
+    assert losses("m", [HOUR], labelled=pytest.fail).losses == {HOUR: {}}
 
 
-def test_a_step_that_took_no_time_has_no_losses(losses, tmp_path):
+def test_a_step_that_took_no_time_has_no_losses(state, tmp_path):
     """It began and ended at once."""
+    live(state, tmp_path)
     log(tmp_path, answer("a", 0.8))
     label(tmp_path, Label("a", 0, "true"))
     window = Window(NOW, NOW)
-    assert losses("m", [window], labelled=lambda: None).losses == {window: {}}
+    assert LabelLosses(state)("m", [window], labelled=lambda: None).losses == {window: {}}
 
 
-def test_what_is_left_out_of_too_many_labels_is_said(losses, tmp_path):
+def test_what_is_left_out_of_too_many_labels_is_said(state, tmp_path):
     """400 labels of at least 36 bytes take the room of 4 KiB twice, so that at most one in eight rows is read."""
+    live(state, tmp_path)
     numbers = range(400)
     log(tmp_path, *(answer(f"{number:036}", 0.5) for number in numbers))
     label(tmp_path, *(Label(f"{number:036}", 0, "true") for number in numbers))
+    losses = LabelLosses(state)
     losses.max_label_bytes = 4096
-    window = Window(NOW - timedelta(hours=1), None)
-    found = losses("m", [window], labelled=lambda: None)
+    found = losses("m", [HOUR], labelled=lambda: None)
     assert found.left_out.startswith("labels take more than 4 KiB, so that those of one in ")
-    assert 0 < found.losses[window][1].count < 100
+    assert 0 < found.losses[HOUR][1].count < 100
+
+
+def test_where_there_can_be_none_it_says_why(state, tmp_path):
+    """And no label is looked for: those that are there change nothing."""
+    live(state, tmp_path, AnswerLoss.none("'p' is a number"))
+    label(tmp_path, Label("a", 0, "true"))
+    found = LabelLosses(state)("m", [HOUR], labelled=pytest.fail).losses[HOUR]
+    assert found[None].note.startswith("'p' is a number; train and register")
+
+
+def test_a_bundle_that_is_damaged_gives_no_losses(state, tmp_path):
+    """Its replicas run, and what they answer is still judged by errors and slowness."""
+    live(state, tmp_path)
+    (tmp_path / "bundles" / state.deployments("m")[0].bundle.digest / "manifest.json").write_text("{}")
+    note = LabelLosses(state)("m", [HOUR], labelled=pytest.fail).losses[HOUR][None].note
+    assert note.startswith("the bundle of version 1 cannot be read: ")
+
+
+def test_a_recipe_that_cannot_be_asked_is_told_and_not_fatal(state, tmp_path):
+    """Its code may not import here, hang or end its process: then there is no loss, and the reason."""
+    live(state, tmp_path, AnswerLoss("recipe"))
+    log(tmp_path, answer("a", 0.9))
+    label(tmp_path, Label("a", 0, "1"))
+
+    def ask(bundle, pairs):
+        raise RecipeError("loss_of did not answer for 1 rows within 120 s")
+
+    found = LabelLosses(state, ask_recipe=ask)("m", [HOUR], labelled=lambda: None).losses[HOUR]
+    assert found == {None: Losses(note="loss_of cannot be asked: loss_of did not answer for 1 rows within 120 s")}
+
+
+def test_a_recipe_sees_outputs_and_labels_as_json(state, tmp_path):
+    live(state, tmp_path, AnswerLoss("recipe"))
+    log(tmp_path, answer("a", 0.75))
+    label(tmp_path, Label("a", 0, '["x",1]'))
+    seen = []
+
+    def ask(bundle, pairs):
+        seen.extend(pairs)
+        return OwnLosses([0.5] * len(pairs))
+
+    found = LabelLosses(state, ask_recipe=ask)("m", [HOUR], labelled=lambda: None).losses
+    assert found == {HOUR: {1: Losses.of([0.5])}}
+    assert seen == [({"p": 0.75, "yes": True}, ["x", 1])]

@@ -93,11 +93,11 @@ def test_a_bake_longer_than_the_wait_is_waited_for():
 
 
 def test_a_higher_loss_is_found_where_there_are_labels():
-    """0.4 against 0.1 of 200 and 1,800 labelled answers."""
+    """0.4 against 0.1 of 200 and 1,800 labelled requests."""
     worse = replace(GOOD, canary_losses=Losses(((0, 120), (100, 80))), champion_losses=Losses(((0, 1620), (100, 180))))
     decision = asked(worse, 60)
     assert decision.action == "abort"
-    assert "mean loss 0.400 of 200 against 0.100 of 1,800 labelled answers" in decision.reason
+    assert "mean loss 0.400 of 200 against 0.100 of 1,800 labelled requests" in decision.reason
 
 
 def test_evidence_of_worse_answers_outlives_the_step_that_showed_it():
@@ -113,7 +113,62 @@ def test_labels_too_few_for_a_verdict_hold_a_step_but_not_for_ever():
     """It waits for them as long as it may; a rollout without any would have gone on."""
     few = replace(GOOD, canary_losses=Losses.of([0.0, 1.0]), champion_losses=Losses.of([0.0] * 9 + [1.0] * 9))
     assert [asked(few, seconds).action for seconds in (600, 3599, 3600)] == ["wait", "wait", "advance"]
-    assert "too few labelled answers, 2 of the canary" in asked(few, 3600).reason
+    assert "too few labelled requests, 2 of the canary" in asked(few, 3600).reason
+
+
+def test_garbage_beside_a_good_champion_is_harm():
+    """Every one of its errors is beyond the scale, of the champion's one in twenty: 1.0 against 0.43."""
+    usual = Losses(((40, 1710), (100, 90)), clipped=90)
+    decision = asked(replace(GOOD, canary_losses=Losses(((100, 200),), clipped=200), champion_losses=usual), 60)
+    assert decision.action == "abort"
+    assert "mean loss 1.000 of 200 against 0.430 of 1,800" in decision.reason
+
+
+@pytest.mark.parametrize("canary", [Losses(((100, 2000),), clipped=2000), Losses(((10, 2000),))])
+def test_where_most_losses_are_clipped_there_is_no_verdict(canary):
+    """Errors beyond the champion's own scale are all alike: nothing passes, and nothing is harm, by them."""
+    clipped = Losses(((30, 800), (100, 1200)), clipped=1200)
+    step = replace(GOOD, canary_losses=canary, champion_losses=clipped)
+    assert asked(step, 600).action == "wait"
+    quality = asked(step, 600).numbers["questions"]["quality"]
+    assert (quality["harmful"], quality["passed"]) == (False, False)
+    assert "no verdict on quality: most losses of the" in asked(step, 3600).reason
+    assert "are clipped at 1" in asked(step, 3600).reason
+
+
+def test_a_canary_whose_losses_are_mostly_clipped_does_not_pass():
+    """It is worse by no more than the margin, as far as clipped losses can say, which is not far."""
+    both = replace(
+        GOOD,
+        canary_losses=Losses(((90, 4500), (100, 5500)), clipped=5500),
+        champion_losses=Losses(((92, 5500), (100, 4500)), clipped=4500),
+    )
+    assert asked(both, 600).action == "wait"
+    assert "most losses of the canary are clipped" in asked(both, 600).reason
+    unclipped = replace(both, canary_losses=Losses(((90, 4500), (100, 5500))))
+    assert asked(unclipped, 600).action == "advance"
+
+
+def test_quality_that_cannot_be_asked_is_said_at_every_decision():
+    """It holds no step, and is among the questions with its reason."""
+    none = Losses(note="'price' is a number, and no scale of its errors was kept")
+    step = replace(GOOD, canary_losses=none, champion_losses=none)
+    for seconds, action in ((60, "wait"), (600, "advance")):
+        decision = asked(step, seconds)
+        assert decision.action == action
+        assert decision.reason.endswith(f"; quality not asked: {none.note}")
+        assert decision.numbers["questions"]["quality"] == {
+            "question": "quality",
+            "asked": False,
+            "reason": none.note,
+        }
+    assert asked(GOOD, 600).reason.endswith("; no labels")
+
+
+def test_what_failed_in_asking_is_said_beside_the_verdict():
+    failed = Losses(((0, 1800),), note="Mine.loss_of() raised KeyError: 'y'")
+    good = replace(GOOD, canary_losses=Losses(((0, 2000),)), champion_losses=failed)
+    assert asked(good, 600).reason.endswith("; quality: Mine.loss_of() raised KeyError: 'y'")
 
 
 BAKED = NOW + timedelta(seconds=BAKE_S)

@@ -36,3 +36,13 @@ def test_losses_add_up_and_come_back():
     losses = Losses.of([0.1, 0.2, 0.2])
     assert Losses.from_dict(json.loads(json.dumps(losses.to_dict()))) == losses
     assert Losses.from_dict({"7": 2, "101": 1, "x": 1, "8": -3, "9": None}) == Losses(((7, 2),))
+
+
+def test_why_there_are_none_comes_back_too():
+    """With how many are no measure; what an older raymlops wrote has neither."""
+    losses = Losses.of([1.0, 1.0, 0.2], clipped=2, note="why")
+    assert Losses.from_dict(json.loads(json.dumps(losses.to_dict()))) == losses
+    assert losses.mostly_clipped
+    assert losses + Losses.of([0.0] * 2, note="other") == Losses.of([1.0, 1.0, 0.2, 0.0, 0.0], clipped=2, note="why")
+    assert not (losses + Losses.of([0.0] * 2)).mostly_clipped
+    assert not Losses().mostly_clipped

@@ -192,6 +192,40 @@ class FailsOnUnknown(Good):
         return super().encode(columns)
 
 
+class OwnLoss(Good):
+    """Half the squared error, at most 1."""
+
+    def loss_of(self, output, label):
+        return min(1.0, (output["price"] - label) ** 2 / 2) if isinstance(label, int | float) else None
+
+
+class LossInDollars(Good):
+    def loss_of(self, output, label):
+        return abs(output["price"] - label) if isinstance(label, float) else None
+
+
+class LossOfAnyLabel(Good):
+    def loss_of(self, output, label):
+        return min(1.0, abs(output["price"] - label))
+
+
+class LossOfNone(Good):
+    def loss_of(self, output, label):
+        return None
+
+
+class LossUpsideDown(Good):
+    def loss_of(self, output, label):
+        return max(0.0, 1 - abs(output["price"] - label)) if isinstance(label, int | float) else None
+
+
+class TestOwnLoss(RecipeContract):
+    recipe = OwnLoss
+
+
+LOSSES = "test_losses_of_answers_are_numbers_from_0_to_1"
+
+
 @pytest.mark.parametrize(
     ("broken", "test", "message"),
     [
@@ -213,6 +247,10 @@ class FailsOnUnknown(Good):
         (RandomAnswers, "test_answers_are_the_same_every_time", "output 'price'"),
         (HiddenState, "test_weights_and_state_make_the_same_model_elsewhere", "more than config and state"),
         (FailsOnMissing, "test_missing_values_are_answered", "not finite"),
+        (LossInDollars, LOSSES, "return a number from 0 to 1, or None"),
+        (LossOfAnyLabel, LOSSES, "return None for a label that fits nothing"),
+        (LossOfNone, LOSSES, "returns None for every label of the table"),
+        (LossUpsideDown, "test_a_right_answer_costs_no_more_than_a_wrong_one", "for right answers"),
         (FailsOnUnknown, "test_unknown_categories_get_what_the_signature_says", "is not in list"),
     ],
 )
@@ -233,5 +271,5 @@ def test_contract_skips_what_does_not_apply():
 def test_every_contract_test_says_what_it_asks():
     """A user reads the docstring of the test that failed."""
     tests = [value for name, value in vars(RecipeContract).items() if name.startswith("test_")]
-    assert len(tests) == 17
+    assert len(tests) == 19
     assert all(inspect.getdoc(test) for test in tests)

@@ -1,0 +1,96 @@
+"""How a bundle's answers are compared with labels: the rule that it holds, and its recipe's own ``loss_of``.
+
+Owns how both are read. What a rule means stands in ``answerloss``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from raymlops.answerloss import AnswerLoss, declared
+from raymlops.bundle import verify as names
+from raymlops.bundle.load import load_recipe
+from raymlops.errors import BundleError, RecipeError
+from raymlops.recipe import call_recipe
+from raymlops.signature import Signature
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from raymlops.bundle.place import Location
+
+Pair = tuple[dict[str, Any], Any]
+"""One row's outputs, as JSON values, and its label."""
+
+
+class OwnLosses(NamedTuple):
+    """What a recipe's ``loss_of`` returned for answers in their order."""
+
+    values: list[float | None]
+    """NaN where it failed."""
+    failure: str = ""
+    """What it did the first time that it failed; empty where it did not."""
+
+
+def read_loss(uri: Location, digest: str) -> AnswerLoss:
+    """Return a bundle's rule; that which its signature allows, where it was written without one.
+
+    Reads the manifest and one small file, and runs none of the bundle's code.
+
+    Raises:
+        BundleError: the bundle is not what the digest vouches for.
+        StorageError: the storage cannot be read.
+    """
+    manifest = names.read_manifest(uri, digest)
+    name = names.LOSS if names.LOSS in manifest.files else names.SIGNATURE
+    try:
+        data = json.loads(names.read_small(uri, name, manifest))
+    except ValueError as error:
+        raise BundleError(f"{uri}/{name}: expected JSON, got {error}") from error
+    return AnswerLoss.from_dict(data) if name == names.LOSS else declared(Signature.from_dict(data))
+
+
+def own_losses(uri: Location, digest: str, pairs: Sequence[Pair]) -> OwnLosses:
+    """Return the losses of answers by the ``loss_of`` of a bundle's recipe; this runs its code.
+
+    Where it raises, or returns what is no number from 0 to 1, the loss is NaN and the first failure is told.
+
+    Raises:
+        BundleError, RecipeImportError, RecipeError, StorageError: the recipe cannot be loaded.
+    """
+    recipe = load_recipe(uri, digest)
+    where = f"{type(recipe).__name__}.loss_of()"
+    values: list[float | None] = []
+    failure = ""
+    for output, label in pairs:
+        try:
+            found = call_recipe(where, lambda output=output, label=label: recipe.loss_of(output, label))  # type: ignore[misc]
+            values.append(checked_loss(found, where=where))
+        except Exception as error:  # whatever it is, it is the recipe's
+            failure = failure or f"{error} (output {_short(output)}, label {_short(label)})"
+            values.append(math.nan)
+    return OwnLosses(values, failure)
+
+
+def checked_loss(found: Any, *, where: str) -> float | None:
+    """Return what ``loss_of`` returned as a number.
+
+    Raises:
+        RecipeError: it is neither None nor a number from 0 to 1.
+    """
+    if found is None:
+        return None
+    try:
+        value = float(found)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise RecipeError(f"{where} returned {_short(found)}", hint="Return a number from 0 to 1, or None.")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
