@@ -149,6 +149,14 @@ def test_a_name_that_says_too_little_or_too_much_is_refused(deployed, words, mes
     assert message in capsys.readouterr().err
 
 
+def test_taking_one_version_down_asks_for_it_by_name_and_number(deployed, capsys):
+    """As there is no terminal to ask on, the question is in the refusal; with --yes only the cluster is missing."""
+    assert main(["deploy", "m@7", "--remove"]) == 2
+    assert "This takes version 7 of m down. Go on?" in capsys.readouterr().err
+    assert main(["deploy", "m", "--version", "7", "--remove", "--yes"]) == 5
+    assert "no running cluster" in capsys.readouterr().err
+
+
 def test_every_model_is_restored_without_naming_one(deployed, capsys, tmp_path):
     """Where Serve listens is what they were deployed with; that no cluster runs is all that is missing."""
     item = Deployment("m", 2, BundleRef("/bundles", "d" * 64), "run", "champion", {"port": 8765})
