@@ -114,7 +114,7 @@ def deploy(
     ] = False,
     breaking: BreakingFlag = False,
     takeover: Annotated[
-        bool, typer.Option("--takeover", help="Also where another state has it on this Serve, and is lost.")
+        bool, typer.Option("--takeover", help="Also where the state that has it on this Serve is lost.")
     ] = False,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
