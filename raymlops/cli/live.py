@@ -116,7 +116,7 @@ def deploy(
     ] = False,
     breaking: BreakingFlag = False,
     takeover: Annotated[
-        bool, typer.Option("--takeover", help="Also where another state has it on this Serve, and is lost.")
+        bool, typer.Option("--takeover", help="Take it from a state that is lost; with --restore: let a backup count.")
     ] = False,
     yes: YesFlag = False,
     as_json: JsonFlag = False,

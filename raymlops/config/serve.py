@@ -109,8 +109,13 @@ class ServeSection(Spec):
     traffic: TrafficSection = Field(default_factory=TrafficSection, description="who is answered by which version")
     rollout: RolloutSection = Field(default_factory=RolloutSection, description="how a canary is moved")
 
-    def key_required(self, host: str | None = None) -> bool:
-        """Return whether every caller needs an API key where Serve listens at ``host``, by default this one."""
+    @property
+    def key_required(self) -> bool:
+        """Return whether every caller needs an API key where Serve listens at this ``host``."""
+        return self.key_required_at(None)
+
+    def key_required_at(self, host: str | None) -> bool:
+        """Return whether every caller needs an API key where Serve listens at ``host``; None is this one."""
         return self.auth == "keys" or (self.auth is None and not is_loopback(self.host if host is None else host))
 
     @model_validator(mode="after")

@@ -125,7 +125,7 @@ class Controller:
             self._seen = seen
             for text in seen:
                 _log.warning(text)
-                self._state.record(action="controller.start", subject="serve", why=text, actor=self._actor)
+                self._state.record(action="controller.saw", subject="serve", why=text, actor=self._actor)
         if division.ours:
             with self._state.exclusive("catching up", wait_s=LOCK_WAIT_S):
                 apply(self._state.desired(), api=self._cluster, wait_s=IDLE_PAUSE_S, concerned=())

@@ -217,7 +217,7 @@ def _open_models(models: Sequence[str], *, spec: ProjectSpec, state: State, reac
     served = {item.name: settings_of(item) for item in state.deployments() if item.role == "champion"}
     settings = {spec.project.name: spec.serve, **served}
     opened = [name for name in settings if EVERY_MODEL in models or name in models]
-    return tuple(sorted(name for name in opened if not settings[name].key_required(reach)))
+    return tuple(sorted(name for name in opened if not settings[name].key_required_at(reach)))
 
 
 def _bring(spec: ProjectSpec, state: State, key: KeyRecord, *, purpose: str) -> _Sent:

@@ -70,7 +70,7 @@ def asks_for_keys(item: Deployment, host: str | None = None) -> bool:
     ``host`` is where Serve listens; without it the settings' own counts.
     """
     settings = {key: item.serve[key] for key in ("host", "auth") if key in item.serve}
-    return ServeSection.model_validate(settings).key_required(host)
+    return ServeSection.model_validate(settings).key_required_at(host)
 
 
 def opens(before: Sequence[Deployment], wanted: Sequence[Deployment], host: str | None = None) -> bool:

@@ -25,7 +25,7 @@ from raymlops.lifecycle.lineup import (
 from raymlops.lifecycle.opening import opened, serve_of, state_of
 from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.source import Source, spec_of
-from raymlops.lifecycle.takeover import take_over
+from raymlops.lifecycle.takeover import make_count, take_over
 from raymlops.records import DeploymentRecord
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def deploy(
     with opened(spec) as (state, api):
         doubts = doubts_of(state, ref)
         if takeover:
-            doubts = (*doubts, *take_over(state, api, {ref.name}))
+            doubts = (*doubts, *take_over(state, api, ref.name))
         if asked.anything:
             record = _share(
                 spec, ref, asked, state=state, api=api, registry=registry, abort=abort, why=_why(version, ref)
@@ -262,7 +262,7 @@ def remove(
     spec = spec_of(source, overrides=overrides, env=env)
     with opened(spec) as (state, api):
         if takeover:
-            take_over(state, api, {spec.project.name})
+            take_over(state, api, spec.project.name)
         done = change(
             state,
             api,
@@ -287,8 +287,8 @@ def restore(
     """Bring Serve to the desired state of every model, as after a cluster that was started anew; return that state.
 
     The state is where ``source`` says, without one where the environment does; Serve then listens as the models were
-    deployed. A rollout that runs is moved again. With ``takeover`` models of these names become this state's where
-    another one has them, and this database counts although it is older than what Serve runs.
+    deployed. A rollout that runs is moved again. With ``takeover`` this database counts although it is older than what
+    Serve runs: for where the newer one is lost.
 
     Raises:
         DeployError: a champion did not come up; the others are sent all the same.
@@ -301,7 +301,7 @@ def restore(
 
     spec = nameless(env=env) if source is None else spec_of(source, overrides=overrides, env=env)
     with opened(spec) as (state, api):
-        notes = take_over(state, api, {item.name for item in state.deployments()}) if takeover else ()
+        notes = make_count(state, api) if takeover else ()
         back = restored(state, api, serve=spec.serve)
         for warning in (*notes, *back.notes, *steered(spec, state, dashboard_url=api.dashboard_url)):
             on_warning(warning)

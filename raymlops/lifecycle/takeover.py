@@ -13,42 +13,49 @@ from raymlops.serving.render import INDEX_APP
 from raymlops.state.identity import SELF, TAKEOVER
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from raymlops.serving.awaiting import Api
     from raymlops.state.store import State
 
 LOCK_WAIT_S = 60.0
 
 
-def take_over(state: State, cluster: Api, names: Collection[str]) -> tuple[str, ...]:
-    """Take over these models from other states on this Serve, and return in words what was taken.
+def take_over(state: State, cluster: Api, name: str) -> tuple[str, ...]:
+    """Take over a model from another state on this Serve, and return in words what was taken.
 
-    With a state goes its index, once none of its models is left. Where Serve runs what a newer copy of this database
-    desired, this one counts from now on.
+    With the last model of a state goes its index.
+
+    Raises:
+        OutdatedStateError: Serve runs what a newer copy of this database desired.
+        RefusedError: another change of what is live goes on for too long.
+        ClusterError: Serve does not answer.
+    """
+    with state.exclusive(f"takeover {name}", wait_s=LOCK_WAIT_S):
+        holders = divide(cluster.get(), state.desired()).holders()
+        if (mark := holders.pop(name, None)) is None:
+            return ()
+        why = f"{name} is taken over from {mark}"
+        state.record(action=TAKEOVER, subject=name, after={"owner": mark.id}, why=why)
+        if mark.id not in {other.id for other in holders.values()}:
+            state.record(action=TAKEOVER, subject=INDEX_APP, after={"owner": mark.id}, why=f"{why}, its last model")
+    return (why,)
+
+
+def make_count(state: State, cluster: Api) -> tuple[str, ...]:
+    """Make this database count where Serve runs what a newer copy of it desired, and return in words what is undone.
 
     Raises:
         RefusedError: another change of what is live goes on for too long.
         ClusterError: Serve does not answer.
     """
-    said: list[str] = []
+    said = []
     with state.exclusive("takeover", wait_s=LOCK_WAIT_S):
         desired = state.desired()
         division = divide(cluster.get(), desired, outdated=True)
-        revisions = {mark_of(config).revision for config in division.ours.values()}
+        marks = [mark for config in division.ours.values() if (mark := mark_of(config)).id == desired.owner.id]
+        revisions = {mark.revision for mark in marks}
         for revision in sorted(found for found in revisions if found is not None):
             if not desired.owner.history.wrote(revision):
                 why = f"this database counts, although Serve runs the change {revision} of a newer copy"
                 state.record(action=TAKEOVER, subject=SELF, after={"revision": [*revision]}, why=why)
                 said.append(why)
-        holders = division.holders()
-        for name, mark in sorted(holders.items()):
-            if name in names:
-                why = f"{name} is taken over from {mark}"
-                state.record(action=TAKEOVER, subject=name, after={"owner": mark.id}, why=why)
-                said.append(why)
-        taken = {mark.id for name, mark in holders.items() if name in names}
-        left = {mark.id for name, mark in holders.items() if name not in names}
-        for owner in sorted(taken - left):
-            state.record(action=TAKEOVER, subject=INDEX_APP, after={"owner": owner}, why="with the last of its models")
     return tuple(said)

@@ -125,7 +125,7 @@ def _notes(desired: Desired, division: Division, listens: Listening, *, held: Co
             "the list of models at /, host-level /v2 and gRPC are the other state's: models of this one are reached "
             "at /models/NAME"
         )
-    open_models = sorted(item.name for item in champions if not settings_of(item).key_required(listens.reach))
+    open_models = sorted(item.name for item in champions if not settings_of(item).key_required_at(listens.reach))
     if note := open_to_others(open_models, listens):
         notes.append(note)
     return tuple(notes)

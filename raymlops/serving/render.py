@@ -156,7 +156,7 @@ def _marked(user_config: dict[str, Any], desired: Desired) -> dict[str, Any]:
 
 def _user_config(item: Deployment, settings: ServeSection, desired: Desired, reach: str) -> dict[str, Any]:
     """Return what a replica may be told while it runs; ``serving.settings`` reads it."""
-    access = access_of(item.name, desired.keys, required=settings.key_required(reach))
+    access = access_of(item.name, desired.keys, required=settings.key_required_at(reach))
     return {
         "limits": {key: getattr(settings, key) for key in _LIMITS},
         "traffic": _traffic(item, settings, desired).to_dict(),
@@ -224,7 +224,7 @@ def _listed(item: Deployment, settings: ServeSection, desired: Desired, reach: s
         "path": route_of(item.name),
         "timeout_s": settings.timeout_s,
         "max_body_bytes": settings.max_body_bytes,
-        "access": access_of(item.name, desired.keys, required=settings.key_required(reach)).to_dict(),
+        "access": access_of(item.name, desired.keys, required=settings.key_required_at(reach)).to_dict(),
     }
 
 

@@ -16,11 +16,19 @@ from dataclasses import dataclass, field
 
 import pytest
 from labelled_load import labelled_load
-from own_versions import EXAMPLE, config_in, controller_pid, edited_in, end_serving, make_version
+from own_versions import (
+    EXAMPLE,
+    config_in,
+    controller_pid,
+    edited_in,
+    end_controllers,
+    end_serving,
+    make_version,
+)
 
 import raymlops as rm
 from raymlops.errors import NotFoundError, RefusedError
-from raymlops.lifecycle.live import events, remove
+from raymlops.lifecycle.live import events, remove, restore
 from raymlops.lifecycle.overview import follow_rollout, overview
 from raymlops.lifecycle.source import spec_of
 from raymlops.registry.versions import Registry
@@ -209,6 +217,21 @@ def test_a_controller_that_is_killed_goes_on(config, versions):
         ended = followed(config, record)
     assert (ended.status, got.failed) == ("promoted", [])
     assert controller_pid(config) != killed
+    assert look(config).champion == 1
+
+
+def test_a_rollout_that_nobody_moves_is_moved_again_by_a_restore(config, versions):
+    """Its controller is gone with the cluster that it was on, which status says; nobody has to start one."""
+    rm.deploy(config, str(versions[1]), canary=30, bake_s=600)
+    end_controllers()
+    until(lambda: look(config).moved_by is None)
+    stood = look(config).rollout
+    with load(config) as got:
+        restore(config)
+        until(lambda: look(config).rollout["evidence"] != stood["evidence"])
+    assert got.failed == []
+    assert look(config).moved_by is not None
+    assert rm.rollback(config).version == 2
     assert look(config).champion == 1
 
 

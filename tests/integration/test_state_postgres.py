@@ -129,3 +129,14 @@ with lease(sys.argv[1], "run1", purpose="train"):
                 os.kill(child, 0)  # it lives
         finally:
             os.kill(child, 9)
+
+
+def test_a_database_has_an_id_and_knows_what_it_wrote(url):
+    """Times come back as they were written, whatever zone the session has; a second opening makes no second id."""
+    with State.open(url) as state:
+        state.record(action="a", subject="s")
+        owner = state.owner()
+        assert owner.history.wrote(owner.revision)
+        assert not owner.history.wrote(owner.revision._replace(at="2026-01-01T00:00:00+00:00"))
+    with State.open(url) as state:
+        assert (state.owner().id, state.owner().revision) == (owner.id, owner.revision)

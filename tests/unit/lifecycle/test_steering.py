@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
+
 from raymlops.config.schema import ProjectSpec
+from raymlops.config.serve import RolloutSection
+from raymlops.lifecycle.rollout import begin
 from raymlops.lifecycle.source import spec_of
 from raymlops.lifecycle.steering import LEASE, MARKING, Steering, ensure_controller, steered, told
 from raymlops.records import BundleRef
 from raymlops.serving.tally import controller_of
 from raymlops.state.lease import lease
+from raymlops.state.rollouts import start_rollout
 from raymlops.state.store import Deployment, State, state_url
 
 
@@ -109,3 +115,19 @@ def test_a_controller_is_seen_to_wherever_anything_is_live(tmp_path):
         assert "the controller could not be started" in why
         with lease(state_url(where), LEASE, purpose="a test"), lease(state_url(where), MARKING, purpose="a test"):
             assert steered(where, state, dashboard_url="http://d:1") == ()
+
+
+def test_a_rollout_needs_a_controller_that_answers(tmp_path):
+    """One that only holds the lease may hang, or be on a cluster that is gone."""
+    where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
+    with State.open(state_url(where)) as state, lease(state_url(where), MARKING, purpose="a test"):
+        two = [Deployment("m", version, BundleRef("/bundles", "d" * 64), "run", "warm", {}) for version in (1, 2)]
+        state.put_deployments({"m": [replace(two[0], role="champion"), replace(two[1], weight=0.1)]}, action="", why="")
+        assert steered(where, state, dashboard_url="http://d:1") == ()
+        rollout = begin(
+            rollout_id="r", name="m", version=2, champion=1, settings=RolloutSection(), now=datetime.now(UTC)
+        )
+        with state.writing() as connection:
+            start_rollout(connection, rollout)
+        (why,) = steered(where, state, dashboard_url="http://d:1")
+        assert "the controller could not be started" in why

@@ -128,24 +128,6 @@ def test_what_carries_no_mark_and_was_not_deployed_here_is_another_states(serve,
     assert {name: serve.live[name] for name in before} == before
 
 
-def test_what_comes_up_meanwhile_is_sent_along(serve, first, second):
-    """Another state deploys between our reading and our sending: its version is not deleted by our config."""
-
-    class Between(FakeServe):
-        asked = 0
-
-        def get(self):
-            self.asked += 1
-            if self.asked == 4:  # after the check and the plan, as the config is put together
-                self.live |= serve.live
-            return super().get()
-
-    deploy(first, serve, "shop")
-    shared = Between(dashboard_url="http://dashboard:8265")
-    deploy(second, shared, "lab")
-    assert {"shop--v1", "lab--v1"} <= shared.live.keys()
-
-
 def test_unchanged_applications_keep_their_revision(serve, first):
     """Another one would be handed to each replica of each model at each change of any of them."""
     deploy(first, serve, "shop")
