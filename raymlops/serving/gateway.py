@@ -176,8 +176,12 @@ def _refusal(error: Exception) -> Refusal:
 
 
 async def _asked(name: str, champion: _Champion, method: str, *given: Any) -> Any:
+    call = getattr(champion.handle(champion.version), method).remote(*given)
     try:
-        return await getattr(champion.handle(champion.version), method).remote(*given)
+        return await call
+    except asyncio.CancelledError:
+        call.cancel()  # the call goes on otherwise, for a client that has left or been told that it is late
+        raise
     except (RayError, RayServeException) as error:
         raise Refusal(
             503, "version_unavailable", f"{name} does not answer: {type(error).__name__}", retry_after_s=1.0

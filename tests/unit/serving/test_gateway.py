@@ -29,9 +29,13 @@ class FakeFront:
         self.name, self.version = name, version
         self.asked: list[bytes] = []
         self.given: list[tuple] = []
+        self.cancelled = 0
         self.http_call = self.grpc_call = self
 
-    async def remote(self, *given):
+    def remote(self, *given):
+        return FakeCall(self, given)
+
+    async def answer(self, given):
         self.asked.append(given[0])
         self.given.append(given)
         if self.name == "hung":
@@ -39,6 +43,19 @@ class FakeFront:
         if isinstance(given[0], dict):
             return make_reply(200, f"{self.name} {self.version}".encode(), "r")
         return GrpcReply(self.name.encode())
+
+
+class FakeCall:
+    """One call, which is made when it is awaited."""
+
+    def __init__(self, front, given):
+        self._front, self._given = front, given
+
+    def __await__(self):
+        return self._front.answer(self._given).__await__()
+
+    def cancel(self):
+        self._front.cancelled += 1
 
 
 class FakePeers:
@@ -93,12 +110,13 @@ def code(reply):
 
 
 def test_a_champion_that_hangs_is_waited_for_no_longer_than_its_deadline():
-    """504 and DEADLINE_EXCEEDED, both worth another try."""
+    """504 and DEADLINE_EXCEEDED, both worth another try; its calls are cancelled, so that it makes up for none."""
     one = make(model("hung", timeout_s=0.05))
     reply = asyncio.run(infer(one, "hung"))
     assert (reply.status, code(reply), dict(reply.headers)[b"retry-after"]) == (504, "timeout", b"1")
     called = asyncio.run(grpc_infer(one, "hung"))
     assert (called.code, "retry-after" in dict(called.metadata)) == (LATE, True)
+    assert one._peers["hung"].handle(7).cancelled == 2
 
 
 def test_a_champion_that_hangs_does_not_block_the_others():
