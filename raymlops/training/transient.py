@@ -29,7 +29,8 @@ _PASSING_STATUS = {408, 425, 429}
 _CONNECTION = re.compile(
     r"^(Connection\w*Error|\w*Time(d)?Out(Error)?|BrokenPipeError|gaierror|herror|(Transport|Network|Connect|Protocol)Error"
     r"|HTTPClientError|\w*ConnectionError|\w*Connect(ion)?TimeoutError|MaxRetryError|IncompleteRead|RemoteDisconnected"
-    r"|SSLEOFError|SSLZeroReturnError|ServiceUnavailable|TooManyRequests|DeadlineExceeded|InternalServerError|BadGateway|GatewayTimeout)$",
+    r"|SSLEOFError|SSLZeroReturnError|ServiceUnavailable|TooManyRequests|DeadlineExceeded|InternalServerError"
+    r"|BadGateway|GatewayTimeout)$",
     re.IGNORECASE,
 )
 """Types of Python, urllib3, requests, httpx, aiohttp, botocore and Google's clients; by name, as few are installed."""

@@ -154,12 +154,15 @@ class _Sweep:
             if fork is not None:
                 self._carry(study, fork)
             self._books = Books.of(study, parent, project=self._project, store=self._store)
+            for note in prepared.data.notes:
+                self._tell(note)
 
     def goes_on(self, recorded: Recorded, prepared: Prepared, *, changes: list[Change]) -> None:
         """Take up the study and the parent run where the last driver left them."""
         from raymlops.training.resume import check_data, data_of, write_changes
 
-        check_data(recorded, data_of(recorded, prepared))
+        data = data_of(recorded, prepared)
+        check_data(recorded, data)
         self._before = before_of(recorded)
         self._forked_from = recorded.tags.get(FORKED_FROM, "")
         parent = Parent(self._store, recorded.run_id)
@@ -173,8 +176,8 @@ class _Sweep:
         parent.reopen(submission_id=_submission())
         with parent.closing_on_error():
             self._books.bring_up_to_date()
-            for text in changed:
-                self._tell(f"goes on with a change: {text}")
+            for text in (*(f"goes on with a change: {change}" for change in changed), *data.notes):
+                self._tell(text)
 
     def to_the_end(self) -> SweepRecord:
         """Run the trials, choose the winner and end the parent run."""

@@ -16,6 +16,7 @@ from raymlops.training import storage
 from raymlops.training.checkpoint import FolderSaver, MemorySaver, load_weights, restore, tensors
 from raymlops.training.recall import recall
 from raymlops.training.retention import Entry, Kept
+from raymlops.training.transient import chain_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -245,6 +246,7 @@ def test_a_failed_write_stops_the_run_at_the_next_call(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="the checkpoint of step 2 could not be written") as raised:
         saver.save(snapshot(3), best=False, last=False)
     assert f"The last good one is kept: {tmp_path}/step-00000001-aaa-1" in str(raised.value.hint)
+    assert "NotADirectoryError" in chain_of(raised.value)[0].types  # which decides whether it may pass
     assert load_weights(saver.best_uri)[0]["weight"].tolist() == [[2.0, 2.0]]
 
 

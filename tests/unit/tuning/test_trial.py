@@ -7,6 +7,7 @@ import math
 import os
 import threading
 
+import drawn
 import pytest
 import trial_recipes
 from tiny import Tiny
@@ -131,6 +132,19 @@ def test_a_trial_that_goes_on_ends_as_if_nothing_had_happened(configure, begin):
         restored = {number: result["metrics"] for number, result in enumerate(results[:-1], start=1)}
         assert (back(results[-1]), results[-1]["saved"]) == (restored, True)
     assert [shown(result) for result in results] == [shown(result) for result in whole]
+
+
+def test_a_trial_that_goes_on_keeps_what_it_learnt_from_its_data(configure, begin, tmp_path):
+    """Its weights belong to that; another process would learn its colours in another order."""
+    states = []
+    for goes_on in (False, True):
+        actor = begin(configure(drawn.Reordered, sweep={"checkpoint_every_s": 0.0}, goes_on=goes_on))
+        actor.step()
+        actor.cleanup()
+        newest = max((tmp_path / "trials" / "0" / "checkpoints").glob("step-*/state.json"))
+        states.append(json.loads(newest.read_text()))
+    assert [state["epoch"] for state in states] == [2, 3]
+    assert states[1]["fit"] == states[0]["fit"]
 
 
 def test_what_was_restored_is_told_once(configure, begin):
