@@ -14,7 +14,9 @@
     ├── NotFoundError                     3  a run, sweep, model or version that is not there
     ├── RefusedError                      4  a rule said no
     │   ├── GateRefusedError                 the gate's decision, with its numbers
-    │   └── BundleError                      a bundle that is damaged, tampered with or too new
+    │   ├── BundleError                      a bundle that is damaged, tampered with or too new
+    │   ├── TakenError                       a model on Serve that belongs to another state database
+    │   └── OutdatedStateError               a state database that is older than what Serve runs
     ├── UnreachableError                  5  something raymlops needs does not answer
     │   ├── TrackingError                    MLflow is down, or its database has an old schema
     │   └── ClusterError                     Ray or Serve is down, or refuses us
@@ -138,6 +140,14 @@ class GateRefusedError(RefusedError):
 
 class BundleError(RefusedError):
     """A bundle that is damaged, tampered with, or written by a newer raymlops."""
+
+
+class TakenError(RefusedError):
+    """A model on Serve that belongs to another state database."""
+
+
+class OutdatedStateError(RefusedError):
+    """A state database that is older than what Serve runs: a backup, or a copy."""
 
 
 class UnreachableError(RaymlopsError):

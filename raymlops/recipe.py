@@ -57,13 +57,14 @@ class Splits:
       change while a run lasts;
     - a ``ray.data.Dataset``: written once as Parquet below ``storage.path``, in its order, then as above. Ray must run;
     - a torch dataset with ``__len__`` and ``__getitem__``, whose items are collated into batches. What training items
-      draw at random is seeded as in ``RecipeBase.loss``;
+      draw at random is seeded as in ``RecipeBase.loss``. Where they draw from elsewhere, such as a generator of their
+      own, the split is identified by its length and by what the dataset's ``fingerprint()`` returns, if it has one;
     - an iterable torch dataset, or any object whose ``__iter__`` begins a new pass. A pass is an epoch, must end, and
       must yield as many items each time. It is not shuffled here: it may shuffle itself by drawing from torch's CPU
       generator, ``random`` or ``numpy.random``, which in its code are a stream of their own that depends on seed and
       epoch alone, or by ``set_epoch(epoch)``, which is called before a pass if it is there. A generator that it keeps
-      from pass to pass must be set anew there, or workers and restarts see other rows: only their number is checked.
-      Every worker reads all and keeps its share; a run that goes on in mid-epoch reads up to its place.
+      from pass to pass must be set anew there, or workers and restarts see other rows: only their number and the first
+      few are checked. Every worker reads all rows, keeps its share, and in mid-epoch reads up to its place.
 
     A table, Parquet and Ray Data hold the columns of the signature and the label. The order of an epoch depends on
     seed and epoch alone, so a run that goes on draws what it would have drawn, on any number of workers.

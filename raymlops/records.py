@@ -36,11 +36,17 @@ class Record:
 
 @dataclass(frozen=True)
 class DataRecord(Record):
-    """What a run was trained on. ``fingerprint`` is the SHA-256 over every split's rows in order."""
+    """What a run was trained on.
+
+    ``fingerprint`` is the SHA-256 over every split's rows in order, after the version of how they are hashed: ``v2:``.
+    One that the first release made has no version.
+    """
 
     fingerprint: str
     rows: dict[str, int]
     """Rows of ``train``, ``validation`` and ``test``."""
+    notes: tuple[str, ...] = ()
+    """Which splits are not identified by their rows, and why."""
 
 
 @dataclass(frozen=True)

@@ -65,19 +65,7 @@ class LoadedModel:
             NonFiniteError: an output is NaN or infinite.
             RecipeError: the recipe's code raises, or its outputs do not fit the signature.
         """
-        import torch
-
-        name = type(self.recipe).__name__
-        rows = len(next(iter(columns.values())))
-        with torch.inference_mode():
-            batch = _call(f"{name}.encode()", lambda: self.recipe.encode(columns))
-            if self.device != "cpu":
-                batch = to_device(batch, self.device)
-            output = _call(f"{name}.predict()", lambda: self.recipe.predict(self.model, batch))
-            if self.device != "cpu":
-                output = map_tensors(output, lambda tensor: tensor.cpu())
-            decoded = _call(f"{name}.decode()", lambda: self.recipe.decode(output))
-        return typed_outputs(decoded, self.signature, rows=rows, where=f"{name}.decode()")
+        return answer(self.recipe, self.model, columns, signature=self.signature, device=self.device)
 
     def predict_rows(self, rows: Any) -> list[dict[str, Any]]:
         """Return one JSON row of outputs for each JSON row of inputs.
@@ -87,6 +75,38 @@ class LoadedModel:
             NonFiniteError, RecipeError: as ``predict``.
         """
         return self.signature.rows(self.predict(self.signature.parse_rows(rows)))
+
+
+def answer(
+    recipe: RecipeBase,
+    model: nn.Module,
+    columns: Columns,
+    *,
+    signature: Signature,
+    device: str = "cpu",
+    finite: bool = True,
+) -> dict[str, Array]:
+    """Return the output columns, typed by the signature, for input columns of n rows: the path of every request.
+
+    ``model`` is in evaluation mode, on ``device``; ``encode`` and ``decode`` see tensors of the CPU on any.
+
+    Raises:
+        NonFiniteError: an output is NaN or infinite, and ``finite`` asks for numbers.
+        RecipeError: the recipe's code raises, or its outputs do not fit the signature.
+    """
+    import torch
+
+    name = type(recipe).__name__
+    rows = len(next(iter(columns.values())))
+    with torch.inference_mode():
+        batch = _call(f"{name}.encode()", lambda: recipe.encode(columns))
+        if device != "cpu":
+            batch = to_device(batch, device)
+        output = _call(f"{name}.predict()", lambda: recipe.predict(model, batch))
+        if device != "cpu":
+            output = map_tensors(output, lambda tensor: tensor.cpu())
+        decoded = _call(f"{name}.decode()", lambda: recipe.decode(output))
+    return typed_outputs(decoded, signature, rows=rows, where=f"{name}.decode()", finite=finite)
 
 
 def load(
@@ -146,11 +166,13 @@ def load_recipe(uri: Location, digest: str, *, cache: str | os.PathLike[str] = n
     return _recipe(folder, entry, state, manifest=manifest, digest=digest, exclusive=False)
 
 
-def typed_outputs(decoded: Any, signature: Signature, *, rows: int, where: str) -> dict[str, Array]:
+def typed_outputs(
+    decoded: Any, signature: Signature, *, rows: int, where: str, finite: bool = True
+) -> dict[str, Array]:
     """Return what ``decode`` gave as the arrays of the signature's outputs.
 
     Raises:
-        NonFiniteError: an output is NaN or infinite.
+        NonFiniteError: an output is NaN or infinite, and ``finite`` asks for numbers.
         RecipeError: the outputs are not those of the signature. ``where`` says whose they are.
     """
     wanted = [column.name for column in signature.outputs]
@@ -158,7 +180,9 @@ def typed_outputs(decoded: Any, signature: Signature, *, rows: int, where: str) 
         got = ", ".join(map(str, decoded)) if isinstance(decoded, dict) else f"a {type(decoded).__name__}"
         raise RecipeError(f"{where} returned {got}; the signature's outputs are {', '.join(wanted)}")
     return {
-        column.name: _output(column, decoded[column.name], rows=rows, where=f"{where}: output {column.name!r}")
+        column.name: _output(
+            column, decoded[column.name], rows=rows, where=f"{where}: output {column.name!r}", finite=finite
+        )
         for column in signature.outputs
     }
 
@@ -243,7 +267,7 @@ def _call(where: str, function: Callable[[], Any]) -> Any:
         raise
 
 
-def _output(column: Column, values: Any, *, rows: int, where: str) -> Array:
+def _output(column: Column, values: Any, *, rows: int, where: str, finite: bool) -> Array:
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
     array = _ragged(values) if None in column.shape else np.asarray(values)
@@ -252,19 +276,19 @@ def _output(column: Column, values: Any, *, rows: int, where: str) -> Array:
         raise RecipeError(f"{where}: {got} for {rows} rows")
     if None in column.shape:
         for row, item in enumerate(array):
-            _check(column, item, shape=item.shape, where=f"{where}, row {row}")
+            _check(column, item, shape=item.shape, where=f"{where}, row {row}", finite=finite)
         return array
     if column.type == "string":
         return _text(column, array, where=where)
     if array.dtype == object:
         # Numbers with gaps may come as objects.
         array = np.array([np.nan if value is None else value for value in array.tolist()])
-    _check(column, array, shape=array.shape[1:], where=where)
+    _check(column, array, shape=array.shape[1:], where=where, finite=finite)
     types = {"float": np.float64, "int": np.float64 if column.nullable else np.int64, "bool": np.bool_}
     return array.astype(types[column.type])
 
 
-def _check(column: Column, array: Array, *, shape: tuple[int, ...], where: str) -> None:
+def _check(column: Column, array: Array, *, shape: tuple[int, ...], where: str, finite: bool) -> None:
     fits = len(shape) == len(column.shape) and all(
         want in (None, got) for want, got in zip(column.shape, shape, strict=True)
     )
@@ -272,7 +296,7 @@ def _check(column: Column, array: Array, *, shape: tuple[int, ...], where: str) 
         raise RecipeError(f"{where}: values of shape {shape}; the signature says {column.shape}")
     if array.dtype.kind not in _KINDS[column.type] + ("f" if column.nullable else ""):
         raise RecipeError(f"{where}: an array of {array.dtype}; the signature says {column.type}")
-    if array.dtype.kind == "f":
+    if finite and array.dtype.kind == "f":
         bad = np.isinf(array) if column.nullable else ~np.isfinite(array)
         if bad.any():
             first = tuple(np.argwhere(bad)[0].tolist())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
@@ -30,6 +31,8 @@ from raymlops.recipe import reference_of
 from raymlops.records import BundleRef
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
     import torch
 
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from raymlops.recipe import RecipeBase
     from raymlops.signature import Signature
 
+_CHUNK_BYTES = 4 << 20
 _ABANDONED_S = 24 * 3600.0
 
 
@@ -67,11 +71,14 @@ class BundleContents:
     """How answers are compared with labels, see ``answerloss``; None writes nothing of it."""
 
 
-def write_bundle(root_uri: Location, contents: BundleContents) -> BundleRef:
+def write_bundle(
+    root_uri: Location, contents: BundleContents, *, cache: str | os.PathLike[str] = names.DEFAULT_CACHE
+) -> BundleRef:
     """Write ``<root>/bundles/<digest>/`` and return where it is; what is there already is verified and left alone.
 
     A local folder is written beside its place, synced and renamed. On another filesystem, which has no such rename, the
-    manifest is written last: without it a folder is no bundle.
+    manifest is written last: without it a folder is no bundle. The weights, which may fill most of the memory, are
+    written first, from where they are, to a temporary folder: there, or below ``cache``.
 
     Raises:
         RecipeError: the code, state or configuration cannot be kept.
@@ -79,22 +86,26 @@ def write_bundle(root_uri: Location, contents: BundleContents) -> BundleRef:
         StorageError: the storage cannot be written, or is full.
     """
     files = _render(contents)
-    entries = {
-        name: names.FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in files.items()
-    }
-    manifest = names.Manifest(format_version=names.FORMAT_VERSION, files=entries).to_bytes()
-    digest = hashlib.sha256(manifest).hexdigest()
-    place = child(root_uri, FOLDER, digest)
-    # Last, so that a folder of files without it is not mistaken for a bundle.
-    files[names.MANIFEST] = manifest
+    bundles = child(root_uri, FOLDER)
     try:
-        if place.local is not None:
-            _write_local(place.local, files, digest=digest)
-        else:
-            _write_remote(place, files, digest=digest)
+        with _temporary(Path(cache).expanduser() if bundles.local is None else bundles.local) as temporary:
+            weights = temporary / names.WEIGHTS
+            entries = {names.WEIGHTS: _write_weights(weights, contents.weights)} | {
+                name: names.FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+                for name, data in files.items()
+            }
+            manifest = names.Manifest(format_version=names.FORMAT_VERSION, files=entries).to_bytes()
+            digest = hashlib.sha256(manifest).hexdigest()
+            place = child(root_uri, FOLDER, digest)
+            # Last, so that a folder of files without it is not mistaken for a bundle.
+            files[names.MANIFEST] = manifest
+            if place.local is not None:
+                _write_local(place.local, files, temporary=temporary, digest=digest)
+            else:
+                _write_remote(place, files, weights=weights, digest=digest)
     except OSError as error:
         raise StorageError(
-            f"the bundle {place.uri} cannot be written: {error}",
+            f"the bundle in {bundles.uri} cannot be written: {error}",
             hint="Check that the folder exists, belongs to you and has room, or set storage.path.",
         ) from error
     return BundleRef(uri=place.uri, digest=digest)
@@ -113,7 +124,6 @@ def _render(contents: BundleContents) -> dict[str, bytes]:
         "seed": contents.seed,
     }
     return {
-        names.WEIGHTS: _weights(contents.weights),
         names.ROWS: _tensors({"row_hashes": sketch(contents.row_hashes).view(np.int64)}),
         names.RECIPE: _json(recipe, name=names.RECIPE, exact=True),
         names.STATE: _json(contents.state, name=names.STATE, exact=True),
@@ -128,12 +138,32 @@ def _render(contents: BundleContents) -> dict[str, bytes]:
     }
 
 
-def _weights(weights: Mapping[str, torch.Tensor]) -> bytes:
-    from safetensors.torch import save
+def _write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> names.FileEntry:
+    """Write tensors from where they are, so that memory holds them once, as the bytes of ``safetensors.save``."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
-    # Tied weights share memory, which safetensors refuses: each name gets a copy of its own, and a model
-    # that ties them copies both into the one place.
-    return bytes(save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}))
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    end = 0
+    for name in sorted(plain, key=lambda name: plain[name].data_ptr()):
+        tensor = plain[name]
+        if tensor.nbytes and tensor.data_ptr() < end:
+            # Tied weights share memory, which safetensors refuses: each name gets a copy of its own, and a model
+            # that ties them copies both into the one place.
+            plain[name] = tensor.clone()
+        else:
+            end = max(end, tensor.data_ptr() + tensor.nbytes)
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(plain, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    path.chmod(mode)  # it takes the right to read from all but the owner
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        os.fsync(stream.fileno())
+    return names.FileEntry(sha256=digest, size=path.stat().st_size)
 
 
 def _tensors(arrays: dict[str, npt.NDArray[Any]]) -> bytes:
@@ -169,33 +199,41 @@ def _scalar(value: Any) -> Any:
     raise TypeError(msg)
 
 
-def _write_local(folder: Path, files: dict[str, bytes], *, digest: str) -> None:
+@contextlib.contextmanager
+def _temporary(parent: Path) -> Iterator[Path]:
+    """Make a folder in ``parent`` whose name says that it is none to keep, and remove what is left of it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep(parent)
+    folder = parent / f".{uuid4().hex}.tmp"
+    try:
+        folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_local(folder: Path, files: dict[str, bytes], *, temporary: Path, digest: str) -> None:
+    """Add the files to those in ``temporary`` and make it the bundle's folder."""
     if folder.exists():
         names.verify(folder, digest)
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(folder.parent)
-    temporary = folder.parent / f".{digest[:16]}-{uuid4().hex[:8]}.tmp"
+    for name, data in files.items():
+        path = temporary / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+    for inner, _, _ in os.walk(temporary):
+        _sync_folder(Path(inner))
     try:
-        for name, data in files.items():
-            path = temporary / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-        for inner, _, _ in os.walk(temporary):
-            _sync_folder(Path(inner))
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-            # Another process wrote the same bundle meanwhile.
-            names.verify(folder, digest)
-        _sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        # Another process wrote the same bundle meanwhile.
+        names.verify(folder, digest)
+    _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -214,15 +252,16 @@ def _sweep(parent: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _write_remote(place: Place, files: dict[str, bytes], *, digest: str) -> None:
+def _write_remote(place: Place, files: dict[str, bytes], *, weights: Path, digest: str) -> None:
     from pyarrow.fs import FileType
 
     manifest = place.filesystem.get_file_info(f"{place.path}/{names.MANIFEST}")
     if manifest.type == FileType.File:
         names.verify(place, digest)
         return
-    for name, data in files.items():
+    for name in (names.WEIGHTS, *files):
         path = f"{place.path}/{name}"
         place.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-        with place.filesystem.open_output_stream(path) as stream:
-            stream.write(data)
+        source: BinaryIO = weights.open("rb") if name == names.WEIGHTS else io.BytesIO(files[name])
+        with source, place.filesystem.open_output_stream(path) as stream:
+            shutil.copyfileobj(source, stream, _CHUNK_BYTES)

@@ -23,6 +23,8 @@ def add_to(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
+UNMOVED = "nobody moves it: no controller of this state runs. Start it: raymlops controller --config FILE"
+
 RootOption = Annotated[
     str | None, typer.Option("--root", metavar="DIR", help="Folder of its state.  [default: ~/.raymlops]")
 ]
@@ -109,10 +111,12 @@ def status(
     if config is not None and root is not None:
         raise UsageError("--config and --root both say where the state is", hint="Leave one of them out.")
     from raymlops.cluster.local import status as look
+    from raymlops.lifecycle.exposure import exposure
     from raymlops.lifecycle.overview import answering, overview
 
     record = look(root=root)
-    models = overview(config, root=root, env=env)
+    seen = exposure(config, root=root, env=env)
+    models = overview(config, root=root, env=env, reach=seen.reach if seen is not None else None)
     names = [model.name for model in models]
     live = answering(record.urls["serve"], names) if record.services["serve"] else []
     rows = [
@@ -127,8 +131,11 @@ def status(
         lines += ["", table(live, dict.fromkeys(("name", "version", "path")))] if live else ["no model is live"]
         lines += [_waiting(len(models))] if models and record.services["serve"] and not live else []
     lines += [line for model in models for line in ("", *overview_lines(model))]
+    said = seen.warning if seen is not None else None
+    lines += ["", f"warning: {said}"] if said is not None else []
+    data = {"models": live, "desired": [model.to_dict() for model in models], "exposed": said}
     answer(
-        {**record.to_dict(), "models": live, "desired": [model.to_dict() for model in models]},
+        {**record.to_dict(), **data},
         "\n".join(lines),
         as_json=as_json,
     )
@@ -152,6 +159,7 @@ def overview_lines(model: ModelOverview) -> list[str]:
             ("rollout", f"{model.rollout['id']} of version {model.rollout['version']}: {_progress(model.rollout)}")
         )
         rows += [("", line) for line in _evidence(model.rollout)]
+        rows += [("", UNMOVED)] if model.moved_by is None else []
     if model.aborted is not None:
         ended = model.aborted
         text = f"rollout {ended['id']} of version {ended['version']} at {clock(ended['ended_at'])}: {ended['reason']}"
@@ -181,8 +189,9 @@ def _evidence(rollout: dict[str, Any]) -> list[str]:
 def doctor(*, root: RootOption = None, as_json: JsonFlag = False) -> None:
     """Say what is wrong on this machine and how to mend it (exit code 1 when something is)."""
     from raymlops.cluster.doctor import diagnose
+    from raymlops.lifecycle.exposure import finding
 
-    findings = diagnose(root=root)
+    findings = [*diagnose(root=root), *filter(None, [finding(root=root)])]
     lines = [
         f"{'ok  ' if f.ok else 'FAIL'}  {f.name}: {f.message}" + ("" if f.ok else f"\n      {f.fix}") for f in findings
     ]

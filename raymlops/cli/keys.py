@@ -65,8 +65,6 @@ def create(
         overrides=overrides or (),
         env=env,
     )
-    for warning in change.warnings:
-        note(f"warning: {warning}")
     if change.open_models:
         note(f"{', '.join(change.open_models)}: open, answers without a key too; serve.auth: keys asks for keys")
     _tell_new(change, as_json=as_json)
@@ -135,6 +133,8 @@ def _tell_new(change: KeyChange, *, as_json: bool) -> None:
 
 
 def _tell_live(change: KeyChange) -> None:
+    for warning in change.warnings:
+        note(f"warning: {warning}")
     if change.note:
         note(f"warning: {change.note}" if change.failed else change.note)
     if change.failed:

@@ -91,7 +91,9 @@ def deploy(
     version: OneVersion = None,
     env: EnvOption = None,
     beside: Annotated[bool, typer.Option("--beside", help="Bring it up without giving it the route.")] = False,
-    remove: Annotated[bool, typer.Option("--remove", help="Take down every version of the model instead.")] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Take the model down instead; with --version that one alone.")
+    ] = False,
     restore: Annotated[
         bool, typer.Option("--restore", help="Bring every model back instead, as after down and up.")
     ] = False,
@@ -113,6 +115,9 @@ def deploy(
         typer.Option("--wait", help="Follow the rollout to its end; alone: the one that runs (exit code 4: aborted)."),
     ] = False,
     breaking: BreakingFlag = False,
+    takeover: Annotated[
+        bool, typer.Option("--takeover", help="Also where another state has it on this Serve, and is lost.")
+    ] = False,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -135,17 +140,18 @@ def deploy(
             + ", ".join(sharing or ["--abort, --wait or --breaking"])
         )
     if restore and not remove:
-        _restore(config, words, version=version, beside=beside, env=env, yes=yes, as_json=as_json)
+        options = {"beside": beside, "takeover": takeover}
+        _restore(config, words, version=version, **options, env=env, yes=yes, as_json=as_json)
         return
     source, overrides, version = _source(config, words, version=version)
     if remove:
-        if version is not None or beside or restore:
-            raise UsageError(
-                "--remove takes down every version of the model; it goes with no --version, --beside or --restore",
-                hint="To take one version from the route, make another live: promote or rollback.",
-            )
+        if beside or restore:
+            raise UsageError("--remove takes down what is up; it goes with no --beside or --restore")
+        if version is not None:
+            _remove_one(source, version, overrides=overrides, env=env, yes=yes, as_json=as_json)
+            return
         confirm("This takes the endpoint down. Go on?", yes=yes)
-        versions = live.remove(source, overrides=overrides, env=env)
+        versions = live.remove(source, overrides=overrides, env=env, takeover=takeover)
         answer({"removed": versions}, f"removed {len(versions)} versions", as_json=as_json)
         return
     version = version or "@challenger"
@@ -165,6 +171,7 @@ def deploy(
         shadow=shadow,
         abort=abort,
         breaking=breaking,
+        takeover=takeover,
     )
     rollout_id = getattr(record, "rollout_id", None)
     if wait and rollout_id is not None:
@@ -267,6 +274,7 @@ def _restore(
     *,
     version: str | None,
     beside: bool,
+    takeover: bool,
     env: str | None,
     yes: bool,
     as_json: bool,
@@ -284,11 +292,29 @@ def _restore(
             hint="To bring up a version, leave --restore out.",
         )
     confirm("This brings Serve to what should be live, of every model. Go on?", yes=yes)
-    desired = live.restore(source, overrides=overrides, env=env)
+    desired = live.restore(
+        source, overrides=overrides, env=env, takeover=takeover, on_warning=lambda text: note(f"warning: {text}")
+    )
     names = sorted({item.name for item in desired})
     answer(
         {"deployments": [item.to_dict() for item in desired]}, f"live: {', '.join(names) or 'nothing'}", as_json=as_json
     )
+
+
+def _remove_one(
+    source: Source, version: str, *, overrides: Sequence[str], env: str | None, yes: bool, as_json: bool
+) -> None:
+    """Take down one version that stands beside the champion."""
+    from raymlops.lifecycle.removing import number_of, remove_version
+    from raymlops.lifecycle.source import spec_of
+
+    number = number_of(version)
+    spec = spec_of(source, overrides=overrides, env=env)
+    name = spec.project.name
+    confirm(f"This takes version {number} of {name} down. Go on?", yes=yes)
+    remove_version(spec, number)
+    brings = f"raymlops deploy {name} --version {number} brings it up again"
+    answer({"removed": [number]}, f"removed version {number} of {name}; {brings}", as_json=as_json)
 
 
 def _follow(source: Source, rollout_id: str, *, overrides: Sequence[str], env: str | None, as_json: bool) -> None:

@@ -40,13 +40,19 @@ def gate(
     overrides: Overrides = None,
     *,
     version: VersionOption = "@candidate",
+    adopt: Annotated[
+        str | None,
+        typer.Option(
+            "--adopt", metavar="DIGEST", help="Of a version registered from another state: run its code and record it."
+        ),
+    ] = None,
     env: EnvOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Ask the gate; a version that passes becomes challenger (exit code 4 when refused)."""
     from raymlops.lifecycle.gating import gate as ask_gate
 
-    ref, decision = ask_gate(config, version, overrides=overrides or (), env=env)
+    ref, decision = ask_gate(config, version, adopt=adopt, overrides=overrides or (), env=env)
     data = {"version": ref.to_dict(), "decision": decision.to_dict()}
     following = command_of("deploy", config=config, overrides=overrides, env=env)
     answer(data, f"{_line(ref)}\n{checks(decision)}\nnext  {following}", as_json=as_json)

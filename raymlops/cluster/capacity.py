@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     Resources = Mapping[str, float]
 
+SERVED = "Serve application "
+"""Begins the name of a holder that answers requests."""
 _EPSILON = 1e-6
 """Ray counts resources in steps of 1e-4; ten workers of 0.1 CPU must fit one CPU."""
 
@@ -109,11 +111,13 @@ def check_fits(
     gpus_per_worker: float = 0.0,
     purpose: str,
     wait_s: float = 60.0,
+    queues: bool = False,
     on_wait: Callable[[str, float], None] | None = None,
 ) -> None:
     """Check, on the connected cluster, that the workers can run together; wait while others hold what they need.
 
-    ``on_wait`` is called about once a second with a message and the seconds left.
+    ``on_wait`` is called about once a second with a message and the seconds left. Who ``queues`` waits for other jobs
+    itself, and is refused only where what is served, which does not end, holds the rest.
 
     Raises:
         InsufficientResourcesError: they can never fit, or did not within ``wait_s``; it says what was asked,
@@ -132,14 +136,15 @@ def check_fits(
             return
         if not looked:  # asking for the limit costs a task on the head, so only where the nodes do not suffice
             growth, looked = autoscaler_growth(asked), True
-        verdict = decide(asked, total=total, available=available, growth=growth, holders=cluster.holders())
-        if verdict.kind == "grows":
+        holders = cluster.holders()
+        verdict = decide(asked, total=total, available=available, growth=growth, holders=holders)
+        if verdict.kind == "grows" or (queues and verdict.kind == "busy" and some_end(holders)):
             return
         left = deadline - time.monotonic()
         if verdict.kind == "never" or left <= 0:
             raise InsufficientResourcesError(
                 verdict.message if verdict.kind == "never" else f"{verdict.message}\n  waited {wait_s:g} s",
-                hint=_HINTS[verdict.kind],
+                hint=". ".join(filter(None, (_HINTS[verdict.kind], remedy(holders) if verdict.kind == "busy" else ""))),
             )
         if on_wait is not None:
             on_wait(verdict.message, left)
@@ -150,6 +155,21 @@ _HINTS = {
     "never": "lower the workers or the share of each (train.num_workers, train.cpus_per_worker), or add nodes",
     "busy": "wait for the others, end them, or raise cluster.wait_s",
 }
+
+
+def some_end(holders: Sequence[Holder]) -> bool:
+    """Return whether a holder ends by itself, as jobs do and what is served does not."""
+    return any(not holder.name.startswith(SERVED) for holder in holders)
+
+
+def remedy(holders: Sequence[Holder]) -> str:
+    """Return how to end what is served and may not be needed; empty where nothing is served."""
+    if not any(holder.name.startswith(SERVED) for holder in holders):
+        return ""
+    return (
+        "`raymlops status` shows which versions are only kept warm, "
+        "`raymlops deploy NAME --remove --version N` ends one"
+    )
 
 
 def add(parts: Sequence[Resources]) -> dict[str, float]:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster import auth, upfile
 from raymlops.cluster.capacity import logical_cpus
-from raymlops.cluster.ports import HOST, answers, free_port, is_loopback
+from raymlops.cluster.ports import HOST, answers, free_port
 from raymlops.cluster.processes import MARK, end
 from raymlops.cluster.services import GUARD, MAX_HEADER_BYTES, SPEED, serve_environment
+from raymlops.config.serve import is_loopback
 from raymlops.errors import ClusterError
 from raymlops.records import Record
 from raymlops.signals import sigterm_kept, undisturbed

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from raymlops.cluster.capacity import Holder, add
+from raymlops.cluster.capacity import SERVED, Holder, add
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 _REPLICA = "SERVE_REPLICA::"
+_JOB_DIGITS = 8
+"""Of a job's id, with which Ray (2.60) ends the id of a placement group that the job made."""
 
 
 def nodes() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
@@ -26,8 +28,30 @@ def nodes() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     return [dict(node["Resources"]) for node in alive], [dict(free.get(node["NodeID"], {})) for node in alive]
 
 
-def holders() -> list[Holder]:
-    """Return who holds CPUs or GPUs, the largest share first."""
+def usable() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Return what this job may use of each living node, and what it uses already by its placement groups."""
+    import ray
+    from ray._private import state  # as in ``nodes``
+    from ray.util import placement_group_table
+
+    free = state.available_resources_per_node()
+    alive = {node["NodeID"]: free.get(node["NodeID"], {}) for node in ray.nodes() if node["Alive"]}
+    own = reserved(placement_group_table().values(), job_id=ray.get_runtime_context().get_job_id())
+    return [add([available, own.get(node_id, {})]) for node_id, available in alive.items()], list(own.values())
+
+
+def reserved(groups: Iterable[Mapping[str, Any]], *, job_id: str) -> dict[str, dict[str, float]]:
+    """Return what the placement groups of a job reserve on each node, by its id."""
+    parts: dict[str, list[Mapping[str, float]]] = defaultdict(list)
+    for row in groups:
+        if row["state"] == "CREATED" and _made_by(row, job_id):
+            for index, bundle in row["bundles"].items():
+                parts[row["bundles_to_node_id"][index]].append(bundle)
+    return {node_id: add(bundles) for node_id, bundles in parts.items()}
+
+
+def holders(*, without_job: str | None = None) -> list[Holder]:
+    """Return who holds CPUs or GPUs, the largest share first; the placement groups of ``without_job`` are left out."""
     import ray
     from ray.util import placement_group_table
 
@@ -37,7 +61,8 @@ def holders() -> list[Holder]:
             {"name": actor["Name"], "class_name": actor["ActorClassName"], "job_id": actor["JobID"]}
             for actor in _tables(ray)
         ]
-    return group(actors=actors, tasks=tasks, groups=list(placement_group_table().values()), jobs=jobs)
+    groups = [row for row in placement_group_table().values() if not _made_by(row, without_job)]
+    return group(actors=actors, tasks=tasks, groups=groups, jobs=jobs)
 
 
 def group(
@@ -49,7 +74,6 @@ def group(
 ) -> list[Holder]:
     """Turn rows of Ray's tables into holders: one for each Serve application, placement group and kind of the rest."""
     found: dict[str, list[Mapping[str, float]]] = defaultdict(list)
-    reserved: list[Holder] = []
     inside: dict[str, set[str]] = defaultdict(set)
     owners: dict[str, str] = {}
     for actor in actors:
@@ -58,7 +82,7 @@ def group(
             inside[member].add(actor.get("class_name") or "")
             owners[member] = _job(actor.get("job_id"), jobs)
         elif name.startswith(_REPLICA):
-            found[f"Serve application {name.removeprefix(_REPLICA).partition('#')[0]}"].append(_own(actor))
+            found[f"{SERVED}{name.removeprefix(_REPLICA).partition('#')[0]}"].append(_own(actor))
         elif _own(actor) or "required_resources" not in actor:
             found[f"{actor.get('class_name')} of {_job(actor.get('job_id'), jobs)}"].append(_own(actor))
     for row in groups:
@@ -66,15 +90,18 @@ def group(
             continue
         key = row["placement_group_id"]
         what = row.get("name") or ", ".join(sorted(inside[key])) or key[:12]
-        name = f"placement group of {owners.get(key, 'a job')}: {what} in {len(row['bundles'])} bundles"
-        reserved.append(Holder(name, add(list(row["bundles"].values()))))
+        owner = owners.get(key) or _job(key[-_JOB_DIGITS:], jobs)
+        name = f"placement group of {owner}: {what} in {len(row['bundles'])} bundles"
+        found[name].append(add(list(row["bundles"].values())))
     for task in tasks:
         if _own(task) and not task.get("placement_group_id"):
             found[f"task {task.get('name')} of {_job(task.get('job_id'), jobs)}"].append(_own(task))
-    rows = reserved + [
-        Holder(name if len(parts) == 1 else f"{name} (x{len(parts)})", add(parts)) for name, parts in found.items()
-    ]
+    rows = [Holder(name if len(parts) == 1 else f"{name} (x{len(parts)})", add(parts)) for name, parts in found.items()]
     return sorted(rows, key=lambda holder: -sum(holder.resources.get(name, 0.0) for name in ("CPU", "GPU")))
+
+
+def _made_by(row: Mapping[str, Any], job_id: str | None) -> bool:
+    return bool(row["placement_group_id"][-_JOB_DIGITS:] == job_id)
 
 
 def _own(row: Mapping[str, Any]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raymlops.cluster import holders
-from raymlops.cluster.capacity import Ask, decide, room
+from raymlops.cluster.capacity import Ask, decide, remedy, room
 from raymlops.cluster.growth import autoscaler_growth
 from raymlops.errors import InsufficientResourcesError
 
@@ -43,11 +43,14 @@ class Places:
     def error(self, workers: int, *, waited_s: float) -> InsufficientResourcesError:
         """Return the error that says what is there and who holds it, after a wait in vain."""
         total, available = holders.nodes()
-        verdict = decide(self._ask(workers), total=total, available=available, holders=holders.holders())
+        found = holders.holders()
+        verdict = decide(self._ask(workers), total=total, available=available, holders=found)
+        hint = (
+            "lower train.num_workers or the share of each, add nodes, or raise cluster.wait_s; a run that had "
+            "begun goes on with `raymlops train --resume RUN_ID`"
+        )
         return InsufficientResourcesError(
-            f"{verdict.message}\n  waited {waited_s:.0f} s",
-            hint="lower train.num_workers or the share of each, add nodes, or raise cluster.wait_s; a run that had "
-            "begun goes on with `raymlops train --resume RUN_ID`",
+            f"{verdict.message}\n  waited {waited_s:.0f} s", hint=". ".join(filter(None, (hint, remedy(found))))
         )
 
     def _ask(self, workers: int) -> Ask:

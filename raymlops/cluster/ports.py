@@ -5,13 +5,13 @@ Owns the reading of the machine's listeners. Starts and ends nothing.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psutil
 
+from raymlops.config.serve import is_loopback
 from raymlops.errors import PortTakenError
 
 if TYPE_CHECKING:
@@ -37,18 +37,6 @@ class Listener:
     def __str__(self) -> str:
         who = "a process of another user" if self.pid is None else f"pid {self.pid} ({self.process})"
         return f"{self.host}:{self.port} held by {who}"
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether ``host`` names this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
 
 
 def listeners(pids: Collection[int] | None = None) -> list[Listener]:

@@ -75,6 +75,9 @@ def serve_environment(*, scratch: str, stats_port: int = 8404, metrics_port: int
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
         # Without it a client may pause for an hour within its headers or its body.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+        # Without it a request to a replica that hangs waits for as long as its client does. More than a model may take:
+        # its own deadline is kept in the replica.
+        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "3600",
         # The whole of the headers has a limit in HAProxy and none in Serve (2.60), so that as many clients as HAProxy
         # holds, sending a byte a second, keep all others out. This variable is a line's end in HAProxy's defaults: the
         # limit follows it. That of a body is the guard's, in the replica.

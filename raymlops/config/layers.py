@@ -185,6 +185,10 @@ def _near(path: Path) -> str:
 
 def _extended(stack: Stack, value: Any, places: dict[KeyPath, Place]) -> list[str]:
     names = value if isinstance(value, list) else [] if value is None else [value]
+    reported = {place for place, _ in stack.problems}
+    if any(place in reported for path, place in places.items() if path[:1] == ("extends",)):
+        stack.complete = False
+        return []
     if not all(isinstance(name, str) and name for name in names):
         stack.report(places[("extends",)], "extends", f"got {value!r}; the path of a file, or a list of paths")
         stack.complete = False

@@ -18,7 +18,7 @@ from raymlops.config.layers import Kind, Stack, put_file, put_overlay, put_overr
 from raymlops.config.messages import Finding, check
 from raymlops.config.schema import ProjectSpec
 from raymlops.config.space import Distribution, parse_distribution
-from raymlops.config.yaml import KeyPath, Place, dotted
+from raymlops.config.yaml import NULL_BYTE, KeyPath, Place, dotted
 from raymlops.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -76,6 +76,9 @@ def load_data(data: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Load
     if not isinstance(plain, dict):
         raise ConfigError([Problem("", f"got {type(data).__name__}; a mapping of sections", "data")])
     values = {path: place for path, _ in _leaves(plain)}
+    for path, value in _leaves(plain):
+        if isinstance(value, str) and "\0" in value:
+            stack.report(place, dotted(path), NULL_BYTE)
     stack.put(plain, keys=values, values=values, kind="file")
     put_overrides(stack, overrides)
     return _checked(stack, place)

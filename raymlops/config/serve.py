@@ -5,6 +5,7 @@ Owns every field with its range, default and one-line description. Imports no ra
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 from typing import Annotated, Any, Literal
 
@@ -74,7 +75,7 @@ class ServeSection(Spec):
     proxy: Literal["python", "haproxy"] = Field("python", description="haproxy is faster and opens more ports")
     grpc_port: int | None = Field(None, ge=1, le=65535, description="port of gRPC; none is opened unless it is set")
     auth: Literal["open", "keys"] | None = Field(
-        None, description="keys asks every caller for an API key; default: open on loopback, keys on other addresses"
+        None, description="keys asks every caller for an API key; default: open where Serve listens on loopback alone"
     )
     min_replicas: int = Field(1, ge=0, description="replicas kept; 0 lets an idle model go, its next request waits")
     max_replicas: int = Field(2, ge=1, description="replicas at most")
@@ -99,7 +100,7 @@ class ServeSection(Spec):
     max_body_bytes: int = Field(8_000_000, ge=1024, description="bytes in one request body at most; more get 413")
     max_header_bytes: int = Field(16_384, ge=1024, description="bytes of path and headers; set at a cluster's start")
     max_waiting_rows: int = Field(20_000, ge=1, description="rows waiting in a replica at most; more get 503")
-    timeout_s: float = Field(30.0, gt=0, description="deadline of one request")
+    timeout_s: float = Field(30.0, gt=0, description="deadline of one request, from its arrival")
     ready_timeout_s: float = Field(120.0, gt=0, description="time a new version has to become ready")
     keep_warm_s: float = Field(3600.0, ge=0, description="how long a version that lost the route stays up")
     access_log: bool = Field(True, description="write a JSON line a request into Ray's log folder")
@@ -108,11 +109,9 @@ class ServeSection(Spec):
     traffic: TrafficSection = Field(default_factory=TrafficSection, description="who is answered by which version")
     rollout: RolloutSection = Field(default_factory=RolloutSection, description="how a canary is moved")
 
-    @property
-    def key_required(self) -> bool:
-        """Return whether every caller needs an API key."""
-        loopback = self.host in {"localhost", "::1"} or self.host.startswith("127.")
-        return self.auth == "keys" or (self.auth is None and not loopback)
+    def key_required(self, host: str | None = None) -> bool:
+        """Return whether every caller needs an API key where Serve listens at ``host``, by default this one."""
+        return self.auth == "keys" or (self.auth is None and not is_loopback(self.host if host is None else host))
 
     @model_validator(mode="after")
     def _replicas(self) -> ServeSection:
@@ -120,6 +119,18 @@ class ServeSection(Spec):
             msg = f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}"
             raise ValueError(msg)
         return self
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether ``host`` names this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 def grpc_options(port: int) -> dict[str, Any]:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 KeyPath = tuple[str | int, ...]
 
 MAX_VALUES = 50_000
-"""Values in one file, aliases expanded: nested aliases can stand for billions."""
+"""Values in one file, aliases and merge keys expanded: nested ones can stand for billions."""
+
+NULL_BYTE = "holds a null byte, which no path, name or database takes"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -101,9 +103,7 @@ class _Reader:
 
     def value(self, node: Node, path: KeyPath, *, key: Place | None = None) -> Any:
         """Return the node as plain data and note its place; ``key`` is where an empty value's key is."""
-        self.left -= 1
-        if self.left < 0:
-            raise _TooManyError(f"stands for more than {MAX_VALUES:,} values; too many for a configuration")
+        self.count(1)
         place = self.place(node)
         if key is not None and isinstance(node, ScalarNode) and node.value == "" and node.style is None:
             place = key
@@ -116,6 +116,11 @@ class _Reader:
             return self.content(node, path)
         finally:
             self.open.pop()
+
+    def count(self, values: int) -> None:
+        self.left -= values
+        if self.left < 0:
+            raise _TooManyError(f"stands for more than {MAX_VALUES:,} values; too many for a configuration")
 
     def content(self, node: Node, path: KeyPath) -> Any:
         if isinstance(node, ScalarNode):
@@ -155,6 +160,7 @@ class _Reader:
         pairs: dict[str, tuple[Node, Node]] = {}
         for source in sources:
             if isinstance(source, MappingNode) and not any(source is outer for outer in self.open):
+                self.count(len(source.value))  # nested merges can stand for billions, as nested aliases can
                 pairs = self.pairs(source, path) | pairs  # of several, the first one that has a key counts
             else:
                 self.report(node, path, "<< takes the alias of a mapping, or a list of them")
@@ -168,6 +174,9 @@ class _Reader:
         if any("\ud800" <= character <= "\udfff" for character in node.value):
             self.report(node, path, "holds half of a surrogate pair, which is no character")
             return ""
+        if "\0" in node.value:
+            self.report(node, path, NULL_BYTE)
+            return node.value.replace("\0", "")  # so that nothing else is found wrong with it
         try:
             return _SCALARS[kind](node.value)
         except ValueError:

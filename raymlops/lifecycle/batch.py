@@ -79,11 +79,14 @@ def batch_predict(
         UsageError: the output exists, the input is not there or empty, or a column would be there twice.
         InvalidRowsError: a row does not fit the signature, named by its file and number; nothing is published.
         NotFoundError: there is no such version.
+        RefusedError: this state has no record of the version, or MLflow says otherwise than it.
         NonFiniteError, RecipeError: the model fails; nothing is published.
         BundleError, StorageError, InsufficientResourcesError, TrackingError, ClusterError: as they say.
     """
     from raymlops.bundle.load import load
     from raymlops.cluster.connect import connect
+    from raymlops.lifecycle.admission import loadable
+    from raymlops.lifecycle.opening import state_of
     from raymlops.registry.versions import Registry
     from raymlops.tracking.client import tracker
     from raymlops.training.progress import display
@@ -95,7 +98,8 @@ def batch_predict(
     input_uri, output_uri = (place(uri, what) for uri, what in ((input_uri, "input"), (output_uri, "output")))
     refuse_existing(output_uri)
     files = input_files(input_uri)
-    ref = Registry(tracker(spec)).get(spec.project.name, version)
+    with state_of(spec) as state:
+        ref = loadable(Registry(tracker(spec)), state, spec.project.name, version)
     # What does not load here would load in no worker.
     kept = kept_columns(files, load(ref.bundle.uri, ref.bundle.digest).signature, keep)
     chunks = plan(files)

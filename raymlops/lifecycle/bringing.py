@@ -13,10 +13,11 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
-from raymlops.errors import ClusterError, RaymlopsError, RefusedError
+from raymlops.errors import ClusterError, RaymlopsError, RefusedError, TakenError
 from raymlops.lifecycle.lineup import BEGUN, beside, champion_of, without
 from raymlops.lifecycle.room import must_leave_first
 from raymlops.serving.apply import Api, apply, await_up, needed_replicas, send
+from raymlops.serving.ownership import divide
 from raymlops.serving.readback import configs, running_replicas, status_of
 from raymlops.serving.render import app_name, render, settings_of
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from raymlops.config.serve import ServeSection
     from raymlops.lifecycle.changing import LineUp
     from raymlops.serving.api import Room
+    from raymlops.serving.ownership import Division
     from raymlops.serving.readback import Details
     from raymlops.state.store import Deployment, Desired, State
 
@@ -137,10 +139,23 @@ def places(serve: ServeSection) -> Places:
     return {"host": serve.host, "port": serve.port, "grpc_port": serve.grpc_port}
 
 
-def restored(state: State, cluster: Cluster, *, serve: ServeSection) -> Desired:
+@dataclass(frozen=True)
+class Restored:
+    """What is back, and what was seen on the way."""
+
+    desired: Desired
+    notes: tuple[str, ...]
+    held: TakenError | None
+    """Why some models are not back: another state has models of their names."""
+
+
+def restored(state: State, cluster: Cluster, *, serve: ServeSection) -> Restored:
     """Bring Serve to the desired state of every model, wait for the champions without the lock, and return that state.
 
+    A model that another state has on this Serve keeps no other from coming back.
+
     Raises:
+        OutdatedStateError: Serve runs what a newer copy of the state database desired; nothing was changed.
         DeployError: a champion did not come up; the others are sent all the same.
         RefusedError: another change goes on for too long, or took a champion away or made another one live meanwhile.
         ClusterError: Serve does not answer.
@@ -148,6 +163,9 @@ def restored(state: State, cluster: Cluster, *, serve: ServeSection) -> Desired:
     with state.exclusive("restore", wait_s=serve.ready_timeout_s):
         desired = state.desired()
         champions = [item for item in desired.deployments if item.role == "champion"]
+        division = divide(cluster.get(), desired)
+        held = _held(division, {item.name for item in champions})
+        champions = [item for item in champions if item.name not in division.holders()]
         keys = {(item.name, item.version) for item in champions}
         applied = apply(desired, api=cluster, wait_s=0, concerned=keys, wait=False, **places(serve))
         for item in champions if applied.changed else ():
@@ -159,8 +177,16 @@ def restored(state: State, cluster: Cluster, *, serve: ServeSection) -> Desired:
         coming = Coming(item, item, item.version, least, least, settings=_rendered(desired, item))
         coming.wait(state, cluster, wait_s=max(0.0, deadline - time.monotonic()))
     with state.exclusive("restore", wait_s=serve.ready_timeout_s):  # nothing is left to be sent; the routes are asked
-        apply(state.desired(), api=cluster, wait_s=SHORT_S, concerned=keys, **places(serve))
-    return desired
+        applied = apply(state.desired(), api=cluster, wait_s=SHORT_S, concerned=keys, **places(serve))
+    return Restored(desired, applied.notes, held)
+
+
+def _held(division: Division, names: set[str]) -> TakenError | None:
+    try:
+        division.refuse_held(names)
+    except TakenError as error:
+        return error
+    return None
 
 
 def coming_up(

@@ -26,7 +26,7 @@ from raymlops.lifecycle.lineup import (
 from raymlops.lifecycle.rollout import begin
 from raymlops.records import DeploymentRecord
 from raymlops.state.rollouts import running, start_rollout, update_rollout
-from raymlops.state.store import add_event
+from raymlops.state.store import add_event, deployments_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 
 PROMOTED = "rollout.promote"
 """Action by which a rollout makes its version champion."""
+
+
+class _PromotedError(Exception):
+    """The version whose share was to be taken away is champion."""
 
 
 @dataclass(frozen=True)
@@ -210,29 +214,42 @@ def abort(
 ) -> TrafficRecord | None:
     """Take the canaries' shares away and end the rollout; None where no version has a share and none is rolled out.
 
+    None too where the version that was to lose its share became champion meanwhile: there is no share to take any more,
+    and nothing is changed. Where somebody else took it away first, nothing is changed, and the record says what is.
+
     Asks nothing of any version, and stays desired also where Serve does not answer now.
     """
     with state.reading() as connection:
-        found = next(iter(running(connection, name)), None)
-    canaries = [item.version for item in canaries_of(state.deployments(name))]
-    if found is None and not canaries:
+        seen = [found.version for found in running(connection, name)]
+        seen += [item.version for item in canaries_of(deployments_in(connection, name))]
+    if not seen:
         return None
-    version = found.version if found is not None else canaries[0]
+    ended: list[Rollout] = []
 
     def decide(before: Sequence[Deployment]) -> LineUp:
-        stopped = None if found is None else replace(found, status="stopped", ended_at=now, reason=why)
+        settle(state, name, now=now)  # the verb that made its version champion may have been killed before it did
+        with state.reading() as connection:
+            ended[:] = running(connection, name)
+        canaries, champion = canaries_of(before), champion_of(before)
+        if not ended and not canaries and champion is not None and champion.version in seen:
+            raise _PromotedError
+        stopped = [replace(found, status="stopped", ended_at=now, reason=why) for found in ended]
 
         def also(connection: Connection) -> None:
-            if stopped is not None and running(connection, name):
-                update_rollout(connection, stopped)
+            for found in stopped:
+                update_rollout(connection, found)
 
-        lost = [f"version {item.version} answered {100 * item.weight:g}%" for item in canaries_of(before)]
-        ends = [] if found is None else [f"rollout {found.id} of version {found.version} ends"]
+        lost = [f"version {item.version} answered {100 * item.weight:g}%" for item in canaries]
+        ends = [f"rollout {found.id} of version {found.version} ends" for found in ended]
         said = f"{why}: {', '.join([*lost, *ends])}"
-        return LineUp(without_traffic(before), None, frozenset(), also=also, kept=True, why=said)
+        return LineUp(without_traffic(before), None, frozenset(), also=also if stopped else None, kept=True, why=said)
 
-    done = change(state, cluster, name, decide=decide, serve=serve, action=action, why=why, hurry=True)
-    return _record(done, version, rollout_id=found.id if found is not None else None)
+    try:
+        done = change(state, cluster, name, decide=decide, serve=serve, action=action, why=why, hurry=True)
+    except _PromotedError:
+        return None
+    lost = [found.version for found in ended] + [item.version for item in canaries_of(done.before)]
+    return _record(done, (lost or seen)[0], rollout_id=ended[0].id if ended else None)
 
 
 def settled(
@@ -264,14 +281,15 @@ def settle(state: State, name: str, *, now: datetime) -> Rollout | None:
 
     That is an event of its own, unless the event by which the rollout promoted its version says it already.
     """
-    deployments = state.deployments(name)
     with state.reading() as connection:
+        deployments = deployments_in(connection, name)
         if all(settled(rollout, deployments, now=now) is None for rollout in running(connection, name)):
             return None
-    champion = champion_of(deployments)
-    taken = None if champion is None else taken_by(champion.version, state.each_change(name))
-    by = taken.action if taken is not None and taken.action != PROMOTED else None
     with state.writing() as connection:
+        deployments = deployments_in(connection, name)
+        champion = champion_of(deployments)
+        taken = None if champion is None else taken_by(champion.version, state.each_change(name))
+        by = taken.action if taken is not None and taken.action != PROMOTED else None
         for rollout in running(connection, name):
             if (ended := settled(rollout, deployments, now=now, by=by)) is None:
                 continue

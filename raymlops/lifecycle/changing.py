@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from raymlops.errors import RaymlopsError, TrackingError
+from raymlops.errors import ClusterError, RaymlopsError, TrackingError
 from raymlops.lifecycle.bringing import SHORT_S, Cluster, begin, coming_up, give_up, places
 from raymlops.lifecycle.lineup import champion_of
 from raymlops.records import DeploymentRecord
 from raymlops.serving.apply import apply
+from raymlops.serving.ownership import divide
 from raymlops.state.aliases import owe, settle_alias
 from raymlops.state.store import add_event
 
@@ -103,6 +105,8 @@ def change(
 
     Raises:
         InsufficientResourcesError: the cluster can never hold the version; nothing was changed.
+        TakenError, OutdatedStateError: the model on Serve is another state's, or a newer copy's of this one; nothing
+            was changed.
         RefusedError: another change went on for too long, or took the version away or changed the champion meanwhile.
         DeployError: the version did not come up.
         RaymlopsError: of ``decide``; nothing was changed.
@@ -116,6 +120,7 @@ def change(
                 if coming:
                     coming[-1].check(before)
                 now = decide(before)
+                _refuse_foreign(state, cluster, name, before, now)
                 said = now.why or why
                 following = coming_up(cluster, before, now, after=coming[-1] if coming else None, hurry=hurry)
                 if following is None:
@@ -148,7 +153,8 @@ def change(
     if on_live is not None and done.now.subject is not None:
         on_live(done.now.subject)
     later = None if follow is None else within(alias_wait_s, follow)
-    return replace(done, warnings=_followed(state, later, name, done.now.subject, action=action))
+    followed = _followed(state, later, name, done.now.subject, action=action)
+    return replace(done, warnings=(*done.applied.notes, *followed))
 
 
 def record_of(change: Change) -> DeploymentRecord:
@@ -166,6 +172,17 @@ def record_of(change: Change) -> DeploymentRecord:
         changed=change.applied.changed,
         warnings=change.warnings,
     )
+
+
+def _refuse_foreign(state: State, cluster: Cluster, name: str, before: Sequence[Deployment], now: LineUp) -> None:
+    """Refuse what Serve would be kept from, before a line of it is written; a Serve that is away says nothing.
+
+    A model that another state took over can still be taken out of this one.
+    """
+    with suppress(ClusterError):
+        division = divide(cluster.get(), state.desired())
+        if now.wanted or not before:
+            division.refuse_held({name})
 
 
 def _finish(

@@ -17,25 +17,27 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import DeployError, RaymlopsError, RefusedError
+from raymlops.errors import DeployError, OutdatedStateError, RaymlopsError, RefusedError, TakenError
 from raymlops.lifecycle.canary import settle
 from raymlops.lifecycle.changing import ALIAS_S, LineUp, change, within
-from raymlops.lifecycle.evidence import gathered, with_sources
+from raymlops.lifecycle.evidence import gathered, windows_of, with_sources
 from raymlops.lifecycle.lineup import champion_of, cooled, idle_of, with_canary, with_champion, without, without_traffic
-from raymlops.lifecycle.rollout import after, decide
+from raymlops.lifecycle.lossreader import LossReader, LossReport, in_thread
+from raymlops.lifecycle.rollout import after, baked_at, decide
 from raymlops.serving.apply import apply, refresh
-from raymlops.serving.readback import configs
-from raymlops.serving.render import is_ours, settings_of
+from raymlops.serving.ownership import divide
+from raymlops.serving.render import settings_of
 from raymlops.state.aliases import owed, settle_alias
 from raymlops.state.engine import this_user
-from raymlops.state.rollouts import running, update_rollout
+from raymlops.state.rollouts import resume_rollout, running, update_rollout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from raymlops.config.serve import ServeSection
     from raymlops.lifecycle.changing import Cluster, Follow
-    from raymlops.lifecycle.evidence import ReadLosses, Reports
+    from raymlops.lifecycle.evidence import Reports
+    from raymlops.lifecycle.lossreader import ReadLosses, Start
     from raymlops.state.rollouts import Rollout
     from raymlops.state.store import Deployment, State
 
@@ -63,24 +65,27 @@ class Controller:
         reports: Reports,
         follow: Callable[[str], Follow] | None = None,
         losses: ReadLosses | None = None,
+        start: Start = in_thread,
         maintain: Callable[[datetime], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take what it works with; ``follow(name)`` sets a model's alias, and ``maintain`` is called once an hour.
 
-        Pauses are measured by ``clock``, which nobody sets back.
+        ``losses`` is called by ``start``, so that no decision waits for it. Pauses are measured by ``clock``, which
+        nobody sets back.
         """
         self._state = state
         self._cluster = cluster
         self._reports = reports
         self._follow = follow
-        self._losses = losses
+        self._losses = None if losses is None else LossReader(losses, start=start)
         self._maintain = maintain
         self._behind = True  # what a controller before this one desired may not have reached Serve
         self._clock = clock
         self._debts: set[tuple[str, int]] = set()
         self._due: dict[str, float] = {}
         self._errors: dict[str, str] = {}
+        self._seen: tuple[str, ...] = ()
         self._actor = f"controller of {this_user()}"
 
     def step(self, now: datetime) -> float:
@@ -105,6 +110,8 @@ class Controller:
     def _catch_up(self) -> None:
         """Bring Serve to the desired state where it may not be there yet; not a Serve that runs nothing of ours.
 
+        What is of other states is left alone, and told once.
+
         Settings that did not reach it are sent at any time: a key whose revocation was cut off, bounds that a flip left
         behind. Serve is looked at without the lock, so that nobody is kept waiting for what is nearly always nothing.
         """
@@ -113,7 +120,13 @@ class Controller:
                 with self._state.exclusive("sending settings", wait_s=LOCK_WAIT_S):
                     refresh(self._state.desired(), api=self._cluster)
             return
-        if any(is_ours(config) for config in configs(self._cluster.get()).values()):
+        division = divide(self._cluster.get(), self._state.desired())
+        if (seen := division.seen()) != self._seen:
+            self._seen = seen
+            for text in seen:
+                _log.warning(text)
+                self._state.record(action="controller.start", subject="serve", why=text, actor=self._actor)
+        if division.ours:
             with self._state.exclusive("catching up", wait_s=LOCK_WAIT_S):
                 apply(self._state.desired(), api=self._cluster, wait_s=IDLE_PAUSE_S, concerned=())
         self._behind = False
@@ -122,8 +135,9 @@ class Controller:
         if (ended := settle(self._state, rollout.name, now=now)) is not None:
             _log.info("rollout %s of %s is %s: %s", ended.id, ended.name, ended.status, ended.reason)
             return
-        evidence = gathered(rollout, self._reports, losses=self._losses)
-        decision = decide(rollout, evidence, now=now)
+        losses = self._known_losses(rollout, now)
+        evidence = gathered(rollout, self._reports, losses=losses)
+        decision = decide(rollout, evidence, now=now, losses=losses)
         done = with_sources(after(rollout, decision, evidence=evidence, now=now), rollout, self._reports)
         if decision.action == "wait":
             if self._is_due(f"keep {rollout.id}", KEPT_EVERY_S):
@@ -136,6 +150,18 @@ class Controller:
             self._promote(rollout, done, now=now)
         else:
             self._shift(rollout, done, action=f"rollout.{decision.action}")
+
+    def _known_losses(self, rollout: Rollout, now: datetime) -> LossReport | None:
+        """Return what is known of the losses; that newer ones cannot be read is told once, and ends nothing."""
+        if self._losses is None:
+            return None
+        log = self._serve(rollout.name).log
+        if not log.enabled:
+            return LossReport(off="the prediction log is off; set serve.log.enabled")
+        windows, needed = windows_of(rollout), baked_at(rollout)
+        report = self._losses.report(rollout.name, rollout.id, windows, now=now, needed=needed, flush_s=log.flush_s)
+        self._attempt(f"{rollout.name} (losses)", report.check)
+        return report
 
     def _shift(self, rollout: Rollout, done: Rollout, *, action: str) -> None:
         """Go to the next step, or take the share away."""
@@ -154,7 +180,7 @@ class Controller:
         self._change(rollout.name, line_up, action=action, why=done.reason)
 
     def _promote(self, rollout: Rollout, done: Rollout, *, now: datetime) -> None:
-        # It goes on running until its version has come up as champion: an end of a rollout is final.
+        # It ends in the transaction that makes its version champion: nobody finds a rollout to abort after that.
         decided = replace(done, status="running", ended_at=None)
 
         def line_up(before: Sequence[Deployment]) -> LineUp:
@@ -163,7 +189,8 @@ class Controller:
             return LineUp(
                 with_champion(before, new),
                 rollout.version,
-                also=lambda connection: update_rollout(connection, decided),
+                also=lambda connection: update_rollout(connection, done),
+                undo=lambda connection: resume_rollout(connection, decided),
             )
 
         try:
@@ -179,8 +206,6 @@ class Controller:
                 )
 
             self._change(rollout.name, back, action="rollout.abort", why=reason)
-            return
-        settle(self._state, rollout.name, now=now)
 
     def _cool(self, now: datetime) -> None:
         """Take down what has been kept warm for long enough."""
@@ -273,6 +298,8 @@ class Controller:
         """Do one thing; what it raises is told once, and keeps nothing else from being done."""
         try:
             function()
+        except (TakenError, OutdatedStateError) as error:
+            self._tell(what, error)  # which no waiting ends
         except RefusedError as error:
             _log.debug("%s: %s", what, error)  # somebody else is at it
         except Exception as error:  # whatever it is, the next step comes

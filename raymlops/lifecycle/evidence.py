@@ -12,28 +12,23 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from raymlops.lifecycle.lossreader import Window
 from raymlops.lifecycle.rollout import StepEvidence, evidence_of
-from raymlops.predictions.counts import Counts, Losses
+from raymlops.predictions.counts import Counts
 from raymlops.serving.tally import CHAMPION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from raymlops.lifecycle.lossreader import LossReport
     from raymlops.state.rollouts import Rollout
 
 MAX_EPOCHS = 32
 """Of each model, with every replica's totals; the oldest go first."""
 
 Rows = dict[str, dict[str, Any]]
-
-
-class ReadLosses(Protocol):
-    """Reads how wrong the labelled answers of a version were."""
-
-    def __call__(self, name: str, version: int, since: datetime, until: datetime | None) -> Losses:
-        """Return those of requests that arrived from ``since`` on, before ``until``."""
 
 
 class Reports:
@@ -67,27 +62,32 @@ def epoch_of(rollout: Rollout) -> str:
     return f"{rollout.id}.{rollout.step}"
 
 
-def gathered(rollout: Rollout, reports: Reports, *, losses: ReadLosses | None = None) -> list[StepEvidence]:
+def gathered(rollout: Rollout, reports: Reports, *, losses: LossReport | None = None) -> list[StepEvidence]:
     """Return what is known of each step so far, the step now last.
 
-    ``losses`` reads those of labelled answers. Labels come late, so that they are read anew for every step.
+    Labels come late, so that ``losses`` has those of every step; of a step that it does not know, and without it, what
+    the rollout keeps stands.
     """
-    kept = evidence_of(rollout)[: rollout.step]
-    kept += [StepEvidence(weight) for weight in rollout.steps[len(kept) : rollout.step]]
+    ever = evidence_of(rollout)[: rollout.step + 1]
+    ever += [StepEvidence(weight) for weight in rollout.steps[len(ever) : rollout.step + 1]]
     canary, champion = _sums(replicas_of(rollout, reports), rollout.version)
-    steps = [*kept, StepEvidence(rollout.weight, canary, champion)]
+    steps = [*ever[:-1], replace(ever[-1], weight=rollout.weight, canary=canary, champion=champion)]
     if losses is None:
         return steps
-    ends = [*starts_of(rollout), None]
     return [
         replace(
             step,
-            canary_losses=losses(rollout.name, rollout.version, since, until),
-            champion_losses=losses(rollout.name, rollout.champion, since, until),
+            canary_losses=losses.of(rollout.version, window, before=step.canary_losses),
+            champion_losses=losses.of(rollout.champion, window, before=step.champion_losses),
         )
-        for step, since, until in zip(steps, ends[:-1], ends[1:], strict=True)
-        if since is not None
+        for step, window in zip(steps, windows_of(rollout), strict=True)
     ]
+
+
+def windows_of(rollout: Rollout) -> list[Window]:
+    """Return from when until when each step was, the step now last."""
+    starts = starts_of(rollout)
+    return [Window(since, until) for since, until in zip(starts, [*starts[1:], None], strict=True)]
 
 
 def replicas_of(rollout: Rollout, reports: Reports) -> dict[str, Rows]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.messages import check
@@ -22,10 +23,12 @@ from raymlops.errors import (
     RefusedError,
     UnreachableError,
 )
+from raymlops.lifecycle.admission import CHAMPION, adoptable, as_recorded, live_champion
 from raymlops.lifecycle.registering import written_sources
 from raymlops.lifecycle.requestpath import answers_requests, rows_of
 from raymlops.lifecycle.source import Source, spec_of
 from raymlops.project import Project
+from raymlops.registry.lineage import GATE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,29 +38,38 @@ if TYPE_CHECKING:
     from raymlops.registry.gate import ChampionEvaluation
     from raymlops.registry.versions import Registry
     from raymlops.state.store import State
+    from raymlops.state.versions import VersionRecord
     from raymlops.tracking.client import Tracker
     from raymlops.training.data import Prepared
 
-GATE_TAG = "raymlops.gate"
-"""Tag of a version: ``passed`` or ``refused``."""
 CHALLENGER = "challenger"
 
 
 def gate(
-    source: Source, version: str = "@candidate", *, overrides: Sequence[str] = (), env: str | None = None
+    source: Source,
+    version: str = "@candidate",
+    *,
+    adopt: str | None = None,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
 ) -> tuple[ModelVersionRef, GateDecision]:
     """Ask the gate about a version; a version that passes gets the alias ``challenger``.
 
     The version must answer requests: its example rows and rows of its validation split go the way of a request through
     its own code. The thresholds and the margin are those of ``source``. The champion, if there is one, answers the same
     test rows, with its own code; a champion that cannot is no proof that the version is not worse, so the gate refuses
-    then. The decision is first in the audit record, then on the version as a tag, passed or not. A kill in between is
-    mended by the same call again. A version that is refused is challenger no more.
+    then. The decision is first in the state, with its audit event, then on the version as a tag, passed or not. A kill
+    in between is mended by the same call again. A version that is refused is challenger no more.
+
+    The version's code runs here. So its digest must be the one that this state recorded at its registration. For a
+    version that was registered from another state, ``adopt`` names the digest in full: with its verdict it is recorded
+    here, and counts from then on.
 
     Raises:
         NotFoundError: there is no such version.
         GateRefusedError: the gate refused it; the message carries the numbers.
-        RefusedError: the data is no longer what the version was tested on.
+        RefusedError: the data is no longer what the version was tested on; this state has no record of the version, or
+            MLflow says otherwise, and ``adopt`` does not name what it says.
         BundleError: the version's files do not match their digest.
         StorageError, UnreachableError: the audit record cannot be written, or the tracking server does not answer.
     """
@@ -65,6 +77,7 @@ def gate(
     from raymlops.registry.gate import decide
     from raymlops.registry.versions import Registry
     from raymlops.state.store import State, state_url
+    from raymlops.state.versions import recorded
     from raymlops.tracking.client import tracker as tracker_of
 
     here = spec_of(source, overrides=overrides, env=env)
@@ -72,16 +85,29 @@ def gate(
     registry = Registry(tracker)
     ref = registry.get(here.project.name, version)
     with State.open(state_url(here)) as state:
+        record = recorded(state, ref.name, ref.version)
+        ref = adoptable(ref, record, adopt=adopt)
         candidate = load(ref.bundle.uri, ref.bundle.digest)
         project = _project_of(candidate, here)
         metric = here.gate.metric or f"test/{project.spec.train.metric.removeprefix('validation/')}"
-        current = registry.by_alias(ref.name, "champion")
+        live = live_champion(state, ref.name)
+        current = live or registry.by_alias(ref.name, CHAMPION)
         if current is not None and current.version == ref.version:
             current = None
         prepared, note = _prepared(candidate, project, ref, tracker=tracker, needed=current is not None)
         rows = rows_of(candidate, None if prepared is None else prepared.splits["validation"])
         answers = answers_requests(candidate, rows, batch_size=project.spec.train.eval_batch_size)
-        blocks, champion = _compare(candidate, project, current, ref=ref, spec=here, metric=metric, prepared=prepared)
+        blocks, champion = _compare(
+            candidate,
+            project,
+            ref=ref,
+            current=current,
+            live=live is not None,
+            spec=here,
+            metric=metric,
+            prepared=prepared,
+            state=state,
+        )
         decision = decide(
             here.gate,
             metrics=candidate.evaluation["metrics"],
@@ -93,12 +119,12 @@ def gate(
             answers=answers,
         )
         decision = replace(decision, notes=(*decision.notes, *([note] if note else [])))
-        _record(decision, ref, registry=registry, state=state)
+        _record(decision, ref, seen=record, registry=registry, state=state)
     if not decision.passed:
         raise GateRefusedError(
             f"{ref.name} version {ref.version} is no challenger: {decision.reason}", hint=_way_on(ref, champion)
         )
-    return registry.get(ref.name, str(ref.version)), decision
+    return replace(ref, aliases=registry.get(ref.name, str(ref.version)).aliases), decision
 
 
 def _project_of(candidate: LoadedModel, here: ProjectSpec) -> Project:
@@ -141,35 +167,48 @@ def _prepared(
 def _compare(
     candidate: LoadedModel,
     project: Project,
-    current: ModelVersionRef | None,
     *,
     ref: ModelVersionRef,
+    current: ModelVersionRef | None,
+    live: bool,
     spec: ProjectSpec,
     metric: str,
     prepared: Prepared | None,
+    state: State,
 ) -> tuple[list[dict[str, Any]], ChampionEvaluation | None]:
-    """Return both versions' sums over the same blocks of the candidate's test rows."""
+    """Return both versions' sums over the same blocks of the candidate's test rows.
+
+    A ``current`` champion that is not ``live`` here is only MLflow's word, and must be what this state recorded.
+    """
     from raymlops.bundle.load import load
     from raymlops.registry.gate import ChampionEvaluation, overlap
+    from raymlops.state.versions import recorded
     from raymlops.training.evaluate import block_totals
+    from raymlops.training.local import local_device, on_device
 
     if current is None or prepared is None:
         return [], None
-    if prepared.data.fingerprint != candidate.evaluation["data_fingerprint"]:
+    then, rows = candidate.evaluation["data_fingerprint"], candidate.evaluation["rows"]
+    if prepared.data_as(then, rows={"test": rows}).fingerprint != then:
         raise RefusedError(
             f"the data is no longer what {ref.name} version {ref.version} was tested on, so its champion cannot be "
             "asked for the same rows",
             hint="Restore the data, or train and register again on what is there now.",
         )
-    test = prepared.splits["test"]
+    test, device = prepared.splits["test"], local_device(project.spec.train)
 
     def sums(model: LoadedModel) -> list[dict[str, Any]]:
         rows = test.for_recipe(model.recipe)
         size = project.spec.train.eval_batch_size
-        return block_totals(model.recipe, model.model, rows, blocks=spec.gate.blocks, batch_size=size)
+        with on_device(model.model, device):
+            return block_totals(
+                model.recipe, model.model, rows, blocks=spec.gate.blocks, batch_size=size, device=device
+            )
 
     blocks = sums(candidate)
     try:
+        if not live:
+            current = as_recorded(current, recorded(state, current.name, current.version))
         champion = load(current.bundle.uri, current.bundle.digest)
         theirs = sums(champion)
         _check_finalize(champion, theirs, metric)
@@ -194,18 +233,25 @@ def _check_finalize(champion: LoadedModel, blocks: list[dict[str, Any]], metric:
         raise RecipeError(f"its finalize() returns {', '.join(found)}, and no {key}")
 
 
-def _record(decision: GateDecision, ref: ModelVersionRef, *, registry: Registry, state: State) -> None:
-    state.record(
-        action="gate.pass" if decision.passed else "gate.refuse",
-        subject=f"{ref.name}/{ref.version}",
-        after=decision.to_dict(),
+def _record(
+    decision: GateDecision, ref: ModelVersionRef, *, seen: VersionRecord | None, registry: Registry, state: State
+) -> None:
+    from raymlops.state.versions import record_verdict
+
+    record_verdict(
+        state,
+        ref,
+        seen=seen,
+        passed=decision.passed,
+        decision=decision.to_dict(),
         why=decision.reason,
+        now=datetime.now(UTC),
     )
     registry.tag(
         ref.name,
         ref.version,
         {
-            GATE_TAG: "passed" if decision.passed else "refused",
+            GATE: "passed" if decision.passed else "refused",
             "raymlops.gate_decision": json.dumps(decision.to_dict(), default=str)[:4900],
         },
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import ClusterError, RaymlopsError
+from raymlops.errors import ClusterError, OutdatedStateError, RaymlopsError, TakenError
 from raymlops.lifecycle.source import Source, spec_of
 from raymlops.records import Record
 from raymlops.serving.render import settings_of
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.config.serve import ServeSection
-    from raymlops.serving.apply import Api
+    from raymlops.serving.apply import Api, Applied
 
 WAIT_S = 20.0
 """How long the replicas of the key's models may take to say that they have it."""
@@ -52,7 +52,7 @@ class KeyChange(Record):
     failed: bool = False
     """Whether a cluster is there that should have taken it by now."""
     warnings: tuple[str, ...] = ()
-    """Of a new key: why it may not do what it was made for."""
+    """Of a new key: why it may not do what it was made for. Of any: what is to be said of the cluster's Serve."""
     open_models: tuple[str, ...] = ()
     """Of a new key: models that it opens and that ask nobody for one."""
 
@@ -88,7 +88,7 @@ def create(
     now, opened = datetime.now(UTC), tuple(models) or (spec.project.name,)
     with State.open(state_url(spec)) as state:
         # Before there is a secret, which an error would take with it.
-        warnings, unguarded = _doubts(opened, scopes, spec=spec, state=state)
+        doubts = _doubts(opened, scopes, spec=spec, state=state)
         key, secret = create_key(
             state,
             name=name,
@@ -98,8 +98,9 @@ def create(
             expires_at=None if expires_in_s is None else now + timedelta(seconds=expires_in_s),
             now=now,
         )
-        live, note, failed = _bring(spec, state, key, purpose=f"key of {name}")
-    return KeyChange(key, secret, live=live, note=note, failed=failed, warnings=warnings, open_models=unguarded)
+        sent = _bring(spec, state, key, purpose=f"key of {name}")
+        unguarded = _open_models(opened, spec=spec, state=state, reach=sent.reach)
+    return _change(key, sent, secret=secret, doubts=doubts, open_models=unguarded)
 
 
 def revoke(source: Source, id_or_name: str, *, overrides: Sequence[str] = (), env: str | None = None) -> KeyChange:
@@ -115,8 +116,8 @@ def revoke(source: Source, id_or_name: str, *, overrides: Sequence[str] = (), en
     spec = spec_of(source, overrides=overrides, env=env)
     with State.open(state_url(spec)) as state:
         key = revoke_key(state, id_or_name, now=datetime.now(UTC))
-        live, note, failed = _bring(spec, state, key, purpose=f"revoke key {key.id}")
-    return KeyChange(key, live=live, note=note, failed=failed)
+        sent = _bring(spec, state, key, purpose=f"revoke key {key.id}")
+    return _change(key, sent)
 
 
 def rotate(
@@ -133,8 +134,8 @@ def rotate(
     spec = spec_of(source, overrides=overrides, env=env)
     with State.open(state_url(spec)) as state:
         key, secret, old = rotate_key(state, id_or_name, grace_s=grace_s, now=datetime.now(UTC))
-        live, note, failed = _bring(spec, state, key, purpose=f"rotate key {old.id}")
-    return KeyChange(key, secret, old=old, live=live, note=note, failed=failed)
+        sent = _bring(spec, state, key, purpose=f"rotate key {old.id}")
+    return _change(key, sent, secret=secret, old=old)
 
 
 def keys(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> list[KeyRecord]:
@@ -145,10 +146,11 @@ def keys(source: Source, *, overrides: Sequence[str] = (), env: str | None = Non
 
 def bring(
     state: State, api: Api, key: KeyRecord, *, serve: ServeSection, purpose: str, lock_wait_s: float = LOCK_WAIT_S
-) -> None:
+) -> Applied:
     """Send the desired state, and wait until every model that the key opens has taken it.
 
     Raises:
+        TakenError, OutdatedStateError: such a model on Serve is another state's, or a newer copy's of this one.
         RefusedError: another change of what is live goes on for too long.
         DeployError: a model did not take it in time.
         ClusterError: Serve does not answer.
@@ -159,7 +161,7 @@ def bring(
         desired = state.desired()
         champions = (item for item in desired.deployments if item.role == "champion")
         concerned = {(item.name, item.version) for item in champions if key.opens(item.name)}
-        apply(
+        return apply(
             desired,
             api=api,
             wait_s=WAIT_S,
@@ -171,10 +173,32 @@ def bring(
         )
 
 
-def _doubts(
-    models: Sequence[str], scopes: Sequence[str], *, spec: ProjectSpec, state: State
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return why a new key may not do what it was made for, and which models that it opens ask nobody for one."""
+@dataclass(frozen=True)
+class _Sent:
+    """What became of sending a change, which the state holds in any case."""
+
+    live: bool
+    note: str = ""
+    failed: bool = False
+    warnings: tuple[str, ...] = ()
+    reach: str | None = None
+
+
+def _change(
+    key: KeyRecord,
+    sent: _Sent,
+    *,
+    secret: str | None = None,
+    old: KeyRecord | None = None,
+    doubts: tuple[str, ...] = (),
+    open_models: tuple[str, ...] = (),
+) -> KeyChange:
+    warnings = (*doubts, *sent.warnings)
+    return KeyChange(key, secret, old, sent.live, sent.note, sent.failed, warnings, open_models)
+
+
+def _doubts(models: Sequence[str], scopes: Sequence[str], *, spec: ProjectSpec, state: State) -> tuple[str, ...]:
+    """Return why a new key may not do what it was made for."""
     served = {item.name: settings_of(item) for item in state.deployments() if item.role == "champion"}
     own = spec.project.name
     warnings = []
@@ -185,16 +209,19 @@ def _doubts(
         if name not in {own, EVERY_MODEL, *served} and next(state.each_change(name), None) is None:
             known = ", ".join(sorted(served)) or "none"
             warnings.append(f"no model {name} was ever deployed, as far as the state here knows; live are: {known}")
-    settings = {own: spec.serve, **served}
+    return tuple(warnings)
+
+
+def _open_models(models: Sequence[str], *, spec: ProjectSpec, state: State, reach: str | None) -> tuple[str, ...]:
+    """Return which models that a key opens ask nobody for one, where Serve is reached at ``reach``."""
+    served = {item.name: settings_of(item) for item in state.deployments() if item.role == "champion"}
+    settings = {spec.project.name: spec.serve, **served}
     opened = [name for name in settings if EVERY_MODEL in models or name in models]
-    return tuple(warnings), tuple(sorted(name for name in opened if not settings[name].key_required))
+    return tuple(sorted(name for name in opened if not settings[name].key_required(reach)))
 
 
-def _bring(spec: ProjectSpec, state: State, key: KeyRecord, *, purpose: str) -> tuple[bool, str, bool]:
-    """Return whether the change is live, what else is to be said, and whether it should be live but is not.
-
-    The state is changed in any case.
-    """
+def _bring(spec: ProjectSpec, state: State, key: KeyRecord, *, purpose: str) -> _Sent:
+    """Send a change that the state holds already."""
     from raymlops.cluster.dashboard import dashboard
     from raymlops.lifecycle.steering import ensure_controller
     from raymlops.serving.api import ServeApi
@@ -203,12 +230,13 @@ def _bring(spec: ProjectSpec, state: State, key: KeyRecord, *, purpose: str) -> 
         try:
             found = stack.enter_context(dashboard(spec))
         except ClusterError:
-            return False, NO_CLUSTER, False
+            return _Sent(False, NO_CLUSTER)
         try:
-            bring(state, ServeApi(found.url, found.token()), key, serve=spec.serve, purpose=purpose)
+            applied = bring(state, ServeApi(found.url, found.token()), key, serve=spec.serve, purpose=purpose)
+        except (TakenError, OutdatedStateError) as error:
+            return _Sent(False, f"the cluster has not taken it: {error}", failed=True)
         except RaymlopsError as error:
             without = ensure_controller(spec, dashboard_url=found.url, needed=False)
-            return False, f"the cluster has not taken it: {error}\n{without or SENT_LATER}", True
-        if not state.deployments():
-            return True, "", False
-        return True, ensure_controller(spec, dashboard_url=found.url, needed=False) or "", False
+            return _Sent(False, f"the cluster has not taken it: {error}\n{without or SENT_LATER}", failed=True)
+        without = ensure_controller(spec, dashboard_url=found.url, needed=False) if state.deployments() else None
+        return _Sent(True, without or "", warnings=applied.notes, reach=applied.reach)

@@ -1,7 +1,8 @@
 """Who holds the route, who gets a share of the requests, who stands warm. Pure: deployments in, deployments out.
 
 Whether callers need an API key belongs to the model, not to a version: all that are up are asked with what the champion
-is asked with.
+is asked with. Where nobody has said whether they do, that is decided by the address at which Serve listens, and stays
+undecided here.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ def with_champion(before: Sequence[Deployment], new: Deployment, *, configured: 
     was ``configured`` just now, and where it says none, that opens nothing.
     """
     old = champion_of(before)
-    required = _required(old, new, configured=configured)
+    auth = _auth(old, new, configured=configured)
     if old is not None and old.version == new.version:
         items = [_refreshed(item, new) if item.version == new.version else item for item in before]
-        return [_asking(item, required=required) for item in items]
+        return [_asking(item, auth) for item in items]
     champion = next((_refreshed(item, new) for item in before if item.version == new.version), new)
     others = [replace(item, role="warm", weight=0.0) for item in before if item.version != new.version]
     champion = replace(champion, role="champion", weight=0.0, shadow=0.0)
     items = sorted([champion, *others], key=lambda item: item.version)
-    return [_asking(item, required=required) for item in items]
+    return [_asking(item, auth) for item in items]
 
 
 def beside(before: Sequence[Deployment], new: Deployment) -> list[Deployment]:
@@ -60,19 +61,22 @@ def beside(before: Sequence[Deployment], new: Deployment) -> list[Deployment]:
 def as_asked(before: Sequence[Deployment], new: Deployment) -> Deployment:
     """Return ``new``, which is to stand beside the champion, asking for keys where the champion does."""
     old = champion_of(before)
-    return _asking(new, required=_required(old, new, configured=False))
+    return _asking(new, _auth(old, new, configured=False))
 
 
-def asks_for_keys(item: Deployment) -> bool:
-    """Return whether callers need an API key by the settings of a version."""
+def asks_for_keys(item: Deployment, host: str | None = None) -> bool:
+    """Return whether callers need an API key by the settings of a version.
+
+    ``host`` is where Serve listens; without it the settings' own counts.
+    """
     settings = {key: item.serve[key] for key in ("host", "auth") if key in item.serve}
-    return ServeSection.model_validate(settings).key_required
+    return ServeSection.model_validate(settings).key_required(host)
 
 
-def opens(before: Sequence[Deployment], wanted: Sequence[Deployment]) -> bool:
-    """Return whether a model whose callers needed an API key answers anybody afterwards."""
+def opens(before: Sequence[Deployment], wanted: Sequence[Deployment], host: str | None = None) -> bool:
+    """Return whether a model whose callers needed an API key answers anybody afterwards; ``host`` as above."""
     old, new = champion_of(before), champion_of(wanted)
-    return old is not None and new is not None and asks_for_keys(old) and not asks_for_keys(new)
+    return old is not None and new is not None and asks_for_keys(old, host) and not asks_for_keys(new, host)
 
 
 def with_canary(before: Sequence[Deployment], version: int, *, weight: float) -> list[Deployment]:
@@ -235,17 +239,21 @@ def _nowhere_back(current: Deployment, before: Sequence[Deployment], left: Colle
     return NotFoundError(f"no version was champion before version {current.version}{but}", hint=hint)
 
 
-def _required(old: Deployment | None, new: Deployment, *, configured: bool) -> bool:
-    """Return whether keys are asked for with ``new`` as champion after ``old``."""
-    if old is None or (configured and new.serve.get("auth") is not None):
-        return asks_for_keys(new)
-    return asks_for_keys(old) or (configured and asks_for_keys(new))
+def _auth(old: Deployment | None, new: Deployment, *, configured: bool) -> str | None:
+    """Return the ``auth`` of all that is up with ``new`` as champion after ``old``."""
+    asked: str | None = new.serve.get("auth")
+    if old is None or (configured and asked is not None):
+        return asked
+    kept: str | None = old.serve.get("auth")
+    if kept is None and asks_for_keys(old) and not asks_for_keys(replace(new, serve={**new.serve, "auth": None})):
+        return "keys"  # they were needed at the old settings' address, and other settings open nothing
+    if kept == "open" and configured and asks_for_keys(new):
+        return asked
+    return kept
 
 
-def _asking(item: Deployment, *, required: bool) -> Deployment:
-    if asks_for_keys(item) == required:
-        return item
-    return replace(item, serve={**item.serve, "auth": "keys" if required else "open"})
+def _asking(item: Deployment, auth: str | None) -> Deployment:
+    return item if item.serve.get("auth") == auth else replace(item, serve={**item.serve, "auth": auth})
 
 
 def _version(deployments: Sequence[Deployment]) -> int | None:

@@ -17,7 +17,6 @@ from raymlops.lifecycle.lineup import (
     as_asked,
     beside,
     champion_of,
-    idle_of,
     opens,
     previous_champion,
     spare_of,
@@ -26,6 +25,7 @@ from raymlops.lifecycle.lineup import (
 from raymlops.lifecycle.opening import opened, serve_of, state_of
 from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.source import Source, spec_of
+from raymlops.lifecycle.takeover import take_over
 from raymlops.records import DeploymentRecord
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def deploy(
     shadow: float | None = None,
     abort: bool = False,
     breaking: bool = False,
+    takeover: bool = False,
 ) -> DeploymentRecord:
     """Bring a version up beside what is live, check that it answers, then give it the route and the alias ``champion``.
 
@@ -75,11 +76,16 @@ def deploy(
     A canary or a shadow must take and give what the champion does. So must a new champion, since products call the
     route by what it takes and gives: a version that breaks that needs ``breaking=True``, as it needs their changing.
 
+    A model that another state database has on the same Serve is refused. With ``takeover`` it becomes this state's: for
+    where the other one is lost.
+
     Raises:
         NotFoundError: there is no such version.
         BundleError: its files are no longer what its digest vouches for.
-        RefusedError: the version has not passed its gate or does not fit the champion's callers, a rollout runs,
-            another change of what is live takes too long, or took the version away or made another one live meanwhile.
+        RefusedError: the version has not passed its gate here or does not fit the champion's callers, MLflow says of it
+            what this state did not record, a rollout runs, another change of what is live takes too long, or took the
+            version away or made another one live meanwhile; the model is another state's (``TakenError``), or Serve
+            runs what a newer copy of this state's database desired (``OutdatedStateError``).
         UsageError: percentages that cannot be.
         InsufficientResourcesError: the cluster can never hold it beside what is served; nothing was changed.
         DeployError: it did not come up; what was live still is, and the desired state is as before.
@@ -95,6 +101,8 @@ def deploy(
     registry, ref = admitted(spec, version)
     with opened(spec) as (state, api):
         doubts = doubts_of(state, ref)
+        if takeover:
+            doubts = (*doubts, *take_over(state, api, {ref.name}))
         if asked.anything:
             record = _share(
                 spec, ref, asked, state=state, api=api, registry=registry, abort=abort, why=_why(version, ref)
@@ -130,8 +138,8 @@ def promote(
     Raises:
         NotFoundError: there is no such version.
         BundleError: its files are no longer what its digest vouches for.
-        RefusedError: the version has not passed its gate or does not fit the champion's callers, or another change of
-            what is live takes too long.
+        RefusedError: the version has not passed its gate here or does not fit the champion's callers, MLflow says of it
+            what this state did not record, or another change of what is live takes too long.
         InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
     """
     spec = spec_of(source, overrides=overrides, env=env)
@@ -163,8 +171,8 @@ def rollback(
     """Take back what was done last: a canary's share of the traffic, or else the route of the champion.
 
     Where a version is rolled out or has a share, its share is taken away, its rollout ends, and the champion stays.
-    Where none has, the route goes back to the version that was champion before. That takes about a second while it is
-    warm, and asks nothing of the version that loses the route, which may hang.
+    Where none has, or it became champion just now, the route goes back to the version that was champion before. That
+    takes about a second while it is warm, and asks nothing of the version that loses the route, which may hang.
 
     Needs the state database and Serve, but not MLflow: where its alias does not follow, the record's ``warnings`` say
     so, and the controller lets it follow later. ``on_live`` is called with the version once it answers, before the
@@ -174,46 +182,26 @@ def rollback(
         NotFoundError: the model is not served, or no version was champion before.
         RefusedError, InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
     """
-    from raymlops.lifecycle.canary import abort
-    from raymlops.lifecycle.changing import LineUp, change, record_of
+    from raymlops.lifecycle.steering import steered
 
     spec = spec_of(source, overrides=overrides, env=env)
     name = spec.project.name
+
+    def live(version: int) -> None:
+        if on_live is not None:
+            on_live(version)
+        import mlflow  # noqa: F401 - takes seconds, in which MLflow's server has nothing to answer
+
+    def follow(version: int) -> None:
+        from raymlops.registry.versions import Registry
+        from raymlops.tracking.client import tracker
+
+        Registry(tracker(spec)).set_alias(name, "champion", version)
+
     with opened(spec) as (state, api):
-        now = datetime.now(UTC)
-        if taken := abort(state, api, name, serve=spec.serve, why="rolled back", now=now, action="rollback.canary"):
-            return taken
-
-        def decide(before: Sequence[Deployment]) -> LineUp:
-            target = previous_champion(before, state.changes(name))
-            left = champion_of(before)
-            why = f"from version {left.version if left else None} to version {target.version}"
-            return LineUp(with_champion(before, target), target.version, why=why)
-
-        def live(version: int) -> None:
-            if on_live is not None:
-                on_live(version)
-            import mlflow  # noqa: F401 - takes seconds, in which MLflow's server has nothing to answer
-
-        def follow(version: int) -> None:
-            from raymlops.registry.versions import Registry
-            from raymlops.tracking.client import tracker
-
-            Registry(tracker(spec)).set_alias(name, "champion", version)
-
-        done = change(
-            state,
-            api,
-            name,
-            decide=decide,
-            serve=spec.serve,
-            action="rollback",
-            why="asked for",
-            follow=follow,
-            on_live=live,
-            hurry=True,
-        )
-    return record_of(done)
+        record = _back(spec, state=state, api=api, on_live=live, follow=follow)
+        without = steered(spec, state, dashboard_url=api.dashboard_url)
+    return replace(record, warnings=(*record.warnings, *without))
 
 
 def rollback_target(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> str:
@@ -258,8 +246,12 @@ def running_rollout(
     )
 
 
-def remove(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> list[int]:
+def remove(
+    source: Source, *, overrides: Sequence[str] = (), env: str | None = None, takeover: bool = False
+) -> list[int]:
     """Take every version of the model off Serve and return their numbers; the registry stays as it is.
+
+    With ``takeover`` also those of another state.
 
     Raises:
         RefusedError, ClusterError: as ``deploy``.
@@ -269,6 +261,8 @@ def remove(source: Source, *, overrides: Sequence[str] = (), env: str | None = N
 
     spec = spec_of(source, overrides=overrides, env=env)
     with opened(spec) as (state, api):
+        if takeover:
+            take_over(state, api, {spec.project.name})
         done = change(
             state,
             api,
@@ -282,25 +276,38 @@ def remove(source: Source, *, overrides: Sequence[str] = (), env: str | None = N
     return [deployment.version for deployment in done.before]
 
 
-def restore(source: Source | None = None, *, overrides: Sequence[str] = (), env: str | None = None) -> list[Deployment]:
+def restore(
+    source: Source | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+    takeover: bool = False,
+    on_warning: Callable[[str], None] = _log.warning,
+) -> list[Deployment]:
     """Bring Serve to the desired state of every model, as after a cluster that was started anew; return that state.
 
     The state is where ``source`` says, without one where the environment does; Serve then listens as the models were
-    deployed.
+    deployed. A rollout that runs is moved again. With ``takeover`` models of these names become this state's where
+    another one has them, and this database counts although it is older than what Serve runs.
 
     Raises:
         DeployError: a champion did not come up; the others are sent all the same.
+        TakenError: another state has a model of such a name; the others are brought back all the same.
         RefusedError, ClusterError: as ``deploy``.
     """
     from raymlops.lifecycle.bringing import restored
     from raymlops.lifecycle.named import nameless
+    from raymlops.lifecycle.steering import steered
 
     spec = nameless(env=env) if source is None else spec_of(source, overrides=overrides, env=env)
     with opened(spec) as (state, api):
-        desired = restored(state, api, serve=spec.serve)
-        if warning := _steered(spec, state, api):
-            _log.warning(warning)
-    return list(desired.deployments)
+        notes = take_over(state, api, {item.name for item in state.deployments()}) if takeover else ()
+        back = restored(state, api, serve=spec.serve)
+        for warning in (*notes, *back.notes, *steered(spec, state, dashboard_url=api.dashboard_url)):
+            on_warning(warning)
+        if back.held is not None:
+            raise back.held
+    return list(back.desired.deployments)
 
 
 def events(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> list[AuditEvent]:
@@ -308,6 +315,38 @@ def events(source: Source, *, overrides: Sequence[str] = (), env: str | None = N
     spec = spec_of(source, overrides=overrides, env=env)
     with state_of(spec) as state:
         return state.events(spec.project.name)[::-1]
+
+
+def _back(
+    spec: ProjectSpec, *, state: State, api: ServeApi, on_live: Callable[[int], None], follow: Callable[[int], None]
+) -> DeploymentRecord:
+    """Take a canary's share away, or give the route back."""
+    from raymlops.lifecycle.canary import abort
+    from raymlops.lifecycle.changing import LineUp, change, record_of
+
+    name, now = spec.project.name, datetime.now(UTC)
+    if taken := abort(state, api, name, serve=spec.serve, why="rolled back", now=now, action="rollback.canary"):
+        return taken
+
+    def decide(before: Sequence[Deployment]) -> LineUp:
+        target = previous_champion(before, state.changes(name))
+        left = champion_of(before)
+        why = f"from version {left.version if left else None} to version {target.version}"
+        return LineUp(with_champion(before, target), target.version, why=why)
+
+    done = change(
+        state,
+        api,
+        name,
+        decide=decide,
+        serve=spec.serve,
+        action="rollback",
+        why="asked for",
+        follow=follow,
+        on_live=on_live,
+        hurry=True,
+    )
+    return record_of(done)
 
 
 def _bring(
@@ -326,6 +365,7 @@ def _bring(
     from raymlops.lifecycle import canary
     from raymlops.lifecycle.canary import settle
     from raymlops.lifecycle.changing import record_of
+    from raymlops.lifecycle.steering import steered
 
     if not breaking:
         check_callers(ref, state)
@@ -336,8 +376,9 @@ def _bring(
     if action != "deploy.beside":
         settle(state, ref.name, now=datetime.now(UTC))
     record = record_of(done)
-    warnings = filter(None, (OPENED if opened else None, _steered(spec, state, api)))
-    return replace(record, warnings=(*record.warnings, *warnings))
+    said = [OPENED] if opened else []
+    said += steered(spec, state, dashboard_url=api.dashboard_url)
+    return replace(record, warnings=(*record.warnings, *said))
 
 
 def _up(
@@ -353,6 +394,7 @@ def _up(
     """Bring a version up, and return also whether that takes the model's keys away."""
     from raymlops.lifecycle.canary import refuse_running
     from raymlops.lifecycle.changing import LineUp, change
+    from raymlops.serving.listening import is_local, listening
     from raymlops.state.store import Deployment
 
     stays_beside = action == "deploy.beside"
@@ -366,6 +408,7 @@ def _up(
     )
 
     opened = False
+    listens = listening(api.get(), local=is_local(api.dashboard_url))
 
     def decide(before: Sequence[Deployment]) -> LineUp:
         nonlocal opened
@@ -380,7 +423,9 @@ def _up(
             if stays_beside and not live
             else with_champion(before, new, configured=True)
         )
-        opened = opened or opens(before, wanted)  # once it comes up with that, it is so before as well
+        opened = opened or opens(
+            before, wanted, listens.reach if listens else None
+        )  # once it comes up with that, it is so before as well
         return LineUp(wanted, new.version, spare=spare_of(before, new), why=f"{why}: {OPENED}" if opened else why)
 
     done = change(
@@ -461,15 +506,6 @@ def _share(
     lack = unasked(champion) if rolls else None
     quality = f"quality is not asked in this rollout, whatever labels come: {lack}" if lack else None
     return replace(record, warnings=(*record.warnings, *filter(None, (warning, kept, quality))))
-
-
-def _steered(spec: ProjectSpec, state: State, api: ServeApi) -> str | None:
-    """See to it that a controller ends what is kept warm; return why there is none."""
-    from raymlops.lifecycle.steering import ensure_controller
-
-    if not idle_of(state.deployments()):
-        return None
-    return ensure_controller(spec, dashboard_url=api.dashboard_url, needed=False)
 
 
 def _name_champion(ref: ModelVersionRef, *, state: State, registry: Registry, why: str) -> DeploymentRecord:

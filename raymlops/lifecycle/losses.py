@@ -1,91 +1,89 @@
-"""How wrong the labelled answers of a version were, from 0 to 1, for the decision on a rollout.
+"""How wrong the labelled answers of versions were, from 0 to 1, for the decision on a rollout.
 
-Owns when and how the log is read for it. What a loss is stands in ``lossrule``.
+Owns which rows of the log are read for it. What a loss is stands in ``lossrule``, when to read in ``lossreader``.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING
-
-import pyarrow.compute as pc
 
 from raymlops.answerloss import AnswerLoss
 from raymlops.bundle.loss import OwnLosses, own_losses
 from raymlops.bundle.place import root_of
-from raymlops.errors import NotFoundError, RaymlopsError
+from raymlops.errors import BundleError, NotFoundError, RaymlopsError
 from raymlops.lifecycle.lineup import champion_of
+from raymlops.lifecycle.lossreader import LogLosses
 from raymlops.lifecycle.lossrule import COLUMNS, Counted, rule_of
 from raymlops.predictions.counts import Losses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from datetime import datetime
+    from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.bundle.loss import Pair
+    from raymlops.lifecycle.lossreader import Window
+    from raymlops.predictions.labelled import Labels
     from raymlops.records import BundleRef
     from raymlops.state.store import State
 
     AskRecipe = Callable[[BundleRef, Sequence[Pair]], OwnLosses]
     """Returns the losses of answers by the ``loss_of`` of a bundle's recipe."""
 
-READ_EVERY_S = 30.0
-"""Labels come minutes to days late; reading the log for them each second would be for nothing."""
+MAX_LABEL_BYTES = 32 * 2**20
+"""Of labels held at a time, about half a million with ids of 36 characters; they are sorted in five times that."""
 
 _log = logging.getLogger(__name__)
 
 
 class LabelLosses:
-    """Read losses from the log of the models that are live, at most twice a minute a version and window."""
+    """Read losses from the log of the models that are live. May take minutes: call it beside what is not to wait."""
 
     def __init__(
         self,
         state: State,
         *,
         ask_recipe: AskRecipe = lambda bundle, pairs: own_losses(bundle.uri, bundle.digest, pairs),
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._state = state
         self._ask_recipe = ask_recipe
-        self._clock = clock
-        self._known: dict[tuple[str, datetime, datetime | None], tuple[float, dict[int | None, Losses]]] = {}
+        self.max_label_bytes = MAX_LABEL_BYTES
 
-    def __call__(self, name: str, version: int, since: datetime, until: datetime | None) -> Losses:
-        """Return those of requests that arrived from ``since`` on, before ``until``; none where there is no log.
+    def __call__(self, name: str, windows: Sequence[Window], *, labelled: Callable[[], None]) -> LogLosses:
+        """Return those in each window; none where there is no label, of which a look at their folder tells.
 
         Where there can be none, or a recipe's ``loss_of`` fails, their ``note`` says why.
-        """
-        key = (name, since, until)
-        at, losses = self._known.get(key, (float("-inf"), {}))
-        if self._clock() - at >= READ_EVERY_S:
-            losses = self._read(name, since, until)
-            self._known = {
-                known: entry for known, entry in self._known.items() if known[0] != name or known[1] >= since
-            }
-            self._known[key] = (self._clock(), losses)
-        return losses.get(version, losses.get(None, Losses()))
 
-    def _read(self, name: str, since: datetime, until: datetime | None) -> dict[int | None, Losses]:
-        from raymlops.predictions.read import read_predictions
+        Raises:
+            StorageError: the log or the champion's bundle cannot be read.
+        """
+        from raymlops.predictions.files import Store
+        from raymlops.predictions.labelled import load_labels
+        from raymlops.predictions.partition import Faults
 
         champion = champion_of(self._state.deployments(name))
-        if champion is None:
-            return {}
+        if champion is None or not windows:
+            return LogLosses({window: {} for window in windows})
         try:
             rule = rule_of(champion)
-        except RaymlopsError as error:
+        except BundleError as error:
             rule = AnswerLoss.none(f"the bundle of version {champion.version} cannot be read: {error.message}")
         if rule.kind == "none":
-            return {None: Losses(note=rule.reason)}
-        try:
-            found = read_predictions(root_of(champion.bundle.uri), name, since=since, until=until, columns=COLUMNS)
-        except NotFoundError:
-            return {}  # nothing was logged yet
-        counted = Counted(rule, lambda pairs: self._ask(champion.bundle, pairs))
-        for batch in found:
-            counted.add(batch.filter(pc.is_valid(batch["label"])).to_pylist())
-        return counted.losses()
+            return LogLosses({window: {None: Losses(note=rule.reason)} for window in windows})
+        root = root_of(champion.bundle.uri)  # its replicas write what every version beside it answers
+        since = min(window.since for window in windows)
+        labels = load_labels(Store(root), name, Faults(), since=since, max_bytes=self.max_label_bytes)
+        if not len(labels.hashes):
+            return LogLosses({window: {} for window in windows})
+        labelled()
+        found: dict[Window, Mapping[int | None, Losses]] = {}
+        for window in windows:
+            counted = Counted(rule, lambda pairs: self._ask(champion.bundle, pairs))
+            _read(counted, root, name, window=window, labels=labels)
+            found[window] = counted.losses()
+        if labels.every == 1:
+            return LogLosses(found)
+        most = f"{self.max_label_bytes // 1024:,} KiB"
+        return LogLosses(found, f"labels take more than {most}, so that those of one in {labels.every:,} rows are read")
 
     def _ask(self, bundle: BundleRef, pairs: Sequence[Pair]) -> OwnLosses:
         try:
@@ -93,3 +91,20 @@ class LabelLosses:
         except RaymlopsError as error:
             _log.warning("the loss_of of %s cannot be asked: %s", bundle.uri, error)
             return OwnLosses([None] * len(pairs), f"loss_of cannot be asked: {error.message}")
+
+
+def _read(counted: Counted, root: str, name: str, *, window: Window, labels: Labels) -> None:
+    """Count the labelled rows of the log that are in a window."""
+    from raymlops.predictions.read import read_predictions
+
+    since, until = window
+    if until is not None and until <= since:
+        return
+    try:
+        found = read_predictions(
+            root, name, since=since, until=until, columns=COLUMNS, labels=labels, only_labelled=True
+        )
+    except NotFoundError:
+        return  # nothing was logged yet
+    for batch in found:
+        counted.add(batch.to_pylist())

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import NotFoundError, RaymlopsError
+from raymlops.errors import NotFoundError, RaymlopsError, RefusedError
 from raymlops.lifecycle.lineup import asks_for_keys, champion_of, cools, taken_by
 from raymlops.lifecycle.source import Source, place_of, spec_of
 from raymlops.records import Record
+from raymlops.state.aliases import owed
 from raymlops.state.engine import open_engine
+from raymlops.state.lease import holder_of
 from raymlops.state.rollouts import Rollout, rollouts, running
 from raymlops.state.store import State, state_url
 
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 
 POLL_S = 1.0
 ANSWER_S = 5.0
+FLIP_S = 60.0
+"""How long a promotion may be carried out or taken back."""
+ALIAS_LOOKS = 12
+"""How often MLflow's alias is looked after once its version is live; the controller lets it follow later too."""
 TELL_EVERY_S = 10.0
 """How often a wait is told of while nothing but its time changes."""
 
@@ -53,19 +59,27 @@ class ModelOverview(Record):
     """Whether its callers need an API key."""
     aborted: dict[str, Any] | None = None
     """The newest rollout, where it was aborted, as ``rollout``."""
+    moved_by: str | None = None
+    """Who moves what is live: the state's controller by user, machine and process; None where there is none."""
 
 
-def overview(source: Source | None = None, *, root: str | None = None, env: str | None = None) -> list[ModelOverview]:
+def overview(
+    source: Source | None = None, *, root: str | None = None, env: str | None = None, reach: str | None = None
+) -> list[ModelOverview]:
     """Return every model that should be live; none where there is no state yet.
 
     The state is where ``source`` says, without one where the environment does; ``root`` is a cluster's own folder.
+    ``reach`` is a host at which Serve is known to listen, on which it may depend whether callers need a key.
     """
     url = f"sqlite:///{Path(root).expanduser().absolute()}/state.db" if root else state_url(place_of(source, env=env))
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
         return []
+    from raymlops.lifecycle.steering import LEASE
+
     with State.open(url) as state:
         names = sorted({item.name for item in state.deployments()})
-        return [_of(state, name) for name in names]
+        mover = holder_of(url, LEASE) if names else None
+        return [_of(state, name, mover=mover, reach=reach) for name in names]
 
 
 def wanted(root: Path | str) -> list[str]:
@@ -151,12 +165,28 @@ def follow_rollout(
     with State.open(state_url(spec)) as state:
         while True:
             found = find_rollout(state, rollout_id, name=spec.project.name)
+            if found.status == "promoted":
+                found = _promoted(state, found, sleep=sleep)
             if found.status != "running":
                 return found
             if found.step != told or (found.reason and clock() - told_at >= TELL_EVERY_S):
                 on_line(line_of(found))
                 told, told_at = found.step, clock()
             sleep(POLL_S)
+
+
+def _promoted(state: State, rollout: Rollout, *, sleep: Callable[[float], None]) -> Rollout:
+    """Return a rollout as it is once Serve has taken its promotion and the alias has followed, or not in time.
+
+    It is written as promoted under the lock before Serve is told, and runs again where its version does not come up.
+    """
+    with suppress(RefusedError), state.exclusive(f"following rollout {rollout.id}", wait_s=FLIP_S):
+        rollout = find_rollout(state, rollout.id, name=rollout.name)
+    for _ in range(ALIAS_LOOKS):
+        if rollout.status != "promoted" or (rollout.name, rollout.version) not in owed(state):
+            break
+        sleep(POLL_S)
+    return rollout
 
 
 def line_of(rollout: Rollout) -> str:
@@ -166,7 +196,7 @@ def line_of(rollout: Rollout) -> str:
     return f"rollout {rollout.id} of {rollout.name} version {rollout.version}:{state} {reason}"
 
 
-def _of(state: State, name: str) -> ModelOverview:
+def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> ModelOverview:
     items = state.deployments(name)
     changes = state.changes(name)
     with state.reading() as connection:
@@ -184,8 +214,9 @@ def _of(state: State, name: str) -> ModelOverview:
         shadows={item.version: item.shadow for item in items if item.shadow},
         warm={version: end.isoformat() if end else None for version, end in cools(items, changes).items()},
         rollout=_shown(rollout) if rollout else None,
-        keys=champion is not None and asks_for_keys(champion),
+        keys=champion is not None and asks_for_keys(champion, reach),
         aborted=_shown(newest) if newest is not None and newest.status == "aborted" else None,
+        moved_by=mover,
     )
 
 

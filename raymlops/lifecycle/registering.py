@@ -6,15 +6,20 @@ Owns the order and what goes into a bundle. The files are ``bundle``'s, the vers
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import BundleError, NotFoundError, RecipeError, RefusedError
+from raymlops.errors import BundleError, NotFoundError, RefusedError
+from raymlops.lifecycle.admission import as_recorded
+from raymlops.lifecycle.repairs import check_repair, code_change, trained_model
 from raymlops.lifecycle.source import Source, spec_of
-from raymlops.recipe import call_recipe
 from raymlops.training.lookup import EVALUATION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
 
     from raymlops.bundle.write import BundleContents
     from raymlops.project import Project
@@ -23,26 +28,30 @@ if TYPE_CHECKING:
     from raymlops.tracking.client import Tracker
     from raymlops.training.data import Prepared, SplitData
 
-EXAMPLE_ROWS = 2
-PROFILE_ROWS = 50_000
-
 
 def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env: str | None = None) -> ModelVersionRef:
     """Register a finished run as a model version with the alias ``candidate``.
 
     ``source`` says where tracking and storage are; recipe and training come from the run's own resolved
-    configuration, and the recipe's code must still be what the run was trained with. The test split is evaluated
-    once and the result kept on the run. Registering a run again returns the same version, wherever from.
+    configuration. The recipe's code must still be what the run was trained with, or be shown to be the same model: see
+    ``repairs``. The test split is evaluated once and the result kept on the run. Registering a run again returns the
+    same version, wherever from.
+
+    The state records the version by the digest of the bundle that is written here. A version that MLflow knows and this
+    state does not, since a registration was killed or was made from another state, is recorded once the bundle written
+    here is the same.
 
     Raises:
         NotFoundError: there is no such run.
-        RefusedError: the run did not finish, is no training, or its data or code is no longer what it was trained on.
+        RefusedError: the run did not finish, is no training, or its data or code is no longer what it was trained on;
+            or MLflow says otherwise of its version than this state.
         BundleError, StorageError, TrackingError: nothing is registered.
     """
     from raymlops.bundle.write import write_bundle
     from raymlops.registry.lineage import lineage_tags
     from raymlops.registry.versions import Registry
     from raymlops.state.store import State, state_url
+    from raymlops.state.versions import record_version, recorded
     from raymlops.tracking.client import tracker as tracker_of
     from raymlops.training.data import prepare
     from raymlops.training.record import CONFIG
@@ -53,43 +62,52 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     tags = _training_tags(tracker, run_id)
     registry = Registry(tracker)
     known = registry.of_run(here.project.name, run_id)
-    if known is not None and _is_whole(known.bundle):
-        return known
+    with State.open(state_url(here)) as journal:
+        record = None if known is None else recorded(journal, known.name, known.version)
+    if known is not None and record is not None:
+        as_recorded(replace(known, bundle=replace(known.bundle, uri=record.bundle.uri)), record)
+        if _is_whole(record.bundle):
+            return _mirrored(known, record.bundle, registry=registry)
     config_yaml = tracker.read_text(run_id, CONFIG)
     project = _project_of_run(config_yaml)
-    _refuse_other_code(project, tracker, run_id=run_id, tags=tags)
+    change = code_change(project, tracker, run_id=run_id, tags=tags)
     weights, state = load_weights(tags["raymlops.weights_uri"])
     prepared = prepare(project, state=state, sources=written_sources(tracker, run_id))
-    if prepared.data.fingerprint != tags["raymlops.data_fingerprint"]:
+    then = tags["raymlops.data_fingerprint"]
+    now = prepared.data_as(then, rows=json.loads(tags.get("raymlops.data_rows", "{}"))).fingerprint
+    if now != then:
         raise RefusedError(
-            f"the data is no longer what run {run_id} was trained on: fingerprint {prepared.data.fingerprint[:12]}, "
-            f"then {tags['raymlops.data_fingerprint'][:12]}",
+            f"the data is no longer what run {run_id} was trained on: fingerprint {now[:12]}, then {then[:12]}",
             hint="Restore the data, or train again on what is there now.",
         )
     lineage = lineage_tags(run_id=run_id, run_tags=tags)
+    if change is not None:
+        check_repair(change, project, prepared, weights=weights, tags=tags)
+        lineage |= change.tags()
     contents = _contents(
         project,
         prepared,
         weights=weights,
         config_yaml=config_yaml,
-        evaluation=lambda model: _evaluation(project, prepared, model=model, tracker=tracker, run_id=run_id),
+        evaluation=lambda model, device: _evaluation(
+            project, prepared, model=model, device=device, tracker=tracker, run_id=run_id
+        ),
         lineage=lineage,
     )
     bundle = write_bundle(here.storage.path, contents)
-    if known is not None:
-        return _with_bundle_again(known, bundle, registry=registry)
-    ref = registry.register(
-        here.project.name,
-        run_id=run_id,
-        bundle=bundle,
-        tags={**here.project.tags, **lineage},
-        description=here.project.description,
-    )
-    with State.open(state_url(here)) as journal:
-        journal.record(
-            action="register", subject=f"{ref.name}/{ref.version}", after=ref.to_dict(), why=f"run {run_id} asked for"
+    if known is None:
+        known = registry.register(
+            here.project.name,
+            run_id=run_id,
+            bundle=bundle,
+            tags={**here.project.tags, **lineage},
+            description=here.project.description,
         )
-    return ref
+    bundle = _same_bundle(known, bundle)
+    with State.open(state_url(here)) as journal:
+        why = f"run {run_id} asked for"
+        record_version(journal, replace(known, bundle=bundle), why=why, now=datetime.now(UTC))
+    return _mirrored(known, bundle, registry=registry)
 
 
 def written_sources(tracker: Tracker, run_id: str) -> dict[str, Any]:
@@ -135,49 +153,30 @@ def _project_of_run(config_yaml: str) -> Project:
     return Project.from_dict(YAML(typ="safe").load(config_yaml))
 
 
-def _refuse_other_code(project: Project, tracker: Tracker, *, run_id: str, tags: Mapping[str, str]) -> None:
-    """Refuse to put today's code beside yesterday's weights."""
-    from raymlops.bundle.code import collect
-    from raymlops.training.record import CODE_FILES, CODE_SHA
-
-    code = collect(project.recipe_class)
-    if tags.get(CODE_SHA) == code.sha():
-        return
-    if CODE_SHA not in tags:
-        raise RefusedError(
-            f"run {run_id} does not say which code of {project.reference} it was trained with",
-            hint="Train again: the code of a bundle must be that of its weights.",
+def _same_bundle(known: ModelVersionRef, written: BundleRef) -> BundleRef:
+    """Return where the bundle of a version is: as MLflow says, or where that is lost, as it was ``written`` again."""
+    if known.bundle == written:
+        return written
+    whole = _is_whole(known.bundle)
+    if written.digest != known.bundle.digest:
+        lost = "" if whole else f" is lost ({known.bundle.uri}), and"
+        raise BundleError(
+            f"the bundle of {known.name} version {known.version}{lost} is not what run {known.run_id} makes here: "
+            f"registered with digest {known.bundle.digest}, written with {written.digest}",
+            hint="Another release of raymlops or a changed tag makes the difference. Restore the bundle from a copy, "
+            f"or train again. If {known.bundle.digest} is what it was registered with: raymlops models gate "
+            f"--config FILE --version {known.version} --adopt {known.bundle.digest}",
         )
-    then, now = json.loads(tracker.read_text(run_id, CODE_FILES)), code.digests()
-    changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
-    if code.files:
-        commit = tags.get("raymlops.git_commit")
-        what = f"changed: {', '.join(changed[:5])}{' ...' if len(changed) > 5 else ''}"
-        back = f"Check out commit {commit[:12]}" if commit else "Restore the files"
-        if tags.get("raymlops.git_dirty") == "true":
-            back += " with the changes in the run's artifact code/uncommitted.diff"
-    else:
-        old = ", ".join(f"{name} {then[name]}" for name in changed if name in then) or "a recipe of one's own"
-        what = f"{', '.join(f'{name} {version}' for name, version in now.items())} now, {old} then"
-        back = "Install that version"
-    raise RefusedError(
-        f"the code of {project.reference} is no longer what run {run_id} was trained with ({what})",
-        hint=f"{back} and register there, or train again with the code as it is.",
-    )
+    return known.bundle if whole else written
 
 
-def _with_bundle_again(known: ModelVersionRef, bundle: BundleRef, *, registry: Registry) -> ModelVersionRef:
-    """Return a version whose lost bundle was written again; it may stand in another place than before."""
+def _mirrored(said: ModelVersionRef, bundle: BundleRef, *, registry: Registry) -> ModelVersionRef:
+    """Return a version with its bundle, and let MLflow say where that is."""
     from raymlops.registry.lineage import bundle_tags
 
-    if bundle.digest != known.bundle.digest:
-        raise BundleError(
-            f"the bundle of {known.name} version {known.version} is lost ({known.bundle.uri}), and what was written "
-            f"again is not the same: digest {bundle.digest[:12]}, registered {known.bundle.digest[:12]}",
-            hint="Restore the bundle from a copy, or train again.",
-        )
-    registry.tag(known.name, known.version, bundle_tags(bundle))
-    return registry.get(known.name, str(known.version))
+    if said.bundle != bundle:
+        registry.tag(said.name, said.version, bundle_tags(bundle))
+    return replace(said, bundle=bundle)
 
 
 def _contents(
@@ -186,34 +185,42 @@ def _contents(
     *,
     weights: dict[str, Any],
     config_yaml: str,
-    evaluation: Callable[[Any], dict[str, Any]],
+    evaluation: Callable[[Any, str], dict[str, Any]],
     lineage: dict[str, str],
 ) -> BundleContents:
     from raymlops.bundle.write import BundleContents
+    from raymlops.lifecycle.profiling import profiles
     from raymlops.training.answers import answer_loss
+    from raymlops.training.example import example_rows
+    from raymlops.training.local import local_device, on_device
 
-    recipe = prepared.recipe
-    model = recipe.model()
-    model.load_state_dict(weights)
-    model.eval()
+    recipe, section = prepared.recipe, project.spec.train
+    example = example_rows(prepared)
+    model, device = trained_model(prepared, weights), local_device(section)
+    with on_device(model, device):
+        profile = profiles(prepared, model, batch_size=section.eval_batch_size, device=device)
+        loss = answer_loss(prepared, model, batch_size=section.eval_batch_size, device=device)
+        evaluated = evaluation(model, device)
     return BundleContents(
         weights=weights,
         state=recipe.state,
         signature=recipe.signature(),
-        example=_example(prepared),
+        example=example,
         recipe_class=project.recipe_class,
         recipe_config=project.recipe_config.model_dump(mode="json"),
-        seed=project.spec.train.seed,
+        seed=section.seed,
         config_yaml=config_yaml,
-        profile=_profiles(prepared, model),
-        evaluation=evaluation(model),
+        profile=profile,
+        evaluation=evaluated,
         row_hashes=_sketch(prepared.splits["train"]),
         lineage=lineage,
-        loss=answer_loss(prepared, model, batch_size=project.spec.train.eval_batch_size).to_dict(),
+        loss=loss.to_dict(),
     )
 
 
-def _evaluation(project: Project, prepared: Prepared, *, model: Any, tracker: Tracker, run_id: str) -> dict[str, Any]:
+def _evaluation(
+    project: Project, prepared: Prepared, *, model: nn.Module, device: str, tracker: Tracker, run_id: str
+) -> dict[str, Any]:
     """Return the test metrics of a run; computed the first time, read back ever after."""
     from raymlops.training.evaluate import totals
 
@@ -224,7 +231,7 @@ def _evaluation(project: Project, prepared: Prepared, *, model: Any, tracker: Tr
     else:
         return recorded
     split = prepared.splits["test"]
-    sums = totals(prepared.recipe, model, split, batch_size=project.spec.train.eval_batch_size)
+    sums = totals(prepared.recipe, model, split, batch_size=project.spec.train.eval_batch_size, device=device)
     values = prepared.recipe.finalize(sums)
     evaluation: dict[str, Any] = {
         "metrics": {f"test/{name}": float(value) for name, value in values.items()},
@@ -234,53 +241,6 @@ def _evaluation(project: Project, prepared: Prepared, *, model: Any, tracker: Tr
     tracker.log_metrics(run_id, [(name, value, 0, None) for name, value in evaluation["metrics"].items()])
     tracker.log_text(run_id, json.dumps(evaluation, indent=1, sort_keys=True), EVALUATION)
     return evaluation
-
-
-def _example(prepared: Prepared) -> list[dict[str, Any]]:
-    """Return request rows that work: the recipe's own, or the first complete validation rows of a table."""
-    import torch
-
-    recipe = prepared.recipe
-    rows: list[dict[str, Any]] | None = call_recipe(f"{type(recipe).__name__}.example()", recipe.example)
-    if rows is None:
-        split = prepared.splits["validation"]
-        columns = split.take(torch.arange(min(EXAMPLE_ROWS, split.rows)))
-        if columns is None:
-            raise RecipeError(
-                f"{type(recipe).__name__}.example() is needed: its splits are torch datasets, whose items are no rows",
-                hint="Return a list with one request row that works.",
-            )
-        signature = recipe.signature()
-        rows = signature.rows({column.name: columns[column.name] for column in signature.inputs})
-    recipe.signature().parse_rows(rows)
-    return rows
-
-
-def _profiles(prepared: Prepared, model: Any) -> dict[str, Any]:
-    """Return reference profiles of features and predictions; what drift is measured against later.
-
-    A split that is streamed is profiled by an even sample of its rows, which has to fit into memory.
-    """
-    import torch
-
-    from raymlops.monitor.profile import profile
-
-    recipe = prepared.recipe
-    inputs = [column.name for column in recipe.signature().inputs]
-    profiles: dict[str, Any] = {}
-    for name in ("train", "validation"):
-        split = prepared.splits[name]
-        sample = split.sample(about_rows=PROFILE_ROWS)
-        if sample is None:
-            continue
-        columns = sample if split.columns is None else split.columns
-        with torch.inference_mode():
-            predictions = recipe.decode(recipe.predict(model, recipe.encode({key: sample[key] for key in inputs})))
-        profiles[name] = {
-            "features": profile({key: columns[key] for key in inputs}),
-            "predictions": profile(predictions),
-        }
-    return profiles
 
 
 def _sketch(split: SplitData) -> Any:

@@ -45,8 +45,8 @@ def must_leave_first(new: Deployment, leaving: Sequence[Deployment], *, cluster:
         f"{asked.purpose} asks for {asked.workers} x {show(asked.each)}, and beside what is served there is room for "
         f"{most}: the cluster has {show(add(total)) or 'no CPU'} on {len(total)} node{'s' * (len(total) != 1)}\n"
         + ("\n".join(f"  held by {holder}" for holder in holders) or "  nothing else is served"),
-        hint="Lower serve.min_replicas or serve.cpus_per_replica, take a model off with `raymlops deploy --remove`, "
-        "or add nodes.",
+        hint="Lower serve.min_replicas or serve.cpus_per_replica, end a version with "
+        "`raymlops deploy NAME --remove --version N` (`raymlops status` shows which are up), or add nodes.",
     )
 
 

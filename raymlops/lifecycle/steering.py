@@ -1,8 +1,10 @@
 """The controller as a detached actor of the cluster: started when it is needed, one for each state database.
 
-Owns where it runs, what it is told, and that only one moves what is live. It is told where things are and where
-credentials are to be read, never a credential: whoever may look at the cluster may look at an actor's arguments.
-It ends with its cluster. On one that this process started itself, that is when this process lets go of it.
+Owns where it runs, what it is told, and that only one moves what is live of a state. It is told where things are and
+where credentials are to be read, never a credential: whoever may look at the cluster may look at an actor's arguments.
+Its name has the state's id, so that states on one cluster leave each other's alone, and it works on that state alone:
+another database at the same place is none of its business. It ends with its cluster. On one that this process started
+itself, that is when this process lets go of it.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from raymlops.errors import ClusterError, RaymlopsError
 from raymlops.lifecycle.controller import Controller, utc_now
 from raymlops.lifecycle.source import spec_of
 from raymlops.records import Record
-from raymlops.serving.tally import CONTROLLER, NAMESPACE
+from raymlops.serving.tally import CONTROLLER, NAMESPACE, controller_of
+from raymlops.state.identity import SHORT
 from raymlops.state.lease import holder_of, lease
+from raymlops.state.rollouts import running
 from raymlops.state.store import State, state_url
 
 if TYPE_CHECKING:
@@ -35,6 +39,9 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.source import Source
 
 LEASE = "controller"
+MARKING = "controller-marks"
+"""Held besides by a controller that knows of other states on its cluster. One of an earlier raymlops has the first one
+alone, and is replaced."""
 RETRY_S = 5.0
 ANSWER_S = 30.0
 """How long a controller that is started may take to answer: it imports what it needs first."""
@@ -54,13 +61,13 @@ _log = logging.getLogger(__name__)
 def ensure_controller(spec: ProjectSpec, *, dashboard_url: str, needed: bool) -> str | None:
     """Start the controller where none runs, and return why there is none for this state; None where all is well.
 
-    With ``needed`` it is asked whether it answers; otherwise one that holds its lease is taken for granted. One of the
-    same cluster that serves another state database is replaced: what is live on a cluster has one desired state.
+    With ``needed`` it is asked whether it answers; otherwise one that holds its lease is taken for granted. Those of
+    other states on the cluster are left alone.
     """
     try:
-        if not needed and holder_of(state_url(spec), LEASE) is not None:
+        if not needed and holder_of(state_url(spec), MARKING) is not None:
             return None
-        return _ensure(spec, dashboard_url=dashboard_url, needed=needed)
+        return _ensure(spec, _id_of(spec), dashboard_url=dashboard_url, needed=needed)
     except Exception as error:  # what was to be live is, whatever becomes of the controller
         why = error.message if isinstance(error, RaymlopsError) else f"{type(error).__name__}: {error}"
         return f"the controller could not be started, so that {WITHOUT}: {why}"
@@ -93,6 +100,19 @@ def start_controller(source: Source, *, overrides: Sequence[str] = (), env: str 
     return ControllerRecord(found.url, holder)
 
 
+def steered(spec: ProjectSpec, state: State, *, dashboard_url: str) -> tuple[str, ...]:
+    """See to it that a controller runs where anything should be live; return what is to be said where there is none.
+
+    It moves rollouts, ends what is kept warm, sends what was cut off, and keeps the prediction log to its days.
+    """
+    if not state.deployments():
+        return ()
+    with state.reading() as connection:
+        moving = bool(running(connection))
+    without = ensure_controller(spec, dashboard_url=dashboard_url, needed=moving)
+    return () if without is None else (without,)
+
+
 def told(spec: ProjectSpec, *, dashboard_url: str) -> dict[str, Any]:
     """Return the configuration that the controller is given: places by their full names, references as they are."""
     data = spec.to_dict()
@@ -108,17 +128,18 @@ def told(spec: ProjectSpec, *, dashboard_url: str) -> dict[str, Any]:
 
 
 def mark_of(spec: ProjectSpec) -> str:
-    """Return what stands for a state database, without naming it."""
+    """Return what an earlier raymlops has stand for a state database, without naming it: its URL, hashed."""
     return hashlib.sha256(state_url(spec).encode()).hexdigest()[:16]
 
 
 class Steering:
     """The actor. Reports come in by threads of their own, while one thread takes step after step."""
 
-    def __init__(self, data: Mapping[str, Any]) -> None:
+    def __init__(self, data: Mapping[str, Any], state_id: str) -> None:
         from raymlops.lifecycle.evidence import Reports
 
         self._data = data
+        self._id = state_id
         self._reports = Reports()
         self._word = "starting"
         self._stopped = threading.Event()
@@ -131,8 +152,7 @@ class Steering:
 
     def status(self) -> dict[str, Any]:
         """Return what it is doing, for whoever starts it."""
-        spec = spec_of(self._data)
-        return {"mark": mark_of(spec), "word": self._word, "pid": os.getpid()}
+        return {"state": self._id, "word": self._word, "pid": os.getpid()}
 
     def stop(self) -> None:
         """End its work and give the lease back."""
@@ -153,11 +173,17 @@ class Steering:
     def _hold(self) -> None:
         spec = spec_of(self._data)
         url = state_url(spec)
-        with lease(url, LEASE, purpose="moves what is live"), State.open(url) as state:
-            controller = self._controller(spec, state)
-            self._word = "running"
-            while not self._stopped.is_set():
-                self._stopped.wait(controller.step(utc_now()))
+        with State.open(url) as state:
+            if (found := state.owner().id) != self._id:
+                raise ClusterError(
+                    f"the database of this controller's state {self._id[:SHORT]} is another one by now: {found[:SHORT]}"
+                )
+            why = "moves what is live"
+            with lease(url, LEASE, purpose=why), lease(url, MARKING, purpose=why):
+                controller = self._controller(spec, state)
+                self._word = "running"
+                while not self._stopped.is_set():
+                    self._stopped.wait(controller.step(utc_now()))
 
     def _controller(self, spec: ProjectSpec, state: State) -> Controller:
         from raymlops.lifecycle.losses import LabelLosses
@@ -181,7 +207,12 @@ class Steering:
         )
 
 
-def _ensure(spec: ProjectSpec, *, dashboard_url: str, needed: bool) -> str | None:
+def _id_of(spec: ProjectSpec) -> str:
+    with State.open(state_url(spec)) as state:
+        return state.owner().id
+
+
+def _ensure(spec: ProjectSpec, state_id: str, *, dashboard_url: str, needed: bool) -> str | None:
     import ray
 
     from raymlops.cluster.connect import connect, find
@@ -189,21 +220,38 @@ def _ensure(spec: ProjectSpec, *, dashboard_url: str, needed: bool) -> str | Non
     if not ray.is_initialized() and find(spec)[0] is None:
         return _ensure_by_job(spec, dashboard_url=dashboard_url)
     with connect(spec):
-        actor = _actor(spec, dashboard_url=dashboard_url)
+        _end_former(spec)
+        actor = _actor(spec, state_id, dashboard_url=dashboard_url)
         if not needed:
             return None
         try:
             status = ray.get(actor.status.remote(), timeout=ANSWER_S)
-            if status["mark"] != mark_of(spec):
-                _log.warning("the controller of another state database is replaced")
-                ray.get(actor.stop.remote(), timeout=ANSWER_S)
-                ray.kill(actor, no_restart=True)
-                status = ray.get(_actor(spec, dashboard_url=dashboard_url).status.remote(), timeout=ANSWER_S)
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
             raise ClusterError(f"the controller does not answer: {type(error).__name__}") from error
         if status["word"] not in {"starting", "running"}:
             return f"the controller waits, so that {WITHOUT} meanwhile: {status['word']}"
     return None
+
+
+def _end_former(spec: ProjectSpec) -> None:
+    """End the controller that an earlier raymlops started for this state: it knows of no other state on the cluster.
+
+    It is known by the place of its database. One of another place is left alone, as is one that does not answer.
+    """
+    import ray
+
+    try:
+        actor = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+    except ValueError:
+        return
+    try:
+        if ray.get(actor.status.remote(), timeout=ANSWER_S)["mark"] != mark_of(spec):
+            return
+        ray.get(actor.stop.remote(), timeout=ANSWER_S)
+    except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
+        _log.warning("a controller of an earlier raymlops does not answer, and is left: %s", type(error).__name__)
+        return
+    ray.kill(actor, no_restart=True)
 
 
 def _ensure_by_job(spec: ProjectSpec, *, dashboard_url: str) -> str | None:
@@ -244,13 +292,13 @@ def _holder(spec: ProjectSpec) -> str | None:
     return holder
 
 
-def _actor(spec: ProjectSpec, *, dashboard_url: str) -> Any:
-    """Return the cluster's controller; where there is none, one is started."""
+def _actor(spec: ProjectSpec, state_id: str, *, dashboard_url: str) -> Any:
+    """Return the state's controller on the cluster; where there is none, one is started."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     options: dict[str, Any] = {
-        "name": CONTROLLER,
+        "name": controller_of(state_id),
         "namespace": NAMESPACE,
         "lifetime": "detached",
         "get_if_exists": True,
@@ -262,7 +310,7 @@ def _actor(spec: ProjectSpec, *, dashboard_url: str) -> Any:
     if state_url(spec).startswith("sqlite"):
         here = ray.get_runtime_context().get_node_id()  # the file is on this machine
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
-    return ray.remote(Steering).options(**options).remote(told(spec, dashboard_url=dashboard_url))
+    return ray.remote(Steering).options(**options).remote(told(spec, dashboard_url=dashboard_url), state_id)
 
 
 def _dashboard(spec: ProjectSpec) -> str:

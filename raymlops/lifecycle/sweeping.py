@@ -69,6 +69,7 @@ def run_sweep(
             gpus_per_worker=section.gpus_per_worker,
             purpose="one trial",
             wait_s=project.spec.cluster.wait_s,
+            queues=True,
         )
         with shown(on_event, display) as emit:
             return sweep(project, resume=resume, fork=forked, tags=tags, on_event=emit)

@@ -5,12 +5,13 @@ correction does not replace it and counts as a conflict. Of corrections the newe
 
 Memory: all labels that came in since the window began, about 350 bytes each while they are sorted (measured for ids of
 36 characters: 340 MB for a million), a quarter of it afterwards. What is kept to find those of unknown rows is 9 bytes
-each besides.
+each besides. With ``max_bytes`` it is bounded, at five times that number: where all labels would take more, those of a
+random part of the rows are kept.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ _COLUMNS = ["request_id", "row", "label", "correction", "received"]
 _EMPTY = pa.schema([("request_id", pa.string()), ("row", pa.int32()), ("label", pa.string())]).empty_table()
 _TIME = pa.timestamp("us", tz="UTC")
 _HASHED_AT_ONCE = 8192
+_MAX_PIECES = 512
+"""Batches held one by one; a single label's takes ten times as much around it."""
 SKEW = timedelta(minutes=10)
 """By which the clock of a label's writer may be behind that of its prediction's."""
 
@@ -60,6 +63,8 @@ class Labels:
     hash_of: Callable[[Any, Any], npt.NDArray[np.int64]]
     conflicts: int = 0
     """Labels that contradict the one that stands, and are no corrections."""
+    every: int = 1
+    """One in how many rows is looked at, 1 for all: others are left out whether they have a label or not."""
 
     def of(self, places: npt.NDArray[np.int64]) -> pa.Array:
         """Return the labels at these places as JSON text, null where a place is -1."""
@@ -99,28 +104,34 @@ class Labels:
         return within
 
 
-def load_labels(store: Store, name: str, faults: Faults, *, since: datetime | None = None) -> Labels:
+def load_labels(
+    store: Store, name: str, faults: Faults, *, since: datetime | None = None, max_bytes: int | None = None
+) -> Labels:
     """Return the labels that count, of all that came in since then.
+
+    With ``max_bytes`` of held labels, those of a random sample of rows where all would take more. Which rows are in it
+    depends on nothing that a caller knows, so that a flood of labels makes the sample smaller and no other.
 
     Raises:
         StorageError: the storage cannot be used.
     """
-    days = label_days(store, name, since=None if since is None else since - SKEW)
-    batches = [batch for day in days for batch in read_folder(store, day.path, faults, columns=_COLUMNS)]
-    return settle(pa.Table.from_batches(batches) if batches else None)
+    earliest = None if since is None else since - SKEW
+    days = label_days(store, name, since=earliest)
+    batches = (batch for day in days for batch in read_folder(store, day.path, faults, columns=_COLUMNS))
+    if max_bytes is None:
+        held = list(batches)
+        return settle(pa.Table.from_batches(held) if held else None)
+    sample = _Sample(max_bytes)
+    for batch in batches:
+        sample.add(batch if earliest is None else _from(batch, earliest))
+    return replace(settle(sample.events()), every=sample.every)
 
 
 def settle(events: pa.Table | None, *, hashes: Callable[[Any, Any], npt.NDArray[np.int64]] = key_hashes) -> Labels:
     """Return the label that counts of each row, from labels in any order; ``received`` says which came first."""
     if events is None or not events.num_rows:
         return Labels(_EMPTY, np.empty(0, np.int64), pa.nulls(0, _TIME), hashes)
-    events = events.append_column("order", pa.array(np.arange(events.num_rows)))
-    keys = ["request_id", "row", "received", "order"]
-    events = events.sort_by([(key, "ascending") for key in keys]).combine_chunks()
-    ids, rows = events["request_id"].chunk(0), events["row"].chunk(0)
-    same = pc.and_(pc.equal(ids[1:], ids[:-1]), pc.equal(rows[1:], rows[:-1]))
-    starts = np.flatnonzero(np.concatenate([[True], ~np.asarray(same, dtype=np.bool_)]))
-    ends = np.append(starts[1:], events.num_rows)
+    events, starts, ends = _by_row(events)
     kept = starts.copy()
     conflicts = 0
     for group in np.flatnonzero(ends - starts > 1):
@@ -133,6 +144,66 @@ def settle(events: pa.Table | None, *, hashes: Callable[[Any, Any], npt.NDArray[
     by_number = np.argsort(numbers, kind="stable")
     received = first.take(pa.array(by_number))
     return Labels(table.take(by_number).combine_chunks(), numbers[by_number], received, hashes, conflicts)
+
+
+class _Sample:
+    """Labels held in bounded memory: of all rows, or of a part of them that is halved whenever it takes too much."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.every = 1
+        self._max_bytes = max_bytes
+        self._pieces: list[pa.RecordBatch] = []
+        self._bytes = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        batch = self._thinned(batch)
+        self._pieces.append(batch)
+        self._bytes += batch.nbytes
+        if self._bytes > self._max_bytes or len(self._pieces) >= _MAX_PIECES:
+            self._hold(self._smaller(self.events()) if self._bytes > self._max_bytes else self.events())
+
+    def events(self) -> pa.Table | None:
+        return pa.Table.from_batches(self._pieces).combine_chunks() if self._pieces else None
+
+    def _hold(self, events: pa.Table) -> None:
+        self._pieces, self._bytes = events.to_batches(), events.nbytes
+
+    def _smaller(self, events: pa.Table) -> pa.Table:
+        events = _deciding(events)
+        while events.num_rows and events.nbytes > self._max_bytes / 2:
+            self.every *= 2
+            events = self._thinned(events)
+        return events
+
+    def _thinned(self, events: Any) -> Any:
+        if self.every == 1:
+            return events
+        numbers = key_hashes(events["request_id"], events["row"])
+        return events.filter(pa.array(numbers & (self.every - 1) == 0))
+
+
+def _by_row(events: pa.Table) -> tuple[pa.Table, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return labels ordered by row and time, and where those of each row begin and end."""
+    events = events.append_column("order", pa.array(np.arange(events.num_rows)))
+    keys = ["request_id", "row", "received", "order"]
+    events = events.sort_by([(key, "ascending") for key in keys]).drop_columns("order").combine_chunks()
+    ids, rows = events["request_id"].chunk(0), events["row"].chunk(0)
+    same = pc.and_(pc.equal(ids[1:], ids[:-1]), pc.equal(rows[1:], rows[:-1]))
+    starts = np.flatnonzero(np.concatenate([[True], ~np.asarray(same, dtype=np.bool_)]))
+    return events, starts, np.append(starts[1:], events.num_rows)
+
+
+def _deciding(events: pa.Table) -> pa.Table:
+    """Return the labels that decide which one stands: of each row the first, and the newest correction."""
+    events, starts, _ = _by_row(events)
+    corrections = np.asarray(events["correction"].chunk(0), dtype=np.bool_)
+    newest = np.maximum.reduceat(np.where(corrections, np.arange(events.num_rows), -1), starts)
+    return events.take(pa.array(np.union1d(starts, newest[newest >= 0]))).combine_chunks()
+
+
+def _from(batch: pa.RecordBatch, earliest: datetime) -> pa.RecordBatch:
+    """Return the labels that came in since then: a day's first may be of requests from long before the window."""
+    return batch.filter(pc.greater_equal(batch["received"], pa.scalar(earliest, _TIME)))
 
 
 def _micros(moment: datetime) -> int:

@@ -43,15 +43,18 @@ def read_predictions(
     until: datetime | None = None,
     version: int | None = None,
     columns: Sequence[str] | None = None,
-    labels: bool = True,
+    labels: bool | Labels = True,
+    only_labelled: bool = False,
     limit: int | None = None,
 ) -> Reading:
     """Return the rows that arrived from ``since`` until before ``until``, the oldest first, to be iterated in batches.
 
     The order is that of hours and, within one, of writing: exact to about the log's ``flush_s``. With ``limit`` it is
     the newest rows of the window, in the order of arrival. ``columns`` may name fields, such as ``features.carrier``.
-    With ``labels``, ``label`` is the JSON text of the row's label, null where none came. Rows of one version have one
-    schema, unless what is redacted changed; a file that is damaged is left out and counted.
+    With ``labels``, ``label`` is the JSON text of the row's label, null where none came; they may be given as they were
+    loaded, for several readings. ``only_labelled`` leaves out rows without one, of the newest ``limit`` too, and opens
+    no file where there is no label. Rows of one version have one schema, unless what is redacted changed; a file that
+    is damaged is left out and counted.
 
     Raises:
         NotFoundError: no such model or version has predictions; the message names near ones.
@@ -68,7 +71,17 @@ def read_predictions(
         raise UsageError(f"the window ends at {until}, before it begins at {since}")
     store = Store(uri)
     check_known(store, name, version=version)
-    return Reading(store, name, since=since, until=until, version=version, columns=columns, labels=labels, limit=limit)
+    return Reading(
+        store,
+        name,
+        since=since,
+        until=until,
+        version=version,
+        columns=columns,
+        labels=labels,
+        only_labelled=only_labelled,
+        limit=limit,
+    )
 
 
 class Reading:
@@ -83,7 +96,8 @@ class Reading:
         until: datetime | None,
         version: int | None,
         columns: Sequence[str] | None,
-        labels: bool,
+        labels: bool | Labels,
+        only_labelled: bool,
         limit: int | None,
     ) -> None:
         self.name = name
@@ -96,7 +110,9 @@ class Reading:
         self._store = store
         self._version = version
         self._columns = columns
-        self._with_labels = labels
+        self._with_labels = labels is not False
+        self._given = None if isinstance(labels, bool) else labels
+        self._only_labelled = only_labelled
         self._limit = limit
         self._faults = Faults()
         self._labels: Labels | None = None
@@ -112,14 +128,17 @@ class Reading:
         """Yield batches."""
         self.rows = self.labelled = 0
         if self._with_labels:
-            self._labels = load_labels(self._store, self.name, self._faults, since=self.since)
+            self._labels = self._given or load_labels(self._store, self.name, self._faults, since=self.since)
             self._known = np.zeros(len(self._labels.hashes), dtype=np.bool_)
             self.conflicts = self._labels.conflicts
+        if self._only_labelled and not len(self._known):
+            return
         batches = self._all() if self._limit is None else self._newest(self._limit)
         for found in batches:
             batch = self._finished(found)
             self.rows += batch.num_rows
-            yield batch
+            if batch.num_rows:
+                yield batch
 
     @property
     def looked_back_to(self) -> datetime | None:
@@ -196,10 +215,12 @@ class Reading:
         yield from _ordered(_top(kept, limit), limit)
 
     def _finished(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        chosen = batch.select(self._wanted(batch.schema))
         if self._labels is None:
-            return chosen
+            return batch.select(self._wanted(batch.schema))
         places = self._labels.places(batch)
+        if self._only_labelled:
+            batch, places = batch.filter(pa.array(places >= 0)), places[places >= 0]
+        chosen = batch.select(self._wanted(batch.schema))
         self._note(places)
         found = self._labels.of(places)
         self.labelled += len(found) - found.null_count

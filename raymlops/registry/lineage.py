@@ -17,6 +17,8 @@ RUN_ID = "raymlops.run_id"
 BUNDLE_URI = "raymlops.bundle_uri"
 DIGEST = "raymlops.digest"
 """What vouches for the bundle: the MLflow loader looks a model up by it."""
+GATE = "raymlops.gate"
+"""``passed`` or ``refused``: for people to see. What counts is what the state recorded."""
 COMPLETE = "raymlops.complete"
 """Set last; a version without it is one whose registration was cut off."""
 

@@ -1,6 +1,8 @@
 """Model versions in MLflow's registry: a bundle under a name and a number, aliases that point to them, lineage as tags.
 
 Owns the meaning of aliases and tags. What was live when, and by whose word, is ``state``'s: MLflow keeps no history.
+So is what a version's bundle is: a reference from here says what the tags say, which whoever may log a run can change.
+Who loads or deploys its code asks ``lifecycle.admission`` what was recorded.
 
 A version counts once it has its last tag. What a killed registration left behind is found by its run at the next try
 and completed, so a run is at most one version of a model.
@@ -243,7 +245,7 @@ def _ref(version: Any, aliases: Mapping[int, tuple[str, ...]]) -> ModelVersionRe
         name=version.name,
         version=int(version.version),
         run_id=version.tags.get(RUN_ID) or version.run_id,
-        bundle=BundleRef(uri=version.tags[BUNDLE_URI], digest=version.tags[DIGEST]),
+        bundle=BundleRef(uri=version.tags.get(BUNDLE_URI, ""), digest=version.tags[DIGEST]),
         aliases=aliases.get(int(version.version), ()),
     )
 

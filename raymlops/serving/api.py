@@ -45,8 +45,14 @@ class ServeApi:
     """
 
     def __init__(
-        self, dashboard_url: str, token: str | None = None, *, transport: httpx.BaseTransport | None = None
+        self,
+        dashboard_url: str,
+        token: str | None = None,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        timeout_s: float = 60.0,
     ) -> None:
+        self._timeout_s = timeout_s
         self.dashboard_url = dashboard_url.rstrip("/")
         self._token = token
         self._transport = transport
@@ -94,7 +100,7 @@ class ServeApi:
         if token:
             headers["authorization"] = f"Bearer {token}"
         try:
-            with httpx.Client(transport=self._transport, timeout=60.0, trust_env=False) as client:
+            with httpx.Client(transport=self._transport, timeout=self._timeout_s, trust_env=False) as client:
                 response = client.request(method, self.dashboard_url + path, json=config, headers=headers)
         except httpx.HTTPError as error:
             raise ClusterError(

@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from raymlops.errors import ClusterError, DeployError
+from raymlops.errors import RaymlopsError
 from raymlops.serving.awaiting import (
     POLL_S,
     ROUTE_WAIT_S,
@@ -33,7 +31,8 @@ from raymlops.serving.awaiting import (
     await_heirs,
     await_ready,
 )
-from raymlops.serving.proxy import check_port, free_port
+from raymlops.serving.ownership import divide
+from raymlops.serving.plan import plan_of
 from raymlops.serving.readback import (
     Details,
     configs,
@@ -45,44 +44,17 @@ from raymlops.serving.readback import (
     status_of,
     statuses,
 )
-from raymlops.serving.render import INDEX_APP, app_name, is_ours, render, route_of
+from raymlops.serving.render import INDEX_APP, app_name, route_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
+    from raymlops.serving.plan import Plan
     from raymlops.state.store import Desired
 
 __all__ = ["Api", "Applied", "apply", "await_up", "needed_replicas", "refresh", "send"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Plan:
-    """What Serve has, and what it is to have."""
-
-    details: dict[str, Any]
-    local: bool
-    host: str
-    port: int
-    target: dict[str, Any]
-    wanted: dict[str, dict[str, Any]]
-    """Our applications as they are to be."""
-    ours: dict[str, dict[str, Any]]
-    """Our applications as they are."""
-    foreign: list[dict[str, Any]]
-    sent: set[str]
-    """Names of our applications that Serve has been told of."""
-
-    def put(self, api: Api, applications: Mapping[str, dict[str, Any]]) -> None:
-        """Make our applications these. Those that are new start with a replica at least.
-
-        One with ``min_replicas: 0`` would otherwise not show that it answers. Serve 2.60 takes ``initial_replicas`` for
-        the target whenever anything of a deployment's config changes, so that it is said once and then never again.
-        """
-        bodies = [config if name in self.sent else _started(config) for name, config in applications.items()]
-        api.put({**self.target, "applications": [*bodies, *self.foreign]})
-        self.sent = set(applications)
 
 
 def apply(
@@ -106,28 +78,31 @@ def apply(
     keeps no other from changing. ``host`` and the ports count only where Serve does not run yet. ``probe`` also asks
     each champion concerned that takes a route over HTTP whether it answers, where Serve runs on this machine. With
     ``hurry`` a version that is up takes the route at once, and has as many replicas as the old one only later. Without
-    ``wait`` all is sent and nothing is seen to run. To undo a failed apply, apply what was desired before: versions
-    that are not in it are deleted.
+    ``wait`` all is sent and nothing is seen to run. To undo a failed apply, apply what was desired before: versions of
+    this state that are not in it are deleted. What is of other states stays as it is.
 
     Raises:
+        TakenError: another state has a model that is concerned; nothing was changed.
+        OutdatedStateError: Serve runs what a newer copy of the state database desired; nothing was changed.
         DeployError: a version did not come up in ``wait_s``, with its own message. The routes are as they were before.
         ClusterError: the dashboard does not answer, or refuses us.
         PortTakenError: Serve does not run yet and its port is another process's.
         UsageError: what is desired cannot be rendered.
     """
-    plan = _plan(desired, api, host=host, port=port, grpc_port=grpc_port)
-    details, wanted, ours = plan.details, plan.wanted, plan.ours
+    if concerned is None:
+        concerned = {(item.name, item.version) for item in desired.deployments if item.role == "champion"}
+    names = {name for name, _ in concerned}
+    plan = plan_of(desired, api, host=host, port=port, grpc_port=grpc_port, concerned=names)
+    details, wanted, ours, desired = plan.details, plan.wanted, plan.ours, plan.desired
     deadline = time.monotonic() + wait_s
     champions = [item for item in desired.deployments if item.role == "champion"]
-    if concerned is None:
-        concerned = {(item.name, item.version) for item in champions}
     awaited = {app_name(*version) for version in concerned} & wanted.keys()
     failed = {name for name in awaited if status_of(details, name) == "DEPLOY_FAILED"}
     changed = bool(failed) or not same(wanted, ours)
     scaled: dict[str, dict[str, Any]] = {}
     if changed:
         details = _drop(api, details, failed, plan)
-        staged, heirs = _stage(wanted, details)
+        staged, heirs = _stage(wanted, details, desired)
         scaled = {name: heir.config for name, heir in heirs.items() if hurry and name in awaited and heir.up}
         ready = {name: heir for name, heir in heirs.items() if wait and name in awaited and name not in scaled}
         if ready:
@@ -138,7 +113,7 @@ def apply(
         if awaited and status_of(details, INDEX_APP) in {"NOT_STARTED", "DEPLOYING"}:
             awaited |= {INDEX_APP} & wanted.keys()
     if not wait:
-        return Applied(changed, statuses(details), routes(details), plan.host, plan.port)
+        return _applied(plan, details, changed=changed)
 
     def ready_in(details: Details, name: str) -> bool:
         if name in scaled:  # it answers; that more of its replicas are on their way keeps nobody waiting
@@ -147,7 +122,7 @@ def apply(
 
     details = await_ready(api, awaited, ready_in, deadline=deadline, on_status=on_status)
     details = await_gone(api, details, ours.keys() - wanted.keys(), deadline=deadline)
-    applied = Applied(changed, statuses(details), routes(details), plan.host, plan.port)
+    applied = _applied(plan, details, changed=changed)
     if probe and plan.local:
         held = {config.get("route_prefix"): name for name, config in ours.items()}
         asked = [item for item in champions if app_name(item.name, item.version) in awaited]
@@ -174,16 +149,16 @@ def send(
     No route moves. Return whether Serve did not have it so already.
 
     Raises:
-        DeployError, ClusterError, PortTakenError, UsageError: as ``apply``.
+        RefusedError, DeployError, ClusterError, PortTakenError, UsageError: as ``apply``.
     """
-    plan = _plan(desired, api, host=host, port=port, grpc_port=grpc_port)
+    plan = plan_of(desired, api, host=host, port=port, grpc_port=grpc_port, concerned={coming[0]})
     name = app_name(*coming)
     failed = {name} if status_of(plan.details, name) == "DEPLOY_FAILED" else set()
     wanted = plan.wanted | {name: _scaled(plan.wanted[name], replicas)}
     if not failed and same(wanted, plan.ours):
         return False
     details = _drop(api, plan.details, failed, plan)
-    staged, heirs = _stage(wanted, details)
+    staged, heirs = _stage(wanted, details, plan.desired)
     plan.put(api, _held_back(wanted, staged, heirs.keys()))
     return True
 
@@ -230,9 +205,9 @@ def refresh(desired: Desired, *, api: Api, dry_run: bool = False) -> bool:
     Nothing comes up, nothing goes and no route moves: what is desired beyond settings is left to who changes it.
 
     Raises:
-        ClusterError, DeployError, UsageError: as ``apply``.
+        RefusedError, ClusterError, DeployError, UsageError: as ``apply``.
     """
-    plan = _plan(desired, api, host="127.0.0.1", port=0, grpc_port=None, check=False)
+    plan = plan_of(desired, api, host="127.0.0.1", port=0, grpc_port=None, concerned=(), check=False)
     kept = {name: _resettled(config, plan.wanted.get(name)) for name, config in plan.ours.items()}
     if same(kept, plan.ours):
         return False
@@ -249,30 +224,6 @@ def needed_replicas(details: Details, coming: tuple[str, int], *, least: int, mo
         return least  # which may be none, where nobody asks
     # One that went to zero replicas answers only once it has one again.
     return min(max(1, least, 0 if holder is None else running_replicas(details, holder)), most)
-
-
-def _plan(desired: Desired, api: Api, *, host: str, port: int, grpc_port: int | None, check: bool = True) -> _Plan:
-    local = urlsplit(api.dashboard_url).hostname in {"127.0.0.1", "::1", "localhost"}
-    details = api.get()
-    if options := details.get("http_options"):
-        host, port = options["host"], options["port"]
-    elif check and desired.deployments and local:
-        port = port or free_port(host)
-        check_port(host, port)
-    live = configs(details)
-    foreign = [config for config in live.values() if not is_ours(config)]
-    target = render(desired, host=host, port=port, foreign=foreign, grpc_port=grpc_port)
-    wanted = {config["name"]: config for config in target["applications"] if is_ours(config)}
-    ours = {name: config for name, config in live.items() if is_ours(config)}
-    return _Plan(details, local, host, port, target, wanted, ours, foreign, set(ours))
-
-
-def _started(config: dict[str, Any]) -> dict[str, Any]:
-    (options,) = config["deployments"]
-    bounds = options.get("autoscaling_config", {"min_replicas": 1})
-    if bounds["min_replicas"] > 0:
-        return config
-    return {**config, "deployments": [{**options, "autoscaling_config": {**bounds, "initial_replicas": 1}}]}
 
 
 def _scaled(config: dict[str, Any], replicas: int) -> dict[str, Any]:
@@ -296,7 +247,12 @@ def _resettled(live: dict[str, Any], wanted: dict[str, Any] | None) -> dict[str,
     return {**wanted, "route_prefix": live.get("route_prefix")}
 
 
-def _let_be(api: Api, plan: _Plan, wanted: Mapping[str, dict[str, Any]]) -> None:
+def _applied(plan: Plan, details: Details, *, changed: bool) -> Applied:
+    listens = plan.listens
+    return Applied(changed, statuses(details), routes(details), listens.host, listens.port, plan.notes, listens.reach)
+
+
+def _let_be(api: Api, plan: Plan, wanted: Mapping[str, dict[str, Any]]) -> None:
     """Give a version that took a route in a hurry its own bounds back.
 
     The route is where it should be, so that nothing that fails here may look like a failed change: the controller
@@ -304,22 +260,20 @@ def _let_be(api: Api, plan: _Plan, wanted: Mapping[str, dict[str, Any]]) -> None
     """
     try:
         plan.put(api, wanted)
-    except (ClusterError, DeployError) as error:
+    except RaymlopsError as error:
         _log.warning("replicas keep the bounds that a flip gave them until the controller comes by: %s", error)
 
 
-def _drop(api: Api, details: dict[str, Any], failed: set[str], plan: _Plan) -> dict[str, Any]:
+def _drop(api: Api, details: dict[str, Any], failed: set[str], plan: Plan) -> dict[str, Any]:
     """Delete what an earlier attempt left behind failed, so that sending it again is a new attempt."""
     if not failed:
         return details
-    rest = [config for name, config in configs(details).items() if name not in failed]
-    api.put({**plan.target, "applications": rest})
-    plan.sent -= failed
+    plan.put(api, {name: config for name, config in plan.ours.items() if name not in failed})
     return await_gone(api, details, failed, deadline=time.monotonic() + SCALE_WAIT_S)
 
 
 def _stage(
-    wanted: Mapping[str, dict[str, Any]], details: Application
+    wanted: Mapping[str, dict[str, Any]], details: Application, desired: Desired
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Heir]]:
     """Return the step before the flip, and the applications that must be up before it with their replicas.
 
@@ -327,7 +281,7 @@ def _stage(
     where each version that is to take a route over is up already. Each is first scaled to what the holder of its route
     runs, since a flip sends it all the traffic at once.
     """
-    live = {name: config for name, config in configs(details).items() if is_ours(config)}
+    live = divide(details, desired).ours
     holders = {config["route_prefix"]: name for name, config in live.items() if config.get("route_prefix")}
     staged = dict(live)
     heirs: dict[str, Heir] = {}

@@ -15,6 +15,7 @@ import ray
 from ray import serve
 from starlette.responses import Response
 
+from raymlops.serving.bounds import INDEX, KNOWN, TOLD, Bounds
 from raymlops.serving.core import Core, Identity
 from raymlops.serving.front import Front
 from raymlops.serving.gateway import Gateway
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ray.serve.grpc_util import RayServegRPCContext
     from starlette.requests import Request
 
+    from raymlops.serving.arrival import Stamp
     from raymlops.serving.asgi import Receive, Reply, Scope, Send
     from raymlops.signature import Columns
 
@@ -111,6 +113,7 @@ class ModelReplica(_Callable):
             await asyncio.to_thread(self._prepare, settings)
         await asyncio.to_thread(self._recording.configure, settings)
         self._core.configure(settings)
+        KNOWN.tell(self._core.identity.name, Bounds.of(settings.limits))
         self._core.batcher.in_worker(functools.partial(_use_threads, settings.threads))
         self._peers.keep(settings.traffic.standing)
         self._front.labels = self._recording.labels
@@ -126,7 +129,8 @@ class ModelReplica(_Callable):
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
-        return _AsgiResponse(await self._front.reply(request.scope, request.receive))
+        reply = await self._front.reply(request.scope, request.receive)
+        return _AsgiResponse(reply, name=self._core.identity.name, bounds=Bounds.of(self._core.settings.limits))
 
     async def answer(self, columns: Columns, rows: int) -> tuple[Columns, float]:
         """Answer for another version's front."""
@@ -138,9 +142,11 @@ class ModelReplica(_Callable):
         """Answer a request that came to the index; its body is in the scope."""
         return await self._front.reply(scope, _nothing_more)
 
-    async def grpc_call(self, method: str, body: bytes, metadata: list[tuple[str, Any]]) -> GrpcReply:
-        """Answer one gRPC call."""
-        return await call(self._front, method, body, metadata)
+    async def grpc_call(
+        self, method: str, body: bytes, metadata: list[tuple[str, Any]], arrived: Stamp | None = None
+    ) -> GrpcReply:
+        """Answer one gRPC call; ``arrived`` is when it came to the index, which handed it on."""
+        return await call(self._front, method, body, metadata, arrived=arrived)
 
     async def check_health(self) -> None:
         """Raise when a batch has been running for so long that only a new process will help."""
@@ -164,10 +170,12 @@ class IndexReplica(_Callable):
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Take a new list of models."""
         self._gateway.configure(user_config.get("models", []))
+        KNOWN.tell(INDEX, Bounds.of(self._gateway.limits))
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
-        return _AsgiResponse(await self._gateway.reply(request.scope, request.receive))
+        reply = await self._gateway.reply(request.scope, request.receive)
+        return _AsgiResponse(reply, name=INDEX, bounds=Bounds.of(self._gateway.limits))
 
     async def grpc_call(self, method: str, body: bytes, metadata: list[tuple[str, Any]]) -> GrpcReply:
         """Hand one gRPC call on to the model that it names."""
@@ -175,13 +183,19 @@ class IndexReplica(_Callable):
 
 
 class _AsgiResponse(Response):
-    """A finished answer: two messages, without Starlette's header handling, which costs more than the front's own."""
+    """A finished answer: two messages, without Starlette's header handling, which costs more than the front's own.
 
-    def __init__(self, reply: Reply) -> None:
+    The first one also tells whoever took the request what the model's bounds are (see ``bounds``).
+    """
+
+    def __init__(self, reply: Reply, *, name: str, bounds: Bounds) -> None:
         self._reply = reply
+        self._told = (name, tuple(bounds))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
-        await send({"type": "http.response.start", "status": self._reply.status, "headers": self._reply.headers})
+        reply = self._reply
+        start = {"type": "http.response.start", "status": reply.status, "headers": reply.headers}
+        await send({**start, TOLD: self._told})
         await send({"type": "http.response.body", "body": self._reply.body})
 
 

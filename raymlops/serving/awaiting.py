@@ -73,6 +73,10 @@ class Applied:
     """Route to application."""
     host: str = "127.0.0.1"
     port: int = 8000
+    notes: tuple[str, ...] = ()
+    """What is to be said of this Serve: other states on it, models that are open to others."""
+    reach: str | None = None
+    """The host by which it is decided whether keys are asked for, where nothing else says so."""
 
     @property
     def base_url(self) -> str:

@@ -19,6 +19,7 @@ from raymlops.errors import InvalidRowsError, NonFiniteError
 from raymlops.serving.batcher import Batcher
 from raymlops.serving.exchange import PIN_HEADER
 from raymlops.serving.guard import Guard, secret_of
+from raymlops.serving.parsing import Parsing
 from raymlops.serving.protocols import oip
 from raymlops.serving.protocols.asked import Answering
 from raymlops.serving.reading import Refusal
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
-LARGE_BODY_BYTES = 200_000
-"""Bodies above this are parsed in a thread: 5,000 rows take tens of milliseconds, in which others would wait."""
+LARGE_BODY_BYTES = 64_000
+"""Bodies above this are parsed in a thread: one that is made to be slow takes 5 ms, in which others would wait."""
 
 
 class Model(Protocol):
@@ -114,6 +115,7 @@ class Core:
     peers: Peers = field(default_factory=NoPeers)
     record: Callable[[Served], None] = lambda _served: None
     draw: Callable[[], float] = random.random
+    parsing: Parsing = field(default_factory=Parsing)
 
     def __post_init__(self) -> None:
         limits = self.settings.limits
@@ -148,10 +150,10 @@ class Core:
         signature, max_rows = self.model.signature, self.settings.limits.max_rows
         exchange.body_bytes = len(body)
         version, route = self._chosen(exchange, caller)
-        if route == "champion":
+        if version == self.identity.version:
             self._require_room()
         if len(body) > LARGE_BODY_BYTES:
-            asked = await asyncio.to_thread(form.parse, body, exchange.headers, signature=signature, max_rows=max_rows)
+            asked = await self.parsing.run(form.parse, body, exchange.headers, signature=signature, max_rows=max_rows)
         else:
             asked = form.parse(body, exchange.headers, signature=signature, max_rows=max_rows)
         if asked.request_id is not None and b"x-request-id" not in exchange.headers:
@@ -230,11 +232,14 @@ class Core:
         return Refusal(500, "model_error", f"the model raised {type(error).__name__}; the replica's log has it")
 
     def close(self) -> None:
-        """Let the worker thread end."""
+        """Let the threads end."""
         self.batcher.close()
+        self.parsing.close()
 
     def _chosen(self, exchange: Exchange, caller: Caller) -> tuple[int, Route]:
         """Return who is to answer, and why.
+
+        Whoever names a version has chosen it, this one too: chance did not, so that no share holds the request.
 
         Raises:
             Refusal: as ``pinned``.
@@ -242,17 +247,18 @@ class Core:
         traffic = self.settings.traffic
         exchange.epoch = traffic.epoch
         pin = self.pinned(exchange, caller)
-        if pin is not None and pin != self.identity.version:
+        if pin is not None:
+            exchange.route = "pinned"
             return pin, "pinned"
-        if traffic.canaries and pin is None:
+        if traffic.canaries:
             choice = choose(traffic, sticky=self._sticky(exchange), draw=self.draw())
             if choice.version is not None:
                 return choice.version, "canary"
         return self.identity.version, "champion"
 
     async def _ask(self, exchange: Exchange, asked: Asked, *, version: int, route: Route) -> Columns:
-        if route == "pinned":
-            exchange.version, exchange.route = version, route
+        if route == "pinned" and version != self.identity.version:
+            exchange.version = version
             outputs, exchange.model_seconds = await self.peers.ask(version, asked.columns, rows=asked.rows)
             return outputs
         if route == "canary":
@@ -265,20 +271,26 @@ class Core:
         return outputs
 
     async def _ask_canary(self, exchange: Exchange, asked: Asked, version: int) -> Columns | None:
-        """Return a canary's answer; None where the champion has to stand in, which is counted against the canary."""
+        """Return a canary's answer; None where the champion has to stand in, which is counted against the canary.
+
+        Raises:
+            InvalidRowsError: the canary's recipe refuses the rows, which is an answer.
+        """
         # Half of the request's own deadline is left for the champion, however long a canary may take.
-        limit = asyncio.timeout(min(self.settings.traffic.canary_timeout_s, self.settings.limits.timeout_s / 2))
+        limit_s = min(self.settings.traffic.canary_timeout_s, self.settings.limits.timeout_s / 2)
         try:
-            async with limit:
+            async with asyncio.timeout(limit_s):
                 outputs, exchange.model_seconds = await self.peers.ask(version, asked.columns, rows=asked.rows)
         except asyncio.CancelledError:
             # The client left, or the request's own time is over, while the canary was asked: it was too late for them.
             exchange.fallback_from, exchange.fallback_code = version, "late"
             raise
+        except InvalidRowsError:
+            exchange.version, exchange.route = version, "canary"
+            raise
         except Exception as error:
             logger.warning("request %s: canary %d: %r", exchange.request_id, version, error)
-            code = error.code if isinstance(error, Refusal) else "error"
-            exchange.fallback_from, exchange.fallback_code = version, "late" if limit.expired() else code
+            exchange.fallback_from, exchange.fallback_code = version, _code_of(error)
             return None
         exchange.version, exchange.route = version, "canary"
         return outputs
@@ -301,7 +313,7 @@ class Core:
             raise Refusal(503, "overloaded", f"{waiting} rows are waiting already; try again", retry_after_s=1.0)
 
     def pinned(self, exchange: Exchange, caller: Caller) -> int | None:
-        """Return the version that the caller chose; to name the champion in the protocol's own place needs no right.
+        """Return the version that the caller named; to name the champion in the protocol's own place needs no right.
 
         Raises:
             Refusal: 403 without the right to choose, 400 for two choices, 404 where that version is not up.
@@ -385,6 +397,13 @@ def join_pins(headers: dict[bytes, bytes], given: Iterable[tuple[bytes, bytes]])
     """Make one header of several that name a version, as a proxy may do it too: then none is passed over."""
     if PIN_HEADER in headers:
         headers[PIN_HEADER] = b", ".join([value for name, value in given if name == PIN_HEADER])
+
+
+def _code_of(error: Exception) -> str:
+    """Return why a canary gave no answer; one whose model gives up by itself is late, as such a champion's is a 504."""
+    if isinstance(error, Refusal):
+        return error.code
+    return "late" if isinstance(error, TimeoutError) else "error"
 
 
 def _unreachable(version: int) -> Refusal:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from raymlops.predictions.labels import Label
     from raymlops.serving.exchange import Exchange
+    from raymlops.serving.parsing import Parsing
 
 
 class Labels(Protocol):
@@ -28,24 +29,28 @@ class Labels(Protocol):
         """Keep labels; the future is done once a kill would not lose them."""
 
 
-async def accept(body: bytes, labels: Labels | None, exchange: Exchange) -> dict[str, Any]:
-    """Return the answer to a request with labels, which are durable by then.
+async def accept(body: bytes, labels: Labels | None, exchange: Exchange, *, parsing: Parsing) -> dict[str, Any]:
+    """Return the answer to a request with labels, which are durable by then. They are read beside the event loop.
 
     Raises:
         Refusal: they cannot be read, or none are kept here.
     """
     exchange.body_bytes = len(body)
-    found = parse_feedback(read_json(body, keys=_keys, expected='{"labels": [{...}]}'))
-    exchange.rows = len(found)
-    if labels is None:
-        raise Refusal(409, "no_log", "this endpoint keeps no prediction log, so that labels would have no place")
     try:
-        await asyncio.wrap_future(labels.add(found, key_id=exchange.key_id))
+        exchange.rows, kept = await parsing.run(_kept, body, labels, exchange.key_id)
+        await asyncio.wrap_future(kept)
     except StorageError as error:
         raise Refusal(
             503, "storage_unavailable", f"the labels were not kept: {error.message}", retry_after_s=5
         ) from error
-    return {"accepted": len(found), "request_id": exchange.request_id}
+    return {"accepted": exchange.rows, "request_id": exchange.request_id}
+
+
+def _kept(body: bytes, labels: Labels | None, key_id: str | None) -> tuple[int, Future[None]]:
+    found = parse_feedback(read_json(body, keys=_keys, expected='{"labels": [{...}]}'))
+    if labels is None:
+        raise Refusal(409, "no_log", "this endpoint keeps no prediction log, so that labels would have no place")
+    return len(found), labels.add(found, key_id=key_id)
 
 
 def _keys(data: Any) -> int:

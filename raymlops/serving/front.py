@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from raymlops.serving.arrival import ARRIVED, Ages, refuse_late
 from raymlops.serving.asgi import HTML, JSON, header_map, make_reply, read_body, request_id_of, send_reply
 from raymlops.serving.core import join_pins
 from raymlops.serving.docspage import docs_page, key_page
@@ -55,6 +56,7 @@ class Front:
     def __init__(self, core: Core, *, labels: Labels | None = None) -> None:
         self.core = core
         self.labels = labels
+        self.ages = Ages()
         self.ready = False
         identity = core.identity
         self._name = identity.name
@@ -135,9 +137,10 @@ class Front:
         exchange = Exchange(headers, request_id=request_id, version=core.identity.version)
         status, code = 200, ""
         extra: tuple[tuple[bytes, bytes], ...] = ()
+        left_s = core.settings.limits.timeout_s - self.ages.age_s(scope.get(ARRIVED))
         try:
-            async with asyncio.timeout(core.settings.limits.timeout_s):
-                status, encoded = await self._answer(scope, receive, exchange)
+            async with asyncio.timeout(max(0.0, left_s)):
+                status, encoded = await self._answer(scope, receive, exchange, late=left_s <= 0)
         except asyncio.CancelledError:
             self._finish(exchange, 499, "disconnected")
             raise
@@ -167,7 +170,7 @@ class Front:
         if exchange.protocol:  # pages and health checks are no requests to the model
             self.core.finish(exchange, status, code)
 
-    async def _answer(self, scope: Scope, receive: Receive, exchange: Exchange) -> tuple[int, Encoded]:
+    async def _answer(self, scope: Scope, receive: Receive, exchange: Exchange, *, late: bool) -> tuple[int, Encoded]:
         path = self._path(scope).removeprefix("/")
         limit = self.core.settings.limits.max_body_bytes
         form = self._posts.get(path)
@@ -176,6 +179,7 @@ class Front:
         if form is not None:
             exchange.protocol = form.name
             _allow(scope, "POST")
+            refuse_late(late)
             caller = self.core.admit(exchange)  # before a byte of the body is held for anybody
             self.core.expect(exchange, caller)
             body = await read_body(scope, receive, exchange.headers, limit=limit)
@@ -183,9 +187,10 @@ class Front:
         if path == "feedback":
             exchange.protocol = "feedback"
             _allow(scope, "POST")
+            refuse_late(late)
             self.core.admit(exchange, scope="feedback")
             body = await read_body(scope, receive, exchange.headers, limit=limit)
-            return 202, _json(await accept(body, self.labels, exchange))
+            return 202, _json(await accept(body, self.labels, exchange, parsing=self.core.parsing))
         version, _, what = path.removeprefix(self._versioned).partition("/")
         if path == self._model or (path.startswith(self._versioned) and what in {"", "ready"}):
             _allow(scope, "GET")

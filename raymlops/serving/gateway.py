@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from raymlops.serving.arrival import ARRIVED, Ages, refuse_late, stamp
 from raymlops.serving.asgi import BODY, header_map, read_body, request_id_of
 from raymlops.serving.exchange import HEADERS
 from raymlops.serving.grpcfront import GrpcReply, refused
@@ -62,6 +63,16 @@ class Gateway:
         self._make_peers = handles
         self._peers: dict[str, ServePeers] = {}
         self._champions: dict[str, _Champion] = {}
+        self._ages = Ages()
+
+    @property
+    def limits(self) -> Limits:
+        """Return the largest deadline and the largest body of all models."""
+        each = [champion.limits for champion in self._champions.values()] or [Limits()]
+        return Limits(
+            timeout_s=max(limits.timeout_s for limits in each),
+            max_body_bytes=max(limits.max_body_bytes for limits in each),
+        )
 
     def configure(self, models: Sequence[Mapping[str, Any]]) -> None:
         """Take the list of champions, each with its ``timeout_s``, ``max_body_bytes`` and ``access``."""
@@ -84,6 +95,7 @@ class Gateway:
 
     async def grpc_call(self, method: str, body: bytes, metadata: list[tuple[str, Any]]) -> GrpcReply:
         """Return the answer to one gRPC call; never raises for what a client or the model did."""
+        arrived = stamp()
         headers = metadata_map(metadata, "x-session-id")
         try:
             if method == "ServerMetadata":
@@ -96,7 +108,7 @@ class Gateway:
                 self._admit(name, headers)
             with self._place(name, champion):
                 async with asyncio.timeout(champion.limits.timeout_s):
-                    reply: GrpcReply = await _asked(name, champion, "grpc_call", method, body, metadata)
+                    reply: GrpcReply = await _asked(name, champion, "grpc_call", method, body, metadata, arrived)
                     return reply
         except Exception as error:
             return refused(_refusal(error), request_id_of(headers.get(b"x-request-id") or headers.get(b"request_id")))
@@ -105,15 +117,20 @@ class Gateway:
         headers = header_map(scope, HEADERS)
         champion = self._champion(target.name, headers)
         inner = target.scope(scope)
-        if not target.path.endswith("/ready"):
+        reads = scope["method"] in {"GET", "HEAD"}
+        if not (reads and target.asks_ready):
             self._admit(target.name, headers)  # before a byte of the body is held for anybody
         plain = {key: inner[key] for key in ("type", "method", "path", "root_path")}
         given = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
+        arrived = scope.get(ARRIVED) or stamp()
+        left_s = champion.limits.timeout_s - self._ages.age_s(arrived)
         try:
-            with self._place(target.name, champion):
-                async with asyncio.timeout(champion.limits.timeout_s):
-                    body = await read_body(scope, receive, headers, limit=champion.limits.max_body_bytes)
-                    call = {**plain, "headers": given, BODY: body}
+            refuse_late(left_s <= 0)
+            async with asyncio.timeout(left_s):
+                limit = champion.limits.max_body_bytes
+                body = b"" if reads else await read_body(scope, receive, headers, limit=limit)
+                call = {**plain, "headers": given, BODY: body, ARRIVED: arrived}
+                with self._place(target.name, champion):  # not before: a body that does not come would keep it
                     reply: Reply = await _asked(target.name, champion, "http_call", call)
                     return reply
         except TimeoutError as error:

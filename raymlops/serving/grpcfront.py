@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raymlops.serving.arrival import refuse_late
 from raymlops.serving.asgi import request_id_of
 from raymlops.serving.core import join_pins
 from raymlops.serving.exchange import HEADERS, Exchange
@@ -20,8 +21,8 @@ from raymlops.serving.reading import INTERNAL, Refusal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from raymlops.serving.arrival import Stamp
     from raymlops.serving.front import Front
-
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
@@ -36,25 +37,38 @@ class GrpcReply:
     metadata: tuple[tuple[str, str], ...] = ()
 
 
-async def call(front: Front, method: str, body: bytes, metadata: Sequence[tuple[str, str | bytes]]) -> GrpcReply:
-    """Return the answer to one call; never raises for what a client or the model did."""
+async def call(
+    front: Front,
+    method: str,
+    body: bytes,
+    metadata: Sequence[tuple[str, str | bytes]],
+    *,
+    arrived: Stamp | None = None,
+) -> GrpcReply:
+    """Return the answer to one call; never raises for what a client or the model did.
+
+    ``arrived`` is when it came to whoever handed it on.
+    """
     try:
-        return await _call(front, method, body, metadata)
+        return await _call(front, method, body, metadata, age_s=front.ages.age_s(arrived))
     except Exception:
         request_id = request_id_of(None)
         logger.exception("request %s: the front itself raised", request_id)
         return refused(INTERNAL, request_id)
 
 
-async def _call(front: Front, method: str, body: bytes, metadata: Sequence[tuple[str, str | bytes]]) -> GrpcReply:
+async def _call(
+    front: Front, method: str, body: bytes, metadata: Sequence[tuple[str, str | bytes]], *, age_s: float
+) -> GrpcReply:
     core = front.core
     headers = header_map(metadata, core.settings.traffic.sticky_header)
     given = headers.get(b"x-request-id") or headers.get(b"request_id")
     exchange = Exchange(headers, request_id=request_id_of(given), version=core.identity.version)
     status, code = 200, ""
     try:
-        async with asyncio.timeout(core.settings.limits.timeout_s):
-            answer = await _answer(front, method, body, exchange)
+        left_s = core.settings.limits.timeout_s - age_s
+        async with asyncio.timeout(max(0.0, left_s)):
+            answer = await _answer(front, method, body, exchange, late=left_s <= 0)
         reply = GrpcReply(answer, metadata=_metadata(exchange))
     except asyncio.CancelledError:
         if exchange.protocol:
@@ -98,11 +112,12 @@ def _metadata(exchange: Exchange) -> tuple[tuple[str, str], ...]:
     return ("x-request-id", exchange.request_id), ("x-model-version", str(exchange.version))
 
 
-async def _answer(front: Front, method: str, body: bytes, exchange: Exchange) -> bytes:
+async def _answer(front: Front, method: str, body: bytes, exchange: Exchange, *, late: bool) -> bytes:
     core = front.core
     name = core.identity.name
     if method == "ModelInfer":
         exchange.protocol = form.PROTOCOL.name
+        refuse_late(late)
         caller = core.admit(exchange)
         core.expect(exchange, caller)
         limit = core.settings.limits.max_body_bytes

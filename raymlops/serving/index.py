@@ -48,6 +48,13 @@ class Target:
     root_path: str
     path: str
 
+    @property
+    def asks_ready(self) -> bool:
+        """Return whether it is the readiness of the model or of one of its versions, which is told without a key."""
+        what = self.path.removeprefix(f"{self.root_path}{_MODELS}{self.name}/")
+        parts = what.split("/")
+        return parts == ["ready"] or (len(parts) == 3 and parts[0] == "versions" and parts[2] == "ready")
+
     def scope(self, scope: Scope) -> dict[str, Any]:
         """Return the scope of a request as the model's front would have got it."""
         return {**scope, "path": self.path, "raw_path": self.path.encode(), "root_path": self.root_path}

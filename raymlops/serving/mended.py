@@ -1,23 +1,29 @@
 """What Ray Serve (2.60) leaves open in the processes that take requests, put right there.
 
-Owns the two names that are replaced, each with what is wrong with the original. Called by the hook of ``middleware``,
+Owns the names that are replaced, each with what is wrong with the original. Called by the hook of ``middleware``,
 which Serve runs in every such process before it listens; nothing here is for any other process.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ALL_INTERFACES = "[::]:"
+AHEAD_BYTES = 1024 * 1024
+"""How much of a body waits in the proxy for the replica that reads it, beyond which the client has to wait."""
+MESSAGE_BYTES = 512
+"""What a message of ASGI takes beside its bytes, so that a great many small ones are bounded too."""
 
 
 def mend_serve() -> None:
-    """Put both right, with Serve's controller as the one who knows the HTTP host."""
+    """Put all right, with Serve's controller as the one who knows the HTTP host."""
     bind_grpc_to(http_host)
     drop_slow_headers()
+    bound_reading_ahead()
 
 
 def bind_grpc_to(host: Callable[[], str | None]) -> None:
@@ -68,3 +74,36 @@ def drop_slow_headers() -> None:
     from uvicorn.config import HTTP_PROTOCOLS
 
     HTTP_PROTOCOLS["auto"] = "raymlops.serving.connections:Connection"
+
+
+def bound_reading_ahead(most: int = AHEAD_BYTES) -> None:
+    """Let the Python proxy read a body no further ahead of its replica than ``most`` bytes.
+
+    Its task for each request puts whatever comes into a queue, also while no replica has the request: as fast as a
+    client sends, and without end. Bodies to models are complete by then (see ``middleware``); this is for all others.
+    """
+    from ray.serve._private.http_util import MessageQueue
+
+    original = MessageQueue.__call__
+    if getattr(original, "bounds_reading_ahead", False):
+        return
+    take = MessageQueue.get_messages_nowait
+
+    async def put(queue: Any, message: Any) -> None:
+        await original(queue, message)
+        if message["type"] != "http.request":
+            return
+        queue.ahead = getattr(queue, "ahead", 0) + len(message.get("body", b"")) + MESSAGE_BYTES
+        if queue.ahead > most:
+            queue.taken = asyncio.Event()
+            await queue.taken.wait()
+
+    def get_messages_nowait(queue: Any) -> Any:
+        queue.ahead = 0
+        if taken := getattr(queue, "taken", None):
+            taken.set()
+        return take(queue)
+
+    put.bounds_reading_ahead = True  # type: ignore[attr-defined]
+    MessageQueue.__call__ = put
+    MessageQueue.get_messages_nowait = get_messages_nowait

@@ -14,7 +14,7 @@ from raymlops.predictions.log import PredictionLog
 from raymlops.serving.accesslog import AccessLog, log_folder
 from raymlops.serving.metrics import Metrics, Readings
 from raymlops.serving.recorder import CLOSE_S, Recorder
-from raymlops.serving.tally import Tally
+from raymlops.serving.tally import Tally, find_controller
 from raymlops.serving.tracing import Tracing
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Recording:
                 replica=replica,
                 traffic=lambda: core.settings.traffic,
                 slow_s=lambda: core.settings.slow_s,
+                find=lambda: find_controller(core.settings.state),
             ),
         )
         self._light = Recorder(light, period_s=PERIOD_S, max_pending=MAX_PENDING, name="light")

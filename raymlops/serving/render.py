@@ -27,8 +27,12 @@ DEPLOYMENT = "front"
 """Name of the one Serve deployment in each of our applications."""
 MODEL_IMPORT_PATH = "raymlops.serving.apps:model_app"
 INDEX_IMPORT_PATH = "raymlops.serving.apps:index_app"
+MARK = "state"
+"""Key of ``user_config``: which state database an application belongs to (see ``ownership``)."""
 INDEX_APP = "raymlops"
 """Also what gRPC clients give as ``application``: it stays, while a champion's application changes."""
+MARGIN_S = 5.0
+"""How much later than the slowest model's own deadline Serve itself gives up a request."""
 
 _LIMITS = ("max_rows", "max_body_bytes", "timeout_s", "max_batch_rows", "max_waiting_rows")
 _TRAFFIC = ("sticky", "sticky_header", "canary_timeout_s", "max_shadow_requests")
@@ -46,34 +50,45 @@ def route_of(name: str) -> str:
     return f"/models/{name}"
 
 
-def is_ours(application: Mapping[str, Any]) -> bool:
-    """Return whether an application's config was rendered here."""
+def is_rendered(application: Mapping[str, Any]) -> bool:
+    """Return whether an application's config was rendered by raymlops, for whatever state."""
     return application.get("import_path") in {MODEL_IMPORT_PATH, INDEX_IMPORT_PATH}
 
 
 def render(
-    desired: Desired, *, host: str, port: int, foreign: Sequence[Mapping[str, Any]] = (), grpc_port: int | None = None
+    desired: Desired,
+    *,
+    host: str,
+    port: int,
+    foreign: Sequence[Mapping[str, Any]] = (),
+    grpc_port: int | None = None,
+    reach: str | None = None,
 ) -> dict[str, Any]:
     """Return the Serve config of what should be live, with ``foreign`` applications as they are.
 
-    Without deployments there is no index either, so that only the foreign applications remain.
+    Whether callers need an API key by default is decided by ``reach``, a host at which they reach Serve; by default it
+    is ``host``. Without deployments there is no index either, so that only the foreign applications remain.
 
     Raises:
         UsageError: two champions of one name, or a foreign application that holds a name or route of ours.
     """
     ordered = sorted(desired.deployments, key=lambda item: (item.name, item.version))
-    ours = [_model_application(item, desired) for item in ordered]
+    reach = host if reach is None else reach
+    ours = [_model_application(item, desired, reach) for item in ordered]
     taken = {application.get("route_prefix", "/") for application in foreign}
     if ours and "/" not in taken:  # a foreign application at / keeps it; the list of models is then not served
-        ours.append(_index_application(ordered, desired))
+        ours.append(_index_application(ordered, desired, reach))
     _check(ours, foreign)
+    longest = max([settings_of(item).timeout_s for item in ordered], default=None)
+    # Counts only where this config starts Serve, for all of its applications: no request may wait for ever there.
+    deadline = {} if longest is None else {"request_timeout_s": longest + MARGIN_S}
     config: dict[str, Any] = {
         "proxy_location": "HeadOnly",
-        "http_options": {"host": host, "port": port},
+        "http_options": {"host": host, "port": port, **deadline},
         "applications": [*ours, *(dict(application) for application in foreign)],
     }
     if grpc_port is not None:
-        config["grpc_options"] = grpc_options(grpc_port)
+        config["grpc_options"] = {**grpc_options(grpc_port), **deadline}
     return config
 
 
@@ -85,7 +100,7 @@ def settings_of(item: Deployment) -> ServeSection:
     return ServeSection.model_validate({k: v for k, v in item.serve.items() if k in ServeSection.model_fields})
 
 
-def _model_application(item: Deployment, desired: Desired) -> dict[str, Any]:
+def _model_application(item: Deployment, desired: Desired, reach: str) -> dict[str, Any]:
     settings = settings_of(item)
     # One that is asked now and then must not be woken for each of its requests: every one would be late.
     asked = item.weight > 0 or item.shadow > 0
@@ -108,7 +123,7 @@ def _model_application(item: Deployment, desired: Desired) -> dict[str, Any]:
         "max_queued_requests": settings.max_queued_requests,
         "backpressure_config": {"status_code": 503, "retry_after_s": 1},
         "ray_actor_options": actor,
-        "user_config": _user_config(item, settings, desired),
+        "user_config": _marked(_user_config(item, settings, desired, reach), desired),
         "health_check_period_s": 10.0,
         "health_check_timeout_s": 30.0,
         "graceful_shutdown_wait_loop_s": 0.5,
@@ -133,9 +148,15 @@ def _model_application(item: Deployment, desired: Desired) -> dict[str, Any]:
     }
 
 
-def _user_config(item: Deployment, settings: ServeSection, desired: Desired) -> dict[str, Any]:
+def _marked(user_config: dict[str, Any], desired: Desired) -> dict[str, Any]:
+    """Return what replicas are told, with the state whose they are; at which of its changes is said on sending."""
+    owner = desired.owner
+    return {**user_config, MARK: {"id": owner.id, "made_by": owner.made_by}} if owner.id else user_config
+
+
+def _user_config(item: Deployment, settings: ServeSection, desired: Desired, reach: str) -> dict[str, Any]:
     """Return what a replica may be told while it runs; ``serving.settings`` reads it."""
-    access = access_of(item.name, desired.keys, required=settings.key_required)
+    access = access_of(item.name, desired.keys, required=settings.key_required(reach))
     return {
         "limits": {key: getattr(settings, key) for key in _LIMITS},
         "traffic": _traffic(item, settings, desired).to_dict(),
@@ -172,8 +193,8 @@ def _traffic(item: Deployment, settings: ServeSection, desired: Desired) -> Traf
     )
 
 
-def _index_application(deployments: Sequence[Deployment], desired: Desired) -> dict[str, Any]:
-    models = [_listed(item, settings_of(item), desired) for item in deployments if item.role == "champion"]
+def _index_application(deployments: Sequence[Deployment], desired: Desired, reach: str) -> dict[str, Any]:
+    models = [_listed(item, settings_of(item), desired, reach) for item in deployments if item.role == "champion"]
     return {
         "name": INDEX_APP,
         "route_prefix": "/",
@@ -188,13 +209,13 @@ def _index_application(deployments: Sequence[Deployment], desired: Desired) -> d
                 "max_queued_requests": 100,
                 "backpressure_config": {"status_code": 503, "retry_after_s": 1},
                 "ray_actor_options": {"num_cpus": 0.0},
-                "user_config": {"models": models},
+                "user_config": _marked({"models": models}, desired),
             }
         ],
     }
 
 
-def _listed(item: Deployment, settings: ServeSection, desired: Desired) -> dict[str, Any]:
+def _listed(item: Deployment, settings: ServeSection, desired: Desired, reach: str) -> dict[str, Any]:
     """Return what the index is told of a champion; ``gateway`` reads it."""
     return {
         "name": item.name,
@@ -203,7 +224,7 @@ def _listed(item: Deployment, settings: ServeSection, desired: Desired) -> dict[
         "path": route_of(item.name),
         "timeout_s": settings.timeout_s,
         "max_body_bytes": settings.max_body_bytes,
-        "access": access_of(item.name, desired.keys, required=settings.key_required).to_dict(),
+        "access": access_of(item.name, desired.keys, required=settings.key_required(reach)).to_dict(),
     }
 
 

@@ -33,6 +33,8 @@ class Settings:
     """Looked at when a replica starts: a change takes effect in new replicas only, as compiling takes minutes."""
     slow_s: float = 0.25
     """From which on an answer counts as slow in a rollout."""
+    state: str = ""
+    """Id of the state whose version this is; empty where it does not say."""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Settings:
@@ -44,5 +46,6 @@ class Settings:
             traffic=Traffic.from_dict(data.get("traffic", {})),
             access=Access.from_dict(data.get("access", {})),
             log=LogSettings.from_dict(data.get("log", {})),
+            state=str(data.get("state", {}).get("id", "")),
             **{key: data[key] for key in plain if key in data},
         )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from raymlops.serving.traffic import Traffic
 
 CONTROLLER = "raymlops-controller"
+"""Start of a controller's name, and all of it in a raymlops that knew of one controller a cluster."""
 NAMESPACE = "raymlops"
 CHAMPION = "champion"
 """The row of what the champion answered as champion; the others are versions, as text."""
@@ -54,7 +55,7 @@ class Tally:
         replica: str,
         traffic: Callable[[], Traffic],
         slow_s: Callable[[], float],
-        find: Callable[[], Send | None] | None = None,
+        find: Callable[[], Send | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
@@ -63,7 +64,7 @@ class Tally:
         self._slow_s = slow_s
         self._counts: OrderedDict[str, dict[str, Counts]] = OrderedDict()
         self._epoch = ""
-        self._link = _Link(find or find_controller, clock=clock)
+        self._link = _Link(find, clock=clock)
         self._clock = clock
         self._pushed_at = float("-inf")
         self._sequence = 0
@@ -147,12 +148,17 @@ class _Link:
             self._send = None
 
 
-def find_controller() -> Send | None:
-    """Return what sends a report to the controller of this cluster, without waiting for it."""
+def controller_of(state_id: str) -> str:
+    """Return the name of a state's controller; each state on a cluster has its own."""
+    return f"{CONTROLLER}-{state_id}" if state_id else CONTROLLER
+
+
+def find_controller(state_id: str) -> Send | None:
+    """Return what sends a report to the controller of a state on this cluster, without waiting for it."""
     import ray
 
     try:
-        actor = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+        actor = ray.get_actor(controller_of(state_id), namespace=NAMESPACE)
     except ValueError:
         return None
 
@@ -187,16 +193,26 @@ def _row_of(served: Served) -> str | None:
     """Return whose request it was; None for what says nothing of a version: refused, pinned, a copy."""
     if served.fallback_from is not None:
         return None if served.fallback_code == OVERLOADED else str(served.fallback_from)
-    if served.columns is None or (served.status >= 400 and not _failed(served) and not _left(served)):
+    if served.columns is None or _refused(served):
         return None
     if served.route == "champion":
         return CHAMPION
     return str(served.version) if served.route == "canary" else None
 
 
+def _refused(served: Served) -> bool:
+    """Return whether it was turned away, which says nothing of a version: too much load, rows that a recipe refuses."""
+    return served.status >= 400 and not (_failed(served) or _timed_out(served) or _left(served))
+
+
 def _failed(served: Served) -> bool:
     """Return whether the model is to blame: too much load is not its fault, an answer that is no number is."""
-    return (served.status >= 500 and served.status != 503) or served.code == "not_finite"
+    return (served.status >= 500 and served.status not in {503, 504}) or served.code == "not_finite"
+
+
+def _timed_out(served: Served) -> bool:
+    """Return whether the champion had no answer within the request's deadline, where a canary is late."""
+    return served.status == 504
 
 
 def _left(served: Served) -> bool:
@@ -215,7 +231,7 @@ def _counted(counts: Counts, served: Served, *, slow_s: float) -> Counts:
         requests=counts.requests + 1,
         errors=counts.errors + _failed(served),
         # A caller that leaves the champion is one that would have left the canary, where it counts as late.
-        slow=counts.slow + (served.model_seconds >= slow_s or (left and not late)),
+        slow=counts.slow + (served.model_seconds >= slow_s or (left and not late) or _timed_out(served)),
         late=counts.late + late,
         seconds_sum=counts.seconds_sum + served.model_seconds,
     )

@@ -21,6 +21,7 @@ from raymlops.config.paths import local_path
 from raymlops.errors import ConfigError, Problem, RefusedError, UsageError
 from raymlops.records import BundleRef, Record
 from raymlops.state.engine import aware, database_path, errors, open_engine, this_user
+from raymlops.state.identity import Owner, Recorded, owner_in
 from raymlops.state.keys import KeyRecord, keys_in
 from raymlops.state.locks import open_lock, take
 from raymlops.state.migrate import migrate
@@ -85,6 +86,8 @@ class Desired:
     keys: tuple[KeyRecord, ...] = ()
     epochs: Mapping[str, str] = field(default_factory=dict)
     """Of each model with a running rollout: which step of which one, so that counts of two are never mixed."""
+    owner: Owner = field(default_factory=Owner)
+    """Whose desire it is."""
 
     def without(self, name: str) -> Desired:
         """Return it without the deployments of one model."""
@@ -154,15 +157,18 @@ class State:
             found = tuple(_deployment(row) for row in connection.execute(query))
             steps = sa.select(rollouts.c.name, rollouts.c.id, rollouts.c.step).where(rollouts.c.status == "running")
             epochs = {row.name: f"{row.id}.{row.step}" for row in connection.execute(steps)}
-            return Desired(found, tuple(keys_in(connection, now=_now())), epochs)
+            owner = owner_in(connection, Recorded(self))
+            return Desired(found, tuple(keys_in(connection, now=_now())), epochs, owner)
+
+    def owner(self) -> Owner:
+        """Return who this database is."""
+        with self.reading() as connection:
+            return owner_in(connection, Recorded(self))
 
     def deployments(self, name: str | None = None) -> list[Deployment]:
         """Return what should be live, of one model or of all, by name and version."""
-        query = sa.select(deployments).order_by(deployments.c.name, deployments.c.version)
-        if name is not None:
-            query = query.where(deployments.c.name == name)
         with self.reading() as connection:
-            return [_deployment(row) for row in connection.execute(query)]
+            return deployments_in(connection, name)
 
     def put_deployments(
         self,
@@ -188,8 +194,7 @@ class State:
         previous: dict[str, list[Deployment]] = {}
         with self.writing() as connection:
             for name, wanted in changes.items():
-                query = sa.select(deployments).where(deployments.c.name == name).order_by(deployments.c.version)
-                before = [_deployment(row) for row in connection.execute(query)]
+                before = deployments_in(connection, name)
                 previous[name] = before
                 since = {item.version: item.created_at for item in before}
                 after = [replace(item, created_at=since.get(item.version, item.created_at)) for item in wanted]
@@ -313,6 +318,14 @@ def state_url(spec: ProjectSpec) -> str:
             hint="storage.state: {env: RAYMLOPS_STATE_URL} with postgresql+psycopg://user:password@host/database",
         )
     return f"sqlite:///{folder / 'state.db'}"
+
+
+def deployments_in(connection: Connection, name: str | None = None) -> list[Deployment]:
+    """Return what should be live, of one model or of all, by name and version."""
+    query = sa.select(deployments).order_by(deployments.c.name, deployments.c.version)
+    if name is not None:
+        query = query.where(deployments.c.name == name)
+    return [_deployment(row) for row in connection.execute(query)]
 
 
 def _check(name: str, wanted: Sequence[Deployment]) -> None:

@@ -6,16 +6,14 @@ Owns the way from rows to typed answers before there is a bundle; from one on it
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from raymlops.answerloss import AnswerLoss, declared, fitted
-from raymlops.bundle.load import typed_outputs
+from raymlops.bundle.load import answer
 from raymlops.errors import NonFiniteError, RecipeError
-from raymlops.recipe import RecipeBase, call_recipe, signature_of
+from raymlops.recipe import RecipeBase, signature_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,10 +25,10 @@ LOSS_ROWS = 10_000
 """Validation rows by which the loss is chosen and its scale measured, about; a quantile of so many is within 2%."""
 
 
-def answer_loss(prepared: Prepared, model: nn.Module, *, batch_size: int) -> AnswerLoss:
+def answer_loss(prepared: Prepared, model: nn.Module, *, batch_size: int, device: str) -> AnswerLoss:
     """Return how this model's answers are compared with labels, by its answers to validation rows.
 
-    A recipe that defines ``loss_of`` is asked itself. ``model`` is in evaluation mode, on the CPU.
+    A recipe that defines ``loss_of`` is asked itself. ``model`` is in evaluation mode, on ``device``.
     """
     recipe = prepared.recipe
     if type(recipe).loss_of is not RecipeBase.loss_of:
@@ -42,28 +40,26 @@ def answer_loss(prepared: Prepared, model: nn.Module, *, batch_size: int) -> Ans
         why = "; its splits are torch datasets, whose items are no request rows with a label"
         return replace(found, reason=f"{found.reason}{why}") if found.kind == "none" else found
     try:
-        answers = typed_answers(recipe, model, sample, batch_size=batch_size)
+        answers = typed_answers(recipe, model, sample, batch_size=batch_size, device=device)
     except (NonFiniteError, RecipeError) as error:  # the gate asks for its answers, and refuses a version without
         return AnswerLoss.none(f"validation rows were not answered: {error.message}")
     return fitted(signature, answers, None if recipe.label is None else sample.get(recipe.label))
 
 
-def typed_answers(recipe: RecipeBase, model: nn.Module, columns: Columns, *, batch_size: int) -> dict[str, Any]:
-    """Return the arrays of the signature's outputs for a table's columns, asked in batches.
+def typed_answers(
+    recipe: RecipeBase, model: nn.Module, columns: Columns, *, batch_size: int, device: str, finite: bool = True
+) -> dict[str, Any]:
+    """Return the arrays of the signature's outputs for a table's columns, asked in batches, as a replica answers.
 
     Raises:
-        NonFiniteError: an output is NaN or infinite.
+        NonFiniteError: an output is NaN or infinite, and ``finite`` asks for numbers.
         RecipeError: the recipe's code raises, or its outputs do not fit the signature.
     """
-    name, signature = type(recipe).__name__, signature_of(recipe)
+    signature = signature_of(recipe)
     inputs = [column.name for column in signature.inputs]
-    rows = len(columns[inputs[0]])
-    parts: list[dict[str, Any]] = []
-    for start in range(0, rows, batch_size):
-        piece = {key: columns[key][start : start + batch_size] for key in inputs}
-        with torch.inference_mode():
-            batch = call_recipe(f"{name}.encode()", partial(recipe.encode, piece))
-            output = call_recipe(f"{name}.predict()", partial(recipe.predict, model, batch))
-            decoded = call_recipe(f"{name}.decode()", partial(recipe.decode, output))
-        parts.append(typed_outputs(decoded, signature, rows=min(batch_size, rows - start), where=f"{name}.decode()"))
+    pieces = (
+        {key: columns[key][start : start + batch_size] for key in inputs}
+        for start in range(0, len(columns[inputs[0]]), batch_size)
+    )
+    parts = [answer(recipe, model, piece, signature=signature, device=device, finite=finite) for piece in pieces]
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

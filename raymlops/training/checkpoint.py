@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from raymlops.errors import NonFiniteError, StorageError
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from raymlops.config.schema import TrainSection
     from raymlops.training.runstate import RunState
+    from raymlops.training.staging import Entries
 
 __all__ = ["FolderSaver", "MemorySaver", "Saver", "Snapshot", "load_weights", "restore", "tensors"]
 
@@ -51,6 +52,8 @@ class Snapshot:
     optimizer: torch.optim.Optimizer | None
     scaler: Any | None
     fit: Mapping[str, Any]
+    not_finite_at_start: Entries = field(default_factory=dict)
+    """Which entries of the model's tensors were NaN or infinite before the first step, and are no fault."""
 
 
 class Saver(Protocol):
@@ -228,7 +231,7 @@ class FolderSaver:
         """Copy the snapshot and write it in a thread, after the one before, whose failure may be raised here.
 
         Raises:
-            NonFiniteError: the model holds NaN or infinity; nothing was written.
+            NonFiniteError: the model holds NaN or infinity where it had a number at the start; nothing was written.
             RecipeError: model or optimizer hold what no checkpoint can.
             StorageError: the one before could not be written, and ``on_error`` is "stop".
             RefusedError: another attempt of this run writes here now.
@@ -285,7 +288,13 @@ class FolderSaver:
         if self._sharded:
             from raymlops.training.sharded import start_save
 
-            finish = start_save(draft.folder, snapshot.model, snapshot.optimizer, group=self._group)
+            finish = start_save(
+                draft.folder,
+                snapshot.model,
+                snapshot.optimizer,
+                group=self._group,
+                except_for=snapshot.not_finite_at_start,
+            )
 
             def fill_sharded(folder: Path) -> None:
                 if self._rank == 0:
@@ -295,7 +304,7 @@ class FolderSaver:
             return Job(entry, draft, best=best, last=last, fill=fill_sharded, finish=finish)
 
         live = model_state(snapshot.model)
-        poisoned = not_finite(live)
+        poisoned = not_finite(live, except_for=snapshot.not_finite_at_start)
         if poisoned is not None:
             raise NonFiniteError(
                 f"no checkpoint is made of a model with NaN or infinity, found in {poisoned} at step {state.step}",

@@ -28,6 +28,7 @@ from raymlops.training.precision import autocast
 from raymlops.training.reporter import Reporter
 from raymlops.training.runstate import RunState
 from raymlops.training.sampling import seed_all
+from raymlops.training.staging import entries_not_finite
 from raymlops.training.stopping import Best
 
 if TYPE_CHECKING:
@@ -126,13 +127,16 @@ class TrainContext:
         self.watch = self._reporter.watch
         """Where the time goes; the loop marks its parts."""
         self._trained: tuple[Any, Any, Any] = (None, None, None)
+        self._not_finite_at_start: dict[str, torch.Tensor] = {}
         self._stopped = ""
 
     def model(self) -> nn.Module:
         """Return the untrained model on this rank's device, the same on every rank."""
         torch.manual_seed(self.spec.seed)
         model: nn.Module = call_recipe(f"{type(self.recipe).__name__}.model()", self.recipe.model)
-        return model.to(self.device)
+        model = model.to(self.device)
+        self._not_finite_at_start = entries_not_finite(model.state_dict())
+        return model
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """Return a module that maps a batch to its loss and, over several ranks, averages gradients.
@@ -158,8 +162,12 @@ class TrainContext:
             UsageError: it is one of another recipe or configuration.
         """
         self._trained = (model, optimizer, scaler)
+        # As each rank holds it from here on.
+        self._not_finite_at_start = entries_not_finite(model.state_dict())
         if self._resume is not None:
             self._load(self._resume, kept=self._saver.kept)
+            # model() builds what the start was; what changed code builds may lack what is in the checkpoint.
+            self._not_finite_at_start = entries_not_finite(model.state_dict(), besides=self._not_finite_at_start)
             # More steps or epochs may have been asked for since.
             state = self.run_state
             if state.cut is not None and state.step < self.steps:
@@ -417,6 +425,7 @@ class TrainContext:
             optimizer=optimizer,
             scaler=scaler,
             fit=self.prepared.state,
+            not_finite_at_start=self._not_finite_at_start,
         )
         self._saver.save(snapshot, best=best, last=last)
         self._agreement.saved()

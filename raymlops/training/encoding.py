@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 _CHUNK_ROWS = 1 << 16
+_NUMPY_FLOATS = {torch.float16, torch.float32, torch.float64}
 
 
 def encode(recipe: RecipeBase, columns: Mapping[str, Array]) -> Batch:
@@ -85,7 +86,7 @@ def rows_at(columns: Mapping[str, Array], rows: npt.NDArray[np.int64]) -> dict[s
 def leaves(batch: Batch, prefix: str = "") -> dict[str, Array]:
     """Return a batch as arrays by name, however it is nested."""
     if isinstance(batch, torch.Tensor):
-        return {prefix: batch.detach().cpu().numpy()}
+        return {prefix: _array(batch.detach().cpu())}
     if isinstance(batch, Mapping):
         items: Any = batch.items()
     elif isinstance(batch, tuple | list) and not all(isinstance(value, str) for value in batch):
@@ -93,6 +94,13 @@ def leaves(batch: Batch, prefix: str = "") -> dict[str, Array]:
     else:
         return {prefix: np.array(batch, dtype=object)}
     return {key: leaf for name, value in items for key, leaf in leaves(value, f"{prefix}/{name}").items()}
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    """Return a tensor as an array; numpy knows no bfloat16 and no 8-bit floats, which float32 holds exactly."""
+    if tensor.is_floating_point() and tensor.dtype not in _NUMPY_FLOATS:
+        tensor = tensor.float()
+    return tensor.numpy()
 
 
 def batch_bytes(batch: Batch) -> int:

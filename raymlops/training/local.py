@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from raymlops.training.loop import default_loop
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from torch import nn
+
+    from raymlops.config.schema import TrainSection
     from raymlops.project import Project
     from raymlops.training.checkpoint import Saver
     from raymlops.training.progress import Event
@@ -78,29 +81,47 @@ def run_in_process(
     ``alive`` is called with the steps done, at each step and evaluation batch and while data is read.
     """
     section = project.spec.train
+    device = local_device(section)
     context = TrainContext(
         section,
         prepared,
         saver=saver,
         emit=emit,
-        device="cuda" if section.gpus_per_worker and torch.cuda.is_available() else "cpu",
+        device=device,
         should_stop=on_epoch,
         orders=orders,
         alive=alive,
         resume=resume,
         identity=identity,
     )
-    with _own_torch_state(section.threads_per_worker):
+    with _own_torch_state(section.threads_per_worker, device=device):
         return context.run(default_loop)
 
 
+def local_device(section: TrainSection, *, has_gpu: bool | None = None) -> Literal["cpu", "cuda"]:
+    """Return where a model of this configuration runs in this process: on a GPU where it asks for one that is there."""
+    found = torch.cuda.is_available() if has_gpu is None else has_gpu
+    return "cuda" if section.gpus_per_worker and found else "cpu"
+
+
 @contextmanager
-def _own_torch_state(threads: int | None) -> Iterator[None]:
+def on_device(model: nn.Module, device: str) -> Iterator[None]:
+    """Keep a model on a device for a while, then on the CPU again."""
+    try:
+        model.to(device)
+        yield
+    finally:
+        model.to("cpu")
+
+
+@contextmanager
+def _own_torch_state(threads: int | None, *, device: str) -> Iterator[None]:
     """Leave the caller's random states and thread count as they were."""
     before = torch.get_num_threads()
     drawn, numpy_drawn = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is what is seeded
     try:
-        with torch.random.fork_rng():
+        # Without a list it would make a context on every GPU of the machine.
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
             if threads is not None:
                 torch.set_num_threads(threads)
             yield

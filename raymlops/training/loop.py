@@ -3,27 +3,33 @@
 The arithmetic, for N training rows, a global batch of B rows and W workers: an epoch has ceil(N / B) steps; a
 worker takes about B / W rows of each, in ``accumulate`` micro-batches; the gradient of a step is the exact mean over
 its global batch, so that neither W nor ``accumulate`` changes a result beyond rounding (but for dropout, which each
-rank draws for itself, and batch normalisation, which sees a micro-batch). The learning rate is a function of the step
-alone, and so is what is drawn at random: a run that goes on from a checkpoint takes the steps it would have taken.
+rank draws for itself, and batch normalisation, which sees a micro-batch: of two rows at least, and a row that is left
+over alone is normalised by the running statistics). The learning rate is a function of the step alone, and so is what
+is drawn at random: a run that goes on from a checkpoint takes the steps it would have taken.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from raymlops.recipe import call_recipe, to_device
+from raymlops.training.batchnorm import normalizes_batches, running_statistics
 from raymlops.training.losses import Losses
 from raymlops.training.optimize import build_optimizer, lr_factor, set_lr
 from raymlops.training.parallel import local_only
 from raymlops.training.precision import backward, gradient_norm, overflow_expected, scaler_of, skip, take_step
-from raymlops.training.sampling import micro_batches
+from raymlops.training.sampling import micro_batch_rows, micro_batches
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch import nn
 
+    from raymlops.config.schema import TrainSection
     from raymlops.training.context import TrainContext
 
 
@@ -37,7 +43,7 @@ def default_loop(ctx: TrainContext) -> None:
     model = ctx.model()
     loss_of = ctx.parallel(model)
     optimizer = build_optimizer(model, ctx.spec)
-    trained = _Trained(model, loss_of, optimizer, scaler_of(ctx.spec, ctx.device))
+    trained = _Trained(model, loss_of, optimizer, scaler_of(ctx.spec, ctx.device), normalizes_batches(model))
     ctx.restore(model=model, optimizer=optimizer, scaler=trained.scaler)
     losses = Losses(ctx)
 
@@ -59,6 +65,8 @@ class _Trained:
     loss_of: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: Any
+    normalizes: bool
+    """Whether the model has batch normalisation."""
 
 
 def _epoch(ctx: TrainContext, trained: _Trained, losses: Losses) -> Literal["done", "stopped", "rolled back"]:
@@ -111,17 +119,35 @@ def _gradient(ctx: TrainContext, trained: _Trained, indices: torch.Tensor) -> to
     ctx.seed_step(ctx.run_state.step)
     trained.optimizer.zero_grad()
     total = torch.zeros((), device=ctx.device)
-    pieces = micro_batches(indices, rank=ctx.rank, world=ctx.world_size, pieces=ctx.spec.accumulate)
+    paired = trained.normalizes and _may_pair(ctx.spec)
+    pieces = micro_batches(
+        indices,
+        rank=ctx.rank,
+        world=ctx.world_size,
+        pieces=ctx.spec.accumulate,
+        least_rows=2 if paired else 1,
+    )
     for number, (piece, weight) in enumerate(pieces, start=1):
         batch = to_device(train.batch(piece), ctx.device)
         ctx.watch.mark("data")
+        counts = weight > 0 and not (paired and len(piece) == 1 < train.rows)
         # Gradients travel once a step, with the last micro-batch.
-        with local_only(trained.loss_of, last=number == len(pieces)):
+        with local_only(trained.loss_of, last=number == len(pieces)), _normalization(trained, counts=counts):
             loss = call_recipe(where, lambda batch=batch: trained.loss_of(batch)) * weight  # type: ignore[misc]
             backward(loss, trained.scaler)
         total += loss.detach()
         ctx.watch.mark("forward_backward")
     return total
+
+
+def _may_pair(spec: TrainSection) -> bool:
+    """Return whether micro-batches of two rows fit: not where the configuration makes them single rows throughout."""
+    return micro_batch_rows(spec.batch_size, world=max(1, spec.workers[0]), pieces=spec.accumulate) > 1
+
+
+def _normalization(trained: _Trained, *, counts: bool) -> AbstractContextManager[None]:
+    """Return the context of a micro-batch, whose statistics do not count if it is a single row or fills up."""
+    return running_statistics(trained.model) if trained.normalizes and not counts else nullcontext()
 
 
 def _put_back(model: nn.Module, buffers: list[torch.Tensor]) -> None:

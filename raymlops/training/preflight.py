@@ -1,63 +1,166 @@
-"""What is checked on a handful of rows before anything starts: a run or a worker.
+"""What is tried on a handful of rows before anything starts: a run or a worker.
 
-Each check is one sentence of the recipe's contract; each failure names the method and what to do.
+Each check is one sentence of the recipe's contract; each failure names the method and what to do. Batches are no larger
+than those of the run, on its device and in its precision, so that what the run can hold, the checks can. Where workers
+train on GPUs that this process lacks, the first of them tries the model before its first step.
 """
 
 from __future__ import annotations
 
+import gc
 import math
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from raymlops.errors import RecipeError
-from raymlops.recipe import call_recipe, described
+from raymlops.bundle.code import collect
+from raymlops.errors import RaymlopsError, RecipeError
+from raymlops.recipe import call_recipe, described, to_device
+from raymlops.training.batchnorm import normalizes_batches
+from raymlops.training.example import check_answer, check_encode
+from raymlops.training.local import local_device
 from raymlops.training.metrics import Totals, add, batch_totals, named_values
-from raymlops.training.parallel import check
+from raymlops.training.parallel import check, explained
+from raymlops.training.precision import autocast
+from raymlops.training.sampling import micro_batch_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
 
-    from raymlops.config.schema import ProjectSpec
+    from raymlops.config.schema import ProjectSpec, TrainSection
     from raymlops.project import Project
     from raymlops.recipe import Batch
     from raymlops.training.data import Prepared
 
 _ROWS = 16
-_METRIC_ROWS = 512
+_MOST_ROWS = 512
+"""So many go through ``metrics`` before ``finalize`` may say that they are too few."""
 _SEVERAL = {"sweep.objectives", "sweep.constraints"}
 """Fields that may name more than one metric."""
 
 
-def preflight(project: Project, prepared: Prepared) -> None:
-    """Try model, loss and metrics on a few rows, and look for every metric that the configuration names.
+def preflight(
+    project: Project, prepared: Prepared, *, workers: int | None = None, has_gpu: bool | None = None
+) -> bool | None:
+    """Try the recipe on a few rows: model, loss, metrics, the answer to a request, and whether its code can travel.
+
+    ``workers`` is how many there are at most, where not ``train.num_workers``; ``has_gpu`` whether this process has a
+    GPU. Returns what ``has_unused_parameters`` does, for a training on workers; False for one in this process.
 
     Raises:
-        RecipeError: ``model()`` or ``loss()`` raises, the loss is no finite scalar with a gradient, ``metrics()``
-            returns means instead of sums, or a metric of ``train``, ``sweep`` or ``gate`` is never reported.
+        RecipeError: a method raises or breaks its contract, a metric of ``train``, ``sweep`` or ``gate`` is never
+            reported, there is no example of a request, or the code cannot travel in a bundle.
         UsageError: the model cannot be sharded, compiled or recomputed as ``train`` asks.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(project.spec.train.seed)
+    collect(project.recipe_class)
+    workers = project.spec.train.workers[1] if workers is None else workers
+    device = _device(project.spec.train, workers=workers, has_gpu=has_gpu)
+    if device == "worker's":
+        check_encode(prepared)
+        return None
+    try:
+        return try_model(project, prepared, device=device, distributed=workers > 0)
+    except Exception as error:
+        # This GPU may be in use by others, where the workers' are free.
+        if workers and device == "cuda" and _is_out_of_memory(error):
+            return None
+        raise
+
+
+def has_unused_parameters(project: Project, prepared: Prepared, *, has_gpu: bool | None = None) -> bool | None:
+    """Return whether the loss leaves a trainable parameter without a gradient, which DDP has to be told.
+
+    None where this process lacks the GPU that the model may need: then ``try_on_first_rank`` tells.
+    """
+    section = project.spec.train
+    device = _device(section, workers=section.workers[1], has_gpu=has_gpu)
+    if device == "worker's":
+        return None
+    with _aside(section, device):
+        model = _model(prepared).to(device)
+        return _unused(model, _check_loss(section, prepared, model, device=device))
+
+
+def try_on_first_rank(
+    project: Project, prepared: Prepared, *, rank: int, world_size: int, group: Any, device: torch.device | str
+) -> bool:
+    """Try the model on rank 0, as ``preflight`` would have, and return on every rank whether parameters are unused.
+
+    A collective over ``group``. A model that is sharded may be too large for one GPU without that: want of memory
+    proves nothing here.
+
+    Raises:
+        RaymlopsError: as ``preflight``, on every rank.
+    """
+    found: list[Any] = [False]
+    if rank == 0:
+        try:
+            found = [try_model(project, prepared, device=str(device), distributed=True)]
+        except RaymlopsError as error:
+            found = [False if _is_out_of_memory(error) else error]
+        except torch.OutOfMemoryError:
+            pass
+    if world_size > 1:
+        torch.distributed.broadcast_object_list(found, src=0, group=group)
+    if isinstance(found[0], RaymlopsError):
+        raise found[0]
+    return bool(found[0])
+
+
+def try_model(project: Project, prepared: Prepared, *, device: str, distributed: bool) -> bool:
+    """Build the model once and try all that needs it on ``device``; return whether parameters are unused.
+
+    That is only looked for where the training is ``distributed``.
+
+    Raises:
+        RecipeError, UsageError: as ``preflight``.
+    """
+    section = project.spec.train
+    with _aside(section, device):
         model = _model(prepared)
-        check(prepared.recipe, model, spec=project.spec.train)
-        _check_loss(prepared, model)
+        check(prepared.recipe, model, spec=section)
+        model = model.to(device)
+        loss = _check_loss(section, prepared, model, device=device)
+        unused = distributed and _unused(model, loss)
+        del loss
         model.eval()
         with torch.no_grad():
-            _check_sums(prepared, model)
-            _check_names(project, prepared, model)
+            tried = _Metrics(project, prepared, model, device=device)
+            tried.check_sums()
+            tried.check_names()
+        check_answer(prepared, model, device=device)
+        return unused
 
 
-def has_unused_parameters(project: Project, prepared: Prepared) -> bool:
-    """Return whether the loss leaves a trainable parameter without a gradient, which DDP has to be told."""
-    with torch.random.fork_rng():
-        torch.manual_seed(project.spec.train.seed)
-        model = _model(prepared)
-        _loss(prepared, model, _first(prepared, "train", _ROWS)).backward()  # type: ignore[no-untyped-call]
-        return any(parameter.grad is None for parameter in model.parameters() if parameter.requires_grad)
+def _device(section: TrainSection, *, workers: int, has_gpu: bool | None) -> Literal["cpu", "cuda", "worker's"]:
+    """Return where the training's model can be tried: here, or only by a worker."""
+    here = local_device(section, has_gpu=has_gpu)
+    return "worker's" if section.gpus_per_worker and workers and here == "cpu" else here
+
+
+@contextmanager
+def _aside(section: TrainSection, device: str) -> Iterator[None]:
+    """Draw from seeded generators that are put back afterwards, and give back the GPU's memory."""
+    cuda = torch.device(device).type == "cuda"
+    # Without a list it would make a context on every GPU of the machine.
+    index = torch.device(device).index
+    drawn_from = [torch.cuda.current_device() if index is None else index] if cuda else []
+    try:
+        with torch.random.fork_rng(devices=drawn_from):
+            torch.manual_seed(section.seed)
+            yield
+    finally:
+        if cuda:
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or (error is not None and _is_out_of_memory(error.__cause__))
 
 
 def _model(prepared: Prepared) -> nn.Module:
@@ -68,10 +171,20 @@ def _model(prepared: Prepared) -> nn.Module:
     return model
 
 
-def _check_loss(prepared: Prepared, model: nn.Module) -> None:
+def _check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, *, device: str) -> torch.Tensor:
+    """Return the loss of the first training rows."""
     where = f"{type(prepared.recipe).__name__}.loss()"
-    batch = _first(prepared, "train", _ROWS)
-    loss = _loss(prepared, model, batch)
+    split = prepared.splits["train"]
+    rows = min(_ROWS, split.rows, _training_rows(section))
+    batch = to_device(split.batch(torch.arange(rows)), device)
+    model.train()
+    try:
+        with autocast(section, device), explained():
+            loss = call_recipe(where, lambda: prepared.recipe.loss(model, batch))
+    except RecipeError as error:
+        if rows == 1 and normalizes_batches(model):
+            raise _too_few_rows(section, error, rows=split.rows) from error
+        raise
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else described(loss)
         raise RecipeError(f"{where} returned {got}; return the mean over the batch, a tensor of one element")
@@ -83,45 +196,117 @@ def _check_loss(prepared: Prepared, model: nn.Module) -> None:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if trainable and not loss.requires_grad:
         raise RecipeError(f"{where} has no gradient", hint="It must be computed from the model's output, not detached.")
+    return loss
 
 
-def _check_sums(prepared: Prepared, model: nn.Module) -> None:
-    """Sums over two parts must add up to the sums over both; a mean does not."""
-    split = prepared.splits["validation"]
-    rows = min(_ROWS, split.rows)
-    cut = rows // 3
-    if cut == 0:
-        return
-    whole, left, right = (_sums(prepared, model, *ends) for ends in ((0, rows), (0, cut), (cut, rows)))
-    both = add(left, right)
-    for name, expected in whole.items():
-        got = both[name]
-        if got.shape != expected.shape or not np.allclose(got, expected, rtol=1e-3, atol=1e-4, equal_nan=True):
-            raise RecipeError(
-                f"{type(prepared.recipe).__name__}.metrics()[{name!r}] does not add up: {_show(expected)} over {rows} "
-                f"rows, but {_show(left[name])} + {_show(right[name])} over its parts of {cut} and {rows - cut}",
-                hint="Return sums over the rows (a mean times the rows); finalize() divides them by the count.",
-            )
+def _training_rows(section: TrainSection) -> int:
+    return micro_batch_rows(section.batch_size, world=max(1, section.workers[0]), pieces=section.accumulate)
 
 
-def _check_names(project: Project, prepared: Prepared, model: nn.Module) -> None:
-    spec, recipe = project.spec, prepared.recipe
-    split = prepared.splits["validation"]
-    values = named_values(recipe, _sums(prepared, model, 0, min(_METRIC_ROWS, split.rows)), split="validation")
-    names = {name.partition("/")[2] for name in values}
-    for key, metric in () if recipe.train_loop is not None else _asked(spec):
-        if metric != "train/loss" and metric not in values:
-            raise RecipeError(
-                f"{key} {'names' if key in _SEVERAL else 'is'} {metric!r}, which is never reported",
-                hint=f"Reported: {', '.join(sorted([*values, 'train/loss']))}.",
-            )
-    judged = [spec.gate.metric] if spec.gate.metric is not None else []
-    for metric in [*judged, *spec.gate.thresholds]:
-        if metric.removeprefix("test/") not in names:
-            raise RecipeError(
-                f"gate names the metric {metric!r}, which is never reported",
-                hint=f"Reported: {', '.join(f'test/{name}' for name in sorted(names))}.",
-            )
+def _too_few_rows(section: TrainSection, error: RecipeError, *, rows: int) -> RecipeError:
+    if rows == 1:
+        why, hint = "the training split has one row", "Train on two rows at least."
+    else:
+        why = (
+            f"train.batch_size {section.batch_size} in {section.accumulate} micro-batches on each of "
+            f"{max(1, section.workers[0])} workers leaves one row to each"
+        )
+        hint = "Raise train.batch_size, or lower train.accumulate or train.num_workers."
+    return RecipeError(
+        f"the model normalises over the rows of a batch, which takes two at least, but {why}: {error.message}",
+        hint=f"{hint} Or use a normalisation of single rows, such as LayerNorm or GroupNorm.",
+    )
+
+
+def _unused(model: nn.Module, loss: torch.Tensor) -> bool:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        return False
+    loss.backward()  # type: ignore[no-untyped-call]
+    unused = any(parameter.grad is None for parameter in trainable)
+    model.zero_grad(set_to_none=True)
+    return unused
+
+
+class _Metrics:
+    """What ``metrics`` and ``finalize`` return for the first validation rows."""
+
+    def __init__(self, project: Project, prepared: Prepared, model: nn.Module, *, device: str) -> None:
+        self._project = project
+        self._prepared = prepared
+        self._model = model
+        self._device = device
+        self._split = prepared.splits["validation"]
+        section = project.spec.train
+        # Sums of parts take three rows, and an evaluation takes no gradient.
+        self._rows = min(_ROWS, section.eval_batch_size, max(3, _training_rows(section)), self._split.rows)
+
+    def check_sums(self) -> None:
+        """Sums over two parts must add up to the sums over both; a mean does not.
+
+        In float32, where rounding is not taken for a mean. A model that runs in low precision alone is not asked.
+        """
+        rows = self._rows
+        cut = rows // 3
+        if cut == 0:
+            return
+        low_precision = self._project.spec.train.precision != "fp32"
+        try:
+            whole, left, right = (self._sums(*ends, exact=True) for ends in ((0, rows), (0, cut), (cut, rows)))
+        except RecipeError:
+            if low_precision:
+                return  # what is wrong in low precision too is found by the names
+            raise
+        both = add(left, right)
+        for name, expected in whole.items():
+            got = both[name]
+            if got.shape != expected.shape or not np.allclose(got, expected, rtol=1e-3, atol=1e-4, equal_nan=True):
+                raise RecipeError(
+                    f"{type(self._prepared.recipe).__name__}.metrics()[{name!r}] does not add up: {_show(expected)} "
+                    f"over {rows} rows, but {_show(left[name])} + {_show(right[name])} over its parts of {cut} and "
+                    f"{rows - cut}",
+                    hint="Return sums over the rows (a mean times the rows); finalize() divides them by the count.",
+                )
+
+    def check_names(self) -> None:
+        """Every metric that the configuration names must be reported."""
+        spec, recipe = self._project.spec, self._prepared.recipe
+        values = self._values()
+        names = {name.partition("/")[2] for name in values}
+        for key, metric in () if recipe.train_loop is not None else _asked(spec):
+            if metric != "train/loss" and metric not in values:
+                raise RecipeError(
+                    f"{key} {'names' if key in _SEVERAL else 'is'} {metric!r}, which is never reported",
+                    hint=f"Reported: {', '.join(sorted([*values, 'train/loss']))}.",
+                )
+        judged = [spec.gate.metric] if spec.gate.metric is not None else []
+        for metric in [*judged, *spec.gate.thresholds]:
+            if metric.removeprefix("test/") not in names:
+                raise RecipeError(
+                    f"gate names the metric {metric!r}, which is never reported",
+                    hint=f"Reported: {', '.join(f'test/{name}' for name in sorted(names))}.",
+                )
+
+    def _values(self) -> dict[str, float]:
+        """Return the metrics of a few rows, or of more where ``finalize`` raises: it may need rows of each class."""
+        sums: Totals | None = None
+        most = min(_MOST_ROWS, self._split.rows)
+        for start in range(0, most, self._rows):
+            end = min(start + self._rows, most)
+            sums = add(sums, self._sums(start, end))
+            try:
+                return named_values(self._prepared.recipe, sums, split="validation")
+            except RecipeError:
+                if end == most:
+                    raise
+        raise AssertionError
+
+    def _sums(self, start: int, end: int, *, exact: bool = False) -> Totals:
+        batch: Batch = to_device(self._split.batch(torch.arange(start, end)), self._device)
+        if exact:
+            return batch_totals(self._prepared.recipe, self._model, batch)
+        with autocast(self._project.spec.train, self._device), explained():
+            return batch_totals(self._prepared.recipe, self._model, batch)
 
 
 def _asked(spec: ProjectSpec) -> Iterator[tuple[str, str]]:
@@ -134,22 +319,6 @@ def _asked(spec: ProjectSpec) -> Iterator[tuple[str, str]]:
         yield "sweep.resource", sweep.resource
     yield from (("sweep.objectives", metric) for metric in sweep.objectives)
     yield from (("sweep.constraints", metric) for metric in sweep.constraints)
-
-
-def _loss(prepared: Prepared, model: nn.Module, batch: Batch) -> torch.Tensor:
-    model.train()
-    where = f"{type(prepared.recipe).__name__}.loss()"
-    loss: torch.Tensor = call_recipe(where, lambda: prepared.recipe.loss(model, batch))
-    return loss
-
-
-def _first(prepared: Prepared, name: str, rows: int) -> Batch:
-    split = prepared.splits[name]
-    return split.batch(torch.arange(min(rows, split.rows)))
-
-
-def _sums(prepared: Prepared, model: nn.Module, start: int, end: int) -> Totals:
-    return batch_totals(prepared.recipe, model, prepared.splits["validation"].batch(torch.arange(start, end)))
 
 
 def _show(value: np.ndarray) -> str:

@@ -223,9 +223,11 @@ class Publisher:
         else:
             kept = f"The last good one is kept: {storage.join(self._uri, self.kept.last)}"
         what = f"the {'best ' if job.best else ''}checkpoint of step {job.entry.step}"
-        return StorageError(
+        explained = StorageError(
             f"{what} could not be written: {error.message}", hint=f"{kept}. {error.hint or ''}".rstrip()
         )
+        explained.__cause__ = error  # what is at the root decides whether it may pass
+        return explained
 
 
 def _kind(failure: RaymlopsError) -> str:
@@ -234,4 +236,6 @@ def _kind(failure: RaymlopsError) -> str:
 
 
 def _unforeseen(job: Job, error: Exception) -> RaymlopsError:
-    return TrainingError(f"the checkpoint of step {job.entry.step} failed: {type(error).__name__}: {error}")
+    unforeseen = TrainingError(f"the checkpoint of step {job.entry.step} failed: {type(error).__name__}: {error}")
+    unforeseen.__cause__ = error
+    return unforeseen

@@ -88,14 +88,32 @@ def recall(checkpoints_uri: str, *, metric: str, mode: str, repair: bool = True)
     return Recalled(uri, None if state is None else with_best_of(state, kept), tuple(search.set_aside), kept)
 
 
+def recorded_fit(checkpoints_uri: str) -> dict[str, Any] | None:
+    """Return what ``fit`` learnt, as the newest checkpoint that is whole says; None without one.
+
+    Of each checkpoint only the file that holds it is checked: the tensors are when they are loaded.
+
+    Raises:
+        StorageError: the storage cannot be read, or a newer raymlops wrote there.
+    """
+    folders = {name: files for name, files in storage.listing(checkpoints_uri).items() if files is not None}
+    search = _Search(checkpoints_uri, folders=folders, metric="", repair=False, only_state=True)
+    forgotten, current = search.candidates(_pointer(checkpoints_uri))
+    newest = search.newest_document([*forgotten, *current])
+    return None if newest is None else dict(newest[1]["fit"])
+
+
 class _Search:
     """One look through a run's checkpoints; what turns out to be damaged is set aside at once."""
 
-    def __init__(self, uri: str, *, folders: dict[str, frozenset[str]], metric: str, repair: bool) -> None:
+    def __init__(
+        self, uri: str, *, folders: dict[str, frozenset[str]], metric: str, repair: bool, only_state: bool = False
+    ) -> None:
         self.set_aside: list[str] = []
         self._uri = uri
         self._metric = metric
         self._repair = repair
+        self._only_state = only_state
         self._unusable: set[str] = set()
         mine = {name: files for name, files in folders.items() if name.startswith(_NAMED)}
         mine = {name: files for name, files in mine.items() if not sealed.is_set_aside(name, files)}
@@ -124,10 +142,15 @@ class _Search:
 
     def newest(self, entries: Sequence[Entry]) -> tuple[Entry, RunState] | None:
         """Return the last one that verifies, with its state."""
+        found = self.newest_document(entries)
+        return None if found is None else (found[0], RunState.from_dict(found[1]["run"]))
+
+    def newest_document(self, entries: Sequence[Entry]) -> tuple[Entry, dict[str, Any]] | None:
+        """Return the last one that verifies, with all that its state file says."""
         for entry in reversed(entries):
             document = self._verified(entry.name)
             if document is not None:
-                return entry, RunState.from_dict(document["run"])
+                return entry, document
         return None
 
     def best(
@@ -192,7 +215,11 @@ class _Search:
         if document is None:
             return None
         try:
-            problem = sealed.damage(storage.join(self._uri, name), needs=needed(document))
+            uri = storage.join(self._uri, name)
+            # All files are listed in any case; their digests take reading them.
+            problem = sealed.damage(
+                uri, needs=needed(document), check=lambda _index, file: file == STATE or not self._only_state
+            )
         except NotFoundError:
             problem = "it is gone"
         if problem is not None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.bundle.code import collect
 from raymlops.config.load import dump
-from raymlops.errors import RecipeError
 from raymlops.signals import undisturbed
 from raymlops.tracking.params import flatten
 from raymlops.tracking.provenance import git_record, hardware, packages
@@ -34,7 +33,9 @@ __all__ = [
     "CODE_SHA",
     "CONFIG",
     "CWD",
+    "FINGERPRINT",
     "REASON",
+    "ROWS",
     "ReopenedRun",
     "RunWriter",
     "code_of",
@@ -49,6 +50,8 @@ CODE_FILES = "code/files.json"
 """Artifacts: the whole configuration, and a digest of each file of the recipe's code."""
 CODE_SHA = "raymlops.code_sha"
 """Tag: the digest of the recipe's code."""
+FINGERPRINT, ROWS = "raymlops.data_fingerprint", "raymlops.data_rows"
+"""Tags: what identifies the data, and the rows of each split as JSON."""
 CWD = "raymlops.cwd"
 """Tag: the folder that the run was started in, where a recipe may be that stands in no package."""
 
@@ -91,9 +94,9 @@ def open_run(
         "raymlops.project": spec.project.name,
         "raymlops.recipe": project.reference,
         "raymlops.config_sha": spec.sha(),
-        "raymlops.data_fingerprint": data.fingerprint,
-        "raymlops.data_rows": json.dumps(data.rows),
-        CODE_SHA: code.sha() if code else "",
+        FINGERPRINT: data.fingerprint,
+        ROWS: json.dumps(data.rows),
+        CODE_SHA: code.sha(),
         "raymlops.git_commit": git.commit,
         "raymlops.git_branch": git.branch,
         "raymlops.git_dirty": str(git.dirty).lower(),
@@ -109,7 +112,7 @@ def open_run(
         all_tags["mlflow.source.git.commit"] = git.commit
     artifacts = {
         CONFIG: dump(spec),
-        CODE_FILES: _json(code.digests()) if code else "",
+        CODE_FILES: _json(code.digests()),
         "environment/packages.txt": "".join(f"{name}=={version}\n" for name, version in installed.items()),
         "environment/hardware.json": _json(machine),
         "data/fingerprint.json": _json(data.to_dict()),
@@ -151,12 +154,13 @@ def reopen_run(tracker: Tracker, run_id: str) -> ReopenedRun:
     return ReopenedRun(run_id, str(before.info.status), tags, tracker.last_steps(run_id))
 
 
-def code_of(project: Project) -> Code | None:
-    """Return the code that would travel in a bundle now; None for code that cannot, which registering refuses."""
-    try:
-        return collect(project.recipe_class)
-    except RecipeError:
-        return None
+def code_of(project: Project) -> Code:
+    """Return the code that would travel in a bundle now.
+
+    Raises:
+        RecipeError: it cannot travel; ``preflight`` says so before there is a run.
+    """
+    return collect(project.recipe_class)
 
 
 def _json(data: Any) -> str:

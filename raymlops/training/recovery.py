@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
 from raymlops.errors import NonFiniteError, RaymlopsError, StorageError, UsageError
+from raymlops.training.transient import Link, chain_of, passing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from raymlops.config.schema import FailureRule
 
-Kind = Literal["worker_died", "node_died", "controller_died", "hang", "recipe_error", "error", "storage"]
+Kind = Literal["worker_died", "node_died", "controller_died", "hang", "recipe_error", "error", "storage", "environment"]
 
 LATELY_S = 600.0
 DELAYS_S = (0.0, 1.0, 5.0, 15.0, 60.0)
@@ -24,13 +25,18 @@ DELAYS_S = (0.0, 1.0, 5.0, 15.0, 60.0)
 
 Whatever progress was made in between: a node may fail shortly after each checkpoint, for days.
 """
+_PAUSE = 2
+"""What failed in the environment is waited for as after so many restarts: it may take a while to pass."""
 _STOP = {"recipe_error", "storage"}
 _TORN = re.compile(
-    r"connection (was )?(closed|reset|refused)|broken pipe|socket (closed|timeout)|gloo|nccl|recvValue failed"
-    r"|store.*(timeout|timed out)|remote process exited|collective operation|process ?group|DistBackendError",
+    r"connection (was )?(closed|reset|refused)|broken pipe|socket (closed|timeout)|\bgloo\b|\bnccl\b|recvValue failed"
+    r"|store.*(timeout|timed out)|remote process exited|collective operation|process ?group|Dist(Backend|Network)Error",
     re.IGNORECASE,
 )
 """What a collective says when the rank at its other end is gone: a consequence, hardly ever a cause."""
+_COLLECTIVE = {"RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError", "CheckpointException"}
+"""The types in which it says so."""
+_PATH = re.compile(r"(?<![\w.\]])/[^\s:'\"\]]+")
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,17 @@ class Decision:
 
 @dataclass(frozen=True)
 class Raised:
-    """What a rank raised; ``own`` is the exception where it is one of raymlops. ``at_s`` orders them."""
+    """What a rank raised; ``own`` is the exception where it is one of raymlops. ``at_s`` orders them.
+
+    ``chain`` is what is behind it, the root first: an exception that travels keeps no cause.
+    """
 
     error_type: str
     message: str
     own: RaymlopsError | None = None
     at_s: float = 0.0
     log: str = ""
+    chain: tuple[Link, ...] = ()
 
     @classmethod
     def by(cls, error: BaseException, *, log: str = "") -> Self:
@@ -82,7 +92,13 @@ class Raised:
         while inner is not None and not isinstance(inner, RaymlopsError):
             inner = getattr(inner, "cause", None) or getattr(inner, "base_exc", None) or inner.__cause__
         shown = error if inner is None else inner
-        return cls(type(shown).__name__, str(shown), inner, log=log)
+        return cls(type(shown).__name__, str(shown), inner, log=log, chain=chain_of(error))
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """Return the chain, or what the text tells of it."""
+        message = self.message if self.own is None else self.own.message
+        return self.chain or (Link.in_text(self.error_type, message),)
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,8 @@ def decide(
         action, why = rule.action, f"train.on_failure {rule.match!r} says {rule.action}"
     elif failure.kind in _STOP:
         action, why = "stop", "the same would happen again"
+    elif failure.kind == "environment":
+        action, why = "retry", "the environment failed, not the recipe"
     else:
         action, why = "retry", "the next attempt may not meet it"
     if action == "stop":
@@ -125,8 +143,11 @@ def decide(
     if action == "exclude_node" and not failure.node_id:
         action, why = "retry", f"{why}, but the node is not known"
     lately = sum(age_s <= LATELY_S for age_s in restart_ages_s)
-    delay_s = DELAYS_S[min(lately, len(DELAYS_S) - 1)]
+    pause = _PAUSE if failure.kind == "environment" else 0
+    delay_s = DELAYS_S[min(lately + pause, len(DELAYS_S) - 1)]
     reason = f"{why}; restart {restarts_without_progress + 1} of {max_restarts} in a row"
+    if pause and not lately:
+        reason += f", in {delay_s:g} s, so that it may pass"
     if lately:
         before = "1 restart" if lately == 1 else f"{lately} restarts"
         reason += f", in {delay_s:g} s because of {before} in the last {LATELY_S / 60:g} minutes"
@@ -164,9 +185,11 @@ def cause(raised: Mapping[int, Raised], lost: Mapping[int, Lost], *, nodes: Mapp
 
 
 def kind_of(raised: Raised) -> Kind:
-    """Return the kind of failure that an exception is."""
+    """Return the kind of failure that an exception is, by what is at its root."""
     if is_torn(raised):
         return "error"
+    if not isinstance(raised.own, NonFiniteError) and passing(raised.links):
+        return "environment"
     if isinstance(raised.own, StorageError):
         return "storage"
     return "recipe_error" if isinstance(raised.own, UsageError | NonFiniteError) else "error"
@@ -174,6 +197,8 @@ def kind_of(raised: Raised) -> Kind:
 
 def is_torn(raised: Raised) -> bool:
     """Return whether a collective broke because a peer was gone, also where a recipe's code was around it."""
-    if isinstance(raised.own, StorageError | NonFiniteError):
+    root = raised.links[0]
+    if isinstance(raised.own, NonFiniteError) or not _COLLECTIVE & set(root.types):
         return False
-    return bool(_TORN.search(f"{raised.error_type}: {raised.message}"))
+    # A path may name anything.
+    return bool(_TORN.search(_PATH.sub("", f"{root.types[0]}: {root.message}")))

@@ -16,9 +16,11 @@ from raymlops.config.load import dump
 from raymlops.errors import NotFoundError, UsageError
 from raymlops.tracking.client import MAX_TAG_CHARS
 from raymlops.tracking.provenance import git_record
-from raymlops.training.data import SOURCES
+from raymlops.training.data import FIT, SOURCES
 from raymlops.training.lookup import EVALUATION, Recorded
-from raymlops.training.record import CODE_FILES, CODE_SHA, CONFIG, code_of
+from raymlops.training.recall import recorded_fit
+from raymlops.training.record import CODE_FILES, CODE_SHA, CONFIG, FINGERPRINT, ROWS, code_of
+from raymlops.training.split import DatasetSplit, TableSplit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.records import DataRecord
     from raymlops.tracking.client import Tracker
+    from raymlops.training.data import Prepared
 
+IN_MEMORY = {TableSplit.kind, DatasetSplit.kind}
 RESUMED_WITH_CHANGES = "raymlops.resumed_with_changes"
 """Tag: the newest resumes with another configuration or other code. MLflow's parameters stay those of the start."""
 _MAX_RESUMES = 20
@@ -99,16 +103,21 @@ def check_files(recorded: Recorded, *, there: bool, host: str) -> None:
     )
 
 
+def data_of(recorded: Recorded, prepared: Prepared) -> DataRecord:
+    """Return rows and fingerprint of the data that is here, made as those of the run were."""
+    return prepared.data_as(recorded.tags.get(FINGERPRINT, ""), rows=_recorded_rows(recorded))
+
+
 def check_data(recorded: Recorded, data: DataRecord) -> None:
     """Refuse other data than the run, or the trials of the sweep, were trained on so far.
 
     Raises:
         UsageError: with the rows of each split, then and now.
     """
-    then = recorded.tags.get("raymlops.data_fingerprint", "")
+    then = recorded.tags.get(FINGERPRINT, "")
     if then == data.fingerprint:
         return
-    rows: Mapping[str, int] = json.loads(recorded.tags.get("raymlops.data_rows", "{}"))
+    rows = _recorded_rows(recorded)
     what = "sweep" if recorded.kind == "sweep" else "run"
     raise UsageError(
         f"the data is no longer what {what} {recorded.run_id} was trained on: it had {_rows(rows)} "
@@ -145,12 +154,55 @@ def check_unfinished(recorded: Recorded, spec: ProjectSpec, *, finished: bool, e
 
 
 def recorded_sources(tracker: Tracker, recorded: Recorded) -> dict[str, Any] | None:
-    """Return where the run's rows were drawn from, for ``prepare``; None where its driver died before it said so."""
+    """Return where the run's rows were drawn from, for ``prepare``; None where its driver died before it said so.
+
+    What ``datasets()`` makes in memory is not among them: ``check_data`` says more of what became of it.
+    """
     try:
         found: dict[str, Any] = json.loads(tracker.read_text(recorded.run_id, SOURCES))
     except NotFoundError:
         return None
-    return found
+    return {part: known for part, known in found.items() if known["kind"] not in IN_MEMORY}
+
+
+def recorded_state(tracker: Tracker, recorded: Recorded, *, checkpoints_uri: str) -> dict[str, Any] | None:
+    """Return what ``fit`` learnt for the run, which its weights belong to: of its newest checkpoint, else of its start.
+
+    None where neither says: the driver died before it wrote it down, or is of the first release and died before its
+    first checkpoint.
+    """
+    found = recorded_fit(checkpoints_uri)
+    if found is not None:
+        return found
+    try:
+        written: dict[str, Any] = json.loads(tracker.read_text(recorded.run_id, FIT))
+    except NotFoundError:
+        return None
+    return written
+
+
+def code_differs(recorded: Recorded, project: Project) -> bool:
+    """Return whether the recipe's code is no longer what the run was started with, or last gone on with."""
+    code = code_of(project)
+    return recorded.tags.get(CODE_SHA, "") != (code.sha() if code else "")
+
+
+def fit_in_words(prepared: Prepared, *, known: Mapping[str, Any] | None) -> str:
+    """Return what is to be said of the state that a run goes on with; empty where it is its own and fits the code.
+
+    ``known`` is what was recorded of it. Pure.
+    """
+    name = type(prepared.recipe).__name__
+    if known is None:
+        return f"nothing is recorded of what {name}.fit() learnt before the first checkpoint: it was called again"
+    now = prepared.refitted
+    if now is None or now == known:
+        return ""
+    keys = sorted(key for key in known.keys() | now.keys() if known.get(key) != now.get(key))
+    return (
+        f"the changed code's {name}.fit() returns another state ({', '.join(keys)}): the run keeps the state that its "
+        "weights were trained with; start a new run to train with the other one"
+    )
 
 
 def is_evaluated(tracker: Tracker, run_id: str) -> bool:
@@ -180,7 +232,7 @@ def write_changes(
     tags: dict[str, str] = {}
     files: list[str] = []
     code = code_of(project)
-    sha, digests = (code.sha(), code.digests()) if code else ("", {})
+    sha, digests = code.sha(), code.digests()
     if recorded.tags.get(CODE_SHA, "") != sha:
         files = changed_files(_recorded_files(tracker, recorded.run_id), digests) or ["the recipe's code"]
         tracker.log_text(recorded.run_id, json.dumps(digests, indent=2, sort_keys=True), CODE_FILES)
@@ -241,6 +293,11 @@ def _with_entry(tag: str, said: Sequence[str]) -> str:
         entries[0]["changes"] = [*(line[:200] for line in said[:10]), f"and {max(0, len(said) - 10)} more"]
         text = json.dumps(entries, ensure_ascii=False)
     return text
+
+
+def _recorded_rows(recorded: Recorded) -> dict[str, int]:
+    rows: dict[str, int] = json.loads(recorded.tags.get(ROWS, "{}"))
+    return rows
 
 
 def _rows(rows: Mapping[str, int]) -> str:

@@ -12,7 +12,7 @@ import secrets
 import time
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raymlops.config.changes import identity
 from raymlops.errors import NonFiniteError, RefusedError, StorageError, TrackingError
@@ -24,10 +24,10 @@ from raymlops.tracking.client import tracker as tracker_of
 from raymlops.training import resume as resuming
 from raymlops.training import storage
 from raymlops.training.checkpoint import FolderSaver, load_weights
-from raymlops.training.data import SOURCES, prepare
+from raymlops.training.data import FIT, SOURCES, prepare
 from raymlops.training.local import LocalResult, run_in_process, run_local
 from raymlops.training.lookup import CHECKPOINTS, LOG, RUNS, STORAGE_PATH, absolute, go_on, look_up, mark_origin
-from raymlops.training.preflight import has_unused_parameters, preflight
+from raymlops.training.preflight import preflight
 from raymlops.training.progress import Event, words
 from raymlops.training.recall import recall
 from raymlops.training.record import RunWriter, open_run, reopen_run
@@ -104,9 +104,15 @@ def train(
             there = bool(storage.listing(storage.join(runs_uri, before.run_id)))
             resuming.check_files(before, there=there, host=platform.node())
             held.enter_context(_lease(project, before.run_id))
-        prepared = prepare(project, sources=None if before is None else resuming.recorded_sources(tracker, before))
+        state = None if before is None else _recorded_state(tracker, before, runs_uri=runs_uri)
+        prepared = prepare(
+            project,
+            state=state,
+            sources=None if before is None else resuming.recorded_sources(tracker, before),
+            refit=before is not None and resuming.code_differs(before, project),
+        )
         prepared.verify()
-        preflight(project, prepared)
+        unused = preflight(project, prepared)
         check_signals()
 
         if before is not None:
@@ -124,8 +130,11 @@ def train(
                 held.enter_context(_lease(project, place.run_id))
                 mark_origin(storage.join(runs_uri, place.run_id), tracker)
                 tracker.log_text(place.run_id, json.dumps(prepared.sources()), SOURCES)
+            _tell_of_data(tracker, writer, prepared, before=before, state=state)
             check_signals()
-            outcome, weights_uri = _run(project, prepared, place=place, writer=writer, room=room)
+            outcome, weights_uri = _run(
+                project, prepared, place=place, unused_parameters=unused, writer=writer, room=room
+            )
             record = RunRecord(
                 run_id=place.run_id,
                 project=spec.project.name,
@@ -159,6 +168,11 @@ def _how_to_go_on(error: BaseException, run_id: str, *, spec: ProjectSpec) -> st
     return f"It goes on from its newest checkpoint: {command}"
 
 
+def _recorded_state(tracker: Tracker, before: Recorded, *, runs_uri: str) -> dict[str, Any] | None:
+    checkpoints_uri = storage.join(runs_uri, before.run_id, CHECKPOINTS)
+    return resuming.recorded_state(tracker, before, checkpoints_uri=checkpoints_uri)
+
+
 def _lease(project: Project, run_id: str) -> AbstractContextManager[None]:
     return lease(state_url(project.spec), run_id, purpose="training it")
 
@@ -174,7 +188,7 @@ def _reopened(
     show: Callable[[Event], None] | None,
 ) -> RunWriter:
     """Check the data and the checkpoints, write down what is new, and mark the run as running again."""
-    resuming.check_data(before, prepared.data)
+    resuming.check_data(before, resuming.data_of(before, prepared))
     if before.status == "FINISHED":
         section = project.spec.train
         state = recall(place.checkpoints_uri, metric=section.metric, mode=section.mode, repair=False).state
@@ -196,8 +210,31 @@ def _reopened(
     return writer
 
 
+def _tell_of_data(
+    tracker: Tracker,
+    writer: RunWriter,
+    prepared: Prepared,
+    *,
+    before: Recorded | None,
+    state: Mapping[str, Any] | None,
+) -> None:
+    """Write down what ``fit`` learnt, where nothing has it yet, and say what is remarkable about rows and state."""
+    if state is None:
+        tracker.log_text(writer.run_id, json.dumps(prepared.state), FIT)
+    data = prepared.data if before is None else resuming.data_of(before, prepared)
+    for text in (*data.notes, "" if before is None else resuming.fit_in_words(prepared, known=state)):
+        if text:
+            writer(words(text))
+
+
 def _run(
-    project: Project, prepared: Prepared, *, place: Place, writer: RunWriter, room: Room | None
+    project: Project,
+    prepared: Prepared,
+    *,
+    place: Place,
+    unused_parameters: bool | None,
+    writer: RunWriter,
+    room: Room | None,
 ) -> tuple[Outcome, str]:
     section = project.spec.train
 
@@ -217,9 +254,14 @@ def _run(
                 from raymlops.training.supervise import fit
 
                 assert room is not None, "workers need to be told what there is room for"
-                unused = has_unused_parameters(project, prepared)
                 return fit(
-                    project, prepared, place=place, unused_parameters=unused, writer=writer, room=room, stop=orders
+                    project,
+                    prepared,
+                    place=place,
+                    unused_parameters=unused_parameters,
+                    writer=writer,
+                    room=room,
+                    stop=orders,
                 )
             return _run_here(project, prepared, place=place, writer=writer, orders=orders)
         except Exception as error:

@@ -7,7 +7,7 @@ the sequence of global batches is the same for any number of workers.
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -39,7 +39,14 @@ def global_batches(rows: int, *, batch_size: int, seed: int, epoch: int, skip: i
         yield order[start : start + batch_size]
 
 
-def micro_batches(indices: torch.Tensor, *, rank: int, world: int, pieces: int) -> list[tuple[torch.Tensor, float]]:
+def micro_batch_rows(batch_size: int, *, world: int, pieces: int) -> int:
+    """Return the rows of a micro-batch where a global batch is full: the most that a rank holds at a time."""
+    return -(-batch_size // (world * pieces))
+
+
+def micro_batches(
+    indices: torch.Tensor, *, rank: int, world: int, pieces: int, least_rows: Literal[1, 2] = 1
+) -> list[tuple[torch.Tensor, float]]:
     """Return this rank's micro-batches of a global batch, each with its weight; every rank gets equally many.
 
     A rank takes every ``world``-th row, in at most ``pieces`` pieces. The loss of a piece is a mean over
@@ -50,9 +57,16 @@ def micro_batches(indices: torch.Tensor, *, rank: int, world: int, pieces: int) 
     the averaged gradient is the exact mean over the global batch, also where shares are uneven. A rank with fewer rows
     than pieces fills up with two rows at weight 0: with sharded parameters every forward pass is an exchange that
     all ranks must take part in.
+
+    With ``least_rows`` 2, which batch normalisation needs, no piece has a single row unless the global batch has: rows
+    are shared by fewer ranks and cut into fewer pieces, of three rows at most where they would have been two. The
+    weights are made by the same formula, so the mean is as exact.
     """
-    count = min(pieces, -(-len(indices) // world))
-    share = indices[rank::world]
-    parts = share.tensor_split(min(count, len(share))) if len(share) else ()
+    # Ranks 0 to sharing - 1 take rows; all of them do where there are enough.
+    sharing = min(world, max(1, len(indices) // least_rows))
+    most = -(-len(indices) // sharing)
+    count = min(pieces, max(1, most // least_rows))
+    share = indices[rank::sharing] if rank < sharing else indices[:0]
+    parts = share.tensor_split(min(count, max(1, len(share) // least_rows))) if len(share) else ()
     weighted = [(part, len(part) * world / len(indices)) for part in parts]
     return weighted + [(indices[:2], 0.0)] * (count - len(weighted))

@@ -20,15 +20,17 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from raymlops.errors import NonFiniteError, StorageError, TrainingError
+from raymlops.training.staging import not_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import nn
+
+    from raymlops.training.staging import Entries
 
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
@@ -39,6 +41,7 @@ def start_save(
     optimizer: torch.optim.Optimizer | None,
     *,
     group: dist.ProcessGroup | None,
+    except_for: Entries | None = None,
 ) -> Callable[[], None]:
     """Copy this rank's part into host memory, and return the function that writes it.
 
@@ -46,6 +49,7 @@ def start_save(
     ``group``: a gloo group of all ranks that nothing else uses meanwhile, so that it does not mix with the training's.
     When it returns, this rank's files are in ``folder``, complete and synced; ``folder`` exists and may be shared by
     the ranks or be each one's own. ``.metadata``, which makes them readable, lies in rank 0's, written last.
+    ``except_for`` says which entries of this rank's part of the model may be NaN or infinite.
 
     The function raises on every rank if any rank fails:
 
@@ -58,7 +62,7 @@ def start_save(
     staged = _copy(_tensors(model, optimizer), writer)
 
     def finish() -> None:
-        _refuse_non_finite(staged, group)
+        _refuse_non_finite(staged, group, except_for=except_for or {})
         # What every rank holds in full is taken from rank 0, whose buffers are the ones that evaluation uses.
         planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
         try:
@@ -204,8 +208,9 @@ def _read(folder: Path, target: dict[str, Any], *, no_dist: bool) -> None:
             raise _unreadable(_reasons(failed)) from failed
 
 
-def _refuse_non_finite(staged: dict[str, Any], group: dist.ProcessGroup | None) -> None:
-    bad = [name for name, value in staged.items() if not _finite(value)]
+def _refuse_non_finite(staged: dict[str, Any], group: dist.ProcessGroup | None, *, except_for: Entries) -> None:
+    masks = {f"{_MODEL}{name}": mask for name, mask in except_for.items()}
+    bad = [name for name, value in staged.items() if not_finite({name: value}, except_for=masks)]
     names = sorted(set().union(*_gathered(bad, group)))
     if names:
         raise NonFiniteError(f"no checkpoint is made of a state with NaN or infinity, found in {', '.join(names[:5])}")
@@ -217,11 +222,6 @@ def _gathered(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
     everyone = [None] * dist.get_world_size(group)
     dist.all_gather_object(everyone, value, group=group)
     return list(everyone)
-
-
-def _finite(value: Any) -> bool:
-    local = value.to_local() if isinstance(value, DTensor) else value
-    return not isinstance(local, torch.Tensor) or bool(torch.isfinite(local).all())
 
 
 def _reasons(failed: CheckpointException) -> str:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from raymlops.recipe import RecipeBase
 
+_MARKS = ("digest", "sample", "fingerprint", "head")
+"""What ``SplitData.describe`` may say of the rows beside their number."""
 _KINDS = "a table, Parquet files (path, folder, glob, URI or list), a torch dataset or a Ray Data dataset"
 
 
@@ -69,11 +71,14 @@ class Source:
         """
         split = self._split(recipe)
         known = self.known or {}
-        kind, rows, digest = known.get("kind"), known.get("rows"), known.get("digest")
+        kind, rows = known.get("kind"), known.get("rows")
         if known and not stands_alone(known) and (split.kind, split.rows) != (kind, rows):
             raise _other_rows(self.part, recipe, f"{split.rows} rows ({split.kind})", f"{rows} rows ({kind})")
-        if digest is not None and split.digest() != digest:
-            raise _other_rows(self.part, recipe, f"{rows} rows", "other ones")
+        for mark in _MARKS:
+            there = known.get(mark)
+            # Rows that this very process sees differently the next time cannot be compared.
+            if there and (here := split.mark(mark)) != there and split.mark(mark) == here:
+                raise _other_rows(self.part, recipe, f"{rows} rows", "other ones")
         return split
 
     def _split(self, recipe: RecipeBase) -> SplitData:
@@ -96,7 +101,12 @@ class Source:
         if _has_index(self.data):
             return DatasetSplit(self.data, name=self.part, recipe=recipe)
         found = IterableSplit(
-            self.data, name=self.part, recipe=recipe, rows=known.get("rows"), digest=known.get("digest")
+            self.data,
+            name=self.part,
+            recipe=recipe,
+            rows=known.get("rows"),
+            digest=known.get("digest"),
+            head=known.get("head"),
         )
         _refuse_empty(found.rows, self.part, name=type(recipe).__name__)
         return found
@@ -151,7 +161,8 @@ def _other_rows(part: str, recipe: RecipeBase, here: str, there: str) -> RecipeE
     return RecipeError(
         f"{type(recipe).__name__}.datasets() returned a {part} split of {here} in this process, "
         f"but of {there} on the driver",
-        hint="It must return the same rows in every process: seed what is random, read what all nodes can read.",
+        hint="It must return the same rows in every process, or one rank trains on what another validates with: seed "
+        "what datasets() draws, such as by np.random.default_rng(self.seed), and read what all nodes can read.",
     )
 
 

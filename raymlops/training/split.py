@@ -15,13 +15,16 @@ import numpy as np
 import torch
 from torch.utils.data import TensorDataset, default_collate
 
+from raymlops.errors import RecipeError
+from raymlops.recipe import call_recipe, described
 from raymlops.training.columns import hash_columns
 from raymlops.training.conform import conform
 from raymlops.training.encoding import encode, encode_all, leaves, select
-from raymlops.training.sampling import global_batches
+from raymlops.training.sampling import global_batches, seed_all
+from raymlops.training.streams import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy.typing as npt
 
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
+SAMPLE_ROWS = 64
+"""Rows, evenly spread, by which a process sees that it has the driver's data, or that the data differ each time."""
 _HASH_ROWS = 1024
 
 
@@ -100,20 +105,35 @@ class SplitData(ABC):
         return np.concatenate(list(self.hashes()))
 
     def fingerprint(self) -> Iterator[bytes]:
-        """Yield what the split's part of the data's fingerprint is made of; every row is read once."""
+        """Yield the split's part of a fingerprint without a version, as the first release made it: all rows' hashes."""
         for chunk in self.hashes():
             yield chunk.astype("<u8").tobytes()
 
     def digest(self) -> str:
-        """Return the SHA-256 of all rows' hashes."""
-        digest = sha256()
-        for chunk in self.hashes():
-            digest.update(chunk.astype("<u8").tobytes())
-        return digest.hexdigest()
+        """Return what identifies the rows: the SHA-256 of all rows' hashes. They are read once, however often asked."""
+        return self._digest_of_rows
+
+    def mark(self, kind: str) -> str | None:
+        """Return what another process compares, as ``describe`` has it under ``kind``; None where there is none."""
+        return self.digest() if kind == "digest" else None
+
+    def is_repeatable(self, version: int) -> bool:
+        """Return whether the rows are the same when they are read again, as a fingerprint of ``version`` reads them."""
+        del version
+        return True
+
+    @property
+    def note(self) -> str:
+        """Return what is to be said of how the rows are identified; empty where their hashes are."""
+        return ""
 
     def describe(self) -> dict[str, Any]:
         """Return as JSON data what another process needs to draw the same rows: see ``prepare(sources=...)``."""
         return {"kind": self.kind, "rows": self.rows}
+
+    @cached_property
+    def _digest_of_rows(self) -> str:
+        return digest_of(self.hashes())
 
 
 class TableSplit(SplitData):
@@ -158,10 +178,11 @@ class TableSplit(SplitData):
 
     def describe(self) -> dict[str, Any]:
         """Return as JSON data what another process needs to draw the same rows."""
+        digest = {"digest": self.digest()}
         if self._files is None:
-            return super().describe()
+            return super().describe() | digest
         found = {"kind": "parquet", "rows": self.rows, "whole": True, "written": self._written}
-        return {**found, "digest": self.digest(), **self._files.to_dict()}
+        return {**found, **digest, **self._files.to_dict()}
 
     @cached_property
     def _encoded(self) -> Batch | None:
@@ -169,7 +190,13 @@ class TableSplit(SplitData):
 
 
 class DatasetSplit(SplitData):
-    """A torch dataset with ``__len__`` and ``__getitem__``, whose items are collated into batches."""
+    """A torch dataset with ``__len__`` and ``__getitem__``, whose items are collated into batches.
+
+    Items may draw at random. To be hashed, each is drawn with the global generators seeded by its number, as
+    ``RecipeBase.loss`` promises for a step, and the generators are put back. Items that differ all the same draw from
+    elsewhere, such as a generator of their own: such a split is identified by its length, and by what the dataset's
+    ``fingerprint()`` returns, if it has one.
+    """
 
     kind = "dataset"
 
@@ -186,9 +213,109 @@ class DatasetSplit(SplitData):
             return default_collate(dataset.__getitems__(indices.tolist()))
         return default_collate([dataset[index] for index in indices.tolist()])
 
+    def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
+        """Yield a 64-bit hash for each item in order, in chunks, equal in each pass and in every process."""
+        for chunk in _chunks(torch.arange(self.rows), _HASH_ROWS):
+            yield hash_columns(leaves(self._seeded(chunk)))
+            self.on_progress()
+
+    def fingerprint(self) -> Iterator[bytes]:
+        """Yield the split's part of a fingerprint without a version: what items draw was not seeded then."""
+        for chunk in super().hashes():
+            yield chunk.astype("<u8").tobytes()
+
+    def digest(self) -> str:
+        """Return what identifies the items: the SHA-256 of their hashes, or of length and ``fingerprint()``."""
+        if self._differs:
+            return sha256(f"{self.rows} items, fingerprint {self._own_fingerprint}".encode()).hexdigest()
+        return self._digest_of_rows
+
+    def mark(self, kind: str) -> str | None:
+        """Return ``sample``, a digest of a few items, or ``fingerprint``, what the dataset says itself."""
+        if kind == "sample":
+            return self._sample(self._seeded)
+        return self._own_fingerprint if kind == "fingerprint" else None
+
+    def is_repeatable(self, version: int) -> bool:
+        """Return whether a few items are the same when they are drawn again."""
+        draw = self.batch if version == 1 else self._seeded
+        # As many as tell also of what differs now and then.
+        return self._sample(draw, rows=_HASH_ROWS) == self._sample(draw, rows=_HASH_ROWS)
+
+    @property
+    def note(self) -> str:
+        """Return how items that cannot be seeded are identified."""
+        if not self._differs:
+            return ""
+        how = "its length" if self._own_fingerprint is None else "its length and its fingerprint()"
+        return (
+            f"items of the {self.name} split differ each time they are read, although torch's generator, random and "
+            f"numpy.random are seeded: the split is identified by {how}, not by its items"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return as JSON data what another process needs to draw the same rows."""
+        kind = "fingerprint" if self._differs else "sample"
+        mark = self.mark(kind)
+        return super().describe() | ({} if mark is None else {kind: mark})
+
     def for_recipe(self, recipe: RecipeBase) -> DatasetSplit:
         """Return the same items: no recipe encodes them."""
         return DatasetSplit(self._dataset, name=self.name, recipe=recipe)
+
+    @cached_property
+    def _differs(self) -> bool:
+        if type(self._dataset) is TensorDataset:
+            return False
+        return self.mark("sample") != self.mark("sample")
+
+    @cached_property
+    def _own_fingerprint(self) -> str | None:
+        ask = getattr(self._dataset, "fingerprint", None)
+        if not callable(ask):
+            return None
+        where = f"{self._where}: fingerprint() of a {type(self._dataset).__name__}"
+        found = call_recipe(where, ask)
+        if not isinstance(found, str):
+            raise RecipeError(f"{where} returned {described(found)}", hint="Return text that changes with the items.")
+        return found
+
+    @property
+    def _where(self) -> str:
+        return f"{type(self.recipe).__name__}.datasets(): the {self.name} split"
+
+    def _sample(self, draw: Callable[[torch.Tensor], Batch], *, rows: int = SAMPLE_ROWS) -> str:
+        spread = torch.linspace(0, self.rows - 1, min(rows, self.rows), dtype=torch.float64).round().long()
+        return digest_of(hash_columns(leaves(draw(row))) for row in _chunks(spread, 1))
+
+    def _seeded(self, indices: torch.Tensor) -> Batch:
+        """Return a batch whose items each draw what their number says; where items come together, what the first's."""
+        dataset, together = self._dataset, hasattr(self._dataset, "__getitems__")
+        if type(dataset) is TensorDataset:
+            return self.batch(indices)
+
+        def draw() -> Batch:
+            items: list[Any] = []
+            for part in _chunks(indices, len(indices) if together else 1):
+                seed_all(int(part[0]), device=torch.device("cpu"))
+                items += dataset.__getitems__(part.tolist()) if together else [dataset[int(part[0])]]
+            return default_collate(items)
+
+        with Stream(0).drawn_from():
+            return call_recipe(f"{self._where}: an item", draw)
+
+
+def digest_of(chunks: Iterable[npt.NDArray[np.uint64]]) -> str:
+    """Return the SHA-256 of rows' hashes."""
+    digest = sha256()
+    for chunk in chunks:
+        digest.update(chunk.astype("<u8").tobytes())
+    return digest.hexdigest()
+
+
+def _chunks(indices: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
 
 
 def _nothing() -> None:

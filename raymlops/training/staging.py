@@ -35,26 +35,64 @@ def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
-def not_finite(state: Mapping[str, torch.Tensor]) -> str | None:
-    """Return the name of a tensor with NaN or infinity in it, or None.
+Entries = Mapping[str, torch.Tensor]
+"""Some of the entries of some tensors, by name: true where one is meant. Of a shard they are this rank's."""
 
-    A sum is finite only if each of its terms is, and costs half of what looking at each would; where one is not, which
-    a sum of finite numbers may be too, each number is looked at. On a GPU the host waits once.
+
+def entries_not_finite(state: Mapping[str, Any], *, besides: Entries | None = None) -> dict[str, torch.Tensor]:
+    """Return which entries are NaN or infinite, those of ``besides`` included.
+
+    At a run's start they are meant so: a mask of minus infinity, an observer's minimum that has not seen a batch.
     """
-    live = {
-        name: value.to_local() if hasattr(value, "to_local") else value
-        for name, value in state.items()
-        if value.is_floating_point() and value.numel()
-    }
-    if not live:
-        return None
+    found = dict(besides or {})
+    with torch.no_grad():
+        for name, value in _floats(state).items():
+            if torch.isfinite(_sum(value)):
+                continue
+            entries = ~torch.isfinite(value.double())
+            if name in found and found[name].shape == entries.shape:
+                entries |= found[name]
+            if entries.any():
+                found[name] = entries
+    return found
+
+
+def not_finite(state: Mapping[str, Any], *, except_for: Entries | None = None) -> str | None:
+    """Return the name of a tensor with an entry that is NaN or infinity and none of ``except_for``, or None.
+
+    A tensor of ``except_for`` that has another shape now cannot be compared, and passes. A sum is finite only if each
+    of its terms is, and costs half of what looking at each would; where one is not, which a sum of finite numbers may
+    be too, each number is looked at. On a GPU the host waits once.
+    """
+    live, meant = _floats(state), except_for or {}
+    suspects = [name for name in live if name in meant]
     with torch.no_grad():
         by_device: dict[torch.device, list[torch.Tensor]] = {}
-        for value in live.values():
-            by_device.setdefault(value.device, []).append(_sum(value))
-        if all(bool(torch.isfinite(torch.stack(totals)).all()) for totals in by_device.values()):
-            return None
-        return next((name for name, value in live.items() if not torch.isfinite(value.double()).all()), None)
+        for name, value in live.items():
+            if name not in meant:
+                by_device.setdefault(value.device, []).append(_sum(value))
+        if not all(bool(torch.isfinite(torch.stack(totals)).all()) for totals in by_device.values()):
+            suspects = list(live)
+        return next((name for name in suspects if _is_poisoned(live[name], meant.get(name))), None)
+
+
+def _floats(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors of floating-point numbers, of a shard this rank's part."""
+    local = {name: value.to_local() if hasattr(value, "to_local") else value for name, value in state.items()}
+    return {
+        name: value
+        for name, value in local.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel()
+    }
+
+
+def _is_poisoned(value: torch.Tensor, meant: torch.Tensor | None) -> bool:
+    poisoned = ~torch.isfinite(value.double())
+    if meant is not None:
+        if meant.shape != value.shape:
+            return False
+        poisoned &= ~meant.to(value.device)
+    return bool(poisoned.any())
 
 
 class HostCopies:

@@ -48,15 +48,16 @@ def fit(
     prepared: Prepared,
     *,
     place: Place,
-    unused_parameters: bool,
+    unused_parameters: bool | None,
     writer: Writer,
     room: Room,
     stop: Callable[[], str],
 ) -> tuple[Outcome, str]:
     """Train on ``train.num_workers`` workers and return what was reached and the URI of the best checkpoint.
 
-    Ray must be initialised. ``stop`` returns why to end after a last checkpoint, once there is a reason; it may raise
-    KeyboardInterrupt, which ends everything at once. No worker is left behind, however this ends.
+    Ray must be initialised. ``unused_parameters`` is None where the first worker tries the model, which this process
+    could not (see ``preflight``). ``stop`` returns why to end after a last checkpoint, once there is a reason; it may
+    raise KeyboardInterrupt, which ends everything at once. No worker is left behind, however this ends.
 
     Raises:
         RaymlopsError: the one that a worker raised, where the policy says stop.

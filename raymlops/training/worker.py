@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from raymlops.training.data import Prepared
 
 
-def config_of(project: Project, prepared: Prepared, *, checkpoints_uri: str, unused_parameters: bool) -> dict[str, Any]:
+def config_of(
+    project: Project, prepared: Prepared, *, checkpoints_uri: str, unused_parameters: bool | None
+) -> dict[str, Any]:
     """Return what every attempt's workers get: plain data, from which they rebuild the rest."""
     return {
         "project": project.to_dict(),
@@ -68,6 +70,7 @@ def _train(
     from raymlops.training.context import TrainContext
     from raymlops.training.data import prepare
     from raymlops.training.loop import default_loop
+    from raymlops.training.preflight import try_on_first_rank
     from raymlops.training.progress import words
     from raymlops.training.writer import CHECKPOINT_FAILURES
 
@@ -83,6 +86,10 @@ def _train(
         timeout = timedelta(seconds=collective_timeout_s(section))
         control = torch.distributed.new_group(backend="gloo", timeout=timeout)
         checkpoints = torch.distributed.new_group(backend="gloo", timeout=timeout)
+    device = ray.train.torch.get_device() if section.gpus_per_worker else "cpu"
+    unused = config["unused_parameters"]
+    if unused is None:  # the driver has no such GPU
+        unused = try_on_first_rank(project, prepared, rank=rank, world_size=world_size, group=control, device=device)
     saver = FolderSaver.of(
         section,
         config["checkpoints_uri"],
@@ -102,8 +109,8 @@ def _train(
         emit=line.emit,
         rank=rank,
         world_size=world_size,
-        device=ray.train.torch.get_device() if section.gpus_per_worker else "cpu",
-        unused_parameters=config["unused_parameters"],
+        device=device,
+        unused_parameters=unused,
         orders=pulse.orders,
         alive=pulse.alive,
         control=control,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from raymlops.errors import NotFoundError
 from raymlops.tuning.checks import objectives_of
-from raymlops.tuning.conductor import without_steps
 from raymlops.tuning.parent import STUDY, Parent
 from raymlops.tuning.points import point
+from raymlops.tuning.recorded import without_steps
 from raymlops.tuning.storage import create_study, load_study
 from raymlops.tuning.trials import Trials, history_of
 

@@ -1,6 +1,6 @@
 """What a sweep refuses before anything starts, and what follows from its configuration and the cluster's size.
 
-Pure: nodes are what ``ray.nodes()`` gave the caller.
+Pure: nodes are what the caller read.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
+from raymlops.cluster.capacity import Ask, room
 from raymlops.config.rules import HALVING, exists
 from raymlops.errors import ConfigError, UsageError
 from raymlops.records import Objective
@@ -102,21 +103,6 @@ def check(project: Project) -> None:
     _check_points(project)
 
 
-def slots(nodes: Sequence[Mapping[str, Any]], *, cpus: float, gpus: float) -> int:
-    """Return how many workers fit on living nodes (as ``ray.nodes()`` gives them) at once, each on one node."""
-    total = 0
-    for node in nodes:
-        resources = node["Resources"]
-        # 1.2 CPUs hold six trials of 0.2, which floating point says is 5.999...
-        fits = [
-            math.floor(resources.get(name, 0.0) / share + 1e-9)
-            for name, share in (("CPU", cpus), ("GPU", gpus))
-            if share
-        ]
-        total += min(fits, default=0)
-    return total
-
-
 def refuse_sqlite(url: str, *, nodes: int) -> None:
     """Refuse a SQLite file where the cluster has several nodes.
 
@@ -131,15 +117,16 @@ def refuse_sqlite(url: str, *, nodes: int) -> None:
         )
 
 
-def concurrency(spec: ProjectSpec, nodes: Sequence[Mapping[str, Any]]) -> int:
+def concurrency(spec: ProjectSpec, nodes: Sequence[Mapping[str, float]]) -> int:
     """Return how many trials run at a time: what the nodes hold, and no more than asked for.
 
-    A trial of several workers is on as many nodes as it takes.
+    ``nodes`` are the resources of each that the sweep may use: those that are free, and those that it uses already. A
+    trial of several workers is on as many nodes as it takes.
     """
     section = spec.train
-    workers = slots(nodes, cpus=section.cpus_per_worker, gpus=section.gpus_per_worker)
-    fits = workers // spec.sweep.workers_per_trial
-    # At least one: an autoscaler may add the node that holds it.
+    each = Ask(1, section.cpus_per_worker, section.gpus_per_worker)
+    fits = int(room(each, nodes)) // spec.sweep.workers_per_trial
+    # At least one: it waits for what others hold, or for the node that an autoscaler adds.
     return max(1, min(fits, spec.sweep.max_concurrent or fits, num_own_trials(spec)))
 
 

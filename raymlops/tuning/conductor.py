@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections import Counter, deque
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +25,8 @@ from raymlops.tuning.meter import Meter
 from raymlops.tuning.parent import SPENT
 from raymlops.tuning.progress import Board, SweepEvent, TrialView
 from raymlops.tuning.reasons import describe
+from raymlops.tuning.recorded import STEP, without_steps
+from raymlops.tuning.slots import Slots, Standstill
 from raymlops.tuning.tally import Tally
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from raymlops.records import TrialStatus
     from raymlops.tuning.children import Children
     from raymlops.tuning.progress import EventKind
+    from raymlops.tuning.slots import Explain
     from raymlops.tuning.trials import OpenTrial, Trials
 
 Halt = Literal["interrupted", "used up", "good enough", "broken"]
@@ -40,8 +44,6 @@ Halt = Literal["interrupted", "used up", "good enough", "broken"]
 SPENT_EVERY_S = 10.0
 AWAY_S = 300.0
 """How long the study's database may be away before the sweep breaks off; its trials run on meanwhile."""
-STEP = "step"
-"""Beside an epoch's metrics in the study: what schedulers may count."""
 
 
 class Conductor:
@@ -54,7 +56,8 @@ class Conductor:
         trials: Trials,
         children: Children,
         sweep_uri: str,
-        max_concurrent: int,
+        slots: Callable[[], int],
+        explain: Explain | None = None,
         before: SpentRecord | None = None,
         shared: Mapping[str, Any] | None = None,
         on_event: Callable[[SweepEvent], None] | None = None,
@@ -71,7 +74,6 @@ class Conductor:
         self._trials = trials
         self._children = children
         self._sweep_uri = sweep_uri
-        self.max_concurrent = max_concurrent
         self._on_event = on_event
         self._note = note
         self._discard = discard
@@ -81,6 +83,8 @@ class Conductor:
         """Those of them that have ended, which the study is to know before their checkpoints go."""
         self._away_s: float | None = None
         """Since when the study's database does not answer."""
+        self._slots = Slots(slots, clock=clock)
+        self._standstill = Standstill(explain, clock=clock)
         self._meter = Meter(project.spec.sweep, before=before or SpentRecord(), clock=clock)
         self._metric = metric_of(project.spec)
         self._total = max(num_own_trials(project.spec), sum(not record.carried_from for record in trials.records))
@@ -124,6 +128,11 @@ class Conductor:
         return self.halting or (self.wanted == 0 and not self._trials.open)
 
     @property
+    def more(self) -> bool:
+        """Return whether a trial is still to be handed out."""
+        return bool(self.wanted or self._waiting or self._drawn)
+
+    @property
     def halting(self) -> bool:
         """Return whether every trial is to stop now."""
         if self.halt is None and (why := budget.used_up(self._section, self.spent)):
@@ -150,7 +159,7 @@ class Conductor:
         """Return what the process of the next trial needs, or None while as many run as may."""
         if self.halting:
             return None
-        if self._meter.busy >= self.max_concurrent:
+        if self._meter.busy >= self._slots.now:
             # Nobody waits for us now, unless one was handed out just before and is not on its way yet.
             if not self._handed_out:
                 self._ahead()
@@ -164,7 +173,7 @@ class Conductor:
         self._opened[number] = opened
         self._meter.hand_out(number)
         self._children.start(number, opened.params)
-        self._see(TrialView(number, dict(opened.params), "running", opened.epochs, opened.value))
+        self._see(TrialView(number, dict(opened.params), "waiting", opened.epochs, opened.value))
         self._emit("started", number)
         # As text: Tune looks for search spaces of its own in what it is given.
         return {
@@ -177,23 +186,29 @@ class Conductor:
 
     def started(self, number: int) -> None:
         """Take in that a trial has the process that it waited for."""
+        self._standstill.moved()
         self._meter.start(number)
+        if (view := self._views.get(number)) is not None:
+            self._see(replace(view, state="running"))
 
     def between_steps(self) -> None:
         """Do what can wait: whatever else is to happen has been set going."""
         self._handed_out = False
-        for text in self._children.news():
+        self._slots.recount()
+        still = self._standstill.look(self._meter.waiters, busy=self._meter.busy)
+        for text in filter(None, (*self._children.news(), still)):
             self.tell(text)
         now = self._meter.clock()
         if now - self._noted_s >= SPENT_EVERY_S:
             self._noted_s = now
             self._flush()
-            self._note({SPENT: _json(self.spent)})
+            self._note({SPENT: json.dumps(self.spent.to_dict())})
 
     def result(self, number: int, result: Mapping[str, Any]) -> None:
         """Record what a trial's process reported: epochs that its checkpoint brought back, and the one it trained."""
         if self._closed or number not in self._views:
             return  # its process had not heard yet
+        self._standstill.moved()
         if result["saved"]:
             self._saved.add(number)
         self._take_back(number, json.loads(result["restored"]))
@@ -210,6 +225,7 @@ class Conductor:
         """Record the end of a trial, with the status it deserves."""
         if self._closed or number not in self._views:
             return
+        self._standstill.moved()
         self._meter.end(number)
         opened = self._opened.pop(number, None)
         record = self._trials.tell(number, status, reason=reason, run_id=self._children.run_id(number, wait_s=0))
@@ -252,7 +268,7 @@ class Conductor:
         self._trials.flush()
         self._discard_over()
         self._closed = True
-        self._note({SPENT: _json(self.spent)})
+        self._note({SPENT: json.dumps(self.spent.to_dict())})
         self._emit("end", None)
 
     def failed(self, error: BaseException) -> None:
@@ -307,7 +323,7 @@ class Conductor:
     def _ahead(self) -> None:
         """Write what waits, and draw the next trial ahead where several short ones run at a time."""
         written = self._flush()
-        if written and self._meter.short and self.max_concurrent > 1 and self._drawn is None and not self._waiting:
+        if written and self._meter.short and self._slots.now > 1 and self._drawn is None and not self._waiting:
             self._drawn = self._draw()
 
     def _flush(self) -> bool:
@@ -382,14 +398,3 @@ class Conductor:
         except Exception:
             self._on_event = None  # once is enough: the trials that are open are still to be ended
             raise
-
-
-def without_steps(history: Mapping[int, Mapping[str, float]]) -> dict[int, dict[str, float]]:
-    """Return a trial's history as MLflow has it."""
-    return {
-        epoch: {name: value for name, value in metrics.items() if name != STEP} for epoch, metrics in history.items()
-    }
-
-
-def _json(spent: SpentRecord) -> str:
-    return json.dumps(spent.to_dict())

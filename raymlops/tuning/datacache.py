@@ -54,21 +54,29 @@ class DataCache:
         self.prepared = 0
         """How often data was prepared anew."""
 
-    def get(self, project: Project, *, shared: Mapping[str, Any] | None = None) -> Prepared:
+    def get(
+        self, project: Project, *, shared: Mapping[str, Any] | None = None, state: Mapping[str, Any] | None = None
+    ) -> Prepared:
         """Return the project's data: prepared before, with a recipe of this configuration, or prepared now.
 
         ``shared`` is what ``share`` returned in another process; it is used where the data would be the same.
+        ``state`` is what ``fit`` returned for weights that training goes on with: another fit is none of theirs.
 
         Raises:
             RecipeError, StorageError: as ``prepare``.
         """
-        if self._entry is not None and self._entry.fits(project):
+
+        def has_state(found: Mapping[str, Any]) -> bool:
+            return state is None or found == state
+
+        if self._entry is not None and self._entry.fits(project) and has_state(self._entry.prepared.state):
             kept = self._entry.prepared
             return Prepared(project.recipe(state=kept.state), kept.splits, kept.state)
         self._entry = None
         watched = WatchedConfig(project.recipe_config)
         ready = self._shared
-        if ready is not None and ready.fits_here and ready.key == _key(project, ready.key):
+        same = ready is not None and ready.fits_here and ready.key == _key(project, ready.key)
+        if ready is not None and same and has_state(ready.state):
             watched.count_as_read(ready.key["config"])
             recipe = replace(project, recipe_config=watched).recipe(state=ready.state)  # type: ignore[arg-type]
             made = ready.prepared(recipe)
@@ -79,7 +87,9 @@ class DataCache:
         if shared is not None and shared["key"] == _key(project, shared["key"]):
             sources = shared["sources"]
             watched.count_as_read(shared["key"]["config"])  # there: here ``datasets`` may not be called
-        made = prepare(replace(project, recipe_config=watched), sources=sources)  # type: ignore[arg-type]
+        made = prepare(replace(project, recipe_config=watched), state=state, sources=sources)  # type: ignore[arg-type]
+        if state is not None:
+            return Prepared(project.recipe(state=made.state), made.splits, made.state)  # what fit reads was not seen
         self._entry = _Entry(project, watched, made)
         return Prepared(project.recipe(state=made.state), made.splits, made.state)
 

@@ -10,6 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from raymlops.tuning import budget
+from raymlops.tuning.standstill import Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +43,15 @@ class Meter:
     def busy(self) -> int:
         """Return how many trials were handed out and have not ended."""
         return len(self._handed_out)
+
+    @property
+    def waiters(self) -> list[Waiter]:
+        """Return the trials that were handed out and have no process yet."""
+        return [
+            Waiter(number, since_s, *self._reserved.get(number, (0.0, 0.0)))
+            for number, since_s in self._handed_out.items()
+            if number not in self._since
+        ]
 
     @property
     def short(self) -> bool:

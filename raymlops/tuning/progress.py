@@ -220,7 +220,8 @@ class NotebookDisplay(PlainDisplay):
         """Update the display, if it is time; a message stays until the next one."""
         if event.kind == "message":
             self._told = event.message
-        elif event.kind == "end" or self._throttle.due():
+        # Nothing may follow a message for a long time.
+        if event.kind in {"message", "end"} or self._throttle.due():
             self._place.show(notebook_html(event, told=self._told))
 
 

@@ -31,20 +31,17 @@ SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints tables even at verbosity 0
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a recipe's relative paths mean the same in a trial as in a run
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # a snapshot of all trials each ten seconds, for a restore that we never make
+    "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # left alone, Tune starts processes one by one; the conductor limits them
 }
 
 
 @contextmanager
-def quiet_tune(*, max_pending: int = 1) -> Iterator[None]:
-    """Apply the settings, and show of Tune's log what is critical only.
-
-    ``max_pending`` processes are started at a time; left alone, Tune starts them one after the other.
-    """
-    settings = {**SETTINGS, "TUNE_MAX_PENDING_TRIALS_PG": str(max_pending)}
-    before = {name: os.environ.get(name) for name in settings}
+def quiet_tune() -> Iterator[None]:
+    """Apply the settings, and show of Tune's log what is critical only."""
+    before = {name: os.environ.get(name) for name in SETTINGS}
     logger = logging.getLogger("ray.tune")
     level = logger.level
-    os.environ.update(settings)
+    os.environ.update(SETTINGS)
     logger.setLevel(logging.CRITICAL)
     try:
         yield

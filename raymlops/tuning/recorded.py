@@ -19,8 +19,17 @@ if TYPE_CHECKING:
 ATTRIBUTE = "raymlops"
 MAX_HISTORY = 1000
 """Epochs whose metrics are kept, the newest."""
+STEP = "step"
+"""Beside an epoch's metrics in its history: what schedulers may count."""
 
 _STATUS: dict[str, TrialStatus] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+
+
+def without_steps(history: Mapping[int, Mapping[str, float]]) -> dict[int, dict[str, float]]:
+    """Return a trial's history as MLflow has it."""
+    return {
+        epoch: {name: value for name, value in metrics.items() if name != STEP} for epoch, metrics in history.items()
+    }
 
 
 def attribute(record: TrialRecord, history: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:

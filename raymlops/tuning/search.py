@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from raymlops.cluster import holders
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError, SweepError, TrackingError
 from raymlops.signals import undisturbed
 from raymlops.training import storage
@@ -23,11 +24,12 @@ from raymlops.tuning.reasons import describe
 from raymlops.tuning.results import folder_of, write_trials
 from raymlops.tuning.schedulers import judge, reports
 from raymlops.tuning.shareddata import share
+from raymlops.tuning.standstill import told
 from raymlops.tuning.trial import release, trainable
 from raymlops.tuning.trials import history_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.project import Project
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from raymlops.tuning.books import Books
     from raymlops.tuning.datacache import DataCache
     from raymlops.tuning.progress import SweepEvent
+    from raymlops.tuning.standstill import Waiter
 
 
 def search(
@@ -43,7 +46,6 @@ def search(
     books: Books,
     *,
     store: Tracker,
-    nodes: Sequence[Mapping[str, Any]],
     data: DataCache,
     before: SpentRecord,
     on_event: Callable[[SweepEvent], None] | None,
@@ -67,7 +69,8 @@ def search(
             trials=books.trials,
             children=books.children,
             sweep_uri=sweep_uri,
-            max_concurrent=concurrency(spec, nodes),
+            slots=lambda: concurrency(spec, holders.usable()[0]),
+            explain=_explained,
             before=before,
             shared=data.share(),
             on_event=on_event,
@@ -87,6 +90,17 @@ def search(
     return conductor
 
 
+def _explained(waiters: Sequence[Waiter], *, still_s: float, running: int) -> str:
+    """Ask the cluster who holds what the trials wait for."""
+    import ray
+
+    total, free = holders.nodes()
+    others = holders.holders(without_job=ray.get_runtime_context().get_job_id())
+    return told(
+        waiters, still_s=still_s, running=running, total=total, free=free, own=holders.usable()[1], holders=others
+    )
+
+
 def _run(project: Project, books: Books, *, conductor: Conductor, data: DataCache) -> None:
     """Tell scheduler and conductor what came before, and let Tune run what is left."""
     spec = project.spec
@@ -103,7 +117,7 @@ def _run(project: Project, books: Books, *, conductor: Conductor, data: DataCach
             conductor.goes_on(opened)
     if conductor.done:
         return
-    with stop_on_signal(conductor), quiet_tune(max_pending=conductor.max_concurrent):
+    with stop_on_signal(conductor), quiet_tune():
         given = trainable(share(data) if spec.sweep.workers_per_trial == 1 else None)
         try:
             fit(conductor, trainable=given, judge=scheduler, name=books.parent.sweep_id)

@@ -77,9 +77,8 @@ def sweep(
 
     spec = project.spec
     check(project)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
     url = optuna_url(spec)
-    refuse_sqlite(url, nodes=len(nodes))
+    refuse_sqlite(url, nodes=sum(node["Alive"] for node in ray.nodes()))
     check_writable(spec.storage.path)
     store = tracker(spec)
     store.check()
@@ -99,14 +98,14 @@ def sweep(
             on_event(said("preparing the data and trying the recipe on its first rows", total=spec.sweep.num_trials))
         data = DataCache()
         prepared = data.get(project)
-        preflight(project, prepared)
+        preflight(project, prepared, workers=spec.sweep.workers_per_trial)
         storage = held.enter_context(open_storage(url))
         run = _Sweep(project, store, storage=storage, url=url, data=data, on_event=on_event)
         if before is None:
             run.begins(prepared, fork=fork, tags=tags or {}, hold=hold)
         else:
             run.goes_on(before, prepared, changes=changes)
-        return run.to_the_end(nodes)
+        return run.to_the_end()
 
 
 class _Sweep:
@@ -145,7 +144,7 @@ class _Sweep:
         """Open the parent run and the study."""
         if fork is not None:
             self._forked_from = fork.run_id
-            self._refuse_useless(fork, fingerprint=prepared.data.fingerprint)
+            self._refuse_useless(fork, prepared)
         parent = Parent.opened(
             self._store, self._project, prepared.data, tags=tags, submission_id=_submission(), forked_from=fork
         )
@@ -158,9 +157,9 @@ class _Sweep:
 
     def goes_on(self, recorded: Recorded, prepared: Prepared, *, changes: list[Change]) -> None:
         """Take up the study and the parent run where the last driver left them."""
-        from raymlops.training.resume import check_data, write_changes
+        from raymlops.training.resume import check_data, data_of, write_changes
 
-        check_data(recorded, prepared.data)
+        check_data(recorded, data_of(recorded, prepared))
         self._before = before_of(recorded)
         self._forked_from = recorded.tags.get(FORKED_FROM, "")
         parent = Parent(self._store, recorded.run_id)
@@ -177,7 +176,7 @@ class _Sweep:
             for text in changed:
                 self._tell(f"goes on with a change: {text}")
 
-    def to_the_end(self, nodes: list[Any]) -> SweepRecord:
+    def to_the_end(self) -> SweepRecord:
         """Run the trials, choose the winner and end the parent run."""
         parent = self._books.parent
         with parent.closing_on_error():
@@ -185,7 +184,6 @@ class _Sweep:
                 self._project,
                 self._books,
                 store=self._store,
-                nodes=nodes,
                 data=self._data,
                 before=self._before,
                 on_event=self._on_event,
@@ -212,17 +210,18 @@ class _Sweep:
         why = "".join(f"; {count} not: {reason}" for reason, count in left.items())
         self._tell(f"knows {kept} trials of the sweep {fork.run_id}{why}")
 
-    def _refuse_useless(self, fork: Recorded, *, fingerprint: str) -> None:
+    def _refuse_useless(self, fork: Recorded, prepared: Prepared) -> None:
         """Refuse to fork a sweep of which nothing fits.
 
         Raises:
             UsageError: saying why not, trial by trial.
         """
+        from raymlops.training.resume import data_of
         from raymlops.tuning.carry import carried
         from raymlops.tuning.recorded import record_of
 
         advice = "Put these back, or start a sweep that knows nothing: leave --fork out."
-        if fork.tags.get("raymlops.data_fingerprint") != fingerprint:
+        if fork.tags.get("raymlops.data_fingerprint") != data_of(fork, prepared).fingerprint:
             raise UsageError(f"nothing of the sweep {fork.run_id} can be carried: its data were others", hint=advice)
         assert fork.spec is not None
         before = objectives_of(fork.spec)

@@ -34,7 +34,7 @@ from raymlops.project import Project
 from raymlops.training import storage
 from raymlops.training.local import run_in_process
 from raymlops.training.lookup import CHECKPOINTS
-from raymlops.training.recall import recall
+from raymlops.training.recall import recall, recorded_fit
 from raymlops.training.stopping import Best
 from raymlops.tuning.datacache import DataCache
 from raymlops.tuning.epochs import EpochStream, TrialThread
@@ -215,8 +215,9 @@ class _Trial:
     def _train(self, stream: EpochStream) -> None:
         """Train, in the training's thread."""
         project = Project.from_dict(self._spec)
-        prepared = self._data.get(project, shared=json.loads(self._config["shared"]))
         uri = storage.join(self._config["folder"], CHECKPOINTS)
+        state = recorded_fit(uri) if self._config["goes_on"] else None
+        prepared = self._data.get(project, shared=json.loads(self._config["shared"]), state=state)
         found = self._recalled(uri)
         self._watchdog.begins(0 if found is None or found.state is None else found.state.step)
         if self._nested:

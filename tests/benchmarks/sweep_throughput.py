@@ -189,7 +189,7 @@ def plain_tune(folder, *, trials, trial_s, sampler="tpe"):
         sampler=sampler_of(sampler),
         storage=optuna.storages.RDBStorage(f"sqlite:///{folder}/tune.db"),
     )
-    with quiet_tune(max_pending=AT_A_TIME):
+    with quiet_tune():
         tune.Tuner(
             PlainTrial,
             param_space={"trial_s": trial_s},

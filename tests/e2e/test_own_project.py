@@ -19,7 +19,10 @@ def test_a_scaffolded_project_keeps_its_contract_and_trains(user):
 
 
 def test_a_recipe_outside_the_package_goes_live_by_configuration_alone(user, repository):
-    """The example is swept, trained, registered, gated and served, and the endpoint names the run that it came from."""
+    """The example is swept, trained, registered, gated and served, and the endpoint names the run that it came from.
+
+    Beside it a scaffolded project goes live, and its second version beside its first: replicas hold parts of both CPUs.
+    """
     shutil.copytree(repository / "examples" / "own_recipe", user.cwd / "own")
     user.cwd /= "own"
     assert "passed" in user.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider").stdout
@@ -42,5 +45,20 @@ def test_a_recipe_outside_the_package_goes_live_by_configuration_alone(user, rep
         for event in json.loads(user.raymlops("audit", "--config", "config.yaml", "--json").stdout)["events"]
     ]
     assert actions == ["register", "gate.pass", "deploy.start", "deploy"]
+
+    user.cwd = user.cwd.parent
+    user.raymlops("init", "my-model")
+    user.cwd /= "my-model"
+    for version in (1, 2):
+        trials = _pipeline(user)["sweep"]["trials"]
+        assert len([trial for trial in trials if trial["status"] != "failed"]) == 6, version
+    removed = user.raymlops("deploy", "my-model@1", "--remove", "--yes").stdout
+    assert removed.startswith("removed version 1 of my-model; ")
     user.raymlops("down")
     assert user.processes() == []
+
+
+def _pipeline(user):
+    return json.loads(
+        user.raymlops("pipeline", "--config", "config.yaml", "sweep.num_trials=6", "--json", "--yes").stdout
+    )

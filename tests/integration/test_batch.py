@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +15,10 @@ from serving_bundles import scale_bundle
 from raymlops.bundle.load import load
 from raymlops.errors import InvalidRowsError, UsageError
 from raymlops.lifecycle.batch import batch_predict
+from raymlops.lifecycle.opening import state_of
 from raymlops.lifecycle.source import spec_of
 from raymlops.registry.versions import Registry
+from raymlops.state.versions import record_version
 from raymlops.tracking.client import tracker
 
 pytestmark = pytest.mark.integration
@@ -38,7 +41,9 @@ def config(ray_local, storage_path):
     ours = tracker(spec_of(config))
     run = ours.client.create_run(ours.client.create_experiment("scale"))
     registry = Registry(ours)
-    registry.register("scale", run_id=run.info.run_id, bundle=scale_bundle(storage_path, factor=3.0))
+    ref = registry.register("scale", run_id=run.info.run_id, bundle=scale_bundle(storage_path, factor=3.0))
+    with state_of(spec_of(config)) as state:
+        record_version(state, ref, why="", now=datetime.now(UTC))
     registry.set_alias("scale", "champion", 1)
     return config
 

@@ -9,7 +9,7 @@ import pytest
 
 import raymlops as rm
 from raymlops.bundle.load import load
-from raymlops.errors import GateRefusedError, NotFoundError, RefusedError, StorageError
+from raymlops.errors import BundleError, GateRefusedError, NotFoundError, RefusedError, StorageError
 from raymlops.lifecycle.gating import _project_of
 from raymlops.lifecycle.live import events
 from raymlops.lifecycle.source import spec_of
@@ -46,6 +46,11 @@ def registry(config):
     return Registry(tracker(spec_of(config)))
 
 
+def elsewhere(config, folder):
+    """Return the same project with a state of its own: another team, in the same MLflow."""
+    return {**config, "storage": {**config["storage"], "state": f"sqlite:///{folder}/state.db"}}
+
+
 def strict(config):
     return {**config, "gate": {"thresholds": {"test/auc": {"min": 0.999}}}}
 
@@ -53,7 +58,7 @@ def strict(config):
 def test_what_cannot_be_recorded_is_not_decided(config, tmp_path):
     """The audit comes first: without it the version has no verdict and no alias."""
     (tmp_path / "file").touch()
-    nowhere = {**config, "storage": {**config["storage"], "state": f"sqlite:///{tmp_path}/file/state.db"}}
+    nowhere = elsewhere(config, tmp_path / "file")
     with pytest.raises(StorageError):
         rm.gate(nowhere, "2")
     assert "raymlops.gate" not in registry(config).tags("tiny", 2)
@@ -90,6 +95,62 @@ def test_an_alias_alone_admits_nothing(config):
     registry(config).set_alias("tiny", "challenger", 2)
     with pytest.raises(RefusedError, match="was refused by its gate"):
         rm.promote(config)
+
+
+def test_another_state_adopts_what_it_deploys(config, tmp_path):
+    """By the digest that its caller names, the champion first, whose code the gate runs as well; nothing by a tag."""
+    there = elsewhere(config, tmp_path)
+    first, second = (registry(config).get("tiny", which) for which in ("1", "2"))
+    with pytest.raises(RefusedError, match=f"--version 2 --adopt {second.bundle.digest}"):
+        rm.gate(there, "2")
+    with pytest.raises(RefusedError, match="nothing was loaded"):
+        rm.gate(there, "2", adopt=first.bundle.digest)
+    with pytest.raises(GateRefusedError, match=r"version 1 could not be asked(.|\n)*--version 1 --adopt"):
+        rm.gate(there, "2", adopt=second.bundle.digest)
+    rm.gate(there, "1", adopt=first.bundle.digest)
+    assert rm.gate(there, "2")[0].bundle == second.bundle
+    assert rm.promote(there, "2").version == 2
+    assert [(event.action, event.subject) for event in events(there)] == [
+        ("adopt", "tiny/2"),
+        ("gate.refuse", "tiny/2"),
+        ("adopt", "tiny/1"),
+        ("gate.pass", "tiny/1"),
+        ("gate.pass", "tiny/2"),
+        ("promote", "tiny/2"),
+    ]
+    registry(config).set_alias("tiny", "champion", 1)
+
+
+def test_a_registration_that_was_cut_off_is_recorded_by_the_next_try(config, tmp_path):
+    """MLflow has the version and the state has not: its digest is that of the bundle which is made again here."""
+    there = elsewhere(config, tmp_path)
+    known = registry(config).get("tiny", "2")
+    for _ in range(2):
+        assert rm.register(there, known.run_id) == known
+    assert [event.action for event in events(there)] == ["register"]
+
+
+def test_a_registration_takes_no_digest_from_a_tag(config, tmp_path):
+    """Somebody changed it before the next try: nothing is recorded, and after that nothing is registered again."""
+    there = elsewhere(config, tmp_path)
+    known = registry(config).get("tiny", "2")
+    registry(config).tag("tiny", 2, {"raymlops.digest": "e" * 64})
+    try:
+        with pytest.raises(BundleError, match=rf"registered with digest e{{64}}, written with {known.bundle.digest}"):
+            rm.register(there, known.run_id)
+        with pytest.raises(RefusedError, match=r"MLflow says digest e{64}; this state recorded"):
+            rm.register(config, known.run_id)
+        assert events(there) == []
+    finally:
+        registry(config).tag("tiny", 2, {"raymlops.digest": known.bundle.digest})
+
+
+def test_registering_again_lets_mlflow_say_where_the_bundle_is(config):
+    """It was killed between the state and the tag, or somebody changed that."""
+    known = registry(config).get("tiny", "2")
+    registry(config).tag("tiny", 2, {"raymlops.bundle_uri": "/nowhere"})
+    assert rm.register(config, known.run_id).bundle == known.bundle
+    assert registry(config).get("tiny", "2").bundle == known.bundle
 
 
 def test_a_configuration_of_another_raymlops_is_read_leniently(config):

@@ -1,11 +1,15 @@
 """From a configuration to a champion through the public functions: real MLflow, real files, no cluster."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import tiny
 
 import raymlops as rm
 from raymlops.bundle.load import load
@@ -99,6 +103,43 @@ def test_weights_are_not_registered_with_other_code(config, tmp_path, monkeypatc
     version = rm.register(config, run.run_id, overrides=changing)
     assert load(version.bundle.uri, version.bundle.digest).config_yaml == resolved
     assert rm.gate(config, str(version.version), overrides=changing)[1].passed
+
+
+REGISTER = """
+import sys
+import raymlops as rm
+print(rm.register(sys.argv[1], sys.argv[2], overrides=sys.argv[3:]).version)
+"""
+
+
+def test_a_serving_half_that_was_repaired_is_registered(config, tmp_path, monkeypatch):
+    """A new process takes the code that changed, since the weights evaluate as they did; both digests are on record."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "repaired_recipe.py"
+    code = "from tiny import Tiny\n\n\nclass Repaired(Tiny):\n    pass\n"
+    module.write_text(code)
+    repaired = ["project.name=repaired", "recipe.import=repaired_recipe:Repaired", "train.epochs=1"]
+    run = rm.train(config, overrides=repaired)
+    client = tracker(rm.load(config).spec)
+    trained_sha = client.run(run.run_id).data.tags["raymlops.code_sha"]
+
+    module.write_text(code + "    def decode(self, output):\n        return {'probability': output.sigmoid() / 2}\n")
+    os.utime(module, (0, 0))  # not within the second in which the other process starts
+    done = subprocess.run(
+        [sys.executable, "-c", REGISTER, str(config), run.run_id, *repaired],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(tiny.__file__).parent)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "1\n", done.stderr
+    assert "is no longer what run" in done.stderr
+    tags = Registry(client).tags("repaired", 1)
+    assert tags["raymlops.trained_code_sha"] == trained_sha != tags["raymlops.code_sha"]
+    bundle = Registry(client).get("repaired", "1").bundle
+    model = load(bundle.uri, bundle.digest)
+    assert model.lineage["raymlops.code_sha"] == tags["raymlops.code_sha"]
+    assert all(row["probability"] < 0.5 for row in model.predict_rows(model.example))
 
 
 def test_the_chain_leads_from_a_version_back_to_a_line_of_configuration(config, trained, registered):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from labelled_load import labelled_load
-from own_versions import EXAMPLE, config_in, edited_in, end_serving, make_version
+from own_versions import EXAMPLE, config_in, controller_pid, edited_in, end_serving, make_version
 
 import raymlops as rm
 from raymlops.errors import NotFoundError, RefusedError
@@ -26,7 +26,6 @@ from raymlops.lifecycle.source import spec_of
 from raymlops.registry.versions import Registry
 from raymlops.serving.api import ServeApi
 from raymlops.serving.client import Client
-from raymlops.serving.tally import CONTROLLER, NAMESPACE
 from raymlops.state.store import State, state_url
 from raymlops.tracking.client import tracker
 
@@ -45,6 +44,8 @@ LABELLED = [
 """Rows and what is true of them: by the output's name, and by its index."""
 WAIT_S = 90.0
 CALLERS = 4
+LABELS = 20
+"""That a caller sends at once."""
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,7 @@ def config(folder, ray_local, mlflow_database):
     """Return the configuration: wide margins and short steps, so that a few hundred requests are a verdict."""
     data = config_in(folder, name="flower", dashboard_url=ray_local.dashboard_url, mlflow_database=mlflow_database)
     rollout = {"error_margin": 0.4, "slow_margin": 0.6, "slow_s": 5.0, "steps": [30, 60, 100], "bake_s": 2.0}
+    rollout["quality_margin"] = 0.4
     traffic = {"canary_timeout_s": 10.0}
     return {**data, "serve": {**data["serve"], "rollout": {**rollout, "max_wait_s": 80.0}, "traffic": traffic}}
 
@@ -93,16 +95,22 @@ class Load:
 
 
 @contextmanager
-def load(config, rows=ROWS):
-    """Ask from several callers at once, without repeats, until the block ends."""
+def load(config, rows=ROWS, *, label=None):
+    """Ask from several callers at once, without repeats, until the block ends; with a label for every answer."""
     got = Load()
     over = threading.Event()
 
     def call():
+        labels = []
         with Client(f"http://127.0.0.1:{config['serve']['port']}", retries=0) as client:
             while not over.is_set():
                 try:
-                    got.versions.append(client.predict("flower", rows).model_version)
+                    answer = client.predict("flower", rows)
+                    got.versions.append(answer.model_version)
+                    labels.append({"request_id": answer.request_id, "row": 0, "label": label})
+                    if label is not None and len(labels) >= LABELS:
+                        client.feedback("flower", labels)
+                        labels = []
                 except Exception as error:
                     got.failed.append(repr(error))
 
@@ -152,21 +160,22 @@ def replica_pid(config, version):
     return replica["pid"]
 
 
-def controller_pid():
-    import ray
-
-    return ray.get(ray.get_actor(CONTROLLER, namespace=NAMESPACE).status.remote())["pid"]
-
-
 def test_a_version_as_good_as_the_champion_is_promoted(config, versions):
-    """By the controller alone, through both steps, without one failed request; the alias follows."""
+    """By the controller alone, through both steps, without one failed request; the alias follows.
+
+    Each step bakes for two seconds, and passes on labels that came in meanwhile.
+    """
     rm.deploy(config, str(versions[0]))
     record = rm.deploy(config, str(versions[1]), steps=[30, 60, 100])
     assert (record.weight, record.warnings, look(config).canaries) == (0.3, (), {versions[1]: 0.3})
-    with load(config) as got:
+    with load(config, label="setosa") as got:
         ended = followed(config, record)
     assert (ended.status, got.failed) == ("promoted", [])
     assert set(got.versions) == {"1", "2"}
+    labelled = [step["canary_losses"] for step in ended.evidence["steps"]]
+    assert len([losses for losses in labelled if losses]) == 2
+    assert "mean loss at most" in ended.reason
+    print(f"promoted on {labelled}: {ended.reason}")
     model = look(config)
     assert (model.champion, model.canaries, list(model.warm)) == (2, {}, [1])
     assert model.by.startswith("controller of ")
@@ -195,11 +204,11 @@ def test_a_controller_that_is_killed_goes_on(config, versions):
     record = rm.deploy(config, str(versions[0]), canary=30, steps=[30, 60])
     with load(config) as got:
         until(lambda: look(config).rollout["evidence"].get("steps"))
-        killed = controller_pid()
+        killed = controller_pid(config)
         os.kill(killed, signal.SIGKILL)
         ended = followed(config, record)
     assert (ended.status, got.failed) == ("promoted", [])
-    assert controller_pid() != killed
+    assert controller_pid(config) != killed
     assert look(config).champion == 1
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.integration
 
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+"""Sixteen bytes, which a websocket's handshake has."""
 SETTINGS = {"max_replicas": 1, "cpus_per_replica": 0.1}
 ROWS = [{"a": 1.0, "b": 2.0}, {"a": 0.5, "b": 0.5}]
 
@@ -115,6 +119,35 @@ def test_bad_input_is_refused_through_the_proxy(url):
     with pytest.raises(InvalidRowsError):
         ask(url, [{"a": "one", "b": 2}])
     assert ask(url, ROWS).outputs
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/models/scale/predict", "content-length: 8000001", 413),
+        ("/v2/models/scale/infer", "content-length: 8000001", 413),
+        ("/models/scale/predict", "content-length: 2\r\nupgrade: h2c\r\nconnection: upgrade, close\r\n\r\n{}", 422),
+        (
+            "/v2",
+            "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: " + KEY,
+            400,
+        ),
+    ],
+)
+def test_the_proxy_answers_by_itself_what_needs_no_replica(url, path, headers, status):
+    """A body that says it is above the model's bound, which the proxy was told, is refused before any of it is sent.
+
+    An offer to upgrade leaves a request what it is, and a websocket that nobody takes is no failure of ours.
+    """
+    for warm in ("/models/scale/healthz", "/"):  # what a proxy has answered once, it knows
+        assert httpx.get(url.removesuffix("/models/scale") + warm).status_code == 200
+    address = urlsplit(url)
+    method = "GET" if status == 400 else "POST"
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        connection.sendall(f"{method} {path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n\r\n".encode())
+        head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status
+    assert b'"code"' in body
 
 
 def test_the_index_lists_the_model(url):

@@ -252,3 +252,33 @@ def test_a_sweep_of_several_objectives_has_a_front(tmp_path):
         others = [values[other] for other in feasible - {number}]
         assert not any(other[0] >= auc and other[1] <= loss and other != (auc, loss) for other in others)
     assert Path(record.report).exists()
+
+
+def test_a_sweep_beside_a_live_replica_ends(tmp_path):
+    """Half of a CPU is held, as by an endpoint, so that one trial fits at a time, and not two as the nodes have it."""
+
+    @ray.remote(num_cpus=0.5)
+    class Replica:
+        def up(self):
+            return True
+
+    replica = Replica.remote()
+    assert ray.get(replica.up.remote())
+    said = []
+    swept = bind(
+        load_data(
+            {
+                "project": {"name": "tiny"},
+                "recipe": {"import": "slow_sweep:Reports"},
+                "train": {"epochs": 1, "batch_size": 64, "threads_per_worker": 1},
+                "sweep": {"num_trials": 6, "scheduler": "none", "sampler": "random", "space": {"train.lr": LR}},
+                "storage": {"path": str(tmp_path)},
+            }
+        )
+    )
+    try:
+        record = sweep(swept, on_event=said.append)
+    finally:
+        ray.kill(replica)
+    assert [trial.status for trial in record.trials] == ["complete"] * 6
+    assert max(event.counts["running"] for event in said) == 1

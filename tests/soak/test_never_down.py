@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import pytest
 from lifetimes import lifetimes, strangeness
 from local_ray import local_ray
-from own_versions import EXAMPLE, config_in, edited_in, make_version
+from own_versions import EXAMPLE, config_in, controller_pid, edited_in, make_version
 from steady_load import steady_load, table
 
 import raymlops as rm
@@ -23,7 +23,6 @@ from raymlops.errors import DeployError
 from raymlops.lifecycle.live import events
 from raymlops.lifecycle.overview import follow_rollout, overview
 from raymlops.serving.api import ServeApi
-from raymlops.serving.tally import CONTROLLER, NAMESPACE
 
 pytestmark = pytest.mark.soak
 
@@ -91,12 +90,6 @@ def replicas(config, version):
     return [item["pid"] for item in details["applications"][f"flower--v{version}"]["deployments"]["front"]["replicas"]]
 
 
-def controller_pid():
-    import ray
-
-    return ray.get(ray.get_actor(CONTROLLER, namespace=NAMESPACE).status.remote())["pid"]
-
-
 def serve_controller_pid():
     import ray
     from ray.util.state import list_actors
@@ -140,7 +133,7 @@ def test_nobody_fails_while_everything_changes(config, versions, tmp_path, capsy
         load.phase("a canary that is good")
         record = rm.deploy(config, str(good), steps=[20, 50])
         load.phase("... its controller killed")
-        os.kill(controller_pid(), signal.SIGKILL)
+        os.kill(controller_pid(config), signal.SIGKILL)
         assert follow_rollout(config, record.rollout_id, on_line=lambda _line: None).status == "promoted"
         load.phase("a rollback, warm")
         with timed("warm", rollbacks):

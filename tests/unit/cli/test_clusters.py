@@ -41,6 +41,26 @@ def test_models_that_wait_to_be_restored_are_said(cluster, verb, tmp_path, capsy
         assert ("/models/m" in printed) == (verb == "status")
 
 
+def test_a_model_that_others_reach_without_a_key_is_said(cluster, tmp_path, capsys):
+    """By status, for a person and for a program, and by doctor, whose exit code it is."""
+    application = {
+        "name": "m--v1",
+        "route_prefix": "/models/m",
+        "import_path": "raymlops.serving.apps:model_app",
+        "args": {"name": "m"},
+        "deployments": [{"name": "front", "user_config": {"access": {"required": False}}}],
+    }
+    live = {"m--v1": {"status": "RUNNING", "deployed_app_config": application}}
+    cluster.details = {"http_options": {"host": "0.0.0.0", "port": 8000}, "applications": live}
+    said = "m answers without an API key, and Serve listens on 0.0.0.0:8000"
+    assert main(["status", "--root", str(tmp_path)]) == 0
+    assert f"warning: {said}" in capsys.readouterr().out
+    assert main(["status", "--root", str(tmp_path), "--json"]) == 0
+    assert said in json.loads(capsys.readouterr().out)["exposed"]
+    assert main(["doctor", "--root", str(tmp_path)]) == 1
+    assert f"FAIL  open models: {said}" in capsys.readouterr().out
+
+
 def test_status_names_the_address_of_grpc(cluster, tmp_path, capsys):
     """For a person and for a program."""
     assert main(["status", "--root", str(tmp_path)]) == 0

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from raymlops.cli.clusters import overview_lines
+from raymlops.cli.clusters import UNMOVED, overview_lines
 from raymlops.cli.live import _live, _percents
 from raymlops.cli.main import main
 from raymlops.errors import UsageError
@@ -63,7 +65,10 @@ def test_a_model_is_told_in_lines():
         rollout=rollout,
         keys=True,
         aborted={"id": "r0", "version": 6, "ended_at": "2026-11-25T11:30:00+00:00", "reason": "errors"},
+        moved_by="bob@here (process 7)",
     )
+    unmoved = set(overview_lines(replace(model, moved_by=None))) - set(overview_lines(model))
+    assert unmoved == {f"            {UNMOVED}"}
     assert overview_lines(model) == [
         "m",
         "  champion  version 2 since 2026-11-25 11:00:00 UTC by bob@here",
@@ -135,13 +140,21 @@ def test_a_model_is_named_without_its_configuration(deployed, text, version):
         (["rollback"], "neither a model nor its configuration"),
         (["rollback", "m@7"], "not to 7"),
         (["promote", "m@7", "--version", "8"], "both name a version"),
-        (["deploy", "m@7", "--remove"], "no --version"),
+        (["deploy", "m@challenger", "--remove"], "takes a version by its number, not '@challenger'"),
     ],
 )
 def test_a_name_that_says_too_little_or_too_much_is_refused(deployed, words, message, capsys):
     """With what to give instead; nothing is asked of a cluster."""
     assert main([*words, "--yes"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_taking_one_version_down_asks_for_it_by_name_and_number(deployed, capsys):
+    """As there is no terminal to ask on, the question is in the refusal; with --yes only the cluster is missing."""
+    assert main(["deploy", "m@7", "--remove"]) == 2
+    assert "This takes version 7 of m down. Go on?" in capsys.readouterr().err
+    assert main(["deploy", "m", "--version", "7", "--remove", "--yes"]) == 5
+    assert "no running cluster" in capsys.readouterr().err
 
 
 def test_every_model_is_restored_without_naming_one(deployed, capsys, tmp_path):

@@ -81,11 +81,11 @@ def test_every_verb_takes_json():
     assert [leaf.name for leaf in leaves if not any("--json" in option.opts for option in leaf.params)] == []
 
 
-@pytest.mark.parametrize("more", [["--version", "3"], ["--version", "@challenger"], ["--beside"]])
-def test_remove_takes_every_version(more, capsys):
-    """Someone who names one version means something else."""
+@pytest.mark.parametrize("more", [["--beside"], ["--restore"]])
+def test_remove_brings_nothing_up(more, capsys):
+    """Someone who asks for both means something else."""
     assert main(["deploy", "--config", "a.yaml", "--remove", "--yes", *more]) == 2
-    assert "every version" in capsys.readouterr().err
+    assert "goes with no --beside or --restore" in capsys.readouterr().err
 
 
 def test_errors_as_json(tmp_path, capsys):

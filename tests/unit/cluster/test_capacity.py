@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from math import inf
 
-from raymlops.cluster.capacity import Ask, Holder, decide, logical_cpus, room
+from raymlops.cluster.capacity import Ask, Holder, decide, logical_cpus, remedy, room, some_end
 
 TWO_NODES = [{"CPU": 4.0}, {"CPU": 4.0, "GPU": 1.0}]
 
@@ -75,3 +75,12 @@ def test_a_cluster_of_our_own_has_at_least_two_cpus_unless_told():
     assert logical_cpus(None) >= 2
     assert logical_cpus(1) == 1
     assert logical_cpus(1.5) == 2
+
+
+def test_the_remedy_names_the_command_where_something_is_served():
+    """A training that holds the rest ends by itself."""
+    training = Holder("RayTrainWorker of job 01", {"CPU": 1.0})
+    served = Holder("Serve application flights--v7 (x2)", {"CPU": 0.4})
+    assert remedy([training]) == ""
+    assert "`raymlops deploy NAME --remove --version N` ends one" in remedy([training, served])
+    assert (some_end([served, training]), some_end([served]), some_end([])) == (True, False, False)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from raymlops.cluster.holders import group
+from raymlops.cluster.holders import group, reserved
 
 
 def _actor(**fields):
@@ -44,3 +44,31 @@ def test_the_largest_share_comes_first_and_idle_actors_are_left_out():
         "task big of job 02: 2 CPU",
         "Small of job 01: 0.5 CPU",
     ]
+
+
+def test_what_a_job_reserves_is_known_by_node():
+    """A group's id ends with that of its job: job 1 has 1 + 0.5 CPUs on a and 1 on b, and nothing that is pending."""
+    rows = [
+        _group("01000000", {"CPU": 1.0}, {"CPU": 0.5, "GPU": 1.0}, nodes=("a", "a")),
+        _group("01000000", {"CPU": 1.0}, nodes=("b",)),
+        _group("01000000", {"CPU": 4.0}, nodes=("",), state="PENDING"),
+        _group("02000000", {"CPU": 2.0}, nodes=("a",)),
+    ]
+    assert reserved(rows, job_id="01000000") == {"a": {"CPU": 1.5, "GPU": 1.0}, "b": {"CPU": 1.0}}
+
+
+def test_the_processes_of_another_sweep_are_one_line():
+    """Each has a placement group of its own. Where no actor is known, the group's id says whose it is."""
+    rows = [_group("02000000", {"CPU": 1.0}, nodes=("a",), name="trial") for _ in range(2)]
+    (holder,) = group(actors=[], tasks=[], groups=rows, jobs={"02000000": "raymlops sweep"})
+    assert str(holder) == "placement group of job 02000000 (raymlops sweep): trial in 1 bundles (x2): 2 CPU"
+
+
+def _group(job, *bundles, nodes, state="CREATED", name=""):
+    return {
+        "placement_group_id": f"6541f3f3022df53a06a82136c859{job}",
+        "name": name,
+        "state": state,
+        "bundles": dict(enumerate(bundles)),
+        "bundles_to_node_id": dict(enumerate(nodes)),
+    }

@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-from raymlops.cluster.ports import check_free, free_port, is_loopback, listeners
+from raymlops.cluster.ports import check_free, free_port, listeners
+from raymlops.config.serve import is_loopback
 from raymlops.errors import PortTakenError
 
 

@@ -155,6 +155,31 @@ def test_a_bad_override_is_refused(override, expected):
     assert str(caught.value.problems[0]).startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("text", "place", "path"),
+    [
+        ('extends: "a\\0b"', "a.yaml:3:10", "extends"),
+        ('extends: [base.yaml, "a\\0b"]', "a.yaml:3:22", "extends[1]"),
+        ('storage: {path: "/tmp/a\\0b"}', "a.yaml:3:17", "storage.path"),
+    ],
+)
+def test_a_null_byte_in_a_path_has_a_place(write, problems, text, place, path):
+    """The operating system would raise something that names neither file nor key."""
+    write("base.yaml", "train: {}\n")
+    write("a.yaml", text, head=True)
+    (problem,) = problems()
+    assert problem.startswith(f"{place}: {path}: holds a null byte")
+
+
+def test_a_null_byte_in_plain_data_is_a_problem_too():
+    """Of a notebook's own mapping, and of an override."""
+    data = {"project": {"name": "a"}, "recipe": {"import": "m:C"}}
+    with pytest.raises(ConfigError, match=r"storage\.path: holds a null byte"):
+        load_data({**data, "storage": {"path": "a\0b"}})
+    with pytest.raises(ConfigError, match=r"storage\.path: holds a null byte"):
+        load_data(data, overrides=['storage.path="a\\0b"'])
+
+
 def test_a_circle_of_extends_shows_its_chain(write, problems):
     """The chain names every file, and the place is the line that closes it."""
     write("a.yaml", "extends: sub/b.yaml\n", head=True)

@@ -79,6 +79,7 @@ def test_aliases_and_merge_keys_know_where_the_value_is_written():
         ("a: !!python/name:os.system {}\n", "a.yaml:1:4", "is not known"),
         ("? [x]\n: 1\n", "a.yaml:1:3", "a key must be text"),
         ('a: "\\ud800"\n', "a.yaml:1:4", "surrogate"),
+        ('a: "a\\0b"\n', "a.yaml:1:4", "null byte"),
         ("a: 1\nb: 2\na: 3\n", "a.yaml:3:1", "duplicate key 'a'; first written at a.yaml:1:1"),
     ],
 )
@@ -95,6 +96,23 @@ def test_nested_aliases_cannot_fill_the_memory():
     document = read("\n".join(lines), "a.yaml")
     assert document.fatal
     assert f"{MAX_VALUES:,}" in document.problems[0][1].message
+
+
+def test_nested_merge_keys_cannot_take_for_ever():
+    """Forty mappings that each merge the one before three times would be 3**40 pairs."""
+    lines = [f"m{n}: &b{n + 1} {{<<: [*b{n}, *b{n}, *b{n}], k{n + 1}: 1}}" for n in range(40)]
+    document = read("\n".join(["base: &b0 {k0: 1}", *lines]), "a.yaml")
+    assert document.fatal
+    assert f"stands for more than {MAX_VALUES:,} values" in document.problems[0][1].message
+
+
+def test_a_mapping_that_is_merged_often_is_still_read():
+    """A hundred sections that share fifty values are 5,000 pairs."""
+    shared = ", ".join(f"k{n}: {n}" for n in range(50))
+    sections = [f"s{n}: {{<<: *shared, own: {n}}}" for n in range(100)]
+    document = read("\n".join([f"shared: &shared {{{shared}}}", *sections]), "a.yaml")
+    assert document.problems == []
+    assert len(document.data["s99"]) == 51
 
 
 def test_a_duplicate_in_an_anchor_is_told_once():

@@ -7,14 +7,16 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from fake_serve import FakeServe
+from states import copied, marks, opened, unmark
 
 from raymlops.config.serve import RolloutSection, ServeSection
-from raymlops.errors import ClusterError, TrackingError
+from raymlops.errors import ClusterError, StorageError, TrackingError
 from raymlops.lifecycle.canary import Asked, abort, share
 from raymlops.lifecycle.changing import LineUp, change
 from raymlops.lifecycle.controller import IDLE_PAUSE_S, ROLLOUT_PAUSE_S, Controller
 from raymlops.lifecycle.evidence import Reports, epoch_of
 from raymlops.lifecycle.lineup import beside, with_champion
+from raymlops.lifecycle.lossreader import LogLosses, Window
 from raymlops.predictions.counts import Losses
 from raymlops.records import BundleRef
 from raymlops.serving.apply import apply
@@ -40,13 +42,14 @@ def serve():
     return FakeServe(dashboard_url="http://dashboard:8265")  # where no proxy is asked whether it answers
 
 
-def put(state, serve, version, *, champion, uri="/bundles", follow=None):
-    new = Deployment("m", version, BundleRef(uri, "d" * 64), f"run{version}", "warm", SERVE.model_dump(mode="json"))
+def put(state, serve, version, *, champion, name="m", settings=SERVE, follow=None):
+    settings = settings.model_dump(mode="json")
+    new = Deployment(name, version, BundleRef("/bundles", "d" * 64), f"run{version}", "warm", settings)
 
     def decide(before):
         return LineUp(with_champion(before, new) if champion else beside(before, new), version)
 
-    change(state, serve, "m", decide=decide, serve=SERVE, action="deploy", why="a test", follow=follow)
+    change(state, serve, name, decide=decide, serve=SERVE, action="deploy", why="a test", follow=follow)
 
 
 @pytest.fixture
@@ -346,19 +349,153 @@ def test_an_alias_follows_when_mlflow_answers_again(state, serve):
     assert state.events()[0].action == "alias.follow"
 
 
+def at_once(work, _what):
+    """Read where it is asked for."""
+    work()
+
+
+class Readings(list):
+    """Readings that were begun, each to be finished by calling it: ``start`` of a controller."""
+
+    def __call__(self, work, what):
+        self.append((what, work))
+
+    def finish(self):
+        """End the oldest one."""
+        self.pop(0)[1]()
+
+
+EQUAL = {1: Losses.of([0.0] * 500), 2: Losses.of([0.0] * 500)}
+WORSE = {1: Losses.of([0.0] * 500), 2: Losses.of([1.0] * 500)}
+
+
+def found(losses, asked=None):
+    """Return what reads these losses of the step now, and keeps what it was asked for."""
+
+    def read(name, windows, *, labelled):
+        if asked is not None:
+            asked.append((name, windows))
+        if losses:
+            labelled()
+        return LogLosses({window: dict(losses) if window.until is None else {} for window in windows})
+
+    return read
+
+
+def away(_name, _windows, *, labelled):
+    raise StorageError("s3://logs cannot be used: timeout")
+
+
 def test_labels_are_read_for_each_step(state, serve, rollout):
-    """Of both versions, from the beginning of a step to its end; they can abort what errors would not."""
-    asked = []
+    """From the beginning of a step to its end; they can abort what errors would not."""
+    reports, asked = Reports(), []
+    told(reports, rollout, canary=GOOD)
+    steering = controller(state, serve, reports, losses=found(EQUAL, asked), start=at_once)
+    for second in (61, 64, 65):
+        steering.step(at(second))
+    assert line_up(state)[2] == ("warm", 0.5)
+    began = now_running(state).step_started_at
+    assert (began, asked) == (at(64), [("m", [Window(START, None)])] * 2)
+    steering = controller(state, serve, reports, losses=found(WORSE, asked), start=at_once)
+    steering.step(at(70))
+    assert asked[-1] == ("m", [Window(START, began), Window(began, None)])
+    assert newest(state).status == "aborted"
+    assert "mean loss 1.000 of 500 against 0.000" in newest(state).reason
 
-    def losses(name, version, since, until):
-        asked.append((name, version, since, until))
-        return Losses.of([1.0 if version == 2 else 0.0] * 500)
 
+def test_errors_are_judged_while_the_log_is_away(state, serve, rollout):
+    """A canary that fails half of its requests is aborted, and that losses are unknown is told once."""
+    reports = Reports()
+    steering = controller(state, serve, reports, losses=away, start=at_once)
+    for second in range(10):
+        steering.step(at(second))
+    events = [event for event in state.events() if event.action == "controller.error"]
+    why = (
+        "StorageError: losses unknown since 2026-01-01T00:00:00+00:00: StorageError: s3://logs cannot be used: timeout"
+    )
+    assert [(event.subject, event.why) for event in events] == [("m", why)]
+    told(reports, rollout, canary=BAD)
+    steering.step(at(11))
+    assert newest(state).status == "aborted"
+
+
+def test_nothing_waits_for_a_reading_that_does_not_end(state, serve, rollout):
+    """The rollout that it is for is aborted by its errors, and what was kept warm for long enough goes."""
+    put(state, serve, 1, champion=True, name="other")
+    put(state, serve, 2, champion=True, name="other")
+    reports, readings = Reports(), Readings()
+    steering = controller(state, serve, reports, losses=found({}), start=readings)
+    steering.step(at(1))
+    told(reports, rollout, canary=BAD)
+    steering.step(at(2))
+    assert newest(state).status == "aborted"
+    steering.step(state.changes("other")[0].ts + timedelta(seconds=3660))
+    assert [item.version for item in state.deployments("other")] == [2]
+    assert [what for what, _ in readings] == ["m"]
+
+
+def test_a_step_passes_on_labels_that_are_read_after_its_bake(state, serve):
+    """A bake of 5 seconds, good answers, labels that come in the meantime and show that they are worse: aborted.
+
+    What was read as the step began knew none of them. The log holds what was answered within its ``flush_s`` of 1
+    second and 2 more.
+    """
+    put(state, serve, 1, champion=True)
+    put(state, serve, 2, champion=False)
+    asked = Asked(weight=0.1, rollout=RolloutSection(steps=(10.0, 50.0), bake_s=5.0))
+    share(state, serve, "m", version=2, champion=1, asked=asked, serve=SERVE, why="a test", now=START)
+    reports, losses = Reports(), {}
+    told(reports, now_running(state), canary=GOOD)
+    steering = controller(state, serve, reports, losses=found(losses), start=at_once)
+    steering.step(at(0))
+    losses |= WORSE
+    for second in (5, 6, 7):
+        steering.step(at(second))
+        assert (newest(state).status, line_up(state)[2]) == ("running", ("warm", 0.1))
+    assert "the prediction log is being read for labels" in newest(state).reason
+    steering.step(at(8))
+    assert newest(state).status == "aborted"
+
+
+def test_a_step_passes_without_labels_once_a_reading_found_none(state, serve, rollout):
+    """One that has not ended holds it."""
+    reports, readings = Reports(), Readings()
+    told(reports, rollout, canary=GOOD)
+    steering = controller(state, serve, reports, losses=found({}), start=readings)
+    steering.step(at(1))
+    readings.finish()
+    for second in (63, 70, 80):
+        steering.step(at(second))
+        assert line_up(state)[2] == ("warm", 0.1)
+    readings.finish()
+    steering.step(at(81))
+    assert line_up(state)[2] == ("warm", 0.5)
+    assert newest(state).reason.endswith("; no labels")
+
+
+def test_a_log_that_is_switched_off_is_not_read(state, serve):
+    """The step passes as soon as it has baked, and says so."""
+    off = SERVE.model_copy(update={"log": SERVE.log.model_copy(update={"enabled": False})})
+    put(state, serve, 1, champion=True, settings=off)
+    put(state, serve, 2, champion=False)
+    asked = Asked(weight=0.1, rollout=SETTINGS)
+    share(state, serve, "m", version=2, champion=1, asked=asked, serve=SERVE, why="a test", now=START)
+    reports = Reports()
+    told(reports, now_running(state), canary=GOOD)
+    controller(state, serve, reports, losses=away, start=at_once).step(at(60))
+    assert line_up(state)[2] == ("warm", 0.5)
+    assert newest(state).reason.endswith("; quality not asked: the prediction log is off; set serve.log.enabled")
+
+
+def test_losses_that_a_controller_read_are_known_to_the_next_one(state, serve, rollout):
+    """The log is away as it starts: evidence of worse answers stands."""
     reports = Reports()
     told(reports, rollout, canary=GOOD)
-    controller(state, serve, reports, losses=losses).step(at(3))
-    assert asked == [("m", 2, START, None), ("m", 1, START, None)]
-    assert newest(state).status == "aborted"
+    few = {1: Losses.of([0.0] * 500), 2: Losses.of([0.0] * 3)}
+    controller(state, serve, reports, losses=found(few), start=at_once).step(at(30))
+    controller(state, serve, reports, losses=away, start=at_once).step(at(70))
+    assert (newest(state).status, line_up(state)[2]) == ("running", ("warm", 0.1))
+    assert "of the canary and 500 of the champion" in newest(state).reason
 
 
 def test_maintenance_is_done_once_an_hour_and_its_trouble_ends_nothing(state, serve):
@@ -388,3 +525,43 @@ def test_a_rollout_waits_for_whoever_changes_what_is_live(state, serve, rollout)
     steering.step(at(4))
     assert newest(state).status == "aborted"
     assert [event.action for event in state.events()].count("controller.error") == 0
+
+
+def test_a_controller_on_an_empty_database_removes_nothing_and_says_what_it_saw(state, serve, tmp_path):
+    """The database of what is live was lost, or is another one: once, also after later steps."""
+    put(state, serve, 1, champion=True)
+    live, sent = dict(serve.live), len(serve.sent)
+    with State.open(f"sqlite:///{tmp_path}/empty.db") as empty:
+        steering = controller(empty, serve)
+        for minutes in (0, 5, 60):
+            steering.step(START + timedelta(minutes=minutes))
+        (event,) = empty.events()
+    assert (serve.live, len(serve.sent), steering.errors) == (live, sent, {})
+    assert "2 applications of another state on this Serve, left alone: m--v1, raymlops" in event.why
+
+
+def test_a_controller_on_an_older_backup_says_so_and_changes_nothing(serve, tmp_path):
+    """Its rollout too stands still, which no waiting would end."""
+    with opened(tmp_path, "state") as state:
+        put(state, serve, 1, champion=True)
+    copied(tmp_path, "state", "backup")
+    with opened(tmp_path, "state") as state:
+        put(state, serve, 2, champion=True)
+    live = dict(serve.live)
+    with opened(tmp_path, "backup") as old:
+        steering = controller(old, serve)
+        steering.step(at(0))
+        steering.step(at(60))
+        assert "OutdatedStateError" in steering.errors["Serve"]
+        assert [event.action for event in old.events()].count("controller.error") == 1
+    assert serve.live == live
+
+
+def test_what_carries_no_mark_gets_one_from_the_controller(state, serve):
+    """After an upgrade, without a restart of what runs."""
+    put(state, serve, 1, champion=True)
+    unmark(serve)
+    started = list(serve.started)
+    controller(state, serve).step(at(0))
+    assert set(marks(serve).values()) == {state.owner().id}
+    assert serve.started == started

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 from fake_serve import FakeServe
+from states import copied, deploy, opened
 
 from raymlops.config.schema import ProjectSpec
-from raymlops.errors import DeployError, NotFoundError
-from raymlops.lifecycle.keys import NO_CLUSTER, bring, create, keys, revoke, rotate
+from raymlops.errors import DeployError, NotFoundError, OutdatedStateError
+from raymlops.lifecycle.keys import NO_CLUSTER, _open_models, bring, create, keys, revoke, rotate
 from raymlops.records import BundleRef
+from raymlops.state.keys import create_key, revoke_key
 from raymlops.state.store import Deployment, State, state_url
 
 
@@ -120,3 +122,41 @@ def test_open_models_of_a_key_are_named(spec, state):
     put(state, 1)
     assert create(spec, "all", models=["*"]).open_models == ("flights",)
     assert create(spec, "one", models=["digits"]).open_models == ()
+
+
+def test_a_key_leaves_models_of_another_state_alone(spec, state, tmp_path):
+    """The cluster that the environment names runs others' models: they stay, and it is said whose they are."""
+    serve = FakeServe(dashboard_url="http://dashboard:8265")
+    with opened(tmp_path, "other") as other:
+        deploy(other, serve, "flights")
+    live = dict(serve.live)
+    applied = bring(state, serve, create(spec, "shop").key, serve=spec.serve, purpose="a test")
+    assert serve.live == live
+    assert "left alone: flights--v1, raymlops" in applied.notes[0]
+
+
+def test_a_key_that_was_revoked_since_a_backup_does_not_become_good_again(tmp_path, spec):
+    """Whoever changes another key by the backup brings it back; nothing is sent."""
+    serve = FakeServe(dashboard_url="http://dashboard:8265")
+    with opened(tmp_path, "state") as state:
+        deploy(state, serve, "flights")
+        now = state.events()[0].ts
+        key, _ = create_key(state, name="left", models=["flights"], now=now)
+        bring(state, serve, key, serve=spec.serve, purpose="a test")
+    copied(tmp_path, "state", "backup")
+    with opened(tmp_path, "state") as state:
+        bring(state, serve, revoke_key(state, key.id, now=now), serve=spec.serve, purpose="a test")
+    with opened(tmp_path, "backup") as old:
+        fresh, _ = create_key(old, name="new", models=["flights"], now=now)
+        with pytest.raises(OutdatedStateError):
+            bring(old, serve, fresh, serve=spec.serve, purpose="a test")
+    assert ids(serve, "flights--v1") == []
+
+
+def test_whether_a_model_is_open_goes_by_where_serve_listens(spec, state):
+    """Keys are asked for on every address, though the configuration of the model has loopback."""
+    serve = FakeServe(dashboard_url="http://dashboard:8265", host="0.0.0.0")
+    deploy(state, serve, "flights")
+    applied = bring(state, serve, create(spec, "shop").key, serve=spec.serve, purpose="a test")
+    for reach, names in ((applied.reach, ()), ("127.0.0.1", ("flights",)), (None, ("flights",))):
+        assert _open_models(["flights"], spec=spec, state=state, reach=reach) == names

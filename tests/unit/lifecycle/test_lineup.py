@@ -197,6 +197,16 @@ def test_whether_keys_are_asked_for_belongs_to_the_model(was, new, configured, n
     assert asks_for_keys(as_asked(before, version(2, **new))) == asks_for_keys(before[0])
 
 
+def test_what_nobody_decided_stays_undecided():
+    """Serve's address decides then; an explicit "open" of a version beside would open what asks for keys by it."""
+    before = [version(1, "champion"), version(3, auth="open"), version(4, auth="keys")]
+    after = with_champion(before, version(3, auth="open"))
+    assert [item.serve.get("auth") for item in after] == [None] * 3
+    assert as_asked(before, version(5, auth="open")).serve["auth"] is None
+    assert opens(before, with_champion(before, version(2, auth="open"), configured=True), "0.0.0.0")
+    assert not opens(before, with_champion(before, version(2, auth="open"), configured=True), "127.0.0.1")
+
+
 def test_nothing_to_roll_back_to():
     """The first champion has no version before it, and a model that is not served has none at all."""
     with pytest.raises(NotFoundError, match="before version 1"):

@@ -6,10 +6,12 @@ from datetime import UTC, datetime
 
 import pytest
 from fake_serve import FakeServe
+from states import deploy, marks, opened
 
 from raymlops.config.load import load_data
 from raymlops.config.serve import RolloutSection
-from raymlops.errors import RefusedError, UsageError
+from raymlops.errors import RefusedError, TakenError, UsageError
+from raymlops.lifecycle.bringing import restored
 from raymlops.lifecycle.canary import Asked, share
 from raymlops.lifecycle.live import OPENED, _bring, _share, rollback_target, running_rollout
 from raymlops.records import BundleRef, ModelVersionRef
@@ -134,3 +136,35 @@ def test_an_endpoint_is_opened_only_by_saying_so(state, bring):
     assert OPENED in bring(3, "promote", auth="open").warnings
     assert {item.serve["auth"] for item in state.deployments("m")} == {"open"}
     assert state.events()[0].why == f"a test: {OPENED}"
+
+
+def test_an_endpoint_is_opened_by_the_address_that_serve_listens_on(state, bring):
+    """Its callers need a key where others reach it, though no setting says so; to open it must be said, and is told."""
+    bring.serve.host = "0.0.0.0"
+    bring(1)
+    assert OPENED in bring(1, auth="open").warnings
+    assert "answers without an API key" in "".join(bring(1).warnings)
+
+
+def test_a_first_deploy_asks_for_a_controller(state, bring):
+    """Nothing is warm yet, but the log must be kept to its days; that none could be started here is said."""
+    (warning,) = bring(1).warnings
+    assert "the controller could not be started" in warning
+
+
+def test_a_restore_leaves_models_of_another_state_alone(configured, tmp_path):
+    """With a state that holds nothing, nothing changes, and that is said; one of the same name keeps no other."""
+    serve = FakeServe(dashboard_url="http://dashboard:8265")
+    with opened(tmp_path, "theirs") as theirs, opened(tmp_path, "mine") as mine:
+        deploy(theirs, serve, "shop")
+        live = dict(serve.live)
+        back = restored(mine, serve, serve=configured().serve)
+        assert (serve.live, back.desired.deployments, back.held) == (live, (), None)
+        assert "left alone: raymlops, shop--v1" in back.notes[0]
+        elsewhere = FakeServe(dashboard_url="http://elsewhere:8265")
+        for name in ("shop", "lab"):
+            deploy(mine, elsewhere, name)
+        back = restored(mine, serve, serve=configured().serve)
+        assert isinstance(back.held, TakenError)
+        assert marks(serve)["shop--v1"] == theirs.owner().id
+        assert marks(serve)["lab--v1"] == mine.owner().id

@@ -1,6 +1,4 @@
-"""Losses read from a log that a prediction log wrote, with labels as feedback leaves them."""
-
-from __future__ import annotations
+"""Which answers of the log are compared with a label, in which window, and what is said where there is no loss."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -13,95 +11,163 @@ from raymlops.bundle.loss import OwnLosses
 from raymlops.bundle.write import write_bundle
 from raymlops.errors import RecipeError
 from raymlops.lifecycle.losses import LabelLosses
+from raymlops.lifecycle.lossreader import Window
 from raymlops.predictions.counts import Losses
 from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.served import Served
 from raymlops.predictions.settings import LogSettings
+from raymlops.records import BundleRef
 from raymlops.signature import Column, Signature
 from raymlops.state.store import Deployment, State
 
-NOW = datetime.now(UTC)
-SINCE = NOW - timedelta(minutes=10)
+NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
+HOUR = Window(NOW - timedelta(hours=1), None)
 SIGNATURE = Signature((Column("x", "float"),), (Column("p", "float"), Column("yes", "bool")))
 RULE = AnswerLoss("probability", "yes", ("p",), positive=True, negative=False)
 
 
 @pytest.fixture
 def state(tmp_path):
-    """Return a state in which version 1 is live and version 2 stands beside it."""
+    """Return an empty state."""
     with State.open(f"sqlite:///{tmp_path}/state.db") as state:
         yield state
 
 
 def live(state, tmp_path, rule=RULE):
+    """Make version 1 champion and version 2 warm; the log is where the champion's bundle is."""
     bundle = write_bundle(tmp_path, tiny_contents(signature=SIGNATURE, loss=rule.to_dict()))
-    items = [Deployment("m", 1, bundle, "run", "champion"), Deployment("m", 2, bundle, "run", "warm")]
+    elsewhere = BundleRef(f"{tmp_path}/elsewhere/bundles/{'d' * 64}", "d" * 64)
+    items = [Deployment("m", 1, bundle, "run", "champion"), Deployment("m", 2, elsewhere, "run", "warm")]
     state.put_deployments({"m": items}, action="deploy", why="")
 
 
-def answered(tmp_path, *requests):
-    """Write requests, `(id, version, probabilities, labels)` each, as the champion's replica would."""
-    log = PredictionLog(LogSettings(enabled=True, uri=str(tmp_path)), name="m", signature=SIGNATURE, writer="w")
-    labels = LabelLog(str(tmp_path), name="m", writer="w")
-    for number, (name, version, chances, truths) in enumerate(requests):
-        rows = len(chances)
-        route = "champion" if version == 1 else "canary"
-        served = Served(name, NOW.timestamp() + number, version, route, "native", 200, "", rows, 9, 0.1, 0.1)
-        outputs = {"p": np.array(chances), "yes": np.array(chances) >= 0.5}
-        log.take([served._replace(columns={"x": np.ones(rows)}, outputs=outputs)])
-        if truths:
-            labels.add([Label(name, row, text) for row, text in enumerate(truths)]).result(30)
-    log.close()
-    labels.close()
+def answer(request_id, *chances, version=1, route="champion", minute=0, **fields):
+    arrived = (NOW + timedelta(minutes=minute)).timestamp()
+    rows = len(chances)
+    served = Served(request_id, arrived, version, route, "native", 200, "", rows, 9, 0.1, 0.1, **fields)
+    outputs = {"p": np.array(chances), "yes": np.array(chances) >= 0.5}
+    return served._replace(columns={"x": np.ones(rows)}, outputs=outputs)
 
 
-def test_requests_are_read_with_their_labels(state, tmp_path):
-    """0.1 squared and 0.3 squared of one request are 0.05; what has no label is no loss."""
+def log(tmp_path, *answers):
+    """Write what was answered as one file, and return the files of the log."""
+    written = PredictionLog(LogSettings(enabled=True, uri=str(tmp_path)), name="m", signature=SIGNATURE, writer="a")
+    written.take(answers)
+    written.close()
+    return list((tmp_path / "predictions").rglob("*.parquet"))
+
+
+def label(tmp_path, *labels):
+    kept = LabelLog(str(tmp_path), name="m", writer="a", now=NOW.timestamp)
+    kept.add(labels).result(timeout=30)
+    kept.close()
+
+
+def test_losses_are_read_of_shared_out_answers_with_a_label(state, tmp_path):
+    """Of both versions, in each window: neither those that were pinned, nor of copies, nor where one stood in."""
     live(state, tmp_path)
-    answered(tmp_path, ("a", 1, [0.9, 0.7], ["1", "true"]), ("b", 2, [0.4], ['"1"']), ("c", 2, [0.4], []))
+    log(
+        tmp_path,
+        answer("a", 0.8, minute=-20),
+        answer("b", 0.5),
+        answer("c", 0.9, version=2, route="canary"),
+        answer("d", 0.1, route="pinned"),
+        answer("e", 0.2, version=2, route="pinned"),
+        answer("f", 0.3, version=2, route="shadow"),
+        answer("g", 0.4, fallback_from=2),
+        answer("h", 0.6),
+    )
+    label(tmp_path, *(Label(request_id, 0, "true") for request_id in "abcdefg"))
+    seen = []
+    before, during = Window(NOW - timedelta(hours=1), NOW), Window(NOW, None)
+    found = LabelLosses(state)("m", [before, during], labelled=lambda: seen.append(True))
+    assert (seen, found.left_out) == ([True], "")
+    assert found.losses == {
+        before: {1: Losses.of([0.04])},
+        during: {1: Losses.of([0.25]), 2: Losses.of([0.01])},
+    }
+
+
+def test_a_request_has_one_loss(state, tmp_path):
+    """0.1 squared and 0.3 squared of its labelled rows are 0.05 in the mean."""
+    live(state, tmp_path)
+    log(tmp_path, answer("a", 0.9, 0.7, 0.2))
+    label(tmp_path, Label("a", 0, "1"), Label("a", 1, '"true"'))
+    assert LabelLosses(state)("m", [HOUR], labelled=lambda: None).losses == {HOUR: {1: Losses.of([0.05])}}
+
+
+def test_without_a_label_no_answer_is_read(state, tmp_path):
+    """A look at the labels' folder is enough: a damaged file of the log is not even opened, as no warning tells."""
+    live(state, tmp_path)
     losses = LabelLosses(state)
-    assert losses("m", 1, SINCE, None) == Losses.of([0.05])
-    assert losses("m", 2, SINCE, None) == Losses.of([0.36])
+    assert losses("m", [HOUR], labelled=pytest.fail).losses == {HOUR: {}}
+    (file,) = log(tmp_path, answer("a", 0.8))
+    file.write_bytes(b"no Parquet")
+    assert losses("m", [HOUR], labelled=pytest.fail).losses == {HOUR: {}}
 
 
-def test_the_log_is_read_twice_a_minute(state, tmp_path):
+def test_a_step_that_took_no_time_has_no_losses(state, tmp_path):
+    """It began and ended at once."""
     live(state, tmp_path)
-    now = [0.0]
-    losses = LabelLosses(state, clock=lambda: now[0])
-    assert losses("m", 1, SINCE, None) == Losses()  # there is no log yet
-    answered(tmp_path, ("a", 1, [0.9], ["1"]))
-    assert losses("m", 1, SINCE, None) == Losses()
-    now[0] = 31.0
-    assert losses("m", 1, SINCE, None) == Losses.of([0.01])
+    log(tmp_path, answer("a", 0.8))
+    label(tmp_path, Label("a", 0, "true"))
+    window = Window(NOW, NOW)
+    assert LabelLosses(state)("m", [window], labelled=lambda: None).losses == {window: {}}
+
+
+def test_what_is_left_out_of_too_many_labels_is_said(state, tmp_path):
+    """400 labels of at least 36 bytes take the room of 4 KiB twice, so that at most one in eight rows is read."""
+    live(state, tmp_path)
+    numbers = range(400)
+    log(tmp_path, *(answer(f"{number:036}", 0.5) for number in numbers))
+    label(tmp_path, *(Label(f"{number:036}", 0, "true") for number in numbers))
+    losses = LabelLosses(state)
+    losses.max_label_bytes = 4096
+    found = losses("m", [HOUR], labelled=lambda: None)
+    assert found.left_out.startswith("labels take more than 4 KiB, so that those of one in ")
+    assert 0 < found.losses[HOUR][1].count < 100
 
 
 def test_where_there_can_be_none_it_says_why(state, tmp_path):
-    """And the log is not looked at: it would not be found."""
+    """And no label is looked for: those that are there change nothing."""
     live(state, tmp_path, AnswerLoss.none("'p' is a number"))
-    assert LabelLosses(state)("m", 2, SINCE, None).note.startswith("'p' is a number; train and register")
+    label(tmp_path, Label("a", 0, "true"))
+    found = LabelLosses(state)("m", [HOUR], labelled=pytest.fail).losses[HOUR]
+    assert found[None].note.startswith("'p' is a number; train and register")
+
+
+def test_a_bundle_that_is_damaged_gives_no_losses(state, tmp_path):
+    """Its replicas run, and what they answer is still judged by errors and slowness."""
+    live(state, tmp_path)
+    (tmp_path / "bundles" / state.deployments("m")[0].bundle.digest / "manifest.json").write_text("{}")
+    note = LabelLosses(state)("m", [HOUR], labelled=pytest.fail).losses[HOUR][None].note
+    assert note.startswith("the bundle of version 1 cannot be read: ")
 
 
 def test_a_recipe_that_cannot_be_asked_is_told_and_not_fatal(state, tmp_path):
     """Its code may not import here, hang or end its process: then there is no loss, and the reason."""
     live(state, tmp_path, AnswerLoss("recipe"))
-    answered(tmp_path, ("a", 1, [0.9], ["1"]))
+    log(tmp_path, answer("a", 0.9))
+    label(tmp_path, Label("a", 0, "1"))
 
     def ask(bundle, pairs):
         raise RecipeError("loss_of did not answer for 1 rows within 120 s")
 
-    losses = LabelLosses(state, ask_recipe=ask)("m", 1, SINCE, None)
-    assert losses == Losses(note="loss_of cannot be asked: loss_of did not answer for 1 rows within 120 s")
+    found = LabelLosses(state, ask_recipe=ask)("m", [HOUR], labelled=lambda: None).losses[HOUR]
+    assert found == {None: Losses(note="loss_of cannot be asked: loss_of did not answer for 1 rows within 120 s")}
 
 
 def test_a_recipe_sees_outputs_and_labels_as_json(state, tmp_path):
     live(state, tmp_path, AnswerLoss("recipe"))
-    answered(tmp_path, ("a", 1, [0.75], ['["x",1]']))
+    log(tmp_path, answer("a", 0.75))
+    label(tmp_path, Label("a", 0, '["x",1]'))
     seen = []
 
     def ask(bundle, pairs):
         seen.extend(pairs)
         return OwnLosses([0.5] * len(pairs))
 
-    assert LabelLosses(state, ask_recipe=ask)("m", 1, SINCE, None) == Losses.of([0.5])
+    found = LabelLosses(state, ask_recipe=ask)("m", [HOUR], labelled=lambda: None).losses
+    assert found == {HOUR: {1: Losses.of([0.5])}}
     assert seen == [({"p": 0.75, "yes": True}, ["x", 1])]

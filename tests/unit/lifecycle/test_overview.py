@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from waiting import told_of_waiting
 
 from raymlops.config.serve import RolloutSection
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.overview import follow_rollout, overview, wanted
 from raymlops.lifecycle.rollout import begin
 from raymlops.records import BundleRef
-from raymlops.state.rollouts import start_rollout, update_rollout
+from raymlops.state.aliases import owe
+from raymlops.state.rollouts import resume_rollout, start_rollout, update_rollout
 from raymlops.state.store import Deployment, State
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -100,6 +103,58 @@ def test_a_wait_tells_each_decision_once(root, config):
         "step 1 of 2 at 10 percent begins",
         "step 1 passed",
     ]
+
+
+def test_a_promotion_is_told_once_serve_has_taken_it(root, config):
+    """It is written before, under the lock; here the version falls, so that the rollout runs again and is aborted."""
+    promoted = replace(ROLLOUT, status="promoted", reason="all passed", ended_at=NOW)
+    results, url = [], f"sqlite:///{root}/state.db"
+
+    def sleep(_seconds):
+        with State.open(url) as state, state.writing() as connection:
+            update_rollout(connection, replace(ROLLOUT, status="aborted", reason="it fell", ended_at=NOW))
+
+    def follow():
+        results.append(follow_rollout(config, "r1", on_line=lambda _line: None, sleep=sleep, clock=lambda: 0.0))
+
+    thread = threading.Thread(target=follow)
+    with State.open(url) as state, told_of_waiting() as waits:
+        with state.exclusive("rollout.promote m", wait_s=0):
+            with state.writing() as connection:
+                update_rollout(connection, promoted)
+            thread.start()
+            assert waits.wait(30)
+            with state.writing() as connection:
+                resume_rollout(connection, ROLLOUT)
+        thread.join(30)
+    assert [(ended.status, ended.reason) for ended in results] == [("aborted", "it fell")]
+
+
+def test_a_promotion_is_told_with_its_alias(root, config):
+    """Two looks later MLflow has it."""
+    looks = []
+    url = f"sqlite:///{root}/state.db"
+    with State.open(url) as state, state.writing() as connection:
+        update_rollout(connection, replace(ROLLOUT, status="promoted", ended_at=NOW))
+        owe(connection, "m", 3)
+
+    def sleep(_seconds):
+        looks.append(len(looks))
+        with State.open(url) as state, state.writing() as connection:
+            owe(connection, "m", 3 if len(looks) < 2 else 4)
+
+    assert follow_rollout(config, "r1", on_line=print, sleep=sleep).status == "promoted"
+    assert looks == [0, 1]
+
+
+def test_an_alias_that_does_not_follow_is_not_waited_for(root, config):
+    """MLflow is away: the controller sets it later."""
+    with State.open(f"sqlite:///{root}/state.db") as state, state.writing() as connection:
+        update_rollout(connection, replace(ROLLOUT, status="promoted", ended_at=NOW))
+        owe(connection, "m", 3)
+    looks = []
+    assert follow_rollout(config, "r1", on_line=print, sleep=looks.append).status == "promoted"
+    assert len(looks) == 12
 
 
 def test_no_such_rollout(config):

@@ -6,6 +6,7 @@ import pytest
 from canary_worlds import World, even, run, sticky
 
 from raymlops.config.serve import RolloutSection
+from raymlops.lifecycle.lossreader import LossReport
 from raymlops.lifecycle.rollout import StepEvidence, after, begin, decide, evidence_of, next_weight
 from raymlops.predictions.counts import Counts, Losses
 from raymlops.records import to_json
@@ -168,6 +169,66 @@ def test_what_failed_in_asking_is_said_beside_the_verdict():
     failed = Losses(((0, 1800),), note="Mine.loss_of() raised KeyError: 'y'")
     good = replace(GOOD, canary_losses=Losses(((0, 2000),)), champion_losses=failed)
     assert asked(good, 600).reason.endswith("; quality: Mine.loss_of() raised KeyError: 'y'")
+
+
+BAKED = NOW + timedelta(seconds=BAKE_S)
+LABELLED = replace(GOOD, canary_losses=Losses(((0, 200),)), champion_losses=Losses(((0, 1800),)))
+AWAY = "losses unknown since 12:00: the storage is away"
+
+
+@pytest.mark.parametrize(
+    ("losses", "evidence", "actions", "reason"),
+    [
+        (LossReport(covers=BAKED, tried=BAKED), GOOD, "advance", "; no labels"),
+        (LossReport(covers=NOW, tried=NOW), GOOD, "wait wait advance", "not asked: the prediction log is being read"),
+        (LossReport(), GOOD, "wait wait advance", "not asked: the prediction log is being read for labels"),
+        (LossReport(covers=NOW, tried=NOW), LABELLED, "wait wait advance", "not asked of the newest answers: the"),
+        (LossReport(off="the log is off"), GOOD, "advance", "; quality not asked: the log is off"),
+        (LossReport(tried=BAKED, unknown=AWAY), GOOD, "advance", f"; quality not asked: {AWAY}"),
+        (LossReport(tried=NOW, unknown=AWAY), GOOD, "wait wait advance", f"; quality not asked: {AWAY}"),
+        (LossReport(tried=BAKED, unknown=AWAY, labelled=True), GOOD, "wait wait advance", AWAY),
+        (LossReport(tried=BAKED, unknown=AWAY), LABELLED, "wait wait advance", AWAY),
+        (LossReport(covers=BAKED, tried=BAKED, unknown=AWAY), LABELLED, "advance", "; mean loss at most"),
+    ],
+    ids=[
+        *("read, no label", "read too early", "being read", "read too early, labelled", "off", "away"),
+        *("away too early", "away, labels seen", "away, labelled", "away since"),
+    ],
+)
+def test_a_step_passes_on_losses_of_its_whole_bake(losses, evidence, actions, reason):
+    """Or where none can be had, which the reason says; where they may still be had it waits for an hour."""
+    found = [
+        decide(rollout(), [evidence], now=NOW + timedelta(seconds=seconds), losses=losses)
+        for seconds in (BAKE_S, MAX_WAIT_S - 1, MAX_WAIT_S)
+    ]
+    expected = actions.split()
+    assert [decision.action for decision in found] == expected * (3 // len(expected))
+    assert reason in found[-1].reason
+    assert losses.covers == NOW or found[0].numbers["losses"]["unknown"] == losses.unknown
+
+
+def test_a_log_that_is_being_read_is_waited_for_after_a_long_bake():
+    """For five minutes, where the bake has taken all of ``max_wait_s``; too little traffic is no reason to wait."""
+    long = replace(rollout(), settings=rollout().settings | {"bake_s": 7200.0})
+
+    def action(evidence, seconds):
+        return decide(long, [evidence], now=NOW + timedelta(seconds=seconds), losses=LossReport()).action
+
+    assert [action(GOOD, seconds) for seconds in (7200, 7499, 7500)] == ["wait", "wait", "advance"]
+    assert action(FEW, 7200) == "abort"
+
+
+def test_what_was_left_out_of_the_labels_is_said():
+    """With the verdict that rests on the others."""
+    few = LossReport(covers=BAKED, tried=BAKED, left_out="those of one in 8 rows are read")
+    assert decide(rollout(), [LABELLED], now=BAKED, losses=few).reason.endswith("; those of one in 8 rows are read")
+
+
+def test_harm_is_judged_by_the_losses_that_are_known():
+    """However old they are."""
+    worse = replace(GOOD, canary_losses=Losses(((0, 120), (100, 80))), champion_losses=Losses(((0, 1620), (100, 180))))
+    old = LossReport(covers=NOW, tried=BAKED, unknown=AWAY)
+    assert decide(rollout(), [worse], now=NOW + timedelta(seconds=599), losses=old).action == "abort"
 
 
 def test_a_clock_that_is_set_back_makes_a_step_longer():

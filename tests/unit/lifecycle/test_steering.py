@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from raymlops.config.schema import ProjectSpec
 from raymlops.lifecycle.source import spec_of
-from raymlops.lifecycle.steering import Steering, ensure_controller, mark_of, told
+from raymlops.lifecycle.steering import LEASE, MARKING, Steering, ensure_controller, steered, told
+from raymlops.records import BundleRef
+from raymlops.serving.tally import controller_of
 from raymlops.state.lease import lease
-from raymlops.state.store import state_url
+from raymlops.state.store import Deployment, State, state_url
 
 
 def spec(**sections):
     data = {"project": {"name": "m"}, "recipe": {"import": "tiny:Tiny"}, **sections}
     return ProjectSpec.model_validate(data)
+
+
+def id_of(where):
+    with State.open(state_url(where)) as state:
+        return state.owner().id
+
+
+def word_of(steering):
+    """Return what a controller says once it has tried to begin."""
+    while steering.status()["word"] == "starting":
+        steering.report("m", "a", 1, {})
+    return steering.status()["word"]
 
 
 def test_references_travel_and_credentials_do_not(monkeypatch, tmp_path):
@@ -45,7 +59,7 @@ def test_where_mlflow_is_comes_along_unless_it_holds_a_password(monkeypatch):
 def test_a_controller_that_holds_its_lease_is_taken_for_granted(tmp_path):
     """Nothing is connected to; one that is needed must answer, and there is no cluster here."""
     where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
-    with lease(state_url(where), "controller", purpose="a test"):
+    with lease(state_url(where), MARKING, purpose="a test"):
         assert ensure_controller(where, dashboard_url="http://d:1", needed=False) is None
     why = ensure_controller(where, dashboard_url="http://d:1", needed=True)
     assert why is not None
@@ -57,11 +71,41 @@ def test_two_controllers_of_one_database(tmp_path):
     where = spec(storage={"path": str(tmp_path)})
     data = told(where, dashboard_url="http://127.0.0.1:9")
     with lease(state_url(where), "controller", purpose="a test"):
-        second = Steering(data)
-        while second.status()["word"] == "starting":
-            second.report("m", "a", 1, {})
-        assert "in use by" in second.status()["word"]
+        second = Steering(data, id_of(where))
+        assert "in use by" in word_of(second)
         second.stop()
-    assert second.status()["mark"] == mark_of(where)
+    assert second.status()["state"] == id_of(where)
     with lease(state_url(where), "controller", purpose="a test"):
         pass
+
+
+def test_one_that_an_earlier_raymlops_started_is_not_taken_for_granted(tmp_path):
+    """It holds the lease and knows of no other state on the cluster, so that it has to be replaced."""
+    where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
+    with lease(state_url(where), LEASE, purpose="a test"):
+        assert ensure_controller(where, dashboard_url="http://d:1", needed=False) is not None
+
+
+def test_a_controller_works_on_its_own_state_alone(tmp_path):
+    """Its database was lost, and an empty one made at the same place: that one has a controller of its own."""
+    where = spec(storage={"path": str(tmp_path)})
+    lost = "0" * 36
+    one = Steering(told(where, dashboard_url="http://127.0.0.1:9"), lost)
+    assert "is another one by now" in word_of(one)
+    with lease(state_url(where), "controller", purpose="a test"):
+        pass
+    one.stop()
+    assert len({controller_of(lost), controller_of(id_of(where)), controller_of("")}) == 3
+
+
+def test_a_controller_is_seen_to_wherever_anything_is_live(tmp_path):
+    """After a first deploy too, of which nothing is kept warm; what comes of it is said. Not where nothing is live."""
+    where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
+    with State.open(state_url(where)) as state:
+        assert steered(where, state, dashboard_url="http://d:1") == ()
+        one = Deployment("m", 1, BundleRef("/bundles", "d" * 64), "run", "champion", {})
+        state.put_deployments({"m": [one]}, action="deploy", why="a test")
+        (why,) = steered(where, state, dashboard_url="http://d:1")
+        assert "the controller could not be started" in why
+        with lease(state_url(where), LEASE, purpose="a test"), lease(state_url(where), MARKING, purpose="a test"):
+            assert steered(where, state, dashboard_url="http://d:1") == ()

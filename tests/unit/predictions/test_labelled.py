@@ -7,8 +7,10 @@ import pytest
 from served_requests import HOUR, at, served
 
 from raymlops.predictions.compact import compact
-from raymlops.predictions.labelled import settle
+from raymlops.predictions.files import Store
+from raymlops.predictions.labelled import load_labels, settle
 from raymlops.predictions.labels import SCHEMA, Label, LabelLog
+from raymlops.predictions.partition import Faults
 from raymlops.predictions.read import read_predictions
 
 
@@ -79,6 +81,63 @@ def test_predictions_come_with_their_labels(tmp_path, write):
     assert len(list((tmp_path / "labels/flights/date=2026-11-26").iterdir())) == 1
     (batch,) = read_predictions(str(tmp_path), "flights", labels=False)
     assert "label" not in batch.schema.names
+
+
+def test_only_labelled_rows_are_read(tmp_path, write):
+    """One of three rows; and where there is no label no file is opened, not even to find that it is damaged."""
+    write([served("a", rows=2, ts=at()), served("b", ts=at())])
+    (file,) = (tmp_path / "predictions").rglob("*.parquet")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])
+    reading = read_predictions(str(tmp_path), "flights", only_labelled=True)
+    assert (list(reading), reading.damaged) == ([], ())
+    file.write_bytes(whole)
+    send(tmp_path, HOUR, Label("a", 1, "true"))
+    (batch,) = read_predictions(str(tmp_path), "flights", columns=["request_id", "row"], only_labelled=True)
+    assert batch.to_pylist() == [{"request_id": "a", "row": 1, "label": "true"}]
+
+
+def send(uri, moment, *labels):
+    """Keep labels that come in at a moment."""
+    log = LabelLog(str(uri), name="flights", writer="r", now=moment.timestamp)
+    log.add(labels).result(timeout=30)
+    log.close()
+
+
+def test_of_too_many_labels_those_of_a_sample_are_kept(tmp_path):
+    """Of 20,000 rows about those that fit, each with the label that stands; the number says one in how many."""
+    store = Store(str(tmp_path))
+    for start in range(0, 20_000, 5000):
+        numbers = range(start, start + 5000)
+        send(tmp_path, HOUR, *(Label(f"{number:05}", 0, "0") for number in numbers))
+        corrections = [Label(f"{number:05}", 0, str(number % 10), correction=True) for number in numbers]
+        send(tmp_path, HOUR + timedelta(seconds=1), *corrections)
+    everything = load_labels(store, "flights", Faults(), max_bytes=10_000_000)
+    assert (everything.every, len(everything.hashes)) == (1, 20_000)
+    few = load_labels(store, "flights", Faults(), max_bytes=300_000)
+    assert few.every in {4, 8}  # 40,000 labels of 24 bytes or more in 300,000, or in half of that
+    assert 20_000 / few.every * 0.9 < len(few.hashes) < 20_000 / few.every * 1.1
+    assert all(row["label"] == row["request_id"][-1] for row in few.table.to_pylist())
+
+
+def test_labels_that_repeat_leave_nothing_else_out(tmp_path):
+    """A row that is labelled 20,000 times, half of them corrections, takes the room of two labels."""
+    store = Store(str(tmp_path))
+    send(tmp_path, HOUR, Label("a", 0, "1"), Label("b", 0, "2"))
+    for seconds in (1, 2, 3, 4):
+        flood = [Label("a", 0, str(number), correction=seconds > 2) for number in range(5000)]
+        send(tmp_path, HOUR + timedelta(seconds=seconds), *flood)
+    kept = load_labels(store, "flights", Faults(), max_bytes=150_000)
+    assert kept.every == 1
+    assert {row["request_id"]: row["label"] for row in kept.table.to_pylist()} == {"a": "4999", "b": "2"}
+
+
+def test_labels_from_before_the_window_take_no_room(tmp_path):
+    """They cannot be those of its rows, but for clocks that differ by ten minutes."""
+    for minutes in (-11, -9, 1):
+        send(tmp_path, HOUR + timedelta(minutes=minutes), Label(f"at {minutes}", 0, "1"))
+    kept = load_labels(Store(str(tmp_path)), "flights", Faults(), since=HOUR, max_bytes=10_000)
+    assert sorted(kept.table["request_id"].to_pylist()) == ["at -9", "at 1"]
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import orjson
 import pytest
 from serving_fakes import PREFIX, ROW, FakeModel, ask, front_of, make_front, predict
 
+from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.serving.asgi import BODY
 from raymlops.serving.core import largest_difference
 from raymlops.serving.guard import Access, KeyEntry
@@ -25,7 +26,7 @@ SECRET = "rk_k1_" + "s" * 43
 
 
 class FakePeers:
-    """Other versions: 8 answers ten times as much, 9 raises, 10 never answers, 11 has too much to do."""
+    """Other versions: 8 answers ten times as much, 9 raises, 10 never answers, 11 is busy, 12 refuses, 13 gives up."""
 
     def __init__(self):
         self.asked: list[int] = []
@@ -37,6 +38,10 @@ class FakePeers:
             raise ArithmeticError(msg)
         if version == 11:
             raise Refusal(503, "overloaded", "too much to do")
+        if version == 13:
+            raise TimeoutError
+        if version == 12:
+            raise InvalidRowsError([RowProblem(0, "distance", "no such place")])
         if version == 10:
             await asyncio.Event().wait()
         return {"late": columns["distance"] * (20 if version == 8 else 2)}, 0.25
@@ -60,7 +65,7 @@ def test_a_canary_answers_its_share_under_its_own_version():
     assert (record.version, record.route, record.model_seconds, record.fallback_from) == (8, "canary", 0.25, None)
 
 
-@pytest.mark.parametrize(("canary", "code"), [(9, "error"), (10, "late"), (11, "overloaded")])
+@pytest.mark.parametrize(("canary", "code"), [(9, "error"), (10, "late"), (11, "overloaded"), (13, "late")])
 def test_a_canary_that_errs_or_is_late_is_answered_by_the_champion(canary, code):
     """The caller notices nothing, and it is counted against the canary, with the reason and the traffic's epoch."""
     front, peers, records = served_by(canaries=(Share(canary, 1.0),), canary_timeout_s=0.05, epoch="e1")
@@ -72,6 +77,19 @@ def test_a_canary_that_errs_or_is_late_is_answered_by_the_champion(canary, code)
     (record,) = records
     assert (record.version, record.route, record.fallback_from) == (7, "champion", canary)
     assert (record.fallback_code, record.epoch) == (code, "e1")
+
+
+def test_rows_that_a_canary_refuses_are_its_answer():
+    """The caller gets its 422, as of the champion's recipe: no failure of the canary, and the champion is not asked."""
+    front, peers, records = served_by(canaries=(Share(12, 1.0),), epoch="e1")
+    warmed_up = len(front.core.model.calls)
+    response = predict(front, [ROW])
+    assert (response.status_code, response.headers["x-model-version"]) == (422, "12")
+    assert response.json()["error"]["problems"] == [{"row": 0, "field": "distance", "message": "no such place"}]
+    assert (peers.asked, len(front.core.model.calls)) == ([12], warmed_up)
+    (record,) = records
+    assert (record.version, record.route, record.code) == (12, "canary", "invalid_rows")
+    assert record.fallback_from is None
 
 
 def test_a_canary_leaves_the_champion_half_of_the_deadline():
@@ -138,6 +156,7 @@ def test_a_request_may_be_pinned_to_a_version_that_is_up():
     assert predict(front, [ROW], **{"x-raymlops-version": "8"}).json()["outputs"] == [{"late": 40.0}]
     assert records[-1].route == "pinned"
     assert predict(front, [ROW], **{"x-raymlops-version": "7"}).headers["x-model-version"] == "7"
+    assert (records[-1].route, records[-1].version) == ("pinned", 7)
     assert peers.asked == [8]
     unknown = predict(front, [ROW], **{"x-raymlops-version": "12"})
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_version")
@@ -149,10 +168,10 @@ def test_a_path_may_name_the_version_that_answers():
     front, peers, records = served_by(standing=(8, 9), canaries=(Share(9, 1.0),))
     body = {"inputs": [{"name": "distance", "datatype": "FP64", "shape": [1], "data": [2.0]}]}
     body["inputs"].append({"name": "origin", "datatype": "BYTES", "shape": [1], "data": ["JFK"]})
-    for version, route in (("7", "champion"), ("8", "pinned")):
+    for version in ("7", "8"):
         answer = ask(front, "POST", f"/v2/models/flights/versions/{version}/infer", json=body)
         assert answer.json()["model_version"] == answer.headers["x-model-version"] == version
-        assert records[-1].route == route
+        assert records[-1].route == "pinned"
     assert peers.asked == [8]
     for version in ("12", "latest", "8/9", ""):
         unknown = ask(front, "POST", f"/v2/models/flights/versions/{version}/infer", json=body)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 import time
 from hashlib import sha256
 
@@ -10,8 +11,10 @@ import httpx
 import pytest
 from serving_fakes import PREFIX, ROW, SIGNATURE, FakeModel, ask, front_of, make_front, predict
 
+from raymlops.serving.arrival import ARRIVED, stamp
 from raymlops.serving.asgi import BODY
 from raymlops.serving.guard import Access, KeyEntry
+from raymlops.serving.parsing import Parsing
 from raymlops.serving.protocols import oip
 from raymlops.serving.reading import Limits
 from raymlops.serving.settings import Settings
@@ -236,6 +239,65 @@ def test_a_late_answer_is_a_504():
     front.warm_up()
     response = predict(front, [ROW] * 2000)  # more rows than run inline, so the worker thread has them
     assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
+    front.core.close()
+
+
+@pytest.mark.parametrize("path", ["/predict", "/invocations", "/v2/models/flights/infer", "/feedback"])
+def test_what_arrived_too_long_ago_is_not_computed(path):
+    """Its caller has been told so by now, and behind a replica that hung there may be many; the record has it."""
+    served = []
+    front = make_front(limits=Limits(timeout_s=30.0), record=served.append)
+    calls = list(front.core.model.calls)
+    machine, now = stamp()
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], BODY: b"{}", ARRIVED: (machine, now - 31.0)}
+    reply = asyncio.run(front.reply(scope, None))
+    error = json.loads(reply.body)
+    assert (reply.status, error.get("code") or error["error"]["code"]) == (504, "timeout")
+    assert [(one.status, one.code) for one in served] == [(504, "timeout")]
+    assert front.core.model.calls == calls
+
+
+def test_the_deadline_runs_from_the_arrival():
+    """Of 60 s all but 50 ms are gone when the replica gets it."""
+    front = make_front(limits=Limits(timeout_s=60.0))
+    machine, now = stamp()
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], ARRIVED: (machine, now - 59.95)}
+    reply = asyncio.run(asyncio.wait_for(front.reply(scope, asyncio.Event().wait), 30))
+    assert reply.status == 504
+
+
+@pytest.mark.parametrize("path", ["/predict", "/invocations", "/v2/models/flights/infer", "/feedback"])
+def test_a_key_twice_among_many_is_named_and_holds_up_nobody(path):
+    """70,000 bytes of distinct keys, the last of them given twice; they are read beside the event loop."""
+    read_in = []
+
+    class Watched(Parsing):
+        async def run(self, function, /, *given, **named):
+            def watched():
+                read_in.append(threading.current_thread())
+                return function(*given, **named)
+
+            return await super().run(watched)
+
+    front = make_front(parsing=Watched())
+    keys = b",".join(b'"%05x":1' % number for number in range(7_000))
+    for body in (b'{%s,"%05x":2}', b'{"rows":[{%s,"%05x":2}]}'):
+        response = ask(front, "POST", path, content=body % (keys, 6_999))
+        error = response.json()
+        assert response.status_code == 400
+        assert "'01b57' is given twice" in (error["message"] if "message" in error else error["error"]["message"])
+    assert len(read_in) == 2
+    assert threading.main_thread() not in read_in
+    front.core.close()
+
+
+@pytest.mark.parametrize("path", ["/predict", "/feedback"])
+def test_more_bodies_than_can_be_read_are_refused(path):
+    """503, worth another try: they would be read long after anybody waits for them."""
+    front = make_front(parsing=Parsing(most=0))
+    response = ask(front, "POST", path, content=b" " * 70_000)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
+    assert response.headers["retry-after"] == "1"
     front.core.close()
 
 

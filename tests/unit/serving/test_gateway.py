@@ -9,11 +9,13 @@ from hashlib import sha256
 import pytest
 
 from raymlops.serving import gateway
+from raymlops.serving.arrival import ARRIVED, stamp
 from raymlops.serving.asgi import make_reply
 from raymlops.serving.gateway import Gateway
 from raymlops.serving.grpcfront import GrpcReply
 from raymlops.serving.guard import Access, KeyEntry
 from raymlops.serving.protocols.stubs import request_class
+from raymlops.serving.reading import Limits
 
 SECRET = "rk_k1_" + "s" * 43
 KEY = KeyEntry("k1", sha256(SECRET.encode()).hexdigest(), frozenset({"predict"}), rate_per_s=1.0)
@@ -26,10 +28,12 @@ class FakeFront:
     def __init__(self, name, version):
         self.name, self.version = name, version
         self.asked: list[bytes] = []
+        self.given: list[tuple] = []
         self.http_call = self.grpc_call = self
 
     async def remote(self, *given):
         self.asked.append(given[0])
+        self.given.append(given)
         if self.name == "hung":
             await asyncio.Event().wait()
         if isinstance(given[0], dict):
@@ -66,9 +70,17 @@ async def no_body():
 
 
 def infer(one, name, *, receive=no_body, **headers):
+    return ask(one, "POST", f"/v2/models/{name}/infer", receive=receive, **headers)
+
+
+def ask(one, method, path, *, receive=no_body, arrived=None, **headers):
     given = [(key.replace("_", "-").encode(), value.encode()) for key, value in headers.items()]
-    scope = {"type": "http", "method": "POST", "path": f"/v2/models/{name}/infer", "root_path": "", "headers": given}
-    return one.reply(scope, receive)
+    scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": given}
+    return one.reply(scope if arrived is None else {**scope, ARRIVED: arrived}, receive)
+
+
+async def unread():
+    pytest.fail("the body was asked for")
 
 
 def grpc_infer(one, name, **metadata):
@@ -115,11 +127,7 @@ def test_a_champion_that_hangs_does_not_block_the_others():
 def test_nothing_of_a_body_is_read_for_a_caller_without_a_key():
     """With one, its rate is left to the model's own front."""
     one = make(model("flights", access=Access(required=True, keys=(KEY,)).to_dict()))
-
-    async def receive():
-        pytest.fail("the body was asked for")
-
-    refused = asyncio.run(infer(one, "flights", receive=receive))
+    refused = asyncio.run(infer(one, "flights", receive=unread))
     assert (refused.status, code(refused), dict(refused.headers)[b"www-authenticate"]) == (
         401,
         "unauthenticated",
@@ -129,6 +137,60 @@ def test_nothing_of_a_body_is_read_for_a_caller_without_a_key():
     for _ in range(3):
         assert asyncio.run(infer(one, "flights", x_api_key=SECRET)).status == 200
         assert asyncio.run(grpc_infer(one, "flights", x_api_key=SECRET)).code == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "open_"),
+    [
+        ("GET", "/v2/models/flights/ready", True),
+        ("HEAD", "/v2/models/flights/versions/7/ready", True),
+        ("POST", "/v2/models/flights/ready", False),
+        ("POST", "/v2/models/flights/x/ready", False),
+        ("GET", "/v2/models/flights/x/ready", False),
+        ("GET", "/v2/models/flights/versions/7/infer/ready", False),
+        ("GET", "/v2/models/flights", False),
+    ],
+)
+def test_readiness_alone_is_told_without_a_key(method, path, open_):
+    """By exactly its own paths, to those who read; nobody's body is read for it."""
+    one = make(model("flights", access=Access(required=True, keys=(KEY,)).to_dict()))
+    assert asyncio.run(ask(one, method, path, receive=unread)).status == (200 if open_ else 401)
+
+
+def test_a_body_that_does_not_come_keeps_no_place():
+    """A hundred of them, more than there are places: the next caller is answered."""
+    one = make(model("flights", timeout_s=60.0))
+
+    async def scenario():
+        waiting = [asyncio.create_task(infer(one, "flights", receive=asyncio.Event().wait)) for _ in range(100)]
+        await asyncio.sleep(0)
+        answered = await infer(one, "flights")
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        return answered
+
+    assert asyncio.run(scenario()).status == 200
+
+
+def test_a_call_that_comes_too_late_is_handed_to_nobody():
+    """It waited for the index for as long as the model's deadline; another took half of it, and says so."""
+    one = make(model("flights", timeout_s=60.0))
+    machine, now = stamp()
+    late = asyncio.run(ask(one, "POST", "/v2/models/flights/infer", arrived=(machine, now - 61.0)))
+    assert (late.status, code(late), one._peers["flights"].handles) == (504, "timeout", {})
+    asyncio.run(ask(one, "POST", "/v2/models/flights/infer", arrived=(machine, now - 30.0)))
+    asyncio.run(grpc_infer(one, "flights"))
+    handed, called = one._peers["flights"].handle(7).given
+    assert handed[0][ARRIVED] == (machine, now - 30.0)
+    assert called[3][1] >= now
+
+
+def test_the_largest_bounds_of_all_models_are_told():
+    """To whoever takes requests from clients; its own defaults without models."""
+    one = make(model("flights", timeout_s=60.0, max_body_bytes=10), model("digits", timeout_s=1.0, max_body_bytes=20))
+    assert (one.limits.timeout_s, one.limits.max_body_bytes) == (60.0, 20)
+    assert make().limits == Limits()
 
 
 def test_a_body_is_read_within_the_models_own_limit():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from serving_fakes import SIGNATURE, FakeModel, front_of, make_front
 
+from raymlops.serving.arrival import stamp
 from raymlops.serving.grpcfront import GrpcReply, call
 from raymlops.serving.guard import Access, KeyEntry
 from raymlops.serving.protocols import oip
@@ -202,17 +203,33 @@ def test_a_caller_above_its_rate_is_told_when_to_come_again():
 
 
 def test_a_message_may_name_the_version_that_answers():
-    """Another one needs the right to choose; the champion's own number does not, and keeps a canary away."""
+    """Another one needs the right to choose; the champion's own number does not, and keeps a canary away.
+
+    Whichever it names, chance did not choose it.
+    """
     traffic = Traffic(canaries=(Share(8, 1.0),), standing=(8,))
     peers = OtherVersions()
-    front = make_front(settings=Settings(traffic=traffic), peers=peers)
+    records = []
+    front = make_front(settings=Settings(traffic=traffic), peers=peers, record=records.append)
     for names, version in (({}, "8"), ({"model_version": "7"}, "7"), ({"model_version": "8"}, "8")):
         reply = asked(front, "ModelInfer", infer(2.0, **names))
         assert dict(reply.metadata)["x-model-version"] == version == message("ModelInfer", reply).model_version
+    assert [record.route for record in records] == ["canary", "pinned", "pinned"]
     keyed = keyed_front(traffic=traffic, peers=peers)
     assert asked(keyed, "ModelInfer", infer(2.0, model_version="7"), x_api_key=SECRET).code == OK
     assert asked(keyed, "ModelInfer", infer(2.0, model_version="8"), x_api_key=SECRET).code == DENIED
     assert asked(keyed, "ModelInfer", infer(2.0), x_api_key=SECRET, x_raymlops_version="7").code == DENIED
+
+
+def test_a_call_that_arrived_too_long_ago_is_not_computed():
+    """The index, which handed it on, says when it came."""
+    front = make_front(limits=Limits(timeout_s=30.0))
+    calls = list(front.core.model.calls)
+    machine, now = stamp()
+    reply = asyncio.run(call(front, "ModelInfer", infer(2.0), [], arrived=(machine, now - 31.0)))
+    assert (reply.code, error(reply)["code"]) == (LATE, "timeout")
+    assert front.core.model.calls == calls
+    assert asyncio.run(call(front, "ModelInfer", infer(2.0), [], arrived=(machine, now - 5.0))).code == OK
 
 
 def test_a_late_answer_and_a_full_queue_have_their_statuses():

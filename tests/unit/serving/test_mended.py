@@ -6,13 +6,14 @@ import asyncio
 import os
 
 import pytest
-from ray.serve._private import default_impl, grpc_util
+from ray.serve._private import default_impl, grpc_util, http_util
+from ray.serve._private.proxy import HTTPProxy
 from ray.serve.config import gRPCOptions
 from uvicorn import Config
 
 from raymlops.cluster.ports import listeners
 from raymlops.serving.connections import Connection
-from raymlops.serving.mended import address_of, bind_grpc_to, drop_slow_headers
+from raymlops.serving.mended import address_of, bind_grpc_to, bound_reading_ahead, drop_slow_headers
 from raymlops.serving.proxy import free_port
 
 
@@ -20,6 +21,8 @@ from raymlops.serving.proxy import free_port
 def restored(monkeypatch):
     """Put back what the test replaces."""
     monkeypatch.setattr(default_impl, "add_grpc_address", default_impl.add_grpc_address)
+    for name in ("__call__", "get_messages_nowait"):
+        monkeypatch.setattr(http_util.MessageQueue, name, getattr(http_util.MessageQueue, name))
     monkeypatch.setattr("uvicorn.config.HTTP_PROTOCOLS", {"auto": "uvicorn.protocols.http.auto:AutoHTTPProtocol"})
 
 
@@ -75,3 +78,34 @@ def test_uvicorn_takes_our_connection():
     config = Config(lambda: None, lifespan="off", log_config=None)
     config.load()
     assert config.http_protocol_class is Connection
+
+
+def test_serves_proxy_reads_a_body_no_further_ahead_than_it_may():
+    """Its own task, with nobody who reads: ten pieces of 1,000 bytes fit beside their messages, then the client waits.
+
+    A replica that takes them lets it go on; the end of the body and the client's leaving come through.
+    """
+    bound_reading_ahead(10 * 1_512)
+    bound_reading_ahead(1)  # once is enough
+    left = [{"type": "http.request", "body": bytes(1_000), "more_body": more} for more in [True] * 24 + [False]]
+    left.append({"type": "http.disconnect"})
+
+    async def receive():
+        await asyncio.sleep(0)
+        return left.pop(0)
+
+    async def scenario():
+        queue = http_util.MessageQueue()
+        task = asyncio.create_task(HTTPProxy.proxy_asgi_receive(None, receive, queue))
+        taken = []
+        while not task.done():
+            for _ in range(100):
+                await asyncio.sleep(0)
+            await queue.wait_for_message()
+            taken.append(queue.get_messages_nowait())
+        await task
+        return taken
+
+    first, second, third = asyncio.run(scenario())
+    assert [len(first), len(second), len(third)] == [11, 11, 4]
+    assert third[-1]["type"] == "http.disconnect"

@@ -5,11 +5,17 @@ import json
 
 import pytest
 
+from raymlops.serving.arrival import ARRIVED, Ages
 from raymlops.serving.asgi import BODY
+from raymlops.serving.bodies import Account
+from raymlops.serving.bounds import TOLD, Bounds, Known
+from raymlops.serving.connections import CLIENT, Client
 from raymlops.serving.middleware import MAX_HEADERS, Cleaner, clean_headers
 
+COMPLETE = {"type": "http.request", "body": b"", "more_body": False}
 
-def pass_through(*, method="POST", path="/models/flights/predict", headers=(), messages=()):
+
+def pass_through(*, method="POST", path="/models/flights/predict", headers=(), messages=(COMPLETE,)):
     """Return the scope that arrives behind the guard, None where nothing does."""
     seen = []
     left = [*messages, {"type": "http.disconnect"}]
@@ -74,8 +80,8 @@ def test_a_small_body_goes_along():
         {"headers": [(b"content-length", b"4")], "method": "GET"},
     ],
 )
-def test_another_request_is_left_to_stream(request_):
-    """A large body, one of unknown length, and other applications' requests are not touched."""
+def test_another_body_does_not_go_along(request_):
+    """A large one, one of unknown length, and other applications'."""
     assert BODY not in pass_through(**request_)
 
 
@@ -85,25 +91,183 @@ def test_a_client_that_leaves_half_way_goes_no_further():
     assert pass_through(headers=[(b"content-length", b"4")], messages=messages) is None
 
 
-def test_a_refused_body_is_taken_before_the_answer():
-    """The application answers after the first chunk; the client hears of it once it has sent the last."""
-    order = []
-    left = [{"type": "http.request", "body": b"x", "more_body": more} for more in (True, True, False)]
-
-    async def app(scope, receive, send):
-        await receive()
-        await send({"type": "http.response.start", "status": 413, "headers": []})
+def converse(app, messages, *, path="/models/flights/predict", headers=(), method="POST", client=None, **options):
+    """Return what is sent for a request whose body comes in these messages; further ones never come."""
+    sent, left = [], list(messages)
 
     async def receive():
-        order.append("chunk")
+        if not left:
+            await asyncio.Event().wait()
         return left.pop(0)
 
     async def send(message):
-        order.append(message["status"])
+        sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/models/flights/predict", "headers": []}
-    asyncio.run(Cleaner(app)(scope, receive, send))
-    assert order == ["chunk", "chunk", "chunk", 413]
+    scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
+    if client is not None:
+        scope[CLIENT] = client
+    asyncio.run(asyncio.wait_for(Cleaner(app, **options)(scope, receive, send), 30))
+    assert CLIENT not in scope
+    return sent
+
+
+def status_and_code(sent):
+    return sent[0]["status"], json.loads(sent[1]["body"])["error"]["code"]
+
+
+async def unasked(scope, receive, send):
+    raise AssertionError
+
+
+def chunk(body, *, more=True):
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def known(**bounds):
+    one = Known()
+    for name, (timeout_s, size) in bounds.items():
+        one.tell(name, Bounds(timeout_s, size))
+    return one
+
+
+def test_a_model_is_asked_once_a_large_body_is_complete():
+    """It then reads it all at once, whatever its client does; its place is not kept by what does not come."""
+    bodies = []
+
+    async def app(scope, receive, send):
+        bodies.append(await receive())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    converse(app, [chunk(b"ab"), chunk(b"cd"), chunk(b"", more=False)])
+    assert bodies == [chunk(b"abcd", more=False)]
+
+
+def test_a_body_above_the_models_bound_is_refused():
+    """At once where it says so; else with the first byte too many, whatever is still to come. The connection ends."""
+    bounds = known(flights=(30.0, 5))
+    for headers, messages in (
+        ([(b"content-length", b"6")], []),
+        ([(b"content-length", b"9" * 30)], [chunk(b"abcdef")]),
+        ([], [chunk(b"abc"), chunk(b"def")]),
+    ):
+        sent = converse(unasked, messages, headers=headers, known=bounds)
+        assert status_and_code(sent) == (413, "body_too_large")
+        assert (b"connection", b"close") in sent[0]["headers"]
+
+
+def test_bounds_come_with_a_models_answers():
+    """They are taken out of the first one; until then there is a bound for all. Other models keep theirs."""
+    bounds = Known()
+
+    async def app(scope, receive, send):
+        name = scope["path"].split("/")[2]
+        await send({"type": "http.response.start", "status": 200, "headers": [], TOLD: (name, (30.0, 5))})
+        await send({"type": "http.response.body", "body": b""})
+
+    six = [chunk(b"abcdef", more=False)]
+    (start, _) = converse(app, six, known=bounds)
+    assert start == {"type": "http.response.start", "status": 200, "headers": []}
+    assert converse(unasked, six, known=bounds)[0]["status"] == 413
+    assert converse(app, six, path="/models/digits/predict", known=bounds)[0]["status"] == 200
+    large = [(b"content-length", b"70000000")]
+    assert converse(unasked, [], headers=large, path="/models/other/predict", known=bounds)[0]["status"] == 413
+
+
+def test_all_waiting_bodies_together_have_a_bound():
+    """Of 400 bytes: one of 300 waits, another is told to come again, a small one still has room; then all of it."""
+    account = Account(400)
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(account.held)
+        if len(seen) == 1:
+            another = Cleaner(app, account=account)
+            for headers, expected in (([], 503), ([(b"content-length", b"100")], 200)):
+                answers = []
+
+                async def body():
+                    return chunk(bytes(100), more=False)
+
+                async def keep(message, answers=answers):
+                    answers.append(message)
+
+                await another({**scope, "headers": headers}, body, keep)
+                assert answers[0]["status"] == expected
+                assert (b"retry-after", b"1") in answers[0]["headers"] or expected == 200
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    converse(app, [chunk(bytes(300), more=False)], account=account)
+    assert seen == [300, 400]
+    assert account.held == 0
+
+
+@pytest.mark.parametrize("messages", [[chunk(b"abc"), {"type": "http.disconnect"}], [chunk(b"abc")]])
+def test_a_body_that_is_not_complete_is_forgotten(messages):
+    """Its client left, or it did not come in time."""
+    account = Account()
+    sent = converse(unasked, messages, account=account, known=known(flights=(0.01, 100)))
+    assert account.held == 0
+    assert [message["status"] for message in sent[:1]] == ([] if len(messages) == 2 else [408])
+
+
+@pytest.mark.parametrize("swallows", [True, False])
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_a_request_that_no_replica_takes_ends_at_its_deadline(swallows, method):
+    """Cancelled in Serve, which may answer that with a text of its own; the client is told in our form."""
+    ended = []
+
+    async def app(scope, receive, send):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            if not swallows:
+                raise
+            await send({"type": "http.response.start", "status": 499, "headers": []})
+            await send({"type": "http.response.body", "body": b"cancelled"})
+
+    sent = converse(app, [chunk(b"", more=False)], method=method, known=known(flights=(-0.99, 100)))
+    assert status_and_code(sent) == (504, "timeout")
+    assert ended == ["cancelled"]
+
+
+@pytest.mark.parametrize("swallows", [True, False])
+def test_a_client_that_leaves_takes_its_request_along(swallows):
+    """It is cancelled in Serve, wherever it waits, and nothing else of this process is."""
+    client = Client()
+
+    async def app(scope, receive, send):
+        asyncio.get_running_loop().call_soon(client.leave)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if not swallows:
+                raise
+
+    assert converse(app, [chunk(b"", more=False)], client=client) == []
+    left = Client()
+    left.leave()
+    assert converse(unasked, [chunk(b"", more=False)], client=left) == []
+
+
+def test_the_moment_of_arrival_goes_along():
+    """In the scope, where no header of a client's comes."""
+    scope = pass_through(headers=[(b"raymlops.arrived", b"0")])
+    assert 0.0 <= Ages().age_s(scope[ARRIVED]) < 60.0
+    assert ARRIVED not in pass_through(path="/other")
+
+
+def test_serve_keeps_no_deadline_of_its_own_for_a_model():
+    """What a client says of it is dropped before."""
+    scope = pass_through(headers=[(b"x-request-timeout-seconds", b"9999")])
+    assert [value for name, value in scope["headers"] if name == b"x-request-timeout-seconds"] == [b"0"]
+
+
+def test_the_hosts_own_path_to_models_is_bounded_like_theirs():
+    """From the first answer of the index on, which tells the largest bounds of all models."""
+    bounds = known(**{"": (30.0, 5)})
+    sent = converse(unasked, [chunk(b"abcdef")], path="/v2/models/flights/infer", known=bounds)
+    assert sent[0]["status"] == 413
 
 
 @pytest.mark.parametrize(
@@ -235,20 +399,54 @@ def test_a_pin_that_is_no_text_stays_a_wrong_pin(given, kept):
     assert clean_headers([(b"x-raymlops-version", given)]) == [(b"x-raymlops-version", kept)]
 
 
-@pytest.mark.parametrize(("path", "refused"), [("/models/flights", True), ("/other", False)])
-def test_a_model_has_no_websocket(path, refused):
-    """Another application may; its headers are cleaned too."""
+def handshake(app, path, *, extensions=True):
+    """Return the messages that answer a websocket's handshake, and the headers that the application saw."""
     seen, sent = [], []
 
-    async def app(scope, receive, send):
+    async def watched(scope, receive, send):
         seen.append(scope["headers"])
+        await app(scope, receive, send)
 
     async def receive():
         return {"type": "websocket.connect"}
 
     async def send(message):
-        sent.append(message["type"])
+        sent.append(message)
 
     scope = {"type": "websocket", "path": path, "headers": [(b"cookie", b"\xff")]}
-    asyncio.run(Cleaner(app)(scope, receive, send))
-    assert (seen, sent) == (([], ["websocket.close"]) if refused else ([[]], []))
+    if extensions:
+        scope["extensions"] = {"websocket.http.response": {}}
+    asyncio.run(Cleaner(watched)(scope, receive, send))
+    return sent, seen
+
+
+async def taking(scope, receive, send):
+    await send({"type": "websocket.accept"})
+
+
+async def raising(scope, receive, send):
+    raise AssertionError
+
+
+async def answering_500(scope, receive, send):
+    """Serve's way to report what a replica raised."""
+    await send({"type": "http.response.start", "status": 500, "headers": []})
+    await send({"type": "http.response.body", "body": b"Internal Server Error"})
+
+
+@pytest.mark.parametrize(
+    ("app", "path"), [(taking, "/models/flights"), (raising, "/"), (raising, "/v2/models"), (answering_500, "/x")]
+)
+def test_a_websocket_that_nobody_takes_is_refused_in_our_form(app, path):
+    """Never by a 500; a model has none, whoever answers for it."""
+    (start, body), seen = handshake(app, path)
+    assert (start["type"], start["status"]) == ("websocket.http.response.start", 400)
+    facts = json.loads(body["body"])
+    assert (facts if "/v2" in path else facts["error"])["code"] == "no_websocket"
+    assert (seen == []) == path.startswith("/models/")
+    assert handshake(app, path, extensions=False)[0] == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_another_application_may_take_a_websocket():
+    """Its headers are cleaned too."""
+    assert handshake(taking, "/other") == ([{"type": "websocket.accept"}], [[]])

@@ -47,6 +47,15 @@ def test_a_flip_changes_nothing_that_restarts():
         assert {key for key in one if one[key] != other[key]} == {"user_config"}
 
 
+def test_serve_waits_for_no_request_for_ever():
+    """Five seconds longer than the slowest model has, over HTTP and gRPC; without models nothing is said."""
+    slow = deployment(3, "champion", name="digits", timeout_s=90)
+    config = render(Desired((deployment(7, "champion"), slow)), host="127.0.0.1", port=8000, grpc_port=9000)
+    assert config["http_options"] == {"host": "127.0.0.1", "port": 8000, "request_timeout_s": 95.0}
+    assert config["grpc_options"]["request_timeout_s"] == 95.0
+    assert "request_timeout_s" not in render(Desired(()), host="127.0.0.1", port=8000)["http_options"]
+
+
 def test_arguments_name_the_bundle_and_its_digest():
     """The digest that a replica verifies comes from the desired state."""
     args = rendered(deployment(7, "champion"))["flights--v7"]["args"]

@@ -76,6 +76,21 @@ def test_each_version_is_counted_by_what_fell_to_it(controller):
     }
 
 
+def test_a_champion_that_does_not_answer_in_time_is_slow(controller):
+    """As a canary is: the same stall is no error of one and lateness of the other."""
+    tally = controller.tally(CANARY)
+    tally.take([served(status=504, code="timeout", model_seconds=0.0)])
+    assert rows(tally) == {"champion": {"requests": 1, "slow": 1}}
+
+
+def test_rows_that_a_recipe_refuses_are_left_out_for_both(controller):
+    """Both answer 422, and neither failed."""
+    tally = controller.tally(CANARY)
+    refused = {"status": 422, "code": "invalid_rows"}
+    tally.take([served(**refused), served("canary", version=2, **refused)])
+    assert tally.report() == {}
+
+
 def test_overload_is_left_out_for_both(controller):
     """A canary that turns requests away under load is no worse than a champion that does."""
     tally = controller.tally(CANARY)
@@ -140,6 +155,7 @@ def test_what_says_nothing_of_a_version_is_not_counted(controller):
             served(status=422, code="invalid_rows", columns=None),
             served(status=503, code="overloaded"),
             served("pinned", version=2),
+            served("pinned", status=422, code="not_finite"),
             served("shadow", version=2, status=500),
             served(status=422, code="not_finite"),
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from unittest import SkipTest
 
+import drawn
 import numpy as np
 import pytest
 import torch
@@ -63,6 +64,14 @@ class Good(RecipeBase):
 
 class TestGood(RecipeContract):
     recipe = Good
+
+
+class TestAugmented(RecipeContract):
+    recipe = drawn.Augmented
+
+
+class TestUnseeded(RecipeContract):
+    recipe = drawn.Unseeded
 
 
 class Numbers(Good):
@@ -221,6 +230,7 @@ LOSSES = "test_losses_of_answers_are_numbers_from_0_to_1"
     ("broken", "test", "message"),
     [
         (Clock, "test_datasets_are_the_same_every_time", "the train split of two processes differ in features"),
+        (drawn.ShuffledItems, "test_datasets_are_the_same_every_time", "the train split of two processes differ in x"),
         (Unsorted, "test_fit_gives_the_same_json_every_time", "sort sets"),
         (Leaks, "test_label_is_no_input", "'price' is an input"),
         (Unseeded, "test_model_is_on_the_cpu_and_seeded", "differ in 0.weight"),

@@ -68,7 +68,7 @@ def rule_of(recipe: type[RecipeBase], config: dict[str, Any] | None = None, memo
     data = {"project": {"name": "p"}, "recipe": {"import": recipe, "config": config or {}}}
     prepared = prepare(bind(load_data(data)), memory=memory)
     torch.manual_seed(0)
-    return answer_loss(prepared, prepared.recipe.model().eval(), batch_size=64)
+    return answer_loss(prepared, prepared.recipe.model().eval(), batch_size=64, device="cpu")
 
 
 def test_the_scale_of_a_number_is_a_quantile_of_its_errors_on_validation():

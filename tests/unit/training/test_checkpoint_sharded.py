@@ -93,6 +93,16 @@ def test_infinity_in_one_shard_is_heard_by_all(tmp_path: Path) -> None:
     assert folders(str(tmp_path)) == ["step-00000001-aaa-1"]
 
 
+def test_infinity_that_was_there_from_the_start_is_saved(tmp_path: Path) -> None:
+    """In a buffer that every rank holds and in one rank's shard; what comes to it is refused by all."""
+    wrote = ranks().run(2, partial(jobs.save_infinite, place=str(tmp_path)))
+    assert [found[0] for found in wrote] == ["saved", "saved"]
+    assert wrote[0][1] == wrote[1][1]
+    assert wrote[0][1].startswith("no checkpoint is made of a state with NaN or infinity, found in model.first.bias")
+    weights, _ = load_weights(f"{tmp_path}/step-00000001-aaa-1")
+    assert weights["mask"].tolist() == [float("-inf")] * 3
+
+
 @pytest.mark.parametrize("file", ["__0_0.distcp", "__1_0.distcp", ".metadata", "trainer.pt"])
 def test_damage_in_any_shard_is_found_by_all(tmp_path: Path, file: str) -> None:
     """Each rank hashes a part of the shards, and whatever it unpickles itself; all refuse."""

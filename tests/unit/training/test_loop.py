@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from loop_jobs import trained
+from ranks import ranks
 
+from raymlops.config.load import load_data
 from raymlops.errors import NonFiniteError, TrainingError
+from raymlops.project import bind
 from raymlops.training.data import prepare
 from raymlops.training.run import run_local
 
@@ -34,6 +38,37 @@ def test_accumulation_changes_nothing(tiny_project: Any, accumulate: int) -> Non
     assert pieces.steps == whole.steps == 10
     for name, tensor in whole.model_state.items():
         torch.testing.assert_close(pieces.model_state[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_row_that_is_left_over_is_trained_with_batch_normalisation(tiny_project: Any, accumulate: int) -> None:
+    """65 rows in batches of 64: the last step has one row, which has no variance and changes no running statistics."""
+    result = run_local(tiny_project(recipe="broken:Items", config={"train_rows": 65}, accumulate=accumulate))
+    assert result.steps == 4
+    assert int(result.model_state["1.num_batches_tracked"]) == result.best_epoch * accumulate
+    even = run_local(tiny_project(recipe="broken:Items", config={"train_rows": 65}, accumulate=accumulate, max_steps=1))
+    left_over = run_local(
+        tiny_project(recipe="broken:Items", config={"train_rows": 65}, accumulate=accumulate, max_steps=2)
+    )
+    for name in ("1.running_mean", "1.running_var"):
+        assert torch.equal(even.model_state[name], left_over.model_state[name])
+    assert not torch.equal(even.model_state["0.weight"], left_over.model_state["0.weight"])
+
+
+def test_a_rank_with_a_single_row_hands_it_on() -> None:
+    """13 rows in batches of 8 on 3 ranks: 8 rows are 3, 3 and 2; 5 are 3 and 2, and the last rank fills up."""
+    data = {
+        "project": {"name": "p"},
+        "recipe": {"import": "broken:Items", "config": {"train_rows": 13, "validation_rows": 20, "test_rows": 5}},
+        "train": {"batch_size": 8, "num_workers": 3, "epochs": 2},
+    }
+    found = ranks().run(3, trained, bind(load_data(data)).to_dict())
+    assert found[0][0].keys() >= {"train/loss", "validation/loss"}
+    parameters = [
+        {name: value for name, value in state.items() if "running" not in name} for _, state in found if state
+    ]
+    assert parameters
+    assert all(state == parameters[0] for state in parameters)
 
 
 def test_patience_ends_a_run(tiny_project: Any) -> None:

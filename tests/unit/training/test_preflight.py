@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from broken import Items
+from broken import Items, Seen
+from preflight_jobs import tried
+from ranks import ranks
 from tiny import Tiny
 
 from raymlops.errors import RecipeError
 from raymlops.training.data import prepare
+from raymlops.training.example import example_rows
 from raymlops.training.preflight import has_unused_parameters, preflight
 
 
@@ -103,3 +106,138 @@ def test_a_recipe_on_datasets_needs_a_signature_too(tiny_project: Any) -> None:
     forgetful = type("Items", (Items,), {"signature": lambda _: None})
     with pytest.raises(RecipeError, match=r"Items\.signature\(\) returned None"):
         prepare(dataclasses.replace(tiny_project(), recipe_class=forgetful))
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, bool]]:
+    """What the recipe ``Seen`` writes down: method, rows, whether autocast was on."""
+    monkeypatch.setattr(Seen, "calls", [])
+    return Seen.calls
+
+
+@pytest.mark.parametrize(
+    ("train", "rows"),
+    [
+        ({"batch_size": 8}, {"loss": 8, "metrics": 8, "predict": 1}),
+        ({"batch_size": 64, "eval_batch_size": 5}, {"loss": 16, "metrics": 5, "predict": 1}),
+        # 64 rows over 2 workers in 16 micro-batches: 2 a micro-batch; the parts of a sum take 3.
+        ({"batch_size": 64, "num_workers": 2, "accumulate": 16}, {"loss": 2, "metrics": 3, "predict": 1}),
+        ({}, {"loss": 16, "metrics": 16, "predict": 1}),
+    ],
+)
+def test_no_batch_is_larger_than_those_of_the_run(
+    tiny_project: Any, seen: list[tuple[str, int, bool]], train: dict[str, Any], rows: dict[str, int]
+) -> None:
+    """What the run has memory for, the checks have; they take sixteen rows at most."""
+    check(tiny_project(recipe="broken:Seen", **train))
+    assert {method: max(got for name, got, _ in seen if name == method) for method in rows} == rows
+
+
+def test_the_model_is_built_once(tiny_project: Any, seen: list[tuple[str, int, bool]]) -> None:
+    """Whether parameters are unused is found with the model that was tried."""
+    project = tiny_project(recipe="broken:Seen", num_workers=2)
+    assert preflight(project, prepare(project)) is True
+    assert [method for method, *_ in seen].count("model") == 1
+
+
+def test_loss_and_metrics_are_tried_in_the_precision_of_the_run(
+    tiny_project: Any, seen: list[tuple[str, int, bool]]
+) -> None:
+    """An answer is not: a replica has no autocast. Sums of parts are compared in float32."""
+    check(tiny_project(recipe="broken:Seen", precision="bf16"))
+    low = [method for method, _, autocast in seen if autocast]
+    assert low == ["loss", "metrics"]
+    assert [method for method, _, autocast in seen if not autocast] == [
+        "model",
+        "metrics",
+        "metrics",
+        "metrics",
+        "predict",
+    ]
+
+
+def test_a_metric_that_needs_many_rows_gets_them(tiny_project: Any) -> None:
+    """In batches: 16 rows are no measure of two classes."""
+    check(tiny_project(recipe="broken:NeedsManyRows"))
+    with pytest.raises(RecipeError, match=r"finalize\(\) raised ValueError: rows of one class only"):
+        check(tiny_project(recipe="broken:NeedsManyRows", config={"validation_rows": 59}))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("broken:NoExample", r"NoExample\.example\(\) is needed"),
+        (
+            "broken:OtherExample",
+            r"what OtherExample\.example\(\) returned is no request by OtherExample\.signature\(\): row 0, field 'x'",
+        ),
+        ("broken:RaisesInEncode", r"RaisesInEncode\.encode\(\) raised KeyError: 'X'"),
+        ("broken:RaisesInPredict", r"RaisesInPredict\.predict\(\) raised ValueError"),
+        ("broken:OtherOutput", r"OtherOutput\.decode\(\) returned z; the signature's outputs are y"),
+        ("broken:OneAnswer", r"OneAnswer\.decode\(\): output 'probability': 1 values for 2 rows"),
+    ],
+)
+def test_a_recipe_that_could_not_be_served_is_refused(tiny_project: Any, recipe: str, message: str) -> None:
+    """A request is answered before the training, the way a replica answers it."""
+    with pytest.raises(RecipeError, match=message):
+        check(tiny_project(recipe=recipe))
+
+
+def test_the_example_is_made_of_rows_that_fit(tiny_project: Any) -> None:
+    """A table's rows may hold what no request may, such as infinity; one that has no other is refused."""
+    prepared = prepare(tiny_project(recipe="broken:InfiniteRows"))
+    want = prepared.splits["validation"].take(torch.tensor([4]))
+    assert [row["length"] for row in example_rows(prepared)] == want["length"].tolist()
+    check(tiny_project(recipe="broken:InfiniteRows"))
+    with pytest.raises(RecipeError, match="none of the first 4 validation rows is a request"):
+        check(tiny_project(recipe="broken:InfiniteRows", config={"validation_rows": 4}))
+
+
+def test_an_untrained_model_may_answer_with_infinity(tiny_project: Any) -> None:
+    """That says nothing of the trained one."""
+    check(tiny_project(recipe="broken:InfiniteAtFirst"))
+
+
+def test_code_that_cannot_travel_is_refused(tiny_project: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle would not take 17 MiB of data beside the recipe."""
+    package = tmp_path / "heavy_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from tiny import Tiny\n\n\nclass Heavy(Tiny):\n    pass\n")
+    for number in range(17):
+        (package / f"{number}.json").write_bytes(bytes(1 << 20))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(RecipeError, match="the code of package heavy_package is larger than 16 MiB"):
+        check(tiny_project(recipe="heavy_package:Heavy"))
+
+
+def test_a_single_training_row_is_no_batch_to_normalise(tiny_project: Any) -> None:
+    """The error says what leaves one row, and what to do; models without batch normalisation train on it."""
+    with pytest.raises(RecipeError, match=r"normalises over the rows of a batch.* the training split has one row"):
+        check(tiny_project(recipe="broken:Items", config={"train_rows": 1}))
+    with pytest.raises(
+        RecipeError, match=r"train\.batch_size 8 in 4 micro-batches on each of 2 workers leaves one row"
+    ):
+        check(tiny_project(recipe="broken:Items", batch_size=8, accumulate=4, num_workers=2))
+    check(tiny_project(batch_size=1))
+
+
+def test_a_model_for_gpus_that_are_elsewhere_is_left_to_the_first_worker(tiny_project: Any) -> None:
+    """The driver tries what needs no model: the example, and its encoding."""
+    project = tiny_project(recipe="broken:NeedsGpu", num_workers=2, gpus_per_worker=1)
+    assert preflight(project, prepare(project), has_gpu=False) is None
+    assert has_unused_parameters(project, prepare(project), has_gpu=False) is None
+    project = tiny_project(recipe="broken:RaisesInEncode", num_workers=2, gpus_per_worker=1)
+    prepared = prepare(project)
+    with pytest.raises(RecipeError, match=r"RaisesInEncode\.encode\(\) raised"):
+        preflight(project, prepared, has_gpu=False)
+
+
+def test_every_rank_hears_what_the_first_one_found(tiny_project: Any) -> None:
+    """Unused parameters, or the error, which names the method as on a driver."""
+    for recipe, expected in (
+        ("tiny:Tiny", False),
+        ("broken:Items", True),
+        ("broken:OtherOutput", "OtherOutput.decode() returned z; the signature's outputs are y"),
+    ):
+        config = tiny_project(recipe=recipe, num_workers=2).to_dict()
+        assert ranks().run(2, tried, config) == [expected, expected]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,7 +34,7 @@ def verdict(
     )
 
 
-@pytest.mark.parametrize("kind", ["worker_died", "node_died", "controller_died", "hang", "error"])
+@pytest.mark.parametrize("kind", ["worker_died", "node_died", "controller_died", "hang", "error", "environment"])
 def test_what_may_not_happen_again_is_tried_again(kind: str) -> None:
     """Lost processes and nodes, hangs, and errors that are nobody's bug."""
     assert verdict(failure(kind)).action == "retry"
@@ -53,6 +54,17 @@ def test_the_delay_grows_with_the_restarts_of_the_last_ten_minutes() -> None:
     assert found[0].reason == "the next attempt may not meet it; restart 1 of 3 in a row"
     assert found[1].reason.endswith("in a row, in 1 s because of 1 restart in the last 10 minutes")
     assert found[4].reason.endswith("in a row, in 60 s because of 4 restarts in the last 10 minutes")
+
+
+def test_the_environment_is_given_time() -> None:
+    """5, 15, 60, 60 seconds: a store that throttles at once again would be asked no less."""
+    found = [verdict(failure("environment"), ages_s=[100.0] * count) for count in range(4)]
+    assert [decision.delay_s for decision in found] == [5, 15, 60, 60]
+    assert found[0].reason == (
+        "the environment failed, not the recipe; restart 1 of 3 in a row, in 5 s, so that it may pass"
+    )
+    assert found[1].reason.endswith("in a row, in 15 s because of 1 restart in the last 10 minutes")
+    assert verdict(failure("environment"), restarts=3).action == "stop"
 
 
 def test_restarts_are_bounded() -> None:
@@ -143,3 +155,47 @@ def test_a_failure_says_what_it_was_in_one_line() -> None:
     """Its type where it was an exception; what happened where it was none."""
     assert str(failure("error", rank=2, message="CUDA error\nmore")) == "rank 2: RuntimeError: CUDA error"
     assert str(failure("hang", message="no step for 8 s")) == "no step for 8 s"
+
+
+def caused(own: RaymlopsError, root: BaseException) -> Raised:
+    own.__cause__ = root
+    return Raised.by(own)
+
+
+@pytest.mark.parametrize(
+    ("one", "kind"),
+    [
+        (caused(RecipeError("Net.loss() raised"), RuntimeError("CUDA error: uncorrectable ECC error")), "environment"),
+        (Raised.by(RuntimeError("CUDA error: uncorrectable ECC error")), "environment"),
+        (caused(StorageError("cannot be read"), OSError("AWS Error SLOW_DOWN during GetObject")), "environment"),
+        (caused(RecipeError("Net.datasets() raised"), ConnectionResetError(104, "reset by peer")), "environment"),
+        (caused(StorageError("cannot be used"), OSError(28, "No space left on device")), "storage"),
+        (caused(RecipeError("Net.loss() raised"), RuntimeError(GLOO)), "error"),
+        (caused(StorageError("the sharded checkpoint cannot be written"), RuntimeError(GLOO)), "error"),
+        (caused(NonFiniteError("the loss is nan"), RuntimeError("CUDA error: launch failure")), "recipe_error"),
+        (
+            raised("", RecipeError("Net.loss() raised ValueError: bad shape at /home/ncclteam/recipe.py:3")),
+            "recipe_error",
+        ),
+        (
+            raised("", RecipeError("Net.loss() raised RuntimeError: bad shape at /data/nccl/recipe.py:3")),
+            "recipe_error",
+        ),
+        (caused(RecipeError("Net.loss() raised"), RuntimeError("no weights in /data/nccl/step-3")), "recipe_error"),
+        (caused(RecipeError("Net.loss() raised"), ValueError("nccl is no column")), "recipe_error"),
+        (raised("", RecipeError("Net.loss() raised RuntimeError: NCCL error in: NCCLUtils.hpp:317")), "error"),
+    ],
+    ids=str,
+)
+def test_the_root_says_what_failed(one: Raised, kind: str) -> None:
+    """Whatever is around it, and whatever its path is called."""
+    assert cause({0: one}, {}, nodes={}, step=0).kind == kind
+
+
+def test_what_is_behind_an_exception_survives_the_way_to_the_driver() -> None:
+    """Its cause does not."""
+    one = caused(RecipeError("Net.datasets() raised"), OSError(5, "Input/output error"))
+    there = pickle.loads(pickle.dumps(one))
+    assert there.own.__cause__ is None
+    assert there.chain == one.chain
+    assert cause({0: there}, {}, nodes={}, step=0).kind == "environment"

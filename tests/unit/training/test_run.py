@@ -117,13 +117,13 @@ class DeafLoss(Tiny):
 
 
 class DeafMetrics(Tiny):
-    """Swallows an interrupt in its first metrics of the second epoch; the preflight asks for metrics four times."""
+    """Swallows an interrupt in its first metrics of the second epoch; the preflight asks for metrics three times."""
 
     calls = 0
 
     def metrics(self, model: Any, batch: Any) -> Any:
         type(self).calls += 1
-        if self.calls == 4 + 2 + 1:
+        if self.calls == 3 + 2 + 1:
             with contextlib.suppress(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
         return super().metrics(model, batch)
@@ -161,7 +161,7 @@ def test_a_swallowed_ctrl_c_ends_an_evaluation_within_a_batch(
     deaf = dataclasses.replace(tiny_project(eval_batch_size=64), recipe_class=DeafMetrics)
     with pytest.raises(KeyboardInterrupt):
         train(deaf)
-    assert DeafMetrics.calls == 7
+    assert DeafMetrics.calls == 6
     (run,) = runs(deaf)
     assert run.info.status == "KILLED"
 
@@ -228,8 +228,12 @@ def test_a_failure_is_on_record_with_its_reason(tiny_project: Any, storage_path:
 
 
 def test_what_can_be_refused_leaves_no_run(tiny_project: Any, storage_path: Path) -> None:
-    """A broken recipe and an unknown metric are refused before MLflow hears of a run."""
-    for broken in (tiny_project(recipe="broken:Means"), tiny_project(metric="validation/acc")):
+    """A broken recipe, one that cannot be served and an unknown metric are refused before MLflow hears of a run."""
+    for broken in (
+        tiny_project(recipe="broken:Means"),
+        tiny_project(recipe="broken:NoExample"),
+        tiny_project(metric="validation/acc"),
+    ):
         with pytest.raises(RecipeError):
             train(broken)
         assert runs(broken) == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raymlops.errors import RecipeError
-from raymlops.training.staging import HostCopies, not_finite
+from raymlops.training.staging import HostCopies, entries_not_finite, not_finite
 
 
 def test_a_copy_is_the_callers_no_more() -> None:
@@ -54,3 +54,41 @@ def test_a_sum_that_overflows_is_no_infinity() -> None:
     assert torch.isinf(state["a"].sum())
     assert not_finite(state) is None
     assert not_finite({}) is None
+
+
+INF, NAN = float("inf"), float("nan")
+
+
+def test_what_was_infinite_from_the_start_is_no_fault() -> None:
+    """Entry by entry: the mask's upper triangle may stay infinite, become finite, and infinite again."""
+    start = {"mask": torch.tensor([[0.0, -INF], [0.0, 0.0]]), "low": torch.tensor(INF), "weight": torch.ones(3)}
+    meant = entries_not_finite(start)
+    assert {name: entries.tolist() for name, entries in meant.items()} == {
+        "mask": [[False, True], [False, False]], "low": True
+    }  # fmt: skip
+    assert not_finite(start, except_for=meant) is None
+    assert not_finite(start | {"low": torch.tensor(-2.0)}, except_for=meant) is None
+    assert not_finite(start | {"low": torch.tensor(NAN)}, except_for=meant) is None
+    assert not_finite(start | {"mask": torch.tensor([[0.0, -INF], [-INF, 0.0]])}, except_for=meant) == "mask"
+    assert not_finite(start | {"weight": torch.tensor([1.0, NAN, 1.0])}, except_for=meant) == "weight"
+    assert not_finite(start) == "mask"
+
+
+def test_an_observer_that_takes_its_shape_from_the_first_batch_cannot_be_compared() -> None:
+    """One number that was infinite became one of each channel."""
+    meant = entries_not_finite({"low": torch.tensor(INF)})
+    assert not_finite({"low": torch.tensor([1.0, INF])}, except_for=meant) is None
+
+
+def test_what_a_checkpoint_holds_counts_beside_what_was_built() -> None:
+    """Of one that goes on both were there at a start; of another shape the checkpoint's."""
+    built = entries_not_finite({"a": torch.tensor([INF, 0.0]), "b": torch.tensor(INF)})
+    found = entries_not_finite({"a": torch.tensor([0.0, INF]), "b": torch.tensor([0.0, NAN])}, besides=built)
+    assert {name: entries.tolist() for name, entries in found.items()} == {"a": [True, True], "b": [False, True]}
+    assert found["a"] is not built["a"]
+    assert built["a"].tolist() == [True, False]
+
+
+def test_large_numbers_are_no_infinities_of_the_start() -> None:
+    """Their sum is."""
+    assert entries_not_finite({"a": torch.full((2,), 3e38)}) == {}

@@ -20,7 +20,6 @@ from raymlops.tuning.checks import (
     num_own_trials,
     objectives_of,
     refuse_sqlite,
-    slots,
 )
 
 LR = {"train.lr": {"float": [0.1, 0.2]}}
@@ -32,7 +31,7 @@ def project(**sweep):
 
 
 def nodes(*resources):
-    return [{"Resources": dict(zip(("CPU", "GPU"), pair, strict=False))} for pair in resources]
+    return [dict(zip(("CPU", "GPU"), pair, strict=False)) for pair in resources]
 
 
 @pytest.mark.parametrize(
@@ -42,11 +41,12 @@ def nodes(*resources):
         (nodes((1.2,)), 0.2, 0.0, 6),  # 1.2 / 0.2 is 5.999... in floating point
         (nodes((3.0,), (3.0,)), 2.0, 0.0, 2),  # a trial does not stretch over two nodes
         (nodes((8.0, 1.0), (8.0,)), 1.0, 0.5, 2),  # the node without a GPU holds none
-        (nodes((1.0,)), 2.0, 0.0, 0),
+        (nodes((1.0,)), 2.0, 0.0, 1),  # none fits now, but one may wait for room
     ],
 )
 def test_trials_are_counted_node_by_node(cluster, cpus, gpus, expected):
-    assert slots(cluster, cpus=cpus, gpus=gpus) == expected
+    shares = [f"train.cpus_per_worker={cpus}", f"train.gpus_per_worker={gpus}"]
+    assert concurrency(spec(*shares), cluster) == expected
 
 
 def test_an_empty_space_is_refused():

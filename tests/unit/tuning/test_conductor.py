@@ -55,6 +55,7 @@ class Stage:
         section = {"metric": "validation/auc", "mode": "max", "max_concurrent": 2, "space": space, **sweep}
         project = bind(load_data({"project": {"name": "p"}, "recipe": {"import": Tiny}, "sweep": section}))
         self.now = 0.0
+        self.slots = 2
         self.events, self.noted, self.discarded = [], [], []
         self.runs = Runs()
         objectives = objectives_of(project.spec)
@@ -68,7 +69,7 @@ class Stage:
             trials=self.trials,
             children=self.runs,
             sweep_uri="/sweeps/s",
-            max_concurrent=2,
+            slots=lambda: self.slots,
             before=before,
             on_event=self.events.append,
             note=self.noted.append,
@@ -407,3 +408,46 @@ def test_a_display_that_raises_is_asked_no_more_and_keeps_no_trial_open(storage)
         stage.conductor.close()
     stage.conductor.close()
     assert TrialState.RUNNING not in stage.states()
+
+
+def test_slots_are_counted_again_every_few_seconds(storage):
+    """What two counts say holds: more room is used, and with less no trial is drawn until fewer run."""
+    stage = Stage(storage, num_trials=9, max_concurrent=None)
+    conductor = stage.conductor
+
+    def drawn(at_s, slots):
+        stage.now, stage.slots = at_s, slots
+        conductor.between_steps()
+        return [trial["number"] for _ in range(9) if (trial := conductor.next_trial()) is not None]
+
+    assert drawn(0.0, 2) == [0, 1]
+    assert drawn(5.0, 3) == []  # once, for a moment
+    assert drawn(10.0, 2) == []
+    assert drawn(15.0, 3) == []
+    assert drawn(19.9, 4) == []  # not counted yet
+    assert drawn(20.0, 4) == [2]  # 3, then 4: at least 3
+    conductor.end(0, "failed", reason="x")
+    assert drawn(25.0, 1) == [3]  # 4, then 1: it stays 3
+    for number in (1, 2):
+        conductor.end(number, "failed", reason="x")
+    assert drawn(30.0, 1) == []
+    conductor.end(3, "failed", reason="x")
+    assert drawn(30.0, 1) == [4]
+
+
+def test_a_count_that_fails_leaves_the_number_as_it_was(storage):
+    """Ray's head may be away for a moment."""
+    stage = Stage(storage, num_trials=9)
+    del stage.slots
+    stage.now = 60.0
+    stage.conductor.between_steps()
+    assert [stage.conductor.next_trial() is None for _ in range(3)] == [False, False, True]
+
+
+def test_a_trial_waits_until_it_has_a_process(storage):
+    stage = Stage(storage, num_trials=9)
+    number = stage.conductor.next_trial()["number"]
+    assert stage.events[-1].counts["waiting"] == 1
+    stage.conductor.started(number)
+    stage.epoch(number, 1, 0.5)
+    assert (stage.events[-1].counts["waiting"], stage.events[-1].counts["running"]) == (0, 1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 
+import drawn
 import pytest
 import sourced
 from tiny import Tiny, TinyConfig, make_table
 
 from raymlops.config.load import load_data
+from raymlops.errors import RecipeError
 from raymlops.project import bind
 from raymlops.tuning.datacache import DataCache, WatchedConfig
 
@@ -84,3 +86,25 @@ def test_what_one_process_found_out_spares_another_the_search(tmp_path):
     assert (sourced.LOOKED, trial.prepared) == ([], 1)
     trial.get(project.with_params({"recipe.config.path": files[1]}), shared=shared)
     assert (sourced.LOOKED, trial.prepared) == ([files[1]], 2)
+
+
+def test_a_trial_whose_data_differ_from_the_sweeps_fails():
+    """Its rows are as many, in an order of its own: it would be judged on rows that others train on."""
+    shuffled = bind(load_data({"project": {"name": "p"}, "recipe": {"import": drawn.Shuffled}}))
+    driver = DataCache()
+    driver.get(shuffled)
+    shared = json.loads(json.dumps(driver.share()))
+    with pytest.raises(RecipeError, match="but of other ones on the driver"):
+        DataCache().get(shuffled, shared=shared)
+
+
+def test_a_trial_that_goes_on_takes_the_state_of_its_weights():
+    """Another fit would belong to other weights; the next trial is not given it."""
+    reordered = bind(load_data({"project": {"name": "p"}, "recipe": {"import": drawn.Reordered}}))
+    cache = DataCache()
+    first = cache.get(reordered)
+    state = {**first.state, "colours": first.state["colours"][::-1]}
+    again = cache.get(reordered, state=state)
+    assert again.state == again.recipe.state == again.splits["train"].recipe.state == state
+    assert cache.get(reordered, state=first.state).state == first.state
+    assert cache.get(reordered).state["colours"] != state["colours"]

@@ -73,6 +73,14 @@ def test_a_log_gets_a_line_each_ten_seconds_and_the_last_one_in_any_case():
     assert len(stream.getvalue().splitlines()) == 3
 
 
+def test_a_log_gets_a_message_at_once():
+    stream = io.StringIO()
+    display = LogDisplay(stream, clock=lambda: 0.0)
+    display(event())
+    display(event(kind="message", message="nothing has moved for 30 s; held by others"))
+    assert stream.getvalue().splitlines()[1] == 'event=sweep msg="nothing has moved for 30 s; held by others"'
+
+
 def test_a_notebook_escapes_what_a_parameter_holds():
     view = TrialView(0, {"recipe.config.kind": "<b>"}, "running")
     assert "kind=&lt;b&gt;" in notebook_html(event(trials=(view,), best=None))

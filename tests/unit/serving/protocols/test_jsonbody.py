@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from raymlops.serving.protocols import jsonbody
 from raymlops.serving.protocols.jsonbody import count_keys, object_of, read_json
 from raymlops.serving.reading import Refusal
 
@@ -40,6 +41,25 @@ def refused(call):
 def test_what_is_no_json_is_refused(body, code):
     """Each reason has its code, all are 400."""
     assert refused(lambda: read_json(body)) == (400, code)
+
+
+def test_a_key_given_twice_among_many_is_found_in_one_pass():
+    """Each name is looked up, not counted among all: 2,000 of them would be compared four million times."""
+    compared = 0
+
+    class Name(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    pairs = [(Name(f"k{number}"), 1) for number in range(2_000)]
+    with pytest.raises(Refusal, match="'k1999' is given twice"):
+        jsonbody._without_duplicates([*pairs, (Name("k1999"), 2)])
+    assert compared < 10_000
 
 
 @pytest.mark.parametrize(

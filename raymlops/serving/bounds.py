@@ -1,0 +1,68 @@
+"""What a process that takes requests from clients knows of the models' limits, before a replica has one of them.
+
+Owns how a replica tells it, and what counts until one has. The proxy is told with every answer, beside its headers,
+where no client sees it; a replica behind HAProxy, which takes its requests by itself, when its settings change.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+    from typing import Any
+
+    from raymlops.serving.reading import Limits
+
+TOLD = "raymlops.bounds"
+"""Key of an answer's first ASGI message for the name of a model and its ``Bounds``."""
+INDEX = ""
+"""In place of a model's name: the way to all of them."""
+MODELS = "/models/"
+BY_INDEX = "/v2/models/"
+
+
+class Bounds(NamedTuple):
+    """What a request may ask for at most."""
+
+    timeout_s: float
+    max_body_bytes: int
+
+    @classmethod
+    def of(cls, limits: Limits) -> Bounds:
+        """Return those of a model."""
+        return cls(limits.timeout_s, limits.max_body_bytes)
+
+
+UNKNOWN = Bounds(timeout_s=300.0, max_body_bytes=64 * 1024 * 1024)
+"""Of a model of which no replica has answered this process yet. The size is that of a message over gRPC."""
+
+
+class Known:
+    """The bounds of each model, as far as they are known."""
+
+    def __init__(self) -> None:
+        self._bounds: dict[str, Bounds] = {}
+
+    def tell(self, name: str, bounds: Bounds) -> None:
+        """Note the bounds of a model, or of all of them together."""
+        self._bounds[name] = bounds
+
+    def take(self, message: MutableMapping[str, Any]) -> None:
+        """Note what an answer's first message tells, and take it out."""
+        told = message.pop(TOLD, None)
+        if told is not None:
+            name, bounds = told
+            self._bounds[name] = Bounds(*bounds)
+
+    def of_path(self, path: str) -> Bounds | None:
+        """Return what counts for a request at this path; None where it is for no model."""
+        if path.startswith(MODELS):
+            return self._bounds.get(path[len(MODELS) :].partition("/")[0], UNKNOWN)
+        if path.startswith(BY_INDEX):
+            return self._bounds.get(INDEX)  # until the index has answered, the path may be another application's
+        return None
+
+
+KNOWN = Known()
+"""Of this process."""

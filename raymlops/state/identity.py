@@ -1,0 +1,130 @@
+"""Which state database this is, how far its record of changes goes, and what it deployed or took over.
+
+Owns the id, made once by a migration and kept by every copy, and what the audit record says of the past. Knows nothing
+of Serve, whose applications carry both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import sqlalchemy as sa
+
+from raymlops.state.engine import aware
+from raymlops.state.schema import audit, identity
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from raymlops.state.store import State
+
+TAKEOVER = "takeover"
+"""Action of the event by which this state takes over what another one deployed."""
+SELF = "state"
+"""Subject of the event by which a state that was restored from a backup is made to count again."""
+SHORT = 8
+
+
+class Revision(NamedTuple):
+    """One change: its number in the audit record, and when it was made.
+
+    Both, since a copy of the database goes on counting from the same number.
+    """
+
+    number: int
+    at: str
+    """ISO 8601 in UTC."""
+
+    def __str__(self) -> str:
+        return f"{self.number} of {self.at[:19].replace('T', ' ')} UTC"
+
+
+NEVER = Revision(0, "")
+
+
+class History(Protocol):
+    """What a state database knows of its past."""
+
+    def wrote(self, revision: Revision) -> bool:
+        """Return whether a change was made in this database, or in the one that it is a later copy of."""
+
+    def deployed(self, name: str, version: int, digest: str) -> bool:
+        """Return whether a version with this digest was ever to be live by this database."""
+
+    def took(self, name: str, owner: str) -> bool:
+        """Return whether a model (or the index) of another state, by its id, was taken over; "" is one without."""
+
+
+class Unrecorded:
+    """The past of what no database holds: all that carries no id is taken for its own."""
+
+    def wrote(self, revision: Revision) -> bool:  # noqa: ARG002 - as the protocol has it
+        """Return that it was."""
+        return True
+
+    def deployed(self, name: str, version: int, digest: str) -> bool:  # noqa: ARG002 - as the protocol has it
+        """Return that it was."""
+        return True
+
+    def took(self, name: str, owner: str) -> bool:  # noqa: ARG002 - as the protocol has it
+        """Return that nothing was."""
+        return False
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who desires: a state database by its id, and its newest change."""
+
+    id: str = ""
+    """Empty where no database is behind what is desired."""
+    made_by: str = ""
+    """Who made the database: user and machine."""
+    revision: Revision = NEVER
+    history: History = field(default_factory=Unrecorded, compare=False, repr=False)
+
+    @property
+    def short(self) -> str:
+        """Return the start of the id, as people are told."""
+        return self.id[:SHORT]
+
+
+class Recorded:
+    """The past by the audit record, read when it is asked for."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def wrote(self, revision: Revision) -> bool:
+        """Return whether the audit record has this event, or the database was made to count in spite of it."""
+        with self._state.reading() as connection:
+            ts = connection.scalar(sa.select(audit.c.ts).where(audit.c.id == revision.number))
+            here = ts is not None and aware(ts).isoformat() == revision.at
+            return here or [*revision] in _taken(connection, SELF, "revision")
+
+    def deployed(self, name: str, version: int, digest: str) -> bool:
+        """Return whether a change of the model's deployments has it."""
+        return any(
+            item["version"] == version and item["bundle"]["digest"] == digest
+            for event in self._state.each_change(name)
+            for side in (event.after, event.before)
+            for item in side
+        )
+
+    def took(self, name: str, owner: str) -> bool:
+        """Return whether an event says so."""
+        with self._state.reading() as connection:
+            return owner in _taken(connection, name, "owner")
+
+
+def owner_in(connection: Connection, history: History) -> Owner:
+    """Return who this database is, as it stands in the connection's transaction."""
+    row = connection.execute(sa.select(identity.c.id, identity.c.made_by)).one()
+    newest = connection.execute(sa.select(audit.c.id, audit.c.ts).order_by(audit.c.id.desc()).limit(1)).one_or_none()
+    revision = NEVER if newest is None else Revision(newest.id, aware(newest.ts).isoformat())
+    return Owner(row.id, row.made_by, revision, history)
+
+
+def _taken(connection: Connection, subject: str, key: str) -> list[object]:
+    query = sa.select(audit.c.after).where(audit.c.subject == subject, audit.c.action == TAKEOVER)
+    return [after[key] for after in connection.scalars(query) if isinstance(after, dict) and key in after]

@@ -1,0 +1,169 @@
+"""Model versions as this state recorded them: what their bundles are, and what the gate said.
+
+Owns the record, its table, and each change of it with its audit event in one transaction. MLflow shows the same as
+tags of a version, which whoever may write there can change; what loads or deploys code takes it from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import sqlalchemy as sa
+
+from raymlops.errors import RefusedError
+from raymlops.records import BundleRef, Record
+from raymlops.state.engine import aware
+from raymlops.state.schema import deployments
+from raymlops.state.schema import versions as table
+from raymlops.state.store import add_event
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from raymlops.records import ModelVersionRef
+    from raymlops.state.store import State
+
+Verdict = Literal["passed", "refused"]
+
+
+@dataclass(frozen=True)
+class VersionRecord(Record):
+    """One version, whose ``bundle`` was made here, or adopted by the person who gated it here."""
+
+    name: str
+    version: int
+    run_id: str
+    bundle: BundleRef
+    recorded_at: datetime
+    verdict: Verdict | None = None
+    """Of the gate; None where it was not asked yet."""
+    decided_at: datetime | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        times = {"recorded_at": self.recorded_at, "decided_at": self.decided_at}
+        return {**asdict(self), **{key: None if at is None else at.isoformat() for key, at in times.items()}}
+
+    def is_of(self, ref: ModelVersionRef | VersionRecord) -> bool:
+        """Return whether this is a record of the same bundle, at the same place and of the same run."""
+        return (self.bundle, self.run_id) == (ref.bundle, ref.run_id)
+
+
+def recorded(state: State, name: str, version: int) -> VersionRecord | None:
+    """Return what this state recorded of a version; None where it did not."""
+    with state.reading() as connection:
+        return _read(connection, name, version)
+
+
+def record_version(state: State, ref: ModelVersionRef, *, why: str, now: datetime) -> None:
+    """Record a version whose bundle was made here; nothing happens where that is recorded already.
+
+    A verdict stays where only the place of the bundle is another one.
+
+    Raises:
+        RefusedError: another bundle is deployed under this number; nothing was changed.
+        StorageError, UnreachableError: the database cannot be written; nothing was changed.
+    """
+    with state.writing() as connection:
+        before = _read(connection, ref.name, ref.version)
+        if before is not None and before.is_of(ref):
+            return
+        _refuse_another(connection, ref)
+        if before is not None and (before.bundle.digest, before.run_id) == (ref.bundle.digest, ref.run_id):
+            after = replace(before, bundle=ref.bundle)
+        else:
+            after = VersionRecord(ref.name, ref.version, ref.run_id, ref.bundle, now)
+        _put(connection, after)
+        _event(connection, "register", ref, before=before, after=ref.to_dict(), why=why)
+
+
+def record_verdict(
+    state: State,
+    ref: ModelVersionRef,
+    *,
+    seen: VersionRecord | None,
+    passed: bool,
+    decision: Mapping[str, Any],
+    why: str,
+    now: datetime,
+) -> None:
+    """Record what the gate said of a version, and adopt its bundle where ``seen``, the record so far, has another one.
+
+    Raises:
+        RefusedError: somebody else recorded the version meanwhile, or another bundle is deployed under this number;
+            nothing was changed.
+        StorageError, UnreachableError: the database cannot be written; nothing was changed.
+    """
+    with state.writing() as connection:
+        before = _read(connection, ref.name, ref.version)
+        same = before is seen if before is None or seen is None else before.is_of(seen)
+        if not same:
+            raise RefusedError(
+                f"{ref.name} version {ref.version} was recorded by somebody else while the gate was asked",
+                hint="Run the same command again.",
+            )
+        adopted = before is None or not before.is_of(ref)
+        if adopted:
+            _refuse_another(connection, ref)
+        recorded_at = now if before is None or adopted else before.recorded_at
+        verdict: Verdict = "passed" if passed else "refused"
+        after = VersionRecord(ref.name, ref.version, ref.run_id, ref.bundle, recorded_at, verdict, now)
+        _put(connection, after)
+        if adopted:
+            said = f"digest {ref.bundle.digest} was named to adopt"
+            _event(connection, "adopt", ref, before=before, after=ref.to_dict(), why=said)
+        told = {**decision, "digest": ref.bundle.digest}
+        _event(connection, "gate.pass" if passed else "gate.refuse", ref, before=None, after=told, why=why)
+
+
+def _refuse_another(connection: Connection, ref: ModelVersionRef) -> None:
+    """Refuse a bundle under a number that another one is deployed by: replicas of both would be one version."""
+    query = sa.select(deployments.c.digest).where(
+        deployments.c.name == ref.name, deployments.c.version == ref.version, deployments.c.digest != ref.bundle.digest
+    )
+    if (digest := connection.scalar(query)) is not None:
+        raise RefusedError(
+            f"version {ref.version} of {ref.name} is deployed here with digest {digest}, not {ref.bundle.digest}",
+            hint="Register the other bundle under a number of its own, or take this one down first: "
+            f"raymlops deploy {ref.name} --remove",
+        )
+
+
+def _read(connection: Connection, name: str, version: int) -> VersionRecord | None:
+    row = connection.execute(sa.select(table).where(table.c.name == name, table.c.version == version)).one_or_none()
+    if row is None:
+        return None
+    return VersionRecord(
+        name=row.name,
+        version=row.version,
+        run_id=row.run_id,
+        bundle=BundleRef(uri=row.bundle_uri, digest=row.digest),
+        recorded_at=aware(row.recorded_at),
+        verdict=row.verdict,
+        decided_at=None if row.decided_at is None else aware(row.decided_at),
+    )
+
+
+def _put(connection: Connection, record: VersionRecord) -> None:
+    connection.execute(sa.delete(table).where(table.c.name == record.name, table.c.version == record.version))
+    row = {**asdict(record), "digest": record.bundle.digest, "bundle_uri": record.bundle.uri}
+    del row["bundle"]
+    connection.execute(sa.insert(table).values(row))
+
+
+def _event(
+    connection: Connection, action: str, ref: ModelVersionRef, *, before: VersionRecord | None, after: Any, why: str
+) -> None:
+    subject = f"{ref.name}/{ref.version}"
+    add_event(
+        connection,
+        action=action,
+        subject=subject,
+        before=None if before is None else before.to_dict(),
+        after=after,
+        why=why,
+    )

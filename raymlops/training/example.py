@@ -1,0 +1,101 @@
+"""The example of a request: rows that work, and their answer before there is a trained model.
+
+What fails for these rows would fail in a replica, when the training is long paid for. The way from columns to an
+answer is ``bundle.load``'s, as in a replica.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from raymlops.bundle.load import answer
+from raymlops.errors import InvalidRowsError, NonFiniteError, RecipeError
+from raymlops.recipe import call_recipe, signature_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from raymlops.signature import Columns, Signature
+    from raymlops.training.data import Prepared, SplitData
+
+EXAMPLE_ROWS = 2
+_LOOKED_AT = 100
+
+
+def example_rows(prepared: Prepared) -> list[dict[str, Any]]:
+    """Return request rows that work: the recipe's own, or the first validation rows of a table.
+
+    Raises:
+        RecipeError: there are none, or they do not fit the recipe's signature.
+    """
+    recipe, signature = prepared.recipe, signature_of(prepared.recipe)
+    name = type(recipe).__name__
+    rows: list[dict[str, Any]] | None = call_recipe(f"{name}.example()", recipe.example)
+    if rows is None:
+        return _first_that_fit(prepared.splits["validation"], signature, name=name)
+    problem = _problem(signature, rows)
+    if problem is not None:
+        raise RecipeError(
+            f"what {name}.example() returned is no request by {name}.signature(): {problem.message}",
+            hint="Return rows that fit the signature, or correct it (nullable=True where a value may be missing).",
+        ) from problem
+    return rows
+
+
+def check_encode(prepared: Prepared) -> None:
+    """Try what needs no model of a request: its rows, their columns, and what ``encode`` makes of them.
+
+    Raises:
+        RecipeError: names the method that fails.
+    """
+    columns = _columns(prepared)
+    call_recipe(f"{type(prepared.recipe).__name__}.encode()", lambda: prepared.recipe.encode(columns))
+
+
+def check_answer(prepared: Prepared, model: nn.Module, *, device: str) -> None:
+    """Answer the example as a replica does: encode, predict, decode, outputs typed by the signature, JSON rows.
+
+    ``model`` is in evaluation mode, on ``device``, and untrained: its answer need not be finite.
+
+    Raises:
+        RecipeError: names the method that fails.
+    """
+    signature = signature_of(prepared.recipe)
+    with suppress(NonFiniteError):
+        signature.rows(answer(prepared.recipe, model, _columns(prepared), signature=signature, device=device))
+
+
+def _first_that_fit(split: SplitData, signature: Signature, *, name: str) -> list[dict[str, Any]]:
+    """Return the first rows of a table that could be requests: a row may hold infinity, or an unknown category."""
+    columns = split.take(torch.arange(min(_LOOKED_AT, split.rows)))
+    if columns is None:
+        fields = ", ".join(f'"{column.name}": ...' for column in signature.inputs[:3])
+        raise RecipeError(
+            f"{name}.example() is needed: its splits are torch datasets, whose items are no rows",
+            hint=f"Return a list with one request row that works, such as [{{{fields}}}].",
+        )
+    rows = signature.rows({column.name: columns[column.name] for column in signature.inputs})
+    fitting = [row for row in rows if _problem(signature, [row]) is None][:EXAMPLE_ROWS]
+    if not fitting:
+        problem = _problem(signature, rows)
+        raise RecipeError(
+            f"none of the first {len(rows)} validation rows is a request by {name}.signature(): "
+            f"{problem.message if problem else 'there is none'}",
+            hint="Correct the signature, or return a row that fits it from example().",
+        )
+    return fitting
+
+
+def _problem(signature: Signature, rows: Any) -> InvalidRowsError | None:
+    try:
+        signature.parse_rows(rows)
+    except InvalidRowsError as error:
+        return error
+    return None
+
+
+def _columns(prepared: Prepared) -> Columns:
+    return signature_of(prepared.recipe).parse_rows(example_rows(prepared))

@@ -1,0 +1,46 @@
+"""Random streams for a recipe's data: what it draws is the same each time, and training draws as if it had not.
+
+Owns the exchange of the global generators of torch's CPU, ``random`` and ``numpy.random``. Knows nothing of splits.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.random import mtrand
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Stream:
+    """A state of the global generators of torch's CPU, ``random`` and ``numpy.random`` that is put in their place."""
+
+    def __init__(self, seed: int) -> None:
+        self._state = (
+            torch.Generator().manual_seed(seed).get_state(),
+            random.Random(seed).getstate(),  # noqa: S311 - an order of rows is no secret
+            np.random.MT19937(seed),
+        )
+
+    @contextmanager
+    def drawn_from(self) -> Iterator[None]:
+        """Let all that draws from them go on where this stream was left, and then where they were."""
+        outside = self._exchange(self._state)
+        try:
+            yield
+        finally:
+            self._state = self._exchange(outside)
+
+    @staticmethod
+    def _exchange(state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        # numpy's whole generator is exchanged: that takes 0.4 us, get_state and set_state 50 us.
+        before = torch.get_rng_state(), random.getstate(), mtrand.get_bit_generator()
+        torch.set_rng_state(state[0])
+        random.setstate(state[1])
+        mtrand.set_bit_generator(state[2])
+        return before

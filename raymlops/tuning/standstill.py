@@ -1,0 +1,107 @@
+"""When a sweep stands still although trials wait for room, and what to tell of it: who waits, who holds, what to do.
+
+Pure: the time and what the cluster says are arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from raymlops.cluster.capacity import Ask, add, remedy, room, show, some_end
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from raymlops.cluster.capacity import Holder, Resources
+
+STILL_S = 30.0
+AGAIN_S = 300.0
+"""How long after it was told it is told again."""
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """A trial that was handed out and has no process yet."""
+
+    number: int
+    since_s: float
+    cpus: float
+    gpus: float
+
+    @property
+    def ask(self) -> Ask:
+        """Return what its process needs."""
+        return Ask(1, self.cpus, self.gpus)
+
+
+def stands_still(waiters: Sequence[Waiter], *, now_s: float, moved_s: float, told_s: float | None) -> float | None:
+    """Return for how many seconds nothing has moved, where that is to be told now; None where it is not.
+
+    ``moved_s`` is when a trial last started, reported or ended, ``told_s`` when a standstill was told last. A trial
+    that began to wait later is given its time too. Where none waits, trials may train in long epochs.
+    """
+    if not waiters:
+        return None
+    since_s = max(moved_s, min(waiter.since_s for waiter in waiters))
+    if told_s is not None and told_s >= since_s:
+        return now_s - since_s if now_s - told_s >= AGAIN_S else None
+    return now_s - since_s if now_s - since_s >= STILL_S else None
+
+
+def told(
+    waiters: Sequence[Waiter],
+    *,
+    still_s: float,
+    running: int,
+    total: Sequence[Resources],
+    free: Sequence[Resources],
+    own: Sequence[Resources],
+    holders: Sequence[Holder],
+) -> str:
+    """Return what to tell of a standstill, in one line.
+
+    ``total``, ``free`` and ``own`` are the resources of each node: all, those that are free, and those that this sweep
+    has reserved; ``holders`` are those who hold the others. ``running`` trials have a process.
+    """
+    asks = [waiter.ask for waiter in waiters]
+    line = f"nothing has moved for {still_s:.0f} s: {_named(waiters)} for {_amounts(asks)}"
+    if all(room(ask, own) >= running + len(waiters) for ask in asks):
+        return (
+            f"{line}, which the sweep has reserved, so the processes are starting. What they load may take long; "
+            "else look at Ray's log on the node, and interrupt the sweep and resume it."
+        )
+    found = [f"free: {show(add(free)) or 'nothing'} of {show(add(total)) or 'nothing'}"]
+    if mine := show(add(own)):
+        found.append(f"held by this sweep: {mine}")
+    found += [f"held by {holder}" for holder in holders[:_SHOWN]]
+    if len(holders) > _SHOWN:
+        found.append(f"and by {len(holders) - _SHOWN} others")
+    return f"{line}; {'; '.join(found)}. {_advice(asks, total=total, holders=holders)}"
+
+
+def _named(waiters: Sequence[Waiter]) -> str:
+    numbers = [str(waiter.number) for waiter in waiters[:_SHOWN]]
+    more = f" and {len(waiters) - _SHOWN} more" if len(waiters) > _SHOWN else ""
+    return f"trial {numbers[0]} waits" if len(waiters) == 1 else f"trials {', '.join(numbers)}{more} wait"
+
+
+def _amounts(asks: Sequence[Ask]) -> str:
+    amounts = list(dict.fromkeys(show(ask.each) for ask in asks))
+    each = " each" if len(asks) > 1 and len(amounts) == 1 else ""
+    return " or ".join(amounts) + each
+
+
+def _advice(asks: Sequence[Ask], *, total: Sequence[Resources], holders: Sequence[Holder]) -> str:
+    if not any(room(ask, total) for ask in asks):
+        return (
+            "No node has as much: the sweep continues once one joins. Or interrupt it, and resume it with a lower "
+            "train.cpus_per_worker or train.gpus_per_worker."
+        )
+    advice = ["The sweep continues as soon as there is room."]
+    if ending := remedy(holders):
+        advice.append(f"{ending}.")
+    if some_end(holders):
+        advice.append("Other jobs give it back when they end; `ray job stop` ends one.")
+    return " ".join(advice)

@@ -1,0 +1,205 @@
+"""Two states on one Serve: what each verb of one leaves of the other, and the controllers of both.
+
+The tests build on each other in one Serve, in the order in which they stand here.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+import ray
+from own_versions import end_serving
+from ray.util import list_named_actors
+from serving_bundles import scale_bundle
+from states import opened, take_down
+
+from raymlops.config.schema import ProjectSpec
+from raymlops.config.serve import ServeSection
+from raymlops.errors import TakenError
+from raymlops.lifecycle.bringing import restored
+from raymlops.lifecycle.changing import LineUp, change
+from raymlops.lifecycle.controller import Controller
+from raymlops.lifecycle.evidence import Reports
+from raymlops.lifecycle.keys import bring
+from raymlops.lifecycle.lineup import with_champion
+from raymlops.lifecycle.steering import ensure_controller, mark_of
+from raymlops.serving.api import ServeApi
+from raymlops.serving.apply import apply, refresh
+from raymlops.serving.proxy import start_proxy
+from raymlops.serving.readback import configs
+from raymlops.serving.tally import CONTROLLER, NAMESPACE, controller_of
+from raymlops.state.keys import create_key
+from raymlops.state.store import Deployment
+
+pytestmark = pytest.mark.integration
+
+SECTION = ServeSection(max_replicas=1, cpus_per_replica=0.1, ready_timeout_s=90.0)
+ROWS = {"rows": [{"a": 1.0, "b": 2.0}]}
+
+
+@pytest.fixture(scope="module")
+def api(ray_local):
+    token = Path(ray_local.token_path).read_text(encoding="utf-8").strip() if ray_local.token_path else None
+    start_proxy("127.0.0.1", 0)
+    yield ServeApi(ray_local.dashboard_url, token)
+    end_serving()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return scale_bundle(tmp_path_factory.mktemp("bundles"), factor=2.0)
+
+
+@pytest.fixture(scope="module")
+def specs(tmp_path_factory, api):
+    """Return two projects, each with a folder of its own for its state."""
+    return {
+        name: ProjectSpec.model_validate(
+            {
+                "project": {"name": name},
+                "recipe": {"import": "tiny:Tiny"},
+                "storage": {"path": str(tmp_path_factory.mktemp(name))},
+                "cluster": {"dashboard": api.dashboard_url},
+            }
+        )
+        for name in ("shop", "lab")
+    }
+
+
+@pytest.fixture(scope="module")
+def states(specs):
+    with (
+        opened(Path(specs["shop"].storage.path), "state") as shop,
+        opened(Path(specs["lab"].storage.path), "state") as lab,
+    ):
+        yield {"shop": shop, "lab": lab}
+
+
+@pytest.fixture(scope="module")
+def deploy(states, api, bundle):
+    """Return how a version of a project's model is made live."""
+
+    def do(project, version, *, name=None):
+        name = name or project
+        new = Deployment(name, version, bundle, "run", "warm", SECTION.model_dump(mode="json"))
+        options = {"serve": SECTION, "action": "deploy", "why": "a test"}
+        return change(
+            states[project],
+            api,
+            name,
+            decide=lambda before: LineUp(with_champion(before, new, configured=True), version),
+            **options,
+        )
+
+    return do
+
+
+def replicas(api, app):
+    (details,) = api.get()["applications"][app]["deployments"].values()
+    return {replica["actor_id"] for replica in details["replicas"]}
+
+
+def url(api, name):
+    options = api.get()["http_options"]
+    return f"http://127.0.0.1:{options['port']}/models/{name}/predict"
+
+
+@contextmanager
+def answering(where):
+    """Ask a model again and again until the block ends; each request must be answered."""
+    over, got = threading.Event(), []
+
+    def ask():
+        with httpx.Client() as client:
+            while not over.is_set():
+                got.append(client.post(where, json=ROWS).status_code)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert got
+    assert set(got) == {200}
+
+
+def test_a_second_state_leaves_the_first_ones_model_answering(api, states, deploy):
+    """Through a deploy, a new version, a key, a restore, its controller's first step, a refusal and a removal."""
+    deploy("shop", 1)
+    before = replicas(api, "shop--v1")
+    with answering(url(api, "shop")):
+        (said, *_) = deploy("lab", 1).warnings
+        assert "left alone: raymlops, shop--v1" in said
+        deploy("lab", 2)
+        key, _ = create_key(states["lab"], name="caller", models=["lab"], now=datetime.now(UTC))
+        bring(states["lab"], api, key, serve=SECTION, purpose="a test")
+        restored(states["lab"], api, serve=SECTION)
+        Controller(states["lab"], api, reports=Reports()).step(datetime.now(UTC))
+        with pytest.raises(TakenError, match="belongs to state"):
+            deploy("lab", 2, name="shop")
+        assert httpx.post(url(api, "lab"), json=ROWS).json()["outputs"] == [{"y": 6.0}]
+        owners = {name: config["deployments"][0]["user_config"]["state"]["id"] for name, config in live(api).items()}
+        mine = states["lab"].owner().id
+        assert {name for name, owner in owners.items() if owner == mine} == {"lab--v1", "lab--v2"}
+        take_down(states["lab"], api, "lab")
+    assert replicas(api, "shop--v1") == before
+    assert sorted(live(api)) == ["raymlops", "shop--v1"]
+
+
+def live(api):
+    return configs(api.get())
+
+
+def test_a_mark_is_added_without_a_restart(api, states):
+    """What an earlier raymlops deployed carries none: the same replica gets it, answering all the while."""
+    bare = live(api)
+    for config in bare.values():
+        del config["deployments"][0]["user_config"]["state"]
+    api.put({"http_options": api.get()["http_options"], "applications": list(bare.values())})
+    before = replicas(api, "shop--v1")
+    with answering(url(api, "shop")):
+        assert refresh(states["shop"].desired(), api=api)
+        assert not refresh(states["shop"].desired(), api=api)
+        apply(states["shop"].desired(), api=api, wait_s=60)  # which waits until it runs with that
+    assert replicas(api, "shop--v1") == before
+    assert {config["deployments"][0]["user_config"]["state"]["id"] for config in live(api).values()} == {
+        states["shop"].owner().id
+    }
+
+
+@ray.remote(num_cpus=0)
+class Former:
+    """A controller as an earlier raymlops started it, for whatever is at one place."""
+
+    def __init__(self, mark):
+        self._mark = mark
+
+    def status(self):
+        return {"mark": self._mark, "word": "running", "pid": 0}
+
+    def stop(self):
+        return None
+
+
+def test_each_state_has_a_controller_of_its_own(api, specs, states):
+    """Neither ends the other's. Of those that an earlier raymlops started, a state ends its own alone."""
+
+    def named():
+        found = list_named_actors(all_namespaces=True)
+        return {one["name"] for one in found if one["namespace"] == NAMESPACE and one["name"].startswith(CONTROLLER)}
+
+    own = {name: controller_of(state.owner().id) for name, state in states.items()}
+    Former.options(name=CONTROLLER, namespace=NAMESPACE, lifetime="detached").remote(mark_of(specs["shop"]))
+    for name, expected in (("lab", {CONTROLLER, own["lab"]}), ("shop", {own["shop"], own["lab"]})):
+        assert ensure_controller(specs[name], dashboard_url=api.dashboard_url, needed=True) is None
+        assert named() == expected
+    for name, state in states.items():
+        actor = ray.get_actor(own[name], namespace=NAMESPACE)
+        assert ray.get(actor.status.remote())["state"] == state.owner().id
