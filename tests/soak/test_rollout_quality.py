@@ -6,15 +6,13 @@ seeds each. Errors and slowness say nothing of a constant: the labels have to. T
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
+from judged_versions import WORLDS, configured, labelled_rows, made
 from labelled_load import labelled_load
-from own_versions import config_in, edited_in, end_serving, make_version
+from own_versions import config_in, edited_in, end_serving
 
 import raymlops as rm
 from raymlops.lifecycle.live import remove
@@ -22,17 +20,7 @@ from raymlops.lifecycle.overview import follow_rollout
 
 pytestmark = pytest.mark.soak
 
-SOURCE = (Path(__file__).parents[1] / "fixtures" / "judged_worlds.py").read_text()
-VARIANTS = {"trained": SOURCE, "constant": SOURCE.replace("CONSTANT = False", "CONSTANT = True")}
-WORLDS = {
-    "flights": ("Delays", {}, {"epochs": 1, "lr": 0.003, "batch_size": 512}),
-    "digits": ("Figures", {"channels": 8}, {"epochs": 4, "lr": 0.01}),
-    "price1e5": ("Price", {"unit": 1e5}, {"epochs": 3, "lr": 0.05}),
-    "price1e-3": ("Price", {"unit": 1e-3}, {"epochs": 3, "lr": 0.05}),
-    "trees": ("Trees", {}, {"epochs": 3, "lr": 0.05}),
-}
 SEEDS = (0, 1, 2)
-ROWS = 400
 MAX_WAIT_S = 150.0
 
 
@@ -48,39 +36,23 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module", params=WORLDS)
 def world(request, folder, ray_local, mlflow_database, tmp_path_factory):
     """Return a project of one recipe, with rows and what is true of them, and take its model down afterwards."""
-    name, recipe_config, train = WORLDS[request.param]
     project = tmp_path_factory.mktemp("project")
-    model = request.param.replace(".", "-")
-    data = config_in(project, name=model, dashboard_url=ray_local.dashboard_url, mlflow_database=mlflow_database)
+    data = config_in(
+        project, name=request.param, dashboard_url=ray_local.dashboard_url, mlflow_database=mlflow_database
+    )
     rollout = {"error_margin": 0.4, "slow_margin": 0.6, "slow_s": 5.0, "max_wait_s": MAX_WAIT_S}
-    data |= {
-        "recipe": {"import": f"judged:{name}", "config": recipe_config},
-        "train": {**data["train"], **train},
-        "serve": {**data["serve"], "rollout": rollout, "traffic": {"canary_timeout_s": 10.0}},
-    }
+    data["serve"] |= {"rollout": rollout, "traffic": {"canary_timeout_s": 10.0}}
+    data = configured(data, request.param)
     yield data, {}
     remove(data)
 
 
 def versions_of(world, folder, seed):
-    """Return the trained version and the constant one of a seed, and labelled rows; made once."""
+    """Return the configuration, and the versions of a seed, made once."""
     data, known = world
     if seed not in known:
-        seeded = {**data, "train": {**data["train"], "seed": seed}}
-        made = {kind: make_version(seeded, folder, text, module="judged") for kind, text in VARIANTS.items()}
-        known[seed] = {kind: str(ref.version) for kind, ref in made.items()}
+        known[seed] = {kind: str(ref.version) for kind, ref in made(data, folder, seed=seed).items()}
     return data, known[seed]
-
-
-def labelled_rows(data, seed):
-    """Return rows of the test split with their labels, as JSON values."""
-    module = importlib.import_module("judged")
-    recipe_class = getattr(module, data["recipe"]["import"].partition(":")[2])
-    recipe = recipe_class(recipe_class.Config(**data["recipe"]["config"]))
-    table = recipe.datasets().test
-    chosen = np.random.default_rng(seed).permutation(len(table[recipe.label]))[:ROWS]
-    inputs = {column.name: np.asarray(table[column.name])[chosen] for column in recipe.signature().inputs}
-    return list(zip(recipe.signature().rows(inputs), np.asarray(table[recipe.label])[chosen].tolist(), strict=True))
 
 
 def judged(data, champion, canary, rows):
@@ -99,7 +71,7 @@ def judged(data, champion, canary, rows):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_constant_is_aborted_by_the_finding_on_quality(world, folder, seed):
     data, versions = versions_of(world, folder, seed)
-    ended, questions = judged(data, versions["trained"], versions["constant"], labelled_rows(data, seed))
+    ended, questions = judged(data, versions["trained"], versions["constant"], labelled_rows(data, seed=seed))
     assert ended.status == "aborted", ended.reason
     assert {name: found["harmful"] for name, found in questions.items()} == {
         "errors": False,
@@ -113,7 +85,7 @@ def test_a_constant_is_aborted_by_the_finding_on_quality(world, folder, seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_trained_model_is_promoted_with_quality_passed(world, folder, seed):
     data, versions = versions_of(world, folder, seed)
-    ended, questions = judged(data, versions["constant"], versions["trained"], labelled_rows(data, seed))
+    ended, questions = judged(data, versions["constant"], versions["trained"], labelled_rows(data, seed=seed))
     assert ended.status == "promoted", ended.reason
     assert questions["quality"]["passed"], ended.reason
     assert questions["quality"]["canary"]["value"] < questions["quality"]["champion"]["value"]

@@ -75,6 +75,12 @@ def test_modules_are_found_in_the_working_directory(tmp_path, monkeypatch):
     assert resolve("beside:Mine").__name__ == "Mine"
 
 
+def test_what_torch_raises_in_a_recipe_is_told_with_the_recipes_line():
+    """Where in torch or numpy it was says nothing to the recipe's author."""
+    with pytest.raises(RecipeError, match=r"decode\(\) raised RuntimeError: .* at .*test_recipe\.py:\d+$"):
+        call_recipe("decode()", lambda: torch.nn.Linear(2, 1)(torch.zeros(1, 3)))
+
+
 def test_what_a_recipe_raises_becomes_an_error_with_its_line():
     """Method, exception and line are named; errors of ours pass through."""
     with pytest.raises(RecipeError, match=r"model\(\) raised ValueError: odd at .*test_recipe\.py:\d+"):

@@ -30,6 +30,10 @@ def test_a_decision_says_why():
     good = GateCheck("auc", passed=True, got=0.8, allowed="at least 0.7")
     bad = GateCheck("log_loss", passed=False, got=0.9, allowed="at most 0.5")
     assert GateDecision(passed=False, checks=(good, bad)).reason == "log_loss: got 0.9, allowed at most 0.5"
+    none = GateCheck("answers requests", passed=False, got=None, allowed="2 rows answered", detail="decode() raised")
+    assert GateDecision(passed=False, checks=(none,)).reason == (
+        "answers requests: got None, allowed 2 rows answered: decode() raised"
+    )
     assert GateDecision(passed=True, checks=(good, good)).reason == "2 checks passed"
 
 

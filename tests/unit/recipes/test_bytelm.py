@@ -33,6 +33,12 @@ def model(recipe):
     return recipe.model().eval()
 
 
+@pytest.mark.parametrize(("label", "loss"), [("n", 0.0), ("m", 1.0), (110, None)])
+def test_the_next_byte_is_right_or_wrong(recipe, label, loss):
+    """A label is the text of the byte that came; bits a byte are no probability of it."""
+    assert recipe.loss_of({"bits_per_byte": 0.5, "next": "n"}, label) == loss
+
+
 def test_windows_hold_every_byte_once():
     """Ten bytes in windows of four: three windows, the last one padded."""
     windows = Windows(np.arange(10, dtype=np.uint8), 4)

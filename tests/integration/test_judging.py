@@ -1,0 +1,64 @@
+"""What a rollout finds by labels: versions trained, registered and gated, asked in this process; no cluster.
+
+The shipped flights and digits, a regression in two units, and a text beside the probabilities of all classes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+
+import pytest
+from judged_versions import WORLDS, configured, labelled_rows, made
+from own_versions import config_in, edited_in
+
+from raymlops.bundle.load import load
+from raymlops.bundle.loss import own_losses, read_loss
+from raymlops.config.serve import RolloutSection
+from raymlops.lifecycle.lossrule import Counted
+from raymlops.lifecycle.questions import StepEvidence, find
+
+pytestmark = pytest.mark.integration
+
+REQUESTS = 800
+KINDS = {"flights": "probability", "digits": "class", "price-1e5": "number", "price-1e-3": "number", "trees": "class"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder on the path, where the recipes' file is written."""
+    with edited_in(tmp_path_factory.mktemp("judged")) as folder:
+        yield folder
+    sys.modules.pop("judged", None)
+
+
+def quality(champion, canary, rows):
+    """Return the finding on quality where both versions answered half of the requests, each with its label."""
+    rule = read_loss(champion.bundle.uri, champion.bundle.digest)
+    counted = Counted(rule, lambda pairs: own_losses(champion.bundle.uri, champion.bundle.digest, pairs))
+    models = [load(ref.bundle.uri, ref.bundle.digest) for ref in (champion, canary)]
+    answers = [model.predict_rows([row for row, _ in rows]) for model in models]
+    for number in range(REQUESTS):
+        side = number % 2
+        about = {"request_id": str(number), "ts": datetime.now(UTC), "fallback_from": None}
+        about |= {"model_version": side, "route": ("champion", "canary")[side]}
+        at = number % len(rows)
+        counted.add([{**about, "output": answers[side][at], "label": json.dumps(rows[at][1])}])
+    losses = counted.losses()
+    step = StepEvidence(0.5, canary_losses=losses[1], champion_losses=losses[0])
+    (found,) = (finding for finding in find([step], RolloutSection()) if finding.question == "quality")
+    return rule, found
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_constant_is_worse_than_a_trained_model_by_its_labels(world, folder, tmp_path, mlflow_database):
+    """As canary it is harm, surely; as champion it is no reason to keep the trained one back."""
+    data = config_in(tmp_path, name=world, dashboard_url="http://127.0.0.1:1", mlflow_database=mlflow_database)
+    data = configured(data, world)
+    versions, rows = made(data, folder, seed=0), labelled_rows(data, seed=0)
+    rule, found = quality(versions["trained"], versions["constant"], rows)
+    assert rule.kind == KINDS[world]
+    assert (found.harmful, found.passed) == (True, False), found
+    _, found = quality(versions["constant"], versions["trained"], rows)
+    assert (found.harmful, found.passed) == (False, True), found
