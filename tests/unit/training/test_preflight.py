@@ -233,10 +233,11 @@ def test_a_model_for_gpus_that_are_elsewhere_is_left_to_the_first_worker(tiny_pr
 
 
 def test_every_rank_hears_what_the_first_one_found(tiny_project: Any) -> None:
-    """Unused parameters, or the error, which names the method as on a driver."""
+    """Unused parameters, or the error, which names the method as on a driver; a sharded model may need all GPUs."""
     for recipe, expected in (
         ("tiny:Tiny", False),
         ("broken:Items", True),
+        ("broken:NeedsMemory", False),
         ("broken:OtherOutput", "OtherOutput.decode() returned z; the signature's outputs are y"),
     ):
         config = tiny_project(recipe=recipe, num_workers=2).to_dict()
