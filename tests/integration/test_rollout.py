@@ -69,7 +69,7 @@ def config(folder, ray_local, mlflow_database):
     """Return the configuration: wide margins and short steps, so that a few hundred requests are a verdict."""
     data = config_in(folder, name="flower", dashboard_url=ray_local.dashboard_url, mlflow_database=mlflow_database)
     rollout = {"error_margin": 0.4, "slow_margin": 0.6, "slow_s": 5.0, "steps": [30, 60, 100], "bake_s": 2.0}
-    rollout["quality_margin"] = 0.4
+    rollout["quality_margin"] = 0.2
     traffic = {"canary_timeout_s": 10.0}
     return {**data, "serve": {**data["serve"], "rollout": {**rollout, "max_wait_s": 80.0}, "traffic": traffic}}
 
