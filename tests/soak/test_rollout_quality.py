@@ -15,6 +15,7 @@ from labelled_load import labelled_load
 from own_versions import config_in, edited_in, end_serving
 
 import raymlops as rm
+from raymlops.cluster.ports import free_port
 from raymlops.lifecycle.live import remove
 from raymlops.lifecycle.overview import follow_rollout
 
@@ -33,15 +34,21 @@ def folder(tmp_path_factory):
     end_serving()
 
 
+@pytest.fixture(scope="module")
+def port():
+    """Return the port of the one Serve that all models are on."""
+    return free_port()
+
+
 @pytest.fixture(scope="module", params=WORLDS)
-def world(request, folder, ray_local, mlflow_database, tmp_path_factory):
+def world(request, folder, port, ray_local, mlflow_database, tmp_path_factory):
     """Return a project of one recipe, with rows and what is true of them, and take its model down afterwards."""
     project = tmp_path_factory.mktemp("project")
     data = config_in(
         project, name=request.param, dashboard_url=ray_local.dashboard_url, mlflow_database=mlflow_database
     )
     rollout = {"error_margin": 0.4, "slow_margin": 0.6, "slow_s": 5.0, "max_wait_s": MAX_WAIT_S}
-    data["serve"] |= {"rollout": rollout, "traffic": {"canary_timeout_s": 10.0}}
+    data["serve"] |= {"port": port, "rollout": rollout, "traffic": {"canary_timeout_s": 10.0}}
     data = configured(data, request.param)
     yield data, {}
     remove(data)
