@@ -23,6 +23,8 @@ pytestmark = pytest.mark.soak
 
 SEEDS = (0, 1, 2)
 MAX_WAIT_S = 150.0
+PORT = free_port()
+"""Of the one Serve that all models are on."""
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +36,15 @@ def folder(tmp_path_factory):
     end_serving()
 
 
-@pytest.fixture(scope="module")
-def port():
-    """Return the port of the one Serve that all models are on."""
-    return free_port()
-
-
 @pytest.fixture(scope="module", params=WORLDS)
-def world(request, folder, port, ray_local, mlflow_database, tmp_path_factory):
+def world(request, folder, ray_local, mlflow_database, tmp_path_factory):
     """Return a project of one recipe, with rows and what is true of them, and take its model down afterwards."""
     project = tmp_path_factory.mktemp("project")
     data = config_in(
         project, name=request.param, dashboard_url=ray_local.dashboard_url, mlflow_database=mlflow_database
     )
     rollout = {"error_margin": 0.4, "slow_margin": 0.6, "slow_s": 5.0, "max_wait_s": MAX_WAIT_S}
-    data["serve"] |= {"port": port, "rollout": rollout, "traffic": {"canary_timeout_s": 10.0}}
+    data["serve"] |= {"port": PORT, "rollout": rollout, "traffic": {"canary_timeout_s": 10.0}}
     data = configured(data, request.param)
     yield data, {}
     remove(data)
