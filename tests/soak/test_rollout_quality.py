@@ -15,6 +15,7 @@ from labelled_load import labelled_load
 from own_versions import config_in, edited_in, end_serving
 
 import raymlops as rm
+from raymlops.cluster.ports import free_port
 from raymlops.lifecycle.live import remove
 from raymlops.lifecycle.overview import follow_rollout
 
@@ -22,6 +23,8 @@ pytestmark = pytest.mark.soak
 
 SEEDS = (0, 1, 2)
 MAX_WAIT_S = 150.0
+PORT = free_port()
+"""Of the one Serve that all models are on."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def world(request, folder, ray_local, mlflow_database, tmp_path_factory):
         project, name=request.param, dashboard_url=ray_local.dashboard_url, mlflow_database=mlflow_database
     )
     rollout = {"error_margin": 0.4, "slow_margin": 0.6, "slow_s": 5.0, "max_wait_s": MAX_WAIT_S}
-    data["serve"] |= {"rollout": rollout, "traffic": {"canary_timeout_s": 10.0}}
+    data["serve"] |= {"port": PORT, "rollout": rollout, "traffic": {"canary_timeout_s": 10.0}}
     data = configured(data, request.param)
     yield data, {}
     remove(data)
