@@ -5,9 +5,9 @@ it. Both give the same outputs, as a version that does not is no canary (``compa
 ``answerloss``, or the champion's own ``loss_of``: the recipe's code, which is run apart from the process that holds the
 state's credentials.
 
-A request's loss is the mean over its labelled rows. Where a client asked again under one request id, the answer that
-came first counts, whichever version gave it. Copies, pinned requests and those where the champion stood in count for
-none: they fell to a version for another reason than chance.
+A request's loss is the mean over its labelled rows. Where a client asked again under one request id in the same step,
+the answer that came first counts, whichever version gave it. Copies, pinned requests and those where the champion stood
+in count for none: they fell to a version for another reason than chance.
 
 Owns both. Where labelled rows come from is ``losses``'s.
 """

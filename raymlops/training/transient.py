@@ -1,7 +1,7 @@
 """Which exceptions say that the environment failed, perhaps for a while: a store that throttles, a network, a card.
 
-What counts is the exception at the root, whatever recipe or library has wrapped around it; where a chain did not
-survive its way to the driver, what the message says of it. Pure: exceptions or text in, a reason in words out.
+What counts is the chain of exceptions down to the root, whatever recipe or library has wrapped around it; where a chain
+did not survive its way to the driver, what the message says of it. Pure: exceptions or text in, a reason in words out.
 """
 
 from __future__ import annotations
