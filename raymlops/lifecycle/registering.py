@@ -53,7 +53,7 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     from raymlops.state.store import State, state_url
     from raymlops.state.versions import record_version, recorded
     from raymlops.tracking.client import tracker as tracker_of
-    from raymlops.training.data import prepare
+    from raymlops.training.data import SEED_IT, prepare
     from raymlops.training.record import CONFIG
     from raymlops.training.run import load_weights
 
@@ -78,7 +78,7 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     if now != then:
         raise RefusedError(
             f"the data is no longer what run {run_id} was trained on: fingerprint {now[:12]}, then {then[:12]}",
-            hint="Restore the data, or train again on what is there now.",
+            hint=f"Restore the data, or train again on what is there now. {SEED_IT}",
         )
     lineage = lineage_tags(run_id=run_id, run_tags=tags)
     if change is not None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 FOLDER = "leases"
+DEFAULT = "state.db"
 WAIT_S = 1.0
 """Long enough for somebody who only asks who holds it, and for a server to notice that a killed holder is gone."""
 
@@ -82,7 +83,11 @@ def _file(engine: Engine, name: str) -> Path | None:
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}", name):
         raise UsageError(f"{name!r} cannot be the name of a lease", hint="Letters, digits, _ . and - only.")
     database = database_path(engine)
-    return None if database is None else database.parent / FOLDER / f"{name}.lock"
+    if database is None:
+        return None
+    # The default name keeps the folder that earlier releases lock in.
+    folder = FOLDER if database.name == DEFAULT else f"{FOLDER}-{database.name}"
+    return database.parent / folder / f"{name}.lock"
 
 
 def _key(name: str) -> int:

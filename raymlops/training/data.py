@@ -36,6 +36,8 @@ SOURCES = "data/sources.json"
 """Artifact of a run: what ``Prepared.sources()`` returned, for whoever has to find its rows again."""
 FIT = "data/fit.json"
 """Artifact of a run: what ``fit`` returned, for a resume before the first checkpoint."""
+SEED_IT = "If datasets() draws rows at random, seed it and train again, such as by np.random.default_rng(self.seed)."
+"""Advice where rows are no longer those that were trained on."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from raymlops.config.load import dump
 from raymlops.errors import NotFoundError, UsageError
 from raymlops.tracking.client import MAX_TAG_CHARS
 from raymlops.tracking.provenance import git_record
-from raymlops.training.data import FIT, SOURCES
+from raymlops.training.data import FIT, SEED_IT, SOURCES
 from raymlops.training.lookup import EVALUATION, Recorded
 from raymlops.training.recall import recorded_fit
 from raymlops.training.record import CODE_FILES, CODE_SHA, CONFIG, FINGERPRINT, ROWS, code_of
@@ -122,7 +122,7 @@ def check_data(recorded: Recorded, data: DataRecord) -> None:
     raise UsageError(
         f"the data is no longer what {what} {recorded.run_id} was trained on: it had {_rows(rows)} "
         f"(fingerprint {then[:12] or 'none'}), now there are {_rows(data.rows)} ({data.fingerprint[:12]})",
-        hint=f"Restore the data, or start a new {what} on what is there now.",
+        hint=f"Restore the data, or start a new {what} on what is there now. {SEED_IT}",
     )
 
 

@@ -31,6 +31,7 @@ from raymlops.training.preflight import preflight
 from raymlops.training.progress import Event, words
 from raymlops.training.recall import recall
 from raymlops.training.record import RunWriter, open_run, reopen_run
+from raymlops.training.retention import POINTER
 from raymlops.training.writer import CHECKPOINT_FAILURES
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def train(
         except BaseException as error:
             writer.close_failed(error)
             with suppress(StorageError):
-                if storage.listing(place.checkpoints_uri):
+                if set(storage.listing(place.checkpoints_uri)) - {POINTER}:
                     error.add_note(_how_to_go_on(error, place.run_id, spec=spec))
             raise
     return record

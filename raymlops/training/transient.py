@@ -138,7 +138,9 @@ def _status_of(error: BaseException) -> int | None:
         if isinstance(response, dict):  # botocore
             return int(response["ResponseMetadata"]["HTTPStatusCode"])
         for holder in (response, error):
-            for name in ("status_code", "status", "code"):
+            # A recipe's own exception may carry a code that means something else.
+            speaks_http = holder is response or "HTTP" in type(holder).__name__ or isinstance(holder, OSError)
+            for name in ("status_code", "status", "code") if speaks_http else ("status_code",):
                 value = getattr(holder, name, None)
                 if isinstance(value, int) and 400 <= value < 600:
                     return int(value)

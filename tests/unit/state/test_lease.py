@@ -115,3 +115,13 @@ def test_a_database_in_memory_has_no_other_user():
     """There is nobody to be refused."""
     with lease("sqlite://", "run1", purpose="train"), lease("sqlite://", "run1", purpose="train"):
         assert holder_of("sqlite://", "run1") is None
+
+
+def test_two_databases_in_one_folder_have_leases_of_their_own(tmp_path):
+    """Two projects may keep their states side by side: a controller of one is none of the other's."""
+    first, second = (f"sqlite:///{tmp_path}/{name}.db" for name in ("state", "other"))
+    with lease(first, "controller", purpose="a test"):
+        assert holder_of(second, "controller") is None
+        with lease(second, "controller", purpose="a test"):
+            assert holder_of(second, "controller") is not None
+    assert (tmp_path / "leases" / "controller.lock").exists()

@@ -59,6 +59,14 @@ PASSES: list[tuple[BaseException, str]] = [
     (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "cuDNN error"),
     (torch.distributed.DistBackendError("NCCL error in: NCCLUtils.hpp:317, unhandled system error"), "NCCL error"),
 ]
+
+
+def coded(error: Any, code: int) -> BaseException:
+    """Return an exception with a number that is no status of HTTP."""
+    error.code = code
+    return error
+
+
 LASTS: list[BaseException] = [
     FileNotFoundError(errno.ENOENT, "No such file", "data.parquet"),
     FileNotFoundError("no data here"),
@@ -75,6 +83,7 @@ LASTS: list[BaseException] = [
     SystemExit(503),
     ValueError("CUDA error: it is only said so"),
     ValueError("bad shape"),
+    coded(ValueError("a recipe's own code"), 500),
     KeyError("timeout"),
     RuntimeError("size mismatch at 500"),
     torch.AcceleratorError("CUDA error: device-side assert triggered"),
