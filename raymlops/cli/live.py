@@ -115,9 +115,7 @@ def deploy(
         typer.Option("--wait", help="Follow the rollout to its end; alone: the one that runs (exit code 4: aborted)."),
     ] = False,
     breaking: BreakingFlag = False,
-    takeover: Annotated[
-        bool, typer.Option("--takeover", help="Take it from a state that is lost; with --restore: let a backup count.")
-    ] = False,
+    takeover: Annotated[bool, typer.Option("--takeover", help="With --restore: let an older backup count.")] = False,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -125,6 +123,11 @@ def deploy(
     from raymlops.config.durations import parse_duration
     from raymlops.lifecycle import live
 
+    if takeover and (remove or not restore):
+        raise UsageError(
+            "--takeover lets a state database that is an older backup count, and goes with --restore alone",
+            hint="What another state deployed is not taken over: change it where that state is.",
+        )
     shared = {"--canary": canary, "--steps": steps, "--bake": bake, "--shadow": shadow}
     sharing = [option for option, value in shared.items() if value is not None]
     if wait and steps is None and bake is None:
@@ -151,7 +154,7 @@ def deploy(
             _remove_one(source, version, overrides=overrides, env=env, yes=yes, as_json=as_json)
             return
         confirm("This takes the endpoint down. Go on?", yes=yes)
-        versions = live.remove(source, overrides=overrides, env=env, takeover=takeover)
+        versions = live.remove(source, overrides=overrides, env=env)
         answer({"removed": versions}, f"removed {len(versions)} versions", as_json=as_json)
         return
     version = version or "@challenger"
@@ -171,7 +174,6 @@ def deploy(
         shadow=shadow,
         abort=abort,
         breaking=breaking,
-        takeover=takeover,
     )
     rollout_id = getattr(record, "rollout_id", None)
     if wait and rollout_id is not None:

@@ -25,7 +25,7 @@ from raymlops.lifecycle.lineup import (
 from raymlops.lifecycle.opening import opened, serve_of, state_of
 from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.source import Source, spec_of
-from raymlops.lifecycle.takeover import make_count, take_over
+from raymlops.lifecycle.takeover import make_count
 from raymlops.records import DeploymentRecord
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ def deploy(
     shadow: float | None = None,
     abort: bool = False,
     breaking: bool = False,
-    takeover: bool = False,
 ) -> DeploymentRecord:
     """Bring a version up beside what is live, check that it answers, then give it the route and the alias ``champion``.
 
@@ -76,8 +75,7 @@ def deploy(
     A canary or a shadow must take and give what the champion does. So must a new champion, since products call the
     route by what it takes and gives: a version that breaks that needs ``breaking=True``, as it needs their changing.
 
-    A model that another state database has on the same Serve is refused. With ``takeover`` it becomes this state's: for
-    where the other one is lost.
+    A model that another state database has on the same Serve is refused.
 
     Raises:
         NotFoundError: there is no such version.
@@ -101,8 +99,6 @@ def deploy(
     registry, ref = admitted(spec, version)
     with opened(spec) as (state, api):
         doubts = doubts_of(state, ref)
-        if takeover:
-            doubts = (*doubts, *take_over(state, api, ref.name))
         if asked.anything:
             record = _share(
                 spec, ref, asked, state=state, api=api, registry=registry, abort=abort, why=_why(version, ref)
@@ -246,12 +242,8 @@ def running_rollout(
     )
 
 
-def remove(
-    source: Source, *, overrides: Sequence[str] = (), env: str | None = None, takeover: bool = False
-) -> list[int]:
+def remove(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> list[int]:
     """Take every version of the model off Serve and return their numbers; the registry stays as it is.
-
-    With ``takeover`` also those of another state.
 
     Raises:
         RefusedError, ClusterError: as ``deploy``.
@@ -261,8 +253,6 @@ def remove(
 
     spec = spec_of(source, overrides=overrides, env=env)
     with opened(spec) as (state, api):
-        if takeover:
-            take_over(state, api, spec.project.name)
         done = change(
             state,
             api,

@@ -15,6 +15,7 @@ import os
 import threading
 import time
 import uuid
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from raymlops.config.credentials import holds_credential
 from raymlops.config.paths import local_path
 from raymlops.errors import ClusterError, RaymlopsError
 from raymlops.lifecycle.controller import Controller, utc_now
+from raymlops.lifecycle.relay import ensure_relay, is_upgraded
 from raymlops.lifecycle.source import spec_of
 from raymlops.records import Record
 from raymlops.serving.tally import CONTROLLER, NAMESPACE, controller_of
@@ -67,7 +69,9 @@ def ensure_controller(spec: ProjectSpec, *, dashboard_url: str, needed: bool) ->
     try:
         if not needed and holder_of(state_url(spec), MARKING) is not None:
             return None
-        return _ensure(spec, _id_of(spec), dashboard_url=dashboard_url, needed=needed)
+        with State.open(state_url(spec)) as state:
+            state_id, upgraded = state.owner().id, is_upgraded(state)
+        return _ensure(spec, state_id, upgraded=upgraded, dashboard_url=dashboard_url, needed=needed)
     except Exception as error:  # what was to be live is, whatever becomes of the controller
         why = error.message if isinstance(error, RaymlopsError) else f"{type(error).__name__}: {error}"
         return f"the controller could not be started, so that {WITHOUT}: {why}"
@@ -135,10 +139,11 @@ def mark_of(spec: ProjectSpec) -> str:
 class Steering:
     """The actor. Reports come in by threads of their own, while one thread takes step after step."""
 
-    def __init__(self, data: Mapping[str, Any], state_id: str) -> None:
+    def __init__(self, data: Mapping[str, Any], state_id: str = "") -> None:
         from raymlops.lifecycle.evidence import Reports
 
         self._data = data
+        self._former = not state_id  # an earlier raymlops started it, and Ray restarts it on this one's code
         self._id = state_id
         self._reports = Reports()
         self._word = "starting"
@@ -152,7 +157,8 @@ class Steering:
 
     def status(self) -> dict[str, Any]:
         """Return what it is doing, for whoever starts it."""
-        return {"state": self._id, "word": self._word, "pid": os.getpid()}
+        mark = {"mark": mark_of(spec_of(self._data))} if self._former else {}
+        return {"state": self._id, "word": self._word, "pid": os.getpid(), **mark}
 
     def stop(self) -> None:
         """End its work and give the lease back."""
@@ -174,12 +180,17 @@ class Steering:
         spec = spec_of(self._data)
         url = state_url(spec)
         with State.open(url) as state:
-            if (found := state.owner().id) != self._id:
+            found = state.owner().id
+            self._id = self._id or found
+            if found != self._id:
                 raise ClusterError(
                     f"the database of this controller's state {self._id[:SHORT]} is another one by now: {found[:SHORT]}"
                 )
             why = "moves what is live"
-            with lease(url, LEASE, purpose=why), lease(url, MARKING, purpose=why):
+            with ExitStack() as held:
+                held.enter_context(lease(url, LEASE, purpose=why))
+                if not self._former:  # one under the old name is replaced: new replicas do not find it
+                    held.enter_context(lease(url, MARKING, purpose=why))
                 controller = self._controller(spec, state)
                 self._word = "running"
                 while not self._stopped.is_set():
@@ -207,12 +218,7 @@ class Steering:
         )
 
 
-def _id_of(spec: ProjectSpec) -> str:
-    with State.open(state_url(spec)) as state:
-        return state.owner().id
-
-
-def _ensure(spec: ProjectSpec, state_id: str, *, dashboard_url: str, needed: bool) -> str | None:
+def _ensure(spec: ProjectSpec, state_id: str, *, upgraded: bool, dashboard_url: str, needed: bool) -> str | None:
     import ray
 
     from raymlops.cluster.connect import connect, find
@@ -221,6 +227,8 @@ def _ensure(spec: ProjectSpec, state_id: str, *, dashboard_url: str, needed: boo
         return _ensure_by_job(spec, dashboard_url=dashboard_url)
     with connect(spec):
         _end_former(spec)
+        if upgraded:
+            ensure_relay(state_id)
         actor = _actor(spec, state_id, dashboard_url=dashboard_url)
         if not needed:
             return None
@@ -245,13 +253,18 @@ def _end_former(spec: ProjectSpec) -> None:
     except ValueError:
         return
     try:
-        if ray.get(actor.status.remote(), timeout=ANSWER_S)["mark"] != mark_of(spec):
+        if ray.get(actor.status.remote(), timeout=ANSWER_S).get("mark") != mark_of(spec):
             return
         ray.get(actor.stop.remote(), timeout=ANSWER_S)
     except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
         _log.warning("a controller of an earlier raymlops does not answer, and is left: %s", type(error).__name__)
         return
     ray.kill(actor, no_restart=True)
+    deadline = time.monotonic() + ANSWER_S
+    with suppress(ValueError):  # its name is free
+        while time.monotonic() < deadline:
+            ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+            time.sleep(_POLL_S)
 
 
 def _ensure_by_job(spec: ProjectSpec, *, dashboard_url: str) -> str | None:

@@ -1,7 +1,7 @@
-"""Making a state answer for what another one deployed, because that is lost: the one way in which ownership changes.
+"""Making a state database that was restored from a backup count, because the newer one is lost.
 
 Owns what is written of it. It is an event of the audit record like every other, so that a kill in between loses
-nothing; Serve is brought to it by whatever is sent next.
+nothing; Serve is brought to it by whatever is sent next. What another state deployed is never made this one's.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raymlops.serving.ownership import divide, mark_of
-from raymlops.serving.render import INDEX_APP
 from raymlops.state.identity import SELF, TAKEOVER
 
 if TYPE_CHECKING:
@@ -17,27 +16,6 @@ if TYPE_CHECKING:
     from raymlops.state.store import State
 
 LOCK_WAIT_S = 60.0
-
-
-def take_over(state: State, cluster: Api, name: str) -> tuple[str, ...]:
-    """Take over a model from another state on this Serve, and return in words what was taken.
-
-    With the last model of a state goes its index.
-
-    Raises:
-        OutdatedStateError: Serve runs what a newer copy of this database desired.
-        RefusedError: another change of what is live goes on for too long.
-        ClusterError: Serve does not answer.
-    """
-    with state.exclusive(f"takeover {name}", wait_s=LOCK_WAIT_S):
-        holders = divide(cluster.get(), state.desired()).holders()
-        if (mark := holders.pop(name, None)) is None:
-            return ()
-        why = f"{name} is taken over from {mark}"
-        state.record(action=TAKEOVER, subject=name, after={"owner": mark.id}, why=why)
-        if mark.id not in {other.id for other in holders.values()}:
-            state.record(action=TAKEOVER, subject=INDEX_APP, after={"owner": mark.id}, why=f"{why}, its last model")
-    return (why,)
 
 
 def make_count(state: State, cluster: Api) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import OutdatedStateError, TakenError
 from raymlops.serving.readback import configs, covers
-from raymlops.serving.render import INDEX_APP, INDEX_IMPORT_PATH, MARK, is_rendered
+from raymlops.serving.render import INDEX_IMPORT_PATH, MARK, is_rendered
 from raymlops.state.identity import SHORT, Owner, Revision
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class Division:
                 raise TakenError(
                     f"the model {name} on this Serve belongs to {holder}, and is left as it is",
                     hint="Change it where that state is (storage.state), or give yours another project.name. "
-                    f"Where that state is lost: raymlops deploy --takeover makes {name} this state's.",
+                    "Where that state is lost: end its applications by Serve itself (serve.delete(NAME) in Python on "
+                    "the cluster), then deploy.",
                 )
 
     def seen(self) -> tuple[str, ...]:
@@ -143,9 +144,8 @@ def _is_ours(config: Mapping[str, Any], owner: Owner) -> bool:
     if config.get("import_path") == INDEX_IMPORT_PATH:
         # One state alone had what carries no mark, and its index lists every champion of it.
         mine = not mark.id and any(_deployed(listed, owner) for listed in _user_config(config).get("models", ()))
-        return mine or (not mark.id and not owner.id) or owner.history.took(INDEX_APP, mark.id)
-    args = config.get("args") or {}
-    return (not mark.id and _deployed(args, owner)) or owner.history.took(args.get("name", ""), mark.id)
+        return mine or (not mark.id and not owner.id)
+    return not mark.id and _deployed(config.get("args") or {}, owner)
 
 
 def _deployed(of: Mapping[str, Any], owner: Owner) -> bool:

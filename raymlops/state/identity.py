@@ -1,4 +1,4 @@
-"""Which state database this is, how far its record of changes goes, and what it deployed or took over.
+"""Which state database this is, how far its record of changes goes, and what it deployed.
 
 Owns the id, made once by a migration and kept by every copy, and what the audit record says of the past. Knows nothing
 of Serve, whose applications carry both.
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from raymlops.state.store import State
 
 TAKEOVER = "takeover"
-"""Action of the event by which this state takes over what another one deployed."""
+"""Action of the event by which a state that was restored from a backup is made to count again."""
 SELF = "state"
-"""Subject of the event by which a state that was restored from a backup is made to count again."""
+"""Subject of that event."""
 SHORT = 8
 
 
@@ -52,9 +52,6 @@ class History(Protocol):
     def deployed(self, name: str, version: int, digest: str) -> bool:
         """Return whether a version with this digest was ever to be live by this database."""
 
-    def took(self, name: str, owner: str) -> bool:
-        """Return whether a model (or the index) of another state, by its id, was taken over; "" is one without."""
-
 
 class Unrecorded:
     """The past of what no database holds: all that carries no id is taken for its own."""
@@ -66,10 +63,6 @@ class Unrecorded:
     def deployed(self, name: str, version: int, digest: str) -> bool:  # noqa: ARG002 - as the protocol has it
         """Return that it was."""
         return True
-
-    def took(self, name: str, owner: str) -> bool:  # noqa: ARG002 - as the protocol has it
-        """Return that nothing was."""
-        return False
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,7 @@ class Recorded:
         with self._state.reading() as connection:
             ts = connection.scalar(sa.select(audit.c.ts).where(audit.c.id == revision.number))
             here = ts is not None and aware(ts).isoformat() == revision.at
-            return here or [*revision] in _taken(connection, SELF, "revision")
+            return here or [*revision] in _overruled(connection)
 
     def deployed(self, name: str, version: int, digest: str) -> bool:
         """Return whether a change of the model's deployments has it."""
@@ -111,11 +104,6 @@ class Recorded:
             for item in side
         )
 
-    def took(self, name: str, owner: str) -> bool:
-        """Return whether an event says so."""
-        with self._state.reading() as connection:
-            return owner in _taken(connection, name, "owner")
-
 
 def owner_in(connection: Connection, history: History) -> Owner:
     """Return who this database is, as it stands in the connection's transaction."""
@@ -125,6 +113,7 @@ def owner_in(connection: Connection, history: History) -> Owner:
     return Owner(row.id, row.made_by, revision, history)
 
 
-def _taken(connection: Connection, subject: str, key: str) -> list[object]:
-    query = sa.select(audit.c.after).where(audit.c.subject == subject, audit.c.action == TAKEOVER)
-    return [after[key] for after in connection.scalars(query) if isinstance(after, dict) and key in after]
+def _overruled(connection: Connection) -> list[object]:
+    """Return the changes of newer copies in spite of which this database counts."""
+    query = sa.select(audit.c.after).where(audit.c.subject == SELF, audit.c.action == TAKEOVER)
+    return [after["revision"] for after in connection.scalars(query) if isinstance(after, dict) and "revision" in after]

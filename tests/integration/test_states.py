@@ -6,6 +6,7 @@ The tests build on each other in one Serve, in the order in which they stand her
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +28,8 @@ from raymlops.lifecycle.controller import Controller
 from raymlops.lifecycle.evidence import Reports
 from raymlops.lifecycle.keys import bring
 from raymlops.lifecycle.lineup import with_champion
-from raymlops.lifecycle.steering import ensure_controller, mark_of
+from raymlops.lifecycle.relay import ensure_relay
+from raymlops.lifecycle.steering import _end_former, ensure_controller, mark_of
 from raymlops.serving.api import ServeApi
 from raymlops.serving.apply import apply, refresh
 from raymlops.serving.proxy import start_proxy
@@ -203,3 +205,34 @@ def test_each_state_has_a_controller_of_its_own(api, specs, states):
     for name, state in states.items():
         actor = ray.get_actor(own[name], namespace=NAMESPACE)
         assert ray.get(actor.status.remote())["state"] == state.owner().id
+
+
+@ray.remote(num_cpus=0)
+class Taker:
+    """A controller that keeps what is reported to it."""
+
+    def __init__(self):
+        self._taken = []
+
+    def report(self, *report):
+        self._taken.append(report)
+
+    def taken(self):
+        return self._taken
+
+
+def test_counts_of_replicas_of_before_reach_the_controller_of_now(specs):
+    """They know its old name: once the former one has ended a relay has that, which nobody takes for a controller."""
+    Former.options(name=CONTROLLER, namespace=NAMESPACE, lifetime="detached").remote(mark_of(specs["shop"]))
+    taker = Taker.options(name=controller_of("some-id"), namespace=NAMESPACE).remote()
+    for _ in range(2):
+        _end_former(specs["shop"])
+        ensure_relay("some-id")
+    relay = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+    assert ray.get(relay.status.remote(), timeout=60) == {"relay": "some-id"}
+    ray.get(relay.report.remote("m", "a", 1, {"e": {}}), timeout=60)
+    deadline = time.monotonic() + 30
+    while not (taken := ray.get(taker.taken.remote())) and time.monotonic() < deadline:
+        pass
+    ray.kill(relay)
+    assert taken == [("m", "a", 1, {"e": {}})]

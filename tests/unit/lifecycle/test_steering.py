@@ -9,7 +9,7 @@ from raymlops.config.schema import ProjectSpec
 from raymlops.config.serve import RolloutSection
 from raymlops.lifecycle.rollout import begin
 from raymlops.lifecycle.source import spec_of
-from raymlops.lifecycle.steering import LEASE, MARKING, Steering, ensure_controller, steered, told
+from raymlops.lifecycle.steering import LEASE, MARKING, Steering, ensure_controller, mark_of, steered, told
 from raymlops.records import BundleRef
 from raymlops.serving.tally import controller_of
 from raymlops.state.lease import lease
@@ -90,6 +90,17 @@ def test_one_that_an_earlier_raymlops_started_is_not_taken_for_granted(tmp_path)
     where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
     with lease(state_url(where), LEASE, purpose="a test"):
         assert ensure_controller(where, dashboard_url="http://d:1", needed=False) is not None
+
+
+def test_one_that_an_earlier_raymlops_started_restarts_on_this_code(tmp_path):
+    """It is told no id and reads it, says what it said before, and has the one lease that it had: so it is replaced."""
+    where = spec(storage={"path": str(tmp_path)})
+    with lease(state_url(where), MARKING, purpose="a test"):
+        former = Steering(told(where, dashboard_url="http://127.0.0.1:9"))
+        assert "in use by" not in word_of(former)
+    status = former.status()
+    assert (status["state"], status["mark"]) == (id_of(where), mark_of(where))
+    former.stop()
 
 
 def test_a_controller_works_on_its_own_state_alone(tmp_path):

@@ -85,6 +85,7 @@ def test_a_model_of_another_state_is_refused_before_anything_is_written(serve, f
             deploy(second, serve, "shop", version)
         assert caught.value.exit_code == 4
         assert "project.name" in caught.value.hint
+        assert "serve.delete(NAME)" in caught.value.hint
     assert (second.deployments(), second.events(), len(serve.sent)) == ([], [], sent)
 
 
@@ -167,6 +168,14 @@ def test_an_older_backup_is_recognised_and_changes_nothing(serve, tmp_path):
     assert (len(serve.sent), serve.live) == (sent, live)
     with opened(tmp_path, "state") as state:
         assert not deploy(state, serve, "lab").applied.changed
+
+
+def test_what_was_ended_by_serve_itself_is_free(serve, first, second):
+    """As where the state is lost: then another one deploys the model, and is given the index with its next change."""
+    deploy(first, serve, "shop")
+    serve.live.pop("shop--v1")
+    deploy(second, serve, "shop", 2)
+    assert marks(serve) == {"shop--v2": second.owner().id, "raymlops": first.owner().id}
 
 
 def test_whose_each_application_is(serve, first, second):
