@@ -54,7 +54,7 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     from raymlops.state.versions import record_version, recorded
     from raymlops.tracking.client import tracker as tracker_of
     from raymlops.training.data import SEED_IT, prepare
-    from raymlops.training.record import CONFIG
+    from raymlops.training.record import CONFIG, FINGERPRINT, ROWS
     from raymlops.training.run import load_weights
 
     here = spec_of(source, overrides=overrides, env=env)
@@ -73,8 +73,8 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     change = code_change(project, tracker, run_id=run_id, tags=tags)
     weights, state = load_weights(tags["raymlops.weights_uri"])
     prepared = prepare(project, state=state, sources=written_sources(tracker, run_id))
-    then = tags["raymlops.data_fingerprint"]
-    now = prepared.data_as(then, rows=json.loads(tags.get("raymlops.data_rows", "{}"))).fingerprint
+    then = tags[FINGERPRINT]
+    now = prepared.data_as(then, rows=json.loads(tags.get(ROWS, "{}"))).fingerprint
     if now != then:
         raise RefusedError(
             f"the data is no longer what run {run_id} was trained on: fingerprint {now[:12]}, then {then[:12]}",

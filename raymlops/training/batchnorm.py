@@ -5,13 +5,14 @@ Knows nothing of ranks; how rows become micro-batches is ``sampling``'s.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from torch.nn.modules.batchnorm import _BatchNorm
+import torch
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import nn
 
@@ -21,13 +22,52 @@ def normalizes_batches(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
+def one_row_is_too_few(model: nn.Module, forward: Callable[[], object]) -> bool:
+    """Return whether a layer would get one value per channel, of which torch takes no variance, and raises ValueError.
+
+    ``forward`` runs one row through the model, as a training does. An image is a row with many values per channel, and
+    a layer in evaluation mode takes no variance at all. Modes and buffers are left as they were; what is drawn at
+    random is not.
+    """
+    starved: list[_BatchNorm] = []
+
+    def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(module, _BatchNorm)
+        if module.training and inputs[0].numel() == inputs[0].size(1) and not _is_shared(module):
+            starved.append(module)
+            module.training = False  # the row goes on: under FSDP, a forward pass that ends early confuses the next
+
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    hooks = [module.register_forward_pre_hook(look) for module in model.modules() if isinstance(module, _BatchNorm)]
+    try:
+        # Hooks that are added after a compilation are not seen by it. What else fails here fails in the training too,
+        # which says so.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), suppress(Exception):
+            forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in starved:
+            module.training = True
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    return bool(starved)
+
+
+def _is_shared(module: _BatchNorm) -> bool:
+    """Return whether a layer takes mean and variance over the rows of all ranks."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return isinstance(module, SyncBatchNorm) and distributed and torch.distributed.get_world_size() > 1
+
+
 @contextmanager
 def running_statistics(model: nn.Module) -> Iterator[None]:
     """Let batch normalisation use the statistics of the batches so far, and leave them as they are.
 
-    For two kinds of micro-batches. The single row that is left over at the end of an epoch: it trains the weights as
-    any row does, normalised as in an evaluation. The filler rows of a rank that has none: counted twice, they would
-    pull the statistics towards themselves. A layer that keeps no statistics takes the batch's all the same.
+    For two kinds of micro-batches, where one row is too few. The single row that is left over at the end of an epoch:
+    it trains the weights as any row does, normalised as in an evaluation. The filler rows of a rank that has none:
+    counted twice, they would pull the statistics towards themselves. A layer that keeps no statistics takes the batch's
+    all the same.
     """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
     for layer in layers:

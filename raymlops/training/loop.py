@@ -3,9 +3,10 @@
 The arithmetic, for N training rows, a global batch of B rows and W workers: an epoch has ceil(N / B) steps; a
 worker takes about B / W rows of each, in ``accumulate`` micro-batches; the gradient of a step is the exact mean over
 its global batch, so that neither W nor ``accumulate`` changes a result beyond rounding (but for dropout, which each
-rank draws for itself, and batch normalisation, which sees a micro-batch: of two rows at least, and a row that is left
-over alone is normalised by the running statistics). The learning rate is a function of the step alone, and so is what
-is drawn at random: a run that goes on from a checkpoint takes the steps it would have taken.
+rank draws for itself, and batch normalisation, which sees a micro-batch: of two rows at least where one is too few for
+it, and a row that is left over alone is then normalised by the running statistics). The learning rate is a function of
+the step alone, and so is what is drawn at random: a run that goes on from a checkpoint takes the steps it would have
+taken.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from raymlops.recipe import call_recipe, to_device
-from raymlops.training.batchnorm import normalizes_batches, running_statistics
+from raymlops.training.batchnorm import normalizes_batches, one_row_is_too_few, running_statistics
 from raymlops.training.losses import Losses
 from raymlops.training.optimize import build_optimizer, lr_factor, set_lr
 from raymlops.training.parallel import local_only
-from raymlops.training.precision import backward, gradient_norm, overflow_expected, scaler_of, skip, take_step
-from raymlops.training.sampling import micro_batch_rows, micro_batches
+from raymlops.training.precision import autocast, backward, gradient_norm, overflow_expected, scaler_of, skip, take_step
+from raymlops.training.sampling import leaves_single_rows, micro_batch_rows, micro_batches
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -43,7 +44,8 @@ def default_loop(ctx: TrainContext) -> None:
     model = ctx.model()
     loss_of = ctx.parallel(model)
     optimizer = build_optimizer(model, ctx.spec)
-    trained = _Trained(model, loss_of, optimizer, scaler_of(ctx.spec, ctx.device), normalizes_batches(model))
+    asked = normalizes_batches(model) and _may_pair(ctx.spec)
+    trained = _Trained(model, loss_of, optimizer, scaler_of(ctx.spec, ctx.device), None if asked else False)
     ctx.restore(model=model, optimizer=optimizer, scaler=trained.scaler)
     losses = Losses(ctx)
 
@@ -59,14 +61,14 @@ def default_loop(ctx: TrainContext) -> None:
             return
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Trained:
     model: nn.Module
     loss_of: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: Any
-    normalizes: bool
-    """Whether the model has batch normalisation."""
+    in_pairs: bool | None
+    """Whether a micro-batch needs two rows; None as long as none had a single one, which is when it is found out."""
 
 
 def _epoch(ctx: TrainContext, trained: _Trained, losses: Losses) -> Literal["done", "stopped", "rolled back"]:
@@ -116,10 +118,12 @@ def _gradient(ctx: TrainContext, trained: _Trained, indices: torch.Tensor) -> to
     """Compute the gradient of one global batch and return this rank's part of its loss."""
     train = ctx.prepared.splits["train"]
     where = f"{type(ctx.recipe).__name__}.loss()"
+    if trained.in_pairs is None and leaves_single_rows(len(indices), world=ctx.world_size, pieces=ctx.spec.accumulate):
+        trained.in_pairs = _one_row_is_too_few(ctx, trained.model, indices[:1])
+    paired = bool(trained.in_pairs)
     ctx.seed_step(ctx.run_state.step)
     trained.optimizer.zero_grad()
     total = torch.zeros((), device=ctx.device)
-    paired = trained.normalizes and _may_pair(ctx.spec)
     pieces = micro_batches(
         indices,
         rank=ctx.rank,
@@ -140,6 +144,17 @@ def _gradient(ctx: TrainContext, trained: _Trained, indices: torch.Tensor) -> to
     return total
 
 
+def _one_row_is_too_few(ctx: TrainContext, model: nn.Module, row: torch.Tensor) -> bool:
+    """Run a row through the model, the same one on every rank, before the step's numbers are drawn."""
+    batch = to_device(ctx.prepared.splits["train"].batch(row), ctx.device)
+
+    def forward() -> object:
+        with autocast(ctx.spec, ctx.device):
+            return ctx.recipe.loss(model, batch)
+
+    return one_row_is_too_few(model, forward)
+
+
 def _may_pair(spec: TrainSection) -> bool:
     """Return whether micro-batches of two rows fit: not where the configuration makes them single rows throughout."""
     return micro_batch_rows(spec.batch_size, world=max(1, spec.workers[0]), pieces=spec.accumulate) > 1
@@ -147,7 +162,7 @@ def _may_pair(spec: TrainSection) -> bool:
 
 def _normalization(trained: _Trained, *, counts: bool) -> AbstractContextManager[None]:
     """Return the context of a micro-batch, whose statistics do not count if it is a single row or fills up."""
-    return running_statistics(trained.model) if trained.normalizes and not counts else nullcontext()
+    return running_statistics(trained.model) if trained.in_pairs and not counts else nullcontext()
 
 
 def _put_back(model: nn.Module, buffers: list[torch.Tensor]) -> None:

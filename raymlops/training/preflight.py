@@ -2,7 +2,8 @@
 
 Each check is one sentence of the recipe's contract; each failure names the method and what to do. Batches are no larger
 than those of the run, on its device and in its precision, so that what the run can hold, the checks can. Where workers
-train on GPUs that this process lacks, the first of them tries the model before its first step.
+train on GPUs that this process lacks, the first of them tries the model before its first step; a sweep, of whose many
+trials each would have to, tries on the CPU what does not need the GPU.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import gc
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,7 +29,7 @@ from raymlops.training.precision import autocast
 from raymlops.training.sampling import micro_batch_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import nn
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.recipe import Batch
     from raymlops.training.data import Prepared
+
+    Warn = Callable[[str], None]
 
 _ROWS = 16
 _MOST_ROWS = 512
@@ -44,31 +48,64 @@ _SEVERAL = {"sweep.objectives", "sweep.constraints"}
 
 
 def preflight(
-    project: Project, prepared: Prepared, *, workers: int | None = None, has_gpu: bool | None = None
+    project: Project,
+    prepared: Prepared,
+    *,
+    workers: int | None = None,
+    has_gpu: bool | None = None,
+    warn: Warn | None = None,
 ) -> bool | None:
     """Try the recipe on a few rows: model, loss, metrics, the answer to a request, and whether its code can travel.
 
     ``workers`` is how many there are at most, where not ``train.num_workers``; ``has_gpu`` whether this process has a
-    GPU. Returns what ``has_unused_parameters`` does, for a training on workers; False for one in this process.
+    GPU. ``warn`` is for what goes on: it is told what only a bundle or a request needs, instead of a refusal.
+
+    Returns whether the loss leaves a trainable parameter without a gradient, which DDP has to be told: False for a
+    training in this process, None where the workers' GPU is needed to tell.
 
     Raises:
         RecipeError: a method raises or breaks its contract, a metric of ``train``, ``sweep`` or ``gate`` is never
             reported, there is no example of a request, or the code cannot travel in a bundle.
         UsageError: the model cannot be sharded, compiled or recomputed as ``train`` asks.
     """
-    collect(project.recipe_class)
+    with _only_warned(warn):
+        collect(project.recipe_class)
     workers = project.spec.train.workers[1] if workers is None else workers
     device = _device(project.spec.train, workers=workers, has_gpu=has_gpu)
     if device == "worker's":
-        check_encode(prepared)
+        with _only_warned(warn):
+            check_encode(prepared)
         return None
     try:
-        return try_model(project, prepared, device=device, distributed=workers > 0)
+        return try_model(project, prepared, device=device, distributed=workers > 0, warn=warn)
     except Exception as error:
         # This GPU may be in use by others, where the workers' are free.
         if workers and device == "cuda" and _is_out_of_memory(error):
             return None
         raise
+
+
+def preflight_sweep(
+    project: Project, prepared: Prepared, *, has_gpu: bool | None = None, warn: Warn | None = None
+) -> None:
+    """Try the recipe as ``preflight`` does, before any trial.
+
+    Where only the trials have a GPU, the model is tried on the CPU. What the recipe's code raises there may come of
+    that: it is left to the trials, and no warning. What is wrong with values that it returned is wrong on a GPU too.
+
+    Raises:
+        RecipeError, UsageError: as ``preflight``.
+    """
+    workers = project.spec.sweep.workers_per_trial
+    if preflight(project, prepared, workers=workers, has_gpu=has_gpu, warn=warn) is not None:
+        return
+    exact = project.spec.train.model_copy(update={"precision": "fp32"})  # not every low precision is the CPU's
+    on_cpu = replace(project, spec=project.spec.model_copy(update={"train": exact}))
+    try:
+        try_model(on_cpu, prepared, device="cpu", distributed=False, warn=None if warn is None else lambda _text: None)
+    except Exception as error:
+        if _is_ours(error):
+            raise
 
 
 def has_unused_parameters(project: Project, prepared: Prepared, *, has_gpu: bool | None = None) -> bool | None:
@@ -86,7 +123,14 @@ def has_unused_parameters(project: Project, prepared: Prepared, *, has_gpu: bool
 
 
 def try_on_first_rank(
-    project: Project, prepared: Prepared, *, rank: int, world_size: int, group: Any, device: torch.device | str
+    project: Project,
+    prepared: Prepared,
+    *,
+    rank: int,
+    world_size: int,
+    group: Any,
+    device: torch.device | str,
+    warn: Warn | None = None,
 ) -> bool:
     """Try the model on rank 0, as ``preflight`` would have, and return on every rank whether parameters are unused.
 
@@ -99,7 +143,7 @@ def try_on_first_rank(
     found: list[Any] = [False]
     if rank == 0:
         try:
-            found = [try_model(project, prepared, device=str(device), distributed=True)]
+            found = [try_model(project, prepared, device=str(device), distributed=True, warn=warn)]
         except RaymlopsError as error:
             found = [False if _is_out_of_memory(error) else error]
         except torch.OutOfMemoryError:
@@ -111,7 +155,9 @@ def try_on_first_rank(
     return bool(found[0])
 
 
-def try_model(project: Project, prepared: Prepared, *, device: str, distributed: bool) -> bool:
+def try_model(
+    project: Project, prepared: Prepared, *, device: str, distributed: bool, warn: Warn | None = None
+) -> bool:
     """Build the model once and try all that needs it on ``device``; return whether parameters are unused.
 
     That is only looked for where the training is ``distributed``.
@@ -132,7 +178,8 @@ def try_model(project: Project, prepared: Prepared, *, device: str, distributed:
             tried = _Metrics(project, prepared, model, device=device)
             tried.check_sums()
             tried.check_names()
-        check_answer(prepared, model, device=device)
+        with _only_warned(warn):
+            check_answer(prepared, model, device=device)
         return unused
 
 
@@ -140,6 +187,23 @@ def _device(section: TrainSection, *, workers: int, has_gpu: bool | None) -> Lit
     """Return where the training's model can be tried: here, or only by a worker."""
     here = local_device(section, has_gpu=has_gpu)
     return "worker's" if section.gpus_per_worker and workers and here == "cpu" else here
+
+
+@contextmanager
+def _only_warned(warn: Warn | None) -> Iterator[None]:
+    """Tell ``warn``, where there is one, of an error that says that a model could not be served."""
+    try:
+        yield
+    except RaymlopsError as error:
+        if warn is None:
+            raise
+        hint = f" {error.hint}" if error.hint else ""
+        warn(f"the training goes on, but its model could not be registered: {error.message}.{hint}")
+
+
+def _is_ours(error: BaseException | None) -> bool:
+    """Return whether nothing else raised than a check of ours."""
+    return error is None or (isinstance(error, RaymlopsError) and _is_ours(error.__cause__))
 
 
 @contextmanager

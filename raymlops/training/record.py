@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.bundle.code import collect
 from raymlops.config.load import dump
+from raymlops.errors import RecipeError
 from raymlops.signals import undisturbed
 from raymlops.tracking.params import flatten
 from raymlops.tracking.provenance import git_record, hardware, packages
@@ -96,7 +97,7 @@ def open_run(
         "raymlops.config_sha": spec.sha(),
         FINGERPRINT: data.fingerprint,
         ROWS: json.dumps(data.rows),
-        CODE_SHA: code.sha(),
+        CODE_SHA: code.sha() if code else "",
         "raymlops.git_commit": git.commit,
         "raymlops.git_branch": git.branch,
         "raymlops.git_dirty": str(git.dirty).lower(),
@@ -112,7 +113,7 @@ def open_run(
         all_tags["mlflow.source.git.commit"] = git.commit
     artifacts = {
         CONFIG: dump(spec),
-        CODE_FILES: _json(code.digests()),
+        CODE_FILES: _json(code.digests()) if code else "",
         "environment/packages.txt": "".join(f"{name}=={version}\n" for name, version in installed.items()),
         "environment/hardware.json": _json(machine),
         "data/fingerprint.json": _json(data.to_dict()),
@@ -154,13 +155,12 @@ def reopen_run(tracker: Tracker, run_id: str) -> ReopenedRun:
     return ReopenedRun(run_id, str(before.info.status), tags, tracker.last_steps(run_id))
 
 
-def code_of(project: Project) -> Code:
-    """Return the code that would travel in a bundle now.
-
-    Raises:
-        RecipeError: it cannot travel; ``preflight`` says so before there is a run.
-    """
-    return collect(project.recipe_class)
+def code_of(project: Project) -> Code | None:
+    """Return the code that would travel in a bundle now; None for code that cannot, of a run that goes on with it."""
+    try:
+        return collect(project.recipe_class)
+    except RecipeError:
+        return None
 
 
 def _json(data: Any) -> str:

@@ -232,7 +232,7 @@ def write_changes(
     tags: dict[str, str] = {}
     files: list[str] = []
     code = code_of(project)
-    sha, digests = code.sha(), code.digests()
+    sha, digests = (code.sha(), code.digests()) if code else ("", {})
     if recorded.tags.get(CODE_SHA, "") != sha:
         files = changed_files(_recorded_files(tracker, recorded.run_id), digests) or ["the recipe's code"]
         tracker.log_text(recorded.run_id, json.dumps(digests, indent=2, sort_keys=True), CODE_FILES)

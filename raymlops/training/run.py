@@ -113,7 +113,8 @@ def train(
             refit=before is not None and resuming.code_differs(before, project),
         )
         prepared.verify()
-        unused = preflight(project, prepared)
+        unservable: list[str] = []
+        unused = preflight(project, prepared, warn=None if before is None else unservable.append)
         check_signals()
 
         if before is not None:
@@ -131,6 +132,8 @@ def train(
                 held.enter_context(_lease(project, place.run_id))
                 mark_origin(storage.join(runs_uri, place.run_id), tracker)
                 tracker.log_text(place.run_id, json.dumps(prepared.sources()), SOURCES)
+            for text in unservable:
+                writer(words(text))
             _tell_of_data(tracker, writer, prepared, before=before, state=state)
             check_signals()
             outcome, weights_uri = _run(

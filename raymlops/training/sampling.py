@@ -44,6 +44,14 @@ def micro_batch_rows(batch_size: int, *, world: int, pieces: int) -> int:
     return -(-batch_size // (world * pieces))
 
 
+def leaves_single_rows(rows: int, *, world: int, pieces: int) -> bool:
+    """Return whether a micro-batch of a global batch of so many rows is a single row, on any rank.
+
+    The smallest share has ``rows // world`` rows, and is cut into as many pieces as the largest one.
+    """
+    return rows // world < 2 * min(pieces, -(-rows // world))
+
+
 def micro_batches(
     indices: torch.Tensor, *, rank: int, world: int, pieces: int, least_rows: Literal[1, 2] = 1
 ) -> list[tuple[torch.Tensor, float]]:
@@ -58,8 +66,8 @@ def micro_batches(
     than pieces fills up with two rows at weight 0: with sharded parameters every forward pass is an exchange that
     all ranks must take part in.
 
-    With ``least_rows`` 2, which batch normalisation needs, no piece has a single row unless the global batch has: rows
-    are shared by fewer ranks and cut into fewer pieces, of three rows at most where they would have been two. The
+    With ``least_rows`` 2, which batch normalisation may need, no piece has a single row unless the global batch has:
+    rows are shared by fewer ranks and cut into fewer pieces, of three rows at most where they would have been two. The
     weights are made by the same formula, so the mean is as exact.
     """
     # Ranks 0 to sharing - 1 take rows; all of them do where there are enough.

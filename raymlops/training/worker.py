@@ -89,7 +89,11 @@ def _train(
     device = ray.train.torch.get_device() if section.gpus_per_worker else "cpu"
     unused = config["unused_parameters"]
     if unused is None:  # the driver has no such GPU
-        unused = try_on_first_rank(project, prepared, rank=rank, world_size=world_size, group=control, device=device)
+        # What goes on from a checkpoint is not refused for what only a request needs.
+        warn = None if config["resume"] is None else lambda text: line.emit(words(text))
+        unused = try_on_first_rank(
+            project, prepared, rank=rank, world_size=world_size, group=control, device=device, warn=warn
+        )
     saver = FolderSaver.of(
         section,
         config["checkpoints_uri"],

@@ -28,7 +28,7 @@ from raymlops.tuning.storage import load_study, open_storage, optuna_url, withou
 from raymlops.tuning.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from raymlops.config.changes import Change
     from raymlops.project import Project
@@ -71,7 +71,7 @@ def sweep(
     from raymlops.state.lease import lease
     from raymlops.state.store import state_url
     from raymlops.tracking.client import tracker
-    from raymlops.training.run import preflight
+    from raymlops.training.preflight import preflight_sweep
     from raymlops.training.storage import check_writable
     from raymlops.tuning.datacache import DataCache
 
@@ -98,13 +98,14 @@ def sweep(
             on_event(said("preparing the data and trying the recipe on its first rows", total=spec.sweep.num_trials))
         data = DataCache()
         prepared = data.get(project)
-        preflight(project, prepared, workers=spec.sweep.workers_per_trial)
+        unservable: list[str] = []
+        preflight_sweep(project, prepared, warn=None if before is None else unservable.append)
         storage = held.enter_context(open_storage(url))
         run = _Sweep(project, store, storage=storage, url=url, data=data, on_event=on_event)
         if before is None:
             run.begins(prepared, fork=fork, tags=tags or {}, hold=hold)
         else:
-            run.goes_on(before, prepared, changes=changes)
+            run.goes_on(before, prepared, changes=changes, unservable=unservable)
         return run.to_the_end()
 
 
@@ -157,7 +158,9 @@ class _Sweep:
             for note in prepared.data.notes:
                 self._tell(note)
 
-    def goes_on(self, recorded: Recorded, prepared: Prepared, *, changes: list[Change]) -> None:
+    def goes_on(
+        self, recorded: Recorded, prepared: Prepared, *, changes: list[Change], unservable: Sequence[str]
+    ) -> None:
         """Take up the study and the parent run where the last driver left them."""
         from raymlops.training.resume import check_data, data_of, write_changes
 
@@ -176,7 +179,7 @@ class _Sweep:
         parent.reopen(submission_id=_submission())
         with parent.closing_on_error():
             self._books.bring_up_to_date()
-            for text in (*(f"goes on with a change: {change}" for change in changed), *data.notes):
+            for text in (*(f"goes on with a change: {change}" for change in changed), *unservable, *data.notes):
                 self._tell(text)
 
     def to_the_end(self) -> SweepRecord:
@@ -219,12 +222,13 @@ class _Sweep:
         Raises:
             UsageError: saying why not, trial by trial.
         """
+        from raymlops.training.record import FINGERPRINT
         from raymlops.training.resume import data_of
         from raymlops.tuning.carry import carried
         from raymlops.tuning.recorded import record_of
 
         advice = "Put these back, or start a sweep that knows nothing: leave --fork out."
-        if fork.tags.get("raymlops.data_fingerprint") != data_of(fork, prepared).fingerprint:
+        if fork.tags.get(FINGERPRINT) != data_of(fork, prepared).fingerprint:
             raise UsageError(f"nothing of the sweep {fork.run_id} can be carried: its data were others", hint=advice)
         assert fork.spec is not None
         before = objectives_of(fork.spec)

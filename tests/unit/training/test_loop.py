@@ -55,6 +55,32 @@ def test_a_row_that_is_left_over_is_trained_with_batch_normalisation(tiny_projec
     assert not torch.equal(even.model_state["0.weight"], left_over.model_state["0.weight"])
 
 
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(16, 1), (16, 5), (20, 8)])
+def test_a_single_image_goes_the_plain_way(tiny_project: Any, batch_size: int, accumulate: int) -> None:
+    """It has many values per channel: the last of 65 images is a batch like any, in the running statistics too."""
+    config = {"train_rows": 65}
+    found = [
+        run_local(tiny_project(recipe=recipe, config=config, batch_size=batch_size, accumulate=accumulate, epochs=3))
+        for recipe in ("broken:Images", "broken:PlainImages")
+    ]
+    assert found[0].history == found[1].history
+    for name, tensor in found[1].model_state.items():
+        assert torch.equal(found[0].model_state[name], tensor), name
+
+
+def test_single_images_of_ranks_go_the_plain_way() -> None:
+    """13 images in batches of 4 on 3 ranks: shares of one, and a last batch that leaves two ranks none."""
+    found = []
+    for recipe in ("broken:Images", "broken:PlainImages"):
+        data = {
+            "project": {"name": "p"},
+            "recipe": {"import": recipe, "config": {"train_rows": 13, "validation_rows": 20, "test_rows": 5}},
+            "train": {"batch_size": 4, "num_workers": 3, "epochs": 2},
+        }
+        found.append(ranks().run(3, trained, bind(load_data(data)).to_dict()))
+    assert found[0] == found[1]
+
+
 def test_a_rank_with_a_single_row_hands_it_on() -> None:
     """13 rows in batches of 8 on 3 ranks: 8 rows are 3, 3 and 2; 5 are 3 and 2, and the last rank fills up."""
     data = {

@@ -15,7 +15,7 @@ from tiny import Tiny
 from raymlops.errors import RecipeError
 from raymlops.training.data import prepare
 from raymlops.training.example import example_rows
-from raymlops.training.preflight import has_unused_parameters, preflight
+from raymlops.training.preflight import has_unused_parameters, preflight, preflight_sweep
 
 
 def check(project: Any) -> None:
@@ -230,6 +230,44 @@ def test_a_model_for_gpus_that_are_elsewhere_is_left_to_the_first_worker(tiny_pr
     prepared = prepare(project)
     with pytest.raises(RecipeError, match=r"RaisesInEncode\.encode\(\) raised"):
         preflight(project, prepared, has_gpu=False)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_sweep_is_tried_on_the_cpu_where_only_its_trials_have_gpus(tiny_project: Any, workers: int) -> None:
+    """A metric that is never reported, or a mean, is refused before the first trial; what may want a GPU is not."""
+    more = {"sweep": {"workers_per_trial": workers}}
+    for recipe, metric, message in (
+        ("tiny:Tiny", "validation/typo", r"train\.metric is 'validation/typo', which is never reported"),
+        ("broken:Means", "validation/loss", r"metrics\(\)\['loss'\] does not add up"),
+        ("broken:OtherOutput", "validation/loss", r"decode\(\) returned z"),
+    ):
+        project = tiny_project(recipe=recipe, metric=metric, gpus_per_worker=1, precision="fp16", more=more)
+        with pytest.raises(RecipeError, match=message):
+            preflight_sweep(project, prepare(project), has_gpu=False)
+    for recipe in ("tiny:Tiny", "broken:NeedsGpu", "broken:NeedsMemory"):
+        project = tiny_project(recipe=recipe, gpus_per_worker=1, more=more)
+        preflight_sweep(project, prepare(project), has_gpu=False)
+
+
+def test_a_sweep_on_cpus_is_tried_as_a_run_is(tiny_project: Any) -> None:
+    """What the recipe's code raises would be raised in every trial."""
+    project = tiny_project(recipe="broken:NeedsGpu")
+    with pytest.raises(RecipeError, match="no kernel for the CPU"):
+        preflight_sweep(project, prepare(project))
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_what_only_a_request_needs_is_a_warning_to_what_goes_on(tiny_project: Any, gpus: int) -> None:
+    """Its training never needed an example; a broken loss is refused all the same."""
+    heard: list[str] = []
+    project = tiny_project(recipe="broken:NoExample", gpus_per_worker=gpus, num_workers=gpus)
+    preflight(project, prepare(project), has_gpu=False, warn=heard.append)
+    (text,) = heard
+    assert text.startswith("the training goes on, but its model could not be registered: NoExample.example() is needed")
+    assert "Return a list with one request row that works" in text
+    project = tiny_project(recipe="broken:NanLoss")
+    with pytest.raises(RecipeError, match=r"NanLoss\.loss\(\) is nan"):
+        preflight(project, prepare(project), warn=heard.append)
 
 
 def test_every_rank_hears_what_the_first_one_found(tiny_project: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import drawn
 import pytest
 
-from raymlops.errors import NonFiniteError
+from raymlops.errors import NonFiniteError, RecipeError
 from raymlops.tracking.client import tracker
 from raymlops.training.data import FIT
 from raymlops.training.run import load_weights, train
@@ -34,6 +34,28 @@ def test_a_run_whose_items_draw_at_random_goes_on(tiny_project: Any, storage_pat
     assert again.data == record.data
     log = (storage_path / "runs" / record.run_id / "log.txt").read_text()
     assert ("identified by its length" in log) == (recipe == "drawn:Unseeded")
+
+
+@pytest.mark.parametrize("recipe", ["broken:NoExample", "grown_package:Grown"])
+def test_a_run_that_could_not_be_registered_goes_on(
+    tiny_project: Any, storage_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    """The first release started runs without an example, or with code that cannot travel; a new run is refused."""
+    package = tmp_path / "grown_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from tiny import Tiny\n\n\nclass Grown(Tiny):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("broken.NoExample.example", lambda _: [{"x": [0.5, -0.5, 1.0]}])
+    record = train(tiny_project(recipe=recipe))
+    monkeypatch.setattr("broken.NoExample.example", lambda _: None)
+    for number in range(17):
+        (package / f"{number}.json").write_bytes(bytes(1 << 20))
+    again = train(tiny_project(recipe=recipe, epochs=3), resume=record.run_id)
+    assert (again.run_id, again.epochs) == (record.run_id, 3)
+    log = (storage_path / "runs" / record.run_id / "log.txt").read_text()
+    assert log.count("the training goes on, but its model could not be registered") == 1
+    with pytest.raises(RecipeError, match=r"example\(\) is needed|larger than 16 MiB"):
+        train(tiny_project(recipe=recipe))
 
 
 def fits_of(project: Project, run_id: str) -> list[Any]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from math import ceil
 from typing import Literal
 
 import pytest
 import torch
 
-from raymlops.training.sampling import derived_seed, global_batches, micro_batch_rows, micro_batches
+from raymlops.training.sampling import (
+    derived_seed,
+    global_batches,
+    leaves_single_rows,
+    micro_batch_rows,
+    micro_batches,
+)
 
 
 def test_an_epoch_holds_every_row_once() -> None:
@@ -83,3 +90,19 @@ def test_derived_seeds_of_neighbours_differ() -> None:
     seeds = {derived_seed(0, epoch, rank) for epoch in range(20) for rank in range(20)}
     assert len(seeds) == 400
     assert max(seeds) < 2**63
+
+
+def test_single_rows_are_foreseen() -> None:
+    """As they are cut, on any rank; without any, pieces of two rows at least are the same pieces."""
+    for rows, world, pieces in itertools.product(range(1, 30), range(1, 6), range(1, 6)):
+        plain = [micro_batches(torch.arange(rows), rank=rank, world=world, pieces=pieces) for rank in range(world)]
+        single = any(len(piece) == 1 for rank in plain for piece, _ in rank)
+        assert leaves_single_rows(rows, world=world, pieces=pieces) is single
+        if not single:
+            paired = [
+                micro_batches(torch.arange(rows), rank=rank, world=world, pieces=pieces, least_rows=2)
+                for rank in range(world)
+            ]
+            assert [[(p.tolist(), w) for p, w in rank] for rank in paired] == [
+                [(p.tolist(), w) for p, w in rank] for rank in plain
+            ]
