@@ -119,7 +119,7 @@ class Gateway:
         inner = target.scope(scope)
         reads = scope["method"] in {"GET", "HEAD"}
         if not (reads and target.asks_ready):
-            self._admit(target.name, headers)  # before the body is fetched from the proxy, which has it until then
+            self._admit(target.name, headers)  # before the body goes further; whoever took it from the client holds it
         plain = {key: inner[key] for key in ("type", "method", "path", "root_path")}
         given = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         arrived = scope.get(ARRIVED) or stamp()
