@@ -15,6 +15,7 @@ import ray
 from ray import serve
 from starlette.responses import Response
 
+from raymlops.serving.arrival import from_client
 from raymlops.serving.bounds import INDEX, KNOWN, TOLD, Bounds
 from raymlops.serving.core import Core, Identity
 from raymlops.serving.front import Front
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from ray.serve.grpc_util import RayServegRPCContext
     from starlette.requests import Request
 
-    from raymlops.serving.arrival import Stamp
     from raymlops.serving.asgi import Receive, Reply, Scope, Send
     from raymlops.signature import Columns
 
@@ -64,7 +64,7 @@ def _grpc_method(name: str) -> Any:
     async def method(self: _Callable, request: Any, grpc_context: RayServegRPCContext) -> Any:
         import grpc
 
-        reply = await self.grpc_call(name, bytes(request), list(grpc_context.invocation_metadata()))
+        reply = await self.grpc_call(name, bytes(request), from_client(grpc_context.invocation_metadata()))
         grpc_context.set_trailing_metadata(list(reply.metadata))
         if reply.code:
             code = next(status for status in grpc.StatusCode if status.value[0] == reply.code)
@@ -142,11 +142,9 @@ class ModelReplica(_Callable):
         """Answer a request that came to the index; its body is in the scope."""
         return await self._front.reply(scope, _nothing_more)
 
-    async def grpc_call(
-        self, method: str, body: bytes, metadata: list[tuple[str, Any]], arrived: Stamp | None = None
-    ) -> GrpcReply:
-        """Answer one gRPC call; ``arrived`` is when it came to the index, which handed it on."""
-        return await call(self._front, method, body, metadata, arrived=arrived)
+    async def grpc_call(self, method: str, body: bytes, metadata: list[tuple[str, Any]]) -> GrpcReply:
+        """Answer one gRPC call, also one that the index hands on, whose code may be of another release."""
+        return await call(self._front, method, body, metadata)
 
     async def check_health(self) -> None:
         """Raise when a batch has been running for so long that only a new process will help."""

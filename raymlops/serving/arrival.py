@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
 ARRIVED = "raymlops.arrived"
 """Key of an ASGI scope for a ``Stamp``. No client can set it, as it is no header."""
+METADATA = f":{ARRIVED}"
+"""The same among the metadata of a gRPC call on its way from the index. HTTP/2 lets no client send such a name."""
 WINDOW_S = 300.0
 """How long a least difference counts, at least: monotonic clocks of two machines drift by milliseconds in it."""
 
@@ -37,6 +40,26 @@ MACHINE = _machine()
 def stamp() -> Stamp:
     """Return this moment."""
     return MACHINE, time.monotonic()
+
+
+def from_client(metadata: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Return a client's metadata without a moment that it claims."""
+    return [(name, value) for name, value in metadata if name != METADATA]
+
+
+def with_stamp(metadata: Sequence[tuple[str, Any]], arrived: Stamp) -> list[tuple[str, Any]]:
+    """Return the metadata of a call that is handed on; an earlier release passes over what is added."""
+    machine, moment = arrived
+    return [*from_client(metadata), (METADATA, f"{machine} {moment!r}")]
+
+
+def stamp_in(metadata: Sequence[tuple[str, Any]]) -> Stamp | None:
+    """Return when a call that was handed on arrived; None for one that came from its client, or is not told."""
+    for name, value in metadata:
+        if name == METADATA:
+            machine, _, moment = value.partition(" ")
+            return machine, float(moment)
+    return None
 
 
 def refuse_late(late: bool) -> None:

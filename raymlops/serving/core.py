@@ -185,7 +185,7 @@ class Core:
         return outputs, time.perf_counter() - start
 
     def admit(self, exchange: Exchange, *, scope: Any = "predict") -> Caller:
-        """Return who asks, before anything of a body is read; the request counts against their rate.
+        """Return who asks, before anything of a body is parsed; the request counts against their rate.
 
         Raises:
             Refusal: 401, 403 or 429.

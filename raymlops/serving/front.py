@@ -180,7 +180,7 @@ class Front:
             exchange.protocol = form.name
             _allow(scope, "POST")
             refuse_late(late)
-            caller = self.core.admit(exchange)  # before a byte of the body is held for anybody
+            caller = self.core.admit(exchange)  # before the body is parsed; whoever took it from the client holds it
             self.core.expect(exchange, caller)
             body = await read_body(scope, receive, exchange.headers, limit=limit)
             return 200, await self.core.predict(exchange, form, body, caller=caller)

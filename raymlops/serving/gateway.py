@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from raymlops.serving.arrival import ARRIVED, Ages, refuse_late, stamp
+from raymlops.serving.arrival import ARRIVED, Ages, refuse_late, stamp, with_stamp
 from raymlops.serving.asgi import BODY, header_map, read_body, request_id_of
 from raymlops.serving.exchange import HEADERS
 from raymlops.serving.grpcfront import GrpcReply, refused
@@ -95,7 +95,7 @@ class Gateway:
 
     async def grpc_call(self, method: str, body: bytes, metadata: list[tuple[str, Any]]) -> GrpcReply:
         """Return the answer to one gRPC call; never raises for what a client or the model did."""
-        arrived = stamp()
+        metadata = with_stamp(metadata, stamp())
         headers = metadata_map(metadata, "x-session-id")
         try:
             if method == "ServerMetadata":
@@ -108,7 +108,7 @@ class Gateway:
                 self._admit(name, headers)
             with self._place(name, champion):
                 async with asyncio.timeout(champion.limits.timeout_s):
-                    reply: GrpcReply = await _asked(name, champion, "grpc_call", method, body, metadata, arrived)
+                    reply: GrpcReply = await _asked(name, champion, "grpc_call", method, body, metadata)
                     return reply
         except Exception as error:
             return refused(_refusal(error), request_id_of(headers.get(b"x-request-id") or headers.get(b"request_id")))
@@ -119,7 +119,7 @@ class Gateway:
         inner = target.scope(scope)
         reads = scope["method"] in {"GET", "HEAD"}
         if not (reads and target.asks_ready):
-            self._admit(target.name, headers)  # before a byte of the body is held for anybody
+            self._admit(target.name, headers)  # before the body goes further; whoever took it from the client holds it
         plain = {key: inner[key] for key in ("type", "method", "path", "root_path")}
         given = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         arrived = scope.get(ARRIVED) or stamp()

@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raymlops.serving.arrival import refuse_late
+from raymlops.serving.arrival import refuse_late, stamp_in
 from raymlops.serving.asgi import request_id_of
 from raymlops.serving.core import join_pins
 from raymlops.serving.exchange import HEADERS, Exchange
@@ -21,7 +21,6 @@ from raymlops.serving.reading import INTERNAL, Refusal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.serving.arrival import Stamp
     from raymlops.serving.front import Front
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
@@ -37,20 +36,13 @@ class GrpcReply:
     metadata: tuple[tuple[str, str], ...] = ()
 
 
-async def call(
-    front: Front,
-    method: str,
-    body: bytes,
-    metadata: Sequence[tuple[str, str | bytes]],
-    *,
-    arrived: Stamp | None = None,
-) -> GrpcReply:
+async def call(front: Front, method: str, body: bytes, metadata: Sequence[tuple[str, str | bytes]]) -> GrpcReply:
     """Return the answer to one call; never raises for what a client or the model did.
 
-    ``arrived`` is when it came to whoever handed it on.
+    Where the index handed it on, ``metadata`` has when it came there.
     """
     try:
-        return await _call(front, method, body, metadata, age_s=front.ages.age_s(arrived))
+        return await _call(front, method, body, metadata, age_s=front.ages.age_s(stamp_in(metadata)))
     except Exception:
         request_id = request_id_of(None)
         logger.exception("request %s: the front itself raised", request_id)

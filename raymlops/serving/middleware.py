@@ -21,13 +21,14 @@ import asyncio
 import itertools
 import logging
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from starlette.middleware import Middleware
 
 from raymlops.serving.arrival import ARRIVED, stamp
 from raymlops.serving.asgi import BODY, JSON, make_reply, request_id_of, send_reply
 from raymlops.serving.bodies import Account, Body, replayed
-from raymlops.serving.bounds import KNOWN, MODELS, TOLD
+from raymlops.serving.bounds import KNOWN, MODELS, TOLD, UNKNOWN, UNKNOWN_BODY_S, name_in
 from raymlops.serving.connections import CLIENT, MAX_HEADER_BYTES, Client, max_header_bytes, too_large
 from raymlops.serving.exchange import PIN_HEADER
 from raymlops.serving.mended import mend_serve
@@ -45,7 +46,7 @@ logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so tha
 
 MAX_HEADERS = 100
 BODY_S = 10.0
-"""How long a small body may take to come. A larger one has the deadline of its request."""
+"""How long a small body may take to come, and how long a larger one may pause, which has its request's deadline."""
 MARGIN_S = 1.0
 """How much later than a model's front itself a request is answered for it."""
 
@@ -63,6 +64,9 @@ _CLOSE = ((b"connection", b"close"),)
 BUSY = Refusal(503, "overloaded", "too many requests wait for this model, or no replica of it is up", retry_after_s=1.0)
 LATE = Refusal(504, "timeout", "no answer within the server's own deadline", retry_after_s=1.0)
 NO_WEBSOCKET = Refusal(400, "no_websocket", "no websocket is offered here; ask over HTTP")
+UNTOLD = Refusal(
+    503, "retry", "no replica has told yet how large a body may be for this name; try again", retry_after_s=1.0
+)
 LOST = Refusal(503, "lost", "no answer came from the replica that had this request")
 
 
@@ -75,8 +79,8 @@ def middlewares() -> list[Middleware]:
 class Cleaner:
     """Clean the headers of every request; for a model, take its body, keep its deadline and mend Serve's own answers.
 
-    ``header_bytes`` bounds path and headers, ``body_s`` is how many seconds a small body may take, ``known`` has the
-    models' bounds and ``account`` the bytes of bodies that wait in this process.
+    ``header_bytes`` bounds path and headers, ``body_s`` is how many seconds a small body may take and a larger one may
+    pause, ``known`` has the models' bounds and ``account`` the bytes of bodies that wait in this process.
     """
 
     def __init__(
@@ -114,20 +118,31 @@ class Cleaner:
             await self._to_model(scope, receive, send, client=client or Client(), bounds=bounds)
 
     async def _to_model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, bounds: Bounds) -> None:
-        until = asyncio.get_running_loop().time() + bounds.timeout_s + MARGIN_S
+        arrived = asyncio.get_running_loop().time()
         scope[ARRIVED] = stamp()
         # Both are looked after here: Serve's own watch for a client that leaves costs more than a small answer.
         scope["headers"] += _LEFT_TO_US
         if scope["method"] != "POST":
+            until = arrived + bounds.timeout_s + MARGIN_S
             await self._model(scope, receive, send, client=client, until=until)
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         with Body(self._account, declared) as body:
+            if bounds is UNKNOWN and body.may_exceed(bounds.max_body_bytes):
+                bounds = await self._told(scope, client)
+            until = arrived + bounds.timeout_s + MARGIN_S
+            unknown = bounds is UNKNOWN
+            seconds = self._body_s if body.small else UNKNOWN_BODY_S if unknown else bounds.timeout_s
             try:
-                seconds = self._body_s if body.small else bounds.timeout_s
-                taken = await body.read(receive, limit=bounds.max_body_bytes, seconds=seconds)
+                taken = await body.read(
+                    receive,
+                    model=None if unknown else name_in(scope["path"]),
+                    limit=bounds.max_body_bytes,
+                    seconds=seconds,
+                    pause_s=self._body_s,
+                )
             except Refusal as refusal:
-                await _refuse(refusal, scope, send)
+                await _refuse(UNTOLD if unknown and refusal.status == 413 else refusal, scope, send)
                 return
             if taken is None:
                 return
@@ -136,6 +151,18 @@ class Cleaner:
             else:
                 receive = replayed(taken, receive)  # fetched by the replica, once it has seen a key
             await self._model(scope, receive, send, client=client, until=until)
+
+    async def _told(self, scope: Scope, client: Client) -> Bounds:
+        """Return a model's bounds, which it tells with the answer to a question of ours that needs no key.
+
+        Nothing of the request's body is read meanwhile. Where no model answers, what is known stays as it is.
+        """
+        path = f"{MODELS}{name_in(scope['path'])}/readyz"
+        asking = {**scope, "method": "GET", "path": path, "raw_path": quote(path).encode(), "query_string": b""}
+        asking["headers"] = list(_LEFT_TO_US)
+        until = asyncio.get_running_loop().time() + self._body_s
+        await self._model(asking, replayed(b"", _nothing_more), _nowhere, client=client, until=until)
+        return self._known.of_path(path) or UNKNOWN
 
     async def _model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, until: float) -> None:
         """Hand a request on, until its deadline and for as long as its client is there; either cancels it in Serve."""
@@ -244,7 +271,7 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
-            self._known.take(message)
+            self._known.take(message, path=self._scope["path"])
             self._refusal = _serves_own(message)
         if self._refusal is None:
             await self._send(message)
@@ -253,6 +280,15 @@ class _Answer:
 
     async def refuse(self, refusal: Refusal) -> None:
         await send_reply(_reply(refusal, self._scope, extra=refusal_headers(refusal)), self._send)
+
+
+async def _nothing_more() -> Message:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def _nowhere(message: Message) -> None:
+    """Send an answer to nobody, as that to a question of ours."""
 
 
 def _learning(send: Send, known: Known) -> Send:

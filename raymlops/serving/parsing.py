@@ -47,7 +47,11 @@ class Parsing:
             if self._busy >= self._most:
                 raise Refusal(503, "overloaded", f"{self._busy} bodies wait to be read; try again", retry_after_s=1.0)
             self._busy += 1
-        future = self._pool.submit(functools.partial(function, *given, **named))
+        try:
+            future = self._pool.submit(functools.partial(function, *given, **named))
+        except RuntimeError:  # the pool is closed, or no thread can be started
+            self._done()
+            raise
         future.add_done_callback(self._done)
         return await asyncio.wrap_future(future)
 
@@ -55,6 +59,6 @@ class Parsing:
         """Let the threads end."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _done(self, _future: Future[Any]) -> None:
+    def _done(self, _future: Future[Any] | None = None) -> None:
         with self._lock:
             self._busy -= 1

@@ -9,7 +9,7 @@ from hashlib import sha256
 import pytest
 
 from raymlops.serving import gateway
-from raymlops.serving.arrival import ARRIVED, stamp
+from raymlops.serving.arrival import ARRIVED, METADATA, stamp, stamp_in
 from raymlops.serving.asgi import make_reply
 from raymlops.serving.gateway import Gateway
 from raymlops.serving.grpcfront import GrpcReply
@@ -201,7 +201,18 @@ def test_a_call_that_comes_too_late_is_handed_to_nobody():
     asyncio.run(grpc_infer(one, "flights"))
     handed, called = one._peers["flights"].handle(7).given
     assert handed[0][ARRIVED] == (machine, now - 30.0)
-    assert called[3][1] >= now
+    assert stamp_in(called[2])[1] >= now
+
+
+def test_replicas_of_an_earlier_release_take_what_is_handed_on():
+    """A method, a message and a list of pairs of texts, over gRPC; a client's own moment is not among them."""
+    one = make(model("flights"))
+    before = stamp()[1]
+    asyncio.run(grpc_infer(one, "flights", **{METADATA: "here 0.0", "x_tenant": "k"}))
+    ((method, _, metadata),) = one._peers["flights"].handle(7).given
+    assert (method, metadata[0]) == ("ModelInfer", ("x-tenant", "k"))
+    assert [(name, type(value)) for name, value in metadata[1:]] == [(METADATA, str)]
+    assert stamp_in(metadata)[1] >= before
 
 
 def test_the_largest_bounds_of_all_models_are_told():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from serving_fakes import SIGNATURE, FakeModel, front_of, make_front
 
-from raymlops.serving.arrival import stamp
+from raymlops.serving.arrival import stamp, with_stamp
 from raymlops.serving.grpcfront import GrpcReply, call
 from raymlops.serving.guard import Access, KeyEntry
 from raymlops.serving.protocols import oip
@@ -226,10 +226,11 @@ def test_a_call_that_arrived_too_long_ago_is_not_computed():
     front = make_front(limits=Limits(timeout_s=30.0))
     calls = list(front.core.model.calls)
     machine, now = stamp()
-    reply = asyncio.run(call(front, "ModelInfer", infer(2.0), [], arrived=(machine, now - 31.0)))
+    late, early = (with_stamp([], (machine, now - age_s)) for age_s in (31.0, 5.0))
+    reply = asyncio.run(call(front, "ModelInfer", infer(2.0), late))
     assert (reply.code, error(reply)["code"]) == (LATE, "timeout")
     assert front.core.model.calls == calls
-    assert asyncio.run(call(front, "ModelInfer", infer(2.0), [], arrived=(machine, now - 5.0))).code == OK
+    assert asyncio.run(call(front, "ModelInfer", infer(2.0), early)).code == OK
 
 
 def test_a_late_answer_and_a_full_queue_have_their_statuses():

@@ -7,10 +7,11 @@ import pytest
 
 from raymlops.serving.arrival import ARRIVED, Ages
 from raymlops.serving.asgi import BODY
-from raymlops.serving.bodies import Account
-from raymlops.serving.bounds import TOLD, Bounds, Known
+from raymlops.serving.bodies import Account, Body
+from raymlops.serving.bounds import SILENT, TOLD, UNKNOWN, Bounds, Known
 from raymlops.serving.connections import CLIENT, Client
 from raymlops.serving.middleware import MAX_HEADERS, Cleaner, clean_headers
+from raymlops.serving.reading import Refusal
 
 COMPLETE = {"type": "http.request", "body": b"", "more_body": False}
 
@@ -31,7 +32,7 @@ def pass_through(*, method="POST", path="/models/flights/predict", headers=(), m
         pass
 
     scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
-    asyncio.run(Cleaner(app)(scope, receive, send))
+    asyncio.run(Cleaner(app, known=known(flights=(30.0, 100_000)))(scope, receive, send))
     return seen[0] if seen else None
 
 
@@ -106,6 +107,7 @@ def converse(app, messages, *, path="/models/flights/predict", headers=(), metho
     scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
     if client is not None:
         scope[CLIENT] = client
+    options = {"known": known(flights=(30.0, 1_000)), **options}
     asyncio.run(asyncio.wait_for(Cleaner(app, **options)(scope, receive, send), 30))
     assert CLIENT not in scope
     return sent
@@ -155,50 +157,177 @@ def test_a_body_above_the_models_bound_is_refused():
         assert (b"connection", b"close") in sent[0]["headers"]
 
 
-def test_bounds_come_with_a_models_answers():
-    """They are taken out of the first one; until then there is a bound for all. Other models keep theirs."""
-    bounds = Known()
+def answering(log=None, *, told=None, headers=()):
+    """Return an application that answers 200, and tells these bounds of every name but ``nobody``."""
 
     async def app(scope, receive, send):
         name = scope["path"].split("/")[2]
-        await send({"type": "http.response.start", "status": 200, "headers": [], TOLD: (name, (30.0, 5))})
+        body = await receive() if scope["method"] == "POST" else None
+        if log is not None:
+            log.append((scope["method"], scope["path"], body and len(body["body"])))
+        start = {"type": "http.response.start", "status": 200, "headers": list(headers)}
+        await send(start if told is None or name == "nobody" else {**start, TOLD: (name, told)})
         await send({"type": "http.response.body", "body": b""})
 
-    six = [chunk(b"abcdef", more=False)]
-    (start, _) = converse(app, six, known=bounds)
+    return app
+
+
+def test_bounds_come_with_a_models_answers():
+    """They are taken out of the first one; other models keep theirs."""
+    bounds, app = Known(), answering(told=(30.0, 5))
+    (start, _) = converse(app, [], method="GET", known=bounds)
     assert start == {"type": "http.response.start", "status": 200, "headers": []}
-    assert converse(unasked, six, known=bounds)[0]["status"] == 413
-    assert converse(app, six, path="/models/digits/predict", known=bounds)[0]["status"] == 200
-    large = [(b"content-length", b"70000000")]
-    assert converse(unasked, [], headers=large, path="/models/other/predict", known=bounds)[0]["status"] == 413
+    six = [chunk(b"abcdef", more=False)]
+    assert status_and_code(converse(unasked, six, known=bounds)) == (413, "body_too_large")
+    assert bounds.of_path("/models/digits/predict") == UNKNOWN
+
+
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"9000000")]])
+@pytest.mark.parametrize(("told", "status"), [((30.0, 9_000_000), 200), ((30.0, 8_500_000), 413)])
+def test_a_model_is_asked_for_its_bounds_before_a_larger_body_is_read(headers, told, status):
+    """Larger than what counts until it has told, or of unknown size: its own bounds are in force from the first."""
+    log = []
+    nine = [chunk(bytes(9_000_000), more=False)]
+    sent = converse(answering(log, told=told), nine, headers=headers, known=Known())
+    assert sent[0]["status"] == status
+    assert log[0] == ("GET", "/models/flights/readyz", None)
+    assert log[1:] == ([("POST", "/models/flights/predict", 9_000_000)] if status == 200 else [])
+
+
+def test_a_smaller_body_asks_for_nothing_before():
+    """It is within what counts for a name of which nothing is known."""
+    log = []
+    eight = [chunk(bytes(8_000_000), more=False)]
+    converse(answering(log), eight, headers=[(b"content-length", b"8000000")], known=Known())
+    assert log == [("POST", "/models/flights/predict", 8_000_000)]
+
+
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"9000000")]])
+def test_a_large_body_for_nobody_is_to_come_again(headers):
+    """Not 413, as a model of that name may allow it; what was read of it is forgotten."""
+    account = Account()
+    nine = [chunk(bytes(9_000_000), more=False)]
+    path = "/models/nobody/predict"
+    app = answering(told=(30.0, 9_000_000))
+    sent = converse(app, nine, path=path, headers=headers, known=Known(), account=account)
+    assert status_and_code(sent) == (503, "retry")
+    assert (b"retry-after", b"1") in sent[0]["headers"]
+    assert account.held == 0
+
+
+def test_a_model_of_an_earlier_release_tells_no_bounds():
+    """Its answers show that it is a model; it has those that its own front then makes smaller."""
+    log, bounds = [], Known()
+    nine = [chunk(bytes(9_000_000), more=False)]
+    app = answering(log, headers=[(b"x-model-version", b"7")])
+    assert converse(app, nine, known=bounds)[0]["status"] == 200
+    assert bounds.of_path("/models/flights/predict") == SILENT
+    bounds.tell("digits", Bounds(30.0, 5))
+    converse(app, [], method="GET", path="/models/digits", known=bounds)
+    assert bounds.of_path("/models/digits") == Bounds(30.0, 5)
 
 
 def test_all_waiting_bodies_together_have_a_bound():
-    """Of 400 bytes: one of 300 waits, another is told to come again, a small one still has room; then all of it."""
-    account = Account(400)
+    """Of 400 bytes: 200 and 100 of two models wait, a third is told to come again, a small one still has room."""
+    account, models = Account(400), known(a=(30.0, 200), b=(30.0, 200), c=(30.0, 200))
     seen = []
 
     async def app(scope, receive, send):
         seen.append(account.held)
-        if len(seen) == 1:
-            another = Cleaner(app, account=account)
-            for headers, expected in (([], 503), ([(b"content-length", b"100")], 200)):
-                answers = []
-
-                async def body():
-                    return chunk(bytes(100), more=False)
-
-                async def keep(message, answers=answers):
-                    answers.append(message)
-
-                await another({**scope, "headers": headers}, body, keep)
-                assert answers[0]["status"] == expected
-                assert (b"retry-after", b"1") in answers[0]["headers"] or expected == 200
+        await nested(scope["path"])
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    converse(app, [chunk(bytes(300), more=False)], account=account)
-    assert seen == [300, 400]
+    async def nested(path):
+        if path == "/models/a/predict":
+            assert await ask("b", 100) == 200
+        elif path == "/models/b/predict":
+            assert (await ask("c", 100), await ask("c", 100, declared=True)) == (503, 200)
+
+    async def ask(name, size, *, declared=False):
+        answers = []
+
+        async def body():
+            return chunk(bytes(size), more=False)
+
+        async def keep(message):
+            answers.append(message)
+
+        headers = [(b"content-length", str(size).encode())] if declared else []
+        scope = {"type": "http", "method": "POST", "path": f"/models/{name}/predict", "headers": headers}
+        await Cleaner(app, account=account, known=models)(scope, body, keep)
+        return answers[0]["status"]
+
+    assert asyncio.run(ask("a", 200)) == 200
+    assert seen == [200, 300, 400]
     assert account.held == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "small", "held", "fits"),
+    [("a", False, 200, False), ("a", False, 199, True), ("b", False, 200, True), ("a", True, 299, True)],
+)
+def test_one_model_has_a_half_of_what_may_wait(model, small, held, fits):
+    """Of 400 bytes 200 for its large bodies and 300 with its small ones: the others always have the rest."""
+    account = Account(400)
+    account.add("a", held)
+    assert account.has_room(model, 1, small=small, limit=5) is fits
+    account.add("a", 300 - held)
+    assert not account.has_room("a", 1, small=True, limit=5)
+    assert account.has_room("b", 100, small=True, limit=5)
+
+
+def test_names_of_no_model_have_one_share_together():
+    """However many of them a client invents."""
+    account = Account(16_000_000)
+    account.add(None, 8_000_000)
+    body = [chunk(bytes(100), more=False)]
+    options = {"account": account, "known": known(flights=(30.0, 1_000))}
+    sent = converse(answering(), body, path="/models/invented/predict", **options)
+    assert status_and_code(sent) == (503, "overloaded")
+    assert converse(answering(), body, **options)[0]["status"] == 200
+
+
+def test_a_body_that_stops_is_given_up():
+    """Long before its deadline, with what it held."""
+    account = Account()
+    sent = converse(unasked, [chunk(b"abc")], account=account, known=known(flights=(300.0, 100)), body_s=0.01)
+    assert (*status_and_code(sent), account.held) == (408, "slow_body", 0)
+
+
+def test_a_body_that_goes_on_may_take_its_deadline():
+    """However long it takes to come in all, as no pause is too long; nothing in a message is a pause too."""
+
+    async def scenario(chunks):
+        loop = asyncio.get_running_loop()
+        account = Account()
+        left = list(chunks)
+
+        async def receive():
+            loop.now += 6.0
+            for _ in range(2):  # in which a timer that is due comes first
+                await asyncio.sleep(0)
+            return left.pop(0)
+
+        with Body(account, b"") as body:
+            return await body.read(receive, model="a", limit=9, seconds=60.0, pause_s=10.0)
+
+    assert run_on_a_clock(scenario([chunk(b"a"), chunk(b"b"), chunk(b"c", more=False)])) == b"abc"
+    with pytest.raises(Refusal) as caught:
+        run_on_a_clock(scenario([chunk(b"a"), chunk(b""), chunk(b""), chunk(b"c", more=False)]))
+    assert caught.value.code == "slow_body"
+
+
+def run_on_a_clock(coroutine):
+    """Return what a coroutine gives in a loop whose time is ``now``, which the coroutine moves."""
+
+    class Loop(asyncio.SelectorEventLoop):
+        now = 0.0
+
+        def time(self):
+            return self.now
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        return runner.run(coroutine)
 
 
 @pytest.mark.parametrize("messages", [[chunk(b"abc"), {"type": "http.disconnect"}], [chunk(b"abc")]])

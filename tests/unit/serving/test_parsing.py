@@ -67,3 +67,16 @@ def test_a_body_that_nobody_waits_for_is_not_read():
         parsing.close()
 
     asyncio.run(scenario())
+
+
+def test_a_body_that_no_thread_takes_keeps_no_place():
+    """Each is told the same, however many there are; none is told that others wait."""
+
+    async def scenario():
+        parsing = Parsing(most=1)
+        parsing.close()
+        for _ in range(2):
+            with pytest.raises(RuntimeError):
+                await parsing.run(divmod, 7, 2)
+
+    asyncio.run(scenario())
