@@ -112,14 +112,14 @@ def test_other_data_is_refused_with_its_rows(recorded: Recorded) -> None:
         check_data(recorded, DataRecord("0" * 64, {"train": 310, "validation": -1}))
     assert "it had 300 train, 101 validation, 300 test rows (fingerprint ffffffffffff)" in str(caught.value)
     assert "now there are 310 train, uncounted validation rows (000000000000)" in str(caught.value)
-    assert caught.value.hint == "Restore the data, or start a new run on what is there now."
+    assert caught.value.hint.startswith("Restore the data, or start a new run on what is there now. If datasets()")
 
 
 def test_a_sweep_whose_data_changed_is_told_so_as_a_sweep(recorded: Recorded) -> None:
     """A new run would be no way on."""
     with pytest.raises(UsageError, match=r"no longer what sweep .* was trained on") as caught:
         check_data(replace(recorded, kind="sweep"), DataRecord("0" * 64, {"train": 310}))
-    assert caught.value.hint == "Restore the data, or start a new sweep on what is there now."
+    assert caught.value.hint.startswith("Restore the data, or start a new sweep on what is there now. ")
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED"])
