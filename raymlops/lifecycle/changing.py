@@ -120,8 +120,7 @@ def change(
                 if coming:
                     coming[-1].check(before)
                 now = decide(before)
-                if not now.kept:  # what only takes traffic away waits for nobody
-                    _refuse_foreign(state, cluster, name, before, now)
+                _refuse_foreign(state, cluster, name, before, now)
                 said = now.why or why
                 following = coming_up(cluster, before, now, after=coming[-1] if coming else None, hurry=hurry)
                 if following is None:
@@ -178,7 +177,7 @@ def record_of(change: Change) -> DeploymentRecord:
 def _refuse_foreign(state: State, cluster: Cluster, name: str, before: Sequence[Deployment], now: LineUp) -> None:
     """Refuse what Serve would be kept from, before a line of it is written; a Serve that is away says nothing.
 
-    A model of which another state has the name can still be taken out of this one.
+    A model that another state took over can still be taken out of this one.
     """
     with suppress(ClusterError):
         division = divide(cluster.get(), state.desired())

@@ -24,7 +24,7 @@ from raymlops.lifecycle.evidence import gathered, windows_of, with_sources
 from raymlops.lifecycle.lineup import champion_of, cooled, idle_of, with_canary, with_champion, without, without_traffic
 from raymlops.lifecycle.lossreader import LossReader, LossReport, in_thread
 from raymlops.lifecycle.rollout import after, baked_at, decide
-from raymlops.serving.apply import apply, is_astray, refresh
+from raymlops.serving.apply import apply, refresh
 from raymlops.serving.ownership import divide
 from raymlops.serving.render import settings_of
 from raymlops.state.aliases import owed, settle_alias
@@ -113,20 +113,12 @@ class Controller:
         What is of other states is left alone, and told once.
 
         Settings that did not reach it are sent at any time: a key whose revocation was cut off, bounds that a flip left
-        behind. So are applications that were lost, as where another state sent its config between this one's reading
-        and sending. Serve is looked at without the lock, so that nobody is kept waiting for what is nearly always
-        nothing.
+        behind. Serve is looked at without the lock, so that nobody is kept waiting for what is nearly always nothing.
         """
         if not self._behind:
             if refresh(self._state.desired(), api=self._cluster, dry_run=True):
                 with self._state.exclusive("sending settings", wait_s=LOCK_WAIT_S):
                     refresh(self._state.desired(), api=self._cluster)
-            if is_astray(self._state.desired(), api=self._cluster):
-                with self._state.exclusive("sending what is lost", wait_s=LOCK_WAIT_S):
-                    if is_astray(self._state.desired(), api=self._cluster):  # not a change that has ended since
-                        self._send_all()
-                        why = "Serve did not run what it should"
-                        self._state.record(action="controller.restore", subject="serve", why=why, actor=self._actor)
             return
         division = divide(self._cluster.get(), self._state.desired())
         if (seen := division.seen()) != self._seen:
@@ -136,11 +128,8 @@ class Controller:
                 self._state.record(action="controller.saw", subject="serve", why=text, actor=self._actor)
         if division.ours:
             with self._state.exclusive("catching up", wait_s=LOCK_WAIT_S):
-                self._send_all()
+                apply(self._state.desired(), api=self._cluster, wait_s=IDLE_PAUSE_S, concerned=())
         self._behind = False
-
-    def _send_all(self) -> None:
-        apply(self._state.desired(), api=self._cluster, wait_s=IDLE_PAUSE_S, concerned=())
 
     def _move(self, rollout: Rollout, now: datetime) -> None:
         if (ended := settle(self._state, rollout.name, now=now)) is not None:

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from raymlops.serving.plan import Plan
     from raymlops.state.store import Desired
 
-__all__ = ["Api", "Applied", "apply", "await_up", "is_astray", "needed_replicas", "refresh", "send"]
+__all__ = ["Api", "Applied", "apply", "await_up", "needed_replicas", "refresh", "send"]
 
 _log = logging.getLogger(__name__)
 
@@ -214,26 +214,6 @@ def refresh(desired: Desired, *, api: Api, dry_run: bool = False) -> bool:
     if not dry_run:
         plan.put(api, kept)
     return True
-
-
-def is_astray(desired: Desired, *, api: Api) -> bool:
-    """Return whether Serve has other applications than it should, or a route at another one although its own is up.
-
-    Serve takes a config as a whole, and has no way to send one only where nothing has changed. Another state that read
-    Serve before a change of this one, and sent its own config after it, undoes that change; only this state can know.
-    A Serve that runs nothing of raymlops is left as it is.
-
-    Raises:
-        RefusedError, ClusterError, UsageError: as ``apply``.
-    """
-    plan = plan_of(desired, api, host="127.0.0.1", port=0, grpc_port=None, concerned=(), check=False)
-    division = divide(plan.details, desired)
-    if not division.ours and not division.others:
-        return False
-    return plan.wanted.keys() != plan.ours.keys() or any(
-        config["route_prefix"] != plan.ours[name].get("route_prefix") and status_of(plan.details, name) == "RUNNING"
-        for name, config in plan.wanted.items()
-    )
 
 
 def needed_replicas(details: Details, coming: tuple[str, int], *, least: int, most: int) -> int:
