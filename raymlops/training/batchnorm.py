@@ -31,14 +31,16 @@ def one_row_is_too_few(model: nn.Module, forward: Callable[[], object]) -> bool:
     """
     starved: list[_BatchNorm] = []
 
-    def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def look(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
         assert isinstance(module, _BatchNorm)
-        if module.training and inputs[0].numel() == inputs[0].size(1) and not _is_shared(module):
+        (given,) = (*args, *kwargs.values())
+        if module.training and given.numel() == given.size(1) and not _is_shared(module):
             starved.append(module)
             module.training = False  # the row goes on: under FSDP, a forward pass that ends early confuses the next
 
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    hooks = [module.register_forward_pre_hook(look) for module in model.modules() if isinstance(module, _BatchNorm)]
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    hooks = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
     try:
         # Hooks that are added after a compilation are not seen by it. What else fails here fails in the training too,
         # which says so.
@@ -49,7 +51,7 @@ def one_row_is_too_few(model: nn.Module, forward: Callable[[], object]) -> bool:
             hook.remove()
         for module in starved:
             module.training = True
-        for buffer, before in buffers:
+        for buffer, before in zip(model.buffers(), buffers, strict=True):  # a forward pass may have made new ones
             buffer.copy_(before)
     return bool(starved)
 

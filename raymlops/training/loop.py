@@ -145,14 +145,18 @@ def _gradient(ctx: TrainContext, trained: _Trained, indices: torch.Tensor) -> to
 
 
 def _one_row_is_too_few(ctx: TrainContext, model: nn.Module, row: torch.Tensor) -> bool:
-    """Run a row through the model, the same one on every rank, before the step's numbers are drawn."""
+    """Run a row through the model, the same one on every rank, before the step's numbers are drawn.
+
+    Ranks agree, also where a model draws which of its layers run: all cut their batches alike.
+    """
     batch = to_device(ctx.prepared.splits["train"].batch(row), ctx.device)
 
     def forward() -> object:
         with autocast(ctx.spec, ctx.device):
             return ctx.recipe.loss(model, batch)
 
-    return one_row_is_too_few(model, forward)
+    found = torch.tensor(float(one_row_is_too_few(model, forward)), device=ctx.device)
+    return bool(ctx.sum_over_ranks(found) > 0)
 
 
 def _may_pair(spec: TrainSection) -> bool:

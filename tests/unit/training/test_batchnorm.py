@@ -44,3 +44,23 @@ def test_what_fails_otherwise_proves_nothing() -> None:
     """The training will say what is wrong with the row."""
     layer = nn.BatchNorm1d(3)
     assert one_row_is_too_few(layer, lambda: layer(torch.zeros(1, 4, 2))) is False
+
+
+class Counting(nn.Module):
+    """Names its layer's input, and counts in a buffer that each pass makes new."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.BatchNorm1d(3)
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, row: torch.Tensor) -> torch.Tensor:
+        self.passes = self.passes + 1
+        return self.layer(input=row)
+
+
+def test_an_input_by_name_is_seen_and_a_new_buffer_is_put_back() -> None:
+    """As models may call their layers, and may keep what they count."""
+    model = Counting()
+    assert one_row_is_too_few(model, lambda: model(torch.zeros(1, 3))) is True
+    assert model.passes.item() == 0
