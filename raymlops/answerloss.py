@@ -190,7 +190,7 @@ def declared(signature: Signature) -> AnswerLoss:
 def fitted(signature: Signature, answers: Columns, labels: npt.NDArray[Any] | None) -> AnswerLoss:
     """Return the rule for a model by its ``answers`` to validation rows, arrays of the outputs' columns.
 
-    ``labels`` are those of the same rows, as the table has them; None where there are none. They say whether a number
+    ``labels`` are those of the same rows, as the table has them; None without labels. They say whether a number
     is a probability of two classes, and give the scale of a number's errors.
     """
     parts = _Parts.of(signature)

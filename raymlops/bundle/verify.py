@@ -36,7 +36,7 @@ PROFILE = "profile.json"
 EVALUATION = "evaluation.json"
 LINEAGE = "lineage.json"
 LOSS = "loss.json"
-"""How answers are compared with labels. Bundles of before it have none, and readers of before it leave it alone."""
+"""How answers are compared with labels. Bundles of earlier releases lack it, and earlier releases ignore it."""
 CODE = "code"
 REQUIRED = frozenset(
     {WEIGHTS, ROWS, RECIPE, STATE, SIGNATURE, EXAMPLE, CONFIG, PROFILE, EVALUATION, LINEAGE},

@@ -201,7 +201,7 @@ def _scalar(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _temporary(parent: Path) -> Iterator[Path]:
-    """Make a folder in ``parent`` whose name says that it is none to keep, and remove what is left of it."""
+    """Make a folder in ``parent`` whose name marks it as temporary, and remove what is left of it."""
     parent.mkdir(parents=True, exist_ok=True)
     _sweep(parent)
     folder = parent / f".{uuid4().hex}.tmp"
