@@ -29,12 +29,22 @@
 
 Each exception survives pickling with its attributes: Ray hands worker exceptions to the driver by
 pickle, and one that does not survive arrives as ``UnserializableException``, which no ``except`` expects.
+
+Why something failed, in one line. Pure.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+
+def describe(error: BaseException) -> str:
+    """Return the error's class and the first line of its message."""
+    text = error.message if isinstance(error, RaymlopsError) else str(error)
+    lines = text.strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
 
 MAX_PROBLEMS = 20
 """As many problems as are looked for in rows: where there are so many, there may be others."""

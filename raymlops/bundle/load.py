@@ -17,10 +17,10 @@ import numpy.typing as npt
 from raymlops.bundle import verify as names
 from raymlops.bundle.code import own_version
 from raymlops.bundle.imports import import_module
-from raymlops.bundle.place import locate
 from raymlops.errors import BundleError, NonFiniteError, RaymlopsError, RecipeError, RecipeImportError
 from raymlops.recipe import RecipeBase, call_recipe, map_tensors, resolve, to_device
 from raymlops.signature import Column, Signature
+from raymlops.training.storage import locate
 
 if TYPE_CHECKING:
     import os
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from raymlops.bundle.place import Location
     from raymlops.signature import Columns
+    from raymlops.training.storage import Location
 
 Array = npt.NDArray[Any]
 

@@ -19,7 +19,7 @@ from raymlops.signature import Signature
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.bundle.place import Location
+    from raymlops.training.storage import Location
 
 Pair = tuple[dict[str, Any], Any]
 """One row's outputs, as JSON values, and its label."""

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from raymlops.bundle.place import Location, Place, locate
 from raymlops.errors import BundleError, StorageError
+from raymlops.training.storage import Location, Place, locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -24,11 +24,11 @@ import numpy as np
 
 from raymlops.bundle import verify as names
 from raymlops.bundle.code import collect, own_version
-from raymlops.bundle.place import FOLDER, child
 from raymlops.bundle.sketch import sketch
 from raymlops.errors import RecipeError, StorageError
 from raymlops.recipe import reference_of
 from raymlops.records import BundleRef
+from raymlops.training.storage import FOLDER, child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from raymlops.bundle.place import Location, Place
     from raymlops.recipe import RecipeBase
     from raymlops.signature import Signature
+    from raymlops.training.storage import Location, Place
 
 _CHUNK_BYTES = 4 << 20
 _ABANDONED_S = 24 * 3600.0

@@ -88,7 +88,7 @@ def sweep(
 
 def sweep_text(record: SweepRecord) -> str:
     """Return how a sweep ended as lines for a person: its best trials, its winner, and what comes next."""
-    from raymlops.tuning.budget import words
+    from raymlops.tuning.meter import words
     from raymlops.tuning.select import failures
 
     counted = sum(not trial.carried_from for trial in record.trials)

@@ -37,7 +37,7 @@ def admitted(spec: ProjectSpec, version: str) -> tuple[Registry, ModelVersionRef
     """
     from raymlops.bundle.verify import verify
     from raymlops.lifecycle.compatible import check_redacted, signature_of
-    from raymlops.lifecycle.opening import state_of
+    from raymlops.lifecycle.source import state_of
     from raymlops.registry.versions import Registry
     from raymlops.state.versions import recorded
     from raymlops.tracking.client import tracker

@@ -86,7 +86,7 @@ def batch_predict(
     from raymlops.bundle.load import load
     from raymlops.cluster.connect import connect
     from raymlops.lifecycle.admission import loadable
-    from raymlops.lifecycle.opening import state_of
+    from raymlops.lifecycle.source import state_of
     from raymlops.registry.versions import Registry
     from raymlops.tracking.client import tracker
     from raymlops.training.progress import display
@@ -180,8 +180,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _workers(spec: ProjectSpec, chunks: int, concurrency: int | None) -> int:
-    from raymlops.cluster.capacity import check_fits
-    from raymlops.cluster.places import Places
+    from raymlops.cluster.capacity import Places, check_fits
 
     each = {"cpus_per_worker": spec.train.cpus_per_worker, "purpose": "a batch prediction"}
     check_fits(workers=concurrency or 1, wait_s=spec.cluster.wait_s, **each)  # type: ignore[arg-type]

@@ -20,9 +20,8 @@ import numpy as np
 import raymlops
 from raymlops.errors import NotFoundError, UsageError
 from raymlops.lifecycle.asking import curl_line
-from raymlops.lifecycle.pipeline import STEPS, PipelineRecord, run_steps
+from raymlops.lifecycle.pipeline import STEPS, PipelineRecord, Sink, Steps, run_steps
 from raymlops.lifecycle.source import project_of
-from raymlops.lifecycle.steps import Sink, Steps
 from raymlops.monitor.quality import auc, auc_error
 from raymlops.records import Record
 

@@ -22,9 +22,8 @@ from raymlops.lifecycle.lineup import (
     spare_of,
     with_champion,
 )
-from raymlops.lifecycle.opening import opened, serve_of, state_of
 from raymlops.lifecycle.overview import doubts_of
-from raymlops.lifecycle.source import Source, spec_of
+from raymlops.lifecycle.source import Source, opened, serve_of, spec_of, state_of
 from raymlops.lifecycle.takeover import make_count
 from raymlops.records import DeploymentRecord
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from raymlops.answerloss import AnswerLoss
 from raymlops.bundle.loss import OwnLosses, own_losses
-from raymlops.bundle.place import root_of
 from raymlops.errors import BundleError, NotFoundError, RaymlopsError
 from raymlops.lifecycle.lineup import champion_of
 from raymlops.lifecycle.lossreader import LogLosses
 from raymlops.lifecycle.lossrule import COLUMNS, Counted, rule_of
 from raymlops.predictions.counts import Losses
+from raymlops.training.storage import root_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

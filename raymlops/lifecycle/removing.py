@@ -12,8 +12,7 @@ from raymlops.errors import NotFoundError, RefusedError, UsageError
 from raymlops.lifecycle.canary import refuse_running
 from raymlops.lifecycle.changing import LineUp, change
 from raymlops.lifecycle.lineup import champion_of, without
-from raymlops.lifecycle.opening import opened
-from raymlops.lifecycle.source import Source, spec_of
+from raymlops.lifecycle.source import Source, opened, spec_of
 from raymlops.state.rollouts import running
 
 if TYPE_CHECKING:

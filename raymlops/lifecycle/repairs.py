@@ -172,9 +172,8 @@ def trained_model(prepared: Prepared, weights: Mapping[str, Any]) -> nn.Module:
 
 def _evaluated(project: Project, prepared: Prepared, weights: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics on validation, as an evaluation in the training computes them."""
-    from raymlops.training.evaluate import totals
+    from raymlops.training.evaluate import named_values, totals
     from raymlops.training.local import local_device
-    from raymlops.training.metrics import named_values
     from raymlops.training.precision import autocast
 
     section = project.spec.train

@@ -80,9 +80,8 @@ def train(
     if most == 0:
         with shown(on_event, display) as emit:
             return run_training(project, tags=tags, on_event=emit, resume=resume)
-    from raymlops.cluster.capacity import check_fits
+    from raymlops.cluster.capacity import Places, check_fits
     from raymlops.cluster.connect import connect
-    from raymlops.cluster.places import Places
 
     each = {
         "cpus_per_worker": section.cpus_per_worker,

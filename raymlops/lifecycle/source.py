@@ -1,11 +1,14 @@
 """One way in for every verb: whatever a caller has becomes a ``Project``.
 
 Knows how files, mappings and specs are read; knows nothing of clusters.
+
+The desired state and Serve's API, opened for a verb and closed after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +18,38 @@ from raymlops.errors import NotFoundError, UsageError
 from raymlops.project import Project, bind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from raymlops.serving.api import ServeApi
+    from raymlops.state.store import State
     from raymlops.tracking.client import Tracker
+
+
+@contextmanager
+def state_of(spec: ProjectSpec) -> Iterator[State]:
+    """Open the desired state."""
+    from raymlops.state.store import State, state_url
+
+    with State.open(state_url(spec)) as state:
+        yield state
+
+
+@contextmanager
+def serve_of(spec: ProjectSpec) -> Iterator[ServeApi]:
+    """Open Serve's API of the running cluster."""
+    from raymlops.cluster.dashboard import dashboard
+    from raymlops.serving.api import ServeApi
+
+    with dashboard(spec) as found:
+        yield ServeApi(found.url, found.token())
+
+
+@contextmanager
+def opened(spec: ProjectSpec) -> Iterator[tuple[State, ServeApi]]:
+    """Open the desired state and Serve's API of the running cluster."""
+    with serve_of(spec) as api, state_of(spec) as state:
+        yield state, api
+
 
 Source = str | Path | Mapping[str, Any] | ProjectSpec | LoadedSpec | Project
 """A YAML file, plain data, a spec, or a project that is bound already."""

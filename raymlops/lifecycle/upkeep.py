@@ -10,11 +10,11 @@ import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from raymlops.bundle.place import root_of
 from raymlops.errors import RaymlopsError, RefusedError
 from raymlops.lifecycle.lineup import champion_of
 from raymlops.serving.render import settings_of
 from raymlops.state.lease import lease
+from raymlops.training.storage import root_of
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -152,7 +152,7 @@ class _Look:
             UnreachableError: MLflow, the study or the state do not answer.
         """
         from raymlops.training.lookup import of_mlflow, who_holds
-        from raymlops.tuning import budget
+        from raymlops.tuning import meter
         from raymlops.tuning.parent import before_of
         from raymlops.tuning.watching import Standing
 
@@ -175,7 +175,7 @@ class _Look:
             standing,
             kind="end" if self.over else "epoch",
             elapsed_s=self._elapsed_s,
-            cost=budget.words(spent) if price.cpu_hour or price.gpu_hour else "",
+            cost=meter.words(spent) if price.cpu_hour or price.gpu_hour else "",
         )
 
     def said(self, message: str) -> SweepEvent:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from raymlops.serving.spans import parse_traceparent
+from raymlops.serving.tracing import parse_traceparent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

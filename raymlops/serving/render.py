@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raymlops.bundle.place import root_of
 from raymlops.config.serve import ServeSection, grpc_options
 from raymlops.errors import UsageError
 from raymlops.serving.guard import access_of
 from raymlops.serving.recorder import CLOSE_S
 from raymlops.serving.traffic import Share, Traffic
+from raymlops.training.storage import root_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,18 +18,16 @@ from raymlops.errors import NonFiniteError, RecipeError, TrainingError
 from raymlops.recipe import RecipeBase, call_recipe
 from raymlops.training.agreement import Agreement
 from raymlops.training.checkpoint import Snapshot, restore
-from raymlops.training.evaluate import totals
+from raymlops.training.evaluate import merge_over_ranks, named_values, totals
 from raymlops.training.guards import on_non_finite
 from raymlops.training.losses import non_finite as non_finite_error
-from raymlops.training.metrics import merge_over_ranks, named_values
 from raymlops.training.optimize import total_steps
 from raymlops.training.parallel import explained, parallelize
 from raymlops.training.precision import autocast
 from raymlops.training.reporter import Reporter
-from raymlops.training.runstate import RunState
-from raymlops.training.sampling import seed_all
+from raymlops.training.runstate import Best, RunState
 from raymlops.training.staging import entries_not_finite
-from raymlops.training.stopping import Best
+from raymlops.training.windows import seed_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from raymlops.training.nodes import dead
+from raymlops.training.attempt import dead
 from raymlops.training.post import log_tail
 from raymlops.training.recovery import Failure, Lost, Raised, cause
 

@@ -29,9 +29,9 @@ from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe
 from raymlops.training.columns import hash_columns
 from raymlops.training.encoding import leaves
-from raymlops.training.sampling import derived_seed
 from raymlops.training.split import SAMPLE_ROWS, SplitData, digest_of
 from raymlops.training.streams import Stream
+from raymlops.training.windows import derived_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

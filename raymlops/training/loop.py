@@ -23,7 +23,7 @@ from raymlops.training.losses import Losses
 from raymlops.training.optimize import build_optimizer, lr_factor, set_lr
 from raymlops.training.parallel import local_only
 from raymlops.training.precision import autocast, backward, gradient_norm, overflow_expected, scaler_of, skip, take_step
-from raymlops.training.sampling import leaves_single_rows, micro_batch_rows, micro_batches
+from raymlops.training.windows import leaves_single_rows, micro_batch_rows, micro_batches
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

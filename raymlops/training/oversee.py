@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from raymlops.errors import StorageError
 from raymlops.training import storage
+from raymlops.training.attempt import draining
 from raymlops.training.elastic import Growth
 from raymlops.training.mailbox import Letters
-from raymlops.training.nodes import draining
 from raymlops.training.post import PostLostError
 from raymlops.training.recovery import Failure
 

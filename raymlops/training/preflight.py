@@ -21,12 +21,12 @@ from raymlops.bundle.code import collect
 from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.recipe import call_recipe, described, to_device
 from raymlops.training.batchnorm import normalizes_batches
+from raymlops.training.evaluate import Totals, add, batch_totals, named_values
 from raymlops.training.example import check_answer, check_encode
 from raymlops.training.local import local_device
-from raymlops.training.metrics import Totals, add, batch_totals, named_values
 from raymlops.training.parallel import check, explained
 from raymlops.training.precision import autocast
-from raymlops.training.sampling import micro_batch_rows
+from raymlops.training.windows import micro_batch_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

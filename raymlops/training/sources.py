@@ -12,14 +12,12 @@ from torch.utils.data import DataLoader
 
 from raymlops.errors import RecipeError
 from raymlops.recipe import described
-from raymlops.training.columns import is_table, table_columns
-from raymlops.training.conform import conform
+from raymlops.training.columns import conform, is_table, table_columns
 from raymlops.training.iterable import IterableSplit
 from raymlops.training.parquet import ParquetFiles, is_parquet, list_parquet
-from raymlops.training.plan import Plan
 from raymlops.training.raydata import is_ray_dataset, materialize
 from raymlops.training.split import DatasetSplit, SplitData, TableSplit
-from raymlops.training.streamed import ParquetSplit
+from raymlops.training.streamed import ParquetSplit, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,11 +17,10 @@ from torch.utils.data import TensorDataset, default_collate
 
 from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe, described
-from raymlops.training.columns import hash_columns
-from raymlops.training.conform import conform
+from raymlops.training.columns import conform, hash_columns
 from raymlops.training.encoding import encode, encode_all, leaves, select
-from raymlops.training.sampling import global_batches, seed_all
 from raymlops.training.streams import Stream
+from raymlops.training.windows import global_batches, seed_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

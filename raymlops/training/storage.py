@@ -4,6 +4,10 @@ Owns paths, URIs and the ways a disk can fail. Knows nothing of manifests or mod
 
 A local file (NFS included) is flushed to the disk and renamed into place. An object store has neither flush nor rename,
 but a file appears there whole or not at all.
+
+Where a bundle is: a local folder, or a path on any pyarrow filesystem named by its URI.
+
+Owns the reading of that text. Knows nothing of what a bundle holds.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +30,65 @@ from raymlops.errors import NotFoundError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+FOLDER = "bundles"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder. ``local`` is set for a local one, else ``filesystem`` and ``path``."""
+
+    uri: str
+    local: Path | None = None
+    filesystem: Any = None
+    path: str = ""
+
+
+Location = str | os.PathLike[str] | Place
+
+
+def locate(uri: Location) -> Place:
+    """Read a path, a ``file://`` URI or the URI of a pyarrow filesystem (``s3://``, ``gs://``).
+
+    Raises:
+        StorageError: pyarrow knows no such filesystem, or refuses the URI.
+    """
+    if isinstance(uri, Place):
+        return uri
+    text = os.fspath(uri)
+    path = local_path(text)
+    if path is not None:
+        return Place(uri=str(path), local=path)
+    import pyarrow as pa
+    from pyarrow.fs import FileSystem
+
+    try:
+        filesystem, path_text = FileSystem.from_uri(text)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StorageError(
+            f"{text!r} is no storage that can be opened: {error}",
+            hint="Write a folder, or the URI of a filesystem that pyarrow knows: s3://, gs://, abfs://, hdfs://.",
+        ) from error
+    return Place(uri=text.rstrip("/"), filesystem=filesystem, path=path_text.rstrip("/"))
+
+
+def root_of(bundle_uri: str) -> str:
+    """Return the storage that a bundle was written under: ``write_bundle`` puts it into ``<root>/bundles/<digest>``."""
+    path, mark, options = bundle_uri.partition("?")
+    return path.rpartition(f"/{FOLDER}/")[0] + mark + options
+
+
+def child(parent: Location, *names: str) -> Place:
+    """Return a place inside another; a URI's options after ``?`` stay at its end."""
+    place = locate(parent)
+    if place.local is not None:
+        inner = place.local.joinpath(*names)
+        return Place(uri=str(inner), local=inner)
+    base, question, options = place.uri.partition("?")
+    uri = "/".join([base.rstrip("/"), *names]) + question + options
+    return Place(uri=uri, filesystem=place.filesystem, path="/".join([place.path, *names]))
+
 
 _FREE_BYTES = 32 * 1024 * 1024
 _CHUNK_BYTES = 4 * 1024 * 1024

@@ -7,25 +7,31 @@ of the cache) still mixes several of them. With many workers or a slow store pre
 mix less; one that exceeds the cache is held alone, whatever its size.
 
 Owns the way from row numbers to row groups to batches. The order is ``windows``', the files are ``parquet``'s.
+
+Decoded row groups, the latest used ones, within a number of bytes.
+
+Owns what is kept and what goes. Knows nothing of files or recipes. Pure.
+
+How a streamed split is drawn and encoded: found on its first rows, once, and handed to every process.
+
+Owns what follows from the size and the shape of encoded rows. Knows nothing of files.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
 from raymlops.errors import RecipeError
-from raymlops.training.columns import hash_columns, table_columns
-from raymlops.training.conform import conform, needed
-from raymlops.training.encoding import batch_bytes, columns_bytes, encode, encode_all, join, rows_at, select
-from raymlops.training.groupcache import GroupCache
+from raymlops.training.columns import conform, hash_columns, needed, table_columns
+from raymlops.training.encoding import batch_bytes, columns_bytes, encode, encode_all, join, leaves, rows_at, select
 from raymlops.training.parquet import GroupReader, ParquetFiles
-from raymlops.training.plan import Plan, plan_of
 from raymlops.training.split import SplitData
 from raymlops.training.windows import windowed_batches
 
@@ -38,6 +44,92 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
     Columns = dict[str, Array]
+
+
+_INDEX_BYTES = 24
+"""What an epoch's order takes for a row of the window that is drawn from."""
+_PROBES = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all processes must agree on, or their batches would differ."""
+
+    window_rows: int
+    """Rows that are shuffled together: what half of the cache holds."""
+    row_bytes: int
+    """Bytes of a row as it is kept."""
+    by_batch: bool
+    """Whether ``encode`` pads to the longest row it is given: then columns are kept, and each batch is encoded."""
+    label_dtype: str | None
+
+
+def plan_of(columns: Columns, recipe: RecipeBase, *, cache_bytes: int) -> Plan:
+    """Return the plan for rows like these, within ``cache_bytes``.
+
+    Raises:
+        RecipeError: ``encode`` breaks its contract.
+    """
+    rows = len(next(iter(columns.values())))
+    encoded = encode_all(recipe, columns)
+    by_batch = encoded is None or _pads(recipe, columns, encoded)
+    row_bytes = 1 + (columns_bytes(columns) if by_batch else batch_bytes(encoded)) // rows
+    return Plan(
+        window_rows=max(1, cache_bytes // 2 // (row_bytes + _INDEX_BYTES)),
+        row_bytes=row_bytes,
+        by_batch=by_batch,
+        label_dtype=columns[recipe.label].dtype.name if recipe.label else None,
+    )
+
+
+def _pads(recipe: RecipeBase, columns: Columns, encoded: Batch) -> bool:
+    """Tell whether single rows get another shape than all rows together."""
+    whole = _shapes(encoded)
+    probes = np.unique(np.linspace(0, len(next(iter(columns.values()))) - 1, _PROBES, dtype=np.int64))
+    return any(_shapes(encode(recipe, rows_at(columns, probe))) != whole for probe in np.split(probes, len(probes)))
+
+
+def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape[1:] for name, array in leaves(batch).items()}
+
+
+Value = TypeVar("Value")
+
+
+class GroupCache(Generic[Value]):
+    """Keeps values by number. The one that was asked for last is kept whatever its size."""
+
+    def __init__(self, max_bytes: int, *, size_of: Callable[[Value], int]) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        """What the kept values take now."""
+        self.loads = 0
+        """How often a value was not there."""
+        self._size_of = size_of
+        self._kept: OrderedDict[int, tuple[Value, int]] = OrderedDict()
+
+    def get(self, number: int, load: Callable[[], Value], *, expected_bytes: int = 0) -> Value:
+        """Return a value that is kept, or the one that ``load`` returns; room for it is made before it is loaded."""
+        if number in self._kept:
+            self._kept.move_to_end(number)
+            return self._kept[number][0]
+        self._shrink(self.max_bytes - expected_bytes, leave=0)
+        value = load()
+        self.loads += 1
+        size = self._size_of(value)
+        self._kept[number] = (value, size)
+        self.bytes += size
+        self._shrink(self.max_bytes, leave=1)
+        return value
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._shrink(-1, leave=0)
+
+    def _shrink(self, max_bytes: int, *, leave: int) -> None:
+        while self.bytes > max_bytes and len(self._kept) > leave:
+            _, (_, size) = self._kept.popitem(last=False)
+            self.bytes -= size
 
 
 class ParquetSplit(SplitData):

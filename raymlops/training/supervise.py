@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import TrainingError
 from raymlops.training import storage
-from raymlops.training.attempt import Attempt, train_environment
+from raymlops.training.attempt import Attempt, dead, draining, train_environment
 from raymlops.training.diagnosis import diagnose, never_started
 from raymlops.training.elastic import choose
-from raymlops.training.nodes import dead, draining
 from raymlops.training.oversee import EVERY_S, LOOK_AROUND_EVERY_S, Oversight
 from raymlops.training.post import Post
 from raymlops.training.recall import recall

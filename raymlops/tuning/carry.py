@@ -16,9 +16,9 @@ from raymlops.config.changes import SWEEP_MAY_CHANGE
 from raymlops.config.rules import exists
 from raymlops.records import TrialRecord
 from raymlops.tuning.checks import objectives_of
+from raymlops.tuning.points import draw_order
 from raymlops.tuning.recorded import ATTRIBUTE, attribute, history_of, record_of
 from raymlops.tuning.select import violations
-from raymlops.tuning.space import draw_order
 from raymlops.tuning.storage import quiet_optuna, storage_errors
 
 if TYPE_CHECKING:

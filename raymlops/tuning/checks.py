@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.cluster.capacity import Ask, room
 from raymlops.config.rules import HALVING, exists
-from raymlops.errors import ConfigError, UsageError
+from raymlops.errors import ConfigError, UsageError, describe
 from raymlops.records import Objective
-from raymlops.tuning.points import by_chance, how_many, point
-from raymlops.tuning.reasons import describe
-from raymlops.tuning.space import draw_order
+from raymlops.tuning.points import by_chance, draw_order, how_many, point
 from raymlops.tuning.storage import without_credentials
 
 if TYPE_CHECKING:

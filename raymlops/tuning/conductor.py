@@ -14,20 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from raymlops.errors import UnreachableError
+from raymlops.errors import UnreachableError, describe
 from raymlops.records import SpentRecord
 from raymlops.training.storage import join
 from raymlops.training.sweepfiles import TRIALS
-from raymlops.tuning import budget
+from raymlops.tuning import meter
 from raymlops.tuning.checks import metric_of, mode_of, num_own_trials
 from raymlops.tuning.fate import death, fate
-from raymlops.tuning.meter import Meter
+from raymlops.tuning.meter import Meter, Tally
 from raymlops.tuning.parent import SPENT
 from raymlops.tuning.progress import Board, SweepEvent, TrialView
-from raymlops.tuning.reasons import describe
 from raymlops.tuning.recorded import STEP, without_steps
 from raymlops.tuning.slots import Slots, Standstill
-from raymlops.tuning.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -135,7 +133,7 @@ class Conductor:
     @property
     def halting(self) -> bool:
         """Return whether every trial is to stop now."""
-        if self.halt is None and (why := budget.used_up(self._section, self.spent)):
+        if self.halt is None and (why := meter.used_up(self._section, self.spent)):
             self.halt, self.stopped = "used up", why
         return self.halt is not None
 
@@ -368,7 +366,7 @@ class Conductor:
 
     def _judge_enough(self) -> None:
         """Halt where no more trials are needed."""
-        if self.halt is None and (why := budget.good_enough(self._section, self._tally)):
+        if self.halt is None and (why := meter.good_enough(self._section, self._tally)):
             self.halt, self.stopped = "good enough", why
 
     def _see(self, view: TrialView) -> None:
@@ -391,7 +389,7 @@ class Conductor:
             elapsed_s=spent.wall_s,
             eta_s=(self._total - self._tally.ended) / rate if rate else None,
             message=message,
-            cost=budget.words(spent) if self._section.price.cpu_hour or self._section.price.gpu_hour else "",
+            cost=meter.words(spent) if self._section.price.cpu_hour or self._section.price.gpu_hour else "",
         )
         try:
             self._on_event(event)

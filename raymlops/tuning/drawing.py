@@ -9,9 +9,9 @@ import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from raymlops.tuning.points import draw, draw_order
 from raymlops.tuning.recorded import ATTRIBUTE, history_of, last_value
 from raymlops.tuning.samplers import sampler_of
-from raymlops.tuning.space import draw, draw_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

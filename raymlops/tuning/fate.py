@@ -11,7 +11,7 @@ from typing import Literal
 
 from ray import exceptions
 
-from raymlops.tuning.reasons import describe
+from raymlops.errors import describe
 from raymlops.tuning.watchdog import ProcessSpoiledError, TrialHungError
 
 MAX_LOSSES = 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from raymlops.cluster.places import Places
+from raymlops.cluster.capacity import Places
 from raymlops.training import supervise
 from raymlops.training.preflight import has_unused_parameters
 from raymlops.training.run import Place

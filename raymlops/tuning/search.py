@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from raymlops.cluster import holders
-from raymlops.errors import NotFoundError, RaymlopsError, StorageError, SweepError, TrackingError
+from raymlops.errors import NotFoundError, RaymlopsError, StorageError, SweepError, TrackingError, describe
 from raymlops.signals import undisturbed
 from raymlops.training import storage
 from raymlops.training.lookup import go_on
@@ -18,9 +18,8 @@ from raymlops.training.sweepfiles import TRIALS
 from raymlops.tuning.checks import concurrency, objectives_of
 from raymlops.tuning.children import INTERRUPTED_WAIT_S
 from raymlops.tuning.conductor import Conductor
-from raymlops.tuning.fit import fit
+from raymlops.tuning.hooks import fit
 from raymlops.tuning.quiet import quiet_tune, stop_on_signal
-from raymlops.tuning.reasons import describe
 from raymlops.tuning.results import folder_of, write_trials
 from raymlops.tuning.schedulers import judge, reports
 from raymlops.tuning.shareddata import share

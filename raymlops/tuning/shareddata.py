@@ -4,6 +4,11 @@ Owns the form: numbers lie in numpy arrays, which Ray keeps once a node and give
 read-only; text and other objects are pickled, and come to life in a process that asks for them. Nobody may write into
 such data: training draws rows from it, which copies them. Whether it is the data that a trial would prepare is decided
 by ``datacache``. Knows nothing of Ray.
+
+One value in Ray's object store for every process of a node, for as long as whoever lent it keeps it.
+
+Owns the reference. Ray pins an object whose reference is pickled into a class, as a trainable's is, until the driver
+ends: a notebook that sweeps ten times would hold the data of ten sweeps. Knows nothing of what is lent.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import ray
 import torch
 from torch.utils.data import TensorDataset
 
@@ -32,6 +38,37 @@ if TYPE_CHECKING:
     from raymlops.tuning.datacache import DataCache
 
     Array = npt.NDArray[Any]
+
+
+class Lent:
+    """A value in the object store. It may be pickled into classes; a process maps the value with ``get``."""
+
+    def __init__(self, value: Any) -> None:
+        self._reference: Any = ray.put(value)
+
+    def get(self) -> Any:
+        """Return the value; its arrays are views of the node's memory."""
+        return ray.get(self._reference)
+
+    def release(self) -> None:
+        """Let go of it: Ray frees it once no process has it mapped."""
+        self._reference = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What Ray (2.60) does for a reference, but for pinning it.
+        reference = self._reference
+        worker = ray._private.worker.global_worker  # noqa: SLF001 - no public call
+        _, owner, status = worker.core_worker.serialize_object_ref(reference)
+        return _borrowed, (reference.binary(), owner, status, reference.tensor_transport())
+
+
+def _borrowed(reference_id: bytes, owner: bytes, status: bytes, transport: str) -> Lent:
+    from ray._private.serialization import _object_ref_deserializer
+
+    lent = Lent.__new__(Lent)
+    lent._reference = _object_ref_deserializer(reference_id, "", owner, status, transport)  # noqa: SLF001
+    return lent
+
 
 _SMALL_BYTES = 16 << 20
 """A dataset of other kinds is unpickled in each process; of a larger one each had better load its own."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
-from raymlops.tuning.reasons import describe
+from raymlops.errors import describe
 from raymlops.tuning.standstill import stands_still
 
 if TYPE_CHECKING:

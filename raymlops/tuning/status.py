@@ -16,7 +16,7 @@ from raymlops.records import Record, SpentRecord, TrialRecord
 from raymlops.training.lookup import who_holds
 from raymlops.training.status import State, why_ended
 from raymlops.training.status import summarize as summarize_run
-from raymlops.tuning import budget
+from raymlops.tuning import meter
 from raymlops.tuning.checks import has_no_more, objectives_of
 from raymlops.tuning.parent import BEST_CONFIG, FORKED_FROM, REPORT, STOPPED, SUBMISSION, before_of
 from raymlops.tuning.progress import shown
@@ -141,7 +141,7 @@ def rows(status: SweepStatus) -> dict[str, str]:
         "trials": f"{status.ended} of {status.num_trials} ended{f': {counts}' if counts else ''}{carried}",
         "failures": "\n".join(status.failures),
         "best": "" if best is None else _best(best, status.metric),
-        "spent": budget.words(spent) if spent.wall_s else "",
+        "spent": meter.words(spent) if spent.wall_s else "",
         "stopped": status.stopped,
         "job": status.submission_id,
         "config": status.best_config,
@@ -194,7 +194,7 @@ def _resume(recorded: Recorded, status: SweepStatus, *, who: str, problem: str) 
 def _over(spec: ProjectSpec, status: SweepStatus, *, left: int, command: str) -> str:
     """Return why a sweep that has ended has nothing to do, and what gives it something; empty where it has."""
     section = spec.sweep
-    stopped = status.stopped or budget.used_up(section, status.spent)
+    stopped = status.stopped or meter.used_up(section, status.spent)
     named = _field_in(stopped)
     if not left and has_no_more(spec):
         return (

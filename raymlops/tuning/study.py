@@ -13,19 +13,18 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.changes import refuse_sweep_changes, sweep_changes
-from raymlops.errors import SweepError, UsageError
+from raymlops.errors import SweepError, UsageError, describe
 from raymlops.records import SpentRecord, SweepRecord
-from raymlops.tuning import budget
+from raymlops.tuning import meter
 from raymlops.tuning.books import Books, known_study, new_study
 from raymlops.tuning.checks import check, has_no_more, num_own_trials, objectives_of, refuse_sqlite
+from raymlops.tuning.meter import Tally
 from raymlops.tuning.parent import FORKED_FROM, REPORT, Parent, before_of, study_of, sweep_of
 from raymlops.tuning.progress import said
-from raymlops.tuning.reasons import describe
 from raymlops.tuning.results import tags_of, write_best, write_report
 from raymlops.tuning.search import search
 from raymlops.tuning.select import pareto, select
 from raymlops.tuning.storage import load_study, open_storage, optuna_url, without_credentials
-from raymlops.tuning.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -259,7 +258,7 @@ class _Sweep:
         section, first = spec.sweep, self._objectives[0]
         ended = sum(not record.carried_from for record in records)
         why, advice = "", ""
-        if why := budget.used_up(section, self._before):
+        if why := meter.used_up(section, self._before):
             advice = "--extend timeout_s=+3600 (or max_cpu_hours, max_gpu_hours, max_cost) gives it more of that."
         elif ended >= num_own_trials(spec) and has_no_more(spec):
             why, advice = (
@@ -269,7 +268,7 @@ class _Sweep:
         elif ended >= section.num_trials:
             why = f"has ended all {ended} trials"
             advice = f"--extend num_trials=+{section.num_trials} gives it more."
-        elif why := budget.good_enough(section, Tally.of(records, mode=first.mode)):
+        elif why := meter.good_enough(section, Tally.of(records, mode=first.mode)):
             advice = "sweep.target=VALUE (or sweep.patience=N) lets it go on."
         if why:
             raise UsageError(

@@ -29,18 +29,17 @@ import torch
 from ray.tune import PlacementGroupFactory, Trainable
 
 from raymlops.config.changes import identity
-from raymlops.errors import TrainingError
+from raymlops.errors import TrainingError, describe
 from raymlops.project import Project
 from raymlops.training import storage
 from raymlops.training.local import run_in_process
 from raymlops.training.lookup import CHECKPOINTS
 from raymlops.training.recall import recall, recorded_fit
-from raymlops.training.stopping import Best
+from raymlops.training.runstate import Best
 from raymlops.tuning.datacache import DataCache
 from raymlops.tuning.epochs import EpochStream, TrialThread
 from raymlops.tuning.judging import judged_metrics, numbers, refusal
-from raymlops.tuning.lent import Lent
-from raymlops.tuning.reasons import describe
+from raymlops.tuning.shareddata import Lent
 from raymlops.tuning.trialsaver import TrialSaver, section_of
 from raymlops.tuning.watchdog import ExitBackstop, ProcessSpoiledError, TrialHungError, Watchdog
 

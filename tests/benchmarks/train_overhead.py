@@ -24,8 +24,8 @@ import psutil
 import torch
 from wide import network
 
+from raymlops.cluster.capacity import Places
 from raymlops.cluster.connect import connect
-from raymlops.cluster.places import Places
 from raymlops.config.load import load_data
 from raymlops.project import bind
 from raymlops.training.checkpoint import FolderSaver, Snapshot

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from raymlops.cluster.places import Places
+from raymlops.cluster.capacity import Places
 from raymlops.config.load import load_data
 from raymlops.errors import NonFiniteError, RecipeError
 from raymlops.project import Project, bind

@@ -15,10 +15,10 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from safetensors.torch import save
 from tiny_bundle import tiny_contents
 
-from raymlops.bundle.place import Place
 from raymlops.bundle.verify import fetch, verify
 from raymlops.bundle.write import write_bundle
 from raymlops.errors import BundleError, RecipeError, StorageError
+from raymlops.training.storage import Place
 
 TESTS = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from serving_bundles import scale_bundle
 from raymlops.config.load import load_data
 from raymlops.errors import BundleError, RefusedError
 from raymlops.lifecycle.admission import admitted, adoptable, as_recorded, loadable
-from raymlops.lifecycle.opening import state_of
+from raymlops.lifecycle.source import state_of
 from raymlops.records import BundleRef, ModelVersionRef
 from raymlops.registry.versions import Registry
 from raymlops.state.store import Deployment

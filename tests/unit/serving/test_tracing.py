@@ -12,8 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode, get_tracer_provider
 
 from raymlops.predictions.served import Served
-from raymlops.serving.spans import parse_traceparent
-from raymlops.serving.tracing import Tracing, missing_exporter
+from raymlops.serving.tracing import Tracing, missing_exporter, parse_traceparent
 
 TRACE_ID, SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = f"00-{TRACE_ID}-{SPAN_ID}-01"

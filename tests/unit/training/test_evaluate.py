@@ -10,8 +10,7 @@ import torch
 
 from raymlops.errors import RecipeError
 from raymlops.training.data import prepare
-from raymlops.training.evaluate import block_totals, totals
-from raymlops.training.metrics import add
+from raymlops.training.evaluate import add, block_totals, totals
 
 
 @pytest.mark.parametrize(("world", "batch_size"), [(1, 7), (2, 4096), (3, 10)])

@@ -16,7 +16,7 @@ from raymlops.recipe import RecipeBase
 from raymlops.training.data import prepare
 from raymlops.training.iterable import IterableSplit
 from raymlops.training.local import run_local
-from raymlops.training.sampling import micro_batches
+from raymlops.training.windows import micro_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,7 @@ from ranks import ranks
 from torch import nn
 
 from raymlops.errors import RecipeError, UsageError
-from raymlops.training.layers import layers_to_shard
-from raymlops.training.parallel import check, check_compile, parallelize
+from raymlops.training.parallel import check, check_compile, layers_to_shard, parallelize
 
 DDP, FSDP = {"strategy": "ddp"}, {"strategy": "fsdp"}
 

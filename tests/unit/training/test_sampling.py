@@ -9,13 +9,7 @@ from typing import Literal
 import pytest
 import torch
 
-from raymlops.training.sampling import (
-    derived_seed,
-    global_batches,
-    leaves_single_rows,
-    micro_batch_rows,
-    micro_batches,
-)
+from raymlops.training.windows import derived_seed, global_batches, leaves_single_rows, micro_batch_rows, micro_batches
 
 
 def test_an_epoch_holds_every_row_once() -> None:

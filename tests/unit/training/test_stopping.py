@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from raymlops.training.stopping import Best
+from raymlops.training.runstate import Best
 
 
 def test_the_first_of_equal_values_is_the_best() -> None:

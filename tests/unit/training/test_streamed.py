@@ -14,12 +14,11 @@ from tiny import make_table
 
 from raymlops.errors import RecipeError, StorageError
 from raymlops.training.data import Memory, prepare
-from raymlops.training.evaluate import block_totals, totals
+from raymlops.training.evaluate import add, block_totals, totals
 from raymlops.training.local import run_local
-from raymlops.training.metrics import add
 from raymlops.training.preflight import preflight
-from raymlops.training.sampling import micro_batches
 from raymlops.training.streamed import ParquetSplit
+from raymlops.training.windows import micro_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable

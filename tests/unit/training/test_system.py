@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from raymlops.training.system import SystemMetrics
+from raymlops.training.reporter import SystemMetrics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,5 +40,6 @@ def test_a_bucket_has_no_disk() -> None:
 
 def test_looking_loads_no_torch() -> None:
     """A process without torch has no tensors on a GPU."""
-    code = "import sys, raymlops.training.system as s; s.SystemMetrics('.').sample(); sys.exit('torch' in sys.modules)"
+    sample = "from raymlops.training.reporter import SystemMetrics; SystemMetrics('.').sample()"
+    code = f"import sys; {sample}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,7 +11,7 @@ from raymlops.config.space import parse_distribution
 from raymlops.records import TrialRecord
 from raymlops.tuning.carry import add_carried, carried, distribution_of
 from raymlops.tuning.checks import objectives_of
-from raymlops.tuning.space import draw, draw_order
+from raymlops.tuning.points import draw, draw_order
 from raymlops.tuning.storage import create_study
 from raymlops.tuning.trials import Trials, history_of
 

@@ -8,7 +8,7 @@ from optuna.trial import FixedTrial
 
 from raymlops.config.space import parse_distribution
 from raymlops.errors import UsageError
-from raymlops.tuning.space import draw, draw_order
+from raymlops.tuning.points import draw, draw_order
 
 
 def space(**written):

@@ -1,4 +1,4 @@
-from raymlops.lifecycle.steps import Steps
+from raymlops.lifecycle.pipeline import Steps
 
 
 def test_steps_are_numbered_and_timed():
