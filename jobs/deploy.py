@@ -5,7 +5,7 @@ Expect: the version answers at /models/NAME/predict; a few seconds, what was liv
 """
 
 from raymlops.cli.job import run_job
-from raymlops.lifecycle.live import deploy
+from raymlops.lifecycle.deploy import deploy
 
 
 def main(args):

@@ -5,7 +5,7 @@ Expect: a folder of Parquet files whose rows are in the order of the input, once
 """
 
 from raymlops.cli.job import run_job
-from raymlops.lifecycle.batch import batch_predict
+from raymlops.lifecycle.batch.predict import batch_predict
 
 
 def main(args):

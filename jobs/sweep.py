@@ -6,7 +6,7 @@ Expect: the best trial and a YAML file that train takes; about a minute on 2 cor
 """
 
 from raymlops.cli.job import run_job
-from raymlops.lifecycle.sweeping import run_sweep
+from raymlops.lifecycle.sweeps.run import run_sweep
 
 
 def main(args):

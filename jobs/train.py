@@ -6,7 +6,7 @@ Expect: a finished MLflow run; about a minute on 2 cores for flights.
 """
 
 from raymlops.cli.job import run_job
-from raymlops.lifecycle.runs import train
+from raymlops.lifecycle.train import train
 
 
 def main(args):

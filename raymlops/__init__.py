@@ -13,22 +13,22 @@ if TYPE_CHECKING:
     from raymlops.config.load import load
     from raymlops.config.schema import ProjectSpec
     from raymlops.errors import RaymlopsError
-    from raymlops.lifecycle.gating import gate
-    from raymlops.lifecycle.handle import Sweep, attach, sweep
-    from raymlops.lifecycle.live import deploy, promote, rollback
+    from raymlops.lifecycle.deploy import deploy, promote, rollback
     from raymlops.lifecycle.pipeline import pipeline
-    from raymlops.lifecycle.registering import register
-    from raymlops.lifecycle.runs import train
+    from raymlops.lifecycle.registration.gate import gate
+    from raymlops.lifecycle.registration.register import register
+    from raymlops.lifecycle.sweeps.handle import Sweep, attach, sweep
+    from raymlops.lifecycle.train import train
     from raymlops.recipe import RecipeBase, RecipeConfig, Splits
-    from raymlops.serving.asyncclient import AsyncClient
-    from raymlops.serving.client import Client
+    from raymlops.serving.client.async_client import AsyncClient
+    from raymlops.serving.client.client import Client
     from raymlops.signature import Column, Signature
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AsyncClient": "raymlops.serving.asyncclient",
-    "Client": "raymlops.serving.client",
+    "AsyncClient": "raymlops.serving.client.async_client",
+    "Client": "raymlops.serving.client.client",
     "Column": "raymlops.signature",
     "ProjectSpec": "raymlops.config.schema",
     "RaymlopsError": "raymlops.errors",
@@ -36,17 +36,17 @@ _HOMES = {
     "RecipeConfig": "raymlops.recipe",
     "Signature": "raymlops.signature",
     "Splits": "raymlops.recipe",
-    "Sweep": "raymlops.lifecycle.handle",
-    "attach": "raymlops.lifecycle.handle",
-    "deploy": "raymlops.lifecycle.live",
-    "gate": "raymlops.lifecycle.gating",
+    "Sweep": "raymlops.lifecycle.sweeps.handle",
+    "attach": "raymlops.lifecycle.sweeps.handle",
+    "deploy": "raymlops.lifecycle.deploy",
+    "gate": "raymlops.lifecycle.registration.gate",
     "load": "raymlops.config.load",
     "pipeline": "raymlops.lifecycle.pipeline",
-    "promote": "raymlops.lifecycle.live",
-    "register": "raymlops.lifecycle.registering",
-    "rollback": "raymlops.lifecycle.live",
-    "sweep": "raymlops.lifecycle.handle",
-    "train": "raymlops.lifecycle.runs",
+    "promote": "raymlops.lifecycle.deploy",
+    "register": "raymlops.lifecycle.registration.register",
+    "rollback": "raymlops.lifecycle.deploy",
+    "sweep": "raymlops.lifecycle.sweeps.handle",
+    "train": "raymlops.lifecycle.train",
 }
 
 __all__ = [

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from raymlops.answerloss import declared
+from raymlops.answer_loss import declared
 from raymlops.errors import RaymlopsError, RecipeError, RecipeImportError
 from raymlops.signals import from_handler
 from raymlops.signature import Signature

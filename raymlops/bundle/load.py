@@ -20,7 +20,7 @@ from raymlops.bundle.imports import import_module
 from raymlops.errors import BundleError, NonFiniteError, RaymlopsError, RecipeError, RecipeImportError
 from raymlops.recipe import RecipeBase, call_recipe, map_tensors, resolve, to_device
 from raymlops.signature import Column, Signature
-from raymlops.training.storage import locate
+from raymlops.storage.filesystem import locate
 
 if TYPE_CHECKING:
     import os
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raymlops.signature import Columns
-    from raymlops.training.storage import Location
+    from raymlops.storage.filesystem import Location
 
 Array = npt.NDArray[Any]
 

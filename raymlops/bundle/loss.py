@@ -9,7 +9,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raymlops.answerloss import AnswerLoss, declared
+from raymlops.answer_loss import AnswerLoss, declared
 from raymlops.bundle import verify as names
 from raymlops.bundle.load import load_recipe
 from raymlops.errors import BundleError, RecipeError
@@ -19,7 +19,7 @@ from raymlops.signature import Signature
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.training.storage import Location
+    from raymlops.storage.filesystem import Location
 
 Pair = tuple[dict[str, Any], Any]
 """One row's outputs, as JSON values, and its label."""

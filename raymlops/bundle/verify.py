@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from raymlops.errors import BundleError, StorageError
-from raymlops.training.storage import Location, Place, locate
+from raymlops.storage.filesystem import Location, Place, locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

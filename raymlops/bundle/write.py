@@ -28,7 +28,7 @@ from raymlops.bundle.sketch import sketch
 from raymlops.errors import RecipeError, StorageError
 from raymlops.recipe import reference_of
 from raymlops.records import BundleRef
-from raymlops.training.storage import FOLDER, child
+from raymlops.storage.filesystem import FOLDER, child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from raymlops.recipe import RecipeBase
     from raymlops.signature import Signature
-    from raymlops.training.storage import Location, Place
+    from raymlops.storage.filesystem import Location, Place
 
 _CHUNK_BYTES = 4 << 20
 _ABANDONED_S = 24 * 3600.0

@@ -111,8 +111,8 @@ def status(
     if config is not None and root is not None:
         raise UsageError("--config and --root both say where the state is", hint="Leave one of them out.")
     from raymlops.cluster.local import status as look
-    from raymlops.lifecycle.exposure import exposure
     from raymlops.lifecycle.overview import answering, overview
+    from raymlops.lifecycle.unauthenticated import exposure
 
     record = look(root=root)
     seen = exposure(config, root=root, env=env)
@@ -189,7 +189,7 @@ def _evidence(rollout: dict[str, Any]) -> list[str]:
 def doctor(*, root: RootOption = None, as_json: JsonFlag = False) -> None:
     """Say what is wrong on this machine and how to mend it (exit code 1 when something is)."""
     from raymlops.cluster.doctor import diagnose
-    from raymlops.lifecycle.exposure import finding
+    from raymlops.lifecycle.unauthenticated import finding
 
     findings = [*diagnose(root=root), *filter(None, [finding(root=root)])]
     lines = [

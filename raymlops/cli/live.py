@@ -24,8 +24,8 @@ from raymlops.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.lifecycle.canary import TrafficRecord
-    from raymlops.lifecycle.source import Source
+    from raymlops.lifecycle.rollout.canary import TrafficRecord
+    from raymlops.lifecycle.sources import Source
 
 
 BreakingFlag = Annotated[
@@ -121,7 +121,7 @@ def deploy(
 ) -> None:
     """Bring a version up beside what is live, check it, then give it the route, or a share of the traffic."""
     from raymlops.config.durations import parse_duration
-    from raymlops.lifecycle import live
+    from raymlops.lifecycle import deploy as live
 
     if takeover and (remove or not restore):
         raise UsageError(
@@ -194,7 +194,7 @@ def promote(
     as_json: JsonFlag = False,
 ) -> None:
     """Make a version champion; where the model is served, it takes the route."""
-    from raymlops.lifecycle import live
+    from raymlops.lifecycle import deploy as live
 
     source, overrides, version = _source(config, words, version=version)
     version = version or "@challenger"
@@ -212,7 +212,7 @@ def rollback(
     as_json: JsonFlag = False,
 ) -> None:
     """Take a canary's share away; where there is none, give the route back to the version that was live before."""
-    from raymlops.lifecycle import live
+    from raymlops.lifecycle import deploy as live
 
     source, overrides, version = _source(config, words)
     if version is not None:
@@ -236,7 +236,7 @@ def controller(
     config: ConfigOption, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False
 ) -> None:
     """Start the controller on the cluster where none runs; deploy and rollback do that by themselves."""
-    from raymlops.lifecycle.steering import start_controller
+    from raymlops.lifecycle.rollout.actor import start_controller
 
     record = start_controller(config, overrides=overrides or (), env=env)
     answer(record.to_dict(), f"controller  runs: {record.holder}", as_json=as_json)
@@ -246,7 +246,7 @@ def audit(
     config: ConfigOption, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False
 ) -> None:
     """Print who changed what, when and why, newest last."""
-    from raymlops.lifecycle.live import events
+    from raymlops.lifecycle.deploy import events
 
     rows: list[Any] = [event.to_dict() for event in events(config, overrides=overrides or (), env=env)]
     columns = {**dict.fromkeys(("ts", "actor", "action", "subject")), "why": _first_line}
@@ -262,7 +262,7 @@ def _source(
         return config, words, version
     if not words or "=" in words[0]:
         raise UsageError("neither a model nor its configuration is named", hint="Give NAME, or --config FILE.")
-    from raymlops.lifecycle.named import named
+    from raymlops.lifecycle.by_name import named
 
     spec, found = named(words[0], overrides=words[1:])
     if found is not None and version is not None:
@@ -282,7 +282,7 @@ def _restore(
     as_json: bool,
 ) -> None:
     """Bring every model back. It is of no single model, so that nothing needs to be named."""
-    from raymlops.lifecycle import live
+    from raymlops.lifecycle import deploy as live
 
     source: Source | None = None
     overrides: Sequence[str] = ()
@@ -307,8 +307,8 @@ def _remove_one(
     source: Source, version: str, *, overrides: Sequence[str], env: str | None, yes: bool, as_json: bool
 ) -> None:
     """Take down one version that stands beside the champion."""
-    from raymlops.lifecycle.removing import number_of, remove_version
-    from raymlops.lifecycle.source import spec_of
+    from raymlops.lifecycle.remove_version import number_of, remove_version
+    from raymlops.lifecycle.sources import spec_of
 
     number = number_of(version)
     spec = spec_of(source, overrides=overrides, env=env)
@@ -340,7 +340,7 @@ def _first_line(text: str) -> str:
 
 
 def _live(record: Any) -> str:
-    from raymlops.lifecycle.canary import TrafficRecord
+    from raymlops.lifecycle.rollout.canary import TrafficRecord
 
     for warning in record.warnings:
         note(f"warning: {warning}")

@@ -28,7 +28,7 @@ def register(
     as_json: JsonFlag = False,
 ) -> None:
     """Evaluate a run on its test split, write its bundle and register it as candidate."""
-    from raymlops.lifecycle.registering import register as register_run
+    from raymlops.lifecycle.registration.register import register as register_run
 
     ref = register_run(config, run_id, overrides=overrides or (), env=env)
     following = command_of("models gate", "--version", ref.version, config=config, overrides=overrides, env=env)
@@ -50,7 +50,7 @@ def gate(
     as_json: JsonFlag = False,
 ) -> None:
     """Ask the gate; a version that passes becomes challenger (exit code 4 when refused)."""
-    from raymlops.lifecycle.gating import gate as ask_gate
+    from raymlops.lifecycle.registration.gate import gate as ask_gate
 
     ref, decision = ask_gate(config, version, adopt=adopt, overrides=overrides or (), env=env)
     data = {"version": ref.to_dict(), "decision": decision.to_dict()}
@@ -62,7 +62,7 @@ def list_versions(
     config: ConfigOption, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False
 ) -> None:
     """List the versions of the project's model."""
-    from raymlops.lifecycle.source import spec_of
+    from raymlops.lifecycle.sources import spec_of
     from raymlops.registry.versions import Registry
     from raymlops.tracking.client import tracker
 

@@ -14,9 +14,9 @@ from raymlops.records import to_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from raymlops.training.collect import CollectRecord
-    from raymlops.training.status import RunStatus
-    from raymlops.tuning.status import SweepStatus
+    from raymlops.training.runs.garbage import CollectRecord
+    from raymlops.training.runs.status import RunStatus
+    from raymlops.tuning.reporting.status import SweepStatus
 
 _SHOWN_RESTARTS = 5
 
@@ -36,7 +36,7 @@ def logs(
     as_json: JsonFlag = False,
 ) -> None:
     """Print what happened in a run, line by line; with --json one object a line."""
-    from raymlops.lifecycle.operate import run_log
+    from raymlops.lifecycle.operations import run_log
 
     for line in run_log(run_id, config, follow=follow, env=env):
         sys.stdout.write(f"{to_json({'run_id': run_id, 'line': line}) if as_json else line}\n")
@@ -53,7 +53,7 @@ def gc(
     as_json: JsonFlag = False,
 ) -> None:
     """Remove checkpoints of runs and trials that nothing needs any more, under storage.path."""
-    from raymlops.lifecycle.operate import collect
+    from raymlops.lifecycle.operations import collect
 
     def agree(found: CollectRecord) -> None:
         if not yes:
@@ -77,8 +77,8 @@ def gc(
 
 def show_run(run_id: str, *, config: str | None, env: str | None, as_json: bool) -> None:
     """Print how a run or a sweep is doing."""
-    from raymlops.lifecycle.operate import run_status
-    from raymlops.training.status import RunStatus
+    from raymlops.lifecycle.operations import run_status
+    from raymlops.training.runs.status import RunStatus
 
     status = run_status(run_id, config, env=env)
     text = run_text(status) if isinstance(status, RunStatus) else sweep_text(status)
@@ -108,7 +108,7 @@ def run_text(status: RunStatus) -> str:
 
 def sweep_text(status: SweepStatus) -> str:
     """Return a sweep's status as lines for a person."""
-    from raymlops.tuning.status import rows
+    from raymlops.tuning.reporting.status import rows
 
     return _lines(rows(status))
 

@@ -83,8 +83,8 @@ def _given(options: dict[str, Any]) -> list[str]:
 
 
 def _ask(name: str, file: Path, *, url: str | None, timeout_s: float, version: str | None, as_json: bool) -> None:
-    from raymlops.lifecycle.asking import ask_file
-    from raymlops.serving.client import Client
+    from raymlops.lifecycle.predict_file import ask_file
+    from raymlops.serving.client.client import Client
 
     # Somebody at a terminal is told at once where nobody listens; a program waits for an endpoint that starts anew.
     with Client(url or _serve_url(), timeout_s=timeout_s, retries=2) as client:
@@ -111,7 +111,7 @@ def _predict_batch(
     keep: list[str] | None,
     as_json: bool,
 ) -> None:
-    from raymlops.lifecycle.batch import batch_predict
+    from raymlops.lifecycle.batch.predict import batch_predict
 
     if names := [word for word in overrides if "=" not in word]:
         raise UsageError(
@@ -137,7 +137,7 @@ def _serve_url() -> str | None:
     import os
 
     from raymlops.cluster.upfile import read
-    from raymlops.serving.client import URL
+    from raymlops.serving.client.client import URL
 
     record = None if os.environ.get(URL) else read()
     return record.serve_url if record else None

@@ -35,7 +35,7 @@ def predictions(
     as_json: JsonFlag = False,
 ) -> None:
     """Print the rows that a model was asked, its answers and their labels, the oldest first, one JSON object a row."""
-    from raymlops.lifecycle import predictions as log
+    from raymlops.lifecycle import prediction_log as log
 
     if compact:
         if out is not None or limit is not None or version is not None:

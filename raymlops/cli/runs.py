@@ -34,7 +34,7 @@ def train(
     as_json: JsonFlag = False,
 ) -> None:
     """Train one configuration, or go on with a run of before; one MLflow run in either case."""
-    from raymlops.lifecycle.runs import train as run_training
+    from raymlops.lifecycle.train import train as run_training
 
     if config is None and resume is None:
         raise UsageError(
@@ -76,7 +76,7 @@ def sweep(
     as_json: JsonFlag = False,
 ) -> None:
     """Search sweep.space for a better configuration; one MLflow run a trial under one parent."""
-    from raymlops.lifecycle.sweeping import run_sweep
+    from raymlops.lifecycle.sweeps.run import run_sweep
 
     if config is None and resume is None and fork is None:
         raise UsageError(
@@ -88,8 +88,8 @@ def sweep(
 
 def sweep_text(record: SweepRecord) -> str:
     """Return how a sweep ended as lines for a person: its best trials, its winner, and what comes next."""
-    from raymlops.tuning.meter import words
-    from raymlops.tuning.select import failures
+    from raymlops.tuning.budget import words
+    from raymlops.tuning.study.selection import failures
 
     counted = sum(not trial.carried_from for trial in record.trials)
     lines = [

@@ -29,7 +29,7 @@ _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "RAY_USAGE
 
 
 GUARD = {
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "raymlops.serving.middleware:middlewares",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "raymlops.serving.proxy.middleware:middlewares",
     # Serve takes messages of 2 GB into memory before any model can say that it is too much; bodies are 8 MB by default.
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(64 * 1024 * 1024),
     # A proxy that was killed is looked for each 10 s by default and away for 25: about a client's deadline.

@@ -24,9 +24,9 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from raymlops.config.base import Name, SecretRef, Spec, Uri, UriOrRef
-from raymlops.config.rules import broken
 from raymlops.config.serve import ServeSection
 from raymlops.config.space import Distribution, parse_distribution
+from raymlops.config.sweep import broken
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 

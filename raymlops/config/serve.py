@@ -18,7 +18,7 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-GRPC_SERVICER = "raymlops.serving.protocols.stubs:add_servicer"
+GRPC_SERVICER = "raymlops.serving.protocols.grpc_messages:add_servicer"
 Texts = Annotated[tuple[str, ...], BeforeValidator(_frozen)]
 Percents = Annotated[tuple[float, ...], BeforeValidator(_frozen)]
 

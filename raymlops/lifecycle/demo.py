@@ -19,9 +19,9 @@ import numpy as np
 
 import raymlops
 from raymlops.errors import NotFoundError, UsageError
-from raymlops.lifecycle.asking import curl_line
 from raymlops.lifecycle.pipeline import STEPS, PipelineRecord, Sink, Steps, run_steps
-from raymlops.lifecycle.source import project_of
+from raymlops.lifecycle.predict_file import curl_line
+from raymlops.lifecycle.sources import project_of
 from raymlops.monitor.quality import auc, auc_error
 from raymlops.records import Record
 
@@ -191,8 +191,8 @@ def _where(up: UpRecord) -> list[str]:
 
 def _ask(project: Project, base_url: str) -> tuple[dict[str, Any], str]:
     """Ask a seeded sample of the test split; return what was sent, what came back and what really happened."""
-    from raymlops.serving.client import Client
-    from raymlops.training.data import table_columns
+    from raymlops.data.prepare import table_columns
+    from raymlops.serving.client.client import Client
 
     recipe = project.recipe()
     signature: Signature = recipe.signature()

@@ -15,9 +15,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import ClusterError, OutdatedStateError, RaymlopsError, TakenError
-from raymlops.lifecycle.source import Source, spec_of
+from raymlops.lifecycle.sources import Source, spec_of
 from raymlops.records import Record
-from raymlops.serving.render import settings_of
+from raymlops.serving.control.render import settings_of
 from raymlops.state.keys import EVERY_MODEL, KeyRecord, create_key, list_keys, revoke_key, rotate_key
 from raymlops.state.store import State, state_url
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.config.serve import ServeSection
-    from raymlops.serving.apply import Api, Applied
+    from raymlops.serving.control.apply import Api, Applied
 
 WAIT_S = 20.0
 """How long the replicas of the key's models may take to say that they have it."""
@@ -155,7 +155,7 @@ def bring(
         DeployError: a model did not take it in time.
         ClusterError: Serve does not answer.
     """
-    from raymlops.serving.apply import apply
+    from raymlops.serving.control.apply import apply
 
     with state.exclusive(purpose, wait_s=lock_wait_s):
         desired = state.desired()
@@ -223,8 +223,8 @@ def _open_models(models: Sequence[str], *, spec: ProjectSpec, state: State, reac
 def _bring(spec: ProjectSpec, state: State, key: KeyRecord, *, purpose: str) -> _Sent:
     """Send a change that the state holds already."""
     from raymlops.cluster.dashboard import dashboard
-    from raymlops.lifecycle.steering import ensure_controller
-    from raymlops.serving.api import ServeApi
+    from raymlops.lifecycle.rollout.actor import ensure_controller
+    from raymlops.serving.control.rest_api import ServeApi
 
     with ExitStack() as stack:
         try:

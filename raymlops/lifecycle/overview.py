@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import NotFoundError, RaymlopsError, RefusedError
-from raymlops.lifecycle.lineup import asks_for_keys, champion_of, cools, taken_by
-from raymlops.lifecycle.source import Source, place_of, spec_of
+from raymlops.lifecycle.live.lineup import asks_for_keys, champion_of, cools, taken_by
+from raymlops.lifecycle.sources import Source, place_of, spec_of
 from raymlops.records import Record
 from raymlops.state.aliases import owed
 from raymlops.state.engine import open_engine
@@ -74,7 +74,7 @@ def overview(
     url = f"sqlite:///{Path(root).expanduser().absolute()}/state.db" if root else state_url(place_of(source, env=env))
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
         return []
-    from raymlops.lifecycle.steering import LEASE
+    from raymlops.lifecycle.rollout.actor import LEASE
 
     with State.open(url) as state:
         names = sorted({item.name for item in state.deployments()})
@@ -105,8 +105,8 @@ def answering(serve_url: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """
     import httpx
 
-    from raymlops.serving.calls import model_path
-    from raymlops.serving.client import Client
+    from raymlops.serving.client.calls import model_path
+    from raymlops.serving.client.client import Client
 
     with Client(serve_url, timeout_s=ANSWER_S, retries=2) as client:
         found = client.models()

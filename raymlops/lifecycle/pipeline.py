@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raymlops.lifecycle.gating import gate
-from raymlops.lifecycle.live import deploy
-from raymlops.lifecycle.registering import register
-from raymlops.lifecycle.runs import OnEvent, train
-from raymlops.lifecycle.source import Source, project_of
-from raymlops.lifecycle.sweeping import run_sweep
+from raymlops.lifecycle.deploy import deploy
+from raymlops.lifecycle.registration.gate import gate
+from raymlops.lifecycle.registration.register import register
+from raymlops.lifecycle.sources import Source, project_of
+from raymlops.lifecycle.sweeps.run import run_sweep
+from raymlops.lifecycle.train import OnEvent, train
 from raymlops.records import DeploymentRecord, GateDecision, ModelVersionRef, Record, RunRecord, SweepRecord
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymlops.errors import StorageError
-from raymlops.predictions.files import Store
 from raymlops.predictions.partition import BATCH_ROWS, MERGED, Faults, Live, open_file, sources_metadata, survey
 from raymlops.predictions.places import label_days, prediction_hours
 from raymlops.predictions.spool import PARQUET
 from raymlops.records import Record
+from raymlops.storage.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from raymlops.predictions.files import Store
+    from raymlops.storage.store import Store
 
 _COLUMNS = ["request_id", "row", "label", "correction", "received"]
 _EMPTY = pa.schema([("request_id", pa.string()), ("row", pa.int32()), ("label", pa.string())]).empty_table()

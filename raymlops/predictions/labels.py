@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from raymlops.errors import InvalidRowsError, RowProblem, StorageError
-from raymlops.predictions.files import Namer, Store
 from raymlops.predictions.places import label_folder
 from raymlops.predictions.spool import encode
+from raymlops.storage.store import Namer, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,10 +11,10 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from raymlops.predictions.files import Namer, Store
 from raymlops.predictions.schema import is_answered, schema_of, to_tables
 from raymlops.predictions.settings import unknown_redactions
 from raymlops.predictions.spool import Spool, encode
+from raymlops.storage.store import Namer, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -21,7 +21,7 @@ from raymlops.errors import StorageError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from raymlops.predictions.files import Store
+    from raymlops.storage.store import Store
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from raymlops.errors import NotFoundError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from raymlops.predictions.files import Store
+    from raymlops.storage.store import Store
 
 PREDICTIONS, LABELS = "predictions", "labels"
 HOUR_S = 3600

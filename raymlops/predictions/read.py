@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymlops.errors import UsageError
-from raymlops.predictions.files import Store
 from raymlops.predictions.labelled import SKEW, load_labels
 from raymlops.predictions.partition import Faults, read_folder, schemas_in
 from raymlops.predictions.places import check_known, prediction_hours
 from raymlops.predictions.schema import FEATURES, FIELDS, OUTPUT
+from raymlops.storage.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

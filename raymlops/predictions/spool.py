@@ -21,8 +21,8 @@ from raymlops.predictions.places import prediction_folder
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from raymlops.predictions.files import Namer, Store
     from raymlops.predictions.schema import Partition
+    from raymlops.storage.store import Namer, Store
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 

@@ -16,15 +16,15 @@ from ray import serve
 from starlette.responses import Response
 
 from raymlops.serving.arrival import from_client
-from raymlops.serving.bounds import INDEX, KNOWN, TOLD, Bounds
-from raymlops.serving.core import Core, Identity
-from raymlops.serving.front import Front
-from raymlops.serving.gateway import Gateway
-from raymlops.serving.grpcfront import GrpcReply, call
-from raymlops.serving.peers import ServePeers
-from raymlops.serving.protocols.stubs import METHODS, Wire
-from raymlops.serving.recording import Recording
-from raymlops.serving.render import DEPLOYMENT
+from raymlops.serving.control.render import DEPLOYMENT
+from raymlops.serving.index.gateway import Gateway
+from raymlops.serving.protocols.grpc_messages import METHODS, Wire
+from raymlops.serving.proxy.bounds import INDEX, KNOWN, TOLD, Bounds
+from raymlops.serving.replica.grpc_front import GrpcReply, call
+from raymlops.serving.replica.handler import Core, Identity
+from raymlops.serving.replica.http_front import Front
+from raymlops.serving.replica.peers import ServePeers
+from raymlops.serving.replica.recording import Recording
 from raymlops.serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class ModelReplica(_Callable):
     def _prepare(self, settings: Settings) -> None:
         _use_threads(settings.threads)
         if settings.compile:
-            from raymlops.serving.compiling import compile_if_faster
+            from raymlops.serving.replica.compile import compile_if_faster
 
             self._core.use(dataclasses.replace(self._model, model=compile_if_faster(self._model)))
         self._core.configure(settings)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from raymlops.predictions.settings import LogSettings
-from raymlops.serving.guard import Access
-from raymlops.serving.reading import Limits
+from raymlops.serving.auth import Access
+from raymlops.serving.refusal import Limits
 from raymlops.serving.traffic import Traffic
 
 if TYPE_CHECKING:

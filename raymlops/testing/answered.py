@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.answerloss import AnswerLoss
+    from raymlops.answer_loss import AnswerLoss
     from raymlops.recipe import RecipeBase
     from raymlops.signature import Column
 

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 
 from raymlops.config.schema import ProjectSpec
+from raymlops.data.prepare import Prepared, SplitData, prepare
+from raymlops.data.random_streams import Stream
 from raymlops.errors import InvalidRowsError
 from raymlops.project import Project, bind
 from raymlops.recipe import Batch, RecipeBase, batch_rows, reference_of, resolve
 from raymlops.testing.answered import AnsweredRows
 from raymlops.training.answers import answer_loss
-from raymlops.training.data import Prepared, SplitData, prepare
-from raymlops.training.streams import Stream
 
 if TYPE_CHECKING:
     from torch import nn

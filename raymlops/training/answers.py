@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymlops.answerloss import AnswerLoss, declared, fitted
+from raymlops.answer_loss import AnswerLoss, declared, fitted
 from raymlops.bundle.load import answer
 from raymlops.errors import NonFiniteError, RecipeError
 from raymlops.recipe import RecipeBase, signature_of
@@ -18,8 +18,8 @@ from raymlops.recipe import RecipeBase, signature_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from raymlops.data.prepare import Prepared
     from raymlops.signature import Columns
-    from raymlops.training.data import Prepared
 
 LOSS_ROWS = 10_000
 """Validation rows by which the loss is chosen and its scale measured, about; a quantile of so many is within 2%."""

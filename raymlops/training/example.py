@@ -18,8 +18,8 @@ from raymlops.recipe import call_recipe, signature_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from raymlops.data.prepare import Prepared, SplitData
     from raymlops.signature import Columns, Signature
-    from raymlops.training.data import Prepared, SplitData
 
 EXAMPLE_ROWS = 2
 _LOOKED_AT = 100

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 
 from raymlops.bundle.code import collect
+from raymlops.data.order import micro_batch_rows
 from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.recipe import call_recipe, described, to_device
-from raymlops.training.batchnorm import normalizes_batches
-from raymlops.training.evaluate import Totals, add, batch_totals, named_values
 from raymlops.training.example import check_answer, check_encode
-from raymlops.training.local import local_device
-from raymlops.training.parallel import check, explained
-from raymlops.training.precision import autocast
-from raymlops.training.windows import micro_batch_rows
+from raymlops.training.inprocess import local_device
+from raymlops.training.loop.batch_norm import normalizes_batches
+from raymlops.training.loop.evaluation import Totals, add, batch_totals, named_values
+from raymlops.training.loop.parallel import check, explained
+from raymlops.training.loop.precision import autocast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raymlops.config.schema import ProjectSpec, TrainSection
+    from raymlops.data.prepare import Prepared
     from raymlops.project import Project
     from raymlops.recipe import Batch
-    from raymlops.training.data import Prepared
 
     Warn = Callable[[str], None]
 

@@ -15,36 +15,36 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.changes import identity
+from raymlops.data.prepare import FIT, SOURCES, prepare
 from raymlops.errors import NonFiniteError, RefusedError, StorageError, TrackingError
 from raymlops.records import RunRecord
 from raymlops.signals import remembered, stop_asked
 from raymlops.state.lease import lease
 from raymlops.state.store import state_url
+from raymlops.storage import filesystem
 from raymlops.tracking.client import tracker as tracker_of
-from raymlops.training import resume as resuming
-from raymlops.training import storage
-from raymlops.training.checkpoint import FolderSaver, load_weights
-from raymlops.training.data import FIT, SOURCES, prepare
-from raymlops.training.local import LocalResult, run_in_process, run_local
-from raymlops.training.lookup import CHECKPOINTS, LOG, RUNS, STORAGE_PATH, absolute, go_on, look_up, mark_origin
+from raymlops.training.checkpoints.latest import recall
+from raymlops.training.checkpoints.retention import POINTER
+from raymlops.training.checkpoints.saver import FolderSaver, load_weights
+from raymlops.training.events import Event, words
+from raymlops.training.inprocess import LocalResult, run_in_process, run_local
 from raymlops.training.preflight import preflight
-from raymlops.training.progress import Event, words
-from raymlops.training.recall import recall
-from raymlops.training.record import RunWriter, open_run, reopen_run
-from raymlops.training.retention import POINTER
-from raymlops.training.writer import CHECKPOINT_FAILURES
+from raymlops.training.runs import resume as resuming
+from raymlops.training.runs.lookup import CHECKPOINTS, LOG, RUNS, STORAGE_PATH, absolute, go_on, look_up, mark_origin
+from raymlops.training.runs.mlflow_run import RunWriter, open_run, reopen_run
+from raymlops.training.runs.writer import CHECKPOINT_FAILURES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from raymlops.config.changes import Change
     from raymlops.config.schema import ProjectSpec
+    from raymlops.data.prepare import Prepared
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
-    from raymlops.training.context import Outcome
-    from raymlops.training.data import Prepared
-    from raymlops.training.elastic import Room
-    from raymlops.training.lookup import Recorded
+    from raymlops.training.loop.context import Outcome
+    from raymlops.training.runs.lookup import Recorded
+    from raymlops.training.supervision.scaling_policy import Room
 
 __all__ = ["LocalResult", "load_weights", "preflight", "run_local", "train"]
 
@@ -59,12 +59,12 @@ class Place:
     @property
     def checkpoints_uri(self) -> str:
         """Return the folder of the run's checkpoints."""
-        return storage.join(self.runs_uri, self.run_id, CHECKPOINTS)
+        return filesystem.join(self.runs_uri, self.run_id, CHECKPOINTS)
 
     @property
     def log_uri(self) -> str:
         """Return the file of the run's log."""
-        return storage.join(self.runs_uri, self.run_id, LOG)
+        return filesystem.join(self.runs_uri, self.run_id, LOG)
 
 
 def train(
@@ -93,16 +93,16 @@ def train(
     started = time.monotonic()
     spec = project.spec
     with remembered() as check_signals, ExitStack() as held:
-        runs_uri = storage.join(spec.storage.path, RUNS)
+        runs_uri = filesystem.join(spec.storage.path, RUNS)
         origin = {STORAGE_PATH: absolute(spec.storage.path)}
-        storage.check_writable(runs_uri)
+        filesystem.check_writable(runs_uri)
         tracker = tracker_of(spec)
         tracker.check()
         before, changes = None, []
         if resume is not None:
             before = look_up(tracker, resume)
             changes = resuming.check_resumable(before, spec)
-            there = bool(storage.listing(storage.join(runs_uri, before.run_id)))
+            there = bool(filesystem.listing(filesystem.join(runs_uri, before.run_id)))
             resuming.check_files(before, there=there, host=platform.node())
             held.enter_context(_lease(project, before.run_id))
         state = None if before is None else _recorded_state(tracker, before, runs_uri=runs_uri)
@@ -130,7 +130,7 @@ def train(
             writer(words(f"run {place.run_id}"))
             if before is None:
                 held.enter_context(_lease(project, place.run_id))
-                mark_origin(storage.join(runs_uri, place.run_id), tracker)
+                mark_origin(filesystem.join(runs_uri, place.run_id), tracker)
                 tracker.log_text(place.run_id, json.dumps(prepared.sources()), SOURCES)
             for text in unservable:
                 writer(words(text))
@@ -159,7 +159,7 @@ def train(
         except BaseException as error:
             writer.close_failed(error)
             with suppress(StorageError):
-                if set(storage.listing(place.checkpoints_uri)) - {POINTER}:
+                if set(filesystem.listing(place.checkpoints_uri)) - {POINTER}:
                     error.add_note(_how_to_go_on(error, place.run_id, spec=spec))
             raise
     return record
@@ -173,7 +173,7 @@ def _how_to_go_on(error: BaseException, run_id: str, *, spec: ProjectSpec) -> st
 
 
 def _recorded_state(tracker: Tracker, before: Recorded, *, runs_uri: str) -> dict[str, Any] | None:
-    checkpoints_uri = storage.join(runs_uri, before.run_id, CHECKPOINTS)
+    checkpoints_uri = filesystem.join(runs_uri, before.run_id, CHECKPOINTS)
     return resuming.recorded_state(tracker, before, checkpoints_uri=checkpoints_uri)
 
 
@@ -255,7 +255,7 @@ def _run(
 
         try:
             if section.workers[1]:
-                from raymlops.training.supervise import fit
+                from raymlops.training.supervision.supervisor import fit
 
                 assert room is not None, "workers need to be told what there is room for"
                 return fit(

@@ -11,11 +11,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.cluster.capacity import Ask, room
-from raymlops.config.rules import HALVING, exists
+from raymlops.config.sweep import HALVING, exists
 from raymlops.errors import ConfigError, UsageError, describe
 from raymlops.records import Objective
-from raymlops.tuning.points import by_chance, draw_order, how_many, point
-from raymlops.tuning.storage import without_credentials
+from raymlops.tuning.search_space import by_chance, draw_order, how_many, point
+from raymlops.tuning.study.storage import without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -64,7 +64,7 @@ def cost_of_a_request() -> None:
     print(f"to Arrow  {best / BATCH * 1e6:6.2f} us a request of one row and 20 fields, {BATCH} at a time")
     print(f"to bytes  {encoding / BATCH * 1e6:6.2f} us, {encode(table).size / BATCH:.0f} bytes a row")
     try:
-        from raymlops.serving.recorder import Recorder
+        from raymlops.serving.telemetry.sink_queue import Recorder
     except ImportError:
         return
     recorder = Recorder([], period_s=0.01, max_pending=10_000_000, name="benchmark")
@@ -146,7 +146,7 @@ def label(folder: str, rows: int) -> None:
     """Give every row a label, in files of 10,000."""
     import pyarrow as pa
 
-    from raymlops.predictions.files import Namer, Store
+    from raymlops.storage.store import Namer, Store
 
     names, store = Namer("benchmark"), Store(folder)
     for start in range(0, rows, 10_000):

@@ -80,9 +80,9 @@ def main(port: int, proxy: str, kind: str, *rest: str) -> None:
 
 def serve_ours(dashboard: str, port: int, proxy: str, folder: str, digest: str) -> None:
     from raymlops.records import BundleRef
-    from raymlops.serving.api import ServeApi
-    from raymlops.serving.apply import apply
-    from raymlops.serving.proxy import start_proxy
+    from raymlops.serving.control.apply import apply
+    from raymlops.serving.control.rest_api import ServeApi
+    from raymlops.serving.control.start import start_proxy
     from raymlops.state.store import Deployment, Desired
 
     start_proxy(HOST, port, proxy="haproxy" if proxy == "haproxy" else "python")

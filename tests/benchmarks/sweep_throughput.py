@@ -44,8 +44,8 @@ from slow_sweep import objective
 
 from raymlops.config.load import load_data
 from raymlops.project import bind
-from raymlops.tuning.quiet import quiet_tune
-from raymlops.tuning.study import sweep
+from raymlops.tuning.execution.tune_settings import quiet_tune
+from raymlops.tuning.sweep import sweep
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 AT_A_TIME = 2

@@ -28,9 +28,9 @@ from raymlops.cluster.capacity import Places
 from raymlops.cluster.connect import connect
 from raymlops.config.load import load_data
 from raymlops.project import bind
-from raymlops.training.checkpoint import FolderSaver, Snapshot
+from raymlops.training.checkpoints.saver import FolderSaver, Snapshot
+from raymlops.training.checkpoints.state import RunState
 from raymlops.training.run import train as run_training
-from raymlops.training.runstate import RunState
 
 HERE = Path(__file__).parent
 STEPS, LOG_EVERY, CHECKPOINT_EVERY = 400, 20, 100

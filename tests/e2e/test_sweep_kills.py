@@ -26,7 +26,7 @@ from sweep_driver import (
     write,
 )
 
-from raymlops.tuning.storage import open_storage, optuna_url
+from raymlops.tuning.study.storage import open_storage, optuna_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

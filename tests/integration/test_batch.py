@@ -14,8 +14,8 @@ from serving_bundles import scale_bundle
 
 from raymlops.bundle.load import load
 from raymlops.errors import InvalidRowsError, UsageError
-from raymlops.lifecycle.batch import batch_predict
-from raymlops.lifecycle.source import spec_of, state_of
+from raymlops.lifecycle.batch.predict import batch_predict
+from raymlops.lifecycle.sources import spec_of, state_of
 from raymlops.registry.versions import Registry
 from raymlops.state.versions import record_version
 from raymlops.tracking.client import tracker

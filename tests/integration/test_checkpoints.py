@@ -19,10 +19,10 @@ from ranks import ranks
 from snapshots import folder_saver, train_a_while, write_until_killed
 
 from raymlops.errors import StorageError
-from raymlops.training import storage
-from raymlops.training.checkpoint import Snapshot, load_weights
-from raymlops.training.recall import recall
-from raymlops.training.runstate import RunState
+from raymlops.storage import filesystem
+from raymlops.training.checkpoints.latest import recall
+from raymlops.training.checkpoints.saver import Snapshot, load_weights
+from raymlops.training.checkpoints.state import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +56,7 @@ def large(step: int, *, report: bool = False) -> Snapshot:
 
 
 def folders(place: str) -> list[str]:
-    return sorted(name for name, files in storage.listing(place).items() if files)
+    return sorted(name for name, files in filesystem.listing(place).items() if files)
 
 
 @pytest.mark.parametrize("disk", ["size=4m"], indirect=True)
@@ -93,7 +93,7 @@ def test_a_disk_that_fills_up_in_mid_checkpoint_leaves_nothing_of_it(disk: Path)
     saver.save(large(2), best=False, last=False)
     with pytest.raises(StorageError, match="No space left on device"):
         saver.wait()
-    assert storage.listing(place).keys() == {"step-00000001-aaa-1", "index.json"}
+    assert filesystem.listing(place).keys() == {"step-00000001-aaa-1", "index.json"}
     assert load_weights(saver.best_uri)[0]["weight"].shape == (500, 500)
 
 
@@ -142,7 +142,7 @@ def test_whenever_a_writer_is_killed_the_newest_whole_one_is_found(
     """kill -9 at 20 random moments: no checkpoint that was said to be there is lost, and nothing else is left."""
     place = str(tmp_path / "c") if kind == "path" else request.getfixturevalue("s3").uri("bucket/run/checkpoints")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["raymlops.training.recall", "snapshots", "pyarrow.fs", "torch._dynamo"])
+    context.set_forkserver_preload(["raymlops.training.checkpoints.latest", "snapshots", "pyarrow.fs", "torch._dynamo"])
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     moments = random.Random(seed)
@@ -164,7 +164,7 @@ def test_whenever_a_writer_is_killed_the_newest_whole_one_is_found(
         assert recalled.state is not None
         assert acknowledged <= recalled.state.step <= acknowledged + 1
         assert load_weights(recalled.uri)[1] == {"step": recalled.state.step}
-        there = {name for name, files in storage.listing(place).items() if files != frozenset()}
+        there = {name for name, files in filesystem.listing(place).items() if files != frozenset()}
         assert there == {entry.name for entry in recalled.kept.entries} | {"index.json"}
         losses = [entry["loss"] for entry in recalled.state.history]
         if losses:
@@ -187,7 +187,7 @@ def test_a_scratch_folder_of_a_killed_upload_is_removed(s3: FakeS3, tmp_path: Pa
     environment: dict[str, Any] = {"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
     script = """
 import sys
-from raymlops.training.scratch import scratch
+from raymlops.storage.scratch import scratch
 with scratch() as folder:
     (folder / "model").write_bytes(b"x")
     print("there", flush=True)
@@ -198,7 +198,7 @@ with scratch() as folder:
     )
     assert child.stdout is not None
     assert child.stdout.readline() == b"there\n"
-    look = [sys.executable, "-c", "from raymlops.training.scratch import scratch\nwith scratch(): pass"]
+    look = [sys.executable, "-c", "from raymlops.storage.scratch import scratch\nwith scratch(): pass"]
     subprocess.run(look, env=environment, check=True)
     assert len(list(tmp_path.glob("raymlops-scratch-*"))) == 2  # a folder and its lock: the child lives
     child.kill()
@@ -215,9 +215,9 @@ def test_a_run_on_an_object_store_goes_on(s3: FakeS3) -> None:
     key = next(key for key in s3.objects if key.endswith("step-00000030-aaa-6/model.safetensors"))
     s3.objects[key] = s3.objects[key][:-1] + b"?"
     recalled = recall(place, metric="loss", mode="min")
-    assert recalled.uri == storage.join(place, "step-00000025-aaa-5")
+    assert recalled.uri == filesystem.join(place, "step-00000025-aaa-5")
     assert recalled.kept.best == "step-00000020-aaa-4"
     marked = next(key for key in s3.objects if key.endswith("step-00000030-aaa-6/damaged"))
     assert b"model.safetensors is damaged" in s3.objects[marked]
-    index = json.loads(storage.read_bytes(storage.join(place, "index.json")))
+    index = json.loads(filesystem.read_bytes(filesystem.join(place, "index.json")))
     assert index["last"] == "step-00000025-aaa-5"

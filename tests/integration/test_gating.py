@@ -10,9 +10,9 @@ import pytest
 import raymlops as rm
 from raymlops.bundle.load import load
 from raymlops.errors import BundleError, GateRefusedError, NotFoundError, RefusedError, StorageError
-from raymlops.lifecycle.gating import _project_of
-from raymlops.lifecycle.live import events
-from raymlops.lifecycle.source import spec_of
+from raymlops.lifecycle.deploy import events
+from raymlops.lifecycle.registration.gate import _project_of
+from raymlops.lifecycle.sources import spec_of
 from raymlops.registry.versions import Registry
 from raymlops.tracking.client import tracker
 

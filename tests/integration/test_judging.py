@@ -16,8 +16,8 @@ from own_versions import config_in, edited_in
 from raymlops.bundle.load import load
 from raymlops.bundle.loss import own_losses, read_loss
 from raymlops.config.serve import RolloutSection
-from raymlops.lifecycle.lossrule import Counted
-from raymlops.lifecycle.questions import StepEvidence, find
+from raymlops.lifecycle.rollout.loss_rule import Counted
+from raymlops.lifecycle.rollout.significance import StepEvidence, find
 
 pytestmark = pytest.mark.integration
 

@@ -13,10 +13,10 @@ from own_versions import EXAMPLE, config_in, edited_in, end_serving, make_versio
 import raymlops as rm
 from raymlops.bundle.load import load
 from raymlops.errors import DeployError, InsufficientResourcesError, NotFoundError
-from raymlops.lifecycle.live import events, remove, restore
-from raymlops.lifecycle.source import spec_of
+from raymlops.lifecycle.deploy import events, remove, restore
+from raymlops.lifecycle.sources import spec_of
 from raymlops.registry.versions import Registry
-from raymlops.serving.client import Client
+from raymlops.serving.client.client import Client
 from raymlops.state.store import State, state_url
 from raymlops.tracking.client import tracker
 

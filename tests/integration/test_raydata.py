@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from raymlops.config.load import load_data
+from raymlops.data.prepare import prepare, written
+from raymlops.data.ray_dataset import materialize
 from raymlops.errors import RecipeError
 from raymlops.project import bind
-from raymlops.training.data import prepare, written
-from raymlops.training.raydata import materialize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,7 @@ def test_without_ray_it_is_refused(tmp_path: Path) -> None:
 
     code = (
         "import sys, ray.data\n"
-        "from raymlops.training.raydata import is_ray_dataset, materialize\n"
+        "from raymlops.data.ray_dataset import is_ray_dataset, materialize\n"
         "dataset = ray.data.Dataset.__new__(ray.data.Dataset)\n"
         "assert is_ray_dataset(dataset)\n"
         "materialize(dataset, sys.argv[1], part='train')\n"

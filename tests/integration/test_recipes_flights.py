@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from raymlops.config.load import load
+from raymlops.data.prepare import prepare
 from raymlops.project import bind
-from raymlops.training.data import prepare
-from raymlops.training.evaluate import totals
+from raymlops.training.loop.evaluation import totals
 from raymlops.training.run import run_local
 
 pytestmark = pytest.mark.integration

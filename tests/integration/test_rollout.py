@@ -28,12 +28,12 @@ from own_versions import (
 
 import raymlops as rm
 from raymlops.errors import NotFoundError, RefusedError
-from raymlops.lifecycle.live import events, remove, restore
+from raymlops.lifecycle.deploy import events, remove, restore
 from raymlops.lifecycle.overview import follow_rollout, overview
-from raymlops.lifecycle.source import spec_of
+from raymlops.lifecycle.sources import spec_of
 from raymlops.registry.versions import Registry
-from raymlops.serving.api import ServeApi
-from raymlops.serving.client import Client
+from raymlops.serving.client.client import Client
+from raymlops.serving.control.rest_api import ServeApi
 from raymlops.state.store import State, state_url
 from raymlops.tracking.client import tracker
 

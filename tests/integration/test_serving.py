@@ -18,11 +18,11 @@ import serving_foreign
 from serving_bundles import scale_bundle
 
 from raymlops.errors import ClusterError, DeployError, InvalidRowsError
-from raymlops.serving import apply as applying
-from raymlops.serving.api import ServeApi
-from raymlops.serving.client import Client
-from raymlops.serving.proxy import start_proxy
-from raymlops.serving.render import INDEX_APP
+from raymlops.serving.client.client import Client
+from raymlops.serving.control import apply as applying
+from raymlops.serving.control.render import INDEX_APP
+from raymlops.serving.control.rest_api import ServeApi
+from raymlops.serving.control.start import start_proxy
 from raymlops.state.store import Deployment, Desired
 
 if TYPE_CHECKING:

@@ -22,19 +22,19 @@ from states import opened, take_down
 from raymlops.config.schema import ProjectSpec
 from raymlops.config.serve import ServeSection
 from raymlops.errors import TakenError
-from raymlops.lifecycle.bringing import restored
-from raymlops.lifecycle.changing import LineUp, change
-from raymlops.lifecycle.controller import Controller
-from raymlops.lifecycle.evidence import Reports
 from raymlops.lifecycle.keys import bring
-from raymlops.lifecycle.lineup import with_champion
-from raymlops.lifecycle.relay import ensure_relay
-from raymlops.lifecycle.steering import _end_former, ensure_controller, mark_of
-from raymlops.serving.api import ServeApi
-from raymlops.serving.apply import apply, refresh
-from raymlops.serving.proxy import start_proxy
-from raymlops.serving.readback import configs
-from raymlops.serving.tally import CONTROLLER, NAMESPACE, controller_of
+from raymlops.lifecycle.live.bring_up import restored
+from raymlops.lifecycle.live.change import LineUp, change
+from raymlops.lifecycle.live.lineup import with_champion
+from raymlops.lifecycle.rollout.actor import _end_former, ensure_controller, mark_of
+from raymlops.lifecycle.rollout.controller import Controller
+from raymlops.lifecycle.rollout.evidence import Reports
+from raymlops.lifecycle.rollout.relay import ensure_relay
+from raymlops.serving.control.apply import apply, refresh
+from raymlops.serving.control.details import configs
+from raymlops.serving.control.rest_api import ServeApi
+from raymlops.serving.control.start import start_proxy
+from raymlops.serving.telemetry.rollout_counts import CONTROLLER, NAMESPACE, controller_of
 from raymlops.state.keys import create_key
 from raymlops.state.store import Deployment
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from raymlops.training.progress import Event
+    from raymlops.training.events import Event
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 

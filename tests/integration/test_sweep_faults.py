@@ -15,13 +15,13 @@ from sweep_driver import books
 
 from raymlops.config.load import load_data
 from raymlops.project import bind
-from raymlops.tuning.study import sweep
+from raymlops.tuning.sweep import sweep
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from raymlops.project import Project
-    from raymlops.tuning.progress import SweepEvent
+    from raymlops.tuning.reporting.progress import SweepEvent
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 

@@ -16,8 +16,8 @@ import pytest
 from raymlops.cluster.ports import free_port
 from raymlops.cluster.services import mlflow_ready, wait_ready
 from raymlops.tracking.client import Tracker
-from raymlops.training.progress import Event
-from raymlops.training.record import RunWriter, reopen_run
+from raymlops.training.events import Event
+from raymlops.training.runs.mlflow_run import RunWriter, reopen_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

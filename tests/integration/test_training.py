@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from raymlops.records import RunRecord
-    from raymlops.training.progress import Event
+    from raymlops.training.events import Event
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 

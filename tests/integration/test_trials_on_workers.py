@@ -17,11 +17,11 @@ from slow import Slow
 from tiny import Tiny
 
 from raymlops.config.load import load_data
+from raymlops.data.cache import DataCache
+from raymlops.data.shared import share
 from raymlops.project import Project, bind
-from raymlops.training.local import run_local
-from raymlops.tuning.datacache import DataCache
-from raymlops.tuning.shareddata import share
-from raymlops.tuning.trial import release, trainable
+from raymlops.training.inprocess import run_local
+from raymlops.tuning.trial.actor import release, trainable
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 

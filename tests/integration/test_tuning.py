@@ -15,8 +15,8 @@ from raymlops.config.load import load, load_data
 from raymlops.errors import SweepError, UsageError
 from raymlops.project import bind
 from raymlops.tracking.client import tracker
-from raymlops.tuning.storage import open_storage, optuna_url
-from raymlops.tuning.study import sweep
+from raymlops.tuning.study.storage import open_storage, optuna_url
+from raymlops.tuning.sweep import sweep
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 

@@ -17,9 +17,9 @@ import raymlops as rm
 from raymlops.bundle.load import load
 from raymlops.cluster.ports import free_port
 from raymlops.lifecycle import keys
-from raymlops.lifecycle.live import remove
-from raymlops.lifecycle.predictions import predictions
-from raymlops.serving.api import ServeApi
+from raymlops.lifecycle.deploy import remove
+from raymlops.lifecycle.prediction_log import predictions
+from raymlops.serving.control.rest_api import ServeApi
 
 pytestmark = pytest.mark.soak
 

@@ -17,9 +17,9 @@ from local_ray import local_ray
 from serving_bundles import scale_bundle
 
 from raymlops.cluster.ports import free_port
-from raymlops.serving.api import ServeApi
-from raymlops.serving.apply import apply
-from raymlops.serving.proxy import start_proxy
+from raymlops.serving.control.apply import apply
+from raymlops.serving.control.rest_api import ServeApi
+from raymlops.serving.control.start import start_proxy
 from raymlops.state.store import Deployment, Desired
 
 pytestmark = pytest.mark.soak

@@ -16,7 +16,7 @@ from own_versions import config_in, edited_in, end_serving
 
 import raymlops as rm
 from raymlops.cluster.ports import free_port
-from raymlops.lifecycle.live import remove
+from raymlops.lifecycle.deploy import remove
 from raymlops.lifecycle.overview import follow_rollout
 
 pytestmark = pytest.mark.soak

@@ -18,9 +18,9 @@ from own_versions import EXAMPLE, config_in, edited_in, make_version
 from steady_load import steady_load, table
 
 import raymlops as rm
-from raymlops.lifecycle.predictions import predictions
-from raymlops.serving.api import ServeApi
-from raymlops.serving.families import FAMILIES
+from raymlops.lifecycle.prediction_log import predictions
+from raymlops.serving.control.rest_api import ServeApi
+from raymlops.serving.telemetry.metric_families import FAMILIES
 
 pytestmark = pytest.mark.soak
 

@@ -16,8 +16,8 @@ import torch
 from raymlops.config.load import load_data
 from raymlops.project import Project, bind
 from raymlops.tracking.client import tracker
-from raymlops.training.checkpoint import load_weights
-from raymlops.training.lookup import look_up
+from raymlops.training.checkpoints.saver import load_weights
+from raymlops.training.runs.lookup import look_up
 
 pytestmark = pytest.mark.soak
 KILLS = int(os.environ.get("KILLS", "100"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from raymlops.serving.families import FAMILIES
+from raymlops.serving.telemetry.metric_families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs" / "observability"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raymlops.errors import RowProblem
-from raymlops.serving.protocols.jsonbody import invalid
+from raymlops.serving.protocols.json_body import invalid
 from raymlops.serving.protocols.tensors import NUMPY_TYPES, texts_of
-from raymlops.serving.reading import Refusal
+from raymlops.serving.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

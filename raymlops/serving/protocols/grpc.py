@@ -13,10 +13,10 @@ from google.protobuf.message import DecodeError
 
 from raymlops.errors import RowProblem
 from raymlops.serving.protocols import oip
-from raymlops.serving.protocols.asked import Asked, Encoded, usable_id
+from raymlops.serving.protocols.base import Asked, Encoded, usable_id
 from raymlops.serving.protocols.binary import bad_data, read_tensor, write_tensor
-from raymlops.serving.protocols.jsonbody import invalid
-from raymlops.serving.protocols.stubs import METHODS, Wire, request_class, response_class
+from raymlops.serving.protocols.grpc_messages import METHODS, Wire, request_class, response_class
+from raymlops.serving.protocols.json_body import invalid
 from raymlops.serving.protocols.tensors import (
     Tensor,
     columns_of,
@@ -26,12 +26,12 @@ from raymlops.serving.protocols.tensors import (
     requested,
     texts_of,
 )
-from raymlops.serving.reading import Refusal, error_body
+from raymlops.serving.refusal import Refusal, error_body
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from raymlops.serving.protocols.asked import Answering
+    from raymlops.serving.protocols.base import Answering
     from raymlops.signature import Column, Columns, Signature
 
 KIND = b"application/grpc"

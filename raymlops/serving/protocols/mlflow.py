@@ -18,15 +18,15 @@ import orjson
 
 from raymlops.arrays import as_integer
 from raymlops.errors import InvalidRowsError, RowProblem
-from raymlops.serving.protocols.asked import Asked, Encoded
-from raymlops.serving.protocols.jsonbody import invalid, object_of, read_json
+from raymlops.serving.protocols.base import Asked, Encoded
+from raymlops.serving.protocols.json_body import invalid, object_of, read_json
 from raymlops.serving.protocols.native import output_rows, too_many_rows
-from raymlops.serving.reading import Refusal
+from raymlops.serving.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from raymlops.serving.protocols.asked import Answering
+    from raymlops.serving.protocols.base import Answering
     from raymlops.signature import Column, Columns, Signature
 
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from raymlops.errors import InvalidRowsError, RowProblem
-from raymlops.serving.protocols.asked import Answering, Asked, Encoded
-from raymlops.serving.protocols.jsonbody import invalid, read_json
-from raymlops.serving.reading import Refusal
+from raymlops.serving.protocols.base import Answering, Asked, Encoded
+from raymlops.serving.protocols.json_body import invalid, read_json
+from raymlops.serving.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from raymlops.errors import RowProblem
-from raymlops.serving.protocols.asked import BINARY, JSON, Asked, Encoded, usable_id
+from raymlops.serving.protocols.base import BINARY, JSON, Asked, Encoded, usable_id
 from raymlops.serving.protocols.binary import HEADER, bad_data, read_tensor, split_body, write_tensor
-from raymlops.serving.protocols.jsonbody import invalid, object_of, read_json
+from raymlops.serving.protocols.json_body import invalid, object_of, read_json
 from raymlops.serving.protocols.tensors import (
     Tensor,
     columns_of,
@@ -30,8 +30,8 @@ from raymlops.serving.protocols.tensors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raymlops.serving.protocols.asked import Answering
-    from raymlops.serving.reading import Refusal
+    from raymlops.serving.protocols.base import Answering
+    from raymlops.serving.refusal import Refusal
     from raymlops.signature import Column, Columns, Signature
 
 REQUEST_KEYS = ("id", "inputs", "outputs", "parameters", "model_name", "model_version")

@@ -27,9 +27,9 @@ import numpy as np
 
 from raymlops.arrays import MAX_PROBLEMS, expected, kind_of
 from raymlops.errors import InvalidRowsError, RowProblem
-from raymlops.serving.protocols.jsonbody import invalid
+from raymlops.serving.protocols.json_body import invalid
 from raymlops.serving.protocols.native import too_many_rows
-from raymlops.serving.reading import Refusal
+from raymlops.serving.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

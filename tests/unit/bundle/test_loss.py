@@ -9,13 +9,13 @@ import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from tiny_bundle import tiny_contents
 
-from raymlops.answerloss import AnswerLoss
+from raymlops.answer_loss import AnswerLoss
 from raymlops.bundle.loss import own_losses, read_loss
 from raymlops.bundle.verify import verify
 from raymlops.bundle.write import write_bundle
 from raymlops.errors import BundleError
 from raymlops.signature import Column, Signature
-from raymlops.training.storage import Place
+from raymlops.storage.filesystem import Place
 
 RULE = AnswerLoss("number", "price", scale=9758.0)
 OWN = """

@@ -18,7 +18,7 @@ from tiny_bundle import tiny_contents
 from raymlops.bundle.verify import fetch, verify
 from raymlops.bundle.write import write_bundle
 from raymlops.errors import BundleError, RecipeError, StorageError
-from raymlops.training.storage import Place
+from raymlops.storage.filesystem import Place
 
 TESTS = Path(__file__).parents[2]
 

@@ -8,9 +8,9 @@ from raymlops.cli.clusters import UNMOVED, overview_lines
 from raymlops.cli.live import _live, _percents
 from raymlops.cli.main import main
 from raymlops.errors import UsageError
-from raymlops.lifecycle.canary import TrafficRecord
-from raymlops.lifecycle.named import named, nameless
+from raymlops.lifecycle.by_name import named, nameless
 from raymlops.lifecycle.overview import ModelOverview
+from raymlops.lifecycle.rollout.canary import TrafficRecord
 from raymlops.records import BundleRef, DeploymentRecord
 from raymlops.state.store import Deployment, State
 

@@ -11,8 +11,8 @@ from raymlops.records import DataRecord
 from raymlops.state.lease import lease
 from raymlops.state.store import state_url
 from raymlops.tracking.client import Tracker
-from raymlops.training.lookup import mark_origin
-from raymlops.training.status import CheckpointStatus, RunStatus
+from raymlops.training.runs.lookup import mark_origin
+from raymlops.training.runs.status import CheckpointStatus, RunStatus
 
 STATUS = RunStatus(
     run_id="r1",
@@ -174,7 +174,7 @@ def test_logs_print_a_line_each(home, capsys):
     """With --json an object each, as it may be followed for hours."""
     from raymlops.config.load import load_data
     from raymlops.project import bind
-    from raymlops.training.record import open_run
+    from raymlops.training.runs.mlflow_run import open_run
 
     tracker = Tracker(f"sqlite:///{home}/mlflow.db")
     project = bind(load_data({"project": {"name": "tiny"}, "recipe": {"import": "tiny:Tiny"}}))

@@ -8,7 +8,7 @@ from served_requests import SIGNATURE, served
 
 from raymlops.cli.main import main
 from raymlops.errors import UsageError
-from raymlops.lifecycle.predictions import parse_moment, retain_predictions
+from raymlops.lifecycle.prediction_log import parse_moment, retain_predictions
 from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.settings import LogSettings

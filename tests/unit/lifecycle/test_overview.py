@@ -12,7 +12,7 @@ from waiting import told_of_waiting
 from raymlops.config.serve import RolloutSection
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.overview import follow_rollout, overview, wanted
-from raymlops.lifecycle.rollout import begin
+from raymlops.lifecycle.rollout.policy import begin
 from raymlops.records import BundleRef
 from raymlops.state.aliases import owe
 from raymlops.state.rollouts import resume_rollout, start_rollout, update_rollout

@@ -3,9 +3,9 @@
 import pytest
 from served_requests import SIGNATURE
 
-from raymlops.predictions.files import Store
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.settings import LogSettings
+from raymlops.storage.store import Store
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from served_requests import HOUR, at, served
 
 from raymlops.predictions.compact import compact, retain
-from raymlops.predictions.files import Store
 from raymlops.predictions.read import read_predictions
+from raymlops.storage.store import Store
 
 NEXT_DAY = HOUR + timedelta(days=1)
 FOLDER = "predictions/flights/version=3/date=2026-11-25/hour=12"

@@ -7,11 +7,11 @@ import pytest
 from served_requests import HOUR, at, served
 
 from raymlops.predictions.compact import compact
-from raymlops.predictions.files import Store
 from raymlops.predictions.labelled import load_labels, settle
 from raymlops.predictions.labels import SCHEMA, Label, LabelLog
 from raymlops.predictions.partition import Faults
 from raymlops.predictions.read import read_predictions
+from raymlops.storage.store import Store
 
 
 def events(*labels):

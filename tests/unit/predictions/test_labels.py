@@ -7,8 +7,8 @@ import pytest
 from served_requests import HOUR
 
 from raymlops.errors import InvalidRowsError, StorageError
-from raymlops.predictions.files import Store
 from raymlops.predictions.labels import MAX_WAITING, SCHEMA, Label, LabelLog, parse_feedback
+from raymlops.storage.store import Store
 
 
 def test_feedback_becomes_labels():

@@ -5,10 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 from served_requests import SIGNATURE, at, served
 
-from raymlops.predictions.files import Store
 from raymlops.predictions.log import PredictionLog, pieces
 from raymlops.predictions.read import read_predictions
 from raymlops.predictions.settings import LogSettings, unknown_redactions
+from raymlops.storage.store import Store
 
 
 def make(uri, **changes):

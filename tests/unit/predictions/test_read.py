@@ -134,7 +134,7 @@ def test_a_listing_that_missed_a_merged_file_is_taken_again(tmp_path, write):
         def __getattr__(self, name):
             return getattr(self._store, name)
 
-    from raymlops.predictions.files import Store
+    from raymlops.storage.store import Store
 
     live, replaced = survey(Between(Store(str(tmp_path))), FOLDER, Faults())
     assert [len(file.sources) for file in live] == [2]
@@ -170,7 +170,7 @@ def test_a_storage_that_goes_away_is_no_damage(s3, write):
 
 def test_an_object_that_is_removed_while_it_is_read_is_looked_for_again(s3, store, write):
     """As a file is."""
-    from raymlops.predictions.files import Store
+    from raymlops.storage.store import Store
 
     uri = s3.uri("bucket/base")
     write([served("a")], [served("b")], [served("c")], uri=uri)

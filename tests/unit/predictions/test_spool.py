@@ -4,9 +4,9 @@ import pytest
 from served_requests import SIGNATURE, at, served
 
 from raymlops.errors import StorageError
-from raymlops.predictions.files import Namer
 from raymlops.predictions.schema import to_tables
 from raymlops.predictions.spool import Spool
+from raymlops.storage.store import Namer
 
 
 class Storage:

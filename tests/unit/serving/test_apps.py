@@ -6,7 +6,7 @@ import asyncio
 
 from raymlops.serving.apps import _Callable
 from raymlops.serving.arrival import METADATA
-from raymlops.serving.grpcfront import GrpcReply
+from raymlops.serving.replica.grpc_front import GrpcReply
 
 
 def test_a_client_does_not_say_when_its_call_arrived():

@@ -11,13 +11,13 @@ import torch
 from tiny import Tiny, make_table
 from torch import nn
 
-from raymlops.answerloss import AnswerLoss
+from raymlops.answer_loss import AnswerLoss
 from raymlops.config.load import load_data
+from raymlops.data.prepare import Memory, prepare
 from raymlops.project import bind
 from raymlops.recipe import RecipeBase, Splits
 from raymlops.signature import Column, Signature
 from raymlops.training.answers import answer_loss
-from raymlops.training.data import Memory, prepare
 
 
 class Line(RecipeBase):

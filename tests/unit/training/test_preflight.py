@@ -12,8 +12,8 @@ from preflight_jobs import tried
 from ranks import ranks
 from tiny import Tiny
 
+from raymlops.data.prepare import prepare
 from raymlops.errors import RecipeError
-from raymlops.training.data import prepare
 from raymlops.training.example import example_rows
 from raymlops.training.preflight import has_unused_parameters, preflight, preflight_sweep
 

@@ -19,14 +19,14 @@ from raymlops.errors import NonFiniteError, RecipeError, StorageError, TrackingE
 from raymlops.project import Project, bind
 from raymlops.records import DataRecord
 from raymlops.tracking.client import Tracker, tracker
-from raymlops.training.evaluate import totals
-from raymlops.training.record import open_run
+from raymlops.training.loop.evaluation import totals
 from raymlops.training.run import load_weights, prepare, train
+from raymlops.training.runs.mlflow_run import open_run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from raymlops.training.progress import Event
+    from raymlops.training.events import Event
 
 
 @pytest.fixture

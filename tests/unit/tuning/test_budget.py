@@ -6,7 +6,7 @@ import pytest
 
 from raymlops.config.load import load_data
 from raymlops.records import SpentRecord, TrialRecord
-from raymlops.tuning.meter import Tally, good_enough, spent, used_up, words
+from raymlops.tuning.budget import Tally, good_enough, spent, used_up, words
 
 
 def section(**sweep):

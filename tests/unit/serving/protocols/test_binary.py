@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from protocol_fakes import ROWS, answer, binary_body, parse, predict, refused, tensors
 
-from raymlops.serving.protocols.asked import BINARY
+from raymlops.serving.protocols.base import BINARY
 from raymlops.serving.protocols.binary import HEADER, read_tensor, write_tensor
 from raymlops.serving.protocols.oip import PROTOCOL
 

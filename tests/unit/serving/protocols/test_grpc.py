@@ -10,8 +10,8 @@ from raymlops.errors import RowProblem
 from raymlops.serving.protocols import grpc as form
 from raymlops.serving.protocols import oip
 from raymlops.serving.protocols.grpc import PROTOCOL
-from raymlops.serving.protocols.stubs import METHODS, request_class, response_class
-from raymlops.serving.reading import Refusal
+from raymlops.serving.protocols.grpc_messages import METHODS, request_class, response_class
+from raymlops.serving.refusal import Refusal
 
 
 def ask(request) -> Refusal:

@@ -8,7 +8,7 @@ from protocol_fakes import ANSWERING, ROWS, SIGNATURE, answer, parse, predict, r
 
 from raymlops.serving.protocols.native import PROTOCOL as NATIVE
 from raymlops.serving.protocols.oip import PROTOCOL, metadata, server_metadata
-from raymlops.serving.reading import Refusal
+from raymlops.serving.refusal import Refusal
 from raymlops.signature import Column, Signature
 
 

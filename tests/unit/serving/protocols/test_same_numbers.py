@@ -13,8 +13,8 @@ from protocol_fakes import ANSWERING, PROTOCOLS, ROWS, SIGNATURE, answer, binary
 
 from raymlops.bundle.pyfunc import PyfuncModel
 from raymlops.serving.protocols.binary import HEADER
-from raymlops.serving.protocols.stubs import response_class
-from raymlops.serving.reading import Refusal
+from raymlops.serving.protocols.grpc_messages import response_class
+from raymlops.serving.refusal import Refusal
 
 REQUESTS = {
     "native": ("native", json.dumps({"rows": ROWS}).encode(), {}),

@@ -1,0 +1,181 @@
+"""A process's prepared data, kept for its next trial.
+
+Owns the question whether another configuration would have prepared the same data: it would, where it differs only in
+fields of the recipe's configuration that ``datasets``, ``fit``, ``encode`` and ``target`` never read. What they
+read is watched, so that a sweep over ``hidden`` loads its data once a process and one over ``train_rows``
+does not train on the wrong rows. The same question decides whether a process may take over what another one found out:
+files that were listed, rows that were counted, Ray Data that was written, or all of its data. Knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import copy
+import platform
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from raymlops.data.prepare import Prepared, prepare
+from raymlops.data.shared import SharedData, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from raymlops.project import Project
+    from raymlops.recipe import RecipeConfig
+
+
+@dataclass
+class _Entry:
+    project: Project
+    watched: WatchedConfig
+    prepared: Prepared
+
+    def fits(self, project: Project) -> bool:
+        """Return whether ``project`` would prepare the same data. Asked anew each time: reading goes on in training."""
+        return (
+            self.project.recipe_class is project.recipe_class
+            and self.project.spec.train.seed == project.spec.train.seed
+            and all(
+                getattr(self.project.recipe_config, name) == getattr(project.recipe_config, name)
+                for name in self.watched.read_fields()
+            )
+        )
+
+
+class DataCache:
+    """Prepared data by what it was made from; the last one only, as a trial's data may fill the memory.
+
+    ``shared`` is what another process prepared: it is at hand beside the last one, as it costs no memory.
+    """
+
+    def __init__(self, shared: SharedData | None = None) -> None:
+        self._shared = shared
+        self._entry: _Entry | None = None
+        self.prepared = 0
+        """How often data was prepared anew."""
+
+    def get(
+        self, project: Project, *, shared: Mapping[str, Any] | None = None, state: Mapping[str, Any] | None = None
+    ) -> Prepared:
+        """Return the project's data: prepared before, with a recipe of this configuration, or prepared now.
+
+        ``shared`` is what ``share`` returned in another process; it is used where the data would be the same.
+        ``state`` is what ``fit`` returned for weights that training goes on with: another fit is none of theirs.
+
+        Raises:
+            RecipeError, StorageError: as ``prepare``.
+        """
+
+        def has_state(found: Mapping[str, Any]) -> bool:
+            return state is None or found == state
+
+        if self._entry is not None and self._entry.fits(project) and has_state(self._entry.prepared.state):
+            kept = self._entry.prepared
+            return Prepared(project.recipe(state=kept.state), kept.splits, kept.state)
+        self._entry = None
+        watched = WatchedConfig(project.recipe_config)
+        ready = self._shared
+        same = ready is not None and ready.fits_here and ready.key == _key(project, ready.key)
+        if ready is not None and same and has_state(ready.state):
+            watched.count_as_read(ready.key["config"])
+            recipe = replace(project, recipe_config=watched).recipe(state=ready.state)  # type: ignore[arg-type]
+            made = ready.prepared(recipe)
+            self._entry = _Entry(project, watched, made)
+            return Prepared(project.recipe(state=made.state), made.splits, made.state)
+        self.prepared += 1
+        sources = None
+        if shared is not None and shared["key"] == _key(project, shared["key"]):
+            sources = shared["sources"]
+            watched.count_as_read(shared["key"]["config"])  # there: here ``datasets`` may not be called
+        made = prepare(replace(project, recipe_config=watched), state=state, sources=sources)  # type: ignore[arg-type]
+        if state is not None:
+            return Prepared(project.recipe(state=made.state), made.splits, made.state)  # what fit reads was not seen
+        self._entry = _Entry(project, watched, made)
+        return Prepared(project.recipe(state=made.state), made.splits, made.state)
+
+    def share(self) -> dict[str, Any]:
+        """Return, as JSON data, what spares another process the search for the data that was prepared last."""
+        entry = self._entry
+        assert entry is not None, "nothing was prepared"
+        fields = dict.fromkeys(entry.watched.read_fields())
+        return {"key": _key(entry.project, {"config": fields}), "sources": entry.prepared.sources()}
+
+    def shared_data(self) -> SharedData | None:
+        """Return what spares another process all of it, to be given to its cache; None where that cannot be.
+
+        Raises:
+            RecipeError: ``encode()`` or ``target()`` raises.
+        """
+        entry = self._entry
+        assert entry is not None, "nothing was prepared"
+        sources = entry.prepared.sources()
+        parts = pack(entry.prepared.splits, sources=sources)  # encodes: only then is all read that decides the data
+        if parts is None:
+            return None
+        return SharedData(self.share()["key"], sources, entry.prepared.state, parts, host=platform.node())
+
+
+def _key(project: Project, like: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the data of a project depends on, by the fields of another one's key."""
+    values = project.recipe_config.model_dump(mode="json")
+    config = {name: values.get(name) for name in sorted(like["config"])}
+    return {"recipe": project.reference, "seed": project.spec.train.seed, "config": config}
+
+
+class WatchedConfig:
+    """Stands in for a recipe's configuration and notes which fields are read.
+
+    Whatever is more than reading a field (dumping, copying, comparing, iterating) counts as reading them all.
+    """
+
+    def __init__(self, config: RecipeConfig) -> None:
+        object.__setattr__(self, "_config", config)
+        object.__setattr__(self, "_read", set())
+
+    def read_fields(self) -> frozenset[str]:
+        """Return the names of the fields read so far."""
+        return frozenset(object.__getattribute__(self, "_read"))
+
+    def count_as_read(self, names: Iterable[str]) -> None:
+        """Count fields as read."""
+        object.__getattribute__(self, "_read").update(names)
+
+    def __getattr__(self, name: str) -> Any:
+        config = self._config
+        if name in type(config).model_fields:
+            self._read.add(name)
+            return getattr(config, name)
+        return getattr(self._all(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._config, name, value)  # frozen: pydantic's own error
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # isinstance holds
+        return type(self._config)
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return iter(self._all())
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._all() == other)
+
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+    def __repr__(self) -> str:
+        return repr(self._all())
+
+    def __copy__(self) -> Any:
+        return copy.copy(self._all())
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return copy.deepcopy(self._all(), memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self._all().__reduce_ex__(protocol)
+
+    def _all(self) -> Any:
+        config = object.__getattribute__(self, "_config")
+        object.__getattribute__(self, "_read").update(type(config).model_fields)
+        return config

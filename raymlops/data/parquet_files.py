@@ -1,0 +1,233 @@
+"""Parquet files: counted by their footers, held against what was listed, and read one row group at a time.
+
+Owns the list that travels to workers, and what can be wrong with a file. Knows nothing of recipes, batches or
+memory, and needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raymlops.data.columns import table_columns
+from raymlops.errors import RecipeError, StorageError
+from raymlops.storage.locate import GO_ON, find_files, located, unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
+
+_FOOTERS_AT_A_TIME = 16
+_OPEN_FILES = 8
+_TEXT_BYTES, _NUMBER_BYTES = 64, 8
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file as it was when it was listed. ``group_rows`` are the rows of each of its row groups."""
+
+    uri: str
+    size: int
+    mtime_ns: int | None
+    group_rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    """Files whose rows count through in this order. ``memory_bytes`` is what all columns may take when decoded."""
+
+    files: tuple[DataFile, ...]
+    memory_bytes: int = 0
+
+    @cached_property
+    def group_rows(self) -> npt.NDArray[np.int64]:
+        """Return the rows of each row group, of all files in order."""
+        return np.array([rows for file in self.files for rows in file.group_rows], dtype=np.int64)
+
+    @property
+    def rows(self) -> int:
+        """Return the rows of all files."""
+        return int(self.group_rows.sum())
+
+    @cached_property
+    def places(self) -> list[tuple[DataFile, int]]:
+        """Return each row group's file and number in it, in the same order."""
+        return [(file, number) for file in self.files for number in range(len(file.group_rows))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        files = [{**asdict(file), "group_rows": list(file.group_rows)} for file in self.files]
+        return {"files": files, "memory_bytes": self.memory_bytes}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ParquetFiles:
+        """Rebuild a list that ``to_dict`` gave."""
+        files = tuple(
+            DataFile(str(file["uri"]), int(file["size"]), file["mtime_ns"], tuple(file["group_rows"]))
+            for file in data["files"]
+        )
+        return cls(files, int(data["memory_bytes"]))
+
+    def dataset(self) -> Any:
+        """Return the files as a ``pyarrow.dataset.Dataset``."""
+        import pyarrow.dataset as ds
+
+        places = [located(file.uri) for file in self.files if file.group_rows]
+        return ds.dataset([path for _, path in places], filesystem=places[0][0], format="parquet")
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all rows as a table's columns. The files may be copies of those that were listed, but of one size.
+
+        Raises:
+            RecipeError: the files do not fit together, or a column has a type that no request could bring.
+            StorageError: a file is gone, damaged, or no longer what was listed.
+        """
+        import pyarrow as pa
+
+        reader = GroupReader(self, copies=True)
+        tables = [reader.read(group)[0] for group in range(len(self.places))]
+        try:
+            return table_columns(pa.concat_tables(tables, promote_options="permissive"))
+        except pa.ArrowException as error:
+            uri = self.files[0].uri
+            raise RecipeError(f"the files beside {uri} hold columns of different types: {error}") from error
+
+    def verify(self) -> None:
+        """Check size and time of every file, without reading any.
+
+        Raises:
+            StorageError: a file is gone or was changed.
+        """
+        with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
+            list(pool.map(_refuse_changed, self.files))
+
+
+def is_parquet(source: Any) -> bool:
+    """Tell whether a split names Parquet files: a path, a URI, or a list of them."""
+    if isinstance(source, list | tuple):
+        return bool(source) and all(isinstance(item, str | Path) for item in source)
+    return isinstance(source, str | Path)
+
+
+def list_parquet(source: str | Path | Sequence[str | Path]) -> ParquetFiles:
+    """Find the files of a path, folder, glob or URI, or of a list of them, and read their footers.
+
+    Files of a folder or glob come in the order of their paths, those of a list as they stand there. A name
+    that starts with ``_`` or ``.`` is passed over.
+
+    Raises:
+        RecipeError: nothing is there, or a URI holds a secret.
+        StorageError: a file is no Parquet file or is damaged, or the storage does not answer.
+    """
+    items = [source] if isinstance(source, str | Path) else list(source)
+    found = [entry for item in items for entry in find_files(str(item))]
+    with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
+        read = list(pool.map(lambda entry: _with_footer(*entry), found))
+    return ParquetFiles(tuple(file for file, _ in read), sum(size for _, size in read))
+
+
+class GroupReader:
+    """Reads row groups. Keeps a few files open, because a footer may be long.
+
+    Each process must read the very files that were listed, or with ``copies`` some of the same size.
+    """
+
+    def __init__(self, files: ParquetFiles, *, copies: bool = False) -> None:
+        self._places = files.places
+        self._copies = copies
+        self._open: OrderedDict[str, Any] = OrderedDict()
+
+    def place(self, group: int) -> str:
+        """Return where a row group lies, as an error message says it."""
+        file, number = self._places[group]
+        return f"row group {number} of {file.uri}"
+
+    def read(self, group: int, columns: Sequence[str] | None = None) -> tuple[Any, list[str]]:
+        """Return a row group as a ``pyarrow.Table`` of those ``columns`` that it has, and the names of all it has.
+
+        Without ``columns`` the table has all.
+
+        Raises:
+            StorageError: the file is gone, damaged, or no longer what was listed.
+        """
+        import pyarrow as pa
+
+        file, number = self._places[group]
+        _refuse_changed(file, copy=self._copies)
+        try:
+            opened = self._file(file)
+            names = opened.schema_arrow.names
+            chosen = None if columns is None else [name for name in columns if name in names]
+            table = opened.read_row_group(number, columns=chosen)
+        except (OSError, pa.ArrowException) as error:
+            self._open.pop(file.uri, None)
+            raise unreadable(self.place(group), error) from error
+        if table.num_rows != file.group_rows[number]:
+            raise _changed(file, f"row group {number} has {table.num_rows} rows, not {file.group_rows[number]}")
+        return table, names
+
+    def _file(self, file: DataFile) -> Any:
+        opened = self._open.pop(file.uri, None)
+        if opened is None:
+            opened = _opened(file.uri)
+            rows = tuple(opened.metadata.row_group(index).num_rows for index in range(opened.metadata.num_row_groups))
+            if rows != file.group_rows:
+                raise _changed(file, f"it has row groups of {list(rows)} rows, not {list(file.group_rows)}")
+            if len(self._open) >= _OPEN_FILES:
+                self._open.popitem(last=False)
+        self._open[file.uri] = opened
+        return opened
+
+
+def _with_footer(uri: str, info: Any) -> tuple[DataFile, int]:
+    """Return the file and what its columns may take in memory."""
+    import pyarrow as pa
+
+    try:
+        opened = _opened(uri)
+        metadata = opened.metadata
+        groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+        plain = [pa.types.is_primitive(field.type) for field in opened.schema_arrow]
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(uri, error) from error
+    # What is encoded as a dictionary grows when it is read: a value takes at least this.
+    row_bytes = sum(_NUMBER_BYTES if simple else _TEXT_BYTES for simple in plain)
+    rows = tuple(group.num_rows for group in groups)
+    memory = sum(group.total_byte_size for group in groups) + sum(rows) * row_bytes
+    return DataFile(uri, info.size, info.mtime_ns, rows), memory
+
+
+def _opened(uri: str) -> Any:
+    import pyarrow.parquet as pq
+
+    filesystem, path = located(uri)
+    return pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=True, page_checksum_verification=True)
+
+
+def _refuse_changed(file: DataFile, *, copy: bool = False) -> None:
+    """Compare a file with what was listed."""
+    try:
+        filesystem, path = located(file.uri)
+        info = filesystem.get_file_info(path)
+    except OSError as error:
+        raise unreadable(file.uri, error) from error
+    if not info.is_file:
+        raise _changed(file, "it is not there")
+    if info.size != file.size:
+        raise _changed(file, f"it has {info.size} bytes, not {file.size}")
+    if not copy and file.mtime_ns is not None and info.mtime_ns is not None and info.mtime_ns != file.mtime_ns:
+        raise _changed(file, "it was written again since")
+
+
+def _changed(file: DataFile, what: str) -> StorageError:
+    return StorageError(
+        f"{file.uri} is no longer the file that the run was prepared with: {what}",
+        hint=f"Every process must read the same files, unchanged while a run lasts: restore it. {GO_ON}",
+    )

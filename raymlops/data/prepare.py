@@ -1,0 +1,193 @@
+"""The data of a run: a recipe's splits opened and fitted, ready to be drawn by row index.
+
+Owns the way from ``datasets()`` to ``Prepared``, and the fingerprint. What a split is and how it is read stands in
+``split``, ``streamed`` and ``iterable``; knows nothing of ranks, epochs or devices.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from raymlops.data.columns import table_columns
+from raymlops.data.parquet_split import ParquetSplit
+from raymlops.data.ray_dataset import FOLDER
+from raymlops.data.sources import Memory, open_source, stands_alone
+from raymlops.data.split import SplitData
+from raymlops.errors import RecipeError, UsageError
+from raymlops.recipe import RecipeBase, call_recipe, signature_of
+from raymlops.records import DataRecord
+from raymlops.storage import filesystem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from raymlops.project import Project
+
+__all__ = ["FIT", "SOURCES", "Memory", "Prepared", "SplitData", "prepare", "table_columns", "written"]
+
+VERSION = 2
+"""Of fingerprints. The first one, which carries none, hashed what datasets' items drew as it came."""
+SPLITS = ("train", "validation", "test")
+SOURCES = "data/sources.json"
+"""Artifact of a run: what ``Prepared.sources()`` returned, for whoever has to find its rows again."""
+FIT = "data/fit.json"
+"""Artifact of a run: what ``fit`` returned, for a resume before the first checkpoint."""
+SEED_IT = "If datasets() draws rows at random, seed it and train again, such as by np.random.default_rng(self.seed)."
+"""Advice where rows are no longer those that were trained on."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with its state, and its splits."""
+
+    recipe: RecipeBase
+    splits: dict[str, SplitData]
+    state: dict[str, Any]
+    refitted: dict[str, Any] | None = None
+    """What ``fit`` returns now, where the state was known and it was asked for to be compared."""
+
+    @cached_property
+    def data(self) -> DataRecord:
+        """Return rows and fingerprint of all splits; it reads every row once."""
+        digest = sha256()
+        for name, split in self.splits.items():
+            digest.update(f"{name}:{split.rows}:{split.digest()}:".encode())
+        notes = tuple(split.note for split in self.splits.values() if split.note)
+        return DataRecord(f"v{VERSION}:{digest.hexdigest()}", self._rows, notes)
+
+    def data_as(self, fingerprint: str, *, rows: Mapping[str, int]) -> DataRecord:
+        """Return rows and fingerprint, made as one was that a run recorded: equal where the data is the same.
+
+        Items that differ each time they are read, which is found by reading some again, cannot be compared, and forfeit
+        no run: where splits have as many ``rows`` as were recorded, the recorded fingerprint is returned, with a note.
+
+        Raises:
+            UsageError: a newer raymlops recorded it.
+        """
+        version = _version_of(fingerprint)
+        here = self.data if version == VERSION else DataRecord(self._first_fingerprint, self._rows)
+        if here.fingerprint == fingerprint or not fingerprint:
+            return here
+        if any(here.rows.get(name) != count for name, count in rows.items()):
+            return here
+        loose = [name for name, split in self.splits.items() if not split.is_repeatable(version)]
+        if not loose:
+            return here
+        note = (
+            f"items of {' and '.join(loose)} differ each time they are read, so that the data is taken to be what it "
+            "was: only numbers of rows were compared"
+        )
+        return DataRecord(fingerprint, self._rows, (note,))
+
+    @cached_property
+    def _first_fingerprint(self) -> str:
+        """Return the fingerprint without a version, as the first release made it."""
+        digest = sha256()
+        for name, split in self.splits.items():
+            digest.update(f"{name}:{split.rows}:".encode())
+            for chunk in split.fingerprint():
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    @property
+    def _rows(self) -> dict[str, int]:
+        return {name: split.rows for name, split in self.splits.items()}
+
+    def sources(self) -> dict[str, Any]:
+        """Return as JSON data what lets ``prepare`` give another process the very same rows, without looking again."""
+        return {name: split.describe() for name, split in self.splits.items()}
+
+    def verify(self) -> None:
+        """Check, without reading rows, that the files of streamed splits are those that were listed.
+
+        Raises:
+            StorageError: a file is gone or was changed.
+        """
+        for split in self.splits.values():
+            if isinstance(split, ParquetSplit):
+                split.verify()
+
+
+def prepare(
+    project: Project,
+    *,
+    state: Mapping[str, Any] | None = None,
+    sources: Mapping[str, Any] | None = None,
+    memory: Memory | None = None,
+    refit: bool = False,
+) -> Prepared:
+    """Open the splits and fit the recipe on the training split, or take over the ``state`` of an earlier fit.
+
+    With ``refit`` a ``state`` is taken over too, and ``Prepared.refitted`` says what a fit gives now.
+
+    ``sources`` is what ``Prepared.sources()`` returned in another process, for some splits or all of them. Parquet
+    files are then those, and ``datasets()`` is called only where a split needs it; what it returns must be the rows
+    that it returned there. ``memory`` bounds what streamed splits take.
+
+    Raises:
+        RecipeError: ``datasets()``, ``fit()`` or ``signature()`` raises, a split is missing, empty or of an unknown
+            kind, there is no signature, a column of it or the label is not in a table, the fitted state is no
+            JSON data, or a split is not that of ``sources``.
+        StorageError: a Parquet file cannot be read, or Ray Data cannot be written.
+    """
+    name = project.recipe_class.__name__
+    known = {part: None if sources is None else sources.get(part) for part in SPLITS}
+    recipe = call_recipe(f"{name}()", lambda: project.recipe(state=state))
+    splits: Any = None
+    if not all(stands_alone(known[part]) for part in SPLITS):
+        splits = call_recipe(f"{name}.datasets()", recipe.datasets)
+    data_uri = filesystem.join(project.spec.storage.path, FOLDER)
+    opened = {
+        part: open_source(splits, part, name=name, known=known[part], data_uri=data_uri, memory=memory or Memory())
+        for part in SPLITS
+    }
+    fitted: dict[str, Any] | None = None
+    if state is None or refit:
+        train, unfitted = opened["train"].to_fit(), recipe
+        if state is not None:
+            unfitted = call_recipe(f"{name}()", project.recipe)
+        fitted = _json(call_recipe(f"{name}.fit()", lambda: unfitted.fit(train)), where=f"{name}.fit()")
+    if state is None:
+        recipe = call_recipe(f"{name}()", lambda: project.recipe(state=fitted))
+    signature_of(recipe)  # training on a torch dataset never asks for it, serving does
+    return Prepared(
+        recipe=recipe,
+        splits={part: source.split(recipe) for part, source in opened.items()},
+        state=dict(recipe.state),
+        refitted=None if state is None else fitted,
+    )
+
+
+def written(sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of ``sources`` that were written from Ray Data, which no later process should run again."""
+    return {part: known for part, known in sources.items() if known.get("written")}
+
+
+def _version_of(fingerprint: str) -> int:
+    version, colon, _ = fingerprint.partition(":")
+    if not fingerprint:
+        return VERSION
+    if not colon:
+        return 1
+    if version != f"v{VERSION}":
+        raise UsageError(
+            f"the data's fingerprint {fingerprint[:12]} was made by a newer raymlops; this one reads up to v{VERSION}",
+            hint="Upgrade raymlops.",
+        )
+    return VERSION
+
+
+def _json(state: Any, *, where: str) -> dict[str, Any]:
+    try:
+        plain = json.loads(json.dumps(state, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"{where} returned what JSON cannot hold: {error}", hint="Return text, finite numbers, lists and dicts."
+        ) from error
+    if not isinstance(plain, dict):
+        raise RecipeError(f"{where} returned a {type(state).__name__}; return a dict")
+    return plain

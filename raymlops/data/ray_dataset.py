@@ -1,0 +1,130 @@
+"""A Ray Data dataset as Parquet files: written once, by the process that prepares a run, and read by all.
+
+Ray Data keeps no position: neither a worker that comes back nor a run that goes on could take up a pipeline in
+mid-epoch (2.60), and each process would run it anew. Files have row numbers. What is equal is written once: a small
+index, named by the SHA-256 of the rows, says where it lies, and works on a filesystem that cannot rename too.
+
+Owns the writing and the index. Knows nothing of recipes or splits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from raymlops.data.columns import hash_columns, table_columns
+from raymlops.data.parquet_files import GroupReader, ParquetFiles, list_parquet
+from raymlops.errors import RecipeError, StorageError
+from raymlops.storage import filesystem
+from raymlops.storage.locate import located
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FOLDER = "data"
+"""Below ``storage.path``."""
+
+_GROUP_ROWS = 16_384
+
+
+def is_ray_dataset(source: Any) -> bool:
+    """Tell whether a split is a ``ray.data.Dataset``."""
+    data = sys.modules.get("ray.data")
+    return data is not None and isinstance(source, data.Dataset)
+
+
+def materialize(dataset: Any, uri: str, *, part: str) -> ParquetFiles:
+    """Write a dataset's rows below ``uri`` in their order, or find equal ones that were written before.
+
+    Ray must be initialised, and every node must reach ``uri``. The rows are read once more, for their digest.
+
+    Raises:
+        RecipeError: Ray is not initialised, the pipeline fails or has no rows, or a column is of a type that no
+            request could bring.
+        StorageError: the files cannot be written.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        raise RecipeError(
+            f"the {part} split is a Ray Data dataset, but Ray is not initialised in this process",
+            hint="Set train.num_workers to at least 1, or write the dataset as Parquet and return its folder.",
+        )
+    filesystem.check_writable(uri)
+    folder = filesystem.join(uri, f"{part}-{uuid4().hex[:12]}")
+    files = _written(dataset, folder, part=part)
+    index = filesystem.join(uri, f"{_digest(files)}.json")
+    known = _known(index)
+    if known is not None:
+        _delete(folder)
+        return known
+    filesystem.write_bytes(index, json.dumps(files.to_dict()).encode())
+    return files
+
+
+def _written(dataset: Any, folder: str, *, part: str) -> ParquetFiles:
+    with _in_order(dataset):
+        filesystem, path = located(folder)
+        try:
+            # Small row groups, because a window of an epoch's order mixes whole ones; with checksums, because a flipped
+            # bit would else be a value.
+            dataset.write_parquet(path, filesystem=filesystem, row_group_size=_GROUP_ROWS, write_page_checksum=True)
+        except OSError as error:
+            raise StorageError(f"the {part} split could not be written to {folder!r}: {error}") from error
+        except Exception as error:
+            raise RecipeError(
+                f"the pipeline of the {part} split, a Ray Data dataset, failed: {_root(error)}"
+            ) from error
+    try:
+        return list_parquet(folder)
+    except RecipeError as error:
+        raise RecipeError(f"the {part} split, a Ray Data dataset, has no rows") from error
+
+
+def _root(error: Exception) -> str:
+    """Return the line of Ray's trace that says what the pipeline's code raised: chained traces show it first."""
+    found = re.search(r"^[A-Za-z_][\w.]*(?:Error|Exception)\b.*$", str(error), re.MULTILINE)
+    return found.group() if found else f"{type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def _in_order(dataset: Any) -> Iterator[None]:
+    """Write blocks in the dataset's order, not in that in which they get ready: the same rows give the same digest."""
+    options = dataset.context.execution_options
+    before = options.preserve_order
+    options.preserve_order = True
+    try:
+        yield
+    finally:
+        options.preserve_order = before
+
+
+def _digest(files: ParquetFiles) -> str:
+    digest = sha256()
+    reader = GroupReader(files)
+    for group in range(len(files.places)):
+        digest.update(hash_columns(table_columns(reader.read(group)[0])).astype("<u8").tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _known(index: str) -> ParquetFiles | None:
+    """Return the files that an index names, where they are still there as they were."""
+    filesystem, path = located(index)
+    try:
+        with filesystem.open_input_file(path) as stream:
+            files = ParquetFiles.from_dict(json.loads(stream.read()))
+        files.verify()
+    except (OSError, ValueError, KeyError, StorageError):
+        return None
+    return files
+
+
+def _delete(folder: str) -> None:
+    filesystem, path = located(folder)
+    with contextlib.suppress(OSError):
+        filesystem.delete_dir(path)

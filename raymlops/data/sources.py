@@ -1,0 +1,196 @@
+"""What a recipe may return as a split, and which kind of split each becomes, here and in the processes that follow.
+
+Owns the choice and its errors. Each kind has a module of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader
+
+from raymlops.data.columns import conform, is_table, table_columns
+from raymlops.data.iterable_split import IterableSplit
+from raymlops.data.parquet_files import ParquetFiles, is_parquet, list_parquet
+from raymlops.data.parquet_split import ParquetSplit, Plan
+from raymlops.data.ray_dataset import is_ray_dataset, materialize
+from raymlops.data.split import DatasetSplit, SplitData, TableSplit
+from raymlops.errors import RecipeError
+from raymlops.recipe import described
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from raymlops.recipe import RecipeBase
+
+_MARKS = ("digest", "sample", "fingerprint", "head")
+"""What ``SplitData.describe`` may say of the rows beside their number."""
+_KINDS = "a table, Parquet files (path, folder, glob, URI or list), a torch dataset or a Ray Data dataset"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a Parquet split may take in each process."""
+
+    whole_bytes: int = 64 << 20
+    """Files that take no more than this are read whole, as a table."""
+    cache_bytes: int = 256 << 20
+    """Others are streamed; this much of them is kept."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A split as it was returned, looked at but not yet held against the recipe.
+
+    ``data`` holds a table's columns, a list of Parquet files to stream, or a dataset.
+    """
+
+    part: str
+    data: Any
+    memory: Memory
+    files: ParquetFiles | None = None
+    """Where ``data`` was read from."""
+    written: bool = False
+    """Whether the files were written here, from Ray Data."""
+    known: Mapping[str, Any] | None = None
+    """What the process before found out, if there was one."""
+
+    def to_fit(self) -> Any:
+        """Return what ``fit`` is given."""
+        return self.data.dataset() if isinstance(self.data, ParquetFiles) else self.data
+
+    def split(self, recipe: RecipeBase) -> SplitData:
+        """Return the split that ``recipe`` trains on.
+
+        Raises:
+            RecipeError: its rows are not what the signature says, or not those of the process before.
+            StorageError: its first rows cannot be read.
+        """
+        split = self._split(recipe)
+        known = self.known or {}
+        kind, rows = known.get("kind"), known.get("rows")
+        if known and not stands_alone(known) and (split.kind, split.rows) != (kind, rows):
+            raise _other_rows(self.part, recipe, f"{split.rows} rows ({split.kind})", f"{rows} rows ({kind})")
+        for mark in _MARKS:
+            there = known.get(mark)
+            # Rows that this very process sees differently the next time cannot be compared.
+            if there and (here := split.mark(mark)) != there and split.mark(mark) == here:
+                raise _other_rows(self.part, recipe, f"{rows} rows", "other ones")
+        return split
+
+    def _split(self, recipe: RecipeBase) -> SplitData:
+        known = self.known or {}
+        if isinstance(self.data, dict):
+            columns = conform(self.data, recipe, place=f"the {self.part} table")
+            return TableSplit(columns, name=self.part, recipe=recipe, files=self.files, written=self.written)
+        if isinstance(self.data, ParquetFiles):
+            plan = Plan(**known["plan"]) if known else None
+            split = ParquetSplit(
+                self.data,
+                name=self.part,
+                recipe=recipe,
+                plan=plan,
+                cache_bytes=self.memory.cache_bytes,
+                written=self.written,
+            )
+            _ = split.plan  # what is wrong with the first rows is found here
+            return split
+        if _has_index(self.data):
+            return DatasetSplit(self.data, name=self.part, recipe=recipe)
+        found = IterableSplit(
+            self.data,
+            name=self.part,
+            recipe=recipe,
+            rows=known.get("rows"),
+            digest=known.get("digest"),
+            head=known.get("head"),
+        )
+        _refuse_empty(found.rows, self.part, name=type(recipe).__name__)
+        return found
+
+
+def stands_alone(known: Mapping[str, Any] | None) -> bool:
+    """Tell whether a description is all it takes to read the split, so that ``datasets()`` need not be called."""
+    return known is not None and known["kind"] == ParquetSplit.kind
+
+
+def open_source(
+    splits: Any, part: str, *, name: str, known: Mapping[str, Any] | None, data_uri: str, memory: Memory
+) -> Source:
+    """Return a split of what ``datasets()`` of the recipe ``name`` returned, or of what is ``known`` of it.
+
+    Raises:
+        RecipeError: the split is missing, or of a kind that cannot be drawn from.
+        StorageError: a Parquet file is damaged, or Ray Data could not be written under ``data_uri``.
+    """
+    if known is not None and stands_alone(known):
+        files, whole = ParquetFiles.from_dict(known), bool(known["whole"])
+        data = files.columns() if whole else files
+        return Source(part, data, memory, files=files, written=bool(known["written"]), known=known)
+    source = getattr(splits, part, None)
+    if source is None:
+        raise RecipeError(
+            f"{name}.datasets() returned no {part} split, but {type(splits).__name__}",
+            hint="Return raymlops.Splits(train=..., validation=..., test=...).",
+        )
+    written = is_ray_dataset(source)
+    if written or is_parquet(source):
+        files = materialize(source, data_uri, part=part) if written else list_parquet(source)
+        _refuse_empty(files.rows, part, name=name)
+        data = files.columns() if files.memory_bytes <= memory.whole_bytes else files
+        return Source(part, data, memory, files=files, written=written, known=known)
+    if is_table(source):
+        source = table_columns(source)
+        _refuse_empty(len(next(iter(source.values()))), part, name=name)
+    else:
+        _refuse_other(source, part, name=name)
+        if _has_index(source):
+            _refuse_empty(len(source), part, name=name)
+    return Source(part, source, memory, known=known)
+
+
+def _refuse_empty(rows: int, part: str, *, name: str) -> None:
+    if rows == 0:
+        raise RecipeError(f"{name}.datasets(): the {part} split has no rows", hint=_EMPTY[part])
+
+
+def _other_rows(part: str, recipe: RecipeBase, here: str, there: str) -> RecipeError:
+    return RecipeError(
+        f"{type(recipe).__name__}.datasets() returned a {part} split of {here} in this process, "
+        f"but of {there} on the driver",
+        hint="It must return the same rows in every process, or one rank trains on what another validates with: seed "
+        "what datasets() draws, such as by np.random.default_rng(self.seed), and read what all nodes can read.",
+    )
+
+
+def _refuse_other(source: Any, part: str, *, name: str) -> None:
+    where = f"{name}.datasets(): the {part} split is {described(source)}"
+    if isinstance(source, DataLoader):
+        raise RecipeError(
+            f"{where}, which makes batches of its own",
+            hint="Return the dataset that it loads from: batches, order and shares are made here.",
+        )
+    if _has_index(source):
+        return
+    if not hasattr(source, "__iter__"):
+        raise RecipeError(f"{where}, which has no rows to draw by index and no iterator", hint=f"Return {_KINDS}.")
+    if hasattr(source, "__next__"):
+        raise RecipeError(
+            f"{where}, which can be read a single time", hint="Return an object whose __iter__ begins a new pass."
+        )
+
+
+def _has_index(source: Any) -> bool:
+    from torch.utils.data import IterableDataset
+
+    # IterableDataset inherits __getitem__, which raises.
+    indexed = hasattr(source, "__len__") and hasattr(source, "__getitem__")
+    return indexed and not isinstance(source, IterableDataset)
+
+
+_EMPTY = {
+    "train": "There is nothing to learn from.",
+    "validation": "It decides the best checkpoint: give it rows that are not in train.",
+    "test": "It judges the final model once: give it rows that are in neither train nor validation.",
+}

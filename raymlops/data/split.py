@@ -1,0 +1,321 @@
+"""A split: rows drawn by index, whatever the recipe returned, and the order in which an epoch draws them.
+
+Owns what all kinds of splits share, and the two that are held in memory: tables and torch datasets with an index.
+Knows nothing of ranks or devices: those are indices to it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch.utils.data import TensorDataset, default_collate
+
+from raymlops.data.batches import encode, encode_all, leaves, select
+from raymlops.data.columns import conform, hash_columns
+from raymlops.data.order import global_batches, seed_all
+from raymlops.data.random_streams import Stream
+from raymlops.errors import RecipeError
+from raymlops.recipe import call_recipe, described
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    import numpy.typing as npt
+
+    from raymlops.data.parquet_files import ParquetFiles
+    from raymlops.recipe import Batch, RecipeBase
+
+    Array = npt.NDArray[Any]
+
+SAMPLE_ROWS = 64
+"""Rows, evenly spread, by which a process sees that it has the driver's data, or that the data differ each time."""
+_HASH_ROWS = 1024
+
+
+class SplitData(ABC):
+    """One split: ``rows`` of it, drawn as batches by index.
+
+    ``columns`` holds a table's columns, label included, where they are all in memory, else None. Only a split that
+    ``is_table`` has rows that a request could bring; ``take`` gives them. ``on_progress`` may be set: reading that
+    takes long calls it now and then, at least once for 1000 items that go by and for each row group that is decoded.
+    """
+
+    kind: ClassVar[str]
+    is_table: ClassVar[bool] = False
+    columns: dict[str, Array] | None = None
+
+    def __init__(self, *, name: str, rows: int, recipe: RecipeBase) -> None:
+        self.name = name
+        self.rows = rows
+        self.recipe = recipe
+        self.on_progress: Callable[[], None] = _nothing
+
+    @abstractmethod
+    def batch(self, indices: torch.Tensor) -> Batch:
+        """Return the rows at ``indices`` (int64) as one batch, in that order, on the CPU."""
+
+    @abstractmethod
+    def for_recipe(self, recipe: RecipeBase) -> SplitData:
+        """Return the same rows as another recipe encodes them, such as the version that is live.
+
+        Raises:
+            RecipeError: the table lacks a column of that recipe.
+        """
+
+    def batches(self, indices: torch.Tensor | None = None, *, batch_size: int) -> Iterator[Batch]:
+        """Yield batches of at most ``batch_size`` rows; all rows in order without ``indices``."""
+        chosen = torch.arange(self.rows) if indices is None else indices
+        for start in range(0, len(chosen), batch_size):
+            yield self.batch(chosen[start : start + batch_size])
+
+    def global_batches(self, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[torch.Tensor]:
+        """Yield the row indices of each global batch of an epoch but the first ``skip``, each row once.
+
+        Seed and epoch alone decide the order, so it is the same on every rank of any number. The last batch holds
+        what remains. What is skipped is not read.
+        """
+        return global_batches(self.rows, batch_size=batch_size, seed=seed, epoch=epoch, skip=skip)
+
+    def share(self, *, rank: int, world: int) -> torch.Tensor:
+        """Return the indices of one rank's share of all rows, in order: at most ceil(rows / world) of them."""
+        return torch.arange(rank, self.rows, world)
+
+    def take(self, indices: torch.Tensor) -> dict[str, Array] | None:
+        """Return the columns of the rows at ``indices``, in that order; None where the split is no table."""
+        del indices
+        return None
+
+    def sample(self, *, about_rows: int) -> dict[str, Array] | None:
+        """Return the columns of an even sample: every n-th row, with n = rows // ``about_rows``; None for no table."""
+        return self.take(torch.arange(0, self.rows, max(1, self.rows // about_rows)))
+
+    def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
+        """Yield a 64-bit hash for each row in order, in chunks, equal for equal rows, label included."""
+        for batch in self.batches(batch_size=_HASH_ROWS):
+            yield hash_columns(leaves(batch))
+
+    def row_hashes(self) -> npt.NDArray[np.uint64]:
+        """Return the hashes of all rows: 8 bytes each."""
+        return np.concatenate(list(self.hashes()))
+
+    def fingerprint(self) -> Iterator[bytes]:
+        """Yield the split's part of a fingerprint without a version, as the first release made it: all rows' hashes."""
+        for chunk in self.hashes():
+            yield chunk.astype("<u8").tobytes()
+
+    def digest(self) -> str:
+        """Return what identifies the rows: the SHA-256 of all rows' hashes. They are read once, however often asked."""
+        return self._digest_of_rows
+
+    def mark(self, kind: str) -> str | None:
+        """Return what another process compares, as ``describe`` has it under ``kind``; None where there is none."""
+        return self.digest() if kind == "digest" else None
+
+    def is_repeatable(self, version: int) -> bool:
+        """Return whether the rows are the same when they are read again, as a fingerprint of ``version`` reads them."""
+        del version
+        return True
+
+    @property
+    def note(self) -> str:
+        """Return what is to be said of how the rows are identified; empty where their hashes are."""
+        return ""
+
+    def describe(self) -> dict[str, Any]:
+        """Return as JSON data what another process needs to draw the same rows: see ``prepare(sources=...)``."""
+        return {"kind": self.kind, "rows": self.rows}
+
+    @cached_property
+    def _digest_of_rows(self) -> str:
+        return digest_of(self.hashes())
+
+
+class TableSplit(SplitData):
+    """A table in memory. It is encoded once, at its first batch; where ``encode`` pads, batch by batch."""
+
+    kind = "table"
+    is_table = True
+
+    def __init__(
+        self,
+        columns: dict[str, Array],
+        *,
+        name: str,
+        recipe: RecipeBase,
+        files: ParquetFiles | None = None,
+        written: bool = False,
+    ) -> None:
+        super().__init__(name=name, rows=len(next(iter(columns.values()))), recipe=recipe)
+        self.columns: dict[str, Array] = columns
+        self._files = files
+        self._written = written
+
+    def batch(self, indices: torch.Tensor) -> Batch:
+        """Return the rows at ``indices`` (int64) as one batch, in that order, on the CPU."""
+        if self._encoded is None:
+            return encode(self.recipe, self.take(indices))
+        return select(self._encoded, indices)
+
+    def take(self, indices: torch.Tensor) -> dict[str, Array]:
+        """Return the columns of the rows at ``indices``, in that order."""
+        chosen = indices.numpy()
+        return {key: values[chosen] for key, values in self.columns.items()}
+
+    def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
+        """Yield a 64-bit hash for each row in order."""
+        yield hash_columns(self.columns)
+
+    def for_recipe(self, recipe: RecipeBase) -> TableSplit:
+        """Return the same rows as another recipe encodes them."""
+        columns = conform(self.columns, recipe, place=f"the {self.name} table")
+        return TableSplit(columns, name=self.name, recipe=recipe)
+
+    def describe(self) -> dict[str, Any]:
+        """Return as JSON data what another process needs to draw the same rows."""
+        digest = {"digest": self.digest()}
+        if self._files is None:
+            return super().describe() | digest
+        found = {"kind": "parquet", "rows": self.rows, "whole": True, "written": self._written}
+        return {**found, **digest, **self._files.to_dict()}
+
+    @cached_property
+    def _encoded(self) -> Batch | None:
+        return encode_all(self.recipe, self.columns)
+
+
+class DatasetSplit(SplitData):
+    """A torch dataset with ``__len__`` and ``__getitem__``, whose items are collated into batches.
+
+    Items may draw at random. To be hashed, each is drawn with the global generators seeded by its number, as
+    ``RecipeBase.loss`` promises for a step, and the generators are put back. Items that differ all the same draw from
+    elsewhere, such as a generator of their own: such a split is identified by its length, and by what the dataset's
+    ``fingerprint()`` returns, if it has one.
+    """
+
+    kind = "dataset"
+
+    def __init__(self, dataset: Any, *, name: str, recipe: RecipeBase) -> None:
+        super().__init__(name=name, rows=len(dataset), recipe=recipe)
+        self._dataset = dataset
+
+    def batch(self, indices: torch.Tensor) -> Batch:
+        """Return the items at ``indices`` (int64) as one batch, in that order."""
+        dataset = self._dataset
+        if isinstance(dataset, TensorDataset):
+            return list(dataset[indices])
+        if hasattr(dataset, "__getitems__"):
+            return default_collate(dataset.__getitems__(indices.tolist()))
+        return default_collate([dataset[index] for index in indices.tolist()])
+
+    def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
+        """Yield a 64-bit hash for each item in order, in chunks, equal in each pass and in every process."""
+        for chunk in _chunks(torch.arange(self.rows), _HASH_ROWS):
+            yield hash_columns(leaves(self._seeded(chunk)))
+            self.on_progress()
+
+    def fingerprint(self) -> Iterator[bytes]:
+        """Yield the split's part of a fingerprint without a version: what items draw was not seeded then."""
+        for chunk in super().hashes():
+            yield chunk.astype("<u8").tobytes()
+
+    def digest(self) -> str:
+        """Return what identifies the items: the SHA-256 of their hashes, or of length and ``fingerprint()``."""
+        if self._differs:
+            return sha256(f"{self.rows} items, fingerprint {self._own_fingerprint}".encode()).hexdigest()
+        return self._digest_of_rows
+
+    def mark(self, kind: str) -> str | None:
+        """Return ``sample``, a digest of a few items, or ``fingerprint``, what the dataset says itself."""
+        if kind == "sample":
+            return self._sample(self._seeded)
+        return self._own_fingerprint if kind == "fingerprint" else None
+
+    def is_repeatable(self, version: int) -> bool:
+        """Return whether a few items are the same when they are drawn again."""
+        draw = self.batch if version == 1 else self._seeded
+        # As many as tell also of what differs now and then.
+        return self._sample(draw, rows=_HASH_ROWS) == self._sample(draw, rows=_HASH_ROWS)
+
+    @property
+    def note(self) -> str:
+        """Return how items that cannot be seeded are identified."""
+        if not self._differs:
+            return ""
+        how = "its length" if self._own_fingerprint is None else "its length and its fingerprint()"
+        return (
+            f"items of the {self.name} split differ each time they are read, although torch's generator, random and "
+            f"numpy.random are seeded: the split is identified by {how}, not by its items"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return as JSON data what another process needs to draw the same rows."""
+        kind = "fingerprint" if self._differs else "sample"
+        mark = self.mark(kind)
+        return super().describe() | ({} if mark is None else {kind: mark})
+
+    def for_recipe(self, recipe: RecipeBase) -> DatasetSplit:
+        """Return the same items: no recipe encodes them."""
+        return DatasetSplit(self._dataset, name=self.name, recipe=recipe)
+
+    @cached_property
+    def _differs(self) -> bool:
+        if type(self._dataset) is TensorDataset:
+            return False
+        return self.mark("sample") != self.mark("sample")
+
+    @cached_property
+    def _own_fingerprint(self) -> str | None:
+        ask = getattr(self._dataset, "fingerprint", None)
+        if not callable(ask):
+            return None
+        where = f"{self._where}: fingerprint() of a {type(self._dataset).__name__}"
+        found = call_recipe(where, ask)
+        if not isinstance(found, str):
+            raise RecipeError(f"{where} returned {described(found)}", hint="Return text that changes with the items.")
+        return found
+
+    @property
+    def _where(self) -> str:
+        return f"{type(self.recipe).__name__}.datasets(): the {self.name} split"
+
+    def _sample(self, draw: Callable[[torch.Tensor], Batch], *, rows: int = SAMPLE_ROWS) -> str:
+        spread = torch.linspace(0, self.rows - 1, min(rows, self.rows), dtype=torch.float64).round().long()
+        return digest_of(hash_columns(leaves(draw(row))) for row in _chunks(spread, 1))
+
+    def _seeded(self, indices: torch.Tensor) -> Batch:
+        """Return a batch whose items each draw what their number says; where items come together, what the first's."""
+        dataset, together = self._dataset, hasattr(self._dataset, "__getitems__")
+        if type(dataset) is TensorDataset:
+            return self.batch(indices)
+
+        def draw() -> Batch:
+            items: list[Any] = []
+            for part in _chunks(indices, len(indices) if together else 1):
+                seed_all(int(part[0]), device=torch.device("cpu"))
+                items += dataset.__getitems__(part.tolist()) if together else [dataset[int(part[0])]]
+            return default_collate(items)
+
+        with Stream(0).drawn_from():
+            return call_recipe(f"{self._where}: an item", draw)
+
+
+def digest_of(chunks: Iterable[npt.NDArray[np.uint64]]) -> str:
+    """Return the SHA-256 of rows' hashes."""
+    digest = sha256()
+    for chunk in chunks:
+        digest.update(chunk.astype("<u8").tobytes())
+    return digest.hexdigest()
+
+
+def _chunks(indices: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
+
+
+def _nothing() -> None:
+    """Do nothing."""

@@ -1,0 +1,153 @@
+"""Where a batch prediction reads and writes: its input found, its output there at once and whole, or not at all.
+
+Owns what can be wrong with either. Knows nothing of workers.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymlops.config.credentials import holds_credential, redact
+from raymlops.errors import RaymlopsError, RecipeError, StorageError, UsageError
+from raymlops.lifecycle.batch.chunks import VERSION_COLUMN
+from raymlops.records import Record, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from raymlops.data.parquet_files import ParquetFiles
+    from raymlops.lifecycle.batch.chunks import Chunk
+    from raymlops.signature import Signature
+
+MANIFEST = "_manifest.json"
+"""Written last. Parquet readers pass over names that start so."""
+
+
+def place(uri: str, what: str) -> str:
+    """Return a place as every worker understands it.
+
+    Raises:
+        UsageError: it holds a credential.
+    """
+    from raymlops.config.paths import local_path
+
+    if holds_credential(uri):
+        raise UsageError(f"the {what}'s URI holds a credential", hint="Give it by environment variables or a role.")
+    local = local_path(uri)
+    return uri if local is None else str(local)
+
+
+def refuse_existing(output: str) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        UsageError: naming it, and whether it is whole.
+    """
+    from raymlops.storage import filesystem
+
+    found = filesystem.listing(output)
+    if not found and (filesystem.is_remote(output) or not Path(output).is_file()):
+        return
+    whole = MANIFEST in found or not found
+    raise UsageError(
+        f"the output {output} exists" if whole else f"the output {output} exists, and is not a whole one",
+        hint="Choose another place, or remove it.",
+    )
+
+
+def input_files(source: str) -> ParquetFiles:
+    """Return the Parquet files of the input.
+
+    Raises:
+        UsageError: there are none, or they have no rows.
+        StorageError: they cannot be read.
+    """
+    from raymlops.data.parquet_files import list_parquet
+
+    try:
+        files = list_parquet(source)
+    except RecipeError as error:
+        raise UsageError(f"the input {source} names no Parquet file") from error
+    except StorageError as error:
+        raise said(error) from error
+    if files.rows == 0:
+        raise UsageError(f"the input {source} has no rows")
+    return files
+
+
+def kept_columns(files: ParquetFiles, signature: Signature, keep: Sequence[str] | None) -> dict[str, Any]:
+    """Return the columns of the input that the output has too, with their types.
+
+    Raises:
+        UsageError: one is not there, one would be there twice, or the files do not fit together.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from raymlops.storage.locate import located
+
+    places = [located(file.uri) for file in files.files]
+    try:
+        schemas = [pq.read_schema(path, filesystem=filesystem) for filesystem, path in places]
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise UsageError(f"the files of the input hold columns of different types: {error}") from error
+    except OSError as error:
+        raise StorageError(redact(f"the input cannot be read: {error}")) from error
+    inputs = {column.name for column in signature.inputs}
+    names = [name for name in schema.names if name not in inputs] if keep is None else list(dict.fromkeys(keep))
+    if missing := [name for name in names if name not in schema.names]:
+        raise UsageError(
+            f"the input has no column {', '.join(missing)}", hint=f"Its columns: {', '.join(schema.names)}."
+        )
+    made = {VERSION_COLUMN, *(column.name for column in signature.outputs)}
+    if twice := sorted(made.intersection(names)):
+        raise UsageError(
+            f"{', '.join(twice)} would be in the output twice: the input has it too", hint="Name the columns to keep."
+        )
+    return {name: schema.field(name).type for name in names}
+
+
+@contextmanager
+def published(output: str, chunks: Sequence[Chunk]) -> Iterator[str]:
+    """Yield the folder to write to; what is in it becomes the output when the block ends well, and goes when not."""
+    from raymlops.storage import filesystem
+
+    remote = filesystem.is_remote(output)
+    path = Path(output)
+    folder = output if remote else str(path.with_name(f".{path.name}-{uuid.uuid4().hex[:12]}.tmp"))
+    try:
+        yield folder
+        if not remote:
+            try:
+                Path(folder).rename(path)
+            except OSError as error:
+                raise UsageError(f"the output {output} appeared meanwhile, or cannot be made: {error}") from error
+            filesystem.sync(path.parent)
+    except BaseException:
+        with suppress(RaymlopsError):
+            if remote:
+                for chunk in chunks:
+                    filesystem.delete(filesystem.join(folder, chunk.file))
+            else:
+                filesystem.delete(folder)
+        raise
+
+
+def write_manifest(record: Record, folder: str) -> None:
+    """Write what was done beside the output; a reader who sees it knows that all of it is there."""
+    from raymlops.storage import filesystem
+
+    data = json.loads(to_json(record.to_dict()))
+    filesystem.write_bytes(filesystem.join(folder, MANIFEST), json.dumps(data, indent=1).encode())
+
+
+def said(error: RaymlopsError) -> RaymlopsError:
+    """Return a storage's error without its advice, which is for trainings."""
+    if isinstance(error, StorageError):
+        return StorageError(error.message, hint="Every worker must read the input, unchanged, and write the output.")
+    return error

@@ -1,0 +1,523 @@
+"""``deploy``, ``promote``, ``rollback``, ``remove`` and ``restore``: which version is live, and who gets what traffic.
+
+Owns what each verb asks for and who may become live. How a change is carried out is ``changing``'s, a share of the
+traffic ``canary``'s; who becomes what is decided by the pure functions of ``lineup``.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from raymlops.errors import RefusedError, UsageError
+from raymlops.lifecycle.live.lineup import (
+    as_asked,
+    beside,
+    champion_of,
+    opens,
+    previous_champion,
+    spare_of,
+    with_champion,
+)
+from raymlops.lifecycle.live.restored_state import make_count
+from raymlops.lifecycle.overview import doubts_of
+from raymlops.lifecycle.registration.admission import admitted, check_callers
+from raymlops.lifecycle.sources import Source, opened, serve_of, spec_of, state_of
+from raymlops.records import DeploymentRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from raymlops.config.schema import ProjectSpec
+    from raymlops.lifecycle.live.change import Change, LineUp
+    from raymlops.lifecycle.rollout.canary import Asked
+    from raymlops.records import ModelVersionRef
+    from raymlops.registry.versions import Registry
+    from raymlops.serving.control.rest_api import ServeApi
+    from raymlops.state.store import AuditEvent, Deployment, State
+
+OPENED = "serve.auth: open takes the API keys away, and the endpoint answers anybody from now on"
+
+_log = logging.getLogger(__name__)
+
+
+def deploy(
+    source: Source,
+    version: str = "@challenger",
+    *,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+    promote: bool = True,
+    canary: float | None = None,
+    steps: Sequence[float] | None = None,
+    bake_s: float | None = None,
+    shadow: float | None = None,
+    abort: bool = False,
+    breaking: bool = False,
+) -> DeploymentRecord:
+    """Bring a version up beside what is live, check that it answers, then give it the route and the alias ``champion``.
+
+    With ``promote=False`` it stays beside, without a route. The version that held the route is kept warm for
+    ``serve.keep_warm_s``. Deploying what is live already changes nothing. Where the alias does not follow, the version
+    is live all the same and the record's ``warnings`` say so; so they do where its last rollout was aborted.
+
+    ``canary`` and ``shadow`` are percentages: it stays beside and answers that many of the requests, or gets copies of
+    them. ``canary`` alone is held until told otherwise, 0 takes it away. With ``steps`` (percentages, rising) or
+    ``bake_s`` a rollout begins, and this returns at once: from then on the controller moves it, promotes the version or
+    takes its share away. While it runs no other version is deployed: ``abort`` first ends it.
+
+    Whether callers need an API key belongs to the model: where ``serve.auth`` is not configured it stays as the
+    champion has it. ``auth: open`` opens it, which the audit record and the record's ``warnings`` say.
+
+    A canary or a shadow must take and give what the champion does. So must a new champion, since products call the
+    route by what it takes and gives: a version that breaks that needs ``breaking=True``, as it needs their changing.
+
+    A model that another state database has on the same Serve is refused.
+
+    Raises:
+        NotFoundError: there is no such version.
+        BundleError: its files are no longer what its digest vouches for.
+        RefusedError: the version has not passed its gate here or does not fit the champion's callers, MLflow says of it
+            what this state did not record, a rollout runs, another change of what is live takes too long, or took the
+            version away or made another one live meanwhile; the model is another state's (``TakenError``), or Serve
+            runs what a newer copy of this state's database desired (``OutdatedStateError``).
+        UsageError: percentages that cannot be.
+        InsufficientResourcesError: the cluster can never hold it beside what is served; nothing was changed.
+        DeployError: it did not come up; what was live still is, and the desired state is as before.
+        ClusterError: there is no running cluster.
+    """
+    from raymlops.lifecycle.rollout.canary import asked_for
+
+    spec = spec_of(source, overrides=overrides, env=env)
+    settings = spec.serve.rollout
+    asked = asked_for(canary=canary, steps=steps, bake_s=bake_s, shadow=shadow, settings=settings)
+    if asked.anything and breaking:
+        raise UsageError("a canary and a shadow answer the champion's callers, so they cannot break what it takes")
+    registry, ref = admitted(spec, version)
+    with opened(spec) as (state, api):
+        doubts = doubts_of(state, ref)
+        if asked.anything:
+            record = _share(
+                spec, ref, asked, state=state, api=api, registry=registry, abort=abort, why=_why(version, ref)
+            )
+        else:
+            record = _bring(
+                spec,
+                ref,
+                state=state,
+                api=api,
+                registry=registry,
+                action="deploy" if promote else "deploy.beside",
+                why=_why(version, ref),
+                breaking=breaking or not promote,
+                abort=abort and promote,
+            )
+    return replace(record, warnings=(*doubts, *record.warnings))
+
+
+def promote(
+    source: Source,
+    version: str = "@challenger",
+    *,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+    breaking: bool = False,
+) -> DeploymentRecord:
+    """Make a version champion; a rollout of it ends with that, one of another version is stopped.
+
+    Where the model is served, the version takes the route as by ``deploy``, and must take and give what the champion
+    does unless it is ``breaking``; otherwise only the alias moves.
+
+    Raises:
+        NotFoundError: there is no such version.
+        BundleError: its files are no longer what its digest vouches for.
+        RefusedError: the version has not passed its gate here or does not fit the champion's callers, MLflow says of it
+            what this state did not record, or another change of what is live takes too long.
+        InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
+    """
+    spec = spec_of(source, overrides=overrides, env=env)
+    registry, ref = admitted(spec, version)
+    with state_of(spec) as state:
+        with state.exclusive(f"promote {ref.name}", wait_s=spec.serve.ready_timeout_s):
+            if not state.deployments(ref.name):
+                return _name_champion(ref, state=state, registry=registry, why=_why(version, ref))
+        with serve_of(spec) as api:
+            return _bring(
+                spec,
+                ref,
+                state=state,
+                api=api,
+                registry=registry,
+                action="promote",
+                why=_why(version, ref),
+                breaking=breaking,
+            )
+
+
+def rollback(
+    source: Source,
+    *,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+    on_live: Callable[[int], None] | None = None,
+) -> DeploymentRecord:
+    """Take back what was done last: a canary's share of the traffic, or else the route of the champion.
+
+    Where a version is rolled out or has a share, its share is taken away, its rollout ends, and the champion stays.
+    Where none has, or it became champion just now, the route goes back to the version that was champion before. That
+    takes about a second while it is warm, and asks nothing of the version that loses the route, which may hang.
+
+    Needs the state database and Serve, but not MLflow: where its alias does not follow, the record's ``warnings`` say
+    so, and the controller lets it follow later. ``on_live`` is called with the version once it answers, before the
+    alias, which takes longer.
+
+    Raises:
+        NotFoundError: the model is not served, or no version was champion before.
+        RefusedError, InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
+    """
+    from raymlops.lifecycle.rollout.actor import steered
+
+    spec = spec_of(source, overrides=overrides, env=env)
+    name = spec.project.name
+
+    def live(version: int) -> None:
+        if on_live is not None:
+            on_live(version)
+        import mlflow  # noqa: F401 - takes seconds, in which MLflow's server has nothing to answer
+
+    def follow(version: int) -> None:
+        from raymlops.registry.versions import Registry
+        from raymlops.tracking.client import tracker
+
+        Registry(tracker(spec)).set_alias(name, "champion", version)
+
+    with opened(spec) as (state, api):
+        record = _back(spec, state=state, api=api, on_live=live, follow=follow)
+        without = steered(spec, state, dashboard_url=api.dashboard_url)
+    return replace(record, warnings=(*record.warnings, *without))
+
+
+def rollback_target(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> str:
+    """Return what ``rollback`` would do now, in words, by the state alone.
+
+    Raises:
+        NotFoundError: as ``rollback``.
+    """
+    from raymlops.lifecycle.rollout.canary import shared_now
+
+    spec = spec_of(source, overrides=overrides, env=env)
+    name = spec.project.name
+    with state_of(spec) as state:
+        before = state.deployments(name)
+        if lost := shared_now(state, name):
+            return f"takes the share of the traffic away from version {lost} of {name}"
+        target = previous_champion(before, state.changes(name))
+        champion = champion_of(before)
+        left = f" back from version {champion.version}" if champion else ""
+        return f"gives the route of {name}{left} to version {target.version}"
+
+
+def running_rollout(
+    source: Source, version: str | None = None, *, overrides: Sequence[str] = (), env: str | None = None
+) -> str:
+    """Return the id of the rollout that runs, of this version if it is named.
+
+    Raises:
+        UsageError: none does.
+    """
+    from raymlops.state.rollouts import running
+
+    spec = spec_of(source, overrides=overrides, env=env)
+    with state_of(spec) as state, state.reading() as connection:
+        for found in running(connection, spec.project.name):
+            if version is None or not version.isdigit() or int(version) == found.version:
+                return found.id
+    of = f" of version {version}" if version else ""
+    raise UsageError(
+        f"--wait follows a rollout, and none{of} runs for {spec.project.name}",
+        hint="Begin one with --steps or --bake; without them a deploy waits until the version is live anyway.",
+    )
+
+
+def remove(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> list[int]:
+    """Take every version of the model off Serve and return their numbers; the registry stays as it is.
+
+    Raises:
+        RefusedError, ClusterError: as ``deploy``.
+    """
+    from raymlops.lifecycle.live.change import LineUp, change
+    from raymlops.lifecycle.rollout.canary import settle
+
+    spec = spec_of(source, overrides=overrides, env=env)
+    with opened(spec) as (state, api):
+        done = change(
+            state,
+            api,
+            spec.project.name,
+            decide=lambda _before: LineUp([], None),
+            serve=spec.serve,
+            action="remove",
+            why="asked for",
+        )
+        settle(state, spec.project.name, now=datetime.now(UTC))
+    return [deployment.version for deployment in done.before]
+
+
+def restore(
+    source: Source | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+    takeover: bool = False,
+    on_warning: Callable[[str], None] = _log.warning,
+) -> list[Deployment]:
+    """Bring Serve to the desired state of every model, as after a cluster that was started anew; return that state.
+
+    The state is where ``source`` says, without one where the environment does; Serve then listens as the models were
+    deployed. A rollout that runs is moved again. With ``takeover`` this database counts although it is older than what
+    Serve runs: for where the newer one is lost.
+
+    Raises:
+        DeployError: a champion did not come up; the others are sent all the same.
+        TakenError: another state has a model of such a name; the others are brought back all the same.
+        RefusedError, ClusterError: as ``deploy``.
+    """
+    from raymlops.lifecycle.by_name import nameless
+    from raymlops.lifecycle.live.bring_up import restored
+    from raymlops.lifecycle.rollout.actor import steered
+
+    spec = nameless(env=env) if source is None else spec_of(source, overrides=overrides, env=env)
+    with opened(spec) as (state, api):
+        notes = make_count(state, api) if takeover else ()
+        back = restored(state, api, serve=spec.serve)
+        for warning in (*notes, *back.notes, *steered(spec, state, dashboard_url=api.dashboard_url)):
+            on_warning(warning)
+        if back.held is not None:
+            raise back.held
+    return list(back.desired.deployments)
+
+
+def events(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> list[AuditEvent]:
+    """Return the whole audit record of the project's model, oldest first."""
+    spec = spec_of(source, overrides=overrides, env=env)
+    with state_of(spec) as state:
+        return state.events(spec.project.name)[::-1]
+
+
+def _back(
+    spec: ProjectSpec, *, state: State, api: ServeApi, on_live: Callable[[int], None], follow: Callable[[int], None]
+) -> DeploymentRecord:
+    """Take a canary's share away, or give the route back."""
+    from raymlops.lifecycle.live.change import LineUp, change, record_of
+    from raymlops.lifecycle.rollout.canary import abort
+
+    name, now = spec.project.name, datetime.now(UTC)
+    if taken := abort(state, api, name, serve=spec.serve, why="rolled back", now=now, action="rollback.canary"):
+        return taken
+
+    def decide(before: Sequence[Deployment]) -> LineUp:
+        target = previous_champion(before, state.changes(name))
+        left = champion_of(before)
+        why = f"from version {left.version if left else None} to version {target.version}"
+        return LineUp(with_champion(before, target), target.version, why=why)
+
+    done = change(
+        state,
+        api,
+        name,
+        decide=decide,
+        serve=spec.serve,
+        action="rollback",
+        why="asked for",
+        follow=follow,
+        on_live=on_live,
+        hurry=True,
+    )
+    return record_of(done)
+
+
+def _bring(
+    spec: ProjectSpec,
+    ref: ModelVersionRef,
+    *,
+    state: State,
+    api: ServeApi,
+    registry: Registry,
+    action: str,
+    why: str,
+    breaking: bool,
+    abort: bool = False,
+) -> DeploymentRecord:
+    """Bring a version up: beside the champion, or as the champion."""
+    from raymlops.lifecycle.live.change import record_of
+    from raymlops.lifecycle.rollout import canary
+    from raymlops.lifecycle.rollout.actor import steered
+    from raymlops.lifecycle.rollout.canary import settle
+
+    if not breaking:
+        check_callers(ref, state)
+    if abort:
+        now = datetime.now(UTC)
+        canary.abort(state, api, ref.name, serve=spec.serve, why=f"for version {ref.version}", now=now, action="abort")
+    done, opened = _up(spec, ref, state=state, api=api, registry=registry, action=action, why=why)
+    if action != "deploy.beside":
+        settle(state, ref.name, now=datetime.now(UTC))
+    record = record_of(done)
+    said = [OPENED] if opened else []
+    said += steered(spec, state, dashboard_url=api.dashboard_url)
+    return replace(record, warnings=(*record.warnings, *said))
+
+
+def _up(
+    spec: ProjectSpec,
+    ref: ModelVersionRef,
+    *,
+    state: State,
+    api: ServeApi,
+    registry: Registry,
+    action: str,
+    why: str,
+) -> tuple[Change, bool]:
+    """Bring a version up, and return also whether that takes the model's keys away."""
+    from raymlops.lifecycle.live.change import LineUp, change
+    from raymlops.lifecycle.rollout.canary import refuse_running
+    from raymlops.serving.control.address import is_local, listening
+    from raymlops.state.store import Deployment
+
+    stays_beside = action == "deploy.beside"
+    new = Deployment(
+        name=ref.name,
+        version=ref.version,
+        bundle=ref.bundle,
+        run_id=ref.run_id,
+        role="warm" if stays_beside else "champion",
+        serve=spec.serve.model_dump(mode="json"),
+    )
+
+    opened = False
+    listens = listening(api.get(), local=is_local(api.dashboard_url))
+
+    def decide(before: Sequence[Deployment]) -> LineUp:
+        nonlocal opened
+        champion = champion_of(before)
+        live = champion is not None and champion.version == new.version
+        if action == "deploy" and not live:
+            refuse_running(state, ref.name)
+        if action == "promote" and not before:
+            raise RefusedError(f"{ref.name} was taken off Serve just now", hint="Run the same command again.")
+        wanted = (
+            beside(before, as_asked(before, new))
+            if stays_beside and not live
+            else with_champion(before, new, configured=True)
+        )
+        opened = opened or opens(
+            before, wanted, listens.reach if listens else None
+        )  # once it comes up with that, it is so before as well
+        return LineUp(wanted, new.version, spare=spare_of(before, new), why=f"{why}: {OPENED}" if opened else why)
+
+    done = change(
+        state,
+        api,
+        ref.name,
+        decide=decide,
+        serve=spec.serve,
+        action=action,
+        why=why,
+        follow=None if stays_beside else lambda version: registry.set_alias(ref.name, "champion", version),
+    )
+    return done, opened
+
+
+def _share(
+    spec: ProjectSpec,
+    ref: ModelVersionRef,
+    asked: Asked,
+    *,
+    state: State,
+    api: ServeApi,
+    registry: Registry,
+    abort: bool,
+    why: str,
+) -> DeploymentRecord:
+    """Bring a version up beside the champion and give it a share of the traffic."""
+    from raymlops.lifecycle.rollout import canary
+    from raymlops.lifecycle.rollout.actor import ensure_controller
+    from raymlops.lifecycle.rollout.loss_rule import unasked
+    from raymlops.serving.control.render import settings_of
+
+    now = datetime.now(UTC)
+    name = ref.name
+    champion = champion_of(state.deployments(name))
+    if champion is None:
+        raise RefusedError(
+            f"no version of {name} is live, so none can be a canary or a shadow",
+            hint="Deploy without them: all of the traffic.",
+        )
+    if champion.version == ref.version:
+        raise RefusedError(
+            f"version {ref.version} of {name} is champion already: it answers all that no canary does",
+            hint="Name another one with --version.",
+        )
+    if asked.weight or asked.shadow:
+        check_callers(ref, state, share=True)
+    if asked.weight is not None:
+        if abort:
+            canary.abort(state, api, name, serve=spec.serve, why=f"for version {ref.version}", now=now, action="abort")
+        canary.refuse_running(state, name)
+    if asked.nothing:
+        nothing = canary.untouched(state.deployments(name), name, ref.version, digest=ref.bundle.digest)
+        if nothing is not None:
+            return nothing
+    else:
+        _up(spec, ref, state=state, api=api, registry=registry, action="deploy.beside", why=why)
+    record = canary.share(
+        state,
+        api,
+        name,
+        version=ref.version,
+        champion=champion.version,
+        asked=asked,
+        serve=spec.serve,
+        why=why,
+        now=datetime.now(UTC),
+    )
+    rolls = record.rollout_id is not None
+    warning = ensure_controller(spec, dashboard_url=api.dashboard_url, needed=rolls)
+    sticky = settings_of(champion).traffic.sticky
+    kept = (
+        f"callers keep to one version (serve.traffic.sticky: {sticky}), so that an equally good version is aborted "
+        "more often than serve.rollout.alpha says where callers differ"
+        if rolls and sticky != "request"
+        else None
+    )
+    lack = unasked(champion) if rolls else None
+    quality = f"quality is not asked in this rollout, whatever labels come: {lack}" if lack else None
+    return replace(record, warnings=(*record.warnings, *filter(None, (warning, kept, quality))))
+
+
+def _name_champion(ref: ModelVersionRef, *, state: State, registry: Registry, why: str) -> DeploymentRecord:
+    """Move the alias alone, of a model that is not served."""
+    old = registry.by_alias(ref.name, "champion")
+    state.record(
+        action="promote",
+        subject=f"{ref.name}/{ref.version}",
+        before=old.to_dict() if old else None,
+        after=ref.to_dict(),
+        why=why,
+    )
+    registry.set_alias(ref.name, "champion", ref.version)
+    return DeploymentRecord(
+        name=ref.name,
+        version=ref.version,
+        digest=ref.bundle.digest,
+        role="champion",
+        url=None,
+        previous_version=old.version if old and old.version != ref.version else None,
+        changed=old is None or old.version != ref.version,
+    )
+
+
+def _why(version: str, ref: ModelVersionRef) -> str:
+    return f"version {ref.version} asked for" + (f" as {version}" if version != str(ref.version) else "")

@@ -1,0 +1,83 @@
+"""Whether the cluster has room for a version beside what is served, decided before anything is changed.
+
+Pure: rows of Ray's state API in, a decision with its numbers out. What runs and ends by itself, such as a training,
+does not count: Serve waits for it. What is served stays, and so does count.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from raymlops.cluster.capacity import Ask, add, room, show
+from raymlops.cluster.holders import group
+from raymlops.config.serve import ServeSection
+from raymlops.errors import InsufficientResourcesError
+from raymlops.serving.control.render import app_name
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from raymlops.serving.control.rest_api import Room
+    from raymlops.state.store import Deployment
+
+_REPLICA = "SERVE_REPLICA::"
+
+
+def must_leave_first(new: Deployment, leaving: Sequence[Deployment], *, cluster: Room) -> bool:
+    """Return whether ``new`` fits only where the versions that it replaces anyway are gone before it comes up.
+
+    Raises:
+        InsufficientResourcesError: it does not fit even then, and no autoscaler may add nodes.
+    """
+    mine = {app_name(new.name, new.version)}
+    gone = {app_name(item.name, item.version) for item in leaving}
+    asked = _asked(new)
+    if room(asked, _left(cluster, without=mine)) >= asked.workers or cluster.grows:
+        return False
+    most = room(asked, _left(cluster, without=mine | gone))
+    if most >= asked.workers:
+        return True
+    total = [node["resources_total"] for node in cluster.nodes]
+    served = [actor for actor in _replicas(cluster) if _app(actor) not in mine | gone]
+    holders = [holder for holder in group(actors=served, tasks=[], groups=[], jobs={}) if show(holder.resources)]
+    raise InsufficientResourcesError(
+        f"{asked.purpose} asks for {asked.workers} x {show(asked.each)}, and beside what is served there is room for "
+        f"{most}: the cluster has {show(add(total)) or 'no CPU'} on {len(total)} node{'s' * (len(total) != 1)}\n"
+        + ("\n".join(f"  held by {holder}" for holder in holders) or "  nothing else is served"),
+        hint="Lower serve.min_replicas or serve.cpus_per_replica, end a version with "
+        "`raymlops deploy NAME --remove --version N` (`raymlops status` shows which are up), or add nodes.",
+    )
+
+
+def _asked(new: Deployment) -> Ask:
+    known = {key: value for key, value in new.serve.items() if key in ServeSection.model_fields}
+    settings = ServeSection.model_validate(known)
+    return Ask(
+        settings.min_replicas,
+        settings.cpus_per_replica,
+        settings.gpus_per_replica,
+        purpose=f"{new.name} version {new.version}",
+    )
+
+
+def _left(cluster: Room, *, without: Collection[str]) -> list[dict[str, float]]:
+    """Return what each node has beside the replicas of all applications but those in ``without``."""
+    held: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for actor in _replicas(cluster):
+        if _app(actor) not in without:
+            held[actor["node_id"]].append(actor.get("required_resources") or {})
+    nodes = []
+    for node in cluster.nodes:
+        taken = add(held[node["node_id"]])
+        nodes.append({name: amount - taken.get(name, 0.0) for name, amount in node["resources_total"].items()})
+    return nodes
+
+
+def _replicas(cluster: Room) -> list[dict[str, Any]]:
+    return [actor for actor in cluster.actors if (actor.get("name") or "").startswith(_REPLICA)]
+
+
+def _app(actor: dict[str, Any]) -> str:
+    name: str = actor["name"]
+    return name.removeprefix(_REPLICA).partition("#")[0]

@@ -1,0 +1,297 @@
+"""One change of what is live, as a whole: line-up, state, Serve, alias.
+
+A version that is not up is first brought up beside what is live (see ``bringing``), which may take minutes and holds no
+lock. What follows is short, and under the lock that every change takes: the line-up is decided anew, the desired state
+written with its audit event, then Serve is brought to it and read back. What was read under the lock is what a failed
+change restores. A kill in between loses nothing: what is live goes on, and the same verb again, or the controller,
+completes it. Who becomes what is the caller's to say.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from raymlops.errors import ClusterError, RaymlopsError, TrackingError
+from raymlops.lifecycle.live.bring_up import SHORT_S, Cluster, begin, coming_up, give_up, places
+from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.records import DeploymentRecord
+from raymlops.serving.control.apply import apply
+from raymlops.serving.control.ownership import divide
+from raymlops.state.aliases import owe, settle_alias
+from raymlops.state.store import add_event
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from raymlops.config.serve import ServeSection
+    from raymlops.lifecycle.live.bring_up import Coming
+    from raymlops.serving.control.apply import Applied
+    from raymlops.state.store import Deployment, Desired, State
+
+__all__ = ["Change", "Cluster", "Decide", "Follow", "LineUp", "change", "record_of"]
+
+LOCK_MARGIN_S = 60.0
+"""How much longer than a version's own time to come up a change waits for the one before it."""
+ALIAS_S = 10.0
+"""How long MLflow is waited for. The version is live by then, and the controller lets the alias follow later."""
+
+Write = Callable[["Connection"], None]
+
+
+@dataclass(frozen=True)
+class LineUp:
+    """What a model's deployments are to be. ``subject`` is the version that the change is about, if it stays."""
+
+    wanted: list[Deployment]
+    subject: int | None
+    concerned: frozenset[int] | None = None
+    """Versions that must be seen to have taken the change; by default the subject."""
+    spare: frozenset[int] = frozenset()
+    """Versions that go where there is no room for the subject beside them."""
+    also: Write | None = None
+    """Written in the same transaction."""
+    undo: Write | None = None
+    """Written in the transaction that restores what was before."""
+    kept: bool = False
+    """Whether it stays desired even where Serve cannot be brought to it now."""
+    why: str | None = None
+    """For the audit record, where only the line-up tells."""
+
+    def item(self) -> Deployment | None:
+        """Return the deployment of the subject."""
+        return next((item for item in self.wanted if item.version == self.subject), None)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was before, what is now, and what did not follow although it is live."""
+
+    before: list[Deployment]
+    now: LineUp
+    applied: Applied
+    warnings: tuple[str, ...] = ()
+
+
+Decide = Callable[[Sequence["Deployment"]], LineUp]
+Follow = Callable[[int], None]
+
+
+def change(
+    state: State,
+    cluster: Cluster,
+    name: str,
+    *,
+    decide: Decide,
+    serve: ServeSection,
+    action: str,
+    why: str,
+    actor: str | None = None,
+    follow: Follow | None = None,
+    hurry: bool = False,
+    lock_wait_s: float | None = None,
+    on_live: Follow | None = None,
+    alias_wait_s: float = ALIAS_S,
+) -> Change:
+    """Change the deployments of one model; where its version does not come up, all is as before.
+
+    ``decide`` is asked for the line-up under the lock, and once more after the version has come up. ``on_live`` and
+    then ``follow`` are called with the version once it is live, without the lock. That ``follow`` fails, or takes
+    longer than ``alias_wait_s``, is put on the record and returned as a warning. ``hurry`` flips a route to a version
+    that is up at once.
+
+    Raises:
+        InsufficientResourcesError: the cluster can never hold the version; nothing was changed.
+        TakenError, OutdatedStateError: the model on Serve is another state's, or a newer copy's of this one; nothing
+            was changed.
+        RefusedError: another change went on for too long, or took the version away or changed the champion meanwhile.
+        DeployError: the version did not come up.
+        RaymlopsError: of ``decide``; nothing was changed.
+    """
+    wait_s = serve.ready_timeout_s + LOCK_MARGIN_S if lock_wait_s is None else lock_wait_s
+    coming: list[Coming] = []
+    try:
+        while True:
+            with state.exclusive(f"{action} {name}", wait_s=wait_s):
+                before = state.deployments(name)
+                if coming:
+                    coming[-1].check(before)
+                now = decide(before)
+                _refuse_foreign(state, cluster, name, before, now)
+                said = now.why or why
+                following = coming_up(cluster, before, now, after=coming[-1] if coming else None, hurry=hurry)
+                if following is None:
+                    if any(one.final for one in coming):
+                        now = replace(now, also=None)  # it was written when the version began to come up
+                    done = _finish(
+                        state,
+                        cluster,
+                        name,
+                        before,
+                        now,
+                        serve=serve,
+                        action=action,
+                        why=said,
+                        actor=actor,
+                        hurry=hurry or bool(coming),
+                        owed=follow is not None,
+                    )
+                    break
+                coming.append(
+                    begin(state, cluster, following, before, now, serve=serve, action=action, why=said, actor=actor)
+                )
+            coming[-1].wait(state, cluster, wait_s=serve.ready_timeout_s)
+    except BaseException as error:
+        for one in reversed(coming):
+            give_up(state, cluster, one, error, serve=serve, actor=actor, wait_s=wait_s)
+        raise
+    if any(one.changed for one in coming):
+        done = replace(done, applied=replace(done.applied, changed=True))
+    if on_live is not None and done.now.subject is not None:
+        on_live(done.now.subject)
+    later = None if follow is None else within(alias_wait_s, follow)
+    followed = _followed(state, later, name, done.now.subject, action=action)
+    return replace(done, warnings=(*done.applied.notes, *followed))
+
+
+def record_of(change: Change) -> DeploymentRecord:
+    """Return a change that left its subject served, for the caller."""
+    version = change.now.subject
+    new = next(item for item in change.now.wanted if item.version == version)
+    old = champion_of(change.before)
+    return DeploymentRecord(
+        name=new.name,
+        version=new.version,
+        digest=new.bundle.digest,
+        role=new.role,
+        url=f"{change.applied.base_url}/models/{new.name}/predict" if new.role == "champion" else None,
+        previous_version=old.version if old and old.version != version else None,
+        changed=change.applied.changed,
+        warnings=change.warnings,
+    )
+
+
+def _refuse_foreign(state: State, cluster: Cluster, name: str, before: Sequence[Deployment], now: LineUp) -> None:
+    """Refuse what Serve would be kept from, before a line of it is written; a Serve that is away says nothing.
+
+    A model that another state took over can still be taken out of this one.
+    """
+    with suppress(ClusterError):
+        division = divide(cluster.get(), state.desired())
+        if now.wanted or not before:
+            division.refuse_held({name})
+
+
+def _finish(
+    state: State,
+    cluster: Cluster,
+    name: str,
+    before: list[Deployment],
+    now: LineUp,
+    *,
+    serve: ServeSection,
+    action: str,
+    why: str,
+    actor: str | None,
+    hurry: bool,
+    owed: bool,
+) -> Change:
+    """Write a line-up and bring Serve to it; nothing of it has to come up any more."""
+    written = before != now.wanted or now.also is not None
+    champion = champion_of(now.wanted)
+    owes = owed and champion is not None and champion.version == now.subject
+
+    def also(connection: Connection) -> None:
+        if now.also is not None:
+            now.also(connection)
+        if owes and now.subject is not None:
+            owe(connection, name, now.subject)
+
+    if written:
+        state.put_deployments({name: now.wanted}, action=action, why=why, actor=actor, also=also)
+    subject = frozenset() if now.subject is None else frozenset({now.subject})
+    concerned = {(name, version) for version in (subject if now.concerned is None else now.concerned)}
+    wait_s = min(serve.ready_timeout_s, SHORT_S)
+    try:
+        applied = _send(cluster, state.desired(), serve=serve, concerned=concerned, wait_s=wait_s, hurry=hurry)
+    except BaseException as error:
+        if written and not now.kept:
+            reason = f"{action} failed: {type(error).__name__}: {error}"[:2000]
+            state.put_deployments({name: before}, action=f"{action}.undone", why=reason, actor=actor, also=now.undo)
+            _undo(state, cluster, before, serve=serve)
+        raise
+    return Change(before, now, applied)
+
+
+def _send(
+    cluster: Cluster,
+    desired: Desired,
+    *,
+    serve: ServeSection,
+    concerned: Collection[tuple[str, int]],
+    wait_s: float,
+    hurry: bool = False,
+) -> Applied:
+    return apply(desired, api=cluster, wait_s=wait_s, concerned=concerned, hurry=hurry, **places(serve))
+
+
+def _undo(state: State, cluster: Cluster, before: Sequence[Deployment], *, serve: ServeSection) -> None:
+    """Send the state of before, and wait a moment for the champion of before."""
+    old = champion_of(before)
+    concerned = {(old.name, old.version)} if old is not None else set()
+    try:
+        _send(cluster, state.desired(), serve=serve, concerned=concerned, wait_s=10)
+    except RaymlopsError:
+        # Serve does not answer: the desired state is right again, and the next verb brings Serve to it.
+        return
+
+
+def within(seconds: float, follow: Follow) -> Follow:
+    """Return ``follow`` that is waited for no longer than this: a server that hangs must hold nobody."""
+
+    def bounded(version: int) -> None:
+        raised: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                follow(version)
+            except BaseException as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=run, name="raymlops-alias", daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if thread.is_alive():
+            raise TrackingError(f"MLflow did not answer within {seconds:g} s; the controller lets it follow later")
+        if raised:
+            raise raised[0]
+
+    return bounded
+
+
+def _followed(state: State, follow: Follow | None, name: str, version: int | None, *, action: str) -> tuple[str, ...]:
+    """Let the alias follow. The version is live by now, so nothing that fails here may look like a failed change.
+
+    That it is owed is in the state since the version is live, so that the controller pays it whatever happens here.
+    """
+    if follow is None or version is None:
+        return ()
+    try:
+        follow(version)
+    except RaymlopsError as error:
+        warning = f"version {version} is live, but the alias champion did not follow: {error.message}"
+        try:
+            with state.writing() as connection:
+                owe(connection, name, version)
+                add_event(connection, action=f"{action}.alias", subject=f"{name}/{version}", why=warning)
+        except RaymlopsError as second:
+            return warning, f"that is not in the audit record: {second.message}"
+        return (warning,)
+    try:
+        settle_alias(state, name, version)
+    except RaymlopsError as error:
+        return (f"version {version} is live, and its alias is set once more later: {error.message}",)
+    return ()

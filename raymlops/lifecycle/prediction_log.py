@@ -1,0 +1,133 @@
+"""Reading the prediction log of a model, and looking after its files.
+
+Knows where the log is, from a configuration or without one, and that one compaction works at a time.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from raymlops.config.durations import parse_duration
+from raymlops.errors import UsageError
+from raymlops.lifecycle.sources import Source, place_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from raymlops.predictions.compact import CompactRecord, RetainRecord
+    from raymlops.predictions.read import Reading
+
+
+def predictions(
+    name: str,
+    source: Source | None = None,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    version: int | None = None,
+    columns: Sequence[str] | None = None,
+    labels: bool = True,
+    limit: int | None = None,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+) -> Reading:
+    """Return what a model answered, as Arrow batches to be iterated; see ``read_predictions``.
+
+    ``source`` says where the log is; without one it is below ``RAYMLOPS_HOME``.
+
+    Raises:
+        NotFoundError: no such model or version has predictions; the message names near ones.
+        UsageError: no such column, or a window that ends before it begins.
+        StorageError: the storage cannot be used.
+    """
+    from raymlops.predictions.read import read_predictions
+
+    return read_predictions(
+        place_of(source, overrides=overrides, env=env).storage.path,
+        name,
+        since=since,
+        until=until,
+        version=version,
+        columns=columns,
+        labels=labels,
+        limit=limit,
+    )
+
+
+def compact_predictions(
+    name: str,
+    source: Source | None = None,
+    *,
+    now: datetime | None = None,
+    since: datetime | None = None,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+) -> CompactRecord:
+    """Merge the small files of a model's hours that are over into few.
+
+    Raises:
+        NotFoundError: no such model has predictions.
+        RefusedError: somebody compacts them now.
+        StorageError: the storage cannot be used.
+    """
+    from raymlops.predictions.compact import compact
+    from raymlops.predictions.places import check_known
+    from raymlops.state.lease import lease
+    from raymlops.state.store import state_url
+    from raymlops.storage.store import Store
+
+    spec = place_of(source, overrides=overrides, env=env)
+    check_known(Store(spec.storage.path), name)
+    with lease(state_url(spec), f"predictions-{name}", purpose="compaction"):
+        return compact(spec.storage.path, name, now=now or datetime.now(UTC), since=since)
+
+
+def retain_predictions(
+    source: Source,
+    *,
+    now: datetime | None = None,
+    dry_run: bool = False,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+) -> RetainRecord | None:
+    """Remove predictions and labels of the configuration's model that are older than ``serve.log.retention_days``.
+
+    None where they are all kept.
+
+    Raises:
+        RefusedError: somebody compacts them now.
+        StorageError: the storage cannot be used.
+    """
+    from raymlops.predictions.compact import retain
+    from raymlops.state.lease import lease
+    from raymlops.state.store import state_url
+
+    spec = place_of(source, overrides=overrides, env=env)
+    days, name = spec.serve.log.retention_days, spec.project.name
+    if days is None:
+        return None
+    before = (now or datetime.now(UTC)) - timedelta(days=days)
+    if dry_run:
+        return retain(spec.storage.path, name, before=before, dry_run=True)
+    with lease(state_url(spec), f"predictions-{name}", purpose="retention"):
+        return retain(spec.storage.path, name, before=before)
+
+
+def parse_moment(text: str, *, now: datetime) -> datetime:
+    """Return a time: a duration such as ``1h`` counts back from now; an ISO time without a zone is UTC.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        try:
+            return now - timedelta(seconds=parse_duration(text))
+        except (UsageError, OverflowError) as error:
+            raise UsageError(
+                f"{text[:40]!r} is no time; expected a length of time or an ISO time",
+                hint="For example 1h, 7d, 2026-11-25 or 2026-11-25T12:00.",
+            ) from error
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -1,0 +1,176 @@
+"""Which version may be loaded, and which may become live: as this state recorded it, gated, whole and callable.
+
+Owns these questions. MLflow says which versions there are and what their aliases point to. What a version's bundle is
+and what its gate said is taken from the state: its tags can be changed by whoever may log a run. What is then done with
+the version is the callers'.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from raymlops.errors import BundleError, RefusedError, StorageError
+from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.records import ModelVersionRef
+from raymlops.registry.lineage import GATE
+
+if TYPE_CHECKING:
+    from raymlops.config.schema import ProjectSpec
+    from raymlops.registry.versions import Registry
+    from raymlops.state.store import State
+    from raymlops.state.versions import VersionRecord
+
+CHAMPION = "champion"
+
+_log = logging.getLogger(__name__)
+
+
+def admitted(spec: ProjectSpec, version: str) -> tuple[Registry, ModelVersionRef]:
+    """Return a version that has passed its gate and whose files are whole.
+
+    Raises:
+        NotFoundError: there is no such version.
+        RefusedError: it has not passed its gate here, or MLflow says otherwise than this state.
+        BundleError: its files are no longer what its digest vouches for.
+    """
+    from raymlops.bundle.verify import verify
+    from raymlops.lifecycle.registration.compatibility import check_redacted, signature_of
+    from raymlops.lifecycle.sources import state_of
+    from raymlops.registry.versions import Registry
+    from raymlops.state.versions import recorded
+    from raymlops.tracking.client import tracker
+
+    found = tracker(spec)
+    found.check()  # an MLflow that is away is said within seconds, not after its client's own repeats
+    registry = Registry(found)
+    ref = registry.get(spec.project.name, version)
+    with state_of(spec) as state:
+        record = recorded(state, ref.name, ref.version)
+    ref = as_recorded(ref, record)
+    assert record is not None
+    check_verdict(record, registry.tags(ref.name, ref.version).get(GATE))
+    verify(ref.bundle.uri, ref.bundle.digest)
+    check_redacted(spec.serve.log.redact, signature_of(ref.bundle), name=ref.name)
+    return registry, ref
+
+
+def loadable(registry: Registry, state: State, name: str, version: str) -> ModelVersionRef:
+    """Return a version whose code may be loaded, as this state recorded it.
+
+    The champion of a model that is served is the one that this state has live, wherever the alias points.
+
+    Raises:
+        NotFoundError: there is no such version.
+        RefusedError: this state has no record of it, or MLflow says otherwise.
+    """
+    from raymlops.state.versions import recorded
+
+    if version.removeprefix("@") == CHAMPION and (live := live_champion(state, name)) is not None:
+        return live
+    ref = registry.get(name, version)
+    return as_recorded(ref, recorded(state, ref.name, ref.version))
+
+
+def live_champion(state: State, name: str) -> ModelVersionRef | None:
+    """Return the champion that this state has live; None where the model is not served."""
+    live = champion_of(state.deployments(name))
+    return None if live is None else ModelVersionRef(name, live.version, live.run_id, live.bundle, (CHAMPION,))
+
+
+def as_recorded(said: ModelVersionRef, record: VersionRecord | None) -> ModelVersionRef:
+    """Return a version with the bundle and the run of its record. Pure.
+
+    Raises:
+        RefusedError: there is no record of it, or it is not what MLflow ``said``.
+    """
+    adopt = f"raymlops models gate --config FILE --version {said.version} --adopt {said.bundle.digest}"
+    which = f"{said.name} version {said.version}"
+    if record is None:
+        raise RefusedError(
+            f"{which} was not registered from this state, so that only MLflow's tags, which others can change, say "
+            f"what it is: digest {said.bundle.digest} at {said.bundle.uri}, of run {said.run_id}",
+            hint="Compare the digest with that of its event register in the state that it was registered from "
+            "(raymlops audit --config FILE --json). If it is the same, gate it here, which runs and records it:"
+            f"\n  {adopt}",
+        )
+    if record.is_of(said):
+        return replace(said, bundle=record.bundle, run_id=record.run_id)
+    sides = (
+        ("digest", said.bundle.digest, record.bundle.digest),
+        ("bundle", said.bundle.uri, record.bundle.uri),
+        ("run", said.run_id, record.run_id),
+    )
+    theirs, ours = (
+        ", ".join(f"{what} {pair[side] or 'unknown'}" for what, *pair in sides if pair[0] != pair[1]) for side in (0, 1)
+    )
+    raise RefusedError(
+        f"{which} is not what was registered: MLflow says {theirs}; this state recorded {ours} at "
+        f"{record.recorded_at:%Y-%m-%d %H:%M} UTC",
+        hint="Somebody changed its tags in MLflow: find out who, and set them back. Only if the change is meant, gate "
+        f"what they name now, which runs its code and records it:\n  {adopt}",
+    )
+
+
+def adoptable(said: ModelVersionRef, record: VersionRecord | None, *, adopt: str | None) -> ModelVersionRef:
+    """Return a version that the gate may load: as recorded, or by the digest that its caller names. Pure.
+
+    Raises:
+        RefusedError: as ``as_recorded``; or MLflow names another digest than ``adopt``.
+    """
+    if adopt is None:
+        return as_recorded(said, record)
+    if adopt != said.bundle.digest:
+        raise RefusedError(
+            f"{said.name} version {said.version} has digest {said.bundle.digest} by MLflow, and {adopt} was to be "
+            "adopted; nothing was loaded",
+            hint="Name all 64 digits of the digest that it was registered with. If MLflow says another one, somebody "
+            "changed its tags.",
+        )
+    return said
+
+
+def check_verdict(record: VersionRecord, said: str | None) -> None:
+    """Refuse a version that has not passed its gate here, or of which MLflow's tag says otherwise. Pure.
+
+    Raises:
+        RefusedError: saying which.
+    """
+    hint = f"raymlops models gate --config FILE --version {record.version}"
+    which = f"{record.name} version {record.version}"
+    if record.verdict != "passed":
+        asked = "was refused by its gate" if record.verdict == "refused" else "has not passed its gate"
+        but = "; MLflow says passed, which does not count" if said == "passed" else ""
+        raise RefusedError(f"{which} {asked}{but}", hint=hint)
+    if said != "passed":
+        raise RefusedError(
+            f"{which}: MLflow says {said or 'nothing'} of its gate, this state recorded passed at "
+            f"{record.decided_at:%Y-%m-%d %H:%M} UTC",
+            hint=f"The gate was interrupted, asked from another state, or its tag was changed. Ask it again:\n  {hint}",
+        )
+
+
+def check_callers(ref: ModelVersionRef, state: State, *, share: bool = False) -> None:
+    """Refuse a version that the champion's callers cannot call.
+
+    A champion whose bundle cannot be read any more keeps no successor away, but lends nobody its traffic.
+    """
+    from raymlops.lifecycle.registration.compatibility import check_compatible, signature_of
+
+    champion = champion_of(state.deployments(ref.name))
+    if champion is None or champion.version == ref.version:
+        return
+    try:
+        live = signature_of(champion.bundle)
+    except (BundleError, StorageError) as error:
+        if share:
+            raise
+        _log.warning("version %d cannot be compared with what is live: %s", ref.version, error.message)
+        return
+    hint = (
+        "Bring it up with --beside, or make it live with --breaking once its callers have changed."
+        if share
+        else "--breaking makes it live all the same: whoever calls the route must have changed by then."
+    )
+    check_compatible(live, signature_of(ref.bundle), versions=(champion.version, ref.version), hint=hint)

@@ -1,0 +1,204 @@
+"""Code that changed after a training: refused beside its weights, unless it is shown to give the same model.
+
+A mistake in the serving half of a recipe must not cost the training. What the training left is the evidence: the
+weights that ``model()`` has to take, the data, and the metrics on validation that have to come out again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymlops.errors import NotFoundError, RaymlopsError, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from raymlops.bundle.code import Code
+    from raymlops.data.prepare import Prepared
+    from raymlops.project import Project
+    from raymlops.tracking.client import Tracker
+
+CODE_NOW = "raymlops.code_sha"
+"""Tag of a version: the digest of its bundle's code, where that is not the code of its training."""
+CODE_THEN = "raymlops.trained_code_sha"
+"""Tag of such a version: the digest of the code of its training; ``unknown`` where the run does not say."""
+
+_BEST = "raymlops.best."
+_VALIDATION = "validation/"
+_TOLERANCES = {"fp32": 1e-3, "bf16": 1e-2, "fp16": 1e-2}
+"""Relative: other devices, batch sizes and numbers of workers round differently."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CodeChange:
+    """What of a recipe's code is no longer as it was when a run was trained."""
+
+    run_id: str
+    reference: str
+    then: str
+    """Digest of the code of the training; ``unknown`` where the run does not say."""
+    now: str
+    what: str
+    """The change in words."""
+    back: str
+    """How to undo it."""
+    edited: tuple[str, ...] = ()
+    """Files that are newer than this process, which may have imported them as they were before."""
+
+    def tags(self) -> dict[str, str]:
+        """Return what a version that is registered all the same has on record."""
+        return {CODE_NOW: self.now, CODE_THEN: self.then}
+
+    def refusal(self, why: str) -> RefusedError:
+        """Return the error that says what changed, and why that is no mere repair."""
+        return RefusedError(
+            f"the code of {self.reference} is no longer what run {self.run_id} was trained with ({self.what}), "
+            f"and {why}",
+            hint=f"{self.back} and register there, or train again with the code as it is.",
+        )
+
+
+def code_change(project: Project, tracker: Tracker, *, run_id: str, tags: Mapping[str, str]) -> CodeChange | None:
+    """Return how today's code differs from that which a run was trained with; None where it is the same.
+
+    Raises:
+        RecipeError: today's code cannot travel.
+    """
+    from raymlops.bundle.code import collect
+    from raymlops.training.runs.mlflow_run import CODE_FILES, CODE_SHA
+
+    code = collect(project.recipe_class)
+    if tags.get(CODE_SHA) == code.sha():
+        return None
+    try:
+        then: dict[str, str] = json.loads(tracker.read_text(run_id, CODE_FILES))
+    except NotFoundError:
+        then = {}
+    now = code.digests()
+    changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    back = "Restore the files"
+    if not then:
+        what = "the run does not say what that was"
+    elif code.files:
+        what = f"changed: {', '.join(changed[:5])}{' ...' if len(changed) > 5 else ''}"
+        commit = tags.get("raymlops.git_commit")
+        back = f"Check out commit {commit[:12]}" if commit else back
+        if tags.get("raymlops.git_dirty") == "true":
+            back += " with the changes in the run's artifact code/uncommitted.diff"
+    else:
+        old = ", ".join(f"{name} {then[name]}" for name in changed if name in then) or "a recipe of one's own"
+        what = f"{', '.join(f'{name} {version}' for name, version in now.items())} now, {old} then"
+        back = "Install that version"
+    return CodeChange(
+        run_id, project.reference, tags.get(CODE_SHA) or "unknown", code.sha(), what, back, edited=_edited(code)
+    )
+
+
+def check_repair(
+    change: CodeChange, project: Project, prepared: Prepared, *, weights: Mapping[str, Any], tags: Mapping[str, str]
+) -> None:
+    """Accept changed code that still is the trained model: it takes the weights, and evaluates as is on record.
+
+    ``prepared`` holds the data of the training, as its fingerprint showed.
+
+    Raises:
+        RefusedError: says what does not come out as it was.
+    """
+    if change.edited:
+        raise change.refusal(
+            f"{', '.join(change.edited[:3])} changed after this process had started, which may have imported the code "
+            "as it was before: ask again in a new process, where the code that travels is the code that is tried"
+        )
+    recorded = {
+        name.removeprefix(_BEST): float(value) for name, value in tags.items() if name.startswith(_BEST + _VALIDATION)
+    }
+    if not recorded:
+        raise change.refusal("the run has no metrics on validation to compare with")
+    try:
+        found = _evaluated(project, prepared, weights)
+    except (RaymlopsError, RuntimeError) as error:
+        raise change.refusal(f"cannot use its weights: {error}") from error
+    other = differing(recorded, found, tolerance=_TOLERANCES[project.spec.train.precision])
+    if other:
+        shown = ", ".join(f"{name} is {found.get(name, math.nan):.6g}, then {recorded[name]:.6g}" for name in other[:3])
+        raise change.refusal(f"does not evaluate as it did: {shown}")
+    _log.warning(
+        "the code of %s is no longer what run %s was trained with (%s); it takes the weights and gives the same %s, "
+        "so it is registered as it is now, with both digests on record",
+        change.reference,
+        change.run_id,
+        change.what,
+        ", ".join(sorted(recorded)),
+    )
+
+
+def differing(recorded: Mapping[str, float], found: Mapping[str, float], *, tolerance: float) -> Sequence[str]:
+    """Return the names whose values are not equal within a relative ``tolerance``; NaN equals NaN."""
+    return sorted(
+        name
+        for name, value in recorded.items()
+        if not (
+            math.isclose(value, found.get(name, math.nan), rel_tol=tolerance, abs_tol=1e-6)
+            or (math.isnan(value) and math.isnan(found.get(name, 0.0)))
+        )
+    )
+
+
+def trained_model(prepared: Prepared, weights: Mapping[str, Any]) -> nn.Module:
+    """Return the recipe's model with these weights, on the CPU, in evaluation mode.
+
+    Raises:
+        RecipeError: ``model()`` raises.
+        RuntimeError: the weights do not fit it.
+    """
+    import torch
+
+    from raymlops.recipe import call_recipe
+
+    with torch.random.fork_rng(devices=[]):
+        model: nn.Module = call_recipe(f"{type(prepared.recipe).__name__}.model()", prepared.recipe.model)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _evaluated(project: Project, prepared: Prepared, weights: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics on validation, as an evaluation in the training computes them."""
+    from raymlops.training.inprocess import local_device
+    from raymlops.training.loop.evaluation import named_values, totals
+    from raymlops.training.loop.precision import autocast
+
+    section = project.spec.train
+    device = local_device(section)
+    model = trained_model(prepared, weights).to(device)
+    with autocast(section, device):
+        sums = totals(
+            prepared.recipe,
+            model,
+            prepared.splits["validation"],
+            batch_size=section.eval_batch_size,
+            device=device,
+        )
+    return named_values(prepared.recipe, sums, split="validation")
+
+
+def _edited(code: Code) -> tuple[str, ...]:
+    """Return the files of imported modules that are newer than this process."""
+    import psutil
+
+    started_s = psutil.Process().create_time()
+    found = []
+    for path in code.files:
+        name = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is not None and Path(file).exists() and Path(file).stat().st_mtime > started_s:
+            found.append(path)
+    return tuple(found)

@@ -1,0 +1,50 @@
+"""Reference profiles of a model's inputs and answers, which drift is measured against later.
+
+Owns how many rows are looked at, and how many at a time are in the model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from raymlops.monitor.profile import profile
+from raymlops.recipe import signature_of
+from raymlops.training.answers import typed_answers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from raymlops.data.prepare import Prepared
+    from raymlops.signature import Columns
+
+PROFILE_ROWS = 50_000
+"""About as many rows of a streamed split are held and profiled; of a table in memory, all are."""
+ANSWERED_ROWS = 5_000
+"""At most so many of them are answered."""
+
+
+def profiles(prepared: Prepared, model: nn.Module, *, batch_size: int, device: str) -> dict[str, Any]:
+    """Return profiles of features and predictions of the training and the validation split, where they are tables.
+
+    ``model`` is in evaluation mode, on ``device``. A prediction may be NaN or infinite: that is for the gate to judge.
+    """
+    inputs = [column.name for column in signature_of(prepared.recipe).inputs]
+    found: dict[str, Any] = {}
+    for name in ("train", "validation"):
+        split = prepared.splits[name]
+        columns = split.sample(about_rows=PROFILE_ROWS) if split.columns is None else split.columns
+        if columns is None:
+            continue
+        features = {key: columns[key] for key in inputs}
+        found[name] = {
+            "features": profile(features),
+            "predictions": profile(_answers(prepared, model, features, batch_size=batch_size, device=device)),
+        }
+    return found
+
+
+def _answers(prepared: Prepared, model: nn.Module, columns: Columns, *, batch_size: int, device: str) -> Columns:
+    """Return the answers to an even sample of rows, asked for in batches."""
+    step = -(-len(next(iter(columns.values()))) // ANSWERED_ROWS)
+    sample = {key: values[::step] for key, values in columns.items()}
+    return typed_answers(prepared.recipe, model, sample, batch_size=batch_size, device=device, finite=False)

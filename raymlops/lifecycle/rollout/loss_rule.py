@@ -1,0 +1,143 @@
+"""What a label says of a version: the rule for one answer, and one loss for each request.
+
+The rule is the **champion's**, from its bundle: it was fixed before the rollout began, and both versions are judged by
+it. Both give the same outputs, as a version that does not is no canary (``compatible``). The rule is one of
+``answerloss``, or the champion's own ``loss_of``: the recipe's code, which is run apart from the process that holds the
+state's credentials.
+
+A request's loss is the mean over its labelled rows. Where a client asked again under one request id in the same step,
+the answer that came first counts, whichever version gave it. Copies, pinned requests and those where the champion stood
+in count for none: they fell to a version for another reason than chance.
+
+Owns both. Where labelled rows come from is ``losses``'s.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raymlops.answer_loss import AnswerLoss
+from raymlops.bundle.loss import OwnLosses, read_loss
+from raymlops.errors import RaymlopsError
+from raymlops.lifecycle.registration.compatibility import signature_of
+from raymlops.predictions.counts import Losses
+from raymlops.serving.control.render import settings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from raymlops.bundle.loss import Pair
+    from raymlops.state.store import Deployment
+
+ADVICE = "train and register again, where that is not enough with loss_of(output, label) in the recipe"
+COLUMNS = ("request_id", "ts", "model_version", "route", "fallback_from", "output")
+"""Of the log, that ``Counted`` takes, beside the label."""
+
+
+def rule_of(champion: Deployment) -> AnswerLoss:
+    """Return the rule by which a rollout against this champion compares answers with labels.
+
+    It is of the kind ``none``, with the reason, where its bundle allows no other or the log lacks what it needs.
+
+    Raises:
+        BundleError: the bundle is not what its digest vouches for.
+        StorageError: the storage cannot be read.
+    """
+    log = settings_of(champion).log
+    if not log.enabled:
+        return AnswerLoss.none("the prediction log is off; set serve.log.enabled")
+    rule = read_loss(champion.bundle.uri, champion.bundle.digest)
+    if rule.kind == "none":
+        return AnswerLoss.none(f"{rule.reason}; {ADVICE}")
+    if log.redact:
+        needed = rule.columns or [column.name for column in signature_of(champion.bundle).outputs]
+        if hidden := sorted({*log.redact} & {*needed}):
+            return AnswerLoss.none(f"serve.log.redact leaves {', '.join(hidden)} out of the log")
+    return rule
+
+
+def unasked(champion: Deployment) -> str | None:
+    """Return why a rollout against this champion cannot ask for quality; None where it can."""
+    try:
+        rule = rule_of(champion)
+    except RaymlopsError as error:
+        return f"the bundle of version {champion.version} cannot be read: {error.message}"
+    return rule.reason if rule.kind == "none" else None
+
+
+@dataclass(slots=True)
+class _Request:
+    version: int
+    arrived: Any
+    total: float = 0.0
+    rows: int = 0
+    clipped: int = 0
+
+
+class Counted:
+    """The losses of labelled rows, gathered by request."""
+
+    def __init__(self, rule: AnswerLoss, ask_recipe: Callable[[Sequence[Pair]], OwnLosses]) -> None:
+        self._rule = rule
+        self._ask_recipe = ask_recipe
+        self._requests: dict[str, _Request] = {}
+        self._note = ""
+        self._unlike: tuple[int, Any] = (0, None)
+        """How many labels could not be compared with their answers, and the first of them."""
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take labelled rows of the log."""
+        shared = [row for row in rows if row["route"] in {"champion", "canary"} and row["fallback_from"] is None]
+        pairs: list[Pair] = [(row["output"], json.loads(row["label"])) for row in shared]
+        for row, (_, label), loss in zip(shared, pairs, self._values(pairs), strict=True):
+            if loss is None:
+                count, first = self._unlike
+                self._unlike = (count + 1, first if count else label)
+                continue
+            known = self._requests.get(row["request_id"])
+            if known is None or (known.version != row["model_version"] and row["ts"] < known.arrived):
+                known = self._requests[row["request_id"]] = _Request(row["model_version"], row["ts"])
+            if known.version == row["model_version"]:
+                known.total += 1.0 if math.isnan(loss) else loss
+                known.rows += 1
+                known.clipped += math.isnan(loss) or (self._rule.kind == "number" and loss >= 1)
+
+    def losses(self) -> dict[int | None, Losses]:
+        """Return the losses of each version, one a request; under None, where no version has any, why."""
+        of_version: dict[int | None, list[_Request]] = defaultdict(list)
+        for request in self._requests.values():
+            of_version[request.version].append(request)
+        count, label = self._unlike
+        if not of_version:
+            unlike = (
+                f"none of {count:,} labels, such as {_short(label)}, can be compared with its answer: send others, "
+            )
+            unlike += "or define loss_of(output, label) in the recipe"
+            note = self._note or (unlike if count else "")
+            return {None: Losses(note=note)} if note else {}
+        return {
+            version: Losses.of(
+                (request.total / request.rows for request in requests),
+                clipped=sum(2 * request.clipped > request.rows for request in requests),
+                note=self._note,
+            )
+            for version, requests in of_version.items()
+        }
+
+    def _values(self, pairs: Sequence[Pair]) -> Sequence[float | None]:
+        if self._rule.kind != "recipe":
+            return [self._rule.of(output, label) for output, label in pairs]
+        if not pairs:
+            return []
+        found = self._ask_recipe(pairs)
+        self._note = self._note or found.failure
+        return found.values
+
+
+def _short(label: Any) -> str:
+    text = json.dumps(label)
+    return text if len(text) <= 60 else f"{text[:57]}..."

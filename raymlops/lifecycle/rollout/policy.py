@@ -1,0 +1,218 @@
+"""What a rollout does next: wait, advance a step, promote or abort. Pure: record, evidence and time in, decision out.
+
+Owns the order of steps and the times. What the evidence says is asked in ``questions``; who counts, who moves traffic
+and who writes the record know nothing of either.
+
+A step lasts at least ``bake_s``. It passes when errors, slow answers and, where labels exist, losses are surely within
+their margins. It aborts the moment that one of them is surely worse than the champion's, and after ``max_wait_s``
+without a verdict, which is how a rollout without traffic ends. Labels that are too few by then hold a step no longer:
+a rollout without any would have gone on too, and those that come later still count.
+
+Losses are read beside the decision and may be older than it. Harm is judged by what is known. To pass, it takes losses
+that cover every request of the bake, or a log from which none can be had: switched off, or unreadable where no label
+was ever seen. A log that is still being read, or unreadable with labels in it, holds the step up to ``max_wait_s``, and
+for five minutes at least.
+
+**The last step.** With all of the traffic on the new version nobody is left to compare it with. So reaching 100 percent
+is the promotion, decided on the steps before: ``10, 50, 100`` bakes at 10 and at 50 percent and then flips the route,
+with the old champion kept warm for a flip back. Steps that end below 100 promote when the last one has passed, and
+``100`` alone promotes at once.
+
+A clock that is set back makes a step last longer, one that is set forward shorter; neither makes evidence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from raymlops.config.serve import RolloutSection
+from raymlops.lifecycle.rollout.significance import StepEvidence, find, note_on_quality
+from raymlops.records import Record
+from raymlops.state.rollouts import Rollout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from raymlops.lifecycle.rollout.loss_reader import LossReport
+    from raymlops.lifecycle.rollout.significance import Finding
+
+__all__ = ["RolloutDecision", "StepEvidence", "after", "baked_at", "begin", "decide", "evidence_of", "next_weight"]
+
+LOG_WAIT_S = 300.0
+"""How long after its bake a step waits at least for a log that is being read, however short ``max_wait_s`` is."""
+
+Action = Literal["wait", "advance", "promote", "abort"]
+
+
+@dataclass(frozen=True)
+class RolloutDecision(Record):
+    """What to do, why, and the numbers it rests on."""
+
+    action: Action
+    reason: str
+    numbers: dict[str, Any]
+
+
+def begin(
+    *, rollout_id: str, name: str, version: int, champion: int, settings: RolloutSection, now: datetime
+) -> Rollout:
+    """Return the rollout of a version at its first step."""
+    return Rollout(
+        id=rollout_id,
+        name=name,
+        version=version,
+        champion=champion,
+        steps=tuple(percent / 100 for percent in settings.steps),
+        step=0,
+        status="running",
+        settings=settings.model_dump(mode="json"),
+        started_at=now,
+        step_started_at=now,
+    )
+
+
+def decide(
+    rollout: Rollout, evidence: Sequence[StepEvidence], *, now: datetime, losses: LossReport | None = None
+) -> RolloutDecision:
+    """Return what a rollout does next.
+
+    ``evidence`` is one entry a step, the current one last; steps of which nothing is known any more may be left empty
+    (``StepEvidence(weight)``) or missing at the end. ``losses`` says how old those in it are; without it they are of
+    now.
+    """
+    if rollout.status != "running":
+        return RolloutDecision("wait", f"it has ended: {rollout.status}", {})
+    if rollout.weight >= 1:
+        return RolloutDecision("promote", "no step below 100 percent, so nothing was compared", {})
+    settings = _settings(rollout)
+    steps = [*evidence[: rollout.step + 1]]
+    steps += [StepEvidence(weight) for weight in rollout.steps[len(steps) : rollout.step + 1]]
+    findings = find(steps, settings)
+    seconds = max(0.0, (now - rollout.step_started_at).total_seconds())
+    numbers: dict[str, Any] = {
+        "step": rollout.step,
+        "weight": rollout.weight,
+        "seconds": seconds,
+        "bake_s": settings.bake_s,
+        "max_wait_s": settings.max_wait_s,
+        "questions": {finding.question: finding.to_dict() for finding in findings},
+        "losses": None if losses is None else losses.to_dict(),
+    }
+    note = note_on_quality(steps)
+    if note and len(findings) < 3:
+        numbers["questions"]["quality"] = {"question": "quality", "asked": False, "reason": note}
+    log = _Log() if losses is None else _log_of(losses, steps, until=baked_at(rollout))
+    action, reason = _judge(rollout, findings, settings=settings, seconds=seconds, log=log, note=note)
+    if losses is not None and losses.left_out and action != "wait":
+        reason = f"{reason}; {losses.left_out}"
+    return RolloutDecision(
+        action, f"step {rollout.step + 1} of {len(rollout.steps)} at {_at(rollout)}: {reason}", numbers
+    )
+
+
+def baked_at(rollout: Rollout) -> datetime:
+    """Return the time from which on the step now may pass."""
+    return rollout.step_started_at + timedelta(seconds=_settings(rollout).bake_s)
+
+
+def next_weight(rollout: Rollout) -> float | None:
+    """Return the share of the traffic after this step; None where a pass promotes."""
+    following = rollout.steps[rollout.step + 1 :]
+    return following[0] if following and following[0] < 1 else None
+
+
+def after(rollout: Rollout, decision: RolloutDecision, *, evidence: Sequence[StepEvidence], now: datetime) -> Rollout:
+    """Return the record once a decision is carried out, with what it rests on."""
+    kept = {"steps": [step.to_dict() for step in evidence], "numbers": decision.numbers}
+    rollout = replace(rollout, evidence=kept, reason=decision.reason)
+    if decision.action == "advance":
+        return replace(rollout, step=rollout.step + 1, step_started_at=now)
+    if decision.action == "wait":
+        return rollout
+    return replace(rollout, status="promoted" if decision.action == "promote" else "aborted", ended_at=now)
+
+
+def evidence_of(rollout: Rollout) -> list[StepEvidence]:
+    """Return the evidence that a record holds, of the steps that were taken and the one it is at."""
+    return [StepEvidence.from_dict(item) for item in rollout.evidence.get("steps", ())]
+
+
+@dataclass(frozen=True)
+class _Log:
+    """What the losses lack that a pass would rest on."""
+
+    lack: str = ""
+    waits: bool = False
+    """Whether it is waited for."""
+
+
+def _log_of(losses: LossReport, steps: Sequence[StepEvidence], *, until: datetime) -> _Log:
+    """Return what losses lack to cover all requests before ``until``."""
+    if losses.off:
+        return _Log(losses.off)
+    if losses.covers is not None and losses.covers >= until:
+        return _Log()
+    labelled = losses.labelled or any(step.canary_losses.count or step.champion_losses.count for step in steps)
+    tried = losses.tried is not None and losses.tried >= until
+    return _Log(losses.unknown or "the prediction log is being read for labels", waits=labelled or not tried)
+
+
+def _judge(
+    rollout: Rollout,
+    findings: Sequence[Finding],
+    *,
+    settings: RolloutSection,
+    seconds: float,
+    log: _Log,
+    note: str,
+) -> tuple[Action, str]:
+    """Return the action and its reason; ``note`` says why quality is not asked, or what failed where it was."""
+    action, reason = _verdict(rollout, findings, settings=settings, seconds=seconds, log=log)
+    asked = len(findings) > 2
+    if note:
+        return action, f"{reason}; {'quality' if asked else 'quality not asked'}: {note}"
+    if action not in {"promote", "advance"}:
+        return action, reason
+    if log.lack:
+        return action, f"{reason}; quality not asked{' of the newest answers' if asked else ''}: {log.lack}"
+    return action, reason if asked else f"{reason}; no labels"
+
+
+def _verdict(
+    rollout: Rollout, findings: Sequence[Finding], *, settings: RolloutSection, seconds: float, log: _Log
+) -> tuple[Action, str]:
+    if harmful := [finding.harm for finding in findings if finding.harmful]:
+        return "abort", "; ".join(harmful)
+    if seconds < settings.bake_s:
+        return "wait", f"{seconds:,.0f} of {settings.bake_s:,.0f} s"
+    lacking = [finding for finding in findings if not finding.passed]
+    over = seconds >= max(settings.bake_s, settings.max_wait_s)
+    if over and any(finding.question != "quality" for finding in lacking):
+        return "abort", f"no verdict after {seconds:,.0f} s: {_joined(finding.lack for finding in lacking)}"
+    waits = log.waits and seconds < max(settings.max_wait_s, settings.bake_s + LOG_WAIT_S)
+    if waits or (lacking and not over):
+        lacks = [*(finding.lack for finding in lacking), *([log.lack] if log.waits else [])]
+        return "wait", f"no verdict after {seconds:,.0f} s: {_joined(lacks)}"
+    known = _joined(finding.bounds for finding in findings if finding.passed)
+    reason = f"passed after {seconds:,.0f} s: {known}"
+    if lacking:
+        reason += f"; without a verdict on quality: {lacking[0].lack}"
+    return ("promote" if next_weight(rollout) is None else "advance"), reason
+
+
+def _settings(rollout: Rollout) -> RolloutSection:
+    """Return what the rollout was started with; what another version of raymlops wrote beside is left out."""
+    return RolloutSection.model_validate(
+        {key: value for key, value in rollout.settings.items() if key in RolloutSection.model_fields}
+    )
+
+
+def _at(rollout: Rollout) -> str:
+    return f"{100 * rollout.weight:g} percent"
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return "; ".join(parts)

@@ -1,0 +1,133 @@
+"""One way in for every verb: whatever a caller has becomes a ``Project``.
+
+Knows how files, mappings and specs are read; knows nothing of clusters.
+
+The desired state and Serve's API, opened for a verb and closed after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymlops.config.load import LoadedSpec, load, load_data
+from raymlops.config.schema import ProjectSpec
+from raymlops.errors import NotFoundError, UsageError
+from raymlops.project import Project, bind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from raymlops.serving.control.rest_api import ServeApi
+    from raymlops.state.store import State
+    from raymlops.tracking.client import Tracker
+
+
+@contextmanager
+def state_of(spec: ProjectSpec) -> Iterator[State]:
+    """Open the desired state."""
+    from raymlops.state.store import State, state_url
+
+    with State.open(state_url(spec)) as state:
+        yield state
+
+
+@contextmanager
+def serve_of(spec: ProjectSpec) -> Iterator[ServeApi]:
+    """Open Serve's API of the running cluster."""
+    from raymlops.cluster.dashboard import dashboard
+    from raymlops.serving.control.rest_api import ServeApi
+
+    with dashboard(spec) as found:
+        yield ServeApi(found.url, found.token())
+
+
+@contextmanager
+def opened(spec: ProjectSpec) -> Iterator[tuple[State, ServeApi]]:
+    """Open the desired state and Serve's API of the running cluster."""
+    with serve_of(spec) as api, state_of(spec) as state:
+        yield state, api
+
+
+Source = str | Path | Mapping[str, Any] | ProjectSpec | LoadedSpec | Project
+"""A YAML file, plain data, a spec, or a project that is bound already."""
+
+
+def spec_of(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> ProjectSpec:
+    """Return the spec without importing the recipe: enough for what only needs to know where things are.
+
+    Raises:
+        ConfigError: with every problem found.
+        UsageError: overrides or an overlay for what was read already.
+    """
+    if isinstance(source, str | Path):
+        return load(source, overrides=overrides, env=env).spec
+    if isinstance(source, Mapping) and env is None:
+        return load_data(source, overrides=overrides).spec
+    if overrides or env:
+        raise UsageError("overrides and env apply to a file", hint="Pass the path of the YAML file.")
+    return source.spec if isinstance(source, LoadedSpec | Project) else source  # type: ignore[return-value]
+
+
+def place_of(source: Source | None, *, overrides: Sequence[str] = (), env: str | None = None) -> ProjectSpec:
+    """Return where things are: as a configuration says, and without one as the environment and the defaults do.
+
+    Without a source only overrides of ``tracking`` and ``storage`` count, since the rest is asked of the run itself.
+
+    Raises:
+        ConfigError: with every problem found.
+        UsageError: an overlay without a file, or overrides for what was read already.
+    """
+    if source is not None:
+        return spec_of(source, overrides=overrides, env=env)
+    if env is not None:
+        raise UsageError("--env NAME lays a file over another one", hint="Name that one with --config FILE.")
+    anything = {"project": {"name": "anything"}, "recipe": {"import": "any:Recipe"}}
+    places = [text for text in overrides if text.startswith(("tracking.", "storage."))]
+    return load_data(anything, overrides=places).spec
+
+
+def known_tracker(source: Source | None, *, overrides: Sequence[str] = (), env: str | None = None) -> Tracker:
+    """Return the tracker of ``place_of``, of an MLflow that is there: asking for a run makes no database.
+
+    Raises:
+        NotFoundError: there is none yet, and so no run.
+        TrackingError: it does not answer.
+        ConfigError, UsageError: as ``place_of``.
+    """
+    from raymlops.tracking.client import Tracker, tracking_uri
+    from raymlops.tracking.client import tracker as tracker_of
+    from raymlops.tracking.database import database_file
+
+    spec = place_of(source, overrides=overrides, env=env)
+    file = database_file(tracking_uri(spec))
+    if file is not None and not file.exists():
+        raise NotFoundError(
+            f"there is no run: {Tracker(tracking_uri(spec)).shown_uri} has not been made yet",
+            hint="Runs elsewhere are found by --config FILE, MLFLOW_TRACKING_URI or RAYMLOPS_HOME.",
+        )
+    tracker = tracker_of(spec)
+    tracker.check()
+    return tracker
+
+
+def project_of(
+    source: Source, *, overrides: Sequence[str] = (), env: str | None = None, recipe: type | str | None = None
+) -> Project:
+    """Return the project: the spec, its recipe imported, the recipe's section and the search space checked.
+
+    ``recipe`` replaces the recipe of the spec by a class or an import string.
+
+    Raises:
+        ConfigError: with every problem found.
+        RecipeImportError: the recipe cannot be imported by a worker.
+    """
+    if isinstance(source, str | Path):
+        return bind(load(source, overrides=overrides, env=env), recipe=recipe)
+    if isinstance(source, Mapping) and env is None:
+        return bind(load_data(source, overrides=overrides), recipe=recipe)
+    if overrides or env:
+        raise UsageError("overrides and env apply to a file", hint="Pass the path of the YAML file.")
+    return bind(source, recipe=recipe)  # type: ignore[arg-type]

@@ -1,0 +1,274 @@
+"""The handle of a sweep: what a notebook holds while the sweep runs in this process, as a job, or anywhere else.
+
+Owns no truth: each answer is asked of MLflow, the study and the cluster anew, so that any kernel can have a handle of
+any sweep. How a job is sent is ``submitting``'s, how a sweep is run ``sweeping``'s.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from datetime import datetime
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from raymlops.errors import ClusterError, NotFoundError, RaymlopsError, RefusedError, UsageError
+from raymlops.lifecycle.sources import Source, known_tracker
+from raymlops.lifecycle.train import OnEvent, as_recorded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from raymlops.records import ModelVersionRef, SweepRecord, TrialRecord
+    from raymlops.tracking.client import Tracker
+    from raymlops.training.runs.lookup import Recorded
+    from raymlops.tuning.reporting.status import SweepStatus
+    from raymlops.tuning.reporting.watch import OpenStudy
+
+
+def sweep(
+    source: Source | None = None,
+    *,
+    wait: bool = True,
+    resume: str | None = None,
+    extend: Sequence[str] = (),
+    fork: str | None = None,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+    recipe: type | str | None = None,
+    on_event: OnEvent | None = None,
+    tags: dict[str, str] | None = None,
+    working_dir: str | Path | None = None,
+) -> Sweep:
+    """Search ``sweep.space`` with Ray Tune and Optuna, and return the sweep's handle.
+
+    With ``wait`` it runs in this process and has ended when this returns. Without, it is sent as a Ray job to the
+    cluster that ``raymlops up`` started, or that ``cluster.address`` or ``RAY_ADDRESS`` name, and this returns as soon
+    as it has its id: it goes on when the kernel ends, and ``attach`` finds it again. A job does not see the folder of
+    the notebook: the code of the recipe is sent along, files that it reads by a relative path are not, unless
+    ``working_dir`` names the folder that they are in. What ``{env: NAME}`` refers to has to be set where the cluster
+    runs: no credential is sent.
+
+    ``resume`` is the id of a sweep that goes on, ``extend`` what it gets in addition (``["num_trials=+20"]``), ``fork``
+    the id of one whose trials a new one knows.
+
+    Raises:
+        ConfigError, RecipeError, UsageError: before any trial starts; of a job too.
+        NotFoundError, RefusedError: there is no such sweep to resume, or somebody runs it.
+        ClusterError, TrackingError: Ray or MLflow do not answer; without ``wait``, no cluster outlives this process.
+        SweepError: no trial finished (with ``wait``), or the job ended without a sweep.
+    """
+    common: dict[str, Any] = {
+        "resume": resume,
+        "extend": extend,
+        "fork": fork,
+        "overrides": overrides,
+        "env": env,
+        "recipe": recipe,
+        "tags": tags,
+    }
+    if wait:
+        from raymlops.lifecycle.sweeps.run import run_sweep
+
+        if working_dir is not None:
+            raise UsageError("working_dir is sent with a job", hint="Give wait=False too, or change the folder itself.")
+        record = run_sweep(source, on_event=on_event, **common)
+        return Sweep(known_tracker(source, overrides=overrides, env=env), record.sweep_id, recipe=recipe)
+    from raymlops.lifecycle.sweeps.submit import submit
+
+    if on_event is not None:
+        raise UsageError("a job's events are not seen here", hint="Leave on_event out; the handle's wait() shows them.")
+    sent = submit(source, working_dir=working_dir, **common)
+    return Sweep(sent.tracker, sent.sweep_id, recipe=recipe)
+
+
+def attach(
+    sweep_id: str,
+    source: Source | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+    recipe: type | str | None = None,
+) -> Sweep:
+    """Return the handle of a sweep that was started anywhere, running or ended, by its id.
+
+    ``source`` says where MLflow is; without one it is where ``MLFLOW_TRACKING_URI`` or ``RAYMLOPS_HOME`` say.
+    ``recipe`` is needed where the sweep's own cannot be imported here and its winner is to be registered.
+
+    Raises:
+        NotFoundError: there is no such sweep; the message names near ones.
+        UsageError: it is a run, or a trial.
+        TrackingError: MLflow does not answer.
+    """
+    from raymlops.tuning.mlflow.sweep_run import sweep_of
+
+    tracker = known_tracker(source, overrides=overrides, env=env)
+    return Sweep(tracker, sweep_of(tracker, sweep_id).run_id, recipe=recipe)
+
+
+class Sweep:
+    """A sweep, running or ended. ``sweep`` and ``attach`` return one."""
+
+    def __init__(self, tracker: Tracker, sweep_id: str, *, recipe: type | str | None = None) -> None:
+        self.sweep_id = sweep_id
+        self._tracker = tracker
+        self._recipe = recipe
+
+    def status(self) -> SweepStatus:
+        """Return how the sweep is doing."""
+        from raymlops.tuning.reporting.status import sweep_status
+
+        return sweep_status(self._tracker, self._recorded())
+
+    def wait(self, timeout_s: float | None = None, *, on_event: OnEvent | None = None) -> SweepRecord:
+        """Wait until the sweep has ended, with one live display, and return its record.
+
+        Interrupting the cell ends the waiting, not the sweep.
+
+        Raises:
+            SweepError: it failed, was stopped, or its driver died; the message says why, and how it goes on.
+            TimeoutError: it still runs after ``timeout_s``.
+        """
+        from raymlops.lifecycle.sweeps.wait import wait_for
+
+        return wait_for(self._tracker, self.sweep_id, timeout_s=timeout_s, on_event=on_event)
+
+    def trials(self) -> Any:
+        """Return all trials as a pandas ``DataFrame``, one row each, those that run too.
+
+        Its columns are number, status, value (with several objectives one column for each), the parameters, epochs,
+        duration_s, reason and run_id. The values of trials that run are those so far.
+        """
+        from raymlops.tuning.reporting.watch import frame
+
+        with self._reading() as study:
+            return frame(study.look(), objectives=study.objectives, now=datetime.now())  # noqa: DTZ005 - as Optuna's
+
+    @property
+    def best(self) -> TrialRecord:
+        """The best trial of those that have ended.
+
+        Raises:
+            SweepError: there is none yet.
+        """
+        with self._reading() as study:
+            return study.choose(study.look())
+
+    @property
+    def report(self) -> str:
+        """Path or URI of the HTML report, which a sweep that ends well writes.
+
+        Raises:
+            NotFoundError: there is none yet.
+        """
+        from raymlops.tuning.mlflow.sweep_run import REPORT
+
+        uri = self._recorded().tags.get(REPORT, "")
+        if not uri:
+            raise NotFoundError(f"the sweep {self.sweep_id} has no report yet", hint="It is written when it ends.")
+        return uri
+
+    def plot(self, kind: str = "history") -> Any:
+        """Return a plotly ``Figure``: history, importances, parallel, slice or pareto.
+
+        Raises:
+            UsageError: there is no such plot, or it has nothing to show yet.
+        """
+        from raymlops.tuning.reporting.plots import figure
+
+        with self._reading() as study:
+            return figure(kind, study.study, objectives=study.objectives)
+
+    def stop(self) -> SweepStatus:
+        """End the job that runs the sweep, in good order, and return how it stands once that has ended.
+
+        Nothing is lost: ``rm.sweep(resume=ID, wait=False)`` goes on with it.
+
+        Raises:
+            RefusedError: no job runs it, but a process of its own: the message says which.
+            ClusterError: the cluster does not answer.
+        """
+        from raymlops.cluster.jobs import Jobs
+
+        status = self.status()
+        if status.state not in {"running", "interrupted", "unknown"}:
+            return status
+        spec = self._recorded().spec
+        if not status.submission_id or spec is None:
+            if status.state != "running":
+                return status
+            raise RefusedError(
+                f"the sweep {self.sweep_id} is run by {status.holder}, not by a job",
+                hint="Interrupt that process, with Ctrl-C or kill -INT: the sweep can go on afterwards.",
+            )
+        try:
+            Jobs.of(spec).stop(status.submission_id)
+        except (ClusterError, NotFoundError):
+            if status.state == "running":
+                raise
+            return status  # its job is gone with its cluster
+        now = self.status()
+        if now.state == "running":
+            raise RefusedError(
+                f"the sweep {self.sweep_id} is run by {now.holder}; its job {status.submission_id} has ended before",
+                hint="Interrupt that process, with Ctrl-C or kill -INT: the sweep can go on afterwards.",
+            )
+        return now
+
+    def register(self) -> ModelVersionRef:
+        """Train the winner's configuration as a run of its own, and register that with the alias ``candidate``.
+
+        A run of this very trial that is there already is not trained again.
+
+        Raises:
+            RefusedError: the sweep still runs, or the data or code is no longer what the run was trained on.
+            SweepError: no trial gave a usable value.
+            TrainingError, RecipeError, ClusterError: as ``train``.
+        """
+        from raymlops.lifecycle.registration.register import register
+        from raymlops.lifecycle.sweeps.submit import runs_tagged
+        from raymlops.lifecycle.train import train
+
+        recorded = self._recorded()
+        if self.status().state == "running":
+            raise RefusedError(
+                f"the sweep {self.sweep_id} still runs, so its winner is not known", hint="wait() first, or stop()."
+            )
+        best = self.best
+        project = as_recorded(recorded, overrides=(), recipe=self._recipe)
+        tags = {"raymlops.sweep_id": self.sweep_id, "raymlops.trial": str(best.number)}
+        known = runs_tagged(self._tracker, project.spec.experiment, {**tags, "raymlops.kind": "run"})
+        done = [str(run.info.run_id) for run in known if run.info.status == "FINISHED"]
+        run_id = done[0] if done else train(project.with_params(best.params), tags=tags).run_id
+        return register(project, run_id)
+
+    def __repr__(self) -> str:
+        try:
+            status = self.status()
+        except RaymlopsError as error:
+            return f"Sweep({self.sweep_id!r}: {error.message})"
+        best = status.best
+        value = "" if best is None or best.value is None else f", best {best.value:.5g} in trial {best.number}"
+        return f"Sweep({self.sweep_id!r}: {status.state}, {status.ended} of {status.num_trials} trials{value})"
+
+    def _repr_html_(self) -> str:
+        from raymlops.tuning.reporting.status import rows
+
+        try:
+            found = rows(self.status())
+        except RaymlopsError as error:
+            found = {"sweep": self.sweep_id, "state": error.message}
+        lines = (f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in found.items())
+        return f"<table>{''.join(lines)}</table>"
+
+    def _recorded(self) -> Recorded:
+        from raymlops.tuning.mlflow.sweep_run import sweep_of
+
+        return sweep_of(self._tracker, self.sweep_id)
+
+    @contextmanager
+    def _reading(self) -> Iterator[OpenStudy]:
+        from raymlops.tuning.reporting.watch import reading
+
+        with reading(self._recorded()) as study:
+            yield study

@@ -1,0 +1,198 @@
+"""A sweep sent to a running cluster as a Ray job, which goes on when this process ends.
+
+Owns what the job is told, and the wait until its sweep has an id or the reason why it has none. Knows nothing of what
+is done with the sweep afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymlops.errors import SweepError, TrackingError, UnreachableError, UsageError
+from raymlops.lifecycle.sources import Source, known_tracker, project_of
+from raymlops.lifecycle.train import as_recorded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from raymlops.cluster.jobs import Jobs
+    from raymlops.config.schema import ProjectSpec
+    from raymlops.project import Project
+    from raymlops.tracking.client import Tracker
+
+_log = logging.getLogger(__name__)
+
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A sweep that runs as a job."""
+
+    sweep_id: str
+    submission_id: str
+    tracker: Tracker
+
+
+def submit(
+    source: Source | None,
+    *,
+    resume: str | None = None,
+    extend: Sequence[str] = (),
+    fork: str | None = None,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+    recipe: type | str | None = None,
+    tags: Mapping[str, str] | None = None,
+    working_dir: str | Path | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Submitted:
+    """Send a sweep to the running cluster and return once it has its id; an interrupt until then ends the job.
+
+    Raises:
+        ClusterError: there is no cluster that outlives this process, or it does not answer.
+        RaymlopsError: as ``run_sweep``, also for what the job itself refused.
+    """
+    from raymlops.cluster.jobs import CONFIG, Jobs, job_folder
+    from raymlops.config.load import dump
+    from raymlops.lifecycle.sweeps.run import check_ways
+    from raymlops.tracking.client import tracker as tracker_of
+    from raymlops.tuning.checks import check
+
+    check_ways(resume=resume, fork=fork, extend=extend)
+    project = _project(source, sweep_id=resume or fork, overrides=overrides, env=env, recipe=recipe)
+    check(project)
+    spec = explicit(project.spec, tags=tags or {})
+    jobs = Jobs.of(spec)
+    submission_id = f"raymlops-{spec.project.name}-{uuid.uuid4().hex[:8]}"
+    tracker = tracker_of(spec)
+    tracker.check()
+    arguments = ["sweep", "--config", CONFIG, *command_options(resume=resume, extend=extend, fork=fork), "--json"]
+    sent = _folder(working_dir)
+    with job_folder(dump(spec), code=_code(project, alone=sent is None), working_dir=sent) as folder:
+        jobs.submit(arguments, folder=folder, submission_id=submission_id)
+    find = _finder(tracker, spec, resume=resume, submission_id=submission_id)
+    try:
+        return Submitted(_wait(jobs, find, submission_id=submission_id, sleep=sleep), submission_id, tracker)
+    except KeyboardInterrupt:
+        jobs.stop(submission_id)
+        raise
+    except UnreachableError as error:
+        error.add_note(f"The job {submission_id} may go on: `ray job stop {submission_id}` ends it.")
+        raise
+
+
+def command_options(*, resume: str | None, extend: Sequence[str], fork: str | None) -> list[str]:
+    """Return the options of ``raymlops sweep`` that say how it begins."""
+    named = {"--resume": resume, "--fork": fork}
+    options = [text for name, value in named.items() if value is not None for text in (name, value)]
+    return [*options, *(text for entry in extend for text in ("--extend", entry))]
+
+
+def explicit(spec: ProjectSpec, *, tags: Mapping[str, str]) -> ProjectSpec:
+    """Return the spec with what it leaves to the environment of this process, so that it means the same in a job.
+
+    A tracking URI with a password in it stays where it is: the cluster has to know it by itself.
+    """
+    from raymlops.config.credentials import holds_credential
+    from raymlops.tracking.client import tracking_uri
+    from raymlops.tracking.database import database_file
+    from raymlops.training.runs.lookup import absolute
+
+    path = absolute(spec.storage.path)
+    tracking, project = spec.tracking, spec.project
+    if tracking.uri is None or isinstance(tracking.uri, str):
+        uri = tracking_uri(spec)
+        file = database_file(uri)
+        uri = uri if file is None else f"sqlite:///{file.absolute()}"
+        tracking = tracking if holds_credential(uri) else tracking.model_copy(update={"uri": uri})
+    if tags:
+        project = project.model_copy(update={"tags": {**project.tags, **tags}})
+    storage = spec.storage.model_copy(update={"path": path})
+    return spec.model_copy(update={"storage": storage, "tracking": tracking, "project": project})
+
+
+def runs_tagged(tracker: Tracker, experiment: str, tags: Mapping[str, str]) -> list[Any]:
+    """Return the runs of an experiment that carry all these tags, the newest first.
+
+    Raises:
+        TrackingError: MLflow does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    wanted = " AND ".join(f"tags.`{name}` = '{text}'" for name, text in tags.items())
+    try:
+        found = tracker.client.get_experiment_by_name(experiment)
+        if found is None:
+            return []
+        return list(tracker.client.search_runs([found.experiment_id], wanted, max_results=100))
+    except MlflowException as error:
+        raise TrackingError(f"MLflow at {tracker.shown_uri} cannot be searched: {error}") from error
+
+
+def _project(
+    source: Source | None,
+    *,
+    sweep_id: str | None,
+    overrides: Sequence[str],
+    env: str | None,
+    recipe: type | str | None,
+) -> Project:
+    from raymlops.tuning.mlflow.sweep_run import sweep_of
+
+    if source is not None:
+        return project_of(source, overrides=overrides, env=env, recipe=recipe)
+    if sweep_id is None:
+        raise UsageError("there is nothing to search", hint="Give a configuration, or resume=SWEEP_ID.")
+    recorded = sweep_of(known_tracker(None, overrides=overrides, env=env), sweep_id)
+    return as_recorded(recorded, overrides=overrides, recipe=recipe)
+
+
+def _code(project: Project, *, alone: bool) -> dict[str, bytes]:
+    from raymlops.bundle.code import collect
+
+    code = collect(project.recipe_class)
+    if alone and code.left_out:
+        _log.warning(
+            "the job is sent without %s, which the package of %s holds: working_dir=FOLDER sends a folder as it is",
+            ", ".join(code.left_out[:5]) + (" ..." if len(code.left_out) > 5 else ""),
+            project.reference,
+        )
+    return code.files
+
+
+def _folder(working_dir: str | Path | None) -> Path | None:
+    if working_dir is None:
+        return None
+    folder = Path(working_dir).expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"working_dir {str(working_dir)!r} is no folder", hint="Name the one that the job is to see.")
+    return folder
+
+
+def _finder(tracker: Tracker, spec: ProjectSpec, *, resume: str | None, submission_id: str) -> Callable[[], str | None]:
+    """Return what asks MLflow for the sweep of a job; None as long as there is none."""
+    from raymlops.tuning.mlflow.sweep_run import SUBMISSION
+
+    def find() -> str | None:
+        if resume is not None:
+            return resume if tracker.run(resume).data.tags.get(SUBMISSION) == submission_id else None
+        runs = runs_tagged(tracker, spec.experiment, {SUBMISSION: submission_id})
+        return str(runs[0].info.run_id) if runs else None
+
+    return find
+
+
+def _wait(jobs: Jobs, find: Callable[[], str | None], *, submission_id: str, sleep: Callable[[float], None]) -> str:
+    while True:
+        state = jobs.state(submission_id)  # before MLflow: a job that has ended has no more to say there
+        if (sweep_id := find()) is not None:
+            return sweep_id
+        if state.ended:
+            raise jobs.failure(state, what="ended before its sweep began", kind=SweepError)
+        sleep(_POLL_S)

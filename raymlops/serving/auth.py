@@ -1,0 +1,260 @@
+"""Who may ask: API keys, what each may do, and how often. The one question that HTTP and gRPC alike put to it.
+
+Owns what a request's key looks like, the check of it, and the rate limits. Pure: knows nothing of Serve or of the state
+database. A replica holds the hashes of the keys for its own model and no secret; nothing here logs or returns one.
+Limits are per key and replica: two replicas let through twice the rate.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from hashlib import sha256
+from hmac import compare_digest
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from raymlops.serving.refusal import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from raymlops.state.keys import KeyRecord
+
+Scope = Literal["predict", "feedback", "pin"]
+SCOPES: frozenset[str] = frozenset({"predict", "feedback", "pin"})
+PREFIX = "rk_"
+
+_LONGEST = 200
+"""Characters; a secret has 59. What is longer is refused unread, so that a header of many kilobytes costs nothing."""
+_NO_HASH = "0" * 64
+"""Compared with where no key has the id, so that the time taken does not say which ids exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyEntry:
+    """What a replica knows of one key. ``hash`` is the SHA-256 of the whole secret, in hex."""
+
+    id: str
+    hash: str
+    scopes: frozenset[str]
+    rate_per_s: float | None = None
+    """Requests a second in one replica; None for no limit."""
+    expires_at: float | None = None
+    """Seconds since the epoch; None for a key without an end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may ask one model: whether a key is needed, and the keys that are good for it."""
+
+    required: bool = False
+    keys: tuple[KeyEntry, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data, the same for the same keys."""
+        return {
+            "required": self.required,
+            "keys": [
+                {
+                    "id": key.id,
+                    "hash": key.hash,
+                    "scopes": sorted(key.scopes),
+                    "rate_per_s": key.rate_per_s,
+                    "expires_at": key.expires_at,
+                }
+                for key in self.keys
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild it; keys of the data that a newer version wrote are ignored."""
+        fields = KeyEntry.__dataclass_fields__
+        entries = [
+            KeyEntry(**{name: item[name] for name in fields if name in item} | {"scopes": frozenset(item["scopes"])})
+            for item in data.get("keys", ())
+        ]
+        return cls(bool(data.get("required", False)), tuple(entries))
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: a key's id, None for somebody without a key, and what they may do."""
+
+    key_id: str | None
+    scopes: frozenset[str]
+
+    def require(self, scope: Scope) -> None:
+        """Check a right beyond the one that the caller was admitted for; costs nothing of the rate.
+
+        Raises:
+            Refusal: 403 where the caller has not this right.
+        """
+        if scope not in self.scopes:
+            raise Refusal(403, "forbidden", f"this key may not {_DEEDS[scope]}; it has no scope {scope!r}")
+
+
+_DEEDS = {"predict": "ask for predictions", "feedback": "send feedback", "pin": "choose the version that answers"}
+ANYBODY = Caller(None, SCOPES)
+
+
+class Guard:
+    """Admit callers or refuse them, from one event loop.
+
+    ``configure`` may be called from any thread meanwhile: a caller is judged by all of the old rights or all of the new
+    ones. ``clock`` measures rates, ``now`` is the time of day in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        access: Access | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
+        self._now = now
+        self._rights = _Rights(required=False, known={})
+        self.configure(access or Access())
+
+    def configure(self, access: Access) -> None:
+        """Replace who may ask. The bucket of a key that stays goes on, so that a change gives nobody a fresh one."""
+        before = self._rights.known
+        known = {}
+        for key in access.keys:
+            old = before.get(key.id)
+            bucket = None if key.rate_per_s is None else _Bucket(key.rate_per_s, self._clock())
+            if bucket is not None and old is not None and old.bucket is not None:
+                bucket = bucket.after(old.bucket)
+            known[key.id] = _Known(key, Caller(key.id, key.scopes), bucket)
+        self._rights = _Rights(access.required, known)  # in one step: requests are admitted meanwhile
+
+    def admit(self, secret: str | None, *, scope: Scope) -> Caller:
+        """Return who asks, and count the request against their rate.
+
+        Where no key is required a caller without one may do all; a key that is given is checked there too. An unknown
+        id, another's secret, a revoked or expired key and one for another model are told apart in no way.
+
+        Raises:
+            Refusal: 401 without a good key, 403 with one that has not this scope, 429 above its rate.
+        """
+        known = self._identified(secret)
+        if known is None:
+            return ANYBODY
+        if scope not in known.entry.scopes:
+            known.caller.require(scope)
+        if known.bucket is not None:
+            known.bucket.take(self._clock())
+        return known.caller
+
+    def identify(self, secret: str | None) -> Caller:
+        """Return who asks, as ``admit`` does, for what needs no right but that and counts against no rate.
+
+        Raises:
+            Refusal: 401 without a good key.
+        """
+        known = self._identified(secret)
+        return ANYBODY if known is None else known.caller
+
+    def _identified(self, secret: str | None) -> _Known | None:
+        """Return the key with this secret, None where there is none and needs to be none."""
+        rights = self._rights
+        if secret is None:
+            if rights.required:
+                raise Refusal(401, "unauthenticated", f"this model asks for an API key; {_HOW}")
+            return None
+        if len(secret) > _LONGEST:
+            raise _unknown()
+        known = rights.known.get(secret[len(PREFIX) : secret.find("_", len(PREFIX))])
+        given = sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+        if not compare_digest(given, _NO_HASH if known is None else known.entry.hash) or known is None:
+            raise _unknown()
+        entry = known.entry
+        if entry.expires_at is not None and self._now() >= entry.expires_at:
+            raise _unknown()
+        return known
+
+
+def secret_of(headers: Mapping[bytes, bytes]) -> str | None:
+    """Return the key in a request's headers or a call's metadata (names in lower case), None where there is none.
+
+    ``x-api-key`` is ours alone and wins over ``authorization: Bearer ...``, which a gateway in front may use for
+    itself. Another kind of authorization is no key.
+    """
+    given = headers.get(b"x-api-key")
+    if given is None:
+        scheme, _, given = headers.get(b"authorization", b"").strip().partition(b" ")
+        if scheme.lower() != b"bearer":
+            return None
+    return given.strip().decode("latin-1")  # never fails, and no secret has such a character
+
+
+def access_of(name: str, keys: Iterable[KeyRecord], *, required: bool) -> Access:
+    """Return who may ask one model: those of the keys that are for it, always in the same order."""
+    entries = [
+        KeyEntry(
+            id=key.id,
+            hash=key.hash,
+            scopes=frozenset(key.scopes),
+            rate_per_s=key.rate_per_s,
+            expires_at=None if key.expires_at is None else key.expires_at.timestamp(),
+        )
+        for key in keys
+        if "*" in key.models or name in key.models
+    ]
+    return Access(required, tuple(sorted(entries, key=lambda entry: entry.id)))
+
+
+_HOW = "send it as 'authorization: Bearer rk_...' or 'x-api-key: rk_...'"
+
+
+def _unknown() -> Refusal:
+    return Refusal(401, "unauthenticated", f"no valid API key for this model; {_HOW}")
+
+
+class _Bucket:
+    """Tokens that come back at a rate, at most a second's worth of them and at least one: a token bucket."""
+
+    __slots__ = ("rate", "stamp", "tokens")
+
+    def __init__(self, rate: float, now: float) -> None:
+        self.rate = rate
+        self.tokens = self.burst
+        self.stamp = now
+
+    @property
+    def burst(self) -> float:
+        return max(1.0, self.rate)
+
+    def after(self, other: _Bucket) -> _Bucket:
+        """Return the bucket that goes on from another: that one itself where the rate is the same."""
+        if other.rate == self.rate:
+            return other
+        self.tokens = min(self.burst, other.tokens)
+        self.stamp = other.stamp
+        return self
+
+    def take(self, now: float) -> None:
+        tokens = min(self.burst, self.tokens + (now - self.stamp) * self.rate)
+        self.stamp = now
+        self.tokens = tokens if tokens < 1.0 else tokens - 1.0
+        if tokens < 1.0:
+            raise Refusal(
+                429,
+                "rate_limited",
+                f"more than {self.rate:g} requests a second with this key",
+                retry_after_s=(1.0 - tokens) / self.rate,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    entry: KeyEntry
+    caller: Caller
+    bucket: _Bucket | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rights:
+    required: bool
+    known: dict[str, _Known]

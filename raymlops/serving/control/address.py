@@ -1,0 +1,108 @@
+"""Where Serve can be reached: the address in force, not the one that a configuration asks for.
+
+Owns how that is found out. A section's ``host`` counts only where Serve does not run yet, while whether callers need an
+API key by default depends on who can reach them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from raymlops.config.serve import is_loopback
+from raymlops.serving.control.details import configs
+from raymlops.serving.control.render import is_rendered
+
+if TYPE_CHECKING:
+    from raymlops.serving.control.details import Details
+
+EVERYWHERE = "[::]"
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where Serve listens."""
+
+    host: str
+    port: int
+    grpc_host: str | None = None
+    """None where no gRPC is spoken."""
+    grpc_port: int | None = None
+
+    @property
+    def reach(self) -> str:
+        """Return the host by which whether keys are asked for is decided: one that others reach, if there is one."""
+        if is_loopback(self.host) and self.grpc_host is not None:
+            return self.grpc_host
+        return self.host
+
+    @property
+    def exposed(self) -> str | None:
+        """Return where others than this machine reach it, in words; None where nobody does."""
+        if not is_loopback(self.host):
+            return f"{self.host}:{self.port}"
+        if self.grpc_host is not None and not is_loopback(self.grpc_host):
+            return f"{self.grpc_host}:{self.grpc_port} by gRPC"
+        return None
+
+
+def is_local(dashboard_url: str) -> bool:
+    """Return whether a dashboard is at an address of this machine alone."""
+    return is_loopback(urlsplit(dashboard_url).hostname or "")
+
+
+def listening(details: Details, *, local: bool) -> Listening | None:
+    """Return where a running Serve listens; None where it does not run.
+
+    Serve (2.60) has no option for the address of gRPC and binds all interfaces, unless the cluster was started with our
+    guard. On this machine that is looked up among its sockets. Elsewhere it cannot be, and the worse is assumed.
+    """
+    options = details.get("http_options")
+    if not options:
+        return None
+    grpc = details.get("grpc_options") or {}
+    if not grpc.get("grpc_servicer_functions"):
+        return Listening(options["host"], options["port"])
+    port = grpc["port"]
+    if not is_loopback(options["host"]):
+        return Listening(options["host"], options["port"], options["host"], port)
+    return Listening(options["host"], options["port"], _bound(port) if local else EVERYWHERE, port)
+
+
+def keyless(details: Details) -> list[str]:
+    """Return the models on a Serve, of every state, whose callers need no API key."""
+    return sorted(
+        config["args"]["name"]
+        for config in configs(details).values()
+        if is_rendered(config) and config.get("route_prefix") and "name" in (config.get("args") or {})
+        if not _access(config).get("required", False)
+    )
+
+
+def open_to_others(names: list[str], listens: Listening | None) -> str | None:
+    """Return what is to be said where these models answer without a key to others than this machine."""
+    if listens is None or listens.exposed is None or not names:
+        return None
+    answer = "answers" if len(names) == 1 else "answer"
+    return (
+        f"{', '.join(names)} {answer} without an API key, and Serve listens on {listens.exposed}: whoever reaches that "
+        "address may ask. serve.auth: keys asks for keys (raymlops keys create makes one)"
+    )
+
+
+def _bound(port: int) -> str | None:
+    hosts = [
+        connection.laddr[0]
+        for connection in psutil.net_connections(kind="tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr[1] == port
+    ]
+    return next((host for host in hosts if not is_loopback(host)), hosts[0] if hosts else None)
+
+
+def _access(config: dict[str, Any]) -> dict[str, Any]:
+    (options,) = config["deployments"]
+    access: dict[str, Any] = (options.get("user_config") or {}).get("access", {})
+    return access

@@ -1,0 +1,316 @@
+"""Bringing Serve to what should be live, and reading back that it got there.
+
+Owns the order of steps and the waiting. Knows nothing of where the desired state is kept or why it changed.
+
+A version that is to hold the route is first brought up beside the one that holds it, and then the route is flipped,
+which Serve does in place within half a second. So a version that does not come up never takes the route. Nothing here
+asks, or waits for, a version that is to lose the route: it may be the one that hangs.
+
+Who cannot wait for a version to come up calls ``send`` for it, ``await_up``, and ``apply`` once it is up. ``refresh``
+sends settings alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from raymlops.errors import RaymlopsError
+from raymlops.serving.control.details import (
+    Details,
+    configs,
+    covers,
+    routes,
+    running_replicas,
+    same,
+    settled,
+    status_of,
+    statuses,
+)
+from raymlops.serving.control.ownership import divide
+from raymlops.serving.control.plan import plan_of
+from raymlops.serving.control.render import INDEX_APP, app_name, route_of
+from raymlops.serving.control.wait import (
+    POLL_S,
+    ROUTE_WAIT_S,
+    SCALE_WAIT_S,
+    Api,
+    Application,
+    Applied,
+    Heir,
+    OnStatus,
+    await_answers,
+    await_gone,
+    await_heirs,
+    await_ready,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from raymlops.serving.control.plan import Plan
+    from raymlops.state.store import Desired
+
+__all__ = ["Api", "Applied", "apply", "await_up", "needed_replicas", "refresh", "send"]
+
+_log = logging.getLogger(__name__)
+
+
+def apply(
+    desired: Desired,
+    *,
+    api: Api,
+    wait_s: float,
+    concerned: Collection[tuple[str, int]] | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    grpc_port: int | None = None,
+    probe: bool = True,
+    hurry: bool = False,
+    wait: bool = True,
+    on_status: OnStatus | None = None,
+) -> Applied:
+    """Make what is desired live and return what was read back.
+
+    Sends nothing where Serve already has this config. ``concerned`` are the versions, as (name, version), that must be
+    seen to run, by default every champion; the others are sent and not waited for, so that a model that is broken
+    keeps no other from changing. ``host`` and the ports count only where Serve does not run yet. ``probe`` also asks
+    each champion concerned that takes a route over HTTP whether it answers, where Serve runs on this machine. With
+    ``hurry`` a version that is up takes the route at once, and has as many replicas as the old one only later. Without
+    ``wait`` all is sent and nothing is seen to run. To undo a failed apply, apply what was desired before: versions of
+    this state that are not in it are deleted. What is of other states stays as it is.
+
+    Raises:
+        TakenError: another state has a model that is concerned; nothing was changed.
+        OutdatedStateError: Serve runs what a newer copy of the state database desired; nothing was changed.
+        DeployError: a version did not come up in ``wait_s``, with its own message. The routes are as they were before.
+        ClusterError: the dashboard does not answer, or refuses us.
+        PortTakenError: Serve does not run yet and its port is another process's.
+        UsageError: what is desired cannot be rendered.
+    """
+    if concerned is None:
+        concerned = {(item.name, item.version) for item in desired.deployments if item.role == "champion"}
+    names = {name for name, _ in concerned}
+    plan = plan_of(desired, api, host=host, port=port, grpc_port=grpc_port, concerned=names)
+    details, wanted, ours, desired = plan.details, plan.wanted, plan.ours, plan.desired
+    deadline = time.monotonic() + wait_s
+    champions = [item for item in desired.deployments if item.role == "champion"]
+    awaited = {app_name(*version) for version in concerned} & wanted.keys()
+    failed = {name for name in awaited if status_of(details, name) == "DEPLOY_FAILED"}
+    changed = bool(failed) or not same(wanted, ours)
+    scaled: dict[str, dict[str, Any]] = {}
+    if changed:
+        details = _drop(api, details, failed, plan)
+        staged, heirs = _stage(wanted, details, desired)
+        scaled = {name: heir.config for name, heir in heirs.items() if hurry and name in awaited and heir.up}
+        ready = {name: heir for name, heir in heirs.items() if wait and name in awaited and name not in scaled}
+        if ready:
+            plan.put(api, staged)
+            await_heirs(api, ready, deadline=deadline, on_status=on_status)
+        wanted = _held_back(wanted, staged, heirs.keys() - ready.keys() - scaled.keys())
+        plan.put(api, wanted | scaled)
+        if awaited and status_of(details, INDEX_APP) in {"NOT_STARTED", "DEPLOYING"}:
+            awaited |= {INDEX_APP} & wanted.keys()
+    if not wait:
+        return _applied(plan, details, changed=changed)
+
+    def ready_in(details: Details, name: str) -> bool:
+        if name in scaled:  # it answers; that more of its replicas are on their way keeps nobody waiting
+            return running_replicas(details, name) > 0 and covers(configs(details).get(name), scaled[name])
+        return status_of(details, name) == "RUNNING" and covers(configs(details).get(name), wanted[name])
+
+    details = await_ready(api, awaited, ready_in, deadline=deadline, on_status=on_status)
+    details = await_gone(api, details, ours.keys() - wanted.keys(), deadline=deadline)
+    applied = _applied(plan, details, changed=changed)
+    if probe and plan.local:
+        held = {config.get("route_prefix"): name for name, config in ours.items()}
+        asked = [item for item in champions if app_name(item.name, item.version) in awaited]
+        if changed:  # who holds its route already answers, and only its settings are others
+            asked = [item for item in asked if held.get(route_of(item.name)) != app_name(item.name, item.version)]
+        await_answers(applied, asked, deadline=min(deadline, time.monotonic() + ROUTE_WAIT_S))
+    if scaled:
+        _let_be(api, plan, wanted)
+    return applied
+
+
+def send(
+    desired: Desired,
+    *,
+    api: Api,
+    coming: tuple[str, int],
+    replicas: int,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    grpc_port: int | None = None,
+) -> bool:
+    """Have a version, as (name, version), brought up with so many replicas at least, and wait for nothing.
+
+    No route moves. Return whether Serve did not have it so already.
+
+    Raises:
+        RefusedError, DeployError, ClusterError, PortTakenError, UsageError: as ``apply``.
+    """
+    plan = plan_of(desired, api, host=host, port=port, grpc_port=grpc_port, concerned={coming[0]})
+    name = app_name(*coming)
+    failed = {name} if status_of(plan.details, name) == "DEPLOY_FAILED" else set()
+    wanted = plan.wanted | {name: _scaled(plan.wanted[name], replicas)}
+    if not failed and same(wanted, plan.ours):
+        return False
+    details = _drop(api, plan.details, failed, plan)
+    staged, heirs = _stage(wanted, details, plan.desired)
+    plan.put(api, _held_back(wanted, staged, heirs.keys()))
+    return True
+
+
+def await_up(
+    api: Api,
+    coming: tuple[str, int],
+    *,
+    least: int,
+    replicas: int,
+    wait_s: float,
+    check: Callable[[], None],
+    settings: Application | None = None,
+    on_status: OnStatus | None = None,
+) -> None:
+    """Wait for the least replicas of a version, then for a while for as many as it is to have.
+
+    With ``settings``, a rendered application, it is waited for until all its replicas have them. ``check`` is asked at
+    each look, and raises where nobody wants the version any more.
+
+    Raises:
+        DeployError: it did not come up in ``wait_s``, with its own message.
+        ClusterError: the dashboard does not answer, or refuses us.
+        Exception: whatever ``check`` raises.
+    """
+    name = app_name(*coming)
+
+    def ready(details: Details, name: str) -> bool:
+        if settings is None:
+            return running_replicas(details, name) >= least
+        return status_of(details, name) == "RUNNING" and settled(configs(details).get(name), settings)
+
+    deadline = time.monotonic() + wait_s
+    await_ready(api, {name}, ready, deadline=deadline, on_status=on_status, check=check)
+    deadline = min(deadline, time.monotonic() + SCALE_WAIT_S)
+    while running_replicas(api.get(), name) < replicas and time.monotonic() <= deadline:
+        check()
+        time.sleep(POLL_S)
+
+
+def refresh(desired: Desired, *, api: Api, dry_run: bool = False) -> bool:
+    """Send the settings of what is live where Serve has others, and return whether there were any.
+
+    Nothing comes up, nothing goes and no route moves: what is desired beyond settings is left to who changes it.
+
+    Raises:
+        RefusedError, ClusterError, DeployError, UsageError: as ``apply``.
+    """
+    plan = plan_of(desired, api, host="127.0.0.1", port=0, grpc_port=None, concerned=(), check=False)
+    kept = {name: _resettled(config, plan.wanted.get(name)) for name, config in plan.ours.items()}
+    if same(kept, plan.ours):
+        return False
+    if not dry_run:
+        plan.put(api, kept)
+    return True
+
+
+def needed_replicas(details: Details, coming: tuple[str, int], *, least: int, most: int) -> int:
+    """Return how many replicas a version is to have before it takes its route: as many as the holder runs."""
+    name = app_name(*coming)
+    holder = routes(details).get(route_of(coming[0]))
+    if holder == name:
+        return least  # which may be none, where nobody asks
+    # One that went to zero replicas answers only once it has one again.
+    return min(max(1, least, 0 if holder is None else running_replicas(details, holder)), most)
+
+
+def _scaled(config: dict[str, Any], replicas: int) -> dict[str, Any]:
+    """Return an application that keeps this many replicas at least."""
+    (options,) = config["deployments"]
+    bounds = {key: value for key, value in options["autoscaling_config"].items() if key != "initial_replicas"}
+    bounds["min_replicas"] = max(replicas, bounds["min_replicas"])
+    return {**config, "deployments": [{**options, "autoscaling_config": bounds}]}
+
+
+def _resettled(live: dict[str, Any], wanted: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a live application with the settings that are wanted, on the route that it has."""
+    if wanted is None or not covers(live.get("args"), wanted["args"]) or covers(live, wanted):
+        return live
+    if live.get("route_prefix") is None:
+        # It may be coming up with more replicas than it is to keep later, and must not be sent home meanwhile.
+        (now,), (later,) = (
+            [options["autoscaling_config"] for options in config["deployments"]] for config in (live, wanted)
+        )
+        wanted = _scaled(wanted, min(now["min_replicas"], later["max_replicas"]))
+    return {**wanted, "route_prefix": live.get("route_prefix")}
+
+
+def _applied(plan: Plan, details: Details, *, changed: bool) -> Applied:
+    listens = plan.listens
+    return Applied(changed, statuses(details), routes(details), listens.host, listens.port, plan.notes, listens.reach)
+
+
+def _let_be(api: Api, plan: Plan, wanted: Mapping[str, dict[str, Any]]) -> None:
+    """Give a version that took a route in a hurry its own bounds back.
+
+    The route is where it should be, so that nothing that fails here may look like a failed change: the controller
+    sends these settings again.
+    """
+    try:
+        plan.put(api, wanted)
+    except RaymlopsError as error:
+        _log.warning("replicas keep the bounds that a flip gave them until the controller comes by: %s", error)
+
+
+def _drop(api: Api, details: dict[str, Any], failed: set[str], plan: Plan) -> dict[str, Any]:
+    """Delete what an earlier attempt left behind failed, so that sending it again is a new attempt."""
+    if not failed:
+        return details
+    plan.put(api, {name: config for name, config in plan.ours.items() if name not in failed})
+    return await_gone(api, details, failed, deadline=time.monotonic() + SCALE_WAIT_S)
+
+
+def _stage(
+    wanted: Mapping[str, dict[str, Any]], details: Application, desired: Desired
+) -> tuple[dict[str, dict[str, Any]], dict[str, Heir]]:
+    """Return the step before the flip, and the applications that must be up before it with their replicas.
+
+    In that step all that is live stays as it is, no route moves, and new versions come up beside it. There are no heirs
+    where each version that is to take a route over is up already. Each is first scaled to what the holder of its route
+    runs, since a flip sends it all the traffic at once.
+    """
+    live = divide(details, desired).ours
+    holders = {config["route_prefix"]: name for name, config in live.items() if config.get("route_prefix")}
+    staged = dict(live)
+    heirs: dict[str, Heir] = {}
+    for name, config in wanted.items():
+        holder = holders.get(config["route_prefix"], name)
+        if holder == name:
+            staged.setdefault(name, config)
+            continue
+        (options,) = config["deployments"]
+        bounds = options["autoscaling_config"]
+        least = max(1, bounds["min_replicas"])  # one that went to zero replicas answers only once it has one again
+        replicas = min(max(least, running_replicas(details, holder)), bounds["max_replicas"])
+        running, status = running_replicas(details, name), status_of(details, name)
+        if running < replicas or status != "RUNNING":
+            up = running > 0 and status not in {"DEPLOY_FAILED", "UNHEALTHY"}
+            scaled = _scaled(config, replicas)
+            heirs[name] = Heir(least, replicas, up, scaled)
+            staged[name] = {**scaled, "route_prefix": None}
+    return staged, heirs
+
+
+def _held_back(
+    wanted: dict[str, dict[str, Any]], staged: Mapping[str, dict[str, Any]], heirs: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Return the last step, in which models that are not concerned flip no route to a version that is not up.
+
+    An earlier change that was killed on its way may have left such a model. It goes on as it is; its new version comes
+    up beside it, and the next apply that finds it up completes the change.
+    """
+    held = {wanted[name]["args"]["name"] for name in heirs}
+    kept = {name: config for name, config in staged.items() if config["args"].get("name") in held}
+    return {name: config for name, config in wanted.items() if config["args"].get("name") not in held} | kept

@@ -1,0 +1,93 @@
+"""What Serve says of itself, as its REST API gives it: configs, routes, statuses, replicas, messages.
+
+Owns the reading of Serve's details. Pure; knows nothing of what is desired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from raymlops.serving.control.render import DEPLOYMENT
+from raymlops.serving.control.rest_api import last_lines
+
+Details = Mapping[str, Any]
+
+
+def configs(details: Details) -> dict[str, dict[str, Any]]:
+    """Return the declared config of each live application; what ``serve.run`` started has none."""
+    return {
+        name: application["deployed_app_config"]
+        for name, application in details["applications"].items()
+        if application.get("deployed_app_config") and application.get("status") != "DELETING"
+    }
+
+
+def same(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
+    """Return whether the same applications are wanted and live, with the same configs."""
+    return wanted.keys() == live.keys() and all(covers(live[name], config) for name, config in wanted.items())
+
+
+def covers(live: Any, wanted: Any) -> bool:
+    """Return whether ``live`` says everything that ``wanted`` says.
+
+    Serve adds its defaults to what it was sent, and ``initial_replicas`` stays in the config that a version came up by.
+    """
+    if isinstance(wanted, Mapping):
+        return isinstance(live, Mapping) and all(covers(live.get(key), value) for key, value in wanted.items())
+    if isinstance(wanted, list):
+        return (
+            isinstance(live, list)
+            and len(live) == len(wanted)
+            and all(covers(one, other) for one, other in zip(live, wanted, strict=True))
+        )
+    return bool(live == wanted)
+
+
+def settled(live: Any, wanted: Mapping[str, Any] | None) -> bool:
+    """Return whether an application has what ``wanted`` says, but for what others change meanwhile.
+
+    That is its route, its bounds, and what its replicas are told of keys and traffic.
+    """
+    if live is None or wanted is None:
+        return live is not None
+    (options,) = wanted["deployments"]
+    told = {key: value for key, value in options["user_config"].items() if key not in {"access", "traffic"}}
+    kept = {key: value for key, value in options.items() if key not in {"autoscaling_config", "user_config"}}
+    return covers(live, {"args": wanted["args"], "deployments": [{**kept, "user_config": told}]})
+
+
+def statuses(details: Details) -> dict[str, str]:
+    """Return the status of each application."""
+    return {name: application["status"] for name, application in details["applications"].items()}
+
+
+def routes(details: Details) -> dict[str, str]:
+    """Return the application at each route."""
+    return {
+        application["route_prefix"]: name
+        for name, application in details["applications"].items()
+        if application.get("route_prefix")
+    }
+
+
+def status_of(details: Details, name: str) -> str:
+    """Return an application's status, ``NOT_STARTED`` where Serve does not know it."""
+    application = details["applications"].get(name)
+    return "NOT_STARTED" if application is None else str(application["status"])
+
+
+def running_replicas(details: Details, name: str) -> int:
+    """Return how many replicas of one of our applications run."""
+    application = details["applications"].get(name, {})
+    replicas = application.get("deployments", {}).get(DEPLOYMENT, {}).get("replicas", [])
+    return sum(replica["state"] == "RUNNING" for replica in replicas)
+
+
+def message_of(details: Details, name: str) -> str:
+    """Return the application's own message and its deployment's, shortened to what fits on a screen."""
+    application = details["applications"].get(name, {})
+    parts = [application.get("message", "")]
+    parts += [deployment.get("message", "") for deployment in application.get("deployments", {}).values()]
+    unique = [part for index, part in enumerate(parts) if part and part not in parts[:index]]
+    return last_lines("\n".join(unique), 24)

@@ -1,0 +1,173 @@
+"""Whose each application on Serve is: this state's, another state's, or none of raymlops.
+
+Owns the mark that applications carry, and what it means for who changes them. Pure; sends nothing.
+
+The mark is in ``user_config``, which Serve (2.60) keeps, gives back, and hands to running replicas without a restart.
+It says which state database desired the application, and by which of its changes it was sent last. An application of
+another state is never changed and never removed. What carries no mark was deployed by a raymlops that made none: it is
+this state's where its audit record has that version with that digest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raymlops.errors import OutdatedStateError, TakenError
+from raymlops.serving.control.details import configs, covers
+from raymlops.serving.control.render import INDEX_IMPORT_PATH, MARK, is_rendered
+from raymlops.state.identity import SHORT, Owner, Revision
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from raymlops.serving.control.details import Details
+    from raymlops.state.store import Desired
+
+UNMARKED = "a state of which an earlier raymlops left no mark"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Which state an application belongs to; an empty id where it does not say."""
+
+    id: str = ""
+    made_by: str = ""
+    revision: Revision | None = None
+    """The newest change of that state when the application was sent."""
+
+    def __str__(self) -> str:
+        if not self.id:
+            return UNMARKED
+        return f"state {self.id[:SHORT]}" + (f" (made by {self.made_by})" if self.made_by else "")
+
+
+@dataclass(frozen=True)
+class Division:
+    """The declared applications of a Serve, by whose they are."""
+
+    ours: dict[str, dict[str, Any]]
+    others: dict[str, dict[str, Any]]
+    """Of other states."""
+    foreign: dict[str, dict[str, Any]]
+    """Not of raymlops."""
+
+    @property
+    def kept(self) -> list[dict[str, Any]]:
+        """Return all that is sent back as it is."""
+        return [*self.foreign.values(), *self.others.values()]
+
+    def holders(self) -> dict[str, Mark]:
+        """Return each model that another state has on Serve, with that state."""
+        return {model: mark_of(config) for config in self.others.values() if (model := model_of(config))}
+
+    def refuse_held(self, names: Collection[str]) -> None:
+        """Refuse to change models that another state has on Serve.
+
+        Raises:
+            TakenError: naming the first of them and who has it.
+        """
+        for name, holder in sorted(self.holders().items()):
+            if name in names:
+                raise TakenError(
+                    f"the model {name} on this Serve belongs to {holder}, and is left as it is",
+                    hint="Change it where that state is (storage.state), or give yours another project.name. "
+                    "Where that state is lost: end its applications by Serve itself (serve.delete(NAME) in Python on "
+                    "the cluster), then deploy.",
+                )
+
+    def seen(self) -> tuple[str, ...]:
+        """Return what is to be said of other states on this Serve."""
+        if not self.others:
+            return ()
+        names = sorted(self.others)
+        count = f"{len(names)} application{'' if len(names) == 1 else 's'}"
+        owners = ", ".join(sorted({str(mark_of(config)) for config in self.others.values()}))
+        return (f"{count} of another state on this Serve, left alone: {', '.join(names)} ({owners})",)
+
+
+def divide(details: Details, desired: Desired, *, outdated: bool = False) -> Division:
+    """Return whose the declared applications are.
+
+    Raises:
+        OutdatedStateError: Serve runs what a newer copy of this state's database desired, which may not be
+            (``outdated``).
+    """
+    ours: dict[str, dict[str, Any]] = {}
+    others: dict[str, dict[str, Any]] = {}
+    foreign: dict[str, dict[str, Any]] = {}
+    for name, config in configs(details).items():
+        if not is_rendered(config):
+            foreign[name] = config
+        elif _is_ours(config, desired.owner):
+            ours[name] = config
+        else:
+            others[name] = config
+    if not outdated:
+        _refuse_newer(ours, desired.owner)
+    return Division(ours, others, foreign)
+
+
+def mark_of(config: Mapping[str, Any]) -> Mark:
+    """Return the mark that an application carries."""
+    data = _user_config(config).get(MARK) or {}
+    revision = Revision(data["revision"], data["at"]) if "revision" in data else None
+    return Mark(str(data.get("id", "")), str(data.get("made_by", "")), revision)
+
+
+def model_of(config: Mapping[str, Any]) -> str | None:
+    """Return the model of which an application serves a version; None for the index."""
+    name: str | None = (config.get("args") or {}).get("name")
+    return name
+
+
+def stamped(config: dict[str, Any], live: Mapping[str, Any] | None, owner: Owner) -> dict[str, Any]:
+    """Return an application with the revision by which it is sent.
+
+    One that is live as it is to be keeps its own: another would be news to each of its replicas.
+    """
+    user_config = _user_config(config)
+    if not owner.id or MARK not in user_config:
+        return config
+    number, at = owner.revision
+    if live is not None and (before := mark_of(live).revision) is not None and covers(live, config):
+        number, at = before
+    (options,) = config["deployments"]
+    mark = {**user_config[MARK], "revision": number, "at": at}
+    return {**config, "deployments": [{**options, "user_config": {**user_config, MARK: mark}}]}
+
+
+def _is_ours(config: Mapping[str, Any], owner: Owner) -> bool:
+    mark = mark_of(config)
+    if mark.id and mark.id == owner.id:
+        return True
+    if config.get("import_path") == INDEX_IMPORT_PATH:
+        # One state alone had what carries no mark, and its index lists every champion of it.
+        mine = not mark.id and any(_deployed(listed, owner) for listed in _user_config(config).get("models", ()))
+        return mine or (not mark.id and not owner.id)
+    return not mark.id and _deployed(config.get("args") or {}, owner)
+
+
+def _deployed(of: Mapping[str, Any], owner: Owner) -> bool:
+    return {"name", "version", "digest"} <= of.keys() and owner.history.deployed(
+        of["name"], int(of["version"]), of["digest"]
+    )
+
+
+def _refuse_newer(ours: Mapping[str, Mapping[str, Any]], owner: Owner) -> None:
+    marks = {mark.revision for config in ours.values() if (mark := mark_of(config)).id == owner.id}
+    for revision in sorted((mark for mark in marks if mark is not None), reverse=True):
+        if not owner.history.wrote(revision):
+            # Without this one's own newest change: a controller tells once what stays the same.
+            raise OutdatedStateError(
+                f"Serve runs what a newer copy of this state database ({owner.short}) desired: its change {revision} "
+                "is not in this one; nothing was changed on Serve",
+                hint="A backup was restored, or a copy is in use elsewhere: use the newer database. Where that is "
+                "lost: raymlops deploy --restore --takeover makes this one count, and brings Serve to what it says.",
+            )
+
+
+def _user_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    deployments = config.get("deployments") or [{}]
+    user_config: Mapping[str, Any] = deployments[0].get("user_config") or {}
+    return user_config

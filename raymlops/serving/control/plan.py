@@ -1,0 +1,139 @@
+"""What Serve has, what it is to have, and how a config is sent without touching what is not this state's.
+
+Owns the reading before a change and the sending. Serve deletes declared applications that a config lacks. So everything
+of other states, and what is not of raymlops, is read again just before each config and sent along as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raymlops.serving.control.address import Listening, is_local, listening, open_to_others
+from raymlops.serving.control.ownership import divide, stamped
+from raymlops.serving.control.render import INDEX_APP, render, settings_of
+from raymlops.serving.control.start import check_port, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from raymlops.serving.control.ownership import Division
+    from raymlops.serving.control.wait import Api
+    from raymlops.state.store import Desired
+
+
+@dataclass
+class Plan:
+    """What Serve has, and what it is to have."""
+
+    details: dict[str, Any]
+    local: bool
+    listens: Listening
+    desired: Desired
+    """Without the models that another state has on this Serve."""
+    target: dict[str, Any]
+    wanted: dict[str, dict[str, Any]]
+    """Our applications as they are to be."""
+    ours: dict[str, dict[str, Any]]
+    """Our applications as they are."""
+    notes: tuple[str, ...]
+    """What is to be said of this Serve."""
+    sent: set[str]
+    """Names of our applications that Serve has been told of."""
+
+    def put(self, api: Api, applications: Mapping[str, dict[str, Any]]) -> None:
+        """Make our applications these. Those that are new start with a replica at least.
+
+        One with ``min_replicas: 0`` would otherwise not show that it answers. Serve 2.60 takes ``initial_replicas`` for
+        the target whenever anything of a deployment's config changes, so that it is said once and then never again.
+
+        Raises:
+            TakenError: another state has taken one of these names meanwhile; nothing was sent.
+        """
+        division = divide(api.get(), self.desired)
+        division.refuse_held({config["args"].get("name", "") for config in applications.values()})
+        if INDEX_APP in division.others:  # another state was first to have one
+            applications = {name: config for name, config in applications.items() if name != INDEX_APP}
+        bodies = [
+            stamped(
+                config if name in self.sent else _started(config),
+                division.ours.get(name),
+                self.desired.owner,
+            )
+            for name, config in applications.items()
+        ]
+        api.put({**self.target, "applications": [*bodies, *division.kept]})
+        self.sent = set(applications)
+
+
+def plan_of(
+    desired: Desired,
+    api: Api,
+    *,
+    host: str,
+    port: int,
+    grpc_port: int | None,
+    concerned: Collection[str],
+    check: bool = True,
+) -> Plan:
+    """Read what Serve has, and return what it is to have.
+
+    ``concerned`` are the models that the change is about. Others that another state has on this Serve are left out, so
+    that they keep none from changing.
+
+    Raises:
+        TakenError: another state has a model that is concerned.
+        OutdatedStateError: Serve runs what a newer copy of the state database desired.
+        ClusterError: the dashboard does not answer.
+        PortTakenError: Serve does not run yet and its port is another process's.
+        UsageError: what is desired cannot be rendered.
+    """
+    local = is_local(api.dashboard_url)
+    details = api.get()
+    listens = listening(details, local=local)
+    if listens is None:
+        if check and desired.deployments and local:
+            port = port or free_port(host)
+            check_port(host, port)
+        listens = Listening(host, port)
+    division = divide(details, desired)
+    division.refuse_held(concerned)
+    held = division.holders().keys() & {item.name for item in desired.deployments}
+    for name in held:
+        desired = desired.without(name)
+    target = render(
+        desired,
+        host=listens.host,
+        port=listens.port,
+        foreign=division.kept,
+        grpc_port=grpc_port,
+        reach=listens.reach,
+    )
+    kept = {config["name"] for config in division.kept}
+    wanted = {config["name"]: config for config in target["applications"] if config["name"] not in kept}
+    notes = _notes(desired, division, listens, held=held)
+    return Plan(details, local, listens, desired, target, wanted, division.ours, notes, set(division.ours))
+
+
+def _notes(desired: Desired, division: Division, listens: Listening, *, held: Collection[str]) -> tuple[str, ...]:
+    notes = list(division.seen())
+    if held:
+        notes.append(f"not brought up, since another state has a model of that name here: {', '.join(sorted(held))}")
+    champions = [item for item in desired.deployments if item.role == "champion"]
+    if champions and INDEX_APP in division.others:
+        notes.append(
+            "the list of models at /, host-level /v2 and gRPC are the other state's: models of this one are reached "
+            "at /models/NAME"
+        )
+    open_models = sorted(item.name for item in champions if not settings_of(item).key_required_at(listens.reach))
+    if note := open_to_others(open_models, listens):
+        notes.append(note)
+    return tuple(notes)
+
+
+def _started(config: dict[str, Any]) -> dict[str, Any]:
+    (options,) = config["deployments"]
+    bounds = options.get("autoscaling_config", {"min_replicas": 1})
+    if bounds["min_replicas"] > 0:
+        return config
+    return {**config, "deployments": [{**options, "autoscaling_config": {**bounds, "initial_replicas": 1}}]}

@@ -1,0 +1,248 @@
+"""The desired deployments as ONE declarative Serve config.
+
+Owns the names of applications, their routes, and how ``serve`` settings become Serve's options. Pure: the
+same deployments give the same config, so that sending it again changes nothing.
+
+Serve takes ``import_path``, ``args`` and ``runtime_env`` for an application's code version and replaces its replicas
+when one of them changes. Routes, autoscaling bounds and ``user_config`` are not part of it: they change in place.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from raymlops.config.serve import ServeSection, grpc_options
+from raymlops.errors import UsageError
+from raymlops.serving.auth import access_of
+from raymlops.serving.telemetry.sink_queue import CLOSE_S
+from raymlops.serving.traffic import Share, Traffic
+from raymlops.storage.filesystem import root_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from raymlops.state.store import Deployment, Desired
+
+DEPLOYMENT = "front"
+"""Name of the one Serve deployment in each of our applications."""
+MODEL_IMPORT_PATH = "raymlops.serving.apps:model_app"
+INDEX_IMPORT_PATH = "raymlops.serving.apps:index_app"
+MARK = "state"
+"""Key of ``user_config``: which state database an application belongs to (see ``ownership``)."""
+INDEX_APP = "raymlops"
+"""Also what gRPC clients give as ``application``: it stays, while a champion's application changes."""
+MARGIN_S = 5.0
+"""How much later than the slowest model's own deadline Serve itself gives up a request."""
+
+_LIMITS = ("max_rows", "max_body_bytes", "timeout_s", "max_batch_rows", "max_waiting_rows")
+_TRAFFIC = ("sticky", "sticky_header", "canary_timeout_s", "max_shadow_requests")
+_LOG = ("enabled", "flush_s", "max_pending_rows", "redact")
+_QUIET = {"enable_access_log": False, "log_level": "WARNING"}
+
+
+def app_name(name: str, version: int) -> str:
+    """Return the name of a version's application: ``flights--v7``."""
+    return f"{name}--v{version}"
+
+
+def route_of(name: str) -> str:
+    """Return the route that a model's champion holds."""
+    return f"/models/{name}"
+
+
+def is_rendered(application: Mapping[str, Any]) -> bool:
+    """Return whether an application's config was rendered by raymlops, for whatever state."""
+    return application.get("import_path") in {MODEL_IMPORT_PATH, INDEX_IMPORT_PATH}
+
+
+def render(
+    desired: Desired,
+    *,
+    host: str,
+    port: int,
+    foreign: Sequence[Mapping[str, Any]] = (),
+    grpc_port: int | None = None,
+    reach: str | None = None,
+) -> dict[str, Any]:
+    """Return the Serve config of what should be live, with ``foreign`` applications as they are.
+
+    Whether callers need an API key by default is decided by ``reach``, a host at which they reach Serve; by default it
+    is ``host``. Without deployments there is no index either, so that only the foreign applications remain.
+
+    Raises:
+        UsageError: two champions of one name, or a foreign application that holds a name or route of ours.
+    """
+    ordered = sorted(desired.deployments, key=lambda item: (item.name, item.version))
+    reach = host if reach is None else reach
+    ours = [_model_application(item, desired, reach) for item in ordered]
+    taken = {application.get("route_prefix", "/") for application in foreign}
+    if ours and "/" not in taken:  # a foreign application at / keeps it; the list of models is then not served
+        ours.append(_index_application(ordered, desired, reach))
+    _check(ours, foreign)
+    longest = max([settings_of(item).timeout_s for item in ordered], default=None)
+    # Counts only where this config starts Serve, for all of its applications: no request may wait for ever there.
+    deadline = {} if longest is None else {"request_timeout_s": longest + MARGIN_S}
+    config: dict[str, Any] = {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": host, "port": port, **deadline},
+        "applications": [*ours, *(dict(application) for application in foreign)],
+    }
+    if grpc_port is not None:
+        config["grpc_options"] = {**grpc_options(grpc_port), **deadline}
+    return config
+
+
+def settings_of(item: Deployment) -> ServeSection:
+    """Return the ``serve`` section with which a version was deployed.
+
+    Stored by another version of raymlops, perhaps: what this one does not know is left out.
+    """
+    return ServeSection.model_validate({k: v for k, v in item.serve.items() if k in ServeSection.model_fields})
+
+
+def _model_application(item: Deployment, desired: Desired, reach: str) -> dict[str, Any]:
+    settings = settings_of(item)
+    # One that is asked now and then must not be woken for each of its requests: every one would be late.
+    asked = item.weight > 0 or item.shadow > 0
+    scaling: dict[str, Any] = {
+        "min_replicas": max(1, settings.min_replicas) if asked else settings.min_replicas,
+        "max_replicas": settings.max_replicas,
+        "target_ongoing_requests": settings.target_ongoing_requests,
+        "upscale_delay_s": settings.upscale_delay_s,
+        "downscale_delay_s": settings.downscale_delay_s,
+    }
+    if settings.min_replicas == 0:
+        scaling["downscale_to_zero_delay_s"] = settings.scale_to_zero_after_s
+    actor: dict[str, Any] = {"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica}
+    if settings.resources_per_replica:
+        actor["resources"] = settings.resources_per_replica
+    options: dict[str, Any] = {
+        "name": DEPLOYMENT,
+        "autoscaling_config": scaling,
+        "max_ongoing_requests": settings.max_ongoing_requests,
+        "max_queued_requests": settings.max_queued_requests,
+        "backpressure_config": {"status_code": 503, "retry_after_s": 1},
+        "ray_actor_options": actor,
+        "user_config": _marked(_user_config(item, settings, desired, reach), desired),
+        "health_check_period_s": 10.0,
+        "health_check_timeout_s": 30.0,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        # For the requests in flight, and then for what of them is not written yet.
+        "graceful_shutdown_timeout_s": settings.timeout_s + CLOSE_S + 2.0,
+    }
+    if settings.max_replicas_per_node is not None:
+        options["max_replicas_per_node"] = settings.max_replicas_per_node
+    return {
+        "name": app_name(item.name, item.version),
+        "route_prefix": route_of(item.name) if item.role == "champion" else None,
+        "import_path": MODEL_IMPORT_PATH,
+        "args": {
+            "bundle_uri": item.bundle.uri,
+            "digest": item.bundle.digest,
+            "name": item.name,
+            "version": item.version,
+            "run_id": item.run_id,
+        },
+        "logging_config": _QUIET,
+        "deployments": [options],
+    }
+
+
+def _marked(user_config: dict[str, Any], desired: Desired) -> dict[str, Any]:
+    """Return what replicas are told, with the state whose they are; at which of its changes is said on sending."""
+    owner = desired.owner
+    return {**user_config, MARK: {"id": owner.id, "made_by": owner.made_by}} if owner.id else user_config
+
+
+def _user_config(item: Deployment, settings: ServeSection, desired: Desired, reach: str) -> dict[str, Any]:
+    """Return what a replica may be told while it runs; ``serving.settings`` reads it."""
+    access = access_of(item.name, desired.keys, required=settings.key_required_at(reach))
+    return {
+        "limits": {key: getattr(settings, key) for key in _LIMITS},
+        "traffic": _traffic(item, settings, desired).to_dict(),
+        "access": access.to_dict(),
+        "log": {
+            **settings.log.model_dump(mode="json", include=set(_LOG)),
+            "uri": root_of(item.bundle.uri),
+        },
+        "access_log": settings.access_log,
+        "otlp_endpoint": settings.otlp_endpoint,
+        "threads": settings.threads_per_replica or max(1, int(settings.cpus_per_replica)),
+        "compile": settings.compile,
+        # A canary is not waited for longer than this, and what is slow must mean the same for both.
+        "slow_s": min(settings.rollout.slow_s, settings.traffic.canary_timeout_s, settings.timeout_s / 2),
+    }
+
+
+def _traffic(item: Deployment, settings: ServeSection, desired: Desired) -> Traffic:
+    """Return what a champion does with its requests; a version without the route passes none on."""
+    options = {key: getattr(settings.traffic, key) for key in _TRAFFIC}
+    if item.role != "champion":
+        return Traffic(**options)
+    beside = [other for other in desired.deployments if other.name == item.name and other is not item]
+    canaries = tuple(Share(other.version, other.weight) for other in beside if other.weight > 0)
+    shadows = tuple(Share(other.version, other.shadow) for other in beside if other.shadow > 0)
+    weights = "+".join(f"{share.version}:{share.weight:g}" for share in canaries)
+    return Traffic(
+        epoch=desired.epochs.get(item.name, weights),
+        canaries=canaries,
+        shadows=shadows,
+        standing=tuple(sorted(other.version for other in beside)),
+        salt=app_name(item.name, item.version),  # so that the first callers of each champion's canaries are others
+        **options,
+    )
+
+
+def _index_application(deployments: Sequence[Deployment], desired: Desired, reach: str) -> dict[str, Any]:
+    models = [_listed(item, settings_of(item), desired, reach) for item in deployments if item.role == "champion"]
+    return {
+        "name": INDEX_APP,
+        "route_prefix": "/",
+        "import_path": INDEX_IMPORT_PATH,
+        "args": {},
+        "logging_config": _QUIET,
+        "deployments": [
+            {
+                "name": DEPLOYMENT,
+                "num_replicas": 1,
+                "max_ongoing_requests": 100,
+                "max_queued_requests": 100,
+                "backpressure_config": {"status_code": 503, "retry_after_s": 1},
+                "ray_actor_options": {"num_cpus": 0.0},
+                "user_config": _marked({"models": models}, desired),
+            }
+        ],
+    }
+
+
+def _listed(item: Deployment, settings: ServeSection, desired: Desired, reach: str) -> dict[str, Any]:
+    """Return what the index is told of a champion; ``gateway`` reads it."""
+    return {
+        "name": item.name,
+        "version": str(item.version),
+        "digest": item.bundle.digest,
+        "path": route_of(item.name),
+        "timeout_s": settings.timeout_s,
+        "max_body_bytes": settings.max_body_bytes,
+        "access": access_of(item.name, desired.keys, required=settings.key_required_at(reach)).to_dict(),
+    }
+
+
+def _check(ours: Sequence[Mapping[str, Any]], foreign: Sequence[Mapping[str, Any]]) -> None:
+    routes: dict[str, str] = {}
+    names: set[str] = set()
+    for application in [*ours, *foreign]:
+        name, route = application["name"], application.get("route_prefix", "/")
+        if name in names:
+            raise UsageError(
+                f"two Serve applications are named {name!r}", hint="Delete or rename the one that is not a model's."
+            )
+        names.add(name)
+        if route is None:
+            continue
+        if route in routes:
+            raise UsageError(
+                f"the Serve applications {routes[route]!r} and {name!r} both want the route {route}",
+                hint="One name has one champion; another application must use another route.",
+            )
+        routes[route] = name

@@ -1,0 +1,150 @@
+"""JSON bodies, read as strictly as JSON is written: for every protocol that has them.
+
+Owns what makes a body no JSON: empty, not UTF-8, nested too deeply, a key given twice, a text that is half a character.
+Knows nothing of what a body says. NaN and infinity, which some writers put into JSON, come out as floats: whoever
+checks the values names them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from raymlops.errors import InvalidRowsError, RowProblem
+from raymlops.serving.refusal import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_COLON = re.compile(rb'"[ \t\r\n]*:')
+_TOKEN = re.compile(rb'[{}]|"([^"\\]*+(?:\\.[^"\\]*+)*+)"[ \t\r\n]*+(:?)', re.DOTALL)
+"""A brace, or a text with the colon that makes a key of it. What is possessive keeps no way back, so that a text of a
+million escapes costs no memory."""
+_TOO_DEEP = "the body is nested too deeply"
+
+
+def read_json(body: bytes, *, keys: Callable[[Any], int] | None = None, expected: str = "a JSON object") -> Any:
+    """Return the data of a JSON body.
+
+    ``keys`` counts the keys of the data, where a protocol can do so faster than by looking at every value; it may
+    count too few, which costs a second reading.
+
+    Raises:
+        Refusal: 400, it is empty, not UTF-8, not JSON, too deep, or gives a key twice.
+    """
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if not body.strip():
+            raise Refusal(400, "empty_body", f"the body is empty; expected {expected}") from error
+        data = _second_reading(body, error)
+    _refuse_duplicates(body, data, keys or count_keys)
+    return data
+
+
+def count_keys(data: Any) -> int:
+    """Return how many keys all objects within some JSON data have."""
+    count, todo = 0, [data]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, dict):
+            count += len(item)
+            todo.extend(item.values())
+        elif isinstance(item, list):
+            todo.extend(item)
+    return count
+
+
+def invalid(problems: Sequence[RowProblem]) -> Refusal:
+    """Return the refusal of data that does not fit, with what is wrong by row and field."""
+    return Refusal(422, "invalid_rows", str(InvalidRowsError(tuple(problems))), problems=problems)
+
+
+def object_of(data: Any, *, known: Sequence[str], required: Sequence[str] = (), where: str = "") -> dict[str, Any]:
+    """Return data that is an object with known keys alone.
+
+    Raises:
+        Refusal: 422, naming what is unknown or missing.
+    """
+    if isinstance(data, dict) and data.keys() <= set(known) and data.keys() >= set(required):
+        return data
+    prefix = f"{where}: " if where else ""
+    names = ", ".join(f'"{key}"' for key in known)
+    if not isinstance(data, dict):
+        raise invalid([RowProblem(None, None, f"{prefix}expected an object with the keys {names}")])
+    unknown = sorted(data.keys() - set(known))[:20]
+    if unknown:
+        raise invalid([RowProblem(None, key[:80], f"{prefix}unknown key; known: {names}") for key in unknown])
+    raise invalid([RowProblem(None, key, f"{prefix}is missing") for key in required if key not in data])
+
+
+def _second_reading(body: bytes, error: orjson.JSONDecodeError) -> Any:
+    """Return what orjson refused where it is JSON but for NaN and infinities, else say why it was refused."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as bad:
+        raise Refusal(400, "not_utf8", f"the body is not UTF-8: byte {bad.start} cannot be decoded") from bad
+    if "depth" in str(error):
+        raise Refusal(400, "too_deep", _TOO_DEEP) from error
+    not_json = Refusal(400, "not_json", f"the body is not JSON: {error}")
+    if not ("NaN" in text or "Infinity" in text or "infinity" in str(error)):
+        raise not_json from error
+    try:
+        data = json.loads(text)  # reads NaN, Infinity and 1e999 as floats
+    except (ValueError, RecursionError):
+        raise not_json from error
+    if not _holds_non_finite(data) or _holds_half_a_character(text, data):
+        raise not_json from error
+    return data
+
+
+def _holds_non_finite(data: Any) -> bool:
+    try:
+        json.dumps(data, allow_nan=False)
+    except ValueError:
+        return True
+    except RecursionError:
+        return False
+    return False
+
+
+def _holds_half_a_character(text: str, data: Any) -> bool:
+    """Return whether a text or key is no UTF-8: half a surrogate pair, which orjson reads nowhere and json does."""
+    if "\\u" not in text:
+        return False
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _refuse_duplicates(body: bytes, data: Any, keys: Callable[[Any], int]) -> None:
+    """Refuse a key given twice, of which orjson keeps the last.
+
+    Each key has one colon, which follows its quotation mark. So as many of those as keys were kept prove that none was
+    lost. Only a body with more (a text such as ":x") is gone through text by text, which it must be JSON for. Each name
+    is looked up once: counted among all others, those of a body of the largest size would take hours. And in Python:
+    the standard library would hold the interpreter, and so the event loop, until it has read the whole body.
+    """
+    colons = body.count(b":")
+    if colons <= (len(data) if isinstance(data, dict) else 0):
+        return
+    kept = keys(data)
+    if colons <= kept or len(_COLON.findall(body)) <= kept:
+        return
+    inside: list[set[str]] = []
+    for token in _TOKEN.finditer(body):
+        text, colon = token.groups()
+        if colon:
+            name = json.loads(b'"%s"' % text) if b"\\" in text else text.decode()
+            if name in inside[-1]:
+                raise Refusal(400, "duplicate_key", f"the key {name[:80]!r} is given twice in one object")
+            inside[-1].add(name)
+        elif text is None and token[0] == b"{":
+            inside.append(set())
+        elif text is None:
+            inside.pop()

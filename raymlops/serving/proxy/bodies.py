@@ -1,0 +1,128 @@
+"""Bodies that are taken from clients before a replica has their request, and how much of them a process holds.
+
+Owns the account of bytes, the bound of each body and of all for one model, and the time that they may take. A request
+asks for a place at a replica only once its body is complete: one that never comes keeps no place from anybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from raymlops.serving.asgi import too_large_body
+from raymlops.serving.refusal import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+    from raymlops.serving.asgi import Message, Receive
+
+WAITING_BYTES = 256 * 1024 * 1024
+SMALL_SHARE = 0.25
+"""Share of them that is for small bodies alone, so that large ones leave room for what most requests are."""
+OTHERS_SHARE = 0.25
+"""Share of them that one model's bodies leave to the others: with the above, its large ones have a half."""
+SMALL_BODY_BYTES = 64_000
+
+
+class Account:
+    """The bytes of all bodies that a process holds, from their first to their request's end. For one event loop."""
+
+    def __init__(self, most: int = WAITING_BYTES) -> None:
+        self.most = most
+        self.held = 0
+        self._of: Counter[str | None] = Counter()
+
+    def add(self, model: str | None, size: int) -> None:
+        """Note that so many bytes more are held for a model; fewer for a negative number."""
+        self.held += size
+        self._of[model] += size
+        if not self._of[model]:
+            del self._of[model]
+
+    def has_room(self, model: str | None, size: int, *, small: bool, limit: int) -> bool:
+        """Return whether so many bytes more of a body fit; one of the largest size of its model always fits alone."""
+        shared = self.most * (1.0 if small else 1.0 - SMALL_SHARE)
+        own = shared - self.most * OTHERS_SHARE
+        return self.held + size <= max(limit, shared) and self._of[model] + size <= max(limit, own)
+
+
+class Body:
+    """One body, which stands in an account until the block that it is used in ends."""
+
+    def __init__(self, account: Account, declared: bytes) -> None:
+        self._account = account
+        self._model: str | None = None
+        self._declared = int(declared) if declared.isdigit() and len(declared) < 19 else None
+        self._bytes = bytearray()
+        self._size = 0
+        self.small = self._declared is not None and self._declared <= SMALL_BODY_BYTES
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._account.add(self._model, -self._size)
+        self._size = 0
+
+    def may_exceed(self, limit: int) -> bool:
+        """Return whether the body may have more bytes than that, by what its client says of it."""
+        return self._declared is None or self._declared > limit
+
+    async def read(
+        self, receive: Receive, *, model: str | None, limit: int, seconds: float, pause_s: float
+    ) -> bytes | None:
+        """Return the body once it is complete, None where the client left before.
+
+        It may take ``seconds`` in all, and ``pause_s`` without a byte of it. ``model`` is whom it is for: None stands
+        for all names together of which it is not known that they are a model's.
+
+        Raises:
+            Refusal: 413, it has more bytes than ``limit``, or says so; 408, it took longer; 503, so many wait already.
+        """
+        self._model = model
+        if self._declared is not None and self._declared > limit:
+            raise too_large_body(limit)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(seconds), asyncio.timeout(pause_s) as pause:
+                return await self._read(receive, limit, lambda: pause.reschedule(loop.time() + pause_s))
+        except TimeoutError:
+            slow = f"the body was not complete within {seconds:g} s, or stopped for {pause_s:g} s"
+            raise Refusal(408, "slow_body", slow) from None
+
+    async def _read(self, receive: Receive, limit: int, progress: Callable[[], None]) -> bytes | None:
+        account = self._account
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return None
+            chunk = message.get("body", b"")
+            if self._size + len(chunk) > limit:
+                raise too_large_body(limit)
+            if not account.has_room(self._model, len(chunk), small=self.small, limit=limit):
+                waiting = f"{account.held} bytes of bodies wait here already; try again"
+                raise Refusal(503, "overloaded", waiting, retry_after_s=1.0)
+            self._bytes += chunk
+            self._size += len(chunk)
+            account.add(self._model, len(chunk))
+            if chunk:
+                progress()
+            if not message.get("more_body", False):
+                whole, self._bytes = bytes(self._bytes), bytearray()
+                return whole
+
+
+def replayed(body: bytes, receive: Receive) -> Receive:
+    """Return what gives a body that has been read, and then whatever else comes."""
+    left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return left.pop() if left else await receive()
+
+    return again

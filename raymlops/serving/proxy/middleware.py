@@ -1,0 +1,319 @@
+"""Middleware between a client and Serve, which takes some of a request on trust and answers some of them by itself.
+
+Named by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` where a cluster is started; runs in the Python proxy, or in each
+replica behind HAProxy. Owns what reaches Serve of a request's headers and path, the way its body takes, how long it is
+waited for, and the form of what Serve answers for a model by itself. Models work without it, more slowly and with
+Serve's own answers.
+
+What of Ray 2.60 it works around: Serve decodes every header's name, and some values, as UTF-8 without a guard (a stray
+byte is a 500), takes a client's word for its own deadline and lets it choose among replicas (by the id of a model that
+none has, which costs a second). It has no bound for headers, and none for the time and size of a body, which it gathers
+while the request waits for a replica, or keeps a replica's place with. Its own deadline is one for all applications and
+fixed when it starts. The Python proxy sends a request without its body, which the replica fetches by two calls back: a
+small body goes along in the scope instead. And Serve refuses in texts of its own, or says nothing at all. Two answers
+keep their form: Serve's 404 while it knows no route, and what HAProxy says by itself, of which one is a 500 for a
+replica that died with the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from starlette.middleware import Middleware
+
+from raymlops.serving.arrival import ARRIVED, stamp
+from raymlops.serving.asgi import BODY, JSON, make_reply, request_id_of, send_reply
+from raymlops.serving.proxy.bodies import Account, Body, replayed
+from raymlops.serving.proxy.bounds import KNOWN, MODELS, TOLD, UNKNOWN, UNKNOWN_BODY_S, name_in
+from raymlops.serving.proxy.connections import CLIENT, MAX_HEADER_BYTES, Client, max_header_bytes, too_large
+from raymlops.serving.proxy.patches import mend_serve
+from raymlops.serving.refusal import INTERNAL, Refusal, error_body, refusal_headers
+from raymlops.serving.request import PIN_HEADER
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from raymlops.serving.asgi import Message, Receive, Reply, Scope, Send
+    from raymlops.serving.proxy.bounds import Bounds, Known
+
+    App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches its log
+
+MAX_HEADERS = 100
+BODY_S = 10.0
+"""How long a small body may take to come, and how long a larger one may pause, which has its request's deadline."""
+MARGIN_S = 1.0
+"""How much later than a model's front itself a request is answered for it."""
+
+_MODEL_ID = b"serve%bmultiplexed%bmodel%bid"  # Serve takes - and _ for one another in this name
+_DROPPED = frozenset(
+    {
+        *(b"x-request-timeout-seconds", b"x-request-disconnect-disabled"),
+        *(_MODEL_ID % separators for separators in itertools.product((b"-", b"_"), repeat=3)),
+    }
+)
+_KEYS = frozenset({b"authorization", b"x-api-key"})
+_LEFT_TO_US = [(b"x-request-timeout-seconds", b"0"), (b"x-request-disconnect-disabled", b"?1")]
+_CLOSE = ((b"connection", b"close"),)
+
+BUSY = Refusal(503, "overloaded", "too many requests wait for this model, or no replica of it is up", retry_after_s=1.0)
+LATE = Refusal(504, "timeout", "no answer within the server's own deadline", retry_after_s=1.0)
+NO_WEBSOCKET = Refusal(400, "no_websocket", "no websocket is offered here; ask over HTTP")
+UNTOLD = Refusal(
+    503, "retry", "no replica has told yet how large a body may be for this name; try again", retry_after_s=1.0
+)
+LOST = Refusal(503, "lost", "no answer came from the replica that had this request")
+
+
+def middlewares() -> list[Middleware]:
+    """Return the middlewares that Serve puts around its HTTP server, which it asks for in each process that has one."""
+    mend_serve()
+    return [Middleware(Cleaner, header_bytes=max_header_bytes())]
+
+
+class Cleaner:
+    """Clean the headers of every request; for a model, take its body, keep its deadline and mend Serve's own answers.
+
+    ``header_bytes`` bounds path and headers, ``body_s`` is how many seconds a small body may take and a larger one may
+    pause, ``known`` has the models' bounds and ``account`` the bytes of bodies that wait in this process.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        header_bytes: int = MAX_HEADER_BYTES,
+        body_s: float = BODY_S,
+        known: Known = KNOWN,
+        account: Account | None = None,
+    ) -> None:
+        self._app = app
+        self._header_bytes = header_bytes
+        self._body_s = body_s
+        self._known = known
+        self._account = account or Account()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request as an ASGI application."""
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        client = scope.pop(CLIENT, None)  # a scope travels to the replica
+        refusal = self._refusal(scope)
+        scope["headers"] = clean_headers(scope["headers"])
+        bounds = self._known.of_path(scope["path"])
+        if refusal is not None:
+            await _refuse(refusal, scope, send)
+        elif bounds is None:
+            await self._app(scope, receive, _learning(send, self._known))
+        else:
+            await self._to_model(scope, receive, send, client=client or Client(), bounds=bounds)
+
+    async def _to_model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, bounds: Bounds) -> None:
+        arrived = asyncio.get_running_loop().time()
+        scope[ARRIVED] = stamp()
+        # Both are looked after here: Serve's own watch for a client that leaves costs more than a small answer.
+        scope["headers"] += _LEFT_TO_US
+        if scope["method"] != "POST":
+            until = arrived + bounds.timeout_s + MARGIN_S
+            await self._model(scope, receive, send, client=client, until=until)
+            return
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        with Body(self._account, declared) as body:
+            if bounds is UNKNOWN and body.may_exceed(bounds.max_body_bytes):
+                bounds = await self._told(scope, client)
+            until = arrived + bounds.timeout_s + MARGIN_S
+            unknown = bounds is UNKNOWN
+            seconds = self._body_s if body.small else UNKNOWN_BODY_S if unknown else bounds.timeout_s
+            try:
+                taken = await body.read(
+                    receive,
+                    model=None if unknown else name_in(scope["path"]),
+                    limit=bounds.max_body_bytes,
+                    seconds=seconds,
+                    pause_s=self._body_s,
+                )
+            except Refusal as refusal:
+                await _refuse(UNTOLD if unknown and refusal.status == 413 else refusal, scope, send)
+                return
+            if taken is None:
+                return
+            if body.small:
+                scope[BODY] = taken
+            else:
+                receive = replayed(taken, receive)  # fetched by the replica, once it has seen a key
+            await self._model(scope, receive, send, client=client, until=until)
+
+    async def _told(self, scope: Scope, client: Client) -> Bounds:
+        """Return a model's bounds, which it tells with the answer to a question of ours that needs no key.
+
+        Nothing of the request's body is read meanwhile. Where no model answers, what is known stays as it is.
+        """
+        path = f"{MODELS}{name_in(scope['path'])}/readyz"
+        asking = {**scope, "method": "GET", "path": path, "raw_path": quote(path).encode(), "query_string": b""}
+        asking["headers"] = list(_LEFT_TO_US)
+        until = asyncio.get_running_loop().time() + self._body_s
+        await self._model(asking, replayed(b"", _nothing_more), _nowhere, client=client, until=until)
+        return self._known.of_path(path) or UNKNOWN
+
+    async def _model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, until: float) -> None:
+        """Hand a request on, until its deadline and for as long as its client is there; either cancels it in Serve."""
+        answer = _Answer(scope, send, self._known)
+        task = asyncio.current_task()
+        assert task is not None
+        limit = asyncio.timeout_at(until)
+        refusal = LOST
+        client.watch(task.cancel)
+        try:
+            async with limit:
+                if not client.gone:
+                    await self._app(scope, receive, answer.send)
+        except asyncio.CancelledError:
+            if not client.gone:
+                raise
+        except Exception:
+            if answer.started:
+                raise
+            if not limit.expired():
+                logger.exception("Serve itself raised at %s", scope["path"])
+                refusal = INTERNAL
+        finally:
+            client.watch(None)
+            while client.gone and task.cancelling():
+                task.uncancel()
+        if not answer.started and not client.gone:
+            await answer.refuse(LATE if limit.expired() else refusal)
+
+    def _refusal(self, scope: Scope) -> Refusal | None:
+        """Return why a request goes no further, from its path and its headers as they came."""
+        headers = scope["headers"]
+        size = sum([len(name) + len(value) for name, value in headers])
+        size += len(scope.get("raw_path") or b"") + len(scope.get("query_string", b""))
+        if size > self._header_bytes:
+            return too_large(self._header_bytes)
+        if len(headers) > MAX_HEADERS:
+            return Refusal(431, "headers_too_large", f"got {len(headers)} headers; at most {MAX_HEADERS}")
+        path = scope["path"]
+        if not path.isprintable() or "\ufffd" in path:  # which is what stands for bytes that are not UTF-8
+            return Refusal(400, "bad_path", "the path has bytes that are no printable UTF-8")
+        return None
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let others' websockets through, and refuse one that nobody takes: Serve would answer it with 500."""
+        answered = False
+
+        async def taken(message: Message) -> None:
+            nonlocal answered
+            if message["type"].startswith("websocket."):  # Serve reports its errors as for a request
+                answered = True
+                await send(message)
+
+        refusal = self._refusal(scope)
+        scope["headers"] = clean_headers(scope["headers"])
+        if refusal is None and not scope["path"].startswith(MODELS):
+            try:
+                await self._app(scope, receive, taken)
+            except Exception:
+                if answered:
+                    raise
+                logger.debug("no websocket at %s", scope["path"], exc_info=True)
+            if answered:
+                return
+        reply = _reply(refusal or NO_WEBSOCKET, scope, extra=())
+        if "websocket.http.response" in scope.get("extensions", {}):
+            headers = [*reply.headers, (b"x-request-id", reply.request_id.encode())]
+            await send({"type": "websocket.http.response.start", "status": reply.status, "headers": headers})
+            await send({"type": "websocket.http.response.body", "body": reply.body})
+        else:
+            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: the client sees 403
+
+
+def clean_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the headers without those that are not ASCII or that would change Serve's own behaviour.
+
+    ``x-request-id`` is kept when it is 1 to 128 printable characters and replaced otherwise, so that the id in the
+    response's header is the one in its body. A key that is not ASCII stays a key, which is wrong, and a pin a pin to a
+    version that is not there.
+    """
+    kept = []
+    for name, value in headers:
+        if name in _DROPPED or not name.isascii():
+            continue
+        if name == b"x-request-id":
+            kept.append((name, request_id_of(value).encode()))
+        elif value.isascii():
+            kept.append((name, value))
+        elif name in _KEYS:
+            kept.append((b"x-api-key", b"?"))
+        elif name == PIN_HEADER:
+            kept.append((name, value.decode("latin-1").encode("ascii", "replace")))
+    return kept
+
+
+class _Answer:
+    """The messages of one answer on their way out, with Serve's own refusals put into the one form of an error."""
+
+    def __init__(self, scope: Scope, send: Send, known: Known) -> None:
+        self.started = False
+        self._known = known
+        self._scope = scope
+        self._send = send
+        self._refusal: Refusal | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            self._known.take(message, path=self._scope["path"])
+            self._refusal = _serves_own(message)
+        if self._refusal is None:
+            await self._send(message)
+        elif not message.get("more_body", False) and message["type"] == "http.response.body":
+            await self.refuse(self._refusal)
+
+    async def refuse(self, refusal: Refusal) -> None:
+        await send_reply(_reply(refusal, self._scope, extra=refusal_headers(refusal)), self._send)
+
+
+async def _nothing_more() -> Message:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def _nowhere(message: Message) -> None:
+    """Send an answer to nobody, as that to a question of ours."""
+
+
+def _learning(send: Send, known: Known) -> Send:
+    """Return a ``send`` that notes what the index tells with its answer."""
+
+    async def noting(message: Message) -> None:
+        if TOLD in message:
+            known.take(message)
+        await send(message)
+
+    return noting
+
+
+def _serves_own(start: Message) -> Refusal | None:
+    """Return what Serve means by an answer of its own, None for a model's: every refusal of a model is JSON."""
+    if start["status"] < 400 or any(name == b"content-type" and kind == JSON for name, kind in start["headers"]):
+        return None
+    return {503: BUSY, 408: LATE, 499: LATE}.get(start["status"])
+
+
+async def _refuse(refusal: Refusal, scope: Scope, send: Send) -> None:
+    """Answer with a refusal, after which the connection is closed: what of the body has not come is never read."""
+    await send_reply(_reply(refusal, scope, extra=(*_CLOSE, *refusal_headers(refusal))), send)
+
+
+def _reply(refusal: Refusal, scope: Scope, *, extra: tuple[tuple[bytes, bytes], ...]) -> Reply:
+    request_id = request_id_of(next((value for name, value in scope["headers"] if name == b"x-request-id"), None))
+    return make_reply(refusal.status, error_body(refusal, request_id, path=scope["path"]), request_id, extra=extra)

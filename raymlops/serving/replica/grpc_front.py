@@ -1,0 +1,134 @@
+"""The front of one model version over gRPC: the methods of the Open Inference Protocol.
+
+Owns what a call becomes: bytes of a request in, bytes of a response or a status out, so that a call can be handed on
+between replicas. Knows nothing of gRPC servers or Ray; how a request is answered is ``core``'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from raymlops.serving.arrival import refuse_late, stamp_in
+from raymlops.serving.asgi import request_id_of
+from raymlops.serving.protocols import grpc as form
+from raymlops.serving.refusal import INTERNAL, Refusal
+from raymlops.serving.replica.handler import join_pins
+from raymlops.serving.request import HEADERS, Exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from raymlops.serving.replica.http_front import Front
+
+logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcReply:
+    """One answer: ``code`` is a gRPC status code, 0 for a good one."""
+
+    body: bytes
+    code: int = 0
+    details: str = ""
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+async def call(front: Front, method: str, body: bytes, metadata: Sequence[tuple[str, str | bytes]]) -> GrpcReply:
+    """Return the answer to one call; never raises for what a client or the model did.
+
+    Where the index handed it on, ``metadata`` has when it came there.
+    """
+    try:
+        return await _call(front, method, body, metadata, age_s=front.ages.age_s(stamp_in(metadata)))
+    except Exception:
+        request_id = request_id_of(None)
+        logger.exception("request %s: the front itself raised", request_id)
+        return refused(INTERNAL, request_id)
+
+
+async def _call(
+    front: Front, method: str, body: bytes, metadata: Sequence[tuple[str, str | bytes]], *, age_s: float
+) -> GrpcReply:
+    core = front.core
+    headers = header_map(metadata, core.settings.traffic.sticky_header)
+    given = headers.get(b"x-request-id") or headers.get(b"request_id")
+    exchange = Exchange(headers, request_id=request_id_of(given), version=core.identity.version)
+    status, code = 200, ""
+    try:
+        left_s = core.settings.limits.timeout_s - age_s
+        async with asyncio.timeout(max(0.0, left_s)):
+            answer = await _answer(front, method, body, exchange, late=left_s <= 0)
+        reply = GrpcReply(answer, metadata=_metadata(exchange))
+    except asyncio.CancelledError:
+        if exchange.protocol:
+            core.finish(exchange, 499, "disconnected")
+        raise
+    except Exception as error:
+        refusal = core.refusal(error, exchange.request_id)
+        status, code = refusal.status, refusal.code
+        reply = refused(refusal, exchange.request_id, metadata=_metadata(exchange))
+    if exchange.protocol:
+        core.finish(exchange, status, code)
+    return reply
+
+
+def refused(refusal: Refusal, request_id: str, *, metadata: tuple[tuple[str, str], ...] = ()) -> GrpcReply:
+    """Return a refusal as gRPC has it: the status that fits, and our one error as its details."""
+    if refusal.retry_after_s is not None:
+        metadata = (*metadata, ("retry-after", f"{refusal.retry_after_s:.3g}"))
+    return GrpcReply(b"", form.status_code(refusal.status), form.details(refusal, request_id), metadata)
+
+
+def header_map(metadata: Sequence[tuple[str, str | bytes]], sticky: str) -> dict[bytes, bytes]:
+    """Return the first of each metadata entry that an answer depends on."""
+    wanted = {*HEADERS, b"request_id", sticky.encode()}
+    given = [
+        (
+            name.lower().encode("latin-1", "replace"),
+            value if isinstance(value, bytes) else value.encode("latin-1", "replace"),
+        )
+        for name, value in metadata
+    ]
+    found: dict[bytes, bytes] = {}
+    for name, value in given:
+        if name in wanted:
+            found.setdefault(name, value)
+    join_pins(found, given)
+    return found
+
+
+def _metadata(exchange: Exchange) -> tuple[tuple[str, str], ...]:
+    return ("x-request-id", exchange.request_id), ("x-model-version", str(exchange.version))
+
+
+async def _answer(front: Front, method: str, body: bytes, exchange: Exchange, *, late: bool) -> bytes:
+    core = front.core
+    name = core.identity.name
+    if method == "ModelInfer":
+        exchange.protocol = form.PROTOCOL.name
+        refuse_late(late)
+        caller = core.admit(exchange)
+        core.expect(exchange, caller)
+        limit = core.settings.limits.max_body_bytes
+        if len(body) > limit:
+            raise Refusal(413, "body_too_large", f"the message has more than {limit} bytes; send fewer rows at a time")
+        return (await core.predict(exchange, form.Grpc(name), body, caller=caller)).body
+    if method in {"ServerLive", "ServerReady"}:
+        return form.ready(method, ready=method == "ServerLive" or (front.ready and not front.stuck))
+    if method == "ServerMetadata":
+        return form.server_metadata()
+    if method in {"ModelReady", "ModelMetadata"}:
+        asked, wanted = form.model_of(method, body)
+        if asked not in {"", name}:
+            raise Refusal(404, "not_found", f"no model {asked[:80]!r} here; this is {name}")
+        if method == "ModelMetadata":
+            core.admit(exchange)
+        version = core.version_of(wanted) if wanted else core.identity.version
+        if method == "ModelMetadata":
+            return form.model_metadata(await core.metadata(version, exchange.headers))
+        # Another version stands because it came up and is wanted. Whether its replicas are well is watched by Serve.
+        return form.ready(method, ready=version != core.identity.version or (front.ready and not front.stuck))
+    raise Refusal(501, "not_implemented", f"{method[:80]} is not offered here")

@@ -1,0 +1,87 @@
+"""The other versions of a model, reached by Serve's handles.
+
+Owns the handles and what their errors mean. A handle is made when it is first used, and asks Serve for nothing then: a
+version that is not up makes its requests wait, for as long as the caller lets them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from raymlops.serving.control.render import DEPLOYMENT, app_name, route_of
+from raymlops.serving.refusal import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from raymlops.serving.asgi import Reply
+    from raymlops.signature import Columns
+
+_KEYS = (b"authorization", b"x-api-key")
+
+
+class ServePeers:
+    """Ask the other versions of one model, from one event loop; ``keep`` may be called from any thread."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._handles: dict[int, DeploymentHandle[Any]] = {}
+
+    async def ask(self, version: int, columns: Columns, *, rows: int) -> tuple[Columns, float]:
+        """Return another version's output columns, and the seconds that its model took.
+
+        Raises:
+            Exception: what that version raised.
+            Refusal: 503, it cannot be reached.
+        """
+        answer: tuple[Columns, float] = await self._asked(version, "answer", dict(columns), rows)
+        return answer
+
+    async def metadata(self, version: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
+        """Return another version's metadata, as its own front gives it to the caller with these headers.
+
+        Raises:
+            Exception: what that version raised.
+            Refusal: what that version refused it with; 503, it cannot be reached.
+        """
+        path = f"{route_of(self._name)}/v2/models/{self._name}/versions/{version}"
+        key = [(name, headers[name]) for name in _KEYS if name in headers]
+        scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": key}
+        reply: Reply = await self._asked(version, "http_call", scope)
+        data: dict[str, Any] = orjson.loads(reply.body)
+        if reply.status >= 400:
+            raise Refusal(reply.status, data["code"], f"version {version}: {data['message']}")
+        return data
+
+    async def _asked(self, version: int, method: str, *given: Any) -> Any:
+        try:
+            return await getattr(self.handle(version), method).remote(*given)
+        except RayTaskError as error:
+            if isinstance(error.cause, Exception):
+                raise error.cause from error
+            raise
+        except BackPressureError as error:
+            raise Refusal(503, "overloaded", f"version {version} has too many requests", retry_after_s=1.0) from error
+        except (RayError, RayServeException) as error:
+            raise Refusal(
+                503,
+                "version_unavailable",
+                f"version {version} does not answer: {type(error).__name__}",
+                retry_after_s=1.0,
+            ) from error
+
+    def handle(self, version: int) -> DeploymentHandle[Any]:
+        """Return the handle of a version's replicas."""
+        handle = self._handles.get(version)
+        if handle is None:
+            handle = self._handles[version] = DeploymentHandle(DEPLOYMENT, app_name(self._name, version))
+        return handle
+
+    def keep(self, versions: Collection[int]) -> None:
+        """Let go of the handles of all other versions, each of which Serve keeps up to date for as long as it lives."""
+        self._handles = {version: handle for version, handle in dict(self._handles).items() if version in versions}

@@ -1,0 +1,241 @@
+"""One checkpoint on its way to the disk, in a thread: files, manifest, pointer, and only then is anything removed.
+
+Owns that order, the thread, and what the ranks tell each other of a sharded checkpoint. A killed process leaves an
+unfinished folder or one that the pointer does not name yet. Knows nothing of models, nor of when one is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raymlops.errors import NotFoundError, RaymlopsError, RefusedError, StorageError, TrainingError
+from raymlops.storage import filesystem, manifest
+from raymlops.training.checkpoints.retention import POINTER, Kept
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from raymlops.training.checkpoints.retention import Entry
+
+_SIGN_EVERY_S = 1.0
+"""How often whoever waits for the thread gives a sign of life."""
+_SAID_EVERY = 10
+"""Of failures in a row for a reason that was told, every so many are told again, in short."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One checkpoint to be written; ``fill`` puts this rank's files into a folder."""
+
+    entry: Entry
+    draft: manifest.Draft
+    best: bool
+    last: bool
+    fill: Callable[[Path], None]
+    need_bytes: int = 0
+    finish: Callable[[], None] | None = None
+    """Writes this rank's shards, together with the other ranks."""
+
+
+class Publisher:
+    """Writes one checkpoint at a time. Sharded, every rank has one, and what one learns of a checkpoint all do."""
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        keep: int,
+        keep_best: int,
+        mode: str,
+        kept: Kept,
+        rank: int,
+        world_size: int,
+        sharded: bool,
+        group: Any | None,
+        on_event: Callable[[str], None],
+    ) -> None:
+        self.kept = kept
+        """Which checkpoints are there; changes in the thread."""
+        self.failures = 0
+        self.lost: dict[str, RaymlopsError] = {}
+        """Why the newest ``best`` and ``last`` could not be written, of those that could not."""
+        self._uri = uri
+        self._keep, self._keep_best, self._mode = keep, keep_best, mode
+        self._rank, self._world_size = rank, world_size
+        self._sharded, self._group = sharded, group
+        self._on_event = on_event
+        self._thread: threading.Thread | None = None
+        self._failure: RaymlopsError | None = None
+        self._in_a_row = 0
+        self._told: set[str] = set()
+        """The reasons that were told since one was written."""
+
+    @property
+    def busy(self) -> bool:
+        """Return whether one is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self, job: Job) -> None:
+        """Write a checkpoint in a thread. The one before must have been joined."""
+        self._thread = threading.Thread(target=self._work, args=(job,), daemon=True, name="checkpoint")
+        self._thread.start()
+
+    def join(self, *, alive: Callable[[], None]) -> RaymlopsError | None:
+        """Wait for the thread, with a sign of life about every second, and return what went wrong in it."""
+        while self._thread is not None:
+            self._thread.join(_SIGN_EVERY_S)
+            if self._thread.is_alive():
+                alive()
+            else:
+                self._thread = None
+        failure, self._failure = self._failure, None
+        return failure
+
+    def _work(self, job: Job) -> None:
+        """Write one checkpoint and keep what became of it for ``join``."""
+        failure: RaymlopsError | None
+        try:
+            outcome = self._part(job)
+            self.kept, failure = self._agreed(job, outcome) if self._sharded else self._verdict(job, [outcome])
+        except Exception as error:
+            failure = _unforeseen(job, error)
+        wanted = [kind for kind, asked in (("best", job.best), ("last", job.last)) if asked]
+        if failure is None:
+            for kind in wanted:
+                self.lost.pop(kind, None)
+            self._tell_success(job)
+            return
+        self.lost |= dict.fromkeys(wanted, failure)
+        self.failures += 1
+        self._failure = failure
+        self._tell_failure(job, failure)
+
+    def _tell_failure(self, job: Job, failure: RaymlopsError) -> None:
+        """Say a new reason whole; on a full disk each checkpoint fails for the same one."""
+        self._in_a_row += 1
+        reason = _kind(failure)
+        if self._rank == 0:
+            if reason not in self._told:
+                self._on_event(f"{failure.message}. {failure.hint or ''}".rstrip())
+            elif self._in_a_row % _SAID_EVERY == 0:
+                step = job.entry.step
+                self._on_event(f"checkpoint of step {step} could not be written either ({self._in_a_row} so far)")
+        self._told.add(reason)
+
+    def _tell_success(self, job: Job) -> None:
+        if self._in_a_row and self._rank == 0:
+            self._on_event(f"checkpoints can be written again: that of step {job.entry.step} was")
+        self._in_a_row = 0
+        self._told.clear()
+
+    def _part(self, job: Job) -> manifest.Digests | RaymlopsError:
+        """Write this rank's files, and return their digests or why there are none."""
+        finished = False
+        try:
+            if job.need_bytes:
+                filesystem.check_space(job.draft.uri, need_bytes=job.need_bytes)
+            with job.draft.part() as folder:
+                if job.finish is not None:
+                    finished = True
+                    job.finish()
+                job.fill(folder)
+        except Exception as error:
+            if not finished and job.finish is not None:
+                with contextlib.suppress(Exception):  # the other ranks wait for this one in there
+                    job.finish()
+                shutil.rmtree(job.draft.folder, ignore_errors=True)
+            return error if isinstance(error, RaymlopsError) else _unforeseen(job, error)
+        return job.draft.digests
+
+    def _agreed(self, job: Job, outcome: manifest.Digests | RaymlopsError) -> tuple[Kept, RaymlopsError | None]:
+        """Bring every rank's part to rank 0, and what it made of them to every rank."""
+        from torch import distributed
+
+        outcomes: list[Any] | None = [None] * self._world_size if self._rank == 0 else None
+        distributed.gather_object(outcome, outcomes, dst=0, group=self._group)
+        verdict = [None if outcomes is None else self._verdict(job, outcomes)]
+        distributed.broadcast_object_list(verdict, src=0, group=self._group)
+        assert verdict[0] is not None
+        return verdict[0]
+
+    def _verdict(
+        self, job: Job, outcomes: Sequence[manifest.Digests | RaymlopsError]
+    ) -> tuple[Kept, RaymlopsError | None]:
+        """Conclude a checkpoint on rank 0. Raises nothing: the other ranks wait for what comes out."""
+        try:
+            return self._concluded(job, outcomes)
+        except Exception as error:
+            return self.kept, _unforeseen(job, error)
+
+    def _concluded(
+        self, job: Job, outcomes: Sequence[manifest.Digests | RaymlopsError]
+    ) -> tuple[Kept, RaymlopsError | None]:
+        """Seal the folder, move the pointer, then prune; or remove what was written."""
+        refusals = [outcome for outcome in outcomes if isinstance(outcome, RaymlopsError)]
+        if refusals:
+            job.draft.discard()
+            told = next((error for error in refusals if type(error) is not StorageError), refusals[0])
+            return self.kept, self._explained(job, told)
+        try:
+            job.draft.seal(manifest.merged([outcome for outcome in outcomes if isinstance(outcome, dict)]))
+            self._check_claim()
+            saved = self.kept.saved(job.entry, best=job.best)
+            kept = saved.pruned(keep=self._keep, keep_best=self._keep_best, mode=self._mode)
+            filesystem.write_bytes(filesystem.join(self._uri, POINTER), kept.to_json())
+        except Exception as error:
+            job.draft.discard()
+            return self.kept, self._explained(job, error)
+        self._prune([entry.name for entry in saved.entries if kept.entry(entry.name) is None])
+        return kept, None
+
+    def _check_claim(self) -> None:
+        """Refuse to move the pointer of an attempt that came after this one, which may be cut off but still alive."""
+        if not self.kept.claim:
+            return
+        with contextlib.suppress(NotFoundError):
+            current = Kept.from_json(filesystem.read_bytes(filesystem.join(self._uri, POINTER)))
+            if current is not None and current.claim != self.kept.claim:
+                raise RefusedError(
+                    f"another attempt of this run writes checkpoints to {self._uri!r} now",
+                    hint="This one was taken for dead and must end.",
+                )
+
+    def _prune(self, names: Sequence[str]) -> None:
+        for name in names:
+            try:
+                manifest.delete(filesystem.join(self._uri, name))
+            except StorageError as error:
+                self._on_event(f"checkpoint {name} is no longer needed, but cannot be removed: {error.message}")
+
+    def _explained(self, job: Job, error: Exception) -> RaymlopsError:
+        if not isinstance(error, RaymlopsError):
+            return _unforeseen(job, error)
+        if not isinstance(error, StorageError):
+            return error
+        if self.kept.last is None:
+            kept = "There is no earlier one"
+        else:
+            kept = f"The last good one is kept: {filesystem.join(self._uri, self.kept.last)}"
+        what = f"the {'best ' if job.best else ''}checkpoint of step {job.entry.step}"
+        explained = StorageError(
+            f"{what} could not be written: {error.message}", hint=f"{kept}. {error.hint or ''}".rstrip()
+        )
+        explained.__cause__ = error  # what is at the root decides whether it may pass
+        return explained
+
+
+def _kind(failure: RaymlopsError) -> str:
+    """Return a failure's reason without what differs each time: the checkpoint, sizes, tokens in names of files."""
+    return f"{type(failure).__name__}: {re.sub('[0-9a-f]*[0-9][0-9a-f]*', '', failure.message.partition(': ')[2])}"
+
+
+def _unforeseen(job: Job, error: Exception) -> RaymlopsError:
+    unforeseen = TrainingError(f"the checkpoint of step {job.entry.step} failed: {type(error).__name__}: {error}")
+    unforeseen.__cause__ = error
+    return unforeseen

@@ -1,0 +1,250 @@
+"""What is in a checkpoint's folder, and how a model, an optimizer or a bundle gets it back.
+
+Owns the file names and their formats. Knows nothing of when or where checkpoints are written, or which are kept.
+
+No pickle: ``trainer.pt`` loads with ``weights_only=True``. torch's sharded format does unpickle its ``.metadata``: like
+every file, it is read only after its digest was checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+
+from raymlops.errors import NotFoundError, RecipeError, StorageError, UsageError
+from raymlops.storage import filesystem, manifest
+from raymlops.training.checkpoints.host_copies import model_state
+from raymlops.training.checkpoints.retention import STATE, with_best_of
+from raymlops.training.checkpoints.state import RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from torch import nn
+
+    from raymlops.training.checkpoints.retention import Kept
+
+MODEL = "model.safetensors"
+TRAINER = "trainer.pt"
+SHARDS = ".metadata"
+"""torch.distributed.checkpoint's table of what is in which file."""
+
+_SHOWN = 5
+
+
+def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the model's state as tensors of their own on the CPU; tied weights become equal copies.
+
+    Raises:
+        RecipeError: the state holds something else.
+    """
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model_state(model).items()}
+
+
+def write_whole(folder: Path, *, model: Mapping[str, torch.Tensor], trainer: Mapping[str, Any]) -> None:
+    """Write a model's and its trainer's state, as they lie in host memory.
+
+    Raises:
+        OSError: they cannot be written; torch and safetensors report a full disk as errors of their own kinds.
+    """
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(model), folder / MODEL)
+        write_trainer(folder, trainer)
+        # safetensors makes a file that its owner alone can read; torch's has the mode that the umask asks for.
+        (folder / MODEL).chmod((folder / TRAINER).stat().st_mode & 0o777)
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def write_trainer(folder: Path, trainer: Mapping[str, Any]) -> None:
+    """Write ``optimizer`` and ``scaler``, or the scaler alone where the optimizer is in shards."""
+    torch.save(dict(trainer), folder / TRAINER)
+
+
+def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write what is no tensor. NaN and infinity are written as Python reads them."""
+    (folder / STATE).write_text(json.dumps({"format_version": manifest.FORMAT_VERSION, **state}), encoding="utf-8")
+
+
+def read_state(data: bytes, uri: str) -> dict[str, Any]:
+    """Return what ``write_state`` wrote.
+
+    Raises:
+        ValueError: it is damaged.
+        StorageError: a newer raymlops wrote it.
+    """
+    state = json.loads(data)
+    if not isinstance(state, dict) or not isinstance(version := state.get("format_version"), int):
+        raise ValueError(f"{STATE} has no format_version")
+    if version > manifest.FORMAT_VERSION:
+        raise StorageError(
+            f"{uri!r} has format {version}; this raymlops reads up to {manifest.FORMAT_VERSION}", hint="Upgrade."
+        )
+    return state
+
+
+def needed(state: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the files without which a checkpoint of that state is not whole."""
+    return (STATE, SHARDS, TRAINER) if state.get("sharded") else (STATE, MODEL, TRAINER)
+
+
+def load_weights(weights_uri: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return a checkpoint's model state and what ``fit`` learnt, after checking every file's digest.
+
+    Raises:
+        NotFoundError: there is no checkpoint.
+        StorageError: a file is damaged.
+    """
+    from safetensors.torch import load_file
+
+    with manifest.verified(weights_uri, needs=(STATE,)) as folder:
+        state = _whole_state(folder, weights_uri)
+        if state.get("sharded"):
+            from raymlops.training.checkpoints.sharded import read_full
+
+            return read_full(folder), dict(state["fit"])
+        return load_file(folder / MODEL), dict(state["fit"])
+
+
+def restore(
+    folder_uri: str,
+    *,
+    identity: Mapping[str, str],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    scaler: Any | None = None,
+    sharded: bool = False,
+    kept: Kept | None = None,
+) -> RunState:
+    """Put a checkpoint's tensors into model, optimizer and scaler, and return where the run stood.
+
+    Every file's digest is checked before any of them is loaded. Sharded, all ranks call this together. With ``kept``,
+    the returned state's best report is one whose checkpoint is still there.
+
+    Raises:
+        NotFoundError: there is no checkpoint.
+        StorageError: a file is damaged.
+        UsageError: another recipe or another configuration wrote it.
+        RecipeError: model or optimizer is not what wrote it.
+    """
+    with _verified(folder_uri, together=sharded) as folder:
+        state = _whole_state(folder, folder_uri)
+        if "run" not in state:
+            raise UsageError(
+                f"checkpoint {folder_uri!r} is of an older format, which holds weights but not where the run stood",
+                hint="Its weights can be used; the training cannot be resumed.",
+            )
+        _check_identity(state, folder_uri, identity=identity, sharded=sharded)
+        _check_optimizer(state, folder_uri, optimizer=optimizer)
+        if sharded:
+            from raymlops.training.checkpoints.sharded import load
+
+            load(folder, model, optimizer)
+        else:
+            _load_model(folder, folder_uri, model=model)
+        trainer = torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
+        if optimizer is not None and not sharded:
+            _load_optimizer(trainer["optimizer"], folder_uri, optimizer=optimizer)
+        if scaler is not None and trainer["scaler"]:
+            scaler.load_state_dict(trainer["scaler"])
+    run = RunState.from_dict(state["run"])
+    return run if kept is None else with_best_of(run, kept)
+
+
+@contextlib.contextmanager
+def _verified(uri: str, *, together: bool) -> Iterator[Path]:
+    """Yield a folder whose digests were checked; of one that all ranks see, each checks a part of the shards."""
+    world = distributed.get_world_size() if together and distributed.is_initialized() else 1
+    if world == 1 or filesystem.is_remote(uri):
+        with manifest.verified(uri, needs=(STATE,)) as folder:
+            yield folder
+        return
+    rank, own = distributed.get_rank(), {STATE, SHARDS, TRAINER}
+    problem: str | None
+    try:
+        problem = manifest.damage(uri, needs=(STATE,), check=lambda index, name: index % world == rank or name in own)
+    except (NotFoundError, StorageError) as error:
+        problem = error.message
+    problems: list[str | None] = [None] * world
+    distributed.all_gather_object(problems, problem)
+    if found := next(filter(None, problems), None):
+        raise StorageError(f"{uri!r}: {found}", hint="Restore the folder from a copy, or train again.")
+    yield filesystem.local(uri)
+
+
+def _whole_state(folder: Path, uri: str) -> dict[str, Any]:
+    try:
+        state = read_state((folder / STATE).read_bytes(), uri)
+    except ValueError as error:
+        raise StorageError(f"{uri!r}: {STATE} cannot be read: {error}") from error
+    unchecked = [name for name in needed(state) if name not in manifest.names(folder)]
+    if unchecked:
+        raise StorageError(f"{uri!r}: {manifest.MANIFEST} does not name {', '.join(unchecked)}")
+    return state
+
+
+def _check_identity(state: Mapping[str, Any], uri: str, *, identity: Mapping[str, str], sharded: bool) -> None:
+    wrote = dict(state["identity"])
+    if wrote != dict(identity):
+        raise UsageError(
+            f"checkpoint {uri!r} was written by {_described(wrote)}; this run is {_described(identity)}",
+            hint="Resume with the recipe and configuration that wrote it, or start a new run.",
+        )
+    if bool(state["sharded"]) != sharded:
+        kinds = {True: "in shards (train.strategy: fsdp)", False: "as a whole (train.strategy: ddp)"}
+        raise UsageError(f"checkpoint {uri!r} was written {kinds[not sharded]}, this run reads {kinds[sharded]}")
+
+
+def _described(identity: Mapping[str, str]) -> str:
+    others = "".join(f", {key} {value}" for key, value in sorted(identity.items()) if key not in {"recipe", "config"})
+    return f"recipe {identity.get('recipe')} with config {str(identity.get('config'))[:12]}{others}"
+
+
+def _check_optimizer(state: Mapping[str, Any], uri: str, *, optimizer: torch.optim.Optimizer | None) -> None:
+    if optimizer is None:
+        return
+    wrote, this = state["optimizer"], type(optimizer).__name__
+    if wrote is None:
+        raise RecipeError(
+            f"checkpoint {uri!r} holds no optimizer state, this run has {this}",
+            hint="Pass optimizer= to ctx.report(...), so that a run can be resumed.",
+        )
+    if wrote != this:
+        raise RecipeError(f"checkpoint {uri!r} holds the state of optimizer {wrote}, this run has {this}")
+
+
+def _load_model(folder: Path, uri: str, *, model: nn.Module) -> None:
+    from safetensors.torch import load_file
+
+    weights, now = load_file(folder / MODEL), model_state(model)
+    problems = [f"{name} is missing" for name in now if name not in weights]
+    problems += [f"{name} is not in the model" for name in weights if name not in now]
+    problems += [
+        f"{name} is {tuple(value.shape)}, the model's is {tuple(now[name].shape)}"
+        for name, value in weights.items()
+        if name in now and value.shape != now[name].shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise RecipeError(
+            f"checkpoint {uri!r} does not fit the recipe's model: {'; '.join(problems[:_SHOWN])}{more}",
+            hint="model() must build what it built when the checkpoint was written.",
+        )
+    model.load_state_dict(weights)
+
+
+def _load_optimizer(saved: Mapping[str, Any], uri: str, *, optimizer: torch.optim.Optimizer) -> None:
+    try:
+        optimizer.load_state_dict(dict(saved))
+    except (ValueError, KeyError) as error:
+        raise RecipeError(
+            f"checkpoint {uri!r} does not fit the optimizer {type(optimizer).__name__}: {error}",
+            hint="The optimizer must be made over the same parameters, in the same groups.",
+        ) from error

@@ -1,0 +1,140 @@
+"""Which checkpoints a run keeps, and the pointer that names them. Pure.
+
+Owns the order of checkpoints, what is pruned, and the pointer's way to JSON and back. Knows no files.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from raymlops.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from raymlops.training.checkpoints.state import RunState
+
+POINTER = "index.json"
+STATE = "state.json"
+"""In each checkpoint: what is no tensor."""
+FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One checkpoint. ``order`` counts the run's checkpoints, over all its attempts."""
+
+    name: str
+    step: int
+    order: int
+    reports: int = 0
+    """How often the run had reported when it was written: of the best one, which report was the best."""
+    value: float | None = None
+    """``train.metric`` of the report that it was written at; None in mid-epoch."""
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Return what grows from a checkpoint to the next."""
+        return self.step, self.order
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The checkpoints of a run, oldest first.
+
+    ``claim`` changes with each ``recall`` for training: a writer of an earlier attempt that is still alive sees that it
+    has lost its place.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    best: str | None = None
+    last: str | None = None
+    claim: str = ""
+
+    def entry(self, name: str | None) -> Entry | None:
+        """Return the checkpoint of that name, if it is kept."""
+        return next((entry for entry in self.entries if entry.name == name), None)
+
+    @property
+    def next_order(self) -> int:
+        """Return the order of the next checkpoint."""
+        return max((entry.order for entry in self.entries), default=0) + 1
+
+    def saved(self, entry: Entry, *, best: bool) -> Kept:
+        """Return what is there after a checkpoint was written."""
+        return replace(self, entries=(*self.entries, entry), last=entry.name, best=entry.name if best else self.best)
+
+    def pruned(self, *, keep: int, keep_best: int, mode: str) -> Kept:
+        """Return the last ``keep``, the best ``keep_best`` by value, and always the last and the best one."""
+        recent = self.entries[-keep:]
+        names = {entry.name for entry in (*recent, *ranked(self.entries, mode=mode)[:keep_best])}
+        names |= {self.best, self.last} - {None}  # type: ignore[arg-type]
+        return replace(self, entries=tuple(entry for entry in self.entries if entry.name in names))
+
+    def to_json(self) -> bytes:
+        """Return the pointer's content."""
+        return json.dumps(
+            {
+                "format_version": FORMAT_VERSION,
+                "best": self.best,
+                "last": self.last,
+                "claim": self.claim,
+                "checkpoints": [asdict(entry) for entry in self.entries],
+            },
+            indent=1,
+        ).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Kept | None:
+        """Read a pointer; None where it cannot be trusted, or is of the first format, which named no states.
+
+        Raises:
+            StorageError: a newer raymlops wrote it.
+        """
+        try:
+            read: dict[str, Any] = json.loads(data)
+            version = int(read["format_version"])
+            if version > FORMAT_VERSION:
+                raise StorageError(
+                    f"{POINTER} has format {version}; this raymlops reads up to {FORMAT_VERSION}", hint="Upgrade."
+                )
+            if version < FORMAT_VERSION:
+                return None
+            entries = tuple(_entry(item) for item in read["checkpoints"])
+            kept = cls(entries, best=read["best"], last=read["last"], claim=str(read["claim"]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+        names = {entry.name for entry in entries} | {None}
+        return kept if {kept.best, kept.last} <= names else None
+
+
+def _entry(item: dict[str, Any]) -> Entry:
+    value = item["value"]
+    return Entry(
+        name=str(item["name"]),
+        step=int(item["step"]),
+        order=int(item["order"]),
+        reports=int(item["reports"]),
+        value=None if value is None else float(value),
+    )
+
+
+def ranked(entries: Sequence[Entry], *, mode: str) -> list[Entry]:
+    """Return the checkpoints that have a value, best first; of equals, the older one is better."""
+    sign = 1 if mode == "min" else -1
+    rated = [(sign * entry.value, entry.age, entry) for entry in entries if entry.value is not None]
+    return [entry for _, _, entry in sorted(rated, key=lambda item: item[:2])]
+
+
+def with_best_of(state: RunState, kept: Kept) -> RunState:
+    """Return the state with its best report being one whose checkpoint is there; without one, the next is the best."""
+    best = kept.entry(kept.best)
+    if best is not None and best.reports == state.best_epoch:
+        return state
+    if best is None or best.value is None:
+        return replace(state, best_epoch=0, best_value=None, waited=0)
+    return replace(
+        state, best_epoch=best.reports, best_value=best.value, waited=max(len(state.history) - best.reports, 0)
+    )

@@ -1,0 +1,337 @@
+"""Checkpoints of a run: the last few and the best few, in folders that are whole or absent.
+
+::
+
+    runs/<run_id>/checkpoints/
+      step-00000120-<token>-<n>/   model.safetensors  trainer.pt  state.json  manifest.json
+      index.json                   the pointer: which are kept, which one is best, which one is last
+
+Owns what of a run is copied, and what becomes of one that could not be written. ``publishing`` does the rest in a
+thread, so that the caller waits for copies in host memory alone; ``recall`` finds what a killed process left.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from raymlops.errors import NonFiniteError, StorageError
+from raymlops.storage import filesystem, manifest
+from raymlops.training.checkpoints.background import Job, Publisher
+from raymlops.training.checkpoints.format import load_weights, restore, tensors, write_state, write_trainer, write_whole
+from raymlops.training.checkpoints.host_copies import HostCopies, model_state, not_finite
+from raymlops.training.checkpoints.retention import Entry, Kept
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+
+    from raymlops.config.schema import TrainSection
+    from raymlops.training.checkpoints.host_copies import Entries
+    from raymlops.training.checkpoints.state import RunState
+
+__all__ = ["FolderSaver", "MemorySaver", "Saver", "Snapshot", "load_weights", "restore", "tensors"]
+
+_SLACK_BYTES = 1 << 20
+"""Room for headers, JSON and the pointer beside the tensors."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a run stands and what it trains. All of it is live: ``save`` copies what it keeps."""
+
+    state: RunState
+    metrics: dict[str, float]
+    """Of the report that it is taken at; empty in mid-epoch."""
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | None
+    scaler: Any | None
+    fit: Mapping[str, Any]
+    not_finite_at_start: Entries = field(default_factory=dict)
+    """Which entries of the model's tensors were NaN or infinite before the first step, and are no fault."""
+
+
+class Saver(Protocol):
+    """Keeps models: in a folder for a run, in memory for a trial."""
+
+    @property
+    def last_uri(self) -> str | None:
+        """Return where the last snapshot can be restored from, if anywhere."""
+        ...
+
+    @property
+    def kept(self) -> Kept | None:
+        """Return which checkpoints are there, if any are."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Return whether this rank is writing one, for which the next ``save`` would wait.
+
+        A checkpoint that is due by time can be put off meanwhile. One that is due by steps waits for the one before:
+        at most one interval may be done again.
+        """
+        ...
+
+    def save(self, snapshot: Snapshot, *, best: bool, last: bool) -> None:
+        """Keep a snapshot; ``best`` of all reports so far, ``last`` before the loop ends."""
+        ...
+
+    def wait(self) -> None:
+        """Return once what was handed over is kept."""
+        ...
+
+
+class MemorySaver:
+    """Keeps the best model's state in memory, for trials."""
+
+    def __init__(self) -> None:
+        self.model_state: dict[str, torch.Tensor] = {}
+        self.last_uri: str | None = None
+        self.kept: Kept | None = None
+        self.busy = False
+
+    def save(self, snapshot: Snapshot, *, best: bool, last: bool) -> None:  # noqa: ARG002 - the best alone counts
+        """Keep a copy if it is the best so far."""
+        if best:
+            self.model_state = tensors(snapshot.model)
+
+    def wait(self) -> None:
+        """Return at once: a copy is all there is."""
+
+
+class FolderSaver:
+    """Writes a run's checkpoints. Every rank has one and calls it equally often, with equal arguments.
+
+    A whole checkpoint is written by rank 0 alone. A sharded one is written by all ranks into one folder: each says over
+    ``group`` what became of its part, rank 0 seals the folder or removes it, and all learn which.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        token: str,
+        keep: int,
+        keep_best: int,
+        metric: str,
+        mode: str,
+        identity: Mapping[str, str],
+        on_error: str,
+        rank: int = 0,
+        world_size: int = 1,
+        sharded: bool = False,
+        group: Any | None = None,
+        on_event: Callable[[str], None] = lambda _message: None,
+        alive: Callable[[], None] = lambda: None,
+        kept: Kept | None = None,
+    ) -> None:
+        """Write into ``uri``; ``token`` is of this attempt alone, ``kept`` is what ``recall`` found, if it was asked.
+
+        ``on_error`` is "continue" or "stop". ``on_event`` is called from the writing thread, on rank 0. ``alive`` is
+        called about every second while a call waits for that thread: a slow upload is no hang.
+        """
+        self.uri = uri
+        self.stall_s = 0.0
+        """How long ``save`` and ``wait`` kept the caller."""
+        self._token = token
+        self._metric = metric
+        self._identity = dict(identity)
+        self._stop_on_error = on_error == "stop"
+        self._rank, self._world_size = rank, world_size
+        self._sharded, self._group = sharded, group
+        self._alive = alive
+        self._copies = HostCopies()
+        self._saves = 0
+        self._final = False
+        self._publisher = Publisher(
+            uri,
+            keep=keep,
+            keep_best=keep_best,
+            mode=mode,
+            kept=kept or Kept(),
+            rank=rank,
+            world_size=world_size,
+            sharded=sharded,
+            group=group,
+            on_event=on_event,
+        )
+
+    @classmethod
+    def of(
+        cls,
+        section: TrainSection,
+        uri: str,
+        *,
+        token: str,
+        identity: Mapping[str, str],
+        kept: Kept | None,
+        rank: int = 0,
+        world_size: int = 1,
+        group: Any | None = None,
+        on_event: Callable[[str], None] = lambda _message: None,
+        alive: Callable[[], None] = lambda: None,
+    ) -> Self:
+        """Return the saver that a configuration asks for; sharded where its strategy is."""
+        return cls(
+            uri,
+            token=token,
+            keep=section.keep_checkpoints,
+            keep_best=section.keep_best,
+            metric=section.metric,
+            mode=section.mode,
+            identity=identity,
+            on_error=section.on_checkpoint_error,
+            rank=rank,
+            world_size=world_size,
+            sharded=section.strategy == "fsdp",
+            group=group,
+            on_event=on_event,
+            alive=alive,
+            kept=kept,
+        )
+
+    @property
+    def best_uri(self) -> str:
+        """Return the folder of the best checkpoint, on rank 0, or sharded, on all.
+
+        Raises:
+            StorageError: none was written.
+        """
+        if self.kept.best is None:
+            raise StorageError(f"no checkpoint of a report was written to {self.uri!r}, so none is the best")
+        return filesystem.join(self.uri, self.kept.best)
+
+    @property
+    def last_uri(self) -> str | None:
+        """Return the folder of the last checkpoint that is whole, None without one; on rank 0, or sharded, on all."""
+        return None if self.kept.last is None else filesystem.join(self.uri, self.kept.last)
+
+    @property
+    def kept(self) -> Kept:
+        """Return which checkpoints are there: at first what ``recall`` found, later on rank 0, or sharded, on all."""
+        return self._publisher.kept
+
+    @property
+    def busy(self) -> bool:
+        """Return whether this rank is writing a checkpoint; of a whole one rank 0 alone is."""
+        return self._publisher.busy
+
+    @property
+    def failures(self) -> int:
+        """Return how many checkpoints could not be written; on rank 0, or sharded, on all."""
+        return self._publisher.failures
+
+    def save(self, snapshot: Snapshot, *, best: bool, last: bool) -> None:
+        """Copy the snapshot and write it in a thread, after the one before, whose failure may be raised here.
+
+        Raises:
+            NonFiniteError: the model holds NaN or infinity where it had a number at the start; nothing was written.
+            RecipeError: model or optimizer hold what no checkpoint can.
+            StorageError: the one before could not be written, and ``on_error`` is "stop".
+            RefusedError: another attempt of this run writes here now.
+        """
+        started = time.monotonic()
+        try:
+            self._settle()
+            self._saves += 1
+            self._final |= snapshot.state.finished
+            if self._rank == 0 or self._sharded:
+                self._publisher.start(self._staged(snapshot, best=best, last=last))
+        finally:
+            self.stall_s += time.monotonic() - started
+
+    def wait(self) -> None:
+        """Return once what was handed over is written.
+
+        Raises:
+            StorageError: it could not be written and ``on_error`` is "stop"; or it was the last one; or the run is
+                finished and its best one could not be written.
+            NonFiniteError, RefusedError: as in ``save``.
+        """
+        started = time.monotonic()
+        try:
+            self._settle()
+        finally:
+            self.stall_s += time.monotonic() - started
+        lost = self._publisher.lost
+        if "last" in lost:
+            raise lost["last"]
+        if "best" in lost and self._final:
+            raise lost["best"]
+
+    def _settle(self) -> None:
+        failure = self._publisher.join(alive=self._alive)
+        if failure is not None and (self._stop_on_error or not isinstance(failure, StorageError)):
+            raise failure
+
+    def _staged(self, snapshot: Snapshot, *, best: bool, last: bool) -> Job:
+        """Copy all that the thread will write: from here on the loop may change it."""
+        state, value = snapshot.state, snapshot.metrics.get(self._metric)
+        entry = Entry(
+            name=f"step-{state.step:08d}-{self._token}-{self._saves}",
+            step=state.step,
+            order=self.kept.next_order,
+            reports=len(state.history),
+            value=value if value is not None and math.isfinite(value) else None,
+        )
+        draft = manifest.Draft(filesystem.join(self.uri, entry.name), rank=self._rank)
+        document = self._document(snapshot, entry)
+        trainer: dict[str, Any] = {
+            "scaler": None if snapshot.scaler is None else self._copies.copy(snapshot.scaler.state_dict(), of="scaler")
+        }
+        if self._sharded:
+            from raymlops.training.checkpoints.sharded import start_save
+
+            finish = start_save(
+                draft.folder,
+                snapshot.model,
+                snapshot.optimizer,
+                group=self._group,
+                except_for=snapshot.not_finite_at_start,
+            )
+
+            def fill_sharded(folder: Path) -> None:
+                if self._rank == 0:
+                    write_trainer(folder, trainer)
+                    write_state(folder, document)
+
+            return Job(entry, draft, best=best, last=last, fill=fill_sharded, finish=finish)
+
+        live = model_state(snapshot.model)
+        poisoned = not_finite(live, except_for=snapshot.not_finite_at_start)
+        if poisoned is not None:
+            raise NonFiniteError(
+                f"no checkpoint is made of a model with NaN or infinity, found in {poisoned} at step {state.step}",
+                hint=f"The last good one is {self.kept.last or 'none'}. Lower train.lr, or set train.clip_norm.",
+            )
+        model = self._copies.copy(live, of="model")
+        trainer["optimizer"] = (
+            None if snapshot.optimizer is None else self._copies.copy(snapshot.optimizer.state_dict(), of="optimizer")
+        )
+
+        def fill_whole(folder: Path) -> None:
+            write_whole(folder, model=model, trainer=trainer)
+            write_state(folder, document)
+
+        need_bytes = self._copies.size_bytes + _SLACK_BYTES
+        return Job(entry, draft, best=best, last=last, fill=fill_whole, need_bytes=need_bytes)
+
+    def _document(self, snapshot: Snapshot, entry: Entry) -> dict[str, Any]:
+        return {
+            "identity": self._identity,
+            "epoch": snapshot.state.epoch,
+            "step": entry.step,
+            "order": entry.order,
+            "metrics": dict(snapshot.metrics),
+            "fit": dict(snapshot.fit),
+            "run": snapshot.state.to_dict(),
+            "optimizer": None if snapshot.optimizer is None else type(snapshot.optimizer).__name__,
+            "sharded": self._sharded,
+            "world_size": self._world_size,
+        }

@@ -1,0 +1,131 @@
+"""The loop in this process: a trial of a sweep without files, or a run with its checkpoints."""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from raymlops.data.prepare import Prepared, prepare
+from raymlops.training.checkpoints.saver import MemorySaver
+from raymlops.training.loop.context import Outcome, TrainContext
+from raymlops.training.loop.loop import default_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import nn
+
+    from raymlops.config.schema import TrainSection
+    from raymlops.project import Project
+    from raymlops.training.checkpoints.saver import Saver
+    from raymlops.training.events import Event
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a training reached. ``metrics`` and ``model_state`` are of the best epoch."""
+
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+    best_epoch: int
+    epochs: int
+    steps: int
+    model_state: dict[str, Any]
+
+
+def run_local(
+    project: Project,
+    *,
+    prepared: Prepared | None = None,
+    on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
+) -> LocalResult:
+    """Train in this process and keep the best model in memory. ``on_epoch`` returns True to stop.
+
+    Raises:
+        RecipeError: the recipe's code raises or breaks its contract.
+        NonFiniteError: a loss or the deciding metric is NaN or infinite.
+    """
+    saver = MemorySaver()
+    outcome = run_in_process(
+        project, prepared or prepare(project), saver=saver, emit=lambda _event: None, on_epoch=on_epoch
+    )
+    return LocalResult(
+        metrics=outcome.metrics,
+        history=outcome.history,
+        best_epoch=outcome.best_epoch,
+        epochs=outcome.epochs,
+        steps=outcome.steps,
+        model_state=saver.model_state,
+    )
+
+
+def run_in_process(
+    project: Project,
+    prepared: Prepared,
+    *,
+    saver: Saver,
+    emit: Callable[[Event], None],
+    on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
+    orders: Callable[[], str] = lambda: "",
+    alive: Callable[[int], None] = lambda _step: None,
+    resume: str | None = None,
+    identity: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Run the loop on the first GPU where the configuration asks for one, else on the CPU.
+
+    ``alive`` is called with the steps done, at each step and evaluation batch and while data is read.
+    """
+    section = project.spec.train
+    device = local_device(section)
+    context = TrainContext(
+        section,
+        prepared,
+        saver=saver,
+        emit=emit,
+        device=device,
+        should_stop=on_epoch,
+        orders=orders,
+        alive=alive,
+        resume=resume,
+        identity=identity,
+    )
+    with _own_torch_state(section.threads_per_worker, device=device):
+        return context.run(default_loop)
+
+
+def local_device(section: TrainSection, *, has_gpu: bool | None = None) -> Literal["cpu", "cuda"]:
+    """Return where a model of this configuration runs in this process: on a GPU where it asks for one that is there."""
+    found = torch.cuda.is_available() if has_gpu is None else has_gpu
+    return "cuda" if section.gpus_per_worker and found else "cpu"
+
+
+@contextmanager
+def on_device(model: nn.Module, device: str) -> Iterator[None]:
+    """Keep a model on a device for a while, then on the CPU again."""
+    try:
+        model.to(device)
+        yield
+    finally:
+        model.to("cpu")
+
+
+@contextmanager
+def _own_torch_state(threads: int | None, *, device: str) -> Iterator[None]:
+    """Leave the caller's random states and thread count as they were."""
+    before = torch.get_num_threads()
+    drawn, numpy_drawn = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is what is seeded
+    try:
+        # Without a list it would make a context on every GPU of the machine.
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
+            if threads is not None:
+                torch.set_num_threads(threads)
+            yield
+    finally:
+        torch.set_num_threads(before)
+        random.setstate(drawn)
+        np.random.set_state(numpy_drawn)  # noqa: NPY002

@@ -1,0 +1,185 @@
+"""Evaluation: a recipe's sums over a split, every row exactly once for any number of ranks.
+
+Sums of a metric: taken from a batch, added, merged over ranks, and turned into named values.
+
+Everything is float64 on the way, so that the order of batches and the number of workers do not show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from raymlops.errors import RecipeError
+from raymlops.recipe import Batch, RecipeBase, call_recipe, to_device
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import nn
+
+    from raymlops.data.prepare import SplitData
+
+
+Totals = dict[str, npt.NDArray[np.float64]]
+
+
+def batch_totals(recipe: RecipeBase, model: nn.Module, batch: Batch) -> Totals:
+    """Return the recipe's sums over one batch.
+
+    Raises:
+        RecipeError: ``metrics()`` raises or does not return a dict of tensors.
+    """
+    where = f"{type(recipe).__name__}.metrics()"
+    sums = call_recipe(where, lambda: recipe.metrics(model, batch))
+    if not isinstance(sums, Mapping) or not sums:
+        raise RecipeError(f"{where} returned {type(sums).__name__}; return a dict of named sums and their count")
+    return {str(name): _array(value, where=f"{where}[{name!r}]") for name, value in sums.items()}
+
+
+def add(left: Totals | None, right: Totals) -> Totals:
+    """Return the sums of both together."""
+    if left is None:
+        return right
+    if left.keys() != right.keys():
+        raise RecipeError(f"metrics() returned {sorted(right)} for one batch and {sorted(left)} for another")
+    for name, value in right.items():
+        if left[name].shape != value.shape:
+            raise RecipeError(
+                f"metrics()[{name!r}] has shape {value.shape} for one batch and {left[name].shape} for another",
+                hint="Return sums of a fixed shape: that is what makes batches add up.",
+            )
+    return {name: left[name] + right[name] for name in left}
+
+
+def merge_over_ranks(totals: Totals, *, device: torch.device) -> Totals:
+    """Return the sums over all ranks, by one exchange; every rank must hold the same names and shapes."""
+    names = sorted(totals)
+    flat = torch.from_numpy(np.concatenate([totals[name].ravel() for name in names])).to(device)
+    torch.distributed.all_reduce(flat)
+    parts = np.split(flat.cpu().numpy(), np.cumsum([totals[name].size for name in names])[:-1])
+    return {name: part.reshape(totals[name].shape) for name, part in zip(names, parts, strict=True)}
+
+
+def named_values(recipe: RecipeBase, totals: Totals, *, split: str) -> dict[str, float]:
+    """Return the recipe's metrics as ``split/name``. A value may be NaN where the recipe says so.
+
+    Raises:
+        RecipeError: ``finalize()`` raises or does not return numbers.
+    """
+    where = f"{type(recipe).__name__}.finalize()"
+    values = call_recipe(where, lambda: recipe.finalize(totals))
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{where} returned {type(values).__name__}; return a dict of names to numbers")
+    return {f"{split}/{name}": _number(value, where=f"{where}[{name!r}]") for name, value in values.items()}
+
+
+def _array(value: Any, *, where: str) -> npt.NDArray[np.float64]:
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"{where} is a {type(value).__name__}; return a tensor") from error
+    return np.asarray(tensor.detach().cpu().to(torch.float64).numpy())
+
+
+def _number(value: Any, *, where: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{where} is a {type(value).__name__}; return a number") from error
+
+
+def totals(
+    recipe: RecipeBase,
+    model: nn.Module,
+    split: SplitData,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device | str = "cpu",
+    before_batch: Callable[[], None] | None = None,
+    exchanges: bool = False,
+) -> Totals:
+    """Return the sums over this rank's share of the rows, without padding.
+
+    ``model`` is the plain module, never the DDP wrapper: its forward exchanges buffers, and a rank with one batch
+    less would leave the others waiting. A rank without a row returns zeros of the right shapes. A model whose
+    forward ``exchanges`` parameters, because they are sharded, is run equally often on every rank: one with fewer
+    batches runs on a row whose sums do not count.
+
+    Raises:
+        RecipeError: ``metrics()`` breaks its contract.
+    """
+    indices = split.share(rank=rank, world=world)
+    most = math.ceil(math.ceil(split.rows / world) / batch_size)
+    return _sums(
+        recipe,
+        model,
+        split,
+        indices,
+        batch_size=batch_size,
+        device=torch.device(device),
+        before_batch=before_batch,
+        passes=most if exchanges else 0,
+    )
+
+
+def block_totals(
+    recipe: RecipeBase,
+    model: nn.Module,
+    split: SplitData,
+    *,
+    blocks: int,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+) -> list[Totals]:
+    """Return the sums over each of ``blocks`` contiguous blocks of rows (at most one a row), for resampling."""
+    parts = np.array_split(np.arange(split.rows), min(blocks, split.rows))
+    return [
+        _sums(recipe, model, split, torch.from_numpy(part), batch_size=batch_size, device=torch.device(device))
+        for part in parts
+    ]
+
+
+def _sums(
+    recipe: RecipeBase,
+    model: nn.Module,
+    split: SplitData,
+    indices: torch.Tensor,
+    *,
+    batch_size: int,
+    device: torch.device,
+    before_batch: Callable[[], None] | None = None,
+    passes: int = 0,
+) -> Totals:
+    total: Totals | None = None
+    done = 0
+    with _evaluating(model):
+        for batch in split.batches(indices, batch_size=batch_size):
+            if before_batch is not None:
+                before_batch()
+            total = add(total, batch_totals(recipe, model, to_device(batch, device)))
+            done += 1
+        while total is None or done < passes:
+            one = batch_totals(recipe, model, to_device(split.batch(torch.tensor([0])), device))
+            total = add(total, {name: np.zeros_like(value) for name, value in one.items()})
+            done += 1
+    return total
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,164 @@
+"""The mailbox as an actor: the driver's end of it, and each rank's.
+
+Owns how the calls travel, and what a late or missing answer means. What they say is the mailbox's.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from raymlops.training.supervision.failure_policy import Raised
+from raymlops.training.supervision.messages import Beat, Info, Letters, Mailbox, Orders
+
+if TYPE_CHECKING:
+    from raymlops.training.events import Event
+
+_TAKE_S = 2.0
+_BEAT_S = 30.0
+_LOG_BYTES = 4096
+
+
+class PostLostError(Exception):
+    """The mailbox is gone, and what was in it."""
+
+
+class Post:
+    """The driver's end. A context manager: leaving ends the actor. It is made anew when it was lost."""
+
+    def __init__(self) -> None:
+        self.mailbox: Any = None
+        self._answer: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._drop()
+
+    def begin(self, attempt: int) -> None:
+        """Make the box ready for an attempt; events that nobody has taken yet stay in it."""
+        import ray
+
+        try:
+            if self.mailbox is not None:
+                ray.get(self.mailbox.begin.remote(attempt), timeout=_BEAT_S)
+                return
+        except Exception:
+            self._drop()
+        here = ray.get_runtime_context().get_node_id()
+        # On this node: where another dies, nothing is lost.
+        actor = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": here})(Mailbox)
+        self.mailbox = actor.remote()
+        self.mailbox.begin.remote(attempt)
+
+    def order(self, reason: str) -> None:
+        """Tell all ranks to end after a last checkpoint."""
+        if self.mailbox is not None:
+            self.mailbox.order.remote(reason)
+
+    def dump(self) -> None:
+        """Ask all ranks for their stacks."""
+        if self.mailbox is not None:
+            self.mailbox.dump.remote()
+
+    def take(self) -> Letters | None:
+        """Return what came in; None where the answer is late, which is then waited for again: the box holds it no more.
+
+        Raises:
+            PostLostError: the mailbox is gone.
+        """
+        import ray
+
+        if self._answer is None:
+            self._answer = self.mailbox.take.remote()
+        try:
+            letters: Letters = ray.get(self._answer, timeout=_TAKE_S)
+        except TimeoutError:
+            return None
+        except Exception as error:
+            self._drop()
+            raise PostLostError(str(error).partition("\n")[0]) from error
+        self._answer = None
+        return letters
+
+    def _drop(self) -> None:
+        import ray
+
+        mailbox, self.mailbox, self._answer = self.mailbox, None, None
+        if mailbox is not None:
+            with suppress(Exception):  # the cluster may be gone, and the error that says so matters more
+                ray.kill(mailbox)
+
+
+class Line:
+    """A rank's end."""
+
+    def __init__(self, mailbox: Any, *, attempt: int, rank: int) -> None:
+        self._mailbox = mailbox
+        self._attempt = attempt
+        self._rank = rank
+        self._known = False
+        self._sent: Any = None
+
+    def emit(self, event: Event) -> None:
+        """Send an event."""
+        self._sent = self._mailbox.put.remote(event)
+
+    def flush(self) -> None:
+        """Wait until all events have arrived. Calls to an actor arrive in order, so the last one vouches for all."""
+        import ray
+
+        if self._sent is not None:
+            ray.get(self._sent)
+
+    def beat(self, beat: Beat) -> Orders | None:
+        """Send a heartbeat, the first one with who this is, and return the orders."""
+        import ray
+
+        info = None if self._known else _info()
+        orders: Orders | None = ray.get(
+            self._mailbox.beat.remote(beat, attempt=self._attempt, info=info), timeout=_BEAT_S
+        )
+        self._known = True
+        return orders
+
+    def show(self, text: str) -> None:
+        """Send stacks."""
+        self._mailbox.stacks.remote(self._rank, text, attempt=self._attempt)
+
+    def failed(self, error: BaseException) -> None:
+        """Say what was raised, before Ray Train says that something was."""
+        import ray
+
+        with suppress(Exception):
+            raised = Raised.by(error, log=log_tail(_log_path()))
+            ray.get(self._mailbox.failed.remote(self._rank, raised, attempt=self._attempt), timeout=_BEAT_S)
+
+
+def _info() -> Info:
+    import ray
+
+    context = ray.get_runtime_context()
+    return Info(os.getpid(), context.get_node_id(), socket.gethostname(), context.current_actor, _log_path())
+
+
+def log_tail(path: str) -> str:
+    """Return the end of a worker's log, where this process can read it."""
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _log_path() -> str:
+    """Return where this worker's stderr goes: what a driver library says of a card is there alone."""
+    import ray
+
+    path: str = ray._private.worker.global_worker.get_err_file_path()  # noqa: SLF001 - no public call
+    return path

@@ -1,0 +1,204 @@
+"""What to do after a failure: try again, try again without a node, or stop; and which failure it was.
+
+Pure: what ranks and cluster said in, a decision with its reason out. Knows nothing of how either is carried out.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self
+
+from raymlops.errors import NonFiniteError, RaymlopsError, StorageError, UsageError
+from raymlops.training.supervision.transient import Link, chain_of, passing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from raymlops.config.schema import FailureRule
+
+Kind = Literal["worker_died", "node_died", "controller_died", "hang", "recipe_error", "error", "storage", "environment"]
+
+LATELY_S = 600.0
+DELAYS_S = (0.0, 1.0, 5.0, 15.0, 60.0)
+"""Before a restart with none in the last ``LATELY_S``, with one, with two, three, and with more.
+
+Whatever progress was made in between: a node may fail shortly after each checkpoint, for days.
+"""
+_PAUSE = 2
+"""What failed in the environment is waited for as after so many restarts: it may take a while to pass."""
+_STOP = {"recipe_error", "storage"}
+_TORN = re.compile(
+    r"connection (was )?(closed|reset|refused)|broken pipe|socket (closed|timeout)|\bgloo\b|\bnccl\b|recvValue failed"
+    r"|store.*(timeout|timed out)|remote process exited|collective operation|process ?group|Dist(Backend|Network)Error",
+    re.IGNORECASE,
+)
+"""What a collective says when the rank at its other end is gone: a consequence, hardly ever a cause."""
+_COLLECTIVE = {"RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError", "CheckpointException"}
+"""The types in which it says so."""
+_PATH = re.compile(r"(?<![\w.\]])/[^\s:'\"\]]+")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt ended; ``rank`` and ``node_id`` where they are known, ``log`` a worker's last lines."""
+
+    kind: Kind
+    error_type: str
+    message: str
+    rank: int | None = None
+    node_id: str = ""
+    step: int = 0
+    log: str = ""
+
+    def __str__(self) -> str:
+        where = "" if self.rank is None else f"rank {self.rank}: "
+        lines = self.message.strip().splitlines() or [""]
+        return {
+            "worker_died": f"{where}{lines[0]}",
+            "node_died": f"{where}{lines[0]}",
+            "hang": lines[0],
+            "controller_died": lines[0],
+        }.get(self.kind, f"{where}{self.error_type}: {lines[0]}")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do, why, and after how many seconds."""
+
+    action: Literal["retry", "exclude_node", "stop"]
+    reason: str
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Raised:
+    """What a rank raised; ``own`` is the exception where it is one of raymlops. ``at_s`` orders them.
+
+    ``chain`` is what is behind it, the root first: an exception that travels keeps no cause.
+    """
+
+    error_type: str
+    message: str
+    own: RaymlopsError | None = None
+    at_s: float = 0.0
+    log: str = ""
+    chain: tuple[Link, ...] = ()
+
+    @classmethod
+    def by(cls, error: BaseException, *, log: str = "") -> Self:
+        """Describe an exception, whatever Ray has wrapped around it."""
+        inner: BaseException | None = error
+        while inner is not None and not isinstance(inner, RaymlopsError):
+            inner = getattr(inner, "cause", None) or getattr(inner, "base_exc", None) or inner.__cause__
+        shown = error if inner is None else inner
+        return cls(type(shown).__name__, str(shown), inner, log=log, chain=chain_of(error))
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """Return the chain, or what the text tells of it."""
+        message = self.message if self.own is None else self.own.message
+        return self.chain or (Link.in_text(self.error_type, message),)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A rank that ended without raising: its process died, or the node under it."""
+
+    message: str
+    node_died: bool = False
+    log: str = ""
+
+
+def decide(
+    failure: Failure,
+    *,
+    rules: Sequence[FailureRule],
+    max_restarts: int,
+    restarts_without_progress: int,
+    restart_ages_s: Sequence[float],
+) -> Decision:
+    """Decide by the first rule whose pattern is found in ``TYPE: MESSAGE`` or the log, else by the kind of failure.
+
+    ``restarts_without_progress`` counts those since the newest checkpoint; a rule that retries is bounded by it too.
+    ``restart_ages_s`` says how long ago each restart of the run was; those of lately decide how long to wait.
+    """
+    text = f"{failure.error_type}: {failure.message}\n{failure.log}"
+    rule = next((rule for rule in rules if re.search(rule.match, text)), None)
+    action: Literal["retry", "exclude_node", "stop"]
+    if rule is not None:
+        action, why = rule.action, f"train.on_failure {rule.match!r} says {rule.action}"
+    elif failure.kind in _STOP:
+        action, why = "stop", "the same would happen again"
+    elif failure.kind == "environment":
+        action, why = "retry", "the environment failed, not the recipe"
+    else:
+        action, why = "retry", "the next attempt may not meet it"
+    if action == "stop":
+        return Decision("stop", why)
+    if restarts_without_progress >= max_restarts:
+        times = "once" if restarts_without_progress == 1 else f"{restarts_without_progress} times"
+        tried = f"restarted {times} without a new checkpoint in between" if restarts_without_progress else "no restart"
+        return Decision("stop", f"{tried}; train.max_restarts allows {max_restarts}")
+    if action == "exclude_node" and not failure.node_id:
+        action, why = "retry", f"{why}, but the node is not known"
+    lately = sum(age_s <= LATELY_S for age_s in restart_ages_s)
+    pause = _PAUSE if failure.kind == "environment" else 0
+    delay_s = DELAYS_S[min(lately + pause, len(DELAYS_S) - 1)]
+    reason = f"{why}; restart {restarts_without_progress + 1} of {max_restarts} in a row"
+    if pause and not lately:
+        reason += f", in {delay_s:g} s, so that it may pass"
+    if lately:
+        before = "1 restart" if lately == 1 else f"{lately} restarts"
+        reason += f", in {delay_s:g} s because of {before} in the last {LATELY_S / 60:g} minutes"
+    return Decision(action, reason, delay_s)
+
+
+def cause(raised: Mapping[int, Raised], lost: Mapping[int, Lost], *, nodes: Mapping[int, str], step: int) -> Failure:
+    """Return the one failure behind what the ranks say.
+
+    An exception that is no torn collective is the cause; else a rank that was lost; else the first that was torn.
+    ``nodes`` maps ranks to nodes. At least one of ``raised`` and ``lost`` holds a rank.
+    """
+    order = sorted(raised, key=lambda rank: (raised[rank].at_s, rank))
+    for rank in [rank for rank in order if not is_torn(raised[rank])] or ([] if lost else order):
+        one = raised[rank]
+        return Failure(
+            kind_of(one),
+            one.error_type,
+            one.message,
+            rank=rank,
+            node_id=nodes.get(rank, ""),
+            step=step,
+            log=one.log,
+        )
+    rank = min(lost, key=lambda rank: (not lost[rank].node_died, rank))
+    return Failure(
+        "node_died" if lost[rank].node_died else "worker_died",
+        "NodeDiedError" if lost[rank].node_died else "WorkerDiedError",
+        lost[rank].message,
+        rank=rank,
+        node_id=nodes.get(rank, ""),
+        step=step,
+        log=lost[rank].log,
+    )
+
+
+def kind_of(raised: Raised) -> Kind:
+    """Return the kind of failure that an exception is, by what is at its root."""
+    if is_torn(raised):
+        return "error"
+    if not isinstance(raised.own, NonFiniteError) and passing(raised.links):
+        return "environment"
+    if isinstance(raised.own, StorageError):
+        return "storage"
+    return "recipe_error" if isinstance(raised.own, UsageError | NonFiniteError) else "error"
+
+
+def is_torn(raised: Raised) -> bool:
+    """Return whether a collective broke because a peer was gone, also where a recipe's code was around it."""
+    root = raised.links[0]
+    if isinstance(raised.own, NonFiniteError) or not _COLLECTIVE & set(root.types):
+        return False
+    # A path may name anything.
+    return bool(_TORN.search(_PATH.sub("", f"{root.types[0]}: {root.message}")))

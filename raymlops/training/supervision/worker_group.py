@@ -1,0 +1,328 @@
+"""One attempt: one group of Ray Train workers, from its start to its end, whoever brings that about.
+
+Owns Ray Train: its trainer runs in a thread, so that it replaces no signal handler, and once. What follows from an
+attempt's end is decided elsewhere.
+
+The cluster's nodes as a training sees them: which are about to leave, and which have died without notice.
+
+Owns the questions to Ray. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from raymlops.signals import undisturbed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from raymlops.config.schema import TrainSection
+    from raymlops.training.supervision.messages import Letters
+
+
+_ANSWER_S = 1.0
+
+
+def draining() -> frozenset[str]:
+    """Return the nodes that have been told to leave; none where Ray does not answer."""
+    from ray._private.state import state  # Ray Train 2.60 asks here too: there is no public call
+
+    with suppress(Exception):
+        return frozenset(state.get_draining_nodes())
+    return frozenset()
+
+
+def dead(node_ids: Collection[str]) -> frozenset[str]:
+    """Return which of these nodes are gone; none where Ray does not answer.
+
+    Ray itself takes up to 15 s to notice, in which it would start workers there again; a node whose raylet refuses
+    a connection is gone now.
+    """
+    import ray
+
+    with suppress(Exception):
+        known = {row["NodeID"]: row for row in ray.nodes()} if node_ids else {}
+        return frozenset(node_id for node_id in node_ids if not _answers(known.get(node_id)))
+    return frozenset()
+
+
+def excluding(node_ids: Collection[str]) -> dict[str, str] | None:
+    """Return Ray's label selector that keeps workers off these nodes; None where there are none."""
+    if not node_ids:
+        return None
+    return {"ray.io/node-id": f"!in({','.join(sorted(node_ids))})"}
+
+
+def _answers(row: dict[str, Any] | None) -> bool:
+    if row is None or not row["Alive"]:
+        return False
+    try:
+        with socket.create_connection((row["NodeManagerAddress"], row["NodeManagerPort"]), timeout=_ANSWER_S):
+            return True
+    except OSError:
+        return False
+
+
+_KILL_S = 10.0
+"""How long killed workers may take to be gone before their controller is killed too."""
+_LOOK_S = 0.1
+_QUIET_S = 1.0
+"""How long nothing of a killed controller's may have appeared before it is taken to be gone whole."""
+_UNUSED_CALLBACKS = {
+    # A detached actor that looks after placement groups: it outlives us, and asks a dashboard that may not be there.
+    "PlacementGroupCleanerCallback",
+    # One that hands out Ray Data, which our splits are not: its start would cost a restart 2 s on two cores.
+    "DatasetsCallback",
+    # Workers stay where they are: a recipe's relative paths lead nowhere in a folder of Train's own.
+    "WorkingDirectorySetupCallback",
+}
+"""What Ray Train 2.60 does by default for each worker group, and we do without."""
+
+
+class Attempt:
+    """Runs ``work(config)`` on ``workers`` workers. A context manager: leaving ends everything that it started."""
+
+    def __init__(
+        self,
+        work: Callable[[dict[str, Any]], Any],
+        config: dict[str, Any],
+        *,
+        name: str,
+        number: int,
+        workers: int,
+        section: TrainSection,
+        folder: str,
+        mailbox: Any,
+        without: Collection[str] = (),
+    ) -> None:
+        self.workers = workers
+        self._work = work
+        self._config = config
+        self._name = name
+        self._number = number
+        self._section = section
+        self._folder = folder
+        self._mailbox = mailbox
+        self._without = without
+        self._handles: dict[int, Any] = {}
+        self._controller: Any = None
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"raymlops-{name}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with undisturbed():
+            self._end()
+
+    @property
+    def done(self) -> bool:
+        """Return whether it has ended."""
+        return not self._thread.is_alive()
+
+    @property
+    def error(self) -> BaseException | None:
+        """Return what Ray Train raised."""
+        return self._error
+
+    @property
+    def value(self) -> Any:
+        """Return what rank 0 returned."""
+        return self._value
+
+    def know(self, letters: Letters) -> None:
+        """Take in the handles that workers and controller sent."""
+        self._controller = letters.controller or self._controller
+        self._handles.update({rank: info.handle for rank, info in letters.infos.items()})
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for its end at most so long; return whether it has ended."""
+        self._thread.join(timeout_s)
+        return self.done
+
+    def kill(self) -> None:
+        """End the workers at once, stopped ones too; without any the controller. Ray Train then sees that they died."""
+        if self.done:
+            return
+        for handle in list(self._handles.values()) or [self._controller]:
+            if handle is not None:
+                _kill(handle)
+
+    def starting(self) -> bool:
+        """Return whether the workers' places are still waited for."""
+        if self._handles or self.done:
+            return False
+        if self._controller is None:
+            return True
+        return "CREATED" not in _placement_groups(_id(self._controller)).values()
+
+    def _end(self) -> None:
+        quiet_s = 0.0 if self.done else _QUIET_S
+        deadline = time.monotonic() + _KILL_S
+        while not self.done and not self._handles and time.monotonic() < deadline:
+            # Too early to have been told whom to end.
+            with suppress(Exception):
+                self.know(_taken(self._mailbox))
+            if self._controller is not None:
+                break
+            self.wait(_LOOK_S)
+        self.kill()
+        self.wait(_KILL_S)
+        if self._controller is not None:
+            _kill(self._controller)
+            with suppress(Exception):  # the cluster may be gone
+                _clean_up(self._controller, quiet_s=quiet_s)
+        self.wait(_KILL_S)
+
+    def _run(self) -> None:
+        try:
+            self._value = self._trainer().fit().return_value
+        except BaseException as error:
+            self._error = error
+
+    def _trainer(self) -> Any:
+        from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.v2._internal.execution.callback import ControllerCallback
+
+        class Trainer(TorchTrainer):  # type: ignore[misc]
+            def _create_default_callbacks(self) -> list[Any]:
+                callbacks = super()._create_default_callbacks()
+                return [each for each in callbacks if type(each).__name__ not in _UNUSED_CALLBACKS]
+
+        class Introduce(ControllerCallback):  # type: ignore[misc]
+            """Sends the controller's handle: nothing else would end it before its workers run."""
+
+            def __init__(self, mailbox: Any, attempt: int) -> None:
+                self._mailbox = mailbox
+                self._attempt = attempt
+
+            def after_controller_start(self, train_run_context: Any) -> None:
+                import ray
+
+                del train_run_context
+                ray.get(self._mailbox.introduce.remote(_current_actor(), attempt=self._attempt))
+
+        section = self._section
+        resources = {"CPU": section.cpus_per_worker}
+        if section.gpus_per_worker:
+            resources["GPU"] = section.gpus_per_worker
+        return Trainer(
+            self._work,
+            train_loop_config=self._config,
+            scaling_config=ScalingConfig(
+                num_workers=self.workers,
+                use_gpu=section.gpus_per_worker > 0,
+                resources_per_worker=resources,
+                label_selector=excluding(self._without),
+            ),
+            torch_config=TorchConfig(
+                # NCCL refuses two ranks on one card; gloo does not mind.
+                backend="nccl" if section.gpus_per_worker >= 1 else "gloo",
+                timeout_s=collective_timeout_s(section),
+            ),
+            run_config=RunConfig(
+                name=self._name,
+                storage_path=self._folder,
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+                callbacks=[Introduce(self._mailbox, self._number)],
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+
+
+def collective_timeout_s(section: TrainSection) -> int:
+    """Return how long a collective may take: longer than it takes to find a hang, which says more."""
+    return int(max(1800.0, 2 * section.hang_timeout_s))
+
+
+@contextmanager
+def train_environment(*, section: TrainSection, wait_s: float) -> Iterator[None]:
+    """Set what Ray Train reads from the driver's environment. What a user has set stays."""
+    variables = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(max(wait_s, 1.0)),
+        # Ours comes first, and knows whose stacks to ask for.
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(2 * section.hang_timeout_s + 60),
+        # Drains are looked for here: one watcher is enough, and Train's is a process more for each attempt.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    }
+    added = [name for name in variables if name not in os.environ]
+    os.environ.update({name: variables[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _kill(handle: Any) -> None:
+    import ray
+
+    with suppress(Exception):  # it may have ended, and the cluster with it
+        ray.kill(handle)
+
+
+def _taken(mailbox: Any) -> Letters:
+    import ray
+
+    letters: Letters = ray.get(mailbox.take.remote(), timeout=_LOOK_S)
+    return letters
+
+
+def _current_actor() -> Any:
+    import ray
+
+    return ray.get_runtime_context().current_actor
+
+
+def _id(handle: Any) -> str:
+    actor_id: str = handle._actor_id.hex()  # noqa: SLF001 - a handle has no public id
+    return actor_id
+
+
+def _clean_up(controller: Any, *, quiet_s: float) -> None:
+    """Remove what a dead controller leaves: Ray ends its actors, but keeps its placement groups as long as the job.
+
+    One that it asked for in its last moment may appear after its death, so it is looked for more than once.
+    """
+    import ray
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    deadline = time.monotonic() + _KILL_S
+    quiet_since: float | None = None
+    while (now := time.monotonic()) < deadline:
+        left = [found for found, state in _placement_groups(_id(controller)).items() if state != "REMOVED"]
+        for group_id in left:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group_id)))
+        dead = ray._private.state.actors(_id(controller)).get("State") == "DEAD"  # noqa: SLF001 - no public table
+        if left or not dead:
+            quiet_since = None
+        else:
+            quiet_since = quiet_since or now
+            if now - quiet_since >= quiet_s:
+                return
+        time.sleep(_LOOK_S)
+
+
+def _placement_groups(controller_id: str) -> dict[bytes, str]:
+    """Return the placement groups that a controller made, each with its state. Ray's own table hides who made one."""
+    from ray._private.state import state
+    from ray.core.generated import gcs_pb2
+
+    table = state._connect_and_get_accessor().get_placement_group_table()  # noqa: SLF001
+    rows = [gcs_pb2.PlacementGroupTableData.FromString(row) for row in table]
+    return {
+        row.placement_group_id: gcs_pb2.PlacementGroupTableData.PlacementGroupState.Name(row.state)
+        for row in rows
+        if row.creator_actor_id.hex() == controller_id
+    }

@@ -1,0 +1,197 @@
+"""What a sweep takes while it runs: which trials have room, since when, and what each of them reserves.
+
+Owns the clock of a sweep. Knows nothing of budgets.
+
+What a sweep has taken, and whether that is enough: time, CPU- and GPU-hours, money, a target, no improvement.
+
+Pure. Knows nothing of clocks: seconds are given.
+
+How a sweep stands by the trials that have ended: how many, which is the best, how many since.
+
+Pure. The best of several objectives is by the first; who wins in the end is ``select``'s to say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Self
+
+from raymlops.records import SpentRecord
+from raymlops.tuning.stalls import Waiter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from raymlops.config.schema import SweepSection
+    from raymlops.records import TrialRecord
+
+
+@dataclass
+class Tally:
+    """Counts trials as they end."""
+
+    mode: str
+    best: TrialRecord | None = None
+    """Of those that ran to their end and keep the constraints."""
+    since_best: int = 0
+    """Trials of the sweep's own that have ended since, those that failed aside."""
+    ended: int = 0
+    """Trials of the sweep's own."""
+
+    @classmethod
+    def of(cls, records: Iterable[TrialRecord], *, mode: str) -> Self:
+        """Return the tally of trials in the order in which they ended."""
+        tally = cls(mode)
+        for record in records:
+            tally.take(record)
+        return tally
+
+    def take(self, record: TrialRecord) -> bool:
+        """Take in a trial that ended; return whether it is the best so far."""
+        own = not record.carried_from
+        self.ended += own
+        if record.status == "failed":
+            return False
+        self.since_best += own
+        if record.status != "complete" or record.value is None or not record.feasible:
+            return False
+        sign = 1.0 if self.mode == "min" else -1.0
+        if self.best is not None and self.best.value is not None and sign * self.best.value <= sign * record.value:
+            return False
+        self.best, self.since_best = record, 0
+        return True
+
+
+def spent(before: SpentRecord, *, wall_s: float, cpu_s: float, gpu_s: float, section: SweepSection) -> SpentRecord:
+    """Return what a sweep took, over all its resumes.
+
+    ``before`` is what it had taken when it was resumed, ``wall_s`` the seconds since then, ``cpu_s`` and ``gpu_s`` the
+    seconds of CPUs and GPUs that its trials have reserved since. A trial that is done again counts again.
+    """
+    cpu_hours, gpu_hours = before.cpu_hours + cpu_s / 3600, before.gpu_hours + gpu_s / 3600
+    price = section.price
+    return SpentRecord(
+        wall_s=before.wall_s + wall_s,
+        cpu_hours=cpu_hours,
+        gpu_hours=gpu_hours,
+        cost=cpu_hours * price.cpu_hour + gpu_hours * price.gpu_hour,
+        currency=price.currency,
+    )
+
+
+def used_up(section: SweepSection, so_far: SpentRecord) -> str:
+    """Return which budget is used up, in words; empty where none is."""
+    limits = (
+        ("timeout_s", section.timeout_s, so_far.wall_s, "s"),
+        ("max_cpu_hours", section.max_cpu_hours, so_far.cpu_hours, "CPU-hours"),
+        ("max_gpu_hours", section.max_gpu_hours, so_far.gpu_hours, "GPU-hours"),
+        ("max_cost", section.max_cost, so_far.cost, so_far.currency),
+    )
+    for field, limit, taken, unit in limits:
+        if limit is not None and taken >= limit:
+            return f"reached its {field} of {limit:g} {unit}"
+    return ""
+
+
+def good_enough(section: SweepSection, tally: Tally) -> str:
+    """Return why no more trials are needed, in words; empty where they are."""
+    best, target = None if tally.best is None else tally.best.value, section.target
+    if best is None:
+        return ""
+    if target is not None and (best <= target if tally.mode == "min" else best >= target):
+        return f"reached its target of {target:g} with {best:.5g}"
+    if section.patience is not None and tally.since_best >= section.patience:
+        return f"found nothing better in {tally.since_best} trials (patience {section.patience})"
+    return ""
+
+
+def words(so_far: SpentRecord) -> str:
+    """Return what a sweep took in a few words: ``0:01:05, 0.04 CPU-hours, 0.02 EUR``."""
+    minutes, seconds = divmod(math.floor(so_far.wall_s), 60)
+    parts = [f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}", f"{so_far.cpu_hours:.3g} CPU-hours"]
+    if so_far.gpu_hours:
+        parts.append(f"{so_far.gpu_hours:.3g} GPU-hours")
+    if so_far.cost:
+        parts.append(f"{so_far.cost:.4g} {so_far.currency}")
+    return ", ".join(parts)
+
+
+SHORT_S = 2.0
+_DURATIONS = 20
+
+
+class Meter:
+    """Adds up CPUs and GPUs by the second."""
+
+    def __init__(self, section: SweepSection, *, before: SpentRecord, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self._section = section
+        self._before = before
+        self._began = clock()
+        self._reserved: dict[int, tuple[float, float]] = {}
+        """CPUs and GPUs of each trial that was drawn and has not ended."""
+        self._handed_out: dict[int, float] = {}
+        self._since: dict[int, float] = {}
+        """Since when each of them really runs: its process may wait for room."""
+        self._durations: deque[float] = deque(maxlen=_DURATIONS)
+        self._cpu_s = self._gpu_s = 0.0
+        """Of trials that run no more."""
+
+    @property
+    def busy(self) -> int:
+        """Return how many trials were handed out and have not ended."""
+        return len(self._handed_out)
+
+    @property
+    def waiters(self) -> list[Waiter]:
+        """Return the trials that were handed out and have no process yet."""
+        return [
+            Waiter(number, since_s, *self._reserved.get(number, (0.0, 0.0)))
+            for number, since_s in self._handed_out.items()
+            if number not in self._since
+        ]
+
+    @property
+    def short(self) -> bool:
+        """Return whether trials last so little that drawing one is a good part of it."""
+        return bool(self._durations) and median(self._durations) <= SHORT_S
+
+    @property
+    def here_s(self) -> float:
+        """Return the seconds since the sweep began or was resumed."""
+        return self.clock() - self._began
+
+    @property
+    def spent(self) -> SpentRecord:
+        """Return what the sweep took so far, over all its resumes."""
+        now, cpu_s, gpu_s = self.clock(), self._cpu_s, self._gpu_s
+        for number, since in self._since.items():
+            cpus, gpus = self._reserved[number]
+            cpu_s, gpu_s = cpu_s + cpus * (now - since), gpu_s + gpus * (now - since)
+        return spent(self._before, wall_s=now - self._began, cpu_s=cpu_s, gpu_s=gpu_s, section=self._section)
+
+    def reserves(self, number: int, *, cpus: float, gpus: float) -> None:
+        """Note what a trial takes while it runs."""
+        self._reserved[number] = (cpus, gpus)
+
+    def hand_out(self, number: int) -> None:
+        """Note that a trial is on its way to a process."""
+        self._handed_out[number] = self.clock()
+
+    def start(self, number: int) -> None:
+        """Note that a trial has the process that it waited for."""
+        if number in self._reserved:
+            self._since[number] = self.clock()
+
+    def end(self, number: int) -> None:
+        """Note that a trial runs no more."""
+        now = self.clock()
+        if (handed_out := self._handed_out.pop(number, None)) is not None:
+            self._durations.append(now - handed_out)
+        cpus, gpus = self._reserved.pop(number, (0.0, 0.0))
+        if (since := self._since.pop(number, None)) is not None:
+            self._cpu_s += cpus * (now - since)
+            self._gpu_s += gpus * (now - since)

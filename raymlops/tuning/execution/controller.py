@@ -1,0 +1,398 @@
+"""What happens in a sweep, event by event: a trial is wanted, an epoch is reported, a trial ends, the sweep is halted.
+
+Owns the order in which the study, the child runs and the progress hear of it, and that every trial that was opened
+ends or is put back. Knows nothing of Ray Tune, whose hooks (``hooks``) call it, so that it can be tested by calling it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter, deque
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from raymlops.errors import UnreachableError, describe
+from raymlops.records import SpentRecord
+from raymlops.storage.filesystem import join
+from raymlops.training.runs.garbage_of_sweeps import TRIALS
+from raymlops.tuning import budget
+from raymlops.tuning.budget import Meter, Tally
+from raymlops.tuning.checks import metric_of, mode_of, num_own_trials
+from raymlops.tuning.execution.failures import death, fate
+from raymlops.tuning.execution.slots import Slots, Standstill
+from raymlops.tuning.mlflow.sweep_run import SPENT
+from raymlops.tuning.reporting.progress import Board, SweepEvent, TrialView
+from raymlops.tuning.study.records import STEP, without_steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from raymlops.project import Project
+    from raymlops.records import TrialStatus
+    from raymlops.tuning.execution.slots import Explain
+    from raymlops.tuning.mlflow.trial_runs import Children
+    from raymlops.tuning.reporting.progress import EventKind
+    from raymlops.tuning.study.trials import OpenTrial, Trials
+
+Halt = Literal["interrupted", "used up", "good enough", "broken"]
+
+SPENT_EVERY_S = 10.0
+AWAY_S = 300.0
+"""How long the study's database may be away before the sweep breaks off; its trials run on meanwhile."""
+
+
+class Conductor:
+    """The one place that trials, runs and progress are told of what happened."""
+
+    def __init__(
+        self,
+        project: Project,
+        *,
+        trials: Trials,
+        children: Children,
+        sweep_uri: str,
+        slots: Callable[[], int],
+        explain: Explain | None = None,
+        before: SpentRecord | None = None,
+        shared: Mapping[str, Any] | None = None,
+        on_event: Callable[[SweepEvent], None] | None = None,
+        note: Callable[[Mapping[str, str]], None] = lambda _tags: None,
+        discard: Callable[[int], None] = lambda _number: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.halt: Halt | None = None
+        self.stopped = ""
+        """Which budget ended the sweep, in words; empty where none did."""
+        self.error: BaseException | None = None
+        self._project = project
+        self._section = project.spec.sweep
+        self._trials = trials
+        self._children = children
+        self._sweep_uri = sweep_uri
+        self._on_event = on_event
+        self._note = note
+        self._discard = discard
+        self._saved: set[int] = set()
+        """Trials that have a checkpoint."""
+        self._over: list[int] = []
+        """Those of them that have ended, which the study is to know before their checkpoints go."""
+        self._away_s: float | None = None
+        """Since when the study's database does not answer."""
+        self._slots = Slots(slots, clock=clock)
+        self._standstill = Standstill(explain, clock=clock)
+        self._meter = Meter(project.spec.sweep, before=before or SpentRecord(), clock=clock)
+        self._metric = metric_of(project.spec)
+        self._total = max(num_own_trials(project.spec), sum(not record.carried_from for record in trials.records))
+        # A recipe need not be installed: what this process can import, a trial's process on this machine can.
+        self._common = {
+            "shared": json.dumps(shared),  # what the driver found out of the data
+            "sys_path": json.dumps([str(Path(entry).absolute()) for entry in sys.path]),
+            "cwd": str(Path.cwd()),
+        }
+        self._board = Board()
+        self._views: dict[int, TrialView] = {}
+        """Those of open trials."""
+        self._opened: dict[int, OpenTrial] = {}
+        self._waiting: deque[OpenTrial] = deque()
+        """Trials that go on, once there is room."""
+        self._drawn: OpenTrial | None = None
+        self._configs: dict[int, str] = {}
+        """The configurations of trials that were drawn and are not handed out yet."""
+        self._deaths: Counter[tuple[int, str]] = Counter()
+        self._tally = Tally(mode_of(project.spec))
+        self._handed_out = False
+        self._noted_s = clock()
+        self._closed = False
+        for record in trials.records:
+            better = self._tally.take(record)
+            if not record.carried_from:
+                self._board.put(TrialView.ended(record), best=better)
+            elif better:
+                self._board.best = TrialView.ended(record)
+        self._ended_before = self._tally.ended
+        self._judge_enough()
+
+    @property
+    def wanted(self) -> int:
+        """Return how many more trials are to be drawn."""
+        return 0 if self.halting else max(0, self._total - self._trials.asked)
+
+    @property
+    def done(self) -> bool:
+        """Return whether no trial is left to be handed out, now or later."""
+        return self.halting or (self.wanted == 0 and not self._trials.open)
+
+    @property
+    def more(self) -> bool:
+        """Return whether a trial is still to be handed out."""
+        return bool(self.wanted or self._waiting or self._drawn)
+
+    @property
+    def halting(self) -> bool:
+        """Return whether every trial is to stop now."""
+        if self.halt is None and (why := budget.used_up(self._section, self.spent)):
+            self.halt, self.stopped = "used up", why
+        return self.halt is not None
+
+    @property
+    def spent(self) -> SpentRecord:
+        """Return what the sweep took so far, over all its resumes."""
+        return self._meter.spent
+
+    def goes_on(self, opened: OpenTrial) -> None:
+        """Take in a trial that was open when the sweep was resumed."""
+        self._see(TrialView(opened.number, dict(opened.params), "waiting", opened.epochs, opened.value))
+        self._waiting.append(opened)
+
+    def stopped_before(self, opened: OpenTrial) -> None:
+        """Take in a trial that was open, although the scheduler had stopped it: its driver died in between."""
+        self._see(TrialView(opened.number, dict(opened.params), "waiting", opened.epochs, opened.value))
+        self._children.start(opened.number, opened.params)
+        self.end(opened.number, "pruned")
+
+    def next_trial(self) -> dict[str, Any] | None:
+        """Return what the process of the next trial needs, or None while as many run as may."""
+        if self.halting:
+            return None
+        if self._meter.busy >= self._slots.now:
+            # Nobody waits for us now, unless one was handed out just before and is not on its way yet.
+            if not self._handed_out:
+                self._ahead()
+            return None
+        goes_on, opened = self._next()
+        if opened is None:
+            self._flush()
+            return None
+        number, config = opened.number, self._configs.pop(opened.number)
+        self._handed_out = True
+        self._opened[number] = opened
+        self._meter.hand_out(number)
+        self._children.start(number, opened.params)
+        self._see(TrialView(number, dict(opened.params), "waiting", opened.epochs, opened.value))
+        self._emit("started", number)
+        # As text: Tune looks for search spaces of its own in what it is given.
+        return {
+            **self._common,
+            "number": number,
+            "project": config,
+            "folder": join(self._sweep_uri, TRIALS, str(number)),
+            "goes_on": goes_on,
+        }
+
+    def started(self, number: int) -> None:
+        """Take in that a trial has the process that it waited for."""
+        self._standstill.moved()
+        self._meter.start(number)
+        if (view := self._views.get(number)) is not None:
+            self._see(replace(view, state="running"))
+
+    def between_steps(self) -> None:
+        """Do what can wait: whatever else is to happen has been set going."""
+        self._handed_out = False
+        self._slots.recount()
+        still = self._standstill.look(self._meter.waiters, busy=self._meter.busy)
+        for text in filter(None, (*self._children.news(), still)):
+            self.tell(text)
+        now = self._meter.clock()
+        if now - self._noted_s >= SPENT_EVERY_S:
+            self._noted_s = now
+            self._flush()
+            self._note({SPENT: json.dumps(self.spent.to_dict())})
+
+    def result(self, number: int, result: Mapping[str, Any]) -> None:
+        """Record what a trial's process reported: epochs that its checkpoint brought back, and the one it trained."""
+        if self._closed or number not in self._views:
+            return  # its process had not heard yet
+        self._standstill.moved()
+        if result["saved"]:
+            self._saved.add(number)
+        self._take_back(number, json.loads(result["restored"]))
+        if result["metrics"] is None:
+            return
+        epoch, value = result["epochs"], result["value"]
+        metrics = {**result["metrics"], STEP: float(result["step"])}
+        self._trials.report(number, epoch=epoch, value=value, metrics=metrics, best_metrics=result["best_metrics"])
+        self._children.log(number, epoch=epoch, metrics=result["metrics"])
+        self._see(TrialView(number, self._views[number].params, "running", epoch, value))
+        self._emit("epoch", number)
+
+    def end(self, number: int, status: TrialStatus, *, reason: str = "") -> None:
+        """Record the end of a trial, with the status it deserves."""
+        if self._closed or number not in self._views:
+            return
+        self._standstill.moved()
+        self._meter.end(number)
+        opened = self._opened.pop(number, None)
+        record = self._trials.tell(number, status, reason=reason, run_id=self._children.run_id(number, wait_s=0))
+        history = {} if opened is None else without_steps(opened.history)
+        self._children.end(number, record.status, reason=record.reason, history=history)
+        del self._views[number]
+        if number in self._saved:
+            self._over.append(number)
+        self._board.put(TrialView.ended(record), best=self._tally.take(record))
+        self._judge_enough()
+        self._emit("ended", number)
+
+    def died(self, number: int, error: BaseException | None) -> None:
+        """Take in that a trial's process is gone: the trial failed, or goes on in another one from its checkpoint."""
+        if self._closed or number not in self._views:
+            return
+        of = death(error)
+        decision = fate(of, before=self._deaths[number, of.kind], max_restarts=self._section.max_restarts)
+        if not decision.again:
+            self.end(number, "failed", reason=decision.reason)
+            return
+        self._meter.end(number)
+        self._deaths[number, of.kind] += 1
+        self.tell(f"trial {number} goes on: {decision.reason}")
+        opened, view = self._opened.pop(number), self._views[number]
+        self._waiting.append(opened)
+        self._see(TrialView(number, view.params, "waiting", view.epoch, view.value))
+
+    def close(self) -> None:
+        """Put back every trial that is open: it goes on when the sweep is resumed, or given more of its budget."""
+        if self._closed:
+            return
+        for number in self._trials.open:
+            view = self._views.get(number)
+            self._meter.end(number)
+            self._trials.suspend(number)
+            if view is not None:  # else it was drawn ahead, and nobody has heard of it
+                self._children.suspend(number)
+                self._see(TrialView(number, view.params, "waiting", view.epoch, view.value))
+        self._trials.flush()
+        self._discard_over()
+        self._closed = True
+        self._note({SPENT: json.dumps(self.spent.to_dict())})
+        self._emit("end", None)
+
+    def failed(self, error: BaseException) -> None:
+        """Keep an error that a hook ran into, and stop the sweep: Tune would turn it into text."""
+        self.error = self.error or error
+        self.halt = self.halt or "broken"
+
+    def tell(self, message: str) -> None:
+        """Say something to whoever watches."""
+        self._emit("message", None, message=message)
+
+    def _next(self) -> tuple[bool, OpenTrial | None]:
+        """Return the next trial whose configuration holds, and whether it goes on; None where there is none now."""
+        while self._waiting:
+            opened = self._waiting.popleft()
+            if self._holds(opened):
+                return True, opened
+        drawn, self._drawn = self._drawn, None
+        return False, drawn or self._draw()
+
+    def _draw(self) -> OpenTrial | None:
+        """Draw the next trial whose configuration the recipe takes; the others fail."""
+        while self.wanted > 0:
+            try:
+                opened = self._trials.ask()
+            except UnreachableError as error:
+                self._is_away(error)
+                return None
+            if self._holds(opened):
+                return opened
+        return None
+
+    def _holds(self, opened: OpenTrial) -> bool:
+        """Make a trial's configuration; where that is refused, the trial has failed.
+
+        Each value is in its range, but a recipe may refuse the combination, and its own code may raise anything.
+        """
+        try:
+            data = self._project.with_params(opened.params).to_dict()
+        except Exception as error:
+            self._children.start(opened.number, opened.params)
+            self._see(TrialView(opened.number, dict(opened.params), "running"))
+            self.end(opened.number, "failed", reason=describe(error))
+            return False
+        self._configs[opened.number] = json.dumps(data)
+        workers, train = self._section.workers_per_trial, data["train"]
+        self._meter.reserves(
+            opened.number, cpus=workers * train["cpus_per_worker"], gpus=workers * train["gpus_per_worker"]
+        )
+        return True
+
+    def _ahead(self) -> None:
+        """Write what waits, and draw the next trial ahead where several short ones run at a time."""
+        written = self._flush()
+        if written and self._meter.short and self._slots.now > 1 and self._drawn is None and not self._waiting:
+            self._drawn = self._draw()
+
+    def _flush(self) -> bool:
+        """Let the study know what it does not yet; return whether it could. Its database may be away for a while."""
+        try:
+            self._trials.flush()
+            self._trials.heartbeat()
+        except UnreachableError as error:
+            self._is_away(error)
+            return False
+        if self._away_s is not None:
+            self._away_s = None
+            self.tell("the study's database answers again")
+        self._discard_over()
+        return True
+
+    def _is_away(self, error: UnreachableError) -> None:
+        now = self._meter.clock()
+        if self._away_s is None:
+            self._away_s = now
+            self.tell(f"{error.message}; no trial is drawn until it does")
+        elif now - self._away_s > AWAY_S:
+            raise error
+
+    def _discard_over(self) -> None:
+        for number in self._over:
+            self._discard(number)
+        self._over.clear()
+
+    def _take_back(self, number: int, restored: Sequence[Mapping[str, Any]]) -> None:
+        """Take in the epochs that a checkpoint brought back: its driver may have died before they were written."""
+        metrics = {entry["epoch"]: entry["metrics"] for entry in restored}
+        known = self._opened[number].history
+        for entry in restored:
+            epoch = entry["epoch"]
+            if epoch not in known and entry["best"]:
+                best = metrics[entry["best"]]
+                self._trials.report(
+                    number, epoch=epoch, value=entry["value"], metrics=entry["metrics"], best_metrics=best
+                )
+            self._children.log(number, epoch=epoch, metrics=entry["metrics"])
+
+    def _judge_enough(self) -> None:
+        """Halt where no more trials are needed."""
+        if self.halt is None and (why := budget.good_enough(self._section, self._tally)):
+            self.halt, self.stopped = "good enough", why
+
+    def _see(self, view: TrialView) -> None:
+        self._views[view.number] = view
+        self._board.put(view)
+
+    def _emit(self, kind: EventKind, number: int | None, *, message: str = "") -> None:
+        if self._on_event is None:
+            return
+        here_s, spent = self._meter.here_s, self.spent
+        rate = (self._tally.ended - self._ended_before) / here_s if here_s > 0 else 0.0
+        event = SweepEvent(
+            kind=kind,
+            number=number,
+            counts=self._board.counts,
+            rows=self._board.rows(),
+            total=self._total,
+            metric=self._metric,
+            best=self._board.best,
+            elapsed_s=spent.wall_s,
+            eta_s=(self._total - self._tally.ended) / rate if rate else None,
+            message=message,
+            cost=budget.words(spent) if self._section.price.cpu_hour or self._section.price.gpu_hour else "",
+        )
+        try:
+            self._on_event(event)
+        except Exception:
+            self._on_event = None  # once is enough: the trials that are open are still to be ended
+            raise

@@ -1,0 +1,212 @@
+"""A sweep that another process runs, seen through its study: how its trials stand, and what a display shows of them.
+
+Owns reading alone: nothing here writes to the study. One that is kept open is cheap to look at again, because Optuna
+keeps what has ended. Knows nothing of Ray or of who runs the sweep.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raymlops.errors import SweepError, UsageError
+from raymlops.tuning.checks import num_own_trials, objectives_of
+from raymlops.tuning.mlflow.sweep_run import study_of
+from raymlops.tuning.reporting.progress import STATES, Board, EventKind, SweepEvent, TrialView
+from raymlops.tuning.study.records import ATTRIBUTE, last_value, record_of
+from raymlops.tuning.study.selection import select
+from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, quiet_optuna, storage_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
+    from raymlops.config.schema import ProjectSpec
+    from raymlops.records import Objective, TrialRecord
+    from raymlops.training.runs.lookup import Recorded
+
+_OPEN = {"RUNNING": "running", "WAITING": "waiting"}
+
+
+@dataclass(frozen=True, slots=True)
+class OpenView(TrialView):
+    """A trial that has not ended."""
+
+    before_s: float = 0.0
+    """What it took before the sweep was interrupted."""
+    started: datetime | None = None
+    """When it began or went on, local time; None while it waits."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The trials of a sweep at one moment. ``best`` is None before any gave a usable value."""
+
+    ended: tuple[TrialRecord, ...] = ()
+    open: tuple[OpenView, ...] = ()
+    best: TrialRecord | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return how many trials of the sweep's own are in each state."""
+        counts = dict.fromkeys(STATES, 0)
+        for state in [*(view.state for view in self.open), *(r.status for r in self.ended if not r.carried_from)]:
+            counts[state] += 1
+        return counts
+
+    @property
+    def carried(self) -> int:
+        """Return how many trials it knows from the sweep that it was forked from."""
+        return sum(1 for record in self.ended if record.carried_from)
+
+
+class OpenStudy:
+    """The study of one sweep, open."""
+
+    def __init__(self, study: Any, *, spec: ProjectSpec) -> None:
+        self.study = study
+        self.objectives = objectives_of(spec)
+        self._constraints = spec.sweep.constraints
+        self._ended: dict[int, TrialRecord] = {}
+
+    def look(self) -> Standing:
+        """Return how the trials stand now.
+
+        Raises:
+            StorageError, UnreachableError: the database cannot be read.
+        """
+        with quiet_optuna(), storage_errors(f"Optuna's study {self.study.study_name}"):
+            trials = self.study.get_trials(deepcopy=False)
+        opened = []
+        for trial in trials:
+            if not trial.state.is_finished():
+                opened.append(_open(trial))
+            elif trial.number not in self._ended:
+                self._ended[trial.number] = record_of(trial, objectives=self.objectives)
+        ended = tuple(self._ended[number] for number in sorted(self._ended))
+        return Standing(ended, tuple(opened), self._best(ended))
+
+    def choose(self, standing: Standing) -> TrialRecord:
+        """Return the winner of those that ended.
+
+        Raises:
+            SweepError: there is none yet; the message says how each failed.
+        """
+        return select(standing.ended, objectives=self.objectives, constraints=self._constraints)
+
+    def _best(self, ended: tuple[TrialRecord, ...]) -> TrialRecord | None:
+        try:
+            return select(ended, objectives=self.objectives, constraints=self._constraints)
+        except SweepError:
+            return None
+
+
+@contextmanager
+def reading(recorded: Recorded) -> Iterator[OpenStudy]:
+    """Open the study of a sweep for the block.
+
+    Raises:
+        NotFoundError: the study is not there, or not yet.
+        StorageError, UnreachableError, ConfigError: its database cannot be opened.
+    """
+    spec = recorded.spec
+    assert spec is not None
+    with open_storage(optuna_url(spec)) as storage:
+        yield OpenStudy(load_study(storage, study_of(recorded)), spec=spec)
+
+
+def total_of(spec: ProjectSpec) -> int:
+    """Return how many trials a sweep is to run."""
+    try:
+        return num_own_trials(spec)
+    except UsageError:
+        return spec.sweep.num_trials
+
+
+class Watch:
+    """Turns what a study shows into the events of a display."""
+
+    def __init__(self, spec: ProjectSpec) -> None:
+        self._metric = objectives_of(spec)[0].metric
+        self._total = total_of(spec)
+        self._board = Board()
+        self._ended: set[int] = set()
+
+    def event(
+        self, standing: Standing, *, elapsed_s: float, kind: EventKind = "epoch", cost: str = "", message: str = ""
+    ) -> SweepEvent:
+        """Return how the sweep stands; ``elapsed_s`` is what it has taken over all its resumes."""
+        best = standing.best
+        for record in standing.ended:
+            if record.number not in self._ended and not record.carried_from:
+                self._ended.add(record.number)
+                self._board.put(TrialView.ended(record))
+        for view in standing.open:
+            self._board.put(view)
+        if best is not None and not best.carried_from:
+            self._board.best = TrialView.ended(best)
+        done = len(self._ended)
+        return SweepEvent(
+            kind=kind,
+            number=None,
+            counts=standing.counts,
+            rows=self._board.rows(),
+            total=self._total,
+            metric=self._metric,
+            best=None if best is None else TrialView.ended(best),
+            elapsed_s=elapsed_s,
+            eta_s=elapsed_s / done * max(0, self._total - done) if done else None,
+            message=message,
+            cost=cost,
+        )
+
+
+def _open(trial: Any) -> OpenView:
+    waits = trial.state.name == "WAITING"
+    kept = trial.user_attrs.get(ATTRIBUTE, {})
+    return OpenView(
+        number=trial.number,
+        params=dict(trial.params),
+        state=_OPEN[trial.state.name],
+        epoch=int(trial.last_step or 0),
+        value=last_value(trial),
+        before_s=float(kept.get("duration_s", 0.0)),
+        started=None if waits else trial.datetime_start,
+    )
+
+
+def frame(standing: Standing, *, objectives: Sequence[Objective], now: datetime) -> Any:
+    """Return all trials as a pandas ``DataFrame``, by number, with a column for each parameter.
+
+    With one objective its values are in ``value``, with several in a column each, named by metric. ``now`` is local
+    time without a zone, as Optuna keeps the start of a trial.
+    """
+    import pandas as pd
+
+    several = len(objectives) > 1
+    names = [objective.metric for objective in objectives] if several else ["value"]
+    params = dict.fromkeys(key for record in standing.ended for key in record.params)
+    params |= dict.fromkeys(key for view in standing.open for key in view.params)
+    lines = []
+    for record in standing.ended:
+        values = record.values or (record.value,)  # noqa: PD011 - a record's
+        lines.append(
+            {"number": record.number, "status": record.status}
+            | dict(zip(names, values, strict=False))
+            | record.params
+            | {"epochs": record.epochs, "duration_s": record.duration_s, "reason": record.reason}
+            | {"run_id": record.run_id, "carried_from": record.carried_from}
+        )
+    for view in standing.open:
+        taken_s = view.before_s + ((now - view.started).total_seconds() if view.started else 0.0)
+        lines.append(
+            {"number": view.number, "status": view.state, names[0]: view.value, "carried_from": ""}
+            | dict(view.params)
+            | {"epochs": view.epoch, "duration_s": taken_s, "reason": "", "run_id": None}
+        )
+    carried = ["carried_from"] if standing.carried else []
+    columns = ["number", "status", *names, *params, "epochs", "duration_s", "reason", "run_id", *carried]
+    built = pd.DataFrame(sorted(lines, key=lambda line: line["number"]), columns=columns)
+    # Where no trial has a value yet, pandas would keep None as an object.
+    return built.astype(dict.fromkeys(names, "float64"))

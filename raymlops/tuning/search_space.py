@@ -1,0 +1,254 @@
+"""Points of a search space that need no sampler: start points, a grid, quasi-random ones, draws by chance.
+
+Pure: the same space, seed and index give the same point, in whatever process and after whatever else, which is what
+makes a resumed sweep go on where it was. Knows nothing of Optuna and of what became of other trials.
+
+How the words of a search space become Optuna's suggestions.
+
+Owns the order in which parameters are drawn and the conditions under which one exists. Knows nothing of what
+the parameters mean, of Ray or of storage.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from decimal import Decimal
+from functools import lru_cache
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from raymlops.config.space import parse_distribution
+from raymlops.config.sweep import exists
+from raymlops.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from raymlops.config.schema import SweepSection
+    from raymlops.config.space import Distribution, Scalar
+
+
+def draw_order(space: Mapping[str, Distribution]) -> tuple[str, ...]:
+    """Return the parameters so that each comes after those its ``when`` names, else as written.
+
+    Raises:
+        UsageError: a condition names a parameter that is not in the space, or conditions form a circle.
+    """
+    for key, distribution in space.items():
+        missing = distribution.when.keys() - space.keys()
+        if missing:
+            raise UsageError(
+                f"sweep.space: {key} exists only when {', '.join(sorted(missing))}, which is not in the space",
+                hint=f"A condition names another parameter of the space: {', '.join(sorted(space))}.",
+            )
+    order: dict[str, None] = {}
+    while len(order) < len(space):
+        waiting = [key for key in space if key not in order]
+        ready = next((key for key in waiting if space[key].when.keys() <= order.keys()), None)
+        if ready is None:
+            raise UsageError(f"sweep.space: the conditions of {', '.join(waiting)} form a circle")
+        order[ready] = None
+    return tuple(order)
+
+
+def draw(trial: Any, space: Mapping[str, Distribution], *, order: tuple[str, ...]) -> dict[str, Scalar]:
+    """Draw every parameter that exists, from an Optuna trial, in ``order``.
+
+    A parameter exists when each parameter that its ``when`` names exists and has one of the values given.
+    """
+    params: dict[str, Scalar] = {}
+    for key in order:
+        if exists(space[key], params):
+            params[key] = _suggest(trial, key, space[key])
+    return params
+
+
+def _suggest(trial: Any, key: str, distribution: Distribution) -> Scalar:
+    value: Scalar
+    if distribution.kind == "categorical":
+        value = trial.suggest_categorical(key, distribution.choices)
+    elif distribution.kind == "int":
+        step = 1 if distribution.step is None else distribution.step
+        value = trial.suggest_int(key, distribution.low, distribution.high, log=distribution.log, step=step)
+    else:
+        value = trial.suggest_float(
+            key, distribution.low, distribution.high, log=distribution.log, step=distribution.step
+        )
+    return value
+
+
+MAX_GRID = 100_000
+"""Points of a grid at most: more than that nobody trains, and all of them are held in memory."""
+
+
+def point(spec: SweepSection, index: int) -> dict[str, Scalar] | None:
+    """Return what is fixed in advance for the sweep's own trial at ``index``, counted from 0.
+
+    Start points come first, as far as they are written; then the grid's points in a seeded order, without those that
+    were start points; or Sobol's. None: the sampler draws everything.
+
+    Raises:
+        UsageError: the grid has no end or too many points, or the space has no order.
+    """
+    if index < len(spec.enqueue):
+        return _start(spec, index)
+    later = index - len(spec.enqueue)
+    if spec.sampler == "grid":
+        rest = _grid_after_starts(spec)
+        return dict(rest[later]) if later < len(rest) else None
+    if spec.sampler == "qmc":
+        return at(spec.space, _sobol(len(spec.space), seed=spec.seed, index=later))
+    return None
+
+
+def how_many(spec: SweepSection) -> int | None:
+    """Return how many points there are to try; None where there is no end to them.
+
+    Raises:
+        UsageError: the grid has no end or too many points, or the space has no order.
+    """
+    return len(spec.enqueue) + len(_grid_after_starts(spec)) if spec.sampler == "grid" else None
+
+
+def grid(space: Mapping[str, Distribution]) -> list[dict[str, Scalar]]:
+    """Return all distinct points of a space, the first parameter changing slowest.
+
+    A parameter whose conditions do not hold is left out, so that what differs in nothing else is one point.
+
+    Raises:
+        UsageError: a range is continuous, or there are more than ``MAX_GRID`` points.
+    """
+    for key, searched in space.items():
+        if _count(searched) is None:
+            raise UsageError(
+                f"sweep.space.{key} is continuous, which sampler grid cannot go through",
+                hint="Write a step, an int range or categorical: [...].",
+            )
+    found = list(islice(_points(space, draw_order(space), {}), MAX_GRID + 1))
+    if len(found) > MAX_GRID:
+        counts = ", ".join(f"{key} {_count(searched):,}" for key, searched in space.items())
+        raise UsageError(
+            f"sweep.space holds more than {MAX_GRID:,} points, too many for sampler grid: {counts}",
+            hint="Write larger steps or fewer choices, or let another sampler choose among them.",
+        )
+    return found
+
+
+def at(space: Mapping[str, Distribution], unit: Sequence[float]) -> dict[str, Scalar]:
+    """Return the point of a space at a place in the unit cube, with one coordinate from 0 to below 1 a parameter.
+
+    Coordinates that are even over the cube are so over the space: on a log scale where ``log`` says it. One whose
+    parameter does not exist at this point is not used.
+    """
+    params: dict[str, Scalar] = {}
+    for key, share in zip(draw_order(space), unit, strict=True):
+        if exists(space[key], params):
+            params[key] = _at(space[key], share)
+    return params
+
+
+def by_chance(space: Mapping[str, Distribution], *, seed: int) -> Iterator[dict[str, Scalar]]:
+    """Yield random points of a space without end."""
+    chance = random.Random(seed)  # noqa: S311 - no secret hangs on it
+    while True:
+        yield at(space, [chance.random() for _ in space])
+
+
+def _start(spec: SweepSection, index: int) -> dict[str, Scalar]:
+    """Return a start point with each value in the type of its parameter: 1 is 1.0 in a range of floats."""
+    types: dict[str, Any] = {"float": float, "int": int}
+    written = spec.enqueue[index]
+    return {
+        key: types.get(searched.kind, lambda value: value)(written[key])
+        for key, searched in spec.space.items()
+        if key in written
+    }
+
+
+def _grid_after_starts(spec: SweepSection) -> tuple[dict[str, Scalar], ...]:
+    space = {key: searched.model_dump() for key, searched in spec.space.items()}
+    starts = [_start(spec, index) for index in range(len(spec.enqueue))]
+    return _shuffled(json.dumps(space), json.dumps(starts), spec.seed)
+
+
+@lru_cache(maxsize=2)
+def _shuffled(space: str, starts: str, seed: int) -> tuple[dict[str, Scalar], ...]:
+    """Return a grid's points in a seeded order. Text goes in, so that each of a sweep's trials need not do it anew."""
+    points = grid({key: parse_distribution(searched) for key, searched in json.loads(space).items()})
+    random.Random(seed).shuffle(points)  # noqa: S311 - no secret hangs on it
+    known = {_identity(start) for start in json.loads(starts)}
+    return tuple(found for found in points if _identity(found) not in known)
+
+
+def _identity(params: Mapping[str, Scalar]) -> frozenset[tuple[str, str]]:
+    # As text: True and 1 are two choices. Numbers have the type of their parameter already.
+    return frozenset((key, repr(value)) for key, value in params.items())
+
+
+def _points(
+    space: Mapping[str, Distribution], order: Sequence[str], params: dict[str, Scalar]
+) -> Iterator[dict[str, Scalar]]:
+    if not order:
+        yield dict(params)
+        return
+    key, *later = order
+    searched = space[key]
+    if not exists(searched, params):
+        yield from _points(space, later, params)
+        return
+    for index in range(_count(searched) or 0):
+        yield from _points(space, later, {**params, key: _nth(searched, index)})
+
+
+def _sobol(dimensions: int, *, seed: int, index: int) -> list[float]:
+    from scipy.stats.qmc import Sobol
+
+    sequence = Sobol(dimensions, scramble=True, rng=seed)
+    if index:
+        sequence.fast_forward(index)
+    return [float(share) for share in sequence.random(1)[0]]
+
+
+def _at(searched: Distribution, share: float) -> Scalar:
+    count = _count(searched)
+    if searched.kind != "categorical" and searched.log:
+        return _at_log(searched, share)
+    if count is not None:
+        return _nth(searched, min(int(share * count), count - 1))
+    low, high = _ends(searched)
+    return min(max(low + share * (high - low), low), high)
+
+
+def _at_log(searched: Distribution, share: float) -> Scalar:
+    low, high = _ends(searched)
+    # A whole number stands for all that rounds to it, or the first and the last would come half as often.
+    half = 0.5 if searched.kind == "int" else 0.0
+    least, most = math.log(low - half), math.log(high + half)
+    value = min(max(math.exp(least + share * (most - least)), low), high)
+    return round(value) if searched.kind == "int" else value
+
+
+def _count(searched: Distribution) -> int | None:
+    """Return how many values a parameter has; None where its range is continuous."""
+    if searched.kind == "categorical":
+        return len(searched.choices)
+    if searched.kind == "float" and searched.step is None:
+        return 1 if searched.low == searched.high else None
+    low, high, step = (Decimal(str(number)) for number in (searched.low, searched.high, searched.step or 1))
+    return int((high - low) // step) + 1
+
+
+def _nth(searched: Distribution, index: int) -> Scalar:
+    if searched.kind == "categorical":
+        return searched.choices[index]
+    # In decimals, as they are written: 0.1 + 2 * 0.1 is 0.3 and not 0.30000000000000004.
+    value = Decimal(str(searched.low)) + index * Decimal(str(searched.step or 1))
+    return int(value) if searched.kind == "int" else float(value)
+
+
+def _ends(searched: Distribution) -> tuple[float, float]:
+    assert searched.low is not None
+    assert searched.high is not None
+    return float(searched.low), float(searched.high)

@@ -1,0 +1,221 @@
+"""What a fork knows of the sweep before it: which of its trials say something about the new sweep, and as which point.
+
+Owns that decision and the writing of those trials into the new study as ended ones; ``carried`` alone is pure. A
+trial is a measurement: what one configuration gave. It is one in the new sweep too where the new sweep could have drawn
+that configuration, and where everything else that decides a result is as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from raymlops.config.changes import SWEEP_MAY_CHANGE
+from raymlops.config.sweep import exists
+from raymlops.records import TrialRecord
+from raymlops.tuning.checks import objectives_of
+from raymlops.tuning.search_space import draw_order
+from raymlops.tuning.study.records import ATTRIBUTE, attribute, history_of, record_of
+from raymlops.tuning.study.selection import violations
+from raymlops.tuning.study.storage import quiet_optuna, storage_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from raymlops.config.schema import ProjectSpec
+    from raymlops.config.space import Distribution, Scalar
+    from raymlops.records import Objective
+
+_ABSENT = object()
+
+
+def carried(old: ProjectSpec, new: ProjectSpec, *, record: TrialRecord) -> dict[str, Scalar] | str:
+    """Return a trial's parameters under the new search space, or why it says nothing about the new sweep.
+
+    The trial's whole configuration counts, what was searched as well as what was fixed: a parameter may have been fixed
+    before, and may be fixed now. One that exists under a condition only has, without it, the value that the new
+    configuration gives it.
+    """
+    if record.status == "failed":
+        return "failed"
+    space = new.sweep.space
+    ran = {**_fields(old), **record.params}
+    wanted = _fields(new)
+    params: dict[str, Scalar] = {}
+    for key in draw_order(space):
+        if not exists(space[key], params):
+            continue
+        value = ran.get(key, _ABSENT)
+        if value is _ABSENT or not space[key].can_be(value):
+            return f"{key} outside of the new space"
+        params[key] = _as_drawn(space[key], value)
+    for key in dict.fromkeys([*wanted, *ran]):
+        if key not in params and _decides(key) and not _same(ran.get(key, _ABSENT), wanted.get(key, _ABSENT)):
+            return f"{key} another"
+    return params
+
+
+def add_carried(
+    study: Any,
+    old: Any,
+    *,
+    old_spec: ProjectSpec,
+    new_spec: ProjectSpec,
+    sweep_id: str,
+    objectives: Sequence[Objective],
+) -> tuple[int, dict[str, int]]:
+    """Write into a new study what an old one knows. Return how many trials, and how many not, by reason.
+
+    May be repeated: what the new study has already is not added again.
+
+    Args:
+        study: the new Optuna study.
+        old: the old one.
+        old_spec: the configuration of its sweep.
+        new_spec: the new configuration.
+        sweep_id: of the old sweep.
+        objectives: of the new sweep.
+
+    Raises:
+        StorageError, UnreachableError: one of the databases does not answer.
+    """
+    left: Counter[str] = Counter()
+    before = objectives_of(old_spec)
+    with quiet_optuna(), storage_errors(f"Optuna's study {old.study_name}"):
+        found = [trial for trial in old.get_trials(deepcopy=False) if trial.state.is_finished()]
+    with quiet_optuna(), storage_errors(f"Optuna's study {study.study_name}"):
+        known = {
+            record_of(trial, objectives=objectives).carried_from
+            for trial in study.get_trials(deepcopy=False)
+            if trial.state.is_finished()
+        }
+        kept = 0
+        for trial in found:
+            record = record_of(trial, objectives=before)
+            source = record.carried_from or f"{sweep_id}/{record.number}"
+            params = carried(old_spec, new_spec, record=record)
+            if isinstance(params, str):
+                left[params] += 1
+                continue
+            values = _values(record, before=before, objectives=objectives)
+            broken = violations(record.metrics, constraints=new_spec.sweep.constraints)
+            if values is None or not all(map(math.isfinite, broken.values())):
+                left["a metric is wanted that it did not report"] += 1
+                continue
+            kept += 1
+            if source not in known:
+                made = _made(
+                    trial,
+                    record,
+                    source=source,
+                    params=params,
+                    values=values,
+                    broken=broken,
+                    space=new_spec.sweep.space,
+                    same_metric=before[0].metric == objectives[0].metric,
+                )
+                study.add_trial(made)
+    return kept, dict(left)
+
+
+def distribution_of(distribution: Distribution) -> Any:
+    """Return Optuna's distribution, as its ``suggest`` methods make it of the same words."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if distribution.kind == "categorical":
+        return CategoricalDistribution(distribution.choices)
+    if distribution.kind == "int":
+        step = 1 if distribution.step is None else distribution.step
+        return IntDistribution(distribution.low, distribution.high, log=distribution.log, step=step)
+    return FloatDistribution(distribution.low, distribution.high, log=distribution.log, step=distribution.step)
+
+
+def _made(
+    trial: Any,
+    record: TrialRecord,
+    *,
+    source: str,
+    params: Mapping[str, Scalar],
+    values: tuple[float, ...],
+    broken: Mapping[str, float],
+    space: Mapping[str, Distribution],
+    same_metric: bool,
+) -> Any:
+    """Return the old trial (``FrozenTrial``) as a trial of the new study."""
+    from optuna.trial import create_trial
+
+    several = len(values) > 1
+    # Of a curve a sampler looks at the last value; a curve of another metric is left out.
+    curve = trial.intermediate_values if same_metric else {}
+    kept = TrialRecord(
+        number=record.number,
+        params=dict(params),
+        status=record.status,
+        value=values[0],
+        epochs=record.epochs,
+        duration_s=record.duration_s,
+        reason=record.reason,
+        run_id=record.run_id,
+        metrics=record.metrics,
+        values=values if several else (),
+        feasible=all(excess <= 0 for excess in broken.values()),
+        carried_from=source,
+    )
+    made = create_trial(
+        state=trial.state,
+        values=None if several and record.status == "pruned" else list(values),
+        params=dict(params),
+        distributions={key: distribution_of(space[key]) for key in params},
+        user_attrs={ATTRIBUTE: attribute(kept, history_of(trial))},
+        intermediate_values={} if several else dict(curve) or {record.epochs: values[0]},
+    )
+    for key, excess in broken.items():
+        made.set_constraint(key, excess)
+    return made
+
+
+def _values(
+    record: TrialRecord, *, before: Sequence[Objective], objectives: Sequence[Objective]
+) -> tuple[float, ...] | None:
+    """Return a trial's value of each new objective; None where it never reported one."""
+    known = dict(record.metrics)
+    known |= {
+        objective.metric: value
+        for objective, value in zip(before, record.values or (record.value,), strict=False)
+        if value is not None
+    }
+    values = tuple(known.get(objective.metric, math.nan) for objective in objectives)
+    return values if all(map(math.isfinite, values)) else None
+
+
+def _fields(spec: ProjectSpec) -> dict[str, Any]:
+    """Return every field of ``train`` and of the recipe, and a trial's workers, by its path."""
+    data = spec.to_dict()
+    found = {path: value for section in ("train", "recipe") for path, value in _leaves(data[section], section)}
+    return found | {"sweep.workers_per_trial": spec.sweep.workers_per_trial}
+
+
+def _decides(path: str) -> bool:
+    return not any(path == field or path.startswith(f"{field}.") for field in SWEEP_MAY_CHANGE)
+
+
+def _leaves(data: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(data, Mapping):
+        yield path, data
+        return
+    for key, value in data.items():
+        yield from _leaves(value, f"{path}.{key}")
+
+
+def _same(one: Any, other: Any) -> bool:
+    # Python holds True equal to 1; in a configuration they are different values.
+    return bool(one == other) and isinstance(one, bool) is isinstance(other, bool)
+
+
+def _as_drawn(distribution: Distribution, value: Any) -> Scalar:
+    """Return the value in the type that Optuna gives it."""
+    if distribution.kind == "categorical":
+        return next(choice for choice in distribution.choices if _same(choice, value))
+    return int(value) if distribution.kind == "int" else float(value)

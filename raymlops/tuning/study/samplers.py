@@ -1,0 +1,107 @@
+"""How trials are drawn: a fresh Optuna sampler for each trial, seeded from the sweep's seed and the trial's number.
+
+A sampler that lives for a whole sweep carries a random state that dies with its process. One made anew for each trial
+is a function of the study's history alone, so that a resumed sweep draws what an uninterrupted one would have drawn.
+
+Nothing here unpickles: of Optuna's samplers, CMA-ES keeps its state as a pickle in the database, and whoever may write
+there could run code.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+
+from raymlops.tuning.study.storage import quiet_optuna
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from raymlops.config.schema import SweepSection
+    from raymlops.records import Objective
+
+
+def sampler_of(section: SweepSection, *, objectives: Sequence[Objective], number: int) -> BaseSampler:
+    """Return the sampler that draws trial ``number``.
+
+    - ``tpe``: multivariate, which sees parameters that matter together, and grouped, which is what makes that possible
+      when some exist only under a condition; with several objectives each parameter by itself, as Optuna advises. It
+      treats running trials as poor ones, so that trials drawn at the same time differ.
+    - ``gp``: learns from complete trials alone, and draws a parameter that is conditional at random.
+    - ``nsga2``: a generation is ``startup_trials`` trials, the first of them random.
+    - ``random``; also ``grid`` and ``qmc``, whose points are fixed in advance.
+    """
+    make = functools.partial(_sampler, section, several=len(objectives) > 1)
+    return _Seeded(make, f"{section.seed}:{number}")
+
+
+def _sampler(section: SweepSection, seed: int, *, several: bool) -> BaseSampler:
+    if section.sampler == "tpe":
+        with quiet_optuna():
+            return TPESampler(
+                seed=seed,
+                n_startup_trials=section.startup_trials,
+                multivariate=not several,
+                group=not several,
+                constant_liar=True,
+            )
+    if section.sampler == "gp":
+        return GPSampler(seed=seed, n_startup_trials=section.startup_trials, warn_independent_sampling=False)
+    if section.sampler == "nsga2":
+        return NSGAII(seed=seed, population_size=max(2, section.startup_trials))
+    return RandomSampler(seed=seed)
+
+
+class NSGAII(NSGAIISampler):  # type: ignore[misc]
+    """Optuna's, with the parents of a generation in the order in which it finds them again.
+
+    Optuna (5.0) gives the trial that chooses them another order than those after it, which read the choice from the
+    study, and a random draw from another order is another draw. The class's name is part of what is stored.
+    """
+
+    def select_parent(self, study: Any, generation: int) -> list[Any]:
+        """Return the parents of a generation, by number."""
+        return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
+
+
+class _Seeded(BaseSampler):  # type: ignore[misc]
+    """Draws what its samplers draw, with a random stream for the parameters drawn together and one for each other.
+
+    A trial whose driver died while it was drawn has some of its parameters already. With one stream for all, the ones
+    that are left would get the numbers of the first.
+    """
+
+    def __init__(self, make: Callable[[int], BaseSampler], name: str) -> None:
+        self._make = make
+        self._name = name
+        self._together = make(self._seed(""))
+
+    def _seed(self, param_name: str) -> int:
+        digest = hashlib.sha256(f"{self._name}:{param_name}".encode()).digest()
+        return int.from_bytes(digest[:4], "big")
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+        space: dict[str, Any] = self._together.infer_relative_search_space(study, trial)
+        return space
+
+    def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
+        # GP counts the trial that it draws among the running ones (Optuna 5.0) once it has shared what it drew, in
+        # "gp:relative_params:0": the share of a draw that was cut off is taken back, and the draw is made again.
+        for key in trial.system_attrs:
+            if ":relative_params:" in key:
+                study._storage.set_trial_system_attr(trial._trial_id, key, "")  # noqa: SLF001 - as samplers do
+        params: dict[str, Any] = self._together.sample_relative(study, trial, search_space)
+        return params
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        alone = self._make(self._seed(param_name))
+        return alone.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Any, trial: Any) -> None:
+        self._together.before_trial(study, trial)
+
+    def after_trial(self, study: Any, trial: Any, state: Any, values: Sequence[float] | None) -> None:
+        self._together.after_trial(study, trial, state, values)

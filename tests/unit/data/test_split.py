@@ -1,0 +1,157 @@
+"""Rows are identified alike in every process, whatever items draw at random."""
+
+from __future__ import annotations
+
+import random
+from hashlib import sha256
+from typing import Any
+
+import drawn
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from raymlops.data.batches import leaves
+from raymlops.data.columns import hash_columns
+from raymlops.data.prepare import Prepared, prepare
+from raymlops.data.split import DatasetSplit
+from raymlops.errors import RecipeError, UsageError
+from raymlops.recipe import RecipeBase
+
+
+class Halves(Dataset[Any]):
+    """Items of numbers that numpy does not know."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Any:
+        return {"x": torch.tensor([index, 1], dtype=torch.bfloat16), "y": torch.tensor(1.0)}
+
+
+def seed() -> None:
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002 - the global one is what is seeded
+
+
+def draws() -> list[float]:
+    return [float(torch.rand(())), random.random(), float(np.random.random())]  # noqa: NPY002
+
+
+@pytest.mark.parametrize("recipe", ["drawn:Augmented", "drawn:Fetched"])
+def test_items_that_draw_at_random_are_the_same_data_every_time(tiny_project: Any, recipe: str) -> None:
+    """Whatever was drawn before; other items are other data."""
+    first = prepare(tiny_project(recipe=recipe)).data
+    seed()
+    assert prepare(tiny_project(recipe=recipe)).data == first
+    assert first.notes == ()
+    plain, other = tiny_project(recipe="drawn:Line"), tiny_project(recipe=recipe, config={"train_rows": 299})
+    assert len({first.fingerprint, prepare(plain).data.fingerprint, prepare(other).data.fingerprint}) == 3
+
+
+def test_hashing_leaves_the_generators_where_they_were(tiny_project: Any) -> None:
+    """Training draws as if nothing had been hashed."""
+    prepared = prepare(tiny_project(recipe="drawn:Augmented"))
+    seed()
+    expected = draws()
+    seed()
+    assert prepared.data.fingerprint
+    assert draws() == expected
+
+
+def test_items_that_nobody_can_seed_are_identified_by_their_number(tiny_project: Any) -> None:
+    """And that is said."""
+    first = prepare(tiny_project(recipe="drawn:Unseeded")).data
+    assert prepare(tiny_project(recipe="drawn:Unseeded")).data == first
+    other = prepare(tiny_project(recipe="drawn:Unseeded", config={"train_rows": 299})).data
+    assert other.fingerprint != first.fingerprint
+    (note,) = first.notes
+    assert note.startswith("items of the train split differ each time they are read")
+    assert note.endswith("identified by its length, not by its items")
+
+
+def test_what_a_dataset_says_of_itself_counts_where_items_cannot_be_compared(tiny_project: Any) -> None:
+    """As many rows from another start are other data."""
+    first = prepare(tiny_project(recipe="drawn:Titled"))
+    assert prepare(tiny_project(recipe="drawn:Titled")).data == first.data
+    assert "by its length and its fingerprint()" in first.data.notes[0]
+    other = DatasetSplit(drawn.Named(300, start=0.5), name="train", recipe=drawn.Titled())
+    assert other.digest() != first.splits["train"].digest()
+    assert other.describe() == {"kind": "dataset", "rows": 300, "fingerprint": "300 rows from 0.5"}
+
+
+def test_a_fingerprint_that_is_no_text_is_refused() -> None:
+    """It would be another one each time, such as an object's address."""
+    items = drawn.Named(4)
+    items.fingerprint = object  # type: ignore[method-assign, assignment]
+    with pytest.raises(RecipeError, match=r"fingerprint\(\) of a Named returned a object"):
+        DatasetSplit(items, name="train", recipe=drawn.Titled()).digest()
+
+
+def test_items_of_halved_floats_are_hashed() -> None:
+    """bfloat16 is what large datasets are kept in."""
+    hashes = DatasetSplit(Halves(), name="train", recipe=RecipeBase()).row_hashes()
+    assert len(set(hashes.tolist())) == 40
+
+
+def first_release(prepared: Prepared) -> str:
+    """Return the fingerprint as the first release made it: of each split its name, rows and rows' hashes."""
+    digest = sha256()
+    for name, split in prepared.splits.items():
+        digest.update(f"{name}:{split.rows}:".encode())
+        chunks = [split.columns] if split.columns else [leaves(batch) for batch in split.batches(batch_size=1024)]
+        for chunk in chunks:
+            digest.update(hash_columns(chunk).astype("<u8").tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("recipe", ["tiny:Tiny", "drawn:Line", "broken:Items"])
+def test_a_fingerprint_of_the_first_release_is_compared_by_its_own_method(tiny_project: Any, recipe: str) -> None:
+    """The same data gives it again; other data does not."""
+    prepared = prepare(tiny_project(recipe=recipe))
+    then = first_release(prepared)
+    assert prepared.data.fingerprint.startswith("v2:")
+    assert prepared.data_as(then, rows=prepared.data.rows).fingerprint == then
+    other = prepare(tiny_project(recipe=recipe, config={"validation_rows": 100}))
+    assert other.data_as(then, rows=other.data.rows).fingerprint != then
+    assert prepared.data_as("", rows={}) == prepared.data
+
+
+def test_items_that_were_never_the_same_are_compared_by_their_number(tiny_project: Any) -> None:
+    """The first release hashed what they drew unseeded: its runs go on all the same."""
+    prepared = prepare(tiny_project(recipe="drawn:Augmented"))
+    then = first_release(prepared)
+    assert first_release(prepared) != then
+    found = prepared.data_as(then, rows={"train": 300, "validation": 101, "test": 50})
+    assert found.fingerprint == then
+    assert found.notes[0].startswith("items of train differ each time they are read")
+    assert prepared.data_as(then, rows={"train": 299}).fingerprint != then
+
+
+def test_a_fingerprint_of_a_newer_release_is_not_guessed_at(tiny_project: Any) -> None:
+    """Nobody knows how it was made."""
+    with pytest.raises(UsageError, match="made by a newer raymlops"):
+        prepare(tiny_project()).data_as("v3:abc", rows={})
+
+
+@pytest.mark.parametrize("recipe", ["drawn:Shuffled", "drawn:ShuffledItems", "drawn:ShuffledPasses"])
+def test_a_process_that_sees_other_rows_is_refused(tiny_project: Any, recipe: str) -> None:
+    """As many rows, but in an order of its own: one rank would train on another's validation rows."""
+    project = tiny_project(recipe=recipe)
+    driver = prepare(project)
+    with pytest.raises(RecipeError, match=r"a train split of 300 rows in this process, but of other ones") as caught:
+        prepare(project, state=driver.state, sources=driver.sources())
+    assert "seed what datasets() draws" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ["tiny:Tiny", "drawn:Line", "drawn:Augmented", "drawn:Fetched", "drawn:Unseeded", "drawn:Titled", "broken:Items"],
+)
+def test_a_process_that_sees_the_same_rows_is_not(tiny_project: Any, recipe: str) -> None:
+    """Items may draw whatever they like."""
+    project = tiny_project(recipe=recipe)
+    driver = prepare(project)
+    assert prepare(project, state=driver.state, sources=driver.sources()).data.rows == driver.data.rows

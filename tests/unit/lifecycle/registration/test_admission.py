@@ -1,0 +1,185 @@
+"""Which version may be loaded and deployed when MLflow's tags and aliases were changed: a real MLflow, a real state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from serving_bundles import scale_bundle
+
+from raymlops.config.load import load_data
+from raymlops.errors import BundleError, RefusedError
+from raymlops.lifecycle.registration.admission import admitted, adoptable, as_recorded, loadable
+from raymlops.lifecycle.sources import state_of
+from raymlops.records import BundleRef, ModelVersionRef
+from raymlops.registry.versions import Registry
+from raymlops.state.store import Deployment
+from raymlops.state.versions import VersionRecord, record_verdict, record_version, recorded
+from raymlops.tracking.client import tracker
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+EVIL = {"uri": "/evil", "digest": "e" * 64}
+
+
+@pytest.fixture
+def spec(storage_path):
+    data = {
+        "project": {"name": "scale"},
+        "recipe": {"import": "any:Recipe"},
+        "storage": {"path": str(storage_path)},
+        "tracking": {"uri": f"sqlite:///{storage_path}/mlflow.db"},
+    }
+    return load_data(data).spec
+
+
+@pytest.fixture
+def registry(spec):
+    return Registry(tracker(spec))
+
+
+@pytest.fixture
+def state(spec):
+    with state_of(spec) as opened:
+        yield opened
+
+
+@pytest.fixture
+def version(spec, registry, storage_path):
+    """Return version 1, in MLflow alone."""
+    ours = tracker(spec)
+    run = ours.client.create_run(ours.client.create_experiment("scale"))
+    bundle = scale_bundle(storage_path, factor=2.0)
+    return registry.register("scale", run_id=run.info.run_id, bundle=bundle)
+
+
+@pytest.fixture
+def passed(version, registry, state):
+    """Return version 1, which was registered and has passed its gate here."""
+    record_version(state, version, why="", now=NOW)
+    judge(state, registry, version)
+    return version
+
+
+def judge(state, registry, version, *, passed=True):
+    seen = recorded(state, version.name, version.version)
+    record_verdict(state, version, seen=seen, passed=passed, decision={}, why="", now=NOW)
+    registry.tag("scale", version.version, {"raymlops.gate": "passed" if passed else "refused"})
+
+
+def test_a_version_that_has_passed_is_admitted(spec, passed):
+    """With the bundle and the run that were recorded."""
+    _, found = admitted(spec, "1")
+    assert (found.bundle, found.run_id) == (passed.bundle, passed.run_id)
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ({"raymlops.bundle_uri": "/evil"}, r"MLflow says bundle /evil; this state recorded bundle /\S+ at 2026-01-01"),
+        ({"raymlops.digest": "e" * 64}, r"MLflow says digest e{64}; this state recorded digest [0-9a-f]{64} at"),
+        ({"raymlops.run_id": "other"}, r"MLflow says run other; this state recorded run \w+ at"),
+    ],
+)
+def test_a_version_whose_tags_were_changed_is_neither_deployed_nor_loaded(spec, passed, state, tags, said):
+    """What they say now, what was recorded, and how to go on in either case."""
+    registry = Registry(tracker(spec))
+    registry.tag("scale", 1, tags)
+    with pytest.raises(RefusedError, match=said) as caught:
+        admitted(spec, "1")
+    assert f"--adopt {tags.get('raymlops.digest', passed.bundle.digest)}" in caught.value.hint
+    with pytest.raises(RefusedError, match=said):
+        loadable(registry, state, "scale", "1")
+
+
+def test_a_version_without_a_place_is_refused_and_hides_no_other(spec, passed, registry):
+    """Somebody deleted the tag."""
+    tracker(spec).client.delete_model_version_tag("scale", "1", "raymlops.bundle_uri")
+    with pytest.raises(RefusedError, match="MLflow says bundle unknown; this state recorded bundle /"):
+        admitted(spec, "1")
+    assert [ref.version for ref in registry.list("scale")] == [1]
+
+
+def test_a_changed_bundle_is_not_vouched_for_by_a_changed_digest(spec, passed, registry, tmp_path):
+    """All three tags of a whole bundle from elsewhere, which would pass any check against each other."""
+    evil = scale_bundle(tmp_path / "elsewhere", factor=666.0)
+    registry.tag("scale", 1, {"raymlops.bundle_uri": evil.uri, "raymlops.digest": evil.digest})
+    with pytest.raises(RefusedError, match=rf"MLflow says digest {evil.digest}, bundle {evil.uri}; this state"):
+        admitted(spec, "1")
+
+
+def test_a_verdict_in_mlflow_is_none(spec, version, registry, state):
+    """Neither before the gate was asked nor after it refused, whoever set the tag and the alias."""
+    record_version(state, version, why="", now=NOW)
+    registry.tag("scale", 1, {"raymlops.gate": "passed"})
+    registry.set_alias("scale", "challenger", 1)
+    with pytest.raises(RefusedError, match="version 1 has not passed its gate; MLflow says passed"):
+        admitted(spec, "@challenger")
+    judge(state, registry, version, passed=False)
+    registry.tag("scale", 1, {"raymlops.gate": "passed"})
+    with pytest.raises(RefusedError, match="version 1 was refused by its gate; MLflow says passed"):
+        admitted(spec, "@challenger")
+
+
+@pytest.mark.parametrize("tag", ["refused", None])
+def test_a_verdict_that_mlflow_does_not_know_has_to_be_given_again(spec, version, registry, state, tag):
+    """The gate was killed before it set the tag, or another state's gate refused the version since."""
+    record_version(state, version, why="", now=NOW)
+    record_verdict(state, version, seen=recorded(state, "scale", 1), passed=True, decision={}, why="", now=NOW)
+    if tag is not None:
+        registry.tag("scale", 1, {"raymlops.gate": tag})
+    said = f"MLflow says {tag or 'nothing'} of its gate, this state recorded passed"
+    with pytest.raises(RefusedError, match=said) as caught:
+        admitted(spec, "1")
+    assert caught.value.hint.endswith("raymlops models gate --config FILE --version 1")
+
+
+def test_a_version_that_this_state_does_not_know_is_refused_with_the_way_in(spec, version, registry, state):
+    """Another state registered and gated it, in the same MLflow."""
+    registry.tag("scale", 1, {"raymlops.gate": "passed"})
+    said = rf"version 1 was not registered from this state.*digest {version.bundle.digest} at {version.bundle.uri}"
+    with pytest.raises(RefusedError, match=said) as caught:
+        admitted(spec, "1")
+    command = f"raymlops models gate --config FILE --version 1 --adopt {version.bundle.digest}"
+    assert caught.value.hint.endswith(command)
+    registry.set_alias("scale", "champion", 1)
+    with pytest.raises(RefusedError, match="not registered from this state"):
+        loadable(registry, state, "scale", "@champion")
+
+
+def test_a_damaged_bundle_is_refused(spec, passed):
+    """The state's digest is what its files are compared with."""
+    weights = next(Path(passed.bundle.uri).glob("*.safetensors"))
+    weights.chmod(0o644)
+    weights.write_bytes(b"damaged")
+    with pytest.raises(BundleError):
+        admitted(spec, "1")
+
+
+def test_the_champion_that_is_loaded_is_the_one_that_is_live(passed, registry, state):
+    """An alias that somebody moved, or that has not followed yet, moves nobody's predictions."""
+    live = Deployment("scale", 7, BundleRef("/b/7", "7" * 64), "run7", "champion")
+    state.put_deployments({"scale": [live]}, action="deploy", why="")
+    registry.set_alias("scale", "champion", 1)
+    for which in ("@champion", "champion"):
+        assert loadable(registry, state, "scale", which).bundle == live.bundle
+    assert loadable(registry, state, "scale", "1").bundle == passed.bundle
+
+
+SAID = ModelVersionRef("m", 7, "run7", BundleRef("/b/7", "7" * 64), ("candidate",))
+RECORD = VersionRecord("m", 7, "run7", SAID.bundle, NOW)
+
+
+def test_the_gate_loads_what_was_recorded_or_what_it_is_told_to_adopt():
+    """By the whole digest: one that MLflow does not name, or a part of it, adopts nothing."""
+    assert adoptable(SAID, RECORD, adopt=None) == as_recorded(SAID, RECORD) == SAID
+    assert adoptable(SAID, None, adopt="7" * 64) == SAID
+    other = replace(SAID, bundle=BundleRef("/b/8", "8" * 64))
+    assert adoptable(other, RECORD, adopt="8" * 64) == other
+    for said, record in ((SAID, None), (other, RECORD)):
+        with pytest.raises(RefusedError, match="--adopt"):
+            adoptable(said, record, adopt=None)
+    for said, adopt in ((other, "7" * 64), (SAID, "7" * 63)):
+        with pytest.raises(RefusedError, match="nothing was loaded"):
+            adoptable(said, None, adopt=adopt)

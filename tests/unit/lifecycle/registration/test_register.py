@@ -1,0 +1,122 @@
+"""What goes into a bundle is the same whether a split lies in memory or is streamed from files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import sourced
+import torch
+from tiny import Tiny, make_table
+
+from raymlops.bundle.load import load
+from raymlops.bundle.sketch import sketch
+from raymlops.config.load import load_data
+from raymlops.data.parquet_split import ParquetSplit
+from raymlops.data.prepare import Memory, prepare
+from raymlops.lifecycle.registration.profiles import profiles
+from raymlops.lifecycle.registration.register import _sketch, register
+from raymlops.project import bind
+from raymlops.training.example import example_rows
+from raymlops.training.run import load_weights, train
+
+
+@pytest.fixture
+def both(tmp_path):
+    """The same 120 rows as all three splits, streamed and as a table."""
+    path = sourced.write_parquet(tmp_path / "rows", make_table(120, seed=3), files=2, row_group_rows=25)
+    recipe = {"import": sourced.AllParquet, "config": {"path": path}}
+    project = bind(load_data({"project": {"name": "p"}, "recipe": recipe}))
+    streamed, table = prepare(project, memory=Memory(whole_bytes=0)), prepare(project)
+    assert isinstance(streamed.splits["train"], ParquetSplit)
+    return streamed, table
+
+
+def test_the_example_is_the_first_rows(both):
+    streamed, table = both
+    assert example_rows(streamed) == example_rows(table)
+    assert len(example_rows(table)) == 2
+
+
+def test_profiles_are_those_of_the_rows(both):
+    """120 rows are few enough for a sample of all of them."""
+    found = []
+    for prepared in both:
+        torch.manual_seed(0)
+        model = prepared.recipe.model().eval()
+        found.append(profiles(prepared, model, batch_size=50, device="cpu"))
+    assert set(found[0]) == {"train", "validation"}
+    assert found[0]["train"]["predictions"]["rows"] == 120
+    assert json.dumps(found[0]) == json.dumps(found[1])
+
+
+class Asked(Tiny):
+    """Writes down how many rows each call of ``predict`` gets."""
+
+    rows: ClassVar[list[int]] = []
+
+    def predict(self, model, batch):
+        self.rows.append(len(batch["colour"]))
+        return super().predict(model, batch)
+
+
+def test_profiles_ask_for_few_rows_in_batches(monkeypatch):
+    """Of 99,999 rows every 20th is answered, in batches of 512; the features of all are profiled."""
+    monkeypatch.setattr(Asked, "rows", [])
+    config = {"train_rows": 99_999, "validation_rows": 500}
+    data = {"project": {"name": "p"}, "recipe": {"import": "tiny:Tiny", "config": config}}
+    prepared = prepare(replace(bind(load_data(data)), recipe_class=Asked))
+    found = profiles(prepared, prepared.recipe.model().eval(), batch_size=512, device="cpu")
+    assert Asked.rows == [512] * 9 + [392, 500]
+    assert (found["train"]["features"]["rows"], found["train"]["predictions"]["rows"]) == (99_999, 5_000)
+
+
+class Answers(Tiny):
+    """Answers every fourth row with infinity."""
+
+    def decode(self, output):
+        answers = super().decode(output)["probability"]
+        answers[::4] = np.inf
+        return {"probability": answers}
+
+
+def test_a_profile_takes_answers_that_are_not_finite():
+    """Whether such a model may be live is the gate's to say."""
+    data = {"project": {"name": "p"}, "recipe": {"import": "tiny:Tiny", "config": {"train_rows": 40}}}
+    prepared = prepare(replace(bind(load_data(data)), recipe_class=Answers))
+    found = profiles(prepared, prepared.recipe.model().eval(), batch_size=512, device="cpu")
+    assert found["train"]["predictions"]["rows"] == 40
+
+
+def test_the_sketch_of_rows_is_found_in_one_pass(both):
+    """Chunk by chunk it comes to the sketch of all hashes at once."""
+    streamed, table = both
+    expected = sketch(table.splits["train"].row_hashes())
+    assert np.array_equal(_sketch(streamed.splits["train"]), expected)
+    assert np.array_equal(_sketch(table.splits["train"]), expected)
+
+
+@pytest.mark.parametrize("recipe", ["drawn:Augmented", "drawn:Unseeded", "drawn:Masked", "drawn:Reordered"])
+def test_what_was_trained_can_be_registered(storage_path, recipe):
+    """Items that draw at random, buffers of infinity, and a fit that gives another state each time forfeit no run."""
+    project = bind(
+        load_data(
+            {
+                "project": {"name": "p"},
+                "recipe": {"import": recipe, "config": {"train_rows": 300, "validation_rows": 100}},
+                "train": {"epochs": 1, "threads_per_worker": 1},
+                "storage": {"path": str(storage_path)},
+            }
+        )
+    )
+    run = train(project)
+    version = register(project.spec, run.run_id)
+    loaded = load(version.bundle.uri, version.bundle.digest)
+    weights, state = load_weights(run.weights_uri)
+    assert loaded.recipe.state == state
+    assert {name: tensor.isinf().sum() for name, tensor in loaded.model.state_dict().items()} == {
+        name: tensor.isinf().sum() for name, tensor in weights.items()
+    }

@@ -1,0 +1,567 @@
+"""The controller step by step: a real state database, Serve's API in memory, reports by hand, time as an argument."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from fake_serve import FakeServe
+from states import copied, marks, opened, unmark
+
+from raymlops.config.serve import RolloutSection, ServeSection
+from raymlops.errors import ClusterError, StorageError, TrackingError
+from raymlops.lifecycle.live.change import LineUp, change
+from raymlops.lifecycle.live.lineup import beside, with_champion
+from raymlops.lifecycle.rollout.canary import Asked, abort, share
+from raymlops.lifecycle.rollout.controller import IDLE_PAUSE_S, ROLLOUT_PAUSE_S, Controller
+from raymlops.lifecycle.rollout.evidence import Reports, epoch_of
+from raymlops.lifecycle.rollout.loss_reader import LogLosses, Window
+from raymlops.predictions.counts import Losses
+from raymlops.records import BundleRef
+from raymlops.serving.control.apply import apply
+from raymlops.state.keys import create_key, revoke_key
+from raymlops.state.rollouts import rollouts, running
+from raymlops.state.store import Deployment, State
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SERVE = ServeSection(ready_timeout_s=2)
+SETTINGS = RolloutSection(steps=(10.0, 50.0, 100.0), bake_s=60.0, max_wait_s=600.0)
+GOOD = {"requests": 4000, "errors": 0, "slow": 0, "late": 0, "seconds_sum": 1.0}
+BAD = {**GOOD, "errors": 2000}
+
+
+@pytest.fixture
+def state(tmp_path):
+    with State.open(f"sqlite:///{tmp_path}/state.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+def serve():
+    return FakeServe(dashboard_url="http://dashboard:8265")  # where no proxy is asked whether it answers
+
+
+def put(state, serve, version, *, champion, name="m", settings=SERVE, follow=None):
+    settings = settings.model_dump(mode="json")
+    new = Deployment(name, version, BundleRef("/bundles", "d" * 64), f"run{version}", "warm", settings)
+
+    def decide(before):
+        return LineUp(with_champion(before, new) if champion else beside(before, new), version)
+
+    change(state, serve, name, decide=decide, serve=SERVE, action="deploy", why="a test", follow=follow)
+
+
+@pytest.fixture
+def rollout(state, serve):
+    """Return the rollout of version 2 beside the champion 1, at its first step."""
+    put(state, serve, 1, champion=True)
+    put(state, serve, 2, champion=False)
+    asked = Asked(weight=0.1, rollout=SETTINGS)
+    share(state, serve, "m", version=2, champion=1, asked=asked, serve=SERVE, why="a test", now=START)
+    return now_running(state)
+
+
+def now_running(state):
+    with state.reading() as connection:
+        return next(iter(running(connection, "m")), None)
+
+
+def newest(state):
+    with state.reading() as connection:
+        return rollouts(connection, "m")[0]
+
+
+class Stepper(Controller):
+    """A controller whose clock goes with the time that each step is given."""
+
+    seconds = 0.0
+
+    def step(self, now):
+        self.seconds = (now - START).total_seconds()
+        return super().step(now)
+
+
+def controller(state, serve, reports=None, **options):
+    made = Stepper(state, serve, reports=reports or Reports(), clock=lambda: made.seconds, **options)
+    return made
+
+
+def told(reports, rollout, *, canary, champion=GOOD, replica="a", sequence=1):
+    reports.take("m", replica, sequence, {epoch_of(rollout): {"2": canary, "champion": champion}})
+
+
+def line_up(state):
+    return {item.version: (item.role, item.weight) for item in state.deployments("m")}
+
+
+def canaries(serve, version):
+    """Return the shares that Serve was told last by the settings of a version's replicas."""
+    (options,) = serve.live[f"m--v{version}"]["deployments"]
+    return [(share["version"], share["weight"]) for share in options["user_config"]["traffic"]["canaries"]]
+
+
+def at(seconds):
+    return START + timedelta(seconds=seconds)
+
+
+def test_a_good_version_goes_through_its_steps_and_takes_the_route(state, serve, rollout):
+    """10 percent, then 50, then champion; each with its audit event, and Serve told each time."""
+    reports = Reports()
+    steering = controller(state, serve, reports)
+    assert canaries(serve, 1) == [(2, 0.1)]
+    told(reports, rollout, canary=GOOD)
+    assert steering.step(at(30)) == ROLLOUT_PAUSE_S
+    assert line_up(state) == {1: ("champion", 0), 2: ("warm", 0.1)}
+    steering.step(at(61))
+    assert line_up(state) == {1: ("champion", 0), 2: ("warm", 0.5)}
+    assert canaries(serve, 1) == [(2, 0.5)]
+    told(reports, now_running(state), canary=GOOD, sequence=2)
+    steering.step(at(122))
+    assert line_up(state) == {1: ("warm", 0), 2: ("champion", 0)}
+    assert serve.live["m--v2"]["route_prefix"] == "/models/m"
+    ended = newest(state)
+    assert (ended.status, ended.step, ended.ended_at) == ("promoted", 1, at(122))
+    assert ended.evidence["numbers"]["questions"]["errors"]
+    actions = [event.action for event in state.events()][::-1]
+    assert actions == ["deploy.start", *["deploy"] * 2, "rollout.start", "rollout.advance", "rollout.promote"]
+    assert state.events()[0].actor.startswith("controller of ")
+    assert "passed" in state.events()[0].why
+    assert steering.step(at(130)) == IDLE_PAUSE_S
+
+
+def test_an_erring_version_loses_its_share_at_once(state, serve, rollout):
+    """Half of its requests fail: no step is waited for, the champion has everything, the version stands warm."""
+    reports = Reports()
+    told(reports, rollout, canary=BAD)
+    controller(state, serve, reports).step(at(3))
+    assert line_up(state) == {1: ("champion", 0), 2: ("warm", 0)}
+    assert canaries(serve, 1) == []
+    assert newest(state).status == "aborted"
+    assert state.events()[0].action == "rollout.abort"
+
+
+def test_replicas_add_up_and_their_totals_replace_each_other(state, serve, rollout):
+    """Two replicas with 30 and 40 requests; the second report of the first holds 50, an old one that comes late 10."""
+    reports = Reports()
+    for replica, sequence, requests in (("a", 1, 30), ("b", 1, 40), ("a", 3, 50), ("a", 2, 10)):
+        told(reports, rollout, canary={"requests": requests}, replica=replica, sequence=sequence)
+    controller(state, serve, reports).step(at(3))
+    assert newest(state).evidence["steps"][0]["canary"]["requests"] == 90
+
+
+def test_a_controller_that_starts_anew_knows_what_the_one_before_knew(state, serve, rollout):
+    """A replica that is gone by then reports no more, yet its requests count; the step goes on from when it began."""
+    reports = Reports()
+    told(reports, rollout, canary={"requests": 1000}, champion={"requests": 9000})
+    controller(state, serve, reports).step(at(30))
+    reports = Reports()
+    told(reports, rollout, canary={"requests": 500}, champion={"requests": 4500}, replica="b")
+    controller(state, serve, reports).step(at(61))
+    first = newest(state).evidence["steps"][0]
+    assert (first["canary"]["requests"], first["champion"]["requests"]) == (1500, 13500)
+    assert line_up(state)[2] == ("warm", 0.5)
+
+
+def test_a_decision_that_did_not_reach_serve_reaches_it_later(state, serve, rollout):
+    """Killed after the state was written, before Serve was told: the next controller tells it, and decides nothing."""
+
+    class KilledError(Exception):
+        """What ends a process between two lines, as far as a test can have it."""
+
+    class Dying(FakeServe):
+        def put(self, config):
+            raise KilledError
+
+    reports = Reports()
+    told(reports, rollout, canary=BAD)
+    dying = Dying(dashboard_url=serve.dashboard_url, live=serve.live)
+    controller(state, dying, reports).step(at(3))
+    assert (line_up(state)[2], canaries(serve, 1)) == (("warm", 0), [(2, 0.1)])
+    controller(state, serve).step(at(5))
+    assert canaries(serve, 1) == []
+    assert [event.action for event in state.events() if event.action.startswith("rollout.")][::-1] == [
+        "rollout.start",
+        "rollout.abort",
+    ]
+
+
+def test_while_serve_is_away_nothing_is_decided(state, serve, rollout):
+    """The version has passed, and goes on as soon as the dashboard answers; the trouble is told once."""
+
+    class Away(FakeServe):
+        def get(self):
+            raise ClusterError("the Ray dashboard does not answer")
+
+    reports = Reports()
+    told(reports, rollout, canary=GOOD)
+    steering = controller(state, Away(), reports)
+    for second in (61, 62, 63):
+        steering.step(at(second))
+    assert line_up(state)[2] == ("warm", 0.1)
+    assert [event.action for event in state.events()].count("controller.error") == 2  # for Serve, and for the rollout
+    controller(state, serve, reports).step(at(64))
+    assert line_up(state)[2] == ("warm", 0.5)
+
+
+def test_a_version_that_does_not_come_up_as_champion_is_aborted(state, serve):
+    """Its replicas crash once it is to have the route: the old champion keeps it, the reason is on the record."""
+    put(state, serve, 1, champion=True)
+    put(state, serve, 2, champion=False)
+    asked = Asked(weight=0.1, rollout=RolloutSection(steps=(10.0,), bake_s=0.0))
+    share(state, serve, "m", version=2, champion=1, asked=asked, serve=SERVE, why="a test", now=START)
+    serve.unhealthy = {"m--v2"}
+    reports = Reports()
+    told(reports, now_running(state), canary=GOOD)
+    controller(state, serve, reports).step(at(1))
+    assert line_up(state) == {1: ("champion", 0), 2: ("warm", 0)}
+    assert newest(state).status == "aborted"
+    assert "did not come up as champion" in newest(state).reason
+    assert serve.live["m--v1"]["route_prefix"] == "/models/m"
+
+
+def test_a_promotion_by_hand_ends_the_rollout(state, serve, rollout):
+    """Also where the verb was killed before it said so."""
+    put(state, serve, 2, champion=True)
+    controller(state, serve).step(at(5))
+    assert newest(state).status == "promoted"
+    assert "was made champion" in newest(state).reason
+
+
+def test_another_champion_stops_the_rollout(state, serve, rollout):
+    """It was compared with version 1, which is champion no more."""
+    put(state, serve, 3, champion=True)
+    controller(state, serve).step(at(5))
+    assert newest(state).status == "stopped"
+    assert line_up(state)[2] == ("warm", 0)
+
+
+def test_an_abort_by_hand_is_final(state, serve, rollout):
+    """The share is gone with the rollout, in one event; evidence that comes later moves nothing."""
+    reports = Reports()
+    told(reports, rollout, canary=GOOD)
+    done = abort(state, serve, "m", serve=SERVE, why="rolled back", now=at(5), action="rollback.canary")
+    assert (done.version, done.weight, done.rollout_id) == (2, 0.0, rollout.id)
+    controller(state, serve, reports).step(at(90))
+    assert (newest(state).status, line_up(state)[2]) == ("stopped", ("warm", 0))
+    assert state.events()[0].action == "rollback.canary"
+    assert abort(state, serve, "m", serve=SERVE, why="", now=at(9), action="rollback.canary") is None
+
+
+def revoked_meanwhile(state, serve):
+    """Leave Serve with a key that is not good any more, as a verb does that is killed before it sends."""
+    key, _ = create_key(state, name="shop", models=["m"], now=START)
+    apply(state.desired(), api=serve, wait_s=1)
+    revoke_key(state, key.id, now=START)
+    return key
+
+
+def keys(serve, version):
+    (options,) = serve.live[f"m--v{version}"]["deployments"]
+    return [key["id"] for key in options["user_config"]["access"]["keys"]]
+
+
+def test_a_revocation_that_was_cut_off_reaches_serve(state, serve):
+    """Within the pause of an idle controller; where Serve has what it should, nothing is sent."""
+    put(state, serve, 1, champion=True)
+    steering = controller(state, serve)
+    steering.step(START)
+    key = revoked_meanwhile(state, serve)
+    assert keys(serve, 1) == [key.id]
+    steering.step(at(IDLE_PAUSE_S))
+    assert keys(serve, 1) == []
+    sent = len(serve.sent)
+    steering.step(at(2 * IDLE_PAUSE_S))
+    assert len(serve.sent) == sent
+
+
+def test_settings_are_sent_past_a_change_that_is_not_finished(state, serve):
+    """Version 2 is desired and not up, 1 holds the route: the key goes, the route stays, nothing comes up."""
+    put(state, serve, 1, champion=True)
+    steering = controller(state, serve)
+    steering.step(START)
+    revoked_meanwhile(state, serve)
+    one, two = state.deployments("m")[0], replace(state.deployments("m")[0], version=2)
+    state.put_deployments({"m": [replace(one, role="warm"), two]}, action="deploy", why="killed here")
+    steering.step(at(IDLE_PAUSE_S))
+    assert keys(serve, 1) == []
+    assert serve.live["m--v1"]["route_prefix"] == "/models/m"
+    assert "m--v2" not in serve.live
+
+
+def test_a_clock_that_is_set_back_stops_no_job(state, serve):
+    """Maintenance is done an hour after the last time, though the wall says that it is before it."""
+    times, seconds = [], [0.0]
+    steering = Controller(state, serve, reports=Reports(), maintain=times.append, clock=lambda: seconds[0])
+    steering.step(at(0))
+    seconds[0] = 3600.0
+    steering.step(at(-3600))
+    assert times == [at(0), at(-3600)]
+
+
+def test_an_alias_is_owed_from_the_moment_that_its_version_is_live(state, serve):
+    """Killed before it was set; a hundred events of keys later the controller sets it, once."""
+
+    class KilledError(BaseException):
+        """What ends a process between two lines, as far as a test can have it."""
+
+    def killed(_version):
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        put(state, serve, 1, champion=True, follow=killed)
+    for number in range(100):
+        state.record(action="key.create", subject=f"api-key:{number}")
+    set_to = []
+    steering = controller(state, serve, follow=lambda name: lambda version: set_to.append((name, version)))
+    for minutes in range(4):
+        steering.step(at(60 * minutes))
+    assert set_to == [("m", 1)]
+
+
+def test_what_was_kept_warm_for_long_enough_is_taken_down(state, serve):
+    """An hour after it lost the route, with its event; a version that only stands beside stays."""
+    for version in (1, 2):
+        put(state, serve, version, champion=True)
+    put(state, serve, 3, champion=False)
+    lost = state.changes("m")[1].ts
+    steering = controller(state, serve)
+    steering.step(lost + timedelta(seconds=3599))
+    assert set(line_up(state)) == {1, 2, 3}
+    steering.step(lost + timedelta(seconds=3660))
+    assert set(line_up(state)) == {2, 3}
+    assert "m--v1" not in serve.live
+    assert (state.events()[0].action, state.events()[0].subject) == ("keep_warm.end", "m")
+
+
+def test_an_alias_follows_when_mlflow_answers_again(state, serve):
+    """The promotion stood without it; the controller sets it once, and says so."""
+    set_to = []
+
+    def away(_version):
+        raise TrackingError("MLflow does not answer")
+
+    put(state, serve, 1, champion=True, follow=away)
+    steering = controller(state, serve, follow=lambda name: lambda version: set_to.append((name, version)))
+    for minutes in (0, 5, 10):
+        steering.step(START + timedelta(minutes=minutes))
+    assert set_to == [("m", 1)]
+    assert state.events()[0].action == "alias.follow"
+
+
+def at_once(work, _what):
+    """Read where it is asked for."""
+    work()
+
+
+class Readings(list):
+    """Readings that were begun, each to be finished by calling it: ``start`` of a controller."""
+
+    def __call__(self, work, what):
+        self.append((what, work))
+
+    def finish(self):
+        """End the oldest one."""
+        self.pop(0)[1]()
+
+
+EQUAL = {1: Losses.of([0.0] * 500), 2: Losses.of([0.0] * 500)}
+WORSE = {1: Losses.of([0.0] * 500), 2: Losses.of([1.0] * 500)}
+
+
+def found(losses, asked=None):
+    """Return what reads these losses of the step now, and keeps what it was asked for."""
+
+    def read(name, windows, *, labelled):
+        if asked is not None:
+            asked.append((name, windows))
+        if losses:
+            labelled()
+        return LogLosses({window: dict(losses) if window.until is None else {} for window in windows})
+
+    return read
+
+
+def away(_name, _windows, *, labelled):
+    raise StorageError("s3://logs cannot be used: timeout")
+
+
+def test_labels_are_read_for_each_step(state, serve, rollout):
+    """From the beginning of a step to its end; they can abort what errors would not."""
+    reports, asked = Reports(), []
+    told(reports, rollout, canary=GOOD)
+    steering = controller(state, serve, reports, losses=found(EQUAL, asked), start=at_once)
+    for second in (61, 64, 65):
+        steering.step(at(second))
+    assert line_up(state)[2] == ("warm", 0.5)
+    began = now_running(state).step_started_at
+    assert (began, asked) == (at(64), [("m", [Window(START, None)])] * 2)
+    steering = controller(state, serve, reports, losses=found(WORSE, asked), start=at_once)
+    steering.step(at(70))
+    assert asked[-1] == ("m", [Window(START, began), Window(began, None)])
+    assert newest(state).status == "aborted"
+    assert "mean loss 1.000 of 500 against 0.000" in newest(state).reason
+
+
+def test_errors_are_judged_while_the_log_is_away(state, serve, rollout):
+    """A canary that fails half of its requests is aborted, and that losses are unknown is told once."""
+    reports = Reports()
+    steering = controller(state, serve, reports, losses=away, start=at_once)
+    for second in range(10):
+        steering.step(at(second))
+    events = [event for event in state.events() if event.action == "controller.error"]
+    why = (
+        "StorageError: losses unknown since 2026-01-01T00:00:00+00:00: StorageError: s3://logs cannot be used: timeout"
+    )
+    assert [(event.subject, event.why) for event in events] == [("m", why)]
+    told(reports, rollout, canary=BAD)
+    steering.step(at(11))
+    assert newest(state).status == "aborted"
+
+
+def test_nothing_waits_for_a_reading_that_does_not_end(state, serve, rollout):
+    """The rollout that it is for is aborted by its errors, and what was kept warm for long enough goes."""
+    put(state, serve, 1, champion=True, name="other")
+    put(state, serve, 2, champion=True, name="other")
+    reports, readings = Reports(), Readings()
+    steering = controller(state, serve, reports, losses=found({}), start=readings)
+    steering.step(at(1))
+    told(reports, rollout, canary=BAD)
+    steering.step(at(2))
+    assert newest(state).status == "aborted"
+    steering.step(state.changes("other")[0].ts + timedelta(seconds=3660))
+    assert [item.version for item in state.deployments("other")] == [2]
+    assert [what for what, _ in readings] == ["m"]
+
+
+def test_a_step_passes_on_labels_that_are_read_after_its_bake(state, serve):
+    """A bake of 5 seconds, good answers, labels that come in the meantime and show that they are worse: aborted.
+
+    What was read as the step began knew none of them. The log holds what was answered within its ``flush_s`` of 1
+    second and 2 more.
+    """
+    put(state, serve, 1, champion=True)
+    put(state, serve, 2, champion=False)
+    asked = Asked(weight=0.1, rollout=RolloutSection(steps=(10.0, 50.0), bake_s=5.0))
+    share(state, serve, "m", version=2, champion=1, asked=asked, serve=SERVE, why="a test", now=START)
+    reports, losses = Reports(), {}
+    told(reports, now_running(state), canary=GOOD)
+    steering = controller(state, serve, reports, losses=found(losses), start=at_once)
+    steering.step(at(0))
+    losses |= WORSE
+    for second in (5, 6, 7):
+        steering.step(at(second))
+        assert (newest(state).status, line_up(state)[2]) == ("running", ("warm", 0.1))
+    assert "the prediction log is being read for labels" in newest(state).reason
+    steering.step(at(8))
+    assert newest(state).status == "aborted"
+
+
+def test_a_step_passes_without_labels_once_a_reading_found_none(state, serve, rollout):
+    """One that has not ended holds it."""
+    reports, readings = Reports(), Readings()
+    told(reports, rollout, canary=GOOD)
+    steering = controller(state, serve, reports, losses=found({}), start=readings)
+    steering.step(at(1))
+    readings.finish()
+    for second in (63, 70, 80):
+        steering.step(at(second))
+        assert line_up(state)[2] == ("warm", 0.1)
+    readings.finish()
+    steering.step(at(81))
+    assert line_up(state)[2] == ("warm", 0.5)
+    assert newest(state).reason.endswith("; no labels")
+
+
+def test_a_log_that_is_switched_off_is_not_read(state, serve):
+    """The step passes as soon as it has baked, and says so."""
+    off = SERVE.model_copy(update={"log": SERVE.log.model_copy(update={"enabled": False})})
+    put(state, serve, 1, champion=True, settings=off)
+    put(state, serve, 2, champion=False)
+    asked = Asked(weight=0.1, rollout=SETTINGS)
+    share(state, serve, "m", version=2, champion=1, asked=asked, serve=SERVE, why="a test", now=START)
+    reports = Reports()
+    told(reports, now_running(state), canary=GOOD)
+    controller(state, serve, reports, losses=away, start=at_once).step(at(60))
+    assert line_up(state)[2] == ("warm", 0.5)
+    assert newest(state).reason.endswith("; quality not asked: the prediction log is off; set serve.log.enabled")
+
+
+def test_losses_that_a_controller_read_are_known_to_the_next_one(state, serve, rollout):
+    """The log is away as it starts: evidence of worse answers stands."""
+    reports = Reports()
+    told(reports, rollout, canary=GOOD)
+    few = {1: Losses.of([0.0] * 500), 2: Losses.of([0.0] * 3)}
+    controller(state, serve, reports, losses=found(few), start=at_once).step(at(30))
+    controller(state, serve, reports, losses=away, start=at_once).step(at(70))
+    assert (newest(state).status, line_up(state)[2]) == ("running", ("warm", 0.1))
+    assert "of the canary and 500 of the champion" in newest(state).reason
+
+
+def test_maintenance_is_done_once_an_hour_and_its_trouble_ends_nothing(state, serve):
+    """Twice in 61 minutes, and the second time it raises."""
+    times = []
+
+    def maintain(now):
+        times.append(now)
+        if len(times) > 1:
+            raise OSError("the disk is full")
+
+    steering = controller(state, serve, maintain=maintain)
+    for minutes in (0, 30, 61):
+        assert steering.step(START + timedelta(minutes=minutes)) == IDLE_PAUSE_S
+    assert [(now - START).total_seconds() for now in times] == [0, 3660]
+    assert "the disk is full" in state.events()[0].why
+
+
+def test_a_rollout_waits_for_whoever_changes_what_is_live(state, serve, rollout):
+    """While a verb holds the lock nothing is decided; afterwards it is."""
+    reports = Reports()
+    told(reports, rollout, canary=BAD)
+    steering = controller(state, serve, reports)
+    with state.exclusive("a deploy", wait_s=1):
+        steering.step(at(3))
+        assert line_up(state)[2] == ("warm", 0.1)
+    steering.step(at(4))
+    assert newest(state).status == "aborted"
+    assert [event.action for event in state.events()].count("controller.error") == 0
+
+
+def test_a_controller_on_an_empty_database_removes_nothing_and_says_what_it_saw(state, serve, tmp_path):
+    """The database of what is live was lost, or is another one: once, also after later steps."""
+    put(state, serve, 1, champion=True)
+    live, sent = dict(serve.live), len(serve.sent)
+    with State.open(f"sqlite:///{tmp_path}/empty.db") as empty:
+        steering = controller(empty, serve)
+        for minutes in (0, 5, 60):
+            steering.step(START + timedelta(minutes=minutes))
+        (event,) = empty.events()
+    assert (serve.live, len(serve.sent), steering.errors) == (live, sent, {})
+    assert "2 applications of another state on this Serve, left alone: m--v1, raymlops" in event.why
+
+
+def test_a_controller_on_an_older_backup_says_so_and_changes_nothing(serve, tmp_path):
+    """Its rollout too stands still, which no waiting would end."""
+    with opened(tmp_path, "state") as state:
+        put(state, serve, 1, champion=True)
+    copied(tmp_path, "state", "backup")
+    with opened(tmp_path, "state") as state:
+        put(state, serve, 2, champion=True)
+    live = dict(serve.live)
+    with opened(tmp_path, "backup") as old:
+        steering = controller(old, serve)
+        steering.step(at(0))
+        steering.step(at(60))
+        assert "OutdatedStateError" in steering.errors["Serve"]
+        assert [event.action for event in old.events()].count("controller.error") == 1
+    assert serve.live == live
+
+
+def test_what_carries_no_mark_gets_one_from_the_controller(state, serve):
+    """After an upgrade, without a restart of what runs."""
+    put(state, serve, 1, champion=True)
+    unmark(serve)
+    started = list(serve.started)
+    controller(state, serve).step(at(0))
+    assert set(marks(serve).values()) == {state.owner().id}
+    assert serve.started == started

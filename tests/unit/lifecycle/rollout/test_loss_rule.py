@@ -1,0 +1,160 @@
+"""One loss a request, by the champion's rule, and why there may be none."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from tiny_bundle import tiny_contents
+
+from raymlops.answer_loss import AnswerLoss
+from raymlops.bundle.loss import OwnLosses
+from raymlops.bundle.write import write_bundle
+from raymlops.config.serve import RolloutSection
+from raymlops.lifecycle.rollout.loss_rule import Counted, rule_of, unasked
+from raymlops.lifecycle.rollout.significance import StepEvidence, find
+from raymlops.predictions.counts import Losses
+from raymlops.signature import Column, Signature
+from raymlops.state.store import Deployment
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+LATE = AnswerLoss("probability", "late", ("probability",), positive=True, negative=False)
+PRICE = AnswerLoss("number", "price", scale=10.0)
+
+
+def row(request, output, label, *, version=1, route="champion", fallback_from=None, second=0):
+    return {
+        "request_id": request,
+        "ts": NOW + timedelta(seconds=second),
+        "model_version": version,
+        "route": route,
+        "fallback_from": fallback_from,
+        "output": output,
+        "label": json.dumps(label),
+    }
+
+
+def late(request, probability, label, **of):
+    return row(request, {"probability": probability, "late": probability >= 0.5}, label, **of)
+
+
+def counted(rows, rule=LATE, ask=None):
+    found = Counted(rule, ask or (lambda pairs: OwnLosses([])))
+    found.add(rows)
+    return found.losses()
+
+
+def test_a_request_has_one_loss_however_many_rows_it_has():
+    """0.16, 0.04 and 0.01 are 0.07 in the mean; the other request counts as much, with its single row."""
+    rows = [late("a", 0.6, 1), late("a", 0.2, 0), late("a", 0.1, 0), late("b", 0.5, 1)]
+    assert counted(rows) == {1: Losses.of([0.07, 0.25])}
+
+
+def test_each_version_has_its_own_requests():
+    rows = [late("a", 1.0, 1), late("b", 0.0, 1, version=2, route="canary")]
+    assert counted(rows) == {1: Losses.of([0.0]), 2: Losses.of([1.0])}
+
+
+def test_a_retry_under_the_same_id_counts_once():
+    """The same answer twice, and of two versions' the one that came first, in whatever order they are read."""
+    assert counted([late("a", 0.9, 1), late("a", 0.9, 1, second=2)]) == {1: Losses.of([0.01])}
+    rows = [late("a", 1.0, 1, second=2), late("a", 0.0, 1, version=2, route="canary"), late("a", 1.0, 1, second=3)]
+    assert counted(rows) == {2: Losses.of([1.0])}
+
+
+@pytest.mark.parametrize("of", [{"route": "shadow"}, {"route": "pinned"}, {"fallback_from": 2}])
+def test_what_chance_did_not_give_to_a_version_counts_for_none(of):
+    assert counted([late("a", 0.9, 1, **of), late("b", 0.9, 1)]) == {1: Losses.of([0.01])}
+
+
+def test_a_request_is_clipped_where_most_of_its_errors_are_beyond_the_scale():
+    rows = [row("a", {"price": value}, 0.0) for value in (50.0, 80.0, 2.0)] + [row("b", {"price": 2.0}, 0.0)]
+    assert counted(rows, PRICE) == {1: Losses.of([2.2 / 3, 0.2], clipped=1)}
+
+
+def test_labels_that_fit_nothing_are_said():
+    """One that fits is enough to ask; the others say nothing of a version."""
+    unlike = [late("a", 0.9, "maybe"), late("b", 0.9, None)]
+    note = counted(unlike)[None].note
+    assert note.startswith('none of 2 labels, such as "maybe", can be compared with its answer')
+    assert counted([*unlike, late("c", 0.9, True)]) == {1: Losses.of([0.01])}
+    assert counted([]) == {}
+
+
+def test_a_recipe_is_asked_itself_and_its_failures_count_and_are_told():
+    """A version whose outputs make it fail is none the better for it; where most fail there is no measure."""
+    asked = []
+
+    def ask(pairs):
+        asked.extend(pairs)
+        return OwnLosses([0.25, None, math.nan, math.nan], "Mine.loss_of() raised KeyError: 'x'")
+
+    rows = [row(name, {"y": 1.0}, 1) for name in "abcd"]
+    losses = counted(rows, AnswerLoss("recipe"), ask)[1]
+    assert asked == [({"y": 1.0}, 1)] * 4
+    assert losses == Losses.of([0.25, 1.0, 1.0], clipped=2, note="Mine.loss_of() raised KeyError: 'x'")
+    assert losses.mostly_clipped
+
+
+def deployed(tmp_path, serve=None, **changes):
+    bundle = write_bundle(tmp_path, tiny_contents(**changes))
+    return Deployment("tiny", 7, bundle, "run", "champion", serve or {})
+
+
+def test_the_rule_is_that_of_the_champions_bundle(tmp_path):
+    champion = deployed(tmp_path, loss=LATE.to_dict())
+    assert rule_of(champion) == LATE
+    assert unasked(champion) is None
+
+
+def test_a_bundle_of_before_has_what_its_signature_allows(tmp_path):
+    """A class and its probability need no scale; a number does, and it says what to do."""
+    late = Signature((Column("x", "float"),), (Column("probability", "float"), Column("late", "bool")))
+    assert rule_of(deployed(tmp_path / "class", signature=late)) == LATE
+    price = Signature((Column("x", "float"),), (Column("price", "float"),))
+    lack = unasked(deployed(tmp_path / "price", signature=price))
+    assert lack == (
+        "'price' is a number, and no scale of its errors was kept; "
+        "train and register again, where that is not enough with loss_of(output, label) in the recipe"
+    )
+
+
+@pytest.mark.parametrize(
+    ("log", "lack"),
+    [
+        ({"enabled": False}, "the prediction log is off; set serve.log.enabled"),
+        ({"redact": ["probability"]}, "serve.log.redact leaves probability out of the log"),
+        ({"redact": ["late"]}, None),
+    ],
+)
+def test_without_the_log_there_is_nothing_to_compare(tmp_path, log, lack):
+    assert unasked(deployed(tmp_path, {"log": log}, loss=LATE.to_dict())) == lack
+
+
+def test_a_bundle_that_is_gone_is_said(tmp_path):
+    champion = deployed(tmp_path)
+    (tmp_path / "bundles" / champion.bundle.digest / "manifest.json").unlink()
+    assert unasked(champion).startswith("the bundle of version 7 cannot be read: ")
+
+
+def test_equally_good_versions_are_not_aborted_where_a_request_has_a_hundred_rows():
+    """Rows of a request go wrong together, and chance gave the request. Counted row by row, nearly every other of these
+    rollouts was aborted: none of twenty is.
+    """
+    rng = np.random.default_rng(3)
+    harmful = []
+    for _ in range(20):
+        found = Counted(AnswerLoss("class", "kind"), lambda pairs: OwnLosses([]))
+        for look in range(4):
+            for request in range(100):
+                side = {"version": 2, "route": "canary"} if rng.random() < 0.1 else {}
+                wrong = rng.random(100) < rng.beta(0.6, 1.4)
+                found.add([row(f"{look}.{request}", {"kind": "b" if bad else "a"}, "a", **side) for bad in wrong])
+            losses = found.losses()
+            step = StepEvidence(0.1, canary_losses=losses[2], champion_losses=losses[1])
+            harmful += [finding.harmful for finding in find([step], RolloutSection()) if finding.question == "quality"]
+    assert len(harmful) == 80
+    assert not any(harmful)

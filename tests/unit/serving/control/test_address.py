@@ -1,0 +1,110 @@
+"""Where Serve can be reached, and what keys it means by default."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from fake_serve import FakeServe
+from states import deploy, opened
+
+from raymlops.config.serve import ServeSection
+from raymlops.serving.control.address import Listening, is_local, listening
+from raymlops.serving.control.apply import refresh
+
+GRPC = {"port": 9000, "grpc_servicer_functions": ["a:b"]}
+
+
+def details(host="127.0.0.1", grpc=None):
+    return FakeServe(host=host, grpc=grpc).get()
+
+
+@pytest.fixture
+def state(tmp_path):
+    with opened(tmp_path, "state") as state:
+        yield state
+
+
+def asks(serve, name="m"):
+    """Return whether callers of a model need a key, by its own replicas and by the index."""
+    (options,) = serve.live[f"{name}--v1"]["deployments"]
+    (index,) = serve.live["raymlops"]["deployments"]
+    listed = next(model for model in index["user_config"]["models"] if model["name"] == name)
+    assert options["user_config"]["access"] == listed["access"]
+    return listed["access"]["required"]
+
+
+@pytest.mark.parametrize(
+    ("host", "grpc", "expected"),
+    [
+        ("127.0.0.1", None, False),
+        ("0.0.0.0", None, True),
+        ("::", None, True),
+        ("10.1.2.3", None, True),
+        ("127.0.0.1", {"port": 9000, "grpc_servicer_functions": []}, False),
+        ("127.0.0.1", GRPC, True),  # of a cluster elsewhere, whose sockets cannot be seen
+    ],
+)
+def test_keys_are_asked_for_by_default_where_others_reach_serve(state, host, grpc, expected):
+    """By the address that Serve listens on already; the section says loopback in each case."""
+    serve = FakeServe(dashboard_url="http://dashboard:8265", host=host, grpc=grpc)
+    done = deploy(state, serve)
+    assert asks(serve) is expected
+    assert done.warnings == ()
+
+
+def test_a_section_that_is_on_the_network_asks_for_none_where_serve_is_not(state):
+    """It runs on loopback already, and the section's host counts for nothing."""
+    serve = FakeServe(dashboard_url="http://dashboard:8265")
+    deploy(state, serve, section=ServeSection(ready_timeout_s=2, host="0.0.0.0"))
+    assert asks(serve) is False
+
+
+def test_what_was_said_explicitly_stays_and_is_warned_of(state):
+    """An open model on every address, at each deploy; on loopback there is nothing to warn of."""
+    section = ServeSection(ready_timeout_s=2, auth="open")
+    serve = FakeServe(dashboard_url="http://dashboard:8265", host="0.0.0.0")
+    for _ in range(2):
+        (warning,) = deploy(state, serve, section=section).warnings
+        assert warning.startswith("m answers without an API key, and Serve listens on 0.0.0.0:21050")
+        assert asks(serve) is False
+    here = FakeServe(dashboard_url="http://dashboard:8265")
+    assert deploy(state, here, section=section).warnings == ()
+
+
+def test_a_serve_that_begins_to_listen_elsewhere_asks_for_keys_from_then_on(state):
+    """It was ended, and started again on every address: the controller's look at the settings sends it."""
+    serve = FakeServe(dashboard_url="http://dashboard:8265")
+    deploy(state, serve)
+    assert asks(serve) is False
+    serve.host = "0.0.0.0"
+    assert refresh(state.desired(), api=serve)
+    assert asks(serve) is True
+
+
+def test_where_grpc_is_bound_is_looked_up_on_this_machine():
+    """Serve has no option for it; what nobody listens on is not reached, and elsewhere the worse is assumed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        grpc = {**GRPC, "port": server.getsockname()[1]}
+        found = listening(details(grpc=grpc), local=True)
+        assert (found.grpc_host, found.reach, found.exposed) == ("127.0.0.1", "127.0.0.1", None)
+        elsewhere = listening(details(grpc=grpc), local=False)
+        assert (elsewhere.reach, elsewhere.exposed) == ("[::]", f"[::]:{grpc['port']} by gRPC")
+    with socket.create_server(("", 0)) as server:
+        grpc = {**GRPC, "port": server.getsockname()[1]}
+        assert listening(details(grpc=grpc), local=True).exposed == f"0.0.0.0:{grpc['port']} by gRPC"
+    assert listening(details(grpc=grpc), local=True).exposed is None
+    assert listening({"applications": {}}, local=True) is None
+    assert Listening("0.0.0.0", 8000, "127.0.0.1", 9000).reach == "0.0.0.0"
+
+
+def test_a_dashboard_of_this_machine():
+    """By its address."""
+    assert [
+        is_local(url) for url in ("http://127.0.0.1:8265", "http://[::1]:1", "http://localhost", "http://head:1")
+    ] == [
+        True,
+        True,
+        True,
+        False,
+    ]

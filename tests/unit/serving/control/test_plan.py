@@ -1,0 +1,50 @@
+"""What is sent while another state changes the same Serve."""
+
+from __future__ import annotations
+
+import pytest
+from fake_serve import FakeServe
+from states import deploy, marks, opened
+
+from raymlops.errors import TakenError
+from raymlops.serving.control.plan import plan_of
+
+
+@pytest.fixture
+def serve():
+    return FakeServe(dashboard_url="http://dashboard:8265")
+
+
+@pytest.fixture
+def states(tmp_path):
+    with opened(tmp_path, "first") as first, opened(tmp_path, "second") as second:
+        yield first, second
+
+
+@pytest.fixture
+def planned(serve, states):
+    """Return the plan of the second state, which is to have another model, before the first has deployed its own."""
+    _, second = states
+    deploy(second, FakeServe(dashboard_url="http://elsewhere:8265"), "pub")
+    return plan_of(second.desired(), serve, host="127.0.0.1", port=8000, grpc_port=None, concerned=())
+
+
+def test_what_comes_up_after_a_change_was_planned_is_sent_along(serve, states, planned):
+    """Minutes may pass between the reading and the last config of a change; a model that came meanwhile stays."""
+    first, second = states
+    deploy(first, serve, "shop")
+    planned.put(serve, planned.wanted)
+    assert {name: owner for name, owner in marks(serve).items() if name != "raymlops"} == {
+        "shop--v1": first.owner().id,
+        "pub--v1": second.owner().id,
+    }
+
+
+def test_a_name_that_was_taken_after_a_change_was_planned_is_left(serve, states, planned):
+    """Nothing is sent."""
+    first, _ = states
+    deploy(first, serve, "pub", digest="e" * 64)
+    sent = len(serve.sent)
+    with pytest.raises(TakenError, match=f"belongs to state {first.owner().short}"):
+        planned.put(serve, planned.wanted)
+    assert len(serve.sent) == sent

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from raymlops.errors import ClusterError, DeployError
+from raymlops.serving.control.rest_api import ServeApi, last_lines, ray_token
+
+TOKEN = "s3cret-token-value"
+
+
+def serving(status: int, text: str = "{}"):
+    seen: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(status, text=text)
+
+    return ServeApi("http://127.0.0.1:8265/", TOKEN, transport=httpx.MockTransport(handle)), seen
+
+
+def test_the_token_goes_with_each_call():
+    """As a bearer token, to Serve's path, and not as a browser."""
+    api, (seen) = serving(200)
+    api.get()
+    api.put({"applications": []})
+    assert [request.headers["authorization"] for request in seen] == [f"Bearer {TOKEN}"] * 2
+    assert seen[1].url == "http://127.0.0.1:8265/api/serve/applications/"
+    assert not seen[0].headers["user-agent"].startswith("Mozilla")
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "error"),
+    [(401, "get", ClusterError), (403, "put", ClusterError), (500, "get", ClusterError), (400, "put", DeployError)],
+)
+def test_refusals_have_a_type_and_no_token(status, method, error):
+    """Each status becomes an error that a caller can tell apart, and none repeats the token."""
+    api, _ = serving(status, "something is wrong")
+    with pytest.raises(error) as caught:
+        api.get() if method == "get" else api.put({})
+    assert TOKEN not in str(caught.value)
+
+
+def test_a_dashboard_that_is_down_is_a_cluster_error():
+    """Port 1 answers nobody."""
+    with pytest.raises(ClusterError, match="does not answer"):
+        ServeApi("http://127.0.0.1:1").get()
+
+
+def test_the_token_is_where_ray_looks_for_it(monkeypatch, tmp_path):
+    """The variable first, then the file that a variable names, then the one at home; none where it is off."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ray_token() is None
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("home\n")
+    assert ray_token() == "home"
+    (tmp_path / "file").write_text("file\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "file"))
+    assert ray_token() == "file"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "variable")
+    assert ray_token() == "variable"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert ray_token() is None
+
+
+def test_the_end_of_a_long_message_is_kept():
+    """What happened stands at the end of a traceback."""
+    assert last_lines("a\n\nb\nc\n", 2) == "...\nb\nc"
+    assert last_lines("a\nb", 2) == "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("types", "grows"),
+    [(["nodeAb12"], False), (["ray.worker.gpu", "nodeAb12"], True), ([], True)],
+    ids=["nothing to scale", "an autoscaler's types", "not told"],
+)
+def test_the_room_of_a_cluster_is_its_nodes_and_actors(types, grows):
+    """Rows as Ray's state API gives them; where no report says that nothing scales, nodes may be added."""
+
+    def answer(request):
+        if request.url.path == "/api/cluster_status":
+            report = {"autoscalerReport": {"activeNodes": dict.fromkeys(types, 1)}}
+            return httpx.Response(200, json={"data": {"clusterStatus": report}})
+        assert request.url.params["filter_values"] == "ALIVE"
+        rows = {"nodes": [{"node_id": "ab12", "resources_total": {"CPU": 2.0}}], "actors": [{"name": "a"}]}
+        found = {"result": rows[request.url.path.rsplit("/", 1)[1]]}
+        return httpx.Response(200, json={"result": True, "data": {"result": found}})
+
+    room = ServeApi("http://dashboard:8265", "t", transport=httpx.MockTransport(answer)).room()
+    assert room.nodes[0]["resources_total"] == {"CPU": 2.0}
+    assert room.actors == [{"name": "a"}]
+    assert room.grows is grows

@@ -1,0 +1,248 @@
+"""The hop from the host to each model: within a deadline and a share of its own, and for callers with a key alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from hashlib import sha256
+
+import pytest
+
+from raymlops.serving.arrival import ARRIVED, METADATA, stamp, stamp_in
+from raymlops.serving.asgi import make_reply
+from raymlops.serving.auth import Access, KeyEntry
+from raymlops.serving.index import gateway
+from raymlops.serving.index.gateway import Gateway
+from raymlops.serving.protocols.grpc_messages import request_class
+from raymlops.serving.refusal import Limits
+from raymlops.serving.replica.grpc_front import GrpcReply
+
+SECRET = "rk_k1_" + "s" * 43
+KEY = KeyEntry("k1", sha256(SECRET.encode()).hexdigest(), frozenset({"predict"}), rate_per_s=1.0)
+UNAUTHENTICATED, LATE, UNAVAILABLE = 16, 4, 14
+
+
+class FakeFront:
+    """The replicas of one version: those of ``hung`` never answer."""
+
+    def __init__(self, name, version):
+        self.name, self.version = name, version
+        self.asked: list[bytes] = []
+        self.given: list[tuple] = []
+        self.cancelled = 0
+        self.http_call = self.grpc_call = self
+
+    def remote(self, *given):
+        return FakeCall(self, given)
+
+    async def answer(self, given):
+        self.asked.append(given[0])
+        self.given.append(given)
+        if self.name == "hung":
+            await asyncio.Event().wait()
+        if isinstance(given[0], dict):
+            return make_reply(200, f"{self.name} {self.version}".encode(), "r")
+        return GrpcReply(self.name.encode())
+
+
+class FakeCall:
+    """One call, which is made when it is awaited."""
+
+    def __init__(self, front, given):
+        self._front, self._given = front, given
+
+    def __await__(self):
+        return self._front.answer(self._given).__await__()
+
+    def cancel(self):
+        self._front.cancelled += 1
+
+
+class FakePeers:
+    """The versions of one model, whose handles are kept."""
+
+    def __init__(self, name):
+        self.name = name
+        self.handles: dict[int, FakeFront] = {}
+
+    def handle(self, version):
+        return self.handles.setdefault(version, FakeFront(self.name, version))
+
+    def keep(self, versions):
+        self.handles = {version: handle for version, handle in self.handles.items() if version in versions}
+
+
+def model(name, version=7, **more):
+    return {"name": name, "version": str(version), "digest": "d" * 64, "path": f"/models/{name}", **more}
+
+
+def make(*models):
+    one = Gateway(FakePeers)
+    one.configure(models)
+    return one
+
+
+async def no_body():
+    return {"type": "http.request", "body": b"{}", "more_body": False}
+
+
+def infer(one, name, *, receive=no_body, **headers):
+    return ask(one, "POST", f"/v2/models/{name}/infer", receive=receive, **headers)
+
+
+def ask(one, method, path, *, receive=no_body, arrived=None, **headers):
+    given = [(key.replace("_", "-").encode(), value.encode()) for key, value in headers.items()]
+    scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": given}
+    return one.reply(scope if arrived is None else {**scope, ARRIVED: arrived}, receive)
+
+
+async def unread():
+    pytest.fail("the body was asked for")
+
+
+def grpc_infer(one, name, **metadata):
+    body = request_class("ModelInfer")(model_name=name).SerializeToString()
+    return one.grpc_call("ModelInfer", body, [(key.replace("_", "-"), value) for key, value in metadata.items()])
+
+
+def code(reply):
+    return json.loads(reply.body)["code"]
+
+
+def test_a_champion_that_hangs_is_waited_for_no_longer_than_its_deadline():
+    """504 and DEADLINE_EXCEEDED, both worth another try; its calls are cancelled, so that it makes up for none."""
+    one = make(model("hung", timeout_s=0.05))
+    reply = asyncio.run(infer(one, "hung"))
+    assert (reply.status, code(reply), dict(reply.headers)[b"retry-after"]) == (504, "timeout", b"1")
+    called = asyncio.run(grpc_infer(one, "hung"))
+    assert (called.code, "retry-after" in dict(called.metadata)) == (LATE, True)
+    assert one._peers["hung"].handle(7).cancelled == 2
+
+
+def test_a_champion_that_hangs_does_not_block_the_others():
+    """It has its share of what may be on its way, beyond which callers are told at once; the others have theirs."""
+    one = make(model("hung", timeout_s=60.0), model("flights"))
+
+    async def scenario():
+        waiting = [asyncio.create_task(infer(one, "hung")) for _ in range(gateway.IN_FLIGHT // 2)]
+        while len(one._peers["hung"].handle(7).asked) < len(waiting):  # noqa: ASYNC110 - until they have got that far
+            await asyncio.sleep(0)
+        one.configure([model("hung", timeout_s=60.0), model("flights")])  # which forgets none of them
+        refused, called = await infer(one, "hung"), await grpc_infer(one, "hung")
+        answered = await infer(one, "flights")
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        return refused, called, answered, one._champions["hung"].in_flight
+
+    refused, called, answered, left = asyncio.run(scenario())
+    assert (refused.status, code(refused), dict(refused.headers)[b"retry-after"]) == (503, "overloaded", b"1")
+    assert called.code == UNAVAILABLE
+    assert (answered.status, answered.body) == (200, b"flights 7")
+    assert left == 0
+
+
+def test_nothing_of_a_body_is_read_for_a_caller_without_a_key():
+    """With one, its rate is left to the model's own front."""
+    one = make(model("flights", access=Access(required=True, keys=(KEY,)).to_dict()))
+    refused = asyncio.run(infer(one, "flights", receive=unread))
+    assert (refused.status, code(refused), dict(refused.headers)[b"www-authenticate"]) == (
+        401,
+        "unauthenticated",
+        b"Bearer",
+    )
+    assert asyncio.run(grpc_infer(one, "flights")).code == UNAUTHENTICATED
+    for _ in range(3):
+        assert asyncio.run(infer(one, "flights", x_api_key=SECRET)).status == 200
+        assert asyncio.run(grpc_infer(one, "flights", x_api_key=SECRET)).code == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "open_"),
+    [
+        ("GET", "/v2/models/flights/ready", True),
+        ("HEAD", "/v2/models/flights/versions/7/ready", True),
+        ("POST", "/v2/models/flights/ready", False),
+        ("POST", "/v2/models/flights/x/ready", False),
+        ("GET", "/v2/models/flights/x/ready", False),
+        ("GET", "/v2/models/flights/versions/7/infer/ready", False),
+        ("GET", "/v2/models/flights", False),
+    ],
+)
+def test_readiness_alone_is_told_without_a_key(method, path, open_):
+    """By exactly its own paths, to those who read; nobody's body is read for it."""
+    one = make(model("flights", access=Access(required=True, keys=(KEY,)).to_dict()))
+    assert asyncio.run(ask(one, method, path, receive=unread)).status == (200 if open_ else 401)
+
+
+def test_a_body_that_does_not_come_keeps_no_place():
+    """A hundred of them, more than there are places: the next caller is answered."""
+    one = make(model("flights", timeout_s=60.0))
+
+    async def scenario():
+        waiting = [asyncio.create_task(infer(one, "flights", receive=asyncio.Event().wait)) for _ in range(100)]
+        await asyncio.sleep(0)
+        answered = await infer(one, "flights")
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        return answered
+
+    assert asyncio.run(scenario()).status == 200
+
+
+def test_a_call_that_comes_too_late_is_handed_to_nobody():
+    """It waited for the index for as long as the model's deadline; another took half of it, and says so."""
+    one = make(model("flights", timeout_s=60.0))
+    machine, now = stamp()
+    late = asyncio.run(ask(one, "POST", "/v2/models/flights/infer", arrived=(machine, now - 61.0)))
+    assert (late.status, code(late), one._peers["flights"].handles) == (504, "timeout", {})
+    asyncio.run(ask(one, "POST", "/v2/models/flights/infer", arrived=(machine, now - 30.0)))
+    asyncio.run(grpc_infer(one, "flights"))
+    handed, called = one._peers["flights"].handle(7).given
+    assert handed[0][ARRIVED] == (machine, now - 30.0)
+    assert stamp_in(called[2])[1] >= now
+
+
+def test_replicas_of_an_earlier_release_take_what_is_handed_on():
+    """A method, a message and a list of pairs of texts, over gRPC; a client's own moment is not among them."""
+    one = make(model("flights"))
+    before = stamp()[1]
+    asyncio.run(grpc_infer(one, "flights", **{METADATA: "here 0.0", "x_tenant": "k"}))
+    ((method, _, metadata),) = one._peers["flights"].handle(7).given
+    assert (method, metadata[0]) == ("ModelInfer", ("x-tenant", "k"))
+    assert [(name, type(value)) for name, value in metadata[1:]] == [(METADATA, str)]
+    assert stamp_in(metadata)[1] >= before
+
+
+def test_the_largest_bounds_of_all_models_are_told():
+    """To whoever takes requests from clients; its own defaults without models."""
+    one = make(model("flights", timeout_s=60.0, max_body_bytes=10), model("digits", timeout_s=1.0, max_body_bytes=20))
+    assert (one.limits.timeout_s, one.limits.max_body_bytes) == (60.0, 20)
+    assert make().limits == Limits()
+
+
+def test_a_body_is_read_within_the_models_own_limit():
+    """Not within one for all."""
+    one = make(model("flights", max_body_bytes=1))
+    assert asyncio.run(infer(one, "flights")).status == 413
+
+
+def test_an_unknown_model_is_not_named_to_strangers():
+    """Over gRPC as over HTTP: a refusal lists what the caller may know of."""
+    one = make(model("flights"), model("secret", access=Access(required=True).to_dict()))
+    details = asyncio.run(grpc_infer(one, "fligths")).details
+    assert "/models/flights" in details
+    assert "secret" not in details
+
+
+def test_handles_of_versions_that_are_gone_are_let_go():
+    """Of a model that stays, and of one that goes."""
+    one = make(model("flights"), model("digits"))
+    asyncio.run(infer(one, "flights"))
+    peers = one._peers["flights"]
+    assert set(peers.handles) == {7}
+    one.configure([model("flights", 8)])
+    assert peers.handles == {}
+    assert set(one._peers) == {"flights"}
+    assert asyncio.run(infer(one, "flights")).body == b"flights 8"

@@ -1,0 +1,252 @@
+"""Headers without end, offers of other protocols, clients that leave: on a real connection of uvicorn's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from raymlops.serving.proxy.connections import CLIENT, MAX_HEADER_BYTES, Connection, max_header_bytes
+
+REQUEST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nab"
+
+
+class Hasty(Connection):
+    """Gives up at once, as soon as it may."""
+
+    headers_s = 0.01
+    longest_linger_s = 0.01
+
+
+async def application(scope, receive, send):
+    """Answer with method, path and body."""
+    body, more = scope["method"].encode() + scope["path"].encode(), True
+    while more:
+        message = await receive()
+        body += message["body"]
+        more = message["more_body"]
+    await answer(send, 200, body)
+
+
+async def answer(send, status, body, *headers):
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [length, *headers]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def refusing(scope, receive, send):
+    """Answer before the body has come, and for the last time."""
+    await answer(send, 413, b"no", (b"connection", b"close"))
+
+
+@contextlib.asynccontextmanager
+async def listening(app, protocol=Connection):
+    """Yield the address of a server; leaving waits until its connections have ended."""
+    config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, timeout_keep_alive=60)
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()
+    server.close()
+    while state.connections:  # noqa: ASYNC110 - nothing tells when the set is empty
+        await asyncio.sleep(0.001)
+
+
+def talk(protocol, *pieces, until=b"", app=application):
+    """Send the pieces one by one; return what comes back up to ``until``, or to the end of the connection."""
+
+    async def conversation():
+        async with listening(app, protocol) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+            answer = await (reader.readuntil(until) if until else reader.read())
+            writer.close()
+            await writer.wait_closed()
+            return answer
+
+    return asyncio.run(asyncio.wait_for(conversation(), 30))
+
+
+def error(answer):
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"connection: close" in head
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+def test_a_request_is_answered_as_ever():
+    """Whole or in two pieces."""
+    assert talk(Connection, REQUEST, until=b"ab").startswith(b"HTTP/1.1 200")
+    assert talk(Connection, REQUEST[:20], REQUEST[20:], until=b"ab").startswith(b"HTTP/1.1 200")
+
+
+def test_headers_that_do_not_come_are_given_up():
+    """Half a request is answered with 408 and the connection closed."""
+    assert error(talk(Hasty, REQUEST[:30])) == (408, "slow_headers")
+
+
+def test_so_are_those_of_a_later_request():
+    """The first one was answered; the second stops half way."""
+    first, _, second = talk(Hasty, REQUEST + REQUEST[:30]).partition(b"\r\n\r\nPOST/ab")
+    assert first.startswith(b"HTTP/1.1 200")
+    assert error(second) == (408, "slow_headers")
+
+
+def test_a_connection_that_asks_nothing_is_closed():
+    """Without a word, since there was no request."""
+    assert talk(Hasty) == b""
+
+
+def test_a_handshake_that_is_none_is_refused():
+    """A websocket begins with GET; with another method nobody would ever answer. And it has a key and a version."""
+    upgrade = b"\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+    key = b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    get = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+    for bad in (REQUEST.replace(b"\r\n\r\n", upgrade + key), get.replace(b"\r\n\r\n", upgrade + b"\r\n")):
+        assert error(talk(Connection, bad)) == (400, "bad_request")
+
+
+OFFER = b"upgrade: h2c\r\nconnection: Upgrade, HTTP2-Settings\r\nhttp2-settings: AAMAAABk\r\n\r\n"
+POST = b"POST /p HTTP/1.1\r\nhost: x\r\ncontent-length: 32\r\n" + OFFER
+SMUGGLED = b"GET /other HTTP/1.1\r\nhost: x\r\n\r\n"
+"""32 bytes that are a body."""
+LAST = b"GET /last HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("cut", [1, len(POST) - 40, len(POST), len(POST) + 5])
+def test_an_offer_of_another_protocol_is_ignored(cut):
+    """RFC 9110 7.8: the request is answered with its whole body, wherever the pieces of it begin."""
+    sent = POST + b"x" * 32
+    assert talk(Connection, sent[:cut], sent[cut:], until=b"x" * 32).endswith(b"\r\n\r\nPOST/p" + b"x" * 32)
+
+
+def test_a_late_body_is_never_a_request():
+    """What follows an offer is the body, and what follows the body is the next request: there are two answers."""
+    answers = talk(Connection, POST, SMUGGLED, LAST)
+    assert answers.count(b"HTTP/1.1 200") == 2
+    assert b"POST/p" + SMUGGLED + b"HTTP/1.1 200" in answers
+    assert answers.endswith(b"GET/last")
+
+
+def test_an_offer_in_chunks_and_a_thousand_offers_in_one_piece():
+    """Each is parsed again by itself."""
+    chunked = b"POST /p HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n" + OFFER + b"2\r\nab\r\n0\r\n\r\n"
+    assert talk(Connection, chunked, until=b"ab").endswith(b"POST/pab")
+    get = b"GET /g HTTP/1.1\r\nhost: x\r\n" + OFFER
+    assert talk(Connection, get * 1000 + LAST).count(b"HTTP/1.1 200") == 1001
+
+
+@pytest.mark.parametrize("offer", [b"upgrade: h2c\r\n\r\n", b"upgrade: websocket\r\nconnection: close\r\n\r\n"])
+def test_what_is_no_offer_stays_what_it_is(offer):
+    """Without the option in ``connection`` the header says nothing."""
+    assert b"GET/g" in talk(Connection, b"GET /g HTTP/1.1\r\nhost: x\r\n" + offer, until=b"GET/g")
+
+
+def test_a_tunnel_is_refused():
+    """CONNECT has no path that anything here would answer."""
+    assert error(talk(Connection, b"CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\n\r\n")) == (405, "method_not_allowed")
+
+
+def test_what_is_no_http_is_refused_in_our_form():
+    """Then the connection is closed."""
+    assert error(talk(Connection, b"\x16\x03\x01\x02\x00\x01\r\n\r\n")) == (400, "bad_request")
+
+
+def test_a_refusal_never_takes_the_place_of_an_earlier_answer():
+    """The first request is still being answered when the second turns out to be none: one answer, and the end."""
+    for bad in (b"\x16\x03\r\n\r\n", b"GET / HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n"):
+        answers = talk(Connection, REQUEST + bad)
+        assert answers.count(b"HTTP/1.1") == answers.count(b"POST/ab")
+        assert answers.count(b"HTTP/1.1") <= 1
+
+
+def test_a_body_that_is_none_is_refused_at_once():
+    """Nobody waits for the rest of it; whoever reads it hears that there is none, and answers nothing."""
+    head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    ended = []
+
+    async def reading(scope, receive, send):
+        while (message := await receive())["type"] == "http.request":
+            pass
+        ended.append(message["type"])
+        await answer(send, 200, b"never")
+
+    assert error(talk(Connection, head + b"2\r\nab\r\n", b"zz\r\n{}\r\n", LAST, app=reading)) == (400, "bad_request")
+    assert ended == ["http.disconnect"]
+
+
+def test_a_client_that_still_sends_gets_its_last_answer():
+    """Four megabytes, of which nobody reads any: closing at once would reset the connection."""
+    head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n"
+    answers = talk(Connection, head, *[bytes(100_000)] * 40, app=refusing)
+    assert answers.startswith(b"HTTP/1.1 413")
+    assert answers.endswith(b"no")
+
+
+def test_a_body_that_does_not_come_after_its_answer_is_given_up():
+    """Whoever answered did not want it, and would have gone on with the connection."""
+
+    async def unread(scope, receive, send):
+        await answer(send, 405, b"no")
+
+    head = b"PUT / HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n"
+    assert talk(Hasty, head, b"ab", app=unread).endswith(b"\r\n\r\nno")
+    answers = talk(Connection, head, b"abc", LAST, app=unread)
+    assert answers.count(b"HTTP/1.1 405") == 2
+
+
+def test_what_comes_after_the_last_answer_is_no_request():
+    """It is the rest of a body that was refused."""
+    head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n"
+    assert talk(Connection, head, SMUGGLED, REQUEST, app=refusing).count(b"HTTP/1.1") == 1
+
+
+def test_whoever_is_at_work_hears_that_the_client_has_left():
+    """Once, and only while an answer is due."""
+    told = []
+
+    async def conversation():
+        begun, left = asyncio.Event(), asyncio.Event()
+
+        async def app(scope, receive, send):
+            client = scope[CLIENT]
+            client.watch(left.set)
+            if scope["path"] == "/answered":
+                await answer(send, 200, b"")
+                return
+            begun.set()
+            await left.wait()
+            told.append(client.gone)
+
+        async with listening(app) as address:
+            for path in (b"/answered", b"/waits"):
+                reader, writer = await asyncio.open_connection(*address)
+                writer.write(b"GET %s HTTP/1.1\r\nhost: x\r\n\r\n" % path)
+                await (reader.readuntil(b"\r\n\r\n") if path == b"/answered" else begun.wait())
+                assert not left.is_set()
+                writer.close()
+                await writer.wait_closed()
+            await left.wait()
+
+    asyncio.run(asyncio.wait_for(conversation(), 30))
+    assert told == [True]
+
+
+def test_headers_without_end_are_given_up():
+    """Long before they fill the memory, and the client hears why although it is still sending."""
+    pieces = [b"GET / HTTP/1.1\r\n", *[b"a: " + b"b" * 1000 + b"\r\n"] * 200]
+    assert error(talk(Connection, *pieces)) == (431, "headers_too_large")
+
+
+@pytest.mark.parametrize(
+    ("text", "bound"), [("", MAX_HEADER_BYTES), ("1024", 1024), ("0", 16_384), ("-1", 16_384), ("x", 16_384)]
+)
+def test_the_bound_comes_from_the_environment(text, bound):
+    """What is no bound is not taken for one."""
+    assert max_header_bytes({"RAYMLOPS_MAX_HEADER_BYTES": text}) == bound

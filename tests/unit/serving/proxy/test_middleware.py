@@ -1,0 +1,581 @@
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from raymlops.serving.arrival import ARRIVED, Ages
+from raymlops.serving.asgi import BODY
+from raymlops.serving.proxy.bodies import Account, Body
+from raymlops.serving.proxy.bounds import SILENT, TOLD, UNKNOWN, Bounds, Known
+from raymlops.serving.proxy.connections import CLIENT, Client
+from raymlops.serving.proxy.middleware import MAX_HEADERS, Cleaner, clean_headers
+from raymlops.serving.refusal import Refusal
+
+COMPLETE = {"type": "http.request", "body": b"", "more_body": False}
+
+
+def pass_through(*, method="POST", path="/models/flights/predict", headers=(), messages=(COMPLETE,)):
+    """Return the scope that arrives behind the guard, None where nothing does."""
+    seen = []
+    left = [*messages, {"type": "http.disconnect"}]
+
+    async def app(scope, receive, send):
+        seen.append(scope)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def receive():
+        return left.pop(0)
+
+    async def send(message):
+        pass
+
+    scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
+    asyncio.run(Cleaner(app, known=known(flights=(30.0, 100_000)))(scope, receive, send))
+    return seen[0] if seen else None
+
+
+def test_headers_that_serve_would_choke_on_are_dropped():
+    """Not ASCII in a name or a value, or an order to Serve: none of them arrives."""
+    headers = [
+        (b"accept", b"*/*"),
+        (b"x-caf\xc3\xa9", b"1"),
+        (b"cookie", b"\xff"),
+        (b"x-request-timeout-seconds", b"0"),
+    ]
+    assert clean_headers(headers) == [(b"accept", b"*/*")]
+
+
+@pytest.mark.parametrize("given", [b"", b"x" * 129, b"\xff", b"a\x01b"])
+def test_a_strange_request_id_is_replaced(given):
+    """Serve repeats the id in the response's header, so it is made sane before."""
+    ((_, value),) = clean_headers([(b"x-request-id", given)])
+    assert len(value) == 36
+
+
+def test_a_sane_request_id_is_kept():
+    """A client's own id goes all the way through."""
+    assert clean_headers([(b"x-request-id", b"order 4711")]) == [(b"x-request-id", b"order 4711")]
+
+
+def test_a_small_body_goes_along():
+    """Both chunks are in the scope, and Serve need not watch for the client."""
+    scope = pass_through(
+        headers=[(b"content-length", b"4")],
+        messages=[
+            {"type": "http.request", "body": b"ab", "more_body": True},
+            {"type": "http.request", "body": b"cd", "more_body": False},
+        ],
+    )
+    assert scope[BODY] == b"abcd"
+    assert (b"x-request-disconnect-disabled", b"?1") in scope["headers"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"headers": [(b"content-length", b"64001")]},
+        {"headers": []},
+        {"headers": [(b"content-length", b"4")], "path": "/other"},
+        {"headers": [(b"content-length", b"4")], "method": "GET"},
+    ],
+)
+def test_another_body_does_not_go_along(request_):
+    """A large one, one of unknown length, and other applications'."""
+    assert BODY not in pass_through(**request_)
+
+
+def test_a_client_that_leaves_half_way_goes_no_further():
+    """Half a body is nobody's request."""
+    messages = [{"type": "http.request", "body": b"a", "more_body": True}, {"type": "http.disconnect"}]
+    assert pass_through(headers=[(b"content-length", b"4")], messages=messages) is None
+
+
+def converse(app, messages, *, path="/models/flights/predict", headers=(), method="POST", client=None, **options):
+    """Return what is sent for a request whose body comes in these messages; further ones never come."""
+    sent, left = [], list(messages)
+
+    async def receive():
+        if not left:
+            await asyncio.Event().wait()
+        return left.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
+    if client is not None:
+        scope[CLIENT] = client
+    options = {"known": known(flights=(30.0, 1_000)), **options}
+    asyncio.run(asyncio.wait_for(Cleaner(app, **options)(scope, receive, send), 30))
+    assert CLIENT not in scope
+    return sent
+
+
+def status_and_code(sent):
+    return sent[0]["status"], json.loads(sent[1]["body"])["error"]["code"]
+
+
+async def unasked(scope, receive, send):
+    raise AssertionError
+
+
+def chunk(body, *, more=True):
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def known(**bounds):
+    one = Known()
+    for name, (timeout_s, size) in bounds.items():
+        one.tell(name, Bounds(timeout_s, size))
+    return one
+
+
+def test_a_model_is_asked_once_a_large_body_is_complete():
+    """It then reads it all at once, whatever its client does; its place is not kept by what does not come."""
+    bodies = []
+
+    async def app(scope, receive, send):
+        bodies.append(await receive())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    converse(app, [chunk(b"ab"), chunk(b"cd"), chunk(b"", more=False)])
+    assert bodies == [chunk(b"abcd", more=False)]
+
+
+def test_a_body_above_the_models_bound_is_refused():
+    """At once where it says so; else with the first byte too many, whatever is still to come. The connection ends."""
+    bounds = known(flights=(30.0, 5))
+    for headers, messages in (
+        ([(b"content-length", b"6")], []),
+        ([(b"content-length", b"9" * 30)], [chunk(b"abcdef")]),
+        ([], [chunk(b"abc"), chunk(b"def")]),
+    ):
+        sent = converse(unasked, messages, headers=headers, known=bounds)
+        assert status_and_code(sent) == (413, "body_too_large")
+        assert (b"connection", b"close") in sent[0]["headers"]
+
+
+def answering(log=None, *, told=None, headers=()):
+    """Return an application that answers 200, and tells these bounds of every name but ``nobody``."""
+
+    async def app(scope, receive, send):
+        name = scope["path"].split("/")[2]
+        body = await receive() if scope["method"] == "POST" else None
+        if log is not None:
+            log.append((scope["method"], scope["path"], body and len(body["body"])))
+        start = {"type": "http.response.start", "status": 200, "headers": list(headers)}
+        await send(start if told is None or name == "nobody" else {**start, TOLD: (name, told)})
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+def test_bounds_come_with_a_models_answers():
+    """They are taken out of the first one; other models keep theirs."""
+    bounds, app = Known(), answering(told=(30.0, 5))
+    (start, _) = converse(app, [], method="GET", known=bounds)
+    assert start == {"type": "http.response.start", "status": 200, "headers": []}
+    six = [chunk(b"abcdef", more=False)]
+    assert status_and_code(converse(unasked, six, known=bounds)) == (413, "body_too_large")
+    assert bounds.of_path("/models/digits/predict") == UNKNOWN
+
+
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"9000000")]])
+@pytest.mark.parametrize(("told", "status"), [((30.0, 9_000_000), 200), ((30.0, 8_500_000), 413)])
+def test_a_model_is_asked_for_its_bounds_before_a_larger_body_is_read(headers, told, status):
+    """Larger than what counts until it has told, or of unknown size: its own bounds are in force from the first."""
+    log = []
+    nine = [chunk(bytes(9_000_000), more=False)]
+    sent = converse(answering(log, told=told), nine, headers=headers, known=Known())
+    assert sent[0]["status"] == status
+    assert log[0] == ("GET", "/models/flights/readyz", None)
+    assert log[1:] == ([("POST", "/models/flights/predict", 9_000_000)] if status == 200 else [])
+
+
+def test_a_smaller_body_asks_for_nothing_before():
+    """It is within what counts for a name of which nothing is known."""
+    log = []
+    eight = [chunk(bytes(8_000_000), more=False)]
+    converse(answering(log), eight, headers=[(b"content-length", b"8000000")], known=Known())
+    assert log == [("POST", "/models/flights/predict", 8_000_000)]
+
+
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"9000000")]])
+def test_a_large_body_for_nobody_is_to_come_again(headers):
+    """Not 413, as a model of that name may allow it; what was read of it is forgotten."""
+    account = Account()
+    nine = [chunk(bytes(9_000_000), more=False)]
+    path = "/models/nobody/predict"
+    app = answering(told=(30.0, 9_000_000))
+    sent = converse(app, nine, path=path, headers=headers, known=Known(), account=account)
+    assert status_and_code(sent) == (503, "retry")
+    assert (b"retry-after", b"1") in sent[0]["headers"]
+    assert account.held == 0
+
+
+def test_a_model_of_an_earlier_release_tells_no_bounds():
+    """Its answers show that it is a model; it has those that its own front then makes smaller."""
+    log, bounds = [], Known()
+    nine = [chunk(bytes(9_000_000), more=False)]
+    app = answering(log, headers=[(b"x-model-version", b"7")])
+    assert converse(app, nine, known=bounds)[0]["status"] == 200
+    assert bounds.of_path("/models/flights/predict") == SILENT
+    bounds.tell("digits", Bounds(30.0, 5))
+    converse(app, [], method="GET", path="/models/digits", known=bounds)
+    assert bounds.of_path("/models/digits") == Bounds(30.0, 5)
+
+
+def test_all_waiting_bodies_together_have_a_bound():
+    """Of 400 bytes: 200 and 100 of two models wait, a third is told to come again, a small one still has room."""
+    account, models = Account(400), known(a=(30.0, 200), b=(30.0, 200), c=(30.0, 200))
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(account.held)
+        await nested(scope["path"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def nested(path):
+        if path == "/models/a/predict":
+            assert await ask("b", 100) == 200
+        elif path == "/models/b/predict":
+            assert (await ask("c", 100), await ask("c", 100, declared=True)) == (503, 200)
+
+    async def ask(name, size, *, declared=False):
+        answers = []
+
+        async def body():
+            return chunk(bytes(size), more=False)
+
+        async def keep(message):
+            answers.append(message)
+
+        headers = [(b"content-length", str(size).encode())] if declared else []
+        scope = {"type": "http", "method": "POST", "path": f"/models/{name}/predict", "headers": headers}
+        await Cleaner(app, account=account, known=models)(scope, body, keep)
+        return answers[0]["status"]
+
+    assert asyncio.run(ask("a", 200)) == 200
+    assert seen == [200, 300, 400]
+    assert account.held == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "small", "held", "fits"),
+    [("a", False, 200, False), ("a", False, 199, True), ("b", False, 200, True), ("a", True, 299, True)],
+)
+def test_one_model_has_a_half_of_what_may_wait(model, small, held, fits):
+    """Of 400 bytes 200 for its large bodies and 300 with its small ones: the others always have the rest."""
+    account = Account(400)
+    account.add("a", held)
+    assert account.has_room(model, 1, small=small, limit=5) is fits
+    account.add("a", 300 - held)
+    assert not account.has_room("a", 1, small=True, limit=5)
+    assert account.has_room("b", 100, small=True, limit=5)
+
+
+def test_names_of_no_model_have_one_share_together():
+    """However many of them a client invents."""
+    account = Account(16_000_000)
+    account.add(None, 8_000_000)
+    body = [chunk(bytes(100), more=False)]
+    options = {"account": account, "known": known(flights=(30.0, 1_000))}
+    sent = converse(answering(), body, path="/models/invented/predict", **options)
+    assert status_and_code(sent) == (503, "overloaded")
+    assert converse(answering(), body, **options)[0]["status"] == 200
+
+
+def test_a_body_that_stops_is_given_up():
+    """Long before its deadline, with what it held."""
+    account = Account()
+    sent = converse(unasked, [chunk(b"abc")], account=account, known=known(flights=(300.0, 100)), body_s=0.01)
+    assert (*status_and_code(sent), account.held) == (408, "slow_body", 0)
+
+
+def test_a_body_that_goes_on_may_take_its_deadline():
+    """However long it takes to come in all, as no pause is too long; nothing in a message is a pause too."""
+
+    async def scenario(chunks):
+        loop = asyncio.get_running_loop()
+        account = Account()
+        left = list(chunks)
+
+        async def receive():
+            loop.now += 6.0
+            for _ in range(2):  # in which a timer that is due comes first
+                await asyncio.sleep(0)
+            return left.pop(0)
+
+        with Body(account, b"") as body:
+            return await body.read(receive, model="a", limit=9, seconds=60.0, pause_s=10.0)
+
+    assert run_on_a_clock(scenario([chunk(b"a"), chunk(b"b"), chunk(b"c", more=False)])) == b"abc"
+    with pytest.raises(Refusal) as caught:
+        run_on_a_clock(scenario([chunk(b"a"), chunk(b""), chunk(b""), chunk(b"c", more=False)]))
+    assert caught.value.code == "slow_body"
+
+
+def run_on_a_clock(coroutine):
+    """Return what a coroutine gives in a loop whose time is ``now``, which the coroutine moves."""
+
+    class Loop(asyncio.SelectorEventLoop):
+        now = 0.0
+
+        def time(self):
+            return self.now
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        return runner.run(coroutine)
+
+
+@pytest.mark.parametrize("messages", [[chunk(b"abc"), {"type": "http.disconnect"}], [chunk(b"abc")]])
+def test_a_body_that_is_not_complete_is_forgotten(messages):
+    """Its client left, or it did not come in time."""
+    account = Account()
+    sent = converse(unasked, messages, account=account, known=known(flights=(0.01, 100)))
+    assert account.held == 0
+    assert [message["status"] for message in sent[:1]] == ([] if len(messages) == 2 else [408])
+
+
+@pytest.mark.parametrize("swallows", [True, False])
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_a_request_that_no_replica_takes_ends_at_its_deadline(swallows, method):
+    """Cancelled in Serve, which may answer that with a text of its own; the client is told in our form."""
+    ended = []
+
+    async def app(scope, receive, send):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            if not swallows:
+                raise
+            await send({"type": "http.response.start", "status": 499, "headers": []})
+            await send({"type": "http.response.body", "body": b"cancelled"})
+
+    sent = converse(app, [chunk(b"", more=False)], method=method, known=known(flights=(-0.99, 100)))
+    assert status_and_code(sent) == (504, "timeout")
+    assert ended == ["cancelled"]
+
+
+@pytest.mark.parametrize("swallows", [True, False])
+def test_a_client_that_leaves_takes_its_request_along(swallows):
+    """It is cancelled in Serve, wherever it waits, and nothing else of this process is."""
+    client = Client()
+
+    async def app(scope, receive, send):
+        asyncio.get_running_loop().call_soon(client.leave)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if not swallows:
+                raise
+
+    assert converse(app, [chunk(b"", more=False)], client=client) == []
+    left = Client()
+    left.leave()
+    assert converse(unasked, [chunk(b"", more=False)], client=left) == []
+
+
+def test_the_moment_of_arrival_goes_along():
+    """In the scope, where no header of a client's comes."""
+    scope = pass_through(headers=[(b"raymlops.arrived", b"0")])
+    assert 0.0 <= Ages().age_s(scope[ARRIVED]) < 60.0
+    assert ARRIVED not in pass_through(path="/other")
+
+
+def test_serve_keeps_no_deadline_of_its_own_for_a_model():
+    """What a client says of it is dropped before."""
+    scope = pass_through(headers=[(b"x-request-timeout-seconds", b"9999")])
+    assert [value for name, value in scope["headers"] if name == b"x-request-timeout-seconds"] == [b"0"]
+
+
+def test_the_hosts_own_path_to_models_is_bounded_like_theirs():
+    """From the first answer of the index on, which tells the largest bounds of all models."""
+    bounds = known(**{"": (30.0, 5)})
+    sent = converse(unasked, [chunk(b"abcdef")], path="/v2/models/flights/infer", known=bounds)
+    assert sent[0]["status"] == 413
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "expected"),
+    [
+        (503, b"text/plain; charset=utf-8", (503, "overloaded")),
+        (503, b"", (503, "overloaded")),
+        (408, b"text/plain; charset=utf-8", (504, "timeout")),
+        (None, b"", (503, "lost")),
+        (ArithmeticError, b"", (500, "internal")),
+        (503, b"application/json", (503, "the model's")),
+        (200, b"text/plain", (200, "the model's")),
+    ],
+)
+@pytest.mark.parametrize("length", [[], [(b"content-length", b"0")]])
+def test_what_serve_itself_answers_has_the_one_form(status, kind, expected, length):
+    """Its texts under load, and its silence where a replica ended; an answer of the model's stays what it is."""
+    sent = []
+
+    async def app(scope, receive, send):
+        await receive()
+        if status is ArithmeticError:
+            raise status
+        if status is not None:
+            await send({"type": "http.response.start", "status": status, "headers": [[b"content-type", kind]]})
+            await send({"type": "http.response.body", "body": b'{"error": {"code": "the ', "more_body": True})
+            await send({"type": "http.response.body", "body": b"model's\"}}"})
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"x-request-id", b"mine"), *length]
+    scope = {"type": "http", "method": "POST", "path": "/models/flights/predict", "headers": headers}
+    asyncio.run(Cleaner(app)(scope, receive, send))
+    body = json.loads(b"".join(message.get("body", b"") for message in sent))
+    code = body["error"]["code"]
+    assert (sent[0]["status"], code) == expected
+    if code != "the model's":
+        assert body["request_id"] == "mine"
+        assert (b"retry-after" in dict(sent[0]["headers"])) == (code in {"overloaded", "timeout"})
+
+
+def refused(headers=(), *, path="/models/flights/predict", receive=None, options=None, **scope):
+    """Return status, headers and error of a request that must not reach the application."""
+    sent = []
+
+    async def app(scope, receive, send):
+        raise AssertionError
+
+    async def complete():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    whole = {"type": "http", "method": "POST", "path": path, "headers": list(headers), **scope}
+    asyncio.run(Cleaner(app, **(options or {}))(whole, receive or complete, send))
+    start, body = sent
+    return start["status"], dict(start["headers"]), json.loads(body["body"])
+
+
+@pytest.mark.parametrize(
+    ("headers", "scope"),
+    [
+        ([(b"cookie", b"x" * 16_379)], {}),
+        ([(b"a", b"b" * 999)] * 17, {}),
+        ([(b"a", b"b")] * (MAX_HEADERS + 1), {}),
+        ([(b"\xff", b"\xff" * 16_384)], {}),
+        ([], {"raw_path": b"/" * 16_385}),
+        ([], {"query_string": b"a" * 16_385}),
+    ],
+)
+def test_endless_headers_are_refused(headers, scope):
+    """In bytes, in number, also those that would be dropped; the answer is our own, and the connection ends."""
+    status, answer, body = refused(headers, **scope)
+    assert (status, body["error"]["code"]) == (431, "headers_too_large")
+    assert answer[b"connection"] == b"close"
+    assert answer[b"x-request-id"].decode() == body["request_id"]
+
+
+def test_headers_up_to_the_bound_pass():
+    """6 + 16,378 bytes are 16,384."""
+    assert pass_through(method="GET", headers=[(b"cookie", b"x" * 16_378)]) is not None
+
+
+def test_the_bound_is_the_clusters():
+    """What a cluster was started with counts."""
+    assert refused([(b"cookie", b"x" * 95)], options={"header_bytes": 100})[0] == 431
+
+
+@pytest.mark.parametrize("path", ["/models/\ufffd", "/models/a\x00b", "/models/a\nb", "/models/\u2028"])
+def test_a_path_with_odd_bytes_is_refused(path):
+    """It would stand in logs; a client's own request id comes back."""
+    status, _, body = refused([(b"x-request-id", b"mine")], path=path)
+    assert (status, body["error"]["code"], body["request_id"]) == (400, "bad_path", "mine")
+
+
+def test_a_small_body_that_does_not_come_is_given_up():
+    """A byte now and then keeps nothing of ours busy for longer than the deadline."""
+
+    async def trickle():
+        await asyncio.sleep(0)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    status, answer, body = refused([(b"content-length", b"60000")], receive=trickle, options={"body_s": 0.0})
+    assert (status, body["error"]["code"], answer[b"connection"]) == (408, "slow_body", b"close")
+
+
+@pytest.mark.parametrize(
+    "name", [b"serve-multiplexed-model-id", b"serve_multiplexed_model_id", b"serve_multiplexed-model_id"]
+)
+def test_a_client_does_not_choose_among_replicas(name):
+    """Serve would look for one that has this model, for a second."""
+    assert clean_headers([(name, b"other")]) == []
+
+
+@pytest.mark.parametrize("name", [b"authorization", b"x-api-key"])
+def test_a_key_that_is_no_text_stays_a_wrong_key(name):
+    """Dropped, it would let its sender in where no key is needed."""
+    assert clean_headers([(name, b"Bearer \xff")]) == [(b"x-api-key", b"?")]
+
+
+@pytest.mark.parametrize(("given", "kept"), [(b"3\xa0", b"3?"), ("é".encode(), b"??"), (b"3", b"3"), (b"", b"")])
+def test_a_pin_that_is_no_text_stays_a_wrong_pin(given, kept):
+    """Dropped, it would be answered by another version than its sender wants."""
+    assert clean_headers([(b"x-raymlops-version", given)]) == [(b"x-raymlops-version", kept)]
+
+
+def handshake(app, path, *, extensions=True):
+    """Return the messages that answer a websocket's handshake, and the headers that the application saw."""
+    seen, sent = [], []
+
+    async def watched(scope, receive, send):
+        seen.append(scope["headers"])
+        await app(scope, receive, send)
+
+    async def receive():
+        return {"type": "websocket.connect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "websocket", "path": path, "headers": [(b"cookie", b"\xff")]}
+    if extensions:
+        scope["extensions"] = {"websocket.http.response": {}}
+    asyncio.run(Cleaner(watched)(scope, receive, send))
+    return sent, seen
+
+
+async def taking(scope, receive, send):
+    await send({"type": "websocket.accept"})
+
+
+async def raising(scope, receive, send):
+    raise AssertionError
+
+
+async def answering_500(scope, receive, send):
+    """Serve's way to report what a replica raised."""
+    await send({"type": "http.response.start", "status": 500, "headers": []})
+    await send({"type": "http.response.body", "body": b"Internal Server Error"})
+
+
+@pytest.mark.parametrize(
+    ("app", "path"), [(taking, "/models/flights"), (raising, "/"), (raising, "/v2/models"), (answering_500, "/x")]
+)
+def test_a_websocket_that_nobody_takes_is_refused_in_our_form(app, path):
+    """Never by a 500; a model has none, whoever answers for it."""
+    (start, body), seen = handshake(app, path)
+    assert (start["type"], start["status"]) == ("websocket.http.response.start", 400)
+    facts = json.loads(body["body"])
+    assert (facts if "/v2" in path else facts["error"])["code"] == "no_websocket"
+    assert (seen == []) == path.startswith("/models/")
+    assert handshake(app, path, extensions=False)[0] == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_another_application_may_take_a_websocket():
+    """Its headers are cleaned too."""
+    assert handshake(taking, "/other") == ([{"type": "websocket.accept"}], [[]])

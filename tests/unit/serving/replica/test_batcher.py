@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from raymlops.serving.replica.batcher import Batcher
+
+
+class Doubler:
+    """Doubles x; remembers the rows and the thread of each call; can be held up."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.threads: set[str] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, columns):
+        self.gate.wait(5)
+        self.calls.append(len(columns["x"]))
+        self.threads.add(threading.current_thread().name)
+        return {"y": columns["x"] * 2}
+
+
+def column(*values):
+    return {"x": np.array(values, dtype=np.float64)}
+
+
+def test_each_request_gets_its_own_rows():
+    """Requests of one, two and three rows that share a batch are told apart again."""
+
+    async def run():
+        batcher = Batcher(Doubler(), max_rows=100)
+        sent = [column(1), column(2, 3), column(4, 5, 6)]
+        return await asyncio.gather(*(batcher.submit(part, rows=len(part["x"])) for part in sent))
+
+    assert [answer["y"].tolist() for answer in asyncio.run(run())] == [[2], [4, 6], [8, 10, 12]]
+
+
+def test_while_the_model_runs_others_gather():
+    """Nine that come while the first is in the model are one batch."""
+    model = Doubler()
+
+    async def run():
+        batcher = Batcher(model, max_rows=100)
+        model.gate.clear()
+        tasks = [asyncio.ensure_future(batcher.submit(column(index), rows=1)) for index in range(10)]
+        await asyncio.sleep(0)  # the first batch is in the thread, with all ten of this turn
+        await asyncio.sleep(0)
+        more = [asyncio.ensure_future(batcher.submit(column(index), rows=1)) for index in range(9)]
+        await asyncio.sleep(0)
+        model.gate.set()
+        await asyncio.gather(*tasks, *more)
+
+    asyncio.run(run())
+    assert model.calls == [10, 9]
+
+
+def test_a_batch_is_never_larger_than_allowed():
+    """Ten rows at four a batch run as four, four and two; a request of nine runs in pieces and comes back whole."""
+    model = Doubler()
+
+    async def run():
+        batcher = Batcher(model, max_rows=4)
+        await asyncio.gather(*(batcher.submit(column(index), rows=1) for index in range(10)))
+        return await batcher.submit(column(*range(9)), rows=9)
+
+    assert asyncio.run(run())["y"].tolist() == [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    assert model.calls == [4, 4, 2, 4, 4, 1]
+
+
+def test_a_fast_model_runs_inline_once_measured():
+    """After a warm-up that shows it to be fast, small batches need no thread."""
+    model = Doubler()
+
+    async def run():
+        batcher = Batcher(model, max_rows=100)
+        for _ in range(5):
+            batcher.measure(column(1), rows=1)
+        model.threads.clear()
+        await batcher.submit(column(1), rows=1)
+
+    asyncio.run(run())
+    assert model.threads == {threading.current_thread().name}
+
+
+def test_an_unmeasured_model_runs_in_the_thread():
+    """Until it is known to be fast the event loop is kept free of it."""
+    model = Doubler()
+
+    async def run():
+        await Batcher(model, max_rows=100).submit(column(1), rows=1)
+
+    asyncio.run(run())
+    assert model.threads == {"model_0"}
+
+
+def test_a_request_whose_client_left_is_not_run():
+    """What nobody waits for any more is dropped from the queue."""
+    model = Doubler()
+
+    async def run():
+        batcher = Batcher(model, max_rows=100)
+        model.gate.clear()
+        first = asyncio.ensure_future(batcher.submit(column(1), rows=1))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        left = asyncio.ensure_future(batcher.submit(column(2), rows=1))
+        stays = asyncio.ensure_future(batcher.submit(column(3), rows=1))
+        await asyncio.sleep(0)
+        left.cancel()
+        model.gate.set()
+        await asyncio.gather(first, stays)
+
+    asyncio.run(run())
+    assert model.calls == [1, 1]
+
+
+def test_a_model_that_loses_rows_is_an_error():
+    """Answers that cannot be told apart are given to nobody."""
+
+    async def run():
+        await Batcher(lambda columns: {"y": np.zeros(1)}, max_rows=100).submit(column(1, 2), rows=2)
+
+    with pytest.raises(ValueError, match="answered 2 rows with columns of"):
+        asyncio.run(run())
+
+
+def test_the_worker_can_be_prepared_while_batches_run():
+    """Such as the number of threads that torch uses in it: it counts for the calling thread alone."""
+    model, prepared = Doubler(), []
+
+    async def run():
+        batcher = Batcher(model, max_rows=100)
+        batcher._inline_rows = 0
+        await batcher.submit(column(1), rows=1)
+        batcher.in_worker(lambda: prepared.append(threading.current_thread().name))
+        batcher._inline_rows = 0
+        await batcher.submit(column(2), rows=1)
+        batcher.close()
+
+    asyncio.run(run())
+    assert prepared == sorted(model.threads)

@@ -1,0 +1,59 @@
+"""What is asked of another version by its handle; the handle hands over to its front, as Serve would."""
+
+from __future__ import annotations
+
+import asyncio
+from hashlib import sha256
+
+import pytest
+from serving_fakes import make_front
+
+from raymlops.serving.auth import Access, KeyEntry
+from raymlops.serving.refusal import Refusal
+from raymlops.serving.replica.peers import ServePeers
+from raymlops.serving.settings import Settings
+
+SECRET = "rk_k1_" + "s" * 43
+KEY = KeyEntry("k1", sha256(SECRET.encode()).hexdigest(), frozenset({"predict"}))
+
+
+class Replica:
+    """A version's own front behind the method that Serve calls."""
+
+    def __init__(self, front):
+        self._front = front
+        self.http_call = self
+
+    async def remote(self, scope):
+        return await self._front.reply(scope, None)
+
+
+class Peers(ServePeers):
+    """Each version has the same front, whose endpoint asks for a key."""
+
+    def handle(self, version):
+        settings = Settings(access=Access(required=True, keys=(KEY,)))
+        return Replica(make_front(version=8, settings=settings))
+
+
+def asked(version, **headers):
+    given = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
+    return asyncio.run(Peers("flights").metadata(version, given))
+
+
+def test_another_version_describes_itself():
+    """To a caller with a key, whatever version that caller pins."""
+    told = asked(8, x_api_key=SECRET, x_raymlops_version="7")
+    assert (told["name"], told["versions"]) == ("flights", ["8"])
+    assert [column["name"] for column in told["inputs"]] == ["distance", "wind", "origin"]
+
+
+def test_what_another_version_refuses_is_refused():
+    """With its status and code: a caller without a key, a version that is not what it was taken for."""
+    for version, headers, status, code in (
+        (8, {}, 401, "unauthenticated"),
+        (9, {"x_api_key": SECRET}, 404, "unknown_version"),
+    ):
+        with pytest.raises(Refusal, match=f"version {version}: ") as caught:
+            asked(version, **headers)
+        assert (caught.value.status, caught.value.code) == (status, code)

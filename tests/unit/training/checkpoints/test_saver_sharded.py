@@ -1,0 +1,124 @@
+"""Sharded checkpoints through the saver: all ranks write one folder, and agree on what became of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import checkpoint_jobs as jobs
+import pytest
+import torch
+from ranks import ranks
+
+from raymlops.storage import filesystem
+from raymlops.training.checkpoints.latest import recall
+from raymlops.training.checkpoints.saver import load_weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "word"}
+
+
+def folders(place: str) -> list[str]:
+    return sorted(name for name, files in filesystem.listing(place).items() if files)
+
+
+def equal(found: Any, expected: Any) -> bool:
+    return all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_two_ranks_write_what_three_and_one_and_a_bundle_read(place: str) -> None:
+    """The last two of three are kept; every rank knows which one is best; nothing else lies there."""
+    wrote = ranks().run(2, partial(jobs.save, place=place, environment=ENVIRONMENT))
+    names = ["step-00000002-aaa-2", "step-00000003-aaa-3"]
+    assert [found["kept"] for found in wrote] == [names, names]
+    assert {found["best"] for found in wrote} == {filesystem.join(place, names[1])}
+    assert folders(place) == names
+    assert filesystem.listing(place)[names[1]] == {
+        ".metadata", "__0_0.distcp", "__1_0.distcp", "manifest.json", "state.json", "trainer.pt"
+    }  # fmt: skip
+
+    recalled = recall(place, metric="loss", mode="min")
+    assert recalled.uri == wrote[0]["last"]
+    expected = wrote[0]["states"][-1]
+    weights, fit = load_weights(recalled.uri)
+    assert equal(weights, expected)
+    assert fit == {"mean": 1.5}
+    losses = []
+    for world in (1, 3):
+        for found in ranks().run(world, partial(jobs.restored, uri=recalled.uri, environment=ENVIRONMENT)):
+            assert (found["error"], found["step"]) == ("", 3)
+            assert equal(found["state"], expected)
+        losses.append(found["losses"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_rank_that_cannot_write_is_heard_by_all(tmp_path: Path) -> None:
+    """Rank 1's part of step 2 fails: none waits for it, nothing of that checkpoint is left, the next is whole."""
+    (tmp_path / "step-00000002-aaa-2").mkdir()
+    (tmp_path / "step-00000002-aaa-2" / ".part-1").write_text("in the way")
+    wrote = ranks().run(2, partial(jobs.save, place=str(tmp_path)))
+    assert [found["failures"] for found in wrote] == [1, 1]
+    assert [found["error"] for found in wrote] == ["", ""]
+    assert folders(str(tmp_path)) == ["step-00000001-aaa-1", "step-00000003-aaa-3"]
+
+
+def test_a_run_cannot_end_without_its_last_shards(tmp_path: Path) -> None:
+    """Each rank raises the same, so that none goes on alone."""
+    (tmp_path / "step-00000003-aaa-3").mkdir()
+    (tmp_path / "step-00000003-aaa-3" / ".part-1").write_text("in the way")
+    wrote = ranks().run(2, partial(jobs.save, place=str(tmp_path)))
+    errors = [found["error"] for found in wrote]
+    assert errors[0] == errors[1]
+    assert "StorageError: the best checkpoint of step 3 could not be written" in errors[0]
+    assert {found["last"] for found in wrote} == {f"{tmp_path}/step-00000002-aaa-2"}
+
+
+def test_whatever_goes_wrong_on_rank_0_is_heard_by_all(tmp_path: Path) -> None:
+    """Also a bug of ours: the others wait for its word, and a collective's timeout is half an hour."""
+    wrote = ranks().run(2, partial(jobs.save, place=str(tmp_path), keep="no number"))
+    errors = [found["error"] for found in wrote]
+    assert errors[0] == errors[1]
+    assert errors[0].startswith("TrainingError: the checkpoint of step 1 failed: TypeError")
+    assert folders(str(tmp_path)) == []
+
+
+def test_infinity_in_one_shard_is_heard_by_all(tmp_path: Path) -> None:
+    """Whatever the policy for the disk, and nothing is written."""
+    wrote = ranks().run(2, partial(jobs.save, place=str(tmp_path), spoiled_step=2))
+    for found in wrote:
+        assert found["error"].startswith("NonFiniteError")
+        assert found["last"] == f"{tmp_path}/step-00000001-aaa-1"
+    assert folders(str(tmp_path)) == ["step-00000001-aaa-1"]
+
+
+def test_infinity_that_was_there_from_the_start_is_saved(tmp_path: Path) -> None:
+    """In a buffer that every rank holds and in one rank's shard; what comes to it is refused by all."""
+    wrote = ranks().run(2, partial(jobs.save_infinite, place=str(tmp_path)))
+    assert [found[0] for found in wrote] == ["saved", "saved"]
+    assert wrote[0][1] == wrote[1][1]
+    assert wrote[0][1].startswith("no checkpoint is made of a state with NaN or infinity, found in model.first.bias")
+    weights, _ = load_weights(f"{tmp_path}/step-00000001-aaa-1")
+    assert weights["mask"].tolist() == [float("-inf")] * 3
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", "__1_0.distcp", ".metadata", "trainer.pt"])
+def test_damage_in_any_shard_is_found_by_all(tmp_path: Path, file: str) -> None:
+    """Each rank hashes a part of the shards, and whatever it unpickles itself; all refuse."""
+    wrote = ranks().run(2, partial(jobs.save, place=str(tmp_path), steps=1))
+    path = filesystem.local(wrote[0]["last"]) / file
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    for found in ranks().run(2, partial(jobs.restored, uri=wrote[0]["last"])):
+        assert f"{file} is damaged" in found["error"]
+
+
+def test_a_missing_shard_is_found_before_a_run_goes_on(tmp_path: Path) -> None:
+    """The checkpoint before it is taken."""
+    wrote = ranks().run(2, partial(jobs.save, place=str(tmp_path)))
+    (filesystem.local(wrote[0]["last"]) / "__1_0.distcp").unlink()
+    recalled = recall(str(tmp_path), metric="loss", mode="min")
+    assert recalled.uri == f"{tmp_path}/step-00000002-aaa-2"
+    assert "__1_0.distcp is damaged: no such file" in recalled.set_aside[0]

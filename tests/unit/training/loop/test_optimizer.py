@@ -1,0 +1,47 @@
+"""The learning rate is a function of the step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from raymlops.training.loop.optimizer import build_optimizer, lr_factor, total_steps
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        # 10 steps, the first 2 of them warm-up: 1/2 and 2/2. Then 8 steps at progress 0/8 ... 7/8.
+        ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+        # (1 + cos(pi p)) / 2 at p = 0, 1/8, ..., 7/8
+        ("cosine", [0.5, 1, 1, 0.961940, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.038060]),
+    ],
+)
+def test_schedules(schedule: str, expected: list[float]) -> None:
+    """Warm-up, then constant, a line or a half cosine to zero at the step after the last."""
+    factors = [lr_factor(step, steps=10, schedule=schedule, warmup_fraction=0.2) for step in range(10)]
+    assert factors == pytest.approx(expected, abs=1e-6)
+
+
+def test_steps_of_a_run(tiny_project: Any) -> None:
+    """300 rows in batches of 64 are ceil(4.7) = 5 steps an epoch, 2 epochs 10; max_steps cuts."""
+    assert total_steps(tiny_project().spec.train, rows=300) == 10
+    assert total_steps(tiny_project(max_steps=7).spec.train, rows=300) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
+def test_optimizers_take_their_settings(tiny_project: Any, name: str, kind: type) -> None:
+    """Momentum is sgd's own and the first beta of adam; frozen parameters are left out."""
+    model = torch.nn.Linear(2, 1)
+    model.bias.requires_grad_(requires_grad=False)
+    spec = tiny_project(optimizer=name, momentum=0.7, weight_decay=0.01).spec.train
+    optimizer = build_optimizer(model, spec)
+    group = optimizer.param_groups[0]
+    assert type(optimizer) is kind
+    assert (group["lr"], group["weight_decay"], len(group["params"])) == (1e-2, 0.01, 1)
+    assert group.get("momentum", group.get("betas", (None,))[0] if "betas" in group else None) == 0.7

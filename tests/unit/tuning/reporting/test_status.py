@@ -1,0 +1,191 @@
+"""How a sweep is doing: from what MLflow, the lease and the study say to one record."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from recorded_sweep import project_in, recorded_sweep
+
+from raymlops.records import SpentRecord
+from raymlops.state.lease import lease
+from raymlops.state.store import state_url
+from raymlops.training.runs.lookup import look_up
+from raymlops.tuning.reporting.status import rows, sweep_status, why_ended
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from recorded_sweep import RecordedSweep
+
+    from raymlops.tuning.reporting.status import SweepStatus
+
+
+@pytest.fixture
+def sweep(storage_path: Path) -> Iterator[RecordedSweep]:
+    """A sweep of four trials, of which none has begun."""
+    with recorded_sweep(project_in(storage_path)) as made:
+        yield made
+
+
+def now(sweep: RecordedSweep) -> SweepStatus:
+    return sweep_status(sweep.tracker, look_up(sweep.tracker, sweep.sweep_id))
+
+
+def test_a_sweep_that_runs_counts_its_trials_and_names_its_driver(sweep: RecordedSweep) -> None:
+    """Ended and open ones, the best so far, and that resuming is refused."""
+    sweep.run(0.5)
+    best = sweep.run(0.25)
+    sweep.run(0.9, "failed", reason="broke")
+    sweep.report(0.1)
+    with lease(state_url(sweep.project.spec), sweep.sweep_id, purpose="sweeping"):
+        status = now(sweep)
+    assert (status.state, status.ended, status.num_trials) == ("running", 3, 4)
+    assert status.trials == {"running": 1, "waiting": 0, "complete": 2, "pruned": 0, "failed": 1}
+    assert status.best is not None
+    assert (status.best.number, status.best.value) == (best, 0.25)
+    assert status.holder is not None
+    assert "sweeping" in status.holder
+    assert status.resume == f"refused while {status.holder} runs it"
+
+
+def test_a_sweep_whose_driver_died_says_how_it_goes_on(sweep: RecordedSweep) -> None:
+    """With what has begun, and what has not."""
+    with lease(state_url(sweep.project.spec), sweep.sweep_id, purpose="sweeping"):
+        sweep.run(0.5)
+        sweep.trials.suspend(sweep.report(0.4))
+        sweep.report(0.1)
+        sweep.trials.flush()
+    status = now(sweep)
+    assert (status.state, status.holder) == ("interrupted", None)
+    assert status.detail == "MLflow says RUNNING, but nobody runs it"
+    assert status.trials["waiting"] == status.trials["running"] == 1
+    assert status.resume == f"goes on with 2 begun and 1 new trials: raymlops sweep --resume {sweep.sweep_id}"
+
+
+def test_a_finished_sweep_can_only_be_extended(sweep: RecordedSweep) -> None:
+    """And says where its report and its best configuration are."""
+    for value in (0.5, 0.4, 0.3, 0.2):
+        sweep.run(value)
+    sweep.parent.end("FINISHED", {"raymlops.report": "/s/report.html", "raymlops.best_config": "/s/best.yaml"})
+    status = now(sweep)
+    assert (status.state, status.report, status.best_config) == ("finished", "/s/report.html", "/s/best.yaml")
+    command = f"raymlops sweep --resume {sweep.sweep_id}"
+    assert status.resume == f"nothing: all trials have ended; {command} --extend num_trials=+4 goes on"
+
+
+def test_a_budget_that_is_used_up_is_named_with_what_extends_it(storage_path: Path) -> None:
+    """The trials that are left need more of it."""
+    with recorded_sweep(project_in(storage_path, timeout_s=60.0)) as sweep:
+        sweep.run(0.5)
+        spent = json.dumps(SpentRecord(wall_s=61.0, cpu_hours=0.5).to_dict())
+        sweep.parent.end("FINISHED", {"raymlops.stopped": "reached its timeout_s of 60 s", "raymlops.spent": spent})
+        status = now(sweep)
+    assert (status.stopped, status.spent.wall_s) == ("reached its timeout_s of 60 s", 61.0)
+    command = f"raymlops sweep --resume {sweep.sweep_id}"
+    assert status.resume == (
+        f"nothing: it reached its timeout_s of 60 s; {command} --extend timeout_s=+60 goes on with 3 new trials"
+    )
+
+
+def test_trials_that_a_budget_cut_go_on_when_it_is_extended(storage_path: Path) -> None:
+    """They were put back, and are begun."""
+    with recorded_sweep(project_in(storage_path, max_cpu_hours=0.25)) as sweep:
+        sweep.run(0.5)
+        sweep.trials.suspend(sweep.report(0.4))
+        sweep.trials.flush()
+        sweep.parent.end("FINISHED", {"raymlops.stopped": "reached its max_cpu_hours of 0.25 CPU-hours"})
+        resume = now(sweep).resume
+    assert resume.startswith("nothing: it reached its max_cpu_hours of 0.25 CPU-hours; ")
+    assert resume.endswith(" --extend max_cpu_hours=+0.25 goes on with 1 begun and 2 new trials")
+
+
+def test_a_budget_that_all_trials_used_up_is_extended_with_them(storage_path: Path) -> None:
+    """Either alone would leave nothing to do."""
+    with recorded_sweep(project_in(storage_path, num_trials=1, timeout_s=60.0)) as sweep:
+        sweep.run(0.5)
+        sweep.parent.end("FINISHED", {"raymlops.spent": json.dumps(SpentRecord(wall_s=61.0).to_dict())})
+        resume = now(sweep).resume
+    assert resume.startswith("nothing: all trials have ended and it reached its timeout_s of 60 s; ")
+    assert resume.endswith(" --extend num_trials=+1 --extend timeout_s=+60 goes on")
+
+
+def test_a_failed_sweep_whose_budget_is_used_up_needs_more_of_it_too(storage_path: Path) -> None:
+    """It would end again at once."""
+    with recorded_sweep(project_in(storage_path, timeout_s=60.0)) as sweep:
+        sweep.run(0.9, "failed", reason="RecipeError: no")
+        sweep.parent.end("FAILED", {"raymlops.spent": json.dumps(SpentRecord(wall_s=61.0).to_dict())})
+        resume = now(sweep).resume
+    assert resume.endswith(" --extend timeout_s=+60 goes on with 3 new trials")
+
+
+@pytest.mark.parametrize(
+    ("stopped", "override"),
+    [
+        ("reached its target of 0.6 with 0.5", "sweep.target=VALUE"),
+        ("found nothing better in 3 trials (patience 3)", "sweep.patience=VALUE"),
+    ],
+)
+def test_a_sweep_that_was_good_enough_says_so(sweep: RecordedSweep, stopped: str, override: str) -> None:
+    """And which field decides that."""
+    sweep.run(0.5)
+    sweep.parent.end("FINISHED", {"raymlops.stopped": stopped})
+    command = f"raymlops sweep --resume {sweep.sweep_id}"
+    assert now(sweep).resume == f"nothing: it {stopped}; {command} {override} goes on with 3 new trials"
+
+
+@pytest.mark.parametrize("num_trials", [2, 9])
+def test_an_exhausted_grid_is_only_forked(storage_path: Path, num_trials: int) -> None:
+    """More trials than points there never are, also where just as many were asked for."""
+    grid = {"sampler": "grid", "space": {"train.lr": {"categorical": [0.1, 0.2]}}, "num_trials": num_trials}
+    with recorded_sweep(project_in(storage_path, **grid)) as sweep:
+        sweep.run(0.5)
+        sweep.run(0.4)
+        sweep.parent.end("FINISHED", {})
+        status = now(sweep)
+    assert status.resume == (
+        "nothing: all points of its grid were tried; --fork with a finer one: "
+        f"raymlops sweep --fork {status.sweep_id} --config FILE"
+    )
+
+
+def test_why_trials_failed_is_told(sweep: RecordedSweep) -> None:
+    """Grouped, below the counts."""
+    sweep.run(0.9, "failed", reason="RecipeError: no")
+    sweep.run(0.9, "failed", reason="RecipeError: no")
+    status = now(sweep)
+    assert status.failures == ("2 x RecipeError: no  (trial 0, 1)",)
+    assert rows(status)["failures"] == "2 x RecipeError: no  (trial 0, 1)"
+
+
+def test_why_a_sweep_ended_is_told(sweep: RecordedSweep) -> None:
+    """As its run has it, a signal in words."""
+    sweep.parent.end("FAILED", {"raymlops.reason": "SweepError: none of 4 trials gave a usable value"})
+    assert now(sweep).detail == "SweepError: none of 4 trials gave a usable value"
+    recorded = look_up(sweep.tracker, sweep.sweep_id)
+    assert why_ended(replace(recorded, tags={"raymlops.reason": "KeyboardInterrupt: "})) == "a signal stopped it"
+
+
+def test_a_study_that_cannot_be_read_leaves_what_mlflow_says(sweep: RecordedSweep, storage_path: Path) -> None:
+    """The problem is told beside it."""
+    sweep.parent.end("FINISHED", {"raymlops.study": "another"})
+    status = now(sweep)
+    assert status.state == "finished"
+    assert "its trials cannot be read: there is no study another" in status.detail
+    assert status.resume.startswith("nobody can tell")
+
+
+def test_a_sweep_is_told_in_lines(sweep: RecordedSweep) -> None:
+    """One a question; what is not known is left out."""
+    number = sweep.run(0.25)
+    sweep.parent.tag({"raymlops.spent": json.dumps(SpentRecord(wall_s=65.0, cpu_hours=0.04).to_dict())})
+    with lease(state_url(sweep.project.spec), sweep.sweep_id, purpose="sweeping"):
+        pass
+    told = rows(now(sweep))
+    assert list(told) == ["sweep", "state", "trials", "best", "spent", "resume"]
+    assert told["trials"] == "1 of 4 ended: 1 complete"
+    assert told["best"].startswith(f"trial {number}: validation/loss 0.25 after 1 epochs with train.lr=")
+    assert told["spent"] == "0:01:05, 0.04 CPU-hours"

@@ -1,0 +1,100 @@
+"""What rows of the report say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from raymlops.records import Objective, TrialRecord
+from raymlops.tuning.reporting import tables
+
+AUC = (Objective("validation/auc", "max"),)
+
+
+def record(number, status="complete", value=0.5, **details):
+    return TrialRecord(number=number, params=details.pop("params", {}), status=status, value=value, **details)
+
+
+def test_whole_trials_come_before_those_that_break_a_constraint_or_were_stopped_or_failed():
+    records = [
+        record(0, "failed", None),
+        record(1, "pruned", 0.99),
+        record(2, value=0.98, feasible=False),
+        record(3, value=0.7),
+        record(4, value=0.8),
+        record(5, value=math.nan),
+    ]
+    assert [trial.number for trial in tables.ranked(records, objectives=AUC)] == [4, 3, 1, 2, 5, 0]
+
+
+def test_runners_up_show_their_distance_and_what_is_set_differently():
+    order = [
+        record(4, value=0.9, params={"train.lr": 0.1, "recipe.config.hidden": 64}),
+        record(2, value=0.875, params={"train.lr": 0.1, "recipe.config.hidden": 32}),
+        record(3, value=0.8, params={"train.lr": 0.1}),
+    ]
+    table = tables.top(order, objectives=AUC, params=["train.lr", "recipe.config.hidden"])
+    assert "<td>−0.025</td>" in table  # noqa: RUF001 - a minus sign
+    assert table.count("<mark>") == 2  # hidden of 2, and of 3, which has none
+    assert "<mark>32</mark>" in table
+    assert '<th scope="col">hidden</th>' in table
+
+
+def test_no_more_than_five_are_compared():
+    table = tables.top([record(number) for number in range(9)], objectives=AUC, params=[])
+    assert table.count('scope="row"') == tables.TOP
+
+
+def test_failures_that_differ_in_numbers_alone_are_one_reason():
+    records = [record(number, "failed", None, reason=f"loss is NaN at step {number}") for number in (3, 4, 5, 9)]
+    table = tables.failures([*records, record(1, "failed", None, reason="MemoryError"), record(2)])
+    assert "<td>4</td>" in table
+    assert "3 to 5, 9" in table
+    assert table.index("loss is NaN") < table.index("MemoryError")
+
+
+def test_a_long_reason_is_folded_and_escaped():
+    table = tables.failures([record(0, "failed", None, reason="ValueError: <b>\n  Traceback </script>")])
+    assert "<details><summary>ValueError: &lt;b&gt;</summary>" in table
+    assert "</script>" not in table
+
+
+def test_a_sweep_without_failures_has_no_table_of_them():
+    assert tables.failures([record(0)]) == ""
+
+
+def test_more_trials_than_a_page_holds_are_cut_with_a_word():
+    order = [record(number) for number in range(tables.MAX_ROWS + 1)]
+    table = tables.everything(order, objectives=AUC, params=[], front=(), constrained=False)
+    assert table.count('scope="row"') == tables.MAX_ROWS
+    assert "The best 1,000 of 1,001 trials" in table
+
+
+def test_a_trial_of_another_sweep_names_it():
+    order = [record(0, carried_from="abc/7")]
+    assert "from abc/7" in tables.everything(order, objectives=AUC, params=[], front=(), constrained=False)
+
+
+def test_values_of_several_objectives_and_constraints_have_columns():
+    objectives = (*AUC, Objective("validation/cost", "min"))
+    order = [record(0, value=0.9, values=(0.9, 7.0)), record(1, value=0.8, values=(0.8, 9.0), feasible=False)]
+    table = tables.everything(order, objectives=objectives, params=[], front=(0,), constrained=True)
+    assert '<td data-value="7.0">7</td>' in table
+    assert ("<td>by none</td>" in table, "<td>broken</td>" in table, "<td>kept</td>" in table) == (True, True, True)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [([], ""), ([4], "4"), ([5, 4], "4, 5"), ([0, 1, 2, 3, 7], "0 to 3, 7"), (range(0, 10, 2), "0, 2, 4 and 2 more")],
+)
+def test_numbers_are_written_as_spans(numbers, text):
+    assert tables.spans(numbers, at_most=3) == text
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "text"),
+    [(0, "0 s"), (12.34, "12.3 s"), (59.99, "60 s"), (61, "1 min 1 s"), (3600, "1 h"), (90_000, "1 d 1 h")],
+)
+def test_durations_have_two_units(duration_s, text):
+    assert tables.seconds(duration_s) == text

@@ -1,0 +1,366 @@
+"""What Optuna is told of trials whose results are invented here."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from contextlib import closing
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from sqlalchemy import event, text
+
+from raymlops.config.schema import SweepSection, Threshold
+from raymlops.config.space import parse_distribution
+from raymlops.errors import StorageError
+from raymlops.tuning.checks import Objective
+from raymlops.tuning.study.storage import create_study, load_study, open_storage
+from raymlops.tuning.study.trials import Trials, history_of
+
+LOSS = (Objective("validation/loss", "min"),)
+BOTH = (*LOSS, Objective("latency_ms", "min"))
+SPACE = {
+    "train.lr": parse_distribution({"float": [1e-5, 1e-1], "log": True}),
+    "train.optimizer": parse_distribution({"categorical": ["sgd", "adamw"]}),
+    "train.momentum": parse_distribution({"float": [0.5, 0.99], "when": {"train.optimizer": "sgd"}}),
+}
+SECTION = SweepSection(startup_trials=3, space=SPACE)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def storage(tmp_path):
+    with open_storage(f"sqlite:///{tmp_path}/optuna.db", heartbeat_s=60, busy_s=0) as opened:
+        yield opened
+
+
+@pytest.fixture
+def study(storage):
+    return create_study(storage, "s", objectives=LOSS)
+
+
+@pytest.fixture
+def trials(study, clock):
+    return Trials(study, section=SECTION, objectives=LOSS, clock=clock)
+
+
+def again(storage, clock, *, section=SECTION, objectives=LOSS, **options):
+    """Return what another process sees and goes on with."""
+    return Trials(load_study(storage, "s"), section=section, objectives=objectives, clock=clock, **options)
+
+
+def report(trials, number, values, *, first_epoch=1, **best):
+    for epoch, value in enumerate(values, start=first_epoch):
+        metrics = {"validation/loss": value, **best}
+        trials.report(number, epoch=epoch, value=value, metrics=metrics, best_metrics=metrics)
+
+
+def ended(trials, status, values=(), *, reason="", run_id=None, **best):
+    number = trials.ask().number
+    report(trials, number, values, **best)
+    record = trials.tell(number, status, reason=reason, run_id=run_id)
+    trials.flush()
+    return record
+
+
+def test_a_trial_that_ran_to_its_end_is_complete_with_its_curve(study, trials):
+    record = ended(trials, "complete", [0.5, 0.4], run_id="r1")
+    told = study.trials[0]
+    assert (told.state, told.value, told.intermediate_values) == (TrialState.COMPLETE, 0.4, {1: 0.5, 2: 0.4})
+    assert told.user_attrs["raymlops"]["run_id"] == "r1"
+    assert (record.value, record.epochs, record.metrics) == (0.4, 2, {"validation/loss": 0.4})
+
+
+def test_a_trial_that_the_scheduler_stopped_is_pruned_and_not_complete(study, trials):
+    record = ended(trials, "pruned", [0.5])
+    assert (study.trials[0].state, study.trials[0].value) == (TrialState.PRUNED, 0.5)
+    assert (record.status, record.value) == ("pruned", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("status", "values", "reason"),
+    [
+        ("failed", [0.5], "ValueError: no"),
+        ("complete", [0.5, math.nan], "its metric is nan"),
+        ("complete", [math.inf], "its metric is inf"),
+        ("pruned", [], "its metric was never reported"),
+    ],
+)
+def test_a_trial_without_a_finite_value_fails_with_its_reason(study, trials, status, values, reason):
+    record = ended(trials, status, values, reason=reason if status == "failed" else "")
+    told = study.trials[0]
+    assert (told.state, told.user_attrs["raymlops"]["reason"]) == (TrialState.FAIL, reason)
+    assert (record.status, record.value, record.reason) == ("failed", None, reason)
+
+
+def test_a_trial_cannot_be_told_twice(trials):
+    number = trials.ask().number
+    trials.tell(number, "failed")
+    with pytest.raises(KeyError):
+        trials.tell(number, "failed")
+
+
+def test_open_and_ended_trials_are_counted(trials):
+    first, second = trials.ask().number, trials.ask().number
+    trials.tell(second, "failed")
+    assert (trials.open, trials.asked, [record.number for record in trials.records]) == ((first,), 2, [second])
+
+
+def test_another_process_reads_the_same_records_and_curves(storage, clock, trials):
+    number = trials.ask().number
+    trials.report(number, epoch=1, value=0.5, metrics={"validation/loss": 0.5, "n": 1}, best_metrics={"n": 1.0})
+    trials.report(number, epoch=2, value=0.5, metrics={"validation/loss": math.nan}, best_metrics={"n": 1.0})
+    clock.now += 7
+    trials.tell(number, "complete", run_id="r1")
+    ended(trials, "failed", reason="ValueError: no")
+    study = load_study(storage, "s")
+    assert again(storage, clock).records == trials.records
+    assert trials.records[0].duration_s == 7
+    history = history_of(study.trials[0])
+    assert history[1] == {"validation/loss": 0.5, "n": 1.0}
+    assert math.isnan(history[2]["validation/loss"])
+
+
+def test_a_study_of_another_program_is_read_too():
+    study = optuna.create_study()
+    trial = study.ask()
+    trial.suggest_float("x", 0, 1)
+    trial.report(0.25, 3)
+    study.tell(trial, state=TrialState.PRUNED)
+    study.ask()
+    (record,) = Trials(study, section=SECTION, objectives=LOSS).records
+    assert (record.status, record.value, record.epochs, record.params) == ("pruned", 0.25, 3, trial.params)
+
+
+def test_nothing_is_written_before_it_is_flushed(study, trials):
+    number = trials.ask().number
+    report(trials, number, [0.5])
+    trials.tell(number, "complete")
+    assert study.trials[0].state == TrialState.RUNNING
+    trials.ask()
+    assert study.trials[0].state == TrialState.COMPLETE
+
+
+def test_a_storage_that_refuses_keeps_everything_for_the_next_time(tmp_path, study, trials):
+    number = trials.ask().number
+    report(trials, number, [0.5, 0.4])
+    trials.tell(number, "complete")
+    with closing(sqlite3.connect(tmp_path / "optuna.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StorageError, match="Optuna's study s cannot be used: database is locked"):
+            trials.flush()
+        other.rollback()
+    trials.flush()
+    assert (study.trials[0].value, study.trials[0].intermediate_values) == (0.4, {1: 0.5, 2: 0.4})
+
+
+def test_an_end_whose_answer_was_lost_is_told_again_without_harm(storage, study, trials, clock):
+    number = trials.ask().number
+    other = again(storage, clock)
+    other.reopen()
+    for teller in (trials, other):
+        report(teller, number, [0.5])
+        teller.tell(number, "complete")
+        teller.flush()
+    assert study.trials[0].value == 0.5
+
+
+def test_a_trial_that_another_process_ended_otherwise_is_an_error_and_stops_no_later_write(storage, study, trials):
+    first, second = trials.ask().number, trials.ask().number
+    load_study(storage, "s").tell(first, state=TrialState.FAIL)
+    report(trials, first, [0.5])
+    report(trials, second, [0.5])
+    trials.tell(first, "complete")
+    trials.tell(second, "complete")
+    with pytest.raises(StorageError, match=r"ended by another process: FAIL there, COMPLETE here"):
+        trials.flush()
+    trials.flush()
+    assert study.trials[second].state == TrialState.COMPLETE
+
+
+def test_what_is_fixed_in_advance_is_not_drawn_and_the_rest_is(storage, study, clock):
+    points = [{"train.lr": 0.01, "train.optimizer": "adamw"}, {"train.optimizer": "sgd"}, None]
+    trials = Trials(study, section=SECTION, objectives=LOSS, point=lambda index: points[index], clock=clock)
+    assert trials.ask().params == points[0]
+    second = trials.ask().params
+    assert second["train.optimizer"] == "sgd"
+    assert {"train.lr", "train.momentum"} <= second.keys()
+    # The third point is asked for by its index, also by another process.
+    third = Trials(
+        load_study(storage, "s"), section=SECTION, objectives=LOSS, point=lambda index: {"train.lr": index / 100}
+    )
+    assert third.ask().params["train.lr"] == 0.02
+
+
+def test_a_running_trial_is_taken_up_with_its_parameters_and_what_it_reported(storage, clock, trials):
+    first = trials.ask()
+    report(trials, first.number, [0.5, 0.4])
+    trials.flush()
+    other = again(storage, clock)
+    assert (other.asked, other.open) == (1, ())
+    (opened,) = other.reopen()
+    assert (opened.number, opened.params, opened.value, opened.epochs) == (0, first.params, 0.4, 2)
+    assert (other.asked, other.open) == (1, (0,))
+    assert other.ask().number == 1
+
+
+def test_a_trial_that_goes_on_from_an_older_checkpoint_may_report_an_epoch_again(storage, clock, trials, study):
+    number = trials.ask().number
+    report(trials, number, [0.5, 0.4, 0.3])
+    trials.flush()
+    other = again(storage, clock)
+    other.reopen()
+    report(other, number, [0.41, 0.3, 0.2], first_epoch=2)
+    other.tell(number, "complete")
+    other.flush()
+    assert study.trials[0].intermediate_values == {1: 0.5, 2: 0.41, 3: 0.3, 4: 0.2}
+
+
+def test_a_suspended_trial_waits_and_goes_on_with_all_it_knew(storage, clock, trials, study):
+    first = trials.ask()
+    report(trials, first.number, [0.5, 0.4], latency_ms=3.0)
+    clock.now += 30
+    trials.suspend(first.number)
+    trials.flush()
+    assert (study.trials[0].state, trials.open, trials.asked, trials.records) == (TrialState.WAITING, (), 1, ())
+    other = again(storage, clock)
+    (opened,) = other.reopen()
+    assert study.trials[0].state == TrialState.RUNNING
+    assert (opened.params, opened.value, opened.epochs) == (first.params, 0.4, 2)
+    assert opened.metrics == {"validation/loss": 0.4, "latency_ms": 3.0}
+    assert sorted(opened.history) == [1, 2]
+    clock.now += 5
+    assert other.tell(0, "pruned").duration_s == 35
+
+
+def test_a_failing_draw_leaves_one_trial_that_the_next_ask_draws(storage, study, clock):
+    points = iter([{"train.optimizer": "none of them"}])
+    trials = Trials(study, section=SECTION, objectives=LOSS, point=lambda _: next(points), clock=clock)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="none of them"):
+            trials.ask()
+    assert len(study.trials) == 1
+
+
+def test_a_trial_that_another_program_adds_does_not_confuse_the_numbers(storage, trials):
+    trials.ask()
+    storage.create_new_trial(load_study(storage, "s")._study_id)
+    assert trials.ask().number == 2
+
+
+def test_several_objectives_are_all_told(storage, clock):
+    study = create_study(storage, "s", objectives=BOTH)
+    trials = Trials(study, section=SECTION, objectives=BOTH, clock=clock)
+    record = ended(trials, "complete", [0.5, 0.4], latency_ms=3.0)
+    stopped = ended(trials, "pruned", [0.6], latency_ms=2.0)
+    assert (record.value, record.values, study.trials[0].values) == (0.4, (0.4, 3.0), [0.4, 3.0])
+    assert (stopped.values, study.trials[1].state) == ((0.6, 2.0), TrialState.PRUNED)
+    assert study.trials[0].intermediate_values == {}
+    assert again(storage, clock, objectives=BOTH).records == trials.records
+
+
+def test_a_trial_without_one_of_several_objectives_fails(storage, clock):
+    study = create_study(storage, "s", objectives=BOTH)
+    trials = Trials(study, section=SECTION, objectives=BOTH, clock=clock)
+    assert ended(trials, "complete", [0.5]).reason == "its objective latency_ms was never reported"
+    assert ended(trials, "complete", [0.5], latency_ms=math.nan).reason == "its objective latency_ms is nan"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
+def test_every_sampler_draws_from_a_history_with_constraints_and_learns_which_were_broken(storage, clock, sampler):
+    section = SweepSection(
+        startup_trials=2, space=SPACE, sampler=sampler, constraints={"latency_ms": Threshold(max=3.0)}
+    )
+    study = create_study(storage, "s", objectives=LOSS)
+    trials = Trials(study, section=section, objectives=LOSS, clock=clock)
+    kept = ended(trials, "complete", [0.5], latency_ms=2.0)
+    broken = ended(trials, "complete", [0.4], latency_ms=5.0)
+    stopped = ended(trials, "pruned", [0.4], latency_ms=4.0)
+    ended(trials, "complete", [0.3], latency_ms=1.0)
+    assert [kept.feasible, broken.feasible, stopped.feasible] == [True, False, False]
+    assert [trial.constraints for trial in study.trials[:3]] == [
+        {"latency_ms max": -1.0},
+        {"latency_ms max": 2.0},
+        {"latency_ms max": 1.0},
+    ]
+    assert again(storage, clock, section=section).records == trials.records
+    assert trials.ask().number == 4
+
+
+@pytest.mark.parametrize(
+    ("best", "reason"),
+    [
+        ({}, "its constraint latency_ms was never reported"),
+        ({"latency_ms": math.inf}, "its constraint latency_ms is inf"),
+    ],
+)
+def test_a_trial_that_cannot_be_held_against_a_constraint_fails(study, clock, best, reason):
+    section = SECTION.model_copy(update={"constraints": {"latency_ms": Threshold(max=3.0)}})
+    record = ended(Trials(study, section=section, objectives=LOSS, clock=clock), "complete", [0.5], **best)
+    assert (record.status, record.reason) == ("failed", reason)
+
+
+def test_open_trials_say_once_a_minute_that_they_live(storage, study, trials, clock):
+    number = trials.ask().number
+    beats = _beats(storage)
+    trials.heartbeat()
+    assert beats() == 0
+    clock.now += 60
+    trials.heartbeat()
+    assert beats() == 1
+    clock.now += 600
+    trials.heartbeat()
+    trials.tell(number, "failed")
+    trials.flush()
+    assert (beats(), study.trials[0].state) == (1, TrialState.FAIL)
+
+
+def _beats(storage):
+    def count():
+        with storage.engine.connect() as connection:
+            return connection.execute(text("SELECT count(*) FROM trial_heartbeats")).scalar()
+
+    return count
+
+
+def test_the_newest_thousand_epochs_are_kept(storage, study, trials):
+    number = trials.ask().number
+    for epoch in range(1, 1103):
+        trials.report(number, epoch=epoch, value=math.nan, metrics={"n": float(epoch)}, best_metrics={})
+    trials.tell(number, "failed")
+    trials.flush()
+    assert (min(history_of(study.trials[0])), len(history_of(study.trials[0]))) == (103, 1000)
+
+
+def test_a_short_trial_costs_the_database_one_write_for_each_of_its_parts(storage, study, trials):
+    """One to make it, one for each parameter, one each for its report, its attribute and its end."""
+    written, writes = [], []
+    event.listen(storage.engine, "before_cursor_execute", lambda _c, _cur, sql, *_: written.append(not _reads(sql)))
+
+    @event.listens_for(storage.engine, "commit")
+    def _count(_connection):
+        writes.append(any(written))
+        written.clear()
+
+    number = trials.ask().number
+    report(trials, number, [0.5])
+    trials.tell(number, "complete")
+    trials.flush()
+    assert sum(writes) == 1 + len(study.trials[0].params) + 3
+
+
+def _reads(statement):
+    return statement.lstrip().upper().startswith(("SELECT", "PRAGMA"))

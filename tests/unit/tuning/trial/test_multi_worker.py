@@ -1,0 +1,50 @@
+"""What workers report becomes epochs, each once, and a trial's folder is a run's place."""
+
+from __future__ import annotations
+
+import pytest
+
+from raymlops.training.events import Event, words
+from raymlops.training.loop.context import Outcome
+from raymlops.tuning.trial.multi_worker import EpochWriter, place_of
+
+
+@pytest.fixture
+def passed():
+    return []
+
+
+@pytest.fixture
+def writer(passed):
+    def on_epoch(number, metrics, *, step):
+        passed.append((number, metrics, step))
+        return False
+
+    return EpochWriter(on_epoch, after=1)
+
+
+def epoch(number, loss):
+    return Event("epoch", epoch=number, step=10 * number, metrics={"loss": loss})
+
+
+def test_each_epoch_is_passed_on_once_however_often_the_workers_began_again(writer, passed):
+    for event in (epoch(1, 9.0), epoch(2, 0.2), words("a worker died"), epoch(2, 0.2), epoch(3, 0.3)):
+        writer(event)
+    assert passed == [(2, {"loss": 0.2}, 20), (3, {"loss": 0.3}, 30)]
+
+
+def test_epochs_whose_events_were_lost_come_from_the_history(writer, passed):
+    writer(epoch(3, 0.3))
+    writer.close(Outcome(history=[{"loss": 0.1}, {"loss": 0.2}, {"loss": 0.3}, {"loss": 0.4}], steps=40))
+    assert [(number, metrics["loss"]) for number, metrics, _ in passed] == [(3, 0.3), (2, 0.2), (4, 0.4)]
+
+
+@pytest.mark.parametrize(
+    ("folder", "checkpoints"),
+    [
+        ("/data/sweeps/s/trials/7", "/data/sweeps/s/trials/7/checkpoints"),
+        ("s3://b/sweeps/s/trials/7?region=eu", "s3://b/sweeps/s/trials/7/checkpoints?region=eu"),
+    ],
+)
+def test_checkpoints_are_where_every_trial_s_are(folder, checkpoints):
+    assert place_of(folder).checkpoints_uri == checkpoints
