@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raymlops.arrays import Column
     from raymlops.config.load import load
     from raymlops.config.schema import ProjectSpec
     from raymlops.errors import RaymlopsError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from raymlops.recipe import RecipeBase, RecipeConfig, Splits
     from raymlops.serving.client.async_client import AsyncClient
     from raymlops.serving.client.client import Client
-    from raymlops.signature import Column, Signature
+    from raymlops.signature import Signature
 
 __version__ = "0.1.0"
 

@@ -38,7 +38,8 @@ from raymlops.records import Record
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raymlops.signature import Column, Columns, Signature
+    from raymlops.arrays import Column, Columns
+    from raymlops.signature import Signature
 
 Kind = Literal["probability", "class", "vector", "number", "recipe", "none"]
 KINDS: tuple[Kind, ...] = ("probability", "class", "vector", "number", "recipe", "none")

@@ -8,21 +8,25 @@ read one by one, which names the problems or finds that there are none. Both way
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from raymlops.errors import RowProblem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy.typing as npt
-
-    from raymlops.signature import Column
-
     Array = npt.NDArray[Any]
+
+
+ColumnType = Literal["float", "int", "bool", "string"]
+
+Columns = Mapping[str, npt.NDArray[Any]]
 
 MAX_PROBLEMS = 20
 MISSING = object()
@@ -30,6 +34,61 @@ MISSING = object()
 INT64 = (-(2**63), 2**63 - 1)
 FLOAT64 = float(np.finfo(np.float64).max)
 DTYPES: dict[str, Any] = {"float": np.float64, "int": np.int64, "bool": np.bool_, "string": object}
+
+_JSON_TYPES: dict[str, dict[str, Any]] = {
+    "float": {"type": "number", "minimum": -FLOAT64, "maximum": FLOAT64},
+    "int": {"type": "integer", "minimum": INT64[0], "maximum": INT64[1]},
+    "bool": {"type": "boolean"},
+    "string": {"type": "string"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One named, typed column.
+
+    ``shape`` is the shape of one value: ``()`` for a scalar, ``(8, 8)`` for a tensor, None for a free dimension.
+    ``categories`` are the values known at training time; ``unknown`` says what a request with
+    another one gets: ``"accept"`` (the recipe encodes it as unknown) or ``"reject"`` (an error).
+    """
+
+    name: str
+    type: ColumnType
+    nullable: bool = False
+    shape: tuple[int | None, ...] = ()
+    categories: tuple[str, ...] | None = None
+    unknown: Literal["accept", "reject"] = "accept"
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            msg = "a column needs a name"
+            raise ValueError(msg)
+        if self.type not in DTYPES:
+            msg = f"column {self.name!r}: type {self.type!r} is not one of {', '.join(DTYPES)}"
+            raise ValueError(msg)
+        if self.shape and self.type == "string":
+            msg = f"column {self.name!r}: a string column has no shape"
+            raise ValueError(msg)
+        if self.nullable and (self.type == "bool" or self.shape):
+            msg = f"column {self.name!r}: only scalar float, int and string columns can be nullable"
+            raise ValueError(msg)
+
+    def json_schema(self) -> dict[str, Any]:
+        """Return the JSON Schema of one value."""
+        schema: dict[str, Any] = dict(_JSON_TYPES[self.type])
+        if self.categories is not None and self.unknown == "reject":
+            schema["enum"] = [*self.categories, *([None] if self.nullable else [])]
+        for size in reversed(self.shape):
+            schema = {"type": "array", "items": schema}
+            if size is not None:
+                schema |= {"minItems": size, "maxItems": size}
+        if self.nullable:
+            schema["type"] = [schema["type"], "null"]
+        if self.description:
+            schema["description"] = self.description
+        return schema
+
 
 _LARGEST = int(FLOAT64)
 _SAFE = float(2**62)

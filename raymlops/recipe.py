@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from raymlops.signature import Columns
+    from raymlops.arrays import Columns
 
 _OURS = str(Path(__file__).parent / "_")[:-1]
 _SHIPPED = str(Path(__file__).parent / "recipes" / "_")[:-1]

@@ -19,7 +19,7 @@ from raymlops.bundle.code import own_version
 from raymlops.bundle.imports import import_module
 from raymlops.errors import BundleError, NonFiniteError, RaymlopsError, RecipeError, RecipeImportError
 from raymlops.recipe import RecipeBase, call_recipe, map_tensors, resolve, to_device
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 from raymlops.storage.filesystem import locate
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from raymlops.signature import Columns
+    from raymlops.arrays import Column, Columns
     from raymlops.storage.filesystem import Location
 
 Array = npt.NDArray[Any]

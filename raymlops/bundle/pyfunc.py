@@ -23,13 +23,14 @@ from raymlops.bundle.code import own_version
 from raymlops.bundle.load import LoadedModel, load
 from raymlops.bundle.verify import MANIFEST, SIGNATURE, fetch, read_file, read_manifest
 from raymlops.errors import BundleError
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 
 if TYPE_CHECKING:
     import os
 
     import pandas as pd
 
+    from raymlops.arrays import Column
     from raymlops.records import BundleRef
 
 DIGEST_TAG = "raymlops.digest"

@@ -12,15 +12,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
-from dataclasses import dataclass
-from math import ceil, floor, inf
-from typing import TYPE_CHECKING, Literal
+from math import ceil
+from typing import TYPE_CHECKING
 
 from raymlops.cluster import holders
+from raymlops.cluster.fit import (
+    _HINTS,
+    Ask,
+    decide,
+    remedy,
+    room,
+    some_end,
+)
 from raymlops.cluster.growth import autoscaler_growth
 from raymlops.errors import InsufficientResourcesError
-from raymlops.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -67,89 +72,6 @@ class Places:
 
     def _ask(self, workers: int) -> Ask:
         return Ask(workers, self._cpus_per_worker, self._gpus_per_worker, self._purpose)
-
-
-SERVED = "Serve application "
-"""Begins the name of a holder that answers requests."""
-_EPSILON = 1e-6
-"""Ray counts resources in steps of 1e-4; ten workers of 0.1 CPU must fit one CPU."""
-
-
-@dataclass(frozen=True)
-class Ask(Record):
-    """Equal workers that must run at the same time."""
-
-    workers: int
-    cpus_per_worker: float
-    gpus_per_worker: float = 0.0
-    purpose: str = "this run"
-
-    @property
-    def each(self) -> dict[str, float]:
-        """Return what one worker reserves."""
-        wanted = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
-        return {name: amount for name, amount in wanted.items() if amount > 0}
-
-
-@dataclass(frozen=True)
-class Holder(Record):
-    """Who holds resources now."""
-
-    name: str
-    resources: dict[str, float]
-
-    def __str__(self) -> str:
-        return f"{self.name}: {show(self.resources) or 'amount unknown'}"
-
-
-@dataclass(frozen=True)
-class Verdict(Record):
-    """``fits`` now, ``grows`` to fit when asked, is ``busy`` and may fit later, or can ``never`` fit."""
-
-    kind: Literal["fits", "grows", "busy", "never"]
-    message: str
-
-
-def decide(
-    asked: Ask,
-    *,
-    total: Sequence[Resources],
-    available: Sequence[Resources],
-    growth: Sequence[Resources] | None = (),
-    holders: Sequence[Holder] = (),
-) -> Verdict:
-    """Decide whether workers fit a cluster of these nodes.
-
-    ``total`` and ``available`` are the nodes' resources, all and free; ``growth`` the nodes that an autoscaler
-    may still add (None: it may add some, but its limit cannot be read). A worker never spans nodes, and all
-    workers are equal, so that counting how many fit each node is exact.
-    """
-    want = f"{asked.purpose} asks for {_plural(asked.workers, 'worker')} of {show(asked.each)}"
-    if (now := room(asked, available)) >= asked.workers:
-        return Verdict("fits", f"{want}; there is room for {_count(now)}")
-    if growth is None:
-        return Verdict("grows", f"{want}; there is room for {now}, and the autoscaler's limit is not known here")
-    if now + room(asked, growth) >= asked.workers:
-        return Verdict(
-            "grows", f"{want}; there is room for {now}, and the autoscaler may add {_plural(len(growth), 'node')}"
-        )
-    most = room(asked, [*total, *growth])
-    held = "\n".join(f"  held by {holder}" for holder in holders) or "  nothing else is held"
-    if most >= asked.workers:
-        return Verdict("busy", f"{want}; there is room for {now} now, and for {most} when nothing else runs\n{held}")
-    size = f"{show(add([*total, *growth])) or 'no CPU'} on {_plural(len(total) + len(growth), 'node')}"
-    if growth:
-        size += f", {len(growth)} of which the autoscaler would add"
-    return Verdict("never", f"{want}; this cluster holds at most {most} of them: it has {size}\n{held}")
-
-
-def room(asked: Ask, nodes: Sequence[Resources]) -> int | float:
-    """Return how many workers the nodes can hold; infinite when a worker reserves nothing."""
-    if not asked.each:
-        return inf
-    return sum(
-        min(floor((node.get(name, 0.0) + _EPSILON) / amount) for name, amount in asked.each.items()) for node in nodes
-    )
 
 
 def check_fits(
@@ -199,42 +121,6 @@ def check_fits(
         time.sleep(min(1.0, left))
 
 
-_HINTS = {
-    "never": "lower the workers or the share of each (train.num_workers, train.cpus_per_worker), or add nodes",
-    "busy": "wait for the others, end them, or raise cluster.wait_s",
-}
-
-
-def some_end(holders: Sequence[Holder]) -> bool:
-    """Return whether a holder ends by itself, as jobs do and what is served does not."""
-    return any(not holder.name.startswith(SERVED) for holder in holders)
-
-
-def remedy(holders: Sequence[Holder]) -> str:
-    """Return how to end what is served and may not be needed; empty where nothing is served."""
-    if not any(holder.name.startswith(SERVED) for holder in holders):
-        return ""
-    return (
-        "`raymlops status` shows which versions are only kept warm, "
-        "`raymlops deploy NAME --remove --version N` ends one"
-    )
-
-
-def add(parts: Sequence[Resources]) -> dict[str, float]:
-    """Return the sum of resources, by name."""
-    total: Counter[str] = Counter()
-    for part in parts:
-        for name, amount in part.items():
-            total[name] += amount  # type: ignore[assignment]
-    return dict(total)
-
-
-def show(resources: Resources) -> str:
-    """Return CPUs and GPUs for a person: ``4 CPU, 1 GPU``."""
-    shown = ((name, resources.get(name, 0.0)) for name in ("CPU", "GPU"))
-    return ", ".join(f"{round(amount, 4):g} {name}" for name, amount in shown if amount)
-
-
 def logical_cpus(wanted: float | None) -> int:
     """Return the CPUs that a cluster of our own offers: what is wanted, else all this process may use.
 
@@ -254,11 +140,3 @@ def _quota() -> int:
         return 2**31 if quota == "max" else ceil(int(quota) / int(period))
     except (OSError, ValueError):
         return 2**31
-
-
-def _count(room_now: float) -> str:
-    return "any number" if room_now == inf else str(room_now)
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

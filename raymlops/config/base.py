@@ -1,18 +1,14 @@
-"""What every section of a configuration is made of: strict models, names, URIs, references to credentials.
+"""What every section of a configuration is made of: strict models and names.
 
 Owns the rules that hold for all fields of these kinds. Knows no section.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-
-from raymlops.config.credentials import ADVICE, holds_credential
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class Spec(BaseModel):
@@ -38,39 +34,4 @@ def _name(value: str) -> str:
     return value
 
 
-def _no_credentials(value: str) -> str:
-    if holds_credential(value):
-        raise ValueError(ADVICE)
-    return value
-
-
 Name = Annotated[str, AfterValidator(_name)]
-
-
-class SecretRef(Spec):
-    """Where a credential is to be read from when it is needed; never the credential itself."""
-
-    env: str | None = Field(None, description="name of an environment variable")
-    file: str | None = Field(None, description="path of a file whose first line is the value")
-
-    @model_validator(mode="after")
-    def _one(self) -> SecretRef:
-        if (self.env is None) == (self.file is None):
-            msg = "write exactly one of env: NAME and file: PATH"
-            raise ValueError(msg)
-        return self
-
-    def read(self) -> str:
-        """Return the value.
-
-        Raises:
-            KeyError: the environment variable is not set.
-            OSError: the file cannot be read.
-        """
-        if self.env is not None:
-            return os.environ[self.env]
-        return Path(str(self.file)).expanduser().read_text(encoding="utf-8").splitlines()[0].strip()
-
-
-Uri = Annotated[str, AfterValidator(_no_credentials)]
-UriOrRef = Uri | SecretRef

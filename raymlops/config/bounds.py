@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.config import shape
 from raymlops.config.messages import Finding, check, got
-from raymlops.config.schema import TrainSection
 from raymlops.config.sweep import words
+from raymlops.config.train import TrainSection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.paths import local_path
-from raymlops.config.schema import SweepSection
+from raymlops.config.sweep import SweepSection
 from raymlops.errors import UsageError
 
 if TYPE_CHECKING:

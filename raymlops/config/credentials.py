@@ -1,17 +1,19 @@
-"""Credentials: found inside text and refused or blacked out there, and read from where a reference says.
+"""Credentials: rejected or masked where text holds one, and read from where a reference points.
 
 No message of this module repeats one.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Annotated
 
+from pydantic import AfterValidator, Field, model_validator
+
+from raymlops.config.base import Spec
 from raymlops.errors import ConfigError, Problem
-
-if TYPE_CHECKING:
-    from raymlops.config.base import SecretRef
 
 ADVICE = "holds a credential; where the field takes it write {env: NAME} or {file: PATH}, and put the value there"
 
@@ -53,3 +55,39 @@ def resolve(value: str | SecretRef, field: str) -> str:
     if not text:
         raise ConfigError([Problem(field, f"{value.env or value.file} is empty")])
     return text
+
+
+class SecretRef(Spec):
+    """Where a credential is to be read from when it is needed; never the credential itself."""
+
+    env: str | None = Field(None, description="name of an environment variable")
+    file: str | None = Field(None, description="path of a file whose first line is the value")
+
+    @model_validator(mode="after")
+    def _one(self) -> SecretRef:
+        if (self.env is None) == (self.file is None):
+            msg = "write exactly one of env: NAME and file: PATH"
+            raise ValueError(msg)
+        return self
+
+    def read(self) -> str:
+        """Return the value.
+
+        Raises:
+            KeyError: the environment variable is not set.
+            OSError: the file cannot be read.
+        """
+        if self.env is not None:
+            return os.environ[self.env]
+        return Path(str(self.file)).expanduser().read_text(encoding="utf-8").splitlines()[0].strip()
+
+
+def _no_credentials(value: str) -> str:
+    if holds_credential(value):
+        raise ValueError(ADVICE)
+    return value
+
+
+Uri = Annotated[str, AfterValidator(_no_credentials)]
+
+UriOrRef = Uri | SecretRef

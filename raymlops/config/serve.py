@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from raymlops.config.base import Spec, Uri
+from raymlops.config.base import Spec
+from raymlops.config.credentials import Uri
 
 
 def _frozen(value: Any) -> Any:

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+if TYPE_CHECKING:
     from pydantic import GetJsonSchemaHandler
     from pydantic_core import CoreSchema
 
@@ -158,3 +161,13 @@ def _conditions(when: Any) -> dict[str, tuple[Scalar, ...]]:
 
 def _is_scalar(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
+
+
+def exists(distribution: Distribution, params: Mapping[str, Scalar]) -> bool:
+    """Say whether a parameter exists beside others: each that its ``when`` names does, with one of the values given."""
+    return all(parent in params and _among(params[parent], values) for parent, values in distribution.when.items())
+
+
+def _among(value: Scalar, allowed: tuple[Scalar, ...]) -> bool:
+    # Python holds True equal to 1; in a configuration they are different values. 2 and 2.0 are the same number.
+    return any(value == other and isinstance(value, bool) is isinstance(other, bool) for other in allowed)

@@ -6,15 +6,147 @@ broken rule has the path below ``sweep`` of the field to change, so that a file'
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from raymlops.config.base import Spec
+from raymlops.config.space import Distribution, _among, parse_distribution
+from raymlops.config.train import MAX_WORKERS, TrainSection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from raymlops.config.schema import SweepSection
-    from raymlops.config.space import Distribution, Scalar
+    from raymlops.config.space import Scalar
+
+
+def _space_key(key: str) -> str:
+    """Check the name of a searched field; the recipe's own fields are known to ``project`` alone."""
+    section, _, field = key.partition(".")
+    if section == "train":
+        if field not in TrainSection.model_fields:
+            near = get_close_matches(field, TrainSection.model_fields, n=1)
+            advice = f"did you mean 'train.{near[0]}'?" if near else f"known: {', '.join(TrainSection.model_fields)}"
+            msg = f"{field!r} is not a field of train; {advice}"
+            raise ValueError(msg)
+    elif not re.fullmatch(r"recipe\.config\.\w+", key):
+        msg = f"{key!r} cannot be searched; a key is train.FIELD or recipe.config.FIELD"
+        raise ValueError(msg)
+    return key
+
+
+SpaceKey = Annotated[str, AfterValidator(_space_key)]
+
+
+class Threshold(Spec):
+    """A bound that a test metric must keep."""
+
+    min: float | None = Field(None, description="smallest value that passes")
+    max: float | None = Field(None, description="largest value that passes")
+
+    @model_validator(mode="after")
+    def _some(self) -> Threshold:
+        if self.min is None and self.max is None:
+            msg = "write min, max or both"
+            raise ValueError(msg)
+        if self.min is not None and self.max is not None and self.min > self.max:
+            msg = f"min {self.min} is above max {self.max}"
+            raise ValueError(msg)
+        return self
+
+
+class PriceSection(Spec):
+    """What an hour of what a sweep reserves costs."""
+
+    cpu_hour: float = Field(0.0, ge=0, description="price of one CPU for an hour")
+    gpu_hour: float = Field(0.0, ge=0, description="price of one GPU for an hour")
+    currency: str = Field("USD", min_length=1, max_length=8, description="shown beside amounts")
+
+
+Mode = Literal["min", "max"]
+
+
+class SweepSection(Spec):
+    """A search for a better configuration."""
+
+    metric: str | None = Field(None, description="to optimise; default: train.metric")
+    mode: Mode | None = Field(None, description="default: train.mode; needed where metric is not train.metric")
+    objectives: dict[str, Mode] = Field(
+        default_factory=dict, description="metric: min or max, of several at once, instead of metric and mode"
+    )
+    constraints: dict[str, Threshold] = Field(
+        default_factory=dict, description="metric: {min, max} that a winner must keep; samplers learn from them"
+    )
+    num_trials: int = Field(16, ge=1, description="configurations to try")
+    max_concurrent: int | None = Field(None, ge=1, description="trials at a time; default: what the cluster holds")
+    workers_per_trial: int = Field(
+        1, ge=1, le=MAX_WORKERS, description="1: a trial trains in a process that is kept warm; more: on Ray Train"
+    )
+    max_restarts: int = Field(1, ge=0, description="of a trial whose process died; lost nodes do not count")
+    checkpoint_every_s: float = Field(30.0, ge=0, description="seconds of training between checkpoints of a trial")
+    sampler: Literal["tpe", "gp", "random", "grid", "qmc", "nsga2"] = Field("tpe", description="how trials are drawn")
+    startup_trials: int = Field(8, ge=1, description="random trials before tpe or gp model anything")
+    seed: int = Field(0, ge=0, lt=2**32, description="seeds the sampler")
+    enqueue: list[dict[SpaceKey, Any]] = Field(
+        default_factory=list, description="start points, tried first; keys that a point leaves out are drawn"
+    )
+    scheduler: Literal["asha", "hyperband", "median", "none"] = Field(
+        "asha",
+        description="stops poor trials early; hyperband is the asynchronous one; default with objectives: none",
+    )
+    resource: str = Field("epoch", min_length=1, description="what schedulers count: epoch, step or a reported metric")
+    grace_period: float = Field(1.0, gt=0, description="of the resource, that every trial gets before it is stopped")
+    max_resource: float | None = Field(
+        None, gt=0, description="of the resource, that a whole trial takes; default: train.epochs, train.max_steps"
+    )
+    reduction_factor: int = Field(3, ge=2, description="asha and hyperband keep one in this many at each rung")
+    timeout_s: float | None = Field(None, gt=0, description="seconds of sweeping, over all resumes, at most")
+    max_cpu_hours: float | None = Field(None, gt=0, description="CPU-hours reserved by trials, at most")
+    max_gpu_hours: float | None = Field(None, gt=0, description="GPU-hours reserved by trials, at most")
+    max_cost: float | None = Field(None, gt=0, description="money, by price, at most")
+    price: PriceSection = Field(PriceSection(), description="{cpu_hour, gpu_hour, currency}, for max_cost")
+    target: float | None = Field(None, description="stop once a trial reaches this value of the metric")
+    patience: int | None = Field(None, ge=1, description="stop after this many ended trials without a better one")
+    space: Annotated[
+        dict[SpaceKey, Annotated[Distribution, BeforeValidator(parse_distribution)]],
+        Field(description="key.path: {float|int|categorical: ...}; keys are fields of train or recipe.config"),
+    ] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unscheduled(cls, data: Any) -> Any:
+        """Schedule nothing where there are several objectives, unless a scheduler was asked for, which is refused."""
+        if isinstance(data, dict) and data.get("objectives") and "scheduler" not in data:
+            return {**data, "scheduler": "none"}
+        return data
+
+    @model_validator(mode="after")
+    def _together(self) -> SweepSection:
+        errors = [
+            InitErrorDetails(
+                # With an input the sentence says what was got, as for any other field.
+                type=PydanticCustomError(
+                    "value_error" if rule.got is ... else "wrong_type", "{error}", {"error": rule.message}
+                ),
+                loc=rule.path,
+                input=rule.got,
+            )
+            for rule in broken(self)
+        ]
+        if errors:
+            raise ValidationError.from_exception_data(type(self).__name__, errors, hide_input=True)
+        return self
+
 
 HALVING = ("asha", "hyperband")
 """Schedulers that need to know how much a whole trial takes."""
@@ -37,11 +169,6 @@ def broken(sweep: SweepSection) -> Iterator[Broken]:
         yield from _endless(sweep.space)
     for index, point in enumerate(sweep.enqueue):
         yield from _start_point(index, point, sweep.space)
-
-
-def exists(distribution: Distribution, params: Mapping[str, Scalar]) -> bool:
-    """Say whether a parameter exists beside others: each that its ``when`` names does, with one of the values given."""
-    return all(parent in params and _among(params[parent], values) for parent, values in distribution.when.items())
 
 
 def words(distribution: Distribution) -> str:
@@ -114,11 +241,6 @@ def _start_point(index: int, point: Mapping[str, Any], space: Mapping[str, Distr
                     needed = " or ".join(map(_shown, values))
                     now = f"is {_shown(point[parent])}" if parent in point else "is left out, which leaves it to chance"
                     yield Broken((*place, key), f"exists only where {parent} is {needed}; here it {now}")
-
-
-def _among(value: Scalar, allowed: tuple[Scalar, ...]) -> bool:
-    # Python holds True equal to 1; in a configuration they are different values. 2 and 2.0 are the same number.
-    return any(value == other and isinstance(value, bool) is isinstance(other, bool) for other in allowed)
 
 
 def _shown(value: Scalar) -> str:

@@ -22,7 +22,7 @@ from raymlops.errors import RecipeError
 from raymlops.recipe import RecipeBase, signature_of
 
 if TYPE_CHECKING:
-    from raymlops.signature import Column
+    from raymlops.arrays import Column
 
 Array = npt.NDArray[Any]
 

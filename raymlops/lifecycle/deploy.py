@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from raymlops.config.schema import ProjectSpec
-    from raymlops.lifecycle.live.change import Change, LineUp
+    from raymlops.lifecycle.live.lineup import Change, LineUp
     from raymlops.lifecycle.rollout.canary import Asked
     from raymlops.records import ModelVersionRef
     from raymlops.registry.versions import Registry
     from raymlops.serving.control.rest_api import ServeApi
-    from raymlops.state.store import AuditEvent, Deployment, State
+    from raymlops.state.audit import AuditEvent
+    from raymlops.state.store import Deployment, State
 
 OPENED = "serve.auth: open takes the API keys away, and the endpoint answers anybody from now on"
 
@@ -247,7 +248,8 @@ def remove(source: Source, *, overrides: Sequence[str] = (), env: str | None = N
     Raises:
         RefusedError, ClusterError: as ``deploy``.
     """
-    from raymlops.lifecycle.live.change import LineUp, change
+    from raymlops.lifecycle.live.change import change
+    from raymlops.lifecycle.live.lineup import LineUp
     from raymlops.lifecycle.rollout.canary import settle
 
     spec = spec_of(source, overrides=overrides, env=env)
@@ -310,7 +312,8 @@ def _back(
     spec: ProjectSpec, *, state: State, api: ServeApi, on_live: Callable[[int], None], follow: Callable[[int], None]
 ) -> DeploymentRecord:
     """Take a canary's share away, or give the route back."""
-    from raymlops.lifecycle.live.change import LineUp, change, record_of
+    from raymlops.lifecycle.live.change import change, record_of
+    from raymlops.lifecycle.live.lineup import LineUp
     from raymlops.lifecycle.rollout.canary import abort
 
     name, now = spec.project.name, datetime.now(UTC)
@@ -381,7 +384,8 @@ def _up(
     why: str,
 ) -> tuple[Change, bool]:
     """Bring a version up, and return also whether that takes the model's keys away."""
-    from raymlops.lifecycle.live.change import LineUp, change
+    from raymlops.lifecycle.live.change import change
+    from raymlops.lifecycle.live.lineup import LineUp
     from raymlops.lifecycle.rollout.canary import refuse_running
     from raymlops.serving.control.address import is_local, listening
     from raymlops.state.store import Deployment

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raymlops.errors import NotFoundError, RefusedError, UsageError
-from raymlops.lifecycle.live.change import LineUp, change
-from raymlops.lifecycle.live.lineup import champion_of, without
+from raymlops.lifecycle.live.change import change
+from raymlops.lifecycle.live.lineup import LineUp, champion_of, without
 from raymlops.lifecycle.rollout.canary import refuse_running
 from raymlops.lifecycle.sources import Source, opened, spec_of
 from raymlops.state.rollouts import running

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from raymlops.monitor.stats import TOP, category_summary, numeric_summary
 
 if TYPE_CHECKING:
-    from raymlops.signature import Columns
+    from raymlops.arrays import Columns
 
 VERSION = 1
 

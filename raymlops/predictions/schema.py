@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from raymlops.arrays import Column, Columns
     from raymlops.predictions.served import Served
-    from raymlops.signature import Column, Columns, Signature
+    from raymlops.signature import Signature
 
 FIELDS: dict[str, Any] = {
     "request_id": pa.string(),

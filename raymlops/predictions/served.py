@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from raymlops.signature import Columns
+    from raymlops.arrays import Columns
 
 Route = Literal["champion", "canary", "shadow", "pinned"]
 

@@ -24,9 +24,10 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
+from raymlops.arrays import Column, Columns
 from raymlops.errors import RecipeError
 from raymlops.recipe import RecipeBase, RecipeConfig, Splits
-from raymlops.signature import Column, Columns, Signature
+from raymlops.signature import Signature
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,9 +14,10 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
+from raymlops.arrays import Column, Columns
 from raymlops.errors import RecipeError
 from raymlops.recipe import RecipeBase, RecipeConfig, Splits
-from raymlops.signature import Column, Columns, Signature
+from raymlops.signature import Signature
 
 if TYPE_CHECKING:
     import numpy.typing as npt

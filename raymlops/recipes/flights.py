@@ -17,9 +17,10 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
+from raymlops.arrays import Column, Columns
 from raymlops.recipe import RecipeBase, RecipeConfig, Splits
 from raymlops.recipes.flights_features import CATEGORICAL, LABEL, NULLABLE, NUMERIC, Table, flight_table
-from raymlops.signature import Column, Columns, Signature
+from raymlops.signature import Signature
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

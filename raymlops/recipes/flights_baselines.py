@@ -14,9 +14,9 @@ from raymlops.errors import RecipeError
 from raymlops.recipes.flights_features import CATEGORICAL, LABEL
 
 if TYPE_CHECKING:
+    from raymlops.arrays import Columns
     from raymlops.recipe import Splits
     from raymlops.recipes.flights import Flights
-    from raymlops.signature import Columns
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Inverse regularisation ``C`` that is tried; the best log loss on the validation month wins."""

@@ -30,7 +30,8 @@ from raymlops.records import GateCheck, GateDecision
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from raymlops.config.schema import GateSection, Threshold
+    from raymlops.config.schema import GateSection
+    from raymlops.config.sweep import Threshold
 
     Totals = Mapping[str, npt.NDArray[np.float64]]
     Finalize = Callable[[Totals], Mapping[str, float]]

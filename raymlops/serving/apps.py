@@ -16,8 +16,8 @@ from ray import serve
 from starlette.responses import Response
 
 from raymlops.serving.arrival import from_client
-from raymlops.serving.control.render import DEPLOYMENT
 from raymlops.serving.index.gateway import Gateway
+from raymlops.serving.names import DEPLOYMENT
 from raymlops.serving.protocols.grpc_messages import METHODS, Wire
 from raymlops.serving.proxy.bounds import INDEX, KNOWN, TOLD, Bounds
 from raymlops.serving.replica.grpc_front import GrpcReply, call
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from ray.serve.grpc_util import RayServegRPCContext
     from starlette.requests import Request
 
+    from raymlops.arrays import Columns
     from raymlops.serving.asgi import Receive, Reply, Scope, Send
-    from raymlops.signature import Columns
 
 
 def model_app(args: dict[str, Any]) -> Application:

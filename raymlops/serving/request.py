@@ -13,8 +13,8 @@ from raymlops.predictions.served import Served
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from raymlops.arrays import Columns
     from raymlops.predictions.served import Route
-    from raymlops.signature import Columns
 
 PIN_HEADER = b"x-raymlops-version"
 HEADERS = frozenset(

@@ -257,7 +257,7 @@ def _expiry(expires_at: datetime | None, now: datetime) -> datetime | None:
 def _event(
     connection: Connection, action: str, key: KeyRecord, *, before: KeyRecord | None, why: str, actor: str | None
 ) -> None:
-    from raymlops.state.store import add_event  # which reads keys itself, and so imports this module
+    from raymlops.state.audit import add_event  # which reads keys itself, and so imports this module
 
     add_event(
         connection,

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -20,6 +20,7 @@ from raymlops.config.credentials import resolve
 from raymlops.config.paths import local_path
 from raymlops.errors import ConfigError, Problem, RefusedError, UsageError
 from raymlops.records import BundleRef, Record
+from raymlops.state.audit import AuditEvent, _now, add_event
 from raymlops.state.engine import aware, database_path, errors, open_engine, this_user
 from raymlops.state.identity import Owner, Recorded, owner_in
 from raymlops.state.keys import KeyRecord, keys_in
@@ -40,10 +41,6 @@ _CHANGES_KEY = 7_206_517_312  # any number that is ours: Postgres' advisory lock
 _PAGE = 50
 """Audit events that are read at once."""
 _log = logging.getLogger(__name__)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True)
@@ -96,24 +93,6 @@ class Desired:
     def plus(self, deployments: Sequence[Deployment]) -> Desired:
         """Return it with more deployments."""
         return replace(self, deployments=(*self.deployments, *deployments))
-
-
-@dataclass(frozen=True)
-class AuditEvent(Record):
-    """One change: who, when, what, from what to what, and why."""
-
-    id: int
-    ts: datetime
-    actor: str
-    action: str
-    subject: str
-    before: Any
-    after: Any
-    why: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {**asdict(self), "ts": self.ts.isoformat()}
 
 
 class State:
@@ -370,21 +349,6 @@ def _deployment(row: Any) -> Deployment:
         shadow=row.shadow,
         created_at=aware(row.created_at),
     )
-
-
-def add_event(
-    connection: Connection,
-    *,
-    action: str,
-    subject: str,
-    before: Any = None,
-    after: Any = None,
-    why: str = "",
-    actor: str | None = None,
-) -> None:
-    """Add an audit event within a transaction; ``actor`` defaults to this user on this host."""
-    values = {"before": before, "after": after, "why": why, "action": action, "subject": subject}
-    connection.execute(sa.insert(audit).values(ts=_now(), actor=actor or this_user(), **values))
 
 
 def _say_waiting(holder: str) -> None:

@@ -13,10 +13,10 @@ import sqlalchemy as sa
 
 from raymlops.errors import RefusedError
 from raymlops.records import BundleRef, Record
+from raymlops.state.audit import add_event
 from raymlops.state.engine import aware
 from raymlops.state.schema import deployments
 from raymlops.state.schema import versions as table
-from raymlops.state.store import add_event
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

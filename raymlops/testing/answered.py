@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from raymlops.answer_loss import AnswerLoss
+    from raymlops.arrays import Column
     from raymlops.recipe import RecipeBase
-    from raymlops.signature import Column
 
 _KINDS: dict[str, tuple[type, ...]] = {"float": (float, int), "int": (int,), "bool": (bool,), "string": (str,)}
 

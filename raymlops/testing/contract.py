@@ -34,7 +34,8 @@ from raymlops.training.answers import answer_loss
 if TYPE_CHECKING:
     from torch import nn
 
-    from raymlops.signature import Column, Columns, Signature
+    from raymlops.arrays import Column, Columns
+    from raymlops.signature import Signature
 
 ROWS = 32
 """Rows that a test draws from a split, at most."""

@@ -18,8 +18,8 @@ from raymlops.recipe import RecipeBase, signature_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from raymlops.arrays import Columns
     from raymlops.data.prepare import Prepared
-    from raymlops.signature import Columns
 
 LOSS_ROWS = 10_000
 """Validation rows by which the loss is chosen and its scale measured, about; a quantile of so many is within 2%."""

@@ -6,18 +6,26 @@ is updated in place. Knows nothing of training itself; sweeps show theirs with t
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TextIO
 
+from raymlops.display import (
+    LOG_EVERY_S,
+    NotebookPlace,
+    PlainDisplay,
+    Throttle,
+    kind_for,
+    logfmt_line,
+    running_in_notebook,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
-LOG_EVERY_S = 10.0
 TOLD = ("message", "restart")
 """Kinds of events that are words: they move no bar, and are shown whenever they come."""
 
@@ -70,16 +78,6 @@ class Display(Protocol):
     ) -> None: ...
 
 
-Kind = Literal["terminal", "notebook", "log"]
-
-
-def kind_for(*, isatty: bool, in_notebook: bool) -> Kind:
-    """Choose a display."""
-    if in_notebook:
-        return "notebook"
-    return "terminal" if isatty else "log"
-
-
 def display(stream: TextIO | None = None) -> Display:
     """Return the display for ``stream`` (default: stderr) and this process."""
     stream = sys.stderr if stream is None else stream
@@ -87,30 +85,6 @@ def display(stream: TextIO | None = None) -> Display:
     if kind == "notebook":
         return NotebookDisplay()
     return TerminalDisplay(stream) if kind == "terminal" else LogDisplay(stream)
-
-
-def running_in_notebook() -> bool:
-    """Return whether this process is a notebook's kernel."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return type(shell).__name__ == "ZMQInteractiveShell"
-
-
-class Throttle:
-    """Lets one call in ``every_s`` seconds through."""
-
-    def __init__(self, every_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._every_s = every_s
-        self._clock = clock
-        self._last = -math.inf
-
-    def due(self) -> bool:
-        """Return whether it is time again, and if so start the next wait."""
-        now = self._clock()
-        if now - self._last < self._every_s:
-            return False
-        self._last = now
-        return True
 
 
 def logfmt(event: Event) -> str:
@@ -132,38 +106,6 @@ def logfmt(event: Event) -> str:
     if event.message:
         pairs["msg"] = event.message
     return logfmt_line(pairs)
-
-
-def logfmt_line(pairs: Mapping[str, Any]) -> str:
-    """Return ``key=value`` pairs as one line, quoted where a value asks for it."""
-    return " ".join(f"{key}={_quoted(str(value))}" for key, value in pairs.items())
-
-
-class PlainDisplay:
-    """Base of a display that has nothing to open or to close."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-
-class NotebookPlace:
-    """One output of a notebook cell, updated in place; it needs IPython, which a notebook has."""
-
-    def __init__(self) -> None:
-        self._handle: Any = None
-
-    def show(self, html: str) -> None:
-        """Show the HTML, in place of what was shown before."""
-        from IPython.display import HTML  # type: ignore[import-not-found, unused-ignore]
-        from IPython.display import display as show
-
-        if self._handle is None:
-            self._handle = show(HTML(html), display_id=True)
-        else:
-            self._handle.update(HTML(html))
 
 
 class LogDisplay(PlainDisplay):
@@ -273,9 +215,3 @@ def _numbers(event: Event, metrics: Mapping[str, float]) -> list[str]:
         minutes, seconds = divmod(round(event.eta_s), 60)
         shown.append(f"{minutes}:{seconds:02d} left")
     return shown
-
-
-def _quoted(value: str) -> str:
-    if value and not any(character in value for character in ' "=\n'):
-        return value
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'

@@ -18,8 +18,9 @@ from raymlops.recipe import call_recipe, signature_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from raymlops.arrays import Columns
     from raymlops.data.prepare import Prepared, SplitData
-    from raymlops.signature import Columns, Signature
+    from raymlops.signature import Signature
 
 EXAMPLE_ROWS = 2
 _LOOKED_AT = 100

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from raymlops.config.schema import TrainSection
+    from raymlops.config.train import TrainSection
     from raymlops.project import Project
     from raymlops.training.checkpoints.saver import Saver
     from raymlops.training.events import Event

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from raymlops.config.schema import ProjectSpec, TrainSection
+    from raymlops.config.schema import ProjectSpec
+    from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
     from raymlops.recipe import Batch

@@ -25,7 +25,7 @@ from raymlops.tuning.stalls import Waiter
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from raymlops.config.schema import SweepSection
+    from raymlops.config.sweep import SweepSection
     from raymlops.records import TrialRecord
 
 

@@ -8,17 +8,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from raymlops.cluster.capacity import Ask, room
-from raymlops.config.sweep import HALVING, exists
+from raymlops.config.space import exists
+from raymlops.config.sweep import HALVING
 from raymlops.errors import ConfigError, UsageError, describe
-from raymlops.records import Objective
-from raymlops.tuning.search_space import by_chance, draw_order, how_many, point
+from raymlops.tuning.objectives import (
+    max_resource,
+    metric_of,
+    num_own_trials,
+)
+from raymlops.tuning.search_space import by_chance, draw_order, point
 from raymlops.tuning.study.storage import without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.config.space import Distribution
@@ -28,55 +32,6 @@ _DRAWS = 64
 """Random points of which one must hold: where it is one in twenty, all of them fail in 4 sweeps of 100."""
 _LISTED = 2_000
 """Points that are fixed in advance of which one must hold; a check of each takes a millisecond."""
-
-
-def objectives_of(spec: ProjectSpec) -> tuple[Objective, ...]:
-    """Return what the sweep optimises: one metric, or several as ``sweep.objectives`` has them."""
-    section = spec.sweep
-    if section.objectives:
-        return tuple(Objective(metric, mode) for metric, mode in section.objectives.items())
-    # train.mode holds for train.metric alone; check() refuses another metric without a mode of its own.
-    return (Objective(section.metric or spec.train.metric, section.mode or spec.train.mode),)
-
-
-def metric_of(spec: ProjectSpec) -> str:
-    """Return the name of the metric that the sweep optimises, of several the first."""
-    return objectives_of(spec)[0].metric
-
-
-def mode_of(spec: ProjectSpec) -> Literal["min", "max"]:
-    """Return whether that metric is to fall or to rise."""
-    return objectives_of(spec)[0].mode
-
-
-def max_resource(spec: ProjectSpec) -> float:
-    """Return how much of ``sweep.resource`` a whole trial takes, of several lengths the longest.
-
-    Infinity where nothing says it, which ``check`` refuses for schedulers that need to know.
-    """
-    section = spec.sweep
-    if section.max_resource is not None:
-        return section.max_resource
-    lengths = {"epoch": ("train.epochs", spec.train.epochs), "step": ("train.max_steps", spec.train.max_steps)}
-    key, length = lengths.get(section.resource, ("", None))
-    found: Sequence[Any] = section.space[key].ends() if key in section.space else (length,)
-    return math.inf if None in found else float(max(found))
-
-
-def num_own_trials(spec: ProjectSpec) -> int:
-    """Return how many trials the sweep is to try: ``num_trials``, or fewer where a grid has fewer points.
-
-    Raises:
-        UsageError: the grid has no end or too many points.
-    """
-    points = how_many(spec.sweep)
-    return spec.sweep.num_trials if points is None else min(spec.sweep.num_trials, points)
-
-
-def has_no_more(spec: ProjectSpec) -> bool:
-    """Return whether more than ``num_trials`` would be no more: the grid has no other points."""
-    points = how_many(spec.sweep)
-    return points is not None and points <= spec.sweep.num_trials
 
 
 def check(project: Project) -> None:
@@ -113,19 +68,6 @@ def refuse_sqlite(url: str, *, nodes: int) -> None:
             "a SQLite file lives on one",
             hint="Set storage.optuna to a PostgreSQL URL, as {env: NAME} where it holds a password.",
         )
-
-
-def concurrency(spec: ProjectSpec, nodes: Sequence[Mapping[str, float]]) -> int:
-    """Return how many trials run at a time: what the nodes hold, and no more than asked for.
-
-    ``nodes`` are the resources of each that the sweep may use: those that are free, and those that it uses already. A
-    trial of several workers is on as many nodes as it takes.
-    """
-    section = spec.train
-    each = Ask(1, section.cpus_per_worker, section.gpus_per_worker)
-    fits = int(room(each, nodes)) // spec.sweep.workers_per_trial
-    # At least one: it waits for what others hold, or for the node that an autoscaler adds.
-    return max(1, min(fits, spec.sweep.max_concurrent or fits, num_own_trials(spec)))
 
 
 def _check_metric(spec: ProjectSpec) -> None:

@@ -19,15 +19,14 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from raymlops.config.space import parse_distribution
-from raymlops.config.sweep import exists
+from raymlops.config.space import exists, parse_distribution
 from raymlops.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from raymlops.config.schema import SweepSection
     from raymlops.config.space import Distribution, Scalar
+    from raymlops.config.sweep import SweepSection
 
 
 def draw_order(space: Mapping[str, Distribution]) -> tuple[str, ...]:

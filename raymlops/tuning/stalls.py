@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raymlops.cluster.capacity import Ask, add, remedy, room, show, some_end
+from raymlops.cluster.fit import Ask, add, remedy, room, show, some_end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.cluster.capacity import Holder, Resources
+    from raymlops.cluster.capacity import Resources
+    from raymlops.cluster.fit import Holder
 
 STILL_S = 30.0
 AGAIN_S = 300.0

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from raymlops.errors import NotFoundError
-from raymlops.tuning.checks import objectives_of
 from raymlops.tuning.mlflow.sweep_run import STUDY, Parent
+from raymlops.tuning.objectives import objectives_of
 from raymlops.tuning.search_space import point
 from raymlops.tuning.study.records import without_steps
 from raymlops.tuning.study.storage import create_study, load_study

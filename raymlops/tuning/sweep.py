@@ -17,9 +17,10 @@ from raymlops.errors import SweepError, UsageError, describe
 from raymlops.records import SpentRecord, SweepRecord
 from raymlops.tuning import budget
 from raymlops.tuning.budget import Tally
-from raymlops.tuning.checks import check, has_no_more, num_own_trials, objectives_of, refuse_sqlite
+from raymlops.tuning.checks import check, refuse_sqlite
 from raymlops.tuning.execution.search import search
 from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, REPORT, Parent, before_of, study_of, sweep_of
+from raymlops.tuning.objectives import has_no_more, num_own_trials, objectives_of
 from raymlops.tuning.reporting.progress import said
 from raymlops.tuning.reporting.results import tags_of, write_best, write_report
 from raymlops.tuning.stores import Books, known_study, new_study

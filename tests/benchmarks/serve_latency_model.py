@@ -7,8 +7,9 @@ import torch
 from serve_latency_net import COLOURS, NUMBERS, Net
 from torch import nn
 
+from raymlops.arrays import Column
 from raymlops.recipe import RecipeBase, Splits
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 
 
 class Bench(RecipeBase):

@@ -17,9 +17,9 @@ from serving_bundles import MIXED_ROWS, mixed_bundle
 
 from raymlops.bundle.load import load
 from raymlops.serving.control import apply as applying
-from raymlops.serving.control.render import INDEX_APP, app_name
 from raymlops.serving.control.rest_api import ServeApi
 from raymlops.serving.control.start import free_port, start_proxy
+from raymlops.serving.names import INDEX_APP, app_name
 from raymlops.serving.protocols.grpc_messages import request_class
 from raymlops.state.keys import KeyRecord
 from raymlops.state.store import Deployment, Desired

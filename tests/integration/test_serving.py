@@ -20,9 +20,9 @@ from serving_bundles import scale_bundle
 from raymlops.errors import ClusterError, DeployError, InvalidRowsError
 from raymlops.serving.client.client import Client
 from raymlops.serving.control import apply as applying
-from raymlops.serving.control.render import INDEX_APP
 from raymlops.serving.control.rest_api import ServeApi
 from raymlops.serving.control.start import start_proxy
+from raymlops.serving.names import INDEX_APP
 from raymlops.state.store import Deployment, Desired
 
 if TYPE_CHECKING:

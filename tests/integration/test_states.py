@@ -24,8 +24,8 @@ from raymlops.config.serve import ServeSection
 from raymlops.errors import TakenError
 from raymlops.lifecycle.keys import bring
 from raymlops.lifecycle.live.bring_up import restored
-from raymlops.lifecycle.live.change import LineUp, change
-from raymlops.lifecycle.live.lineup import with_champion
+from raymlops.lifecycle.live.change import change
+from raymlops.lifecycle.live.lineup import LineUp, with_champion
 from raymlops.lifecycle.rollout.actor import _end_former, ensure_controller, mark_of
 from raymlops.lifecycle.rollout.controller import Controller
 from raymlops.lifecycle.rollout.evidence import Reports

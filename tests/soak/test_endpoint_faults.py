@@ -18,8 +18,8 @@ from steady_load import steady_load, table
 from two_nodes import two_nodes
 
 import raymlops as rm
-from raymlops.serving.control.render import INDEX_APP
 from raymlops.serving.control.rest_api import ServeApi
+from raymlops.serving.names import INDEX_APP
 
 pytestmark = pytest.mark.soak
 

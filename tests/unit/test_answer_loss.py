@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from raymlops.answer_loss import AnswerLoss, declared, fitted
-from raymlops.signature import Column, Signature
+from raymlops.arrays import Column
+from raymlops.signature import Signature
 
 NORMAL = np.random.default_rng(0).normal(size=4000)
 

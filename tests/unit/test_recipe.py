@@ -7,9 +7,10 @@ import pytest
 import torch
 from plain_recipe import Plain
 
+from raymlops.arrays import Column
 from raymlops.errors import RecipeError, RecipeImportError
 from raymlops.recipe import RecipeBase, RecipeConfig, batch_rows, call_recipe, reference_of, resolve
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 
 
 def test_an_import_string_leads_to_its_class():

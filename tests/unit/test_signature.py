@@ -7,8 +7,9 @@ import jsonschema
 import numpy as np
 import pytest
 
+from raymlops.arrays import Column
 from raymlops.errors import InvalidRowsError
-from raymlops.signature import MAX_PROBLEMS, Column, Signature
+from raymlops.signature import MAX_PROBLEMS, Signature
 
 SIGNATURE = Signature(
     inputs=(

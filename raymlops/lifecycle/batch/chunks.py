@@ -19,10 +19,10 @@ from raymlops.errors import InvalidRowsError, RaymlopsError, RowProblem
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from raymlops.arrays import Column, Columns
     from raymlops.bundle.load import LoadedModel
     from raymlops.data.parquet_files import GroupReader, ParquetFiles
     from raymlops.records import ModelVersionRef
-    from raymlops.signature import Column, Columns
 
 CHUNK_ROWS = 65_536
 """Rows of one output file. A larger row group is read once for each: that is cheap beside checking every value."""

@@ -19,13 +19,14 @@ from raymlops.lifecycle.live.lineup import BEGUN, beside, champion_of, without
 from raymlops.serving.control.apply import Api, apply, await_up, needed_replicas, send
 from raymlops.serving.control.details import configs, running_replicas, status_of
 from raymlops.serving.control.ownership import divide
-from raymlops.serving.control.render import app_name, render, settings_of
+from raymlops.serving.control.render import render, settings_of
+from raymlops.serving.names import app_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from raymlops.config.serve import ServeSection
-    from raymlops.lifecycle.live.change import LineUp
+    from raymlops.lifecycle.live.lineup import LineUp
     from raymlops.serving.control.details import Details
     from raymlops.serving.control.ownership import Division
     from raymlops.serving.control.rest_api import Room

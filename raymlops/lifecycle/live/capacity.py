@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from raymlops.cluster.capacity import Ask, add, room, show
+from raymlops.cluster.fit import Ask, add, room, show
 from raymlops.cluster.holders import group
 from raymlops.config.serve import ServeSection
 from raymlops.errors import InsufficientResourcesError
-from raymlops.serving.control.render import app_name
+from raymlops.serving.names import app_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -10,21 +10,22 @@ completes it. Who becomes what is the caller's to say.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raymlops.errors import ClusterError, RaymlopsError, TrackingError
 from raymlops.lifecycle.live.bring_up import SHORT_S, Cluster, begin, coming_up, give_up, places
-from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.lifecycle.live.lineup import Change, Decide, Follow, LineUp, champion_of
 from raymlops.records import DeploymentRecord
 from raymlops.serving.control.apply import apply
 from raymlops.serving.control.ownership import divide
 from raymlops.state.aliases import owe, settle_alias
-from raymlops.state.store import add_event
+from raymlops.state.audit import add_event
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from sqlalchemy import Connection
 
     from raymlops.config.serve import ServeSection
@@ -38,46 +39,6 @@ LOCK_MARGIN_S = 60.0
 """How much longer than a version's own time to come up a change waits for the one before it."""
 ALIAS_S = 10.0
 """How long MLflow is waited for. The version is live by then, and the controller lets the alias follow later."""
-
-Write = Callable[["Connection"], None]
-
-
-@dataclass(frozen=True)
-class LineUp:
-    """What a model's deployments are to be. ``subject`` is the version that the change is about, if it stays."""
-
-    wanted: list[Deployment]
-    subject: int | None
-    concerned: frozenset[int] | None = None
-    """Versions that must be seen to have taken the change; by default the subject."""
-    spare: frozenset[int] = frozenset()
-    """Versions that go where there is no room for the subject beside them."""
-    also: Write | None = None
-    """Written in the same transaction."""
-    undo: Write | None = None
-    """Written in the transaction that restores what was before."""
-    kept: bool = False
-    """Whether it stays desired even where Serve cannot be brought to it now."""
-    why: str | None = None
-    """For the audit record, where only the line-up tells."""
-
-    def item(self) -> Deployment | None:
-        """Return the deployment of the subject."""
-        return next((item for item in self.wanted if item.version == self.subject), None)
-
-
-@dataclass(frozen=True)
-class Change:
-    """What was before, what is now, and what did not follow although it is live."""
-
-    before: list[Deployment]
-    now: LineUp
-    applied: Applied
-    warnings: tuple[str, ...] = ()
-
-
-Decide = Callable[[Sequence["Deployment"]], LineUp]
-Follow = Callable[[int], None]
 
 
 def change(

@@ -7,7 +7,8 @@ undecided here.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,17 @@ from raymlops.config.serve import ServeSection
 from raymlops.errors import NotFoundError, RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from sqlalchemy import Connection
+
+    from raymlops.serving.control.apply import Applied
+    from raymlops.state.store import Deployment
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
     from datetime import datetime
 
-    from raymlops.state.store import AuditEvent, Deployment
+    from raymlops.state.audit import AuditEvent
+    from raymlops.state.store import Deployment
 
 KEEP_WARM_S: float = ServeSection.model_fields["keep_warm_s"].default
 """Of a version that an older raymlops deployed."""
@@ -285,3 +293,45 @@ def _state_in(version: int, deployments: Sequence[dict[str, Any]]) -> str | None
         if item["version"] == version:
             return "busy" if item["role"] == "champion" or item.get("weight") or item.get("shadow") else "idle"
     return None
+
+
+Write = Callable[["Connection"], None]
+
+
+@dataclass(frozen=True)
+class LineUp:
+    """What a model's deployments are to be. ``subject`` is the version that the change is about, if it stays."""
+
+    wanted: list[Deployment]
+    subject: int | None
+    concerned: frozenset[int] | None = None
+    """Versions that must be seen to have taken the change; by default the subject."""
+    spare: frozenset[int] = frozenset()
+    """Versions that go where there is no room for the subject beside them."""
+    also: Write | None = None
+    """Written in the same transaction."""
+    undo: Write | None = None
+    """Written in the transaction that restores what was before."""
+    kept: bool = False
+    """Whether it stays desired even where Serve cannot be brought to it now."""
+    why: str | None = None
+    """For the audit record, where only the line-up tells."""
+
+    def item(self) -> Deployment | None:
+        """Return the deployment of the subject."""
+        return next((item for item in self.wanted if item.version == self.subject), None)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was before, what is now, and what did not follow although it is live."""
+
+    before: list[Deployment]
+    now: LineUp
+    applied: Applied
+    warnings: tuple[str, ...] = ()
+
+
+Decide = Callable[[Sequence["Deployment"]], LineUp]
+
+Follow = Callable[[int], None]

@@ -16,8 +16,8 @@ from raymlops.signature import Signature
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from raymlops.arrays import Column
     from raymlops.records import BundleRef
-    from raymlops.signature import Column
 
 
 def compatible(champion: Signature, new: Signature) -> list[str]:

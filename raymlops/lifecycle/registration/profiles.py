@@ -14,8 +14,8 @@ from raymlops.training.answers import typed_answers
 if TYPE_CHECKING:
     from torch import nn
 
+    from raymlops.arrays import Columns
     from raymlops.data.prepare import Prepared
-    from raymlops.signature import Columns
 
 PROFILE_ROWS = 50_000
 """About as many rows of a streamed split are held and profiled; of a table in memory, all are."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from raymlops.config.schema import ProjectSpec
-    from raymlops.lifecycle.live.change import Follow
+    from raymlops.lifecycle.live.lineup import Follow
     from raymlops.lifecycle.sources import Source
 
 LEASE = "controller"

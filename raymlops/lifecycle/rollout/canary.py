@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from raymlops.config.serve import RolloutSection
 from raymlops.errors import RefusedError, UsageError
-from raymlops.lifecycle.live.change import LineUp, change
+from raymlops.lifecycle.live.change import change
 from raymlops.lifecycle.live.lineup import (
+    LineUp,
     canaries_of,
     champion_of,
     taken_by,
@@ -25,8 +26,9 @@ from raymlops.lifecycle.live.lineup import (
 )
 from raymlops.lifecycle.rollout.policy import begin
 from raymlops.records import DeploymentRecord
+from raymlops.state.audit import add_event
 from raymlops.state.rollouts import running, start_rollout, update_rollout
-from raymlops.state.store import add_event, deployments_in
+from raymlops.state.store import deployments_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from raymlops.config.serve import ServeSection
-    from raymlops.lifecycle.live.change import Change, Cluster
+    from raymlops.lifecycle.live.change import Cluster
+    from raymlops.lifecycle.live.lineup import Change
     from raymlops.state.rollouts import Rollout
     from raymlops.state.store import Deployment, State
 

@@ -18,8 +18,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import DeployError, OutdatedStateError, RaymlopsError, RefusedError, TakenError
-from raymlops.lifecycle.live.change import ALIAS_S, LineUp, change, within
+from raymlops.lifecycle.live.change import ALIAS_S, change, within
 from raymlops.lifecycle.live.lineup import (
+    LineUp,
     champion_of,
     cooled,
     idle_of,
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from raymlops.config.serve import ServeSection
-    from raymlops.lifecycle.live.change import Cluster, Follow
+    from raymlops.lifecycle.live.change import Cluster
+    from raymlops.lifecycle.live.lineup import Follow
     from raymlops.lifecycle.rollout.evidence import Reports
     from raymlops.lifecycle.rollout.loss_reader import ReadLosses, Start
     from raymlops.state.rollouts import Rollout

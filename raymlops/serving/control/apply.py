@@ -30,7 +30,6 @@ from raymlops.serving.control.details import (
 )
 from raymlops.serving.control.ownership import divide
 from raymlops.serving.control.plan import plan_of
-from raymlops.serving.control.render import INDEX_APP, app_name, route_of
 from raymlops.serving.control.wait import (
     POLL_S,
     ROUTE_WAIT_S,
@@ -45,6 +44,7 @@ from raymlops.serving.control.wait import (
     await_heirs,
     await_ready,
 )
+from raymlops.serving.names import INDEX_APP, app_name, route_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping

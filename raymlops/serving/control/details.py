@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raymlops.serving.control.render import DEPLOYMENT
 from raymlops.serving.control.rest_api import last_lines
+from raymlops.serving.names import DEPLOYMENT
 
 Details = Mapping[str, Any]
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import OutdatedStateError, TakenError
 from raymlops.serving.control.details import configs, covers
-from raymlops.serving.control.render import INDEX_IMPORT_PATH, MARK, is_rendered
+from raymlops.serving.control.render import MARK, is_rendered
+from raymlops.serving.names import INDEX_IMPORT_PATH
 from raymlops.state.identity import SHORT, Owner, Revision
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.serving.control.address import Listening, is_local, listening, open_to_others
 from raymlops.serving.control.ownership import divide, stamped
-from raymlops.serving.control.render import INDEX_APP, render, settings_of
+from raymlops.serving.control.render import render, settings_of
 from raymlops.serving.control.start import check_port, free_port
+from raymlops.serving.names import INDEX_APP
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

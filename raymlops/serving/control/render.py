@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.config.serve import ServeSection, grpc_options
 from raymlops.errors import UsageError
 from raymlops.serving.auth import access_of
+from raymlops.serving.names import DEPLOYMENT, INDEX_APP, INDEX_IMPORT_PATH, MODEL_IMPORT_PATH, app_name, route_of
 from raymlops.serving.telemetry.sink_queue import CLOSE_S
 from raymlops.serving.traffic import Share, Traffic
 from raymlops.storage.filesystem import root_of
@@ -23,14 +24,8 @@ if TYPE_CHECKING:
 
     from raymlops.state.store import Deployment, Desired
 
-DEPLOYMENT = "front"
-"""Name of the one Serve deployment in each of our applications."""
-MODEL_IMPORT_PATH = "raymlops.serving.apps:model_app"
-INDEX_IMPORT_PATH = "raymlops.serving.apps:index_app"
 MARK = "state"
 """Key of ``user_config``: which state database an application belongs to (see ``ownership``)."""
-INDEX_APP = "raymlops"
-"""Also what gRPC clients give as ``application``: it stays, while a champion's application changes."""
 MARGIN_S = 5.0
 """How much later than the slowest model's own deadline Serve itself gives up a request."""
 
@@ -38,16 +33,6 @@ _LIMITS = ("max_rows", "max_body_bytes", "timeout_s", "max_batch_rows", "max_wai
 _TRAFFIC = ("sticky", "sticky_header", "canary_timeout_s", "max_shadow_requests")
 _LOG = ("enabled", "flush_s", "max_pending_rows", "redact")
 _QUIET = {"enable_access_log": False, "log_level": "WARNING"}
-
-
-def app_name(name: str, version: int) -> str:
-    """Return the name of a version's application: ``flights--v7``."""
-    return f"{name}--v{version}"
-
-
-def route_of(name: str) -> str:
-    """Return the route that a model's champion holds."""
-    return f"/models/{name}"
 
 
 def is_rendered(application: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ import httpx
 
 from raymlops.errors import DeployError
 from raymlops.serving.control.details import Details, message_of, routes, running_replicas, status_of
-from raymlops.serving.control.render import route_of
+from raymlops.serving.names import route_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence

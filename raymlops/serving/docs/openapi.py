@@ -16,7 +16,8 @@ from raymlops.serving.protocols.tensors import datatype_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raymlops.signature import Column, Signature
+    from raymlops.arrays import Column
+    from raymlops.signature import Signature
 
 __all__ = ["docs_page", "openapi_document"]
 

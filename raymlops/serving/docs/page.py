@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raymlops.signature import Column, Signature
+    from raymlops.arrays import Column
+    from raymlops.signature import Signature
 
 
 def docs_page(document: Mapping[str, Any], signature: Signature) -> str:

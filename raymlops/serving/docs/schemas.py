@@ -13,7 +13,8 @@ from raymlops.serving.protocols.tensors import accepted_types, datatype_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.signature import Column, Signature
+    from raymlops.arrays import Column
+    from raymlops.signature import Signature
 
 MAX_LABELS = 5000
 _ANY_ID = {"type": "string", "description": "repeated in the answer"}

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from raymlops.signature import Columns, Signature
+    from raymlops.arrays import Columns
+    from raymlops.signature import Signature
 
 JSON = b"application/json"
 BINARY = b"application/octet-stream"

@@ -31,8 +31,9 @@ from raymlops.serving.refusal import Refusal, error_body
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from raymlops.arrays import Column, Columns
     from raymlops.serving.protocols.base import Answering
-    from raymlops.signature import Column, Columns, Signature
+    from raymlops.signature import Signature
 
 KIND = b"application/grpc"
 

@@ -26,8 +26,9 @@ from raymlops.serving.refusal import Refusal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from raymlops.arrays import Column, Columns
     from raymlops.serving.protocols.base import Answering
-    from raymlops.signature import Column, Columns, Signature
+    from raymlops.signature import Signature
 
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 KINDS = ("application/json", "text/csv")

@@ -17,7 +17,8 @@ from raymlops.serving.refusal import Refusal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from raymlops.signature import Columns, Signature
+    from raymlops.arrays import Columns
+    from raymlops.signature import Signature
 
 __all__ = ["PROTOCOL", "Answering", "Asked", "Encoded", "Native", "output_rows", "too_many_rows"]
 

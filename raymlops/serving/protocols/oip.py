@@ -30,9 +30,10 @@ from raymlops.serving.protocols.tensors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from raymlops.arrays import Column, Columns
     from raymlops.serving.protocols.base import Answering
     from raymlops.serving.refusal import Refusal
-    from raymlops.signature import Column, Columns, Signature
+    from raymlops.signature import Signature
 
 REQUEST_KEYS = ("id", "inputs", "outputs", "parameters", "model_name", "model_version")
 """The last two are not the protocol's: KServe's client sends them. The path alone says which model is asked."""

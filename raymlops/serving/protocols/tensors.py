@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from raymlops.signature import Column, Columns, Signature
+    from raymlops.arrays import Column, Columns
+    from raymlops.signature import Signature
 
     Array = npt.NDArray[Any]
 

@@ -16,8 +16,8 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import nn
 
+    from raymlops.arrays import Columns
     from raymlops.bundle.load import LoadedModel
-    from raymlops.signature import Columns
 
 logger = logging.getLogger("ray.serve.raymlops")
 

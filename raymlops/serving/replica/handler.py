@@ -29,12 +29,13 @@ from raymlops.serving.traffic import choose, copies
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from raymlops.arrays import Columns
     from raymlops.predictions.served import Route, Served
     from raymlops.serving.auth import Caller
     from raymlops.serving.protocols.base import Asked, Encoded
     from raymlops.serving.protocols.base import Protocol as Form
     from raymlops.serving.request import Exchange
-    from raymlops.signature import Columns, Signature
+    from raymlops.signature import Signature
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 

@@ -31,9 +31,9 @@ from raymlops.errors import StorageError
 from raymlops.predictions.labels import parse_feedback
 from raymlops.serving.arrival import ARRIVED, Ages, refuse_late
 from raymlops.serving.asgi import HTML, JSON, header_map, make_reply, read_body, request_id_of, send_reply
-from raymlops.serving.control.render import route_of
 from raymlops.serving.docs.openapi import openapi_document
 from raymlops.serving.docs.page import docs_page, key_page
+from raymlops.serving.names import route_of
 from raymlops.serving.protocols import native, oip
 from raymlops.serving.protocols.base import Answering, Encoded
 from raymlops.serving.protocols.json_body import read_json

@@ -13,14 +13,14 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from raymlops.serving.control.render import DEPLOYMENT, app_name, route_of
+from raymlops.serving.names import DEPLOYMENT, app_name, route_of
 from raymlops.serving.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from raymlops.arrays import Columns
     from raymlops.serving.asgi import Reply
-    from raymlops.signature import Columns
 
 _KEYS = (b"authorization", b"x-api-key")
 

@@ -20,10 +20,10 @@ from raymlops.serving.telemetry.tracing import Tracing
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from raymlops.arrays import Columns
     from raymlops.predictions.served import Route, Served
     from raymlops.serving.replica.handler import Core
     from raymlops.serving.settings import Settings
-    from raymlops.signature import Columns
 
 PERIOD_S = 0.25
 MAX_PENDING = 50_000

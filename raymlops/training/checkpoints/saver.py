@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from raymlops.config.schema import TrainSection
+    from raymlops.config.train import TrainSection
     from raymlops.training.checkpoints.host_copies import Entries
     from raymlops.training.checkpoints.state import RunState
 

@@ -21,7 +21,7 @@ from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.checkpoints.saver import Snapshot, restore
 from raymlops.training.checkpoints.state import Best, RunState
 from raymlops.training.loop.evaluation import merge_over_ranks, named_values, totals
-from raymlops.training.loop.losses import non_finite as non_finite_error
+from raymlops.training.loop.nonfinite import non_finite as non_finite_error
 from raymlops.training.loop.nonfinite import on_non_finite
 from raymlops.training.loop.optimizer import total_steps
 from raymlops.training.loop.parallel import explained, parallelize
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from raymlops.config.schema import TrainSection
+    from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared
     from raymlops.training.checkpoints.retention import Kept
     from raymlops.training.checkpoints.saver import Saver

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from raymlops.config.schema import TrainSection
+    from raymlops.config.train import TrainSection
     from raymlops.training.loop.context import TrainContext
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raymlops.errors import NonFiniteError
+from raymlops.training.loop.nonfinite import non_finite
 from raymlops.training.loop.optimizer import lr_factor
 
 if TYPE_CHECKING:
@@ -73,11 +73,3 @@ class Losses:
     def forget(self) -> None:
         """Drop what is not settled: the run has gone back to a checkpoint."""
         self._pending = []
-
-
-def non_finite(message: str) -> NonFiniteError:
-    """Return the error that ends a run for a number that is none."""
-    return NonFiniteError(
-        message,
-        hint="Look for extreme values in the data, or start a new run with a lower train.lr or with train.clip_norm.",
-    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from raymlops.errors import NonFiniteError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -41,3 +43,11 @@ def on_non_finite(
     if policy == "rollback" and checkpoint is not None:
         return NonFiniteDecision("rollback", f"back to checkpoint {checkpoint}, without the batches since")
     return NonFiniteDecision("skip", "the batch is left out")
+
+
+def non_finite(message: str) -> NonFiniteError:
+    """Return the error that ends a run for a number that is none."""
+    return NonFiniteError(
+        message,
+        hint="Look for extreme values in the data, or start a new run with a lower train.lr or with train.clip_norm.",
+    )

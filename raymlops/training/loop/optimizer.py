@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from torch import nn
 
-    from raymlops.config.schema import TrainSection
+    from raymlops.config.train import TrainSection
 
 
 def total_steps(spec: TrainSection, *, rows: int) -> int:

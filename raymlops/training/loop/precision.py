@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch.amp.grad_scaler import GradScaler
 
-    from raymlops.config.schema import TrainSection
+    from raymlops.config.train import TrainSection
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

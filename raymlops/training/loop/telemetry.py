@@ -15,8 +15,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.paths import local_path
+from raymlops.display import Throttle
 from raymlops.training.checkpoints.state import MAX_POINTS
-from raymlops.training.events import COSTS, Event, Throttle
+from raymlops.training.events import COSTS, Event
 from raymlops.training.loop.timing import Stopwatch, Throughput
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from raymlops.training.runs.mlflow_run import CODE_FILES, CODE_SHA, CONFIG, FING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raymlops.config.schema import ProjectSpec, TrainSection
+    from raymlops.config.schema import ProjectSpec
+    from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
     from raymlops.records import DataRecord

@@ -15,7 +15,7 @@ from raymlops.training.supervision.transient import Link, chain_of, passing
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raymlops.config.schema import FailureRule
+    from raymlops.config.train import FailureRule
 
 Kind = Literal["worker_died", "node_died", "controller_died", "hang", "recipe_error", "error", "storage", "environment"]
 

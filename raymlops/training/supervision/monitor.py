@@ -22,7 +22,7 @@ from raymlops.training.supervision.worker_group import draining
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from raymlops.config.schema import TrainSection
+    from raymlops.config.train import TrainSection
     from raymlops.training.supervision.channel import Post
     from raymlops.training.supervision.hang_detector import Hang, Watch
     from raymlops.training.supervision.notices import Teller

@@ -22,7 +22,7 @@ from raymlops.signals import undisturbed
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from raymlops.config.schema import TrainSection
+    from raymlops.config.train import TrainSection
     from raymlops.training.supervision.messages import Letters
 
 

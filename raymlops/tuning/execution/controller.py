@@ -20,10 +20,10 @@ from raymlops.storage.filesystem import join
 from raymlops.training.runs.garbage_of_sweeps import TRIALS
 from raymlops.tuning import budget
 from raymlops.tuning.budget import Meter, Tally
-from raymlops.tuning.checks import metric_of, mode_of, num_own_trials
 from raymlops.tuning.execution.failures import death, fate
 from raymlops.tuning.execution.slots import Slots, Standstill
 from raymlops.tuning.mlflow.sweep_run import SPENT
+from raymlops.tuning.objectives import metric_of, mode_of, num_own_trials
 from raymlops.tuning.reporting.progress import Board, SweepEvent, TrialView
 from raymlops.tuning.study.records import STEP, without_steps
 

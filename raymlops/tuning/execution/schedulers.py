@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
-from raymlops.tuning.checks import max_resource, mode_of
+from raymlops.tuning.objectives import max_resource, mode_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -16,12 +16,12 @@ from raymlops.signals import undisturbed
 from raymlops.storage import filesystem
 from raymlops.training.runs.garbage_of_sweeps import TRIALS
 from raymlops.training.runs.lookup import go_on
-from raymlops.tuning.checks import concurrency, objectives_of
 from raymlops.tuning.execution.controller import Conductor
 from raymlops.tuning.execution.schedulers import judge, reports
 from raymlops.tuning.execution.tune_settings import quiet_tune, stop_on_signal
 from raymlops.tuning.execution.tuner import fit
 from raymlops.tuning.mlflow.trial_runs import INTERRUPTED_WAIT_S
+from raymlops.tuning.objectives import concurrency, objectives_of
 from raymlops.tuning.reporting.results import folder_of, write_trials
 from raymlops.tuning.stalls import told
 from raymlops.tuning.study.trials import history_of

@@ -60,7 +60,7 @@ class Parent:
         Raises:
             TrackingError: MLflow does not take it.
         """
-        from raymlops.tuning.checks import metric_of
+        from raymlops.tuning.objectives import metric_of
 
         known = {
             "raymlops.metric": metric_of(project.spec),

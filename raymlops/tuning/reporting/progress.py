@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TextIO
 
-from raymlops.training.events import (
+from raymlops.display import (
     LOG_EVERY_S,
     NotebookPlace,
     PlainDisplay,

@@ -17,7 +17,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import SweepError, UsageError
-from raymlops.tuning.checks import num_own_trials
+from raymlops.tuning.objectives import num_own_trials
 from raymlops.tuning.reporting import plots, tables
 from raymlops.tuning.study.selection import pareto, select
 

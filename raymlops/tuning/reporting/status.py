@@ -17,8 +17,8 @@ from raymlops.training.runs.lookup import who_holds
 from raymlops.training.runs.status import State, why_ended
 from raymlops.training.runs.status import summarize as summarize_run
 from raymlops.tuning import budget
-from raymlops.tuning.checks import has_no_more, objectives_of
 from raymlops.tuning.mlflow.sweep_run import BEST_CONFIG, FORKED_FROM, REPORT, STOPPED, SUBMISSION, before_of
+from raymlops.tuning.objectives import has_no_more, objectives_of
 from raymlops.tuning.reporting.progress import shown
 from raymlops.tuning.reporting.watch import Standing, reading, total_of
 from raymlops.tuning.study.selection import failures

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import SweepError, UsageError
-from raymlops.tuning.checks import num_own_trials, objectives_of
 from raymlops.tuning.mlflow.sweep_run import study_of
+from raymlops.tuning.objectives import num_own_trials, objectives_of
 from raymlops.tuning.reporting.progress import STATES, Board, EventKind, SweepEvent, TrialView
 from raymlops.tuning.study.records import ATTRIBUTE, last_value, record_of
 from raymlops.tuning.study.selection import select

@@ -16,8 +16,8 @@ from raymlops.tuning.study.samplers import sampler_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from raymlops.config.schema import SweepSection
     from raymlops.config.space import Scalar
+    from raymlops.config.sweep import SweepSection
     from raymlops.records import Objective
 
 

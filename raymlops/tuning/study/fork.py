@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.changes import SWEEP_MAY_CHANGE
-from raymlops.config.sweep import exists
+from raymlops.config.space import exists
 from raymlops.records import TrialRecord
-from raymlops.tuning.checks import objectives_of
+from raymlops.tuning.objectives import objectives_of
 from raymlops.tuning.search_space import draw_order
 from raymlops.tuning.study.records import ATTRIBUTE, attribute, history_of, record_of
 from raymlops.tuning.study.selection import violations

@@ -20,7 +20,7 @@ from raymlops.tuning.study.storage import quiet_optuna
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from raymlops.config.schema import SweepSection
+    from raymlops.config.sweep import SweepSection
     from raymlops.records import Objective
 
 

@@ -23,7 +23,7 @@ from raymlops.errors import SweepError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from raymlops.config.schema import Threshold
+    from raymlops.config.sweep import Threshold
     from raymlops.records import Objective, TrialRecord, TrialStatus
 
 MAX_REASONS = 6

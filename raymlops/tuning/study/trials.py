@@ -36,8 +36,8 @@ from raymlops.tuning.study.storage import quiet_optuna, storage_errors
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from raymlops.config.schema import SweepSection
     from raymlops.config.space import Scalar
+    from raymlops.config.sweep import SweepSection
     from raymlops.records import Objective
 
 

@@ -14,7 +14,7 @@ from raymlops.training.checkpoints.saver import FolderSaver
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from raymlops.config.schema import TrainSection
+    from raymlops.config.train import TrainSection
     from raymlops.training.checkpoints.retention import Kept
     from raymlops.training.checkpoints.saver import Snapshot
 

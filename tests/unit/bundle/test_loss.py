@@ -10,11 +10,12 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from tiny_bundle import tiny_contents
 
 from raymlops.answer_loss import AnswerLoss
+from raymlops.arrays import Column
 from raymlops.bundle.loss import own_losses, read_loss
 from raymlops.bundle.verify import verify
 from raymlops.bundle.write import write_bundle
 from raymlops.errors import BundleError
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 from raymlops.storage.filesystem import Place
 
 RULE = AnswerLoss("number", "price", scale=9758.0)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from math import inf
 
-from raymlops.cluster.capacity import Ask, Holder, decide, logical_cpus, remedy, room, some_end
+from raymlops.cluster.capacity import logical_cpus
+from raymlops.cluster.fit import Ask, Holder, decide, remedy, room, some_end
 
 TWO_NODES = [{"CPU": 4.0}, {"CPU": 4.0, "GPU": 1.0}]
 

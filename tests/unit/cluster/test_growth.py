@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from raymlops.cluster.capacity import Ask
+from raymlops.cluster.fit import Ask
 from raymlops.cluster.growth import possible
 
 CONFIG = {

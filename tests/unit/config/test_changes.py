@@ -14,7 +14,8 @@ from raymlops.config.changes import (
     sweep_changes,
 )
 from raymlops.config.load import load_data
-from raymlops.config.schema import ProjectSpec, SweepSection
+from raymlops.config.schema import ProjectSpec
+from raymlops.config.sweep import SweepSection
 from raymlops.errors import UsageError
 
 DECIDES = {

@@ -1,7 +1,6 @@
 import pytest
 
-from raymlops.config.base import SecretRef
-from raymlops.config.credentials import resolve
+from raymlops.config.credentials import SecretRef, resolve
 from raymlops.errors import ConfigError
 
 

@@ -6,8 +6,8 @@ from statistics import median
 
 import optuna
 
-from raymlops.config.schema import SweepSection
 from raymlops.config.space import parse_distribution
+from raymlops.config.sweep import SweepSection
 from raymlops.tuning.checks import Objective
 from raymlops.tuning.study.trials import Trials
 

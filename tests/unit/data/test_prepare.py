@@ -68,7 +68,8 @@ def test_rows_of_different_width_are_encoded_by_batch() -> None:
 
     class Words(RecipeBase):
         def signature(self) -> Any:
-            from raymlops.signature import Column, Signature
+            from raymlops.arrays import Column
+            from raymlops.signature import Signature
 
             return Signature(inputs=(Column("ids", "int", shape=(None,)),), outputs=(Column("y", "float"),))
 

@@ -13,11 +13,12 @@ import uvicorn
 from pyarrow import parquet
 from serving_fakes import front_of
 
+from raymlops.arrays import Column
 from raymlops.errors import ClusterError, InvalidRowsError, NotFoundError, UsageError
 from raymlops.lifecycle.predict_file import ask_file, curl_line
 from raymlops.serving.client.client import Client
 from raymlops.serving.refusal import Limits
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 
 
 class Echo:

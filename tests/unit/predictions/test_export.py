@@ -7,11 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from served_requests import HOUR, at, served
 
+from raymlops.arrays import Column
 from raymlops.errors import StorageError, UsageError
 from raymlops.predictions.export import write_file
 from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.read import read_predictions
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 
 WIDER = Signature(
     inputs=(Column("distance", "float"), Column("bins", "int", shape=(2,)), Column("night", "bool")),

@@ -4,11 +4,12 @@ import pyarrow as pa
 import pytest
 from served_requests import HOUR, SIGNATURE, at, served
 
+from raymlops.arrays import Column
 from raymlops.errors import NotFoundError, StorageError, UsageError
 from raymlops.predictions.compact import compact
 from raymlops.predictions.partition import Faults, read_folder, survey
 from raymlops.predictions.read import read_predictions
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 
 FOLDER = "predictions/flights/version=3/date=2026-11-25/hour=12"
 NEXT_DAY = HOUR + timedelta(days=1)

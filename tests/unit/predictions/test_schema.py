@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from served_requests import SIGNATURE, at, served
 
+from raymlops.arrays import Column
 from raymlops.predictions.places import prediction_folder
 from raymlops.predictions.schema import to_tables
 from raymlops.predictions.spool import encode
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 
 
 def ragged(*arrays):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raymlops.config.schema import GateSection, Threshold
+from raymlops.config.schema import GateSection
+from raymlops.config.sweep import Threshold
 from raymlops.errors import UsageError
 from raymlops.registry.gate import ChampionEvaluation, decide
 

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from raymlops.config.schema import ProjectSpec
 from raymlops.errors import ConfigError, RefusedError, StorageError, UnreachableError, UsageError
 from raymlops.records import BundleRef
-from raymlops.state.store import Deployment, State, add_event, state_url
+from raymlops.state.audit import add_event
+from raymlops.state.store import Deployment, State, state_url
 
 URL_WITH_PASSWORD = "postgresql://someone:hunter2@127.0.0.1:1/raymlops"
 

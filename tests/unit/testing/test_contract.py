@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from raymlops.arrays import Column
 from raymlops.recipe import RecipeBase, RecipeConfig, Splits
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 from raymlops.testing import RecipeContract
 
 

@@ -12,11 +12,12 @@ from tiny import Tiny, make_table
 from torch import nn
 
 from raymlops.answer_loss import AnswerLoss
+from raymlops.arrays import Column
 from raymlops.config.load import load_data
 from raymlops.data.prepare import Memory, prepare
 from raymlops.project import bind
 from raymlops.recipe import RecipeBase, Splits
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 from raymlops.training.answers import answer_loss
 
 

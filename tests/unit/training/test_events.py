@@ -8,16 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from raymlops.training.events import (
-    Event,
-    LogDisplay,
-    TerminalDisplay,
-    Throttle,
-    display,
-    kind_for,
-    logfmt,
-    notebook_html,
-)
+from raymlops.display import Throttle, kind_for
+from raymlops.training.events import Event, LogDisplay, TerminalDisplay, display, logfmt, notebook_html
 
 STEP = Event(
     "step",

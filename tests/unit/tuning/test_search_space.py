@@ -8,8 +8,8 @@ from itertools import islice
 
 import pytest
 
-from raymlops.config.schema import SweepSection
 from raymlops.config.space import parse_distribution
+from raymlops.config.sweep import SweepSection
 from raymlops.errors import UsageError
 from raymlops.tuning.search_space import MAX_GRID, at, by_chance, grid, how_many, point
 

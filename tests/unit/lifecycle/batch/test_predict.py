@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raymlops.arrays import Column
 from raymlops.data.parquet_files import GroupReader, list_parquet
 from raymlops.errors import InvalidRowsError, NonFiniteError, StorageError, UsageError
 from raymlops.lifecycle.batch.chunks import Chunk, Job, plan, to_arrow, write_chunk
 from raymlops.lifecycle.batch.files import MANIFEST, input_files, kept_columns, published, refuse_existing
 from raymlops.lifecycle.batch.predict import batch_predict
 from raymlops.records import BundleRef, ModelVersionRef
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 from raymlops.storage import filesystem
 
 

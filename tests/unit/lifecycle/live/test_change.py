@@ -12,8 +12,8 @@ from fake_serve import FakeServe
 from raymlops.config.serve import ServeSection
 from raymlops.errors import ConfigError, DeployError, InsufficientResourcesError, NotFoundError, RefusedError
 from raymlops.lifecycle.keys import bring
-from raymlops.lifecycle.live.change import LineUp, change, record_of
-from raymlops.lifecycle.live.lineup import previous_champion, spare_of, with_champion
+from raymlops.lifecycle.live.change import change, record_of
+from raymlops.lifecycle.live.lineup import LineUp, previous_champion, spare_of, with_champion
 from raymlops.records import BundleRef
 from raymlops.state.aliases import owed
 from raymlops.state.keys import create_key, revoke_key

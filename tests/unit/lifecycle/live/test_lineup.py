@@ -18,7 +18,8 @@ from raymlops.lifecycle.live.lineup import (
     without_traffic,
 )
 from raymlops.records import BundleRef
-from raymlops.state.store import AuditEvent, Deployment
+from raymlops.state.audit import AuditEvent
+from raymlops.state.store import Deployment
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

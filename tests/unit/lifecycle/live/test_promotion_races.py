@@ -19,8 +19,8 @@ from raymlops.cli.live import _live
 from raymlops.config.load import load_data
 from raymlops.config.serve import RolloutSection
 from raymlops.lifecycle.deploy import _back
-from raymlops.lifecycle.live.change import LineUp, change
-from raymlops.lifecycle.live.lineup import beside, with_champion
+from raymlops.lifecycle.live.change import change
+from raymlops.lifecycle.live.lineup import LineUp, beside, with_champion
 from raymlops.lifecycle.rollout.canary import Asked, abort, settle, share
 from raymlops.lifecycle.rollout.controller import Controller
 from raymlops.lifecycle.rollout.evidence import Reports, epoch_of

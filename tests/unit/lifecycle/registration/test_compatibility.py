@@ -4,10 +4,11 @@ from dataclasses import replace
 import pytest
 from tiny_bundle import tiny_contents
 
+from raymlops.arrays import Column
 from raymlops.bundle.write import write_bundle
 from raymlops.errors import BundleError, RefusedError, UsageError
 from raymlops.lifecycle.registration.compatibility import check_compatible, check_redacted, compatible, signature_of
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 
 LIVE = Signature(
     inputs=(

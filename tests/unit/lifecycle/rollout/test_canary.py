@@ -10,8 +10,8 @@ from fake_serve import FakeServe
 
 from raymlops.config.serve import RolloutSection, ServeSection
 from raymlops.errors import DeployError, RefusedError, UsageError
-from raymlops.lifecycle.live.change import LineUp, change
-from raymlops.lifecycle.live.lineup import beside, with_champion
+from raymlops.lifecycle.live.change import change
+from raymlops.lifecycle.live.lineup import LineUp, beside, with_champion
 from raymlops.lifecycle.rollout.canary import Asked, abort, asked_for, settle, share, untouched
 from raymlops.records import BundleRef
 from raymlops.serving.control.apply import apply

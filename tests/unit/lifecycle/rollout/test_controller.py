@@ -11,8 +11,8 @@ from states import copied, marks, opened, unmark
 
 from raymlops.config.serve import RolloutSection, ServeSection
 from raymlops.errors import ClusterError, StorageError, TrackingError
-from raymlops.lifecycle.live.change import LineUp, change
-from raymlops.lifecycle.live.lineup import beside, with_champion
+from raymlops.lifecycle.live.change import change
+from raymlops.lifecycle.live.lineup import LineUp, beside, with_champion
 from raymlops.lifecycle.rollout.canary import Asked, abort, share
 from raymlops.lifecycle.rollout.controller import IDLE_PAUSE_S, ROLLOUT_PAUSE_S, Controller
 from raymlops.lifecycle.rollout.evidence import Reports, epoch_of

@@ -7,6 +7,7 @@ import pytest
 from tiny_bundle import tiny_contents
 
 from raymlops.answer_loss import AnswerLoss
+from raymlops.arrays import Column
 from raymlops.bundle.loss import OwnLosses
 from raymlops.bundle.write import write_bundle
 from raymlops.errors import RecipeError
@@ -18,7 +19,7 @@ from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.served import Served
 from raymlops.predictions.settings import LogSettings
 from raymlops.records import BundleRef
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 from raymlops.state.store import Deployment, State
 
 NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)

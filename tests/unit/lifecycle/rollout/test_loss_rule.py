@@ -11,13 +11,14 @@ import pytest
 from tiny_bundle import tiny_contents
 
 from raymlops.answer_loss import AnswerLoss
+from raymlops.arrays import Column
 from raymlops.bundle.loss import OwnLosses
 from raymlops.bundle.write import write_bundle
 from raymlops.config.serve import RolloutSection
 from raymlops.lifecycle.rollout.loss_rule import Counted, rule_of, unasked
 from raymlops.lifecycle.rollout.significance import StepEvidence, find
 from raymlops.predictions.counts import Losses
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 from raymlops.state.store import Deployment
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -7,13 +7,14 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
+from raymlops.arrays import Column
 from raymlops.lifecycle.rollout.upkeep import Upkeep
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.read import read_predictions
 from raymlops.predictions.served import Served
 from raymlops.predictions.settings import LogSettings
 from raymlops.records import BundleRef
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 from raymlops.state.store import Deployment, State
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

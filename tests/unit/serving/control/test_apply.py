@@ -9,7 +9,7 @@ from fake_serve import FakeServe
 from raymlops.errors import ClusterError, DeployError, PortTakenError
 from raymlops.records import BundleRef
 from raymlops.serving.control.apply import apply, await_up, refresh, send
-from raymlops.serving.control.render import DEPLOYMENT
+from raymlops.serving.names import DEPLOYMENT
 from raymlops.state.store import Deployment, Desired
 
 FOREIGN = {"name": "shop", "route_prefix": "/shop", "import_path": "shop:app", "deployments": [], "args": {"a": 1}}

@@ -9,7 +9,8 @@ import pytest
 from raymlops.config.serve import ServeSection
 from raymlops.errors import UsageError
 from raymlops.records import BundleRef
-from raymlops.serving.control.render import INDEX_APP, app_name, render
+from raymlops.serving.control.render import render
+from raymlops.serving.names import INDEX_APP, app_name
 from raymlops.serving.settings import Settings
 from raymlops.serving.traffic import Share
 from raymlops.state.keys import KeyRecord

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from protocol_fakes import ROWS, SIGNATURE, answer, parse, refused
 
+from raymlops.arrays import Column
 from raymlops.serving.protocols.mlflow import PROTOCOL
 from raymlops.serving.protocols.native import PROTOCOL as NATIVE
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 
 CSV = {b"content-type": b"text/csv"}
 PLAIN = Signature(

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from protocol_fakes import ANSWERING, ROWS, SIGNATURE, answer, parse, predict, refused, tensors
 
+from raymlops.arrays import Column
 from raymlops.serving.protocols.native import PROTOCOL as NATIVE
 from raymlops.serving.protocols.oip import PROTOCOL, metadata, server_metadata
 from raymlops.serving.refusal import Refusal
-from raymlops.signature import Column, Signature
+from raymlops.signature import Signature
 
 
 def body(inputs=None, **request) -> bytes:

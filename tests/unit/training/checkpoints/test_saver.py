@@ -10,7 +10,7 @@ import pytest
 import torch
 from snapshots import IDENTITY, folder_saver, snapshot, train_a_while
 
-from raymlops.config.schema import TrainSection
+from raymlops.config.train import TrainSection
 from raymlops.errors import NonFiniteError, RecipeError, RefusedError, StorageError, UsageError
 from raymlops.storage import filesystem
 from raymlops.training.checkpoints.latest import recall

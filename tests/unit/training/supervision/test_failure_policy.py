@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from raymlops.config.schema import FailureRule
+from raymlops.config.train import FailureRule
 from raymlops.errors import NonFiniteError, RaymlopsError, RecipeError, StorageError, TrainingError, UsageError
 from raymlops.training.supervision.failure_policy import Decision, Failure, Lost, Raised, cause, decide
 

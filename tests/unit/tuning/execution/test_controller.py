@@ -13,8 +13,8 @@ from raymlops.config.load import load_data
 from raymlops.errors import UnreachableError, UsageError
 from raymlops.project import bind
 from raymlops.records import SpentRecord
-from raymlops.tuning.checks import objectives_of
 from raymlops.tuning.execution.controller import Conductor
+from raymlops.tuning.objectives import objectives_of
 from raymlops.tuning.search_space import point
 from raymlops.tuning.study.storage import create_study, open_storage
 from raymlops.tuning.study.trials import Trials

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from raymlops.config.schema import ProjectSpec
 from raymlops.config.space import parse_distribution
 from raymlops.records import TrialRecord
-from raymlops.tuning.checks import objectives_of
+from raymlops.tuning.objectives import objectives_of
 from raymlops.tuning.search_space import draw, draw_order
 from raymlops.tuning.study.fork import add_carried, carried, distribution_of
 from raymlops.tuning.study.storage import create_study

@@ -9,8 +9,8 @@ from contextlib import closing
 import pytest
 from sqlalchemy import event
 
-from raymlops.config.schema import SweepSection
 from raymlops.config.space import parse_distribution
+from raymlops.config.sweep import SweepSection
 from raymlops.records import Objective
 from raymlops.tuning.study.samplers import sampler_of
 from raymlops.tuning.study.storage import create_study, load_study, open_storage

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from raymlops.config.schema import Threshold
+from raymlops.config.sweep import Threshold
 from raymlops.errors import SweepError
 from raymlops.records import Objective, TrialRecord
 from raymlops.tuning.study.selection import failures, pareto, reasons, select, violations

@@ -11,8 +11,8 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import event, text
 
-from raymlops.config.schema import SweepSection, Threshold
 from raymlops.config.space import parse_distribution
+from raymlops.config.sweep import SweepSection, Threshold
 from raymlops.errors import StorageError
 from raymlops.tuning.checks import Objective
 from raymlops.tuning.study.storage import create_study, load_study, open_storage

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from snapshots import IDENTITY, snapshot
 
-from raymlops.config.schema import TrainSection
+from raymlops.config.train import TrainSection
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.loop.rank_sync import Agreement
 from raymlops.tuning.trial.checkpoints import TrialSaver, section_of

@@ -1,0 +1,26 @@
+"""Names of applications, deployments and routes on Serve.
+
+A version is an application of its own, ``NAME--v7``; its route is ``/models/NAME``.
+"""
+
+from __future__ import annotations
+
+DEPLOYMENT = "front"
+"""Name of the one Serve deployment in each of our applications."""
+
+MODEL_IMPORT_PATH = "raymlops.serving.apps:model_app"
+
+INDEX_IMPORT_PATH = "raymlops.serving.apps:index_app"
+
+INDEX_APP = "raymlops"
+"""Also what gRPC clients give as ``application``: it stays, while a champion's application changes."""
+
+
+def app_name(name: str, version: int) -> str:
+    """Return the name of a version's application: ``flights--v7``."""
+    return f"{name}--v{version}"
+
+
+def route_of(name: str) -> str:
+    """Return the route that a model's champion holds."""
+    return f"/models/{name}"
