@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from raymlops.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from raymlops.arrays import Column
     from raymlops.config.load import load
@@ -25,12 +27,11 @@ if TYPE_CHECKING:
     from raymlops.serving.client.client import Client
     from raymlops.signature import Signature
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "AsyncClient": "raymlops.serving.client.async_client",
     "Client": "raymlops.serving.client.client",
-    "Column": "raymlops.signature",
+    "Column": "raymlops.arrays",
     "ProjectSpec": "raymlops.config.schema",
     "RaymlopsError": "raymlops.errors",
     "RecipeBase": "raymlops.recipe",

@@ -227,3 +227,9 @@ class SweepError(RaymlopsError):
 
 class DeployError(RaymlopsError):
     """A version that did not come up. What was live before still is."""
+
+
+def error_class(name: str) -> type[RaymlopsError] | None:
+    """Return the class of that name, as an error that was written as JSON names it; None where there is none."""
+    found = globals().get(name)
+    return found if isinstance(found, type) and issubclass(found, RaymlopsError) else None

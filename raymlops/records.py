@@ -224,3 +224,7 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+MetricPoint = tuple[str, float, int, int]
+"""Name, value, step, milliseconds since the epoch."""

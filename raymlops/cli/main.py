@@ -17,10 +17,10 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from raymlops import __version__
 from raymlops.cli import clusters, keys, live, models, operations, predict, predictions, projects, runs
 from raymlops.cli.output import report_error
 from raymlops.errors import UsageError
+from raymlops.version import __version__
 
 app = typer.Typer(
     name="raymlops",

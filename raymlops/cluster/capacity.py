@@ -1,11 +1,7 @@
-"""Whether a cluster can hold what is asked of it, decided before a worker starts.
+"""Waiting for resources on the connected cluster, before workers start and while they run.
 
-Owns the decision, which is pure, and the wait for busy resources. What the cluster has and who holds
-it is gathered by ``holders``; what its autoscaler may add, by ``growth``.
-
-Room for a training's workers on the connected cluster, asked again and again while it runs.
-
-Owns the counting. Knows nothing of trainings: it answers ``training.elastic.Room`` without importing it.
+Owns the wait. Whether something fits is decided by ``fit``; what the cluster has and who holds it is read by
+``holders``, and what its autoscaler may add by ``growth``.
 """
 
 from __future__ import annotations
@@ -28,9 +24,9 @@ from raymlops.cluster.growth import autoscaler_growth
 from raymlops.errors import InsufficientResourcesError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
-    Resources = Mapping[str, float]
+    from raymlops.cluster.fit import Resources
 
 
 class Places:

@@ -20,12 +20,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from raymlops import errors
 from raymlops.cluster import auth, upfile
 from raymlops.cluster.connect import find
 from raymlops.cluster.dashboard import VARIABLES, Dashboard, dashboard
 from raymlops.cluster.grace import STOP_WAIT_S, VARIABLE
-from raymlops.errors import ClusterError, ConfigError, NotFoundError, Problem, RaymlopsError, UsageError
+from raymlops.errors import (
+    ClusterError,
+    ConfigError,
+    InvalidRowsError,
+    NotFoundError,
+    Problem,
+    RaymlopsError,
+    UsageError,
+    error_class,
+)
 from raymlops.records import Record
 
 if TYPE_CHECKING:
@@ -225,12 +233,12 @@ def tail(log: str) -> str:
 
 
 def _raised(data: Mapping[str, Any]) -> RaymlopsError:
-    kind = getattr(errors, data["type"], None)
+    kind = error_class(data["type"])
     message, hint = str(data["message"]), data.get("hint")
     if kind is ConfigError:
         problems = [Problem(item["path"], item["message"], item.get("place", "")) for item in data["problems"]]
         return ConfigError(problems, hint=hint)
-    if isinstance(kind, type) and issubclass(kind, RaymlopsError) and kind is not errors.InvalidRowsError:
+    if kind is not None and kind is not InvalidRowsError:
         return kind(message, hint=hint)
     return RaymlopsError(f"{data['type']}: {message}", hint=hint)
 

@@ -1,14 +1,19 @@
-"""What every section of a configuration is made of: strict models and names.
+"""What every section of a configuration is made of: strict models, names, URIs, references to credentials.
 
 Owns the rules that hold for all fields of these kinds. Knows no section.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from raymlops.config.credentials import ADVICE, holds_credential
+from raymlops.errors import ConfigError, Problem
 
 
 class Spec(BaseModel):
@@ -35,3 +40,61 @@ def _name(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_name)]
+
+
+def resolve(value: str | SecretRef, field: str) -> str:
+    """Return a value that may be a reference; ``field`` is its dotted path in the configuration.
+
+    Raises:
+        ConfigError: the variable is not set, or the file cannot be read or is empty.
+    """
+    if isinstance(value, str):
+        return value
+    try:
+        text = value.read()
+    except KeyError as error:
+        raise ConfigError([Problem(field, f"the environment variable {value.env} is not set")]) from error
+    except OSError as error:
+        raise ConfigError([Problem(field, f"the file {value.file} cannot be read: {error.strerror}")]) from error
+    except (IndexError, UnicodeDecodeError):
+        # Without its cause, which would show what the file holds.
+        raise ConfigError([Problem(field, f"the file {value.file} does not start with a line of text")]) from None
+    if not text:
+        raise ConfigError([Problem(field, f"{value.env or value.file} is empty")])
+    return text
+
+
+class SecretRef(Spec):
+    """Where a credential is to be read from when it is needed; never the credential itself."""
+
+    env: str | None = Field(None, description="name of an environment variable")
+    file: str | None = Field(None, description="path of a file whose first line is the value")
+
+    @model_validator(mode="after")
+    def _one(self) -> SecretRef:
+        if (self.env is None) == (self.file is None):
+            msg = "write exactly one of env: NAME and file: PATH"
+            raise ValueError(msg)
+        return self
+
+    def read(self) -> str:
+        """Return the value.
+
+        Raises:
+            KeyError: the environment variable is not set.
+            OSError: the file cannot be read.
+        """
+        if self.env is not None:
+            return os.environ[self.env]
+        return Path(str(self.file)).expanduser().read_text(encoding="utf-8").splitlines()[0].strip()
+
+
+def _no_credentials(value: str) -> str:
+    if holds_credential(value):
+        raise ValueError(ADVICE)
+    return value
+
+
+Uri = Annotated[str, AfterValidator(_no_credentials)]
+
+UriOrRef = Uri | SecretRef

@@ -16,8 +16,7 @@ from pydantic import (
     field_validator,
 )
 
-from raymlops.config.base import Name, Spec
-from raymlops.config.credentials import SecretRef, Uri, UriOrRef
+from raymlops.config.base import Name, SecretRef, Spec, Uri, UriOrRef
 from raymlops.config.serve import ServeSection
 from raymlops.config.sweep import Mode, SweepSection, Threshold
 from raymlops.config.train import TrainSection

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from raymlops.config.base import Spec
-from raymlops.config.credentials import Uri
+from raymlops.config.base import Spec, Uri
 
 
 def _frozen(value: Any) -> Any:

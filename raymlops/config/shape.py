@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from raymlops.config.credentials import SecretRef
+from raymlops.config.base import SecretRef
 from raymlops.config.space import Distribution
 from raymlops.config.yaml import KeyPath, dotted
 

@@ -10,7 +10,7 @@ Owns the way from row numbers to row groups to batches. The order is ``windows``
 
 Decoded row groups, the latest used ones, within a number of bytes.
 
-Owns what is kept and what goes. Knows nothing of files or recipes. Pure.
+Owns what is kept and what goes. Knows nothing of files or recipes.
 
 How a streamed split is drawn and encoded: found on its first rows, once, and handed to every process.
 

@@ -3,7 +3,7 @@
 Owns the form: numbers lie in numpy arrays, which Ray keeps once a node and gives to each process without a copy and
 read-only; text and other objects are pickled, and come to life in a process that asks for them. Nobody may write into
 such data: training draws rows from it, which copies them. Whether it is the data that a trial would prepare is decided
-by ``datacache``. Knows nothing of Ray.
+by ``cache``. Knows nothing of Ray.
 
 One value in Ray's object store for every process of a node, for as long as whoever lent it keeps it.
 
@@ -34,7 +34,6 @@ from raymlops.data.split import DatasetSplit, SplitData, TableSplit
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from raymlops.data.cache import DataCache
     from raymlops.recipe import RecipeBase
 
     Array = npt.NDArray[Any]
@@ -164,15 +163,6 @@ class _SharedTable(TableSplit):
         packed = self._packed
         objects = pickle.loads(packed.objects.data) if packed.objects.size else {}  # noqa: S301 - our driver's
         return {name: packed.numbers[name] if name in packed.numbers else objects[name] for name in packed.order}
-
-
-def share(cache: DataCache) -> SharedData | None:
-    """Return what the driver's cache prepared last, for every process; None where each has to prepare its own.
-
-    Raises:
-        RecipeError: ``encode()`` or ``target()`` raises.
-    """
-    return cache.shared_data()
 
 
 def pack(splits: Mapping[str, SplitData], *, sources: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -13,7 +13,9 @@ from raymlops.errors import UsageError
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.sources import place_of
 from raymlops.serving.control.render import settings_of
-from raymlops.state.store import Deployment, State, state_url
+from raymlops.state.audit import changes_of
+from raymlops.state.database import state_url
+from raymlops.state.store import Deployment, State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,7 +75,7 @@ def _known(spec: ProjectSpec) -> str | None:
 def _last_champion(state: State, name: str) -> Deployment | None:
     if (champion := champion_of(state.deployments(name))) is not None:
         return champion
-    for event in state.each_change(name):
+    for event in changes_of(state, name):
         for side in (event.after, event.before):
             if (champion := champion_of([Deployment.from_dict(item) for item in side])) is not None:
                 return champion

@@ -12,12 +12,12 @@ import shlex
 import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import raymlops
 from raymlops.errors import NotFoundError, UsageError
 from raymlops.lifecycle.pipeline import STEPS, PipelineRecord, Sink, Steps, run_steps
 from raymlops.lifecycle.predict_file import curl_line
@@ -144,7 +144,7 @@ def configs() -> Path:
     Raises:
         NotFoundError: neither is there.
     """
-    package = Path(raymlops.__file__).parent
+    package = Path(str(files("raymlops")))
     for folder in (package.parent / "configs", package / "configs"):
         if (folder / "flights.yaml").is_file():
             return folder

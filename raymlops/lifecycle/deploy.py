@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from raymlops.config.schema import ProjectSpec
-    from raymlops.lifecycle.live.lineup import Change, LineUp
+    from raymlops.lifecycle.live.change import Change
+    from raymlops.lifecycle.live.lineup import LineUp
     from raymlops.lifecycle.rollout.canary import Asked
     from raymlops.records import ModelVersionRef
     from raymlops.registry.versions import Registry

@@ -18,8 +18,10 @@ from raymlops.errors import ClusterError, OutdatedStateError, RaymlopsError, Tak
 from raymlops.lifecycle.sources import Source, spec_of
 from raymlops.records import Record
 from raymlops.serving.control.render import settings_of
+from raymlops.state.audit import changes_of
+from raymlops.state.database import state_url
 from raymlops.state.keys import EVERY_MODEL, KeyRecord, create_key, list_keys, revoke_key, rotate_key
-from raymlops.state.store import State, state_url
+from raymlops.state.store import State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -206,7 +208,7 @@ def _doubts(models: Sequence[str], scopes: Sequence[str], *, spec: ProjectSpec, 
         warnings.append("the key cannot predict: pin chooses who answers, and asking needs the scope predict")
     for name in models:
         # The project's own may get its key before its first version.
-        if name not in {own, EVERY_MODEL, *served} and next(state.each_change(name), None) is None:
+        if name not in {own, EVERY_MODEL, *served} and next(changes_of(state, name), None) is None:
             known = ", ".join(sorted(served)) or "none"
             warnings.append(f"no model {name} was ever deployed, as far as the state here knows; live are: {known}")
     return tuple(warnings)

@@ -16,10 +16,11 @@ from raymlops.lifecycle.live.lineup import asks_for_keys, champion_of, cools, ta
 from raymlops.lifecycle.sources import Source, place_of, spec_of
 from raymlops.records import Record
 from raymlops.state.aliases import owed
+from raymlops.state.database import state_url
 from raymlops.state.engine import open_engine
 from raymlops.state.lease import holder_of
 from raymlops.state.rollouts import Rollout, rollouts, running
-from raymlops.state.store import State, state_url
+from raymlops.state.store import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -73,8 +73,8 @@ def compact_predictions(
     """
     from raymlops.predictions.compact import compact
     from raymlops.predictions.places import check_known
+    from raymlops.state.database import state_url
     from raymlops.state.lease import lease
-    from raymlops.state.store import state_url
     from raymlops.storage.store import Store
 
     spec = place_of(source, overrides=overrides, env=env)
@@ -100,8 +100,8 @@ def retain_predictions(
         StorageError: the storage cannot be used.
     """
     from raymlops.predictions.compact import retain
+    from raymlops.state.database import state_url
     from raymlops.state.lease import lease
-    from raymlops.state.store import state_url
 
     spec = place_of(source, overrides=overrides, env=env)
     days, name = spec.serve.log.retention_days, spec.project.name

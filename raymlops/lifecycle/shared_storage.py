@@ -54,7 +54,7 @@ def check_sharing(spec: ProjectSpec) -> None:
     """
     import ray
 
-    from raymlops.state.store import state_url
+    from raymlops.state.database import state_url
     from raymlops.tracking.client import tracking_uri
 
     # Several nodes may be processes of one machine, which share its disk.

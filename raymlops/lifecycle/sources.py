@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 @contextmanager
 def state_of(spec: ProjectSpec) -> Iterator[State]:
     """Open the desired state."""
-    from raymlops.state.store import State, state_url
+    from raymlops.state.database import state_url
+    from raymlops.state.store import State
 
     with State.open(state_url(spec)) as state:
         yield state

@@ -15,8 +15,7 @@ from raymlops.recipes.flights_features import CATEGORICAL, LABEL
 
 if TYPE_CHECKING:
     from raymlops.arrays import Columns
-    from raymlops.recipe import Splits
-    from raymlops.recipes.flights import Flights
+    from raymlops.recipe import RecipeBase, Splits
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Inverse regularisation ``C`` that is tried; the best log loss on the validation month wins."""
@@ -30,7 +29,7 @@ def base_rate(splits: Splits) -> dict[str, float]:
     return {"auc": 0.5, "loss": float(-(share * np.log(rate) + (1 - share) * np.log(1 - rate)))}
 
 
-def logistic_regression(recipe: Flights, splits: Splits) -> dict[str, float]:
+def logistic_regression(recipe: RecipeBase, splits: Splits) -> dict[str, float]:
     """Fit scikit-learn's logistic regression once for each strength; test the one that validates best, its ``c``.
 
     Raises:
@@ -57,7 +56,7 @@ def logistic_regression(recipe: Flights, splits: Splits) -> dict[str, float]:
     }
 
 
-def _design(recipe: Flights, rows: Columns) -> Any:
+def _design(recipe: RecipeBase, rows: Columns) -> Any:
     """Return the sparse design matrix, (rows, one column for each category and number)."""
     from scipy import sparse
 

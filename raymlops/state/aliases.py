@@ -16,7 +16,7 @@ from raymlops.state.schema import deployments
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from raymlops.state.store import State
+    from raymlops.state.database import Database
 
 
 def owe(connection: Connection, name: str, version: int) -> None:
@@ -25,20 +25,20 @@ def owe(connection: Connection, name: str, version: int) -> None:
     connection.execute(sa.insert(table).values(name=name, version=version))
 
 
-def owed(state: State) -> list[tuple[str, int]]:
+def owed(database: Database) -> list[tuple[str, int]]:
     """Return each model whose alias is owed, and the version to which it is to be set."""
-    with state.reading() as connection:
+    with database.reading() as connection:
         return [(row.name, row.version) for row in connection.execute(sa.select(table).order_by(table.c.name))]
 
 
-def settle_alias(state: State, name: str, version: int) -> None:
+def settle_alias(database: Database, name: str, version: int) -> None:
     """Say that the alias of a model was set to a version just now.
 
     Where another one is champion by then, the alias is owed to that: who was second to set it may not have been second
     to make its version live.
     """
     champion = sa.select(deployments.c.version).where(deployments.c.name == name, deployments.c.role == "champion")
-    with state.writing() as connection:
+    with database.writing() as connection:
         now = connection.scalar(champion)
         if now is None or now == version:
             connection.execute(sa.delete(table).where(table.c.name == name))

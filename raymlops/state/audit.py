@@ -12,14 +12,22 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from raymlops.records import Record
-from raymlops.state.engine import this_user
+from raymlops.state.engine import aware, this_user
 from raymlops.state.schema import audit
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy import Connection
 
+    from raymlops.state.database import Database
 
-def _now() -> datetime:
+_PAGE = 50
+"""Events that are read at once."""
+
+
+def now() -> datetime:
+    """Return the time at which something is recorded, in UTC."""
     return datetime.now(UTC)
 
 
@@ -53,4 +61,26 @@ def add_event(
 ) -> None:
     """Add an audit event within a transaction; ``actor`` defaults to this user on this host."""
     values = {"before": before, "after": after, "why": why, "action": action, "subject": subject}
-    connection.execute(sa.insert(audit).values(ts=_now(), actor=actor or this_user(), **values))
+    connection.execute(sa.insert(audit).values(ts=now(), actor=actor or this_user(), **values))
+
+
+def events_in(connection: Connection, query: sa.Select[Any]) -> list[AuditEvent]:
+    """Return the events that a query on ``audit`` finds, newest first."""
+    return [
+        AuditEvent(**{**row._mapping, "ts": aware(row.ts)})  # noqa: SLF001 - SQLAlchemy's public name
+        for row in connection.execute(query.order_by(audit.c.id.desc()))
+    ]
+
+
+def changes_of(database: Database, name: str) -> Iterator[AuditEvent]:
+    """Yield the changes of a model's deployments, newest first, a page of events at a time."""
+    query = sa.select(audit).where(audit.c.subject == name)
+    before: int | None = None
+    while True:
+        page_query = query if before is None else query.where(audit.c.id < before)
+        with database.reading() as connection:
+            page = events_in(connection, page_query.limit(_PAGE))
+        yield from (event for event in page if isinstance(event.before, list) and isinstance(event.after, list))
+        if len(page) < _PAGE:
+            return
+        before = page[-1].id

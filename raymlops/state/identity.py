@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import sqlalchemy as sa
 
+from raymlops.state.audit import changes_of
 from raymlops.state.engine import aware
 from raymlops.state.schema import audit, identity
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from raymlops.state.store import State
+    from raymlops.state.database import Database
 
 TAKEOVER = "takeover"
 """Action of the event by which a state that was restored from a backup is made to count again."""
@@ -85,12 +86,12 @@ class Owner:
 class Recorded:
     """The past by the audit record, read when it is asked for."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def wrote(self, revision: Revision) -> bool:
         """Return whether the audit record has this event, or the database was made to count in spite of it."""
-        with self._state.reading() as connection:
+        with self._database.reading() as connection:
             ts = connection.scalar(sa.select(audit.c.ts).where(audit.c.id == revision.number))
             here = ts is not None and aware(ts).isoformat() == revision.at
             return here or [*revision] in _overruled(connection)
@@ -99,7 +100,7 @@ class Recorded:
         """Return whether a change of the model's deployments has it."""
         return any(
             item["version"] == version and item["bundle"]["digest"] == digest
-            for event in self._state.each_change(name)
+            for event in changes_of(self._database, name)
             for side in (event.after, event.before)
             for item in side
         )

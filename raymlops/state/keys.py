@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from raymlops.config.base import Name
 from raymlops.errors import NotFoundError, RefusedError, UsageError
 from raymlops.records import Record
+from raymlops.state.audit import add_event
 from raymlops.state.engine import aware
 from raymlops.state.schema import api_keys
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from raymlops.state.store import State
+    from raymlops.state.database import Database
 
 SCOPES = ("predict", "feedback", "pin")
 EVERY_MODEL = "*"
@@ -83,15 +84,15 @@ def keys_in(connection: Connection, *, now: datetime) -> list[KeyRecord]:
     return [key for key in found if key.status(now) == "good"]
 
 
-def list_keys(state: State) -> list[KeyRecord]:
+def list_keys(database: Database) -> list[KeyRecord]:
     """Return every key there ever was, oldest first."""
     query = sa.select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id)
-    with state.reading() as connection:
+    with database.reading() as connection:
         return [_key(row) for row in connection.execute(query)]
 
 
 def create_key(
-    state: State,
+    database: Database,
     *,
     name: str,
     models: Sequence[str],
@@ -123,7 +124,7 @@ def create_key(
             revoked_at=None,
         )
     )
-    with state.writing() as connection:
+    with database.writing() as connection:
         if namesakes := _good(connection, name, now):
             raise UsageError(
                 f"{name!r} has a key already: {namesakes[0].id}",
@@ -135,7 +136,7 @@ def create_key(
 
 
 def revoke_key(
-    state: State, id_or_name: str, *, now: datetime, actor: str | None = None, why: str = "asked for"
+    database: Database, id_or_name: str, *, now: datetime, actor: str | None = None, why: str = "asked for"
 ) -> KeyRecord:
     """End a key for good and return it; one that was revoked before stays as it is, without another event.
 
@@ -145,7 +146,7 @@ def revoke_key(
         NotFoundError: there is no such key.
         UsageError: the name has several good keys; the message has their ids.
     """
-    with state.writing() as connection:
+    with database.writing() as connection:
         before = _find(connection, id_or_name, now)
         if before.revoked_at is not None:
             return before
@@ -156,7 +157,7 @@ def revoke_key(
 
 
 def rotate_key(
-    state: State, id_or_name: str, *, grace_s: float, now: datetime, actor: str | None = None
+    database: Database, id_or_name: str, *, grace_s: float, now: datetime, actor: str | None = None
 ) -> tuple[KeyRecord, str, KeyRecord]:
     """Make a key with the name and rights of another, and let that one expire after ``grace_s``, or when it would have.
 
@@ -169,7 +170,7 @@ def rotate_key(
     """
     if not math.isfinite(grace_s) or grace_s < 0:
         raise UsageError(f"the grace must be 0 seconds or more, got {grace_s}")
-    with state.writing() as connection:
+    with database.writing() as connection:
         before = _find(connection, id_or_name, now)
         if (status := before.status(now)) != "good":
             raise RefusedError(
@@ -257,8 +258,6 @@ def _expiry(expires_at: datetime | None, now: datetime) -> datetime | None:
 def _event(
     connection: Connection, action: str, key: KeyRecord, *, before: KeyRecord | None, why: str, actor: str | None
 ) -> None:
-    from raymlops.state.audit import add_event  # which reads keys itself, and so imports this module
-
     add_event(
         connection,
         action=action,

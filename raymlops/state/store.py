@@ -1,46 +1,32 @@
-"""What should be live, and who changed it when and why.
+"""The desired state: what should be live, and who changed it when and why.
 
-Owns the connection, the transactions and the records. A change and its audit event are one transaction: either both
-are there or neither. Knows nothing of Serve or MLflow. Credentials in the URL appear in no message.
+A change and its audit event are one transaction: both are written or neither. Knows nothing of Serve or MLflow.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import sqlalchemy as sa
 
-from raymlops.config.credentials import resolve
-from raymlops.config.paths import local_path
-from raymlops.errors import ConfigError, Problem, RefusedError, UsageError
+from raymlops.errors import UsageError
 from raymlops.records import BundleRef, Record
-from raymlops.state.audit import AuditEvent, _now, add_event
-from raymlops.state.engine import aware, database_path, errors, open_engine, this_user
+from raymlops.state.audit import AuditEvent, add_event, changes_of, events_in, now
+from raymlops.state.database import Database
+from raymlops.state.engine import aware
 from raymlops.state.identity import Owner, Recorded, owner_in
 from raymlops.state.keys import KeyRecord, keys_in
-from raymlops.state.locks import open_lock, take
-from raymlops.state.migrate import migrate
 from raymlops.state.schema import audit, deployments, rollouts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from types import TracebackType
+    from collections.abc import Callable, Mapping, Sequence
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection
 
-    from raymlops.config.schema import ProjectSpec
 
 Role = Literal["champion", "warm"]
-_CHANGES_KEY = 7_206_517_312  # any number that is ours: Postgres' advisory locks share one space
-_PAGE = 50
-"""Audit events that are read at once."""
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,7 +44,7 @@ class Deployment(Record):
     """Of a warm version: share of the traffic that it answers as a canary, 0 to 1. The champion has the rest."""
     shadow: float = 0.0
     """Of a warm version: share of the requests of which it gets a copy, 0 to 1."""
-    created_at: datetime = field(default_factory=_now, compare=False)
+    created_at: datetime = field(default_factory=now, compare=False)
     """When this version was first deployed; kept while it stays, and no part of what makes two deployments equal."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,39 +81,8 @@ class Desired:
         return replace(self, deployments=(*self.deployments, *deployments))
 
 
-class State:
-    """The state database. Use as a context manager, or call ``close``."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    @classmethod
-    def open(cls, url: str) -> State:
-        """Connect and bring the schema up to date.
-
-        Raises:
-            StorageError: the file cannot be made or written, is no database, or has a newer schema.
-            UnreachableError: the database server does not answer, or refuses us.
-            UsageError: the URL cannot be read or names a database that is not supported.
-        """
-        state = cls(open_engine(url))
-        try:
-            with state.writing() as connection:
-                migrate(connection)
-        except BaseException:
-            state.close()
-            raise
-        return state
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give back the connections."""
-        self._engine.dispose()
+class State(Database):
+    """The state database and what should be live by it. Use as a context manager, or call ``close``."""
 
     def desired(self) -> Desired:
         """Return all that should be live, read in one transaction."""
@@ -137,7 +92,7 @@ class State:
             steps = sa.select(rollouts.c.name, rollouts.c.id, rollouts.c.step).where(rollouts.c.status == "running")
             epochs = {row.name: f"{row.id}.{row.step}" for row in connection.execute(steps)}
             owner = owner_in(connection, Recorded(self))
-            return Desired(found, tuple(keys_in(connection, now=_now())), epochs, owner)
+            return Desired(found, tuple(keys_in(connection, now=now())), epochs, owner)
 
     def owner(self) -> Owner:
         """Return who this database is."""
@@ -217,86 +172,12 @@ class State:
             mine = audit.c.subject.startswith(f"{name}/", autoescape=True)
             keys = audit.c.subject.startswith("api-key:")
             query = query.where((audit.c.subject == name) | mine | keys)
-        return self._events(query.limit(limit))
+        with self.reading() as connection:
+            return events_in(connection, query.limit(limit))
 
     def changes(self, name: str) -> list[AuditEvent]:
-        """Return every change of a model's deployments, newest first; before and after are lists of deployments."""
-        return list(self.each_change(name))
-
-    def each_change(self, name: str) -> Iterator[AuditEvent]:
-        """Yield the changes of a model's deployments, newest first, reading no more than is asked for."""
-        query = sa.select(audit).where(audit.c.subject == name).limit(_PAGE)
-        page = self._events(query)
-        while page:
-            for event in page:
-                if isinstance(event.before, list) and isinstance(event.after, list):
-                    yield event
-            page = self._events(query.where(audit.c.id < page[-1].id))
-
-    @contextlib.contextmanager
-    def exclusive(self, purpose: str, *, wait_s: float) -> Iterator[None]:
-        """Hold the one lock over changing what is live: who reads, writes and sends does so inside it.
-
-        Another holder is waited for. Whoever dies gives the lock back. It cannot be taken twice by the same caller.
-
-        Raises:
-            RefusedError: it was not free within ``wait_s``; the message names who holds it, and for what.
-            StorageError, UnreachableError: the lock cannot be asked for.
-        """
-        me = f"{this_user()} (process {os.getpid()}: {purpose})"
-        database = database_path(self._engine)
-        file = None if database is None else Path(f"{database}.lock")
-        with contextlib.ExitStack() as stack:
-            with errors(self._engine):
-                lock = stack.enter_context(open_lock(self._engine, file=file, key=_CHANGES_KEY, me=me))
-                holder = None if lock is None else take(lock, wait_s=wait_s, on_wait=_say_waiting)
-            if holder is not None:
-                raise RefusedError(
-                    f"{holder} is changing what is live; waited {wait_s:g} s, nothing was changed",
-                    hint="Let it finish, or end that process, then run the same command again.",
-                )
-            yield
-
-    def _events(self, query: sa.Select[Any]) -> list[AuditEvent]:
-        query = query.order_by(audit.c.id.desc())
-        with self.reading() as connection:
-            return [
-                AuditEvent(**{**row._mapping, "ts": aware(row.ts)})  # noqa: SLF001 - SQLAlchemy's public name
-                for row in connection.execute(query)
-            ]
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """Open a transaction that reads."""
-        with errors(self._engine), self._engine.begin() as connection:
-            yield connection
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """Open a transaction that writes; other writers wait. A change belongs in one with its ``add_event``."""
-        with errors(self._engine), self._engine.execution_options(raymlops_write=True).begin() as connection:
-            if connection.dialect.name == "postgresql" and sa.inspect(connection).has_table("deployments"):
-                # Two writers one after the other, as SQLite has it: each sees what the other left as "before".
-                connection.execute(sa.text("LOCK TABLE deployments IN SHARE ROW EXCLUSIVE MODE"))
-            yield connection
-
-
-def state_url(spec: ProjectSpec) -> str:
-    """Return the SQL URL of the state database: ``storage.state``, or a SQLite file under ``storage.path``.
-
-    Raises:
-        ConfigError: ``storage.path`` is a URI, where no SQLite file can live, or the reference cannot be read.
-    """
-    where = spec.storage.state
-    if where is not None:
-        return resolve(where, "storage.state")
-    folder = local_path(spec.storage.path)
-    if folder is None:
-        raise ConfigError(
-            [Problem("storage.state", "must be set where storage.path is a URI: SQLite needs a local file")],
-            hint="storage.state: {env: RAYMLOPS_STATE_URL} with postgresql+psycopg://user:password@host/database",
-        )
-    return f"sqlite:///{folder / 'state.db'}"
+        """Return the changes of a model's deployments, newest first; before and after are lists of deployments."""
+        return list(changes_of(self, name))
 
 
 def deployments_in(connection: Connection, name: str | None = None) -> list[Deployment]:
@@ -333,7 +214,7 @@ def _row(item: Deployment) -> dict[str, Any]:
         "weight": item.weight,
         "shadow": item.shadow,
         "created_at": item.created_at,
-        "updated_at": _now(),
+        "updated_at": now(),
     }
 
 
@@ -349,7 +230,3 @@ def _deployment(row: Any) -> Deployment:
         shadow=row.shadow,
         created_at=aware(row.created_at),
     )
-
-
-def _say_waiting(holder: str) -> None:
-    _log.warning("waiting for %s, which is changing what is live", holder)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from raymlops.records import ModelVersionRef
-    from raymlops.state.store import State
+    from raymlops.state.database import Database
 
 Verdict = Literal["passed", "refused"]
 
@@ -53,13 +53,13 @@ class VersionRecord(Record):
         return (self.bundle, self.run_id) == (ref.bundle, ref.run_id)
 
 
-def recorded(state: State, name: str, version: int) -> VersionRecord | None:
+def recorded(database: Database, name: str, version: int) -> VersionRecord | None:
     """Return what this state recorded of a version; None where it did not."""
-    with state.reading() as connection:
+    with database.reading() as connection:
         return _read(connection, name, version)
 
 
-def record_version(state: State, ref: ModelVersionRef, *, why: str, now: datetime) -> None:
+def record_version(database: Database, ref: ModelVersionRef, *, why: str, now: datetime) -> None:
     """Record a version whose bundle was made here; nothing happens where that is recorded already.
 
     A verdict stays where only the place of the bundle is another one.
@@ -68,7 +68,7 @@ def record_version(state: State, ref: ModelVersionRef, *, why: str, now: datetim
         RefusedError: another bundle is deployed under this number; nothing was changed.
         StorageError, UnreachableError: the database cannot be written; nothing was changed.
     """
-    with state.writing() as connection:
+    with database.writing() as connection:
         before = _read(connection, ref.name, ref.version)
         if before is not None and before.is_of(ref):
             return
@@ -82,7 +82,7 @@ def record_version(state: State, ref: ModelVersionRef, *, why: str, now: datetim
 
 
 def record_verdict(
-    state: State,
+    database: Database,
     ref: ModelVersionRef,
     *,
     seen: VersionRecord | None,
@@ -98,7 +98,7 @@ def record_verdict(
             nothing was changed.
         StorageError, UnreachableError: the database cannot be written; nothing was changed.
     """
-    with state.writing() as connection:
+    with database.writing() as connection:
         before = _read(connection, ref.name, ref.version)
         same = before is seen if before is None or seen is None else before.is_of(seen)
         if not same:

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from raymlops.config.credentials import redact, resolve
+from raymlops.config.base import resolve
+from raymlops.config.credentials import redact
 from raymlops.config.paths import local_path
 from raymlops.errors import ConfigError, NotFoundError, Problem, StorageError, TrackingError
 from raymlops.tracking.database import database_file, ensure_database

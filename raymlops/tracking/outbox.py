@@ -21,8 +21,8 @@ from raymlops.tracking.client import METRIC_BATCH, metric_key, now_ms, refused
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from raymlops.records import MetricPoint
     from raymlops.tracking.client import Tracker
-    from raymlops.training.checkpoints.state import Point
 
 FLUSH_EVERY_S = 2.0
 MAX_PENDING = 200_000
@@ -60,7 +60,7 @@ class Outbox:
         self._clock = clock
         self._max_pending = max_pending
         self._last_steps = dict(last_steps or {})
-        self._points: deque[Point] = deque()
+        self._points: deque[MetricPoint] = deque()
         self._tags: dict[str, str] = {}
         self._news: list[str] = []
         self._ending: tuple[Status, int] | None = None
@@ -73,7 +73,7 @@ class Outbox:
         # Guards all of the above, and is never held while MLflow is asked.
         self._changed = threading.Condition()
 
-    def put(self, points: Iterable[Point], tags: Mapping[str, str] | None = None) -> int:
+    def put(self, points: Iterable[MetricPoint], tags: Mapping[str, str] | None = None) -> int:
         """Take in points and tags, and return how many of the points are new."""
         taken = 0
         with self._changed:

@@ -11,7 +11,6 @@ import platform
 import secrets
 import time
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.changes import identity
@@ -19,8 +18,8 @@ from raymlops.data.prepare import FIT, SOURCES, prepare
 from raymlops.errors import NonFiniteError, RefusedError, StorageError, TrackingError
 from raymlops.records import RunRecord
 from raymlops.signals import remembered, stop_asked
+from raymlops.state.database import state_url
 from raymlops.state.lease import lease
-from raymlops.state.store import state_url
 from raymlops.storage import filesystem
 from raymlops.tracking.client import tracker as tracker_of
 from raymlops.training.checkpoints.latest import recall
@@ -30,7 +29,16 @@ from raymlops.training.events import Event, words
 from raymlops.training.inprocess import LocalResult, run_in_process, run_local
 from raymlops.training.preflight import preflight
 from raymlops.training.runs import resume as resuming
-from raymlops.training.runs.lookup import CHECKPOINTS, LOG, RUNS, STORAGE_PATH, absolute, go_on, look_up, mark_origin
+from raymlops.training.runs.lookup import (
+    CHECKPOINTS,
+    RUNS,
+    STORAGE_PATH,
+    Place,
+    absolute,
+    go_on,
+    look_up,
+    mark_origin,
+)
 from raymlops.training.runs.mlflow_run import RunWriter, open_run, reopen_run
 from raymlops.training.runs.writer import CHECKPOINT_FAILURES
 
@@ -47,24 +55,6 @@ if TYPE_CHECKING:
     from raymlops.training.supervision.scaling_policy import Room
 
 __all__ = ["LocalResult", "load_weights", "preflight", "run_local", "train"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run's files go: ``runs_uri`` is the folder of all runs."""
-
-    runs_uri: str
-    run_id: str
-
-    @property
-    def checkpoints_uri(self) -> str:
-        """Return the folder of the run's checkpoints."""
-        return filesystem.join(self.runs_uri, self.run_id, CHECKPOINTS)
-
-    @property
-    def log_uri(self) -> str:
-        """Return the file of the run's log."""
-        return filesystem.join(self.runs_uri, self.run_id, LOG)
 
 
 def train(

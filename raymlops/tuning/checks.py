@@ -1,6 +1,6 @@
 """What a sweep refuses before anything starts, and what follows from its configuration and the cluster's size.
 
-Pure: nodes are what the caller read.
+Nodes are what the caller read.
 """
 
 from __future__ import annotations

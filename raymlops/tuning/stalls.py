@@ -13,8 +13,7 @@ from raymlops.cluster.fit import Ask, add, remedy, room, show, some_end
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.cluster.capacity import Resources
-    from raymlops.cluster.fit import Holder
+    from raymlops.cluster.fit import Holder, Resources
 
 STILL_S = 30.0
 AGAIN_S = 300.0

@@ -69,8 +69,8 @@ def sweep(
     import ray
 
     from raymlops.data.cache import DataCache
+    from raymlops.state.database import state_url
     from raymlops.state.lease import lease
-    from raymlops.state.store import state_url
     from raymlops.storage.filesystem import check_writable
     from raymlops.tracking.client import tracker
     from raymlops.training.preflight import preflight_sweep

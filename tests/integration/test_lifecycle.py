@@ -15,7 +15,8 @@ import raymlops as rm
 from raymlops.bundle.load import load
 from raymlops.errors import GateRefusedError, NotFoundError, RefusedError
 from raymlops.registry.versions import Registry
-from raymlops.state.store import State, state_url
+from raymlops.state.database import state_url
+from raymlops.state.store import State
 from raymlops.tracking.client import tracker
 
 pytestmark = pytest.mark.integration

@@ -34,7 +34,8 @@ from raymlops.lifecycle.sources import spec_of
 from raymlops.registry.versions import Registry
 from raymlops.serving.client.client import Client
 from raymlops.serving.control.rest_api import ServeApi
-from raymlops.state.store import State, state_url
+from raymlops.state.database import state_url
+from raymlops.state.store import State
 from raymlops.tracking.client import tracker
 
 pytestmark = pytest.mark.integration

@@ -18,7 +18,6 @@ from tiny import Tiny
 
 from raymlops.config.load import load_data
 from raymlops.data.cache import DataCache
-from raymlops.data.shared import share
 from raymlops.project import Project, bind
 from raymlops.training.inprocess import run_local
 from raymlops.tuning.trial.actor import release, trainable
@@ -163,7 +162,7 @@ def test_data_is_prepared_once_for_all_processes_of_a_node(tmp_path):
     configs = [
         config_of(project.with_params({"train.lr": 0.01 * number}), tmp_path, number=number) for number in range(1, 7)
     ]
-    given = trainable(share(cache))
+    given = trainable(cache.shared_data())
     reference_id = given.data._reference.hex()
     noted = run(configs, tmp_path, given=given)
     release(given)

@@ -1,6 +1,6 @@
 """Whether the cluster has room for a version beside what is served, decided before anything is changed.
 
-Pure: rows of Ray's state API in, a decision with its numbers out. What runs and ends by itself, such as a training,
+Rows of Ray's state API in, a decision with its numbers out. What runs and ends by itself, such as a training,
 does not count: Serve waits for it. What is served stays, and so does count.
 """
 

@@ -10,18 +10,30 @@ completes it. Who becomes what is the caller's to say.
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from raymlops.config.serve import ServeSection
 from raymlops.errors import ClusterError, RaymlopsError, TrackingError
 from raymlops.lifecycle.live.bring_up import SHORT_S, Cluster, begin, coming_up, give_up, places
-from raymlops.lifecycle.live.lineup import Change, Decide, Follow, LineUp, champion_of
+from raymlops.lifecycle.live.lineup import Decide, Follow, LineUp, champion_of
 from raymlops.records import DeploymentRecord
 from raymlops.serving.control.apply import apply
 from raymlops.serving.control.ownership import divide
 from raymlops.state.aliases import owe, settle_alias
 from raymlops.state.audit import add_event
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from raymlops.serving.control.apply import Applied
+    from raymlops.state.store import Deployment
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from raymlops.state.store import Deployment
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -256,3 +268,13 @@ def _followed(state: State, follow: Follow | None, name: str, version: int | Non
     except RaymlopsError as error:
         return (f"version {version} is live, and its alias is set once more later: {error.message}",)
     return ()
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was before, what is now, and what did not follow although it is live."""
+
+    before: list[Deployment]
+    now: LineUp
+    applied: Applied
+    warnings: tuple[str, ...] = ()

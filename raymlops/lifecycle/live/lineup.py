@@ -18,7 +18,6 @@ from raymlops.errors import NotFoundError, RefusedError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from raymlops.serving.control.apply import Applied
     from raymlops.state.store import Deployment
 
 if TYPE_CHECKING:
@@ -320,16 +319,6 @@ class LineUp:
     def item(self) -> Deployment | None:
         """Return the deployment of the subject."""
         return next((item for item in self.wanted if item.version == self.subject), None)
-
-
-@dataclass(frozen=True)
-class Change:
-    """What was before, what is now, and what did not follow although it is live."""
-
-    before: list[Deployment]
-    now: LineUp
-    applied: Applied
-    warnings: tuple[str, ...] = ()
 
 
 Decide = Callable[[Sequence["Deployment"]], LineUp]

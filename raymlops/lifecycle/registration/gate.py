@@ -76,7 +76,8 @@ def gate(
     from raymlops.bundle.load import load
     from raymlops.registry.gate import decide
     from raymlops.registry.versions import Registry
-    from raymlops.state.store import State, state_url
+    from raymlops.state.database import state_url
+    from raymlops.state.store import State
     from raymlops.state.versions import recorded
     from raymlops.tracking.client import tracker as tracker_of
 

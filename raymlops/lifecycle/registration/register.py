@@ -51,7 +51,8 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     from raymlops.data.prepare import SEED_IT, prepare
     from raymlops.registry.lineage import lineage_tags
     from raymlops.registry.versions import Registry
-    from raymlops.state.store import State, state_url
+    from raymlops.state.database import state_url
+    from raymlops.state.store import State
     from raymlops.state.versions import record_version, recorded
     from raymlops.tracking.client import tracker as tracker_of
     from raymlops.training.run import load_weights

@@ -28,13 +28,15 @@ from raymlops.lifecycle.rollout.relay import ensure_relay, is_upgraded
 from raymlops.lifecycle.sources import spec_of
 from raymlops.records import Record
 from raymlops.serving.telemetry.rollout_counts import CONTROLLER, NAMESPACE, controller_of
+from raymlops.state.database import state_url
 from raymlops.state.identity import SHORT
 from raymlops.state.lease import holder_of, lease
 from raymlops.state.rollouts import running
-from raymlops.state.store import State, state_url
+from raymlops.state.store import State
+from raymlops.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.live.lineup import Follow
@@ -158,7 +160,7 @@ class Steering:
     def status(self) -> dict[str, Any]:
         """Return what it is doing, for whoever starts it."""
         mark = {"mark": mark_of(spec_of(self._data))} if self._former else {}
-        return {"state": self._id, "word": self._word, "pid": os.getpid(), **mark}
+        return {"state": self._id, "word": self._word, "pid": os.getpid(), "release": __version__, **mark}
 
     def stop(self) -> None:
         """End its work and give the lease back."""
@@ -229,6 +231,7 @@ def _ensure(spec: ProjectSpec, state_id: str, *, upgraded: bool, dashboard_url: 
         _end_former(spec)
         if upgraded:
             ensure_relay(state_id)
+        _end_of_other_release(state_id)
         actor = _actor(spec, state_id, dashboard_url=dashboard_url)
         if not needed:
             return None
@@ -246,14 +249,23 @@ def _end_former(spec: ProjectSpec) -> None:
 
     It is known by the place of its database. One of another place is left alone, as is one that does not answer.
     """
+    _end(CONTROLLER, unless=lambda status: status.get("mark") != mark_of(spec))
+
+
+def _end_of_other_release(state_id: str) -> None:
+    """End this state's controller where another release started it: after an upgrade its modules are not its own."""
+    _end(controller_of(state_id), unless=lambda status: status.get("release") == __version__)
+
+
+def _end(name: str, *, unless: Callable[[Mapping[str, Any]], bool]) -> None:
     import ray
 
     try:
-        actor = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+        actor = ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
         return
     try:
-        if ray.get(actor.status.remote(), timeout=ANSWER_S).get("mark") != mark_of(spec):
+        if unless(ray.get(actor.status.remote(), timeout=ANSWER_S)):
             return
         ray.get(actor.stop.remote(), timeout=ANSWER_S)
     except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
@@ -263,7 +275,7 @@ def _end_former(spec: ProjectSpec) -> None:
     deadline = time.monotonic() + ANSWER_S
     with suppress(ValueError):  # its name is free
         while time.monotonic() < deadline:
-            ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+            ray.get_actor(name, namespace=NAMESPACE)
             time.sleep(_POLL_S)
 
 

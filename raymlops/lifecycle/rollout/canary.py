@@ -26,7 +26,7 @@ from raymlops.lifecycle.live.lineup import (
 )
 from raymlops.lifecycle.rollout.policy import begin
 from raymlops.records import DeploymentRecord
-from raymlops.state.audit import add_event
+from raymlops.state.audit import add_event, changes_of
 from raymlops.state.rollouts import running, start_rollout, update_rollout
 from raymlops.state.store import deployments_in
 
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from raymlops.config.serve import ServeSection
-    from raymlops.lifecycle.live.change import Cluster
-    from raymlops.lifecycle.live.lineup import Change
+    from raymlops.lifecycle.live.change import Change, Cluster
     from raymlops.state.rollouts import Rollout
     from raymlops.state.store import Deployment, State
 
@@ -291,7 +290,7 @@ def settle(state: State, name: str, *, now: datetime) -> Rollout | None:
     with state.writing() as connection:
         deployments = deployments_in(connection, name)
         champion = champion_of(deployments)
-        taken = None if champion is None else taken_by(champion.version, state.each_change(name))
+        taken = None if champion is None else taken_by(champion.version, changes_of(state, name))
         by = taken.action if taken is not None and taken.action != PROMOTED else None
         for rollout in running(connection, name):
             if (ended := settled(rollout, deployments, now=now, by=by)) is None:

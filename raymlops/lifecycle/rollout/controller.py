@@ -37,6 +37,7 @@ from raymlops.serving.control.apply import apply, refresh
 from raymlops.serving.control.ownership import divide
 from raymlops.serving.control.render import settings_of
 from raymlops.state.aliases import owed, settle_alias
+from raymlops.state.audit import changes_of
 from raymlops.state.engine import this_user
 from raymlops.state.rollouts import resume_rollout, running, update_rollout
 
@@ -227,7 +228,7 @@ class Controller:
                 self._attempt(f"{name} (keep warm)", lambda name=name: self._cool_one(name, now))  # type: ignore[misc]
 
     def _cool_one(self, name: str, now: datetime) -> None:
-        over = set(cooled(self._state.deployments(name), self._state.each_change(name), now=now))
+        over = set(cooled(self._state.deployments(name), changes_of(self._state, name), now=now))
         if not over:
             return
         self._cluster.get()

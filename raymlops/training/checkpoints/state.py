@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from raymlops.records import MetricPoint
+
 
 @dataclass
 class Best:
@@ -45,9 +47,6 @@ class Best:
 MAX_POINTS = 20_000
 """Metric points carried along; older ones were written long ago."""
 
-Point = tuple[str, float, int, int]
-"""Name, value, step, milliseconds since the epoch."""
-
 
 @dataclass
 class RunState:
@@ -75,7 +74,7 @@ class RunState:
     log_sum: float = 0.0
     log_rows: int = 0
     """The same since the last log."""
-    points: list[Point] = field(default_factory=list)
+    points: list[MetricPoint] = field(default_factory=list)
     cut: list[int] | None = None
     """Epoch and batch where ``max_steps`` cut an epoch short: more steps go on from there."""
     skipped: list[int] = field(default_factory=list)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError
 from raymlops.records import Record
+from raymlops.state.database import state_url
 from raymlops.state.lease import holder_of, lease
-from raymlops.state.store import state_url
 from raymlops.storage import filesystem as storage
 from raymlops.storage import manifest
 from raymlops.training.checkpoints.retention import POINTER, Kept

@@ -22,10 +22,15 @@ from raymlops.errors import (
     UnreachableError,
     UsageError,
 )
+from raymlops.state.database import state_url
 from raymlops.state.lease import holder_of, was_held
-from raymlops.state.store import state_url
 from raymlops.storage import filesystem
 from raymlops.training.runs.mlflow_run import CONFIG
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from raymlops.tracking.client import Tracker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -224,3 +229,21 @@ def _near(tracker: Tracker, run_id: str) -> str:
     found = list(dict.fromkeys(names[name].info.run_id for name in like))[:_NEAR]
     by_id = {run.info.run_id: run.info.run_name for run in runs}
     return f"Near: {', '.join(f'{known} ({by_id[known]})' for known in found)}." if found else ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run's files go: ``runs_uri`` is the folder of all runs."""
+
+    runs_uri: str
+    run_id: str
+
+    @property
+    def checkpoints_uri(self) -> str:
+        """Return the folder of the run's checkpoints."""
+        return filesystem.join(self.runs_uri, self.run_id, CHECKPOINTS)
+
+    @property
+    def log_uri(self) -> str:
+        """Return the file of the run's log."""
+        return filesystem.join(self.runs_uri, self.run_id, LOG)

@@ -23,9 +23,9 @@ from raymlops.training.runs.logfile import RunLog
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from raymlops.records import MetricPoint
     from raymlops.tracking.client import Tracker
     from raymlops.tracking.outbox import Status
-    from raymlops.training.checkpoints.state import Point
 
 CLOSE_WAIT_S = 60.0
 KILLED_WAIT_S = 10.0
@@ -87,7 +87,7 @@ class RunWriter:
         for text in self._news():
             self._tell(text)
 
-    def catch_up(self, points: Sequence[Point]) -> int:
+    def catch_up(self, points: Sequence[MetricPoint]) -> int:
         """Note those points of a checkpoint that the run lacks, because a driver died with them; return how many."""
         return self._outbox.put(points)
 

@@ -13,7 +13,7 @@ from raymlops.training.events import words
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from raymlops.training.checkpoints.state import Point
+    from raymlops.records import MetricPoint
     from raymlops.training.events import Event
     from raymlops.training.supervision.hang_detector import Watch
 
@@ -25,7 +25,7 @@ class Writer(Protocol):
         """Take in an event."""
         ...
 
-    def catch_up(self, points: Sequence[Point]) -> int:
+    def catch_up(self, points: Sequence[MetricPoint]) -> int:
         """Take in those points of a checkpoint that are not there yet."""
         ...
 
@@ -61,7 +61,7 @@ class Teller:
         for event in events:
             self._try(lambda event=event: self._writer(event))  # type: ignore[misc]
 
-    def catch_up(self, points: Sequence[Point]) -> None:
+    def catch_up(self, points: Sequence[MetricPoint]) -> None:
         """Pass on the points of a checkpoint: the process that should have written them may have died."""
         self._try(lambda: self._writer.catch_up(points))
 

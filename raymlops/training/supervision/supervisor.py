@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.training.checkpoints.latest import Recalled
     from raymlops.training.loop.context import Outcome
-    from raymlops.training.run import Place
+    from raymlops.training.runs.lookup import Place
     from raymlops.training.supervision.failure_policy import Failure
     from raymlops.training.supervision.notices import Writer
     from raymlops.training.supervision.scaling_policy import Room

@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from raymlops.cluster import holders
-from raymlops.data.shared import share
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError, SweepError, TrackingError, describe
 from raymlops.signals import undisturbed
 from raymlops.storage import filesystem
@@ -117,7 +116,7 @@ def _run(project: Project, books: Books, *, conductor: Conductor, data: DataCach
     if conductor.done:
         return
     with stop_on_signal(conductor), quiet_tune():
-        given = trainable(share(data) if spec.sweep.workers_per_trial == 1 else None)
+        given = trainable(data.shared_data() if spec.sweep.workers_per_trial == 1 else None)
         try:
             fit(conductor, trainable=given, judge=scheduler, name=books.parent.sweep_id)
         finally:

@@ -14,7 +14,7 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.execution.tune_controller import TuneController
 
-from raymlops.tuning.execution.tuner import SweepSearcher
+from raymlops.tuning.execution.tune_hooks import SweepSearcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,6 +1,6 @@
 """One child run of a sweep: what MLflow has of it, and what it is still to be told.
 
-Owns what makes a run complete, which of two runs of one trial is kept, and that a point is told once. Pure: no clock,
+Owns what makes a run complete, which of two runs of one trial is kept, and that a point is told once. No clock,
 no thread, no request. Knows nothing of when something is sent (``childsender``).
 """
 

@@ -11,7 +11,7 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from raymlops.config.credentials import resolve
+from raymlops.config.base import resolve
 from raymlops.config.paths import local_path
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError, UnreachableError, UsageError
 

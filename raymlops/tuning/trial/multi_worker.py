@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.capacity import Places
 from raymlops.training.preflight import has_unused_parameters
-from raymlops.training.run import Place
+from raymlops.training.runs.lookup import Place
 from raymlops.training.supervision import supervisor
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
-    from raymlops.training.checkpoints.state import Point
+    from raymlops.records import MetricPoint
     from raymlops.training.events import Event
     from raymlops.training.loop.context import Outcome
 
@@ -41,7 +41,7 @@ class EpochWriter:
         if event.kind == "epoch":
             self._pass_on(event.epoch, dict(event.metrics), step=event.step)
 
-    def catch_up(self, points: Sequence[Point]) -> int:
+    def catch_up(self, points: Sequence[MetricPoint]) -> int:
         """Leave out what a checkpoint holds: the epochs in it come from the history, at the end."""
         del points
         return 0

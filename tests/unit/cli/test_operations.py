@@ -8,8 +8,8 @@ from recorded_sweep import project_in, recorded_sweep
 from raymlops.cli.main import main
 from raymlops.cli.operations import _duration, _size, run_text
 from raymlops.records import DataRecord
+from raymlops.state.database import state_url
 from raymlops.state.lease import lease
-from raymlops.state.store import state_url
 from raymlops.tracking.client import Tracker
 from raymlops.training.runs.lookup import mark_origin
 from raymlops.training.runs.status import CheckpointStatus, RunStatus

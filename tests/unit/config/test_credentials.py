@@ -1,6 +1,6 @@
 import pytest
 
-from raymlops.config.credentials import SecretRef, resolve
+from raymlops.config.base import SecretRef, resolve
 from raymlops.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ import optuna
 
 from raymlops.config.space import parse_distribution
 from raymlops.config.sweep import SweepSection
-from raymlops.tuning.checks import Objective
+from raymlops.records import Objective
 from raymlops.tuning.study.trials import Trials
 
 LOSS = (Objective("validation/loss", "min"),)

@@ -5,7 +5,7 @@ import jsonschema
 import pytest
 from ruamel.yaml import YAML
 
-from raymlops.config.credentials import SecretRef
+from raymlops.config.base import SecretRef
 from raymlops.config.load import Origin, dump, json_schema, load, load_data
 from raymlops.config.schema import ProjectSpec
 from raymlops.errors import ConfigError

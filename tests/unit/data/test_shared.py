@@ -17,7 +17,6 @@ from tiny import Tiny, make_table
 from raymlops.config.load import load_data
 from raymlops.data.cache import DataCache
 from raymlops.data.prepare import Memory, prepare
-from raymlops.data.shared import share
 from raymlops.project import bind
 
 INDICES = torch.tensor([4, 0, 2])
@@ -39,7 +38,7 @@ def both(project):
     """Return the driver's prepared data and that of a process which was given it."""
     driver = DataCache()
     first = driver.get(project)
-    cache = DataCache(travelled(share(driver)))
+    cache = DataCache(travelled(driver.shared_data()))
     return first, cache.get(project), cache
 
 
@@ -92,7 +91,7 @@ def test_rows_are_encoded_once_for_all_processes(tmp_path):
     project = project_of(sourced.AllParquet, path=path)
     driver = DataCache()
     driver.get(project)
-    shared = travelled(share(driver))
+    shared = travelled(driver.shared_data())
     sourced.ENCODED.clear()
     sourced.LOOKED.clear()
     second = DataCache(shared).get(project)
@@ -109,7 +108,7 @@ def test_files_that_are_streamed_are_read_by_each_process_but_listed_and_fitted_
     driver.get(project)
     streamed = prepare(project, memory=Memory(whole_bytes=0))
     driver._entry.prepared = streamed
-    shared = travelled(share(driver))
+    shared = travelled(driver.shared_data())
     assert shared.parts == {}
     sourced.LOOKED.clear()
     second = DataCache(shared).get(project)
@@ -142,7 +141,7 @@ def test_a_pickled_dataset_stays_on_the_machine_that_made_it(monkeypatch):
     project = project_of(Kinds)
     driver = DataCache()
     driver.get(project)
-    shared = share(driver)
+    shared = driver.shared_data()
     assert shared.host == platform.node()
     elsewhere = DataCache(replace(shared, host="elsewhere"))
     elsewhere.get(project)
@@ -154,7 +153,7 @@ def test_what_is_large_or_cannot_be_pickled_each_process_prepares(monkeypatch, d
     monkeypatch.setitem(Kinds.made, "dataset", dataset)
     driver = DataCache()
     driver.get(project_of(Kinds))
-    assert share(driver) is None
+    assert driver.shared_data() is None
 
 
 @pytest.mark.parametrize(
@@ -172,7 +171,7 @@ def test_it_is_taken_only_where_the_same_would_be_prepared(recipe, params, times
     project = project_of(recipe)
     driver = DataCache()
     driver.get(project)
-    cache = DataCache(travelled(share(driver)))
+    cache = DataCache(travelled(driver.shared_data()))
     other = project.with_params(params)
     found, expected = cache.get(other), prepare(other)
     assert cache.prepared == times
@@ -187,4 +186,4 @@ def test_its_size_is_that_of_its_arrays(monkeypatch):
     driver = DataCache()
     driver.get(project_of(Kinds))
     # Three splits of 6 rows: two floats of four bytes, one number of two.
-    assert share(driver).size_bytes == 3 * 6 * (2 * 4 + 2)
+    assert driver.shared_data().size_bytes == 3 * 6 * (2 * 4 + 2)

@@ -15,8 +15,9 @@ from raymlops.lifecycle.deploy import OPENED, _bring, _share, rollback_target, r
 from raymlops.lifecycle.live.bring_up import restored
 from raymlops.lifecycle.rollout.canary import Asked, share
 from raymlops.records import BundleRef, ModelVersionRef
+from raymlops.state.database import state_url
 from raymlops.state.rollouts import rollouts
-from raymlops.state.store import State, state_url
+from raymlops.state.store import State
 
 
 class Aliases:

@@ -10,8 +10,9 @@ from raymlops.config.schema import ProjectSpec
 from raymlops.errors import DeployError, NotFoundError, OutdatedStateError
 from raymlops.lifecycle.keys import NO_CLUSTER, _open_models, bring, create, keys, revoke, rotate
 from raymlops.records import BundleRef
+from raymlops.state.database import state_url
 from raymlops.state.keys import create_key, revoke_key
-from raymlops.state.store import Deployment, State, state_url
+from raymlops.state.store import Deployment, State
 
 
 @pytest.fixture

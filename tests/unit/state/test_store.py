@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from raymlops.config.schema import ProjectSpec
 from raymlops.errors import ConfigError, RefusedError, StorageError, UnreachableError, UsageError
 from raymlops.records import BundleRef
-from raymlops.state.audit import add_event
-from raymlops.state.store import Deployment, State, state_url
+from raymlops.state.audit import add_event, changes_of
+from raymlops.state.database import state_url
+from raymlops.state.store import Deployment, State
 
 URL_WITH_PASSWORD = "postgresql://someone:hunter2@127.0.0.1:1/raymlops"
 
@@ -95,7 +96,7 @@ def test_changes_are_read_newest_first_in_pages(state):
         for number in range(120):
             add_event(connection, action="deploy", subject="flights", before=[], after=[number])
     assert [event.after[0] for event in state.changes("flights")] == list(range(119, -1, -1))
-    assert next(state.each_change("flights")).after == [119]
+    assert next(changes_of(state, "flights")).after == [119]
 
 
 def test_one_change_at_a_time(url, state):
@@ -115,6 +116,7 @@ def test_a_killed_holder_gives_the_lock_back(url, state):
     """The operating system does it, whatever way the process ends."""
     hold = f"""
 import sys
+from raymlops.state.audit import changes_of
 from raymlops.state.store import State
 with State.open({url!r}) as state, state.exclusive("deploy flights", wait_s=0):
     print("held", flush=True)

@@ -10,7 +10,8 @@ from tiny import Tiny
 from raymlops.config.load import load_data
 from raymlops.errors import UsageError
 from raymlops.project import bind
-from raymlops.tuning.checks import Objective, check, refuse_sqlite
+from raymlops.records import Objective
+from raymlops.tuning.checks import check, refuse_sqlite
 from raymlops.tuning.objectives import concurrency, max_resource, metric_of, mode_of, num_own_trials, objectives_of
 
 LR = {"train.lr": {"float": [0.1, 0.2]}}

@@ -67,7 +67,7 @@ def raises(self, output):
 @pytest.mark.parametrize(
     ("decode", "reason"),
     [
-        (raises, r"RecipeError: Broken.decode\(\) raised RuntimeError: .* at .*test_requestpath.py:\d+"),
+        (raises, r"RecipeError: Broken.decode\(\) raised RuntimeError: .* at .*test_request_path.py:\d+"),
         (lambda self, output: {}, "the signature's outputs are probability"),
         (lambda self, output: {"probability": output.numpy() * np.nan}, "NonFiniteError: .* is nan"),
         (lambda self, output: {"probability": np.array(["much"] * len(output))}, "the signature says float"),

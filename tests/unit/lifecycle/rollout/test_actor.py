@@ -12,9 +12,10 @@ from raymlops.lifecycle.rollout.policy import begin
 from raymlops.lifecycle.sources import spec_of
 from raymlops.records import BundleRef
 from raymlops.serving.telemetry.rollout_counts import controller_of
+from raymlops.state.database import state_url
 from raymlops.state.lease import lease
 from raymlops.state.rollouts import start_rollout
-from raymlops.state.store import Deployment, State, state_url
+from raymlops.state.store import Deployment, State
 
 
 def spec(**sections):

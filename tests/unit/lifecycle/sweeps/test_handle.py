@@ -15,8 +15,8 @@ from raymlops.lifecycle.sweeps.handle import attach, sweep
 from raymlops.lifecycle.sweeps.submit import command_options, explicit, submit
 from raymlops.lifecycle.sweeps.wait import wait_for
 from raymlops.records import SpentRecord
+from raymlops.state.database import state_url
 from raymlops.state.lease import lease
-from raymlops.state.store import state_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,8 @@ import pytest
 from fake_s3 import fake_s3
 
 from raymlops.records import DataRecord
+from raymlops.state.database import state_url
 from raymlops.state.lease import lease
-from raymlops.state.store import state_url
 from raymlops.tracking.client import Tracker
 from raymlops.training.checkpoints.retention import Entry, Kept
 from raymlops.training.runs.garbage import (

@@ -9,8 +9,8 @@ import pytest
 from fake_s3 import fake_s3
 
 from raymlops.records import DataRecord
+from raymlops.state.database import state_url
 from raymlops.state.lease import lease
-from raymlops.state.store import state_url
 from raymlops.training.runs import garbage, garbage_of_sweeps
 from raymlops.training.runs.garbage import Waste
 from raymlops.training.runs.garbage_of_sweeps import Standing, decide

@@ -12,8 +12,8 @@ import pytest
 
 from raymlops.errors import NotFoundError
 from raymlops.records import DataRecord
+from raymlops.state.database import state_url
 from raymlops.state.lease import lease
-from raymlops.state.store import state_url
 from raymlops.training.checkpoints.retention import Entry, Kept
 from raymlops.training.run import train
 from raymlops.training.runs.lookup import EVALUATION, Recorded

@@ -10,8 +10,8 @@ import pytest
 from recorded_sweep import project_in, recorded_sweep
 
 from raymlops.records import SpentRecord
+from raymlops.state.database import state_url
 from raymlops.state.lease import lease
-from raymlops.state.store import state_url
 from raymlops.training.runs.lookup import look_up
 from raymlops.tuning.reporting.status import rows, sweep_status, why_ended
 

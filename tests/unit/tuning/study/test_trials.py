@@ -14,7 +14,7 @@ from sqlalchemy import event, text
 from raymlops.config.space import parse_distribution
 from raymlops.config.sweep import SweepSection, Threshold
 from raymlops.errors import StorageError
-from raymlops.tuning.checks import Objective
+from raymlops.records import Objective
 from raymlops.tuning.study.storage import create_study, load_study, open_storage
 from raymlops.tuning.study.trials import Trials, history_of
 

@@ -1,0 +1,128 @@
+"""The state database: its URL, its transactions and the one lock over changes of what is live.
+
+Credentials in the URL appear in no message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import sqlalchemy as sa
+
+from raymlops.config.base import resolve
+from raymlops.config.paths import local_path
+from raymlops.errors import ConfigError, Problem, RefusedError
+from raymlops.state.engine import database_path, errors, open_engine, this_user
+from raymlops.state.locks import open_lock, take
+from raymlops.state.migrate import migrate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from sqlalchemy import Connection, Engine
+
+    from raymlops.config.schema import ProjectSpec
+
+_CHANGES_KEY = 7_206_517_312  # any number that is ours: Postgres' advisory locks share one space
+_log = logging.getLogger(__name__)
+
+
+class Database:
+    """A connection pool to the state database. Use as a context manager, or call ``close``."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Connect and bring the schema up to date.
+
+        Raises:
+            StorageError: the file cannot be made or written, is no database, or has a newer schema.
+            UnreachableError: the database server does not answer, or refuses us.
+            UsageError: the URL cannot be read or names a database that is not supported.
+        """
+        state = cls(open_engine(url))
+        try:
+            with state.writing() as connection:
+                migrate(connection)
+        except BaseException:
+            state.close()
+            raise
+        return state
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back the connections."""
+        self._engine.dispose()
+
+    @contextlib.contextmanager
+    def exclusive(self, purpose: str, *, wait_s: float) -> Iterator[None]:
+        """Hold the one lock over changing what is live: who reads, writes and sends does so inside it.
+
+        Another holder is waited for. Whoever dies gives the lock back. It cannot be taken twice by the same caller.
+
+        Raises:
+            RefusedError: it was not free within ``wait_s``; the message names who holds it, and for what.
+            StorageError, UnreachableError: the lock cannot be asked for.
+        """
+        me = f"{this_user()} (process {os.getpid()}: {purpose})"
+        database = database_path(self._engine)
+        file = None if database is None else Path(f"{database}.lock")
+        with contextlib.ExitStack() as stack:
+            with errors(self._engine):
+                lock = stack.enter_context(open_lock(self._engine, file=file, key=_CHANGES_KEY, me=me))
+                holder = None if lock is None else take(lock, wait_s=wait_s, on_wait=_say_waiting)
+            if holder is not None:
+                raise RefusedError(
+                    f"{holder} is changing what is live; waited {wait_s:g} s, nothing was changed",
+                    hint="Let it finish, or end that process, then run the same command again.",
+                )
+            yield
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Open a transaction that reads."""
+        with errors(self._engine), self._engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """Open a transaction that writes; other writers wait. A change belongs in one with its ``add_event``."""
+        with errors(self._engine), self._engine.execution_options(raymlops_write=True).begin() as connection:
+            if connection.dialect.name == "postgresql" and sa.inspect(connection).has_table("deployments"):
+                # Two writers one after the other, as SQLite has it: each sees what the other left as "before".
+                connection.execute(sa.text("LOCK TABLE deployments IN SHARE ROW EXCLUSIVE MODE"))
+            yield connection
+
+
+def state_url(spec: ProjectSpec) -> str:
+    """Return the SQL URL of the state database: ``storage.state``, or a SQLite file under ``storage.path``.
+
+    Raises:
+        ConfigError: ``storage.path`` is a URI, where no SQLite file can live, or the reference cannot be read.
+    """
+    where = spec.storage.state
+    if where is not None:
+        return resolve(where, "storage.state")
+    folder = local_path(spec.storage.path)
+    if folder is None:
+        raise ConfigError(
+            [Problem("storage.state", "must be set where storage.path is a URI: SQLite needs a local file")],
+            hint="storage.state: {env: RAYMLOPS_STATE_URL} with postgresql+psycopg://user:password@host/database",
+        )
+    return f"sqlite:///{folder / 'state.db'}"
+
+
+def _say_waiting(holder: str) -> None:
+    _log.warning("waiting for %s, which is changing what is live", holder)

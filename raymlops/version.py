@@ -1,0 +1,3 @@
+"""The release, as ``pyproject.toml`` reads it too."""
+
+__version__ = "0.2.0"
