@@ -93,9 +93,9 @@ def test_a_served_version_answers_and_says_who_it_is(url, bundles):
     assert httpx.get(f"{url}/readyz").status_code == 200
 
 
-def test_the_client_of_the_readme_works_as_it_stands(url):
+def test_the_client_of_the_documents_works_as_it_stands(url):
     """But for the address and the model's name; the label that it sends is found beside the answer."""
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
     (block,) = (part for part in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "rm.Client" in part)
     names = {"rows": ROWS}
     exec(block.replace("http://127.0.0.1:8000", url.partition("/models/")[0]).replace('"flights"', '"scale"'), names)

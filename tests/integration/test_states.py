@@ -37,6 +37,7 @@ from raymlops.serving.control.start import start_proxy
 from raymlops.serving.telemetry.rollout_counts import CONTROLLER, NAMESPACE, controller_of
 from raymlops.state.keys import create_key
 from raymlops.state.store import Deployment
+from raymlops.version import __version__
 
 pytestmark = pytest.mark.integration
 
@@ -188,6 +189,15 @@ class Former:
 
     def stop(self):
         return None
+
+
+def test_a_controller_of_another_release_is_replaced(api, specs, states):
+    """After an upgrade in place the modules that it has yet to import are not its own."""
+    name = controller_of(states["lab"].owner().id)
+    Former.options(name=name, namespace=NAMESPACE, lifetime="detached").remote("of another release")
+    assert ensure_controller(specs["lab"], dashboard_url=api.dashboard_url, needed=True) is None
+    status = ray.get(ray.get_actor(name, namespace=NAMESPACE).status.remote())
+    assert (status["state"], status["release"]) == (states["lab"].owner().id, __version__)
 
 
 def test_each_state_has_a_controller_of_its_own(api, specs, states):

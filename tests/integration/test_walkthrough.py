@@ -122,11 +122,12 @@ def test_what_is_wrong_fails_in_the_cell(user: User) -> None:
     assert "mine.py:6" in failed
 
 
-def test_the_lines_of_the_readme_work_as_they_stand(user: User) -> None:
+def test_the_lines_of_the_documents_work_as_they_stand(user: User) -> None:
     """Its recipe and configuration, as a job that is waited for, looked at, registered and attached to."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    recipe, _, notebook, *_ = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    (config,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    recipe = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)[0]
+    (config,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    (notebook,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     (user.cwd / "line.py").write_text(recipe)
     (user.cwd / "config.yaml").write_text(config)
     lines = notebook.replace('"SWEEP_ID"', "sweep.sweep_id")

@@ -1,0 +1,75 @@
+"""What the documents show works: commands parse, configurations validate, Python compiles, links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+from ruamel.yaml import YAML
+
+from raymlops.cli.main import app
+from raymlops.config.load import load_data
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+BASE = {"project": {"name": "line"}, "recipe": {"import": "line:Line"}}
+
+
+def blocks(document, language):
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+
+
+def named(language):
+    found = [
+        pytest.param(block, id=f"{document.name}-{number}")
+        for document in DOCUMENTS
+        for number, block in enumerate(blocks(document, language))
+    ]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("block", named("sh"))
+def test_every_command_line_is_understood(block):
+    """Each ``raymlops`` line of a shell block parses: its verb, its options and their values."""
+    for line in block.replace("\\\n", " ").splitlines():
+        words = shlex.split(line.replace("$(", "").replace(')"', '"').strip('"'), comments=True)
+        while "raymlops" in words:
+            words = words[words.index("raymlops") + 1 :]
+            end = next((index for index, word in enumerate(words) if word in {"&&", "|", ";"}), len(words))
+            arguments = [word for word in words[:end] if word]
+            command, context = typer.main.get_command(app), None
+            while hasattr(command, "commands"):
+                command = command.commands[arguments.pop(0)]
+            context = command.make_context("raymlops", arguments)
+            assert context.params is not None
+
+
+@pytest.mark.parametrize("block", named("yaml"))
+def test_every_configuration_is_valid(block):
+    """A block may show a part of a file: what it lacks is a project and a recipe."""
+    assert load_data({**BASE, **YAML(typ="safe").load(block)}).spec.project.name == "line"
+
+
+@pytest.mark.parametrize("block", named("python"))
+def test_every_python_block_compiles(block):
+    """They run in ``tests/e2e/test_readme.py`` and ``tests/integration``, with what they need."""
+    compile(block, "document", "exec")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_paths_and_links_lead_somewhere(document):
+    """Paths of this repository in code quotes, and links between documents."""
+    text = document.read_text(encoding="utf-8")
+    paths = set(re.findall(r"`((?:configs|jobs|tests|examples|docs|raymlops)/[\w./]*)`", text))
+    links = {target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target}
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    assert [link for link in sorted(links) if not (document.parent / link).exists()] == []
+
+
+def test_the_readme_is_short():
+    """What does not fit on three screens belongs to ``docs/``."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
