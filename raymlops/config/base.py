@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -40,6 +41,36 @@ def _name(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_name)]
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Whether a field, or a section with all its fields, may have another value when a run or a sweep is resumed.
+
+    Every field says it in its annotation, or its section does: ``lr: Fixed[float] = Field(...)``.
+    """
+
+    run: bool = False
+    sweep: bool = False
+    run_effect: str = ""
+    """What a change does to a run's numbers from here on; empty where that is nothing."""
+    sweep_effect: str = ""
+    extendable: bool = False
+    """Whether ``--extend`` raises it."""
+
+
+T = TypeVar("T")
+Fixed = Annotated[T, Resume()]
+"""Decides the result, or where it is found."""
+Free = Annotated[T, Resume(run=True, sweep=True)]
+FreeInRun = Annotated[T, Resume(run=True)]
+"""Not in a sweep, whose trials are compared: all are as long, search the same space and leave out the same batches."""
+Length = Annotated[T, Resume(run=True, run_effect="the learning rate follows the new length from here on")]
+"""Not said where the learning rate is constant."""
+Limit = Annotated[T, Resume(run=True, sweep=True, extendable=True)]
+Rounds = Annotated[
+    T, Resume(run=True, sweep=True, run_effect="rounding may differ", sweep_effect="rounding may differ")
+]
 
 
 def resolve(value: str | SecretRef, field: str) -> str:

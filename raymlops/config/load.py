@@ -75,8 +75,8 @@ def load_data(data: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Load
     plain = _plain(data)
     if not isinstance(plain, dict):
         raise ConfigError([Problem("", f"got {type(data).__name__}; a mapping of sections", "data")])
-    values = {path: place for path, _ in _leaves(plain)}
-    for path, value in _leaves(plain):
+    values = dict.fromkeys((path for path, _ in shape.walk(plain)), place)
+    for path, value in shape.walk(plain):
         if isinstance(value, str) and "\0" in value:
             stack.report(place, dotted(path), NULL_BYTE)
     stack.put(plain, keys=values, values=values, kind="file")
@@ -175,22 +175,14 @@ def _placed(finding: Finding, stack: Stack, start: Place) -> tuple[Place, Proble
 
 
 def _origins(spec: ProjectSpec, stack: Stack) -> Iterator[tuple[str, Origin]]:
-    for path, _ in _leaves(spec.to_dict(), spec=True):
+    # A distribution is one value.
+    paths = dict.fromkeys(
+        path[:3] if path[:2] == ("sweep", "space") else path for path, _ in shape.leaves(spec.to_dict())
+    )
+    for path in paths:
         kind = stack.kinds.get(path, "default")
         place = "" if kind == "default" else dotted(path) if kind == "override" else str(stack.values[path])
         yield dotted(path), Origin(kind, place)
-
-
-def _leaves(data: Any, path: KeyPath = (), *, spec: bool = False) -> Iterator[tuple[KeyPath, Any]]:
-    """Yield the leaves of plain data; with ``spec`` a distribution is one, without it mappings are yielded too."""
-    whole = spec and path[:2] == ("sweep", "space") and len(path) == 3
-    if not isinstance(data, dict) or not data or whole:
-        yield path, data
-        return
-    if not spec:
-        yield path, data
-    for key, value in data.items():
-        yield from _leaves(value, (*path, key), spec=spec)
 
 
 def _plain(data: Any) -> Any:

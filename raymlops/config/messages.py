@@ -41,7 +41,9 @@ def check(model: type[M], data: dict[str, Any], *, lenient: bool = False) -> tup
     YAML 1.1's ``on off yes no`` count as true and false where nothing but true or false is allowed. ``lenient``
     ignores unknown keys, for data that another version stored.
     """
-    findings = [Finding(path, ADVICE) for path, text in _texts(data) if holds_credential(text)]
+    findings = [
+        Finding(path, ADVICE) for path, value in shape.walk(data) if isinstance(value, str) and holds_credential(value)
+    ]
     try:
         text = to_json(data, inf_nan_mode="constants")
     except (PydanticSerializationError, ValueError) as error:
@@ -74,13 +76,6 @@ def got(value: Any, *, kind: bool = False) -> str:
     text = repr(redact(value) if isinstance(value, str) else value)
     text = text if len(text) <= 60 else f"{text[:57]}..."
     return f"{text} (text)" if kind and isinstance(value, str) else text
-
-
-def _texts(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    if isinstance(data, str):
-        yield path, data
-    for key, value in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
-        yield from _texts(value, (*path, key))
 
 
 def _with_flags(data: dict[str, Any], details: list[ErrorDetails], model: type[BaseModel]) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from pydantic import (
     field_validator,
 )
 
-from raymlops.config.base import Name, SecretRef, Spec, Uri, UriOrRef
+from raymlops.config.base import Fixed, Free, Name, SecretRef, Spec, Uri, UriOrRef
 from raymlops.config.serve import ServeSection
 from raymlops.config.sweep import Mode, SweepSection, Threshold
 from raymlops.config.train import TrainSection
@@ -27,16 +27,16 @@ TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 class ProjectSection(Spec):
     """Who this is."""
 
-    name: Name = Field(description="registered model, MLflow experiment and route: /models/NAME")
-    description: str = Field("", description="one line for the model registry")
-    tags: dict[str, str] = Field(default_factory=dict, description="tags put on every run and version")
+    name: Fixed[Name] = Field(description="registered model, MLflow experiment and route: /models/NAME")
+    description: Free[str] = Field("", description="one line for the model registry")
+    tags: Free[dict[str, str]] = Field(default_factory=dict, description="tags put on every run and version")
 
 
 class RecipeSection(Spec):
     """The user's plug-in and its own configuration."""
 
-    import_: str = Field(alias="import", description="package.module:Class")
-    config: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe's own Config")
+    import_: Fixed[str] = Field(alias="import", description="package.module:Class")
+    config: Fixed[dict[str, Any]] = Field(default_factory=dict, description="fields of the recipe's own Config")
 
 
 class GateSection(Spec):
@@ -74,14 +74,16 @@ class TrackingSection(Spec):
 class StorageSection(Spec):
     """Where files and tables are."""
 
-    path: Uri = Field(
+    path: Fixed[Uri] = Field(
         default_factory=lambda: os.environ.get("RAYMLOPS_HOME") or "~/.raymlops",
         min_length=1,
         description="folder or URI of checkpoints and bundles; default: RAYMLOPS_HOME, then ~/.raymlops",
     )
-    shared: bool = Field(False, description="path is the same folder on every node, such as an NFS mount")
-    optuna: UriOrRef | None = Field(None, description="SQL URL of Optuna; default: SQLite under path")
-    state: UriOrRef | None = Field(None, description="SQL URL of raymlops' own tables; default: SQLite under path")
+    shared: Free[bool] = Field(False, description="path is the same folder on every node, such as an NFS mount")
+    optuna: Free[UriOrRef | None] = Field(None, description="SQL URL of Optuna; default: SQLite under path")
+    state: Free[UriOrRef | None] = Field(
+        None, description="SQL URL of raymlops' own tables; default: SQLite under path"
+    )
 
 
 class ClusterSection(Spec):
@@ -104,11 +106,11 @@ class ProjectSpec(Spec):
     recipe: RecipeSection
     train: TrainSection = TrainSection()
     sweep: SweepSection = SweepSection()
-    gate: GateSection = GateSection()
-    serve: ServeSection = ServeSection()
-    tracking: TrackingSection = TrackingSection()
+    gate: Free[GateSection] = GateSection()
+    serve: Free[ServeSection] = ServeSection()
+    tracking: Free[TrackingSection] = TrackingSection()
     storage: StorageSection = Field(default_factory=StorageSection)  # its path may come from the environment
-    cluster: ClusterSection = ClusterSection()
+    cluster: Free[ClusterSection] = ClusterSection()
 
     @property
     def experiment(self) -> str:

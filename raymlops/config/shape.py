@@ -45,6 +45,22 @@ def step(annotation: Any, key: str | int) -> Any:
     return None
 
 
+def walk(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield every value of plain data with its path, the outer ones first."""
+    yield path, data
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
+        yield from walk(value, (*path, key))
+
+
+def leaves(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield the values that hold no others by key: a list is one, and so is an empty mapping."""
+    if not isinstance(data, dict) or not data:
+        yield path, data
+        return
+    for key, value in data.items():
+        yield from leaves(value, (*path, key))
+
+
 def at(annotation: Any, path: KeyPath) -> Any:
     """Return what stands at a path; None where nothing is known."""
     for key in path:

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from raymlops.config.base import Spec
+from raymlops.config.base import Free, FreeInRun, Limit, Spec
 from raymlops.config.space import Distribution, _among, parse_distribution
 from raymlops.config.train import MAX_WORKERS, TrainSection
 
@@ -79,46 +79,60 @@ Mode = Literal["min", "max"]
 class SweepSection(Spec):
     """A search for a better configuration."""
 
-    metric: str | None = Field(None, description="to optimise; default: train.metric")
-    mode: Mode | None = Field(None, description="default: train.mode; needed where metric is not train.metric")
-    objectives: dict[str, Mode] = Field(
+    metric: FreeInRun[str | None] = Field(None, description="to optimise; default: train.metric")
+    mode: FreeInRun[Mode | None] = Field(
+        None, description="default: train.mode; needed where metric is not train.metric"
+    )
+    objectives: FreeInRun[dict[str, Mode]] = Field(
         default_factory=dict, description="metric: min or max, of several at once, instead of metric and mode"
     )
-    constraints: dict[str, Threshold] = Field(
+    constraints: FreeInRun[dict[str, Threshold]] = Field(
         default_factory=dict, description="metric: {min, max} that a winner must keep; samplers learn from them"
     )
-    num_trials: int = Field(16, ge=1, description="configurations to try")
-    max_concurrent: int | None = Field(None, ge=1, description="trials at a time; default: what the cluster holds")
-    workers_per_trial: int = Field(
+    num_trials: Limit[int] = Field(16, ge=1, description="configurations to try")
+    max_concurrent: Free[int | None] = Field(
+        None, ge=1, description="trials at a time; default: what the cluster holds"
+    )
+    workers_per_trial: FreeInRun[int] = Field(
         1, ge=1, le=MAX_WORKERS, description="1: a trial trains in a process that is kept warm; more: on Ray Train"
     )
-    max_restarts: int = Field(1, ge=0, description="of a trial whose process died; lost nodes do not count")
-    checkpoint_every_s: float = Field(30.0, ge=0, description="seconds of training between checkpoints of a trial")
-    sampler: Literal["tpe", "gp", "random", "grid", "qmc", "nsga2"] = Field("tpe", description="how trials are drawn")
-    startup_trials: int = Field(8, ge=1, description="random trials before tpe or gp model anything")
-    seed: int = Field(0, ge=0, lt=2**32, description="seeds the sampler")
-    enqueue: list[dict[SpaceKey, Any]] = Field(
+    max_restarts: Free[int] = Field(1, ge=0, description="of a trial whose process died; lost nodes do not count")
+    checkpoint_every_s: Free[float] = Field(
+        30.0, ge=0, description="seconds of training between checkpoints of a trial"
+    )
+    sampler: FreeInRun[Literal["tpe", "gp", "random", "grid", "qmc", "nsga2"]] = Field(
+        "tpe", description="how trials are drawn"
+    )
+    startup_trials: FreeInRun[int] = Field(8, ge=1, description="random trials before tpe or gp model anything")
+    seed: FreeInRun[int] = Field(0, ge=0, lt=2**32, description="seeds the sampler")
+    enqueue: FreeInRun[list[dict[SpaceKey, Any]]] = Field(
         default_factory=list, description="start points, tried first; keys that a point leaves out are drawn"
     )
-    scheduler: Literal["asha", "hyperband", "median", "none"] = Field(
+    scheduler: FreeInRun[Literal["asha", "hyperband", "median", "none"]] = Field(
         "asha",
         description="stops poor trials early; hyperband is the asynchronous one; default with objectives: none",
     )
-    resource: str = Field("epoch", min_length=1, description="what schedulers count: epoch, step or a reported metric")
-    grace_period: float = Field(1.0, gt=0, description="of the resource, that every trial gets before it is stopped")
-    max_resource: float | None = Field(
+    resource: FreeInRun[str] = Field(
+        "epoch", min_length=1, description="what schedulers count: epoch, step or a reported metric"
+    )
+    grace_period: FreeInRun[float] = Field(
+        1.0, gt=0, description="of the resource, that every trial gets before it is stopped"
+    )
+    max_resource: FreeInRun[float | None] = Field(
         None, gt=0, description="of the resource, that a whole trial takes; default: train.epochs, train.max_steps"
     )
-    reduction_factor: int = Field(3, ge=2, description="asha and hyperband keep one in this many at each rung")
-    timeout_s: float | None = Field(None, gt=0, description="seconds of sweeping, over all resumes, at most")
-    max_cpu_hours: float | None = Field(None, gt=0, description="CPU-hours reserved by trials, at most")
-    max_gpu_hours: float | None = Field(None, gt=0, description="GPU-hours reserved by trials, at most")
-    max_cost: float | None = Field(None, gt=0, description="money, by price, at most")
-    price: PriceSection = Field(PriceSection(), description="{cpu_hour, gpu_hour, currency}, for max_cost")
-    target: float | None = Field(None, description="stop once a trial reaches this value of the metric")
-    patience: int | None = Field(None, ge=1, description="stop after this many ended trials without a better one")
+    reduction_factor: FreeInRun[int] = Field(
+        3, ge=2, description="asha and hyperband keep one in this many at each rung"
+    )
+    timeout_s: Limit[float | None] = Field(None, gt=0, description="seconds of sweeping, over all resumes, at most")
+    max_cpu_hours: Limit[float | None] = Field(None, gt=0, description="CPU-hours reserved by trials, at most")
+    max_gpu_hours: Limit[float | None] = Field(None, gt=0, description="GPU-hours reserved by trials, at most")
+    max_cost: Limit[float | None] = Field(None, gt=0, description="money, by price, at most")
+    price: Free[PriceSection] = Field(PriceSection(), description="{cpu_hour, gpu_hour, currency}, for max_cost")
+    target: Free[float | None] = Field(None, description="stop once a trial reaches this value of the metric")
+    patience: Free[int | None] = Field(None, ge=1, description="stop after this many ended trials without a better one")
     space: Annotated[
-        dict[SpaceKey, Annotated[Distribution, BeforeValidator(parse_distribution)]],
+        FreeInRun[dict[SpaceKey, Annotated[Distribution, BeforeValidator(parse_distribution)]]],
         Field(description="key.path: {float|int|categorical: ...}; keys are fields of train or recipe.config"),
     ] = Field(default_factory=dict)
 
