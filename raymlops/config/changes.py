@@ -115,8 +115,8 @@ def refuse_forbidden(changes: Sequence[Change], *, run_id: str) -> None:
     raise UsageError(
         f"run {run_id} cannot be resumed with this configuration, which {what}:\n{lines}",
         hint="Restore these, or start a new run with `raymlops train`. What may change at a resume: the length "
-        "(epochs, max_steps, patience), what it runs on (workers, resources, compile), checkpoints, failure policies and "
-        "logging.",
+        "(epochs, max_steps, patience), what it runs on (workers, resources, compile), checkpoints, failure policies "
+        "and logging.",
     )
 
 

@@ -27,6 +27,7 @@ from raymlops.training.checkpoints.retention import POINTER
 from raymlops.training.checkpoints.saver import FolderSaver, load_weights
 from raymlops.training.events import Event, words
 from raymlops.training.inprocess import LocalResult, run_in_process, run_local
+from raymlops.training.loop.context import Hooks
 from raymlops.training.preflight import preflight
 from raymlops.training.runs import resume as resuming
 from raymlops.training.runs.lookup import (
@@ -287,8 +288,7 @@ def _run_here(
         project,
         prepared,
         saver=saver,
-        emit=writer,
-        orders=orders,
+        hooks=Hooks(emit=writer, orders=orders),
         resume=found.uri,
         identity=mine,
     )

@@ -68,8 +68,9 @@ def _train(
     from raymlops.project import Project
     from raymlops.training.checkpoints.saver import FolderSaver
     from raymlops.training.events import words
-    from raymlops.training.loop.context import TrainContext
+    from raymlops.training.loop.context import Hooks, TrainContext
     from raymlops.training.loop.loop import default_loop
+    from raymlops.training.loop.rank_sync import Ranks
     from raymlops.training.preflight import try_on_first_rank
     from raymlops.training.runs.writer import CHECKPOINT_FAILURES
     from raymlops.training.supervision.worker_group import collective_timeout_s
@@ -110,14 +111,9 @@ def _train(
         section,
         prepared,
         saver=saver,
-        emit=line.emit,
-        rank=rank,
-        world_size=world_size,
-        device=device,
+        hooks=Hooks(emit=line.emit, orders=pulse.orders, heartbeat=pulse.alive),
+        ranks=Ranks(rank, world_size, torch.device(device), control),
         unused_parameters=unused,
-        orders=pulse.orders,
-        alive=pulse.alive,
-        control=control,
         resume=config["resume"],
         identity=mine,
     ).run(default_loop)
