@@ -56,7 +56,8 @@ class Change:
 
 def rule(path: KeyPath) -> Resume:
     """Return what a field allows at a resume: what it says itself, else what its section says, else nothing."""
-    found, annotation = Resume(), ProjectSpec
+    found = Resume()
+    annotation: Any = ProjectSpec
     for key in path:
         section = shape.section(annotation)
         field = shape.fields(section).get(str(key)) if section else None
@@ -73,7 +74,7 @@ def identity(spec: ProjectSpec) -> dict[str, str]:
     Where the run is and what it is called is not in the digest: a copied folder stays the same checkpoint. Neither are
     fields of ``train`` at their default, so that a field which a later version adds changes no digest.
     """
-    defaults = {("train", name): field.default for name, field in type(spec.train).model_fields.items()}
+    defaults: Values = {("train", name): field.default for name, field in type(spec.train).model_fields.items()}
     digested = {
         dotted(path): value
         for path, value in _values(spec.to_dict()).items()
