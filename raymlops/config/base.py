@@ -1,6 +1,6 @@
-"""What every section of a configuration is made of: strict models, names, URIs, references to credentials.
+"""Building blocks of every configuration section: strict models, names, URIs, secret references, resume rules.
 
-Owns the rules that hold for all fields of these kinds. Knows no section.
+Owns the rules for all fields of these kinds. Knows no section.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from raymlops.errors import ConfigError, Problem
 
 
 class Spec(BaseModel):
-    """Base of every section: strict types, unknown keys refused, immutable, finite numbers only."""
+    """Base of every section: strict types, unknown keys rejected, immutable, finite numbers only."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -74,7 +74,7 @@ Rounds = Annotated[
 
 
 def resolve(value: str | SecretRef, field: str) -> str:
-    """Return a value that may be a reference; ``field`` is its dotted path in the configuration.
+    """Resolve a value that may be a secret reference; ``field`` is its dotted path in the configuration.
 
     Raises:
         ConfigError: the variable is not set, or the file cannot be read or is empty.
@@ -96,7 +96,7 @@ def resolve(value: str | SecretRef, field: str) -> str:
 
 
 class SecretRef(Spec):
-    """Where a credential is to be read from when it is needed; never the credential itself."""
+    """A reference to a credential, read when it is needed; never the credential itself."""
 
     env: str | None = Field(None, description="name of an environment variable")
     file: str | None = Field(None, description="path of a file whose first line is the value")

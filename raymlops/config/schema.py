@@ -25,7 +25,7 @@ TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
 
 class ProjectSection(Spec):
-    """Who this is."""
+    """The project."""
 
     name: Fixed[Name] = Field(description="registered model, MLflow experiment and route: /models/NAME")
     description: Free[str] = Field("", description="one line for the model registry")
@@ -40,7 +40,7 @@ class RecipeSection(Spec):
 
 
 class GateSection(Spec):
-    """When a version may become challenger."""
+    """The gate that a version passes to become challenger."""
 
     thresholds: dict[str, Threshold] = Field(default_factory=dict, description="test metric: {min, max}")
     metric: str | None = Field(None, description="compared with the champion; default: train.metric on test")
@@ -52,7 +52,7 @@ class GateSection(Spec):
 
 
 class TrackingSection(Spec):
-    """Where MLflow is."""
+    """The MLflow server."""
 
     uri: UriOrRef | None = Field(
         None, description="MLflow tracking URI; default: MLFLOW_TRACKING_URI, then SQLite under storage.path"
@@ -72,7 +72,7 @@ class TrackingSection(Spec):
 
 
 class StorageSection(Spec):
-    """Where files and tables are."""
+    """The storage of files and tables."""
 
     path: Fixed[Uri] = Field(
         default_factory=lambda: os.environ.get("RAYMLOPS_HOME") or "~/.raymlops",
@@ -87,7 +87,7 @@ class StorageSection(Spec):
 
 
 class ClusterSection(Spec):
-    """Which Ray cluster runs it."""
+    """The Ray cluster."""
 
     address: str | None = Field(
         None,
@@ -122,7 +122,7 @@ class ProjectSpec(Spec):
         return self.model_dump(mode="json", by_alias=True)
 
     def sha(self) -> str:
-        """Return the SHA-256 of what decides a result: everything but where it runs and what serves it."""
+        """Return the SHA-256 of the sections that decide a result: not where it runs or how it is served."""
         data = {key: value for key, value in self.to_dict().items() if key in {"project", "recipe", "train", "sweep"}}
         text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

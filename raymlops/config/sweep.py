@@ -1,7 +1,7 @@
-"""What the fields of a sweep must hold together, beyond what each holds by itself.
+"""The ``sweep`` section of a configuration, and the rules between its fields.
 
-Pure. Looks at the section alone: what depends on ``train``, on the recipe or on a cluster is judged elsewhere. Each
-broken rule has the path below ``sweep`` of the field to change, so that a file's reader can say in which line it is.
+Pure. Looks at the section alone: what depends on ``train``, on the recipe or on a cluster is checked elsewhere. Each
+violation has the path below ``sweep`` of the field to change, so that a problem has its line.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class SweepSection(Spec):
     @model_validator(mode="before")
     @classmethod
     def _unscheduled(cls, data: Any) -> Any:
-        """Schedule nothing where there are several objectives, unless a scheduler was asked for, which is refused."""
+        """Default to no scheduler with several objectives; an explicit one is rejected."""
         if isinstance(data, dict) and data.get("objectives") and "scheduler" not in data:
             return {**data, "scheduler": "none"}
         return data
@@ -163,12 +163,12 @@ class SweepSection(Spec):
 
 
 HALVING = ("asha", "hyperband")
-"""Schedulers that need to know how much a whole trial takes."""
+"""Schedulers that need to know the resource of a whole trial."""
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A rule that does not hold. With ``got`` the message says only what is allowed instead of that value."""
+    """A violated rule. With ``got`` the message says only what is allowed instead of that value."""
 
     path: tuple[str | int, ...]
     message: str
@@ -176,7 +176,7 @@ class Broken:
 
 
 def broken(sweep: SweepSection) -> Iterator[Broken]:
-    """Yield what does not hold."""
+    """Yield the violated rules."""
     yield from _objectives(sweep)
     yield from _limits(sweep)
     if sweep.sampler == "grid":
@@ -186,7 +186,7 @@ def broken(sweep: SweepSection) -> Iterator[Broken]:
 
 
 def words(distribution: Distribution) -> str:
-    """Return what a parameter may be."""
+    """Return the values of a parameter in words."""
     if distribution.kind == "categorical":
         shown = [_shown(choice) for choice in distribution.choices]
         return f"one of {', '.join(shown)}" if len(shown) > 1 else shown[0]
@@ -206,13 +206,13 @@ def _objectives(sweep: SweepSection) -> Iterator[Broken]:
         return
     for field in ("metric", "mode"):
         if getattr(sweep, field) is not None:
-            yield Broken((field,), "stands beside objectives, which say both of each metric; write one or the other")
+            yield Broken((field,), "cannot be combined with objectives, which set both; write one or the other")
     if sweep.scheduler != "none":
         advice = "a scheduler stops trials by one metric, and there are several objectives"
         yield Broken(("scheduler",), f"got {sweep.scheduler!r}; none: {advice}")
     for field in ("target", "patience"):
         if getattr(sweep, field) is not None:
-            yield Broken((field,), "stands beside objectives; it asks which trial is best, and of several none is")
+            yield Broken((field,), "cannot be combined with objectives: there is no single best trial")
 
 
 def _limits(sweep: SweepSection) -> Iterator[Broken]:
@@ -233,7 +233,7 @@ def _endless(space: Mapping[str, Distribution]) -> Iterator[Broken]:
         if searched.kind == "float" and searched.step is None and searched.low != searched.high:
             yield Broken(
                 ("space", key),
-                f"float: [{searched.low}, {searched.high}] is continuous, which sampler grid cannot go through; "
+                f"float: [{searched.low}, {searched.high}] is continuous, which sampler grid cannot enumerate; "
                 "write a step, an int range or categorical: [...]",
             )
 

@@ -18,7 +18,7 @@ MAX_WORKERS = 4096
 
 
 def _workers(value: Any) -> Any:
-    """Take YAML's list as the pair it means; one sentence says what is allowed, whichever of the two was meant."""
+    """Read YAML's list as a pair; one message says what is allowed for both forms."""
     counts = value if isinstance(value, list | tuple) else [value, value]
     fewest = 1 if isinstance(value, list | tuple) else 0
     whole = all(isinstance(count, int) and not isinstance(count, bool) for count in counts)
@@ -51,13 +51,13 @@ class FailureRule(Spec):
         try:
             re.compile(match)
         except re.error as error:
-            msg = f"got {match!r}, which is no regular expression: {error}"
+            msg = f"got {match!r}, which is not a regular expression: {error}"
             raise ValueError(msg) from error
         return match
 
 
 class TrainSection(Spec):
-    """One training."""
+    """A training run."""
 
     seed: Fixed[int] = Field(0, ge=0, lt=2**32, description="seeds weights, shuffling and dropout")
     num_workers: Annotated[
@@ -65,7 +65,8 @@ class TrainSection(Spec):
         # A batch is the same however many workers share it. A trial has sweep.workers_per_trial, which is fixed.
         Resume(run=True, sweep=True, run_effect="dropout and batch normalisation depend on the number of workers"),
     ] = Field(
-        0, description="Ray Train workers; 0 trains in this process; [min, max] goes on with what the cluster has"
+        0,
+        description="Ray Train workers; 0 trains in this process; [min, max] is elastic: as many as fit",
     )
     cpus_per_worker: Rounds[float] = Field(1.0, gt=0, description="CPUs a worker reserves; fractions allowed")
     gpus_per_worker: Rounds[float] = Field(0.0, ge=0, description="GPUs a worker reserves; fractions allowed")
@@ -89,9 +90,7 @@ class TrainSection(Spec):
         "fp32", description="of the forward pass; fp16 scales the loss"
     )
     compile: Rounds[bool] = Field(False, description="torch.compile the model")
-    activation_checkpointing: Rounds[bool] = Field(
-        False, description="compute activations again instead of keeping them"
-    )
+    activation_checkpointing: Rounds[bool] = Field(False, description="recompute activations instead of keeping them")
     eval_batch_size: Free[int] = Field(4096, ge=1, description="rows per evaluation batch on one worker")
     optimizer: Fixed[Literal["adamw", "adam", "sgd"]] = Field("adamw", description="torch.optim class")
     lr: Fixed[float] = Field(1e-3, gt=0, description="peak learning rate")
@@ -113,13 +112,14 @@ class TrainSection(Spec):
     keep_checkpoints: Free[int] = Field(2, ge=1, description="latest checkpoints kept")
     keep_best: Free[int] = Field(1, ge=1, description="best checkpoints kept")
     on_checkpoint_error: Free[Literal["continue", "stop"]] = Field(
-        "continue", description="when one cannot be written; without a last and a best one a run fails in any case"
+        "continue",
+        description="when a checkpoint cannot be written; a run without its last and best one fails in any case",
     )
     on_non_finite: FreeInRun[Literal["stop", "skip", "rollback"]] = Field(
         "stop",
-        description="NaN or infinity in loss or gradient: end; leave the batch out; or put back the last checkpoint "
-        "and go on without the batch. skip and rollback look at each step: a wait for the device, and over several "
-        "workers 0.3 ms",
+        description="NaN or infinity in loss or gradient: end the run; skip the batch; or roll back to the last "
+        "checkpoint and skip the batches since. skip and rollback check each step, which waits for the device and "
+        "over several workers takes 0.3 ms",
     )
     on_failure: Free[list[FailureRule]] = Field(
         default_factory=list, description="first match decides; default: errors of the recipe stop, lost workers retry"
@@ -128,8 +128,8 @@ class TrainSection(Spec):
     hang_timeout_s: Free[float] = Field(
         600.0,
         gt=0,
-        description="how long one worker may be silent, or none of them move, before they are replaced; steps and "
-        "evaluation batches count; before the first step none need move for at least 60 s, with compile 600 s",
+        description="time without a heartbeat of one worker, or without progress of any, before they are replaced; "
+        "steps and evaluation batches are progress; the first step may take at least 60 s, with compile 600 s",
     )
     stop_grace_s: Free[float] = Field(20.0, ge=0, description="time for a last checkpoint after SIGTERM or Ctrl-C")
     grow_after_s: Free[float] = Field(10.0, ge=0, description="how long there must be room before an elastic run grows")
@@ -140,7 +140,7 @@ class TrainSection(Spec):
 
     @property
     def workers(self) -> tuple[int, int]:
-        """Return the fewest and the most workers; equal where the number is fixed."""
+        """Return the minimum and maximum number of workers; equal where it is fixed."""
         return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
 
     @model_validator(mode="after")

@@ -71,14 +71,14 @@ def test_a_killed_process_costs_nothing_but_time(undisturbed: Ended, tmp_path: P
 
 @pytest.mark.soak
 def test_a_stopped_worker_is_replaced(undisturbed: Ended, tmp_path: Path) -> None:
-    """SIGSTOP: after the configured time it is said where the ranks stand, and others take their place."""
+    """SIGSTOP: after the configured time the stacks of the ranks are saved, and others take their place."""
     recorder = Recorder(at=once(23, lambda: signal_one("RayTrainWorker", signal.SIGSTOP)))
     assert_equal(run(project(tmp_path, hang_timeout_s=8), recorder), undisturbed)
     (restart,) = recorder.restarts
     assert "no heartbeat of rank" in restart.reason
     (stacks,) = (tmp_path / "runs/run/stacks").iterdir()
     text = stacks.read_text()
-    assert "it does not answer" in text
+    assert "no answer: the process is stopped" in text
     assert "in default_loop" in text
     assert any(str(stacks) in message for message in recorder.messages)
 
