@@ -1,7 +1,6 @@
-"""Binds a configuration to its recipe: the recipe's own section and the whole search space checked.
+"""Bind a configuration to its recipe: validate the recipe's own section and the whole search space.
 
-Owns the pair of a spec and a recipe that every later stage is given. Knows nothing of Ray, MLflow or
-of files beyond the places it was told; what the recipe's module imports is the recipe's own affair.
+Owns the pair of a spec and a recipe that every later stage gets. Knows nothing of Ray, MLflow or files.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ class Project:
         return reference_of(self.recipe_class)
 
     def recipe(self, *, state: Mapping[str, Any] | None = None) -> RecipeBase:
-        """Return a recipe of its own, with what ``fit`` learnt if that is known."""
+        """Return a new recipe instance, with the state that ``fit`` returned, if given."""
         return self.recipe_class(self.recipe_config, state=state, seed=self.spec.train.seed)
 
     def with_params(self, params: Mapping[str, Any]) -> Project:
         """Return the project with other values, such as a trial's: ``{"train.lr": 0.01, "recipe.config.hidden": 64}``.
 
         Raises:
-            ConfigError: a key that is not there, or a value that its field refuses.
+            ConfigError: an unknown key, or a value that its field rejects.
         """
         data = self.spec.to_dict()
         problems = []
@@ -67,10 +66,10 @@ class Project:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Project:
-        """Rebuild a project that was bound before; keys that another version wrote are ignored.
+        """Rebuild a bound project; keys that another version wrote are ignored.
 
         Raises:
-            ConfigError: a value that its field refuses.
+            ConfigError: a value that its field rejects.
             RecipeImportError: the recipe cannot be imported here.
         """
         spec, findings = check(ProjectSpec, dict(data), lenient=True)
@@ -84,14 +83,14 @@ class Project:
 
 
 def bind(loaded: LoadedSpec | ProjectSpec | Project, *, recipe: type | str | None = None) -> Project:
-    """Import the recipe and check its section, every key of the search space, and the ends and conditions of each.
+    """Import the recipe; validate its section and the search space.
 
-    ``recipe`` stands in for the spec's own.
+    ``recipe`` replaces the spec's own.
 
     Raises:
         ConfigError: with every problem, each with its place where one is known.
         RecipeImportError: the recipe cannot be imported by a worker.
-        RecipeError: its ``Config`` is no ``RecipeConfig``, or cannot be written and read back.
+        RecipeError: its ``Config`` is not a ``RecipeConfig``, or does not survive its JSON form.
     """
     if isinstance(loaded, Project):
         if recipe is None:
@@ -113,7 +112,7 @@ def bind(loaded: LoadedSpec | ProjectSpec | Project, *, recipe: type | str | Non
     spec = _filled(spec, recipe_class, config)
     if check(config_class, spec.recipe.config)[0] != config:
         raise RecipeError(
-            f"{reference_of(recipe_class)}.Config does not come back equal from its JSON form",
+            f"{reference_of(recipe_class)}.Config does not survive its JSON form: the values read back differ",
             hint="A worker rebuilds it from there: let every field survive model_dump(mode='json').",
         )
     return Project(spec, recipe_class, config)
@@ -140,9 +139,9 @@ def _config_class(recipe_class: type[RecipeBase]) -> type[RecipeConfig]:
 
 
 def _filled(spec: ProjectSpec, recipe_class: type[RecipeBase], config: RecipeConfig) -> ProjectSpec:
-    """Return the spec with every field of the recipe's config written out, so that params and sha say what ran."""
+    """Return the spec with every field of the recipe's config written out, so that params and sha are complete."""
     written = config.model_dump(mode="json", by_alias=True, exclude_computed_fields=True)
-    # The class's own home, not a package that re-exports it: one recipe, one name, one sha.
+    # The defining module, not a package that re-exports the class: one recipe, one name, one sha.
     section = spec.recipe.model_copy(update={"import_": reference_of(recipe_class), "config": written})
     return spec.model_copy(update={"recipe": section})
 
@@ -156,7 +155,7 @@ def _problems(findings: list[Finding], origins: Mapping[str, Origin]) -> list[Pr
 
 
 def _nearest_place(path: KeyPath, origins: Mapping[str, Origin]) -> str:
-    """Return where the value is written, or what it stands in; of a missing recipe field, where the recipe is named."""
+    """Return where the value or its parent is written; of a missing recipe field, where the recipe is named."""
     while len(path) > 1:
         origin = origins.get(dotted(path))
         if origin is not None and origin.kind != "default":

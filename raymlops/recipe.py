@@ -1,7 +1,7 @@
-"""The recipe: a user's plug-in of data, model, loss, metrics and signature, and how an import string finds it.
+"""The recipe: a user's plug-in of data, model, loss, metrics and signature; and resolving its import string.
 
-Owns the contract and its defaults. Knows nothing of Ray, MLflow or files; torch is imported only when a
-default that needs it runs, so that a configuration can be checked without it.
+Owns the contract and its defaults. Knows nothing of Ray, MLflow or files; torch is imported only by the defaults
+that need it, so that a configuration can be checked without it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Batch = Any
 
 
 class RecipeConfig(BaseModel):
-    """Base of a recipe's own configuration: strict types, unknown keys refused, immutable, finite numbers only."""
+    """Base of a recipe's own configuration: strict types, unknown keys rejected, immutable, finite numbers only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
@@ -52,22 +52,22 @@ class Splits:
 
     - a table in memory: a mapping of names to arrays of one length, a ``pyarrow.Table``, a pandas ``DataFrame``;
     - Parquet files: a path, a folder, a glob (``"data/2024-*/*.parquet"``), a URI (``s3://``, ``gs://``, ``file://``,
-      any that pyarrow knows), or a list of them. Up to 64 MB are read whole, as a table; more is streamed by row groups
+      any that pyarrow knows), or a list of them. Up to 64 MB are read as a table; more is streamed by row groups
       in bounded memory and shuffled within windows of them. Every process must reach the files, and they must not
-      change while a run lasts;
+      change during a run;
     - a ``ray.data.Dataset``: written once as Parquet below ``storage.path``, in its order, then as above. Ray must run;
-    - a torch dataset with ``__len__`` and ``__getitem__``, whose items are collated into batches. What training items
-      draw at random is seeded as in ``RecipeBase.loss``. Where they draw from elsewhere, such as a generator of their
-      own, the split is identified by its length and by what the dataset's ``fingerprint()`` returns, if it has one;
-    - an iterable torch dataset, or any object whose ``__iter__`` begins a new pass. A pass is an epoch, must end, and
-      must yield as many items each time. It is not shuffled here: it may shuffle itself by drawing from torch's CPU
-      generator, ``random`` or ``numpy.random``, which in its code are a stream of their own that depends on seed and
-      epoch alone, or by ``set_epoch(epoch)``, which is called before a pass if it is there. A generator that it keeps
-      from pass to pass must be set anew there, or workers and restarts see other rows: only their number and the first
-      few are checked. Every worker reads all rows, keeps its share, and in mid-epoch reads up to its place.
+    - a torch dataset with ``__len__`` and ``__getitem__``, whose items are collated into batches. Random numbers of
+      training items are seeded as in ``RecipeBase.loss``. A split whose items draw from a generator of their own
+      is identified by its length and the dataset's ``fingerprint()``, if it has one;
+    - an iterable torch dataset, or any object whose ``__iter__`` starts a new pass. A pass is an epoch, must end, and
+      must yield the same number of items each time. It may shuffle itself by drawing from torch's CPU generator,
+      ``random`` or ``numpy.random``, which in its code are a separate stream that depends on seed and epoch
+      alone, or in ``set_epoch(epoch)``, which is called before a pass if it exists. A generator that it keeps between
+      passes must be reseeded there, or workers and restarts see other rows: only their number and the first few
+      are checked. Every worker reads all rows, keeps its share, and in mid-epoch reads up to its place.
 
     A table, Parquet and Ray Data hold the columns of the signature and the label. The order of an epoch depends on
-    seed and epoch alone, so a run that goes on draws what it would have drawn, on any number of workers.
+    seed and epoch alone, so a resumed run draws what it would have drawn, on any number of workers.
     """
 
     train: Any
@@ -79,7 +79,7 @@ class RecipeBase:
     """A recipe with a default for everything but ``datasets``, ``model``, ``loss`` and ``signature``.
 
     ``self.config`` is an instance of ``Config``; ``self.state`` is what ``fit`` returned (``{}`` before); ``self.seed``
-    is the run's seed. A recipe is built anew in every process, so ``__init__`` must be cheap and take nothing else.
+    is the run's seed. A recipe is instantiated in every process, so ``__init__`` must be cheap and take nothing else.
     """
 
     Config: ClassVar[type[RecipeConfig]] = RecipeConfig
@@ -100,12 +100,12 @@ class RecipeBase:
     def datasets(self) -> Splits:
         """Return the three splits: see ``Splits`` for what each may be.
 
-        Called at most once a process, and the same rows are to come each time; cache what is slow at module level.
+        Called at most once a process; must return the same rows each time. Cache what is slow at module level.
         """
         raise NotImplementedError
 
     def fit(self, train: Any) -> dict[str, Any]:  # noqa: ARG002 - a default that fits nothing
-        """Return what is learnt from the training split alone, as JSON data: vocabularies, means, scales.
+        """Return what is fitted to the training split alone, as JSON data: vocabularies, means, scales.
 
         ``train`` is the split's columns (name to array) where it is a table or small Parquet, a
         ``pyarrow.dataset.Dataset`` over its files where it is streamed, else the dataset itself.
@@ -120,9 +120,9 @@ class RecipeBase:
         """Return the mean loss over the batch, a scalar with a gradient.
 
         What draws at random in a training step, dropout or augmentation, is seeded by (run's seed, step, rank): torch's
-        generators of the CPU and of the device, ``random`` and ``numpy.random``. So a step that is taken again draws
-        the same, on as many workers; what ``metrics`` draws in a run's evaluations is seeded likewise. Generators of
-        your own are not seeded, and in a ``train_loop`` of your own steps are only where it calls ``ctx.seed_step``.
+        generators of the CPU and of the device, ``random`` and ``numpy.random``. So a repeated step draws the same, on
+        the same number of workers; what ``metrics`` draws in evaluations is seeded likewise. Generators of your own
+        are not seeded, and a custom ``train_loop`` has to call ``ctx.seed_step`` at each step.
         """
         raise NotImplementedError
 
@@ -142,28 +142,28 @@ class RecipeBase:
         return {name: float(total) / count for name, total in totals.items() if name != "count" and np.ndim(total) == 0}
 
     def signature(self) -> Signature:
-        """Return the columns that a request holds and an answer gives."""
+        """Return the columns of a request and of an answer."""
         raise NotImplementedError
 
     def example(self) -> list[dict[str, Any]] | None:
-        """Return request rows that work, for docs and warm-up. Default None: the first rows of a table are taken.
+        """Return valid request rows, for docs and warm-up. Default None: the first rows of a table.
 
         A recipe whose splits are torch datasets must define it: their items are not request rows.
         """
         return None
 
     def shard_layers(self, model: nn.Module) -> list[nn.Module] | None:  # noqa: ARG002 - a default that names none
-        """Return the submodules that are gathered under ``strategy: fsdp``, and recomputed, one at a time.
+        """Return the submodules to gather under ``strategy: fsdp``, and to recompute, one at a time.
 
-        Usually the repeated blocks. Each is run as a whole, by calling it, and shares no parameter with the rest; under
-        fsdp ``loss`` and ``metrics`` call ``model(...)`` itself, not its methods. Default None: they are found by size.
+        Usually the repeated blocks. Each is run by calling it and shares no parameter with the rest. Under fsdp
+        ``loss`` and ``metrics`` call ``model(...)`` itself, not its methods. Default None: they are found by size.
         """
         return None
 
     def flops_per_row(self) -> float | None:
-        """Return the floating-point operations that a training row takes, forward and backward. Default: unknown.
+        """Return the floating-point operations of a training row, forward and backward. Default: unknown.
 
-        A multiplication and an addition are two. What is computed again to save memory does not count, by convention.
+        A multiplication and an addition are two. By convention, recomputation to save memory does not count.
         """
         return None
 
@@ -172,9 +172,9 @@ class RecipeBase:
         return None
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """Return what simple models reach on the test split, ``{name: {metric: value}}``; shown beside this one.
+        """Return the test metrics of simple models for comparison, ``{name: {metric: value}}``.
 
-        The metrics carry the names that ``finalize`` gives. Default: none.
+        The metrics have the names that ``finalize`` gives. Default: none.
         """
         return {}
 
@@ -214,14 +214,14 @@ class RecipeBase:
         return {column.name: array[:, index] for index, column in enumerate(outputs)}
 
     def loss_of(self, output: Mapping[str, Any], label: Any) -> float | None:
-        """Return how wrong one answer was, 0 (right) to 1; None where answer and label cannot be compared.
+        """Return the loss of one answer, 0 (right) to 1; None where answer and label cannot be compared.
 
         ``output`` holds one row's output columns as JSON values, ``label`` what a client sent as feedback. A rollout
         compares versions by the mean of this, so that it must be lower for better answers, and bounded.
 
-        Default: what ``answerloss`` says of a class, probabilities, and a number. Registration finds out which it is
-        from the signature, the model's answers to validation rows and their labels, and measures the scale of a
-        number's errors there. Define it for anything else. It runs in a process of its own, not in replicas.
+        Default: the loss of ``answer_loss`` for a class, probabilities, or a number. Registration chooses between them
+        by the signature, the model's answers to validation rows and their labels, and measures the scale of a
+        number's errors there. Define it for anything else. It runs in a separate process, not in replicas.
         """
         return declared(self.signature()).of(output, label)
 
@@ -233,7 +233,7 @@ def batch_rows(batch: Batch) -> int:
 
 
 def map_tensors(batch: Batch, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-    """Return the batch with ``function`` applied to every tensor; what is no tensor stays."""
+    """Return the batch with ``function`` applied to every tensor; other values are kept."""
     import torch
 
     if isinstance(batch, torch.Tensor):
@@ -251,10 +251,10 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
 
 
 def resolve(reference: str | type) -> type[RecipeBase]:
-    """Find a recipe class by ``"package.module:Class"``, or check one that was given.
+    """Import a recipe class by ``"package.module:Class"``, or check a given class.
 
     Raises:
-        RecipeImportError: the module or attribute is missing, is no recipe, or lives in ``__main__``,
+        RecipeImportError: the module or attribute is missing, is not a recipe, or is in ``__main__``,
             which no worker can import.
     """
     found: Any = reference
@@ -270,7 +270,7 @@ def resolve(reference: str | type) -> type[RecipeBase]:
         raise _main_error(text)
     if "<locals>" in found.__qualname__:
         raise RecipeImportError(
-            f"recipe {text!r} is defined inside a function, where no worker finds it",
+            f"recipe {text!r} is defined inside a function, which no worker can import",
             hint="Move the class to the top level of its module.",
         )
     missing = [
@@ -287,9 +287,9 @@ def reference_of(recipe: type[RecipeBase]) -> str:
 
 
 def call_recipe(where: str, function: Callable[[], Any]) -> Any:
-    """Call a recipe's code and turn what it raises into a ``RecipeError`` that names the method and the line.
+    """Call a recipe's code and convert an exception into a ``RecipeError`` that names the method and the line.
 
-    So is its ``sys.exit``, which would end the process as if all were well; a signal's goes on.
+    Also ``sys.exit``, which would end the process as if it had succeeded; a signal handler's passes through.
     """
     try:
         return function()
@@ -315,14 +315,14 @@ def signature_of(recipe: RecipeBase) -> Signature:
 
 
 def described(value: Any) -> str:
-    """Return what a value is, as an error message says it."""
+    """Describe a value for an error message."""
     if value is None:
         return "None"
     return f"the class {value.__qualname__}" if inspect.isclass(value) else f"a {type(value).__name__}"
 
 
 def _place_of(error: BaseException) -> str:
-    """Return where the recipe raised: its own innermost line, as one of torch's or numpy's says nothing to its author.
+    """Return where the recipe raised: its own innermost line, not one of torch or numpy.
 
     Of a recipe that is installed as a library, its outermost line.
     """
@@ -347,7 +347,7 @@ def _import(reference: str) -> Any:
     if module_name == "__main__":
         raise _main_error(reference)
     if not {"", str(Path.cwd())} & set(sys.path):
-        sys.path.append(str(Path.cwd()))  # a console script starts without it; Ray hands it on to its workers
+        sys.path.append(str(Path.cwd()))  # a console script starts without it; Ray passes it to its workers
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -379,7 +379,7 @@ def _import(reference: str) -> Any:
 
 def _main_error(text: str) -> RecipeImportError:
     return RecipeImportError(
-        f"recipe {text!r} lives in __main__, which only this process can import",
+        f"recipe {text!r} is in __main__, which only this process can import",
         hint="In a notebook write its cell with `%%raymlops my_recipe.py` (after `%load_ext raymlops`), which makes it "
         f"a module, and name it my_recipe:{text.rpartition(':')[2]}; else move the class to a module of its own.",
     )
@@ -395,4 +395,4 @@ def _module_hint(missing: str) -> str:
     near = get_close_matches(leaf, names, n=1)
     if near:
         return f"Did you mean {parent + '.' if parent else ''}{near[0]}?"
-    return "Modules are looked for in the working directory and in what is installed."
+    return "Modules are searched in the working directory and the installed packages."

@@ -1,14 +1,15 @@
-"""What every section of a configuration is made of: strict models, names, URIs, references to credentials.
+"""Building blocks of every configuration section: strict models, names, URIs, secret references, resume rules.
 
-Owns the rules that hold for all fields of these kinds. Knows no section.
+Owns the rules for all fields of these kinds. Knows no section.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -17,7 +18,7 @@ from raymlops.errors import ConfigError, Problem
 
 
 class Spec(BaseModel):
-    """Base of every section: strict types, unknown keys refused, immutable, finite numbers only."""
+    """Base of every section: strict types, unknown keys rejected, immutable, finite numbers only."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -42,8 +43,38 @@ def _name(value: str) -> str:
 Name = Annotated[str, AfterValidator(_name)]
 
 
+@dataclass(frozen=True)
+class Resume:
+    """Whether a field, or a section with all its fields, may have another value when a run or a sweep is resumed.
+
+    Every field says it in its annotation, or its section does: ``lr: Fixed[float] = Field(...)``.
+    """
+
+    run: bool = False
+    sweep: bool = False
+    run_effect: str = ""
+    """What a change does to a run's numbers from here on; empty where that is nothing."""
+    sweep_effect: str = ""
+    extendable: bool = False
+    """Whether ``--extend`` raises it."""
+
+
+T = TypeVar("T")
+Fixed = Annotated[T, Resume()]
+"""Decides the result, or where it is found."""
+Free = Annotated[T, Resume(run=True, sweep=True)]
+FreeInRun = Annotated[T, Resume(run=True)]
+"""Not in a sweep, whose trials are compared: all are as long, search the same space and leave out the same batches."""
+Length = Annotated[T, Resume(run=True, run_effect="the learning rate follows the new length from here on")]
+"""Not said where the learning rate is constant."""
+Limit = Annotated[T, Resume(run=True, sweep=True, extendable=True)]
+Rounds = Annotated[
+    T, Resume(run=True, sweep=True, run_effect="rounding may differ", sweep_effect="rounding may differ")
+]
+
+
 def resolve(value: str | SecretRef, field: str) -> str:
-    """Return a value that may be a reference; ``field`` is its dotted path in the configuration.
+    """Resolve a value that may be a secret reference; ``field`` is its dotted path in the configuration.
 
     Raises:
         ConfigError: the variable is not set, or the file cannot be read or is empty.
@@ -65,7 +96,7 @@ def resolve(value: str | SecretRef, field: str) -> str:
 
 
 class SecretRef(Spec):
-    """Where a credential is to be read from when it is needed; never the credential itself."""
+    """A reference to a credential, read when it is needed; never the credential itself."""
 
     env: str | None = Field(None, description="name of an environment variable")
     file: str | None = Field(None, description="path of a file whose first line is the value")

@@ -1,7 +1,7 @@
-"""Checks a search space against the fields that it searches: ends, choices and conditions.
+"""Check a search space against the fields that it searches: bounds, choices and conditions.
 
-Pure. Knows the train section by its model and a recipe's fields by the ``Config`` it is given; without one,
-only what concerns ``train`` is checked, so that a file is judged before its recipe is imported.
+Pure. Without a recipe's ``Config`` only ``train`` fields are checked, so that a file can be checked before its recipe
+is imported.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def check_space(
     config: type[BaseModel] | None = None,
     config_data: Mapping[str, Any] | None = None,
 ) -> list[Finding]:
-    """Return what is wrong with a search space, one finding for each end, choice and condition.
+    """Return the findings about a search space, one for each bound, choice and condition.
 
-    Both ends of a range and every choice must satisfy the field with the given ``train`` and ``config_data``
-    around them; rules between several fields are left to the trial, which may vary the others too.
+    Both bounds of a range and every choice must be valid for the field together with the given ``train`` and
+    ``config_data``; rules between several fields are left to the trial, which may vary the others too.
     """
     models: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {"train.": (TrainSection, dict(train))}
     if config is not None:
@@ -64,7 +64,7 @@ def _ends(
 
 
 def _unknown(key: str, models: Mapping[str, tuple[type[BaseModel], dict[str, Any]]]) -> str | None:
-    """Return that a key leads to no field, with the nearest one; None where it does, or nothing is known."""
+    """Return the message for an unknown key; None where the key is known, or cannot be checked."""
     section = next((prefix for prefix in models if key.startswith(prefix)), None)
     if section is None or key.removeprefix(section) in shape.fields(models[section][0]):
         return None
@@ -72,7 +72,7 @@ def _unknown(key: str, models: Mapping[str, tuple[type[BaseModel], dict[str, Any
 
 
 def _refusal(key: str, value: Scalar, models: Mapping[str, tuple[type[BaseModel], dict[str, Any]]]) -> str | None:
-    """Return why a field refuses a value; None where it takes it, or nothing is known about the field."""
+    """Return why a field rejects a value; None where it accepts it, or cannot be checked."""
     section = next((prefix for prefix in models if key.startswith(prefix)), None)
     if section is None:
         return None
@@ -101,7 +101,7 @@ def _conditions(
 
 
 def _cycles(space: Mapping[str, Distribution]) -> Iterator[Finding]:
-    """Yield each circle of conditions once, at its first key: none of its parameters could ever be drawn."""
+    """Yield each cycle of conditions once, at its first key: none of its parameters could ever be drawn."""
     done: set[str] = set()
     for start in space:
         chain: list[str] = []

@@ -1,7 +1,4 @@
-"""Lengths of time as people write them on a command line: ``45s``, ``10m``, ``24h``, ``90d``.
-
-Owns the units and the message for what is none of them. Pure; it knows nothing of what the time is for.
-"""
+"""Durations on a command line: ``45s``, ``10m``, ``24h``, ``90d``. Pure."""
 
 from __future__ import annotations
 
@@ -14,16 +11,15 @@ _FORM = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd])")
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds of a length of time, such as 600.0 for ``10m``; never negative, never infinite.
+    """Return a duration in seconds, such as 600.0 for ``10m``; never negative, never infinite.
 
     Raises:
-        UsageError: it is no number followed by one of the units s, m, h and d. A number alone is refused, since
-            nobody can tell whether its writer thought of seconds or of days.
+        UsageError: not a number followed by one of the units s, m, h and d. A number alone is rejected as ambiguous.
     """
     found = _FORM.fullmatch(text.strip())
     if found is None:
         raise UsageError(
-            f"{text[:40]!r} is no length of time; expected a number and a unit: s, m, h or d",
+            f"{text[:40]!r} is not a duration; expected a number and a unit: s, m, h or d",
             hint="For example 45s, 10m, 24h or 90d.",
         )
     return float(found[1]) * _SECONDS[found[2]]

@@ -1,7 +1,7 @@
-"""The layers of a configuration: what a file extends, the file, its overlay, the overrides; how they stack.
+"""The layers of a configuration: extended files, the file, its overlay, overrides; and how they stack.
 
 Owns the order (later wins) and the merge: mappings merge; lists, search distributions and credential references
-replace. Every value keeps the place where it is written. Knows nothing of what a value may be.
+replace. Every value keeps the place where it is written. Knows nothing of valid values.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 Kind = Literal["default", "file", "overlay", "override"]
 
 MAX_BYTES = 500_000
-"""More than any configuration has; a data file given by mistake is not read into memory."""
+"""More than any configuration has: a data file given by mistake is not read into memory."""
 
 
 @dataclass(slots=True)
 class Stack:
-    """What the layers so far amount to, and everything found wrong on the way.
+    """The merged layers so far, and all problems found.
 
-    ``complete`` is False where a layer could not be read, so that a missing key may only seem to be missing.
+    ``complete`` is False where a layer could not be read, so that a missing key may be in that layer.
     """
 
     data: dict[str, Any] = field(default_factory=dict)
@@ -42,13 +42,13 @@ class Stack:
     complete: bool = True
 
     def report(self, place: Place, path: str, message: str) -> None:
-        """Note a problem."""
+        """Add a problem."""
         self.problems.append((place, Problem(path, message, str(place))))
 
     def put(
         self, data: dict[str, Any], *, keys: dict[KeyPath, Place], values: dict[KeyPath, Place], kind: Kind
     ) -> None:
-        """Lay a mapping on top of what is there."""
+        """Merge a mapping on top of the layers so far."""
         self._merge(self.data, data, ())
         for path, place in keys.items():
             self.keys[path] = place
@@ -76,7 +76,7 @@ class Stack:
 
 
 def put_file(stack: Stack, path: Path, *, kind: Kind, chain: tuple[Path, ...] = (), named: Place | None = None) -> None:
-    """Lay a file, and below it what it extends, on the stack; ``named`` is where another file names it."""
+    """Put a file on the stack, on top of the files that it extends; ``named`` is where another file names it."""
     if any(_same(path, outer) for outer in chain):
         circle = " -> ".join(str(outer) for outer in (*chain, path))
         stack.report(named or Place(str(path)), "extends", f"goes in a circle: {circle}")
@@ -108,7 +108,7 @@ def put_file(stack: Stack, path: Path, *, kind: Kind, chain: tuple[Path, ...] = 
 
 
 def put_overlay(stack: Stack, file: Path, name: str) -> None:
-    """Lay ``env/NAME.yaml`` beside the file on the stack."""
+    """Put the overlay ``env/NAME.yaml`` beside the file on the stack."""
     folder = file.parent / "env"
     names = sorted(found.stem for found in folder.glob("*.yaml"))
     if name not in names:
@@ -122,7 +122,7 @@ def put_overlay(stack: Stack, file: Path, name: str) -> None:
 
 
 def put_overrides(stack: Stack, overrides: Sequence[str]) -> None:
-    """Lay ``key.path=value`` overrides on the stack, in their order."""
+    """Put ``key.path=value`` overrides on the stack, in their order."""
     place = Place("override")
     for text in overrides:
         key, equals, value = text.partition("=")

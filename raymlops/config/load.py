@@ -1,7 +1,7 @@
-"""Reads a configuration: files, overlay and overrides become a ``ProjectSpec`` that knows where each value is from.
+"""Load a configuration: files, overlay and overrides become a ``ProjectSpec`` with the origin of each value.
 
 Later wins: defaults, ``extends``, the file, the ``--env`` overlay, ``key.path=value``. Everything wrong is
-reported at once. Imports no recipe: its section and its search keys are checked by ``project``.
+reported at once. Imports no recipe: ``project`` checks its section and its search keys.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a value comes from: ``place`` is ``file:line:col``, its path for an override, empty for a default."""
+    """The origin of a value: ``place`` is ``file:line:col``, its path for an override, empty for a default."""
 
     kind: Kind
     place: str
@@ -40,8 +40,7 @@ class Origin:
 class LoadedSpec:
     """A checked spec. ``origins`` has every leaf of ``spec.to_dict()`` under its dotted path.
 
-    A list, a search distribution and an empty mapping are one leaf. ``files`` holds what was read, the one
-    that wins least first.
+    A list, a search distribution and an empty mapping are one leaf. ``files`` were read in this order; later ones win.
     """
 
     spec: ProjectSpec
@@ -50,7 +49,7 @@ class LoadedSpec:
 
 
 def load(path: str | Path, *, overrides: Sequence[str] = (), env: str | None = None) -> LoadedSpec:
-    """Read a file with what it extends, its overlay ``env/NAME.yaml`` and overrides.
+    """Load a file with the files it extends, its overlay ``env/NAME.yaml`` and overrides.
 
     Raises:
         ConfigError: with every problem of every file, each with its place.
@@ -65,7 +64,7 @@ def load(path: str | Path, *, overrides: Sequence[str] = (), env: str | None = N
 
 
 def load_data(data: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> LoadedSpec:
-    """Read plain data, as a file would hold it; a class stands for its import string.
+    """Load plain data as a file would hold it; a class is replaced by its import string.
 
     Raises:
         ConfigError: with every problem.
@@ -75,8 +74,8 @@ def load_data(data: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Load
     plain = _plain(data)
     if not isinstance(plain, dict):
         raise ConfigError([Problem("", f"got {type(data).__name__}; a mapping of sections", "data")])
-    values = {path: place for path, _ in _leaves(plain)}
-    for path, value in _leaves(plain):
+    values = dict.fromkeys((path for path, _ in shape.walk(plain)), place)
+    for path, value in shape.walk(plain):
         if isinstance(value, str) and "\0" in value:
             stack.report(place, dotted(path), NULL_BYTE)
     stack.put(plain, keys=values, values=values, kind="file")
@@ -85,7 +84,7 @@ def load_data(data: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Load
 
 
 def dump(spec: ProjectSpec) -> str:
-    """Return the spec as YAML, every default written out; ``load`` reads an equal spec from it."""
+    """Return the spec as YAML with every default written out; ``load`` reads an equal spec from it."""
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
@@ -112,7 +111,7 @@ def dump(spec: ProjectSpec) -> str:
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a configuration file, for editors.
 
-    Nothing is required in it: a file may leave to another one what it extends, or is extended by.
+    Nothing is required: a file may leave any key to a file that it extends, or that extends it.
     """
     schema = ProjectSpec.model_json_schema(by_alias=True)
     for part in [schema, *schema["$defs"].values()]:
@@ -138,7 +137,7 @@ def _checked(stack: Stack, start: Place) -> LoadedSpec:
     if stack.data or stack.complete:
         spec, findings = check(ProjectSpec, stack.data)
         findings += _space_findings(stack.data)
-        # What is missing may stand in the layer that could not be read.
+        # A missing key may be in the layer that could not be read.
         stack.problems += [_placed(found, stack, start) for found in findings if stack.complete or not found.missing]
     if stack.problems or spec is None:
         order = {str(file): index for index, file in enumerate(reversed(stack.files))}
@@ -175,26 +174,18 @@ def _placed(finding: Finding, stack: Stack, start: Place) -> tuple[Place, Proble
 
 
 def _origins(spec: ProjectSpec, stack: Stack) -> Iterator[tuple[str, Origin]]:
-    for path, _ in _leaves(spec.to_dict(), spec=True):
+    # A distribution is one value.
+    paths = dict.fromkeys(
+        path[:3] if path[:2] == ("sweep", "space") else path for path, _ in shape.leaves(spec.to_dict())
+    )
+    for path in paths:
         kind = stack.kinds.get(path, "default")
         place = "" if kind == "default" else dotted(path) if kind == "override" else str(stack.values[path])
         yield dotted(path), Origin(kind, place)
 
 
-def _leaves(data: Any, path: KeyPath = (), *, spec: bool = False) -> Iterator[tuple[KeyPath, Any]]:
-    """Yield the leaves of plain data; with ``spec`` a distribution is one, without it mappings are yielded too."""
-    whole = spec and path[:2] == ("sweep", "space") and len(path) == 3
-    if not isinstance(data, dict) or not data or whole:
-        yield path, data
-        return
-    if not spec:
-        yield path, data
-    for key, value in data.items():
-        yield from _leaves(value, (*path, key), spec=spec)
-
-
 def _plain(data: Any) -> Any:
-    """Return Python data as YAML would give it: text as keys, lists, a class as its import string."""
+    """Return Python data as YAML data: text as keys, lists, a class as its import string."""
     if isinstance(data, Mapping):
         return {str(key): _plain(value) for key, value in data.items()}
     if isinstance(data, list | tuple):

@@ -1,7 +1,7 @@
-"""Checks data against a pydantic model and says what is wrong in short sentences, one for each value.
+"""Validate data against a pydantic model; one short message for each invalid value.
 
 Owns the wording: what was got, what is allowed, the nearest known key. A credential is never repeated.
-Knows nothing of files; a finding carries a path, and ``load`` and ``project`` know the places.
+Knows nothing of files; a finding has a path, and ``load`` and ``project`` know the places.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing wrong at a path; ``at_key`` where the key itself is wrong, ``missing`` where there is none."""
+    """A problem at a path; ``at_key`` where the key itself is wrong, ``missing`` where it is absent."""
 
     path: KeyPath
     message: str
@@ -41,7 +41,9 @@ def check(model: type[M], data: dict[str, Any], *, lenient: bool = False) -> tup
     YAML 1.1's ``on off yes no`` count as true and false where nothing but true or false is allowed. ``lenient``
     ignores unknown keys, for data that another version stored.
     """
-    findings = [Finding(path, ADVICE) for path, text in _texts(data) if holds_credential(text)]
+    findings = [
+        Finding(path, ADVICE) for path, value in shape.walk(data) if isinstance(value, str) and holds_credential(value)
+    ]
     try:
         text = to_json(data, inf_nan_mode="constants")
     except (PydanticSerializationError, ValueError) as error:
@@ -60,7 +62,7 @@ def check(model: type[M], data: dict[str, Any], *, lenient: bool = False) -> tup
 
 
 def got(value: Any, *, kind: bool = False) -> str:
-    """Describe a value as YAML would show it; ``kind`` adds that it is text where that is the point."""
+    """Describe a value as YAML would show it; ``kind`` adds that it is text where that matters."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -74,13 +76,6 @@ def got(value: Any, *, kind: bool = False) -> str:
     text = repr(redact(value) if isinstance(value, str) else value)
     text = text if len(text) <= 60 else f"{text[:57]}..."
     return f"{text} (text)" if kind and isinstance(value, str) else text
-
-
-def _texts(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    if isinstance(data, str):
-        yield path, data
-    for key, value in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
-        yield from _texts(value, (*path, key))
 
 
 def _with_flags(data: dict[str, Any], details: list[ErrorDetails], model: type[BaseModel]) -> dict[str, Any] | None:
@@ -105,7 +100,7 @@ def _replaced(data: Any, path: KeyPath, value: Any) -> Any:
 
 
 def _findings(details: list[ErrorDetails], data: Any, model: type[BaseModel]) -> Iterator[Finding]:
-    """Yield one finding for each value, however many alternatives of a union refused it."""
+    """Yield one finding for each value, however many alternatives of a union rejected it."""
     unions: dict[KeyPath, list[tuple[KeyPath, ErrorDetails]]] = {}
     seen = set()
     for detail in details:
@@ -116,7 +111,7 @@ def _findings(details: list[ErrorDetails], data: Any, model: type[BaseModel]) ->
             seen.add(path)
             yield _finding(path, detail, model)
     for root, members in unions.items():
-        # A mapping was meant for the alternative that looked into it, or that complained of more than its type.
+        # A mapping was meant for the alternative that validated its keys, or that rejected more than its type.
         deeper = {path: detail for path, detail in members if path != root or detail["type"] == "value_error"}
         if isinstance(_value_at(data, root), dict) and deeper:
             for path, detail in deeper.items():
@@ -137,9 +132,9 @@ def _finding(path: KeyPath, detail: ErrorDetails, model: type[BaseModel]) -> Fin
 
 
 def _locate(detail: ErrorDetails, data: Any, model: type[BaseModel]) -> tuple[KeyPath, KeyPath | None]:
-    """Return the path of an error in the data, and the path of the union that tried alternatives there.
+    """Return the path of an error in the data, and the path of the union whose alternatives were tried there.
 
-    pydantic puts the name of each alternative into ``loc``: whatever is neither in the data nor a field is one.
+    pydantic puts the name of each alternative into ``loc``: a part that is neither in the data nor a field is one.
     """
     path: KeyPath = ()
     union: KeyPath | None = None
@@ -174,7 +169,7 @@ def _sentence(detail: ErrorDetails, path: KeyPath, model: type[BaseModel]) -> st
     if kind in {"value_error", "assertion_error"}:
         return redact(str(detail.get("ctx", {}).get("error", detail["msg"])))
     if shape.is_atom(shape.at(model, path)) or shape.is_atom(shape.at(model, path[:-1])):
-        # Whoever writes something else here may have written the credential itself.
+        # A wrong value here may be the credential itself.
         return f"got {'text' if isinstance(value, str) else got(value)}; {{env: NAME}} or {{file: PATH}}"
     return f"got {got(value, kind=kind.split('_')[-1] in {'type', 'parsing', 'float'})}; {_allowed(detail)}"
 

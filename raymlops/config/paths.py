@@ -1,7 +1,6 @@
-"""What ``storage.path`` names: a folder of this machine, or a place on some other filesystem.
+"""Tell whether ``storage.path`` is a folder of this machine or on another filesystem.
 
-Reads the text alone and touches no file. Everybody who needs to know asks here, so that ``~``, ``file://`` and a
-plain path mean the same in every room.
+Reads the text alone and touches no file; ``~``, ``file://`` and a plain path mean the same everywhere.
 """
 
 from __future__ import annotations

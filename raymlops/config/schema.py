@@ -16,7 +16,7 @@ from pydantic import (
     field_validator,
 )
 
-from raymlops.config.base import Name, SecretRef, Spec, Uri, UriOrRef
+from raymlops.config.base import Fixed, Free, Name, SecretRef, Spec, Uri, UriOrRef
 from raymlops.config.serve import ServeSection
 from raymlops.config.sweep import Mode, SweepSection, Threshold
 from raymlops.config.train import TrainSection
@@ -25,22 +25,22 @@ TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
 
 class ProjectSection(Spec):
-    """Who this is."""
+    """The project."""
 
-    name: Name = Field(description="registered model, MLflow experiment and route: /models/NAME")
-    description: str = Field("", description="one line for the model registry")
-    tags: dict[str, str] = Field(default_factory=dict, description="tags put on every run and version")
+    name: Fixed[Name] = Field(description="registered model, MLflow experiment and route: /models/NAME")
+    description: Free[str] = Field("", description="one line for the model registry")
+    tags: Free[dict[str, str]] = Field(default_factory=dict, description="tags put on every run and version")
 
 
 class RecipeSection(Spec):
     """The user's plug-in and its own configuration."""
 
-    import_: str = Field(alias="import", description="package.module:Class")
-    config: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe's own Config")
+    import_: Fixed[str] = Field(alias="import", description="package.module:Class")
+    config: Fixed[dict[str, Any]] = Field(default_factory=dict, description="fields of the recipe's own Config")
 
 
 class GateSection(Spec):
-    """When a version may become challenger."""
+    """The gate that a version passes to become challenger."""
 
     thresholds: dict[str, Threshold] = Field(default_factory=dict, description="test metric: {min, max}")
     metric: str | None = Field(None, description="compared with the champion; default: train.metric on test")
@@ -52,7 +52,7 @@ class GateSection(Spec):
 
 
 class TrackingSection(Spec):
-    """Where MLflow is."""
+    """The MLflow server."""
 
     uri: UriOrRef | None = Field(
         None, description="MLflow tracking URI; default: MLFLOW_TRACKING_URI, then SQLite under storage.path"
@@ -72,20 +72,22 @@ class TrackingSection(Spec):
 
 
 class StorageSection(Spec):
-    """Where files and tables are."""
+    """The storage of files and tables."""
 
-    path: Uri = Field(
+    path: Fixed[Uri] = Field(
         default_factory=lambda: os.environ.get("RAYMLOPS_HOME") or "~/.raymlops",
         min_length=1,
         description="folder or URI of checkpoints and bundles; default: RAYMLOPS_HOME, then ~/.raymlops",
     )
-    shared: bool = Field(False, description="path is the same folder on every node, such as an NFS mount")
-    optuna: UriOrRef | None = Field(None, description="SQL URL of Optuna; default: SQLite under path")
-    state: UriOrRef | None = Field(None, description="SQL URL of raymlops' own tables; default: SQLite under path")
+    shared: Free[bool] = Field(False, description="path is the same folder on every node, such as an NFS mount")
+    optuna: Free[UriOrRef | None] = Field(None, description="SQL URL of Optuna; default: SQLite under path")
+    state: Free[UriOrRef | None] = Field(
+        None, description="SQL URL of raymlops' own tables; default: SQLite under path"
+    )
 
 
 class ClusterSection(Spec):
-    """Which Ray cluster runs it."""
+    """The Ray cluster."""
 
     address: str | None = Field(
         None,
@@ -104,11 +106,11 @@ class ProjectSpec(Spec):
     recipe: RecipeSection
     train: TrainSection = TrainSection()
     sweep: SweepSection = SweepSection()
-    gate: GateSection = GateSection()
-    serve: ServeSection = ServeSection()
-    tracking: TrackingSection = TrackingSection()
+    gate: Free[GateSection] = GateSection()
+    serve: Free[ServeSection] = ServeSection()
+    tracking: Free[TrackingSection] = TrackingSection()
     storage: StorageSection = Field(default_factory=StorageSection)  # its path may come from the environment
-    cluster: ClusterSection = ClusterSection()
+    cluster: Free[ClusterSection] = ClusterSection()
 
     @property
     def experiment(self) -> str:
@@ -120,7 +122,7 @@ class ProjectSpec(Spec):
         return self.model_dump(mode="json", by_alias=True)
 
     def sha(self) -> str:
-        """Return the SHA-256 of what decides a result: everything but where it runs and what serves it."""
+        """Return the SHA-256 of the sections that decide a result: not where it runs or how it is served."""
         data = {key: value for key, value in self.to_dict().items() if key in {"project", "recipe", "train", "sweep"}}
         text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""The shape of the schema: which keys a section has, what stands at a path, which path a dotted key means.
+"""Walk the schema and plain data: keys of a section, the annotation at a path, the path of a dotted key.
 
-Owns walking through pydantic models by key, with near misses named. Knows nothing of files or values.
+Owns walking through pydantic models by key, with near misses named. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ATOMS = (Distribution, SecretRef)
 
 
 class UnknownKeyError(Exception):
-    """A dotted key that leads nowhere; the text says what is near."""
+    """An unknown dotted key; the message names the nearest one."""
 
 
 def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -34,7 +34,7 @@ def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def step(annotation: Any, key: str | int) -> Any:
-    """Return what stands under a key of an annotation; None where there is nothing, or nothing is known."""
+    """Return the annotation under a key; None where the key is unknown."""
     for option in options(annotation):
         if _is_model(option) and key in fields(option):
             return fields(option)[str(key)].annotation
@@ -45,8 +45,24 @@ def step(annotation: Any, key: str | int) -> Any:
     return None
 
 
+def walk(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield every value of plain data with its path, the outer ones first."""
+    yield path, data
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
+        yield from walk(value, (*path, key))
+
+
+def leaves(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield the values that hold no others by key: a list is one, and so is an empty mapping."""
+    if not isinstance(data, dict) or not data:
+        yield path, data
+        return
+    for key, value in data.items():
+        yield from leaves(value, (*path, key))
+
+
 def at(annotation: Any, path: KeyPath) -> Any:
-    """Return what stands at a path; None where nothing is known."""
+    """Return the annotation at a path; None where the path is unknown."""
     for key in path:
         annotation = step(annotation, key)
     return annotation
@@ -69,18 +85,18 @@ def section(annotation: Any) -> type[BaseModel] | None:
 
 
 def is_atom(annotation: Any) -> bool:
-    """Say whether a later file replaces what stands here as a whole instead of merging it."""
+    """Return whether a later file replaces the value as a whole instead of merging it."""
     return any(_is_model(option) and issubclass(option, ATOMS) for option in options(annotation))
 
 
 def holds_keys(annotation: Any) -> bool:
-    """Say whether only a mapping can stand here, so that an empty value means an empty mapping."""
+    """Return whether only a mapping is valid, so that an empty value means an empty mapping."""
     found = list(options(annotation))
     return len(found) == 1 and not is_atom(annotation) and (_is_model(found[0]) or get_origin(found[0]) is dict)
 
 
 def key_path(model: type[BaseModel], key: str) -> tuple[str, ...]:
-    """Return the path that a dotted key means; keys of a search space or of tags may hold dots themselves.
+    """Return the path of a dotted key; keys of a search space or of tags may contain dots themselves.
 
     Raises:
         UnknownKeyError: naming the nearest key.
@@ -108,7 +124,7 @@ def key_path(model: type[BaseModel], key: str) -> tuple[str, ...]:
 
 
 def unknown_key(key: str, path: KeyPath, *, root: Any) -> str:
-    """Say that a key is unknown, with the nearest known one beside it or elsewhere, or what there is."""
+    """Return the message for an unknown key: the nearest key here or elsewhere, or the known ones."""
     here = section(at(root, path))
     siblings = list(fields(here)) if here else []
     near = get_close_matches(key, siblings, n=1)
@@ -121,7 +137,7 @@ def unknown_key(key: str, path: KeyPath, *, root: Any) -> str:
 
 
 def known(names: Iterable[str]) -> str:
-    """List what there is."""
+    """List the known names."""
     return f"known: {', '.join(names) or 'none'}"
 
 

@@ -1,4 +1,4 @@
-"""The words of a search space: ``{float: [low, high], log: true}``, ``{int: ...}``, ``{categorical: [...]}``.
+"""Distributions of a search space: ``{float: [low, high], log: true}``, ``{int: ...}``, ``{categorical: [...]}``.
 
 Owns the distributions, their reading from plain data and their ends; pure, without Optuna. ``when:
 {key: value}`` makes a parameter exist only where another parameter of the space has that value (or one of a list).
@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_serializer
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-if TYPE_CHECKING:
     from pydantic import GetJsonSchemaHandler
     from pydantic_core import CoreSchema
 
@@ -26,7 +25,7 @@ FLAG_WORDS = {"on": True, "yes": True, "off": False, "no": False}
 
 
 class Distribution(BaseModel):
-    """Where one parameter of a search space is drawn from."""
+    """The distribution of one parameter of a search space."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -39,11 +38,11 @@ class Distribution(BaseModel):
     when: dict[str, tuple[Scalar, ...]] = Field(default_factory=dict)
 
     def ends(self) -> tuple[Scalar, ...]:
-        """Return the values that must all satisfy the field: both ends of a range, every choice."""
+        """Return the values that must all be valid for the field: both bounds of a range, every choice."""
         return self.choices if self.kind == "categorical" else (self.low, self.high)
 
     def can_be(self, value: Scalar) -> bool:
-        """Say whether the parameter can take a value: ``true`` is not 1 here, and steps count from ``low``."""
+        """Return whether the parameter can take a value: ``true`` is not 1 here, and steps count from ``low``."""
         if self.kind == "categorical":
             return any(
                 choice == value and isinstance(choice, bool) == isinstance(value, bool) for choice in self.choices
@@ -164,7 +163,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 def exists(distribution: Distribution, params: Mapping[str, Scalar]) -> bool:
-    """Say whether a parameter exists beside others: each that its ``when`` names does, with one of the values given."""
+    """Return whether a parameter exists beside others: each one in ``when`` exists, with one of the values given."""
     return all(parent in params and _among(params[parent], values) for parent, values in distribution.when.items())
 
 

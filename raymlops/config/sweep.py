@@ -1,7 +1,7 @@
-"""What the fields of a sweep must hold together, beyond what each holds by itself.
+"""The ``sweep`` section of a configuration, and the rules between its fields.
 
-Pure. Looks at the section alone: what depends on ``train``, on the recipe or on a cluster is judged elsewhere. Each
-broken rule has the path below ``sweep`` of the field to change, so that a file's reader can say in which line it is.
+Pure. Looks at the section alone: what depends on ``train``, on the recipe or on a cluster is checked elsewhere. Each
+violation has the path below ``sweep`` of the field to change, so that a problem has its line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from raymlops.config.base import Spec
+from raymlops.config.base import Free, FreeInRun, Limit, Spec
 from raymlops.config.space import Distribution, _among, parse_distribution
 from raymlops.config.train import MAX_WORKERS, TrainSection
 
@@ -79,53 +79,67 @@ Mode = Literal["min", "max"]
 class SweepSection(Spec):
     """A search for a better configuration."""
 
-    metric: str | None = Field(None, description="to optimise; default: train.metric")
-    mode: Mode | None = Field(None, description="default: train.mode; needed where metric is not train.metric")
-    objectives: dict[str, Mode] = Field(
+    metric: FreeInRun[str | None] = Field(None, description="to optimise; default: train.metric")
+    mode: FreeInRun[Mode | None] = Field(
+        None, description="default: train.mode; needed where metric is not train.metric"
+    )
+    objectives: FreeInRun[dict[str, Mode]] = Field(
         default_factory=dict, description="metric: min or max, of several at once, instead of metric and mode"
     )
-    constraints: dict[str, Threshold] = Field(
+    constraints: FreeInRun[dict[str, Threshold]] = Field(
         default_factory=dict, description="metric: {min, max} that a winner must keep; samplers learn from them"
     )
-    num_trials: int = Field(16, ge=1, description="configurations to try")
-    max_concurrent: int | None = Field(None, ge=1, description="trials at a time; default: what the cluster holds")
-    workers_per_trial: int = Field(
+    num_trials: Limit[int] = Field(16, ge=1, description="configurations to try")
+    max_concurrent: Free[int | None] = Field(
+        None, ge=1, description="trials at a time; default: what the cluster holds"
+    )
+    workers_per_trial: FreeInRun[int] = Field(
         1, ge=1, le=MAX_WORKERS, description="1: a trial trains in a process that is kept warm; more: on Ray Train"
     )
-    max_restarts: int = Field(1, ge=0, description="of a trial whose process died; lost nodes do not count")
-    checkpoint_every_s: float = Field(30.0, ge=0, description="seconds of training between checkpoints of a trial")
-    sampler: Literal["tpe", "gp", "random", "grid", "qmc", "nsga2"] = Field("tpe", description="how trials are drawn")
-    startup_trials: int = Field(8, ge=1, description="random trials before tpe or gp model anything")
-    seed: int = Field(0, ge=0, lt=2**32, description="seeds the sampler")
-    enqueue: list[dict[SpaceKey, Any]] = Field(
+    max_restarts: Free[int] = Field(1, ge=0, description="of a trial whose process died; lost nodes do not count")
+    checkpoint_every_s: Free[float] = Field(
+        30.0, ge=0, description="seconds of training between checkpoints of a trial"
+    )
+    sampler: FreeInRun[Literal["tpe", "gp", "random", "grid", "qmc", "nsga2"]] = Field(
+        "tpe", description="how trials are drawn"
+    )
+    startup_trials: FreeInRun[int] = Field(8, ge=1, description="random trials before tpe or gp model anything")
+    seed: FreeInRun[int] = Field(0, ge=0, lt=2**32, description="seeds the sampler")
+    enqueue: FreeInRun[list[dict[SpaceKey, Any]]] = Field(
         default_factory=list, description="start points, tried first; keys that a point leaves out are drawn"
     )
-    scheduler: Literal["asha", "hyperband", "median", "none"] = Field(
+    scheduler: FreeInRun[Literal["asha", "hyperband", "median", "none"]] = Field(
         "asha",
         description="stops poor trials early; hyperband is the asynchronous one; default with objectives: none",
     )
-    resource: str = Field("epoch", min_length=1, description="what schedulers count: epoch, step or a reported metric")
-    grace_period: float = Field(1.0, gt=0, description="of the resource, that every trial gets before it is stopped")
-    max_resource: float | None = Field(
+    resource: FreeInRun[str] = Field(
+        "epoch", min_length=1, description="what schedulers count: epoch, step or a reported metric"
+    )
+    grace_period: FreeInRun[float] = Field(
+        1.0, gt=0, description="of the resource, that every trial gets before it is stopped"
+    )
+    max_resource: FreeInRun[float | None] = Field(
         None, gt=0, description="of the resource, that a whole trial takes; default: train.epochs, train.max_steps"
     )
-    reduction_factor: int = Field(3, ge=2, description="asha and hyperband keep one in this many at each rung")
-    timeout_s: float | None = Field(None, gt=0, description="seconds of sweeping, over all resumes, at most")
-    max_cpu_hours: float | None = Field(None, gt=0, description="CPU-hours reserved by trials, at most")
-    max_gpu_hours: float | None = Field(None, gt=0, description="GPU-hours reserved by trials, at most")
-    max_cost: float | None = Field(None, gt=0, description="money, by price, at most")
-    price: PriceSection = Field(PriceSection(), description="{cpu_hour, gpu_hour, currency}, for max_cost")
-    target: float | None = Field(None, description="stop once a trial reaches this value of the metric")
-    patience: int | None = Field(None, ge=1, description="stop after this many ended trials without a better one")
+    reduction_factor: FreeInRun[int] = Field(
+        3, ge=2, description="asha and hyperband keep one in this many at each rung"
+    )
+    timeout_s: Limit[float | None] = Field(None, gt=0, description="seconds of sweeping, over all resumes, at most")
+    max_cpu_hours: Limit[float | None] = Field(None, gt=0, description="CPU-hours reserved by trials, at most")
+    max_gpu_hours: Limit[float | None] = Field(None, gt=0, description="GPU-hours reserved by trials, at most")
+    max_cost: Limit[float | None] = Field(None, gt=0, description="money, by price, at most")
+    price: Free[PriceSection] = Field(PriceSection(), description="{cpu_hour, gpu_hour, currency}, for max_cost")
+    target: Free[float | None] = Field(None, description="stop once a trial reaches this value of the metric")
+    patience: Free[int | None] = Field(None, ge=1, description="stop after this many ended trials without a better one")
     space: Annotated[
-        dict[SpaceKey, Annotated[Distribution, BeforeValidator(parse_distribution)]],
+        FreeInRun[dict[SpaceKey, Annotated[Distribution, BeforeValidator(parse_distribution)]]],
         Field(description="key.path: {float|int|categorical: ...}; keys are fields of train or recipe.config"),
     ] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _unscheduled(cls, data: Any) -> Any:
-        """Schedule nothing where there are several objectives, unless a scheduler was asked for, which is refused."""
+        """Default to no scheduler with several objectives; an explicit one is rejected."""
         if isinstance(data, dict) and data.get("objectives") and "scheduler" not in data:
             return {**data, "scheduler": "none"}
         return data
@@ -149,12 +163,12 @@ class SweepSection(Spec):
 
 
 HALVING = ("asha", "hyperband")
-"""Schedulers that need to know how much a whole trial takes."""
+"""Schedulers that need to know the resource of a whole trial."""
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A rule that does not hold. With ``got`` the message says only what is allowed instead of that value."""
+    """A violated rule. With ``got`` the message says only what is allowed instead of that value."""
 
     path: tuple[str | int, ...]
     message: str
@@ -162,7 +176,7 @@ class Broken:
 
 
 def broken(sweep: SweepSection) -> Iterator[Broken]:
-    """Yield what does not hold."""
+    """Yield the violated rules."""
     yield from _objectives(sweep)
     yield from _limits(sweep)
     if sweep.sampler == "grid":
@@ -172,7 +186,7 @@ def broken(sweep: SweepSection) -> Iterator[Broken]:
 
 
 def words(distribution: Distribution) -> str:
-    """Return what a parameter may be."""
+    """Return the values of a parameter in words."""
     if distribution.kind == "categorical":
         shown = [_shown(choice) for choice in distribution.choices]
         return f"one of {', '.join(shown)}" if len(shown) > 1 else shown[0]
@@ -192,13 +206,13 @@ def _objectives(sweep: SweepSection) -> Iterator[Broken]:
         return
     for field in ("metric", "mode"):
         if getattr(sweep, field) is not None:
-            yield Broken((field,), "stands beside objectives, which say both of each metric; write one or the other")
+            yield Broken((field,), "cannot be combined with objectives, which set both; write one or the other")
     if sweep.scheduler != "none":
         advice = "a scheduler stops trials by one metric, and there are several objectives"
         yield Broken(("scheduler",), f"got {sweep.scheduler!r}; none: {advice}")
     for field in ("target", "patience"):
         if getattr(sweep, field) is not None:
-            yield Broken((field,), "stands beside objectives; it asks which trial is best, and of several none is")
+            yield Broken((field,), "cannot be combined with objectives: there is no single best trial")
 
 
 def _limits(sweep: SweepSection) -> Iterator[Broken]:
@@ -219,7 +233,7 @@ def _endless(space: Mapping[str, Distribution]) -> Iterator[Broken]:
         if searched.kind == "float" and searched.step is None and searched.low != searched.high:
             yield Broken(
                 ("space", key),
-                f"float: [{searched.low}, {searched.high}] is continuous, which sampler grid cannot go through; "
+                f"float: [{searched.low}, {searched.high}] is continuous, which sampler grid cannot enumerate; "
                 "write a step, an int range or categorical: [...]",
             )
 

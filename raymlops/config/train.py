@@ -12,13 +12,13 @@ from pydantic import (
     model_validator,
 )
 
-from raymlops.config.base import Spec
+from raymlops.config.base import Fixed, Free, FreeInRun, Length, Resume, Rounds, Spec
 
 MAX_WORKERS = 4096
 
 
 def _workers(value: Any) -> Any:
-    """Take YAML's list as the pair it means; one sentence says what is allowed, whichever of the two was meant."""
+    """Read YAML's list as a pair; one message says what is allowed for both forms."""
     counts = value if isinstance(value, list | tuple) else [value, value]
     fewest = 1 if isinstance(value, list | tuple) else 0
     whole = all(isinstance(count, int) and not isinstance(count, bool) for count in counts)
@@ -51,80 +51,96 @@ class FailureRule(Spec):
         try:
             re.compile(match)
         except re.error as error:
-            msg = f"got {match!r}, which is no regular expression: {error}"
+            msg = f"got {match!r}, which is not a regular expression: {error}"
             raise ValueError(msg) from error
         return match
 
 
 class TrainSection(Spec):
-    """One training."""
+    """A training run."""
 
-    seed: int = Field(0, ge=0, lt=2**32, description="seeds weights, shuffling and dropout")
-    num_workers: Workers = Field(
-        0, description="Ray Train workers; 0 trains in this process; [min, max] goes on with what the cluster has"
+    seed: Fixed[int] = Field(0, ge=0, lt=2**32, description="seeds weights, shuffling and dropout")
+    num_workers: Annotated[
+        Workers,
+        # A batch is the same however many workers share it. A trial has sweep.workers_per_trial, which is fixed.
+        Resume(run=True, sweep=True, run_effect="dropout and batch normalisation depend on the number of workers"),
+    ] = Field(
+        0,
+        description="Ray Train workers; 0 trains in this process; [min, max] is elastic: as many as fit",
     )
-    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs a worker reserves; fractions allowed")
-    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs a worker reserves; fractions allowed")
-    threads_per_worker: int | None = Field(
+    cpus_per_worker: Rounds[float] = Field(1.0, gt=0, description="CPUs a worker reserves; fractions allowed")
+    gpus_per_worker: Rounds[float] = Field(0.0, ge=0, description="GPUs a worker reserves; fractions allowed")
+    threads_per_worker: Rounds[int | None] = Field(
         None, ge=1, description="torch threads; default: the CPUs reserved, at least 1; in this process torch's own"
     )
-    epochs: int = Field(5, ge=1, description="passes over the training split, at most")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps, at most")
-    batch_size: int = Field(256, ge=1, description="rows per optimizer step, over all workers")
-    accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
-    strategy: Literal["ddp", "fsdp"] = Field("ddp", description="fsdp shards parameters and optimizer over the workers")
-    shard_min_params: int = Field(
+    epochs: Length[int] = Field(5, ge=1, description="passes over the training split, at most")
+    max_steps: Length[int | None] = Field(None, ge=1, description="optimizer steps, at most")
+    batch_size: Fixed[int] = Field(256, ge=1, description="rows per optimizer step, over all workers")
+    accumulate: Fixed[int] = Field(1, ge=1, description="micro-batches per optimizer step")
+    strategy: Fixed[Literal["ddp", "fsdp"]] = Field(
+        "ddp", description="fsdp shards parameters and optimizer over the workers"
+    )
+    shard_min_params: Free[int] = Field(
         100_000,
         ge=1,
         description="submodules of at least this many parameters are units: of sharding with fsdp, and of "
         "activation_checkpointing",
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass; fp16 scales the loss")
-    compile: bool = Field(False, description="torch.compile the model")
-    activation_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
-    eval_batch_size: int = Field(4096, ge=1, description="rows per evaluation batch on one worker")
-    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="torch.optim class")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.0, ge=0, description="weight decay")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; beta1 of adam and adamw")
-    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="decay after the warm-up, to zero")
-    warmup_fraction: float = Field(0.0, ge=0, lt=1, description="share of all steps in which lr rises linearly")
-    clip_norm: float | None = Field(None, gt=0, description="largest gradient norm")
-    metric: str = Field("validation/loss", description="decides the best checkpoint and early stopping")
-    mode: Literal["min", "max"] = Field("min", description="whether the metric is to fall or to rise")
-    patience: int | None = Field(None, ge=1, description="epochs without improvement before stopping")
-    checkpoint_every_epochs: int = Field(1, ge=1, description="epochs between checkpoints; the best is always kept")
-    checkpoint_every_steps: int | None = Field(None, ge=1, description="optimizer steps between checkpoints")
-    checkpoint_every_minutes: float | None = Field(10.0, gt=0, description="minutes between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1, description="latest checkpoints kept")
-    keep_best: int = Field(1, ge=1, description="best checkpoints kept")
-    on_checkpoint_error: Literal["continue", "stop"] = Field(
-        "continue", description="when one cannot be written; without a last and a best one a run fails in any case"
+    precision: Fixed[Literal["fp32", "bf16", "fp16"]] = Field(
+        "fp32", description="of the forward pass; fp16 scales the loss"
     )
-    on_non_finite: Literal["stop", "skip", "rollback"] = Field(
+    compile: Rounds[bool] = Field(False, description="torch.compile the model")
+    activation_checkpointing: Rounds[bool] = Field(False, description="recompute activations instead of keeping them")
+    eval_batch_size: Free[int] = Field(4096, ge=1, description="rows per evaluation batch on one worker")
+    optimizer: Fixed[Literal["adamw", "adam", "sgd"]] = Field("adamw", description="torch.optim class")
+    lr: Fixed[float] = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: Fixed[float] = Field(0.0, ge=0, description="weight decay")
+    momentum: Fixed[float] = Field(0.9, ge=0, lt=1, description="momentum of sgd; beta1 of adam and adamw")
+    schedule: Fixed[Literal["constant", "linear", "cosine"]] = Field(
+        "cosine", description="decay after the warm-up, to zero"
+    )
+    warmup_fraction: Fixed[float] = Field(0.0, ge=0, lt=1, description="share of all steps in which lr rises linearly")
+    clip_norm: Fixed[float | None] = Field(None, gt=0, description="largest gradient norm")
+    metric: Fixed[str] = Field("validation/loss", description="decides the best checkpoint and early stopping")
+    mode: Fixed[Literal["min", "max"]] = Field("min", description="whether the metric is to fall or to rise")
+    patience: FreeInRun[int | None] = Field(None, ge=1, description="epochs without improvement before stopping")
+    checkpoint_every_epochs: Free[int] = Field(
+        1, ge=1, description="epochs between checkpoints; the best is always kept"
+    )
+    checkpoint_every_steps: Free[int | None] = Field(None, ge=1, description="optimizer steps between checkpoints")
+    checkpoint_every_minutes: Free[float | None] = Field(10.0, gt=0, description="minutes between checkpoints")
+    keep_checkpoints: Free[int] = Field(2, ge=1, description="latest checkpoints kept")
+    keep_best: Free[int] = Field(1, ge=1, description="best checkpoints kept")
+    on_checkpoint_error: Free[Literal["continue", "stop"]] = Field(
+        "continue",
+        description="when a checkpoint cannot be written; a run without its last and best one fails in any case",
+    )
+    on_non_finite: FreeInRun[Literal["stop", "skip", "rollback"]] = Field(
         "stop",
-        description="NaN or infinity in loss or gradient: end; leave the batch out; or put back the last checkpoint "
-        "and go on without the batch. skip and rollback look at each step: a wait for the device, and over several "
-        "workers 0.3 ms",
+        description="NaN or infinity in loss or gradient: end the run; skip the batch; or roll back to the last "
+        "checkpoint and skip the batches since. skip and rollback check each step, which waits for the device and "
+        "over several workers takes 0.3 ms",
     )
-    on_failure: list[FailureRule] = Field(
+    on_failure: Free[list[FailureRule]] = Field(
         default_factory=list, description="first match decides; default: errors of the recipe stop, lost workers retry"
     )
-    max_restarts: int = Field(3, ge=0, description="restarts in a row without a new checkpoint in between")
-    hang_timeout_s: float = Field(
+    max_restarts: Free[int] = Field(3, ge=0, description="restarts in a row without a new checkpoint in between")
+    hang_timeout_s: Free[float] = Field(
         600.0,
         gt=0,
-        description="how long one worker may be silent, or none of them move, before they are replaced; steps and "
-        "evaluation batches count; before the first step none need move for at least 60 s, with compile 600 s",
+        description="time without a heartbeat of one worker, or without progress of any, before they are replaced; "
+        "steps and evaluation batches are progress; the first step may take at least 60 s, with compile 600 s",
     )
-    stop_grace_s: float = Field(20.0, ge=0, description="time for a last checkpoint after SIGTERM or Ctrl-C")
-    grow_after_s: float = Field(10.0, ge=0, description="how long there must be room before an elastic run grows")
-    peak_tflops: float | None = Field(None, gt=0, description="of one worker's device; with flops_per_row gives mfu")
-    log_every_steps: int = Field(20, ge=1, description="optimizer steps between logged training losses")
+    stop_grace_s: Free[float] = Field(20.0, ge=0, description="time for a last checkpoint after SIGTERM or Ctrl-C")
+    grow_after_s: Free[float] = Field(10.0, ge=0, description="how long there must be room before an elastic run grows")
+    peak_tflops: Free[float | None] = Field(
+        None, gt=0, description="of one worker's device; with flops_per_row gives mfu"
+    )
+    log_every_steps: Free[int] = Field(20, ge=1, description="optimizer steps between logged training losses")
 
     @property
     def workers(self) -> tuple[int, int]:
-        """Return the fewest and the most workers; equal where the number is fixed."""
+        """Return the minimum and maximum number of workers; equal where it is fixed."""
         return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
 
     @model_validator(mode="after")

@@ -1,8 +1,9 @@
-"""YAML text as plain data, with the place of every key and value.
+"""Read YAML text as plain data, with the place of every key and value.
 
 Owns the reading of YAML 1.2 (``010`` is ten, ``off`` is text, ``1:30`` is text, ``1e-5`` is a number, whatever a
 ``%YAML`` line says). Works on ruamel's nodes, because they know their line and an alias shares the node
-it stands for: a place is always where the value is written. Knows nothing of schemas or of which file extends which.
+it refers to: a place is always where the value is written. (ruamel's ``.lc`` knows no place of a merged value or of an
+alias, and its constructor stops at the first duplicate key.) Knows nothing of schemas or of which file extends which.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Place:
 
 @dataclass(slots=True)
 class Document:
-    """What a text holds. ``fatal`` says that it could not be read to its end, so that ``data`` is meaningless."""
+    """The content of a text. ``fatal`` says that it could not be parsed, so that ``data`` is meaningless."""
 
     data: Any = None
     keys: dict[KeyPath, Place] = field(default_factory=dict)
@@ -54,7 +55,7 @@ class Document:
 
 
 def read(text: str, source: str) -> Document:
-    """Read one YAML document; what is wrong with it becomes problems, nothing is raised."""
+    """Read one YAML document; errors become problems, nothing is raised."""
     document = Document()
     try:
         with warnings.catch_warnings():
@@ -78,7 +79,7 @@ def read(text: str, source: str) -> Document:
 
 
 def read_value(text: str, source: str) -> Document:
-    """Read the right side of ``key=value``: a scalar or a flow collection; what looks like a block is text."""
+    """Read the value of ``key=value``: a scalar or a flow collection; what looks like a block is text."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ReusedAnchorWarning)
@@ -102,14 +103,14 @@ class _Reader:
         self.left = MAX_VALUES
 
     def value(self, node: Node, path: KeyPath, *, key: Place | None = None) -> Any:
-        """Return the node as plain data and note its place; ``key`` is where an empty value's key is."""
+        """Return the node as plain data and record its place; ``key`` is the place of an empty value's key."""
         self.count(1)
         place = self.place(node)
         if key is not None and isinstance(node, ScalarNode) and node.value == "" and node.style is None:
             place = key
         self.document.values[path] = place
         if any(node is outer for outer in self.open):
-            self.report(node, path, "an alias inside its own anchor has no end")
+            self.report(node, path, "an alias inside its own anchor never ends")
             return None
         self.open.append(node)
         try:

@@ -1,6 +1,6 @@
-"""What a trained model answers to rows of a split, as a request would get it, and how that is compared with labels.
+"""Answers of a trained model to rows of a split, as a request would get them, and their comparison with labels.
 
-Owns the way from rows to typed answers before there is a bundle; from one on it is ``bundle.load``'s.
+Owns the way from rows to typed answers before there is a bundle; with one, ``bundle.load`` does it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from raymlops.data.prepare import Prepared
 
 LOSS_ROWS = 10_000
-"""Validation rows by which the loss is chosen and its scale measured, about; a quantile of so many is within 2%."""
+"""Approximate number of validation rows by which the loss is chosen and scaled; a quantile of as many is within 2%."""
 
 
 def answer_loss(prepared: Prepared, model: nn.Module, *, batch_size: int, device: str) -> AnswerLoss:
-    """Return how this model's answers are compared with labels, by its answers to validation rows.
+    """Return the answer loss of a model, chosen by its answers to validation rows.
 
-    A recipe that defines ``loss_of`` is asked itself. ``model`` is in evaluation mode, on ``device``.
+    A recipe that defines ``loss_of`` uses that. ``model`` is in evaluation mode, on ``device``.
     """
     recipe = prepared.recipe
     if type(recipe).loss_of is not RecipeBase.loss_of:
@@ -37,11 +37,11 @@ def answer_loss(prepared: Prepared, model: nn.Module, *, batch_size: int, device
     sample = prepared.splits["validation"].sample(about_rows=LOSS_ROWS)
     if sample is None:
         found = declared(signature)
-        why = "; its splits are torch datasets, whose items are no request rows with a label"
+        why = "; its splits are torch datasets, whose items are not request rows with a label"
         return replace(found, reason=f"{found.reason}{why}") if found.kind == "none" else found
     try:
         answers = typed_answers(recipe, model, sample, batch_size=batch_size, device=device)
-    except (NonFiniteError, RecipeError) as error:  # the gate asks for its answers, and refuses a version without
+    except (NonFiniteError, RecipeError) as error:  # the gate needs its answers, and rejects a version without
         return AnswerLoss.none(f"validation rows were not answered: {error.message}")
     return fitted(signature, answers, None if recipe.label is None else sample.get(recipe.label))
 
@@ -49,11 +49,11 @@ def answer_loss(prepared: Prepared, model: nn.Module, *, batch_size: int, device
 def typed_answers(
     recipe: RecipeBase, model: nn.Module, columns: Columns, *, batch_size: int, device: str, finite: bool = True
 ) -> dict[str, Any]:
-    """Return the arrays of the signature's outputs for a table's columns, asked in batches, as a replica answers.
+    """Return the arrays of the signature's outputs for a table's columns, computed in batches, as in a replica.
 
     Raises:
-        NonFiniteError: an output is NaN or infinite, and ``finite`` asks for numbers.
-        RecipeError: the recipe's code raises, or its outputs do not fit the signature.
+        NonFiniteError: an output is NaN or infinite, and ``finite`` is true.
+        RecipeError: the recipe's code raises, or its outputs do not match the signature.
     """
     signature = signature_of(recipe)
     inputs = [column.name for column in signature.inputs]

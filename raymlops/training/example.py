@@ -1,7 +1,7 @@
-"""The example of a request: rows that work, and their answer before there is a trained model.
+"""The example request: valid rows, and their answer before there is a trained model.
 
-What fails for these rows would fail in a replica, when the training is long paid for. The way from columns to an
-answer is ``bundle.load``'s, as in a replica.
+What fails for these rows would fail in a replica, after the cost of a training. ``bundle.load`` computes the answer, as
+in a replica.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _LOOKED_AT = 100
 
 
 def example_rows(prepared: Prepared) -> list[dict[str, Any]]:
-    """Return request rows that work: the recipe's own, or the first validation rows of a table.
+    """Return valid request rows: the recipe's own, or the first validation rows of a table.
 
     Raises:
-        RecipeError: there are none, or they do not fit the recipe's signature.
+        RecipeError: there are none, or they do not match the recipe's signature.
     """
     recipe, signature = prepared.recipe, signature_of(prepared.recipe)
     name = type(recipe).__name__
@@ -40,14 +40,14 @@ def example_rows(prepared: Prepared) -> list[dict[str, Any]]:
     problem = _problem(signature, rows)
     if problem is not None:
         raise RecipeError(
-            f"what {name}.example() returned is no request by {name}.signature(): {problem.message}",
-            hint="Return rows that fit the signature, or correct it (nullable=True where a value may be missing).",
+            f"{name}.example() returned rows that {name}.signature() rejects: {problem.message}",
+            hint="Return rows that match the signature, or correct it (nullable=True where a value may be missing).",
         ) from problem
     return rows
 
 
 def check_encode(prepared: Prepared) -> None:
-    """Try what needs no model of a request: its rows, their columns, and what ``encode`` makes of them.
+    """Try the part of a request that needs no model: its rows, their columns, and ``encode``.
 
     Raises:
         RecipeError: names the method that fails.
@@ -70,22 +70,22 @@ def check_answer(prepared: Prepared, model: nn.Module, *, device: str) -> None:
 
 
 def _first_that_fit(split: SplitData, signature: Signature, *, name: str) -> list[dict[str, Any]]:
-    """Return the first rows of a table that could be requests: a row may hold infinity, or an unknown category."""
+    """Return the first rows of a table that are valid requests: a row may hold infinity, or an unknown category."""
     columns = split.take(torch.arange(min(_LOOKED_AT, split.rows)))
     if columns is None:
         fields = ", ".join(f'"{column.name}": ...' for column in signature.inputs[:3])
         raise RecipeError(
-            f"{name}.example() is needed: its splits are torch datasets, whose items are no rows",
-            hint=f"Return a list with one request row that works, such as [{{{fields}}}].",
+            f"{name}.example() is needed: its splits are torch datasets, whose items are not rows",
+            hint=f"Return a list with one valid request row, such as [{{{fields}}}].",
         )
     rows = signature.rows({column.name: columns[column.name] for column in signature.inputs})
     fitting = [row for row in rows if _problem(signature, [row]) is None][:EXAMPLE_ROWS]
     if not fitting:
         problem = _problem(signature, rows)
         raise RecipeError(
-            f"none of the first {len(rows)} validation rows is a request by {name}.signature(): "
+            f"none of the first {len(rows)} validation rows matches {name}.signature(): "
             f"{problem.message if problem else 'there is none'}",
-            hint="Correct the signature, or return a row that fits it from example().",
+            hint="Correct the signature, or return a matching row from example().",
         )
     return fitting
 

@@ -1,4 +1,4 @@
-"""The loop in this process: a trial of a sweep without files, or a run with its checkpoints."""
+"""Train in this process: a trial of a sweep without files, or a run with its checkpoints."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 
 from raymlops.data.prepare import Prepared, prepare
 from raymlops.training.checkpoints.saver import MemorySaver
-from raymlops.training.loop.context import Outcome, TrainContext
+from raymlops.training.loop.context import Hooks, Outcome, TrainContext
 from raymlops.training.loop.loop import default_loop
+from raymlops.training.loop.rank_sync import Ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -23,12 +24,11 @@ if TYPE_CHECKING:
     from raymlops.config.train import TrainSection
     from raymlops.project import Project
     from raymlops.training.checkpoints.saver import Saver
-    from raymlops.training.events import Event
 
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What a training reached. ``metrics`` and ``model_state`` are of the best epoch."""
+    """The result of a training; ``metrics`` and ``model_state`` are of the best epoch."""
 
     metrics: dict[str, float]
     history: list[dict[str, float]]
@@ -51,9 +51,8 @@ def run_local(
         NonFiniteError: a loss or the deciding metric is NaN or infinite.
     """
     saver = MemorySaver()
-    outcome = run_in_process(
-        project, prepared or prepare(project), saver=saver, emit=lambda _event: None, on_epoch=on_epoch
-    )
+    hooks = Hooks() if on_epoch is None else Hooks(should_stop=on_epoch)
+    outcome = run_in_process(project, prepared or prepare(project), saver=saver, hooks=hooks)
     return LocalResult(
         metrics=outcome.metrics,
         history=outcome.history,
@@ -69,44 +68,28 @@ def run_in_process(
     prepared: Prepared,
     *,
     saver: Saver,
-    emit: Callable[[Event], None],
-    on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
-    orders: Callable[[], str] = lambda: "",
-    alive: Callable[[int], None] = lambda _step: None,
+    hooks: Hooks,
     resume: str | None = None,
     identity: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Run the loop on the first GPU where the configuration asks for one, else on the CPU.
-
-    ``alive`` is called with the steps done, at each step and evaluation batch and while data is read.
-    """
+    """Run the loop on the first GPU where the configuration asks for one, else on the CPU."""
     section = project.spec.train
     device = local_device(section)
-    context = TrainContext(
-        section,
-        prepared,
-        saver=saver,
-        emit=emit,
-        device=device,
-        should_stop=on_epoch,
-        orders=orders,
-        alive=alive,
-        resume=resume,
-        identity=identity,
-    )
+    ranks = Ranks(device=torch.device(device))
+    context = TrainContext(section, prepared, saver=saver, hooks=hooks, ranks=ranks, resume=resume, identity=identity)
     with _own_torch_state(section.threads_per_worker, device=device):
         return context.run(default_loop)
 
 
 def local_device(section: TrainSection, *, has_gpu: bool | None = None) -> Literal["cpu", "cuda"]:
-    """Return where a model of this configuration runs in this process: on a GPU where it asks for one that is there."""
+    """Return the device of this process for a configuration: a GPU if it asks for one and there is one."""
     found = torch.cuda.is_available() if has_gpu is None else has_gpu
     return "cuda" if section.gpus_per_worker and found else "cpu"
 
 
 @contextmanager
 def on_device(model: nn.Module, device: str) -> Iterator[None]:
-    """Keep a model on a device for a while, then on the CPU again."""
+    """Move a model to a device, and back to the CPU at the end."""
     try:
         model.to(device)
         yield
@@ -116,7 +99,7 @@ def on_device(model: nn.Module, device: str) -> Iterator[None]:
 
 @contextmanager
 def _own_torch_state(threads: int | None, *, device: str) -> Iterator[None]:
-    """Leave the caller's random states and thread count as they were."""
+    """Restore the caller's random states and thread count at the end."""
     before = torch.get_num_threads()
     drawn, numpy_drawn = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is what is seeded
     try:

@@ -1,9 +1,9 @@
-"""What is tried on a handful of rows before anything starts: a run or a worker.
+"""Preflight checks: try the recipe on a few rows before a run, a worker or a trial starts.
 
 Each check is one sentence of the recipe's contract; each failure names the method and what to do. Batches are no larger
-than those of the run, on its device and in its precision, so that what the run can hold, the checks can. Where workers
-train on GPUs that this process lacks, the first of them tries the model before its first step; a sweep, of whose many
-trials each would have to, tries on the CPU what does not need the GPU.
+than those of the run, on its device and in its precision, so that they fit where the run fits. Where workers train on
+GPUs that this process lacks, the first of them tries the model before its first step; a sweep tries on the CPU what
+does not need the GPU, instead of in each of its trials.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _ROWS = 16
 _MOST_ROWS = 512
-"""So many go through ``metrics`` before ``finalize`` may say that they are too few."""
+"""Rows that go through ``metrics`` before an error of ``finalize`` counts: it may need more rows than a few."""
 _SEVERAL = {"sweep.objectives", "sweep.constraints"}
 """Fields that may name more than one metric."""
 
@@ -56,18 +56,18 @@ def preflight(
     has_gpu: bool | None = None,
     warn: Warn | None = None,
 ) -> bool | None:
-    """Try the recipe on a few rows: model, loss, metrics, the answer to a request, and whether its code can travel.
+    """Try the recipe on a few rows: model, loss, metrics, the answer to a request, and whether its code can be bundled.
 
-    ``workers`` is how many there are at most, where not ``train.num_workers``; ``has_gpu`` whether this process has a
-    GPU. ``warn`` is for what goes on: it is told what only a bundle or a request needs, instead of a refusal.
+    ``workers`` replaces ``train.num_workers``; ``has_gpu`` says whether this process has a GPU. ``warn``, for a resumed
+    run, gets a warning instead of an error about what only a bundle or a request needs.
 
-    Returns whether the loss leaves a trainable parameter without a gradient, which DDP has to be told: False for a
-    training in this process, None where the workers' GPU is needed to tell.
+    Returns whether the loss leaves a trainable parameter without a gradient, which DDP needs to know: False for a
+    training in this process, None where it takes the workers' GPU to find out.
 
     Raises:
         RecipeError: a method raises or breaks its contract, a metric of ``train``, ``sweep`` or ``gate`` is never
-            reported, there is no example of a request, or the code cannot travel in a bundle.
-        UsageError: the model cannot be sharded, compiled or recomputed as ``train`` asks.
+            reported, there is no example of a request, or the code cannot be bundled.
+        UsageError: the model cannot be sharded, compiled or recomputed as ``train`` configures.
     """
     with _only_warned(warn):
         collect(project.recipe_class)
@@ -80,7 +80,7 @@ def preflight(
     try:
         return try_model(project, prepared, device=device, distributed=workers > 0, warn=warn)
     except Exception as error:
-        # This GPU may be in use by others, where the workers' are free.
+        # This GPU may be in use by others while the workers' are free.
         if workers and device == "cuda" and _is_out_of_memory(error):
             return None
         raise
@@ -91,8 +91,8 @@ def preflight_sweep(
 ) -> None:
     """Try the recipe as ``preflight`` does, before any trial.
 
-    Where only the trials have a GPU, the model is tried on the CPU. What the recipe's code raises there may come of
-    that: it is left to the trials, and no warning. What is wrong with values that it returned is wrong on a GPU too.
+    Where only the trials have a GPU, the model is tried on the CPU. An exception of the recipe's code may be caused by
+    that and is left to the trials, without a warning. Wrong return values are wrong on a GPU too.
 
     Raises:
         RecipeError, UsageError: as ``preflight``.
@@ -110,9 +110,9 @@ def preflight_sweep(
 
 
 def has_unused_parameters(project: Project, prepared: Prepared, *, has_gpu: bool | None = None) -> bool | None:
-    """Return whether the loss leaves a trainable parameter without a gradient, which DDP has to be told.
+    """Return whether the loss leaves a trainable parameter without a gradient, which DDP needs to know.
 
-    None where this process lacks the GPU that the model may need: then ``try_on_first_rank`` tells.
+    None where this process lacks the GPU that the model may need: then ``try_on_first_rank`` finds out.
     """
     section = project.spec.train
     device = _device(section, workers=section.workers[1], has_gpu=has_gpu)
@@ -135,8 +135,7 @@ def try_on_first_rank(
 ) -> bool:
     """Try the model on rank 0, as ``preflight`` would have, and return on every rank whether parameters are unused.
 
-    A collective over ``group``. A model that is sharded may be too large for one GPU without that: want of memory
-    proves nothing here.
+    A collective over ``group``. A sharded model may be too large for one GPU: running out of memory is no error here.
 
     Raises:
         RaymlopsError: as ``preflight``, on every rank.
@@ -159,9 +158,9 @@ def try_on_first_rank(
 def try_model(
     project: Project, prepared: Prepared, *, device: str, distributed: bool, warn: Warn | None = None
 ) -> bool:
-    """Build the model once and try all that needs it on ``device``; return whether parameters are unused.
+    """Build the model once and try everything that needs it on ``device``; return whether parameters are unused.
 
-    That is only looked for where the training is ``distributed``.
+    Unused parameters are only checked where the training is ``distributed``.
 
     Raises:
         RecipeError, UsageError: as ``preflight``.
@@ -185,31 +184,31 @@ def try_model(
 
 
 def _device(section: TrainSection, *, workers: int, has_gpu: bool | None) -> Literal["cpu", "cuda", "worker's"]:
-    """Return where the training's model can be tried: here, or only by a worker."""
+    """Return the device on which the model can be tried: one of this process, or only a worker's."""
     here = local_device(section, has_gpu=has_gpu)
     return "worker's" if section.gpus_per_worker and workers and here == "cpu" else here
 
 
 @contextmanager
 def _only_warned(warn: Warn | None) -> Iterator[None]:
-    """Tell ``warn``, where there is one, of an error that says that a model could not be served."""
+    """Turn an error that says that a model could not be served into a warning, where ``warn`` is given."""
     try:
         yield
     except RaymlopsError as error:
         if warn is None:
             raise
         hint = f" {error.hint}" if error.hint else ""
-        warn(f"the training goes on, but its model could not be registered: {error.message}.{hint}")
+        warn(f"the training continues, but its model could not be registered: {error.message}.{hint}")
 
 
 def _is_ours(error: BaseException | None) -> bool:
-    """Return whether nothing else raised than a check of ours."""
+    """Return whether the error is from a check of raymlops, not from the recipe's code."""
     return error is None or (isinstance(error, RaymlopsError) and _is_ours(error.__cause__))
 
 
 @contextmanager
 def _aside(section: TrainSection, device: str) -> Iterator[None]:
-    """Draw from seeded generators that are put back afterwards, and give back the GPU's memory."""
+    """Draw from seeded generators that are restored afterwards, and free the GPU's memory."""
     cuda = torch.device(device).type == "cuda"
     # Without a list it would make a context on every GPU of the machine.
     index = torch.device(device).index
@@ -260,7 +259,7 @@ def _check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, *, 
         )
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if trainable and not loss.requires_grad:
-        raise RecipeError(f"{where} has no gradient", hint="It must be computed from the model's output, not detached.")
+        raise RecipeError(f"{where} has no gradient", hint="Compute it from the model's output, not detached.")
     return loss
 
 
@@ -294,7 +293,7 @@ def _unused(model: nn.Module, loss: torch.Tensor) -> bool:
 
 
 class _Metrics:
-    """What ``metrics`` and ``finalize`` return for the first validation rows."""
+    """Checks of what ``metrics`` and ``finalize`` return for the first validation rows."""
 
     def __init__(self, project: Project, prepared: Prepared, model: nn.Module, *, device: str) -> None:
         self._project = project
@@ -307,9 +306,9 @@ class _Metrics:
         self._rows = min(_ROWS, section.eval_batch_size, max(3, _training_rows(section)), self._split.rows)
 
     def check_sums(self) -> None:
-        """Sums over two parts must add up to the sums over both; a mean does not.
+        """Check that sums over two parts add up to the sums over both, which a mean does not.
 
-        In float32, where rounding is not taken for a mean. A model that runs in low precision alone is not asked.
+        In float32, so that rounding is not mistaken for a mean. A model that runs only in low precision is not checked.
         """
         rows = self._rows
         cut = rows // 3
@@ -320,7 +319,7 @@ class _Metrics:
             whole, left, right = (self._sums(*ends, exact=True) for ends in ((0, rows), (0, cut), (cut, rows)))
         except RecipeError:
             if low_precision:
-                return  # what is wrong in low precision too is found by the names
+                return  # an error in low precision too is found by check_names
             raise
         both = add(left, right)
         for name, expected in whole.items():
@@ -334,7 +333,7 @@ class _Metrics:
                 )
 
     def check_names(self) -> None:
-        """Every metric that the configuration names must be reported."""
+        """Check that every metric that the configuration names is reported."""
         spec, recipe = self._project.spec, self._prepared.recipe
         values = self._values()
         names = {name.partition("/")[2] for name in values}

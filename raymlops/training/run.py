@@ -1,7 +1,7 @@
-"""``train``: one configuration, one MLflow run, one record, however often it had to start again.
+"""``train``: one configuration, one MLflow run, one record, however often it is restarted.
 
-Owns the order: everything that can be refused is refused before the MLflow run exists, or goes on, and before a worker
-starts; however it ends, the run says so.
+Owns the order: whatever can be rejected is rejected before the MLflow run is created or reopened, and before a worker
+starts; however a run ends, its record says so.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import platform
 import secrets
 import time
 from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.changes import identity
@@ -27,6 +28,7 @@ from raymlops.training.checkpoints.retention import POINTER
 from raymlops.training.checkpoints.saver import FolderSaver, load_weights
 from raymlops.training.events import Event, words
 from raymlops.training.inprocess import LocalResult, run_in_process, run_local
+from raymlops.training.loop.context import Hooks
 from raymlops.training.preflight import preflight
 from raymlops.training.runs import resume as resuming
 from raymlops.training.runs.lookup import (
@@ -41,6 +43,7 @@ from raymlops.training.runs.lookup import (
 )
 from raymlops.training.runs.mlflow_run import RunWriter, open_run, reopen_run
 from raymlops.training.runs.writer import CHECKPOINT_FAILURES
+from raymlops.training.supervision.request import RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -68,17 +71,17 @@ def train(
 ) -> RunRecord:
     """Train a project and return its record.
 
-    With ``num_workers`` above 0, Ray must be initialised, and ``room`` says how many workers there is room for.
-    ``resume`` is the id of a run, which goes on from its newest checkpoint. The first SIGINT or SIGTERM lets the step
-    in progress end and a last checkpoint be written; the second does not.
+    With ``num_workers`` above 0, Ray must be initialised, and ``room`` counts the workers that fit. ``resume`` is the
+    id of a run to resume from its newest checkpoint. The first SIGINT or SIGTERM stops the training after the current
+    step and a last checkpoint; the second stops it at once.
 
     Raises:
         StorageError, TrackingError, RecipeError: before the run is created, or, from the recipe's code, during it.
-        NotFoundError, UsageError, RefusedError: the run cannot go on: there is none, its configuration or data are
-            others, or another driver trains it.
-        NonFiniteError: a loss or the deciding metric is NaN or infinite.
+        NotFoundError, UsageError, RefusedError: the run cannot be resumed: it does not exist, its configuration or data
+            have changed, or another driver trains it.
+        NonFiniteError: a loss or ``train.metric`` is NaN or infinite.
         TrainingError: it failed otherwise, more often than ``train.max_restarts`` allows.
-        KeyboardInterrupt: the run was interrupted; it is marked KILLED and can go on.
+        KeyboardInterrupt: the run was interrupted; it is marked KILLED and can be resumed.
     """
     started = time.monotonic()
     spec = project.spec
@@ -124,11 +127,9 @@ def train(
                 tracker.log_text(place.run_id, json.dumps(prepared.sources()), SOURCES)
             for text in unservable:
                 writer(words(text))
-            _tell_of_data(tracker, writer, prepared, before=before, state=state)
+            _record_data(tracker, writer, prepared, before=before, state=state)
             check_signals()
-            outcome, weights_uri = _run(
-                project, prepared, place=place, unused_parameters=unused, writer=writer, room=room
-            )
+            outcome, weights_uri = _run(RunRequest(project, prepared, place, writer, unused, room))
             record = RunRecord(
                 run_id=place.run_id,
                 project=spec.project.name,
@@ -145,21 +146,21 @@ def train(
             )
             _close_finished(writer, record)
         except RefusedError:
-            raise  # somebody else trains it now, and says how it ends
+            raise  # another driver trains it now, and closes it
         except BaseException as error:
             writer.close_failed(error)
             with suppress(StorageError):
                 if set(filesystem.listing(place.checkpoints_uri)) - {POINTER}:
-                    error.add_note(_how_to_go_on(error, place.run_id, spec=spec))
+                    error.add_note(_how_to_resume(error, place.run_id, spec=spec))
             raise
     return record
 
 
-def _how_to_go_on(error: BaseException, run_id: str, *, spec: ProjectSpec) -> str:
+def _how_to_resume(error: BaseException, run_id: str, *, spec: ProjectSpec) -> str:
     command = go_on("train", run_id, spec=spec)
     if isinstance(error, NonFiniteError):
-        return f"Without such batches it goes on from its newest checkpoint: {command} train.on_non_finite=skip"
-    return f"It goes on from its newest checkpoint: {command}"
+        return f"To resume from its newest checkpoint without such batches: {command} train.on_non_finite=skip"
+    return f"To resume from its newest checkpoint: {command}"
 
 
 def _recorded_state(tracker: Tracker, before: Recorded, *, runs_uri: str) -> dict[str, Any] | None:
@@ -181,7 +182,7 @@ def _reopened(
     place: Place,
     show: Callable[[Event], None] | None,
 ) -> RunWriter:
-    """Check the data and the checkpoints, write down what is new, and mark the run as running again."""
+    """Check the data and the checkpoints, record what has changed, and mark the run as running again."""
     resuming.check_data(before, resuming.data_of(before, prepared))
     if before.status == "FINISHED":
         section = project.spec.train
@@ -200,11 +201,11 @@ def _reopened(
         log_uri=place.log_uri,
     )
     for text in said:
-        writer(words(f"goes on with a change: {text}"))
+        writer(words(f"resumed with a change: {text}"))
     return writer
 
 
-def _tell_of_data(
+def _record_data(
     tracker: Tracker,
     writer: RunWriter,
     prepared: Prepared,
@@ -212,7 +213,7 @@ def _tell_of_data(
     before: Recorded | None,
     state: Mapping[str, Any] | None,
 ) -> None:
-    """Write down what ``fit`` learnt, where nothing has it yet, and say what is remarkable about rows and state."""
+    """Record what ``fit`` learnt, if it is new, and emit notices about rows and state."""
     if state is None:
         tracker.log_text(writer.run_id, json.dumps(prepared.state), FIT)
     data = prepared.data if before is None else resuming.data_of(before, prepared)
@@ -221,76 +222,52 @@ def _tell_of_data(
             writer(words(text))
 
 
-def _run(
-    project: Project,
-    prepared: Prepared,
-    *,
-    place: Place,
-    unused_parameters: bool | None,
-    writer: RunWriter,
-    room: Room | None,
-) -> tuple[Outcome, str]:
-    section = project.spec.train
-
+def _run(request: RunRequest) -> tuple[Outcome, str]:
+    """Train on workers or in this process, until it ends or a signal stops it."""
     with stop_asked() as asked:
-        told: list[bool] = []
+        announced: list[bool] = []
 
-        def orders() -> str:
+        def stop() -> str:
             if not asked():
                 return ""
-            if not told:
-                told.append(True)
-                writer(words("stopping after a last checkpoint; once more ends it at once"))
+            if not announced:
+                announced.append(True)
+                request.writer(words("stopping after a last checkpoint; signal again to stop at once"))
             return "interrupted"
 
+        request = replace(request, stop=stop)
         try:
-            if section.workers[1]:
+            if request.section.workers[1]:
                 from raymlops.training.supervision.supervisor import fit
 
-                assert room is not None, "workers need to be told what there is room for"
-                return fit(
-                    project,
-                    prepared,
-                    place=place,
-                    unused_parameters=unused_parameters,
-                    writer=writer,
-                    room=room,
-                    stop=orders,
-                )
-            return _run_here(project, prepared, place=place, writer=writer, orders=orders)
+                return fit(request)
+            return _run_here(request)
         except Exception as error:
-            # What the recipe's code or torch made of an interrupt is no failure; a last checkpoint that failed is.
+            # An error of the recipe's code or torch after an interrupt is no failure; a failed last checkpoint is one.
             if asked() and not isinstance(error, StorageError | RefusedError):
                 raise KeyboardInterrupt from error
             raise
 
 
-def _run_here(
-    project: Project, prepared: Prepared, *, place: Place, writer: RunWriter, orders: Callable[[], str]
-) -> tuple[Outcome, str]:
-    section, mine = project.spec.train, identity(project.spec)
-    found = recall(place.checkpoints_uri, metric=section.metric, mode=section.mode)
+def _run_here(request: RunRequest) -> tuple[Outcome, str]:
+    section, writer, own = request.section, request.writer, identity(request.project.spec)
+    found = recall(request.place.checkpoints_uri, metric=section.metric, mode=section.mode)
     for text in found.said():
         writer(words(text))
     if found.state is not None:
         writer.catch_up(found.state.points)
-        writer.note_restart(f"goes on after step {found.state.step}", step=found.state.step, workers=0)
+        writer.note_restart(f"resumed after step {found.state.step}", step=found.state.step, workers=0)
     saver = FolderSaver.of(
         section,
-        place.checkpoints_uri,
+        request.place.checkpoints_uri,
         token=secrets.token_hex(3),
-        identity=mine,
+        identity=own,
         kept=found.kept,
         on_event=lambda text: writer(words(text, tags={CHECKPOINT_FAILURES: str(saver.failures)})),
     )
+    hooks = Hooks(emit=writer, orders=request.stop)
     outcome = run_in_process(
-        project,
-        prepared,
-        saver=saver,
-        emit=writer,
-        orders=orders,
-        resume=found.uri,
-        identity=mine,
+        request.project, request.prepared, saver=saver, hooks=hooks, resume=found.uri, identity=own
     )
     if outcome.stopped:
         raise KeyboardInterrupt
@@ -307,7 +284,7 @@ def _close_finished(writer: RunWriter, record: RunRecord) -> None:
             steps=record.steps,
             metrics=record.metrics,
             elapsed_s=record.duration_s,
-            message=f"the best of {record.epochs} epochs is {record.best_epoch}",
+            message=f"best epoch: {record.best_epoch} of {record.epochs}",
         )
     )
     tags = {
@@ -323,6 +300,6 @@ def _close_finished(writer: RunWriter, record: RunRecord) -> None:
         writer.close("FINISHED", tags=tags)
     except TrackingError as error:
         raise TrackingError(
-            f"the training is done, but its MLflow run {record.run_id} could not be finished: {error.message}",
+            f"the training is done, but its MLflow run {record.run_id} could not be closed: {error.message}",
             hint=f"The weights are in {record.weights_uri}. Once it answers: raymlops train --resume {record.run_id}",
         ) from error

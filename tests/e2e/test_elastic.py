@@ -33,9 +33,9 @@ def test_an_elastic_run_follows_its_cluster(tmp_path: Path) -> None:
     print(*(restart["reason"] for restart in report["restarts"]), sep="\n")
     lost, grown, left = report["restarts"]
     assert [lost["workers"], grown["workers"], left["workers"]] == [1, 2, 1]
-    assert re.match(r"went on with 1 worker after \d+\.\d s: rank \d: its node \w+ .* died", lost["reason"])
-    assert re.match(r"went on with 2 workers after .* s: there has been room for 2 workers", grown["reason"])
-    assert re.match(r"went on with 1 worker after .* s: node \w+ is about to leave", left["reason"])
+    assert re.match(r"resumed with 1 worker after \d+\.\d s: rank \d: its node \w+ .* died", lost["reason"])
+    assert re.match(r"resumed with 2 workers after .* s: there has been room for 2 workers", grown["reason"])
+    assert re.match(r"resumed with 1 worker after .* s: node \w+ is about to leave", left["reason"])
     assert report["left_behind"] == []
     alone = run_local(project(tmp_path, **{**elastic_cluster.TRAIN, "num_workers": 0}))
     assert len(report["history"]) == 25

@@ -66,19 +66,19 @@ def test_a_killed_process_costs_nothing_but_time(undisturbed: Ended, tmp_path: P
     (restart,) = recorder.restarts
     assert restart.workers == 2
     assert restart.step >= 20
-    assert re.search(rf"^went on with 2 workers after \d+\.\d s: {reason}", restart.reason), restart.reason
+    assert re.search(rf"^resumed with 2 workers after \d+\.\d s: {reason}", restart.reason), restart.reason
 
 
 @pytest.mark.soak
 def test_a_stopped_worker_is_replaced(undisturbed: Ended, tmp_path: Path) -> None:
-    """SIGSTOP: after the configured time it is said where the ranks stand, and others take their place."""
+    """SIGSTOP: after the configured time the stacks of the ranks are saved, and others take their place."""
     recorder = Recorder(at=once(23, lambda: signal_one("RayTrainWorker", signal.SIGSTOP)))
     assert_equal(run(project(tmp_path, hang_timeout_s=8), recorder), undisturbed)
     (restart,) = recorder.restarts
-    assert "no sign of rank" in restart.reason
+    assert "no heartbeat of rank" in restart.reason
     (stacks,) = (tmp_path / "runs/run/stacks").iterdir()
     text = stacks.read_text()
-    assert "it does not answer" in text
+    assert "no answer: the process is stopped" in text
     assert "in default_loop" in text
     assert any(str(stacks) in message for message in recorder.messages)
 
@@ -158,7 +158,7 @@ def test_no_worker_is_asked_for_that_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(InsufficientResourcesError, match=r"(?s)asks for 3 workers of 1 CPU.*waited \d+ s") as error:
         run(project(tmp_path, num_workers=3, cpus_per_worker=1.0, wait_s=3.5), recorder)
     assert "this cluster holds at most 2" in error.value.message
-    assert recorder.messages == ["waiting for room for 3 workers, at most 3.5 s"]
+    assert recorder.messages == ["waiting up to 3.5 s for room for 3 workers"]
 
 
 def test_a_killed_driver_takes_its_workers_along(undisturbed: Ended, ray_local: Any, tmp_path: Path) -> None:

@@ -245,6 +245,6 @@ def test_a_config_must_be_ours_and_survive_json():
     """Workers rebuild the config from JSON, so a lossy one is refused before any worker starts."""
     with pytest.raises(RecipeError, match=r"is not a raymlops\.RecipeConfig"):
         bind(load_data(data(reference="plain_recipe:Bare")))
-    with pytest.raises(RecipeError, match="does not come back equal"):
+    with pytest.raises(RecipeError, match="does not survive its JSON form"):
         bind(load_data(data(reference="plain_recipe:Lossy")))
     assert plain_recipe.Bare.Config().width == 1

@@ -61,6 +61,8 @@ class RunState:
     """Global batches of that epoch that are done."""
     step: int = 0
     """Optimizer steps of the run, those left out included."""
+    lr: float = 0.0
+    """Learning rate of the last of them; 0 in a checkpoint that an earlier version wrote."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of each report, in order."""
     best_epoch: int = 0

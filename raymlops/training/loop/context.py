@@ -1,16 +1,16 @@
-"""What a training loop stands on: its rank's recipe, data and device, where its run stands, and where results go.
+"""The per-rank training context: recipe, data, device, progress, checkpoints and reporting.
 
 The contract of a custom ``train_loop(ctx)``: every rank calls ``report`` equally often and with equal metrics, stops
-when it returns True, and reports a model whose state ``recipe.model()`` can load. One that calls ``restore`` first goes
-on where a checkpoint left it; one that does not starts again. Knows nothing of Ray or MLflow: both stand behind
-``emit`` and the saver.
+when it returns True, and reports a model whose state ``recipe.model()`` can load. A loop that calls ``restore`` first
+resumes from the newest checkpoint; one that does not starts from scratch. Knows nothing of Ray or MLflow: both are
+behind ``Hooks`` and the saver.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,12 +21,10 @@ from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.checkpoints.saver import Snapshot, restore
 from raymlops.training.checkpoints.state import Best, RunState
 from raymlops.training.loop.evaluation import merge_over_ranks, named_values, totals
-from raymlops.training.loop.nonfinite import non_finite as non_finite_error
-from raymlops.training.loop.nonfinite import on_non_finite
 from raymlops.training.loop.optimizer import total_steps
 from raymlops.training.loop.parallel import explained, parallelize
 from raymlops.training.loop.precision import autocast
-from raymlops.training.loop.rank_sync import Agreement
+from raymlops.training.loop.rank_sync import Agreed, Agreement, Ranks
 from raymlops.training.loop.telemetry import Reporter
 
 if TYPE_CHECKING:
@@ -40,24 +38,35 @@ if TYPE_CHECKING:
     from raymlops.training.checkpoints.saver import Saver
     from raymlops.training.events import Event
 
-SKIPPED = "raymlops.skipped_steps"
-"""Tag: how many batches were left out so far."""
 _EVALUATION = 1
 """Sets an evaluation's random numbers apart from those of the step after it."""
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """How a rank talks to the process that runs it."""
+
+    emit: Callable[[Event], None] = lambda _event: None
+    orders: Callable[[], str] = lambda: ""
+    """Returns why to stop after a last checkpoint; empty while there is no reason."""
+    heartbeat: Callable[[int], None] = lambda _step: None
+    """Called with the steps done, at each step and evaluation batch and while data is read."""
+    should_stop: Callable[[int, dict[str, float]], bool] = lambda _epoch, _metrics: False
+    """Called with each epoch and its metrics, also with the last one."""
+
+
 @dataclass
 class Outcome:
-    """What a loop reached: ``history`` holds each reported epoch's metrics, in order."""
+    """The result of a loop: ``history`` holds each reported epoch's metrics, in order."""
 
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     epochs: int = 0
     steps: int = 0
     stopped: str = ""
-    """The order that ended the loop before its time; its last checkpoint is where it goes on."""
+    """The order that stopped the loop early; it can be resumed from its last checkpoint."""
     workers: int = 1
-    """How many ranks there were at the end."""
+    """The number of ranks at the end."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -74,56 +83,39 @@ class TrainContext:
         prepared: Prepared,
         *,
         saver: Saver,
-        emit: Callable[[Event], None],
-        rank: int = 0,
-        world_size: int = 1,
-        device: torch.device | str = "cpu",
+        hooks: Hooks | None = None,
+        ranks: Ranks | None = None,
         unused_parameters: bool = False,
-        should_stop: Callable[[int, dict[str, float]], bool] | None = None,
-        orders: Callable[[], str] = lambda: "",
-        alive: Callable[[int], None] = lambda _step: None,
-        control: Any = None,
         resume: str | None = None,
         identity: Mapping[str, str] | None = None,
     ) -> None:
+        """Prepare a rank; ``resume`` is the checkpoint to start from, ``identity`` what it must share with this run."""
         self.spec = spec
         self.prepared = prepared
         self.recipe: RecipeBase = prepared.recipe
-        self.rank = rank
-        self.world_size = world_size
-        self.device = torch.device(device)
+        self.ranks = ranks or Ranks()
+        self.rank, self.world_size, self.device = self.ranks.rank, self.ranks.world_size, self.ranks.device
         self.steps = total_steps(spec, rows=prepared.splits["train"].rows)
         self.run_state = RunState()
-        """Where the run stands; the loop moves it on."""
+        """The progress of the run, which the loop advances."""
+        self._hooks = hooks or Hooks()
         for split in prepared.splits.values():
-            split.on_progress = lambda: alive(self.run_state.step)
+            split.on_progress = self.heartbeat
         self._saver = saver
         self._unused_parameters = unused_parameters
-        self._should_stop = should_stop
-        self._orders = orders
-        self._alive = alive
-        self._control = control
         self._resume = resume
         self._identity = dict(identity or {})
         self._agreement = Agreement(
-            orders,
+            self._hooks.orders,
             every_minutes=spec.checkpoint_every_minutes,
             ready=lambda: not saver.busy,
-            group=control,
-            rank=rank,
-            world_size=world_size,
+            group=self.ranks.control,
+            rank=self.rank,
+            world_size=self.world_size,
         )
-        self._reporter = Reporter(
-            emit,
-            recipe=self.recipe,
-            epochs=spec.epochs,
-            steps=self.steps,
-            rank=rank,
-            workers=world_size,
-            peak_tflops=spec.peak_tflops,
-        )
+        self._reporter = Reporter(self._hooks.emit, self.recipe, spec, steps=self.steps, ranks=self.ranks)
         self.watch = self._reporter.watch
-        """Where the time goes; the loop marks its parts."""
+        """Measures where the time goes; the loop marks the end of each part."""
         self._trained: tuple[Any, Any, Any] = (None, None, None)
         self._not_finite_at_start: dict[str, torch.Tensor] = {}
         self._stopped = ""
@@ -151,13 +143,13 @@ class TrainContext:
         )
 
     def restore(self, *, model: nn.Module, optimizer: torch.optim.Optimizer | None, scaler: Any = None) -> RunState:
-        """Load the checkpoint that this run goes on from, if there is one, and return where the run stands.
+        """Load the checkpoint to resume from, if there is one, and return the run's progress.
 
-        What is given here is what checkpoints hold from now on.
+        Checkpoints hold the given model, optimizer and scaler from now on.
 
         Raises:
-            StorageError: a file of it is damaged.
-            UsageError: it is one of another recipe or configuration.
+            StorageError: a file of the checkpoint is damaged.
+            UsageError: the checkpoint belongs to another recipe or configuration.
         """
         self._trained = (model, optimizer, scaler)
         # As each rank holds it from here on.
@@ -166,19 +158,19 @@ class TrainContext:
             self._load(self._resume, kept=self._saver.kept)
             # model() builds what the start was; what changed code builds may lack what is in the checkpoint.
             self._not_finite_at_start = entries_not_finite(model.state_dict(), besides=self._not_finite_at_start)
-            # More steps or epochs may have been asked for since.
+            # The run may have been extended since.
             state = self.run_state
             if state.cut is not None and state.step < self.steps:
                 state.epoch, state.batch = state.cut
                 state.cut = None
             state.finished = self._over()
-            self._reporter.goes_on(state)
+            self._reporter.resume(state)
             self._reporter.tell("start", state, epoch=state.epoch, step=state.step)
         return self.run_state
 
     @property
     def guarded(self) -> bool:
-        """Return whether each step's gradient is looked at before it is used."""
+        """Return whether each step's loss and gradient are checked before the optimizer uses them."""
         return self.spec.on_non_finite != "stop"
 
     @property
@@ -187,18 +179,16 @@ class TrainContext:
         return self.spec.strategy == "fsdp"
 
     def seed_step(self, step: int) -> None:
-        """Seed dropout and the like for a step: differently on each rank, the same whenever the step is taken."""
+        """Seed what a step draws, such as dropout: differently on each rank, the same each time the step is taken."""
         seed_all(self.spec.seed, step, self.rank, device=self.device)
 
     def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor summed over all ranks."""
-        if self.world_size > 1:
-            torch.distributed.all_reduce(tensor)
-        return tensor
+        return self.ranks.sum(tensor)
 
     def evaluate(self, model: nn.Module, split: str = "validation") -> dict[str, float]:
         """Return the recipe's metrics over a whole split as ``split/name``, the same on every rank."""
-        # Metrics may draw too, such as negatives: what an attempt did before it must not show.
+        # Metrics may draw too, such as negatives; the result must not depend on what this attempt did before.
         seed_all(self.spec.seed, self.run_state.step, self.rank, _EVALUATION, device=self.device)
         if self.world_size > 1:
             for buffer in model.buffers():  # running statistics drift apart between ranks
@@ -229,72 +219,38 @@ class TrainContext:
         self.log(epoch=state.epoch, step=state.step, metrics={**metrics, **self._reporter.costs(rows=rows)})
 
     def message(self, text: str, *, tags: Mapping[str, str] | None = None) -> None:
-        """Tell whoever watches, and the run's log; ``tags`` are set on the run."""
+        """Write a message to the display and the run's log; ``tags`` are set on the run."""
         state = self.run_state
         self._reporter.tell("message", state, epoch=state.epoch, step=state.step, message=text, tags=tags)
 
-    def judge(self, *, loss: torch.Tensor, norm: torch.Tensor | None, lr: float) -> Literal["take", "skip", "rollback"]:
-        """Return what becomes of a step that ``run_state`` does not count yet; the same on every rank.
+    def heartbeat(self) -> None:
+        """Report that this rank is alive, and how far it is."""
+        self._hooks.heartbeat(self.run_state.step)
 
-        After ``rollback`` the run stands at its last checkpoint. With ``on_non_finite: stop`` nothing is looked at
-        here: the losses are when they are merged, and the weights before they are written.
+    def agree(self) -> Agreed:
+        """Return what all ranks do after a step that ``run_state`` counts already: stop, or write a checkpoint."""
+        step, every = self.run_state.step, self.spec.checkpoint_every_steps
+        agreed = self._agreement.at_step(step)
+        self._stopped = agreed.order
+        due = bool(agreed.order) or agreed.due or (every is not None and step % every == 0)
+        return Agreed(agreed.order, due=due)
 
-        Raises:
-            NonFiniteError: it happened too often.
-        """
-        if not self.guarded:
-            return "take"
-        finite = torch.isfinite(loss) & (torch.isfinite(norm) if norm is not None else True)
-        broken = torch.tensor(float(not bool(finite)))
-        if self.world_size > 1:
-            torch.distributed.all_reduce(broken, group=self._control)
-        return self.fault(lr=lr) if broken else "take"
-
-    def fault(self, *, lr: float) -> Literal["skip", "rollback"]:
-        """Decide about a step whose loss or gradient is no finite number on some rank; every rank calls it.
-
-        Raises:
-            NonFiniteError: the policy is to stop, or it happened too often.
-        """
-        state, step = self.run_state, self.run_state.step + 1
-        self._saver.wait()
-        last_uri = self._shared(self._saver.last_uri)
-        decision = on_non_finite(
-            step,
-            policy=self.spec.on_non_finite,
-            faults=state.faults,
-            checkpoint=None if last_uri is None else last_uri.partition("?")[0].rpartition("/")[2],
-        )
-        said = f"loss or gradient is NaN or infinite at epoch {state.epoch}, step {step}, learning rate {lr:.3g}"
-        if decision.action == "stop":
-            raise non_finite_error(f"{said}: {decision.reason}")
-        faults, points, first = [*state.faults, step], state.points, step
-        if decision.action == "rollback" and last_uri is not None:
-            self._load(last_uri)
-            first = self.run_state.step + 1
-        state = self.run_state
-        state.faults, state.points = faults, points
-        state.skipped = sorted({*state.skipped, *range(first, step + 1)})
-        self.message(f"{said}: {decision.reason}", tags={SKIPPED: str(len(state.skipped))})
-        return "rollback" if decision.action == "rollback" else "skip"
-
-    def after_step(self, *, before_save: Callable[[], None]) -> bool:
-        """Take in a step that ``run_state`` counts already: write a checkpoint if it is time; return whether to stop.
-
-        ``before_save`` brings ``run_state`` up to date where the loop lets something lag behind.
+    def save_checkpoint(self, *, last: bool) -> None:
+        """Write a checkpoint in mid-epoch; ``run_state`` must be up to date.
 
         Raises:
             StorageError: a checkpoint cannot be written, and ``on_checkpoint_error`` is ``stop``.
         """
-        state, spec = self.run_state, self.spec
-        self._alive(state.step)
-        agreed = self._agreement.at_step(state.step)
-        by_steps = spec.checkpoint_every_steps is not None and state.step % spec.checkpoint_every_steps == 0
-        if agreed.order or agreed.due or by_steps:
-            before_save()
-            self._save({}, best=False, last=bool(agreed.order))
-        self._stopped = agreed.order
-        return bool(agreed.order)
+        self._save({}, best=False, last=last)
+
+    def last_checkpoint(self) -> str | None:
+        """Return the URI of the last checkpoint, the same on every rank; every rank must call it."""
+        self._saver.wait()
+        return self.ranks.from_first(self._saver.last_uri)  # rank 0 alone knows what was written
+
+    def roll_back(self, uri: str) -> None:
+        """Load a checkpoint of this run again."""
+        self._load(uri)
 
     def report(
         self,
@@ -305,14 +261,14 @@ class TrainContext:
         model: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> bool:
-        """Take in an epoch: judge it, keep the model, and return whether to stop.
+        """Report an epoch: compare it with the best, write a checkpoint if one is due, and return whether to stop.
 
-        ``model`` and ``optimizer`` may be left out where ``restore`` was given them.
+        ``model`` and ``optimizer`` may be omitted after ``restore``, which was given them.
 
         Raises:
             RecipeError: ``train.metric`` is not among the metrics, or another rank reports less often.
             NonFiniteError: it is NaN or infinite.
-            StorageError: the model cannot be written; what was kept before is still there.
+            StorageError: the model cannot be written; earlier checkpoints are kept.
         """
         best = self._best
         value = metrics.get(best.metric)
@@ -335,16 +291,14 @@ class TrainContext:
         stop = over or bool(order)
         state.finished = over
         self._stopped = "" if over else order
-        self._alive(step)
+        self._hooks.heartbeat(step)
         if improved or stop or len(state.history) % self.spec.checkpoint_every_epochs == 0:
             self._save(dict(metrics), best=improved, last=stop)
         self.watch.mark("report")
-        if self._should_stop is not None and self._should_stop(epoch, dict(metrics)):
-            return True
-        return stop
+        return self._hooks.should_stop(epoch, dict(metrics)) or stop
 
     def run(self, loop: Callable[[TrainContext], None]) -> Outcome:
-        """Run the recipe's own loop or ``loop``, and return what it reached."""
+        """Run the recipe's own loop or ``loop`` and return its outcome."""
         if self._resume is None:
             self._reporter.tell("start", self.run_state, epoch=0, step=0)
         if self.spec.compile:
@@ -357,8 +311,8 @@ class TrainContext:
                 call_recipe(f"{type(self.recipe).__name__}.train_loop()", lambda: own(self))
         except StopAskedError as asked:
             self._stopped = asked.order
-            if own is None:  # a loop of its own stands anywhere by now: it goes on from its last report
-                self._save({}, best=False, last=True)
+            if own is None:  # a custom loop may be anywhere by now: it resumes from its last report
+                self.save_checkpoint(last=True)
         state = self.run_state
         if not self._stopped:
             self._agreement.at_end(len(state.history))
@@ -379,19 +333,19 @@ class TrainContext:
 
     @property
     def _best(self) -> Best:
-        """Return the best report so far, as ``run_state`` has it."""
+        """Return the best report so far."""
         state = self.run_state
         value = math.nan if state.best_value is None else state.best_value
         return Best(self.spec.metric, self.spec.mode, self.spec.patience, state.best_epoch, value, state.waited)
 
     def _over(self) -> bool:
         state = self.run_state
-        # In mid-epoch the last step may be taken, and its epoch not reported yet.
+        # In mid-epoch the last step may have been taken while its epoch is not reported yet.
         reported = state.batch == 0
         return reported and (self._best.exhausted or state.epoch > self.spec.epochs or state.step >= self.steps)
 
     def _load(self, uri: str, *, kept: Kept | None = None) -> None:
-        """Load a checkpoint. ``kept`` is what is there, where every rank knows that: a best one may have been lost."""
+        """Load a checkpoint; ``kept`` lists the existing ones where every rank knows them: the best may be lost."""
         model, optimizer, scaler = self._trained
         self.run_state = restore(
             uri,
@@ -403,14 +357,6 @@ class TrainContext:
             kept=kept,
         )
         self._agreement.moved_to(self.run_state.step)
-
-    def _shared(self, last_uri: str | None) -> str | None:
-        """Return rank 0's last checkpoint on every rank: it alone knows what was written."""
-        if self.world_size == 1:
-            return last_uri
-        box = [last_uri]
-        torch.distributed.broadcast_object_list(box, src=0, group=self._control)
-        return box[0]
 
     def _save(self, metrics: dict[str, float], *, best: bool, last: bool) -> None:
         model, optimizer, scaler = self._trained
@@ -430,14 +376,14 @@ class TrainContext:
         self.watch.mark("checkpoint")
 
     def _before_evaluation_batch(self) -> None:
-        self._alive(self.run_state.step)
-        # One rank alone may leave an evaluation, which the next attempt does again; several finish it together.
-        if self.world_size == 1 and (order := self._orders()):
+        self.heartbeat()
+        # A rank may leave an evaluation only where it is alone: the next attempt repeats it.
+        if self.world_size == 1 and (order := self._hooks.orders()):
             raise StopAskedError(order)
 
 
 class StopAskedError(BaseException):
-    """Leaves an evaluation that an order cuts short; no error, so that no recipe takes it for one of its own."""
+    """Stops an evaluation early; not an Exception, so that no recipe handles it as an error of its own."""
 
     def __init__(self, order: str) -> None:
         super().__init__(order)

@@ -5,15 +5,15 @@ worker takes about B / W rows of each, in ``accumulate`` micro-batches; the grad
 its global batch, so that neither W nor ``accumulate`` changes a result beyond rounding (but for dropout, which each
 rank draws for itself, and batch normalisation, which sees a micro-batch: of two rows at least where one is too few for
 it, and a row that is left over alone is then normalised by the running statistics). The learning rate is a function of
-the step alone, and so is what is drawn at random: a run that goes on from a checkpoint takes the steps it would have
-taken.
+the step alone, and so are random numbers: a run that resumes from a checkpoint takes the steps it would have taken.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,17 +21,18 @@ from raymlops.data.order import leaves_single_rows, micro_batch_rows, micro_batc
 from raymlops.recipe import call_recipe, to_device
 from raymlops.training.loop.batch_norm import normalizes_batches, one_row_is_too_few, running_statistics
 from raymlops.training.loop.losses import Losses
-from raymlops.training.loop.optimizer import build_optimizer, lr_factor, set_lr
+from raymlops.training.loop.optimizer import build_optimizer, learning_rate, set_lr
 from raymlops.training.loop.parallel import local_only
 from raymlops.training.loop.precision import (
     autocast,
     backward,
-    gradient_norm,
+    clip_gradient,
+    optimizer_step,
     overflow_expected,
     scaler_of,
-    skip,
-    take_step,
+    skip_step,
 )
+from raymlops.training.loop.step_check import Verdict, check_step, handle_fault
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 
 def default_loop(ctx: TrainContext) -> None:
-    """Train the recipe's model until ``epochs``, ``max_steps`` or ``patience`` end it, or an order does.
+    """Train the recipe's model until ``epochs``, ``max_steps``, ``patience`` or an order ends it.
 
     Raises:
         RecipeError: the recipe's code raises.
@@ -52,17 +53,18 @@ def default_loop(ctx: TrainContext) -> None:
     model = ctx.model()
     loss_of = ctx.parallel(model)
     optimizer = build_optimizer(model, ctx.spec)
-    asked = normalizes_batches(model) and _may_pair(ctx.spec)
-    trained = _Trained(model, loss_of, optimizer, scaler_of(ctx.spec, ctx.device), None if asked else False)
+    may_need_pairs = normalizes_batches(model) and _may_pair(ctx.spec)
+    trained = _Trained(model, loss_of, optimizer, scaler_of(ctx.spec, ctx.device), None if may_need_pairs else False)
     ctx.restore(model=model, optimizer=optimizer, scaler=trained.scaler)
     losses = Losses(ctx)
 
     while not ctx.run_state.finished:
         model.train()
-        end = _epoch(ctx, trained, losses)
-        if end == "stopped":
+        end = _train_epoch(ctx, trained, losses)
+        if end is _EpochEnd.STOPPED:
             return
-        if end == "rolled back":
+        if end is _EpochEnd.ROLLED_BACK:
+            losses.discard()
             continue
         metrics = {**losses.close_epoch(), **ctx.evaluate(model)}
         if ctx.report(epoch=ctx.run_state.epoch, step=ctx.run_state.step, metrics=metrics):
@@ -76,54 +78,66 @@ class _Trained:
     optimizer: torch.optim.Optimizer
     scaler: Any
     in_pairs: bool | None
-    """Whether a micro-batch needs two rows; None as long as none had a single one, which is when it is found out."""
+    """Whether a micro-batch needs two rows; None until the first one with a single row, which is when it is tested."""
 
 
-def _epoch(ctx: TrainContext, trained: _Trained, losses: Losses) -> Literal["done", "stopped", "rolled back"]:
-    """Take the steps that are left of the epoch in progress."""
+class _EpochEnd(Enum):
+    DONE = auto()
+    STOPPED = auto()
+    ROLLED_BACK = auto()
+
+
+def _train_epoch(ctx: TrainContext, trained: _Trained, losses: Losses) -> _EpochEnd:
+    """Take the remaining steps of the epoch in progress."""
     spec, state, train = ctx.spec, ctx.run_state, ctx.prepared.splits["train"]
-    optimizer, scaler = trained.optimizer, trained.scaler
     for indices in train.global_batches(
         batch_size=spec.batch_size, seed=spec.seed, epoch=state.epoch, skip=state.batch
     ):
         if state.step == ctx.steps:
             state.cut = [state.epoch, state.batch]
             break
-        if state.step + 1 not in state.skipped:
-            factor = lr_factor(
-                state.step, steps=ctx.steps, schedule=spec.schedule, warmup_fraction=spec.warmup_fraction
-            )
-            lr = spec.lr * factor
-            set_lr(optimizer, lr)
-            buffers = [buffer.clone() for buffer in trained.model.buffers()] if ctx.guarded else []
-            loss = _gradient(ctx, trained, indices)
-            norm = gradient_norm(optimizer, scaler, clip_norm=spec.clip_norm, need_norm=ctx.guarded)
-            # fp16's gradients overflow while its scale is being found: take_step leaves those steps out by itself.
-            verdict = ctx.judge(loss=loss, norm=None if scaler else norm, lr=lr)
-            if verdict != "take":
-                skip(scaler)
-            elif not take_step(optimizer, scaler) and not overflow_expected(scaler):
-                verdict = ctx.fault(lr=lr)
-            if verdict == "rollback":
-                losses.forget()
-                return "rolled back"
-            if verdict == "take":
-                losses.add(loss / ctx.world_size, rows=len(indices), lr=lr)
-            else:
-                _put_back(trained.model, buffers)
-            ctx.watch.mark("optimizer")
+        state.lr = learning_rate(spec, state.step, steps=ctx.steps)
+        skipped = state.step + 1 in state.skipped
+        if not skipped and _train_step(ctx, trained, losses, indices) is Verdict.ROLLBACK:
+            return _EpochEnd.ROLLED_BACK
         state.step += 1
         state.batch += 1
 
         if state.step % spec.log_every_steps == 0 or state.step == ctx.steps:
             losses.log()
-        if ctx.after_step(before_save=losses.settle):
-            return "stopped"
-    return "done"
+        ctx.heartbeat()
+        agreed = ctx.agree()
+        if agreed.due:
+            losses.flush()
+            ctx.save_checkpoint(last=bool(agreed.order))
+        if agreed.order:
+            return _EpochEnd.STOPPED
+    return _EpochEnd.DONE
 
 
-def _gradient(ctx: TrainContext, trained: _Trained, indices: torch.Tensor) -> torch.Tensor:
-    """Compute the gradient of one global batch and return this rank's part of its loss."""
+def _train_step(ctx: TrainContext, trained: _Trained, losses: Losses, indices: torch.Tensor) -> Verdict:
+    """Take one optimizer step on a global batch, unless its loss or gradient is not finite."""
+    optimizer, scaler = trained.optimizer, trained.scaler
+    set_lr(optimizer, ctx.run_state.lr)
+    buffers = [buffer.clone() for buffer in trained.model.buffers()] if ctx.guarded else []
+    loss = _forward_backward(ctx, trained, indices)
+    norm = clip_gradient(optimizer, scaler, max_norm=ctx.spec.clip_norm, need_norm=ctx.guarded)
+    # fp16's gradients overflow while its scale is being found: the scaler skips those steps by itself.
+    verdict = check_step(ctx, loss=loss, norm=None if scaler else norm)
+    if verdict is not Verdict.TAKE:
+        skip_step(scaler)
+    elif not optimizer_step(optimizer, scaler) and not overflow_expected(scaler):
+        verdict = handle_fault(ctx)
+    if verdict is Verdict.TAKE:
+        losses.add(loss / ctx.world_size, rows=len(indices))
+    elif verdict is Verdict.SKIP:
+        _restore_buffers(trained.model, buffers)
+    ctx.watch.mark("optimizer")
+    return verdict
+
+
+def _forward_backward(ctx: TrainContext, trained: _Trained, indices: torch.Tensor) -> torch.Tensor:
+    """Accumulate the gradient of one global batch and return this rank's part of its loss."""
     train = ctx.prepared.splits["train"]
     where = f"{type(ctx.recipe).__name__}.loss()"
     if trained.in_pairs is None and leaves_single_rows(len(indices), world=ctx.world_size, pieces=ctx.spec.accumulate):
@@ -143,7 +157,7 @@ def _gradient(ctx: TrainContext, trained: _Trained, indices: torch.Tensor) -> to
         batch = to_device(train.batch(piece), ctx.device)
         ctx.watch.mark("data")
         counts = weight > 0 and not (paired and len(piece) == 1 < train.rows)
-        # Gradients travel once a step, with the last micro-batch.
+        # Gradients are all-reduced once a step, with the last micro-batch.
         with local_only(trained.loss_of, last=number == len(pieces)), _normalization(trained, counts=counts):
             loss = call_recipe(where, lambda batch=batch: trained.loss_of(batch)) * weight  # type: ignore[misc]
             backward(loss, trained.scaler)
@@ -153,9 +167,9 @@ def _gradient(ctx: TrainContext, trained: _Trained, indices: torch.Tensor) -> to
 
 
 def _one_row_is_too_few(ctx: TrainContext, model: nn.Module, row: torch.Tensor) -> bool:
-    """Run a row through the model, the same one on every rank, before the step's numbers are drawn.
+    """Run the same row through the model on every rank, before the step draws random numbers.
 
-    Ranks agree, also where a model draws which of its layers run: all cut their batches alike.
+    Ranks agree on the answer, also where a model draws which of its layers run: all split their batches alike.
     """
     batch = to_device(ctx.prepared.splits["train"].batch(row), ctx.device)
 
@@ -168,16 +182,16 @@ def _one_row_is_too_few(ctx: TrainContext, model: nn.Module, row: torch.Tensor) 
 
 
 def _may_pair(spec: TrainSection) -> bool:
-    """Return whether micro-batches of two rows fit: not where the configuration makes them single rows throughout."""
+    """Return whether micro-batches of two rows are possible: not where the configuration makes all single rows."""
     return micro_batch_rows(spec.batch_size, world=max(1, spec.workers[0]), pieces=spec.accumulate) > 1
 
 
 def _normalization(trained: _Trained, *, counts: bool) -> AbstractContextManager[None]:
-    """Return the context of a micro-batch, whose statistics do not count if it is a single row or fills up."""
+    """Return the context of a micro-batch; the statistics of a single row or of filler rows do not count."""
     return running_statistics(trained.model) if trained.in_pairs and not counts else nullcontext()
 
 
-def _put_back(model: nn.Module, buffers: list[torch.Tensor]) -> None:
-    """Undo what a forward pass that does not count left in running statistics."""
+def _restore_buffers(model: nn.Module, buffers: list[torch.Tensor]) -> None:
+    """Undo a skipped forward pass's update of running statistics."""
     for buffer, before in zip(model.buffers(), buffers, strict=True):
         buffer.copy_(before)

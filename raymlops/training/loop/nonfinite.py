@@ -1,4 +1,4 @@
-"""What becomes of a step whose loss or gradient is no finite number. Pure."""
+"""Decide about a step whose loss or gradient is not finite: stop, skip it, or roll back. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 WINDOW = 100
 MOST_IN_WINDOW = 10
-"""More than a tenth of the steps is no accident of the data: the run diverges."""
+"""More than a tenth of the steps cannot be bad data: the run diverges."""
 
 
 @dataclass(frozen=True)
 class NonFiniteDecision:
-    """``stop`` ends the run, ``skip`` leaves the batch out, ``rollback`` also what led there.
+    """``stop`` ends the run, ``skip`` skips the batch, ``rollback`` also skips the batches before it.
 
-    A loss that grows until it overflows was spoilt before. Going back and leaving out all batches since is what helped
+    A loss that grows until it overflows was damaged earlier. Rolling back and skipping all batches since is what helped
     there (PaLM, arXiv:2204.02311, section 5.1).
     """
 
@@ -34,7 +34,7 @@ def on_non_finite(
     faults: Sequence[int],
     checkpoint: str | None,
 ) -> NonFiniteDecision:
-    """Decide about a step, counted from 1; ``faults`` are those before it, ``checkpoint`` is where to go back to."""
+    """Decide about a step, counted from 1; ``faults`` are earlier ones, ``checkpoint`` the one to roll back to."""
     recent = sum(step - WINDOW < other <= step for other in faults)
     if policy == "stop":
         return NonFiniteDecision("stop", "train.on_non_finite is stop")
@@ -46,7 +46,7 @@ def on_non_finite(
 
 
 def non_finite(message: str) -> NonFiniteError:
-    """Return the error that ends a run for a number that is none."""
+    """Return the error that ends a run for a value that is not finite."""
     return NonFiniteError(
         message,
         hint="Look for extreme values in the data, or start a new run with a lower train.lr or with train.clip_norm.",

@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 
 def total_steps(spec: TrainSection, *, rows: int) -> int:
-    """Return the optimizer steps of a run that nothing stops early."""
+    """Return the number of optimizer steps of a run that is not stopped early."""
     steps = math.ceil(rows / spec.batch_size) * spec.epochs
     return steps if spec.max_steps is None else min(steps, spec.max_steps)
 
 
-def lr_factor(step: int, *, steps: int, schedule: str, warmup_fraction: float) -> float:
-    """Return the share of the peak learning rate at ``step``, counted from 0.
+def learning_rate(spec: TrainSection, step: int, *, steps: int) -> float:
+    """Return the learning rate at ``step``, counted from 0.
 
-    It rises linearly over the first ``warmup_fraction`` of all steps, the last of which has the peak, then stays
-    (``constant``) or falls along a line or a half cosine, to zero at step ``steps``, which is not taken.
+    It rises linearly over the first ``warmup_fraction`` of all steps, the last of which has the peak ``spec.lr``, then
+    stays (``constant``) or falls along a line or a half cosine, to zero at step ``steps``, which is not taken.
     """
-    warmup = round(steps * warmup_fraction)
+    warmup = round(steps * spec.warmup_fraction)
     if step < warmup:
-        return (step + 1) / warmup
-    if schedule == "constant":
-        return 1.0
+        return spec.lr * ((step + 1) / warmup)
+    if spec.schedule == "constant":
+        return spec.lr
     progress = (step - warmup) / (steps - warmup)
-    return 1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return spec.lr * (1 - progress if spec.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2)
 
 
 def build_optimizer(model: nn.Module, spec: TrainSection) -> torch.optim.Optimizer:

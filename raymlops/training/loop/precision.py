@@ -1,7 +1,7 @@
-"""Number formats: autocast, the scaled loss of fp16, and the way from gradients to a step.
+"""Precision: autocast, the loss scaling of fp16, gradient clipping and the optimizer step.
 
-Owns what differs between fp32, bf16 and fp16. What to do about gradients that are no finite numbers is the
-caller's to decide: ``gradient_norm`` tells, ``take_step`` or ``skip`` follows.
+Owns what differs between fp32, bf16 and fp16. The caller decides what to do about gradients that are not finite:
+``clip_gradient`` returns their norm, then the caller calls ``optimizer_step`` or ``skip_step``.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(spec: TrainSection, device: torch.device | str) -> AbstractContextManager[Any]:
-    """Return the context in which the recipe's loss, and its metrics, are computed; nothing at fp32.
+    """Return the context in which the recipe's loss and metrics are computed; a null context at fp32.
 
-    Matrix products run in the low precision; what loses there, such as a softmax or a cross-entropy, in float32, by
-    torch's own lists. Weights stay float32.
+    Matrix products run in the low precision; what loses accuracy there, such as a softmax or a cross-entropy, in
+    float32, by torch's own lists. Weights stay float32.
     """
     dtype = DTYPES.get(spec.precision)
     return nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype=dtype)
 
 
 def scaler_of(spec: TrainSection, device: torch.device | str) -> GradScaler | None:
-    """Return what scales the loss of fp16, whose gradients would else vanish below 6e-8; None for other precisions."""
+    """Return the loss scaler of fp16, whose gradients would underflow below 6e-8; None for other precisions."""
     return torch.amp.GradScaler(torch.device(device).type) if spec.precision == "fp16" else None
 
 
@@ -42,35 +42,35 @@ def backward(loss: torch.Tensor, scaler: GradScaler | None) -> None:
     (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
 
 
-def gradient_norm(
-    optimizer: torch.optim.Optimizer, scaler: GradScaler | None, *, clip_norm: float | None, need_norm: bool = True
+def clip_gradient(
+    optimizer: torch.optim.Optimizer, scaler: GradScaler | None, *, max_norm: float | None, need_norm: bool = True
 ) -> torch.Tensor | None:
-    """Return the norm of the whole gradient, then shorten that to ``clip_norm``.
+    """Clip the whole gradient to ``max_norm``, if that is set, and return its norm before clipping.
 
-    Call it once a step, after the last ``backward``: it undoes the scaling first. The norm is a float32 scalar from
-    before the clipping, on the gradients' device, equal on every rank; NaN or infinity if any gradient is. With sharded
-    parameters it is a collective. None, and no work, where it is neither needed nor clipped by.
+    Call it once a step, after the last ``backward``: it unscales the gradient first. The norm is a float32 scalar on
+    the gradients' device, equal on every rank; NaN or infinity if any gradient is. With sharded parameters it is a
+    collective. Returns None, without any work, where the norm is neither needed nor clipped to.
     """
     if scaler is not None:
         scaler.unscale_(optimizer)
-    if clip_norm is None and not need_norm:
+    if max_norm is None and not need_norm:
         return None
     # The optimizer's parameters and not the model's: under FSDP the model shows gathered ones after an evaluation.
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm: Any = get_total_norm([parameter.grad for parameter in parameters])
     if hasattr(norm, "full_tensor"):  # a DTensor: one exchange of one number
         norm = norm.full_tensor()
-    if clip_norm is not None:
-        clip_grads_with_norm_(parameters, clip_norm, norm)
+    if max_norm is not None:
+        clip_grads_with_norm_(parameters, max_norm, norm)
     total: torch.Tensor = norm.float()
     return total
 
 
-def take_step(optimizer: torch.optim.Optimizer, scaler: GradScaler | None) -> bool:
-    """Move the parameters, and return whether they moved.
+def optimizer_step(optimizer: torch.optim.Optimizer, scaler: GradScaler | None) -> bool:
+    """Update the parameters, and return whether they were updated.
 
-    A scaler leaves a step out if the scaled gradients overflowed, on every rank alike, and halves its scale; it
-    finds the right scale that way, so the first few steps may be left out.
+    A scaler skips a step if the scaled gradients overflowed, on every rank alike, and halves its scale; it
+    finds the right scale that way, so the first few steps may be skipped.
     """
     if scaler is None:
         optimizer.step()
@@ -86,14 +86,14 @@ def take_step(optimizer: torch.optim.Optimizer, scaler: GradScaler | None) -> bo
     return bool(steps)
 
 
-def skip(scaler: GradScaler | None) -> None:
-    """Leave the step out after ``gradient_norm``: the scaler learns of an overflow and is ready for the next step."""
+def skip_step(scaler: GradScaler | None) -> None:
+    """Skip the optimizer step after ``clip_gradient``: the scaler learns of an overflow, ready for the next step."""
     if scaler is not None:
         scaler.update()
 
 
 def overflow_expected(scaler: GradScaler | None) -> bool:
-    """Return whether an infinite gradient may still be the scale's doing; ask after ``take_step`` or ``skip``.
+    """Return whether the scale may have caused an infinite gradient; call it after ``optimizer_step`` or ``skip_step``.
 
     It may while the scale is, or before the last halving was, above 1: at 1 the gradient itself is at fault.
     """

@@ -1,14 +1,14 @@
-"""What ranks must decide alike: to stop, to write a checkpoint, to have reported equally often.
+"""The ranks of a run, and what they must decide alike: to stop, to write a checkpoint, how often they have reported.
 
-Each rank sees orders and clocks of its own; acting on them alone would leave the others waiting in an exchange. So
-they are put together now and then, over a group of its own that never waits for a GPU. Knows nothing of models.
+Each rank sees orders and clocks of its own; acting on them alone would leave the others waiting in a collective. So
+they are reduced from time to time, over a group that never waits for a GPU. Knows nothing of models.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -17,6 +17,7 @@ from raymlops.errors import RecipeError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+T = TypeVar("T")
 ORDERS = ("", "resized", "drained", "interrupted")
 """Reasons to stop after a last checkpoint; where ranks differ, the later one wins."""
 EVERY_S = 0.25
@@ -26,8 +27,38 @@ GROWTH = 2
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together; ``control`` is a gloo group that never waits for a GPU."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    control: Any = None
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor summed over all ranks, in place."""
+        if self.world_size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is true on some rank."""
+        found = torch.tensor(float(flag))
+        if self.world_size > 1:
+            torch.distributed.all_reduce(found, group=self.control)
+        return bool(found)
+
+    def from_first(self, value: T) -> T:
+        """Return rank 0's value on every rank."""
+        box = [value]
+        if self.world_size > 1:
+            torch.distributed.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+
+@dataclass(frozen=True)
 class Agreed:
-    """What all ranks do now."""
+    """What all ranks do now: stop for the reason ``order``, and write a checkpoint if one is ``due``."""
 
     order: str = ""
     due: bool = False
@@ -64,15 +95,15 @@ class Agreement:
         self._wait = 1
 
     def saved(self) -> None:
-        """Start the minutes until the next checkpoint anew."""
+        """Restart the interval until the next checkpoint."""
         self._saved_at = self._clock()
 
     def moved_to(self, step: int) -> None:
-        """Begin anew at a step, forward or back: what was learnt about the pace no longer counts."""
+        """Reset at a step, forward or back: the measured pace no longer counts."""
         self._asked_step, self._next_step, self._wait = step, 0, 1
 
     def at_step(self, step: int) -> Agreed:
-        """Return what is agreed after a step; most steps ask nobody. Every rank must call it at the same steps."""
+        """Return what is agreed after a step; most steps need no exchange. Every rank must call it at every step."""
         if self._world_size == 1:
             return Agreed(self._orders(), due=self._due())
         if step < self._next_step:
@@ -117,7 +148,7 @@ class Agreement:
         order, flags, wait, most, least, any_ended, all_ended = vector.tolist()
         if most != -least or any_ended != -all_ended:
             raise RecipeError(
-                f"train_loop() ranks part ways: one rank is at report {max(most, 0)}, another "
+                f"train_loop() ranks diverged: one rank is at report {max(most, 0)}, another "
                 f"{'has ended' if any_ended else 'is'} at {max(-least, 0)}",
                 hint="Every rank must call ctx.report() equally often: shard rows so that all have as many steps.",
             )

@@ -1,11 +1,7 @@
-"""What a rank tells of its training: events with their metrics, what they cost, and the points a checkpoint carries.
+"""Telemetry of a rank: events with metrics, throughput, and system metrics of its machine.
 
-Rank 0 alone speaks. Knows nothing of who listens.
-
-How busy the machine of this process is: processor, memory, disk, network and the accelerator's memory.
-
-Owns the names, which are those of MLflow's own system metrics where they mean the same, so that its page of them shows
-these. Cheap, but not for every step. In a container the figures of processor and memory are the whole machine's.
+Only rank 0 emits. System metrics have MLflow's own names where they mean the same, so that its page shows them; in a
+container, CPU and memory are those of the whole machine.
 """
 
 from __future__ import annotations
@@ -23,12 +19,14 @@ from raymlops.training.loop.timing import Stopwatch, Throughput
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from raymlops.config.train import TrainSection
     from raymlops.recipe import RecipeBase
     from raymlops.training.checkpoints.state import RunState
+    from raymlops.training.loop.rank_sync import Ranks
 
 
 EVERY_S = 10.0
-"""Seconds between samples that are worth a point."""
+"""Seconds between samples."""
 _GB = 1e9
 _MB = 1e6
 
@@ -102,20 +100,20 @@ class Reporter:
     def __init__(
         self,
         emit: Callable[[Event], None],
-        *,
         recipe: RecipeBase,
-        epochs: int,
+        spec: TrainSection,
+        *,
         steps: int,
-        rank: int,
-        workers: int,
-        peak_tflops: float | None,
+        ranks: Ranks,
     ) -> None:
         self.watch = Stopwatch()
         self._emit = emit
-        self._epochs, self._steps = epochs, steps
-        self._speaks = rank == 0
-        self._workers = workers
-        self._throughput = Throughput(workers=workers, flops_per_row=recipe.flops_per_row(), peak_tflops=peak_tflops)
+        self._epochs, self._steps = spec.epochs, steps
+        self._speaks = ranks.rank == 0
+        self._workers = ranks.world_size
+        self._throughput = Throughput(
+            workers=ranks.world_size, flops_per_row=recipe.flops_per_row(), peak_tflops=spec.peak_tflops
+        )
         self._tokens_per_row = recipe.tokens_per_row() or 0
         self._system = SystemMetrics() if self._speaks else None
         self._system_due = Throttle(EVERY_S)
@@ -126,8 +124,8 @@ class Reporter:
         """Return the seconds of training, those of earlier attempts up to their checkpoints included."""
         return time.monotonic() - self._started_s
 
-    def goes_on(self, state: RunState) -> None:
-        """Count from where an earlier attempt left off."""
+    def resume(self, state: RunState) -> None:
+        """Count the seconds of earlier attempts too."""
         self._started_s = time.monotonic() - state.elapsed_s
 
     def costs(self, *, rows: int) -> dict[str, float]:
@@ -150,13 +148,13 @@ class Reporter:
         message: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Send an event, and let ``state`` carry its metrics until they are surely written."""
+        """Emit an event; ``state`` carries its metrics until they are known to be written."""
         if not self._speaks:
             return
         now_ms = int(time.time() * 1000)
         shown = dict(metrics or {})
         carried = shown if kind != "epoch" else {**shown, "epoch": float(epoch)}  # as the run's writer writes it
-        # What training costs, no checkpoint carries along: done again, the figures are others.
+        # No checkpoint carries throughput and the like: repeated steps have other figures.
         points = state.points
         points += [(name, value, step, now_ms) for name, value in carried.items() if not name.startswith(COSTS)]
         if len(points) > 2 * MAX_POINTS:

@@ -1,6 +1,6 @@
-"""The mailbox as an actor: the driver's end of it, and each rank's.
+"""The mailbox as a Ray actor: the driver's end of the channel, and the end of each rank.
 
-Owns how the calls travel, and what a late or missing answer means. What they say is the mailbox's.
+Owns how the calls travel, and what a late or missing answer means.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from raymlops.training.supervision.failure_policy import Raised
-from raymlops.training.supervision.messages import Beat, Info, Letters, Mailbox, Orders
+from raymlops.training.supervision.messages import Heartbeat, Inbox, Info, Mailbox, Orders
 
 if TYPE_CHECKING:
     from raymlops.training.events import Event
@@ -22,12 +22,12 @@ _BEAT_S = 30.0
 _LOG_BYTES = 4096
 
 
-class PostLostError(Exception):
-    """The mailbox is gone, and what was in it."""
+class MailboxLostError(Exception):
+    """The mailbox died, with the messages in it."""
 
 
-class Post:
-    """The driver's end. A context manager: leaving ends the actor. It is made anew when it was lost."""
+class DriverChannel:
+    """The driver's end. A context manager: leaving it kills the actor. ``begin`` replaces one that was lost."""
 
     def __init__(self) -> None:
         self.mailbox: Any = None
@@ -40,7 +40,7 @@ class Post:
         self._drop()
 
     def begin(self, attempt: int) -> None:
-        """Make the box ready for an attempt; events that nobody has taken yet stay in it."""
+        """Prepare the mailbox for an attempt; events that have not been taken yet stay in it."""
         import ray
 
         try:
@@ -50,40 +50,40 @@ class Post:
         except Exception:
             self._drop()
         here = ray.get_runtime_context().get_node_id()
-        # On this node: where another dies, nothing is lost.
+        # On this node: nothing is lost when another node dies.
         actor = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": here})(Mailbox)
         self.mailbox = actor.remote()
         self.mailbox.begin.remote(attempt)
 
     def order(self, reason: str) -> None:
-        """Tell all ranks to end after a last checkpoint."""
+        """Order all ranks to stop after a last checkpoint."""
         if self.mailbox is not None:
             self.mailbox.order.remote(reason)
 
     def dump(self) -> None:
-        """Ask all ranks for their stacks."""
+        """Request the stacks of all ranks."""
         if self.mailbox is not None:
             self.mailbox.dump.remote()
 
-    def take(self) -> Letters | None:
-        """Return what came in; None where the answer is late, which is then waited for again: the box holds it no more.
+    def take(self) -> Inbox | None:
+        """Return what came in; None where the answer is late: the next call waits for the same answer.
 
         Raises:
-            PostLostError: the mailbox is gone.
+            MailboxLostError: the mailbox died.
         """
         import ray
 
         if self._answer is None:
             self._answer = self.mailbox.take.remote()
         try:
-            letters: Letters = ray.get(self._answer, timeout=_TAKE_S)
+            inbox: Inbox = ray.get(self._answer, timeout=_TAKE_S)
         except TimeoutError:
             return None
         except Exception as error:
             self._drop()
-            raise PostLostError(str(error).partition("\n")[0]) from error
+            raise MailboxLostError(str(error).partition("\n")[0]) from error
         self._answer = None
-        return letters
+        return inbox
 
     def _drop(self) -> None:
         import ray
@@ -94,7 +94,7 @@ class Post:
                 ray.kill(mailbox)
 
 
-class Line:
+class RankChannel:
     """A rank's end."""
 
     def __init__(self, mailbox: Any, *, attempt: int, rank: int) -> None:
@@ -109,29 +109,29 @@ class Line:
         self._sent = self._mailbox.put.remote(event)
 
     def flush(self) -> None:
-        """Wait until all events have arrived. Calls to an actor arrive in order, so the last one vouches for all."""
+        """Wait until all events have arrived: calls to an actor arrive in order, so waiting for the last is enough."""
         import ray
 
         if self._sent is not None:
             ray.get(self._sent)
 
-    def beat(self, beat: Beat) -> Orders | None:
-        """Send a heartbeat, the first one with who this is, and return the orders."""
+    def heartbeat(self, heartbeat: Heartbeat) -> Orders | None:
+        """Send a heartbeat, the first one with this process's info, and return the orders."""
         import ray
 
         info = None if self._known else _info()
         orders: Orders | None = ray.get(
-            self._mailbox.beat.remote(beat, attempt=self._attempt, info=info), timeout=_BEAT_S
+            self._mailbox.heartbeat.remote(heartbeat, attempt=self._attempt, info=info), timeout=_BEAT_S
         )
         self._known = True
         return orders
 
-    def show(self, text: str) -> None:
-        """Send stacks."""
+    def stacks(self, text: str) -> None:
+        """Send the stacks of this process."""
         self._mailbox.stacks.remote(self._rank, text, attempt=self._attempt)
 
     def failed(self, error: BaseException) -> None:
-        """Say what was raised, before Ray Train says that something was."""
+        """Send an exception, before Ray Train reports that there was one."""
         import ray
 
         with suppress(Exception):
@@ -147,7 +147,7 @@ def _info() -> Info:
 
 
 def log_tail(path: str) -> str:
-    """Return the end of a worker's log, where this process can read it."""
+    """Return the end of a worker's log; empty where this process cannot read it."""
     try:
         with Path(path).open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_BYTES))
@@ -157,7 +157,7 @@ def log_tail(path: str) -> str:
 
 
 def _log_path() -> str:
-    """Return where this worker's stderr goes: what a driver library says of a card is there alone."""
+    """Return the file of this worker's stderr: messages of GPU driver libraries appear only there."""
     import ray
 
     path: str = ray._private.worker.global_worker.get_err_file_path()  # noqa: SLF001 - no public call

@@ -1,6 +1,6 @@
-"""Why an attempt ended: what its ranks said, what Ray Train says, and what Ray knows of their processes and nodes.
+"""Diagnose why an attempt failed: what its ranks raised, what Ray Train raised, what Ray knows of processes and nodes.
 
-Owns the gathering of the evidence; which part of it is the cause is recovery's to say.
+Owns gathering the evidence; ``failure_policy`` decides which part of it is the cause.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from raymlops.training.supervision.worker_group import dead
 
 if TYPE_CHECKING:
     from raymlops.errors import RaymlopsError
-    from raymlops.training.supervision.messages import Info, Letters
+    from raymlops.training.supervision.messages import Inbox, Info
 
 _DETAIL = "Worker exit detail: "
 _UNSEEN = "connection error code"
-"""How Ray words the end of a process that said nothing more."""
+"""How Ray words the exit of a process without a message."""
 _ASKED = ("ray.kill", "owner has died", "ref_deleted", "all references")
-"""How Ray words an end that somebody brought about."""
+"""How Ray words an intended exit."""
 
 
-def diagnose(error: BaseException, *, letters: Letters, step: int) -> tuple[Failure, RaymlopsError | None]:
-    """Return the failure behind Ray Train's error, and the exception of ours where it was one."""
-    raised, infos = dict(letters.raised), letters.infos
+def diagnose(error: BaseException, *, inbox: Inbox, step: int) -> tuple[Failure, RaymlopsError | None]:
+    """Return the failure behind Ray Train's error, and the raymlops exception where it was one."""
+    raised, infos = dict(inbox.raised), inbox.infos
     lost: dict[int, str] = {}
     for rank, failure in getattr(error, "worker_failures", {}).items():
         if _is_loss(failure):
@@ -51,7 +51,7 @@ def diagnose(error: BaseException, *, letters: Letters, step: int) -> tuple[Fail
 
 
 def never_started(error: BaseException | None) -> bool:
-    """Return whether there was no room for the workers as long as Ray Train waited for it."""
+    """Return whether there was no room for the workers while Ray Train waited."""
     failure = getattr(error, "controller_failure", None)
     return type(failure).__name__ == "WorkerGroupStartupTimeoutError"
 
@@ -77,7 +77,7 @@ def _is_loss(failure: BaseException) -> bool:
 
 
 def _ended_alone(infos: dict[int, Info]) -> dict[int, str]:
-    """Return which of these ranks' processes ended without anyone's asking, and of what, as far as Ray knows."""
+    """Return which of these ranks' processes exited unexpectedly, with the reason as far as Ray knows it."""
     import ray
 
     found: dict[int, str] = {}
@@ -106,6 +106,6 @@ def _where(info: Info) -> str:
 
 
 def _detail(text: str) -> str:
-    """Return the sentence of Ray's that says what happened, without its list of causes."""
+    """Return Ray's sentence of what happened, without its list of common causes."""
     lines = (text.partition(_DETAIL)[2] or text).strip().splitlines() or [""]
     return lines[0].partition(" Some common causes")[0]

@@ -1,7 +1,7 @@
-"""What ranks and driver say to each other: events, heartbeats and errors one way, orders the other.
+"""Messages between ranks and driver: events, heartbeats and errors one way, orders the other.
 
-Owns the values that travel and the box that holds them until the driver looks. The box is an actor of Ray's, but
-this file knows nothing of that: it is a plain class whose methods return at once.
+Owns the messages and the mailbox that holds them until the driver polls. The mailbox runs as a Ray actor, but this file
+knows nothing of that: it is a plain class whose methods return at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Info:
-    """Who a rank is. ``handle`` ends it; ``log`` is the file of what it prints."""
+    """The process of a rank. ``handle`` kills it; ``log`` is the file of its stderr."""
 
     pid: int
     node_id: str
@@ -29,16 +29,15 @@ class Info:
 
 
 @dataclass(frozen=True)
-class Beat:
-    """A rank's heartbeat: ``ticks`` counts signs of life of its loop, ``step`` the optimizer steps of the run.
+class Heartbeat:
+    """The progress of a rank: ``step`` counts the optimizer steps of the run.
 
-    ``step_age_s`` and ``tick_age_s`` are seconds since either last moved, ``silent_s`` since the box heard of the
-    rank. ``done`` says that its loop has ended, well or not.
+    ``step_age_s`` are the seconds since the last step, ``tick_age_s`` those since the last sign of life of the loop,
+    ``silent_s`` those since the mailbox heard from the rank. ``done`` says that the loop has ended, in success or not.
     """
 
     rank: int
     step: int = 0
-    ticks: int = 0
     step_age_s: float = 0.0
     tick_age_s: float = 0.0
     silent_s: float = 0.0
@@ -47,19 +46,19 @@ class Beat:
 
 @dataclass(frozen=True)
 class Orders:
-    """What a rank is to do: end after a last checkpoint, for ``reason``; say where each of its threads is."""
+    """Orders to a rank: stop after a last checkpoint, for ``reason``; report the stacks of its threads."""
 
     reason: str = ""
     dump: int = 0
-    """Which dump is asked for, counted from 1."""
+    """The number of the latest request for stacks, from 1."""
 
 
-@dataclass(frozen=True)
-class Letters:
-    """What came in since the driver last looked; ``beats``, ``infos`` and ``raised`` are of the present attempt."""
+@dataclass
+class Inbox:
+    """What the driver receives: ``events`` since it last polled, the rest of the current attempt."""
 
     events: list[Event] = field(default_factory=list)
-    beats: dict[int, Beat] = field(default_factory=dict)
+    heartbeats: dict[int, Heartbeat] = field(default_factory=dict)
     infos: dict[int, Info] = field(default_factory=dict)
     raised: dict[int, Raised] = field(default_factory=dict)
     stacks: dict[int, str] = field(default_factory=dict)
@@ -67,71 +66,64 @@ class Letters:
     """Ray Train's controller of the attempt, once it runs."""
 
 
-@dataclass
-class _Present:
-    """What is known of one attempt."""
-
-    number: int = 0
-    orders: Orders = Orders()
-    beats: dict[int, tuple[float, Beat]] = field(default_factory=dict)
-    infos: dict[int, Info] = field(default_factory=dict)
-    raised: dict[int, Raised] = field(default_factory=dict)
-    stacks: dict[int, str] = field(default_factory=dict)
-    controller: Any = None
-
-
 class Mailbox:
-    """Holds what is said during the attempts of one run. What a former attempt's ranks still say is dropped."""
+    """Holds the messages of one run's attempts. Messages from ranks of an earlier attempt are dropped."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._events: list[Event] = []
-        self._now = _Present()
+        self._inbox = Inbox()
+        self._heard_s: dict[int, float] = {}
+        self._attempt = 0
+        self._orders = Orders()
 
     def begin(self, attempt: int) -> None:
-        """Forget the former attempt's ranks and orders; its events are kept."""
-        self._now = _Present(attempt)
+        """Forget the ranks and orders of the earlier attempt; its events are kept."""
+        self._inbox, self._heard_s = Inbox(self._inbox.events), {}
+        self._attempt, self._orders = attempt, Orders()
 
     def put(self, event: Event) -> None:
-        """Take in an event of rank 0."""
-        self._events.append(event)
+        """Add an event of rank 0."""
+        self._inbox.events.append(event)
 
     def introduce(self, controller: Any, *, attempt: int) -> None:
-        """Take in the handle of the attempt's controller."""
-        if attempt == self._now.number:
-            self._now.controller = controller
+        """Set the handle of the attempt's controller."""
+        if attempt == self._attempt:
+            self._inbox.controller = controller
 
-    def beat(self, beat: Beat, *, attempt: int, info: Info | None = None) -> Orders | None:
-        """Take in a heartbeat and return the orders, or None for a rank that nobody waits for any more."""
-        if attempt != self._now.number:
+    def heartbeat(self, heartbeat: Heartbeat, *, attempt: int, info: Info | None = None) -> Orders | None:
+        """Add a heartbeat and return the orders, or None to a rank of an earlier attempt."""
+        if attempt != self._attempt:
             return None
-        self._now.beats[beat.rank] = (self._clock(), beat)
+        self._heard_s[heartbeat.rank] = self._clock()
+        self._inbox.heartbeats[heartbeat.rank] = heartbeat
         if info is not None:
-            self._now.infos[beat.rank] = info
-        return self._now.orders
+            self._inbox.infos[heartbeat.rank] = info
+        return self._orders
 
     def failed(self, rank: int, raised: Raised, *, attempt: int) -> None:
-        """Take in what a rank raised."""
-        if attempt == self._now.number:
-            self._now.raised[rank] = replace(raised, at_s=self._clock())
+        """Add the exception of a rank."""
+        if attempt == self._attempt:
+            self._inbox.raised[rank] = replace(raised, at_s=self._clock())
 
     def stacks(self, rank: int, text: str, *, attempt: int) -> None:
-        """Take in where the threads of a rank are."""
-        if attempt == self._now.number:
-            self._now.stacks[rank] = text
+        """Add the stacks of a rank's threads."""
+        if attempt == self._attempt:
+            self._inbox.stacks[rank] = text
 
     def order(self, reason: str) -> None:
-        """Tell all ranks to end after a last checkpoint."""
-        self._now.orders = replace(self._now.orders, reason=reason)
+        """Order all ranks to stop after a last checkpoint."""
+        self._orders = replace(self._orders, reason=reason)
 
     def dump(self) -> None:
-        """Ask all ranks for their stacks; earlier ones are forgotten."""
-        self._now.stacks.clear()
-        self._now.orders = replace(self._now.orders, dump=self._now.orders.dump + 1)
+        """Request the stacks of all ranks; earlier ones are forgotten."""
+        self._inbox.stacks = {}
+        self._orders = replace(self._orders, dump=self._orders.dump + 1)
 
-    def take(self) -> Letters:
-        """Return the events since the last call, and all that is known of the present attempt."""
-        events, self._events = self._events, []
-        now, now_s = self._now, self._clock()
-        beats = {rank: replace(beat, silent_s=now_s - at_s) for rank, (at_s, beat) in now.beats.items()}
-        return Letters(events, beats, dict(now.infos), dict(now.raised), dict(now.stacks), controller=now.controller)
+    def take(self) -> Inbox:
+        """Return the events since the last call, and everything known of the current attempt."""
+        found, now_s = self._inbox, self._clock()
+        self._inbox = replace(found, events=[])
+        heard = found.heartbeats.items()
+        return replace(
+            found, heartbeats={rank: replace(beat, silent_s=now_s - self._heard_s[rank]) for rank, beat in heard}
+        )

@@ -1,4 +1,4 @@
-"""How many workers an elastic run has: as many as fit, between its limits, and more when there is room for long enough.
+"""The size of an elastic worker group: as many workers as fit between its limits, and more once room has lasted.
 
 Pure: counts and a clock's seconds in, a number or a decision with its numbers out.
 """
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 class Room(Protocol):
-    """Knows what the cluster has room for. ``without`` names nodes that do not count."""
+    """Counts the workers that the cluster has room for; ``without`` names excluded nodes."""
 
     def count(self, *, without: Collection[str] = ()) -> float:
-        """Return how many workers could start now, beside what runs; infinite where one reserves nothing."""
+        """Return how many more workers could start now; infinite where a worker reserves nothing."""
         ...
 
     def may_grow(self, workers: int) -> bool:
-        """Return whether an autoscaler may make room for so many when they are asked for."""
+        """Return whether an autoscaler may add nodes for so many workers."""
         ...
 
     def error(self, workers: int, *, waited_s: float) -> InsufficientResourcesError:
-        """Return the error that says what is there and who holds it, after a wait in vain."""
+        """Return the error after a wait in vain, which says what there is and who holds it."""
         ...
 
 
@@ -41,7 +41,7 @@ def choose(workers: tuple[int, int], *, room: float) -> int | None:
 
 @dataclass(frozen=True)
 class Grow:
-    """Room for more was there for ``after_s`` seconds: go from ``workers`` to ``to``."""
+    """There has been room for more for ``after_s`` seconds: grow from ``workers`` to ``to``."""
 
     workers: int
     to: int
@@ -54,8 +54,8 @@ class Grow:
 class Growth:
     """Decides when to grow.
 
-    There must be room for more without a break for ``after_s``, and the present workers must have made steps for as
-    long: each resize costs seconds, so that one must pay before the next.
+    There must be room for more without a break for ``after_s``, and the current workers must have taken steps for as
+    long: each resize costs seconds, which must pay off before the next.
     """
 
     def __init__(self, workers: tuple[int, int], *, after_s: float) -> None:
@@ -64,14 +64,10 @@ class Growth:
         self._stepping_since: float | None = None
         self._room_since: float | None = None
 
-    def restarted(self) -> None:
-        """Forget what was seen: other workers start."""
-        self._stepping_since = self._room_since = None
+    def observe(self, *, workers: int, room: float, stepping: bool, now_s: float) -> Grow | None:
+        """Decide whether to grow, with room for ``room`` more workers beside the current ones.
 
-    def look(self, *, workers: int, room: float, stepping: bool, now_s: float) -> Grow | None:
-        """Take in that ``room`` more workers would fit beside the present ones, and decide.
-
-        ``stepping`` says whether the present workers have made a step yet.
+        ``stepping`` says whether the current workers have taken a step yet.
         """
         if stepping and self._stepping_since is None:
             self._stepping_since = now_s

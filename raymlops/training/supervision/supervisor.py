@@ -1,7 +1,7 @@
-"""A run on Ray workers, from its first attempt to its end, whatever dies in between.
+"""Supervise a run on Ray workers, from its first attempt to its end, whatever dies in between.
 
-Owns the order: recall the newest checkpoint, find room, run an attempt, and decide how to go on. All of it happens in
-the driver's own thread, so that a signal ends it; what is decided is decided by the pure files beside this one.
+Owns the order: find the newest checkpoint, wait for room, run an attempt, apply the failure policy. All of it happens
+in the driver's own thread, so that a signal ends it; decisions are made by the pure files beside this one.
 """
 
 from __future__ import annotations
@@ -9,230 +9,170 @@ from __future__ import annotations
 import secrets
 import tempfile
 import time
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raymlops.errors import TrainingError
-from raymlops.storage import filesystem
 from raymlops.training.checkpoints.latest import recall
-from raymlops.training.supervision.channel import Post
+from raymlops.training.supervision.channel import DriverChannel
 from raymlops.training.supervision.diagnosis import diagnose, never_started
 from raymlops.training.supervision.failure_policy import decide
-from raymlops.training.supervision.hang_detector import Watch
-from raymlops.training.supervision.monitor import EVERY_S, LOOK_AROUND_EVERY_S, Oversight
-from raymlops.training.supervision.notices import Teller, plural
+from raymlops.training.supervision.hang_detector import HangDetector
+from raymlops.training.supervision.monitor import CLUSTER_EVERY_S, EVERY_S, Monitor
+from raymlops.training.supervision.notices import Notifier, plural
 from raymlops.training.supervision.scaling_policy import choose
-from raymlops.training.supervision.worker import config_of, work
-from raymlops.training.supervision.worker_group import Attempt, dead, draining, train_environment
+from raymlops.training.supervision.worker import payload_of
+from raymlops.training.supervision.worker_group import WorkerGroup, dead, draining, train_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from raymlops.data.prepare import Prepared
     from raymlops.errors import RaymlopsError
-    from raymlops.project import Project
     from raymlops.training.checkpoints.latest import Recalled
     from raymlops.training.loop.context import Outcome
-    from raymlops.training.runs.lookup import Place
     from raymlops.training.supervision.failure_policy import Failure
-    from raymlops.training.supervision.notices import Writer
-    from raymlops.training.supervision.scaling_policy import Room
+    from raymlops.training.supervision.request import RunRequest
 
 _SETTLE_S = 3.0
-"""How long the places of workers that have just ended may take to be free again."""
+"""Time for the resources of workers that have just exited to be free again."""
 
 
-def fit(
-    project: Project,
-    prepared: Prepared,
-    *,
-    place: Place,
-    unused_parameters: bool | None,
-    writer: Writer,
-    room: Room,
-    stop: Callable[[], str],
-) -> tuple[Outcome, str]:
-    """Train on ``train.num_workers`` workers and return what was reached and the URI of the best checkpoint.
+def fit(request: RunRequest) -> tuple[Outcome, str]:
+    """Train on ``train.num_workers`` workers and return the outcome and the URI of the best checkpoint.
 
-    Ray must be initialised. ``unused_parameters`` is None where the first worker tries the model, which this process
-    could not (see ``preflight``). ``stop`` returns why to end after a last checkpoint, once there is a reason; it may
-    raise KeyboardInterrupt, which ends everything at once. No worker is left behind, however this ends.
+    Ray must be initialised. No worker is left running, however this ends.
 
     Raises:
-        RaymlopsError: the one that a worker raised, where the policy says stop.
-        TrainingError: another failure that the policy does not try again, or not once more.
-        InsufficientResourcesError: there is no room for the workers, or none any more.
-        KeyboardInterrupt: ``stop`` had a reason; the newest checkpoint is where the run goes on.
+        RaymlopsError: the one that a worker raised, where the policy is to stop.
+        TrainingError: another failure that the policy does not retry, or not once more.
+        InsufficientResourcesError: there is no room for the workers.
+        KeyboardInterrupt: ``request.stop`` had a reason; the run can be resumed from its newest checkpoint.
     """
-    config = config_of(project, prepared, checkpoints_uri=place.checkpoints_uri, unused_parameters=unused_parameters)
-    tell = Teller(writer)
+    notify = Notifier(request.writer)
     try:
         with (
-            # Train wants a place for files of its own; ours are elsewhere.
+            # Ray Train needs a folder for files of its own; ours are elsewhere.
             tempfile.TemporaryDirectory(prefix="raymlops-train-", ignore_cleanup_errors=True) as folder,
-            train_environment(section=project.spec.train, wait_s=project.spec.cluster.wait_s),
-            Post() as post,
+            train_environment(section=request.section, wait_s=request.project.spec.cluster.wait_s),
+            DriverChannel() as channel,
         ):
-            run = _Run(project, config, place=place, folder=folder, tell=tell, room=room, stop=stop, post=post)
-            ended = run.to_the_end()
+            result = _Supervisor(request, folder=folder, notify=notify, channel=channel).run()
     except BaseException as error:
-        tell.add_kept(error)
+        notify.add_deferred(error)
         raise
-    tell.raise_kept()
-    return ended
+    notify.raise_deferred()
+    return result
 
 
-class _Run:
-    """One run over its attempts."""
+class _Supervisor:
+    """Runs the attempts of one run."""
 
-    def __init__(
-        self,
-        project: Project,
-        config: dict[str, Any],
-        *,
-        place: Place,
-        folder: str,
-        tell: Teller,
-        room: Room,
-        stop: Callable[[], str],
-        post: Post,
-    ) -> None:
-        self._section = project.spec.train
-        self._wait_s = project.spec.cluster.wait_s
-        self._config = config
-        self._place = place
+    def __init__(self, request: RunRequest, *, folder: str, notify: Notifier, channel: DriverChannel) -> None:
+        self._request = request
+        self._section = request.section
+        self._payload = payload_of(request)
         self._folder = folder
-        self._tell = tell
-        self._room = room
-        self._stop = stop
-        self._post = post
+        self._notify = notify
+        self._channel = channel
         self._attempts = 0
         self._restarts = 0
         """Those since the newest checkpoint."""
         self._restarted_s: list[float] = []
-        """When each was."""
         self._reason = ""
         """Why the next attempt follows the last one."""
         self._excluded: set[str] = set()
-        """Nodes that the policy took out."""
+        """Nodes excluded by the policy."""
         self._nodes: dict[int, str] = {}
-        """Where the ranks of the last attempt were."""
+        """The nodes of the last attempt's ranks."""
         self._expected = 0
-        """How many workers there should be room for, once those that have just ended are gone."""
+        """The number of workers that there should be room for, once those of the last attempt have exited."""
 
-    def to_the_end(self) -> tuple[Outcome, str]:
-        """Run attempts until one finishes or the policy stops."""
-        recalled = self._recall()
-        if recalled.state is not None:
-            self._reason = f"the run goes on after step {_step(recalled)}"
+    def run(self) -> tuple[Outcome, str]:
+        """Run attempts until one finishes or the policy is to stop."""
+        newest = self._newest_checkpoint()
+        if newest.state is not None:
+            self._reason = f"the run is resumed after step {_step(newest)}"
         while True:
-            ended = self._attempt(self._find_room(), recalled)
+            ended = self._attempt(self._wait_for_room(), newest)
             if isinstance(ended, tuple) and not ended[0].stopped:
                 return ended
-            before, recalled = recalled, self._recall()
-            if _step(recalled) > _step(before):
+            before, newest = newest, self._newest_checkpoint()
+            if _step(newest) > _step(before):
                 self._restarts = 0
             if isinstance(ended, _Failed):
-                self._go_on_after(ended)
+                self._handle(ended)
             elif ended[0].stopped == "interrupted":
                 raise KeyboardInterrupt
 
-    def _recall(self) -> Recalled:
-        recalled = recall(self._place.checkpoints_uri, metric=self._section.metric, mode=self._section.mode)
-        for text in recalled.said():
-            self._tell(text)
-        if recalled.state is not None:
-            self._tell.catch_up(recalled.state.points)
-        return recalled
+    def _newest_checkpoint(self) -> Recalled:
+        newest = recall(self._request.place.checkpoints_uri, metric=self._section.metric, mode=self._section.mode)
+        for text in newest.said():
+            self._notify(text)
+        if newest.state is not None:
+            self._notify.catch_up(newest.state.points)
+        return newest
 
-    def _find_room(self) -> int:
-        """Return how many workers to start; wait for room as long as the configuration says."""
-        fewest = self._section.workers[0]
+    def _wait_for_room(self) -> int:
+        """Return the number of workers to start; wait up to ``cluster.wait_s`` for room."""
+        room, (fewest, _), wait_s = self._request.room, self._section.workers, self._request.project.spec.cluster.wait_s
+        assert room is not None
         began_s = time.monotonic()
         asked_s: float | None = None
         while True:
-            if self._stop():
+            if self._request.stop():
                 raise KeyboardInterrupt
-            workers = choose(self._section.workers, room=self._count())
+            workers = choose(self._section.workers, room=self._request.count_room(excluded=self._without))
             now_s = time.monotonic()
             settled = now_s - began_s >= _SETTLE_S
             if workers is not None and (workers >= self._expected or settled):
                 return workers
             if workers is None and settled:
                 if asked_s is None:
-                    self._tell(f"waiting for room for {plural(fewest)}, at most {self._wait_s:g} s")
-                if asked_s is None or now_s - asked_s >= LOOK_AROUND_EVERY_S:
+                    self._notify(f"waiting up to {wait_s:g} s for room for {plural(fewest)}")
+                if asked_s is None or now_s - asked_s >= CLUSTER_EVERY_S:
                     asked_s = now_s
-                    if self._room.may_grow(fewest):
-                        return fewest  # an autoscaler adds nodes for workers that are asked for
-                if now_s - began_s >= self._wait_s:
-                    raise self._room.error(fewest, waited_s=now_s - began_s)
+                    if room.may_grow(fewest):
+                        return fewest  # an autoscaler adds nodes for pending workers
+                if now_s - began_s >= wait_s:
+                    raise room.error(fewest, waited_s=now_s - began_s)
             time.sleep(EVERY_S)
 
-    def _count(self) -> float:
-        """Return how many workers there is room for; none where the cluster does not answer, which it may next time."""
-        with suppress(Exception):
-            return self._room.count(without=self._without())
-        return 0
-
-    def _attempt(self, workers: int, recalled: Recalled) -> tuple[Outcome, str] | _Failed:
+    def _attempt(self, workers: int, newest: Recalled) -> tuple[Outcome, str] | _Failed:
         self._attempts += 1
-        name = f"attempt-{self._attempts}-{secrets.token_hex(3)}"
-        self._post.begin(self._attempts)
-        config = {
-            **self._config,
-            "mailbox": self._post.mailbox,
+        self._channel.begin(self._attempts)
+        payload = {
+            **self._payload,
+            "mailbox": self._channel.mailbox,
             "attempt": self._attempts,
-            "token": name.rpartition("-")[2],
-            "resume": recalled.uri,
-            "kept": recalled.kept,
+            "token": secrets.token_hex(3),
+            "resume": newest.uri,
+            "kept": newest.kept,
         }
-        watch = Watch(
-            resumed=_step(recalled),
-            hang_timeout_s=self._section.hang_timeout_s,
-            compiles=self._section.compile,
+        detector = HangDetector(
+            resumed=_step(newest), hang_timeout_s=self._section.hang_timeout_s, compiles=self._section.compile
         )
-        self._tell.starts(workers, step=_step(recalled), reason=self._reason)
-        with Attempt(
-            work,
-            config,
-            name=name,
-            number=self._attempts,
-            workers=workers,
-            section=self._section,
-            folder=self._folder,
-            mailbox=self._post.mailbox,
-            without=self._without(),
-        ) as attempt:
-            oversight = Oversight(
-                attempt,
-                watch,
-                section=self._section,
-                post=self._post,
-                tell=self._tell,
-                room=self._room,
-                stop=self._stop,
-                without=self._without,
-                stacks_uri=filesystem.join(self._place.runs_uri, self._place.run_id, "stacks"),
-            )
-            oversight.run()
-        self._tell.ended(watch)
-        self._nodes = {rank: info.node_id for rank, info in oversight.letters.infos.items()}
-        self._reason, self._expected = oversight.reason, self._places_after(oversight)
-        if oversight.failure is not None:
-            return _Failed(oversight.failure)
-        if attempt.error is None:
-            ended: tuple[Outcome, str] = attempt.value
+        self._notify.starting(workers, step=_step(newest), reason=self._reason)
+        group = WorkerGroup(payload, self._section, workers=workers, folder=self._folder, without=self._without())
+        monitor = Monitor(
+            group, detector, self._request, channel=self._channel, notify=self._notify, excluded=self._without
+        )
+        with group:
+            monitor.run()
+        self._notify.ended(detector)
+        self._nodes = {rank: info.node_id for rank, info in monitor.inbox.infos.items()}
+        self._reason, self._expected = monitor.reason, self._places_after(monitor)
+        if monitor.failure is not None:
+            return _Failed(monitor.failure)
+        if group.error is None:
+            ended: tuple[Outcome, str] = group.value
             return ended
-        if never_started(attempt.error):
-            raise self._room.error(workers, waited_s=self._wait_s)
-        return _Failed(*diagnose(attempt.error, letters=oversight.letters, step=watch.step))
+        if never_started(group.error):
+            assert self._request.room is not None
+            raise self._request.room.error(workers, waited_s=self._request.project.spec.cluster.wait_s)
+        return _Failed(*diagnose(group.error, inbox=monitor.inbox, step=detector.step))
 
-    def _go_on_after(self, ended: _Failed) -> None:
-        """Do what the policy says: raise, or wait the time that it gives and leave out the node that it names.
+    def _handle(self, ended: _Failed) -> None:
+        """Apply the failure policy: raise, or wait for its backoff and exclude the node that it names.
 
         Raises:
-            RaymlopsError: it says stop.
+            RaymlopsError: the policy is to stop.
         """
         failure, section = ended.failure, self._section
         decision = decide(
@@ -245,33 +185,32 @@ class _Run:
         if decision.action == "stop":
             raise ended.own or TrainingError(
                 f"the training failed: {failure}\n  {decision.reason}",
-                hint="The whole trace is in the worker's log: in logs/train of Ray's session folder, or in the Ray "
-                "dashboard.",
+                hint="The traceback is in the worker's log: in logs/train of Ray's session folder or in its dashboard.",
             )
         self._restarts += 1
         self._restarted_s.append(time.monotonic())
         self._reason = str(failure)
-        self._tell(f"{failure}; {decision.reason}")
+        self._notify(f"{failure}; {decision.reason}")
         if decision.action == "exclude_node":
             self._excluded.add(failure.node_id)
         end_s = time.monotonic() + decision.delay_s
-        while time.monotonic() < end_s and not self._stop():
+        while time.monotonic() < end_s and not self._request.stop():
             time.sleep(EVERY_S)
 
     def _without(self) -> frozenset[str]:
-        """Return the nodes on which no worker is to start."""
+        """Return the nodes on which no worker may start."""
         return draining() | self._excluded | dead(set(self._nodes.values()))
 
-    def _places_after(self, oversight: Oversight) -> int:
-        """Return how many workers there should be room for next: as many as were told to make way for, or are left."""
-        if oversight.to != len(self._nodes):
-            return oversight.to
+    def _places_after(self, monitor: Monitor) -> int:
+        """Return how many workers there should be room for next: as many as a resize is to, or as are left."""
+        if monitor.to != len(self._nodes):
+            return monitor.to
         without = self._without()
         return sum(node_id not in without for node_id in self._nodes.values())
 
 
 class _Failed:
-    """An attempt's bad end; ``own`` is the exception of ours behind it, where there is one."""
+    """A failed attempt; ``own`` is the raymlops exception behind it, where there is one."""
 
     def __init__(self, failure: Failure, own: RaymlopsError | None = None) -> None:
         self.failure = failure

@@ -1,11 +1,7 @@
-"""One attempt: one group of Ray Train workers, from its start to its end, whoever brings that about.
+"""The worker group of one attempt: Ray Train workers from start to exit, and the state of the cluster's nodes.
 
-Owns Ray Train: its trainer runs in a thread, so that it replaces no signal handler, and once. What follows from an
-attempt's end is decided elsewhere.
-
-The cluster's nodes as a training sees them: which are about to leave, and which have died without notice.
-
-Owns the questions to Ray. Decides nothing.
+Owns Ray Train: its trainer runs once, in a thread, so that it replaces no signal handler. Decides nothing about what
+follows the attempt.
 """
 
 from __future__ import annotations
@@ -18,19 +14,20 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from raymlops.signals import undisturbed
+from raymlops.training.supervision.worker import collective_timeout_s, work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Collection, Iterator
 
     from raymlops.config.train import TrainSection
-    from raymlops.training.supervision.messages import Letters
+    from raymlops.training.supervision.messages import Inbox
 
 
 _ANSWER_S = 1.0
 
 
 def draining() -> frozenset[str]:
-    """Return the nodes that have been told to leave; none where Ray does not answer."""
+    """Return the nodes that are being drained; none where Ray does not answer."""
     from ray._private.state import state  # Ray Train 2.60 asks here too: there is no public call
 
     with suppress(Exception):
@@ -39,10 +36,10 @@ def draining() -> frozenset[str]:
 
 
 def dead(node_ids: Collection[str]) -> frozenset[str]:
-    """Return which of these nodes are gone; none where Ray does not answer.
+    """Return which of these nodes have died; none where Ray does not answer.
 
     Ray itself takes up to 15 s to notice, in which it would start workers there again; a node whose raylet refuses
-    a connection is gone now.
+    a connection has died.
     """
     import ray
 
@@ -70,10 +67,10 @@ def _answers(row: dict[str, Any] | None) -> bool:
 
 
 _KILL_S = 10.0
-"""How long killed workers may take to be gone before their controller is killed too."""
+"""Time for killed workers to exit before their controller is killed too."""
 _LOOK_S = 0.1
 _QUIET_S = 1.0
-"""How long nothing of a killed controller's may have appeared before it is taken to be gone whole."""
+"""Time without a new placement group after which a killed controller counts as cleaned up."""
 _UNUSED_CALLBACKS = {
     # A detached actor that looks after placement groups: it outlives us, and asks a dashboard that may not be there.
     "PlacementGroupCleanerCallback",
@@ -85,36 +82,32 @@ _UNUSED_CALLBACKS = {
 """What Ray Train 2.60 does by default for each worker group, and we do without."""
 
 
-class Attempt:
-    """Runs ``work(config)`` on ``workers`` workers. A context manager: leaving ends everything that it started."""
+class WorkerGroup:
+    """Runs ``worker.work`` on ``workers`` workers. A context manager: leaving it ends everything that it started."""
 
     def __init__(
         self,
-        work: Callable[[dict[str, Any]], Any],
-        config: dict[str, Any],
-        *,
-        name: str,
-        number: int,
-        workers: int,
+        payload: dict[str, Any],
         section: TrainSection,
+        *,
+        workers: int,
         folder: str,
-        mailbox: Any,
         without: Collection[str] = (),
     ) -> None:
+        """Prepare an attempt with the payload of its workers, in Ray Train's ``folder``, ``without`` these nodes."""
         self.workers = workers
-        self._work = work
-        self._config = config
-        self._name = name
-        self._number = number
+        self.error: BaseException | None = None
+        """What Ray Train raised."""
+        self.value: Any = None
+        """What rank 0 returned."""
+        self._payload = payload
         self._section = section
         self._folder = folder
-        self._mailbox = mailbox
         self._without = without
+        self._name = f"attempt-{payload['attempt']}-{payload['token']}"
         self._handles: dict[int, Any] = {}
         self._controller: Any = None
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=f"raymlops-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"raymlops-{self._name}", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -126,31 +119,21 @@ class Attempt:
 
     @property
     def done(self) -> bool:
-        """Return whether it has ended."""
+        """Return whether the attempt has ended."""
         return not self._thread.is_alive()
 
-    @property
-    def error(self) -> BaseException | None:
-        """Return what Ray Train raised."""
-        return self._error
-
-    @property
-    def value(self) -> Any:
-        """Return what rank 0 returned."""
-        return self._value
-
-    def know(self, letters: Letters) -> None:
-        """Take in the handles that workers and controller sent."""
-        self._controller = letters.controller or self._controller
-        self._handles.update({rank: info.handle for rank, info in letters.infos.items()})
+    def learn(self, inbox: Inbox) -> None:
+        """Remember the handles that workers and controller sent."""
+        self._controller = inbox.controller or self._controller
+        self._handles.update({rank: info.handle for rank, info in inbox.infos.items()})
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for its end at most so long; return whether it has ended."""
+        """Wait up to ``timeout_s``; return whether the attempt has ended."""
         self._thread.join(timeout_s)
         return self.done
 
     def kill(self) -> None:
-        """End the workers at once, stopped ones too; without any the controller. Ray Train then sees that they died."""
+        """Kill the workers, stopped ones too, or else the controller. Ray Train then reports that they died."""
         if self.done:
             return
         for handle in list(self._handles.values()) or [self._controller]:
@@ -158,7 +141,7 @@ class Attempt:
                 _kill(handle)
 
     def starting(self) -> bool:
-        """Return whether the workers' places are still waited for."""
+        """Return whether the workers' placement group is still pending."""
         if self._handles or self.done:
             return False
         if self._controller is None:
@@ -169,9 +152,11 @@ class Attempt:
         quiet_s = 0.0 if self.done else _QUIET_S
         deadline = time.monotonic() + _KILL_S
         while not self.done and not self._handles and time.monotonic() < deadline:
-            # Too early to have been told whom to end.
+            # The handles have not arrived yet.
             with suppress(Exception):
-                self.know(_taken(self._mailbox))
+                import ray
+
+                self.learn(ray.get(self._payload["mailbox"].take.remote(), timeout=_LOOK_S))
             if self._controller is not None:
                 break
             self.wait(_LOOK_S)
@@ -185,9 +170,9 @@ class Attempt:
 
     def _run(self) -> None:
         try:
-            self._value = self._trainer().fit().return_value
+            self.value = self._trainer().fit().return_value
         except BaseException as error:
-            self._error = error
+            self.error = error
 
     def _trainer(self) -> Any:
         from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -200,7 +185,7 @@ class Attempt:
                 return [each for each in callbacks if type(each).__name__ not in _UNUSED_CALLBACKS]
 
         class Introduce(ControllerCallback):  # type: ignore[misc]
-            """Sends the controller's handle: nothing else would end it before its workers run."""
+            """Sends the controller's handle, by which it can be killed before its workers run."""
 
             def __init__(self, mailbox: Any, attempt: int) -> None:
                 self._mailbox = mailbox
@@ -217,8 +202,8 @@ class Attempt:
         if section.gpus_per_worker:
             resources["GPU"] = section.gpus_per_worker
         return Trainer(
-            self._work,
-            train_loop_config=self._config,
+            work,
+            train_loop_config=self._payload,
             scaling_config=ScalingConfig(
                 num_workers=self.workers,
                 use_gpu=section.gpus_per_worker > 0,
@@ -234,26 +219,21 @@ class Attempt:
                 name=self._name,
                 storage_path=self._folder,
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
-                callbacks=[Introduce(self._mailbox, self._number)],
+                callbacks=[Introduce(self._payload["mailbox"], self._payload["attempt"])],
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
 
 
-def collective_timeout_s(section: TrainSection) -> int:
-    """Return how long a collective may take: longer than it takes to find a hang, which says more."""
-    return int(max(1800.0, 2 * section.hang_timeout_s))
-
-
 @contextmanager
 def train_environment(*, section: TrainSection, wait_s: float) -> Iterator[None]:
-    """Set what Ray Train reads from the driver's environment. What a user has set stays."""
+    """Set the variables that Ray Train reads from the driver's environment; those that a user has set are kept."""
     variables = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(max(wait_s, 1.0)),
-        # Ours comes first, and knows whose stacks to ask for.
+        # Our hang detector comes first, and saves the stacks.
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(2 * section.hang_timeout_s + 60),
-        # Drains are looked for here: one watcher is enough, and Train's is a process more for each attempt.
+        # The monitor checks for drains; Train's watcher is another process for each attempt.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
     added = [name for name in variables if name not in os.environ]
@@ -272,13 +252,6 @@ def _kill(handle: Any) -> None:
         ray.kill(handle)
 
 
-def _taken(mailbox: Any) -> Letters:
-    import ray
-
-    letters: Letters = ray.get(mailbox.take.remote(), timeout=_LOOK_S)
-    return letters
-
-
 def _current_actor() -> Any:
     import ray
 
@@ -291,9 +264,9 @@ def _id(handle: Any) -> str:
 
 
 def _clean_up(controller: Any, *, quiet_s: float) -> None:
-    """Remove what a dead controller leaves: Ray ends its actors, but keeps its placement groups as long as the job.
+    """Remove what a dead controller leaves: Ray kills its actors, but keeps its placement groups as long as the job.
 
-    One that it asked for in its last moment may appear after its death, so it is looked for more than once.
+    One that it requested in its last moment may appear after its death, so check more than once.
     """
     import ray
     from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -315,7 +288,7 @@ def _clean_up(controller: Any, *, quiet_s: float) -> None:
 
 
 def _placement_groups(controller_id: str) -> dict[bytes, str]:
-    """Return the placement groups that a controller made, each with its state. Ray's own table hides who made one."""
+    """Return the state of each placement group that a controller created, which Ray's public table hides."""
     from ray._private.state import state
     from ray.core.generated import gcs_pb2
 

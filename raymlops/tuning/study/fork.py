@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from raymlops.config.changes import SWEEP_MAY_CHANGE
+from raymlops.config.changes import rule
 from raymlops.config.space import exists
 from raymlops.records import TrialRecord
 from raymlops.tuning.objectives import objectives_of
@@ -198,7 +198,7 @@ def _fields(spec: ProjectSpec) -> dict[str, Any]:
 
 
 def _decides(path: str) -> bool:
-    return not any(path == field or path.startswith(f"{field}.") for field in SWEEP_MAY_CHANGE)
+    return not rule(tuple(path.split("."))).sweep
 
 
 def _leaves(data: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -37,6 +37,7 @@ from raymlops.storage import filesystem
 from raymlops.training.checkpoints.latest import recall, recorded_fit
 from raymlops.training.checkpoints.state import Best
 from raymlops.training.inprocess import run_in_process
+from raymlops.training.loop.context import Hooks
 from raymlops.training.runs.lookup import CHECKPOINTS
 from raymlops.tuning.trial.checkpoints import TrialSaver, section_of
 from raymlops.tuning.trial.epoch_stream import EpochStream, TrialThread
@@ -250,10 +251,11 @@ class _Trial:
             replace(project, spec=project.spec.model_copy(update={"train": section})),
             prepared,
             saver=saver,
-            emit=lambda _event: None,
-            on_epoch=on_epoch,
-            orders=lambda: "interrupted" if stream.stopping else "",
-            alive=watchdog.alive,
+            hooks=Hooks(
+                orders=lambda: "interrupted" if stream.stopping else "",
+                heartbeat=watchdog.alive,
+                should_stop=on_epoch,
+            ),
             resume=None if found is None else found.uri,
             identity=mine,
         )

@@ -13,6 +13,7 @@ from raymlops.cluster.capacity import Places
 from raymlops.training.preflight import has_unused_parameters
 from raymlops.training.runs.lookup import Place
 from raymlops.training.supervision import supervisor
+from raymlops.training.supervision.request import RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -89,13 +90,15 @@ def train_on_workers(
     writer = EpochWriter(on_epoch, after=after)
     try:
         outcome, _ = supervisor.fit(
-            nested,
-            prepared,
-            place=place_of(folder),
-            unused_parameters=has_unused_parameters(nested, prepared),
-            writer=writer,
-            room=room,
-            stop=lambda: "interrupted" if stopping() else "",
+            RunRequest(
+                nested,
+                prepared,
+                place_of(folder),
+                writer,
+                unused_parameters=has_unused_parameters(nested, prepared),
+                room=room,
+                stop=lambda: "interrupted" if stopping() else "",
+            )
         )
     except KeyboardInterrupt:
         if not stopping():

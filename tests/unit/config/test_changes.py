@@ -2,20 +2,19 @@ from __future__ import annotations
 
 import pytest
 
+from raymlops.config.base import Resume
 from raymlops.config.changes import (
     EXTENDABLE,
-    MAY_CHANGE,
-    SWEEP_MAY_CHANGE,
     differences,
     extended,
     identity,
     refuse_forbidden,
     refuse_sweep_changes,
+    rule,
     sweep_changes,
 )
 from raymlops.config.load import load_data
 from raymlops.config.schema import ProjectSpec
-from raymlops.config.sweep import SweepSection
 from raymlops.errors import UsageError
 
 DECIDES = {
@@ -63,16 +62,39 @@ def spec(*overrides: str, **sections):
     return load_data(data, overrides=overrides).spec
 
 
-def test_every_field_either_may_change_or_may_not():
-    """A new field of the schema has to be put on one side before it is released."""
-    fields = {
-        f"{section}.{field.alias or name}"
-        for section, model in ProjectSpec.model_fields.items()
-        for name, field in model.annotation.model_fields.items()
-    }
-    may = {field for field in fields if field in MAY_CHANGE or field.partition(".")[0] in MAY_CHANGE}
-    assert fields - may == DECIDES | PLACES
-    assert {field for field in MAY_CHANGE if "." in field} <= fields
+def fields():
+    """Yield each field of each section with its path and its own or its section's statement about a resume."""
+    for section, outer in ProjectSpec.model_fields.items():
+        for name, field in outer.annotation.model_fields.items():
+            said = [mark for mark in (*field.metadata, *outer.metadata) if isinstance(mark, Resume)]
+            yield (section, field.alias or name), said
+
+
+def test_every_field_of_every_section_says_once_what_a_resume_may_do_to_it():
+    """In its own annotation, or its section does; a new field without is found here."""
+    assert [path for path, said in fields() if len(said) != 1] == []
+    assert all(rule(path) == said for path, (said,) in fields())
+
+
+def test_what_a_resumed_run_and_a_resumed_sweep_may_change():
+    """The whole table: what either accepts is released behaviour."""
+    fixed_in_run = {".".join(path) for path, (said,) in fields() if not said.run}
+    fixed_in_sweep = {".".join(path) for path, (said,) in fields() if not said.sweep}
+    assert fixed_in_run == DECIDES | PLACES
+    assert fixed_in_sweep == DECIDES | PLACES | OF_A_TRIAL | {f"sweep.{name}" for name in OF_A_SWEEP}
+    assert EXTENDABLE == ("num_trials", "timeout_s", "max_cpu_hours", "max_gpu_hours", "max_cost")
+
+
+@pytest.mark.parametrize(
+    "path", [("serve", "log", "flush_s"), ("sweep", "price", "cpu_hour"), ("project", "tags", "a.b")]
+)
+def test_what_lies_deeper_is_as_mutable_as_what_it_lies_in(path):
+    assert rule(path) == Resume(run=True, sweep=True)
+
+
+def test_what_no_field_describes_is_fixed():
+    """Fields of a recipe, and what only an older version knows."""
+    assert rule(("recipe", "config", "hidden")) == rule(("train", "gone")) == Resume()
 
 
 def test_equal_configurations_do_not_differ():
@@ -184,13 +206,6 @@ def test_how_the_numbers_are_computed_may_change(override):
     assert identity(spec(override)) == identity(spec())
 
 
-def test_every_field_of_a_sweep_either_may_change_at_its_resume_or_may_not():
-    fields = {f"sweep.{name}" for name in SweepSection.model_fields}
-    assert fields - set(SWEEP_MAY_CHANGE) == {f"sweep.{name}" for name in OF_A_SWEEP}
-    assert set(MAY_CHANGE) - set(SWEEP_MAY_CHANGE) == OF_A_TRIAL | {"sweep"}
-    assert set(EXTENDABLE) <= SweepSection.model_fields.keys()
-
-
 def test_a_resumed_sweep_may_be_longer_and_its_trials_may_not():
     found = sweep_changes(
         spec(sweep={"space": SPACE}),
@@ -226,7 +241,7 @@ def test_every_difference_of_a_sweep_is_named_and_a_fork_offered():
     with pytest.raises(UsageError) as caught:
         refuse_sweep_changes(changes, sweep_id="s1")
     assert caught.value.message == (
-        "sweep s1 cannot go on with this configuration, which differs in what its trials are:\n"
+        "sweep s1 cannot be resumed with this configuration, which differs in what its trials are:\n"
         "  sweep.seed: was 0, now 1\n"
         '  sweep.space.train.lr: was {"float": [0.1, 0.2]}, now {"float": [0.1, 0.3], "log": true}\n'
         '  sweep.space.train.momentum: was {"float": [0.5, 0.9]}, now nothing'
@@ -291,8 +306,8 @@ def test_what_is_extended_is_read_as_an_override():
         ("num_trials=10", r"num_trials=10, which makes it 10; more than it is now, 16"),
         ("num_trials=+0", r"which makes it 16; more than it is now, 16"),
         ("num_trials=-3", r"which makes it -3; more"),
-        ("max_cost=+5", r"sweep\.max_cost has no limit, so that there is nothing to extend"),
-        ("max_cost=5", r"sweep\.max_cost has no limit"),
+        ("max_cost=+5", r"sweep\.max_cost is not set, so there is no limit to extend"),
+        ("max_cost=5", r"sweep\.max_cost is not set"),
     ],
 )
 def test_an_extension_that_extends_nothing_is_refused(text, message):

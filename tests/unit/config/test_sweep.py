@@ -34,11 +34,11 @@ def spec(**sweep):
         ("objectives: {a: min, b: up}", "4:27: sweep.objectives.b: got 'up'; one of 'min' or 'max'"),
         (
             "objectives: {a: min, b: max}\n  metric: a",
-            "5:11: sweep.metric: stands beside objectives, which say both of each metric; write one or the other",
+            "5:11: sweep.metric: cannot be combined with objectives, which set both; write one or the other",
         ),
         (
             "objectives: {a: min, b: max}\n  mode: min",
-            "5:9: sweep.mode: stands beside objectives, which say both of each metric; write one or the other",
+            "5:9: sweep.mode: cannot be combined with objectives, which set both; write one or the other",
         ),
         (
             "objectives: {a: min, b: max}\n  scheduler: asha",
@@ -49,11 +49,11 @@ def spec(**sweep):
         ),
         (
             "objectives: {a: min, b: max}\n  target: 0.5",
-            "5:11: sweep.target: stands beside objectives; it asks which trial is best, and of several none is",
+            "5:11: sweep.target: cannot be combined with objectives: there is no single best trial",
         ),
         (
             "objectives: {a: min, b: max}\n  patience: 5",
-            "5:13: sweep.patience: stands beside objectives; it asks which trial is best, and of several none is",
+            "5:13: sweep.patience: cannot be combined with objectives: there is no single best trial",
         ),
         (
             "max_cost: 5\n  price: {currency: EUR}",
@@ -141,7 +141,7 @@ def test_more_start_points_than_trials_are_refused(write, problems):
 
 def test_a_grid_over_a_continuous_range_is_refused_for_each_key(write, problems):
     write("a.yaml", f"sweep:\n  sampler: grid\n  {SPACE}", head=True)
-    what = "is continuous, which sampler grid cannot go through; write a step, an int range or categorical: [...]"
+    what = "is continuous, which sampler grid cannot enumerate; write a step, an int range or categorical: [...]"
     assert problems() == [
         f"a.yaml:6:15: sweep.space.train.lr: float: [0.0001, 0.1] {what}",
         f"a.yaml:10:21: sweep.space.train.momentum: float: [0.5, 0.9] {what}",

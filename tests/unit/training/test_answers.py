@@ -51,7 +51,7 @@ class Own(Line):
 
 
 class Items(Line):
-    """Its splits are torch datasets, whose items are no request rows."""
+    """Its splits are torch datasets, whose items are not request rows."""
 
     def datasets(self) -> Splits:
         data = torch.utils.data.TensorDataset(torch.zeros(4))
@@ -105,7 +105,7 @@ def test_the_default_is_what_the_signature_allows():
 def test_torch_datasets_have_no_labelled_rows():
     rule = rule_of(Items)
     assert rule.kind == "none"
-    assert rule.reason.endswith("its splits are torch datasets, whose items are no request rows with a label")
+    assert rule.reason.endswith("its splits are torch datasets, whose items are not request rows with a label")
 
 
 def test_answers_that_do_not_fit_the_signature_have_no_losses():

@@ -169,7 +169,7 @@ def test_a_metric_that_needs_many_rows_gets_them(tiny_project: Any) -> None:
         ("broken:NoExample", r"NoExample\.example\(\) is needed"),
         (
             "broken:OtherExample",
-            r"what OtherExample\.example\(\) returned is no request by OtherExample\.signature\(\): row 0, field 'x'",
+            r"OtherExample\.example\(\) returned rows that OtherExample\.signature\(\) rejects: row 0, field 'x'",
         ),
         ("broken:RaisesInEncode", r"RaisesInEncode\.encode\(\) raised KeyError: 'X'"),
         ("broken:RaisesInPredict", r"RaisesInPredict\.predict\(\) raised ValueError"),
@@ -189,7 +189,7 @@ def test_the_example_is_made_of_rows_that_fit(tiny_project: Any) -> None:
     want = prepared.splits["validation"].take(torch.tensor([4]))
     assert [row["length"] for row in example_rows(prepared)] == want["length"].tolist()
     check(tiny_project(recipe="broken:InfiniteRows"))
-    with pytest.raises(RecipeError, match="none of the first 4 validation rows is a request"):
+    with pytest.raises(RecipeError, match="none of the first 4 validation rows matches"):
         check(tiny_project(recipe="broken:InfiniteRows", config={"validation_rows": 4}))
 
 
@@ -263,8 +263,10 @@ def test_what_only_a_request_needs_is_a_warning_to_what_goes_on(tiny_project: An
     project = tiny_project(recipe="broken:NoExample", gpus_per_worker=gpus, num_workers=gpus)
     preflight(project, prepare(project), has_gpu=False, warn=heard.append)
     (text,) = heard
-    assert text.startswith("the training goes on, but its model could not be registered: NoExample.example() is needed")
-    assert "Return a list with one request row that works" in text
+    assert text.startswith(
+        "the training continues, but its model could not be registered: NoExample.example() is needed"
+    )
+    assert "Return a list with one valid request row" in text
     project = tiny_project(recipe="broken:NanLoss")
     with pytest.raises(RecipeError, match=r"NanLoss\.loss\(\) is nan"):
         preflight(project, prepare(project), warn=heard.append)

@@ -14,6 +14,8 @@ from tiny import Tiny
 from raymlops.errors import NonFiniteError
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.checkpoints.saver import load_weights
+from raymlops.training.checkpoints.state import RunState
+from raymlops.training.loop.optimizer import learning_rate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +51,21 @@ def test_stop_names_the_step(poisoned: Any, tmp_path: Path) -> None:
     """The default ends the run at the step that it happened in."""
     with pytest.raises(NonFiniteError, match=r"loss is nan at epoch 1, step \d, learning rate"):
         Attempt(poisoned("stop"), tmp_path, token="a")
+
+
+def test_the_logged_learning_rate_is_that_of_the_step(poisoned: Any, tmp_path: Path) -> None:
+    """Also after a skipped batch: a cosine over 10 steps."""
+    project = poisoned("skip")
+    done = Attempt(project, tmp_path, token="a")
+    logged = {step: value for name, value, step in done.points if name == "train/lr"}
+    assert len(logged) == 8  # the two skipped steps have no loss to log
+    assert logged == {step: learning_rate(project.spec.train, step - 1, steps=10) for step in logged}
+
+
+def test_a_state_of_an_earlier_version_has_no_learning_rate() -> None:
+    """Until the next step nothing is logged as the rate."""
+    stored = {key: value for key, value in RunState(step=5, lr=0.1).to_dict().items() if key != "lr"}
+    assert RunState.from_dict(stored) == RunState(step=5, lr=0.0)
 
 
 def test_skip_leaves_the_batch_out_and_says_so(poisoned: Any, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from raymlops.training.loop.optimizer import build_optimizer, lr_factor, total_steps
+from raymlops.config.train import TrainSection
+from raymlops.training.loop.optimizer import build_optimizer, learning_rate, total_steps
 
 
 @pytest.mark.parametrize(
@@ -20,10 +21,11 @@ from raymlops.training.loop.optimizer import build_optimizer, lr_factor, total_s
         ("cosine", [0.5, 1, 1, 0.961940, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.038060]),
     ],
 )
-def test_schedules(schedule: str, expected: list[float]) -> None:
+def test_schedules(schedule: Any, expected: list[float]) -> None:
     """Warm-up, then constant, a line or a half cosine to zero at the step after the last."""
-    factors = [lr_factor(step, steps=10, schedule=schedule, warmup_fraction=0.2) for step in range(10)]
-    assert factors == pytest.approx(expected, abs=1e-6)
+    section = TrainSection(lr=2.0, schedule=schedule, warmup_fraction=0.2)
+    rates = [learning_rate(section, step, steps=10) for step in range(10)]
+    assert rates == pytest.approx([2 * share for share in expected], abs=1e-6)
 
 
 def test_steps_of_a_run(tiny_project: Any) -> None:

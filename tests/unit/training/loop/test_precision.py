@@ -14,11 +14,11 @@ from torch import nn
 from raymlops.training.loop.precision import (
     autocast,
     backward,
-    gradient_norm,
+    clip_gradient,
+    optimizer_step,
     overflow_expected,
     scaler_of,
-    skip,
-    take_step,
+    skip_step,
 )
 
 
@@ -83,17 +83,17 @@ def test_gradients_are_clipped_after_unscaling(precision: str, clip_norm: float 
         # Halved outside float16, where a gradient of 2^16, the scale, is already infinity.
         loss = model(torch.tensor([[0.6, 0.8]])).sum().float() / 2
     backward(loss, scaler)
-    norm = gradient_norm(optimizer, scaler, clip_norm=clip_norm)
+    norm = clip_gradient(optimizer, scaler, max_norm=clip_norm)
     assert norm is not None
     assert (norm.item(), norm.dtype) == (pytest.approx(0.5, rel=1e-3), torch.float32)
-    assert take_step(optimizer, scaler)
+    assert optimizer_step(optimizer, scaler)
     assert model.weight.flatten().tolist() == pytest.approx(want, rel=1e-3)
 
 
 def test_no_norm_where_none_is_asked_for() -> None:
     """Without clipping and guard nothing is computed."""
     _, optimizer = trained()
-    assert gradient_norm(optimizer, None, clip_norm=None, need_norm=False) is None
+    assert clip_gradient(optimizer, None, max_norm=None, need_norm=False) is None
 
 
 def test_a_step_can_be_left_out() -> None:
@@ -104,12 +104,12 @@ def test_a_step_can_be_left_out() -> None:
     for left_out in (True, False):
         optimizer.zero_grad()
         backward(model(torch.tensor([[1.0, 2.0]])).sum(), scaler)
-        gradient_norm(optimizer, scaler, clip_norm=None)
+        clip_gradient(optimizer, scaler, max_norm=None)
         if left_out:
-            skip(scaler)
+            skip_step(scaler)
             assert model.weight.abs().sum() == 0
         else:
-            assert take_step(optimizer, scaler)
+            assert optimizer_step(optimizer, scaler)
             assert model.weight.flatten().tolist() == [-1.0, -2.0]
 
 
@@ -121,8 +121,8 @@ def test_an_overflow_that_no_scale_explains() -> None:
     for _ in range(17):
         optimizer.zero_grad()
         backward(model(torch.tensor([[float("inf"), 1.0]])).sum(), scaler)
-        gradient_norm(optimizer, scaler, clip_norm=None)
-        assert not take_step(optimizer, scaler)
+        clip_gradient(optimizer, scaler, max_norm=None)
+        assert not optimizer_step(optimizer, scaler)
         expected.append(overflow_expected(scaler))
     assert expected == [True] * 16 + [False]
     assert not overflow_expected(None)

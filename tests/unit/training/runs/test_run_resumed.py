@@ -53,7 +53,7 @@ def test_a_run_that_could_not_be_registered_goes_on(
     again = train(tiny_project(recipe=recipe, epochs=3), resume=record.run_id)
     assert (again.run_id, again.epochs) == (record.run_id, 3)
     log = (storage_path / "runs" / record.run_id / "log.txt").read_text()
-    assert log.count("the training goes on, but its model could not be registered") == 1
+    assert log.count("the training continues, but its model could not be registered") == 1
     with pytest.raises(RecipeError, match=r"example\(\) is needed|larger than 16 MiB"):
         train(tiny_project(recipe=recipe))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import queue
 from typing import Any
 
-from raymlops.training.supervision.heartbeat import EVERY_S, Pulse, interval_s
-from raymlops.training.supervision.messages import Beat, Orders
+from raymlops.training.supervision.heartbeat import EVERY_S, HeartbeatThread, interval_s
+from raymlops.training.supervision.messages import Heartbeat, Orders
 
 
 class Listener:
@@ -14,10 +14,10 @@ class Listener:
 
     def __init__(self, *answers: Any) -> None:
         self._answers = list(answers)
-        self.beats: queue.Queue[Beat] = queue.Queue()
+        self.beats: queue.Queue[Heartbeat] = queue.Queue()
         self.shown: queue.Queue[str] = queue.Queue()
 
-    def __call__(self, beat: Beat) -> Orders | None:
+    def __call__(self, beat: Heartbeat) -> Orders | None:
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         self.beats.put(beat)
         if isinstance(answer, Exception):
@@ -25,19 +25,19 @@ class Listener:
         return answer
 
 
-def pulse(listener: Listener) -> Pulse:
-    return Pulse(3, send=listener, show=listener.shown.put, every_s=0.001)
+def pulse(listener: Listener) -> HeartbeatThread:
+    return HeartbeatThread(3, send=listener, send_stacks=listener.shown.put, every_s=0.001)
 
 
-def test_a_beat_says_how_far_the_loop_is() -> None:
-    """Ticks count signs of life, also those without a step; the last beat says that the loop has ended."""
+def test_a_heartbeat_says_how_far_the_loop_is() -> None:
+    """The last heartbeat says that the loop has ended."""
     listener = Listener(Orders())
     running = pulse(listener)
     running.alive(10)
     running.alive(10)
     running.start()
     first = listener.beats.get(timeout=5)
-    assert (first.rank, first.step, first.ticks, first.done) == (3, 10, 2, False)
+    assert (first.rank, first.step, first.done) == (3, 10, False)
     running.end()
     last = first
     while not listener.beats.empty():
@@ -54,7 +54,7 @@ def test_a_sign_of_life_is_no_step() -> None:
     running.tick()
     running.start()
     first = listener.beats.get(timeout=5)
-    assert (first.step, first.ticks, first.step_age_s > first.tick_age_s) == (10, 2, True)
+    assert (first.step, first.step_age_s > first.tick_age_s) == (10, True)
     running.end()
 
 

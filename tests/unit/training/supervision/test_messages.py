@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raymlops.training.events import Event
 from raymlops.training.supervision.failure_policy import Raised
-from raymlops.training.supervision.messages import Beat, Info, Mailbox, Orders
+from raymlops.training.supervision.messages import Heartbeat, Info, Mailbox, Orders
 
 
 class Clock:
@@ -22,43 +22,43 @@ def test_one_call_brings_everything() -> None:
     box = Mailbox(clock=clock)
     box.begin(1)
     box.put(Event("step", step=1))
-    box.beat(Beat(0, step=1), attempt=1, info=Info(pid=7, node_id="a"))
+    box.heartbeat(Heartbeat(0, step=1), attempt=1, info=Info(pid=7, node_id="a"))
     box.failed(1, Raised("RuntimeError", "no"), attempt=1)
     box.stacks(0, "here", attempt=1)
     box.introduce("controller", attempt=1)
     clock.now_s = 3.0
-    letters = box.take()
-    assert [event.step for event in letters.events] == [1]
-    assert letters.beats[0].silent_s == 3.0
-    assert letters.infos[0].pid == 7
-    assert letters.raised[1].message == "no"
-    assert letters.stacks == {0: "here"}
-    assert letters.controller == "controller"
+    inbox = box.take()
+    assert [event.step for event in inbox.events] == [1]
+    assert inbox.heartbeats[0].silent_s == 3.0
+    assert inbox.infos[0].pid == 7
+    assert inbox.raised[1].message == "no"
+    assert inbox.stacks == {0: "here"}
+    assert inbox.controller == "controller"
     assert box.take().events == []
-    assert box.take().beats.keys() == {0}
+    assert box.take().heartbeats.keys() == {0}
 
 
 def test_orders_come_with_the_answer_to_a_beat() -> None:
     """Each rank hears them with its next beat, until the next attempt begins without any."""
     box = Mailbox()
     box.begin(1)
-    assert box.beat(Beat(0), attempt=1) == Orders()
+    assert box.heartbeat(Heartbeat(0), attempt=1) == Orders()
     box.order("drained")
     box.dump()
-    assert box.beat(Beat(0), attempt=1) == Orders("drained", dump=1)
+    assert box.heartbeat(Heartbeat(0), attempt=1) == Orders("drained", dump=1)
     box.begin(2)
-    assert box.beat(Beat(0), attempt=2) == Orders()
+    assert box.heartbeat(Heartbeat(0), attempt=2) == Orders()
 
 
 def test_a_former_attempt_is_not_heard() -> None:
     """Its ranks learn that nobody waits for them; what they say is dropped, but for events, which are facts."""
     box = Mailbox()
     box.begin(2)
-    assert box.beat(Beat(0, step=9), attempt=1) is None
+    assert box.heartbeat(Heartbeat(0, step=9), attempt=1) is None
     box.failed(0, Raised("RuntimeError", "late"), attempt=1)
     box.stacks(0, "late", attempt=1)
     box.introduce("late", attempt=1)
     box.put(Event("step", step=9))
-    letters = box.take()
-    assert (letters.beats, letters.raised, letters.stacks, letters.controller) == ({}, {}, {}, None)
-    assert len(letters.events) == 1
+    inbox = box.take()
+    assert (inbox.heartbeats, inbox.raised, inbox.stacks, inbox.controller) == ({}, {}, {}, None)
+    assert len(inbox.events) == 1

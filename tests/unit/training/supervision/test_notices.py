@@ -8,56 +8,56 @@ import pytest
 from supervised import Recorder, Restart
 
 from raymlops.training.events import Event
-from raymlops.training.supervision.hang_detector import Watch
-from raymlops.training.supervision.messages import Beat
-from raymlops.training.supervision.notices import Teller
+from raymlops.training.supervision.hang_detector import HangDetector
+from raymlops.training.supervision.messages import Heartbeat
+from raymlops.training.supervision.notices import Notifier
 
 
-def watch(*steps: tuple[int, float], resumed: int = 0) -> Watch:
+def watch(*steps: tuple[int, float], resumed: int = 0) -> HangDetector:
     """Return one that has seen a rank do these steps, each at its second."""
-    seen = Watch(resumed=resumed, hang_timeout_s=60)
+    seen = HangDetector(resumed=resumed, hang_timeout_s=60)
     for step, now_s in steps:
-        seen.look({0: Beat(0, step=step)}, now_s=now_s)
+        seen.observe({0: Heartbeat(0, step=step)}, now_s=now_s)
     return seen
 
 
 def test_a_change_is_noted_with_what_it_cost() -> None:
     """From the last step of the old workers, at second 20, to the first new one of the others, at 29.4."""
     recorder = Recorder()
-    tell = Teller(recorder)
-    tell.starts(2, step=0, reason="")
-    tell.ended(watch((1, 5), (45, 20)))
-    tell.starts(1, step=40, reason="rank 1: its node b died")
-    tell.look(watch(resumed=40))
+    notify = Notifier(recorder)
+    notify.starting(2, step=0, reason="")
+    notify.ended(watch((1, 5), (45, 20)))
+    notify.starting(1, step=40, reason="rank 1: its node b died")
+    notify.observe(watch(resumed=40))
     assert recorder.restarts == []
-    tell.look(watch((41, 29.4), (50, 33), resumed=40))
-    tell.look(watch((41, 29.4), (60, 40), resumed=40))
-    assert recorder.restarts == [Restart("went on with 1 worker after 9.4 s: rank 1: its node b died", 40, 1)]
+    notify.observe(watch((41, 29.4), (50, 33), resumed=40))
+    notify.observe(watch((41, 29.4), (60, 40), resumed=40))
+    assert recorder.restarts == [Restart("resumed with 1 worker after 9.4 s: rank 1: its node b died", 40, 1)]
     assert recorder.messages == ["starting 2 workers", "starting 1 worker after step 40"]
 
 
 def test_an_attempt_without_a_step_is_noted_when_it_ends() -> None:
     """The seconds count on from the last step that there was."""
     recorder = Recorder()
-    tell = Teller(recorder)
-    tell.ended(watch((45, 20)))
-    tell.starts(2, step=40, reason="a")
-    tell.ended(watch(resumed=40))
-    tell.starts(2, step=40, reason="b")
-    tell.look(watch((41, 50), resumed=40))
+    notify = Notifier(recorder)
+    notify.ended(watch((45, 20)))
+    notify.starting(2, step=40, reason="a")
+    notify.ended(watch(resumed=40))
+    notify.starting(2, step=40, reason="b")
+    notify.observe(watch((41, 50), resumed=40))
     assert [restart.reason for restart in recorder.restarts] == [
-        "went on with 2 workers, which made no step: a",
-        "went on with 2 workers after 30.0 s: b",
+        "resumed with 2 workers, which took no step: a",
+        "resumed with 2 workers after 30.0 s: b",
     ]
 
 
 def test_a_run_that_goes_on_has_no_seconds_to_count() -> None:
     """Its last step was in another process."""
     recorder = Recorder()
-    tell = Teller(recorder)
-    tell.starts(2, step=40, reason="the run goes on after step 40")
-    tell.look(watch((41, 50), resumed=40))
-    assert recorder.restarts[0].reason == "went on with 2 workers: the run goes on after step 40"
+    notify = Notifier(recorder)
+    notify.starting(2, step=40, reason="the run is resumed after step 40")
+    notify.observe(watch((41, 50), resumed=40))
+    assert recorder.restarts[0].reason == "resumed with 2 workers: the run is resumed after step 40"
 
 
 def test_a_writer_that_fails_gets_every_event_and_is_heard_at_the_end() -> None:
@@ -67,13 +67,13 @@ def test_a_writer_that_fails_gets_every_event_and_is_heard_at_the_end() -> None:
         raise OSError(f"no terminal for step {event.step}")
 
     recorder = Recorder(at=fail)
-    tell = Teller(recorder)
-    tell.pass_on([Event("step", step=1), Event("step", step=2)])
+    notify = Notifier(recorder)
+    notify.forward([Event("step", step=1), Event("step", step=2)])
     assert [event.step for event in recorder.events] == [1, 2]
     with pytest.raises(OSError, match="step 1"):
-        tell.raise_kept()
+        notify.raise_deferred()
     error = ValueError("of the training")
-    tell.add_kept(error)
+    notify.add_deferred(error)
     assert "no terminal for step 1" in error.__notes__[0]
 
 
@@ -84,4 +84,4 @@ def test_a_signal_is_no_failure_of_the_writer() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Teller(Recorder(at=interrupt))("starting")
+        Notifier(Recorder(at=interrupt))("starting")

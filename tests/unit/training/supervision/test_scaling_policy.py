@@ -28,7 +28,7 @@ def test_as_many_workers_as_fit_between_the_limits(workers: tuple[int, int], roo
 
 
 def look(growth: Growth, now_s: float, *, workers: int = 1, room: float = 1, stepping: bool = True) -> Grow | None:
-    return growth.look(workers=workers, room=room, stepping=stepping, now_s=now_s)
+    return growth.observe(workers=workers, room=room, stepping=stepping, now_s=now_s)
 
 
 def test_room_that_lasts_is_used() -> None:
@@ -60,8 +60,6 @@ def test_a_fresh_resize_settles_first() -> None:
     assert look(growth, 30) is None
     assert look(growth, 39) is None
     assert look(growth, 40) is not None
-    growth.restarted()
-    assert look(growth, 41, workers=2) is None
 
 
 def test_never_beyond_the_most() -> None:
