@@ -381,7 +381,10 @@ def test_a_client_that_cannot_be_is_refused(ask, base_url, options, message):
 
 def test_an_endpoint_that_is_down_is_unreachable():
     """Port 1 answers nobody."""
-    with Client("http://127.0.0.1:1", retries=0) as client, pytest.raises(EndpointUnreachableError, match="cannot connect"):
+    with (
+        Client("http://127.0.0.1:1", retries=0) as client,
+        pytest.raises(EndpointUnreachableError, match="cannot connect"),
+    ):
         client.predict("flights", [ROW])
 
 

@@ -61,7 +61,9 @@ def test_an_answer_is_an_answer(status):
     assert not is_transient(Reply(status, b""))
 
 
-@pytest.mark.parametrize(("kind", "again"), [("unreachable", True), ("disconnected", True), ("timeout", True), ("invalid", False)])
+@pytest.mark.parametrize(
+    ("kind", "again"), [("unreachable", True), ("disconnected", True), ("timeout", True), ("invalid", False)]
+)
 def test_a_connection_may_fare_better(kind, again):
     """What could not be sent as it was never will."""
     assert is_transient(Failure(kind, "")) == again
