@@ -123,7 +123,7 @@ class Recording:
             log_pending_rows=self._log.pending_rows,
             log_dropped_rows=self._log.dropped,
             recorder_dropped=self._light.dropped + self._kept.dropped,
-            recorder_errors=self._light.errors + self._kept.errors + self._traces.errors,
+            recorder_errors=self._light.errors + self._kept.errors + self._traces.errors + self._tracing.failures,
         )
 
     def _shares(self) -> dict[tuple[int, Route], float]:

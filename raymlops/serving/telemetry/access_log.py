@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from raymlops.serving.telemetry.tracing import parse_traceparent
+from raymlops.serving.telemetry.tracing import trace_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,7 +130,6 @@ def line(served: Served, name: str) -> bytes:
     ``orjson`` escapes control characters, and everything else that is not ASCII is escaped here: there is nothing that
     a terminal or a reader of lines could take for more than text.
     """
-    trace = None if served.traceparent is None else parse_traceparent(served.traceparent)
     fields: dict[str, Any] = {
         "ts": datetime.fromtimestamp(served.ts, UTC),
         "request_id": _ascii(served.request_id),
@@ -146,7 +145,7 @@ def line(served: Served, name: str) -> bytes:
         "model_ms": round(served.model_seconds * 1e3, 3),
         "key_id": None if served.key_id is None else _ascii(served.key_id),
         "fallback_from": served.fallback_from,
-        "trace_id": None if trace is None else trace.trace_id_text,
+        "trace_id": None if served.traceparent is None else trace_id_of(served.traceparent),
     }
     return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)
 
