@@ -8,7 +8,8 @@ import pytest
 from protocol_fakes import ANSWERING, PROTOCOLS, ROWS, SIGNATURE, answer, parse, predict, refused, tensors
 
 from raymlops.errors import RowProblem
-from raymlops.serving.docs.openapi import docs_page, openapi_document
+from raymlops.serving.docs.openapi import openapi_document
+from raymlops.serving.docs.page import docs_page
 from raymlops.serving.protocols.native import output_rows
 from raymlops.serving.protocols.oip import metadata, server_metadata
 from raymlops.serving.refusal import Refusal, error_body
