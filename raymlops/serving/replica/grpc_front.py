@@ -6,7 +6,6 @@ between replicas. Knows nothing of gRPC servers or Ray; how a request is answere
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -56,23 +55,12 @@ async def _call(
     headers = header_map(metadata, core.settings.traffic.sticky_header)
     given = headers.get(b"x-request-id") or headers.get(b"request_id")
     exchange = Exchange(headers, request_id=request_id_of(given), version=core.identity.version)
-    status, code = 200, ""
-    try:
-        left_s = core.settings.limits.timeout_s - age_s
-        async with asyncio.timeout(max(0.0, left_s)):
-            answer = await _answer(front, method, body, exchange, late=left_s <= 0)
-        reply = GrpcReply(answer, metadata=_metadata(exchange))
-    except asyncio.CancelledError:
-        if exchange.protocol:
-            core.finish(exchange, 499, "disconnected")
-        raise
-    except Exception as error:
-        refusal = core.refusal(error, exchange.request_id)
-        status, code = refusal.status, refusal.code
-        reply = refused(refusal, exchange.request_id, metadata=_metadata(exchange))
-    if exchange.protocol:
-        core.finish(exchange, status, code)
-    return reply
+    left_s = core.settings.limits.timeout_s - age_s
+    work = _dispatch(front, method, body, exchange, late=left_s <= 0)
+    handled = await core.handle(exchange, work, left_s=left_s)
+    if isinstance(handled, Refusal):
+        return refused(handled, exchange.request_id, metadata=_metadata(exchange))
+    return GrpcReply(handled[1], metadata=_metadata(exchange))
 
 
 def refused(refusal: Refusal, request_id: str, *, metadata: tuple[tuple[str, str], ...] = ()) -> GrpcReply:
@@ -104,7 +92,7 @@ def _metadata(exchange: Exchange) -> tuple[tuple[str, str], ...]:
     return ("x-request-id", exchange.request_id), ("x-model-version", str(exchange.version))
 
 
-async def _answer(front: Front, method: str, body: bytes, exchange: Exchange, *, late: bool) -> bytes:
+async def _dispatch(front: Front, method: str, body: bytes, exchange: Exchange, *, late: bool) -> tuple[int, bytes]:
     core = front.core
     name = core.identity.name
     if method == "ModelInfer":
@@ -115,11 +103,11 @@ async def _answer(front: Front, method: str, body: bytes, exchange: Exchange, *,
         limit = core.settings.limits.max_body_bytes
         if len(body) > limit:
             raise Refusal(413, "body_too_large", f"the message has more than {limit} bytes; send fewer rows at a time")
-        return (await core.predict(exchange, form.Grpc(name), body, caller=caller)).body
+        return 200, (await core.predict(exchange, form.Grpc(name), body, caller=caller)).body
     if method in {"ServerLive", "ServerReady"}:
-        return form.ready(method, ready=method == "ServerLive" or (front.ready and not front.stuck))
+        return 200, form.ready(method, ready=method == "ServerLive" or (front.ready and not front.stuck))
     if method == "ServerMetadata":
-        return form.server_metadata()
+        return 200, form.server_metadata()
     if method in {"ModelReady", "ModelMetadata"}:
         asked, wanted = form.model_of(method, body)
         if asked not in {"", name}:
@@ -128,7 +116,7 @@ async def _answer(front: Front, method: str, body: bytes, exchange: Exchange, *,
             core.admit(exchange)
         version = core.version_of(wanted) if wanted else core.identity.version
         if method == "ModelMetadata":
-            return form.model_metadata(await core.metadata(version, exchange.headers))
+            return 200, form.model_metadata(await core.metadata(version, exchange.headers))
         # Another version stands because it came up and is wanted. Whether its replicas are well is watched by Serve.
-        return form.ready(method, ready=version != core.identity.version or (front.ready and not front.stuck))
+        return 200, form.ready(method, ready=version != core.identity.version or (front.ready and not front.stuck))
     raise Refusal(501, "not_implemented", f"{method[:80]} is not offered here")

@@ -168,14 +168,14 @@ class Front:
     async def reply(self, scope: Scope, receive: Receive) -> Reply:
         """Return the answer to one HTTP request; never raises for what a client or the model did."""
         try:
-            reply = await self._reply(scope, receive)
+            reply = await self._handle(scope, receive)
         except Exception:
             request_id = request_id_of(None)
             logger.exception("request %s: the front itself raised", request_id)
             reply = make_reply(500, error_body(INTERNAL, request_id, path=self._path(scope)), request_id)
         return replace(reply, body=b"") if scope["method"] == "HEAD" else reply
 
-    async def _reply(self, scope: Scope, receive: Receive) -> Reply:
+    async def _handle(self, scope: Scope, receive: Receive) -> Reply:
         core = self.core
         wanted = HEADERS
         if core.settings.traffic.sticky == "header":
@@ -184,21 +184,14 @@ class Front:
         join_pins(headers, scope["headers"])
         request_id = request_id_of(headers.get(b"x-request-id"))
         exchange = Exchange(headers, request_id=request_id, version=core.identity.version)
-        status, code = 200, ""
-        extra: tuple[tuple[bytes, bytes], ...] = ()
         left_s = core.settings.limits.timeout_s - self.ages.age_s(scope.get(ARRIVED))
-        try:
-            async with asyncio.timeout(max(0.0, left_s)):
-                status, encoded = await self._answer(scope, receive, exchange, late=left_s <= 0)
-        except asyncio.CancelledError:
-            self._finish(exchange, 499, "disconnected")
-            raise
-        except Exception as error:
-            refusal = core.refusal(error, exchange.request_id)
-            status, code = refusal.status, refusal.code
-            encoded = self._refused(refusal, scope, exchange)
-            extra = refusal_headers(refusal)
-        self._finish(exchange, status, code)
+        work = self._dispatch(scope, receive, exchange, late=left_s <= 0)
+        handled = await core.handle(exchange, work, left_s=left_s)
+        extra: tuple[tuple[bytes, bytes], ...] = ()
+        if isinstance(handled, Refusal):
+            status, encoded, extra = handled.status, self._refused(handled, scope, exchange), refusal_headers(handled)
+        else:
+            status, encoded = handled
         extra = (*extra, *encoded.headers, (b"x-model-version", str(exchange.version).encode()))
         return make_reply(status, encoded.body, exchange.request_id, kind=encoded.kind, extra=extra)
 
@@ -215,11 +208,7 @@ class Front:
             return Encoded(key_page().encode(), HTML)  # a browser cannot send a key by itself
         return Encoded(error_body(refusal, exchange.request_id, path=path))
 
-    def _finish(self, exchange: Exchange, status: int, code: str) -> None:
-        if exchange.protocol:  # pages and health checks are no requests to the model
-            self.core.finish(exchange, status, code)
-
-    async def _answer(self, scope: Scope, receive: Receive, exchange: Exchange, *, late: bool) -> tuple[int, Encoded]:
+    async def _dispatch(self, scope: Scope, receive: Receive, exchange: Exchange, *, late: bool) -> tuple[int, Encoded]:
         path = self._path(scope).removeprefix("/")
         limit = self.core.settings.limits.max_body_bytes
         form = self._posts.get(path)

@@ -160,7 +160,7 @@ def test_a_version_that_can_be_asked_is_ready_and_described():
     assert (told.platform, list(told.versions)) == ("that of 8", ["7", "8"])
     assert list(message("ModelMetadata", asked(front, "ModelMetadata", x_api_key=SECRET)).versions) == ["7", "8"]
     reply = asked(front, "ModelReady", request_class("ModelReady")(version="9").SerializeToString())
-    assert error(reply)["message"].endswith("those that are: 7, 8")
+    assert error(reply)["message"].endswith("live versions: 7, 8")
 
 
 def test_two_pins_are_no_choice():

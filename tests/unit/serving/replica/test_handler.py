@@ -18,7 +18,7 @@ from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.serving.asgi import BODY
 from raymlops.serving.auth import Access, KeyEntry
 from raymlops.serving.refusal import Limits, Refusal
-from raymlops.serving.replica.handler import largest_difference
+from raymlops.serving.replica.shadows import largest_difference
 from raymlops.serving.settings import Settings
 from raymlops.serving.traffic import Share, Traffic
 
@@ -147,7 +147,7 @@ def test_a_shadow_that_hangs_is_left_behind():
 
     assert [response.status_code for response in asyncio.run(several())] == [200] * 5
     assert peers.asked == [10, 10]
-    assert front.core.shadows[10].dropped == 3
+    assert front.core.shadows.counts[10].dropped == 3
 
 
 def test_a_request_may_be_pinned_to_a_version_that_is_up():

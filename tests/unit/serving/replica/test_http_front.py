@@ -471,7 +471,7 @@ def test_versions_that_can_be_asked_are_there_for_every_route():
     for path in ("versions/9", "versions/9/ready", "versions/x"):
         refused = ask(front, "GET", f"{model}/{path}")
         assert (refused.status_code, refused.json()["code"]) == (404, "unknown_version")
-        assert refused.json()["error"].endswith("those that are: 7, 8, 12")
+        assert refused.json()["error"].endswith("live versions: 7, 8, 12")
     assert ask(front, "GET", f"{model}/versions/8/nope").json()["code"] == "not_found"
 
 
