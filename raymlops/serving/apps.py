@@ -21,7 +21,7 @@ from raymlops.serving.names import DEPLOYMENT
 from raymlops.serving.protocols.grpc_messages import METHODS, Wire
 from raymlops.serving.proxy.bounds import INDEX, KNOWN, TOLD, Bounds
 from raymlops.serving.replica.grpc_front import GrpcReply, call
-from raymlops.serving.replica.handler import Core, Identity
+from raymlops.serving.replica.handler import Identity, RequestHandler
 from raymlops.serving.replica.http_front import Front
 from raymlops.serving.replica.peers import ServePeers
 from raymlops.serving.replica.recording import Recording
@@ -96,10 +96,10 @@ class ModelReplica(_Callable):
         )
         self._model = model
         self._peers = ServePeers(identity.name)
-        self._core = Core(model, identity, peers=self._peers)
-        self._recording = Recording(self._core, replica=serve.get_replica_context().replica_tag)
-        self._core.record = self._recording.add
-        self._front = Front(self._core)
+        self._handler = RequestHandler(model, identity, peers=self._peers)
+        self._recording = Recording(self._handler, replica=serve.get_replica_context().replica_tag)
+        self._handler.record = self._recording.add
+        self._front = Front(self._handler)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Take new settings; called once before the replica is ready, and whenever they change.
@@ -112,9 +112,9 @@ class ModelReplica(_Callable):
         if not self._front.ready:
             await asyncio.to_thread(self._prepare, settings)
         await asyncio.to_thread(self._recording.configure, settings)
-        self._core.configure(settings)
-        KNOWN.tell(self._core.identity.name, Bounds.of(settings.limits))
-        self._core.batcher.in_worker(functools.partial(_use_threads, settings.threads))
+        self._handler.configure(settings)
+        KNOWN.tell(self._handler.identity.name, Bounds.of(settings.limits))
+        self._handler.batcher.in_worker(functools.partial(_use_threads, settings.threads))
         self._peers.keep(settings.traffic.standing)
         self._front.labels = self._recording.labels
 
@@ -123,20 +123,20 @@ class ModelReplica(_Callable):
         if settings.compile:
             from raymlops.serving.replica.compile import compile_if_faster
 
-            self._core.use(dataclasses.replace(self._model, model=compile_if_faster(self._model)))
-        self._core.configure(settings)
+            self._handler.use(dataclasses.replace(self._model, model=compile_if_faster(self._model)))
+        self._handler.configure(settings)
         self._front.warm_up()
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
         reply = await self._front.reply(request.scope, request.receive)
-        return _AsgiResponse(reply, name=self._core.identity.name, bounds=Bounds.of(self._core.settings.limits))
+        return _AsgiResponse(reply, name=self._handler.identity.name, bounds=Bounds.of(self._handler.settings.limits))
 
     async def answer(self, columns: Columns, rows: int) -> tuple[Columns, float]:
         """Answer for another version's front."""
         # What arrives from another process may be read-only memory, which torch warns of.
         own = {name: array if array.flags.writeable else array.copy() for name, array in columns.items()}
-        return await self._core.answer(own, rows=rows)
+        return await self._handler.answer(own, rows=rows)
 
     async def http_call(self, scope: dict[str, Any]) -> Reply:
         """Answer a request that came to the index; its body is in the scope."""
@@ -155,7 +155,7 @@ class ModelReplica(_Callable):
     def __del__(self) -> None:
         if hasattr(self, "_front"):
             self._recording.close()
-            self._core.close()
+            self._handler.close()
 
 
 @serve.deployment(name=DEPLOYMENT)

@@ -30,7 +30,7 @@ from raymlops.serving.asgi import BODY, JSON, make_reply, request_id_of, send_re
 from raymlops.serving.proxy.bodies import Account, Body, replayed
 from raymlops.serving.proxy.bounds import KNOWN, MODELS, TOLD, UNKNOWN, UNKNOWN_BODY_S, name_in
 from raymlops.serving.proxy.connections import CLIENT, MAX_HEADER_BYTES, Client, max_header_bytes, too_large
-from raymlops.serving.proxy.patches import mend_serve
+from raymlops.serving.proxy.patches import patch_serve
 from raymlops.serving.refusal import INTERNAL, Refusal, error_body, refusal_headers
 from raymlops.serving.request import PIN_HEADER
 
@@ -72,11 +72,11 @@ LOST = Refusal(503, "lost", "no answer came from the replica that had this reque
 
 def middlewares() -> list[Middleware]:
     """Return the middlewares that Serve puts around its HTTP server, which it asks for in each process that has one."""
-    mend_serve()
-    return [Middleware(Cleaner, header_bytes=max_header_bytes())]
+    patch_serve()
+    return [Middleware(ProxyMiddleware, header_bytes=max_header_bytes())]
 
 
-class Cleaner:
+class ProxyMiddleware:
     """Clean the headers of every request; for a model, take its body, keep its deadline and mend Serve's own answers.
 
     ``header_bytes`` bounds path and headers, ``body_s`` is how many seconds a small body may take and a larger one may

@@ -19,7 +19,7 @@ MESSAGE_BYTES = 512
 """What a message of ASGI takes beside its bytes, so that a great many small ones are bounded too."""
 
 
-def mend_serve() -> None:
+def patch_serve() -> None:
     """Put all right, with Serve's controller as the one who knows the HTTP host."""
     bind_grpc_to(http_host)
     drop_slow_headers()

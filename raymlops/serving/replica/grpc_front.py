@@ -1,7 +1,7 @@
 """The front of one model version over gRPC: the methods of the Open Inference Protocol.
 
 Owns what a call becomes: bytes of a request in, bytes of a response or a status out, so that a call can be handed on
-between replicas. Knows nothing of gRPC servers or Ray; how a request is answered is ``core``'s.
+between replicas. Knows nothing of gRPC servers or Ray; how a request is answered is ``handler``'s.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ async def call(front: Front, method: str, body: bytes, metadata: Sequence[tuple[
 async def _call(
     front: Front, method: str, body: bytes, metadata: Sequence[tuple[str, str | bytes]], *, age_s: float
 ) -> GrpcReply:
-    core = front.core
-    headers = header_map(metadata, core.settings.traffic.sticky_header)
+    handler = front.handler
+    headers = header_map(metadata, handler.settings.traffic.sticky_header)
     given = headers.get(b"x-request-id") or headers.get(b"request_id")
-    exchange = Exchange(headers, request_id=request_id_of(given), version=core.identity.version)
-    left_s = core.settings.limits.timeout_s - age_s
+    exchange = Exchange(headers, request_id=request_id_of(given), version=handler.identity.version)
+    left_s = handler.settings.limits.timeout_s - age_s
     work = _dispatch(front, method, body, exchange, late=left_s <= 0)
-    handled = await core.handle(exchange, work, left_s=left_s)
+    handled = await handler.handle(exchange, work, left_s=left_s)
     if isinstance(handled, Refusal):
         return refused(handled, exchange.request_id, metadata=_metadata(exchange))
     return GrpcReply(handled[1], metadata=_metadata(exchange))
@@ -93,17 +93,17 @@ def _metadata(exchange: Exchange) -> tuple[tuple[str, str], ...]:
 
 
 async def _dispatch(front: Front, method: str, body: bytes, exchange: Exchange, *, late: bool) -> tuple[int, bytes]:
-    core = front.core
-    name = core.identity.name
+    handler = front.handler
+    name = handler.identity.name
     if method == "ModelInfer":
         exchange.protocol = form.PROTOCOL.name
         refuse_late(late)
-        caller = core.admit(exchange)
-        core.expect(exchange, caller)
-        limit = core.settings.limits.max_body_bytes
+        caller = handler.admit(exchange)
+        handler.expect(exchange, caller)
+        limit = handler.settings.limits.max_body_bytes
         if len(body) > limit:
             raise Refusal(413, "body_too_large", f"the message has more than {limit} bytes; send fewer rows at a time")
-        return 200, (await core.predict(exchange, form.Grpc(name), body, caller=caller)).body
+        return 200, (await handler.predict(exchange, form.Grpc(name), body, caller=caller)).body
     if method in {"ServerLive", "ServerReady"}:
         return 200, form.ready(method, ready=method == "ServerLive" or (front.ready and not front.stuck))
     if method == "ServerMetadata":
@@ -113,10 +113,10 @@ async def _dispatch(front: Front, method: str, body: bytes, exchange: Exchange, 
         if asked not in {"", name}:
             raise Refusal(404, "not_found", f"no model {asked[:80]!r} here; this is {name}")
         if method == "ModelMetadata":
-            core.admit(exchange)
-        version = core.version_of(wanted) if wanted else core.identity.version
+            handler.admit(exchange)
+        version = handler.version_of(wanted) if wanted else handler.identity.version
         if method == "ModelMetadata":
-            return 200, form.model_metadata(await core.metadata(version, exchange.headers))
+            return 200, form.model_metadata(await handler.metadata(version, exchange.headers))
         # Another version stands because it came up and is wanted. Whether its replicas are well is watched by Serve.
-        return 200, form.ready(method, ready=version != core.identity.version or (front.ready and not front.stuck))
+        return 200, form.ready(method, ready=version != handler.identity.version or (front.ready and not front.stuck))
     raise Refusal(501, "not_implemented", f"{method[:80]} is not offered here")

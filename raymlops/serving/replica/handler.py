@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from raymlops.errors import InvalidRowsError, NonFiniteError
 from raymlops.serving.auth import Guard, secret_of
 from raymlops.serving.protocols import oip
-from raymlops.serving.protocols.base import Answering
+from raymlops.serving.protocols.base import Responder
 from raymlops.serving.refusal import Refusal
 from raymlops.serving.replica.batcher import Batcher
-from raymlops.serving.replica.parse_pool import Parsing
+from raymlops.serving.replica.parse_pool import ParsePool
 from raymlops.serving.replica.shadows import Shadows
 from raymlops.serving.request import PIN_HEADER
 from raymlops.serving.settings import Settings
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from raymlops.arrays import Columns
     from raymlops.predictions.served import Route, Served
     from raymlops.serving.auth import Caller
-    from raymlops.serving.protocols.base import Asked, Encoded
+    from raymlops.serving.protocols.base import Encoded, Parsed
     from raymlops.serving.protocols.base import Protocol as Form
     from raymlops.serving.request import Exchange
     from raymlops.signature import Signature
@@ -101,7 +101,7 @@ class Identity:
 
 
 @dataclass
-class Core:
+class RequestHandler:
     """Handle the requests of one model version. Use from one event loop."""
 
     model: Model
@@ -110,7 +110,7 @@ class Core:
     peers: Peers = field(default_factory=NoPeers)
     record: Callable[[Served], None] = lambda _served: None
     draw: Callable[[], float] = random.random
-    parsing: Parsing = field(default_factory=Parsing)
+    parsing: ParsePool = field(default_factory=ParsePool)
 
     def __post_init__(self) -> None:
         limits = self.settings.limits
@@ -171,19 +171,19 @@ class Core:
         if version == self.identity.version:
             self._require_room()
         if len(body) > LARGE_BODY_BYTES:
-            asked = await self.parsing.run(form.parse, body, exchange.headers, signature=signature, max_rows=max_rows)
+            parsed = await self.parsing.run(form.parse, body, exchange.headers, signature=signature, max_rows=max_rows)
         else:
-            asked = form.parse(body, exchange.headers, signature=signature, max_rows=max_rows)
-        if asked.request_id is not None and b"x-request-id" not in exchange.headers:
-            exchange.request_id = asked.request_id
-        if asked.version:
-            exchange.named = asked.version
+            parsed = form.parse(body, exchange.headers, signature=signature, max_rows=max_rows)
+        if parsed.request_id is not None and b"x-request-id" not in exchange.headers:
+            exchange.request_id = parsed.request_id
+        if parsed.version:
+            exchange.named = parsed.version
             version, route = self._choose(exchange, caller)
-        exchange.rows, exchange.columns = asked.rows, asked.columns
-        outputs = await self._predict_routed(exchange, asked, version=version, route=route)
+        exchange.rows, exchange.columns = parsed.rows, parsed.columns
+        outputs = await self._predict_routed(exchange, parsed, version=version, route=route)
         exchange.outputs = outputs
-        answering = Answering(self.identity.name, str(exchange.version), exchange.request_id)
-        return form.encode(outputs, asked, answering, signature=signature)
+        responder = Responder(self.identity.name, str(exchange.version), exchange.request_id)
+        return form.encode(outputs, parsed, responder, signature=signature)
 
     async def metadata(self, version: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
         """Return a live version's metadata, whose columns may differ from this one's, and the list of live versions.
@@ -277,21 +277,21 @@ class Core:
                 return choice.version, "canary"
         return self.identity.version, "champion"
 
-    async def _predict_routed(self, exchange: Exchange, asked: Asked, *, version: int, route: Route) -> Columns:
+    async def _predict_routed(self, exchange: Exchange, parsed: Parsed, *, version: int, route: Route) -> Columns:
         if route == "pinned" and version != self.identity.version:
             exchange.version = version
-            outputs, exchange.model_seconds = await self.peers.ask(version, asked.columns, rows=asked.rows)
+            outputs, exchange.model_seconds = await self.peers.ask(version, parsed.columns, rows=parsed.rows)
             return outputs
         if route == "canary":
-            answered = await self._predict_by_canary(exchange, asked, version)
+            answered = await self._predict_by_canary(exchange, parsed, version)
             if answered is not None:
                 return answered
         start = time.perf_counter()
-        outputs = await self._predict_local(asked.columns, rows=asked.rows)
+        outputs = await self._predict_local(parsed.columns, rows=parsed.rows)
         exchange.model_seconds = time.perf_counter() - start
         return outputs
 
-    async def _predict_by_canary(self, exchange: Exchange, asked: Asked, version: int) -> Columns | None:
+    async def _predict_by_canary(self, exchange: Exchange, parsed: Parsed, version: int) -> Columns | None:
         """Return a canary's outputs; None for a fallback to the champion, which counts against the canary.
 
         Raises:
@@ -301,7 +301,7 @@ class Core:
         limit_s = min(self.settings.traffic.canary_timeout_s, self.settings.limits.timeout_s / 2)
         try:
             async with asyncio.timeout(limit_s):
-                outputs, exchange.model_seconds = await self.peers.ask(version, asked.columns, rows=asked.rows)
+                outputs, exchange.model_seconds = await self.peers.ask(version, parsed.columns, rows=parsed.rows)
         except asyncio.CancelledError:
             # The client left, or the deadline passed, while the canary was busy: it was too late for this request.
             exchange.fallback_from, exchange.fallback_code = version, "late"

@@ -1,7 +1,7 @@
 """The front of one model version over HTTP: routes, statuses, headers and pages.
 
 Owns the HTTP interface of a model. Knows nothing of Ray or Serve (see ``apps``), so that its tests need neither; how a
-request is answered is ``core``'s. It never answers 5xx for what a client sent.
+request is answered is ``handler``'s. It never answers 5xx for what a client sent.
 
 ================================== ==========================================================
 ``POST /predict``                  native: ``{"rows": [...]}`` to ``{"outputs": [...], ...}``
@@ -35,7 +35,7 @@ from raymlops.serving.docs.openapi import openapi_document
 from raymlops.serving.docs.page import docs_page, key_page
 from raymlops.serving.names import route_of
 from raymlops.serving.protocols import native, oip
-from raymlops.serving.protocols.base import Answering, Encoded
+from raymlops.serving.protocols.base import Encoded, Parsed, Responder
 from raymlops.serving.protocols.json_body import read_json
 from raymlops.serving.protocols.mlflow import PROTOCOL as MLFLOW
 from raymlops.serving.refusal import INTERNAL, Refusal, error_body, refusal_headers
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from raymlops.predictions.labels import Label
     from raymlops.serving.asgi import Receive, Reply, Scope, Send
     from raymlops.serving.protocols.base import Protocol as Form
-    from raymlops.serving.replica.handler import Core
-    from raymlops.serving.replica.parse_pool import Parsing
+    from raymlops.serving.replica.handler import RequestHandler
+    from raymlops.serving.replica.parse_pool import ParsePool
 
 
 class Labels(Protocol):
@@ -60,7 +60,7 @@ class Labels(Protocol):
         """Keep labels; the future is done once a kill would not lose them."""
 
 
-async def accept(body: bytes, labels: Labels | None, exchange: Exchange, *, parsing: Parsing) -> dict[str, Any]:
+async def accept(body: bytes, labels: Labels | None, exchange: Exchange, *, parsing: ParsePool) -> dict[str, Any]:
     """Return the answer to a request with labels, which are durable by then. They are read beside the event loop.
 
     Raises:
@@ -102,12 +102,12 @@ class Front:
     Use from one event loop. ``warm_up`` must have returned before ``/readyz`` says ready.
     """
 
-    def __init__(self, core: Core, *, labels: Labels | None = None) -> None:
-        self.core = core
+    def __init__(self, handler: RequestHandler, *, labels: Labels | None = None) -> None:
+        self.handler = handler
         self.labels = labels
         self.ages = Ages()
         self.ready = False
-        identity = core.identity
+        identity = handler.identity
         self._name = identity.name
         self._version = str(identity.version)
         self._route = route_of(identity.name)
@@ -139,13 +139,13 @@ class Front:
         Raises:
             Exception: what the model raised, or rows that its own signature refuses.
         """
-        model = self.core.model
+        model = self.handler.model
         for _ in range(rounds):
             columns = model.signature.parse_rows(model.example)
-            outputs = self.core.batcher.measure(columns, rows=len(model.example))
-            answering = Answering(self._name, self._version, "example")
+            outputs = self.handler.batcher.measure(columns, rows=len(model.example))
+            responder = Responder(self._name, self._version, "example")
             body = native.PROTOCOL.encode(
-                outputs, native.Asked(columns, len(model.example)), answering, signature=model.signature
+                outputs, Parsed(columns, len(model.example)), responder, signature=model.signature
             ).body
             self._example_answer = orjson.loads(body)["outputs"]
         self.ready = True
@@ -153,7 +153,7 @@ class Front:
     @property
     def stuck(self) -> bool:
         """Return whether a batch has been running for more than twice a request's deadline."""
-        return self.core.batcher.running_s > 2 * self.core.settings.limits.timeout_s
+        return self.handler.batcher.running_s > 2 * self.handler.settings.limits.timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request as an ASGI application.
@@ -176,17 +176,17 @@ class Front:
         return replace(reply, body=b"") if scope["method"] == "HEAD" else reply
 
     async def _handle(self, scope: Scope, receive: Receive) -> Reply:
-        core = self.core
+        handler = self.handler
         wanted = HEADERS
-        if core.settings.traffic.sticky == "header":
-            wanted = HEADERS | {core.settings.traffic.sticky_header.encode()}
+        if handler.settings.traffic.sticky == "header":
+            wanted = HEADERS | {handler.settings.traffic.sticky_header.encode()}
         headers = header_map(scope, wanted)
         join_pins(headers, scope["headers"])
         request_id = request_id_of(headers.get(b"x-request-id"))
-        exchange = Exchange(headers, request_id=request_id, version=core.identity.version)
-        left_s = core.settings.limits.timeout_s - self.ages.age_s(scope.get(ARRIVED))
+        exchange = Exchange(headers, request_id=request_id, version=handler.identity.version)
+        left_s = handler.settings.limits.timeout_s - self.ages.age_s(scope.get(ARRIVED))
         work = self._dispatch(scope, receive, exchange, late=left_s <= 0)
-        handled = await core.handle(exchange, work, left_s=left_s)
+        handled = await handler.handle(exchange, work, left_s=left_s)
         extra: tuple[tuple[bytes, bytes], ...] = ()
         if isinstance(handled, Refusal):
             status, encoded, extra = handled.status, self._refused(handled, scope, exchange), refusal_headers(handled)
@@ -210,7 +210,7 @@ class Front:
 
     async def _dispatch(self, scope: Scope, receive: Receive, exchange: Exchange, *, late: bool) -> tuple[int, Encoded]:
         path = self._path(scope).removeprefix("/")
-        limit = self.core.settings.limits.max_body_bytes
+        limit = self.handler.settings.limits.max_body_bytes
         form = self._posts.get(path)
         if form is None and path.startswith(self._versioned) and path.endswith("/infer"):
             form, exchange.named = oip.PROTOCOL, path.removeprefix(self._versioned).removesuffix("/infer")
@@ -218,17 +218,17 @@ class Front:
             exchange.protocol = form.name
             _allow(scope, "POST")
             refuse_late(late)
-            caller = self.core.admit(exchange)  # before the body is parsed; whoever took it from the client holds it
-            self.core.expect(exchange, caller)
+            caller = self.handler.admit(exchange)  # before the body is parsed; whoever took it from the client holds it
+            self.handler.expect(exchange, caller)
             body = await read_body(scope, receive, exchange.headers, limit=limit)
-            return 200, await self.core.predict(exchange, form, body, caller=caller)
+            return 200, await self.handler.predict(exchange, form, body, caller=caller)
         if path == "feedback":
             exchange.protocol = "feedback"
             _allow(scope, "POST")
             refuse_late(late)
-            self.core.admit(exchange, scope="feedback")
+            self.handler.admit(exchange, scope="feedback")
             body = await read_body(scope, receive, exchange.headers, limit=limit)
-            return 202, _json(await accept(body, self.labels, exchange, parsing=self.core.parsing))
+            return 202, _json(await accept(body, self.labels, exchange, parsing=self.handler.parsing))
         version, _, what = path.removeprefix(self._versioned).partition("/")
         if path == self._model or (path.startswith(self._versioned) and what in {"", "ready"}):
             _allow(scope, "GET")
@@ -238,19 +238,19 @@ class Front:
             raise self._unknown(scope["path"])
         _allow(scope, "GET")
         if path not in self._open:
-            self.core.admit(exchange)
+            self.handler.admit(exchange)
         root = scope.get("root_path", "")
         return 200, page(root if root.endswith(self._route) else root + self._route)
 
     async def _of_version(self, text: str | None, what: str, exchange: Exchange) -> dict[str, Any]:
         """Return the metadata or, without a key, the readiness of a version that is up; of this one for None."""
-        core = self.core
+        handler = self.handler
         if what != "ready":
-            core.admit(exchange)
-        version = core.identity.version if text is None else core.version_of(text)
+            handler.admit(exchange)
+        version = handler.identity.version if text is None else handler.version_of(text)
         if what != "ready":
-            return await core.metadata(version, exchange.headers)
-        if version == core.identity.version:
+            return await handler.metadata(version, exchange.headers)
+        if version == handler.identity.version:
             self._require_ready()
         # Another one stands because it came up and is wanted. Whether its replicas are well now is watched by Serve.
         return oip.model_ready(self._name)
@@ -263,15 +263,15 @@ class Front:
         return Refusal(404, "not_found", f"no route {path[:200]!r}; there are {there}")
 
     def _describe(self, prefix: str) -> Encoded:
-        limits = self.core.settings.limits
-        identity = self.core.identity
+        limits = self.handler.settings.limits
+        identity = self.handler.identity
         return _json(
             {
                 "model": identity.name,
                 "model_version": self._version,
                 "digest": identity.digest,
                 "run_id": identity.run_id,
-                "signature": self.core.model.signature.to_dict(),
+                "signature": self.handler.model.signature.to_dict(),
                 "limits": {key: getattr(limits, key) for key in ("max_rows", "max_body_bytes", "timeout_s")},
                 "links": {page: f"{prefix}/{page}" for page in ("predict", "docs", "openapi.json", "v2")},
             }
@@ -279,20 +279,20 @@ class Front:
 
     def _document(self, prefix: str) -> dict[str, Any]:
         return openapi_document(
-            self.core.model.signature,
-            identity=asdict(self.core.identity),
+            self.handler.model.signature,
+            identity=asdict(self.handler.identity),
             prefix=prefix,
-            example=self.core.model.example,
+            example=self.handler.model.example,
             answer=self._example_answer,
-            max_rows=self.core.settings.limits.max_rows,
-            key_required=self.core.settings.access.required,
+            max_rows=self.handler.settings.limits.max_rows,
+            key_required=self.handler.settings.access.required,
         )
 
     def _openapi(self, prefix: str) -> Encoded:
         return _json(self._document(prefix))
 
     def _docs(self, prefix: str) -> Encoded:
-        return Encoded(docs_page(self._document(prefix), self.core.model.signature).encode(), HTML)
+        return Encoded(docs_page(self._document(prefix), self.handler.model.signature).encode(), HTML)
 
     def _readyz(self, _prefix: str) -> Encoded:
         self._require_ready()

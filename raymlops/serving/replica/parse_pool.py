@@ -27,7 +27,7 @@ MOST = 16
 """Bodies that are read or wait for it: of the largest size by default, about ten seconds of work."""
 
 
-class Parsing:
+class ParsePool:
     """Run functions in threads of their own, so many at once, and so many in all."""
 
     def __init__(self, *, threads: int = THREADS, most: int = MOST) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from raymlops.arrays import Columns
     from raymlops.predictions.served import Route, Served
-    from raymlops.serving.replica.handler import Core
+    from raymlops.serving.replica.handler import RequestHandler
     from raymlops.serving.settings import Settings
 
 PERIOD_S = 0.25
@@ -45,13 +45,13 @@ class Recording:
     ``folder`` is for the access log; by default Serve's own.
     """
 
-    def __init__(self, core: Core, *, replica: str, folder: Path | None = None) -> None:
-        identity = core.identity
+    def __init__(self, handler: RequestHandler, *, replica: str, folder: Path | None = None) -> None:
+        identity = handler.identity
         name, version = identity.name, identity.version
-        self._core = core
+        self._handler = handler
         self._access_log = AccessLog(folder or log_folder(), name=name, version=version, replica=replica, enabled=False)
         self._tracing = Tracing(None, name=name, version=version, replica=replica)
-        self._log = PredictionLog(core.settings.log, name=name, signature=core.model.signature, writer=replica)
+        self._log = PredictionLog(handler.settings.log, name=name, signature=handler.model.signature, writer=replica)
         self._replica = replica
         self._labels: LabelLog | None = None
         light = (
@@ -60,9 +60,9 @@ class Recording:
             Tally(
                 name=name,
                 replica=replica,
-                traffic=lambda: core.settings.traffic,
-                slow_s=lambda: core.settings.slow_s,
-                find=lambda: find_controller(core.settings.state),
+                traffic=lambda: handler.settings.traffic,
+                slow_s=lambda: handler.settings.slow_s,
+                find=lambda: find_controller(handler.settings.state),
             ),
         )
         self._light = Recorder(light, period_s=PERIOD_S, max_pending=MAX_PENDING, name="light")
@@ -86,13 +86,13 @@ class Recording:
             if labels is not None:
                 labels.close()
         elif self._labels is None:
-            self._labels = LabelLog(uri, name=self._core.identity.name, writer=self._replica)
+            self._labels = LabelLog(uri, name=self._handler.identity.name, writer=self._replica)
         else:
             self._labels.configure(uri)
 
     def add(self, served: Served) -> None:
         """Keep one request. Never waits, never raises."""
-        settings = self._core.settings
+        settings = self._handler.settings
         if served.outputs is not None and settings.log.enabled:
             self._kept.add(served)
         # Queues are bounded by requests, and these sinks need no values: a full one must not hold gigabytes of them.
@@ -113,13 +113,13 @@ class Recording:
             self._labels.close(max(0.0, until - time.monotonic()))
 
     def _read(self) -> Readings:
-        batcher = self._core.batcher
+        batcher = self._handler.batcher
         batches = [batcher.observed.popleft() for _ in range(len(batcher.observed))]
         return Readings(
             queue_rows=batcher.waiting_rows,
             batches=batches,
             shares=self._shares(),
-            shadow_dropped={version: counts.dropped for version, counts in dict(self._core.shadows.counts).items()},
+            shadow_dropped={version: counts.dropped for version, counts in dict(self._handler.shadows.counts).items()},
             log_pending_rows=self._log.pending_rows,
             log_dropped_rows=self._log.dropped,
             recorder_dropped=self._light.dropped + self._kept.dropped,
@@ -127,12 +127,12 @@ class Recording:
         )
 
     def _shares(self) -> dict[tuple[int, Route], float]:
-        traffic = self._core.settings.traffic
+        traffic = self._handler.settings.traffic
         if not traffic.salt:  # only a champion has one: the others get what it sends them
             return {}
         left = 1.0 - sum(share.weight for share in traffic.canaries)
         return {
-            (self._core.identity.version, "champion"): left,
+            (self._handler.identity.version, "champion"): left,
             **{(share.version, "canary"): share.weight for share in traffic.canaries},
             **{(share.version, "shadow"): share.weight for share in traffic.shadows},
         }

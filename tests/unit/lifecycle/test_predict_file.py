@@ -70,7 +70,7 @@ def endpoint(monkeypatch):
         server.should_exit = True
         thread.join(timeout=30)
     for front in served.fronts:
-        front.core.close()
+        front.handler.close()
 
 
 def asked(endpoint, file, *, name="echo", **options):
