@@ -1,7 +1,7 @@
-"""The front of one model version over gRPC: the methods of the Open Inference Protocol.
+"""gRPC front of one model version: the methods of the Open Inference Protocol.
 
-Owns what a call becomes: bytes of a request in, bytes of a response or a status out, so that a call can be handed on
-between replicas. Knows nothing of gRPC servers or Ray; how a request is answered is ``handler``'s.
+Owns the conversion of a call: bytes of a request in, bytes of a response or a status out, so that a call can be
+forwarded between replicas. Knows nothing of gRPC servers or Ray; ``handler`` handles the requests.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so tha
 
 @dataclass(frozen=True, slots=True)
 class GrpcReply:
-    """One answer: ``code`` is a gRPC status code, 0 for a good one."""
+    """One response: ``code`` is a gRPC status code, 0 for success."""
 
     body: bytes
     code: int = 0
@@ -36,9 +36,9 @@ class GrpcReply:
 
 
 async def call(front: Front, method: str, body: bytes, metadata: Sequence[tuple[str, str | bytes]]) -> GrpcReply:
-    """Return the answer to one call; never raises for what a client or the model did.
+    """Return the response to one call; never raises for a client's or the model's error.
 
-    Where the index handed it on, ``metadata`` has when it came there.
+    If the index forwarded it, ``metadata`` has its arrival there.
     """
     try:
         return await _call(front, method, body, metadata, age_s=front.ages.age_s(stamp_in(metadata)))
@@ -64,14 +64,14 @@ async def _call(
 
 
 def refused(refusal: Refusal, request_id: str, *, metadata: tuple[tuple[str, str], ...] = ()) -> GrpcReply:
-    """Return a refusal as gRPC has it: the status that fits, and our one error as its details."""
+    """Return a refusal in gRPC: the matching status, with our error as its details."""
     if refusal.retry_after_s is not None:
         metadata = (*metadata, ("retry-after", f"{refusal.retry_after_s:.3g}"))
     return GrpcReply(b"", form.status_code(refusal.status), form.details(refusal, request_id), metadata)
 
 
 def header_map(metadata: Sequence[tuple[str, str | bytes]], sticky: str) -> dict[bytes, bytes]:
-    """Return the first of each metadata entry that an answer depends on."""
+    """Return the first value of each metadata entry that an answer depends on."""
     wanted = {*HEADERS, b"request_id", sticky.encode()}
     given = [
         (
@@ -109,14 +109,14 @@ async def _dispatch(front: Front, method: str, body: bytes, exchange: Exchange, 
     if method == "ServerMetadata":
         return 200, form.server_metadata()
     if method in {"ModelReady", "ModelMetadata"}:
-        asked, wanted = form.model_of(method, body)
-        if asked not in {"", name}:
-            raise Refusal(404, "not_found", f"no model {asked[:80]!r} here; this is {name}")
+        requested, wanted = form.model_of(method, body)
+        if requested not in {"", name}:
+            raise Refusal(404, "not_found", f"no model {requested[:80]!r} here; this is {name}")
         if method == "ModelMetadata":
             handler.admit(exchange)
         version = handler.version_of(wanted) if wanted else handler.identity.version
         if method == "ModelMetadata":
             return 200, form.model_metadata(await handler.metadata(version, exchange.headers))
-        # Another version stands because it came up and is wanted. Whether its replicas are well is watched by Serve.
+        # Another version is live because it came up and is desired. Serve checks the health of its replicas.
         return 200, form.ready(method, ready=version != handler.identity.version or (front.ready and not front.stuck))
-    raise Refusal(501, "not_implemented", f"{method[:80]} is not offered here")
+    raise Refusal(501, "not_implemented", f"{method[:80]} is not implemented")

@@ -1,21 +1,18 @@
-"""The front of one model version over HTTP: routes, statuses, headers and pages.
+"""HTTP front of one model version: routes, statuses, headers and pages.
 
-Owns the HTTP interface of a model. Knows nothing of Ray or Serve (see ``apps``), so that its tests need neither; how a
-request is answered is ``handler``'s. It never answers 5xx for what a client sent.
+Owns the HTTP interface of a model, and the bodies of ``POST /feedback``, which is answered once the labels are durable.
+Knows nothing of Ray or Serve (see ``apps``), so that its tests need neither; ``handler`` handles the requests. It never
+answers 5xx for a client's mistake.
 
 ================================== ==========================================================
 ``POST /predict``                  native: ``{"rows": [...]}`` to ``{"outputs": [...], ...}``
 ``POST /invocations``, ``/ping``   MLflow's scoring protocol
 ``/v2/...``                        Open Inference Protocol: metadata, health, ``POST .../infer``
-``POST /feedback``                 labels that came later, by request id
+``POST /feedback``                 labels of earlier requests, by request id
 ``GET /``                          version, digest, run and signature
 ``GET /openapi.json``, ``/docs``   the interface with the model's real fields; as a page
-``GET /healthz``, ``/readyz``      the process lives; the model answered its own example
+``GET /healthz``, ``/readyz``      the process is alive; the model answered its own example
 ================================== ==========================================================
-
-Labels that come later: ``POST feedback`` read, and answered once they are durable.
-
-Owns the body of the request and of its answer. What a label is, and where it is kept, is the prediction log's.
 """
 
 from __future__ import annotations
@@ -54,17 +51,17 @@ if TYPE_CHECKING:
 
 
 class Labels(Protocol):
-    """Where labels are kept."""
+    """The storage of labels."""
 
     def add(self, labels: Sequence[Label], *, key_id: str | None = None) -> Future[None]:
-        """Keep labels; the future is done once a kill would not lose them."""
+        """Store labels; the future is done once they are durable."""
 
 
-async def accept(body: bytes, labels: Labels | None, exchange: Exchange, *, parsing: ParsePool) -> dict[str, Any]:
-    """Return the answer to a request with labels, which are durable by then. They are read beside the event loop.
+async def store_labels(body: bytes, labels: Labels | None, exchange: Exchange, *, parsing: ParsePool) -> dict[str, Any]:
+    """Store the labels of a request and return its answer; they are parsed outside the event loop.
 
     Raises:
-        Refusal: they cannot be read, or none are kept here.
+        Refusal: they are invalid, or this endpoint stores none.
     """
     exchange.body_bytes = len(body)
     try:
@@ -72,7 +69,7 @@ async def accept(body: bytes, labels: Labels | None, exchange: Exchange, *, pars
         await asyncio.wrap_future(kept)
     except StorageError as error:
         raise Refusal(
-            503, "storage_unavailable", f"the labels were not kept: {error.message}", retry_after_s=5
+            503, "storage_unavailable", f"the labels were not stored: {error.message}", retry_after_s=5
         ) from error
     return {"accepted": exchange.rows, "request_id": exchange.request_id}
 
@@ -80,12 +77,12 @@ async def accept(body: bytes, labels: Labels | None, exchange: Exchange, *, pars
 def _kept(body: bytes, labels: Labels | None, key_id: str | None) -> tuple[int, Future[None]]:
     found = parse_feedback(read_json(body, keys=_keys, expected='{"labels": [{...}]}'))
     if labels is None:
-        raise Refusal(409, "no_log", "this endpoint keeps no prediction log, so that labels would have no place")
+        raise Refusal(409, "no_log", "this endpoint keeps no prediction log, so labels cannot be stored")
     return len(found), labels.add(found, key_id=key_id)
 
 
 def _keys(data: Any) -> int:
-    """Return how many keys were read, by which ``read_json`` sees one that was given twice."""
+    """Return the number of keys, by which ``read_json`` detects a repeated one."""
     labels = data.get("labels") if isinstance(data, dict) else None
     inner = sum(len(label) for label in labels if isinstance(label, dict)) if isinstance(labels, list) else 0
     return inner + (len(data) if isinstance(data, dict) else 0)
@@ -134,10 +131,10 @@ class Front:
         self._open = {"healthz", "readyz", "ping", "v2/health/live", "v2/health/ready", f"{model}/ready"}
 
     def warm_up(self, *, rounds: int = 5) -> None:
-        """Answer the bundle's own example a few times, which also measures the model.
+        """Predict the bundle's own example a few times, which also measures the model.
 
         Raises:
-            Exception: what the model raised, or rows that its own signature refuses.
+            Exception: the model raised, or its signature refuses its own example.
         """
         model = self.handler.model
         for _ in range(rounds):
@@ -159,14 +156,14 @@ class Front:
         """Serve one request as an ASGI application.
 
         Raises:
-            ValueError: it is no HTTP request, such as the start of the server, which needs nothing here.
+            ValueError: it is not an HTTP request, such as the server's lifespan events.
         """
         if scope["type"] != "http":
             raise ValueError(scope["type"])
         await send_reply(await self.reply(scope, receive), send)
 
     async def reply(self, scope: Scope, receive: Receive) -> Reply:
-        """Return the answer to one HTTP request; never raises for what a client or the model did."""
+        """Return the response to one HTTP request; never raises for a client's or the model's error."""
         try:
             reply = await self._handle(scope, receive)
         except Exception:
@@ -197,8 +194,8 @@ class Front:
 
     def _path(self, scope: Scope) -> str:
         """Return the path below the model's route, with a slash before it."""
-        # Serve says where the route is mounted, but not to a replica that has just lost it: behind HAProxy requests go
-        # on arriving there for a moment, and are answered.
+        # Serve passes the route's prefix, but not to a replica that has just lost the route: behind HAProxy requests
+        # still arrive there for a moment, and are answered.
         path: str = scope["path"]
         return "/" + path.removeprefix(scope.get("root_path", "")).removeprefix(self._route).strip("/")
 
@@ -218,7 +215,7 @@ class Front:
             exchange.protocol = form.name
             _allow(scope, "POST")
             refuse_late(late)
-            caller = self.handler.admit(exchange)  # before the body is parsed; whoever took it from the client holds it
+            caller = self.handler.admit(exchange)  # before the body is read from the process that accepted it
             self.handler.expect(exchange, caller)
             body = await read_body(scope, receive, exchange.headers, limit=limit)
             return 200, await self.handler.predict(exchange, form, body, caller=caller)
@@ -228,7 +225,7 @@ class Front:
             refuse_late(late)
             self.handler.admit(exchange, scope="feedback")
             body = await read_body(scope, receive, exchange.headers, limit=limit)
-            return 202, _json(await accept(body, self.labels, exchange, parsing=self.handler.parsing))
+            return 202, _json(await store_labels(body, self.labels, exchange, parsing=self.handler.parsing))
         version, _, what = path.removeprefix(self._versioned).partition("/")
         if path == self._model or (path.startswith(self._versioned) and what in {"", "ready"}):
             _allow(scope, "GET")
@@ -243,7 +240,7 @@ class Front:
         return 200, page(root if root.endswith(self._route) else root + self._route)
 
     async def _of_version(self, text: str | None, what: str, exchange: Exchange) -> dict[str, Any]:
-        """Return the metadata or, without a key, the readiness of a version that is up; of this one for None."""
+        """Return the metadata or, without a key, the readiness of a live version; of this one for None."""
         handler = self.handler
         if what != "ready":
             handler.admit(exchange)
@@ -252,7 +249,7 @@ class Front:
             return await handler.metadata(version, exchange.headers)
         if version == handler.identity.version:
             self._require_ready()
-        # Another one stands because it came up and is wanted. Whether its replicas are well now is watched by Serve.
+        # Another version is live because it came up and is desired. Serve checks the health of its replicas.
         return oip.model_ready(self._name)
 
     def _unknown(self, path: str) -> Refusal:
@@ -260,7 +257,7 @@ class Front:
             f"POST predict, invocations, feedback and {self._model}/infer; GET docs, openapi.json, v2, {self._model}, "
             "ping, readyz and healthz"
         )
-        return Refusal(404, "not_found", f"no route {path[:200]!r}; there are {there}")
+        return Refusal(404, "not_found", f"no route {path[:200]!r}; routes: {there}")
 
     def _describe(self, prefix: str) -> Encoded:
         limits = self.handler.settings.limits
