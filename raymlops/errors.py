@@ -20,6 +20,9 @@
     ├── UnreachableError                  5  something raymlops needs does not answer
     │   ├── TrackingError                    MLflow is down, or its database has an old schema
     │   └── ClusterError                     Ray or Serve is down, or refuses us
+    │       ├── EndpointUnreachableError     an endpoint that accepts no connection
+    │       ├── EndpointTimeoutError         an endpoint that did not answer in time
+    │       ├── EndpointDisconnectedError    an endpoint that closed the connection without an answer
     │       └── OverloadedError              an endpoint that asks to come back later
     ├── InvalidRowsError                  2  rows that do not fit a signature, each with row and field
     ├── TrainingError                     1  a training that stopped without a result
@@ -172,6 +175,18 @@ class TrackingError(UnreachableError):
 
 class ClusterError(UnreachableError):
     """Ray or Ray Serve is down, or refuses us."""
+
+
+class EndpointUnreachableError(ClusterError):
+    """An endpoint that accepts no connection: nothing listens there, or its name does not resolve."""
+
+
+class EndpointTimeoutError(ClusterError):
+    """An endpoint, or the model behind it, that did not answer within the deadline."""
+
+
+class EndpointDisconnectedError(ClusterError):
+    """An endpoint that closed the connection without an answer, or lost the replica that was to give it."""
 
 
 class OverloadedError(ClusterError):

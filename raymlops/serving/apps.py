@@ -1,7 +1,7 @@
-"""The applications that a Serve config names by import path, and the replicas that run them.
+"""Ray Serve applications, which a Serve config names by import path, and their replicas.
 
-Owns what happens between Serve and the fronts: building, loading a verified bundle, warming up, reconfiguring, health,
-handing calls on. Knows nothing of HTTP (see ``front``, ``index``), of the desired state or of registries.
+Owns what is between Serve and the fronts: building, loading a verified bundle, warm-up, reconfiguration, health checks.
+Knows nothing of HTTP (see ``replica``, ``index``), of the desired state or of registries.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raymlops.serving.names import DEPLOYMENT
 from raymlops.serving.protocols.grpc_messages import METHODS, Wire
 from raymlops.serving.proxy.bounds import INDEX, KNOWN, TOLD, Bounds
 from raymlops.serving.replica.grpc_front import GrpcReply, call
-from raymlops.serving.replica.handler import Core, Identity
+from raymlops.serving.replica.handler import Identity, RequestHandler
 from raymlops.serving.replica.http_front import Front
 from raymlops.serving.replica.peers import ServePeers
 from raymlops.serving.replica.recording import Recording
@@ -42,18 +42,18 @@ def model_app(args: dict[str, Any]) -> Application:
     """Build the application of one model version.
 
     ``args`` holds ``bundle_uri``, ``digest``, ``name``, ``version`` and ``run_id`` and never changes for a version: a
-    changed value would restart its replicas. What may change comes as ``user_config``.
+    changed value would restart its replicas. Settings that may change are in ``user_config``.
     """
     return ModelReplica.bind(dict(args))  # type: ignore[attr-defined]
 
 
 def index_app(args: dict[str, Any]) -> Application:  # noqa: ARG001 - Serve passes args to every builder
-    """Build the application at ``/``, which lists the models it is given as ``user_config``."""
+    """Build the application at ``/``, which lists the models in its ``user_config``."""
     return IndexReplica.bind()  # type: ignore[attr-defined]
 
 
 class _Callable:
-    """The gRPC methods, by the names under which Serve calls them."""
+    """The gRPC methods, by the names that Serve calls."""
 
     async def grpc_call(self, method: str, body: bytes, metadata: list[tuple[str, Any]]) -> GrpcReply:
         """Answer one call."""
@@ -96,25 +96,25 @@ class ModelReplica(_Callable):
         )
         self._model = model
         self._peers = ServePeers(identity.name)
-        self._core = Core(model, identity, peers=self._peers)
-        self._recording = Recording(self._core, replica=serve.get_replica_context().replica_tag)
-        self._core.record = self._recording.add
-        self._front = Front(self._core)
+        self._handler = RequestHandler(model, identity, peers=self._peers)
+        self._recording = Recording(self._handler, replica=serve.get_replica_context().replica_tag)
+        self._handler.record = self._recording.add
+        self._front = Front(self._handler)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Take new settings; called once before the replica is ready, and whenever they change.
+        """Apply new settings; called once before the replica is ready, and whenever they change.
 
-        What takes time is done in a thread, and the settings are applied in the loop, between two requests. Warms up at
-        the first call, where torch has the threads that it will answer with.
+        Slow steps run in a thread, and the settings are applied in the loop, between two requests. The first call warms
+        the model up, with the number of threads that it will serve with.
         """
         settings = Settings.from_dict(user_config)
         _use_threads(settings.threads)
         if not self._front.ready:
             await asyncio.to_thread(self._prepare, settings)
         await asyncio.to_thread(self._recording.configure, settings)
-        self._core.configure(settings)
-        KNOWN.tell(self._core.identity.name, Bounds.of(settings.limits))
-        self._core.batcher.in_worker(functools.partial(_use_threads, settings.threads))
+        self._handler.configure(settings)
+        KNOWN.tell(self._handler.identity.name, Bounds.of(settings.limits))
+        self._handler.batcher.in_worker(functools.partial(_use_threads, settings.threads))
         self._peers.keep(settings.traffic.standing)
         self._front.labels = self._recording.labels
 
@@ -123,31 +123,31 @@ class ModelReplica(_Callable):
         if settings.compile:
             from raymlops.serving.replica.compile import compile_if_faster
 
-            self._core.use(dataclasses.replace(self._model, model=compile_if_faster(self._model)))
-        self._core.configure(settings)
+            self._handler.use(dataclasses.replace(self._model, model=compile_if_faster(self._model)))
+        self._handler.configure(settings)
         self._front.warm_up()
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
         reply = await self._front.reply(request.scope, request.receive)
-        return _AsgiResponse(reply, name=self._core.identity.name, bounds=Bounds.of(self._core.settings.limits))
+        return _AsgiResponse(reply, name=self._handler.identity.name, bounds=Bounds.of(self._handler.settings.limits))
 
     async def answer(self, columns: Columns, rows: int) -> tuple[Columns, float]:
-        """Answer for another version's front."""
-        # What arrives from another process may be read-only memory, which torch warns of.
+        """Predict for another version's front."""
+        # Arrays from another process may be read-only, which torch warns of.
         own = {name: array if array.flags.writeable else array.copy() for name, array in columns.items()}
-        return await self._core.answer(own, rows=rows)
+        return await self._handler.answer(own, rows=rows)
 
     async def http_call(self, scope: dict[str, Any]) -> Reply:
-        """Answer a request that came to the index; its body is in the scope."""
+        """Answer a request that the index forwards; its body is in the scope."""
         return await self._front.reply(scope, _nothing_more)
 
     async def grpc_call(self, method: str, body: bytes, metadata: list[tuple[str, Any]]) -> GrpcReply:
-        """Answer one gRPC call, also one that the index hands on, whose code may be of another release."""
+        """Answer one gRPC call, also one that the index forwards, whose code may be of another release."""
         return await call(self._front, method, body, metadata)
 
     async def check_health(self) -> None:
-        """Raise when a batch has been running for so long that only a new process will help."""
+        """Raise when a batch hangs, so that Serve replaces the process."""
         if self._front.stuck:
             msg = "a batch has been running for more than twice the deadline of a request"
             raise RuntimeError(msg)
@@ -155,18 +155,18 @@ class ModelReplica(_Callable):
     def __del__(self) -> None:
         if hasattr(self, "_front"):
             self._recording.close()
-            self._core.close()
+            self._handler.close()
 
 
 @serve.deployment(name=DEPLOYMENT)
 class IndexReplica(_Callable):
-    """The list of models, and the way to each of them for clients that know the host alone."""
+    """The list of models, and the gateway to each for clients that know only the host."""
 
     def __init__(self) -> None:
         self._gateway = Gateway()
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Take a new list of models."""
+        """Apply a new list of models."""
         self._gateway.configure(user_config.get("models", []))
         KNOWN.tell(INDEX, Bounds.of(self._gateway.limits))
 
@@ -176,14 +176,14 @@ class IndexReplica(_Callable):
         return _AsgiResponse(reply, name=INDEX, bounds=Bounds.of(self._gateway.limits))
 
     async def grpc_call(self, method: str, body: bytes, metadata: list[tuple[str, Any]]) -> GrpcReply:
-        """Hand one gRPC call on to the model that it names."""
+        """Forward one gRPC call to the model that it names."""
         return await self._gateway.grpc_call(method, body, metadata)
 
 
 class _AsgiResponse(Response):
-    """A finished answer: two messages, without Starlette's header handling, which costs more than the front's own.
+    """A finished response: two messages, without Starlette's header handling, which costs more than the front's own.
 
-    The first one also tells whoever took the request what the model's bounds are (see ``bounds``).
+    The first one also carries the model's bounds for the process that accepted the request (see ``bounds``).
     """
 
     def __init__(self, reply: Reply, *, name: str, bounds: Bounds) -> None:
@@ -202,7 +202,7 @@ async def _nothing_more() -> dict[str, Any]:
 
 
 def _use_threads(threads: int) -> None:
-    """Let torch use so many threads for what this thread asks of it: it counts for no other that has begun already."""
+    """Set torch's number of threads for this thread; threads that have started keep theirs."""
     import torch
 
     if torch.get_num_threads() != threads:

@@ -1,8 +1,8 @@
-"""When a request arrived, told by the process that took it from its client to the one that answers it.
+"""Arrival time of a request, passed from the process that accepts it to the one that answers it.
 
-Owns how a moment travels between processes and machines. A machine's monotonic clock is one for all of its processes;
-that of another machine is compared by the least difference seen lately, which the fastest of its requests had: clocks
-that are set wrong, or set anew, make no request late.
+Owns how a time stamp travels between processes and machines. All processes of a machine share its monotonic clock. The
+clock of another machine is compared by the smallest recent difference, that of its fastest request: a wall clock that
+is wrong or adjusted makes no request late.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from typing import Any
 
 ARRIVED = "raymlops.arrived"
-"""Key of an ASGI scope for a ``Stamp``. No client can set it, as it is no header."""
+"""Key of an ASGI scope for a ``Stamp``. It is not a header, so that no client can set it."""
 METADATA = f":{ARRIVED}"
-"""The same among the metadata of a gRPC call on its way from the index. HTTP/2 lets no client send such a name."""
+"""The same in the metadata of a gRPC call that the index forwards. HTTP/2 forbids clients such a name."""
 WINDOW_S = 300.0
-"""How long a least difference counts, at least: monotonic clocks of two machines drift by milliseconds in it."""
+"""Minimum lifetime of a smallest difference: the monotonic clocks of two machines drift by milliseconds in it."""
 
 Stamp = tuple[str, float]
-"""A machine since its start, and the seconds of its monotonic clock."""
+"""The id of a machine's boot, and the seconds of its monotonic clock."""
 
 
 def _machine() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:  # not Linux: each process by itself, which is then compared as other machines are
+    except OSError:  # not Linux: each process counts as a machine
         return uuid.uuid4().hex
 
 
@@ -38,23 +38,23 @@ MACHINE = _machine()
 
 
 def stamp() -> Stamp:
-    """Return this moment."""
+    """Return the time stamp of now."""
     return MACHINE, time.monotonic()
 
 
 def from_client(metadata: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Return a client's metadata without a moment that it claims."""
+    """Return a client's metadata without a forged time stamp."""
     return [(name, value) for name, value in metadata if name != METADATA]
 
 
 def with_stamp(metadata: Sequence[tuple[str, Any]], arrived: Stamp) -> list[tuple[str, Any]]:
-    """Return the metadata of a call that is handed on; an earlier release passes over what is added."""
+    """Return the metadata of a forwarded call; an earlier release ignores the addition."""
     machine, moment = arrived
     return [*from_client(metadata), (METADATA, f"{machine} {moment!r}")]
 
 
 def stamp_in(metadata: Sequence[tuple[str, Any]]) -> Stamp | None:
-    """Return when a call that was handed on arrived; None for one that came from its client, or is not told."""
+    """Return when a forwarded call arrived; None for a call from a client, or from an earlier release."""
     for name, value in metadata:
         if name == METADATA:
             machine, _, moment = value.partition(" ")
@@ -63,17 +63,17 @@ def stamp_in(metadata: Sequence[tuple[str, Any]]) -> Stamp | None:
 
 
 def refuse_late(late: bool) -> None:
-    """Refuse a request whose deadline has passed on its way here: nobody waits for it, and there may be many.
+    """Refuse a request whose deadline has passed already: nobody waits for it, and there may be many.
 
     Raises:
-        TimeoutError: it is late.
+        TimeoutError: it has.
     """
     if late:
         raise TimeoutError
 
 
 class Ages:
-    """Say how old requests are, from one event loop."""
+    """Measure the age of requests, from one event loop."""
 
     def __init__(self, *, machine: str = MACHINE, clock: Callable[[], float] = time.monotonic) -> None:
         self._machine = machine
@@ -81,9 +81,9 @@ class Ages:
         self._others: dict[str, _Least] = {}
 
     def age_s(self, arrived: Stamp | None) -> float:
-        """Return the seconds since a request arrived; 0 where nobody noted it. Never below 0.
+        """Return the seconds since a request arrived; 0 without a time stamp, never below 0.
 
-        From another machine it is the time beyond what its fastest request took, so never too much.
+        For another machine it is the excess over its fastest request, so never too much.
         """
         if arrived is None:
             return 0.0
@@ -98,7 +98,7 @@ class Ages:
 
 
 class _Least:
-    """The least of the differences seen in the last one to two windows."""
+    """The smallest difference in the last one to two windows."""
 
     __slots__ = ("before", "least", "since")
 

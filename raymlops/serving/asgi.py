@@ -1,6 +1,6 @@
-"""Requests and answers as ASGI has them: types, the headers that matter, reading a body within bounds.
+"""ASGI requests and responses: types, relevant headers, bounded reading of bodies.
 
-Owns what ``front``, ``index`` and ``middleware`` share of HTTP. Pure: knows nothing of models or Serve.
+Owns the HTTP code that ``replica``, ``index`` and ``proxy`` share. Pure: knows nothing of models or Serve.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Send = Callable[[Message], Awaitable[None]]
 JSON = b"application/json"
 HTML = b"text/html; charset=utf-8"
 BODY = "raymlops.body"
-"""Key of an ASGI scope under which ``middleware`` hands over a body that it has read already."""
+"""Key of an ASGI scope for a body that ``middleware`` has read already."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One HTTP answer. ``request_id`` is not among ``headers``: Serve's proxy adds it, and would add it twice."""
+    """One HTTP response. ``request_id`` is not in ``headers``: Serve's proxy adds it, and would add it twice."""
 
     status: int
     body: bytes
@@ -36,20 +36,20 @@ class Reply:
 def make_reply(
     status: int, body: bytes, request_id: str, *, kind: bytes = JSON, extra: tuple[tuple[bytes, bytes], ...] = ()
 ) -> Reply:
-    """Return an answer with its type and length."""
+    """Return a response with its type and length."""
     length = str(len(body)).encode()
     return Reply(status, body, request_id, ((b"content-type", kind), (b"content-length", length), *extra))
 
 
 async def send_reply(reply: Reply, send: Send) -> None:
-    """Send an answer with its request id, as an application of its own does."""
+    """Send a response with its request id, as an ASGI application without Serve's proxy."""
     headers = [*reply.headers, (b"x-request-id", reply.request_id.encode())]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body})
 
 
 def request_id_of(given: bytes | None) -> str:
-    """Return a client's id of 1 to 128 printable ASCII characters, or a new one: others could split a log line."""
+    """Return a client's id of 1 to 128 printable ASCII characters, else a new one: others could split a log line."""
     if given is not None and 0 < len(given) <= 128 and given.isascii():
         text = given.decode("ascii")
         if text.isprintable():
@@ -58,7 +58,7 @@ def request_id_of(given: bytes | None) -> str:
 
 
 def header_map(scope: Scope, wanted: Collection[bytes]) -> dict[bytes, bytes]:
-    """Return the first of each header that an answer depends on."""
+    """Return the first value of each header that an answer depends on."""
     found: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
         if name in wanted:
@@ -70,7 +70,7 @@ async def read_body(scope: Scope, receive: Receive, headers: Mapping[bytes, byte
     """Return the body of a request, at most ``limit`` bytes of it.
 
     Raises:
-        Refusal: 413 for a body that is or says it is larger, 415 for a compressed one, 400 for one that breaks off.
+        Refusal: 413 for a body that is or claims to be larger, 415 for a compressed one, 400 for an incomplete one.
     """
     encoding = headers.get(b"content-encoding", b"identity").strip().lower()
     if encoding not in {b"", b"identity"}:
@@ -79,14 +79,14 @@ async def read_body(scope: Scope, receive: Receive, headers: Mapping[bytes, byte
     if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
         raise too_large_body(limit)
     if BODY in scope:
-        if len(scope[BODY]) > limit:  # of undeclared length, read within another limit
+        if len(scope[BODY]) > limit:  # of undeclared length, read under another limit
             raise too_large_body(limit)
         return bytes(scope[BODY])
-    body, more = bytearray(), True  # not a list of its chunks: of two bytes each, they would take twenty times as much
+    body, more = bytearray(), True  # a list of chunks of two bytes each would take twenty times the memory
     while more:
         message = await receive()
         if message["type"] != "http.request":
-            raise Refusal(400, "disconnected", "the client left before its request was complete")
+            raise Refusal(400, "disconnected", "the client disconnected before its request was complete")
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if len(body) > limit:
@@ -95,5 +95,5 @@ async def read_body(scope: Scope, receive: Receive, headers: Mapping[bytes, byte
 
 
 def too_large_body(limit: int) -> Refusal:
-    """Return the refusal of a body that is larger than allowed, which is the same wherever it is noticed."""
+    """Return the refusal of a body that is too large, the same wherever it is detected."""
     return Refusal(413, "body_too_large", f"the body has more than {limit} bytes; send fewer rows at a time")

@@ -1,8 +1,8 @@
-"""Who may ask: API keys, what each may do, and how often. The one question that HTTP and gRPC alike put to it.
+"""Authentication and rate limits for HTTP and gRPC: API keys, scopes, token buckets.
 
-Owns what a request's key looks like, the check of it, and the rate limits. Pure: knows nothing of Serve or of the state
-database. A replica holds the hashes of the keys for its own model and no secret; nothing here logs or returns one.
-Limits are per key and replica: two replicas let through twice the rate.
+Owns the format of a key in a request, its verification, and the rate limits. Pure: knows nothing of Serve or of the
+state database. A replica holds the hashes of its model's keys and no secret; nothing here logs or returns one. Limits
+are per key and replica: two replicas allow twice the rate.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ SCOPES: frozenset[str] = frozenset({"predict", "feedback", "pin"})
 PREFIX = "rk_"
 
 _LONGEST = 200
-"""Characters; a secret has 59. What is longer is refused unread, so that a header of many kilobytes costs nothing."""
+"""Characters; a secret has 59. A longer one is rejected unread, so that a header of many kilobytes costs nothing."""
 _NO_HASH = "0" * 64
-"""Compared with where no key has the id, so that the time taken does not say which ids exist."""
+"""Compared with for an unknown id, so that the time taken does not reveal which ids exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyEntry:
-    """What a replica knows of one key. ``hash`` is the SHA-256 of the whole secret, in hex."""
+    """One key, as a replica knows it. ``hash`` is the SHA-256 of the whole secret, in hex."""
 
     id: str
     hash: str
@@ -40,18 +40,18 @@ class KeyEntry:
     rate_per_s: float | None = None
     """Requests a second in one replica; None for no limit."""
     expires_at: float | None = None
-    """Seconds since the epoch; None for a key without an end."""
+    """Seconds since the epoch; None for a key that does not expire."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may ask one model: whether a key is needed, and the keys that are good for it."""
+    """Access to one model: whether a key is required, and the valid keys."""
 
     required: bool = False
     keys: tuple[KeyEntry, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data, the same for the same keys."""
+        """Return plain JSON data, equal for equal keys."""
         return {
             "required": self.required,
             "keys": [
@@ -68,7 +68,7 @@ class Access:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild it; keys of the data that a newer version wrote are ignored."""
+        """Rebuild it; fields that a newer version wrote are ignored."""
         fields = KeyEntry.__dataclass_fields__
         entries = [
             KeyEntry(**{name: item[name] for name in fields if name in item} | {"scopes": frozenset(item["scopes"])})
@@ -79,29 +79,29 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: a key's id, None for somebody without a key, and what they may do."""
+    """The caller of a request: the key's id, None without a key, and its scopes."""
 
     key_id: str | None
     scopes: frozenset[str]
 
     def require(self, scope: Scope) -> None:
-        """Check a right beyond the one that the caller was admitted for; costs nothing of the rate.
+        """Check a further scope of an admitted caller; does not count against the rate.
 
         Raises:
-            Refusal: 403 where the caller has not this right.
+            Refusal: 403, the key lacks the scope.
         """
         if scope not in self.scopes:
-            raise Refusal(403, "forbidden", f"this key may not {_DEEDS[scope]}; it has no scope {scope!r}")
+            raise Refusal(403, "forbidden", f"this key may not {_ACTIONS[scope]}; it lacks the scope {scope!r}")
 
 
-_DEEDS = {"predict": "ask for predictions", "feedback": "send feedback", "pin": "choose the version that answers"}
+_ACTIONS = {"predict": "request predictions", "feedback": "send feedback", "pin": "choose the version that answers"}
 ANYBODY = Caller(None, SCOPES)
 
 
 class Guard:
-    """Admit callers or refuse them, from one event loop.
+    """Authenticate callers, from one event loop.
 
-    ``configure`` may be called from any thread meanwhile: a caller is judged by all of the old rights or all of the new
+    ``configure`` may be called from any thread meanwhile: a request sees either all of the old keys or all of the new
     ones. ``clock`` measures rates, ``now`` is the time of day in seconds since the epoch.
     """
 
@@ -118,7 +118,7 @@ class Guard:
         self.configure(access or Access())
 
     def configure(self, access: Access) -> None:
-        """Replace who may ask. The bucket of a key that stays goes on, so that a change gives nobody a fresh one."""
+        """Replace the keys. A key that stays keeps its bucket, so that a change refills none."""
         before = self._rights.known
         known = {}
         for key in access.keys:
@@ -130,13 +130,13 @@ class Guard:
         self._rights = _Rights(access.required, known)  # in one step: requests are admitted meanwhile
 
     def admit(self, secret: str | None, *, scope: Scope) -> Caller:
-        """Return who asks, and count the request against their rate.
+        """Authenticate a request, and count it against the key's rate.
 
-        Where no key is required a caller without one may do all; a key that is given is checked there too. An unknown
-        id, another's secret, a revoked or expired key and one for another model are told apart in no way.
+        Where no key is required, a caller without one has all scopes; a key that is sent is checked there too. The
+        answer is the same for an unknown id, a wrong secret, a revoked or expired key and one for another model.
 
         Raises:
-            Refusal: 401 without a good key, 403 with one that has not this scope, 429 above its rate.
+            Refusal: 401 without a valid key, 403 for a key without the scope, 429 above its rate.
         """
         known = self._identified(secret)
         if known is None:
@@ -148,20 +148,20 @@ class Guard:
         return known.caller
 
     def identify(self, secret: str | None) -> Caller:
-        """Return who asks, as ``admit`` does, for what needs no right but that and counts against no rate.
+        """Authenticate a request that needs no scope and counts against no rate.
 
         Raises:
-            Refusal: 401 without a good key.
+            Refusal: 401 without a valid key.
         """
         known = self._identified(secret)
         return ANYBODY if known is None else known.caller
 
     def _identified(self, secret: str | None) -> _Known | None:
-        """Return the key with this secret, None where there is none and needs to be none."""
+        """Return the key with this secret, None without a secret where none is required."""
         rights = self._rights
         if secret is None:
             if rights.required:
-                raise Refusal(401, "unauthenticated", f"this model asks for an API key; {_HOW}")
+                raise Refusal(401, "unauthenticated", f"this model requires an API key; {_HOW}")
             return None
         if len(secret) > _LONGEST:
             raise _unknown()
@@ -176,10 +176,10 @@ class Guard:
 
 
 def secret_of(headers: Mapping[bytes, bytes]) -> str | None:
-    """Return the key in a request's headers or a call's metadata (names in lower case), None where there is none.
+    """Return the key in a request's headers or a call's metadata (names in lower case), None without one.
 
-    ``x-api-key`` is ours alone and wins over ``authorization: Bearer ...``, which a gateway in front may use for
-    itself. Another kind of authorization is no key.
+    ``x-api-key`` is ours alone and takes precedence over ``authorization: Bearer ...``, which a gateway in front may
+    use for itself. Other authorization schemes are ignored.
     """
     given = headers.get(b"x-api-key")
     if given is None:
@@ -190,7 +190,7 @@ def secret_of(headers: Mapping[bytes, bytes]) -> str | None:
 
 
 def access_of(name: str, keys: Iterable[KeyRecord], *, required: bool) -> Access:
-    """Return who may ask one model: those of the keys that are for it, always in the same order."""
+    """Return the access to one model: its keys, in a stable order."""
     entries = [
         KeyEntry(
             id=key.id,
@@ -213,7 +213,7 @@ def _unknown() -> Refusal:
 
 
 class _Bucket:
-    """Tokens that come back at a rate, at most a second's worth of them and at least one: a token bucket."""
+    """A token bucket, whose burst is a second's worth of tokens and at least one."""
 
     __slots__ = ("rate", "stamp", "tokens")
 
@@ -227,7 +227,7 @@ class _Bucket:
         return max(1.0, self.rate)
 
     def after(self, other: _Bucket) -> _Bucket:
-        """Return the bucket that goes on from another: that one itself where the rate is the same."""
+        """Continue another bucket: that one itself if the rate is the same."""
         if other.rate == self.rate:
             return other
         self.tokens = min(self.burst, other.tokens)

@@ -13,7 +13,7 @@ MODEL_IMPORT_PATH = "raymlops.serving.apps:model_app"
 INDEX_IMPORT_PATH = "raymlops.serving.apps:index_app"
 
 INDEX_APP = "raymlops"
-"""Also what gRPC clients give as ``application``: it stays, while a champion's application changes."""
+"""gRPC clients send it as ``application``: it is stable, while a champion's application changes."""
 
 
 def app_name(name: str, version: int) -> str:

@@ -1,7 +1,7 @@
-"""What is refused, and within which limits requests are answered.
+"""Error responses and per-request limits.
 
-Owns the one error that every protocol answers with. Pure: knows nothing of Serve, models or sockets. Nothing that a
-client sends may raise anything but ``Refusal``.
+Owns the one error of all protocols. Pure: knows nothing of Serve, models or sockets. Nothing that a client sends may
+raise anything but ``Refusal``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not an error of ours
-    """A request that is answered with a status of 4xx or 5xx."""
+    """A request that is answered with a status 4xx or 5xx."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Refusal(Exception):  # noqa: N818 - an answer, not an error of ours
 
 
 INTERNAL = Refusal(500, "internal", "the endpoint itself failed; the replica's log has it")
-"""What is answered where nothing else can be."""
+"""The answer to a request on which our own code raised."""
 
 
 def _rebuild(status: int, code: str, message: str, options: dict[str, Any]) -> Refusal:
@@ -56,7 +56,7 @@ def _rebuild(status: int, code: str, message: str, options: dict[str, Any]) -> R
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may ask for; can change while a replica runs."""
+    """The limits of one request; they may change while a replica runs."""
 
     max_rows: int = 5000
     max_body_bytes: int = 8_000_000
@@ -69,7 +69,7 @@ _OIP_PATH = re.compile(r"(/models/[^/]+)?/v2(/|$)")
 
 
 def error_body(refusal: Refusal, request_id: str, *, path: str = "") -> bytes:
-    """Return the JSON that answers a refused request, in every protocol; never raises.
+    """Return the JSON of an error response, for every protocol; never raises.
 
     ``path`` is the request's: below ``/v2`` the error is a text, as clients of the Open Inference Protocol expect, with
     the same facts beside it.
@@ -81,12 +81,12 @@ def error_body(refusal: Refusal, request_id: str, *, path: str = "") -> bytes:
     data = {**flat, "request_id": request_id}
     try:
         return orjson.dumps(data)
-    except TypeError:  # a text with half a surrogate pair, or a value that is no JSON
+    except TypeError:  # a text with half a surrogate pair, or a value that JSON cannot hold
         return json.dumps(data, default=str, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def refusal_headers(refusal: Refusal) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the headers that go with a refusal."""
+    """Return the headers of an error response."""
     headers = []
     if refusal.allow:
         headers.append((b"allow", refusal.allow.encode()))

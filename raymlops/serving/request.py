@@ -1,4 +1,4 @@
-"""One request on its way to its answer: the facts that are gathered, and what is kept of them.
+"""The state of one request while it is handled, and the record of it.
 
 Owns the names of the headers that an answer depends on. Knows nothing of HTTP servers, gRPC or models.
 """
@@ -26,7 +26,7 @@ HEADERS = frozenset(
 
 
 class Exchange:
-    """One request, filled in step by step by whoever learns something about it."""
+    """One request, filled in step by step while it is handled."""
 
     __slots__ = (
         "body_bytes",
@@ -61,7 +61,7 @@ class Exchange:
         self.model_seconds = 0.0
         self.key_id: str | None = None
         self.named: str | None = None
-        """The version that path or message name, where the protocol has a place for it."""
+        """The version that path or message name, where the protocol has a field for it."""
         self.fallback_from: int | None = None
         self.fallback_code: str | None = None
         self.epoch = ""
@@ -69,7 +69,7 @@ class Exchange:
         self.outputs: Columns | None = None
 
     def served(self, status: int, code: str) -> Served:
-        """Return what is kept of it once it is over."""
+        """Return the record of the finished request."""
         trace = self.headers.get(b"traceparent")
         return Served(
             request_id=self.request_id,

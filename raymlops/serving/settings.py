@@ -1,6 +1,6 @@
-"""What a replica is told while it runs: limits, traffic, keys, where to log. Serve hands it over as ``user_config``.
+"""Settings of a running replica: limits, traffic, keys, logs. Serve passes them as ``user_config``.
 
-Owns how that data is read. Pure; ``render`` writes it. A change of it restarts nothing.
+Owns how that data is read. Pure; ``render`` writes it. A change restarts no replica.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything of one version that may change in place."""
+    """The settings of one version that may change in place."""
 
     limits: Limits = field(default_factory=Limits)
     traffic: Traffic = field(default_factory=Traffic)
@@ -28,17 +28,17 @@ class Settings:
     access_log: bool = False
     otlp_endpoint: str | None = None
     threads: int = 1
-    """Of torch, for one batch."""
+    """Threads of torch for one batch."""
     compile: bool = False
-    """Looked at when a replica starts: a change takes effect in new replicas only, as compiling takes minutes."""
+    """Read when a replica starts: a change takes effect in new replicas only, as compiling takes minutes."""
     slow_s: float = 0.25
-    """From which on an answer counts as slow in a rollout."""
+    """An answer that takes at least this long counts as slow in a rollout."""
     state: str = ""
-    """Id of the state whose version this is; empty where it does not say."""
+    """Id of the state database that the version belongs to; empty if unknown."""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Settings:
-        """Read a ``user_config``; what is missing keeps its default, unknown keys are ignored."""
+        """Read a ``user_config``; missing keys keep their defaults, unknown ones are ignored."""
         limits = data.get("limits", {})
         plain = ("access_log", "otlp_endpoint", "threads", "compile", "slow_s")
         return cls(

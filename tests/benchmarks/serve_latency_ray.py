@@ -82,10 +82,8 @@ def serve_ours(dashboard: str, port: int, proxy: str, folder: str, digest: str) 
     from raymlops.records import BundleRef
     from raymlops.serving.control.apply import apply
     from raymlops.serving.control.rest_api import ServeApi
-    from raymlops.serving.control.start import start_proxy
     from raymlops.state.store import Deployment, Desired
 
-    start_proxy(HOST, port, proxy="haproxy" if proxy == "haproxy" else "python")
     one = {"min_replicas": 1, "max_replicas": 1, "proxy": proxy}
     settings = {"bench": one, "unlogged": {**one, "log": {"enabled": False}}}
     bundle = BundleRef(folder, digest)

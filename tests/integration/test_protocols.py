@@ -13,12 +13,13 @@ import bad_requests
 import grpc
 import httpx
 import pytest
+from serve_proxy import start_proxy
 from serving_bundles import MIXED_ROWS, mixed_bundle
 
 from raymlops.bundle.load import load
+from raymlops.cluster.ports import free_port
 from raymlops.serving.control import apply as applying
 from raymlops.serving.control.rest_api import ServeApi
-from raymlops.serving.control.start import free_port, start_proxy
 from raymlops.serving.names import INDEX_APP, app_name
 from raymlops.serving.protocols.grpc_messages import request_class
 from raymlops.state.keys import KeyRecord
@@ -59,8 +60,8 @@ def served(ray_local, bundle) -> Iterator[Served]:
     from ray import serve
 
     token = Path(ray_local.token_path).read_text(encoding="utf-8").strip() if ray_local.token_path else None
-    grpc_port = free_port("127.0.0.1")
-    start_proxy("127.0.0.1", 0, grpc_port=grpc_port)
+    grpc_port = free_port()
+    start_proxy(grpc_port=grpc_port)
     api = ServeApi(ray_local.dashboard_url, token)
 
     def change(*, keys: tuple[KeyRecord, ...] = (), **settings: Any) -> str:

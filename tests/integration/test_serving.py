@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import serving_foreign
+from serve_proxy import start_proxy
 from serving_bundles import scale_bundle
 
 from raymlops.errors import ClusterError, DeployError, InvalidRowsError
 from raymlops.serving.client.client import Client
 from raymlops.serving.control import apply as applying
 from raymlops.serving.control.rest_api import ServeApi
-from raymlops.serving.control.start import start_proxy
 from raymlops.serving.names import INDEX_APP
 from raymlops.state.store import Deployment, Desired
 
@@ -50,7 +50,7 @@ def api(ray_local) -> Iterator[ServeApi]:
     from ray import serve
 
     token = Path(ray_local.token_path).read_text(encoding="utf-8").strip() if ray_local.token_path else None
-    start_proxy("127.0.0.1", 0)
+    start_proxy()
     yield ServeApi(ray_local.dashboard_url, token)
     serve.shutdown()
 
@@ -242,14 +242,6 @@ def test_a_foreign_application_survives_and_nothing_dead_is_left(api, bundles, u
     assert apply([], api=api, wait_s=60).statuses == {"foreign": "RUNNING"}
     assert httpx.get(f"{base}/foreign").json() == answer
     assert httpx.post(f"{url}/predict", json={"rows": ROWS}).status_code == 404
-
-
-def test_the_proxy_cannot_move(api):
-    """Serve's address is fixed at its start: the same again is fine, another one is refused."""
-    port = api.get()["http_options"]["port"]
-    assert start_proxy("127.0.0.1", port) == port
-    with pytest.raises(ClusterError, match="already listens"):
-        start_proxy("127.0.0.1", port + 1)
 
 
 def test_a_dashboard_that_refuses_us_is_named(api, ray_local):

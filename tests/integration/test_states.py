@@ -16,6 +16,7 @@ import pytest
 import ray
 from own_versions import end_serving
 from ray.util import list_named_actors
+from serve_proxy import start_proxy
 from serving_bundles import scale_bundle
 from states import opened, take_down
 
@@ -33,7 +34,6 @@ from raymlops.lifecycle.rollout.relay import ensure_relay
 from raymlops.serving.control.apply import apply, refresh
 from raymlops.serving.control.details import configs
 from raymlops.serving.control.rest_api import ServeApi
-from raymlops.serving.control.start import start_proxy
 from raymlops.serving.telemetry.rollout_counts import CONTROLLER, NAMESPACE, controller_of
 from raymlops.state.keys import create_key
 from raymlops.state.store import Deployment
@@ -48,7 +48,7 @@ ROWS = {"rows": [{"a": 1.0, "b": 2.0}]}
 @pytest.fixture(scope="module")
 def api(ray_local):
     token = Path(ray_local.token_path).read_text(encoding="utf-8").strip() if ray_local.token_path else None
-    start_proxy("127.0.0.1", 0)
+    start_proxy()
     yield ServeApi(ray_local.dashboard_url, token)
     end_serving()
 

@@ -14,12 +14,11 @@ from collections import Counter
 import numpy as np
 import pytest
 from local_ray import local_ray
+from serve_proxy import start_proxy
 from serving_bundles import scale_bundle
 
-from raymlops.cluster.ports import free_port
 from raymlops.serving.control.apply import apply
 from raymlops.serving.control.rest_api import ServeApi
-from raymlops.serving.control.start import start_proxy
 from raymlops.state.store import Deployment, Desired
 
 pytestmark = pytest.mark.soak
@@ -36,7 +35,7 @@ NO_ANSWER_S = 40.0
 def port(tmp_path_factory):
     """Serve one version behind HAProxy, with a queue that is full soon, and return the port."""
     with local_ray(tmp_path_factory.mktemp("home"), proxy="haproxy") as connection:
-        port = start_proxy("127.0.0.1", free_port(), proxy="haproxy")
+        port = start_proxy()
         token = None
         if connection.token_path:
             with open(connection.token_path, encoding="utf-8") as file:  # noqa: PTH123 - a path as text

@@ -1,33 +1,35 @@
-"""``client`` for asyncio: the same questions, deadline and repeats, without a blocked thread.
+"""``client`` for asyncio: the same calls, deadline and retries, without a blocked thread.
 
-Owns how requests are sent and waited for in an event loop, and nothing else.
+Owns how requests are sent and awaited in an event loop, and nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import httpx
+from tenacity import AsyncRetrying
 
 from raymlops.serving.client import calls
-from raymlops.serving.client.client import CONNECTIONS, Settings, check_open, failure_of, reply_of, request_of
-from raymlops.serving.client.retry import Failure, Pause, Reply, attempts
+from raymlops.serving.client.client import CONNECTIONS, BaseClient, check_open, failure_of, reply_of
+from raymlops.serving.client.retry import Failure
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from raymlops.serving.client.calls import Answer, Call, Rows
+    from raymlops.serving.client.retry import Budget, Reply
 
 T = TypeVar("T")
 
 
-class AsyncClient:
-    """Ask the models of one endpoint from asyncio. An asynchronous context manager; for one event loop.
+class AsyncClient(BaseClient):
+    """Client of the models of one endpoint, for asyncio. An asynchronous context manager; for one event loop.
 
-    Arguments and promises are those of ``Client``, and each method's are those of its namesake.
+    Takes the arguments of ``Client``, and each method those of its namesake.
 
     Raises:
         UsageError: as ``Client``.
@@ -46,18 +48,17 @@ class AsyncClient:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: random.Random | None = None,
     ) -> None:
-        self._settings = Settings(
-            base_url, api_key=api_key, timeout_s=timeout_s, retries=retries, attempt_timeout_s=attempt_timeout_s
+        super().__init__(
+            base_url,
+            api_key=api_key,
+            timeout_s=timeout_s,
+            retries=retries,
+            attempt_timeout_s=attempt_timeout_s,
+            clock=clock,
+            rng=rng,
         )
-        self._clock, self._sleep, self._rng = clock, sleep, rng or random.Random()  # noqa: S311 - spreads load
-        self._http = httpx.AsyncClient(
-            headers=self._settings.headers, transport=transport, limits=CONNECTIONS, trust_env=False
-        )
-
-    @property
-    def base_url(self) -> str:
-        """Return where it asks."""
-        return self._settings.base_url
+        self._sleep = sleep
+        self._http = httpx.AsyncClient(headers=self._headers, transport=transport, limits=CONNECTIONS, trust_env=False)
 
     async def predict(
         self,
@@ -69,9 +70,9 @@ class AsyncClient:
         session: str | None = None,
         version: int | str | None = None,
     ) -> Answer:
-        """Ask a model for these rows, as ``Client.predict``."""
+        """Predict rows, as ``Client.predict``."""
         call = calls.predict_call(name, rows, request_id=request_id, session=session, version=version)
-        return await self._ask(call, timeout_s)
+        return await self._call(call, timeout_s)
 
     async def feedback(
         self,
@@ -81,19 +82,19 @@ class AsyncClient:
         request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> int:
-        """Tell what really happened, as ``Client.feedback``."""
-        return await self._ask(calls.feedback_call(name, labels, request_id=request_id), timeout_s)
+        """Send the true labels of earlier predictions, as ``Client.feedback``."""
+        return await self._call(calls.feedback_call(name, labels, request_id=request_id), timeout_s)
 
     async def describe(self, name: str, *, timeout_s: float | None = None) -> dict[str, Any]:
-        """Return what a model is, as ``Client.describe``."""
-        return await self._ask(calls.describe_call(name), timeout_s)
+        """Return a model's facts, as ``Client.describe``."""
+        return await self._call(calls.describe_call(name), timeout_s)
 
     async def models(self, *, timeout_s: float | None = None) -> list[dict[str, Any]]:
-        """Return what is live, as ``Client.models``."""
-        return await self._ask(calls.models_call(), timeout_s)
+        """Return the live models, as ``Client.models``."""
+        return await self._call(calls.models_call(), timeout_s)
 
     async def close(self) -> None:
-        """Close the connections that were kept."""
+        """Close the idle connections."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -102,33 +103,21 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.base_url!r})"
+    async def _call(self, call: Call[T], timeout_s: float | None) -> T:
+        budget = self._budget(timeout_s)
+        retrying = AsyncRetrying(sleep=self._sleep, **budget.options())
+        outcome: Reply | Failure = await retrying(self._send, call, budget)
+        attempts = retrying.statistics["attempt_number"]
+        return calls.result(call, outcome, attempts=attempts, base_url=self.base_url, timeout_s=budget.timeout_s)
 
-    async def _ask(self, call: Call[T], timeout_s: float | None) -> T:
-        settings = self._settings
-        total_s = settings.deadline_s(timeout_s)
-        steps = attempts(settings.policy, timeout_s=total_s, clock=self._clock, rng=self._rng)
-        outcome: Reply | Failure | None = None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as last:
-                return calls.result(call, last.value, base_url=settings.base_url, timeout_s=total_s)
-            if isinstance(step, Pause):
-                await self._sleep(step.seconds)
-                outcome = None
-            else:
-                outcome = await self._send(call, step.timeout_s)
-
-    async def _send(self, call: Call[Any], timeout_s: float) -> Reply | Failure:
+    async def _send(self, call: Call[Any], budget: Budget) -> Reply | Failure:
         check_open(self._http)
+        timeout_s = budget.attempt_s()
         try:
             async with asyncio.timeout(timeout_s):
-                request = request_of(self._http, call, base_url=self.base_url, timeout_s=timeout_s)
-                response = await self._http.send(request)
+                response = await self._http.send(self._request(self._http, call, timeout_s=timeout_s))
         except TimeoutError:
-            return Failure("late", "it answered too slowly")
+            return Failure("timeout", "the response is too slow")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return failure_of(error)
         except RuntimeError:

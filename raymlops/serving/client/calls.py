@@ -1,7 +1,7 @@
-"""What can be asked of an endpoint: each question as one HTTP request, its answer as a value or an error.
+"""The calls of an endpoint: each as one HTTP request, and its response as a value or an error.
 
 Owns paths, headers, bodies and the meaning of statuses. Sends nothing (see ``client``), and imports no numpy: rows of
-pandas and Arrow are taken by what they can do.
+pandas and Arrow are recognized by their methods.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import orjson
 
 from raymlops.errors import (
     MAX_PROBLEMS,
-    ClusterError,
+    EndpointDisconnectedError,
+    EndpointTimeoutError,
+    EndpointUnreachableError,
     InvalidRowsError,
     NotFoundError,
     OverloadedError,
@@ -28,7 +30,7 @@ from raymlops.errors import (
     RowProblem,
     UsageError,
 )
-from raymlops.serving.client.retry import Ended, Failure, Reply
+from raymlops.serving.client.retry import Failure, Reply
 
 T = TypeVar("T")
 
@@ -36,25 +38,25 @@ Rows = Any
 """A sequence of mappings from field to value, a pandas ``DataFrame`` or a pyarrow ``Table``."""
 
 _SENDABLE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
-"""Text that a header carries as it is."""
+"""Text that a header can carry unchanged."""
 _EXACT = 2**53
-"""Below it every whole number is a float of its own."""
+"""Below it every integer is exact as a float."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model answered: one output a row, in order."""
+    """A model's prediction: one output a row, in order."""
 
     outputs: list[dict[str, Any]]
     model_version: str
     request_id: str
     attempts: int = 1
-    """How often it was asked until it answered."""
+    """How often the request was sent."""
 
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One question. ``read`` makes a value of the answer's JSON and the number of attempts, or raises ``KeyError``."""
+    """One request. ``read`` makes a value of the response's JSON and the number of attempts, or raises ``KeyError``."""
 
     method: str
     path: str
@@ -62,17 +64,17 @@ class Call(Generic[T]):
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
     absent: T | None = None
-    """The answer where the path is not known; None: an error."""
+    """The value where the path does not exist; None for an error."""
 
 
 def predict_call(
     name: str, rows: Rows, *, request_id: str | None, session: str | None, version: int | str | None
 ) -> Call[Answer]:
-    """Return the question for a model's outputs.
+    """Return the request for predictions.
 
     Raises:
-        UsageError: the rows are of no known kind or hold what JSON cannot say, or a header cannot carry an argument.
-        InvalidRowsError: they hold infinity, which would be sent as null, as what is missing is.
+        UsageError: the rows are of no known type or cannot be written as JSON, or a header cannot carry an argument.
+        InvalidRowsError: they hold infinity, which JSON would carry as null, like a missing value.
     """
     headers = _headers(request_id, {"x-session-id": session, "x-raymlops-version": version})
     sent = _rows(rows)
@@ -87,10 +89,10 @@ def predict_call(
 
 
 def feedback_call(name: str, labels: Sequence[Mapping[str, Any]], *, request_id: str | None) -> Call[int]:
-    """Return the message of what really happened.
+    """Return the request that sends labels.
 
     Raises:
-        UsageError: they are no list, or a label is no JSON.
+        UsageError: they are not a list, or a label cannot be written as JSON.
     """
     if isinstance(labels, str | bytes | Mapping) or not hasattr(labels, "__iter__"):
         raise UsageError(
@@ -102,12 +104,12 @@ def feedback_call(name: str, labels: Sequence[Mapping[str, Any]], *, request_id:
 
 
 def describe_call(name: str) -> Call[dict[str, Any]]:
-    """Return the question what a model is."""
+    """Return the request for a model's description."""
     return Call("GET", model_path(name), _description, _headers(None, {}))
 
 
 def models_call() -> Call[list[dict[str, Any]]]:
-    """Return the question what is live; where nothing has been deployed, there is no index to answer it."""
+    """Return the request for the live models; where nothing has been deployed, there is no index to answer it."""
     return Call("GET", "/", lambda data, _: [dict(model) for model in data["models"]], _headers(None, {}), absent=[])
 
 
@@ -115,10 +117,10 @@ def model_path(name: str) -> str:
     """Return the path of a model's route.
 
     Raises:
-        UsageError: it is no name.
+        UsageError: the name is invalid.
     """
     if not isinstance(name, str) or name in {"", ".", ".."} or not name.isprintable():
-        raise UsageError(f"{name!r} is no name of a model", hint="models() lists those that are live.")
+        raise UsageError(f"{name!r} is not the name of a model", hint="models() lists the live ones.")
     return f"/models/{quote(name, safe='')}"
 
 
@@ -126,47 +128,47 @@ def header_value(what: str, value: Any) -> str:
     """Return a value as the text of a header.
 
     Raises:
-        UsageError: no header can carry it; the message does not repeat it, as it may be a secret.
+        UsageError: a header cannot carry it; the message does not repeat it, as it may be a secret.
     """
     text = str(value)
     if not _SENDABLE.fullmatch(text):
-        raise UsageError(f"{what} cannot be sent", hint="It needs printable ASCII characters, with no space around.")
+        raise UsageError(f"{what} cannot be sent", hint="Use printable ASCII characters, without spaces around them.")
     return text
 
 
-def result(call: Call[T], ended: Ended, *, base_url: str, timeout_s: float) -> T:
-    """Return what a question was answered.
+def result(call: Call[T], outcome: Reply | Failure, *, attempts: int, base_url: str, timeout_s: float) -> T:
+    """Return the value of a call, from the outcome of its last attempt.
 
     Raises:
-        InvalidRowsError, NotFoundError, RefusedError, UsageError, OverloadedError, ClusterError, RaymlopsError: by what
-            was answered instead.
+        RaymlopsError: the subclass that fits the failure or the status.
     """
     url = base_url + call.path
-    outcome = ended.outcome
-    tries = "" if ended.attempts == 1 else f" ({ended.attempts} attempts)"
+    tries = "" if attempts == 1 else f" ({attempts} attempts)"
     if isinstance(outcome, Failure):
         raise _failed(outcome, url=url, timeout_s=timeout_s, tries=tries)
     if HTTPStatus.OK <= outcome.status < HTTPStatus.MULTIPLE_CHOICES:
         try:
-            return call.read(outcome.data, ended.attempts)
+            return call.read(outcome.data, attempts)
         except (KeyError, TypeError, ValueError) as error:
-            raise RaymlopsError(f"{url} answered {outcome.status}, but not as a model of raymlops does") from error
+            raise RaymlopsError(f"{url} answered {outcome.status}, but not as a raymlops endpoint does") from error
     if outcome.status == HTTPStatus.NOT_FOUND and call.absent is not None:
         return call.absent
     raise _refused(outcome, url=url, tries=tries)
 
 
 def _failed(failure: Failure, *, url: str, timeout_s: float, tries: str) -> RaymlopsError:
-    if failure.kind == "unsent":
-        return UsageError(f"{url} cannot be asked: {failure.reason}")
-    if failure.kind == "refused":
-        return ClusterError(
-            f"cannot connect to {url}{tries}: {failure.reason}",
-            hint="`raymlops status` shows whether the endpoint is up.",
-        )
-    if failure.kind == "late":
-        return ClusterError(f"{url} did not answer within {timeout_s:g} s{tries}")
-    return ClusterError(f"{url} broke off: {failure.reason}{tries}")
+    match failure.kind:
+        case "invalid":
+            return UsageError(f"the request to {url} cannot be sent: {failure.reason}")
+        case "unreachable":
+            return EndpointUnreachableError(
+                f"cannot connect to {url}{tries}: {failure.reason}",
+                hint="`raymlops status` shows whether the endpoint is up.",
+            )
+        case "timeout":
+            return EndpointTimeoutError(f"{url} did not answer within {timeout_s:g} s{tries}")
+        case "disconnected":
+            return EndpointDisconnectedError(f"{url} closed the connection without an answer: {failure.reason}{tries}")
 
 
 def _refused(reply: Reply, *, url: str, tries: str) -> RaymlopsError:
@@ -174,23 +176,25 @@ def _refused(reply: Reply, *, url: str, tries: str) -> RaymlopsError:
     problems = [_problem(entry) for entry in error.get("problems") or ()]
     if status == HTTPStatus.UNPROCESSABLE_ENTITY and problems:
         return InvalidRowsError(problems)
-    # What has no error of ours comes from a proxy, or from something else that listens there.
-    said = error.get("message") or f"{reply.reason}, not an answer of a model"
+    # A response without an error of ours comes from a proxy, or from something else that listens there.
+    said = error.get("message") or f"{reply.reason}, not from a model"
     message = f"{url} answered {status}{tries}: {said}"
-    if error.get("code") == "unknown_version":  # the model does answer, and names the versions that are up
+    if error.get("code") == "unknown_version":  # from the model, which names the versions that are up
         return NotFoundError(f"{url}: {said}", hint="`raymlops status` lists what is live.")
     if status == HTTPStatus.NOT_FOUND:
         return NotFoundError(f"no model answers at {url}{tries}: {said}", hint="`raymlops status` lists what is live.")
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        return RefusedError(message, hint="A key is RAYMLOPS_API_KEY, or the client's api_key.")
+        return RefusedError(message, hint="Set RAYMLOPS_API_KEY, or the client's api_key.")
     if status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
         after = reply.retry_after_s
         when = "in a moment" if after is None else f"in {after:g} s"
         return OverloadedError(message, hint=f"Try again {when}.", retry_after_s=after)
-    if status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT}:
-        return ClusterError(message, hint="Try again in a moment.")
+    if status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.GATEWAY_TIMEOUT}:
+        return EndpointTimeoutError(message, hint="Try again in a moment.")
+    if status == HTTPStatus.BAD_GATEWAY:
+        return EndpointDisconnectedError(message, hint="Try again in a moment.")
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return UsageError(message, hint="Send fewer rows at a time; describe(name)['limits'] says how many it takes.")
+        return UsageError(message, hint="Send fewer rows at a time; describe(name)['limits'] has the limit.")
     if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return UsageError(message)
     return RaymlopsError(message)
@@ -205,7 +209,7 @@ def _problem(entry: Mapping[str, Any]) -> RowProblem:
 
 
 def _headers(request_id: str | None, more: Mapping[str, Any]) -> dict[str, str]:
-    """Return the headers of every attempt: the id is the same, so that the server's log shows they belong together."""
+    """Return the headers of every attempt; the shared request id groups them in the server's log."""
     given = {"x-request-id": str(uuid.uuid4()) if request_id is None else request_id, **more}
     return {name: header_value(name, value) for name, value in given.items() if value is not None}
 
@@ -218,7 +222,7 @@ def _json(data: Any, what: str) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Return what orjson does not know: pandas' missing values, and arrays that are no single block of memory."""
+    """Convert what orjson does not know: pandas' missing values, and arrays that are not contiguous."""
     if type(value).__name__ in {"NAType", "NaTType"}:
         return None
     if isinstance(value, Mapping):
@@ -243,7 +247,7 @@ def _rows(rows: Rows) -> list[Any]:
 
 def _check_finite(rows: Sequence[Any]) -> None:
     problems = [
-        RowProblem(index, str(name), "infinity is no number that can be sent; NaN and None are missing values")
+        RowProblem(index, str(name), "infinity cannot be sent; NaN and None are missing values")
         for index, row in enumerate(rows)
         if isinstance(row, Mapping)
         for name, value in row.items()
@@ -267,15 +271,15 @@ def _infinite(value: Any) -> bool:
 def _transposed(names: Any, lists: list[list[Any]]) -> list[dict[str, Any]]:
     texts = [str(name) for name in names]
     if len(set(texts)) < len(texts):
-        raise UsageError(f"two columns have one name: {', '.join(texts)}")
+        raise UsageError(f"two columns have the same name: {', '.join(texts)}")
     columns = [_whole(values) for values in lists]
     return [dict(zip(texts, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _whole(values: list[Any]) -> list[Any]:
-    """Return a column's values; whole numbers with gaps, which pandas and Arrow hold as floats, as the integers.
+    """Return a column's values; integers with gaps, which pandas and Arrow hold as floats, as integers again.
 
-    A float column takes integers too, and those below 2**53 are the same numbers.
+    A float column accepts integers too, and those below 2**53 are the same numbers.
     """
     present = [value for value in values if type(value) is float and not math.isnan(value)]
     gaps = len(present) < len(values)

@@ -1,7 +1,7 @@
-"""Asking served models from Python: one connection that is kept, a deadline, repeats where they are safe.
+"""Blocking Python client of served models: connection reuse, a deadline per call, safe retries.
 
-Owns how requests are sent and waited for in a blocking way; what is asked is ``calls``', when it is asked again is
-``retrying``'s. Knows nothing of Ray; imports no numpy or torch.
+Owns how requests are sent and awaited in a blocking way. ``calls`` describes the requests, ``retry`` when one is sent
+again. Knows nothing of Ray; imports no numpy or torch.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import httpx
+from tenacity import Retrying
 
 from raymlops.config.credentials import holds_credential
 from raymlops.errors import UsageError
 from raymlops.serving.client import calls
 from raymlops.serving.client.calls import Answer
-from raymlops.serving.client.retry import Failure, Pause, Policy, Reply, attempts
+from raymlops.serving.client.retry import Budget, Failure, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,15 +33,15 @@ KEY = "RAYMLOPS_API_KEY"
 URL = "RAYMLOPS_URL"
 DEFAULT_URL = "http://127.0.0.1:8000"
 LONGEST_S = 1_000_000
-"""11 days: nobody waits for longer, and sockets take no number of any size."""
+"""11 days: sockets reject numbers that are too large."""
 CONNECTIONS = httpx.Limits(max_connections=None, max_keepalive_connections=128, keepalive_expiry=5.0)
-"""As many as its callers' threads ask for; an idle one is closed before any server of ours would do so."""
+"""One per concurrent call; an idle one is closed before any server of ours would close it."""
 
 T = TypeVar("T")
 
 
-class Settings:
-    """What both clients are told: where to ask, as whom, for how long and how often."""
+class BaseClient:
+    """What both clients share: where to send, as whom, with which deadline and retries."""
 
     def __init__(
         self,
@@ -50,59 +51,78 @@ class Settings:
         timeout_s: float,
         retries: int | None,
         attempt_timeout_s: float | None,
+        clock: Callable[[], float],
+        rng: random.Random | None,
     ) -> None:
         if not isinstance(base_url, str | None):
-            raise UsageError(f"base_url is {base_url!r}", hint="It is a text, http://host:port, or https://.")
+            raise UsageError(f"base_url is {base_url!r}; expected a string", hint="Give http://host:port, or https://.")
         url = (base_url or os.environ.get(URL) or DEFAULT_URL).rstrip("/")
         if holds_credential(url):
             raise UsageError("the endpoint's URL holds a credential", hint=f"Give a key as api_key, or set {KEY}.")
         if not re.fullmatch(r"https?://[^/?#\s]+[^?#\s]*", url):
-            raise UsageError(f"{url!r} is no URL of an endpoint", hint="It is http://host:port, or https://.")
+            raise UsageError(f"{url!r} is not the URL of an endpoint", hint="Give http://host:port, or https://.")
         if retries is not None and (type(retries) is not int or retries < 0):
-            raise UsageError(f"retries is {retries!r}; expected a whole number of at least 0", hint="0 asks once.")
+            raise UsageError(f"retries is {retries!r}; expected an integer of at least 0", hint="0 sends once.")
         self.base_url = url
-        self.timeout_s = checked_seconds("timeout_s", timeout_s)
-        each_s = None if attempt_timeout_s is None else checked_seconds("attempt_timeout_s", attempt_timeout_s)
-        self.policy = Policy(retries, each_s)
-        self.headers = {"user-agent": "raymlops", "accept": "application/json"}
+        self._retries = retries
+        self._timeout_s = checked_seconds("timeout_s", timeout_s)
+        self._attempt_timeout_s = (
+            None if attempt_timeout_s is None else checked_seconds("attempt_timeout_s", attempt_timeout_s)
+        )
+        self._clock, self._rng = clock, rng or random.Random()  # noqa: S311 - spreads load
+        self._headers = {"user-agent": "raymlops", "accept": "application/json"}
         key = os.environ.get(KEY, "").strip() if api_key is None else api_key
         if key:
             # httpx shows this header's value in no repr and no log.
-            self.headers["authorization"] = f"Bearer {calls.header_value('the API key', key)}"
+            self._headers["authorization"] = f"Bearer {calls.header_value('the API key', key)}"
 
     @property
     def with_key(self) -> bool:
         """Return whether requests carry an API key."""
-        return "authorization" in self.headers
+        return "authorization" in self._headers
 
-    def deadline_s(self, timeout_s: float | None) -> float:
-        """Return how long one call may take, which may say so itself.
+    def predict_url(self, name: str) -> str:
+        """Return the URL to which a model's rows are posted."""
+        return f"{self.base_url}{calls.model_path(name)}/predict"
 
-        Raises:
-            UsageError: it says no length of time.
-        """
-        return self.timeout_s if timeout_s is None else checked_seconds("timeout_s", timeout_s)
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base_url!r})"
+
+    def _budget(self, timeout_s: float | None) -> Budget:
+        total_s = self._timeout_s if timeout_s is None else checked_seconds("timeout_s", timeout_s)
+        return Budget(
+            total_s,
+            retries=self._retries,
+            attempt_timeout_s=self._attempt_timeout_s,
+            clock=self._clock,
+            rng=self._rng,
+        )
+
+    def _request(self, http: httpx.Client | httpx.AsyncClient, call: Call[Any], *, timeout_s: float) -> httpx.Request:
+        headers = dict(call.headers) if call.body is None else {**call.headers, "content-type": "application/json"}
+        url = self.base_url + call.path
+        return http.build_request(call.method, url, content=call.body, headers=headers, timeout=timeout_s)
 
 
-class Client:
-    """Ask the models of one endpoint. A context manager; may be used from several threads.
+class Client(BaseClient):
+    """Client of the models of one endpoint. A context manager; may be used from several threads.
 
     ``base_url`` is ``http://host:port``, with whatever prefix a gateway adds; by default ``RAYMLOPS_URL``, else this
     machine's port 8000. The key is ``api_key``, else ``RAYMLOPS_API_KEY``.
 
-    ``timeout_s`` bounds a call as a whole, its repeats and the pauses between them included. Until then a call is
-    repeated when the connection breaks, a replica is lost, or the endpoint is busy (408, 429, 502, 503, 504), no sooner
-    than ``Retry-After`` asks: where that is later than the deadline, the call fails at once. ``retries`` bounds the
-    repeats further, 0 asks once. Every attempt carries the same ``x-request-id``. That is safe: predictions change
-    nothing, and feedback counts once. An attempt is given up after ``attempt_timeout_s``, so that another replica is
-    asked when one hangs: by default after a third of ``timeout_s`` and at least a second. A model that itself takes
-    longer than that needs a longer one.
+    ``timeout_s`` is the deadline of a call, its retries and the pauses between them included. Until then a call is
+    retried when the connection breaks, a replica is lost, or the endpoint is busy (408, 429, 502, 503, 504), no sooner
+    than ``Retry-After``: where that is later than the deadline, the call fails at once. ``retries`` limits them
+    further, 0 sends once. Every attempt carries the same ``x-request-id``. That is safe: predictions change nothing,
+    and feedback counts once. An attempt ends after ``attempt_timeout_s``, so that another replica answers when one
+    hangs: by default after a third of ``timeout_s`` and at least a second. A model that itself takes longer than that
+    needs a longer one.
 
     ``transport`` is httpx's: proxies, certificates, or a fake in a test. Proxy variables of the environment are not
     used.
 
     Raises:
-        UsageError: the URL holds a credential, or a number is none or out of range.
+        UsageError: the URL holds a credential, or a number is out of range.
     """
 
     def __init__(
@@ -118,27 +138,17 @@ class Client:
         sleep: Callable[[float], None] = time.sleep,
         rng: random.Random | None = None,
     ) -> None:
-        self._settings = Settings(
-            base_url, api_key=api_key, timeout_s=timeout_s, retries=retries, attempt_timeout_s=attempt_timeout_s
+        super().__init__(
+            base_url,
+            api_key=api_key,
+            timeout_s=timeout_s,
+            retries=retries,
+            attempt_timeout_s=attempt_timeout_s,
+            clock=clock,
+            rng=rng,
         )
-        self._clock, self._sleep, self._rng = clock, sleep, rng or random.Random()  # noqa: S311 - spreads load
-        self._http = httpx.Client(
-            headers=self._settings.headers, transport=transport, limits=CONNECTIONS, trust_env=False
-        )
-
-    @property
-    def base_url(self) -> str:
-        """Return where it asks."""
-        return self._settings.base_url
-
-    @property
-    def with_key(self) -> bool:
-        """Return whether it sends an API key."""
-        return self._settings.with_key
-
-    def predict_url(self, name: str) -> str:
-        """Return the URL that a model's rows are sent to."""
-        return f"{self.base_url}{calls.model_path(name)}/predict"
+        self._sleep = sleep
+        self._http = httpx.Client(headers=self._headers, transport=transport, limits=CONNECTIONS, trust_env=False)
 
     def predict(
         self,
@@ -150,22 +160,24 @@ class Client:
         session: str | None = None,
         version: int | str | None = None,
     ) -> Answer:
-        """Ask a model for these rows: a list of dicts, a pandas DataFrame or a pyarrow Table; NaN is missing.
+        """Predict rows: a list of dicts, a pandas DataFrame or a pyarrow Table, in which NaN is a missing value.
 
-        ``session`` keeps callers to one version where traffic is split by it. ``version`` asks for that one of the live
-        versions, which a key needs the right for. All rows go in one request.
+        ``session`` keeps a caller on one version where traffic is split by it. ``version`` selects one of the live
+        versions, for which a key needs the scope ``pin``. All rows go in one request.
 
         Raises:
             InvalidRowsError: the rows do not fit the signature; each problem names row and field.
             NotFoundError: no model has this route.
-            RefusedError: a key is missing, unknown or has not the right.
-            OverloadedError: the endpoint is busy, or the key's rate used up, and was until the deadline or last retry.
-            ClusterError: nothing listens there, or it did not answer in time.
-            UsageError: the rows cannot be sent, or are too many, an argument is none of its kind, or this is closed.
+            RefusedError: a key is missing, unknown or lacks the scope.
+            OverloadedError: the endpoint is busy, or the key's rate limit exceeded, until the deadline or last retry.
+            EndpointUnreachableError: nothing accepts connections there.
+            EndpointTimeoutError: no answer within the deadline.
+            EndpointDisconnectedError: the connection or the replica was lost, at each attempt.
+            UsageError: the rows cannot be sent or are too many, an argument is invalid, or this client is closed.
             RaymlopsError: the model failed.
         """
         call = calls.predict_call(name, rows, request_id=request_id, session=session, version=version)
-        return self._ask(call, timeout_s)
+        return self._call(call, timeout_s)
 
     def feedback(
         self,
@@ -175,34 +187,34 @@ class Client:
         request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> int:
-        """Tell what really happened, and return how many labels were accepted.
+        """Send the true labels of earlier predictions; return how many were accepted.
 
-        A label is ``{"request_id": ..., "row": 0, "label": ...}`` of an answer given before; with
-        ``"correction": True`` it replaces one that was told.
+        A label is ``{"request_id": ..., "row": 0, "label": ...}``; with ``"correction": True`` it replaces an earlier
+        one.
 
         Raises:
             RaymlopsError: as ``predict``.
         """
-        return self._ask(calls.feedback_call(name, labels, request_id=request_id), timeout_s)
+        return self._call(calls.feedback_call(name, labels, request_id=request_id), timeout_s)
 
     def describe(self, name: str, *, timeout_s: float | None = None) -> dict[str, Any]:
-        """Return what a model is: version, digest, run, signature and limits.
+        """Return a model's version, digest, run, signature and limits.
 
         Raises:
             RaymlopsError: as ``predict``.
         """
-        return self._ask(calls.describe_call(name), timeout_s)
+        return self._call(calls.describe_call(name), timeout_s)
 
     def models(self, *, timeout_s: float | None = None) -> list[dict[str, Any]]:
-        """Return ``name``, ``version``, ``digest`` and ``path`` of each model that is live.
+        """Return ``name``, ``version``, ``digest`` and ``path`` of each live model.
 
         Raises:
-            ClusterError: as ``predict``.
+            RaymlopsError: as ``predict``.
         """
-        return self._ask(calls.models_call(), timeout_s)
+        return self._call(calls.models_call(), timeout_s)
 
     def close(self) -> None:
-        """Close the connections that were kept."""
+        """Close the idle connections."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -211,30 +223,19 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.base_url!r})"
+    def _call(self, call: Call[T], timeout_s: float | None) -> T:
+        budget = self._budget(timeout_s)
+        retrying = Retrying(sleep=self._sleep, **budget.options())
+        outcome = retrying(self._send, call, budget)
+        attempts = retrying.statistics["attempt_number"]
+        return calls.result(call, outcome, attempts=attempts, base_url=self.base_url, timeout_s=budget.timeout_s)
 
-    def _ask(self, call: Call[T], timeout_s: float | None) -> T:
-        settings = self._settings
-        total_s = settings.deadline_s(timeout_s)
-        steps = attempts(settings.policy, timeout_s=total_s, clock=self._clock, rng=self._rng)
-        outcome: Reply | Failure | None = None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as last:
-                return calls.result(call, last.value, base_url=settings.base_url, timeout_s=total_s)
-            if isinstance(step, Pause):
-                self._sleep(step.seconds)
-                outcome = None
-            else:
-                outcome = self._send(call, step.timeout_s)
-
-    def _send(self, call: Call[Any], timeout_s: float) -> Reply | Failure:
+    def _send(self, call: Call[Any], budget: Budget) -> Reply | Failure:
         check_open(self._http)
+        timeout_s = budget.attempt_s()
         until = self._clock() + timeout_s
         try:
-            request = request_of(self._http, call, base_url=self.base_url, timeout_s=timeout_s)
+            request = self._request(self._http, call, timeout_s=timeout_s)
             response = self._http.send(request, stream=True)
             try:
                 parts = []
@@ -242,13 +243,13 @@ class Client:
                 for part in response.iter_bytes():
                     parts.append(part)
                     if self._clock() > until:
-                        return Failure("late", "it answered too slowly")
+                        return Failure("timeout", "the response is too slow")
             finally:
                 response.close()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return failure_of(error)
         except RuntimeError:
-            check_open(self._http)  # it was closed meanwhile, by another thread
+            check_open(self._http)  # another thread closed it meanwhile
             raise
         return reply_of(response, b"".join(parts))
 
@@ -257,7 +258,7 @@ def checked_seconds(what: str, value: Any) -> float:
     """Return a length of time.
 
     Raises:
-        UsageError: it is none that can be waited for.
+        UsageError: the value is not a number of seconds, or out of range.
     """
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not 0 < value <= LONGEST_S:
@@ -269,38 +270,29 @@ def checked_seconds(what: str, value: Any) -> float:
 
 
 def check_open(http: httpx.Client | httpx.AsyncClient) -> None:
-    """Refuse to ask with a client that was closed.
+    """Check that a client has not been closed.
 
     Raises:
-        UsageError: it was.
+        UsageError: it has.
     """
     if http.is_closed:
         raise UsageError(
-            "this client is closed",
-            hint="Make another one, or ask within its `with` block, which closes it at the end.",
+            "this client is closed", hint="Create another one, or use it within its `with` block, which closes it."
         )
 
 
-def request_of(
-    http: httpx.Client | httpx.AsyncClient, call: Call[Any], *, base_url: str, timeout_s: float
-) -> httpx.Request:
-    """Return a call as httpx sends it."""
-    headers = dict(call.headers) if call.body is None else {**call.headers, "content-type": "application/json"}
-    return http.build_request(call.method, base_url + call.path, content=call.body, headers=headers, timeout=timeout_s)
-
-
 def reply_of(response: httpx.Response, body: bytes) -> Reply:
-    """Return httpx's response as ``retrying`` and ``calls`` know it."""
+    """Return httpx's response as ``retry`` and ``calls`` know it."""
     headers = {name.lower(): value for name, value in response.headers.items()}
     return Reply(response.status_code, body, headers, response.reason_phrase)
 
 
 def failure_of(error: Exception) -> Failure:
-    """Return why there is no answer."""
+    """Return why there is no response."""
     if isinstance(error, httpx.TimeoutException):
-        return Failure("late", type(error).__name__)
+        return Failure("timeout", type(error).__name__)
     if isinstance(error, httpx.ConnectError):
-        return Failure("refused", str(error))
+        return Failure("unreachable", str(error))
     if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError | httpx.InvalidURL):
-        return Failure("unsent", str(error))
-    return Failure("broken", type(error).__name__)
+        return Failure("invalid", str(error))
+    return Failure("disconnected", type(error).__name__)

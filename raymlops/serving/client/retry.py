@@ -1,28 +1,30 @@
-"""When to ask an endpoint again: the deadline over all attempts, which answers pass by themselves, how long to wait.
+"""Retry policy of the clients: which outcomes are transient, how long to back off, when the deadline is reached.
 
-Pure: it sends nothing, sleeps nowhere and knows no HTTP library. A client drives it, blocking or not, and tells it what
-came of each step.
+Owns the policy alone; tenacity runs the loop, blocking or not. Pure: sends nothing, sleeps nowhere and knows no HTTP
+library.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
+from tenacity import retry_if_result, wait_exponential
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from random import Random
 
-FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 2.0
+    from tenacity import RetryCallState
+
+BACKOFF = wait_exponential(multiplier=0.1, max=2.0)
 LEAST_ATTEMPT_S = 1.0
 ATTEMPTS = 3
-"""An attempt has this part of the deadline, so that a replica that hangs is left while there is time for others."""
+"""By default an attempt gets this part of the deadline, so that a request leaves a replica that hangs."""
 
-_PASSING = frozenset({408, 429, 502, 503, 504})
+_TRANSIENT = frozenset({408, 429, 502, 503, 504})
 _UNSIGNED = frozenset({404, 500})
 """What HAProxy answers in a text of its own for a replica that died with the request in it, and Serve (2.60) while a
 proxy that has just started knows no route yet. From a model, in our own form, both are final."""
@@ -30,7 +32,7 @@ proxy that has just started knows no route yet. From a model, in our own form, b
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer over HTTP, whoever gave it. The names of ``headers`` are in lower case."""
+    """An HTTP response, from a model or from a proxy. The names of ``headers`` are in lower case."""
 
     status: int
     body: bytes
@@ -39,7 +41,7 @@ class Reply:
 
     @cached_property
     def data(self) -> dict[str, Any]:
-        """Return the JSON object that the body holds; empty for anything else."""
+        """Return the JSON object in the body; empty for anything else."""
         try:
             data = orjson.loads(self.body)
         except ValueError:
@@ -48,98 +50,85 @@ class Reply:
 
     @property
     def error(self) -> dict[str, Any]:
-        """Return the error in our own form; empty where there is none. Below ``/v2`` its facts are beside a text."""
+        """Return the error in our own form, or an empty one. Below ``/v2`` its facts are beside a text."""
         error = self.data.get("error")
         facts = self.data if isinstance(error, str) else error
         return facts if isinstance(facts, dict) and "code" in facts else {}
 
     @property
     def retry_after_s(self) -> float | None:
-        """Return the seconds that the answer asks to wait; a date, the header's other form, is passed over."""
+        """Return the seconds of ``Retry-After``; its other form, a date, is ignored."""
         text = self.headers.get("retry-after", "").strip()
         return float(text) if text.isascii() and text.isdigit() else None
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """No answer: nobody listens, the connection broke, it took too long, or it could not be sent as it was."""
+    """A request without a response; one that is ``invalid`` cannot be sent at all."""
 
-    kind: Literal["refused", "broken", "late", "unsent"]
+    kind: Literal["unreachable", "disconnected", "timeout", "invalid"]
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send the request now; what is not answered within ``timeout_s`` is a failure of kind ``late``."""
+class Budget:
+    """The attempts and the time that one call may use: ``retries`` None allows as many as fit into the deadline.
 
-    timeout_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Wait before the next attempt."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The last attempt's outcome, and how many there were."""
-
-    outcome: Reply | Failure
-    attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How often a request is repeated: ``retries`` times, None for as often as the deadline lets it.
-
-    ``attempt_timeout_s`` is for one attempt, None for a third of the deadline and at least a second.
-    """
-
-    retries: int | None = None
-    attempt_timeout_s: float | None = None
-
-    def attempt_s(self, timeout_s: float) -> float:
-        """Return how long one attempt of a request with this deadline may take."""
-        if self.attempt_timeout_s is not None:
-            return self.attempt_timeout_s
-        return max(LEAST_ATTEMPT_S, timeout_s / ATTEMPTS)
-
-
-Steps = Generator[Send | Pause, Reply | Failure | None, Ended]
-
-
-def attempts(policy: Policy, *, timeout_s: float, clock: Callable[[], float], rng: Random) -> Steps:
-    """Yield what to do next, take what came of a ``Send``, and return the outcome that counts.
-
-    ``timeout_s`` bounds everything, pauses included: a pause that would leave no time is not begun, and the outcome
-    before it counts. The request must be one that may safely arrive more than once.
+    An attempt may take ``attempt_timeout_s``, by default a third of the deadline and at least a second. The request
+    must be safe to send more than once.
 
     Pauses are drawn evenly from 0 to a bound that doubles from 0.1 to 2 s, so that clients which failed together do not
-    come back together ("full jitter", M. Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015). What
-    ``Retry-After`` asks for is added to that.
+    come back together ("full jitter", M. Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015).
+    ``Retry-After`` is added to that. A pause that would leave no time is not begun, and the last outcome counts.
     """
-    until = clock() + timeout_s
-    number = 0
-    while True:
-        left = until - clock()
-        outcome = yield Send(min(left, policy.attempt_s(timeout_s)))
-        assert outcome is not None
-        number += 1
-        spent = policy.retries is not None and number > policy.retries
-        if spent or not passes(outcome):
-            return Ended(outcome, number)
-        asked = outcome.retry_after_s if isinstance(outcome, Reply) else None
-        bound = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(number - 1, 10))
-        pause = (asked or 0.0) + rng.uniform(0.0, bound)
-        if clock() + pause >= until:
-            return Ended(outcome, number)
-        yield Pause(pause)
+
+    def __init__(
+        self,
+        timeout_s: float,
+        *,
+        retries: int | None = None,
+        attempt_timeout_s: float | None = None,
+        clock: Callable[[], float],
+        rng: Random,
+    ) -> None:
+        self.timeout_s = timeout_s
+        self._retries = retries
+        self._attempt_s = attempt_timeout_s or max(LEAST_ATTEMPT_S, timeout_s / ATTEMPTS)
+        self._clock = clock
+        self._rng = rng
+        self._until = clock() + timeout_s
+
+    def attempt_s(self) -> float:
+        """Return the timeout of an attempt that starts now."""
+        return max(0.001, min(self._attempt_s, self._until - self._clock()))  # 0 would make a socket non-blocking
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of tenacity's ``Retrying`` and ``AsyncRetrying``, which then return the last outcome."""
+        return {
+            "retry": retry_if_result(is_transient),
+            "wait": self._pause_s,
+            "stop": self._is_spent,
+            "retry_error_callback": _outcome,
+        }
+
+    def _pause_s(self, state: RetryCallState) -> float:
+        outcome = _outcome(state)
+        requested_s = outcome.retry_after_s if isinstance(outcome, Reply) else None
+        return (requested_s or 0.0) + self._rng.uniform(0.0, BACKOFF(state))
+
+    def _is_spent(self, state: RetryCallState) -> bool:
+        if self._retries is not None and state.attempt_number > self._retries:
+            return True
+        return self._clock() + state.upcoming_sleep >= self._until
 
 
-def passes(outcome: Reply | Failure) -> bool:
-    """Return whether another attempt may fare better."""
+def is_transient(outcome: Reply | Failure) -> bool:
+    """Return whether another attempt may succeed."""
     if isinstance(outcome, Failure):
-        return outcome.kind != "unsent"
-    return outcome.status in _PASSING or (outcome.status in _UNSIGNED and not outcome.error)
+        return outcome.kind != "invalid"
+    return outcome.status in _TRANSIENT or (outcome.status in _UNSIGNED and not outcome.error)
+
+
+def _outcome(state: RetryCallState) -> Reply | Failure:
+    assert state.outcome is not None
+    outcome: Reply | Failure = state.outcome.result()
+    return outcome

@@ -6,13 +6,15 @@ of other states, and what is not of raymlops, is read again just before each con
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raymlops.cluster.ports import free_port
+from raymlops.errors import PortTakenError, UsageError
 from raymlops.serving.control.address import Listening, is_local, listening, open_to_others
 from raymlops.serving.control.ownership import divide, stamped
 from raymlops.serving.control.render import render, settings_of
-from raymlops.serving.control.start import check_port, free_port
 from raymlops.serving.names import INDEX_APP
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ def plan_of(
     listens = listening(details, local=local)
     if listens is None:
         if check and desired.deployments and local:
-            port = port or free_port(host)
+            port = port or free_port()
             check_port(host, port)
         listens = Listening(host, port)
     division = divide(details, desired)
@@ -114,6 +116,26 @@ def plan_of(
     wanted = {config["name"]: config for config in target["applications"] if config["name"] not in kept}
     notes = _notes(desired, division, listens, held=held)
     return Plan(details, local, listens, desired, target, wanted, division.ours, notes, set(division.ours))
+
+
+def check_port(host: str, port: int) -> None:
+    """Check that Serve can listen on a port.
+
+    Raises:
+        PortTakenError: another process listens there.
+        UsageError: this machine does not have the address.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if isinstance(error, PermissionError) or "assign" in str(error):
+                raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+            raise PortTakenError(
+                f"port {port} on {host} is taken by another process",
+                hint="Set serve.port to another one, or to 0 for any free one.",
+            ) from error
 
 
 def _notes(desired: Desired, division: Division, listens: Listening, *, held: Collection[str]) -> tuple[str, ...]:

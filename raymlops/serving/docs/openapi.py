@@ -1,14 +1,13 @@
-"""What a model's interface looks like to others: an OpenAPI 3.1 document.
+"""The OpenAPI 3.1 document of a model version.
 
-Owns the description of the routes of ``front``, made from the signature, so that it names the model's real
-fields; their schemas are ``schemas``', and ``docspage`` shows the document. Pure.
+Owns the description of the routes of ``http_front``, made from the signature, so that it names the model's real
+fields. ``schemas`` has the schemas of the bodies, and ``page`` shows the document. Pure.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raymlops.serving.docs.page import docs_page
 from raymlops.serving.docs.schemas import ref, schemas_of
 from raymlops.serving.protocols.binary import HEADER
 from raymlops.serving.protocols.tensors import datatype_of
@@ -19,20 +18,18 @@ if TYPE_CHECKING:
     from raymlops.arrays import Column
     from raymlops.signature import Signature
 
-__all__ = ["docs_page", "openapi_document"]
-
 _ERRORS = {
-    "400": "the body is empty, not JSON, not UTF-8, gives a key twice, or is not as long as it says",
-    "401": "no valid API key, where the endpoint asks for one",
-    "403": "a key without the right to do this",
+    "400": "the body is empty, not JSON, not UTF-8, repeats a key, or is not as long as declared",
+    "401": "no valid API key, where the endpoint requires one",
+    "403": "the key lacks the scope",
     "404": "no such route, or no such version is up",
-    "405": "another method; `allow` names the right one",
-    "408": "headers or body came too slowly",
-    "409": "no prediction log is kept, so that labels would have no place",
+    "405": "method not allowed; `allow` names the right one",
+    "408": "headers or body arrived too slowly",
+    "409": "the endpoint keeps no prediction log, so labels cannot be stored",
     "413": "more rows or bytes than one request may have",
     "415": "a compressed body, or one of another type",
     "422": "values that do not fit the signature; `problems` names row and field",
-    "429": "too many requests with this key; `retry-after` says when to try again",
+    "429": "rate limit of this key exceeded; `retry-after` says when to try again",
     "431": "more headers, or longer ones, than a request may have",
     "500": "the model raised",
     "503": "too many requests wait or no replica is ready (`retry-after` says when to try again), or one was lost",
@@ -42,13 +39,13 @@ _ALWAYS = ("400", "404", "405", "408", "431", "503", "504")
 _GUARDED = ("401", "403", "429")
 _POSTED = ("413", "415", "422", "500")
 _REQUEST_HEADERS = {
-    "x-request-id": "names this request in its answer, in logs and for feedback; 1 to 128 printable ASCII characters, "
-    "others are replaced",
+    "x-request-id": "identifies this request in its answer, in logs and for feedback; 1 to 128 printable ASCII "
+    "characters, others are replaced",
     "traceparent": "the caller's W3C trace context",
 }
 _TRAFFIC_HEADERS = {
-    "x-raymlops-version": "the version that is to answer, given once; where keys are asked for, with scope `pin`",
-    "x-session-id": "callers of one session are answered by one version, where traffic is split by it",
+    "x-raymlops-version": "the version that shall answer, given once; a key needs the scope `pin` for it",
+    "x-session-id": "one version answers all requests of a session, where traffic is split by it",
 }
 
 
@@ -64,27 +61,27 @@ def openapi_document(
 ) -> dict[str, Any]:
     """Return the OpenAPI document of one model version.
 
-    ``example`` are rows that the model takes, ``answer`` what it answered to them.
+    ``example`` are rows that the model accepts, ``answer`` its outputs for them.
     """
     name, version = str(identity["name"]), str(identity["version"])
     model, versioned = f"/v2/models/{name}", f"/v2/models/{name}/versions/{version}"
     predict = _post(
         "predict",
-        f"Ask {name} version {version}",
+        f"Predict with {name} version {version}",
         _json_body("Request", {"rows": list(example)}),
         _json_answer("one output a row, in order", "Response", _answered(name, version, outputs=list(answer))),
     )
     invocations = _post(
         "invocations",
-        "Ask as MLflow's scoring server is asked",
+        "Predict in the protocol of MLflow's scoring server",
         _json_body("Invocation", {"dataframe_records": list(example)}, **{"text/csv": {"schema": {"type": "string"}}}),
         _json_answer("one prediction a row, in order", "Predictions", {"predictions": list(answer)}),
     )
     feedback = _post(
         "feedback",
-        "Send what turned out to be true, by the request id of an answer",
+        "Send true labels, by the request id of an answer",
         _json_body("Feedback", {"labels": [{"request_id": _EXAMPLE_ID, "row": 0, "label": 1}]}),
-        _json_answer("the labels are kept", "Accepted", {"accepted": 1, "request_id": _EXAMPLE_ID}),
+        _json_answer("the labels are stored", "Accepted", {"accepted": 1, "request_id": _EXAMPLE_ID}),
         status="202",
         more=("409",),
     )
@@ -98,17 +95,23 @@ def openapi_document(
     }
     metadata = _json_answer("names, types and shapes of its tensors", "ModelMetadata")
     for path, operation, summary, answered, guarded in (
-        ("/", "describe", "Version, digest, run and signature", _object_answer("what answers here"), True),
+        (
+            "/",
+            "describe",
+            "Version, digest, run and signature",
+            _object_answer("the model version behind this route"),
+            True,
+        ),
         ("/v2", "serverMetadata", "Server metadata", _json_answer("name and extensions", "ServerMetadata"), True),
         (model, "modelMetadata", "Model metadata", metadata, True),
         (versioned, "versionMetadata", "Model metadata", metadata, True),
-        (f"{model}/ready", "modelReady", "The model answers", _object_answer("it does"), False),
-        (f"{versioned}/ready", "versionReady", "The model answers", _object_answer("it does"), False),
-        ("/v2/health/live", "live", "The process lives", _object_answer("it does"), False),
-        ("/v2/health/ready", "ready", "The model answers", _object_answer("it does"), False),
-        ("/ping", "ping", "The model answers, as MLflow's scoring server says it", _object_answer("it does"), False),
-        ("/healthz", "healthz", "The process lives", _object_answer("it does"), False),
-        ("/readyz", "readyz", "The model answers", _object_answer("it does"), False),
+        (f"{model}/ready", "modelReady", "The model is ready", _object_answer("yes"), False),
+        (f"{versioned}/ready", "versionReady", "The model is ready", _object_answer("yes"), False),
+        ("/v2/health/live", "live", "The process is alive", _object_answer("yes"), False),
+        ("/v2/health/ready", "ready", "The model is ready", _object_answer("yes"), False),
+        ("/ping", "ping", "The model is ready, in the form of MLflow's scoring server", _object_answer("yes"), False),
+        ("/healthz", "healthz", "The process is alive", _object_answer("yes"), False),
+        ("/readyz", "readyz", "The model is ready", _object_answer("yes"), False),
         ("/openapi.json", "openapi", "This document", _object_answer("this document"), True),
     ):
         paths[path] = {"get": _get(operation, summary, answered, guarded=guarded)}
@@ -153,36 +156,34 @@ def _post(
 ) -> dict[str, Any]:
     traffic = {} if operation == "feedback" else _TRAFFIC_HEADERS
     return {
-        "summary": summary,
-        "operationId": operation,
+        **_operation(operation, summary, answered, status=status, refusals=(*_GUARDED, *_POSTED, *more)),
         "parameters": _headers({**_REQUEST_HEADERS, **traffic}),
         "requestBody": {"required": True, **body},
-        "responses": {
-            status: {**answered, "headers": _answer_headers()},
-            **_refusals([*_ALWAYS, *_GUARDED, *_POSTED, *more]),
-        },
     }
 
 
 def _get(operation: str, summary: str, answered: dict[str, Any], *, guarded: bool) -> dict[str, Any]:
+    described = _operation(operation, summary, answered, refusals=_GUARDED if guarded else ())
+    return described if guarded else {**described, "security": [{}]}
+
+
+def _operation(
+    operation: str, summary: str, answered: dict[str, Any], *, status: str = "200", refusals: Sequence[str]
+) -> dict[str, Any]:
     return {
         "summary": summary,
         "operationId": operation,
         "parameters": _headers(_REQUEST_HEADERS),
-        "responses": {
-            "200": {**answered, "headers": _answer_headers()},
-            **_refusals([*_ALWAYS, *(_GUARDED if guarded else ())]),
-        },
-        **({} if guarded else {"security": [{}]}),
+        "responses": {status: {**answered, "headers": _answer_headers()}, **_refusals([*_ALWAYS, *refusals])},
     }
 
 
 def _say_errors_as_text(operations: Mapping[str, dict[str, Any]]) -> None:
-    """Give the refusals of a route the form of the Open Inference Protocol."""
+    """Replace the errors of a route by those of the Open Inference Protocol."""
     for operation in operations.values():
         for status, response in operation["responses"].items():
             if status >= "400":
-                # What is refused before the request's path is read has the form of all other routes.
+                # A request that is rejected before its path is read gets the form of all other routes.
                 early = {"anyOf": [ref("InferenceError"), ref("Error")]} if status in {"400", "408", "431"} else None
                 response["content"]["application/json"]["schema"] = early or ref("InferenceError")
 
@@ -193,20 +194,20 @@ def _infer(operation: str, shown: dict[str, Any]) -> dict[str, Any]:
     answered["content"].update(binary)
     posted = _post(
         operation,
-        "Ask in the Open Inference Protocol",
+        "Predict in the Open Inference Protocol",
         _json_body("InferenceRequest", shown),
         answered,
     )
-    text = "how many bytes of the body are JSON, where tensors follow it as bytes (the binary tensor extension)"
+    text = "length of the JSON in bytes, where tensors follow it as bytes (the binary tensor extension)"
     posted["responses"]["200"]["headers"][HEADER.decode()] = {"description": text, "schema": {"type": "integer"}}
     posted["description"] = (
-        f"Tensors may also follow the JSON as bytes: then the request header `{HEADER.decode()}` says {text}."
+        f"Tensors may also follow the JSON as bytes: the request header `{HEADER.decode()}` is then the {text}."
     )
     return posted
 
 
 def _infer_example(signature: Signature, example: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    # A tensor holds no rows of different lengths: an example of such rows is shown by its first.
+    # A tensor cannot hold rows of different lengths: only the first row of such an example is shown.
     ragged = [column.name for column in signature.inputs if None in column.shape]
     rows = list(example)[: 1 if ragged else None]
     inputs = []
@@ -247,7 +248,7 @@ def _headers(described: Mapping[str, str]) -> list[dict[str, Any]]:
 
 def _answer_headers() -> dict[str, Any]:
     return {
-        "x-request-id": {"description": "names the request", "schema": {"type": "string"}},
+        "x-request-id": {"description": "identifies the request", "schema": {"type": "string"}},
         "x-model-version": {"description": "the version that answered", "schema": {"type": "string"}},
     }
 

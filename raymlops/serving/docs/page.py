@@ -1,6 +1,6 @@
-"""The page that shows a model's OpenAPI document to a person, with a form that sends its example.
+"""HTML page of a model's OpenAPI document, with a form that sends its example.
 
-Owns the HTML. Pure; the page loads nothing from elsewhere.
+Owns the HTML. Pure; the page loads nothing from other hosts.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ button {{ font: inherit; padding: .3rem 1rem }}
 <h2>Inputs</h2>{_table(signature.inputs)}
 <h2>Outputs</h2>{_table(signature.outputs)}
 <h2>POST {escape(prefix)}/predict</h2>
-<label for="body">One object a row:</label>
+<label for="body">One object per row:</label>
 <textarea id="body" rows="14">{escape(text)}</textarea>
-<label for="key">API key, where one is asked for:</label>
+<label for="key">API key, where one is required:</label>
 <input id="key" type="password" autocomplete="off" size="40">
 <button id="send">Send</button>
 <pre id="answer" aria-live="polite">{escape(json.dumps(answered, indent=2, ensure_ascii=False))}</pre>
 <h2>POST {escape(prefix)}/feedback</h2>
-<p>{escape(told["summary"])}; its rows are counted from 0. Answered with 202:</p>
+<p>{escape(told["summary"])}, rows counted from 0. The answer has status 202:</p>
 <pre>{escape(json.dumps(labels, indent=2, ensure_ascii=False))}</pre>
-<h2>Other ways to ask</h2>
+<h2>Other protocols</h2>
 <p>POST {escape(prefix)}/invocations is MLflow's scoring protocol, {escape(prefix)}/v2 the Open Inference Protocol.</p>
-<h2>Refusals</h2><table><tr><th>Status</th><th>Reason</th></tr>{refused}</table>
+<h2>Errors</h2><table><tr><th>Status</th><th>Reason</th></tr>{refused}</table>
 <script>
 const key = document.getElementById("key");
 key.value = window.apiKey || "";
@@ -77,14 +77,14 @@ document.getElementById("send").onclick = async () => {{
 
 
 def key_page() -> str:
-    """Return the page that a browser gets without a key: it takes one, and asks for the docs with it.
+    """Return the page for a browser without a key: it prompts for one and loads the docs with it.
 
-    It says nothing of the model. The key stays in the page's memory, and is gone with it.
+    It reveals nothing of the model. The key stays in the page's memory.
     """
     return """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>API key</title></head>
 <body style="font: 15px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto">
-<h1>This model asks for an API key</h1>
+<h1>This model requires an API key</h1>
 <form id="form"><label for="key">API key:</label> <input id="key" type="password" autocomplete="off" size="40">
 <button>Show the docs</button></form><p id="answer" aria-live="polite"></p>
 <script>

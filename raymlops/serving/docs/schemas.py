@@ -1,12 +1,17 @@
-"""JSON Schemas of what the routes of ``front`` take and give, made from a model's signature.
+"""JSON Schemas of the request and response bodies of a model's routes.
 
-Owns the schemas, which say what the protocols' parsers check; where a schema cannot (a list as long as a shape says),
-its description does. Pure. ``openapi`` puts them into a document.
+Owns the schemas, which state what the protocols' parsers check; where a schema cannot (a list as long as a shape says),
+its description does. Bodies that are the same for all models are pydantic models; the others are made from a model's
+signature. Pure. ``openapi`` puts them into a document.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic.json_schema import models_json_schema
 
 from raymlops.serving.protocols.tensors import accepted_types, datatype_of
 
@@ -19,11 +24,97 @@ if TYPE_CHECKING:
 MAX_LABELS = 5000
 _ANY_ID = {"type": "string", "description": "repeated in the answer"}
 _TEXT = {"type": "string"}
+_REF = "#/components/schemas/{model}"
+
+Scalar = str | float | bool
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ServerMetadata(_Closed):
+    """The server's name and protocol extensions."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorMetadata(_Closed):
+    """A tensor's datatype and shape; -1 stands for any length."""
+
+    name: str
+    datatype: str
+    shape: list[Annotated[int, Field(ge=-1)]]
+
+
+class ModelMetadata(_Closed):
+    """A model's live versions and its tensors."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class Label(_Closed):
+    """The true label of one row of an earlier request."""
+
+    request_id: str = Field(min_length=1, max_length=128, pattern="^[ -~]+$", description="of the answer")
+    row: int = Field(0, ge=0, le=2**31 - 1, description="of that request, counted from 0")
+    label: Scalar | list[Scalar] = Field(description="the true label; at most 10,000 bytes, lists at most 8 deep")
+    correction: bool = Field(default=False, description="replaces an earlier label")
+
+
+class Feedback(_Closed):
+    """Labels of earlier requests."""
+
+    labels: list[Label] = Field(min_length=1, max_length=MAX_LABELS)
+
+
+class Accepted(_Closed):
+    """How many labels are stored."""
+
+    accepted: PositiveInt
+    request_id: str
+
+
+class Problem(_Closed):
+    """A value that does not fit the signature."""
+
+    row: int | None = Field(description="counted from 0")
+    field: str | None
+    message: str
+
+
+class Facts(_Closed):
+    """Why a request is rejected."""
+
+    code: str = Field(description="one word for programs")
+    message: str
+    field: str | None = Field(description="of the first problem")
+    problems: list[Problem] = Field(max_length=20)
+
+
+class Error(_Closed):
+    """A rejected request."""
+
+    error: Facts
+    request_id: str
+
+
+class InferenceError(Facts):
+    """A rejected request of the Open Inference Protocol."""
+
+    error: str = Field(description="the message, where the Open Inference Protocol has it")
+    request_id: str
 
 
 def ref(name: str) -> dict[str, str]:
     """Return a reference to a schema of the document."""
-    return {"$ref": f"#/components/schemas/{name}"}
+    return {"$ref": _REF.format(model=name)}
 
 
 def schemas_of(signature: Signature, *, name: str, max_rows: int) -> dict[str, dict[str, Any]]:
@@ -41,13 +132,16 @@ def schemas_of(signature: Signature, *, name: str, max_rows: int) -> dict[str, d
         "Predictions": _closed({"predictions": outputs}),
         "InferenceRequest": _inference_request(signature, max_rows=max_rows),
         "InferenceResponse": _inference_response(signature, name=name),
-        "ModelMetadata": _model_metadata(name),
-        "ServerMetadata": _closed({"name": _TEXT, "version": _TEXT, "extensions": {"type": "array", "items": _TEXT}}),
-        "Feedback": _feedback(),
-        "Accepted": _closed({"accepted": {"type": "integer", "minimum": 1}, "request_id": _TEXT}),
-        "Error": _error(),
-        "InferenceError": _inference_error(),
+        **_fixed_schemas(),
     }
+
+
+@functools.cache
+def _fixed_schemas() -> dict[str, dict[str, Any]]:
+    models = (ServerMetadata, ModelMetadata, Feedback, Accepted, Error, InferenceError)
+    _, schema = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
+    definitions: dict[str, dict[str, Any]] = schema["$defs"]
+    return definitions
 
 
 def _closed(properties: dict[str, Any], *, required: Sequence[str] | None = None) -> dict[str, Any]:
@@ -171,69 +265,3 @@ def _inference_response(signature: Signature, *, name: str) -> dict[str, Any]:
             "outputs": {"type": "array", "minItems": 1, "items": {"oneOf": tensors}},
         }
     )
-
-
-def _model_metadata(name: str) -> dict[str, Any]:
-    shape = {"type": "array", "items": {"type": "integer", "minimum": -1}}
-    tensors = {"type": "array", "items": _closed({"name": _TEXT, "datatype": _TEXT, "shape": shape})}
-    versions = {"type": "array", "items": _TEXT}
-    return _closed(
-        {
-            "name": {**_TEXT, "const": name},
-            "versions": versions,
-            "platform": _TEXT,
-            "inputs": tensors,
-            "outputs": tensors,
-        }
-    )
-
-
-def _feedback() -> dict[str, Any]:
-    plain = {"type": ["string", "number", "boolean"]}
-    label = _closed(
-        {
-            "request_id": {
-                "type": "string",
-                "minLength": 1,
-                "maxLength": 128,
-                "pattern": "^[ -~]+$",
-                "description": "of the answer",
-            },
-            "row": {
-                "type": "integer",
-                "minimum": 0,
-                "maximum": 2**31 - 1,
-                "default": 0,
-                "description": "of that request, counted from 0",
-            },
-            "label": {
-                "oneOf": [plain, {"type": "array", "items": plain}],
-                "description": "what turned out to be true; at most 10,000 bytes, lists at most 8 deep",
-            },
-            "correction": {"type": "boolean", "default": False, "description": "replaces an earlier label"},
-        },
-        required=("request_id", "label"),
-    )
-    labels = {"type": "array", "minItems": 1, "maxItems": MAX_LABELS, "items": label}
-    return _closed({"labels": labels})
-
-
-def _error() -> dict[str, Any]:
-    return _closed({"error": _closed(_facts()), "request_id": _TEXT})
-
-
-def _inference_error() -> dict[str, Any]:
-    error = {**_TEXT, "description": "the message, where the Open Inference Protocol has it"}
-    return _closed({"error": error, **_facts(), "request_id": _TEXT})
-
-
-def _facts() -> dict[str, Any]:
-    field = {"type": ["string", "null"]}
-    row = {"type": ["integer", "null"], "description": "counted from 0"}
-    problem = _closed({"row": row, "field": field, "message": _TEXT})
-    return {
-        "code": {**_TEXT, "description": "one word for programs"},
-        "message": _TEXT,
-        "field": {**field, "description": "of the first problem"},
-        "problems": {"type": "array", "maxItems": 20, "items": problem},
-    }

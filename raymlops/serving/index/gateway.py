@@ -1,7 +1,7 @@
-"""The application at ``/``: its pages, and the hop from the host to each model for clients that know the host alone.
+"""Gateway of the application at ``/``: forwards host-level requests to each model's champion, over HTTP and gRPC.
 
-Owns how a request is handed to a model's champion, over HTTP and gRPC, and that no model can block the way to another:
-each has a deadline and a share of the requests that may be on their way. Slower than a model's own route by that hop.
+Owns the forwarding, and that no model can block another: each has a deadline and a share of the requests in flight.
+Slower than a model's own route by one hop.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
 IN_FLIGHT = 80
-"""Requests that are handed on at once, over all models: fewer than the index' replica takes, so that it always answers
-for itself."""
+"""Forwarded requests in flight, over all models: fewer than the index' replica accepts, so that its own pages always
+answer."""
 
 
 @dataclass(slots=True)
 class _Champion:
-    """Where the requests for one model go, and within which bounds."""
+    """The champion of one model, with its limits and requests in flight."""
 
     version: int
     limits: Limits
@@ -52,10 +52,9 @@ class _Champion:
 
 
 class Gateway:
-    """Answer what concerns the host, and hand on what is for one model, from one event loop.
+    """Answer host-level requests, and forward those for one model, from one event loop.
 
-    ``configure`` may be called from any thread meanwhile. ``handles`` gives for a model's name what gives the handle of
-    one of its versions.
+    ``configure`` may be called from any thread meanwhile. ``handles`` returns the versions of a model by its name.
     """
 
     def __init__(self, handles: Callable[[str], ServePeers] = ServePeers) -> None:
@@ -75,7 +74,7 @@ class Gateway:
         )
 
     def configure(self, models: Sequence[Mapping[str, Any]]) -> None:
-        """Take the list of champions, each with its ``timeout_s``, ``max_body_bytes`` and ``access``."""
+        """Apply the list of champions, each with its ``timeout_s``, ``max_body_bytes`` and ``access``."""
         self._index.configure(models)
         peers, champions = {}, {}
         for model in models:
@@ -84,7 +83,7 @@ class Gateway:
             peers[name].keep({version})
             limits = Limits(**{key: model[key] for key in ("timeout_s", "max_body_bytes") if key in model})
             before = self._champions.get(name)
-            champion = before or _Champion(version, limits, peers[name].handle)  # which counts those on their way
+            champion = before or _Champion(version, limits, peers[name].handle)  # which counts the requests in flight
             champion.version, champion.limits = version, limits
             champions[name] = champion
         self._peers, self._champions = peers, champions
@@ -118,8 +117,8 @@ class Gateway:
         champion = self._champion(target.name, headers)
         inner = target.scope(scope)
         reads = scope["method"] in {"GET", "HEAD"}
-        if not (reads and target.asks_ready):
-            self._admit(target.name, headers)  # before the body goes further; whoever took it from the client holds it
+        if not (reads and target.is_readiness):
+            self._admit(target.name, headers)  # before the body is read from the process that accepted it
         plain = {key: inner[key] for key in ("type", "method", "path", "root_path")}
         given = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         arrived = scope.get(ARRIVED) or stamp()
@@ -130,7 +129,7 @@ class Gateway:
                 limit = champion.limits.max_body_bytes
                 body = b"" if reads else await read_body(scope, receive, headers, limit=limit)
                 call = {**plain, "headers": given, BODY: body, ARRIVED: arrived}
-                with self._place(target.name, champion):  # not before: a body that does not come would keep it
+                with self._place(target.name, champion):  # not earlier: a body that never arrives would hold it
                     reply: Reply = await _asked(target.name, champion, "http_call", call)
                     return reply
         except TimeoutError as error:
@@ -143,20 +142,20 @@ class Gateway:
         return champion
 
     def _admit(self, name: str, headers: Mapping[bytes, bytes]) -> None:
-        """Refuse a caller without a key for this model. What the key may do, and how often, its own front says."""
+        """Refuse a caller without a key for this model. Its own front checks scope and rate."""
         guard = self._index.guard(name)
         if guard is not None:
             guard.identify(secret_of(headers))
 
     @contextlib.contextmanager
     def _place(self, name: str, champion: _Champion) -> Iterator[None]:
-        """Hold one of the places that a model has for requests on their way to it."""
+        """Hold one of a model's slots for requests in flight."""
         places = max(1, IN_FLIGHT // max(1, len(self._champions)))
         if champion.in_flight >= places:
             raise Refusal(
                 503,
                 "overloaded",
-                f"{champion.in_flight} requests are on their way to {name} by this route; its own takes more",
+                f"{champion.in_flight} requests to {name} are in flight on this route; its own route takes more",
                 retry_after_s=1.0,
             )
         champion.in_flight += 1
@@ -170,7 +169,7 @@ def _refusal(error: Exception) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, TimeoutError):
-        return Refusal(504, "timeout", "the model gave no answer within its deadline", retry_after_s=1.0)
+        return Refusal(504, "timeout", "the model did not answer within its deadline", retry_after_s=1.0)
     logger.error("the gateway raised", exc_info=error)
     return INTERNAL
 
@@ -180,7 +179,7 @@ async def _asked(name: str, champion: _Champion, method: str, *given: Any) -> An
     try:
         return await call
     except asyncio.CancelledError:
-        call.cancel()  # the call goes on otherwise, for a client that has left or been told that it is late
+        call.cancel()  # otherwise the call continues, for a client that has disconnected or received a timeout
         raise
     except (RayError, RayServeException) as error:
         raise Refusal(

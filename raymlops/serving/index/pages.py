@@ -1,14 +1,14 @@
-"""What is at ``/``: the list of models with links, the host's own ``/v2``, and the way from there to each model.
+"""Pages of the application at ``/``: the list of models with links, and the host-level ``/v2`` routes.
 
-Owns these routes. Knows nothing of models beyond the list it was given, nor of Serve: who hands a request on to a model
-is an argument. A model whose endpoint asks for a key is listed to callers with a key for it, and to nobody else.
+Owns these routes. Knows nothing of models beyond the list in its settings, nor of Serve: the function that forwards a
+request to a model is an argument. A model that requires a key is listed only to callers with a key for it.
 
 ================================== ==========================================================
 ``GET /``, ``/models``             the models with links (a page for a browser at ``/``)
-``GET /healthz``                   the host lives
+``GET /healthz``                   the process is alive
 ``GET /v2``, ``/v2/health/...``    the Open Inference Protocol's server metadata and health
 ``GET /v2/models``                 the names of the models
-``/v2/models/NAME...``             handed on to the model NAME, at the cost of a second hop
+``/v2/models/NAME...``             forwarded to the model NAME, at the cost of a second hop
 ================================== ==========================================================
 """
 
@@ -42,26 +42,26 @@ _KEYS = (b"authorization", b"x-api-key")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The model that a host-level request is for, and the path at which its own front has what was asked."""
+    """The model that a host-level request is for, and the path at its own front."""
 
     name: str
     root_path: str
     path: str
 
     @property
-    def asks_ready(self) -> bool:
-        """Return whether it is the readiness of the model or of one of its versions, which is told without a key."""
+    def is_readiness(self) -> bool:
+        """Return whether the path is a readiness check of the model or of a version, which needs no key."""
         what = self.path.removeprefix(f"{self.root_path}{_MODELS}{self.name}/")
         parts = what.split("/")
         return parts == ["ready"] or (len(parts) == 3 and parts[0] == "versions" and parts[2] == "ready")
 
     def scope(self, scope: Scope) -> dict[str, Any]:
-        """Return the scope of a request as the model's front would have got it."""
+        """Return the scope of the request for the model's front."""
         return {**scope, "path": self.path, "raw_path": self.path.encode(), "root_path": self.root_path}
 
 
 class Index:
-    """Answer what concerns the host, and hand on what concerns one model.
+    """Answer host-level requests, and forward those for one model.
 
     ``forward(target, scope, receive)`` returns the model's answer to ``target.scope(scope)``; it may raise ``Refusal``.
     """
@@ -71,7 +71,7 @@ class Index:
         self._forward = forward
 
     def configure(self, models: Sequence[Mapping[str, Any]]) -> None:
-        """Take the list of champions: ``name``, ``version``, ``digest``, ``path``, and ``access`` where it is not open.
+        """Apply the list of champions: ``name``, ``version``, ``digest``, ``path``, and ``access`` unless it is open.
 
         May be called from any thread while requests are answered.
         """
@@ -80,11 +80,11 @@ class Index:
         )
 
     def guard(self, name: str) -> Guard | None:
-        """Return who says whether a caller's key is good for a model; None where there is no such model."""
+        """Return the guard of a model, None if there is no such model."""
         return next((guard for model, guard in self._models if model["name"] == name), None)
 
     def visible(self, headers: Mapping[bytes, bytes]) -> list[dict[str, Any]]:
-        """Return the models that a caller may know of: those that are open, and those that its key is for."""
+        """Return the models that a caller may see: the open ones, and those of its key."""
         secret = secret_of(headers)
         return [model for model, guard in self._models if _knows(guard, secret)]
 
@@ -93,7 +93,7 @@ class Index:
         await send_reply(await self.answer(scope, receive), send)
 
     async def answer(self, scope: Scope, receive: Receive) -> Reply:
-        """Return the answer to one HTTP request, from the model that it is for where it is for one."""
+        """Return the response to one HTTP request, from the model if it is for one."""
         try:
             target = None if self._forward is None else self._target(scope)
             if target is not None and self._forward is not None:
@@ -108,7 +108,7 @@ class Index:
         return replace(reply, body=b"") if scope["method"] == "HEAD" else reply
 
     def reply(self, scope: Scope) -> Reply:
-        """Return the answer to one HTTP request that is for no model."""
+        """Return the response to one host-level HTTP request."""
         request_id = _request_id(scope)
         path = _path(scope)
         models = self.visible(header_map(scope, _KEYS))
@@ -143,7 +143,7 @@ class Index:
 
 
 def target_of(path: str, models: Sequence[Mapping[str, Any]]) -> Target | None:
-    """Return the model that a path below ``/v2/models/`` is for, None where it is for none."""
+    """Return the model of a path below ``/v2/models/``, None for another path."""
     if not path.startswith(_MODELS):
         return None
     name = path.removeprefix(_MODELS).partition("/")[0]
@@ -154,19 +154,19 @@ def target_of(path: str, models: Sequence[Mapping[str, Any]]) -> Target | None:
 
 
 def unknown_model(name: str, visible: Sequence[Mapping[str, Any]]) -> Refusal:
-    """Return the refusal of a model that is not there, with those that the caller may know of."""
+    """Return the refusal of an unknown model, with those that the caller may see."""
     return Refusal(404, "not_found", f"no model {name[:80]!r}; models: {_known(visible)}")
 
 
 def described(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the models, each with the way to ask it and to read about it."""
+    """Return the models, each with its links."""
     pages = ("predict", "docs", "openapi.json", "v2")
     return [{**model, "links": {page: f"{model['path']}/{page}" for page in pages}} for model in models]
 
 
 def page_of(models: Sequence[Mapping[str, Any]], *, hidden: bool = False) -> str:
-    """Return the list of models as a page; ``hidden``: there are others, which a key would show."""
-    note = "<p>Models that ask for an API key are listed to callers with one.</p>" if hidden else ""
+    """Return the list of models as a page; ``hidden``: there are others, which need a key."""
+    note = "<p>Models that require an API key are listed to callers with one.</p>" if hidden else ""
     rows = "".join(
         f'<tr><td><a href="{escape(model["path"])}/docs">{escape(model["name"])}</a></td>'
         f"<td>{model['version']}</td><td><code>{escape(model['digest'][:12])}</code></td></tr>"

@@ -1,1 +1,1 @@
-"""The protocols in which a model is asked: each turns bytes into columns and columns into bytes."""
+"""Inference protocols: each turns bytes into columns and columns into bytes."""

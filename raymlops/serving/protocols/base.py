@@ -1,6 +1,6 @@
-"""What every protocol turns a request into, and an answer from: columns, and what goes with them.
+"""The interface of an inference protocol: requests are parsed into columns, answers encoded from columns.
 
-Owns the shape of a protocol. Knows nothing of any one of them, nor of HTTP, Serve or models.
+Knows nothing of a particular protocol, nor of HTTP, Serve or models.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ BINARY = b"application/octet-stream"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One request, read: ``rows`` rows of input columns."""
+class Parsed:
+    """One parsed request: ``rows`` rows of input columns."""
 
     columns: Columns
     rows: int
     request_id: str | None = None
-    """The protocol's own id, where it gave one that can stand in a header; the header ``x-request-id`` wins over it."""
+    """The id in the protocol's own field, if a header can carry it; the header ``x-request-id`` takes precedence."""
     options: Any = None
-    """What ``encode`` of the same protocol needs to know of the request."""
+    """What ``encode`` of the same protocol needs of the request."""
     version: str | None = None
-    """The version that the request itself names, where the protocol has a place for it."""
+    """The version that the request names, where the protocol has a field for it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
-    """Who answers."""
+class Responder:
+    """The model version that answers, and the id of the request."""
 
     name: str
     version: str
@@ -44,7 +44,7 @@ class Answering:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The body of an answer with its type, and the headers that belong to it."""
+    """The body of an answer with its content type and headers."""
 
     body: bytes
     kind: bytes = JSON
@@ -52,22 +52,22 @@ class Encoded:
 
 
 class Protocol(typing.Protocol):
-    """One way to ask a model. ``headers`` have lower-case names."""
+    """One inference protocol. ``headers`` have lower-case names."""
 
     name: str
 
-    def parse(self, body: bytes, headers: Mapping[bytes, bytes], *, signature: Signature, max_rows: int) -> Asked:
-        """Return what was asked.
+    def parse(self, body: bytes, headers: Mapping[bytes, bytes], *, signature: Signature, max_rows: int) -> Parsed:
+        """Parse a request.
 
         Raises:
-            Refusal: 4xx; nothing else is ever raised for what a client sent.
+            Refusal: 4xx; nothing else is ever raised for a client's request.
         """
 
-    def encode(self, outputs: Columns, asked: Asked, answering: Answering, *, signature: Signature) -> Encoded:
-        """Return the answer.
+    def encode(self, outputs: Columns, parsed: Parsed, responder: Responder, *, signature: Signature) -> Encoded:
+        """Encode an answer.
 
         Raises:
-            Refusal: these outputs have no form in this protocol.
+            Refusal: the protocol cannot represent these outputs.
         """
 
 

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 HEADER = b"inference-header-content-length"
-"""Header that says how many bytes of a body are JSON; tensors follow."""
+"""Header with the length of the JSON in bytes; tensors follow."""
 
 
 def split_body(body: bytes, headers: Mapping[bytes, bytes]) -> tuple[bytes, memoryview | None]:
-    """Return the JSON part of a body and what follows it, None where no header says that anything does.
+    """Return the JSON part of a body and the bytes after it, None without the header.
 
     Raises:
-        Refusal: 400, the header is no number or more than the body has.
+        Refusal: 400, the header is not a number, or exceeds the body.
     """
     given = headers.get(HEADER)
     if given is None:
@@ -47,7 +47,7 @@ def read_tensor(name: str, datatype: str, count: int, raw: bytes | memoryview) -
     """Return the elements of a tensor as a flat array: a view of ``raw`` where they have a fixed size.
 
     Raises:
-        Refusal: 400, there are more or fewer bytes than the elements need; 422, an element is no BOOL or not UTF-8.
+        Refusal: 400, the number of bytes does not match the elements; 422, an element is not a BOOL or not UTF-8.
     """
     if datatype == "BYTES":
         return texts_of(name, _split_elements(name, count, raw))
@@ -65,7 +65,7 @@ def read_tensor(name: str, datatype: str, count: int, raw: bytes | memoryview) -
 
 
 def write_tensor(array: Array) -> bytes:
-    """Return the bytes of an output tensor; a missing text is an empty one, which alone the format has."""
+    """Return the bytes of an output tensor; a missing text becomes empty, as the format has no null."""
     if array.dtype != object:
         return array.tobytes()
     parts = []
@@ -76,7 +76,7 @@ def write_tensor(array: Array) -> bytes:
 
 
 def bad_data(message: str) -> Refusal:
-    """Return the refusal of bytes that are not what was said about them."""
+    """Return the refusal of bytes that do not match their description."""
     return Refusal(400, "bad_binary_data", message)
 
 

@@ -1,7 +1,7 @@
-"""Open Inference Protocol v2 over gRPC: its messages, and what they say in terms of columns.
+"""Open Inference Protocol v2 over gRPC: conversion between its messages and columns.
 
-Owns the mapping between messages and tensors, and between our statuses and gRPC's. Messages come and go as bytes. Knows
-nothing of gRPC servers, so that it needs no gRPC.
+Owns the mapping between messages and tensors, and between our statuses and gRPC's. Messages are bytes here. Knows
+nothing of gRPC servers and does not import grpc.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
 
-from raymlops.errors import RowProblem
 from raymlops.serving.protocols import oip
-from raymlops.serving.protocols.base import Asked, Encoded, usable_id
+from raymlops.serving.protocols.base import Encoded, Parsed, usable_id
 from raymlops.serving.protocols.binary import bad_data, read_tensor, write_tensor
 from raymlops.serving.protocols.grpc_messages import METHODS, Wire, request_class, response_class
-from raymlops.serving.protocols.json_body import invalid
+from raymlops.serving.protocols.json_body import wrong
 from raymlops.serving.protocols.tensors import (
     Tensor,
     columns_of,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from raymlops.arrays import Column, Columns
-    from raymlops.serving.protocols.base import Answering
+    from raymlops.serving.protocols.base import Responder
     from raymlops.signature import Signature
 
 KIND = b"application/grpc"
@@ -63,7 +62,7 @@ _CODES = {
     504: _LATE,
 }
 _MAX_DETAILS_BYTES = 3500
-"""Details travel as a header: Serve cuts them off at 4,096 characters, clients refuse headers of more than 8 KiB."""
+"""Details travel as a header: Serve truncates them at 4,096 characters, clients reject headers of more than 8 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +73,9 @@ class _Options:
 
 
 class Grpc:
-    """The Open Inference Protocol over gRPC: ``parse`` takes a ModelInferRequest, ``encode`` gives a response.
+    """The Open Inference Protocol over gRPC: ``parse`` reads a ModelInferRequest, ``encode`` writes a response.
 
-    ``model`` is the one that answers: a message for another one is refused. Without it nothing is said about that.
+    ``model`` is the one that answers: a message for another one is refused. None accepts any name.
     """
 
     name = "grpc"
@@ -84,11 +83,11 @@ class Grpc:
     def __init__(self, model: str | None = None) -> None:
         self._model = model
 
-    def parse(self, body: bytes, headers: Mapping[bytes, bytes], *, signature: Signature, max_rows: int) -> Asked:  # noqa: ARG002
+    def parse(self, body: bytes, headers: Mapping[bytes, bytes], *, signature: Signature, max_rows: int) -> Parsed:  # noqa: ARG002
         """Return a request's columns.
 
         Raises:
-            Refusal: 400 for what is no such message or has raw contents of a wrong size, 404 for another model, 413 for
+            Refusal: 400 for an invalid message or raw contents of a wrong size, 404 for another model, 413 for
                 too many rows, 422 for tensors that do not fit the signature.
         """
         request = _read("ModelInfer", body)
@@ -104,26 +103,26 @@ class Grpc:
             count = element_count(item.name, item.datatype, shape, signature=signature, max_rows=max_rows)
             if raw:
                 if item.HasField("contents"):
-                    raise bad_data(f"the tensor {item.name!r} has contents beside raw_input_contents; give one of them")
+                    raise bad_data(f"the tensor {item.name!r} has contents and raw_input_contents; send one of them")
                 values = read_tensor(item.name, item.datatype, count, raw[index])
             else:
                 values = _typed(item, count)
             tensors.append(Tensor(item.name, item.datatype, shape, values))
         columns, rows = columns_of(tensors, signature)
         options = _Options(request.id, tuple(outputs), raw=bool(raw))
-        return Asked(columns, rows, usable_id(request.id), options, request.model_version or None)
+        return Parsed(columns, rows, usable_id(request.id), options, request.model_version or None)
 
-    def encode(self, outputs: Columns, asked: Asked, answering: Answering, *, signature: Signature) -> Encoded:  # noqa: ARG002
-        """Return a ModelInferResponse, with raw contents where the request had such.
+    def encode(self, outputs: Columns, parsed: Parsed, responder: Responder, *, signature: Signature) -> Encoded:  # noqa: ARG002
+        """Return a ModelInferResponse, with raw contents if the request has them.
 
         Raises:
-            Refusal: 422, an output has no form as a tensor.
+            Refusal: 422, a tensor cannot hold an output.
         """
-        options: _Options = asked.options
+        options: _Options = parsed.options
         response = response_class("ModelInfer")(
-            model_name=answering.name,
-            model_version=answering.version,
-            id=options.request_id or answering.request_id,
+            model_name=responder.name,
+            model_version=responder.version,
+            id=options.request_id or responder.request_id,
         )
         for column in options.outputs:
             array = output_array(column, outputs)
@@ -143,10 +142,10 @@ PROTOCOL = Grpc()
 
 
 def model_of(method: str, body: bytes) -> tuple[str, str]:
-    """Return the name and version of the model that a request is about, each empty where it says none.
+    """Return the model name and version in a request, each empty if it has none.
 
     Raises:
-        Refusal: 400 for what is no such message, 501 for no such method.
+        Refusal: 400 for an invalid message, 501 for an unknown method.
     """
     request = _read(method, body)
     if method == "ModelInfer":
@@ -171,14 +170,14 @@ def model_metadata(metadata: Mapping[str, Any]) -> Wire:
 
 
 def status_code(status: int) -> int:
-    """Return the gRPC status code that says what an HTTP status says."""
+    """Return the gRPC status code of an HTTP status."""
     if status < 400:
         return _OK
     return _CODES.get(status, _INVALID if status < 500 else _INTERNAL)
 
 
 def details(refusal: Refusal, request_id: str) -> str:
-    """Return the one error as JSON in ASCII, with as few of its problems as must be left out to fit into a header."""
+    """Return the error as JSON in ASCII, with as many of its problems as fit into a header."""
     problems = refusal.problems
     message = refusal.message
     while True:
@@ -202,26 +201,22 @@ def _escape(char: str) -> str:
 
 def _read(method: str, body: bytes) -> Any:
     if method not in METHODS:
-        raise Refusal(501, "not_implemented", f"{method[:80]!r} is not offered; the methods are {', '.join(METHODS)}")
+        raise Refusal(501, "not_implemented", f"{method[:80]!r} is not implemented; methods: {', '.join(METHODS)}")
     try:
         return request_class(method).FromString(body)
     except DecodeError as error:
-        raise Refusal(400, "not_protobuf", f"the message is no {method}Request") from error
+        raise Refusal(400, "not_protobuf", f"the message is not a {method}Request") from error
 
 
 def _typed(item: Any, count: int) -> Any:
     """Return the typed contents of an input tensor."""
     field = _CONTENTS.get(item.datatype)
     if field is None:
-        raise _wrong(item.name, f"{item.datatype} has no typed contents; send raw_input_contents")
+        raise wrong(item.name, f"{item.datatype} has no typed contents; send raw_input_contents")
     given = [descriptor.name for descriptor, _ in item.contents.ListFields()]
     if [name for name in given if name != field]:
-        raise _wrong(item.name, f"expected {field} for {item.datatype}, got {', '.join(given)}")
+        raise wrong(item.name, f"expected {field} for {item.datatype}, got {', '.join(given)}")
     values = list(getattr(item.contents, field))
     if len(values) != count:
-        raise _wrong(item.name, f"the shape has {count} elements, {field} {len(values)}")
+        raise wrong(item.name, f"the shape has {count} elements, {field} {len(values)}")
     return texts_of(item.name, values) if item.datatype == "BYTES" else values
-
-
-def _wrong(name: str, message: str) -> Refusal:
-    return invalid([RowProblem(None, name, message)])

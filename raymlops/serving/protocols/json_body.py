@@ -1,8 +1,8 @@
-"""JSON bodies, read as strictly as JSON is written: for every protocol that has them.
+"""Strict parsing of JSON bodies, for all protocols that use them.
 
-Owns what makes a body no JSON: empty, not UTF-8, nested too deeply, a key given twice, a text that is half a character.
-Knows nothing of what a body says. NaN and infinity, which some writers put into JSON, come out as floats: whoever
-checks the values names them.
+Owns what makes a body invalid JSON: empty, not UTF-8, nested too deeply, a repeated key, half a surrogate pair. Knows
+nothing of a body's meaning. NaN and infinity, which some writers put into JSON, are returned as floats: the check of
+the values reports them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 _COLON = re.compile(rb'"[ \t\r\n]*:')
 _TOKEN = re.compile(rb'[{}]|"([^"\\]*+(?:\\.[^"\\]*+)*+)"[ \t\r\n]*+(:?)', re.DOTALL)
-"""A brace, or a text with the colon that makes a key of it. What is possessive keeps no way back, so that a text of a
-million escapes costs no memory."""
+"""A brace, or a string with the colon that makes it a key. Possessive quantifiers do not backtrack, so that a string of
+a million escapes costs no memory."""
 _TOO_DEEP = "the body is nested too deeply"
 
 
 def read_json(body: bytes, *, keys: Callable[[Any], int] | None = None, expected: str = "a JSON object") -> Any:
     """Return the data of a JSON body.
 
-    ``keys`` counts the keys of the data, where a protocol can do so faster than by looking at every value; it may
-    count too few, which costs a second reading.
+    ``keys`` counts the keys of the data, where a protocol can do so faster than by visiting every value; it may count
+    too few, which costs a second pass.
 
     Raises:
-        Refusal: 400, it is empty, not UTF-8, not JSON, too deep, or gives a key twice.
+        Refusal: 400, the body is empty, not UTF-8, not JSON, too deep, or repeats a key.
     """
     try:
         data = orjson.loads(body)
@@ -46,7 +46,7 @@ def read_json(body: bytes, *, keys: Callable[[Any], int] | None = None, expected
 
 
 def count_keys(data: Any) -> int:
-    """Return how many keys all objects within some JSON data have."""
+    """Return the number of keys of all objects within some JSON data."""
     count, todo = 0, [data]
     while todo:
         item = todo.pop()
@@ -59,15 +59,20 @@ def count_keys(data: Any) -> int:
 
 
 def invalid(problems: Sequence[RowProblem]) -> Refusal:
-    """Return the refusal of data that does not fit, with what is wrong by row and field."""
+    """Return the refusal of invalid data, with its problems by row and field."""
     return Refusal(422, "invalid_rows", str(InvalidRowsError(tuple(problems))), problems=problems)
 
 
+def wrong(field: str | None, message: str) -> Refusal:
+    """Return the refusal of data with one problem that concerns no row."""
+    return invalid([RowProblem(None, field, message)])
+
+
 def object_of(data: Any, *, known: Sequence[str], required: Sequence[str] = (), where: str = "") -> dict[str, Any]:
-    """Return data that is an object with known keys alone.
+    """Return data that is an object with only known keys.
 
     Raises:
-        Refusal: 422, naming what is unknown or missing.
+        Refusal: 422, naming the unknown or missing keys.
     """
     if isinstance(data, dict) and data.keys() <= set(known) and data.keys() >= set(required):
         return data
@@ -82,7 +87,7 @@ def object_of(data: Any, *, known: Sequence[str], required: Sequence[str] = (), 
 
 
 def _second_reading(body: bytes, error: orjson.JSONDecodeError) -> Any:
-    """Return what orjson refused where it is JSON but for NaN and infinities, else say why it was refused."""
+    """Return data that orjson rejects only for NaN and infinities; raise for all other reasons."""
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as bad:
@@ -112,7 +117,7 @@ def _holds_non_finite(data: Any) -> bool:
 
 
 def _holds_half_a_character(text: str, data: Any) -> bool:
-    """Return whether a text or key is no UTF-8: half a surrogate pair, which orjson reads nowhere and json does."""
+    """Return whether a text or key has half a surrogate pair, which json accepts and orjson does not."""
     if "\\u" not in text:
         return False
     try:
@@ -123,12 +128,12 @@ def _holds_half_a_character(text: str, data: Any) -> bool:
 
 
 def _refuse_duplicates(body: bytes, data: Any, keys: Callable[[Any], int]) -> None:
-    """Refuse a key given twice, of which orjson keeps the last.
+    """Refuse a repeated key, of which orjson keeps the last.
 
-    Each key has one colon, which follows its quotation mark. So as many of those as keys were kept prove that none was
-    lost. Only a body with more (a text such as ":x") is gone through text by text, which it must be JSON for. Each name
-    is looked up once: counted among all others, those of a body of the largest size would take hours. And in Python:
-    the standard library would hold the interpreter, and so the event loop, until it has read the whole body.
+    Each key has one colon after its quotation mark. If there are as many of those as keys were kept, none was lost.
+    Only a body with more (a text such as ":x") is scanned token by token. Each name is looked up in a set: comparing
+    it with all others would take hours for the largest bodies. In Python, since the standard library would hold the
+    interpreter, and so the event loop, until it has read the whole body.
     """
     colons = body.count(b":")
     if colons <= (len(data) if isinstance(data, dict) else 0):

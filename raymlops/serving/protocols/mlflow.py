@@ -1,9 +1,9 @@
-"""MLflow's scoring protocol: ``POST /invocations`` in each of its forms, without MLflow.
+"""MLflow's scoring protocol: ``POST /invocations`` in each of its formats, without MLflow.
 
-Owns the forms that its server 3.17 reads: ``dataframe_split``, ``dataframe_records``, ``instances`` and ``inputs`` in
-JSON, and CSV with a line of names. A pandas client writes a missing number as NaN and then the whole column as floats.
-So here, as in ``mlflow.pyfunc``, NaN is missing in a nullable column and 7.0 is an integer. All else is as strict as
-everywhere. Parameters are taken and, as by our pyfunc model, not used.
+Owns the formats that its server 3.17 reads: ``dataframe_split``, ``dataframe_records``, ``instances`` and ``inputs`` in
+JSON, and CSV with a header line. A pandas client writes a missing number as NaN and then the whole column as floats.
+So here, as in ``mlflow.pyfunc``, NaN is missing in a nullable column and 7.0 is an integer. Everything else is as
+strict as in the other protocols. Parameters are accepted and, as by our pyfunc model, ignored.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import orjson
 
 from raymlops.arrays import as_integer
 from raymlops.errors import InvalidRowsError, RowProblem
-from raymlops.serving.protocols.base import Asked, Encoded
-from raymlops.serving.protocols.json_body import invalid, object_of, read_json
+from raymlops.serving.protocols.base import Encoded, Parsed
+from raymlops.serving.protocols.json_body import invalid, object_of, read_json, wrong
 from raymlops.serving.protocols.native import output_rows, too_many_rows
 from raymlops.serving.refusal import Refusal
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from raymlops.arrays import Column, Columns
-    from raymlops.serving.protocols.base import Answering
+    from raymlops.serving.protocols.base import Responder
     from raymlops.signature import Signature
 
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
@@ -43,11 +43,11 @@ class Mlflow:
 
     name = "mlflow"
 
-    def parse(self, body: bytes, headers: Mapping[bytes, bytes], *, signature: Signature, max_rows: int) -> Asked:
+    def parse(self, body: bytes, headers: Mapping[bytes, bytes], *, signature: Signature, max_rows: int) -> Parsed:
         """Return a request's columns.
 
         Raises:
-            Refusal: 415 for another content type, 400 for what is no JSON or CSV, 413 for too many rows, 422 for rows
+            Refusal: 415 for another content type, 400 for invalid JSON or CSV, 413 for too many rows, 422 for rows
                 that do not fit.
         """
         kind = _kind(headers)
@@ -57,15 +57,15 @@ class Mlflow:
             raise too_many_rows(rows, max_rows)
         try:
             if isinstance(given, list):
-                return Asked(signature.parse_rows(_tolerant(given, signature)), rows)
+                return Parsed(signature.parse_rows(_tolerant(given, signature)), rows)
             if not rows:
-                raise _wrong(None, "expected at least one row, got none")
-            return Asked(signature.parse_columns(given), rows)
+                raise wrong(None, "expected at least one row, got none")
+            return Parsed(signature.parse_columns(given), rows)
         except InvalidRowsError as error:
             raise invalid(error.problems) from error
 
-    def encode(self, outputs: Columns, asked: Asked, answering: Answering, *, signature: Signature) -> Encoded:  # noqa: ARG002
-        """Return one record a row, as MLflow's server does for a DataFrame; what is missing is null, not its NaN."""
+    def encode(self, outputs: Columns, parsed: Parsed, responder: Responder, *, signature: Signature) -> Encoded:  # noqa: ARG002
+        """Return one record per row, as MLflow's server does for a DataFrame; missing values are null, not its NaN."""
         rows = output_rows(outputs, signature)
         return Encoded(orjson.dumps({"predictions": rows}, option=orjson.OPT_SERIALIZE_NUMPY))
 
@@ -89,9 +89,9 @@ def _from_json(body: bytes, signature: Signature) -> dict[str, list[Any]] | list
     data = object_of(read_json(body, keys=_keys), known=(*FORMS, "params"))
     forms = [form for form in FORMS if form in data]
     if len(forms) != 1:
-        raise _wrong(None, f"expected one of the keys {', '.join(FORMS)}, got {', '.join(forms) or 'none'}")
+        raise wrong(None, f"expected one of the keys {', '.join(FORMS)}, got {', '.join(forms) or 'none'}")
     if not isinstance(data.get("params"), dict | None):
-        raise _wrong("params", "expected an object")
+        raise wrong("params", "expected an object")
     form = forms[0]
     given = data[form]
     if form == "dataframe_split":
@@ -103,29 +103,29 @@ def _from_json(body: bytes, signature: Signature) -> dict[str, list[Any]] | list
             return [given]
         short = [name for name, value in given.items() if not isinstance(value, list)]
         if short:
-            raise _wrong(short[0][:80], "expected a list of values, one a row")
+            raise wrong(short[0][:80], "expected a list of values, one per row")
         return given
     if isinstance(given, list) and form != "dataframe_records" and len(signature.inputs) == 1:
         return {signature.inputs[0].name: given}
     names = ", ".join(column.name for column in signature.inputs)
-    raise _wrong(form, f"expected values by name; the names are {names}")
+    raise wrong(form, f"expected values by name; the names are {names}")
 
 
 def _from_split(given: Any) -> dict[str, list[Any]]:
     split = object_of(given, known=("columns", "data", "index"), required=("columns", "data"), where="dataframe_split")
     columns, data = split["columns"], split["data"]
     if not isinstance(columns, list) or set(map(type, columns)) != {str}:
-        raise _wrong("columns", "expected a list of names")
+        raise wrong("columns", "expected a list of names")
     if len(set(columns)) < len(columns):
-        raise _wrong("columns", "a name is given twice")
+        raise wrong("columns", "a name is given twice")
     if not isinstance(data, list) or set(map(type, data)) - {list}:
-        raise _wrong("data", "expected a list of rows, each a list of values")
+        raise wrong("data", "expected a list of rows, each a list of values")
     if not isinstance(split.get("index", []), list):
-        raise _wrong("index", "expected a list of labels, one a row")
+        raise wrong("index", "expected a list of labels, one per row")
     width = len(columns)
     if set(map(len, data)) - {width}:
         row = next(index for index, values in enumerate(data) if len(values) != width)
-        raise invalid([RowProblem(row, None, f"expected {width} values, one a column, got {len(data[row])}")])
+        raise invalid([RowProblem(row, None, f"expected {width} values, one per column, got {len(data[row])}")])
     return dict(zip(columns, map(list, zip(*data, strict=True)), strict=True)) if data else {}
 
 
@@ -135,14 +135,14 @@ def _from_csv(body: bytes, signature: Signature, max_rows: int) -> dict[str, lis
     except UnicodeDecodeError as error:
         raise Refusal(400, "not_utf8", f"the body is not UTF-8: byte {error.start} cannot be decoded") from error
     if not text.strip():
-        raise Refusal(400, "empty_body", "the body is empty; expected a line of names and a line a row")
+        raise Refusal(400, "empty_body", "the body is empty; expected a header line and a line per row")
     try:
         lines = (line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line)
         names, *data = islice(lines, max_rows + 2)  # one more than is allowed is refused, however many follow
     except csv.Error as error:
         raise Refusal(400, "not_csv", f"the body is not CSV: {error}") from error
     if len(set(names)) < len(names):
-        raise _wrong("columns", "a name is given twice")
+        raise wrong("columns", "a name is given twice")
     columns = {column.name: column for column in signature.inputs}
     unknown = [name for name in names if name not in columns][:20]
     if unknown:
@@ -150,16 +150,16 @@ def _from_csv(body: bytes, signature: Signature, max_rows: int) -> dict[str, lis
         raise invalid([RowProblem(None, name[:80], f"unknown field; known: {known}") for name in unknown])
     tensors = [column.name for column in signature.inputs if column.shape]
     if tensors:
-        raise _wrong(tensors[0], "a tensor has no place in CSV; send JSON")
+        raise wrong(tensors[0], "CSV cannot hold tensors; send JSON")
     for row, values in enumerate(data):
         if len(values) != len(names):
-            raise invalid([RowProblem(row, None, f"expected {len(names)} values, one a column, got {len(values)}")])
+            raise invalid([RowProblem(row, None, f"expected {len(names)} values, one per column, got {len(values)}")])
     cells = zip(*data, strict=True) if data else [()] * len(names)
     return {name: [_cell(columns[name], text) for text in values] for name, values in zip(names, cells, strict=True)}
 
 
 def _cell(column: Column, text: str) -> Any:
-    """Return what a cell of CSV says; one that says nothing for its column stays a text, which is then refused."""
+    """Return the value of a CSV cell; one that does not fit its column stays a text, which is then refused."""
     if column.type == "string":
         return text or None
     if text in _MISSING:
@@ -172,7 +172,7 @@ def _cell(column: Column, text: str) -> Any:
 
 
 def _tolerant(rows: list[Any], signature: Signature) -> list[Any]:
-    """Return records with what pandas wrote in place of null and of integers put right."""
+    """Return records with NaN replaced by null, and integral floats by integers, as pandas writes them."""
     nullable = {column.name for column in signature.inputs if column.nullable}
     integers = {column.name for column in signature.inputs if column.type == "int"}
     return [_record(row, nullable, integers) if isinstance(row, dict) else row for row in rows]
@@ -188,10 +188,6 @@ def _record(row: dict[str, Any], nullable: set[str], integers: set[str]) -> dict
         elif name in integers:
             changed[name] = as_integer(value)
     return {**row, **changed} if changed else row
-
-
-def _wrong(field: str | None, message: str) -> Refusal:
-    return invalid([RowProblem(None, field, message)])
 
 
 def _keys(data: Any) -> int:

@@ -1,6 +1,6 @@
 """The native protocol: ``{"rows": [{field: value, ...}, ...]}`` in, ``{"outputs": [...], ...}`` out.
 
-Owns that form. Values are checked by the signature.
+Owns that format. The signature checks the values.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from raymlops.errors import InvalidRowsError, RowProblem
-from raymlops.serving.protocols.base import Answering, Asked, Encoded
+from raymlops.serving.protocols.base import Encoded, Parsed, Responder
 from raymlops.serving.protocols.json_body import invalid, read_json
 from raymlops.serving.refusal import Refusal
 
@@ -20,44 +20,42 @@ if TYPE_CHECKING:
     from raymlops.arrays import Columns
     from raymlops.signature import Signature
 
-__all__ = ["PROTOCOL", "Answering", "Asked", "Encoded", "Native", "output_rows", "too_many_rows"]
-
 
 class Native:
     """The native protocol."""
 
     name = "native"
 
-    def parse(self, body: bytes, headers: Mapping[bytes, bytes], *, signature: Signature, max_rows: int) -> Asked:  # noqa: ARG002
+    def parse(self, body: bytes, headers: Mapping[bytes, bytes], *, signature: Signature, max_rows: int) -> Parsed:  # noqa: ARG002
         """Return a request's columns.
 
         Raises:
-            Refusal: 400 for what is no JSON, 413 for too many rows, 422 for rows that do not fit.
+            Refusal: 400 for invalid JSON, 413 for too many rows, 422 for rows that do not fit.
         """
         data = read_json(body, keys=_keys, expected='{"rows": [{...}]}')
         if not isinstance(data, dict):
             raise invalid([RowProblem(None, None, 'expected an object with the key "rows"')])
         if len(data) > 1 or "rows" not in data:
             unknown = sorted(data.keys() - {"rows"})[:20]
-            problems = [RowProblem(None, key[:80], 'unknown key; the only one is "rows"') for key in unknown]
+            problems = [RowProblem(None, key[:80], 'unknown key; the only key is "rows"') for key in unknown]
             if "rows" not in data:
-                problems.append(RowProblem(None, "rows", "is missing; expected a list of objects, one a row"))
+                problems.append(RowProblem(None, "rows", "is missing; expected a list of objects, one per row"))
             raise invalid(problems)
         rows = data["rows"]
         if isinstance(rows, list) and len(rows) > max_rows:
             raise too_many_rows(len(rows), max_rows)
         try:
-            return Asked(signature.parse_rows(rows), len(rows))
+            return Parsed(signature.parse_rows(rows), len(rows))
         except InvalidRowsError as error:
             raise invalid(error.problems) from error
 
-    def encode(self, outputs: Columns, asked: Asked, answering: Answering, *, signature: Signature) -> Encoded:  # noqa: ARG002
-        """Return one output a row."""
+    def encode(self, outputs: Columns, parsed: Parsed, responder: Responder, *, signature: Signature) -> Encoded:  # noqa: ARG002
+        """Return one output per row."""
         data = {
             "outputs": output_rows(outputs, signature),
-            "model": answering.name,
-            "model_version": answering.version,
-            "request_id": answering.request_id,
+            "model": responder.name,
+            "model_version": responder.version,
+            "request_id": responder.request_id,
         }
         return Encoded(orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY))
 
@@ -71,7 +69,7 @@ def too_many_rows(rows: int, max_rows: int) -> Refusal:
 
 
 def output_rows(outputs: Columns, signature: Signature) -> list[dict[str, Any]]:
-    """Return rows that orjson writes: NaN becomes null, arrays become lists, a whole number of an int column an int."""
+    """Return rows for orjson: NaN becomes null, arrays become lists, the floats of a nullable int column ints."""
     names, lists = [], []
     for column in signature.outputs:
         array = outputs[column.name]

@@ -1,7 +1,7 @@
 """Open Inference Protocol v2 over HTTP: JSON documents, with tensors in JSON or as bytes after it.
 
-Owns the documents: inference requests and responses, metadata, readiness. What a tensor must be is ``tensors``' to
-say, how its bytes lie ``binary``'s.
+Owns the documents: inference requests and responses, metadata, readiness. ``tensors`` checks tensors, ``binary`` reads
+and writes their bytes.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from raymlops.errors import RowProblem
-from raymlops.serving.protocols.base import BINARY, JSON, Asked, Encoded, usable_id
+from raymlops.serving.protocols.base import BINARY, JSON, Encoded, Parsed, usable_id
 from raymlops.serving.protocols.binary import HEADER, bad_data, read_tensor, split_body, write_tensor
-from raymlops.serving.protocols.json_body import invalid, object_of, read_json
+from raymlops.serving.protocols.json_body import object_of, read_json, wrong
 from raymlops.serving.protocols.tensors import (
     Tensor,
     columns_of,
@@ -31,12 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from raymlops.arrays import Column, Columns
-    from raymlops.serving.protocols.base import Answering
-    from raymlops.serving.refusal import Refusal
+    from raymlops.serving.protocols.base import Responder
     from raymlops.signature import Signature
 
 REQUEST_KEYS = ("id", "inputs", "outputs", "parameters", "model_name", "model_version")
-"""The last two are not the protocol's: KServe's client sends them. The path alone says which model is asked."""
+"""The last two are not part of the protocol: KServe's client sends them. The path alone selects the model."""
 INPUT_KEYS = ("name", "shape", "datatype", "data", "parameters")
 OUTPUT_KEYS = ("name", "parameters")
 
@@ -45,7 +43,7 @@ OUTPUT_KEYS = ("name", "parameters")
 class _Options:
     request_id: str | None
     outputs: tuple[tuple[Column, bool], ...]
-    """Each output that was asked for, and whether as bytes."""
+    """Each requested output, and whether as bytes."""
 
 
 class Oip:
@@ -53,11 +51,11 @@ class Oip:
 
     name = "oip"
 
-    def parse(self, body: bytes, headers: Mapping[bytes, bytes], *, signature: Signature, max_rows: int) -> Asked:
+    def parse(self, body: bytes, headers: Mapping[bytes, bytes], *, signature: Signature, max_rows: int) -> Parsed:
         """Return a request's columns.
 
         Raises:
-            Refusal: 400 for what is no JSON or for bytes that are not what the JSON says, 413 for too many rows, 422
+            Refusal: 400 for invalid JSON or bytes that do not match it, 413 for too many rows, 422
                 for tensors that do not fit the signature.
         """
         head, rest = split_body(body, headers)
@@ -72,15 +70,15 @@ class Oip:
         if rest is not None and start != len(rest):
             raise bad_data(f"{len(rest) - start} bytes follow the last tensor")
         columns, rows = columns_of(tensors, signature)
-        return Asked(columns, rows, None if request_id is None else usable_id(request_id), options)
+        return Parsed(columns, rows, None if request_id is None else usable_id(request_id), options)
 
-    def encode(self, outputs: Columns, asked: Asked, answering: Answering, *, signature: Signature) -> Encoded:  # noqa: ARG002
-        """Return the outputs that were asked for, each in JSON or as bytes.
+    def encode(self, outputs: Columns, parsed: Parsed, responder: Responder, *, signature: Signature) -> Encoded:  # noqa: ARG002
+        """Return the requested outputs, each in JSON or as bytes.
 
         Raises:
-            Refusal: 422, an output has no form as a tensor.
+            Refusal: 422, a tensor cannot hold an output.
         """
-        options: _Options = asked.options
+        options: _Options = parsed.options
         tensors, tail = [], []
         for column, as_bytes in options.outputs:
             array = output_array(column, outputs)
@@ -93,9 +91,9 @@ class Oip:
             tensors.append(tensor)
         head = orjson.dumps(
             {
-                "model_name": answering.name,
-                "model_version": answering.version,
-                "id": answering.request_id if options.request_id is None else options.request_id,
+                "model_name": responder.name,
+                "model_version": responder.version,
+                "id": responder.request_id if options.request_id is None else options.request_id,
                 "outputs": tensors,
             }
         )
@@ -108,7 +106,7 @@ PROTOCOL = Oip()
 
 
 def metadata(signature: Signature, name: str, versions: Sequence[str]) -> dict[str, Any]:
-    """Return what a model takes and gives."""
+    """Return a model's metadata."""
     return {
         "name": name,
         "versions": list(versions),
@@ -119,7 +117,7 @@ def metadata(signature: Signature, name: str, versions: Sequence[str]) -> dict[s
 
 
 def server_metadata() -> dict[str, Any]:
-    """Return who serves, and which extensions of the protocol are offered."""
+    """Return the server's name and version, and its protocol extensions."""
     return {"name": "raymlops", "version": importlib.metadata.version("raymlops"), "extensions": ["binary_tensor_data"]}
 
 
@@ -129,7 +127,7 @@ def server_live() -> dict[str, Any]:
 
 
 def server_ready() -> dict[str, Any]:
-    """Return the answer to ``GET v2/health/ready``; who is not ready answers with an error."""
+    """Return the answer to ``GET v2/health/ready``; a server that is not ready answers with an error."""
     return {"ready": True}
 
 
@@ -141,22 +139,22 @@ def model_ready(name: str) -> dict[str, Any]:
 def _tensor(
     item: Any, index: int, rest: memoryview | None, start: int, *, signature: Signature, max_rows: int
 ) -> tuple[Tensor, int]:
-    """Return one input tensor, and where the bytes of the next one begin."""
+    """Return one input tensor, and the offset of the next one's bytes."""
     where = f"inputs[{index}]"
     item = object_of(item, known=INPUT_KEYS, required=("name", "shape", "datatype"), where=where)
     name, datatype, shape = item["name"], item["datatype"], item["shape"]
     if not isinstance(name, str) or not isinstance(datatype, str):
-        raise _wrong(where, "expected name and datatype to be strings")
+        raise wrong(where, "expected name and datatype to be strings")
     if not isinstance(shape, list) or set(map(type, shape)) - {int}:
-        raise _wrong(name[:80], "expected the shape to be a list of integers")
+        raise wrong(name[:80], "expected the shape to be a list of integers")
     count = element_count(name, datatype, shape, signature=signature, max_rows=max_rows)
     size = _parameters(item, name).get("binary_data_size")
     if size is None:
         if "data" not in item:
-            raise _wrong(name, 'neither "data" nor the parameter "binary_data_size" is given')
+            raise wrong(name, 'neither "data" nor the parameter "binary_data_size" is given')
         return Tensor(name, datatype, tuple(shape), _flat(item["data"], name, shape, count)), start
     if type(size) is not int or size < 0 or "data" in item:
-        raise _wrong(name, 'expected "binary_data_size" to be a whole number that comes without "data"')
+        raise wrong(name, 'expected "binary_data_size" to be an integer, and no "data" with it')
     if rest is None or start + size > len(rest):
         left = 0 if rest is None else len(rest) - start
         raise bad_data(f"the tensor {name!r} has {size} bytes, of which {left} follow; see {HEADER.decode()}")
@@ -165,17 +163,17 @@ def _tensor(
 
 
 def _flat(data: Any, name: str, shape: Sequence[int], count: int) -> list[Any]:
-    """Return JSON data as a flat list; it is given flat, or nested just as the shape says."""
+    """Return JSON data as a flat list; it may be flat or nested like the shape."""
     if not isinstance(data, list):
-        raise _wrong(name, "expected the data to be a list")
+        raise wrong(name, "expected the data to be a list")
     if list not in set(map(type, data)):
         if len(data) != count:
-            raise _wrong(name, f"the shape {list(shape)} has {count} elements, the data {len(data)}")
+            raise wrong(name, f"the shape {list(shape)} has {count} elements, the data {len(data)}")
         return data
     flat = [data]
     for size in shape:
         if set(map(type, flat)) != {list} or set(map(len, flat)) != {size}:
-            raise _wrong(name, f"expected data that is flat, or nested as the shape {list(shape)} is")
+            raise wrong(name, f"expected data that is flat, or nested like the shape {list(shape)}")
         flat = list(chain.from_iterable(flat))
         if not flat:
             break
@@ -188,7 +186,7 @@ def _requested(outputs: Any, parameters: Mapping[str, Any], signature: Signature
     for index, item in enumerate([] if outputs is None else _list(outputs, "outputs")):
         item = object_of(item, known=OUTPUT_KEYS, required=("name",), where=f"outputs[{index}]")  # noqa: PLW2901
         if not isinstance(item["name"], str):
-            raise _wrong(f"outputs[{index}]", "expected the name to be a string")
+            raise wrong(f"outputs[{index}]", "expected the name to be a string")
         names.append(item["name"])
         as_bytes.append(_flag(_parameters(item, item["name"][:80]), "binary_data", default=default))
     columns = requested(names, signature)
@@ -196,36 +194,32 @@ def _requested(outputs: Any, parameters: Mapping[str, Any], signature: Signature
 
 
 def _parameters(item: Mapping[str, Any], field: str) -> dict[str, Any]:
-    """Return the parameters of a request, an input or an output; those that nobody here knows are ignored."""
+    """Return the parameters of a request, an input or an output; unknown ones are ignored."""
     parameters = item.get("parameters")
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
-        raise _wrong(field, "expected the parameters to be an object")
+        raise wrong(field, "expected the parameters to be an object")
     return parameters
 
 
 def _flag(parameters: Mapping[str, Any], key: str, *, default: bool) -> bool:
     value = parameters.get(key, default)
     if type(value) is not bool:
-        raise _wrong("parameters", f'expected "{key}" to be true or false')
+        raise wrong("parameters", f'expected "{key}" to be true or false')
     return value
 
 
 def _list(value: Any, field: str) -> list[Any]:
     if not isinstance(value, list):
-        raise _wrong(field, "expected a list of tensors")
+        raise wrong(field, "expected a list of tensors")
     return value
 
 
 def _text(value: Any, field: str) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise _wrong(field, "expected a string")
+        raise wrong(field, "expected a string")
     return value
-
-
-def _wrong(field: str, message: str) -> Refusal:
-    return invalid([RowProblem(None, field, message)])
 
 
 def _keys(data: Any) -> int:

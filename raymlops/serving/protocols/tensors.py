@@ -1,11 +1,11 @@
-"""Tensors of the Open Inference Protocol and columns of a signature: what either becomes in the other.
+"""Conversion between tensors of the Open Inference Protocol and columns of a signature.
 
-Owns the protocol's data types, which of them a column takes and which one it answers with, and the rules of shapes. One
-input tensor a column, named like it, of shape ``(rows, *shape)``; a scalar column may also come as ``(rows, 1)``. Knows
-nothing of JSON documents, bytes or gRPC messages, which all come here.
+Owns the protocol's data types, those that a column accepts and returns, and the rules of shapes. Each input tensor is
+one column of the same name, of shape ``(rows, *shape)``; a scalar column may also have ``(rows, 1)``. Knows nothing of
+JSON documents, bytes or gRPC messages.
 
 ========== ============================================== =====================
-column      takes                                          answers
+column      accepts                                        returns
 ========== ============================================== =====================
 float       FP16, FP32, FP64, INT8 to 32, UINT8 to 32      FP64
 int         INT8 to 64, UINT8 to 64                        INT64
@@ -13,8 +13,8 @@ bool        BOOL                                           BOOL
 string      BYTES of UTF-8                                 BYTES
 ========== ============================================== =====================
 
-A nullable int column also takes and answers FP64. What is missing is NaN in floats and null in JSON data; a missing
-text is answered as an empty one where there is no null.
+A nullable int column also accepts and returns FP64. Missing values are NaN in floats and null in JSON data; a missing
+text is returned as an empty one where there is no null.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 
 from raymlops.arrays import MAX_PROBLEMS, expected, kind_of
 from raymlops.errors import InvalidRowsError, RowProblem
-from raymlops.serving.protocols.json_body import invalid
+from raymlops.serving.protocols.json_body import invalid, wrong
 from raymlops.serving.protocols.native import too_many_rows
 from raymlops.serving.refusal import Refusal
 
@@ -50,7 +50,7 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     },
     **{f"FP{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
 }
-"""Types with a fixed size, as their bytes lie in a request: little-endian."""
+"""Types with a fixed size, little-endian as in a request."""
 
 _INTS = tuple(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
 _TAKES: dict[str, tuple[str, ...]] = {
@@ -74,12 +74,12 @@ class Tensor:
 
 
 def datatype_of(column: Column) -> str:
-    """Return the type with which a column is described and answered."""
+    """Return the datatype of a column in metadata and answers."""
     return "FP64" if column.nullable and column.type == "int" else _ANSWERS[column.type]
 
 
 def accepted_types(column: Column) -> tuple[str, ...]:
-    """Return the types in which a column may be sent."""
+    """Return the datatypes that a column accepts."""
     return _TAKES[column.type] + (("FP64",) if column.nullable and column.type == "int" else ())
 
 
@@ -96,44 +96,44 @@ def described(columns: Sequence[Column]) -> list[dict[str, Any]]:
 
 
 def element_count(name: str, datatype: str, shape: Sequence[int], *, signature: Signature, max_rows: int) -> int:
-    """Return how many elements a tensor has, once its name, type and shape are known to fit.
+    """Check a tensor's name, type and shape; return its number of elements.
 
     Raises:
-        Refusal: 413, it has too many rows; 422, the signature has no such column, or one of another type or shape.
+        Refusal: 413, too many rows; 422, the signature has no such column, or one of another type or shape.
     """
     column = next((column for column in signature.inputs if column.name == name), None)
     if column is None:
         names = ", ".join(sorted(column.name for column in signature.inputs))
-        raise invalid([RowProblem(None, name[:80], f"unknown tensor; known: {names}")])
+        raise wrong(name[:80], f"unknown tensor; known: {names}")
     takes = accepted_types(column)
     if datatype not in takes:
         message = f"expected the datatype {' or '.join(takes)}, got {datatype[:40]!r}"
-        raise invalid([RowProblem(None, name, message)])
+        raise wrong(name, message)
     fits = len(shape) == 1 + len(column.shape) and all(
         want is None or want == got for want, got in zip(column.shape, shape[1:], strict=True)
     )
     if not (fits or (not column.shape and list(shape[1:]) == [1])) or min(shape) < 0:
         want = ", ".join(["rows", *("any" if size is None else str(size) for size in column.shape)])
         got = ", ".join(str(size) for size in shape[:8]) + (", ..." if len(shape) > 8 else "")
-        raise invalid([RowProblem(None, name, f"expected the shape [{want}], got [{got[:80]}]")])
+        raise wrong(name, f"expected the shape [{want}], got [{got[:80]}]")
     if shape[0] > max_rows:
         raise too_many_rows(shape[0], max_rows)
     if math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
-        raise invalid([RowProblem(None, name, "the shape has more elements than any request can hold")])
+        raise wrong(name, "the shape has more elements than any request can hold")
     return math.prod(shape)
 
 
 def columns_of(tensors: Sequence[Tensor], signature: Signature) -> tuple[dict[str, Array], int]:
-    """Return the columns of tensors that ``element_count`` has passed, and their number of rows.
+    """Return the columns of tensors that ``element_count`` has checked, and their number of rows.
 
     Raises:
-        Refusal: 422, a tensor is given twice or not at all, or its values do not fit its type or its column.
+        Refusal: 422, a tensor is repeated or missing, or its values do not fit its type or its column.
     """
     arrays: dict[str, Array] = {}
     columns = {column.name: column for column in signature.inputs}
     for tensor in tensors:
         if tensor.name in arrays:
-            raise invalid([RowProblem(None, tensor.name, "the tensor is given twice")])
+            raise wrong(tensor.name, "the tensor is given twice")
         column = columns[tensor.name]
         values = tensor.values
         flat = _from_json(column, tensor, values) if isinstance(values, list) else values
@@ -161,10 +161,10 @@ def texts_of(name: str, raw: Sequence[bytes]) -> Array:
 
 
 def requested(names: Sequence[str], signature: Signature) -> list[Column]:
-    """Return the output columns asked for by name: all where there are none.
+    """Return the requested output columns by name; all of them without a name.
 
     Raises:
-        Refusal: 422, the signature has no such output, or one is asked for twice.
+        Refusal: 422, the signature has no such output, or one is requested twice.
     """
     if not names:
         return list(signature.outputs)
@@ -174,7 +174,7 @@ def requested(names: Sequence[str], signature: Signature) -> list[Column]:
     ]
     if not problems and len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        problems.append(RowProblem(None, twice, "the output is asked for twice"))
+        problems.append(RowProblem(None, twice, "the output is requested twice"))
     if problems:
         raise invalid(problems[:MAX_PROBLEMS])
     return [known[name] for name in names]
@@ -184,14 +184,14 @@ def output_array(column: Column, outputs: Columns) -> Array:
     """Return an output column as one array of its tensor's type.
 
     Raises:
-        Refusal: 422, it has a free dimension in which these rows differ.
+        Refusal: 422, the rows differ in a free dimension.
     """
     array = outputs[column.name]
     if None in column.shape:
         shapes = {piece.shape for piece in array}
         if len(shapes) > 1:
             message = f"the output {column.name!r} differs in shape from row to row, which no tensor can hold"
-            raise Refusal(422, "ragged_output", f"{message}; ask for one row at a time, or use the native protocol")
+            raise Refusal(422, "ragged_output", f"{message}; send one row at a time, or use the native protocol")
         array = np.stack(list(array))
     if column.type == "string":
         return array
@@ -224,7 +224,7 @@ def _converted(column: Column, datatype: str, values: list[Any]) -> Array:
     if datatype == "BYTES":
         return np.array(values, dtype=object)
     if datatype.startswith("FP"):
-        with np.errstate(over="ignore"):  # what FP32 cannot hold is infinite, and refused as such
+        with np.errstate(over="ignore"):  # an overflow of FP32 is infinite, and refused as such
             return np.array(values, dtype=NUMPY_TYPES[datatype])
     if column.nullable and None in values:
         given = np.array([value for value in values if value is not None], dtype=NUMPY_TYPES[datatype])

@@ -1,7 +1,7 @@
-"""Bodies that are taken from clients before a replica has their request, and how much of them a process holds.
+"""Buffering of request bodies before a replica has the request, within a memory budget per process.
 
-Owns the account of bytes, the bound of each body and of all for one model, and the time that they may take. A request
-asks for a place at a replica only once its body is complete: one that never comes keeps no place from anybody.
+Owns the count of bytes, the bound of each body and of all bodies of one model, and their deadlines. A request takes a
+slot of a replica only once its body is complete: a body that never arrives blocks none.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 WAITING_BYTES = 256 * 1024 * 1024
 SMALL_SHARE = 0.25
-"""Share of them that is for small bodies alone, so that large ones leave room for what most requests are."""
+"""Share reserved for small bodies, so that large ones leave room for most requests."""
 OTHERS_SHARE = 0.25
-"""Share of them that one model's bodies leave to the others: with the above, its large ones have a half."""
+"""Share that one model's bodies leave to other models: with the above, its large ones get a half."""
 SMALL_BODY_BYTES = 64_000
 
 
 class Account:
-    """The bytes of all bodies that a process holds, from their first to their request's end. For one event loop."""
+    """The bytes of all bodies that a process holds, until their requests end. For one event loop."""
 
     def __init__(self, most: int = WAITING_BYTES) -> None:
         self.most = most
@@ -37,21 +37,21 @@ class Account:
         self._of: Counter[str | None] = Counter()
 
     def add(self, model: str | None, size: int) -> None:
-        """Note that so many bytes more are held for a model; fewer for a negative number."""
+        """Add to the bytes held for a model; a negative size releases them."""
         self.held += size
         self._of[model] += size
         if not self._of[model]:
             del self._of[model]
 
     def has_room(self, model: str | None, size: int, *, small: bool, limit: int) -> bool:
-        """Return whether so many bytes more of a body fit; one of the largest size of its model always fits alone."""
+        """Return whether more bytes of a body fit; a body of the model's largest size always fits alone."""
         shared = self.most * (1.0 if small else 1.0 - SMALL_SHARE)
         own = shared - self.most * OTHERS_SHARE
         return self.held + size <= max(limit, shared) and self._of[model] + size <= max(limit, own)
 
 
 class Body:
-    """One body, which stands in an account until the block that it is used in ends."""
+    """One body, counted in an account until its ``with`` block ends."""
 
     def __init__(self, account: Account, declared: bytes) -> None:
         self._account = account
@@ -71,19 +71,19 @@ class Body:
         self._size = 0
 
     def may_exceed(self, limit: int) -> bool:
-        """Return whether the body may have more bytes than that, by what its client says of it."""
+        """Return whether the body may exceed a limit, by its declared length."""
         return self._declared is None or self._declared > limit
 
     async def read(
         self, receive: Receive, *, model: str | None, limit: int, seconds: float, pause_s: float
     ) -> bytes | None:
-        """Return the body once it is complete, None where the client left before.
+        """Return the complete body, None if the client disconnects before.
 
-        It may take ``seconds`` in all, and ``pause_s`` without a byte of it. ``model`` is whom it is for: None stands
-        for all names together of which it is not known that they are a model's.
+        It may take ``seconds`` in all, and ``pause_s`` between two chunks. ``model`` is its model: None stands for all
+        unknown names together.
 
         Raises:
-            Refusal: 413, it has more bytes than ``limit``, or says so; 408, it took longer; 503, so many wait already.
+            Refusal: 413, it has or declares more bytes than ``limit``; 408, it is too slow; 503, the buffer is full.
         """
         self._model = model
         if self._declared is not None and self._declared > limit:
@@ -93,7 +93,7 @@ class Body:
             async with asyncio.timeout(seconds), asyncio.timeout(pause_s) as pause:
                 return await self._read(receive, limit, lambda: pause.reschedule(loop.time() + pause_s))
         except TimeoutError:
-            slow = f"the body was not complete within {seconds:g} s, or stopped for {pause_s:g} s"
+            slow = f"the body was not complete within {seconds:g} s, or paused for {pause_s:g} s"
             raise Refusal(408, "slow_body", slow) from None
 
     async def _read(self, receive: Receive, limit: int, progress: Callable[[], None]) -> bytes | None:
@@ -106,7 +106,7 @@ class Body:
             if self._size + len(chunk) > limit:
                 raise too_large_body(limit)
             if not account.has_room(self._model, len(chunk), small=self.small, limit=limit):
-                waiting = f"{account.held} bytes of bodies wait here already; try again"
+                waiting = f"{account.held} bytes of request bodies are buffered already; try again"
                 raise Refusal(503, "overloaded", waiting, retry_after_s=1.0)
             self._bytes += chunk
             self._size += len(chunk)
@@ -119,7 +119,7 @@ class Body:
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:
-    """Return what gives a body that has been read, and then whatever else comes."""
+    """Return a ``receive`` that first returns a body that has been read."""
     left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:

@@ -1,12 +1,12 @@
-"""An HTTP connection whose requests must have their headers complete soon, and that never gives two answers to one.
+"""HTTP connections with bounded headers, and exactly one response per request.
 
-Owns the deadline for the headers of a request and the bound of what is read before they are complete, what becomes of
-an offer to speak another protocol, how a connection ends while its client still sends, and who is told that a client
-has left. Knows nothing of applications: a request with its headers goes to uvicorn (0.54).
+Owns the deadline and the size limit of a request's headers, the handling of upgrade offers, how a connection closes
+while its client still sends, and the notice of a client's disconnect. Knows nothing of applications: a request with
+complete headers goes to uvicorn (0.54).
 
-What of uvicorn it works around: it waits for ever for headers and keeps all of them. It takes what follows an offer to
-upgrade for the next request, although it is this one's body. It closes a connection at once after its last answer,
-which resets it for a client that is still sending. And only an application that asks hears that its client has left.
+It works around these properties of uvicorn. It waits for headers forever and keeps all of them. It parses what follows
+an upgrade offer as the next request, although it is this one's body. It closes a connection at once after its last
+response, which resets it for a client that is still sending. And an application must poll for its client's disconnect.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 HEADERS_S = 10.0
 """How long the first request of a connection, and the headers of a later one, may take to arrive."""
 LINGER_S = 2.0
-"""How long a client that has its answer may pause in what it is still sending, unread, before it is cut off: closing at
-once would reset the connection, and the answer with it."""
+"""How long a client that has its response may pause while it is still sending, before the connection closes: closing at
+once would reset the connection, and the response with it."""
 LONGEST_LINGER_S = 30.0
-"""How long it may go on sending in all."""
+"""How long it may continue to send in all."""
 MAX_HEADER_BYTES = 16_384
 VARIABLE = "RAYMLOPS_MAX_HEADER_BYTES"
-"""Another bound, for a whole cluster: it is in force before a model's own settings are known, and for all models."""
+"""Another bound, for a whole cluster: it applies before a model's own settings are known, and to all models."""
 
 CLIENT = "raymlops.client"
-"""Key of an ASGI scope for the ``Client``; whoever hands the scope on takes it out."""
+"""Key of an ASGI scope for the ``Client``; to be removed before the scope is passed on."""
 
 _REASONS = {
     400: "Bad Request",
@@ -49,18 +49,18 @@ _REASONS = {
 
 
 def max_header_bytes(environment: Mapping[str, str] = os.environ) -> int:
-    """Return how many bytes the headers of a request may have in this cluster; what is no number above 0 is ignored."""
+    """Return the size limit of headers in this cluster; a value that is not a number above 0 is ignored."""
     text = environment.get(VARIABLE, "")
     return int(text) if text.isascii() and text.isdigit() and 0 < int(text) < 2**31 else MAX_HEADER_BYTES
 
 
 def too_large(limit: int) -> Refusal:
-    """Return the refusal of headers that are larger than allowed, which is the same wherever it is noticed."""
+    """Return the refusal of headers that are too large, the same wherever it is detected."""
     return Refusal(431, "headers_too_large", f"path and headers have more than {limit} bytes")
 
 
 class Client:
-    """Who is at the other end of a connection, as far as an application cares: whether they have left."""
+    """The client of a connection, as far as an application cares: whether it has disconnected."""
 
     __slots__ = ("_tell", "gone")
 
@@ -69,18 +69,18 @@ class Client:
         self._tell: Callable[[], object] | None = None
 
     def watch(self, tell: Callable[[], object] | None) -> None:
-        """Have this called when they leave with a request unanswered; None ends it."""
+        """Call a function when the client disconnects with a request unanswered; None stops that."""
         self._tell = tell
 
     def leave(self) -> None:
-        """Note that they have left."""
+        """Record the disconnect."""
         self.gone = True
         if self._tell is not None:
             self._tell()
 
 
 class Connection(HttpToolsProtocol):
-    """A connection of uvicorn's that does not wait for ever for headers and does not take them without end."""
+    """A uvicorn connection that bounds the time and the size of headers."""
 
     headers_s = HEADERS_S
     longest_linger_s = LONGEST_LINGER_S
@@ -102,7 +102,7 @@ class Connection(HttpToolsProtocol):
         self._deadline = self.loop.call_later(self.headers_s, self._late)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock, and tell whoever is at work for this client."""
+        """Stop the clock, and notify the application that handles a request of this client."""
         self._stop()
         busy = self._busy
         super().connection_lost(exc)
@@ -110,25 +110,24 @@ class Connection(HttpToolsProtocol):
             self._client.leave()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; headers that are still not complete are timed, and counted."""
+        """Parse data; headers that are still incomplete are timed, and counted."""
         if self._ended:
             self._linger()
             return
         self._feed(data)
         if not self._open or self._ended:
             return
-        # What was before this request on the wire counts too: at most one read's worth, for pipelined requests alone.
+        # Bytes before this request count too: at most one read's worth, for pipelined requests only.
         self._taken += len(data)
-        if self._taken > 2 * self._limit:  # the middleware refuses what is complete, with the exact bound
+        if self._taken > 2 * self._limit:  # the middleware checks complete headers against the exact bound
             self._refuse(too_large(self._limit))
         elif self._deadline is None:
             self._deadline = self.loop.call_later(self.headers_s, self._late)
 
     def _feed(self, data: bytes) -> None:
-        """Let the parser have data; a request that offers another protocol is parsed again without the offer.
+        """Parse data; a request with an upgrade offer is parsed again without the offer.
 
-        The parser takes what follows such an offer for the other protocol: it ends the request after its headers, and
-        would go on with its body as with a request of its own.
+        The parser would end such a request after its headers, and parse its body as a request of its own.
         """
         self._unset_keepalive_if_required()
         while True:
@@ -138,16 +137,16 @@ class Connection(HttpToolsProtocol):
                 if self._should_upgrade():
                     self.handle_websocket_upgrade()
                 elif self.parser.get_method() == b"CONNECT":
-                    self._refuse(Refusal(405, "method_not_allowed", "got CONNECT; this is no proxy"))
+                    self._refuse(Refusal(405, "method_not_allowed", "got CONNECT; this is not a proxy"))
                 else:
                     data = self._without_offer() + data[offer.args[0] :]
                     continue
             except httptools.HttpParserError:
-                self.send_400_response("this is no HTTP request")
+                self.send_400_response("not an HTTP request")
             return
 
     def _without_offer(self) -> bytes:
-        """Return the head of the request that offers another protocol as it would be without, with a parser for it."""
+        """Return the head of a request without its upgrade offer, and reset the parser for it."""
         version = self.parser.get_http_version().encode()
         lines = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
         for name, given in self.headers:
@@ -161,27 +160,27 @@ class Connection(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
     def handle_websocket_upgrade(self) -> None:
-        """Refuse a handshake that is none: the library would answer in a text, or wait for ever for one that is."""
+        """Refuse an invalid handshake: the library would answer in plain text, or wait forever."""
         given = dict(self.headers)
         whole = given.get(b"sec-websocket-version") == b"13" and b"sec-websocket-key" in given
         if self._busy:
-            self.transport.close()  # an earlier request is still to be answered, and the library would answer first
+            self.transport.close()  # an earlier request is still unanswered, and the library would answer first
         elif self.parser.get_method() == b"GET" and whole:
             super().handle_websocket_upgrade()
         else:
-            self._refuse(Refusal(400, "bad_request", "a websocket begins with GET, a key and version 13"))
+            self._refuse(Refusal(400, "bad_request", "a websocket handshake needs GET, a key and version 13"))
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP request."""
+        """Refuse invalid HTTP."""
         self._refuse(Refusal(400, "bad_request", msg))
 
     def on_message_begin(self) -> None:
-        """Note that a request has begun."""
+        """Start to count a request's headers."""
         super().on_message_begin()
         self._open, self._taken = True, 0
 
     def on_headers_complete(self) -> None:
-        """Note that its headers are complete, and begin to answer unless it has to be parsed again."""
+        """Stop the clock, and start the application unless the request has to be parsed again."""
         self._open = False
         self._stop()
         if self._offered():
@@ -192,13 +191,13 @@ class Connection(HttpToolsProtocol):
             self.cycle.transport = _Ending(self)  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
-        """Note that a request is complete, which one that is parsed again is not."""
+        """Finish a request, unless it has to be parsed again."""
         if not self._offered():
             self._stop()
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Go on with the next request; what is still to come of the body of an answered one has its time too."""
+        """Continue with the next request; the unread body of an answered one has a deadline too."""
         running = self._running
         super().on_response_complete()
         if running is not None and running.more_body and not self._ended and not self.transport.is_closing():
@@ -206,7 +205,7 @@ class Connection(HttpToolsProtocol):
             self._deadline = self.loop.call_later(self.longest_linger_s, self.transport.close)
 
     def end(self) -> None:
-        """Close the connection after its last answer; a client that is still sending is let finish, unread."""
+        """Close the connection after its last response; a client that is still sending may finish, unread."""
         running = self._running
         if running is not None and running.more_body and running.response_complete:
             self._linger()
@@ -215,7 +214,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _busy(self) -> bool:
-        """Return whether an answer is due."""
+        """Return whether a request is unanswered."""
         running = self._running
         return running is not None and not running.response_complete and not running.disconnected
 
@@ -236,7 +235,7 @@ class Connection(HttpToolsProtocol):
         if self._open:
             self._refuse(Refusal(408, "slow_headers", f"the headers were not complete within {self.headers_s:g} s"))
         else:
-            self.transport.close()  # nothing was asked, so that there is nothing to answer
+            self.transport.close()  # no request, no response
 
     def _refuse(self, refusal: Refusal) -> None:
         self._stop()
@@ -248,13 +247,13 @@ class Connection(HttpToolsProtocol):
                 self.transport.close()
                 return
             if not running.more_body:
-                # The client would take this for the answer to an earlier request, which is still on its way: that one
-                # is the last.
+                # The client would take this for the response to an earlier request, which is still unanswered: that
+                # one is the last.
                 self._ended = True
                 running.keep_alive = False
                 self.pipeline.clear()
                 return
-            running.disconnected = True  # its own body is at fault, so that this is its answer
+            running.disconnected = True  # its own body is at fault, so that this is its response
             running.message_event.set()
             self._client.leave()
         request_id = str(uuid.uuid4())
@@ -270,7 +269,7 @@ class Connection(HttpToolsProtocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Read and forget, until the client has ended, has paused, or has gone on for too long."""
+        """Discard data until the client ends, pauses, or exceeds the limit."""
         self._ended = True
         if self.transport.is_closing() or self._busy:
             return
@@ -289,7 +288,7 @@ class Connection(HttpToolsProtocol):
 
 
 class _Ending:
-    """The transport of one answer: closing it ends the connection as ``Connection.end`` does."""
+    """The transport of one response: closing it ends the connection as ``Connection.end`` does."""
 
     def __init__(self, connection: Connection) -> None:
         self.write = connection.transport.write
@@ -298,5 +297,5 @@ class _Ending:
 
 
 def _offers(name: bytes) -> bool:
-    """Return whether a header, or an option of the connection, is part of an offer to speak another protocol."""
+    """Return whether a header, or an option of ``connection``, is part of an upgrade offer."""
     return name.lower() in {b"upgrade", b"http2-settings"}

@@ -1,18 +1,16 @@
-"""Middleware between a client and Serve, which takes some of a request on trust and answers some of them by itself.
+"""HTTP middleware in front of Serve: header checks, bounded bodies, deadlines, and our form for Serve's own errors.
 
-Named by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` where a cluster is started; runs in the Python proxy, or in each
-replica behind HAProxy. Owns what reaches Serve of a request's headers and path, the way its body takes, how long it is
-waited for, and the form of what Serve answers for a model by itself. Models work without it, more slowly and with
-Serve's own answers.
+Named by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` when a cluster is started; runs in the Python proxy, or in each
+replica behind HAProxy. Owns which headers and paths reach Serve, how a body is passed on, the deadline, and the form of
+the errors that Serve returns for a model. Models work without it, more slowly and with Serve's own errors.
 
-What of Ray 2.60 it works around: Serve decodes every header's name, and some values, as UTF-8 without a guard (a stray
-byte is a 500), takes a client's word for its own deadline and lets it choose among replicas (by the id of a model that
-none has, which costs a second). It has no bound for headers, and none for the time and size of a body, which it gathers
-while the request waits for a replica, or keeps a replica's place with. Its own deadline is one for all applications and
-fixed when it starts. The Python proxy sends a request without its body, which the replica fetches by two calls back: a
-small body goes along in the scope instead. And Serve refuses in texts of its own, or says nothing at all. Two answers
-keep their form: Serve's 404 while it knows no route, and what HAProxy says by itself, of which one is a 500 for a
-replica that died with the request.
+It works around these properties of Ray 2.60. Serve decodes every header's name, and some values, as UTF-8 without a
+guard (a stray byte is a 500), accepts a client's deadline, and lets it choose among replicas (by the id of a model that
+none has, which costs a second). It bounds neither headers nor the time and size of a body, which it buffers while the
+request waits for a replica or occupies one. Its own deadline is the same for all applications and fixed at its start.
+The Python proxy sends a request without its body, which the replica fetches by two calls back: a small body travels in
+the scope instead. And Serve's errors are plain texts, or empty. Two errors keep their form: Serve's 404 before it knows
+a route, and those of HAProxy, of which one is a 500 for a replica that died with the request.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from raymlops.serving.asgi import BODY, JSON, make_reply, request_id_of, send_re
 from raymlops.serving.proxy.bodies import Account, Body, replayed
 from raymlops.serving.proxy.bounds import KNOWN, MODELS, TOLD, UNKNOWN, UNKNOWN_BODY_S, name_in
 from raymlops.serving.proxy.connections import CLIENT, MAX_HEADER_BYTES, Client, max_header_bytes, too_large
-from raymlops.serving.proxy.patches import mend_serve
+from raymlops.serving.proxy.patches import patch_serve
 from raymlops.serving.refusal import INTERNAL, Refusal, error_body, refusal_headers
 from raymlops.serving.request import PIN_HEADER
 
@@ -46,11 +44,11 @@ logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so tha
 
 MAX_HEADERS = 100
 BODY_S = 10.0
-"""How long a small body may take to come, and how long a larger one may pause, which has its request's deadline."""
+"""How long a small body may take to arrive, and how long a larger one, which has its request's deadline, may pause."""
 MARGIN_S = 1.0
-"""How much later than a model's front itself a request is answered for it."""
+"""How much later than the model's own deadline the middleware answers for it."""
 
-_MODEL_ID = b"serve%bmultiplexed%bmodel%bid"  # Serve takes - and _ for one another in this name
+_MODEL_ID = b"serve%bmultiplexed%bmodel%bid"  # Serve treats - and _ alike in this name
 _DROPPED = frozenset(
     {
         *(b"x-request-timeout-seconds", b"x-request-disconnect-disabled"),
@@ -61,26 +59,26 @@ _KEYS = frozenset({b"authorization", b"x-api-key"})
 _LEFT_TO_US = [(b"x-request-timeout-seconds", b"0"), (b"x-request-disconnect-disabled", b"?1")]
 _CLOSE = ((b"connection", b"close"),)
 
-BUSY = Refusal(503, "overloaded", "too many requests wait for this model, or no replica of it is up", retry_after_s=1.0)
-LATE = Refusal(504, "timeout", "no answer within the server's own deadline", retry_after_s=1.0)
-NO_WEBSOCKET = Refusal(400, "no_websocket", "no websocket is offered here; ask over HTTP")
-UNTOLD = Refusal(
-    503, "retry", "no replica has told yet how large a body may be for this name; try again", retry_after_s=1.0
+BUSY = Refusal(
+    503, "overloaded", "too many requests are queued for this model, or it has no running replica", retry_after_s=1.0
 )
-LOST = Refusal(503, "lost", "no answer came from the replica that had this request")
+LATE = Refusal(504, "timeout", "no answer within the server's own deadline", retry_after_s=1.0)
+NO_WEBSOCKET = Refusal(400, "no_websocket", "websockets are not supported; use HTTP")
+UNTOLD = Refusal(503, "retry", "the body limit of this model is not known here yet; try again", retry_after_s=1.0)
+LOST = Refusal(503, "lost", "the replica that handled this request was lost")
 
 
 def middlewares() -> list[Middleware]:
-    """Return the middlewares that Serve puts around its HTTP server, which it asks for in each process that has one."""
-    mend_serve()
-    return [Middleware(Cleaner, header_bytes=max_header_bytes())]
+    """Return the middlewares for Serve's HTTP server; Serve calls this in each process that has one."""
+    patch_serve()
+    return [Middleware(ProxyMiddleware, header_bytes=max_header_bytes())]
 
 
-class Cleaner:
-    """Clean the headers of every request; for a model, take its body, keep its deadline and mend Serve's own answers.
+class ProxyMiddleware:
+    """Clean the headers of every request; for a model, read the body, keep the deadline and convert Serve's own errors.
 
     ``header_bytes`` bounds path and headers, ``body_s`` is how many seconds a small body may take and a larger one may
-    pause, ``known`` has the models' bounds and ``account`` the bytes of bodies that wait in this process.
+    pause, ``known`` has the models' bounds and ``account`` the bytes of bodies that this process buffers.
     """
 
     def __init__(
@@ -120,7 +118,7 @@ class Cleaner:
     async def _to_model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, bounds: Bounds) -> None:
         arrived = asyncio.get_running_loop().time()
         scope[ARRIVED] = stamp()
-        # Both are looked after here: Serve's own watch for a client that leaves costs more than a small answer.
+        # Both are handled here: Serve's own watch for a client's disconnect costs more than a small answer.
         scope["headers"] += _LEFT_TO_US
         if scope["method"] != "POST":
             until = arrived + bounds.timeout_s + MARGIN_S
@@ -149,13 +147,13 @@ class Cleaner:
             if body.small:
                 scope[BODY] = taken
             else:
-                receive = replayed(taken, receive)  # fetched by the replica, once it has seen a key
+                receive = replayed(taken, receive)  # fetched by the replica, once it has checked the key
             await self._model(scope, receive, send, client=client, until=until)
 
     async def _told(self, scope: Scope, client: Client) -> Bounds:
-        """Return a model's bounds, which it tells with the answer to a question of ours that needs no key.
+        """Return a model's bounds, from its answer to a readiness probe, which needs no key.
 
-        Nothing of the request's body is read meanwhile. Where no model answers, what is known stays as it is.
+        The request's body is not read meanwhile. Without an answer the known bounds stay.
         """
         path = f"{MODELS}{name_in(scope['path'])}/readyz"
         asking = {**scope, "method": "GET", "path": path, "raw_path": quote(path).encode(), "query_string": b""}
@@ -165,7 +163,7 @@ class Cleaner:
         return self._known.of_path(path) or UNKNOWN
 
     async def _model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, until: float) -> None:
-        """Hand a request on, until its deadline and for as long as its client is there; either cancels it in Serve."""
+        """Forward a request until its deadline or its client's disconnect, either of which cancels it in Serve."""
         answer = _Answer(scope, send, self._known)
         task = asyncio.current_task()
         assert task is not None
@@ -193,7 +191,7 @@ class Cleaner:
             await answer.refuse(LATE if limit.expired() else refusal)
 
     def _refusal(self, scope: Scope) -> Refusal | None:
-        """Return why a request goes no further, from its path and its headers as they came."""
+        """Return the refusal of a request by its raw path and headers, if any."""
         headers = scope["headers"]
         size = sum([len(name) + len(value) for name, value in headers])
         size += len(scope.get("raw_path") or b"") + len(scope.get("query_string", b""))
@@ -202,12 +200,12 @@ class Cleaner:
         if len(headers) > MAX_HEADERS:
             return Refusal(431, "headers_too_large", f"got {len(headers)} headers; at most {MAX_HEADERS}")
         path = scope["path"]
-        if not path.isprintable() or "\ufffd" in path:  # which is what stands for bytes that are not UTF-8
-            return Refusal(400, "bad_path", "the path has bytes that are no printable UTF-8")
+        if not path.isprintable() or "\ufffd" in path:  # the replacement for bytes that are not UTF-8
+            return Refusal(400, "bad_path", "the path is not printable UTF-8")
         return None
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let others' websockets through, and refuse one that nobody takes: Serve would answer it with 500."""
+        """Pass on websockets of other applications; refuse one that none accepts, which Serve would answer with 500."""
         answered = False
 
         async def taken(message: Message) -> None:
@@ -239,9 +237,9 @@ class Cleaner:
 def clean_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Return the headers without those that are not ASCII or that would change Serve's own behaviour.
 
-    ``x-request-id`` is kept when it is 1 to 128 printable characters and replaced otherwise, so that the id in the
-    response's header is the one in its body. A key that is not ASCII stays a key, which is wrong, and a pin a pin to a
-    version that is not there.
+    ``x-request-id`` is kept if it has 1 to 128 printable characters and replaced otherwise, so that the id in the
+    response's header is the one in its body. A key that is not ASCII becomes an invalid key, a pin one to a version
+    that does not exist.
     """
     kept = []
     for name, value in headers:
@@ -259,7 +257,7 @@ def clean_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes
 
 
 class _Answer:
-    """The messages of one answer on their way out, with Serve's own refusals put into the one form of an error."""
+    """The messages of one response, with Serve's own errors converted to our form."""
 
     def __init__(self, scope: Scope, send: Send, known: Known) -> None:
         self.started = False
@@ -288,11 +286,11 @@ async def _nothing_more() -> Message:
 
 
 async def _nowhere(message: Message) -> None:
-    """Send an answer to nobody, as that to a question of ours."""
+    """Discard the response to a probe."""
 
 
 def _learning(send: Send, known: Known) -> Send:
-    """Return a ``send`` that notes what the index tells with its answer."""
+    """Return a ``send`` that records the bounds in the index's response."""
 
     async def noting(message: Message) -> None:
         if TOLD in message:
@@ -303,14 +301,14 @@ def _learning(send: Send, known: Known) -> Send:
 
 
 def _serves_own(start: Message) -> Refusal | None:
-    """Return what Serve means by an answer of its own, None for a model's: every refusal of a model is JSON."""
+    """Return the refusal for an error of Serve's own, None for a model's response: every error of a model is JSON."""
     if start["status"] < 400 or any(name == b"content-type" and kind == JSON for name, kind in start["headers"]):
         return None
     return {503: BUSY, 408: LATE, 499: LATE}.get(start["status"])
 
 
 async def _refuse(refusal: Refusal, scope: Scope, send: Send) -> None:
-    """Answer with a refusal, after which the connection is closed: what of the body has not come is never read."""
+    """Answer with a refusal and close the connection, without reading the rest of the body."""
     await send_reply(_reply(refusal, scope, extra=(*_CLOSE, *refusal_headers(refusal))), send)
 
 

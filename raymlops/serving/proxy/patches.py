@@ -1,7 +1,7 @@
-"""What Ray Serve (2.60) leaves open in the processes that take requests, put right there.
+"""Patches of Ray Serve (2.60) in the processes that accept requests.
 
-Owns the names that are replaced, each with what is wrong with the original. Called by the hook of ``middleware``,
-which Serve runs in every such process before it listens; nothing here is for any other process.
+Owns the names that are replaced, and why. Called by the hook in ``middleware``, which Serve runs in every such process
+before it listens; nothing here is for any other process.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 ALL_INTERFACES = "[::]:"
 AHEAD_BYTES = 1024 * 1024
-"""How much of a body waits in the proxy for the replica that reads it, beyond which the client has to wait."""
+"""How much of a body the proxy buffers for the replica that reads it; then the client has to wait."""
 MESSAGE_BYTES = 512
-"""What a message of ASGI takes beside its bytes, so that a great many small ones are bounded too."""
+"""Overhead of an ASGI message, so that many small ones are bounded too."""
 
 
-def mend_serve() -> None:
-    """Put all right, with Serve's controller as the one who knows the HTTP host."""
+def patch_serve() -> None:
+    """Apply all patches, with the HTTP host from Serve's controller."""
     bind_grpc_to(http_host)
     drop_slow_headers()
     bound_reading_ahead()
 
 
 def bind_grpc_to(host: Callable[[], str | None]) -> None:
-    """Let gRPC listen where HTTP does.
+    """Bind gRPC to the host of HTTP.
 
-    Serve has an option for the port of gRPC and none for its address: it binds all interfaces, also where HTTP was told
-    to stay on loopback, and asks for no key by itself. The one function that opens the port is looked up when it is
-    needed; should another Ray open it in another way, then it does so as it pleases, and ``raymlops status`` shows it.
+    Serve has an option for gRPC's port and none for its address: it binds all interfaces, also where HTTP is bound to
+    loopback, and requires no key by itself. The function that opens the port is looked up when it is called; if another
+    Ray opens it in another way, this has no effect, and ``raymlops status`` shows the address.
     """
     from ray.serve._private import default_impl
 
@@ -46,18 +46,18 @@ def bind_grpc_to(host: Callable[[], str | None]) -> None:
     default_impl.add_grpc_address = add_grpc_address
 
 
-def address_of(asked: str, host: Callable[[], str | None]) -> str:
-    """Return the address to bind instead of the one that Serve asks for; another than all interfaces is kept."""
-    if not asked.startswith(ALL_INTERFACES):
-        return asked
+def address_of(requested: str, host: Callable[[], str | None]) -> str:
+    """Return the address to bind instead of all interfaces; another one is kept."""
+    if not requested.startswith(ALL_INTERFACES):
+        return requested
     named = host()
-    if named in {None, "", "0.0.0.0", "::"}:  # noqa: S104 - what somebody asked for
-        return asked
-    return f"{f'[{named}]' if ':' in str(named) else named}:{asked.removeprefix(ALL_INTERFACES)}"
+    if named in {None, "", "0.0.0.0", "::"}:  # noqa: S104 - explicitly requested
+        return requested
+    return f"{f'[{named}]' if ':' in str(named) else named}:{requested.removeprefix(ALL_INTERFACES)}"
 
 
 def http_host() -> str | None:
-    """Ask Serve's controller where HTTP listens; while the proxy starts, as a replica itself does in Ray 2.60."""
+    """Return the HTTP host from Serve's controller, while the proxy starts, as a replica does in Ray 2.60."""
     import ray
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
@@ -67,9 +67,9 @@ def http_host() -> str | None:
 
 
 def drop_slow_headers() -> None:
-    """Let uvicorn use ``connections.Connection``: by itself it bounds neither the time nor the size of headers.
+    """Make uvicorn use ``connections.Connection``: by itself it bounds neither the time nor the size of headers.
 
-    Its table of protocols is by name, and Serve asks for none but the default.
+    Its table of protocols is by name, and Serve uses the default.
     """
     from uvicorn.config import HTTP_PROTOCOLS
 
@@ -77,10 +77,10 @@ def drop_slow_headers() -> None:
 
 
 def bound_reading_ahead(most: int = AHEAD_BYTES) -> None:
-    """Let the Python proxy read a body no further ahead of its replica than ``most`` bytes.
+    """Limit how far the Python proxy reads a body ahead of its replica to ``most`` bytes.
 
-    Its task for each request puts whatever comes into a queue, also while no replica has the request: as fast as a
-    client sends, and without end. Bodies to models are complete by then (see ``middleware``); this is for all others.
+    Its task for each request queues data as fast as a client sends it, without a limit, also while no replica has the
+    request. Bodies to models are complete by then (see ``middleware``); this is for all others.
     """
     from ray.serve._private.http_util import MessageQueue
 

@@ -1,11 +1,11 @@
-"""Requests that arrive together run through the model as one batch.
+"""Dynamic batching: requests that arrive together run through the model as one batch.
 
-Owns the queue in front of the model, the choice of inline or worker thread, and who gets which rows
-of the answer. Knows nothing of HTTP, signatures or torch: it concatenates columns and calls a function.
+Owns the queue in front of the model, the choice of inline or worker thread, and the split of the outputs. Knows nothing
+of HTTP, signatures or torch: it concatenates columns and calls a function.
 
-It never waits for company. The first request in a turn of the event loop that finds the model idle runs at once,
-without giving up the turn (which behind Serve's Python proxy also spares a remote call); others that become ready in
-the same turn are one batch in the next. While a batch runs in the thread, others gather and are the batch after it.
+It never delays a request to fill a batch. The first request in a turn of the event loop that finds the model idle runs
+at once, without yielding (which behind Serve's Python proxy also saves a remote call); others that become ready in the
+same turn are one batch in the next. While a batch runs in the thread, others queue up for the batch after it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so tha
 INLINE_BUDGET_S = 0.002
 """A batch that is expected to take longer runs in the worker thread, so that the event loop stays free.
 
-Below it, handing over to a thread and back (50 to 100 microseconds, more under load) costs more than it frees.
+Below it, the thread hand-over (50 to 100 microseconds, more under load) costs more than it frees.
 """
 
 
@@ -58,12 +58,12 @@ class Batcher:
         self._started: float | None = None
         self.waiting_rows = 0
         self.observed: deque[tuple[int, int]] = deque(maxlen=10_000)
-        """Rows and requests of the latest batches, for whoever counts them."""
+        """Rows and requests of the latest batches, for metrics."""
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     @property
     def running_s(self) -> float:
-        """Return for how many seconds the batch that now runs in the thread has been running; 0 when idle."""
+        """Return how long the current batch has been running in the thread, in seconds; 0 when idle."""
         return 0.0 if self._started is None else time.monotonic() - self._started
 
     async def submit(self, columns: Columns, *, rows: int) -> Columns:
@@ -88,7 +88,7 @@ class Batcher:
         return await entry.answer
 
     def measure(self, columns: Columns, *, rows: int) -> Columns:
-        """Run rows once in this thread and learn how long they take; before the first request only."""
+        """Run rows once in this thread and measure their time; before the first request only."""
         return self._timed(columns, rows)
 
     def in_worker(self, prepare: Callable[[], object]) -> None:
@@ -96,7 +96,7 @@ class Batcher:
         self._pool.submit(prepare)
 
     def close(self) -> None:
-        """Let the worker thread end; what is queued is dropped."""
+        """Stop the worker thread; queued requests are dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _turn(self) -> None:
@@ -122,7 +122,7 @@ class Batcher:
         while self._waiting and (not batch or rows + self._waiting[0].rows <= self.max_rows):
             entry = self._waiting.popleft()
             self.waiting_rows -= entry.rows
-            if not entry.answer.done():  # its client left, or its deadline passed
+            if not entry.answer.done():  # the client disconnected, or the deadline passed
                 batch.append(entry)
                 rows += entry.rows
         return batch
@@ -147,7 +147,7 @@ class Batcher:
             msg = f"the model answered {rows} rows with columns of {lengths} rows"
             raise ValueError(msg)
         # The largest batch known to fit the budget: it doubles after one that took less than half of it and halves
-        # after one that took more, so that a single late time slice of a busy machine is soon forgotten.
+        # after one that took more, so that a single delay on a busy machine is soon forgotten.
         if seconds > INLINE_BUDGET_S and rows <= self._inline_rows:
             self._inline_rows = rows // 2
         elif seconds < INLINE_BUDGET_S / 2 and rows >= self._inline_rows:
@@ -168,7 +168,7 @@ class Batcher:
         error = done.exception()
         if error is None:
             _deliver(batch, done.result())
-        else:  # not an Exception: the thread itself was told to end
+        else:  # not an Exception: the thread itself was stopped
             _deliver(batch, [RuntimeError(f"the model's thread ended: {error!r}")] * len(batch))
         self._next(loop)
 

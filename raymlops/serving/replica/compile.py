@@ -1,4 +1,4 @@
-"""``torch.compile`` where it pays: the compiled model is used only if it is faster and gives equal answers.
+"""``torch.compile`` if it pays off: the compiled model is used only if it is faster and returns equal outputs.
 
 Owns the comparison. Knows nothing of Serve.
 """
@@ -23,16 +23,16 @@ logger = logging.getLogger("ray.serve.raymlops")
 
 ROUNDS = 20
 GAIN = 0.95
-"""The compiled model must take at most this share of the time: what gains less is not worth another code path."""
+"""The compiled model must take at most this share of the time: a smaller gain is not worth another code path."""
 RTOL, ATOL = 1e-4, 1e-5
-"""How far its numbers may be off: kernels that are fused add up in another order."""
+"""Tolerances of its outputs: fused kernels add in another order."""
 
 
 def compile_if_faster(loaded: LoadedModel) -> nn.Module:
-    """Return the model compiled, or as it was where that fails, differs or gains nothing.
+    """Return the compiled model, or the original one if compiling fails, changes outputs or gains nothing.
 
-    It is tried on the bundle's example, alone and as larger batches, so that the sizes that matter are compiled before
-    the first request.
+    Both run on the bundle's example, alone and in larger batches, so that the relevant sizes are compiled before the
+    first request.
     """
     import torch
 
@@ -42,11 +42,11 @@ def compile_if_faster(loaded: LoadedModel) -> nn.Module:
         times = []
         for batch in _batches(loaded):
             if not _equal(loaded.predict(batch), compiled.predict(batch)):
-                logger.warning("torch.compile gives other answers than the model itself; it is not used")
+                logger.warning("torch.compile changes the outputs of the model; it is not used")
                 return loaded.model
             times.append((_median_s(loaded, batch), _median_s(compiled, batch)))
     except Exception:
-        logger.exception("torch.compile failed; the model is used as it is")
+        logger.exception("torch.compile failed; the uncompiled model is used")
         return loaded.model
     before, after = (sum(pair[side] for pair in times) for side in (0, 1))
     used = after < GAIN * before

@@ -1,12 +1,11 @@
-"""The front of one model version over gRPC: the methods of the Open Inference Protocol.
+"""gRPC front of one model version: the methods of the Open Inference Protocol.
 
-Owns what a call becomes: bytes of a request in, bytes of a response or a status out, so that a call can be handed on
-between replicas. Knows nothing of gRPC servers or Ray; how a request is answered is ``core``'s.
+Owns the conversion of a call: bytes of a request in, bytes of a response or a status out, so that a call can be
+forwarded between replicas. Knows nothing of gRPC servers or Ray; ``handler`` handles the requests.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so tha
 
 @dataclass(frozen=True, slots=True)
 class GrpcReply:
-    """One answer: ``code`` is a gRPC status code, 0 for a good one."""
+    """One response: ``code`` is a gRPC status code, 0 for success."""
 
     body: bytes
     code: int = 0
@@ -37,9 +36,9 @@ class GrpcReply:
 
 
 async def call(front: Front, method: str, body: bytes, metadata: Sequence[tuple[str, str | bytes]]) -> GrpcReply:
-    """Return the answer to one call; never raises for what a client or the model did.
+    """Return the response to one call; never raises for a client's or the model's error.
 
-    Where the index handed it on, ``metadata`` has when it came there.
+    If the index forwarded it, ``metadata`` has its arrival there.
     """
     try:
         return await _call(front, method, body, metadata, age_s=front.ages.age_s(stamp_in(metadata)))
@@ -52,38 +51,27 @@ async def call(front: Front, method: str, body: bytes, metadata: Sequence[tuple[
 async def _call(
     front: Front, method: str, body: bytes, metadata: Sequence[tuple[str, str | bytes]], *, age_s: float
 ) -> GrpcReply:
-    core = front.core
-    headers = header_map(metadata, core.settings.traffic.sticky_header)
+    handler = front.handler
+    headers = header_map(metadata, handler.settings.traffic.sticky_header)
     given = headers.get(b"x-request-id") or headers.get(b"request_id")
-    exchange = Exchange(headers, request_id=request_id_of(given), version=core.identity.version)
-    status, code = 200, ""
-    try:
-        left_s = core.settings.limits.timeout_s - age_s
-        async with asyncio.timeout(max(0.0, left_s)):
-            answer = await _answer(front, method, body, exchange, late=left_s <= 0)
-        reply = GrpcReply(answer, metadata=_metadata(exchange))
-    except asyncio.CancelledError:
-        if exchange.protocol:
-            core.finish(exchange, 499, "disconnected")
-        raise
-    except Exception as error:
-        refusal = core.refusal(error, exchange.request_id)
-        status, code = refusal.status, refusal.code
-        reply = refused(refusal, exchange.request_id, metadata=_metadata(exchange))
-    if exchange.protocol:
-        core.finish(exchange, status, code)
-    return reply
+    exchange = Exchange(headers, request_id=request_id_of(given), version=handler.identity.version)
+    left_s = handler.settings.limits.timeout_s - age_s
+    work = _dispatch(front, method, body, exchange, late=left_s <= 0)
+    handled = await handler.handle(exchange, work, left_s=left_s)
+    if isinstance(handled, Refusal):
+        return refused(handled, exchange.request_id, metadata=_metadata(exchange))
+    return GrpcReply(handled[1], metadata=_metadata(exchange))
 
 
 def refused(refusal: Refusal, request_id: str, *, metadata: tuple[tuple[str, str], ...] = ()) -> GrpcReply:
-    """Return a refusal as gRPC has it: the status that fits, and our one error as its details."""
+    """Return a refusal in gRPC: the matching status, with our error as its details."""
     if refusal.retry_after_s is not None:
         metadata = (*metadata, ("retry-after", f"{refusal.retry_after_s:.3g}"))
     return GrpcReply(b"", form.status_code(refusal.status), form.details(refusal, request_id), metadata)
 
 
 def header_map(metadata: Sequence[tuple[str, str | bytes]], sticky: str) -> dict[bytes, bytes]:
-    """Return the first of each metadata entry that an answer depends on."""
+    """Return the first value of each metadata entry that an answer depends on."""
     wanted = {*HEADERS, b"request_id", sticky.encode()}
     given = [
         (
@@ -104,31 +92,31 @@ def _metadata(exchange: Exchange) -> tuple[tuple[str, str], ...]:
     return ("x-request-id", exchange.request_id), ("x-model-version", str(exchange.version))
 
 
-async def _answer(front: Front, method: str, body: bytes, exchange: Exchange, *, late: bool) -> bytes:
-    core = front.core
-    name = core.identity.name
+async def _dispatch(front: Front, method: str, body: bytes, exchange: Exchange, *, late: bool) -> tuple[int, bytes]:
+    handler = front.handler
+    name = handler.identity.name
     if method == "ModelInfer":
         exchange.protocol = form.PROTOCOL.name
         refuse_late(late)
-        caller = core.admit(exchange)
-        core.expect(exchange, caller)
-        limit = core.settings.limits.max_body_bytes
+        caller = handler.admit(exchange)
+        handler.expect(exchange, caller)
+        limit = handler.settings.limits.max_body_bytes
         if len(body) > limit:
             raise Refusal(413, "body_too_large", f"the message has more than {limit} bytes; send fewer rows at a time")
-        return (await core.predict(exchange, form.Grpc(name), body, caller=caller)).body
+        return 200, (await handler.predict(exchange, form.Grpc(name), body, caller=caller)).body
     if method in {"ServerLive", "ServerReady"}:
-        return form.ready(method, ready=method == "ServerLive" or (front.ready and not front.stuck))
+        return 200, form.ready(method, ready=method == "ServerLive" or (front.ready and not front.stuck))
     if method == "ServerMetadata":
-        return form.server_metadata()
+        return 200, form.server_metadata()
     if method in {"ModelReady", "ModelMetadata"}:
-        asked, wanted = form.model_of(method, body)
-        if asked not in {"", name}:
-            raise Refusal(404, "not_found", f"no model {asked[:80]!r} here; this is {name}")
+        requested, wanted = form.model_of(method, body)
+        if requested not in {"", name}:
+            raise Refusal(404, "not_found", f"no model {requested[:80]!r} here; this is {name}")
         if method == "ModelMetadata":
-            core.admit(exchange)
-        version = core.version_of(wanted) if wanted else core.identity.version
+            handler.admit(exchange)
+        version = handler.version_of(wanted) if wanted else handler.identity.version
         if method == "ModelMetadata":
-            return form.model_metadata(await core.metadata(version, exchange.headers))
-        # Another version stands because it came up and is wanted. Whether its replicas are well is watched by Serve.
-        return form.ready(method, ready=version != core.identity.version or (front.ready and not front.stuck))
-    raise Refusal(501, "not_implemented", f"{method[:80]} is not offered here")
+            return 200, form.model_metadata(await handler.metadata(version, exchange.headers))
+        # Another version is live because it came up and is desired. Serve checks the health of its replicas.
+        return 200, form.ready(method, ready=version != handler.identity.version or (front.ready and not front.stuck))
+    raise Refusal(501, "not_implemented", f"{method[:80]} is not implemented")

@@ -1,21 +1,18 @@
-"""The front of one model version over HTTP: routes, statuses, headers and pages.
+"""HTTP front of one model version: routes, statuses, headers and pages.
 
-Owns the HTTP interface of a model. Knows nothing of Ray or Serve (see ``apps``), so that its tests need neither; how a
-request is answered is ``core``'s. It never answers 5xx for what a client sent.
+Owns the HTTP interface of a model, and the bodies of ``POST /feedback``, which is answered once the labels are durable.
+Knows nothing of Ray or Serve (see ``apps``), so that its tests need neither; ``handler`` handles the requests. It never
+answers 5xx for a client's mistake.
 
 ================================== ==========================================================
 ``POST /predict``                  native: ``{"rows": [...]}`` to ``{"outputs": [...], ...}``
 ``POST /invocations``, ``/ping``   MLflow's scoring protocol
 ``/v2/...``                        Open Inference Protocol: metadata, health, ``POST .../infer``
-``POST /feedback``                 labels that came later, by request id
+``POST /feedback``                 labels of earlier requests, by request id
 ``GET /``                          version, digest, run and signature
 ``GET /openapi.json``, ``/docs``   the interface with the model's real fields; as a page
-``GET /healthz``, ``/readyz``      the process lives; the model answered its own example
+``GET /healthz``, ``/readyz``      the process is alive; the model answered its own example
 ================================== ==========================================================
-
-Labels that come later: ``POST feedback`` read, and answered once they are durable.
-
-Owns the body of the request and of its answer. What a label is, and where it is kept, is the prediction log's.
 """
 
 from __future__ import annotations
@@ -35,7 +32,7 @@ from raymlops.serving.docs.openapi import openapi_document
 from raymlops.serving.docs.page import docs_page, key_page
 from raymlops.serving.names import route_of
 from raymlops.serving.protocols import native, oip
-from raymlops.serving.protocols.base import Answering, Encoded
+from raymlops.serving.protocols.base import Encoded, Parsed, Responder
 from raymlops.serving.protocols.json_body import read_json
 from raymlops.serving.protocols.mlflow import PROTOCOL as MLFLOW
 from raymlops.serving.refusal import INTERNAL, Refusal, error_body, refusal_headers
@@ -49,22 +46,22 @@ if TYPE_CHECKING:
     from raymlops.predictions.labels import Label
     from raymlops.serving.asgi import Receive, Reply, Scope, Send
     from raymlops.serving.protocols.base import Protocol as Form
-    from raymlops.serving.replica.handler import Core
-    from raymlops.serving.replica.parse_pool import Parsing
+    from raymlops.serving.replica.handler import RequestHandler
+    from raymlops.serving.replica.parse_pool import ParsePool
 
 
 class Labels(Protocol):
-    """Where labels are kept."""
+    """The storage of labels."""
 
     def add(self, labels: Sequence[Label], *, key_id: str | None = None) -> Future[None]:
-        """Keep labels; the future is done once a kill would not lose them."""
+        """Store labels; the future is done once they are durable."""
 
 
-async def accept(body: bytes, labels: Labels | None, exchange: Exchange, *, parsing: Parsing) -> dict[str, Any]:
-    """Return the answer to a request with labels, which are durable by then. They are read beside the event loop.
+async def store_labels(body: bytes, labels: Labels | None, exchange: Exchange, *, parsing: ParsePool) -> dict[str, Any]:
+    """Store the labels of a request and return its answer; they are parsed outside the event loop.
 
     Raises:
-        Refusal: they cannot be read, or none are kept here.
+        Refusal: they are invalid, or this endpoint stores none.
     """
     exchange.body_bytes = len(body)
     try:
@@ -72,7 +69,7 @@ async def accept(body: bytes, labels: Labels | None, exchange: Exchange, *, pars
         await asyncio.wrap_future(kept)
     except StorageError as error:
         raise Refusal(
-            503, "storage_unavailable", f"the labels were not kept: {error.message}", retry_after_s=5
+            503, "storage_unavailable", f"the labels were not stored: {error.message}", retry_after_s=5
         ) from error
     return {"accepted": exchange.rows, "request_id": exchange.request_id}
 
@@ -80,12 +77,12 @@ async def accept(body: bytes, labels: Labels | None, exchange: Exchange, *, pars
 def _kept(body: bytes, labels: Labels | None, key_id: str | None) -> tuple[int, Future[None]]:
     found = parse_feedback(read_json(body, keys=_keys, expected='{"labels": [{...}]}'))
     if labels is None:
-        raise Refusal(409, "no_log", "this endpoint keeps no prediction log, so that labels would have no place")
+        raise Refusal(409, "no_log", "this endpoint keeps no prediction log, so labels cannot be stored")
     return len(found), labels.add(found, key_id=key_id)
 
 
 def _keys(data: Any) -> int:
-    """Return how many keys were read, by which ``read_json`` sees one that was given twice."""
+    """Return the number of keys, by which ``read_json`` detects a repeated one."""
     labels = data.get("labels") if isinstance(data, dict) else None
     inner = sum(len(label) for label in labels if isinstance(label, dict)) if isinstance(labels, list) else 0
     return inner + (len(data) if isinstance(data, dict) else 0)
@@ -102,12 +99,12 @@ class Front:
     Use from one event loop. ``warm_up`` must have returned before ``/readyz`` says ready.
     """
 
-    def __init__(self, core: Core, *, labels: Labels | None = None) -> None:
-        self.core = core
+    def __init__(self, handler: RequestHandler, *, labels: Labels | None = None) -> None:
+        self.handler = handler
         self.labels = labels
         self.ages = Ages()
         self.ready = False
-        identity = core.identity
+        identity = handler.identity
         self._name = identity.name
         self._version = str(identity.version)
         self._route = route_of(identity.name)
@@ -134,18 +131,18 @@ class Front:
         self._open = {"healthz", "readyz", "ping", "v2/health/live", "v2/health/ready", f"{model}/ready"}
 
     def warm_up(self, *, rounds: int = 5) -> None:
-        """Answer the bundle's own example a few times, which also measures the model.
+        """Predict the bundle's own example a few times, which also measures the model.
 
         Raises:
-            Exception: what the model raised, or rows that its own signature refuses.
+            Exception: the model raised, or its signature refuses its own example.
         """
-        model = self.core.model
+        model = self.handler.model
         for _ in range(rounds):
             columns = model.signature.parse_rows(model.example)
-            outputs = self.core.batcher.measure(columns, rows=len(model.example))
-            answering = Answering(self._name, self._version, "example")
+            outputs = self.handler.batcher.measure(columns, rows=len(model.example))
+            responder = Responder(self._name, self._version, "example")
             body = native.PROTOCOL.encode(
-                outputs, native.Asked(columns, len(model.example)), answering, signature=model.signature
+                outputs, Parsed(columns, len(model.example)), responder, signature=model.signature
             ).body
             self._example_answer = orjson.loads(body)["outputs"]
         self.ready = True
@@ -153,59 +150,52 @@ class Front:
     @property
     def stuck(self) -> bool:
         """Return whether a batch has been running for more than twice a request's deadline."""
-        return self.core.batcher.running_s > 2 * self.core.settings.limits.timeout_s
+        return self.handler.batcher.running_s > 2 * self.handler.settings.limits.timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request as an ASGI application.
 
         Raises:
-            ValueError: it is no HTTP request, such as the start of the server, which needs nothing here.
+            ValueError: it is not an HTTP request, such as the server's lifespan events.
         """
         if scope["type"] != "http":
             raise ValueError(scope["type"])
         await send_reply(await self.reply(scope, receive), send)
 
     async def reply(self, scope: Scope, receive: Receive) -> Reply:
-        """Return the answer to one HTTP request; never raises for what a client or the model did."""
+        """Return the response to one HTTP request; never raises for a client's or the model's error."""
         try:
-            reply = await self._reply(scope, receive)
+            reply = await self._handle(scope, receive)
         except Exception:
             request_id = request_id_of(None)
             logger.exception("request %s: the front itself raised", request_id)
             reply = make_reply(500, error_body(INTERNAL, request_id, path=self._path(scope)), request_id)
         return replace(reply, body=b"") if scope["method"] == "HEAD" else reply
 
-    async def _reply(self, scope: Scope, receive: Receive) -> Reply:
-        core = self.core
+    async def _handle(self, scope: Scope, receive: Receive) -> Reply:
+        handler = self.handler
         wanted = HEADERS
-        if core.settings.traffic.sticky == "header":
-            wanted = HEADERS | {core.settings.traffic.sticky_header.encode()}
+        if handler.settings.traffic.sticky == "header":
+            wanted = HEADERS | {handler.settings.traffic.sticky_header.encode()}
         headers = header_map(scope, wanted)
         join_pins(headers, scope["headers"])
         request_id = request_id_of(headers.get(b"x-request-id"))
-        exchange = Exchange(headers, request_id=request_id, version=core.identity.version)
-        status, code = 200, ""
+        exchange = Exchange(headers, request_id=request_id, version=handler.identity.version)
+        left_s = handler.settings.limits.timeout_s - self.ages.age_s(scope.get(ARRIVED))
+        work = self._dispatch(scope, receive, exchange, late=left_s <= 0)
+        handled = await handler.handle(exchange, work, left_s=left_s)
         extra: tuple[tuple[bytes, bytes], ...] = ()
-        left_s = core.settings.limits.timeout_s - self.ages.age_s(scope.get(ARRIVED))
-        try:
-            async with asyncio.timeout(max(0.0, left_s)):
-                status, encoded = await self._answer(scope, receive, exchange, late=left_s <= 0)
-        except asyncio.CancelledError:
-            self._finish(exchange, 499, "disconnected")
-            raise
-        except Exception as error:
-            refusal = core.refusal(error, exchange.request_id)
-            status, code = refusal.status, refusal.code
-            encoded = self._refused(refusal, scope, exchange)
-            extra = refusal_headers(refusal)
-        self._finish(exchange, status, code)
+        if isinstance(handled, Refusal):
+            status, encoded, extra = handled.status, self._refused(handled, scope, exchange), refusal_headers(handled)
+        else:
+            status, encoded = handled
         extra = (*extra, *encoded.headers, (b"x-model-version", str(exchange.version).encode()))
         return make_reply(status, encoded.body, exchange.request_id, kind=encoded.kind, extra=extra)
 
     def _path(self, scope: Scope) -> str:
         """Return the path below the model's route, with a slash before it."""
-        # Serve says where the route is mounted, but not to a replica that has just lost it: behind HAProxy requests go
-        # on arriving there for a moment, and are answered.
+        # Serve passes the route's prefix, but not to a replica that has just lost the route: behind HAProxy requests
+        # still arrive there for a moment, and are answered.
         path: str = scope["path"]
         return "/" + path.removeprefix(scope.get("root_path", "")).removeprefix(self._route).strip("/")
 
@@ -215,13 +205,9 @@ class Front:
             return Encoded(key_page().encode(), HTML)  # a browser cannot send a key by itself
         return Encoded(error_body(refusal, exchange.request_id, path=path))
 
-    def _finish(self, exchange: Exchange, status: int, code: str) -> None:
-        if exchange.protocol:  # pages and health checks are no requests to the model
-            self.core.finish(exchange, status, code)
-
-    async def _answer(self, scope: Scope, receive: Receive, exchange: Exchange, *, late: bool) -> tuple[int, Encoded]:
+    async def _dispatch(self, scope: Scope, receive: Receive, exchange: Exchange, *, late: bool) -> tuple[int, Encoded]:
         path = self._path(scope).removeprefix("/")
-        limit = self.core.settings.limits.max_body_bytes
+        limit = self.handler.settings.limits.max_body_bytes
         form = self._posts.get(path)
         if form is None and path.startswith(self._versioned) and path.endswith("/infer"):
             form, exchange.named = oip.PROTOCOL, path.removeprefix(self._versioned).removesuffix("/infer")
@@ -229,17 +215,17 @@ class Front:
             exchange.protocol = form.name
             _allow(scope, "POST")
             refuse_late(late)
-            caller = self.core.admit(exchange)  # before the body is parsed; whoever took it from the client holds it
-            self.core.expect(exchange, caller)
+            caller = self.handler.admit(exchange)  # before the body is read from the process that accepted it
+            self.handler.expect(exchange, caller)
             body = await read_body(scope, receive, exchange.headers, limit=limit)
-            return 200, await self.core.predict(exchange, form, body, caller=caller)
+            return 200, await self.handler.predict(exchange, form, body, caller=caller)
         if path == "feedback":
             exchange.protocol = "feedback"
             _allow(scope, "POST")
             refuse_late(late)
-            self.core.admit(exchange, scope="feedback")
+            self.handler.admit(exchange, scope="feedback")
             body = await read_body(scope, receive, exchange.headers, limit=limit)
-            return 202, _json(await accept(body, self.labels, exchange, parsing=self.core.parsing))
+            return 202, _json(await store_labels(body, self.labels, exchange, parsing=self.handler.parsing))
         version, _, what = path.removeprefix(self._versioned).partition("/")
         if path == self._model or (path.startswith(self._versioned) and what in {"", "ready"}):
             _allow(scope, "GET")
@@ -249,21 +235,21 @@ class Front:
             raise self._unknown(scope["path"])
         _allow(scope, "GET")
         if path not in self._open:
-            self.core.admit(exchange)
+            self.handler.admit(exchange)
         root = scope.get("root_path", "")
         return 200, page(root if root.endswith(self._route) else root + self._route)
 
     async def _of_version(self, text: str | None, what: str, exchange: Exchange) -> dict[str, Any]:
-        """Return the metadata or, without a key, the readiness of a version that is up; of this one for None."""
-        core = self.core
+        """Return the metadata or, without a key, the readiness of a live version; of this one for None."""
+        handler = self.handler
         if what != "ready":
-            core.admit(exchange)
-        version = core.identity.version if text is None else core.version_of(text)
+            handler.admit(exchange)
+        version = handler.identity.version if text is None else handler.version_of(text)
         if what != "ready":
-            return await core.metadata(version, exchange.headers)
-        if version == core.identity.version:
+            return await handler.metadata(version, exchange.headers)
+        if version == handler.identity.version:
             self._require_ready()
-        # Another one stands because it came up and is wanted. Whether its replicas are well now is watched by Serve.
+        # Another version is live because it came up and is desired. Serve checks the health of its replicas.
         return oip.model_ready(self._name)
 
     def _unknown(self, path: str) -> Refusal:
@@ -271,18 +257,18 @@ class Front:
             f"POST predict, invocations, feedback and {self._model}/infer; GET docs, openapi.json, v2, {self._model}, "
             "ping, readyz and healthz"
         )
-        return Refusal(404, "not_found", f"no route {path[:200]!r}; there are {there}")
+        return Refusal(404, "not_found", f"no route {path[:200]!r}; routes: {there}")
 
     def _describe(self, prefix: str) -> Encoded:
-        limits = self.core.settings.limits
-        identity = self.core.identity
+        limits = self.handler.settings.limits
+        identity = self.handler.identity
         return _json(
             {
                 "model": identity.name,
                 "model_version": self._version,
                 "digest": identity.digest,
                 "run_id": identity.run_id,
-                "signature": self.core.model.signature.to_dict(),
+                "signature": self.handler.model.signature.to_dict(),
                 "limits": {key: getattr(limits, key) for key in ("max_rows", "max_body_bytes", "timeout_s")},
                 "links": {page: f"{prefix}/{page}" for page in ("predict", "docs", "openapi.json", "v2")},
             }
@@ -290,20 +276,20 @@ class Front:
 
     def _document(self, prefix: str) -> dict[str, Any]:
         return openapi_document(
-            self.core.model.signature,
-            identity=asdict(self.core.identity),
+            self.handler.model.signature,
+            identity=asdict(self.handler.identity),
             prefix=prefix,
-            example=self.core.model.example,
+            example=self.handler.model.example,
             answer=self._example_answer,
-            max_rows=self.core.settings.limits.max_rows,
-            key_required=self.core.settings.access.required,
+            max_rows=self.handler.settings.limits.max_rows,
+            key_required=self.handler.settings.access.required,
         )
 
     def _openapi(self, prefix: str) -> Encoded:
         return _json(self._document(prefix))
 
     def _docs(self, prefix: str) -> Encoded:
-        return Encoded(docs_page(self._document(prefix), self.core.model.signature).encode(), HTML)
+        return Encoded(docs_page(self._document(prefix), self.handler.model.signature).encode(), HTML)
 
     def _readyz(self, _prefix: str) -> Encoded:
         self._require_ready()

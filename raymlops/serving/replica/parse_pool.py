@@ -1,8 +1,8 @@
-"""Reading large bodies beside the event loop, in a few threads of their own.
+"""Thread pool that parses large bodies outside the event loop.
 
-Owns how many bodies may be read at once and how many may wait for it. In threads of its own, so that what changes
-settings (keys, weights, a rollback), which asyncio's common threads do, never waits behind requests; and bounded, since
-a body that nobody waits for any more is still read to its end once a thread has begun.
+Owns how many bodies are parsed at once and how many may be queued. It is separate from asyncio's default pool, so that
+changes of settings (keys, weights, a rollback), which run there, never wait behind requests; and bounded, since a body
+is parsed to its end once a thread has started, also for a client that has disconnected.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 THREADS = 2
-"""One interpreter reads one body at a time; a second thread is for those parts that let go of it."""
+"""The interpreter parses one body at a time; a second thread is for parts that release the GIL."""
 MOST = 16
-"""Bodies that are read or wait for it: of the largest size by default, about ten seconds of work."""
+"""Bodies that are parsed or queued: for the largest default size, about ten seconds of work."""
 
 
-class Parsing:
-    """Run functions in threads of their own, so many at once, and so many in all."""
+class ParsePool:
+    """A thread pool with a bounded queue."""
 
     def __init__(self, *, threads: int = THREADS, most: int = MOST) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="parse")
@@ -37,26 +37,28 @@ class Parsing:
         self._lock = threading.Lock()
 
     async def run(self, function: Callable[P, T], /, *given: P.args, **named: P.kwargs) -> T:
-        """Return what the function returns. One whose caller is cancelled before it has begun is never run.
+        """Run a function in the pool; one whose caller is cancelled before it starts never runs.
 
         Raises:
-            Refusal: 503, too many wait already.
+            Refusal: 503, the queue is full.
             Exception: what the function raised.
         """
         with self._lock:
             if self._busy >= self._most:
-                raise Refusal(503, "overloaded", f"{self._busy} bodies wait to be read; try again", retry_after_s=1.0)
+                raise Refusal(
+                    503, "overloaded", f"{self._busy} bodies are queued for parsing; try again", retry_after_s=1.0
+                )
             self._busy += 1
         try:
             future = self._pool.submit(functools.partial(function, *given, **named))
-        except RuntimeError:  # the pool is closed, or no thread can be started
+        except RuntimeError:  # the pool is closed, or no thread can start
             self._done()
             raise
         future.add_done_callback(self._done)
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Let the threads end."""
+        """Stop the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _done(self, _future: Future[Any] | None = None) -> None:

@@ -1,7 +1,7 @@
-"""The other versions of a model, reached by Serve's handles.
+"""Calls to the other versions of a model, by Serve's handles.
 
-Owns the handles and what their errors mean. A handle is made when it is first used, and asks Serve for nothing then: a
-version that is not up makes its requests wait, for as long as the caller lets them.
+Owns the handles and the meaning of their errors. A handle is created when it is first used, without a call to Serve:
+requests for a version that is not up wait until the caller's timeout.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _KEYS = (b"authorization", b"x-api-key")
 
 
 class ServePeers:
-    """Ask the other versions of one model, from one event loop; ``keep`` may be called from any thread."""
+    """Call the other versions of one model, from one event loop; ``keep`` may be called from any thread."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -39,26 +39,26 @@ class ServePeers:
             Exception: what that version raised.
             Refusal: 503, it cannot be reached.
         """
-        answer: tuple[Columns, float] = await self._asked(version, "answer", dict(columns), rows)
+        answer: tuple[Columns, float] = await self._call(version, "answer", dict(columns), rows)
         return answer
 
     async def metadata(self, version: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
-        """Return another version's metadata, as its own front gives it to the caller with these headers.
+        """Return another version's metadata, as its own front returns it to the caller with these headers.
 
         Raises:
             Exception: what that version raised.
-            Refusal: what that version refused it with; 503, it cannot be reached.
+            Refusal: that of the version; 503, it cannot be reached.
         """
         path = f"{route_of(self._name)}/v2/models/{self._name}/versions/{version}"
         key = [(name, headers[name]) for name in _KEYS if name in headers]
         scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": key}
-        reply: Reply = await self._asked(version, "http_call", scope)
+        reply: Reply = await self._call(version, "http_call", scope)
         data: dict[str, Any] = orjson.loads(reply.body)
         if reply.status >= 400:
             raise Refusal(reply.status, data["code"], f"version {version}: {data['message']}")
         return data
 
-    async def _asked(self, version: int, method: str, *given: Any) -> Any:
+    async def _call(self, version: int, method: str, *given: Any) -> Any:
         try:
             return await getattr(self.handle(version), method).remote(*given)
         except RayTaskError as error:
@@ -83,5 +83,5 @@ class ServePeers:
         return handle
 
     def keep(self, versions: Collection[int]) -> None:
-        """Let go of the handles of all other versions, each of which Serve keeps up to date for as long as it lives."""
+        """Drop the handles of all other versions; Serve updates a handle as long as it exists."""
         self._handles = {version: handle for version, handle in dict(self._handles).items() if version in versions}

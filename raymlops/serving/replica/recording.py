@@ -1,7 +1,6 @@
-"""What a replica keeps of its requests: metrics, access log, traces, counts for rollouts, the prediction log.
+"""Telemetry of one replica: metrics, access log, traces, rollout counts and the prediction log.
 
-Owns which sinks there are and what they are told. They work in threads of their own: the request path only appends to
-queues.
+Owns the list of sinks and their settings. They work in threads of their own: the request path only appends to queues.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ if TYPE_CHECKING:
 
     from raymlops.arrays import Columns
     from raymlops.predictions.served import Route, Served
-    from raymlops.serving.replica.handler import Core
+    from raymlops.serving.replica.handler import RequestHandler
     from raymlops.serving.settings import Settings
 
 PERIOD_S = 0.25
 MAX_PENDING = 50_000
-"""Requests that wait to be recorded at most; more are dropped and counted."""
+"""Maximum of queued requests; more are dropped and counted."""
 LOG_CHUNK = 1000
-"""Requests given to the prediction log at a time, which then keep the interpreter for 2 to 4 ms.
+"""Requests per batch of the prediction log, which then holds the interpreter for 2 to 4 ms.
 
-Arrow lets go of it some fifty times a conversion, and each time the event loop is woken and has to get it back: 128 at
-a time cost a replica at its limit 8 to 10% of its rate, 1,000 cost 3%.
+Arrow releases it some fifty times per conversion, and each time the event loop wakes up and has to reacquire it:
+batches of 128 cost a saturated replica 8 to 10% of its rate, of 1,000 they cost 3%.
 """
 
 _NO_COLUMNS: Columns = {}
-"""In place of what was asked, where it is enough to know that something was."""
+"""In place of a request's columns, for sinks that only need to know that it had some."""
 
 
 class Recording:
@@ -45,13 +44,13 @@ class Recording:
     ``folder`` is for the access log; by default Serve's own.
     """
 
-    def __init__(self, core: Core, *, replica: str, folder: Path | None = None) -> None:
-        identity = core.identity
+    def __init__(self, handler: RequestHandler, *, replica: str, folder: Path | None = None) -> None:
+        identity = handler.identity
         name, version = identity.name, identity.version
-        self._core = core
+        self._handler = handler
         self._access_log = AccessLog(folder or log_folder(), name=name, version=version, replica=replica, enabled=False)
         self._tracing = Tracing(None, name=name, version=version, replica=replica)
-        self._log = PredictionLog(core.settings.log, name=name, signature=core.model.signature, writer=replica)
+        self._log = PredictionLog(handler.settings.log, name=name, signature=handler.model.signature, writer=replica)
         self._replica = replica
         self._labels: LabelLog | None = None
         light = (
@@ -60,23 +59,23 @@ class Recording:
             Tally(
                 name=name,
                 replica=replica,
-                traffic=lambda: core.settings.traffic,
-                slow_s=lambda: core.settings.slow_s,
-                find=lambda: find_controller(core.settings.state),
+                traffic=lambda: handler.settings.traffic,
+                slow_s=lambda: handler.settings.slow_s,
+                find=lambda: find_controller(handler.settings.state),
             ),
         )
         self._light = Recorder(light, period_s=PERIOD_S, max_pending=MAX_PENDING, name="light")
-        # A storage or a collector may be slow or away, which must not hold back the metrics that say so.
+        # A storage or a collector may be slow or down, which must not delay the metrics that show it.
         self._kept = Recorder((self._log,), period_s=PERIOD_S, max_pending=MAX_PENDING, name="log", chunk=LOG_CHUNK)
         self._traces = Recorder((self._tracing,), period_s=1.0, max_pending=2_000, name="traces", chunk=20)
 
     @property
     def labels(self) -> LabelLog | None:
-        """Return where labels are kept, None where no log is."""
+        """Return the storage of labels, None without a prediction log."""
         return self._labels
 
     def configure(self, settings: Settings) -> None:
-        """Take new settings."""
+        """Apply new settings."""
         self._access_log.enabled = settings.access_log
         self._tracing.configure(settings.otlp_endpoint)
         self._log.configure(settings.log)
@@ -86,23 +85,23 @@ class Recording:
             if labels is not None:
                 labels.close()
         elif self._labels is None:
-            self._labels = LabelLog(uri, name=self._core.identity.name, writer=self._replica)
+            self._labels = LabelLog(uri, name=self._handler.identity.name, writer=self._replica)
         else:
             self._labels.configure(uri)
 
     def add(self, served: Served) -> None:
-        """Keep one request. Never waits, never raises."""
-        settings = self._core.settings
+        """Record one request. Never waits, never raises."""
+        settings = self._handler.settings
         if served.outputs is not None and settings.log.enabled:
             self._kept.add(served)
-        # Queues are bounded by requests, and these sinks need no values: a full one must not hold gigabytes of them.
+        # Queues are bounded by requests, and these sinks need no values, of which a full queue might hold gigabytes.
         facts = served._replace(columns=None if served.columns is None else _NO_COLUMNS, outputs=None)
         self._light.add(facts)
         if settings.otlp_endpoint:
             self._traces.add(facts)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Write what is still held. What cannot be written within ``timeout_s`` in all is counted and logged."""
+        """Flush all sinks. What cannot be written within ``timeout_s`` in all is counted and logged."""
         until = time.monotonic() + timeout_s
         recorders = (self._kept, self._light, self._traces)
         for recorder in recorders:
@@ -113,26 +112,26 @@ class Recording:
             self._labels.close(max(0.0, until - time.monotonic()))
 
     def _read(self) -> Readings:
-        batcher = self._core.batcher
+        batcher = self._handler.batcher
         batches = [batcher.observed.popleft() for _ in range(len(batcher.observed))]
         return Readings(
             queue_rows=batcher.waiting_rows,
             batches=batches,
             shares=self._shares(),
-            shadow_dropped={version: counts.dropped for version, counts in dict(self._core.shadows).items()},
+            shadow_dropped={version: counts.dropped for version, counts in dict(self._handler.shadows.counts).items()},
             log_pending_rows=self._log.pending_rows,
             log_dropped_rows=self._log.dropped,
             recorder_dropped=self._light.dropped + self._kept.dropped,
-            recorder_errors=self._light.errors + self._kept.errors + self._traces.errors,
+            recorder_errors=self._light.errors + self._kept.errors + self._traces.errors + self._tracing.failures,
         )
 
     def _shares(self) -> dict[tuple[int, Route], float]:
-        traffic = self._core.settings.traffic
-        if not traffic.salt:  # only a champion has one: the others get what it sends them
+        traffic = self._handler.settings.traffic
+        if not traffic.salt:  # only a champion has one and splits traffic
             return {}
         left = 1.0 - sum(share.weight for share in traffic.canaries)
         return {
-            (self._core.identity.version, "champion"): left,
+            (self._handler.identity.version, "champion"): left,
             **{(share.version, "canary"): share.weight for share in traffic.canaries},
             **{(share.version, "shadow"): share.weight for share in traffic.shadows},
         }

@@ -1,7 +1,8 @@
-"""The access log: one line of JSON a request, in a file of bounded size beside Serve's own logs.
+"""Access log: one line of JSON per request, in files of bounded size in the folder of Serve's logs.
 
-Owns the fields of a line, the file and its rotation. Features, answers and secrets never get here: a caller is known
-by the id of its key. Works in a recorder's thread, so that disks may be slow or full.
+Owns the fields of a line, the file and its rotation. Features, answers and secrets never get here: a caller is
+identified by the id of its key. Works in a recorder's thread, so that disks may be slow or full. Serve's own access log
+has neither these fields (version, route, rows, code, fallback, trace id) nor a record of which version answered.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from raymlops.serving.telemetry.tracing import parse_traceparent
+from raymlops.serving.telemetry.tracing import trace_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,21 +23,21 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 50_000_000
 FILES = 3
-"""The one that is written and the two before it: at most 150 MB a replica."""
+"""The current file and two rotated ones: at most 150 MB per replica."""
 
 
 def log_folder() -> Path:
     """Return the folder of Serve's logs on this node, which Ray's dashboard shows too.
 
     Raises:
-        RuntimeError: this process belongs to no Ray cluster.
+        RuntimeError: this process is not part of a Ray cluster.
     """
     import ray
 
-    # Ray 2.60 tells a worker its session's folder only here; Serve finds its own log folder in the same way.
+    # Ray 2.60 has a worker's session folder only here; Serve finds its own log folder in the same way.
     node = ray._private.worker._global_node  # noqa: SLF001
     if node is None:
-        msg = "no log folder: this process belongs to no Ray cluster; name a folder"
+        msg = "no log folder: this process is not part of a Ray cluster; pass a folder"
         raise RuntimeError(msg)
     return Path(node.get_logs_dir_path()) / "serve"
 
@@ -44,8 +45,8 @@ def log_folder() -> Path:
 class AccessLog:
     """Append a line for each request to ``raymlops-access-NAME--vN-REPLICA.log``.
 
-    ``enabled`` may be set from any thread. A line that cannot be written (a full disk) is lost and counted, and what is
-    in the file stays whole lines.
+    ``enabled`` may be set from any thread. A line that cannot be written (a full disk) is lost and counted; the
+    file always ends with a whole line.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class AccessLog:
         self.enabled = enabled
         self.path = Path(folder) / f"raymlops-access-{name}--v{version}-{_file_safe(replica)}.log"
         self.dropped = 0
-        """Lines that could not be written."""
+        """Lines that were not written."""
         self._name = name
         self._max_bytes = max_bytes
         self._files = files
@@ -101,13 +102,13 @@ class AccessLog:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
         except OSError:
-            os.ftruncate(self._file, self._size)  # half a line must not spoil the next one; needs no room
+            os.ftruncate(self._file, self._size)  # remove the partial line; needs no disk space
             raise
         self._size += len(data)
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # No buffer of Python's: a forked child would write it a second time.
+        # Not buffered by Python: a forked child would write the buffer again.
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         self._size = os.fstat(self._file).st_size
 
@@ -127,10 +128,9 @@ class AccessLog:
 def line(served: Served, name: str) -> bytes:
     """Return a request as one line of ASCII.
 
-    ``orjson`` escapes control characters, and everything else that is not ASCII is escaped here: there is nothing that
-    a terminal or a reader of lines could take for more than text.
+    ``orjson`` escapes control characters, and this function all other non-ASCII ones, so that no terminal or line
+    reader can misread them.
     """
-    trace = None if served.traceparent is None else parse_traceparent(served.traceparent)
     fields: dict[str, Any] = {
         "ts": datetime.fromtimestamp(served.ts, UTC),
         "request_id": _ascii(served.request_id),
@@ -146,7 +146,7 @@ def line(served: Served, name: str) -> bytes:
         "model_ms": round(served.model_seconds * 1e3, 3),
         "key_id": None if served.key_id is None else _ascii(served.key_id),
         "fallback_from": served.fallback_from,
-        "trace_id": None if trace is None else trace.trace_id_text,
+        "trace_id": None if served.traceparent is None else trace_id_of(served.traceparent),
     }
     return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)
 

@@ -1,11 +1,11 @@
 """The Prometheus metrics of an endpoint: names, labels, buckets.
 
-Owns that list, from which ``metrics`` counts and against which dashboard and alert rules are checked. Pure.
+Owns that list, which ``metrics`` publishes and with which dashboard and alert rules are compared. Pure.
 
-Ray exports these as ``ray_`` + name, counters with ``_total`` behind it. A distribution is a counter ``NAME_bucket`` by
-``le`` and a counter ``NAME_sum``, for ``histogram_quantile`` like any other: Ray 2.60 repeats each observation of
-its own histograms in the node's agent (4.9 us each, against 0.6 us for what a counter gained in ten seconds), and
-invents their sums from the middles of the buckets.
+Ray exports these as ``ray_`` + name, counters with suffix ``_total``. A distribution is a counter ``NAME_bucket`` by
+``le`` and a counter ``NAME_sum``, which ``histogram_quantile`` accepts: Ray 2.60 repeats each observation of its own
+histograms in the node's agent (4.9 us each, against 0.6 us for a counter's gain in ten seconds), and estimates their
+sums from the middles of the buckets.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 5000)
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One metric as it is handed to Ray."""
+    """One metric, as defined in Ray."""
 
     name: str
     kind: Literal["counter", "gauge"]

@@ -1,7 +1,7 @@
-"""Prometheus metrics of one replica, through Ray's own metrics of each node.
+"""Prometheus metrics of one replica, exported by Ray's metrics agent of each node.
 
-Owns the counting, and that a label never takes more values than we decide. Names and buckets are in ``families``.
-Knows nothing of who serves; figures that no request carries come by a function that is asked about once a second.
+Owns the counting, and the bound of each label's values. Names and buckets are in ``metric_families``. Knows nothing of
+the replica; a function returns the figures that no request carries, about once a second.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from raymlops.serving.telemetry.metric_families import Family
 
 PUBLISH_S = 1.0
-"""Ray collects every 10 s; passing on each period's counts would only cost more."""
+"""Ray collects every 10 s; publishing more often would only cost more."""
 SAME = 1e-6
-"""A shadow's answer that differs by at most this much is the same but for rounding."""
+"""Differences of a shadow's answer up to this are rounding."""
 
 _PROTOCOLS = frozenset({"native", "oip", "mlflow", "grpc", "feedback"})
 _ROUTES = frozenset(get_args(Route))
 _MOST_VALUES = 64
-"""Values of one label in one replica; all later ones are ``other``."""
+"""Values of one label in one replica; further ones become ``other``."""
 
 
 class Instrument(Protocol):
-    """What is used of ``ray.util.metrics``."""
+    """The part of ``ray.util.metrics`` that is used."""
 
     def inc(self, value: float, tags: dict[str, str]) -> None:
         """Add to a counter."""
@@ -45,13 +45,13 @@ class Instrument(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """Figures of a replica that no request carries. What is counted is counted since the replica's start."""
+    """Figures of a replica that no request carries. Counters start with the replica."""
 
     queue_rows: int = 0
     batches: Sequence[tuple[int, int]] = ()
     """Rows and requests of each batch since the last reading."""
     shares: Mapping[tuple[int, Route], float] = field(default_factory=dict)
-    """What each version gets of the requests; a replica that sends none away has none, the champion its own too."""
+    """The share of each version, the champion's too; empty in a replica that splits no traffic."""
     shadow_dropped: Mapping[int, int] = field(default_factory=dict)
     log_pending_rows: int = 0
     log_dropped_rows: int = 0
@@ -60,9 +60,9 @@ class Readings:
 
 
 class Metrics:
-    """Count requests and hand the counts to Ray about once a second.
+    """Count requests and publish the counts to Ray about once a second.
 
-    ``make`` gives the instrument of a family; without it, Ray's. ``read`` is called in the recorder's thread.
+    ``make`` creates the instrument of a family, by default Ray's. ``read`` is called in the recorder's thread.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Metrics:
         self._values: dict[str, set[str]] = {}
 
     def take(self, batch: Sequence[Served]) -> None:
-        """Count some requests, and publish when it is time."""
+        """Count some requests, and publish when due."""
         for served in batch:
             self._count(served)
         now = self._clock()
@@ -101,14 +101,14 @@ class Metrics:
             self._publish()
 
     def close(self) -> None:
-        """Publish what was counted."""
+        """Publish the remaining counts."""
         self._publish()
 
     def _count(self, served: Served) -> None:
         version, route = served.version, served.route
         self._requests[version, route, served.protocol, served.status, served.code] += 1
         reached = served.model_seconds > 0
-        if reached or served.status == 504:  # how fast a refusal is says nothing; that one was too late says much
+        if reached or served.status == 504:  # the latency of a refusal is meaningless, that of a timeout is not
             pair = self._latencies.get((version, route))
             if pair is None:
                 pair = self._latencies[version, route] = (_Distribution(SECONDS), _Distribution(SECONDS))
@@ -158,7 +158,7 @@ class Metrics:
         new: dict[tuple[str, ...], float] = {
             (self._name, str(version), route): share for (version, route), share in shares.items()
         }
-        gone = {labels: 0.0 for labels in self._shares if labels not in new}  # a gauge stays what it was last set to
+        gone = {labels: 0.0 for labels in self._shares if labels not in new}  # a gauge keeps its last value
         for labels, share in (new | gone).items():
             self._gauge("raymlops_traffic_share", share, labels)
         self._shares = new
@@ -191,7 +191,7 @@ class Metrics:
 
 
 def ray_instrument(family: Family) -> Instrument:
-    """Return the Ray metric of a family. Ray may be started or not; without it nothing is exported."""
+    """Return the Ray metric of a family. Without a running Ray nothing is exported."""
     from ray.util.metrics import Counter, Gauge
 
     kind = Counter if family.kind == "counter" else Gauge
@@ -200,7 +200,7 @@ def ray_instrument(family: Family) -> Instrument:
 
 
 class _Distribution:
-    """Counts of values in buckets, and their sum, since they were last published."""
+    """Counts of values in buckets, and their sum, since the last publication."""
 
     __slots__ = ("_bounds", "_counts", "total")
 
@@ -214,7 +214,7 @@ class _Distribution:
         self.total += value
 
     def cumulative(self) -> list[tuple[str, int]]:
-        """Return each bucket's upper bound as Prometheus writes it, and how many values are at most that."""
+        """Return each bucket's upper bound as Prometheus writes it, and its cumulative count."""
         below, found = 0, []
         for bound, count in zip((*self._bounds, math.inf), self._counts, strict=True):
             below += count

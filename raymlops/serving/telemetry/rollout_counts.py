@@ -1,9 +1,9 @@
-"""What a rollout is decided on: requests, errors and slow answers of each version, counted where they are answered.
+"""Per-version request, error and latency counters for rollouts, reported to the controller.
 
-Owns what counts as an error of which version, and how the counts reach the controller. Knows nothing of rollouts.
+Owns which version an error counts against, and how the counts reach the controller. Knows nothing of rollouts.
 
-Counts only grow while an epoch of the traffic lasts, and the controller keeps the newest of each replica. So a report
-that is lost, comes twice or comes late changes nothing that the next one does not put right.
+Counts only grow within an epoch of the traffic, and the controller keeps the newest of each replica. So a report that
+is lost, duplicated or late is corrected by the next one.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from raymlops.serving.traffic import Traffic
 
 CONTROLLER = "raymlops-controller"
-"""Start of a controller's name, and all of it in a raymlops that knew of one controller a cluster."""
+"""Prefix of a controller's name; the whole name in releases with one controller per cluster."""
 NAMESPACE = "raymlops"
 CHAMPION = "champion"
-"""The row of what the champion answered as champion; the others are versions, as text."""
+"""The row of the champion's own answers; the other rows are versions, as text."""
 MAX_EPOCHS = 8
 PUSH_S = 1.0
 LOOK_AGAIN_S = 5.0
 
 OVERLOADED = "overloaded"
-"""Code of a request that was turned away because too many were waiting."""
+"""Code of a request that was refused because the queue was full."""
 CLIENT_LEFT = 499
 
 Report = dict[str, dict[str, dict[str, Any]]]
@@ -42,10 +42,10 @@ Send = Callable[[str, str, int, Report], None]
 
 
 class Tally:
-    """Count what was answered, and tell the controller at most once a second while traffic is shared.
+    """Count requests by version, and report to the controller at most once a second while traffic is split.
 
-    A sink: ``take`` is called by one thread. ``find`` returns what sends a report, None where there is no controller;
-    it is asked in a thread of its own, since a cluster without its head makes it wait.
+    A sink: ``take`` is called by one thread. ``find`` returns a function that sends a report, None without a
+    controller; it runs in a thread of its own, since it blocks in a cluster without its head.
     """
 
     def __init__(
@@ -71,29 +71,29 @@ class Tally:
         self._changed = False
 
     def take(self, batch: Sequence[Served]) -> None:
-        """Count a batch, and report where it is time to."""
+        """Count a batch, and report when due."""
         traffic = self._traffic()
         if traffic.epoch != self._epoch:
-            self._counts.pop(traffic.epoch, None)  # weights that come back are counted anew
+            self._counts.pop(traffic.epoch, None)  # weights that return start new counts
             self._epoch = traffic.epoch
         shared = bool(traffic.canaries or traffic.shadows)
         slow_s = self._slow_s()
         for served in batch:
             row = _row_of(served)
             if row is not None and (shared or served.epoch):
-                # By who was chosen, when it was chosen: an answer may come after the weights have changed.
+                # By the epoch of the choice: the weights may have changed before the answer.
                 rows = self._rows(served.epoch)
                 rows[row] = _counted(rows.get(row, Counts()), served, slow_s=slow_s)
                 self._changed = True
         self._push()
 
     def close(self) -> None:
-        """Report what is not reported yet."""
+        """Report the remaining counts."""
         self._pushed_at = float("-inf")
         self._push()
 
     def report(self) -> Report:
-        """Return all that is counted."""
+        """Return all counts."""
         return {epoch: {row: asdict(counts) for row, counts in rows.items()} for epoch, rows in self._counts.items()}
 
     def _rows(self, epoch: str) -> dict[str, Counts]:
@@ -113,13 +113,13 @@ class Tally:
         self._pushed_at, self._changed = now, False
         try:
             send(self._name, self._replica, self._sequence, self.report())
-        except Exception:  # whatever the controller's end raises, answering goes on
+        except Exception:  # whatever the controller raises, requests are served
             self._changed = True
             self._link.drop()
 
 
 class _Link:
-    """The way to the controller, looked up again at most every few seconds."""
+    """The connection to the controller, looked up again at most every few seconds."""
 
     def __init__(self, find: Callable[[], Any], *, clock: Callable[[], float]) -> None:
         self._find = find
@@ -129,13 +129,13 @@ class _Link:
         self._looking: threading.Thread | None = None
 
     def get(self) -> Any:
-        """Return what sends a report; None where nobody is known yet, while somebody is being looked for."""
+        """Return the function that sends a report; None while the controller is being looked up."""
         looking = self._looking is not None and self._looking.is_alive()
         if self._send is None and not looking and self._clock() - self._looked_at >= LOOK_AGAIN_S:
             self._looked_at = self._clock()
             self._looking = threading.Thread(target=self._look, name="raymlops-tally", daemon=True)
             self._looking.start()
-            self._looking.join(0.1)  # most often it is there, and the first report need not wait for the next batch
+            self._looking.join(0.1)  # usually it is found, and the first report need not wait for the next batch
         return self._send
 
     def drop(self) -> None:
@@ -154,7 +154,7 @@ def controller_of(state_id: str) -> str:
 
 
 def find_controller(state_id: str) -> Send | None:
-    """Return what sends a report to the controller of a state on this cluster, without waiting for it."""
+    """Return the function that sends a report to the controller of a state, without waiting for it."""
     import ray
 
     try:
@@ -172,10 +172,10 @@ def find_controller(state_id: str) -> Send | None:
 
 
 def sending(report: Callable[..., Any], arrived: Callable[[Any], bool]) -> Send:
-    """Return what sends by ``report``, which never raises, and raises itself once a report is known to be lost.
+    """Return a function that sends by ``report``, which never raises, and raises once a report is known to be lost.
 
-    ``arrived`` says of what ``report`` returned whether it is there; it raises where it never will be. An actor that
-    was replaced takes calls for ever, and only their results tell.
+    ``arrived`` returns whether a result of ``report`` is available, and raises if it never will be. An actor that was
+    replaced accepts calls forever; only their results show it.
     """
     last: list[Any] = []
 
@@ -190,7 +190,7 @@ def sending(report: Callable[..., Any], arrived: Callable[[Any], bool]) -> Send:
 
 
 def _row_of(served: Served) -> str | None:
-    """Return whose request it was; None for what says nothing of a version: refused, pinned, a copy."""
+    """Return the row that a request counts for; None if it says nothing of a version: refused, pinned, a copy."""
     if served.fallback_from is not None:
         return None if served.fallback_code == OVERLOADED else str(served.fallback_from)
     if served.columns is None or _refused(served):
@@ -201,22 +201,22 @@ def _row_of(served: Served) -> str | None:
 
 
 def _refused(served: Served) -> bool:
-    """Return whether it was turned away, which says nothing of a version: too much load, rows that a recipe refuses."""
+    """Return whether it was refused, which says nothing of a version: overload, rows that a recipe refuses."""
     return served.status >= 400 and not (_failed(served) or _timed_out(served) or _left(served))
 
 
 def _failed(served: Served) -> bool:
-    """Return whether the model is to blame: too much load is not its fault, an answer that is no number is."""
+    """Return whether the model failed: overload does not count, a non-finite output does."""
     return (served.status >= 500 and served.status not in {503, 504}) or served.code == "not_finite"
 
 
 def _timed_out(served: Served) -> bool:
-    """Return whether the champion had no answer within the request's deadline, where a canary is late."""
+    """Return whether the champion missed the request's deadline, which for a canary counts as late."""
     return served.status == 504
 
 
 def _left(served: Served) -> bool:
-    """Return whether the caller left while the version was asked."""
+    """Return whether the caller disconnected before the answer."""
     return served.status == CLIENT_LEFT
 
 
@@ -230,7 +230,7 @@ def _counted(counts: Counts, served: Served, *, slow_s: float) -> Counts:
         counts,
         requests=counts.requests + 1,
         errors=counts.errors + _failed(served),
-        # A caller that leaves the champion is one that would have left the canary, where it counts as late.
+        # A caller that leaves the champion would also have left the canary, where it counts as late.
         slow=counts.slow + (served.model_seconds >= slow_s or (left and not late) or _timed_out(served)),
         late=counts.late + late,
         seconds_sum=counts.seconds_sum + served.model_seconds,

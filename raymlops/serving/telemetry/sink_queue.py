@@ -1,11 +1,10 @@
-"""A queue between the request path and whoever keeps what was served: metrics, access log, traces, prediction log.
+"""A bounded queue between the request path and the telemetry sinks: metrics, access log, traces, prediction log.
 
-Owns one daemon thread, the bound of the queue, and that no sink can harm a request or another sink. Knows nothing of
-what the sinks do with a request.
+Owns one daemon thread, the bound of the queue, and the isolation of requests and sinks from a failing sink. Knows
+nothing of what the sinks do with a request.
 
-The thread hands out a few requests at a time and then sleeps for a moment. Python takes the interpreter away from a
-thread only after 5 ms; a thread that sleeps gives it back at once, so that the event loop never waits longer than
-one handful takes.
+The thread passes on a chunk of requests and then sleeps for a moment. Python preempts a thread only after 5 ms; one
+that sleeps releases the interpreter at once, so that the event loop never waits longer than for one chunk.
 """
 
 from __future__ import annotations
@@ -26,31 +25,31 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
 CHUNK = 50
-"""Requests handed out at a time: 0.2 ms of the light sinks together."""
+"""Requests per chunk: 0.2 ms of the light sinks together."""
 PAUSE_S = 0.0005
-"""Between two handfuls: 50 requests each 0.7 ms are 70,000 a second, far more than a replica answers."""
+"""Between two chunks: 50 requests each 0.7 ms are 70,000 a second, far more than a replica answers."""
 CLOSE_S = 10.0
-"""How long closing waits for what is queued to be kept: the one deadline of all recorders of a replica."""
+"""Deadline for flushing when a replica closes, for all of its recorders together."""
 _REPEAT_S = 60.0
-"""A sink that goes on failing is logged this often."""
+"""Minimum interval between log lines of a failing sink."""
 
 
 class Sink(Protocol):
-    """Whoever keeps requests. Used by one thread only, except where its class says otherwise."""
+    """A consumer of records. Used by one thread only, unless its class says otherwise."""
 
     def take(self, batch: Sequence[Served]) -> None:
-        """Keep a few requests. Called every period at least once, with none of them when there were none."""
+        """Record a few requests. Called at least once per period, with an empty batch when there were none."""
 
     def close(self) -> None:
-        """Write what is still held and let go of everything; called once, after the last ``take``."""
+        """Flush and release all resources; called once, after the last ``take``."""
 
 
 class Recorder:
-    """Hand what was served to the sinks, in a thread of its own.
+    """Pass served requests to the sinks, in a thread of its own.
 
-    ``add`` never waits: with ``max_pending`` requests waiting it drops the newest and counts it. Without ``close`` the
-    same happens when the recorder is garbage collected or the interpreter exits. A forked child gets no thread: its
-    requests are dropped once ``max_pending`` are waiting, and nothing is written twice.
+    ``add`` never waits: with ``max_pending`` requests queued it drops the newest and counts it. Without ``close``, the
+    recorder closes when it is garbage collected or the interpreter exits. A forked child gets no thread: its requests
+    are dropped once ``max_pending`` are queued, and nothing is written twice.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Recorder:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.dropped = 0
-        """Requests that were not kept because too many were waiting."""
+        """Requests that were dropped because the queue was full."""
         self._pending: deque[Served] = deque()
         self._most = max_pending
         # The thread must not hold the recorder, or the recorder would never be collected.
@@ -82,32 +81,32 @@ class Recorder:
 
     @property
     def waiting(self) -> int:
-        """Return how many requests no sink has seen yet."""
+        """Return how many requests are queued."""
         return len(self._pending)
 
     @property
     def errors(self) -> int:
-        """Return how often a sink raised; what it was given then is lost to it."""
+        """Return how often a sink raised, which loses that batch for it."""
         return self._worker.errors
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Keep everything that is queued, close the sinks, and end the thread; again it does nothing.
+        """Flush the queue, close the sinks, and end the thread; a second call does nothing.
 
-        Returns after ``timeout_s`` also when a sink hangs, whose thread then ends with the process. What no sink has
-        seen by then is logged and counted as dropped.
+        Returns after ``timeout_s`` also when a sink hangs, whose thread then ends with the process. Requests still
+        queued by then are logged and counted as dropped.
         """
         self.stop()
         if self._finalize.detach() is not None:
             self.dropped += _end(self._worker, self._thread, timeout_s)
 
     def stop(self) -> None:
-        """Take no more, and begin to end without waiting for it; ``close`` waits."""
+        """Accept no more requests and start to end, without waiting; ``close`` waits."""
         self._most = 0
         self._worker.wake.put(None)
 
 
 class _Worker:
-    """What the thread runs."""
+    """The thread's work."""
 
     def __init__(
         self,
@@ -129,7 +128,7 @@ class _Worker:
         self._logged: dict[int, tuple[float, int]] = {}
 
     def run(self) -> None:
-        """Drain every period until told to end, then once more."""
+        """Drain every period until woken up to end, then once more."""
         closing = False
         while not closing:
             try:
@@ -142,7 +141,7 @@ class _Worker:
             self._guarded(sink, sink.close)
 
     def _drain(self, *, pause_s: float) -> None:
-        left = len(self.pending)  # what comes meanwhile waits for the next period: this one has an end
+        left = len(self.pending)  # later requests wait for the next period, so that this one ends
         while True:
             batch = [self.pending.popleft() for _ in range(min(left, self._chunk))]
             left -= len(batch)
@@ -163,17 +162,17 @@ class _Worker:
             if now - last >= _REPEAT_S:
                 self._logged[id(sink)] = (now, self.errors)
                 logger.exception(
-                    "%s failed, and requests are answered all the same; %d failures of sinks since the last line",
+                    "%s failed, which affects no request; %d failures of sinks since the last line",
                     type(sink).__name__,
                     self.errors - before,
                 )
 
 
 def _end(worker: _Worker, thread: threading.Thread, timeout_s: float) -> int:
-    """Return how many requests are lost."""
+    """Wait for the thread; return how many requests are lost."""
     worker.wake.put(None)
     if thread is threading.current_thread():
-        return 0  # collected while a sink was at work: the thread goes on to its end by itself
+        return 0  # collected while a sink was running: the thread ends by itself
     thread.join(max(0.0, timeout_s))
     if not thread.is_alive():
         return 0

@@ -70,7 +70,7 @@ def endpoint(monkeypatch):
         server.should_exit = True
         thread.join(timeout=30)
     for front in served.fronts:
-        front.core.close()
+        front.handler.close()
 
 
 def asked(endpoint, file, *, name="echo", **options):
@@ -230,5 +230,5 @@ def test_a_version_that_is_not_up_is_told_those_that_are(endpoint, tmp_path):
     file.write_text('[{"miles": 2}]')
     with Client(endpoint.url) as client, pytest.raises(NotFoundError) as error:
         ask_file(client, "echo", file, version="99")
-    assert "version '99' is not up; those that are: 7" in error.value.message
+    assert "version '99' is not up; live versions: 7" in error.value.message
     assert "no model answers" not in error.value.message

@@ -18,7 +18,9 @@ import pyarrow as pa
 import pytest
 
 from raymlops.errors import (
-    ClusterError,
+    EndpointDisconnectedError,
+    EndpointTimeoutError,
+    EndpointUnreachableError,
     InvalidRowsError,
     NotFoundError,
     OverloadedError,
@@ -175,7 +177,7 @@ def test_an_outage_is_hidden_until_the_deadline(ask):
     failures = [httpx.ConnectError, httpx.ReadError, httpx.Response(503, text="busy"), httpx.ReadTimeout] * 5
     assert ask(Server(*failures, ANSWER)).attempts == 21
     assert sum(ask.slept) < 30
-    with pytest.raises(ClusterError, match="cannot connect"):
+    with pytest.raises(EndpointUnreachableError, match="cannot connect"):
         ask(Server(httpx.ConnectError))
     assert 20 < sum(ask.slept) < 30
 
@@ -219,10 +221,10 @@ def test_nothing_deployed_is_no_model(ask):
         (refused(422, "not_finite"), UsageError, "422: why"),
         (refused(500, "model_error", message="it raised"), RaymlopsError, "500: it raised"),
         (httpx.Response(307, headers={"location": "http://elsewhere"}), RaymlopsError, "307"),
-        (httpx.LocalProtocolError, UsageError, "cannot be asked: broken"),
-        (httpx.Response(200, json={"hello": "world"}), RaymlopsError, "not as a model of raymlops"),
-        (httpx.Response(200, text="<html>"), RaymlopsError, "not as a model of raymlops"),
-        (httpx.Response(200, json=[1]), RaymlopsError, "not as a model of raymlops"),
+        (httpx.LocalProtocolError, UsageError, "cannot be sent: broken"),
+        (httpx.Response(200, json={"hello": "world"}), RaymlopsError, "not as a raymlops endpoint"),
+        (httpx.Response(200, text="<html>"), RaymlopsError, "not as a raymlops endpoint"),
+        (httpx.Response(200, json=[1]), RaymlopsError, "not as a raymlops endpoint"),
     ],
 )
 def test_what_is_final_is_asked_once(ask, answer, kind, message):
@@ -245,11 +247,12 @@ def test_rows_that_do_not_fit_are_named(ask):
 @pytest.mark.parametrize(
     ("last", "kind", "message"),
     [
-        (httpx.ConnectError, ClusterError, r"cannot connect to .* \(3 attempts\): broken"),
-        (httpx.ReadError, ClusterError, r"broke off: ReadError \(3 attempts\)"),
-        (httpx.ReadTimeout, ClusterError, r"did not answer within 30 s \(3 attempts\)"),
+        (httpx.ConnectError, EndpointUnreachableError, r"cannot connect to .* \(3 attempts\): broken"),
+        (httpx.ReadError, EndpointDisconnectedError, r"without an answer: ReadError \(3 attempts\)"),
+        (httpx.ReadTimeout, EndpointTimeoutError, r"did not answer within 30 s \(3 attempts\)"),
         (httpx.Response(500, text="Internal Server Error"), RaymlopsError, r"500 \(3 attempts\)"),
-        (httpx.Response(504, text="late"), ClusterError, r"504 \(3 attempts\)"),
+        (httpx.Response(504, text="late"), EndpointTimeoutError, r"504 \(3 attempts\)"),
+        (httpx.Response(502, text="lost"), EndpointDisconnectedError, r"502 \(3 attempts\)"),
         (httpx.Response(503, text="busy"), OverloadedError, r"503 \(3 attempts\)"),
     ],
     ids=str,
@@ -286,7 +289,7 @@ def test_an_answer_that_drips_is_cut_off():
 
     transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Dripping()))
     client = Client(BASE, transport=transport, clock=time.clock, sleep=time.sleep)
-    with client, pytest.raises(ClusterError, match=r"did not answer within 30 s \(\d attempts\)"):
+    with client, pytest.raises(EndpointTimeoutError, match=r"did not answer within 30 s \(\d attempts\)"):
         client.predict("flights", [ROW])
     assert 30.0 <= time.now <= 32.0
 
@@ -301,7 +304,7 @@ def test_a_hanging_endpoint_is_cut_off_in_a_loop():
         async with AsyncClient(BASE, transport=httpx.MockTransport(hang)) as client:
             await client.predict("flights", [ROW], timeout_s=0.01)
 
-    with pytest.raises(ClusterError, match=r"did not answer within 0\.01 s"):
+    with pytest.raises(EndpointTimeoutError, match=r"did not answer within 0\.01 s"):
         asyncio.run(main())
 
 
@@ -340,7 +343,7 @@ def test_rows_come_in_the_forms_they_have(ask, rows, sent):
         (predict([{"a": object()}]), "a value of type object"),
         (predict([{1: 2}]), "cannot be sent as JSON"),
         (predict([{"a": "\ud800"}]), "cannot be sent as JSON"),
-        (predict(pd.DataFrame([[1, 2]], columns=["a", "a"])), "two columns have one name: a, a"),
+        (predict(pd.DataFrame([[1, 2]], columns=["a", "a"])), "two columns have the same name: a, a"),
         (predict([ROW], request_id="a\nb"), "x-request-id cannot be sent"),
         (predict([ROW], session="übung"), "x-session-id cannot be sent"),
         (predict([ROW], version=""), "x-raymlops-version cannot be sent"),
@@ -358,10 +361,10 @@ def test_what_cannot_be_sent_is_not(ask, use, message):
     ("base_url", "options", "message"),
     [
         ("http://ada:word@host", {}, "holds a credential"),
-        ("models.test", {}, "is no URL of an endpoint"),
-        ("ftp://models.test", {}, "is no URL of an endpoint"),
-        ("http://", {}, "is no URL of an endpoint"),
-        ("http://host/?a=b", {}, "is no URL of an endpoint"),
+        ("models.test", {}, "is not the URL of an endpoint"),
+        ("ftp://models.test", {}, "is not the URL of an endpoint"),
+        ("http://", {}, "is not the URL of an endpoint"),
+        ("http://host/?a=b", {}, "is not the URL of an endpoint"),
         (BASE, {"api_key": "rk with space "}, "API key cannot be sent"),
         (BASE, {"api_key": "rk\nx"}, "API key cannot be sent"),
         (BASE, {"timeout_s": 0}, "timeout_s is 0"),
@@ -376,9 +379,12 @@ def test_a_client_that_cannot_be_is_refused(ask, base_url, options, message):
     assert not {"word", "rk"} & set(str(caught.value).replace(":", " ").replace("@", " ").split())
 
 
-def test_nobody_listening_is_a_cluster_error():
+def test_an_endpoint_that_is_down_is_unreachable():
     """Port 1 answers nobody."""
-    with Client("http://127.0.0.1:1", retries=0) as client, pytest.raises(ClusterError, match="cannot connect"):
+    with (
+        Client("http://127.0.0.1:1", retries=0) as client,
+        pytest.raises(EndpointUnreachableError, match="cannot connect"),
+    ):
         client.predict("flights", [ROW])
 
 
@@ -449,11 +455,11 @@ def test_a_deadline_that_is_none_is_told(ask, seconds):
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda client: client.predict(None, [ROW]), "None is no name of a model"),
-        (lambda client: client.predict("", [ROW]), "'' is no name of a model"),
-        (lambda client: client.predict("..", [ROW]), "is no name of a model"),
-        (lambda client: client.predict("\ud800", [ROW]), "is no name of a model"),
-        (lambda client: client.describe(["flights"]), "is no name of a model"),
+        (lambda client: client.predict(None, [ROW]), "None is not the name of a model"),
+        (lambda client: client.predict("", [ROW]), "'' is not the name of a model"),
+        (lambda client: client.predict("..", [ROW]), "is not the name of a model"),
+        (lambda client: client.predict("\ud800", [ROW]), "is not the name of a model"),
+        (lambda client: client.describe(["flights"]), "is not the name of a model"),
         (lambda client: client.predict("flights", None), "rows are a NoneType"),
         (lambda client: client.feedback("flights", None), "labels are a NoneType"),
         (lambda client: client.feedback("flights", {"request_id": "r", "label": 1}), "labels are a dict"),

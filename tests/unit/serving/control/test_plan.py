@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from fake_serve import FakeServe
 from states import deploy, marks, opened
 
-from raymlops.errors import TakenError
-from raymlops.serving.control.plan import plan_of
+from raymlops.cluster.ports import free_port
+from raymlops.errors import PortTakenError, TakenError, UsageError
+from raymlops.serving.control.plan import check_port, plan_of
 
 
 @pytest.fixture
@@ -48,3 +51,25 @@ def test_a_name_that_was_taken_after_a_change_was_planned_is_left(serve, states,
     with pytest.raises(TakenError, match=f"belongs to state {first.owner().short}"):
         planned.put(serve, planned.wanted)
     assert len(serve.sent) == sent
+
+
+def test_a_taken_port_is_found_before_anything_starts():
+    """Somebody listens there, and the error says which port."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(PortTakenError, match=str(port)) as caught:
+            check_port("127.0.0.1", port)
+        assert caught.value.hint == "Set serve.port to another one, or to 0 for any free one."
+
+
+def test_a_free_port_can_be_listened_on():
+    """A port that was found free passes the check."""
+    check_port("127.0.0.1", free_port())
+
+
+def test_an_address_of_another_machine_is_refused():
+    """203.0.113.0/24 is set aside for documentation, so no machine has it."""
+    with pytest.raises(UsageError, match="cannot listen"):
+        check_port("203.0.113.9", 21060)

@@ -5,10 +5,11 @@ import re
 
 import jsonschema
 import pytest
-from protocol_fakes import ANSWERING, PROTOCOLS, ROWS, SIGNATURE, answer, parse, predict, refused, tensors
+from protocol_fakes import PROTOCOLS, RESPONDER, ROWS, SIGNATURE, answer, parse, predict, refused, tensors
 
 from raymlops.errors import RowProblem
-from raymlops.serving.docs.openapi import docs_page, openapi_document
+from raymlops.serving.docs.openapi import openapi_document
+from raymlops.serving.docs.page import docs_page
 from raymlops.serving.protocols.native import output_rows
 from raymlops.serving.protocols.oip import metadata, server_metadata
 from raymlops.serving.refusal import Refusal, error_body
@@ -196,7 +197,7 @@ def test_answers_and_metadata_fit_their_schemas():
     assert not fits({"error": "text"}, "Error")
     assert fits(json.loads(error_body(refusal, "a", path="/v2/models/wide/infer")), "InferenceError")
     asked = parse(PROTOCOLS["oip"], json.dumps({"inputs": tensors()}).encode())
-    encoded = PROTOCOLS["oip"].encode(predict(asked.columns), asked, ANSWERING, signature=SIGNATURE)
+    encoded = PROTOCOLS["oip"].encode(predict(asked.columns), asked, RESPONDER, signature=SIGNATURE)
     assert fits(json.loads(encoded.body), "InferenceResponse")
 
 

@@ -82,7 +82,7 @@ def _change(which, /, **values):
             "expected raw_input_contents for each of 8 inputs, got 7",
         ),
         (True, lambda request: request.raw_input_contents.append(b""), 400, "got 9"),
-        (True, _change("x", fp64_contents=[1.0]), 400, "has contents beside raw_input_contents"),
+        (True, _change("x", fp64_contents=[1.0]), 400, "has contents and raw_input_contents"),
         (True, _change("x", shape=[3]), 400, "3 elements of FP64 need 24 bytes, got 32"),
         (True, _change("x", shape=[-1]), 422, "expected the shape [rows], got [-1]"),
         (True, _change("x", shape=[2**62]), 413, "rows; at most 100"),
@@ -123,7 +123,7 @@ def test_requests_say_which_model_they_are_about():
     ready = request_class("ModelReady")(name="wide").SerializeToString()
     assert form.model_of("ModelReady", ready) == ("wide", "")
     assert form.model_of("ServerLive", b"") == ("", "")
-    with pytest.raises(Refusal, match="the methods are ServerLive") as caught:
+    with pytest.raises(Refusal, match="methods: ServerLive") as caught:
         form.model_of("Destroy", b"")
     assert caught.value.status == 501
 

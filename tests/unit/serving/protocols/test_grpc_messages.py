@@ -3,27 +3,25 @@ from __future__ import annotations
 import asyncio
 import importlib.resources
 import pickle
+import re
 
 import grpc
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from raymlops.serving.protocols import grpc_messages
 from raymlops.serving.protocols.grpc_messages import (
     METHODS,
     Wire,
     add_servicer,
-    file_descriptor,
     message_class,
     response_class,
 )
 
 
-def proto() -> str:
-    return (
-        importlib.resources.files("raymlops.serving.protocols")
-        .joinpath(grpc_messages.PROTO)
-        .read_text(encoding="utf-8")
-    )
+def compiled() -> FileDescriptorSet:
+    folder = importlib.resources.files("raymlops.serving.protocols")
+    return FileDescriptorSet.FromString(folder.joinpath(grpc_messages.DESCRIPTORS).read_bytes())
 
 
 def test_messages_have_the_bytes_of_the_public_protocol():
@@ -61,28 +59,29 @@ def test_messages_have_the_bytes_of_the_public_protocol():
     assert answer.SerializeToString(deterministic=True) == b"\x0a\x01m\x32\x01\x02"
 
 
-def test_the_file_is_read_as_protoc_reads_it(tmp_path):
-    """Where grpcio-tools is installed: the same descriptor, but for the JSON names that protoc adds."""
+def test_the_compiled_descriptors_are_those_of_the_proto_file(tmp_path):
+    """Where grpcio-tools is installed, compiling again gives the same file."""
     protoc = pytest.importorskip("grpc_tools.protoc")
-    from google.protobuf.descriptor_pb2 import FileDescriptorSet
+    folder = importlib.resources.files("raymlops.serving.protocols")
+    (tmp_path / "open_inference.proto").write_bytes(folder.joinpath("open_inference.proto").read_bytes())
+    out = tmp_path / "set.binpb"
+    assert (
+        protoc.main(["", f"-I{tmp_path}", f"--descriptor_set_out={out}", str(tmp_path / "open_inference.proto")]) == 0
+    )
+    assert FileDescriptorSet.FromString(out.read_bytes()) == compiled()
 
-    (tmp_path / grpc_messages.PROTO).write_text(proto(), encoding="utf-8")
-    out = tmp_path / "set.bin"
-    assert protoc.main(["", f"-I{tmp_path}", f"--descriptor_set_out={out}", str(tmp_path / grpc_messages.PROTO)]) == 0
-    (expected,) = FileDescriptorSet.FromString(out.read_bytes()).file
-    todo = list(expected.message_type)
+
+def test_the_proto_file_names_the_fields_of_the_compiled_descriptors():
+    """Message by message, each field with its number: a changed file that was not compiled again is found."""
+    text = importlib.resources.files("raymlops.serving.protocols").joinpath("open_inference.proto").read_text("utf-8")
+    (file,) = compiled().file
+    todo, fields = list(file.message_type), []
     while todo:
         message = todo.pop()
-        todo += message.nested_type
-        for field in message.field:
-            field.ClearField("json_name")
-    assert file_descriptor(proto()) == expected
-
-
-def test_a_line_of_another_kind_is_an_error():
-    """The file is not read by half."""
-    with pytest.raises(ValueError, match="got 'optional string name = 1;'"):
-        file_descriptor("message A {\n  optional string name = 1;\n}")
+        todo += [nested for nested in message.nested_type if not nested.options.map_entry]
+        fields += [(field.name, str(field.number)) for field in message.field]
+    assert sorted(fields) == sorted(re.findall(r"(\w+) = (\d+);", text))
+    assert [method.name for method in file.service[0].method] == list(METHODS) == re.findall(r"rpc (\w+)", text)
 
 
 def test_other_stubs_of_the_same_names_may_live_beside_ours():

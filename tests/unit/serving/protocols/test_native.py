@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from protocol_fakes import ANSWERING, ROWS, SIGNATURE, answer, parse, predict, refused
+from protocol_fakes import RESPONDER, ROWS, SIGNATURE, answer, parse, predict, refused
 
 from raymlops.serving.protocols.native import PROTOCOL
 
@@ -83,5 +83,5 @@ def test_missing_outputs_are_null():
     """NaN has no JSON."""
     asked = parse(PROTOCOL, json.dumps({"rows": ROWS[:1]}).encode())
     outputs = {**predict(asked.columns), "y": np.array([np.nan])}
-    data = json.loads(PROTOCOL.encode(outputs, asked, ANSWERING, signature=SIGNATURE).body)
+    data = json.loads(PROTOCOL.encode(outputs, asked, RESPONDER, signature=SIGNATURE).body)
     assert data["outputs"][0]["y"] is None

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from protocol_fakes import ANSWERING, ROWS, SIGNATURE, answer, parse, predict, refused, tensors
+from protocol_fakes import RESPONDER, ROWS, SIGNATURE, answer, parse, predict, refused, tensors
 
 from raymlops.arrays import Column
 from raymlops.serving.protocols.native import PROTOCOL as NATIVE
@@ -176,7 +176,7 @@ def test_an_id_that_could_split_a_header_is_repeated_in_the_body_alone(given, us
     """The protocol's id may be any text; what stands in headers and logs may not."""
     asked = parse(PROTOCOL, body(id=given))
     assert asked.request_id == usable
-    encoded = PROTOCOL.encode(predict(asked.columns), asked, ANSWERING, signature=SIGNATURE)
+    encoded = PROTOCOL.encode(predict(asked.columns), asked, RESPONDER, signature=SIGNATURE)
     assert json.loads(encoded.body)["id"] == given
 
 
@@ -189,10 +189,10 @@ def test_rows_whose_outputs_differ_in_shape_have_no_tensor():
     words = np.empty(2, dtype=object)
     words[0], words[1] = np.arange(2), np.arange(3)
     with pytest.raises(Refusal, match="one row at a time") as caught:
-        PROTOCOL.encode({"words": words}, asked, ANSWERING, signature=signature)
+        PROTOCOL.encode({"words": words}, asked, RESPONDER, signature=signature)
     assert (caught.value.status, caught.value.code) == (422, "ragged_output")
     words[1] = np.arange(2)
-    encoded = PROTOCOL.encode({"words": words}, asked, ANSWERING, signature=signature)
+    encoded = PROTOCOL.encode({"words": words}, asked, RESPONDER, signature=signature)
     assert json.loads(encoded.body)["outputs"][0] == {
         "name": "words",
         "datatype": "INT64",

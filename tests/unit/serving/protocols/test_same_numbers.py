@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pandas as pd
 import pytest
-from protocol_fakes import ANSWERING, PROTOCOLS, ROWS, SIGNATURE, answer, binary_body, message, predict, tensors
+from protocol_fakes import PROTOCOLS, RESPONDER, ROWS, SIGNATURE, answer, binary_body, message, predict, tensors
 
 from raymlops.bundle.pyfunc import PyfuncModel
 from raymlops.serving.protocols.binary import HEADER
@@ -122,7 +122,7 @@ def test_damaged_requests_are_answered_or_refused(kind):
                     )
         try:
             asked = protocol.parse(bytes(damaged), headers, signature=SIGNATURE, max_rows=100)
-            protocol.encode(predict(asked.columns), asked, ANSWERING, signature=SIGNATURE)
+            protocol.encode(predict(asked.columns), asked, RESPONDER, signature=SIGNATURE)
         except Refusal as refusal:
             refusals.append(refusal)
     assert len(refusals) > 100

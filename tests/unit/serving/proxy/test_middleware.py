@@ -10,7 +10,7 @@ from raymlops.serving.asgi import BODY
 from raymlops.serving.proxy.bodies import Account, Body
 from raymlops.serving.proxy.bounds import SILENT, TOLD, UNKNOWN, Bounds, Known
 from raymlops.serving.proxy.connections import CLIENT, Client
-from raymlops.serving.proxy.middleware import MAX_HEADERS, Cleaner, clean_headers
+from raymlops.serving.proxy.middleware import MAX_HEADERS, ProxyMiddleware, clean_headers
 from raymlops.serving.refusal import Refusal
 
 COMPLETE = {"type": "http.request", "body": b"", "more_body": False}
@@ -32,7 +32,7 @@ def pass_through(*, method="POST", path="/models/flights/predict", headers=(), m
         pass
 
     scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
-    asyncio.run(Cleaner(app, known=known(flights=(30.0, 100_000)))(scope, receive, send))
+    asyncio.run(ProxyMiddleware(app, known=known(flights=(30.0, 100_000)))(scope, receive, send))
     return seen[0] if seen else None
 
 
@@ -108,7 +108,7 @@ def converse(app, messages, *, path="/models/flights/predict", headers=(), metho
     if client is not None:
         scope[CLIENT] = client
     options = {"known": known(flights=(30.0, 1_000)), **options}
-    asyncio.run(asyncio.wait_for(Cleaner(app, **options)(scope, receive, send), 30))
+    asyncio.run(asyncio.wait_for(ProxyMiddleware(app, **options)(scope, receive, send), 30))
     assert CLIENT not in scope
     return sent
 
@@ -254,7 +254,7 @@ def test_all_waiting_bodies_together_have_a_bound():
 
         headers = [(b"content-length", str(size).encode())] if declared else []
         scope = {"type": "http", "method": "POST", "path": f"/models/{name}/predict", "headers": headers}
-        await Cleaner(app, account=account, known=models)(scope, body, keep)
+        await ProxyMiddleware(app, account=account, known=models)(scope, body, keep)
         return answers[0]["status"]
 
     assert asyncio.run(ask("a", 200)) == 200
@@ -433,7 +433,7 @@ def test_what_serve_itself_answers_has_the_one_form(status, kind, expected, leng
 
     headers = [(b"x-request-id", b"mine"), *length]
     scope = {"type": "http", "method": "POST", "path": "/models/flights/predict", "headers": headers}
-    asyncio.run(Cleaner(app)(scope, receive, send))
+    asyncio.run(ProxyMiddleware(app)(scope, receive, send))
     body = json.loads(b"".join(message.get("body", b"") for message in sent))
     code = body["error"]["code"]
     assert (sent[0]["status"], code) == expected
@@ -456,7 +456,7 @@ def refused(headers=(), *, path="/models/flights/predict", receive=None, options
         sent.append(message)
 
     whole = {"type": "http", "method": "POST", "path": path, "headers": list(headers), **scope}
-    asyncio.run(Cleaner(app, **(options or {}))(whole, receive or complete, send))
+    asyncio.run(ProxyMiddleware(app, **(options or {}))(whole, receive or complete, send))
     start, body = sent
     return start["status"], dict(start["headers"]), json.loads(body["body"])
 
@@ -545,7 +545,7 @@ def handshake(app, path, *, extensions=True):
     scope = {"type": "websocket", "path": path, "headers": [(b"cookie", b"\xff")]}
     if extensions:
         scope["extensions"] = {"websocket.http.response": {}}
-    asyncio.run(Cleaner(watched)(scope, receive, send))
+    asyncio.run(ProxyMiddleware(watched)(scope, receive, send))
     return sent, seen
 
 

@@ -11,8 +11,7 @@ from ray.serve._private.proxy import HTTPProxy
 from ray.serve.config import gRPCOptions
 from uvicorn import Config
 
-from raymlops.cluster.ports import listeners
-from raymlops.serving.control.start import free_port
+from raymlops.cluster.ports import free_port, listeners
 from raymlops.serving.proxy.connections import Connection
 from raymlops.serving.proxy.patches import address_of, bind_grpc_to, bound_reading_ahead, drop_slow_headers
 
@@ -52,7 +51,7 @@ def test_serves_own_server_listens_on_loopback_alone():
 
     bind_grpc_to(host)
     bind_grpc_to(host)
-    port = free_port("127.0.0.1")
+    port = free_port()
 
     async def serve():
         options = gRPCOptions(port=port, enable_reflection=False)

@@ -160,7 +160,7 @@ def test_a_version_that_can_be_asked_is_ready_and_described():
     assert (told.platform, list(told.versions)) == ("that of 8", ["7", "8"])
     assert list(message("ModelMetadata", asked(front, "ModelMetadata", x_api_key=SECRET)).versions) == ["7", "8"]
     reply = asked(front, "ModelReady", request_class("ModelReady")(version="9").SerializeToString())
-    assert error(reply)["message"].endswith("those that are: 7, 8")
+    assert error(reply)["message"].endswith("live versions: 7, 8")
 
 
 def test_two_pins_are_no_choice():
@@ -224,12 +224,12 @@ def test_a_message_may_name_the_version_that_answers():
 def test_a_call_that_arrived_too_long_ago_is_not_computed():
     """The index, which handed it on, says when it came."""
     front = make_front(limits=Limits(timeout_s=30.0))
-    calls = list(front.core.model.calls)
+    calls = list(front.handler.model.calls)
     machine, now = stamp()
     late, early = (with_stamp([], (machine, now - age_s)) for age_s in (31.0, 5.0))
     reply = asyncio.run(call(front, "ModelInfer", infer(2.0), late))
     assert (reply.code, error(reply)["code"]) == (LATE, "timeout")
-    assert front.core.model.calls == calls
+    assert front.handler.model.calls == calls
     assert asyncio.run(call(front, "ModelInfer", infer(2.0), early)).code == OK
 
 
@@ -252,13 +252,13 @@ def test_a_late_answer_and_a_full_queue_have_their_statuses():
     replies = asyncio.run(together())
     assert {reply.code for reply in replies} == {LATE, UNAVAILABLE}
     assert all("retry-after" in dict(reply.metadata) for reply in replies)
-    front.core.close()
+    front.handler.close()
 
 
 def test_a_full_replica_does_not_parse():
     """UNAVAILABLE for what is no message at all."""
     front = make_front(settings=Settings(limits=Limits(max_waiting_rows=10)))
-    front.core.batcher.waiting_rows = 10
+    front.handler.batcher.waiting_rows = 10
     assert asked(front, "ModelInfer", b"\xff").code == UNAVAILABLE
 
 
@@ -281,7 +281,7 @@ def test_a_call_is_answered_whatever_breaks_within(caplog):
         raise ArithmeticError
 
     front = make_front()
-    front.core.refusal = fail
+    front.handler.refusal = fail
     reply = asked(front, "ModelInfer", b"\xff")
     assert (reply.code, error(reply)["code"]) == (INTERNAL, "internal")
     assert "ArithmeticError" in caplog.text

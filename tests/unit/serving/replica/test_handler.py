@@ -18,7 +18,7 @@ from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.serving.asgi import BODY
 from raymlops.serving.auth import Access, KeyEntry
 from raymlops.serving.refusal import Limits, Refusal
-from raymlops.serving.replica.handler import largest_difference
+from raymlops.serving.replica.shadows import largest_difference
 from raymlops.serving.settings import Settings
 from raymlops.serving.traffic import Share, Traffic
 
@@ -82,11 +82,11 @@ def test_a_canary_that_errs_or_is_late_is_answered_by_the_champion(canary, code)
 def test_rows_that_a_canary_refuses_are_its_answer():
     """The caller gets its 422, as of the champion's recipe: no failure of the canary, and the champion is not asked."""
     front, peers, records = served_by(canaries=(Share(12, 1.0),), epoch="e1")
-    warmed_up = len(front.core.model.calls)
+    warmed_up = len(front.handler.model.calls)
     response = predict(front, [ROW])
     assert (response.status_code, response.headers["x-model-version"]) == (422, "12")
     assert response.json()["error"]["problems"] == [{"row": 0, "field": "distance", "message": "no such place"}]
-    assert (peers.asked, len(front.core.model.calls)) == ([12], warmed_up)
+    assert (peers.asked, len(front.handler.model.calls)) == ([12], warmed_up)
     (record,) = records
     assert (record.version, record.route, record.code) == (12, "canary", "invalid_rows")
     assert record.fallback_from is None
@@ -147,7 +147,7 @@ def test_a_shadow_that_hangs_is_left_behind():
 
     assert [response.status_code for response in asyncio.run(several())] == [200] * 5
     assert peers.asked == [10, 10]
-    assert front.core.shadows[10].dropped == 3
+    assert front.handler.shadows.counts[10].dropped == 3
 
 
 def test_a_request_may_be_pinned_to_a_version_that_is_up():
@@ -222,7 +222,7 @@ def test_too_many_waiting_rows_are_turned_away_at_once():
 
     front = front_of(Held(), limits=Limits(max_waiting_rows=10))
     front.warm_up()
-    front.core.batcher._inline_rows = 0  # so that all of them go to the worker thread
+    front.handler.batcher._inline_rows = 0  # so that all of them go to the worker thread
 
     async def scenario():
         transport = httpx.ASGITransport(front, root_path=PREFIX)
@@ -234,11 +234,11 @@ def test_too_many_waiting_rows_are_turned_away_at_once():
             first = post(7)
             await asyncio.to_thread(running.wait, 5)
             second = post(8)
-            while front.core.batcher.waiting_rows < 8:  # noqa: ASYNC110 - until the other task has got that far
+            while front.handler.batcher.waiting_rows < 8:  # noqa: ASYNC110 - until the other task has got that far
                 await asyncio.sleep(0)
             refused = [await post(3)]
             third = post(2)
-            while front.core.batcher.waiting_rows < 10:  # noqa: ASYNC110 - as above
+            while front.handler.batcher.waiting_rows < 10:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0)
             refused.append(await client.post(f"{PREFIX}/predict", content=unread()))
             go_on.set()
@@ -250,7 +250,7 @@ def test_too_many_waiting_rows_are_turned_away_at_once():
     assert {response.json()["error"]["code"] for response in refused} == {"overloaded"}
     assert min(int(response.headers["retry-after"]) for response in refused) >= 1
     assert read == []
-    front.core.close()
+    front.handler.close()
 
 
 def test_a_full_champion_hands_on_what_another_version_answers():
@@ -260,7 +260,7 @@ def test_a_full_champion_hands_on_what_another_version_answers():
     for traffic in (Traffic(standing=(8,)), Traffic(standing=(8,), canaries=(Share(8, 0.5),))):
         settings = Settings(limits=limits, traffic=traffic)
         front = make_front(settings=settings, peers=FakePeers(), draw=lambda: draws.pop(0))
-        front.core.batcher.waiting_rows = 10
+        front.handler.batcher.waiting_rows = 10
         pinned = predict(front, [ROW], **{"x-raymlops-version": "8"})
         assert (pinned.status_code, pinned.json()["model_version"]) == (200, "8")
         assert predict(front, b"{", **{"x-raymlops-version": "7"}).status_code == 503
@@ -313,7 +313,7 @@ def test_new_settings_are_in_force_with_the_next_request():
     """Limits and traffic change while the front goes on."""
     front, peers, _ = served_by()
     assert predict(front, [ROW] * 3).status_code == 200
-    front.core.configure(Settings(limits=Limits(max_rows=2), traffic=Traffic(canaries=(Share(8, 1.0),))))
+    front.handler.configure(Settings(limits=Limits(max_rows=2), traffic=Traffic(canaries=(Share(8, 1.0),))))
     assert predict(front, [ROW] * 3).status_code == 413
     assert predict(front, [ROW]).headers["x-model-version"] == "8"
     assert peers.asked == [8]

@@ -16,7 +16,7 @@ from raymlops.serving.asgi import BODY
 from raymlops.serving.auth import Access, KeyEntry
 from raymlops.serving.protocols import oip
 from raymlops.serving.refusal import Limits
-from raymlops.serving.replica.parse_pool import Parsing
+from raymlops.serving.replica.parse_pool import ParsePool
 from raymlops.serving.settings import Settings
 from raymlops.serving.traffic import Traffic
 
@@ -239,7 +239,7 @@ def test_a_late_answer_is_a_504():
     front.warm_up()
     response = predict(front, [ROW] * 2000)  # more rows than run inline, so the worker thread has them
     assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
-    front.core.close()
+    front.handler.close()
 
 
 @pytest.mark.parametrize("path", ["/predict", "/invocations", "/v2/models/flights/infer", "/feedback"])
@@ -247,14 +247,14 @@ def test_what_arrived_too_long_ago_is_not_computed(path):
     """Its caller has been told so by now, and behind a replica that hung there may be many; the record has it."""
     served = []
     front = make_front(limits=Limits(timeout_s=30.0), record=served.append)
-    calls = list(front.core.model.calls)
+    calls = list(front.handler.model.calls)
     machine, now = stamp()
     scope = {"type": "http", "method": "POST", "path": path, "headers": [], BODY: b"{}", ARRIVED: (machine, now - 31.0)}
     reply = asyncio.run(front.reply(scope, None))
     error = json.loads(reply.body)
     assert (reply.status, error.get("code") or error["error"]["code"]) == (504, "timeout")
     assert [(one.status, one.code) for one in served] == [(504, "timeout")]
-    assert front.core.model.calls == calls
+    assert front.handler.model.calls == calls
 
 
 def test_the_deadline_runs_from_the_arrival():
@@ -271,7 +271,7 @@ def test_a_key_twice_among_many_is_named_and_holds_up_nobody(path):
     """70,000 bytes of distinct keys, the last of them given twice; they are read beside the event loop."""
     read_in = []
 
-    class Watched(Parsing):
+    class Watched(ParsePool):
         async def run(self, function, /, *given, **named):
             def watched():
                 read_in.append(threading.current_thread())
@@ -288,17 +288,17 @@ def test_a_key_twice_among_many_is_named_and_holds_up_nobody(path):
         assert "'01b57' is given twice" in (error["message"] if "message" in error else error["error"]["message"])
     assert len(read_in) == 2
     assert threading.main_thread() not in read_in
-    front.core.close()
+    front.handler.close()
 
 
 @pytest.mark.parametrize("path", ["/predict", "/feedback"])
 def test_more_bodies_than_can_be_read_are_refused(path):
     """503, worth another try: they would be read long after anybody waits for them."""
-    front = make_front(parsing=Parsing(most=0))
+    front = make_front(parsing=ParsePool(most=0))
     response = ask(front, "POST", path, content=b" " * 70_000)
     assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
     assert response.headers["retry-after"] == "1"
-    front.core.close()
+    front.handler.close()
 
 
 def test_warm_up_refuses_a_broken_example():
@@ -383,7 +383,7 @@ def test_the_front_answers_whatever_breaks_within(broken, caplog):
 
     front = make_front(record=fail if broken == "record" else lambda _: None)
     if broken == "refusal":
-        front.core.refusal = fail
+        front.handler.refusal = fail
     answer = predict(front, [ROW])
     assert answer.status_code == 200
     answer = predict(front, b"{")
@@ -471,7 +471,7 @@ def test_versions_that_can_be_asked_are_there_for_every_route():
     for path in ("versions/9", "versions/9/ready", "versions/x"):
         refused = ask(front, "GET", f"{model}/{path}")
         assert (refused.status_code, refused.json()["code"]) == (404, "unknown_version")
-        assert refused.json()["error"].endswith("those that are: 7, 8, 12")
+        assert refused.json()["error"].endswith("live versions: 7, 8, 12")
     assert ask(front, "GET", f"{model}/versions/8/nope").json()["code"] == "not_found"
 
 

@@ -20,12 +20,12 @@ def recorded(tmp_path):
         otlp_endpoint="http://127.0.0.1:1",
     )
     front = make_front(settings=settings)
-    recording = Recording(front.core, replica="r1", folder=tmp_path)
+    recording = Recording(front.handler, replica="r1", folder=tmp_path)
     recording.configure(settings)
-    front.core.record = recording.add
+    front.handler.record = recording.add
     yield front, recording
     recording.close(0.0)
-    front.core.close()
+    front.handler.close()
 
 
 def test_only_the_prediction_log_is_handed_values(recorded):

@@ -150,4 +150,4 @@ def test_without_a_cluster_there_is_no_folder():
     """It says so, instead of writing into wherever the process stands."""
     program = "from raymlops.serving.telemetry.access_log import log_folder; log_folder()"
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=120)
-    assert "this process belongs to no Ray cluster; name a folder" in done.stderr
+    assert "this process is not part of a Ray cluster; pass a folder" in done.stderr

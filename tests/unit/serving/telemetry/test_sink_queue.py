@@ -107,7 +107,7 @@ def test_a_failing_sink_harms_no_other_and_is_logged_once_a_minute(caplog):
     assert one.errors == 3
     lines = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert [line.getMessage() for line in lines] == [
-        "Kept failed, and requests are answered all the same; 1 failures of sinks since the last line"
+        "Kept failed, which affects no request; 1 failures of sinks since the last line"
     ]
     assert lines[0].exc_info
 

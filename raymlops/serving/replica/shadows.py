@@ -1,0 +1,113 @@
+"""Copies of answered requests to shadow versions, in background tasks of the event loop.
+
+Owns how many copies may be in flight, and how far a shadow's answer is from the caller's. Knows nothing of traffic
+weights (see ``traffic``); a caller never waits for a shadow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from raymlops.arrays import Columns
+    from raymlops.predictions.served import Served
+    from raymlops.serving.refusal import Refusal
+    from raymlops.serving.request import Exchange
+
+
+@dataclass(slots=True)
+class ShadowCounts:
+    """Copies to one shadow: how many are in flight, and how many were not sent."""
+
+    in_flight: int = 0
+    dropped: int = 0
+
+
+class Shadows:
+    """Send copies to shadow versions and record what they answer. Use from one event loop.
+
+    ``ask(version, columns, rows=n)`` returns a version's outputs and the seconds of its model; ``refusal`` turns what
+    it raises into the status to record.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[..., Awaitable[tuple[Columns, float]]],
+        *,
+        record: Callable[[Served], None],
+        refusal: Callable[[Exception, str], Refusal],
+    ) -> None:
+        self.counts: dict[int, ShadowCounts] = {}
+        self._ask = ask
+        self._record = record
+        self._refusal = refusal
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def send(self, version: int, exchange: Exchange, *, max_in_flight: int, timeout_s: float) -> None:
+        """Start to send a copy of an answered request, or count it as dropped."""
+        counts = self.counts.setdefault(version, ShadowCounts())
+        if counts.in_flight >= max_in_flight:
+            counts.dropped += 1
+            return
+        counts.in_flight += 1
+        task = asyncio.get_running_loop().create_task(self._copy(version, exchange, counts, timeout_s))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _copy(self, version: int, exchange: Exchange, counts: ShadowCounts, timeout_s: float) -> None:
+        assert exchange.columns is not None
+        assert exchange.outputs is not None
+        start = time.perf_counter()
+        outputs: Columns | None = None
+        status, code, seconds, difference = 200, "", 0.0, None
+        try:
+            async with asyncio.timeout(timeout_s):
+                outputs, seconds = await self._ask(version, exchange.columns, rows=exchange.rows)
+            difference = largest_difference(exchange.outputs, outputs)
+        except Exception as error:
+            refusal = self._refusal(error, exchange.request_id)
+            status, code = refusal.status, refusal.code
+        finally:
+            counts.in_flight -= 1
+        self._record(
+            exchange.served(status, code)._replace(
+                version=version,
+                route="shadow",
+                seconds=time.perf_counter() - start,
+                model_seconds=seconds,
+                fallback_from=None,
+                fallback_code=None,
+                outputs=outputs,
+                difference=difference,
+            )
+        )
+
+
+def largest_difference(one: Columns, other: Columns) -> float:
+    """Return the largest absolute difference of two answers' numbers; infinite where anything else differs."""
+    if one.keys() != other.keys():
+        return float("inf")
+    largest = 0.0
+    for name, array in one.items():
+        second = other[name]
+        if array.shape != second.shape or object in (array.dtype, second.dtype):
+            if not _same(array, second):
+                return float("inf")
+        elif array.size:
+            gap = np.abs(array.astype(np.float64) - second.astype(np.float64))
+            missing = np.isnan(array) != np.isnan(second) if array.dtype.kind == "f" else np.zeros(1, dtype=bool)
+            largest = float("inf") if missing.any() else max(largest, float(np.nan_to_num(gap).max()))
+    return largest
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one.shape == other.shape and all(
+        np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in zip(one, other, strict=True)
+    )
