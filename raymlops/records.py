@@ -43,16 +43,14 @@ class Record:
     def __str__(self) -> str:
         return self.text()
 
-    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
-        printer.text(self.text())
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """Return both forms for IPython, which would print the ``repr`` of a dataclass."""
+        return {"text/plain": self.text(), "text/html": self._repr_html_()}
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f'<tr><th>{escape(name)}</th><td style="text-align:left;white-space:pre-wrap">{escape(text)}</td></tr>'
-            for name, text in self.summary().items()
-            if text
-        )
-        return f"<table>{rows}</table>"
+        cells = {name: "<br>".join(escape(text).splitlines()) for name, text in self.summary().items() if text}
+        rows = (f'<tr><th>{name}</th><td style="text-align:left">{cell}</td></tr>' for name, cell in cells.items())
+        return f"<table>{''.join(rows)}</table>"
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

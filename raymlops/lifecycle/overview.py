@@ -36,7 +36,7 @@ ALIAS_POLLS = 12
 """Polls for MLflow's alias once its version is live; the controller updates it later too."""
 REPORT_EVERY_S = 10.0
 """Interval of the lines about a step that is still waiting."""
-UNMOVED = "stalled: no controller of this state is running. Start it: raymlops controller --config FILE"
+UNMOVED = "it does not progress: no controller of this state is running. Start it: raymlops controller"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ModelOverview(Record):
             "canary": "\n".join(f"version {n} answers {100 * weight:g}%" for n, weight in self.canaries.items()),
             "shadow": "\n".join(f"version {n} gets copies of {100 * part:g}%" for n, part in self.shadows.items()),
             "warm": "\n".join(
-                f"version {n} until {utc_time(end) if end else 'it is removed'}" for n, end in self.warm.items()
+                f"version {n} until {utc_time(end) if end else 'removed'}" for n, end in self.warm.items()
             ),
             "rollout": "\n".join(self._rollout()),
             "aborted": self._aborted(),

@@ -75,7 +75,7 @@ def test_a_model_is_told_in_lines():
         "  canary    version 3 answers 10%",
         "  shadow    version 4 gets copies of 50%",
         "  warm      version 1 until 2026-11-25 12:00:00 UTC",
-        "            version 5 until it is removed",
+        "            version 5 until removed",
         "  rollout   r1 of version 3: step 1 of 2 at 10 percent: 34 s, at this step since 2026-11-25 12:00:00 UTC",
         "            10%: canary 40 requests, 1 errors, 2 slow, 0 late, champion 80 requests, 1 errors, 2 slow, 0 late",
         "  aborted   rollout r0 of version 6 at 2026-11-25 11:30:00 UTC: errors",
