@@ -1,7 +1,7 @@
 """Display progress in a terminal, in a notebook cell or in the log of a job, and write times and sizes.
 
-Owns when and where an event is shown, always on stderr: stdout belongs to the answer. What one event shows is said by
-its class, which derives from ``Progress``.
+Owns when and where an event is shown, always on stderr: stdout belongs to the answer. What it shows is defined by its
+class, which derives from ``Progress``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,7 +23,6 @@ LOG_EVERY_S = 10.0
 NOTICES = ("message", "restart")
 """Kinds of events that are a sentence: they move no bar, and are shown whenever they arrive."""
 
-Kind = Literal["terminal", "notebook", "log"]
 OnEvent = Callable[[Any], None]
 Sink = Callable[[str], None]
 
@@ -36,7 +35,7 @@ class Progress:
     message: str
 
     def after(self, _previous: Self) -> Self:
-        """Return this event with what an earlier one said and it does not repeat."""
+        """Return this event with what it keeps of the previous one."""
         return self
 
     def pairs(self) -> Mapping[str, Any]:
@@ -126,8 +125,8 @@ class NotebookDisplay(Display):
 
     every_s = 0.5
 
-    def __init__(self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(stream, clock=clock)
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock=clock)
         self._notice = ""
         self._handle: Any = None
 
@@ -154,29 +153,20 @@ class NotebookDisplay(Display):
             self._handle.update(output)
 
 
-_DISPLAYS: dict[Kind, type[Display]] = {"terminal": TerminalDisplay, "notebook": NotebookDisplay, "log": LogDisplay}
-
-
 def display(stream: TextIO | None = None) -> Display:
     """Return the display for ``stream`` (default: stderr) and this process."""
+    if _running_in_notebook():
+        return NotebookDisplay()
     stream = sys.stderr if stream is None else stream
-    return _DISPLAYS[kind_for(isatty=stream.isatty(), in_notebook=running_in_notebook())](stream)
+    return TerminalDisplay(stream) if stream.isatty() else LogDisplay(stream)
 
 
 def shown(on_event: OnEvent | None) -> AbstractContextManager[OnEvent]:
-    """Return the caller's own sink for events, or a display where there is none."""
+    """Return the caller's ``on_event``, or a display by default."""
     return display() if on_event is None else nullcontext(on_event)
 
 
-def kind_for(*, isatty: bool, in_notebook: bool) -> Kind:
-    """Choose a kind of display."""
-    if in_notebook:
-        return "notebook"
-    return "terminal" if isatty else "log"
-
-
-def running_in_notebook() -> bool:
-    """Return whether this process is the kernel of a notebook."""
+def _running_in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return type(shell).__name__ == "ZMQInteractiveShell"

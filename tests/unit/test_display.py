@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from raymlops.display import (
+    Display,
     LogDisplay,
     NotebookDisplay,
     Steps,
@@ -19,7 +20,6 @@ from raymlops.display import (
     display,
     duration,
     file_size,
-    kind_for,
     utc_time,
 )
 from raymlops.training.events import Event
@@ -35,18 +35,12 @@ class Clock:
         return self.now_s
 
 
-@pytest.mark.parametrize(
-    ("isatty", "in_notebook", "expected"),
-    [(True, False, "terminal"), (False, False, "log"), (False, True, "notebook"), (True, True, "notebook")],
-)
-def test_the_choice_of_a_display(isatty: bool, in_notebook: bool, expected: str) -> None:
-    """A notebook first, then a terminal, else a log."""
-    assert kind_for(isatty=isatty, in_notebook=in_notebook) == expected
-
-
-def test_a_stream_that_is_no_terminal_gets_log_lines() -> None:
+@pytest.mark.parametrize(("isatty", "expected"), [(True, TerminalDisplay), (False, LogDisplay)])
+def test_the_choice_of_a_display(isatty: bool, expected: type[Display]) -> None:
     """Job logs and pipes are no terminals."""
-    assert isinstance(display(io.StringIO()), LogDisplay)
+    stream = io.StringIO()
+    stream.isatty = lambda: isatty
+    assert isinstance(display(stream), expected)
 
 
 def test_a_log_has_one_line_in_ten_seconds() -> None:

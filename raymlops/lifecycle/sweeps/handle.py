@@ -191,24 +191,22 @@ class Sweep:
         """
         from raymlops.cluster.jobs import Jobs
 
-        status = self.status()
-        if status.state not in {"running", "interrupted", "unknown"}:
-            return status
-        spec = self._recorded().spec
-        if not status.submission_id or spec is None:
-            if status.state != "running":
-                return status
-            raise self._not_a_job(status, "not by a job")
-        try:
-            Jobs.of(spec).stop(status.submission_id)
-        except (ClusterError, NotFoundError):
-            if status.state == "running":
-                raise
-            return status  # its job ended with its cluster
-        now = self.status()
-        if now.state == "running":
-            raise self._not_a_job(now, f"not by its job {status.submission_id}, which has ended")
-        return now
+        status, spec = self.status(), self._recorded().spec
+        job = status.submission_id
+        if job and spec is not None and status.state in {"running", "interrupted", "unknown"}:
+            try:
+                Jobs.of(spec).stop(job)
+            except (ClusterError, NotFoundError):
+                if status.state == "running":
+                    raise  # otherwise the job ended with its cluster
+            status = self.status()
+        if status.state == "running":
+            raise RefusedError(
+                f"the sweep {self.sweep_id} is run by {status.holder}, not by "
+                + (f"its job {job}, which has ended" if job else "a job"),
+                hint="Interrupt that process with Ctrl-C or kill -INT: the sweep can be resumed afterwards.",
+            )
+        return status
 
     def register(self) -> ModelVersionRef:
         """Train the best trial's configuration as a run, and register that run with the alias ``candidate``.
@@ -262,9 +260,3 @@ class Sweep:
         from raymlops.tuning.reporting.watch import open_study
 
         return open_study(self._recorded())
-
-    def _not_a_job(self, status: SweepStatus, what: str) -> RefusedError:
-        return RefusedError(
-            f"the sweep {self.sweep_id} is run by {status.holder}, {what}",
-            hint="Interrupt that process with Ctrl-C or kill -INT: the sweep can be resumed afterwards.",
-        )

@@ -199,15 +199,15 @@ def _read_state(folder: str) -> dict[str, Any] | None:
 def _progress(tags: Mapping[str, str], found: Found) -> dict[str, Any]:
     """Return the reported progress, or that of its last checkpoint where it is further: reports are seconds old."""
     try:
-        said = json.loads(tags.get(PROGRESS) or "{}")
+        reported = json.loads(tags.get(PROGRESS) or "{}")
     except ValueError:
-        said = {}
-    if not isinstance(said, dict) or not said.get("steps"):
-        said = {}
+        reported = {}
+    if not isinstance(reported, dict) or not reported.get("steps"):
+        reported = {}
     last = found.last
-    if last is not None and last.step > (_whole(said.get("step")) or 0):
-        said |= {"step": last.step, "epoch": found.state.get("epoch"), "at": last.written_at}
-    return said
+    if last is not None and last.step > (_whole(reported.get("step")) or 0):
+        reported |= {"step": last.step, "epoch": found.state.get("epoch"), "at": last.written_at}
+    return reported
 
 
 def _whole(value: Any) -> int | None:
