@@ -1,6 +1,6 @@
-"""The cell magic ``%%raymlops my_recipe.py``: a notebook's cell becomes a module that workers and jobs can import.
+"""The cell magic ``%%raymlops my_recipe.py``: write a cell to a module that workers and jobs can import.
 
-Owns which file names are taken, and that the newest text counts. Knows nothing of recipes but how they are named.
+Owns which file names are accepted, and that the newest text is the one imported.
 """
 
 from __future__ import annotations
@@ -8,14 +8,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import keyword
-import os
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import StorageError, UsageError
+from raymlops.errors import UsageError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -29,24 +27,33 @@ def add_magic(shell: Any) -> None:
 
 
 def write_module(name: str, text: str, *, folder: Path) -> ModuleType:
-    """Write a module into a folder and import it from there, in place of an older one of this name.
+    """Write a module into a folder and import it from there, replacing an earlier one of this name.
 
     Raises:
-        UsageError: the name is no plain ``NAME.py``, or one that another module has.
-        SyntaxError: the text is no Python; it holds the place, and nothing was written.
+        UsageError: the name is not a plain ``NAME.py``, or another module has it.
+        SyntaxError: the text is not Python; nothing was written.
         StorageError: the file cannot be written.
     """
-    stem = _stem(name)
+    from raymlops.storage.filesystem import write_bytes
+
     path = folder.absolute() / name
-    _refuse_others(stem, path)
+    stem = path.stem
+    if name != f"{stem}.py" or not stem.isidentifier() or keyword.iskeyword(stem):
+        raise UsageError(
+            f"%%{MAGIC} writes a module into the working directory, and {name!r} is not a module's file name",
+            hint=f"Write for example %%{MAGIC} my_recipe.py: letters, digits and _, and no folder.",
+        )
+    if (other := _other_module(stem, path)) is not None:
+        raise UsageError(
+            f"%%{MAGIC} {name}: there is another module {stem!r} already ({other})", hint="Choose another name."
+        )
     text = text if text.endswith("\n") else f"{text}\n"
     compile(text, str(path), "exec", dont_inherit=True)
-    try:
-        _replace(path, text)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
+    write_bytes(str(path), text.encode())
+    # Python trusts bytecode whose source has the same size and second, which a quick edit may have.
+    Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
     if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))  # an absolute one: Ray's workers are given this list
+        sys.path.insert(0, str(path.parent))  # absolute: Ray's workers get this list
     sys.modules.pop(stem, None)
     importlib.invalidate_caches()
     return importlib.import_module(stem)
@@ -70,47 +77,15 @@ def _run(line: str, cell: str) -> None:
     sys.stdout.write(f"wrote {line.strip()}{f': {named}' if named else ', which defines no recipe'}\n")
 
 
-def _stem(name: str) -> str:
-    stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a Path would take folders apart
-    if suffix != ".py" or not stem.isidentifier() or keyword.iskeyword(stem):
-        raise UsageError(
-            f"%%{MAGIC} writes a module into the working directory, and {name!r} is no name for one",
-            hint=f"Write for example %%{MAGIC} my_recipe.py: letters, digits and _ alone, and no folder.",
-        )
-    return stem
-
-
-def _refuse_others(stem: str, path: Path) -> None:
-    """Refuse the name of a module that is another one: it would hide that, or be hidden by it."""
-    loaded = getattr(sys.modules.get(stem), "__file__", None)
-    found: str | None = None
+def _other_module(stem: str, path: Path) -> str | None:
+    """Return where another module of this name is: it would hide the cell's, or be hidden by it."""
     if stem in sys.builtin_module_names or stem in sys.stdlib_module_names:
-        found = "Python's own"
-    elif stem in sys.modules:
-        found = loaded or "one without a file"
+        return "Python's own"
+    found: str | None = None
+    if stem in sys.modules:
+        found = getattr(sys.modules[stem], "__file__", None) or "one without a file"
     else:
         with suppress(ImportError, ValueError):
             spec = importlib.util.find_spec(stem)
             found = None if spec is None else spec.origin or "a folder"
-    if found is not None and found != str(path) and Path(found).absolute() != path:
-        raise UsageError(
-            f"%%{MAGIC} {path.name}: there is another module {stem!r} already ({found})",
-            hint="Choose another name.",
-        )
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half of it."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # as any new file, and not for its maker alone
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    # Python takes compiled code of the same second and size for that of the new text.
-    Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
+    return None if found is None or Path(found).absolute() == path else found

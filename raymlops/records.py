@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from html import escape
 from typing import Any, Literal, Self
 
 SCHEMA_VERSION = 1
@@ -22,16 +23,49 @@ def to_json(data: Mapping[str, Any]) -> str:
 
 
 class Record:
-    """Base of all records: plain data out, lenient reading back in."""
+    """Base of all records: plain data out, lenient reading back in, and a few lines for a person.
+
+    ``repr`` is whole, as of any dataclass; ``str`` and a notebook show ``text()``.
+    """
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]
 
+    def summary(self) -> dict[str, str | None]:
+        """Return what a person reads, by name; a text of several lines is shown as such, an empty one left out."""
+        return {name: _short(value) for name, value in _shown(self)}
+
+    def text(self) -> str:
+        """Return the summary as aligned lines."""
+        return aligned(self.summary())
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """Return both forms for IPython, which would print the ``repr`` of a dataclass."""
+        return {"text/plain": self.text(), "text/html": self._repr_html_()}
+
+    def _repr_html_(self) -> str:
+        cells = {name: "<br>".join(escape(text).splitlines()) for name, text in self.summary().items() if text}
+        rows = (f'<tr><th>{name}</th><td style="text-align:left">{cell}</td></tr>' for name, cell in cells.items())
+        return f"<table>{''.join(rows)}</table>"
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Rebuild a flat record; keys that a newer version wrote are ignored."""
         return cls(**{key: data[key] for key in cls.__dataclass_fields__ if key in data})  # type: ignore[attr-defined]
+
+
+def aligned(rows: Mapping[str, str | None], *, width: int = 11) -> str:
+    """Return named texts as lines, the names in a column of at least ``width``; empty texts are left out."""
+    width = max([width, *(len(name) + 1 for name, text in rows.items() if text)])
+    return "\n".join(
+        f"{name if index == 0 else '':<{width}}{line}"
+        for name, text in rows.items()
+        for index, line in enumerate((text or "").splitlines())
+    )
 
 
 @dataclass(frozen=True)
@@ -198,6 +232,14 @@ class GateDecision(Record):
         ]
         return "; ".join(failed) or f"{len(self.checks)} checks passed"
 
+    def summary(self) -> dict[str, str | None]:
+        """Return the decision with its reason."""
+        return {
+            "gate": f"{'passed' if self.passed else 'refused'}: {self.reason}",
+            "champion": "none" if self.champion_version is None else f"version {self.champion_version}",
+            "notes": "\n".join(self.notes),
+        }
+
 
 @dataclass(frozen=True)
 class DeploymentRecord(Record):
@@ -224,6 +266,29 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def _shown(record: Record) -> list[tuple[str, Any]]:
+    """Return the fields of a record without those that its ``repr`` hides, such as secrets."""
+    return [(item.name, getattr(record, item.name)) for item in fields(record) if item.repr]  # type: ignore[arg-type]
+
+
+def _short(value: Any, *, limit: int = 120) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, Record):
+        text = ", ".join(f"{name} {short}" for name, item in _shown(value) if (short := _short(item)))
+    elif isinstance(value, Mapping):
+        text = ", ".join(f"{name} {_short(item)}" for name, item in value.items())
+    elif isinstance(value, list | tuple):
+        if any(isinstance(item, Record | Mapping) for item in value):
+            return f"{len(value)} {'entry' if len(value) == 1 else 'entries'}"
+        text = ", ".join(map(_short, value))
+    else:
+        text = str(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 MetricPoint = tuple[str, float, int, int]

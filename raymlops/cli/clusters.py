@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from raymlops.cli.operations import clock, show_run
+from raymlops.cli.operations import show_run
 from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, answer, note, table
 from raymlops.errors import RaymlopsError, UsageError
-
-if TYPE_CHECKING:
-    from raymlops.lifecycle.overview import ModelOverview
 
 
 def add_to(app: typer.Typer) -> None:
@@ -22,8 +19,6 @@ def add_to(app: typer.Typer) -> None:
     app.command()(status)
     app.command()(doctor)
 
-
-UNMOVED = "nobody moves it: no controller of this state runs. Start it: raymlops controller --config FILE"
 
 RootOption = Annotated[
     str | None, typer.Option("--root", metavar="DIR", help="Folder of its state.  [default: ~/.raymlops]")
@@ -130,7 +125,7 @@ def status(
         lines += [f"reachable by other machines: {socket}" for socket in record.open_to_others]
         lines += ["", table(live, dict.fromkeys(("name", "version", "path")))] if live else ["no model is live"]
         lines += [_waiting(len(models))] if models and record.services["serve"] and not live else []
-    lines += [line for model in models for line in ("", *overview_lines(model))]
+    lines += [line for model in models for line in ("", model.text())]
     said = seen.warning if seen is not None else None
     lines += ["", f"warning: {said}"] if said is not None else []
     data = {"models": live, "desired": [model.to_dict() for model in models], "exposed": said}
@@ -143,47 +138,6 @@ def status(
 
 def _waiting(models: int) -> str:
     return f"{models} model{'' if models == 1 else 's'} should be live: raymlops deploy --restore"
-
-
-def overview_lines(model: ModelOverview) -> list[str]:
-    """Return what should be live of one model, as lines for a person."""
-    since = f" since {clock(model.since)} by {model.by}" if model.since else ""
-    rows = [("champion", f"version {model.champion}{since}" if model.champion is not None else "none")]
-    rows += [("callers", "need an API key" if model.keys else "need no key")] if model.champion is not None else []
-    rows += [("canary", f"version {version} answers {100 * weight:g}%") for version, weight in model.canaries.items()]
-    rows += [("shadow", f"version {version} gets copies of {100 * part:g}%") for version, part in model.shadows.items()]
-    for version, end in model.warm.items():
-        rows.append(("warm", f"version {version} until " + (clock(end) if end else "it is told to go")))
-    if model.rollout is not None:
-        rows.append(
-            ("rollout", f"{model.rollout['id']} of version {model.rollout['version']}: {_progress(model.rollout)}")
-        )
-        rows += [("", line) for line in _evidence(model.rollout)]
-        rows += [("", UNMOVED)] if model.moved_by is None else []
-    if model.aborted is not None:
-        ended = model.aborted
-        text = f"rollout {ended['id']} of version {ended['version']} at {clock(ended['ended_at'])}: {ended['reason']}"
-        rows.append(("aborted", text))
-    return [f"{model.name}", *(f"  {name:<9} {text}" for name, text in rows)]
-
-
-def _progress(rollout: dict[str, Any]) -> str:
-    step, steps = rollout["step"], rollout["steps"]
-    begins = f"step {step + 1} of {len(steps)} at {100 * steps[step]:g} percent begins"
-    return f"{rollout['reason'] or begins}, at this step since {clock(rollout['step_started_at'])}"
-
-
-def _evidence(rollout: dict[str, Any]) -> list[str]:
-    steps = rollout["evidence"].get("steps", [])
-    return [
-        f"{100 * step['weight']:g}%: "
-        + ", ".join(
-            f"{side} {step[side]['requests']:,} requests, {step[side]['errors']} errors, {step[side]['slow']} slow, "
-            f"{step[side]['late']} late"
-            for side in ("canary", "champion")
-        )
-        for step in steps
-    ]
 
 
 def doctor(*, root: RootOption = None, as_json: JsonFlag = False) -> None:

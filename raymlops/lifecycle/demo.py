@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raymlops.display import Sink, Steps
 from raymlops.errors import NotFoundError, UsageError
-from raymlops.lifecycle.pipeline import STEPS, PipelineRecord, Sink, Steps, run_steps
+from raymlops.lifecycle.pipeline import STEPS, PipelineRecord, run_steps
 from raymlops.lifecycle.predict_file import curl_line
 from raymlops.lifecycle.sources import project_of
 from raymlops.monitor.quality import auc, auc_error

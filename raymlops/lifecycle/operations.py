@@ -1,7 +1,4 @@
-"""Looking after runs and sweeps: how one is doing, what its log says, and which files nobody needs any more.
-
-Knows how MLflow is found without a configuration. What is looked at is training's and tuning's.
-"""
+"""Operate runs and sweeps: their status, their logs, and the removal of files that are no longer needed."""
 
 from __future__ import annotations
 
@@ -22,24 +19,21 @@ if TYPE_CHECKING:
 def run_status(
     run_id: str, source: Source | None = None, *, overrides: Sequence[str] = (), env: str | None = None
 ) -> RunStatus | SweepStatus:
-    """Return how a run, a trial or a sweep is doing.
+    """Return the status of a run, a trial or a sweep.
 
     ``source`` says where MLflow is; without one it is where ``MLFLOW_TRACKING_URI`` or ``RAYMLOPS_HOME`` say.
 
     Raises:
-        NotFoundError: there is no such run; the message names near ones.
+        NotFoundError: it does not exist; the message names similar ones.
         TrackingError: MLflow does not answer.
     """
     from raymlops.training.runs.lookup import look_up
-    from raymlops.training.runs.status import run_status as ask
+    from raymlops.training.runs.status_reader import run_status as read
+    from raymlops.tuning.reporting.status import sweep_status
 
     tracker = known_tracker(source, overrides=overrides, env=env)
     recorded = look_up(tracker, run_id)
-    if recorded.kind == "sweep":
-        from raymlops.tuning.reporting.status import sweep_status
-
-        return sweep_status(tracker, recorded)
-    return ask(tracker, run_id)
+    return sweep_status(tracker, recorded) if recorded.kind == "sweep" else read(tracker, recorded)
 
 
 def run_log(
@@ -50,11 +44,11 @@ def run_log(
     overrides: Sequence[str] = (),
     env: str | None = None,
 ) -> Iterator[str]:
-    """Yield the lines of a run's log; with ``follow`` also those to come, until nobody trains the run any more.
+    """Yield the lines of a run's log; with ``follow`` also new ones, until no process trains the run.
 
     Raises:
-        NotFoundError: there is no such run, or it has no log.
-        UsageError: a sweep or a trial, which has none.
+        NotFoundError: the run does not exist, or has no log.
+        UsageError: a sweep or a trial, which has no log.
         TrackingError, StorageError: MLflow or the log cannot be read.
     """
     from raymlops.storage.filesystem import join
@@ -65,15 +59,15 @@ def run_log(
     recorded = look_up(tracker, run_id)
     if recorded.kind in {"sweep", "trial"}:
         raise UsageError(
-            f"{run_id} is a {recorded.kind}, which keeps no log of its own",
-            hint="A run of `raymlops train` does. Ray keeps what its workers print: ray job logs, or its dashboard.",
+            f"{run_id} is a {recorded.kind}, which has no log of its own",
+            hint="A run of `raymlops train` does. The output of workers is in `ray job logs` and Ray's dashboard.",
         )
     if recorded.files_uri is None:
-        raise NotFoundError(f"nothing says where the files of run {run_id} are, for want of a configuration")
+        raise NotFoundError(f"the files of run {run_id} cannot be located: its configuration is missing or unreadable")
 
     def ended() -> bool:
         held, _ = who_holds(recorded)
-        # Where nobody can tell who holds it, MLflow has the last word.
+        # Where the lease is unknown, MLflow decides.
         return held == "free" or (held == "unknown" and tracker.run(run_id).info.status != "RUNNING")
 
     yield from read(join(recorded.files_uri, LOG), follow=follow, ended=ended)
@@ -87,12 +81,12 @@ def collect(
     env: str | None = None,
     agree: Callable[[CollectRecord], None] = lambda _found: None,
 ) -> CollectRecord:
-    """Remove files of runs and sweeps under ``storage.path`` that nothing needs any more, and return what and why.
+    """Remove files of runs and sweeps under ``storage.path`` that are no longer needed, and return which and why.
 
-    ``agree`` is called with what was found before anything is removed; it raises to keep it all.
+    ``agree`` is called with what was found before anything is removed; it raises to keep everything.
 
     Raises:
-        StorageError, TrackingError: they cannot be asked; nothing was removed.
+        StorageError, TrackingError: they do not answer; nothing was removed.
     """
     from raymlops.training.runs import garbage as runs
     from raymlops.training.runs import garbage_of_sweeps as sweeps

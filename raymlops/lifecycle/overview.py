@@ -1,6 +1,6 @@
-"""What is live of every model, since when and by whom, and how its rollout is doing: read from the state alone.
+"""The status of endpoints: what should be live of each model, since when and by whom, and the state of its rollout.
 
-Owns what is told. That Serve runs it is Serve's to say. Asking makes no database.
+Reads the state alone, without creating it. Whether Serve runs a model is Serve's to say.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raymlops.display import utc_time
 from raymlops.errors import NotFoundError, RaymlopsError, RefusedError
 from raymlops.lifecycle.live.lineup import asks_for_keys, champion_of, cools, taken_by
 from raymlops.lifecycle.sources import Source, place_of, spec_of
-from raymlops.records import Record
+from raymlops.records import Record, aligned
 from raymlops.state.aliases import owed
 from raymlops.state.database import state_url
 from raymlops.state.engine import open_engine
@@ -30,47 +31,93 @@ if TYPE_CHECKING:
 POLL_S = 1.0
 ANSWER_S = 5.0
 FLIP_S = 60.0
-"""How long a promotion may be carried out or taken back."""
-ALIAS_LOOKS = 12
-"""How often MLflow's alias is looked after once its version is live; the controller lets it follow later too."""
-TELL_EVERY_S = 10.0
-"""How often a wait is told of while nothing but its time changes."""
+"""Longest wait for a promotion to be applied or reverted."""
+ALIAS_POLLS = 12
+"""Polls for MLflow's alias once its version is live; the controller updates it later too."""
+REPORT_EVERY_S = 10.0
+"""Interval of the lines about a step that is still waiting."""
+UNMOVED = "it does not progress: no controller of this state is running. Start it: raymlops controller"
 
 
 @dataclass(frozen=True)
 class ModelOverview(Record):
-    """One model. Shares are 0 to 1, times ISO 8601 in UTC."""
+    """The desired state of one model. Shares are 0 to 1, times ISO 8601 in UTC."""
 
     name: str
     champion: int | None
     since: str | None
     """When the champion took the route."""
     by: str | None
-    """Who gave it."""
+    """Who promoted it."""
     why: str | None
     canaries: dict[int, float]
-    """Version to its share of the requests."""
+    """Share of the requests by version."""
     shadows: dict[int, float]
-    """Version to the share of the requests of which it gets copies."""
+    """Share of the requests that are copied to it, by version."""
     warm: dict[int, str | None]
-    """Version that gets no request, to when it is taken down; None where it stands until it is told to go."""
+    """Versions without requests, with the time when each is removed; None for one that stays until it is removed."""
     rollout: dict[str, Any] | None
-    """The one that runs, with its evidence and its last decision."""
+    """The running one, with its evidence and its last decision."""
     keys: bool = False
     """Whether its callers need an API key."""
     aborted: dict[str, Any] | None = None
     """The newest rollout, where it was aborted, as ``rollout``."""
     moved_by: str | None = None
-    """Who moves what is live: the state's controller by user, machine and process; None where there is none."""
+    """The controller that moves rollouts, by user, machine and process; None where none is running."""
+
+    def summary(self) -> dict[str, str | None]:
+        """Return the desired state as named texts."""
+        has_champion = self.champion is not None
+        since = f" since {utc_time(self.since)} by {self.by}" if self.since else ""
+        return {
+            "champion": f"version {self.champion}{since}" if has_champion else "none",
+            "callers": ("need an API key" if self.keys else "need no key") if has_champion else None,
+            "canary": "\n".join(f"version {n} answers {100 * weight:g}%" for n, weight in self.canaries.items()),
+            "shadow": "\n".join(f"version {n} gets copies of {100 * part:g}%" for n, part in self.shadows.items()),
+            "warm": "\n".join(
+                f"version {n} until {utc_time(end) if end else 'removed'}" for n, end in self.warm.items()
+            ),
+            "rollout": "\n".join(self._rollout()),
+            "aborted": self._aborted(),
+        }
+
+    def text(self) -> str:
+        """Return the name, and the summary indented below it."""
+        return "\n  ".join([self.name, *aligned(self.summary(), width=10).splitlines()])
+
+    def _rollout(self) -> list[str]:
+        rollout = self.rollout
+        if rollout is None:
+            return []
+        step, steps = rollout["step"], rollout["steps"]
+        reason = rollout["reason"] or _begins(step, steps)
+        since = utc_time(rollout["step_started_at"])
+        lines = [f"{rollout['id']} of version {rollout['version']}: {reason}, at this step since {since}"]
+        for seen in rollout["evidence"].get("steps", []):
+            sides = ", ".join(
+                f"{side} {seen[side]['requests']:,} requests, {seen[side]['errors']} errors, "
+                f"{seen[side]['slow']} slow, {seen[side]['late']} late"
+                for side in ("canary", "champion")
+            )
+            lines.append(f"{100 * seen['weight']:g}%: {sides}")
+        return lines if self.moved_by else [*lines, UNMOVED]
+
+    def _aborted(self) -> str | None:
+        ended = self.aborted
+        if ended is None:
+            return None
+        return (
+            f"rollout {ended['id']} of version {ended['version']} at {utc_time(ended['ended_at'])}: {ended['reason']}"
+        )
 
 
 def overview(
     source: Source | None = None, *, root: str | None = None, env: str | None = None, reach: str | None = None
 ) -> list[ModelOverview]:
-    """Return every model that should be live; none where there is no state yet.
+    """Return every model that should be live; an empty list where there is no state yet.
 
-    The state is where ``source`` says, without one where the environment does; ``root`` is a cluster's own folder.
-    ``reach`` is a host at which Serve is known to listen, on which it may depend whether callers need a key.
+    The state is located by ``source`` or else by the environment; ``root`` is the folder of a cluster. ``reach`` is a
+    host on which Serve listens: whether callers need a key may depend on it.
     """
     url = f"sqlite:///{Path(root).expanduser().absolute()}/state.db" if root else state_url(place_of(source, env=env))
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
@@ -84,9 +131,9 @@ def overview(
 
 
 def wanted(root: Path | str) -> list[str]:
-    """Return the names of the models that should be live, by the state in a cluster's folder; it is only read.
+    """Return the names of the models that should be live, from the state in a cluster's folder.
 
-    None where there is no state yet, and where it cannot be read as it is: other verbs say what is wrong with it.
+    An empty list where there is no state yet or it cannot be read: other verbs report what is wrong with it.
     """
     file = Path(root) / "state.db"
     if not file.exists():
@@ -99,7 +146,7 @@ def wanted(root: Path | str) -> list[str]:
 def answering(serve_url: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the models that answer, by name, version and path: those that the endpoint lists, and others of ``names``.
 
-    One that asks for a key is listed to callers with one alone. Whether it is ready it says to everybody.
+    A model that requires a key is listed only to callers with one, but its readiness is public.
 
     Raises:
         ClusterError: the endpoint does not answer.
@@ -112,11 +159,11 @@ def answering(serve_url: str, names: Sequence[str]) -> list[dict[str, Any]]:
     with Client(serve_url, timeout_s=ANSWER_S, retries=2) as client:
         found = client.models()
     listed = {model["name"] for model in found}
-    with httpx.Client(base_url=serve_url, timeout=ANSWER_S, trust_env=False) as asking:
+    with httpx.Client(base_url=serve_url, timeout=ANSWER_S, trust_env=False) as http:
         for name in names:
             path = model_path(name)
-            with suppress(httpx.HTTPError):  # it does not answer
-                if name not in listed and (ready := asking.get(f"{path}/readyz")).status_code == 200:
+            with suppress(httpx.HTTPError):  # not live
+                if name not in listed and (ready := http.get(f"{path}/readyz")).status_code == 200:
                     found.append({"name": name, "version": ready.headers.get("x-model-version", ""), "path": path})
     return found
 
@@ -125,7 +172,7 @@ def find_rollout(state: State, rollout_id: str, *, name: str) -> Rollout:
     """Return a rollout of a model by its id.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: it does not exist.
     """
     with state.reading() as connection:
         for found in rollouts(connection, name):
@@ -135,7 +182,7 @@ def find_rollout(state: State, rollout_id: str, *, name: str) -> Rollout:
 
 
 def doubts_of(state: State, ref: ModelVersionRef) -> tuple[str, ...]:
-    """Return what a rollout of this version ended with, where it was aborted and none came after it."""
+    """Return a warning where the last rollout of this version was aborted."""
     with state.reading() as connection:
         newest = next((found for found in rollouts(connection, ref.name) if found.version == ref.version), None)
     if newest is None or newest.status != "aborted":
@@ -153,16 +200,16 @@ def follow_rollout(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Rollout:
-    """Tell of each decision on a rollout until it ends, and return what it ended as, which is for the caller to tell.
+    """Report each decision on a rollout until it ends, and return it; the caller reports its end.
 
-    Whoever stops following changes nothing: the controller goes on.
+    Interrupting this does not stop the rollout: the controller continues it.
 
     Raises:
-        NotFoundError: there is no such rollout.
+        NotFoundError: it does not exist.
     """
     spec = spec_of(source, overrides=overrides, env=env)
-    told = -1
-    told_at = float("-inf")
+    reported = -1
+    reported_at = float("-inf")
     with State.open(state_url(spec)) as state:
         while True:
             found = find_rollout(state, rollout_id, name=spec.project.name)
@@ -170,20 +217,20 @@ def follow_rollout(
                 found = _promoted(state, found, sleep=sleep)
             if found.status != "running":
                 return found
-            if found.step != told or (found.reason and clock() - told_at >= TELL_EVERY_S):
+            if found.step != reported or (found.reason and clock() - reported_at >= REPORT_EVERY_S):
                 on_line(line_of(found))
-                told, told_at = found.step, clock()
+                reported, reported_at = found.step, clock()
             sleep(POLL_S)
 
 
 def _promoted(state: State, rollout: Rollout, *, sleep: Callable[[float], None]) -> Rollout:
-    """Return a rollout as it is once Serve has taken its promotion and the alias has followed, or not in time.
+    """Wait until Serve has applied a promotion and the alias has followed, and return the rollout as it is then.
 
-    It is written as promoted under the lock before Serve is told, and runs again where its version does not come up.
+    It is recorded as promoted, under the lock, before Serve is updated, and runs again if its version does not start.
     """
     with suppress(RefusedError), state.exclusive(f"following rollout {rollout.id}", wait_s=FLIP_S):
         rollout = find_rollout(state, rollout.id, name=rollout.name)
-    for _ in range(ALIAS_LOOKS):
+    for _ in range(ALIAS_POLLS):
         if rollout.status != "promoted" or (rollout.name, rollout.version) not in owed(state):
             break
         sleep(POLL_S)
@@ -191,10 +238,14 @@ def _promoted(state: State, rollout: Rollout, *, sleep: Callable[[float], None])
 
 
 def line_of(rollout: Rollout) -> str:
-    """Return how a rollout is doing, in one line."""
+    """Return the status of a rollout as one line."""
     state = "" if rollout.status == "running" else f" {rollout.status}:"
-    reason = rollout.reason or f"step 1 of {len(rollout.steps)} at {100 * rollout.weight:g} percent begins"
+    reason = rollout.reason or _begins(0, rollout.steps)
     return f"rollout {rollout.id} of {rollout.name} version {rollout.version}:{state} {reason}"
+
+
+def _begins(step: int, steps: Sequence[float]) -> str:
+    return f"step {step + 1} of {len(steps)} at {100 * steps[step]:g} percent begins"
 
 
 def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> ModelOverview:
@@ -222,6 +273,6 @@ def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> Mod
 
 
 def _shown(rollout: Rollout) -> dict[str, Any]:
-    """Return a rollout without the totals of single replicas."""
+    """Return a rollout without the totals of each replica."""
     data = rollout.to_dict()
     return {**data, "evidence": {key: value for key, value in data["evidence"].items() if key != "replicas"}}

@@ -1,57 +1,24 @@
 """From a configuration to a live endpoint: sweep, train, register, gate, promote, deploy.
 
-Knows the order; each step is a verb of its own and can be run alone.
-
-Numbered steps with their seconds, for verbs that take minutes.
-
-Owns the lines; the clock and the sink are arguments.
+Owns the order; each step is a verb of its own and can be run alone.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raymlops.display import OnEvent, Sink, Steps
 from raymlops.lifecycle.deploy import deploy
 from raymlops.lifecycle.registration.gate import gate
 from raymlops.lifecycle.registration.register import register
 from raymlops.lifecycle.sources import Source, project_of
 from raymlops.lifecycle.sweeps.run import run_sweep
-from raymlops.lifecycle.train import OnEvent, train
+from raymlops.lifecycle.train import train
 from raymlops.records import DeploymentRecord, GateDecision, ModelVersionRef, Record, RunRecord, SweepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-
-Sink = Callable[[str], None]
-
-
-class Steps:
-    """Announce and time the steps of a verb: ``[2/7] train the winner`` and what came of it."""
-
-    def __init__(self, total: int, *, sink: Sink, clock: Callable[[], float] = time.monotonic) -> None:
-        self._total = total
-        self._sink = sink
-        self._clock = clock
-        self._number = 0
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, title: str) -> Iterator[list[str]]:
-        """Run one step; what is appended to the yielded list stands on its last line."""
-        self._number += 1
-        head = f"[{self._number}/{self._total}]"
-        self._sink(f"{head} {title}")
-        start = self._clock()
-        results: list[str] = []
-        yield results
-        self.seconds[title] = round(self._clock() - start, 1)
-        outcome = f": {'; '.join(results)}" if results else ""
-        self._sink(f"{' ' * len(head)} {self.seconds[title]:.1f} s{outcome}")
 
 
 STEPS = 5
@@ -59,7 +26,7 @@ STEPS = 5
 
 @dataclass(frozen=True)
 class PipelineRecord(Record):
-    """What came of each step. ``sweep`` is None where the configuration has no search space."""
+    """The result of each step. ``sweep`` is None where the configuration has no search space."""
 
     sweep: SweepRecord | None
     run: RunRecord
@@ -79,21 +46,20 @@ def pipeline(
 ) -> PipelineRecord:
     """Sweep, train the winner, register it, ask the gate and make it live.
 
-    Without ``sweep.space`` the configuration is trained as it stands. Each step that finished stays: a pipeline
-    that stopped leaves its run, its version or its challenger behind, to go on from by hand.
+    Without ``sweep.space`` the configuration is trained as it is. Finished steps are kept: a pipeline that stopped
+    leaves its run, its version or its challenger, from which the next step can be run by hand.
 
     Raises:
-        ClusterError: there is no running cluster to deploy to; nothing was started.
+        ClusterError: no running cluster to deploy to; nothing was started.
         GateRefusedError: the version stays candidate, and what is live stays live.
-        RaymlopsError: of the step that failed.
+        RaymlopsError: a step failed.
     """
     from raymlops.cluster.dashboard import dashboard
 
     project = project_of(source, overrides=overrides, env=env, recipe=recipe)
     with dashboard(project.spec):
-        pass  # there is somewhere to deploy to; without it minutes of training would end in an error
-    steps = Steps(STEPS, sink=on_step or _silent)
-    return run_steps(project, steps=steps, on_event=on_event)
+        pass  # fail here rather than after minutes of training
+    return run_steps(project, steps=Steps(STEPS, sink=on_step or (lambda _line: None)), on_event=on_event)
 
 
 def run_steps(project: Any, *, steps: Steps, on_event: OnEvent | None = None) -> PipelineRecord:
@@ -101,24 +67,25 @@ def run_steps(project: Any, *, steps: Steps, on_event: OnEvent | None = None) ->
     spec = project.spec
     searched: SweepRecord | None = None
     chosen: Any = project
-    with steps.step(f"sweep {spec.sweep.num_trials} trials" if spec.sweep.space else "sweep: no search space") as said:
+    title = f"sweep {spec.sweep.num_trials} trials" if spec.sweep.space else "sweep: no search space"
+    with steps.step(title) as outcome:
         if spec.sweep.space:
             searched = run_sweep(project, on_event=on_event)
             chosen = project.with_params(searched.best.params)
-            said.append(f"best trial {searched.best.number} with {searched.metric} {searched.best.value:.4f}")
+            outcome.append(f"best trial {searched.best.number} with {searched.metric} {searched.best.value:.4f}")
     tags = {"raymlops.sweep_id": searched.sweep_id, "raymlops.trial": str(searched.best.number)} if searched else {}
-    with steps.step(f"train the winner on {_workers(spec.train.workers)}") as said:
+    with steps.step(f"train the winner on {_workers(spec.train.workers)}") as outcome:
         run = train(chosen, on_event=on_event, tags=tags)
-        said.append(f"{spec.train.metric} {run.metrics[spec.train.metric]:.4f}, run {run.run_id}")
-    with steps.step("evaluate on the test split, bundle, register") as said:
+        outcome.append(f"{spec.train.metric} {run.metrics[spec.train.metric]:.4f}, run {run.run_id}")
+    with steps.step("evaluate on the test split, bundle, register") as outcome:
         version = register(project, run.run_id)
-        said.append(f"{version.name} version {version.version}, digest {version.bundle.digest[:12]}")
-    with steps.step("ask the gate") as said:
+        outcome.append(f"{version.name} version {version.version}, digest {version.bundle.digest[:12]}")
+    with steps.step("ask the gate") as outcome:
         version, decision = gate(project, str(version.version))
-        said.append(decision.reason)
-    with steps.step("deploy as champion") as said:
+        outcome.append(decision.reason)
+    with steps.step("deploy as champion") as outcome:
         deployment = deploy(project, str(version.version))
-        said.append(str(deployment.url))
+        outcome.append(str(deployment.url))
     return PipelineRecord(searched, run, version, decision, deployment)
 
 
@@ -128,7 +95,3 @@ def _workers(workers: tuple[int, int]) -> str:
         return "this process"
     count = f"{most}" if fewest == most else f"{fewest} to {most}"
     return f"{count} worker{'s' if most > 1 else ''}"
-
-
-def _silent(_line: str) -> None:
-    return

@@ -1,6 +1,6 @@
-"""When a sweep stands still although trials wait for room, and what to tell of it: who waits, who holds, what to do.
+"""Detect a stalled sweep, whose trials wait for resources, and explain it: who waits, who holds them, what to do.
 
-Pure: the time and what the cluster says are arguments.
+Pure: the time and the cluster's resources are arguments.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 STILL_S = 30.0
 AGAIN_S = 300.0
-"""How long after it was told it is told again."""
+"""Interval of repeated reports."""
 _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Waiter:
-    """A trial that was handed out and has no process yet."""
+    """A trial that was started and has no process yet."""
 
     number: int
     since_s: float
@@ -32,15 +32,15 @@ class Waiter:
 
     @property
     def ask(self) -> Ask:
-        """Return what its process needs."""
+        """Return the resources of its process."""
         return Ask(1, self.cpus, self.gpus)
 
 
 def stands_still(waiters: Sequence[Waiter], *, now_s: float, moved_s: float, told_s: float | None) -> float | None:
-    """Return for how many seconds nothing has moved, where that is to be told now; None where it is not.
+    """Return for how many seconds nothing has moved, if that is to be reported now, else None.
 
-    ``moved_s`` is when a trial last started, reported or ended, ``told_s`` when a standstill was told last. A trial
-    that began to wait later is given its time too. Where none waits, trials may train in long epochs.
+    ``moved_s`` is when a trial last started, reported or ended, ``told_s`` when a stall was last reported. A trial
+    that started to wait later gets the same time. Without waiting trials, the others may have long epochs.
     """
     if not waiters:
         return None
@@ -60,17 +60,17 @@ def told(
     own: Sequence[Resources],
     holders: Sequence[Holder],
 ) -> str:
-    """Return what to tell of a standstill, in one line.
+    """Return the report of a stall, in one line.
 
-    ``total``, ``free`` and ``own`` are the resources of each node: all, those that are free, and those that this sweep
-    has reserved; ``holders`` are those who hold the others. ``running`` trials have a process.
+    ``total``, ``free`` and ``own`` are the resources of each node: all, the free ones, and those that this sweep has
+    reserved; ``holders`` hold the others. ``running`` trials have a process.
     """
     asks = [waiter.ask for waiter in waiters]
     line = f"nothing has moved for {still_s:.0f} s: {_named(waiters)} for {_amounts(asks)}"
     if all(room(ask, own) >= running + len(waiters) for ask in asks):
         return (
-            f"{line}, which the sweep has reserved, so the processes are starting. What they load may take long; "
-            "else look at Ray's log on the node, and interrupt the sweep and resume it."
+            f"{line}, which the sweep has reserved, so their processes are starting. Loading may take long; "
+            "otherwise check Ray's log on the node, then interrupt the sweep and resume it."
         )
     found = [f"free: {show(add(free)) or 'nothing'} of {show(add(total)) or 'nothing'}"]
     if mine := show(add(own)):
@@ -96,12 +96,12 @@ def _amounts(asks: Sequence[Ask]) -> str:
 def _advice(asks: Sequence[Ask], *, total: Sequence[Resources], holders: Sequence[Holder]) -> str:
     if not any(room(ask, total) for ask in asks):
         return (
-            "No node has as much: the sweep continues once one joins. Or interrupt it, and resume it with a lower "
+            "No node is large enough: the sweep continues once one joins. Or interrupt it, and resume it with a lower "
             "train.cpus_per_worker or train.gpus_per_worker."
         )
-    advice = ["The sweep continues as soon as there is room."]
+    advice = ["The sweep continues as soon as resources are free."]
     if ending := remedy(holders):
         advice.append(f"{ending}.")
     if some_end(holders):
-        advice.append("Other jobs give it back when they end; `ray job stop` ends one.")
+        advice.append("Other jobs release theirs when they end; `ray job stop` stops one.")
     return " ".join(advice)

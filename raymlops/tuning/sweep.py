@@ -21,7 +21,7 @@ from raymlops.tuning.checks import check, refuse_sqlite
 from raymlops.tuning.execution.search import search
 from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, REPORT, Parent, before_of, study_of, sweep_of
 from raymlops.tuning.objectives import has_no_more, num_own_trials, objectives_of
-from raymlops.tuning.reporting.progress import said
+from raymlops.tuning.reporting.progress import SweepEvent
 from raymlops.tuning.reporting.results import tags_of, write_best, write_report
 from raymlops.tuning.stores import Books, known_study, new_study
 from raymlops.tuning.study.selection import pareto, select
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from raymlops.tracking.client import Tracker
     from raymlops.training.runs.lookup import Recorded
     from raymlops.tuning.execution.controller import Conductor
-    from raymlops.tuning.reporting.progress import SweepEvent
 
 CARRIED = "raymlops.carried"
 """Attribute of a fork's study: that all it knows from the sweep before it has been written."""
@@ -95,7 +94,7 @@ def sweep(
             changes = sweep_changes(before.spec, spec)
             refuse_sweep_changes(changes, sweep_id=resume)
         if on_event is not None:
-            on_event(said("preparing the data and trying the recipe on its first rows", total=spec.sweep.num_trials))
+            on_event(SweepEvent("message", message="preparing the data and trying the recipe on its first rows"))
         data = DataCache()
         prepared = data.get(project)
         unservable: list[str] = []
@@ -332,7 +331,7 @@ class _Sweep:
 
     def _tell(self, text: str) -> None:
         if self._on_event is not None:
-            self._on_event(said(text, total=self._project.spec.sweep.num_trials))
+            self._on_event(SweepEvent("message", message=text))
 
 
 def _submission() -> str:

@@ -1,9 +1,20 @@
 import json
 import math
+from dataclasses import dataclass, field
 
 import pytest
 
-from raymlops.records import BundleRef, DataRecord, GateCheck, GateDecision, ModelVersionRef, TrialRecord, to_json
+from raymlops.records import (
+    BundleRef,
+    DataRecord,
+    GateCheck,
+    GateDecision,
+    ModelVersionRef,
+    Record,
+    SweepRecord,
+    TrialRecord,
+    to_json,
+)
 
 
 def test_a_record_is_plain_json_and_comes_back_equal():
@@ -35,6 +46,36 @@ def test_a_decision_says_why():
         "answers requests: got None, allowed 2 rows answered: decode() raised"
     )
     assert GateDecision(passed=True, checks=(good, good)).reason == "2 checks passed"
+
+
+def test_a_record_is_shown_in_a_few_lines():
+    """A sweep of many trials in a notebook: a line a field, nested values in short, empty ones left out."""
+    trial = TrialRecord(3, {"train.lr": 0.0123456}, "complete", 0.7, metrics={f"m{n}": 0.1 for n in range(99)})
+    record = SweepRecord("s1", "flights", "st", "sqlite", "auc", "max", (trial,) * 500, trial, "/s/best.yaml", 3.0)
+    lines = str(record).splitlines()
+    assert lines[6] == "trials      500 entries"
+    assert lines[7].startswith("best        number 3, params train.lr 0.012346, status complete, value 0.7, ")
+    assert len(lines) == 11
+    assert max(map(len, lines)) < 140
+    assert record._repr_html_().count("<tr>") == 11
+    assert "TrialRecord(number=3" in repr(record)
+
+
+def test_what_repr_hides_is_not_shown():
+    """Such as the secret of a new key, which only its owner prints."""
+
+    @dataclass(frozen=True)
+    class Key(Record):
+        name: str
+        secret: str = field(repr=False)
+
+    @dataclass(frozen=True)
+    class Change(Record):
+        key: Key
+
+    shown = str(Change(Key("ann", "s3cret"))) + Key("ann", "s3cret")._repr_html_()
+    assert "ann" in shown
+    assert "s3cret" not in shown
 
 
 def test_json_has_no_nan():

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from raymlops.display import OnEvent, shown
 from raymlops.errors import ClusterError, UsageError
 from raymlops.lifecycle.batch.chunks import ChunkWorker, Job, plan
 from raymlops.lifecycle.batch.files import (
@@ -25,7 +26,6 @@ from raymlops.lifecycle.batch.files import (
     write_manifest,
 )
 from raymlops.lifecycle.sources import Source, spec_of
-from raymlops.lifecycle.train import OnEvent, shown
 from raymlops.records import Record
 
 if TYPE_CHECKING:
@@ -89,7 +89,6 @@ def batch_predict(
     from raymlops.lifecycle.sources import state_of
     from raymlops.registry.versions import Registry
     from raymlops.tracking.client import tracker
-    from raymlops.training.events import display
 
     begun = time.monotonic()
     spec = spec_of(source, overrides=overrides, env=env)
@@ -106,7 +105,7 @@ def batch_predict(
     with connect(spec), published(output_uri, chunks) as folder:
         _check_machines(spec, input_uri, output_uri)
         job = Job(ref, files, kept, folder, batch_rows)
-        with shown(on_event, display) as emit:
+        with shown(on_event) as emit:
             _run(job, chunks, spec=spec, concurrency=concurrency, emit=emit)
         record = _record(ref, input_uri, output_uri, rows=files.rows, parts=len(chunks), begun=begun)
         write_manifest(record, folder)

@@ -1,24 +1,25 @@
-"""The handle of a sweep: what a notebook holds while the sweep runs in this process, as a job, or anywhere else.
+"""The handle of a sweep that runs in this process, as a job, or anywhere else.
 
-Owns no truth: each answer is asked of MLflow, the study and the cluster anew, so that any kernel can have a handle of
-any sweep. How a job is sent is ``submitting``'s, how a sweep is run ``sweeping``'s.
+Owns no state: each answer is read from MLflow, the study and the cluster, so that any kernel can attach to any sweep.
+Jobs are submitted by ``submit``, sweeps run by ``run``.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from datetime import datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import ClusterError, NotFoundError, RaymlopsError, RefusedError, UsageError
 from raymlops.lifecycle.sources import Source, known_tracker
-from raymlops.lifecycle.train import OnEvent, as_recorded
+from raymlops.lifecycle.train import as_recorded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from raymlops.display import OnEvent
     from raymlops.records import ModelVersionRef, SweepRecord, TrialRecord
     from raymlops.tracking.client import Tracker
     from raymlops.training.runs.lookup import Recorded
@@ -42,19 +43,19 @@ def sweep(
 ) -> Sweep:
     """Search ``sweep.space`` with Ray Tune and Optuna, and return the sweep's handle.
 
-    With ``wait`` it runs in this process and has ended when this returns. Without, it is sent as a Ray job to the
+    With ``wait`` it runs in this process and has ended when this returns. Without, it is submitted as a Ray job to the
     cluster that ``raymlops up`` started, or that ``cluster.address`` or ``RAY_ADDRESS`` name, and this returns as soon
-    as it has its id: it goes on when the kernel ends, and ``attach`` finds it again. A job does not see the folder of
-    the notebook: the code of the recipe is sent along, files that it reads by a relative path are not, unless
-    ``working_dir`` names the folder that they are in. What ``{env: NAME}`` refers to has to be set where the cluster
-    runs: no credential is sent.
+    as it has its id: it keeps running when the kernel exits, and ``attach`` finds it again. A job does not see the
+    folder of the notebook: the code of the recipe is uploaded, files that it reads by a relative path are not, unless
+    ``working_dir`` names their folder. What ``{env: NAME}`` refers to has to be set where the cluster runs: no
+    credential is uploaded.
 
-    ``resume`` is the id of a sweep that goes on, ``extend`` what it gets in addition (``["num_trials=+20"]``), ``fork``
-    the id of one whose trials a new one knows.
+    ``resume`` is the id of a sweep to resume, ``extend`` raises its limits (``["num_trials=+20"]``), ``fork`` is the id
+    of a sweep whose trials a new one starts from.
 
     Raises:
         ConfigError, RecipeError, UsageError: before any trial starts; of a job too.
-        NotFoundError, RefusedError: there is no such sweep to resume, or somebody runs it.
+        NotFoundError, RefusedError: the sweep to resume does not exist, or another process runs it.
         ClusterError, TrackingError: Ray or MLflow do not answer; without ``wait``, no cluster outlives this process.
         SweepError: no trial finished (with ``wait``), or the job ended without a sweep.
     """
@@ -71,13 +72,13 @@ def sweep(
         from raymlops.lifecycle.sweeps.run import run_sweep
 
         if working_dir is not None:
-            raise UsageError("working_dir is sent with a job", hint="Give wait=False too, or change the folder itself.")
+            raise UsageError("working_dir is for a job", hint="Add wait=False, or change the working directory itself.")
         record = run_sweep(source, on_event=on_event, **common)
         return Sweep(known_tracker(source, overrides=overrides, env=env), record.sweep_id, recipe=recipe)
     from raymlops.lifecycle.sweeps.submit import submit
 
     if on_event is not None:
-        raise UsageError("a job's events are not seen here", hint="Leave on_event out; the handle's wait() shows them.")
+        raise UsageError("on_event cannot see a job's events", hint="Remove on_event; the handle's wait() shows them.")
     sent = submit(source, working_dir=working_dir, **common)
     return Sweep(sent.tracker, sent.sweep_id, recipe=recipe)
 
@@ -90,14 +91,14 @@ def attach(
     env: str | None = None,
     recipe: type | str | None = None,
 ) -> Sweep:
-    """Return the handle of a sweep that was started anywhere, running or ended, by its id.
+    """Return the handle of any sweep, running or ended, by its id.
 
     ``source`` says where MLflow is; without one it is where ``MLFLOW_TRACKING_URI`` or ``RAYMLOPS_HOME`` say.
     ``recipe`` is needed where the sweep's own cannot be imported here and its winner is to be registered.
 
     Raises:
-        NotFoundError: there is no such sweep; the message names near ones.
-        UsageError: it is a run, or a trial.
+        NotFoundError: it does not exist; the message names similar ones.
+        UsageError: it is a run or a trial.
         TrackingError: MLflow does not answer.
     """
     from raymlops.tuning.mlflow.sweep_run import sweep_of
@@ -115,7 +116,7 @@ class Sweep:
         self._recipe = recipe
 
     def status(self) -> SweepStatus:
-        """Return how the sweep is doing."""
+        """Return the current status."""
         from raymlops.tuning.reporting.status import sweep_status
 
         return sweep_status(self._tracker, self._recorded())
@@ -123,26 +124,26 @@ class Sweep:
     def wait(self, timeout_s: float | None = None, *, on_event: OnEvent | None = None) -> SweepRecord:
         """Wait until the sweep has ended, with one live display, and return its record.
 
-        Interrupting the cell ends the waiting, not the sweep.
+        Interrupting the cell ends the wait, not the sweep.
 
         Raises:
-            SweepError: it failed, was stopped, or its driver died; the message says why, and how it goes on.
-            TimeoutError: it still runs after ``timeout_s``.
+            SweepError: it failed, was stopped, or its driver died; the message says why, and how to resume it.
+            TimeoutError: it is still running after ``timeout_s``.
         """
         from raymlops.lifecycle.sweeps.wait import wait_for
 
         return wait_for(self._tracker, self.sweep_id, timeout_s=timeout_s, on_event=on_event)
 
     def trials(self) -> Any:
-        """Return all trials as a pandas ``DataFrame``, one row each, those that run too.
+        """Return all trials as a pandas ``DataFrame``, one row each, also those that are running.
 
         Its columns are number, status, value (with several objectives one column for each), the parameters, epochs,
-        duration_s, reason and run_id. The values of trials that run are those so far.
+        duration_s, reason and run_id. Running trials have their values so far.
         """
         from raymlops.tuning.reporting.watch import frame
 
-        with self._reading() as study:
-            return frame(study.look(), objectives=study.objectives, now=datetime.now())  # noqa: DTZ005 - as Optuna's
+        with self._study() as study:
+            return frame(study.snapshot(), objectives=study.objectives, now=datetime.now())  # noqa: DTZ005 - as Optuna's
 
     @property
     def best(self) -> TrialRecord:
@@ -151,12 +152,12 @@ class Sweep:
         Raises:
             SweepError: there is none yet.
         """
-        with self._reading() as study:
-            return study.choose(study.look())
+        with self._study() as study:
+            return study.best()
 
     @property
     def report(self) -> str:
-        """Path or URI of the HTML report, which a sweep that ends well writes.
+        """Path or URI of the HTML report, which is written when the sweep ends.
 
         Raises:
             NotFoundError: there is none yet.
@@ -172,56 +173,48 @@ class Sweep:
         """Return a plotly ``Figure``: history, importances, parallel, slice or pareto.
 
         Raises:
-            UsageError: there is no such plot, or it has nothing to show yet.
+            UsageError: the kind is unknown, or there is nothing to show yet.
         """
         from raymlops.tuning.reporting.plots import figure
 
-        with self._reading() as study:
+        with self._study() as study:
             return figure(kind, study.study, objectives=study.objectives)
 
     def stop(self) -> SweepStatus:
-        """End the job that runs the sweep, in good order, and return how it stands once that has ended.
+        """Stop the job that runs the sweep, and return the status once it has ended.
 
-        Nothing is lost: ``rm.sweep(resume=ID, wait=False)`` goes on with it.
+        Nothing is lost: ``rm.sweep(resume=ID, wait=False)`` resumes it.
 
         Raises:
-            RefusedError: no job runs it, but a process of its own: the message says which.
+            RefusedError: a process that is not a job runs it; the message names it.
             ClusterError: the cluster does not answer.
         """
         from raymlops.cluster.jobs import Jobs
 
-        status = self.status()
-        if status.state not in {"running", "interrupted", "unknown"}:
-            return status
-        spec = self._recorded().spec
-        if not status.submission_id or spec is None:
-            if status.state != "running":
-                return status
+        status, spec = self.status(), self._recorded().spec
+        job = status.submission_id
+        if job and spec is not None and status.state in {"running", "interrupted", "unknown"}:
+            try:
+                Jobs.of(spec).stop(job)
+            except (ClusterError, NotFoundError):
+                if status.state == "running":
+                    raise  # otherwise the job ended with its cluster
+            status = self.status()
+        if status.state == "running":
             raise RefusedError(
-                f"the sweep {self.sweep_id} is run by {status.holder}, not by a job",
-                hint="Interrupt that process, with Ctrl-C or kill -INT: the sweep can go on afterwards.",
+                f"the sweep {self.sweep_id} is run by {status.holder}, not by "
+                + (f"its job {job}, which has ended" if job else "a job"),
+                hint="Interrupt that process with Ctrl-C or kill -INT: the sweep can be resumed afterwards.",
             )
-        try:
-            Jobs.of(spec).stop(status.submission_id)
-        except (ClusterError, NotFoundError):
-            if status.state == "running":
-                raise
-            return status  # its job is gone with its cluster
-        now = self.status()
-        if now.state == "running":
-            raise RefusedError(
-                f"the sweep {self.sweep_id} is run by {now.holder}; its job {status.submission_id} has ended before",
-                hint="Interrupt that process, with Ctrl-C or kill -INT: the sweep can go on afterwards.",
-            )
-        return now
+        return status
 
     def register(self) -> ModelVersionRef:
-        """Train the winner's configuration as a run of its own, and register that with the alias ``candidate``.
+        """Train the best trial's configuration as a run, and register that run with the alias ``candidate``.
 
-        A run of this very trial that is there already is not trained again.
+        A finished run of the same trial is reused.
 
         Raises:
-            RefusedError: the sweep still runs, or the data or code is no longer what the run was trained on.
+            RefusedError: the sweep is still running, or the data or code is no longer what the run was trained on.
             SweepError: no trial gave a usable value.
             TrainingError, RecipeError, ClusterError: as ``train``.
         """
@@ -232,7 +225,8 @@ class Sweep:
         recorded = self._recorded()
         if self.status().state == "running":
             raise RefusedError(
-                f"the sweep {self.sweep_id} still runs, so its winner is not known", hint="wait() first, or stop()."
+                f"the sweep {self.sweep_id} is still running, so its best trial is not final",
+                hint="wait() first, or stop().",
             )
         best = self.best
         project = as_recorded(recorded, overrides=(), recipe=self._recipe)
@@ -252,23 +246,17 @@ class Sweep:
         return f"Sweep({self.sweep_id!r}: {status.state}, {status.ended} of {status.num_trials} trials{value})"
 
     def _repr_html_(self) -> str:
-        from raymlops.tuning.reporting.status import rows
-
         try:
-            found = rows(self.status())
-        except RaymlopsError as error:
-            found = {"sweep": self.sweep_id, "state": error.message}
-        lines = (f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in found.items())
-        return f"<table>{''.join(lines)}</table>"
+            return self.status()._repr_html_()
+        except RaymlopsError:
+            return f"<pre>{escape(repr(self))}</pre>"
 
     def _recorded(self) -> Recorded:
         from raymlops.tuning.mlflow.sweep_run import sweep_of
 
         return sweep_of(self._tracker, self.sweep_id)
 
-    @contextmanager
-    def _reading(self) -> Iterator[OpenStudy]:
-        from raymlops.tuning.reporting.watch import reading
+    def _study(self) -> AbstractContextManager[OpenStudy]:
+        from raymlops.tuning.reporting.watch import open_study
 
-        with reading(self._recorded()) as study:
-            yield study
+        return open_study(self._recorded())

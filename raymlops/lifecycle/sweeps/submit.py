@@ -1,7 +1,6 @@
-"""A sweep sent to a running cluster as a Ray job, which goes on when this process ends.
+"""Submit a sweep to a running cluster as a Ray job, which outlives this process.
 
-Owns what the job is told, and the wait until its sweep has an id or the reason why it has none. Knows nothing of what
-is done with the sweep afterwards.
+Owns the command of the job, and the wait until its sweep has an id or has failed to start.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import SweepError, TrackingError, UnreachableError, UsageError
-from raymlops.lifecycle.sources import Source, known_tracker, project_of
-from raymlops.lifecycle.train import as_recorded
+from raymlops.lifecycle.sweeps.run import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.cluster.jobs import Jobs
     from raymlops.config.schema import ProjectSpec
+    from raymlops.lifecycle.sources import Source
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
 
@@ -32,7 +31,7 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Submitted:
-    """A sweep that runs as a job."""
+    """A sweep that was submitted as a job."""
 
     sweep_id: str
     submission_id: str
@@ -52,20 +51,18 @@ def submit(
     working_dir: str | Path | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Submitted:
-    """Send a sweep to the running cluster and return once it has its id; an interrupt until then ends the job.
+    """Submit a sweep to the running cluster and return once it has its id; an interrupt until then stops the job.
 
     Raises:
-        ClusterError: there is no cluster that outlives this process, or it does not answer.
-        RaymlopsError: as ``run_sweep``, also for what the job itself refused.
+        ClusterError: no cluster outlives this process, or it does not answer.
+        RaymlopsError: as ``run_sweep``, also for what the job itself rejected.
     """
     from raymlops.cluster.jobs import CONFIG, Jobs, job_folder
     from raymlops.config.load import dump
-    from raymlops.lifecycle.sweeps.run import check_ways
     from raymlops.tracking.client import tracker as tracker_of
     from raymlops.tuning.checks import check
 
-    check_ways(resume=resume, fork=fork, extend=extend)
-    project = _project(source, sweep_id=resume or fork, overrides=overrides, env=env, recipe=recipe)
+    project, _ = resolve(source, resume=resume, extend=extend, fork=fork, overrides=overrides, env=env, recipe=recipe)
     check(project)
     spec = explicit(project.spec, tags=tags or {})
     jobs = Jobs.of(spec)
@@ -83,21 +80,21 @@ def submit(
         jobs.stop(submission_id)
         raise
     except UnreachableError as error:
-        error.add_note(f"The job {submission_id} may go on: `ray job stop {submission_id}` ends it.")
+        error.add_note(f"The job {submission_id} may still be running: `ray job stop {submission_id}` stops it.")
         raise
 
 
 def command_options(*, resume: str | None, extend: Sequence[str], fork: str | None) -> list[str]:
-    """Return the options of ``raymlops sweep`` that say how it begins."""
+    """Return the options of ``raymlops sweep`` for resuming, extending or forking."""
     named = {"--resume": resume, "--fork": fork}
     options = [text for name, value in named.items() if value is not None for text in (name, value)]
     return [*options, *(text for entry in extend for text in ("--extend", entry))]
 
 
 def explicit(spec: ProjectSpec, *, tags: Mapping[str, str]) -> ProjectSpec:
-    """Return the spec with what it leaves to the environment of this process, so that it means the same in a job.
+    """Return the spec with values from this process's environment filled in, so that it means the same in a job.
 
-    A tracking URI with a password in it stays where it is: the cluster has to know it by itself.
+    A tracking URI with a password is left out: it has to be set on the cluster.
     """
     from raymlops.config.credentials import holds_credential
     from raymlops.tracking.client import tracking_uri
@@ -135,31 +132,13 @@ def runs_tagged(tracker: Tracker, experiment: str, tags: Mapping[str, str]) -> l
         raise TrackingError(f"MLflow at {tracker.shown_uri} cannot be searched: {error}") from error
 
 
-def _project(
-    source: Source | None,
-    *,
-    sweep_id: str | None,
-    overrides: Sequence[str],
-    env: str | None,
-    recipe: type | str | None,
-) -> Project:
-    from raymlops.tuning.mlflow.sweep_run import sweep_of
-
-    if source is not None:
-        return project_of(source, overrides=overrides, env=env, recipe=recipe)
-    if sweep_id is None:
-        raise UsageError("there is nothing to search", hint="Give a configuration, or resume=SWEEP_ID.")
-    recorded = sweep_of(known_tracker(None, overrides=overrides, env=env), sweep_id)
-    return as_recorded(recorded, overrides=overrides, recipe=recipe)
-
-
 def _code(project: Project, *, alone: bool) -> dict[str, bytes]:
     from raymlops.bundle.code import collect
 
     code = collect(project.recipe_class)
     if alone and code.left_out:
         _log.warning(
-            "the job is sent without %s, which the package of %s holds: working_dir=FOLDER sends a folder as it is",
+            "the job is submitted without %s from the package of %s: working_dir=FOLDER uploads a whole folder",
             ", ".join(code.left_out[:5]) + (" ..." if len(code.left_out) > 5 else ""),
             project.reference,
         )
@@ -171,12 +150,12 @@ def _folder(working_dir: str | Path | None) -> Path | None:
         return None
     folder = Path(working_dir).expanduser()
     if not folder.is_dir():
-        raise UsageError(f"working_dir {str(working_dir)!r} is no folder", hint="Name the one that the job is to see.")
+        raise UsageError(f"working_dir {str(working_dir)!r} is not a folder", hint="Name the job's working directory.")
     return folder
 
 
 def _finder(tracker: Tracker, spec: ProjectSpec, *, resume: str | None, submission_id: str) -> Callable[[], str | None]:
-    """Return what asks MLflow for the sweep of a job; None as long as there is none."""
+    """Return a function that asks MLflow for the sweep of a job; it returns None until there is one."""
     from raymlops.tuning.mlflow.sweep_run import SUBMISSION
 
     def find() -> str | None:
@@ -190,9 +169,9 @@ def _finder(tracker: Tracker, spec: ProjectSpec, *, resume: str | None, submissi
 
 def _wait(jobs: Jobs, find: Callable[[], str | None], *, submission_id: str, sleep: Callable[[float], None]) -> str:
     while True:
-        state = jobs.state(submission_id)  # before MLflow: a job that has ended has no more to say there
+        state = jobs.state(submission_id)  # before MLflow: a job that has ended writes nothing more there
         if (sweep_id := find()) is not None:
             return sweep_id
         if state.ended:
-            raise jobs.failure(state, what="ended before its sweep began", kind=SweepError)
+            raise jobs.failure(state, what="ended before its sweep started", kind=SweepError)
         sleep(_POLL_S)

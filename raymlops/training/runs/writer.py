@@ -13,11 +13,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from raymlops.display import Throttle, logfmt_line
+from raymlops.display import Throttle, logfmt, logfmt_line
 from raymlops.errors import TrackingError
 from raymlops.tracking.client import MAX_TAG_CHARS, now_ms
 from raymlops.tracking.outbox import DROPPED, Outbox
-from raymlops.training.events import Event, logfmt
+from raymlops.training.events import Event
 from raymlops.training.runs.logfile import RunLog
 
 if TYPE_CHECKING:

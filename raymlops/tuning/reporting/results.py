@@ -1,6 +1,6 @@
-"""What a sweep leaves behind when it ends: its winner's configuration, its report, its trials as JSON, its tags.
+"""Write the results of a sweep: the best configuration, the report, the trials as JSON, its tags.
 
-Owns these files and where they are. Knows nothing of how trials ran.
+Owns these files and their places. Knows nothing of how trials ran.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def folder_of(spec: ProjectSpec, sweep_id: str) -> str:
 
 
 def write_best(project: Project, store: Tracker, best: TrialRecord, *, sweep_id: str, objective: Objective) -> str:
-    """Write the winner's whole configuration, which ``train`` takes, beside the sweep and into its run.
+    """Write the best trial's whole configuration for ``train`` to the sweep's folder and its MLflow run.
 
     Raises:
         StorageError, TrackingError: it cannot be written.
@@ -60,7 +60,7 @@ def write_report(
     stopped: str,
     best: TrialRecord | None,
 ) -> str:
-    """Write the HTML report beside the sweep and into its run, and return its URI."""
+    """Write the HTML report to the sweep's folder and its MLflow run, and return its URI."""
     from raymlops.tuning.reporting.report import html
 
     text = html(
@@ -81,10 +81,10 @@ def write_report(
 
 
 def write_trials(store: Tracker, records: Sequence[TrialRecord], *, sweep_id: str, objective: Objective) -> None:
-    """Write all trials as JSON into the sweep's run.
+    """Write all trials as JSON to the sweep's MLflow run.
 
     Raises:
-        TrackingError: MLflow does not take it.
+        TrackingError: MLflow rejects it.
     """
     data = {
         "schema_version": SCHEMA_VERSION,
@@ -96,7 +96,7 @@ def write_trials(store: Tracker, records: Sequence[TrialRecord], *, sweep_id: st
 
 
 def tags_of(record: SweepRecord) -> dict[str, str]:
-    """Return what the sweep's run says of how it ended."""
+    """Return the tags of an ended sweep."""
     found = {
         BEST_TRIAL: str(record.best.number),
         BEST_RUN: record.best.run_id or "",

@@ -1,7 +1,7 @@
-"""A sweep that another process runs, seen through its study: how its trials stand, and what a display shows of them.
+"""The trials of a sweep that any process runs, read from its study.
 
-Owns reading alone: nothing here writes to the study. One that is kept open is cheap to look at again, because Optuna
-keeps what has ended. Knows nothing of Ray or of who runs the sweep.
+Owns reading alone: nothing here writes to the study. Reading an open one again is cheap, as Optuna caches ended trials.
+Knows nothing of Ray or of the process that runs the sweep.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.errors import SweepError, UsageError
 from raymlops.tuning.mlflow.sweep_run import study_of
 from raymlops.tuning.objectives import num_own_trials, objectives_of
-from raymlops.tuning.reporting.progress import STATES, Board, EventKind, SweepEvent, TrialView
+from raymlops.tuning.reporting.progress import STATES, Board, TrialView
 from raymlops.tuning.study.records import ATTRIBUTE, last_value, record_of
 from raymlops.tuning.study.selection import select
 from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, quiet_optuna, storage_errors
@@ -34,13 +34,13 @@ class OpenView(TrialView):
     """A trial that has not ended."""
 
     before_s: float = 0.0
-    """What it took before the sweep was interrupted."""
+    """Seconds it took before the sweep was interrupted."""
     started: datetime | None = None
-    """When it began or went on, local time; None while it waits."""
+    """When it started or resumed, local time; None while it waits."""
 
 
 @dataclass(frozen=True)
-class Standing:
+class Snapshot:
     """The trials of a sweep at one moment. ``best`` is None before any gave a usable value."""
 
     ended: tuple[TrialRecord, ...] = ()
@@ -49,7 +49,7 @@ class Standing:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Return how many trials of the sweep's own are in each state."""
+        """Return how many trials are in each state, without carried ones."""
         counts = dict.fromkeys(STATES, 0)
         for state in [*(view.state for view in self.open), *(r.status for r in self.ended if not r.carried_from)]:
             counts[state] += 1
@@ -57,8 +57,18 @@ class Standing:
 
     @property
     def carried(self) -> int:
-        """Return how many trials it knows from the sweep that it was forked from."""
+        """Return how many trials were carried over from the forked sweep."""
         return sum(1 for record in self.ended if record.carried_from)
+
+    def rows(self) -> tuple[TrialView, ...]:
+        """Return the trials that a display shows."""
+        board = Board()
+        for record in self.ended:
+            if not record.carried_from:
+                board.put(TrialView.ended(record), best=record == self.best)
+        for view in self.open:
+            board.put(view)
+        return board.rows()
 
 
 class OpenStudy:
@@ -70,8 +80,8 @@ class OpenStudy:
         self._constraints = spec.sweep.constraints
         self._ended: dict[int, TrialRecord] = {}
 
-    def look(self) -> Standing:
-        """Return how the trials stand now.
+    def snapshot(self) -> Snapshot:
+        """Return the trials as they are now.
 
         Raises:
             StorageError, UnreachableError: the database cannot be read.
@@ -85,29 +95,27 @@ class OpenStudy:
             elif trial.number not in self._ended:
                 self._ended[trial.number] = record_of(trial, objectives=self.objectives)
         ended = tuple(self._ended[number] for number in sorted(self._ended))
-        return Standing(ended, tuple(opened), self._best(ended))
+        try:
+            best = select(ended, objectives=self.objectives, constraints=self._constraints)
+        except SweepError:
+            best = None
+        return Snapshot(ended, tuple(opened), best)
 
-    def choose(self, standing: Standing) -> TrialRecord:
-        """Return the winner of those that ended.
+    def best(self) -> TrialRecord:
+        """Return the best trial of those that have ended.
 
         Raises:
             SweepError: there is none yet; the message says how each failed.
         """
-        return select(standing.ended, objectives=self.objectives, constraints=self._constraints)
-
-    def _best(self, ended: tuple[TrialRecord, ...]) -> TrialRecord | None:
-        try:
-            return select(ended, objectives=self.objectives, constraints=self._constraints)
-        except SweepError:
-            return None
+        return select(self.snapshot().ended, objectives=self.objectives, constraints=self._constraints)
 
 
 @contextmanager
-def reading(recorded: Recorded) -> Iterator[OpenStudy]:
+def open_study(recorded: Recorded) -> Iterator[OpenStudy]:
     """Open the study of a sweep for the block.
 
     Raises:
-        NotFoundError: the study is not there, or not yet.
+        NotFoundError: the study does not exist, or not yet.
         StorageError, UnreachableError, ConfigError: its database cannot be opened.
     """
     spec = recorded.spec
@@ -124,44 +132,6 @@ def total_of(spec: ProjectSpec) -> int:
         return spec.sweep.num_trials
 
 
-class Watch:
-    """Turns what a study shows into the events of a display."""
-
-    def __init__(self, spec: ProjectSpec) -> None:
-        self._metric = objectives_of(spec)[0].metric
-        self._total = total_of(spec)
-        self._board = Board()
-        self._ended: set[int] = set()
-
-    def event(
-        self, standing: Standing, *, elapsed_s: float, kind: EventKind = "epoch", cost: str = "", message: str = ""
-    ) -> SweepEvent:
-        """Return how the sweep stands; ``elapsed_s`` is what it has taken over all its resumes."""
-        best = standing.best
-        for record in standing.ended:
-            if record.number not in self._ended and not record.carried_from:
-                self._ended.add(record.number)
-                self._board.put(TrialView.ended(record))
-        for view in standing.open:
-            self._board.put(view)
-        if best is not None and not best.carried_from:
-            self._board.best = TrialView.ended(best)
-        done = len(self._ended)
-        return SweepEvent(
-            kind=kind,
-            number=None,
-            counts=standing.counts,
-            rows=self._board.rows(),
-            total=self._total,
-            metric=self._metric,
-            best=None if best is None else TrialView.ended(best),
-            elapsed_s=elapsed_s,
-            eta_s=elapsed_s / done * max(0, self._total - done) if done else None,
-            message=message,
-            cost=cost,
-        )
-
-
 def _open(trial: Any) -> OpenView:
     waits = trial.state.name == "WAITING"
     kept = trial.user_attrs.get(ATTRIBUTE, {})
@@ -176,20 +146,19 @@ def _open(trial: Any) -> OpenView:
     )
 
 
-def frame(standing: Standing, *, objectives: Sequence[Objective], now: datetime) -> Any:
+def frame(snapshot: Snapshot, *, objectives: Sequence[Objective], now: datetime) -> Any:
     """Return all trials as a pandas ``DataFrame``, by number, with a column for each parameter.
 
     With one objective its values are in ``value``, with several in a column each, named by metric. ``now`` is local
-    time without a zone, as Optuna keeps the start of a trial.
+    time without a zone, as Optuna stores the start of a trial.
     """
     import pandas as pd
 
-    several = len(objectives) > 1
-    names = [objective.metric for objective in objectives] if several else ["value"]
-    params = dict.fromkeys(key for record in standing.ended for key in record.params)
-    params |= dict.fromkeys(key for view in standing.open for key in view.params)
+    names = [objective.metric for objective in objectives] if len(objectives) > 1 else ["value"]
+    params = dict.fromkeys(key for record in snapshot.ended for key in record.params)
+    params |= dict.fromkeys(key for view in snapshot.open for key in view.params)
     lines = []
-    for record in standing.ended:
+    for record in snapshot.ended:
         values = record.values or (record.value,)  # noqa: PD011 - a record's
         lines.append(
             {"number": record.number, "status": record.status}
@@ -198,14 +167,14 @@ def frame(standing: Standing, *, objectives: Sequence[Objective], now: datetime)
             | {"epochs": record.epochs, "duration_s": record.duration_s, "reason": record.reason}
             | {"run_id": record.run_id, "carried_from": record.carried_from}
         )
-    for view in standing.open:
+    for view in snapshot.open:
         taken_s = view.before_s + ((now - view.started).total_seconds() if view.started else 0.0)
         lines.append(
             {"number": view.number, "status": view.state, names[0]: view.value, "carried_from": ""}
             | dict(view.params)
             | {"epochs": view.epoch, "duration_s": taken_s, "reason": "", "run_id": None}
         )
-    carried = ["carried_from"] if standing.carried else []
+    carried = ["carried_from"] if snapshot.carried else []
     columns = ["number", "status", *names, *params, "epochs", "duration_s", "reason", "run_id", *carried]
     built = pd.DataFrame(sorted(lines, key=lambda line: line["number"]), columns=columns)
     # Where no trial has a value yet, pandas would keep None as an object.

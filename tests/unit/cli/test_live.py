@@ -4,12 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from raymlops.cli.clusters import UNMOVED, overview_lines
 from raymlops.cli.live import _live, _percents
 from raymlops.cli.main import main
 from raymlops.errors import UsageError
 from raymlops.lifecycle.by_name import named, nameless
-from raymlops.lifecycle.overview import ModelOverview
+from raymlops.lifecycle.overview import UNMOVED, ModelOverview
 from raymlops.lifecycle.rollout.canary import TrafficRecord
 from raymlops.records import BundleRef, DeploymentRecord
 from raymlops.state.store import Deployment, State
@@ -67,16 +66,16 @@ def test_a_model_is_told_in_lines():
         aborted={"id": "r0", "version": 6, "ended_at": "2026-11-25T11:30:00+00:00", "reason": "errors"},
         moved_by="bob@here (process 7)",
     )
-    unmoved = set(overview_lines(replace(model, moved_by=None))) - set(overview_lines(model))
+    unmoved = set(replace(model, moved_by=None).text().splitlines()) - set(model.text().splitlines())
     assert unmoved == {f"            {UNMOVED}"}
-    assert overview_lines(model) == [
+    assert model.text().splitlines() == [
         "m",
         "  champion  version 2 since 2026-11-25 11:00:00 UTC by bob@here",
         "  callers   need an API key",
         "  canary    version 3 answers 10%",
         "  shadow    version 4 gets copies of 50%",
         "  warm      version 1 until 2026-11-25 12:00:00 UTC",
-        "  warm      version 5 until it is told to go",
+        "            version 5 until removed",
         "  rollout   r1 of version 3: step 1 of 2 at 10 percent: 34 s, at this step since 2026-11-25 12:00:00 UTC",
         "            10%: canary 40 requests, 1 errors, 2 slow, 0 late, champion 80 requests, 1 errors, 2 slow, 0 late",
         "  aborted   rollout r0 of version 6 at 2026-11-25 11:30:00 UTC: errors",

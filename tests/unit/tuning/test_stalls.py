@@ -45,9 +45,9 @@ def test_the_line_says_who_waits_for_what_who_holds_it_and_what_to_do():
         "nothing has moved for 31 s: trials 4, 5 wait for 1 CPU each; free: 0.5 CPU of 2 CPU; "
         "held by Serve application flights--v7 (x2): 0.4 CPU; "
         "held by placement group of job 02000000 (raymlops sweep --config b.yaml): TrialActor in 1 bundles: 1 CPU. "
-        "The sweep continues as soon as there is room. "
+        "The sweep continues as soon as resources are free. "
         "`raymlops status` shows which versions are only kept warm, `raymlops deploy NAME --remove --version N` ends "
-        "one. Other jobs give it back when they end; `ray job stop` ends one."
+        "one. Other jobs release theirs when they end; `ray job stop` stops one."
     )
 
 
@@ -60,14 +60,14 @@ def test_what_the_sweep_holds_itself_is_said():
 def test_processes_that_have_their_room_are_starting():
     """One runs, two wait, and three are reserved."""
     assert said(running=1, total=4.0, own=3.0).startswith(
-        "nothing has moved for 31 s: trials 4, 5 wait for 1 CPU each, which the sweep has reserved, so the processes "
-        "are starting."
+        "nothing has moved for 31 s: trials 4, 5 wait for 1 CPU each, which the sweep has reserved, so their "
+        "processes are starting."
     )
 
 
 def test_what_no_node_has_needs_another_node():
     line = said((Waiter(0, 0.0, 4.0, 1.0),), holders=())
-    assert "trial 0 waits for 4 CPU, 1 GPU; free: 0.5 CPU of 2 CPU. No node has as much" in line
+    assert "trial 0 waits for 4 CPU, 1 GPU; free: 0.5 CPU of 2 CPU. No node is large enough" in line
     assert "the sweep continues once one joins" in line
 
 

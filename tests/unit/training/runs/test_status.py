@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from raymlops.errors import NotFoundError
 from raymlops.records import DataRecord
 from raymlops.state.database import state_url
 from raymlops.state.lease import lease
 from raymlops.training.checkpoints.retention import Entry, Kept
 from raymlops.training.run import train
-from raymlops.training.runs.lookup import EVALUATION, Recorded
+from raymlops.training.runs.lookup import EVALUATION, Recorded, look_up
 from raymlops.training.runs.mlflow_run import open_run
-from raymlops.training.runs.status import CheckpointStatus, Found, RunStatus, run_status, summarize
+from raymlops.training.runs.status import CheckpointStatus, RunStatus
+from raymlops.training.runs.status_reader import Found, run_status, summarize
 
 if TYPE_CHECKING:
     from raymlops.project import Project
@@ -86,10 +86,10 @@ def test_an_interrupted_run_says_what_resuming_does(recorded: Recorded) -> None:
     """From which step, and how; there is no time left where nobody trains."""
     now = status(recorded)
     assert now.eta_s is None
-    assert now.detail == "MLflow says RUNNING, but nobody trains it"
-    assert now.resume == "goes on from step 100: raymlops train --resume r1"
-    assert "begins again" in status(recorded, found=Found()).resume
-    assert status(recorded, found=Found(problem="no disk")).resume == "nobody can tell: no disk"
+    assert now.detail == "MLflow says RUNNING, but no process holds its lease"
+    assert now.resume == "resumes from step 100: raymlops train --resume r1"
+    assert "restarts from scratch" in status(recorded, found=Found()).resume
+    assert status(recorded, found=Found(problem="no disk")).resume == "unknown: no disk"
 
 
 def test_the_best_epoch_comes_from_the_last_checkpoint_until_the_end(recorded: Recorded) -> None:
@@ -121,7 +121,7 @@ def test_a_failed_run_says_why(recorded: Recorded) -> None:
     why = {"raymlops.reason": "TrainingError: rank 1 died 4 times"}
     assert status(replace(recorded, status="FAILED", tags=why)).detail == "TrainingError: rank 1 died 4 times"
     signal = {"raymlops.reason": "KeyboardInterrupt: "}
-    assert status(replace(recorded, status="KILLED", tags=signal)).detail == "a signal stopped it"
+    assert status(replace(recorded, status="KILLED", tags=signal)).detail == "stopped by a signal"
 
 
 def test_a_checkpoint_that_is_further_than_the_last_word_counts(recorded: Recorded) -> None:
@@ -140,26 +140,28 @@ def test_a_progress_that_cannot_be_read_is_none(recorded: Recorded, tag: str) ->
 
 def test_a_finished_run_could_be_trained_for_longer(recorded: Recorded) -> None:
     """Which is all that resuming could do."""
-    assert "train.epochs=4 would train it for longer" in status(replace(recorded, status="FINISHED")).resume
+    assert (
+        "to train longer: raymlops train --resume r1 train.epochs=4"
+        in status(replace(recorded, status="FINISHED")).resume
+    )
 
 
 def test_a_registered_run_is_trained_no_more(recorded: Recorded) -> None:
     """Resuming would refuse it, whatever is raised."""
     done = replace(recorded, status="FINISHED")
     now = summarize(done, tracking_uri="", now=NOW, lease=("free", ""), found=FOUND, evaluated=True)
-    assert now.resume.startswith("refused: it is finished and was registered")
+    assert now.resume.startswith("refused: it is finished and registered")
 
 
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("sweep", "a sweep, not a run: MLflow says RUNNING"),
         ("trial", "a trial of the sweep p"),
-        ("", "no run of raymlops"),
+        ("", "not a run of raymlops"),
     ],
 )
 def test_other_kinds_of_runs_say_what_they_are(recorded: Recorded, kind: str, says: str) -> None:
-    """Nobody can tell whether a sweep's driver lives."""
+    """And have no lease of their own."""
     other = replace(recorded, kind=kind, tags={"mlflow.parentRunId": "p"}, spec=None)
     now = summarize(other, tracking_uri="", now=NOW)
     assert (now.state, now.detail.startswith(says), now.resume) == ("unknown", True, "only a run can be resumed")
@@ -184,6 +186,77 @@ def test_a_trial_says_how_its_sweep_ended_it(recorded: Recorded, tags: dict[str,
     assert (now.state, now.detail) == ("killed", detail)
 
 
+TOLD = RunStatus(
+    run_id="r1",
+    name="flights-1",
+    kind="run",
+    project="flights",
+    state="interrupted",
+    detail="MLflow says RUNNING, but no process holds its lease",
+    holder=None,
+    tracking_uri="sqlite:///x",
+    started_at="2026-11-25T12:00:00+00:00",
+    ended_at=None,
+    epoch=3,
+    epochs=10,
+    step=120,
+    steps=400,
+    percent=30.0,
+    rows_per_s=5300.0,
+    seen_at="2026-11-25T12:00:30+00:00",
+    best_epoch=2,
+    metrics={"validation/loss": 0.35},
+    workers=2,
+    restart_count=21,
+    restarts=({"at": "2026-11-25T12:00:10+00:00", "step": 80, "workers": 1, "reason": "rank 1 died"},),
+    resumed_with_changes=({"at": "2026-11-25T12:00:00+00:00", "changes": ["train.epochs: was 5, now 10"]},),
+    skipped_steps=tuple(range(12)),
+    checkpoint=CheckpointStatus("step-00000100-a-3", 100, None, 3700.0, 2_500_000),
+    best_checkpoint="step-00000080-a-2",
+    files_uri="/s/runs/r1",
+    log_uri="/s/runs/r1/log.txt",
+    resume="resumes from step 100: raymlops train --resume r1",
+)
+
+
+def test_a_run_is_told_in_lines() -> None:
+    """One line a question, more where there is more than one answer."""
+    assert TOLD.text().splitlines() == [
+        "run        r1 (flights-1)",
+        "state      interrupted: MLflow says RUNNING, but no process holds its lease",
+        "progress   epoch 3 of 10, step 120 of 400, 30% (at 2026-11-25 12:00:30 UTC)",
+        "metrics    epoch 2, the best: validation/loss 0.35",
+        "workers    2",
+        "restarts   21, the newest 1:",
+        "           2026-11-25 12:00:10 UTC from step 80 with 1 worker: rank 1 died",
+        "changed    2026-11-25 12:00:00 UTC train.epochs: was 5, now 10",
+        "skipped    12 steps with a non-finite loss or gradient: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more",
+        "checkpoint step-00000100-a-3 of step 100, 1:01:40 old, 2.5 MB; best step-00000080-a-2",
+        "files      /s/runs/r1",
+        "log        /s/runs/r1/log.txt, or raymlops logs r1",
+        "resume     resumes from step 100: raymlops train --resume r1",
+    ]
+
+
+def test_what_is_unknown_is_left_out() -> None:
+    """A run that has just started."""
+    young = RunStatus(
+        run_id="r1",
+        name="",
+        kind="run",
+        project="",
+        state="running",
+        detail="by ada",
+        holder="ada",
+        tracking_uri="",
+        started_at="",
+        ended_at=None,
+        resume="refused while ada trains it",
+    )
+    assert young.text() == "run        r1\nstate      running: by ada\nresume     refused while ada trains it"
+    assert young._repr_html_().count("<tr>") == 3
+
+
 def test_the_record_survives_json(recorded: Recorded) -> None:
     """As --json prints it."""
     data = json.loads(json.dumps(status(recorded).to_dict()))
@@ -194,7 +267,7 @@ def test_the_record_survives_json(recorded: Recorded) -> None:
 def test_a_real_run_is_looked_at(project: Project, mlflow: Tracker) -> None:
     """From its folder: name, step, size and age of its last checkpoint."""
     record = train(project)
-    now = run_status(mlflow, record.run_id)
+    now = run_status(mlflow, look_up(mlflow, record.run_id))
     assert (now.state, now.step, now.best_epoch) == ("finished", record.steps, record.best_epoch)
     assert now.metrics == record.metrics
     assert now.checkpoint is not None
@@ -202,16 +275,18 @@ def test_a_real_run_is_looked_at(project: Project, mlflow: Tracker) -> None:
     assert 0 <= (now.checkpoint.age_s or 0) < 60
     assert now.weights_uri == record.weights_uri
     assert now.log_uri == f"{now.files_uri}/log.txt"
-    assert "would train it for longer" in now.resume
+    assert "to train longer" in now.resume
     mlflow.log_text(record.run_id, "{}", EVALUATION)
-    assert run_status(mlflow, record.run_id).resume.startswith("refused: it is finished and was registered")
+    assert run_status(mlflow, look_up(mlflow, record.run_id)).resume.startswith(
+        "refused: it is finished and registered"
+    )
 
 
 def test_a_run_without_a_pointer_is_looked_at_too(project: Project, mlflow: Tracker) -> None:
     """Its newest whole checkpoint is what it would go on from."""
     record = train(project)
     (Path(record.weights_uri).parent / "index.json").unlink()
-    now = run_status(mlflow, record.run_id)
+    now = run_status(mlflow, look_up(mlflow, record.run_id))
     assert now.checkpoint is not None
     assert now.checkpoint.step == record.steps
 
@@ -226,37 +301,21 @@ def test_a_damaged_checkpoint_says_what_resuming_does(project: Project, mlflow: 
     (last / "state.json").write_bytes(text.encode(errors="surrogateescape"))
     mlflow.client.set_terminated(record.run_id, "FAILED")
     command = f"raymlops train --resume {record.run_id}"
-    assert run_status(mlflow, record.run_id).resume == (
-        f"the newest checkpoint {last.name} is damaged; resuming sets it aside and goes on from the one before, or "
-        f"from the start: {command}"
+    assert run_status(mlflow, look_up(mlflow, record.run_id)).resume == (
+        f"the newest checkpoint {last.name} is damaged; resuming sets it aside and continues from the previous "
+        f"one, or from scratch: {command}"
     )
     last.rename(last.parent.parent / "moved")
-    assert run_status(mlflow, record.run_id).resume == (
-        f"the newest checkpoint {last.name} is gone; resuming goes on from the one before, or from the start: {command}"
+    assert run_status(mlflow, look_up(mlflow, record.run_id)).resume == (
+        f"the newest checkpoint {last.name} is missing; resuming continues from the previous one, or from scratch: "
+        f"{command}"
     )
 
 
 def test_who_holds_a_real_run_is_told(project: Project, mlflow: Tracker) -> None:
     """While it does; afterwards the run is an interrupted one. Before, its lease was never here."""
     run_id = open_run(mlflow, project, DataRecord("f", {"train": 1}))
-    assert run_status(mlflow, run_id).state == "unknown"
+    assert run_status(mlflow, look_up(mlflow, run_id)).state == "unknown"
     with lease(state_url(project.spec), run_id, purpose="training it"):
-        assert run_status(mlflow, run_id).state == "running"
-    assert run_status(mlflow, run_id).state == "interrupted"
-
-
-def test_a_sweep_counts_its_trials(project: Project, mlflow: Tracker) -> None:
-    """By how each ended."""
-    sweep = open_run(mlflow, project, DataRecord("f", {"train": 1}), kind="sweep")
-    for ended in ("FINISHED", "FINISHED", "FAILED"):
-        trial = mlflow.start_run("tiny", name="t", tags={"raymlops.kind": "trial"}, parent_run_id=sweep)
-        mlflow.end_run(trial, ended)
-    mlflow.end_run(sweep, "FINISHED")
-    now = run_status(mlflow, sweep)
-    assert (now.kind, now.state, now.trials) == ("sweep", "finished", {"finished": 2, "failed": 1})
-
-
-def test_an_unknown_id_is_not_found(mlflow: Tracker) -> None:
-    """Exit code 3."""
-    with pytest.raises(NotFoundError):
-        run_status(mlflow, "nothing")
+        assert run_status(mlflow, look_up(mlflow, run_id)).state == "running"
+    assert run_status(mlflow, look_up(mlflow, run_id)).state == "interrupted"

@@ -1,10 +1,13 @@
-"""How a sweep stands, as a line and as a table."""
+"""What an event of a sweep shows in a log line and in a table."""
 
 from __future__ import annotations
 
 import io
 
-from raymlops.tuning.reporting.progress import Board, LogDisplay, SweepEvent, TrialView, headline, logfmt, notebook_html
+from rich.console import Console
+
+from raymlops.display import logfmt
+from raymlops.tuning.reporting.progress import Board, SweepEvent, TrialView
 
 BEST = TrialView(1, {"train.lr": 0.0123456, "train.optimizer": "sgd"}, "complete", 5, 0.91234567)
 TRIALS = (TrialView(0, {"train.lr": 0.5}, "failed"), BEST, TrialView(2, {"train.lr": 0.1}, "running", 2, 0.8))
@@ -41,7 +44,7 @@ def test_a_line_before_any_trial_is_complete_has_no_best():
 
 
 def test_the_headline_says_how_long_it_took_and_will_take():
-    assert headline(event()) == "2/8 trials  1 running  1 complete  1 failed  1:05  1:10 left"
+    assert event().headline() == "2/8 trials  1 running  1 complete  1 failed  1:05  1:10 left"
 
 
 def test_the_table_holds_the_best_the_running_and_the_latest_trials():
@@ -52,7 +55,7 @@ def test_the_table_holds_the_best_the_running_and_the_latest_trials():
     assert shown == [30, 34, 35, 36, 37, 38, 39, 40, 41, 42]
 
 
-def test_a_trial_is_counted_where_it_stands_now():
+def test_a_trial_is_counted_in_its_latest_state():
     board = Board()
     for state in ("waiting", "running", "running", "complete"):
         board.put(TrialView(0, {}, state))
@@ -60,31 +63,18 @@ def test_a_trial_is_counted_where_it_stands_now():
 
 
 def test_the_headline_ends_with_what_it_cost():
-    assert headline(event(kind="end", cost="0:01:05, 0.2 EUR")).endswith("1:05  0:01:05, 0.2 EUR")
+    assert event(kind="end", cost="0:01:05, 0.2 EUR").headline().endswith("1:05  0:01:05, 0.2 EUR")
 
 
-def test_a_log_gets_a_line_each_ten_seconds_and_the_last_one_in_any_case():
-    now = [0.0]
-    stream = io.StringIO()
-    display = LogDisplay(stream, clock=lambda: now[0])
-    for now[0] in (0.0, 4.0, 9.9, 10.0, 15.0):
-        display(event())
-    display(event(kind="end"))
-    assert len(stream.getvalue().splitlines()) == 3
+def test_a_message_is_a_line_of_its_own():
+    assert logfmt(SweepEvent("message", message="held by others")) == 'event=sweep msg="held by others"'
 
 
-def test_a_log_gets_a_message_at_once():
-    stream = io.StringIO()
-    display = LogDisplay(stream, clock=lambda: 0.0)
-    display(event())
-    display(event(kind="message", message="nothing has moved for 30 s; held by others"))
-    assert stream.getvalue().splitlines()[1] == 'event=sweep msg="nothing has moved for 30 s; held by others"'
-
-
-def test_a_notebook_escapes_what_a_parameter_holds():
-    view = TrialView(0, {"recipe.config.kind": "<b>"}, "running")
-    assert "kind=&lt;b&gt;" in notebook_html(event(trials=(view,), best=None))
-
-
-def test_a_notebook_keeps_what_was_told_last():
-    assert "<small>trial 3 goes on</small>" in notebook_html(event(), told="trial 3 goes on")
+def test_the_table_shows_parameters_as_they_are():
+    view = TrialView(0, {"recipe.config.kind": "[b]<i>"}, "running")
+    console = Console(width=100, file=io.StringIO(), record=True)
+    console.print(event(trials=(view, BEST)).renderable())
+    text = console.export_text()
+    assert "kind=[b]<i>" in text
+    assert "validation/auc" in text
+    assert "lr=0.01235  optimizer=sgd" in text

@@ -13,7 +13,8 @@ from raymlops.records import SpentRecord
 from raymlops.state.database import state_url
 from raymlops.state.lease import lease
 from raymlops.training.runs.lookup import look_up
-from raymlops.tuning.reporting.status import rows, sweep_status, why_ended
+from raymlops.training.runs.status import why_ended
+from raymlops.tuning.reporting.status import sweep_status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,9 +62,9 @@ def test_a_sweep_whose_driver_died_says_how_it_goes_on(sweep: RecordedSweep) -> 
         sweep.trials.flush()
     status = now(sweep)
     assert (status.state, status.holder) == ("interrupted", None)
-    assert status.detail == "MLflow says RUNNING, but nobody runs it"
+    assert status.detail == "MLflow says RUNNING, but no process holds its lease"
     assert status.trials["waiting"] == status.trials["running"] == 1
-    assert status.resume == f"goes on with 2 begun and 1 new trials: raymlops sweep --resume {sweep.sweep_id}"
+    assert status.resume == f"resumes 2 started and 1 new trials: raymlops sweep --resume {sweep.sweep_id}"
 
 
 def test_a_finished_sweep_can_only_be_extended(sweep: RecordedSweep) -> None:
@@ -74,7 +75,7 @@ def test_a_finished_sweep_can_only_be_extended(sweep: RecordedSweep) -> None:
     status = now(sweep)
     assert (status.state, status.report, status.best_config) == ("finished", "/s/report.html", "/s/best.yaml")
     command = f"raymlops sweep --resume {sweep.sweep_id}"
-    assert status.resume == f"nothing: all trials have ended; {command} --extend num_trials=+4 goes on"
+    assert status.resume == f"nothing left to do: all trials have ended; to continue: {command} --extend num_trials=+4"
 
 
 def test_a_budget_that_is_used_up_is_named_with_what_extends_it(storage_path: Path) -> None:
@@ -87,7 +88,8 @@ def test_a_budget_that_is_used_up_is_named_with_what_extends_it(storage_path: Pa
     assert (status.stopped, status.spent.wall_s) == ("reached its timeout_s of 60 s", 61.0)
     command = f"raymlops sweep --resume {sweep.sweep_id}"
     assert status.resume == (
-        f"nothing: it reached its timeout_s of 60 s; {command} --extend timeout_s=+60 goes on with 3 new trials"
+        "nothing left to do: it reached its timeout_s of 60 s; to continue with 3 new trials: "
+        f"{command} --extend timeout_s=+60"
     )
 
 
@@ -99,8 +101,9 @@ def test_trials_that_a_budget_cut_go_on_when_it_is_extended(storage_path: Path) 
         sweep.trials.flush()
         sweep.parent.end("FINISHED", {"raymlops.stopped": "reached its max_cpu_hours of 0.25 CPU-hours"})
         resume = now(sweep).resume
-    assert resume.startswith("nothing: it reached its max_cpu_hours of 0.25 CPU-hours; ")
-    assert resume.endswith(" --extend max_cpu_hours=+0.25 goes on with 1 begun and 2 new trials")
+    assert resume.startswith("nothing left to do: it reached its max_cpu_hours of 0.25 CPU-hours; to continue with ")
+    assert " with 1 started and 2 new trials: " in resume
+    assert resume.endswith(" --extend max_cpu_hours=+0.25")
 
 
 def test_a_budget_that_all_trials_used_up_is_extended_with_them(storage_path: Path) -> None:
@@ -109,8 +112,10 @@ def test_a_budget_that_all_trials_used_up_is_extended_with_them(storage_path: Pa
         sweep.run(0.5)
         sweep.parent.end("FINISHED", {"raymlops.spent": json.dumps(SpentRecord(wall_s=61.0).to_dict())})
         resume = now(sweep).resume
-    assert resume.startswith("nothing: all trials have ended and it reached its timeout_s of 60 s; ")
-    assert resume.endswith(" --extend num_trials=+1 --extend timeout_s=+60 goes on")
+    assert resume.startswith(
+        "nothing left to do: all trials have ended and it reached its timeout_s of 60 s; to continue: "
+    )
+    assert resume.endswith(" --extend num_trials=+1 --extend timeout_s=+60")
 
 
 def test_a_failed_sweep_whose_budget_is_used_up_needs_more_of_it_too(storage_path: Path) -> None:
@@ -119,7 +124,8 @@ def test_a_failed_sweep_whose_budget_is_used_up_needs_more_of_it_too(storage_pat
         sweep.run(0.9, "failed", reason="RecipeError: no")
         sweep.parent.end("FAILED", {"raymlops.spent": json.dumps(SpentRecord(wall_s=61.0).to_dict())})
         resume = now(sweep).resume
-    assert resume.endswith(" --extend timeout_s=+60 goes on with 3 new trials")
+    assert "to continue with 3 new trials: " in resume
+    assert resume.endswith(" --extend timeout_s=+60")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +140,9 @@ def test_a_sweep_that_was_good_enough_says_so(sweep: RecordedSweep, stopped: str
     sweep.run(0.5)
     sweep.parent.end("FINISHED", {"raymlops.stopped": stopped})
     command = f"raymlops sweep --resume {sweep.sweep_id}"
-    assert now(sweep).resume == f"nothing: it {stopped}; {command} {override} goes on with 3 new trials"
+    assert now(sweep).resume == (
+        f"nothing left to do: it {stopped}; to continue with 3 new trials: {command} {override}"
+    )
 
 
 @pytest.mark.parametrize("num_trials", [2, 9])
@@ -147,7 +155,7 @@ def test_an_exhausted_grid_is_only_forked(storage_path: Path, num_trials: int) -
         sweep.parent.end("FINISHED", {})
         status = now(sweep)
     assert status.resume == (
-        "nothing: all points of its grid were tried; --fork with a finer one: "
+        "nothing left to do: all points of its grid were tried; fork it with a finer grid: "
         f"raymlops sweep --fork {status.sweep_id} --config FILE"
     )
 
@@ -158,7 +166,7 @@ def test_why_trials_failed_is_told(sweep: RecordedSweep) -> None:
     sweep.run(0.9, "failed", reason="RecipeError: no")
     status = now(sweep)
     assert status.failures == ("2 x RecipeError: no  (trial 0, 1)",)
-    assert rows(status)["failures"] == "2 x RecipeError: no  (trial 0, 1)"
+    assert status.summary()["failures"] == "2 x RecipeError: no  (trial 0, 1)"
 
 
 def test_why_a_sweep_ended_is_told(sweep: RecordedSweep) -> None:
@@ -166,7 +174,7 @@ def test_why_a_sweep_ended_is_told(sweep: RecordedSweep) -> None:
     sweep.parent.end("FAILED", {"raymlops.reason": "SweepError: none of 4 trials gave a usable value"})
     assert now(sweep).detail == "SweepError: none of 4 trials gave a usable value"
     recorded = look_up(sweep.tracker, sweep.sweep_id)
-    assert why_ended(replace(recorded, tags={"raymlops.reason": "KeyboardInterrupt: "})) == "a signal stopped it"
+    assert why_ended(replace(recorded, tags={"raymlops.reason": "KeyboardInterrupt: "})) == "stopped by a signal"
 
 
 def test_a_study_that_cannot_be_read_leaves_what_mlflow_says(sweep: RecordedSweep, storage_path: Path) -> None:
@@ -175,7 +183,7 @@ def test_a_study_that_cannot_be_read_leaves_what_mlflow_says(sweep: RecordedSwee
     status = now(sweep)
     assert status.state == "finished"
     assert "its trials cannot be read: there is no study another" in status.detail
-    assert status.resume.startswith("nobody can tell")
+    assert status.resume.startswith("unknown: ")
 
 
 def test_a_sweep_is_told_in_lines(sweep: RecordedSweep) -> None:
@@ -184,7 +192,7 @@ def test_a_sweep_is_told_in_lines(sweep: RecordedSweep) -> None:
     sweep.parent.tag({"raymlops.spent": json.dumps(SpentRecord(wall_s=65.0, cpu_hours=0.04).to_dict())})
     with lease(state_url(sweep.project.spec), sweep.sweep_id, purpose="sweeping"):
         pass
-    told = rows(now(sweep))
+    told = {name: text for name, text in now(sweep).summary().items() if text}
     assert list(told) == ["sweep", "state", "trials", "best", "spent", "resume"]
     assert told["trials"] == "1 of 4 ended: 1 complete"
     assert told["best"].startswith(f"trial {number}: validation/loss 0.25 after 1 epochs with train.lr=")
