@@ -10,12 +10,12 @@ import importlib.util
 import keyword
 import os
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import StorageError, UsageError
+from raymlops.storage.filesystem import write_bytes
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -42,9 +42,11 @@ def write_module(name: str, text: str, *, folder: Path) -> ModuleType:
     text = text if text.endswith("\n") else f"{text}\n"
     compile(text, str(path), "exec", dont_inherit=True)
     try:
-        _replace(path, text)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
+        write_bytes(path, text.encode())
+    except StorageError as error:
+        raise StorageError(f"{path} cannot be written: {error.__cause__}") from error
+    # Python takes compiled code of the same second and size for that of the new text.
+    Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))  # an absolute one: Ray's workers are given this list
     sys.modules.pop(stem, None)
@@ -97,20 +99,3 @@ def _refuse_others(stem: str, path: Path) -> None:
             f"%%{MAGIC} {path.name}: there is another module {stem!r} already ({found})",
             hint="Choose another name.",
         )
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half of it."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # as any new file, and not for its maker alone
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    # Python takes compiled code of the same second and size for that of the new text.
-    Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from raymlops.bundle.imports import import_module
 from raymlops.errors import BundleError, NonFiniteError, RaymlopsError, RecipeError, RecipeImportError
 from raymlops.recipe import RecipeBase, call_recipe, map_tensors, resolve, to_device
 from raymlops.signature import Signature
-from raymlops.storage.filesystem import locate
+from raymlops.storage.filesystem import join
 
 if TYPE_CHECKING:
     import os
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from raymlops.arrays import Column, Columns
     from raymlops.storage.filesystem import Location
+    from raymlops.storage.manifest import Digests
 
 Array = npt.NDArray[Any]
 
@@ -139,7 +140,7 @@ def load(
         folder, files[names.RECIPE], files[names.STATE], manifest=manifest, digest=digest, exclusive=exclusive
     )
     return LoadedModel(
-        uri=locate(uri).uri,
+        uri=join(uri),
         digest=digest,
         recipe=recipe,
         model=_model(recipe, folder / names.WEIGHTS).to(device),
@@ -187,7 +188,7 @@ def typed_outputs(
     }
 
 
-def _parse(folder: Path, name: str, manifest: names.Manifest) -> Any:
+def _parse(folder: Path, name: str, manifest: Digests) -> Any:
     try:
         return json.loads(names.read_file(folder, name, manifest))
     except ValueError as error:
@@ -199,7 +200,7 @@ def _recipe(
     entry: dict[str, Any],
     state: dict[str, Any],
     *,
-    manifest: names.Manifest,
+    manifest: Digests,
     digest: str,
     exclusive: bool,
 ) -> RecipeBase:

@@ -44,9 +44,9 @@ def read_loss(uri: Location, digest: str) -> AnswerLoss:
         StorageError: the storage cannot be read.
     """
     manifest = names.read_manifest(uri, digest)
-    name = names.LOSS if names.LOSS in manifest.files else names.SIGNATURE
+    name = names.LOSS if names.LOSS in manifest else names.SIGNATURE
     try:
-        data = json.loads(names.read_small(uri, name, manifest))
+        data = json.loads(names.read_file(uri, name, manifest))
     except ValueError as error:
         raise BundleError(f"{uri}/{name}: expected JSON, got {error}") from error
     return AnswerLoss.from_dict(data) if name == names.LOSS else declared(Signature.from_dict(data))

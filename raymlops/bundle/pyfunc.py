@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.bundle.code import own_version
 from raymlops.bundle.load import LoadedModel, load
-from raymlops.bundle.verify import MANIFEST, SIGNATURE, fetch, read_file, read_manifest
+from raymlops.bundle.verify import SIGNATURE, fetch, read_file, read_manifest
 from raymlops.errors import BundleError
 from raymlops.signature import Signature
+from raymlops.storage.manifest import MANIFEST
 
 if TYPE_CHECKING:
     import os

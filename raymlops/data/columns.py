@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +138,14 @@ def hash_columns(columns: Mapping[str, Array]) -> npt.NDArray[np.uint64]:
             part = slice(start, start + step)
             total[part] += _mix(_bits(flat[part]) ^ positions).sum(axis=1, dtype=np.uint64)
     return _mix(total)
+
+
+def digest_of(chunks: Iterable[npt.NDArray[np.uint64]]) -> str:
+    """Return the SHA-256 of rows' hashes."""
+    digest = sha256()
+    for chunk in chunks:
+        digest.update(chunk.astype("<u8").tobytes())
+    return digest.hexdigest()
 
 
 def _bits(values: Array) -> npt.NDArray[np.uint64]:

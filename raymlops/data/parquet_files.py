@@ -17,7 +17,8 @@ import numpy as np
 
 from raymlops.data.columns import table_columns
 from raymlops.errors import RecipeError, StorageError
-from raymlops.storage.locate import GO_ON, find_files, located, unreadable
+from raymlops.storage.filesystem import info, open_filesystem
+from raymlops.storage.locate import RESUME, find_files, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,7 +80,7 @@ class ParquetFiles:
         """Return the files as a ``pyarrow.dataset.Dataset``."""
         import pyarrow.dataset as ds
 
-        places = [located(file.uri) for file in self.files if file.group_rows]
+        places = [open_filesystem(file.uri) for file in self.files if file.group_rows]
         return ds.dataset([path for _, path in places], filesystem=places[0][0], format="parquet")
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
@@ -207,27 +208,26 @@ def _with_footer(uri: str, info: Any) -> tuple[DataFile, int]:
 def _opened(uri: str) -> Any:
     import pyarrow.parquet as pq
 
-    filesystem, path = located(uri)
+    filesystem, path = open_filesystem(uri)
     return pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=True, page_checksum_verification=True)
 
 
 def _refuse_changed(file: DataFile, *, copy: bool = False) -> None:
     """Compare a file with what was listed."""
     try:
-        filesystem, path = located(file.uri)
-        info = filesystem.get_file_info(path)
-    except OSError as error:
-        raise unreadable(file.uri, error) from error
-    if not info.is_file:
-        raise _changed(file, "it is not there")
-    if info.size != file.size:
-        raise _changed(file, f"it has {info.size} bytes, not {file.size}")
-    if not copy and file.mtime_ns is not None and info.mtime_ns is not None and info.mtime_ns != file.mtime_ns:
+        found = info(file.uri)
+    except StorageError as error:
+        raise unreadable(file.uri, error.__cause__ or error) from error
+    if not found.is_file:
+        raise _changed(file, "it does not exist")
+    if found.size != file.size:
+        raise _changed(file, f"it has {found.size} bytes, not {file.size}")
+    if not copy and file.mtime_ns is not None and found.mtime_ns is not None and found.mtime_ns != file.mtime_ns:
         raise _changed(file, "it was written again since")
 
 
 def _changed(file: DataFile, what: str) -> StorageError:
     return StorageError(
         f"{file.uri} is no longer the file that the run was prepared with: {what}",
-        hint=f"Every process must read the same files, unchanged while a run lasts: restore it. {GO_ON}",
+        hint=f"Every process must read the same files, unchanged while a run lasts: restore it. {RESUME}",
     )

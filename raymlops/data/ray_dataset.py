@@ -13,15 +13,13 @@ import contextlib
 import json
 import re
 import sys
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from raymlops.data.columns import hash_columns, table_columns
+from raymlops.data.columns import digest_of, hash_columns, table_columns
 from raymlops.data.parquet_files import GroupReader, ParquetFiles, list_parquet
-from raymlops.errors import RecipeError, StorageError
+from raymlops.errors import NotFoundError, RecipeError, StorageError
 from raymlops.storage import filesystem
-from raymlops.storage.locate import located
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +59,8 @@ def materialize(dataset: Any, uri: str, *, part: str) -> ParquetFiles:
     index = filesystem.join(uri, f"{_digest(files)}.json")
     known = _known(index)
     if known is not None:
-        _delete(folder)
+        with contextlib.suppress(StorageError):
+            filesystem.delete(folder)
         return known
     filesystem.write_bytes(index, json.dumps(files.to_dict()).encode())
     return files
@@ -69,11 +68,11 @@ def materialize(dataset: Any, uri: str, *, part: str) -> ParquetFiles:
 
 def _written(dataset: Any, folder: str, *, part: str) -> ParquetFiles:
     with _in_order(dataset):
-        filesystem, path = located(folder)
+        arrow, path = filesystem.open_filesystem(folder)
         try:
             # Small row groups, because a window of an epoch's order mixes whole ones; with checksums, because a flipped
             # bit would else be a value.
-            dataset.write_parquet(path, filesystem=filesystem, row_group_size=_GROUP_ROWS, write_page_checksum=True)
+            dataset.write_parquet(path, filesystem=arrow, row_group_size=_GROUP_ROWS, write_page_checksum=True)
         except OSError as error:
             raise StorageError(f"the {part} split could not be written to {folder!r}: {error}") from error
         except Exception as error:
@@ -105,26 +104,16 @@ def _in_order(dataset: Any) -> Iterator[None]:
 
 
 def _digest(files: ParquetFiles) -> str:
-    digest = sha256()
     reader = GroupReader(files)
-    for group in range(len(files.places)):
-        digest.update(hash_columns(table_columns(reader.read(group)[0])).astype("<u8").tobytes())
-    return digest.hexdigest()[:32]
+    groups = (reader.read(group)[0] for group in range(len(files.places)))
+    return digest_of(hash_columns(table_columns(table)) for table in groups)[:32]
 
 
 def _known(index: str) -> ParquetFiles | None:
     """Return the files that an index names, where they are still there as they were."""
-    filesystem, path = located(index)
     try:
-        with filesystem.open_input_file(path) as stream:
-            files = ParquetFiles.from_dict(json.loads(stream.read()))
+        files = ParquetFiles.from_dict(json.loads(filesystem.read_bytes(index)))
         files.verify()
-    except (OSError, ValueError, KeyError, StorageError):
+    except (ValueError, KeyError, NotFoundError, StorageError):
         return None
     return files
-
-
-def _delete(folder: str) -> None:
-    filesystem, path = located(folder)
-    with contextlib.suppress(OSError):
-        filesystem.delete_dir(path)

@@ -16,14 +16,14 @@ import torch
 from torch.utils.data import TensorDataset, default_collate
 
 from raymlops.data.batches import encode, encode_all, leaves, select
-from raymlops.data.columns import conform, hash_columns
+from raymlops.data.columns import conform, digest_of, hash_columns
 from raymlops.data.order import global_batches, seed_all
 from raymlops.data.random_streams import Stream
 from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe, described
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
@@ -302,14 +302,6 @@ class DatasetSplit(SplitData):
 
         with Stream(0).drawn_from():
             return call_recipe(f"{self._where}: an item", draw)
-
-
-def digest_of(chunks: Iterable[npt.NDArray[np.uint64]]) -> str:
-    """Return the SHA-256 of rows' hashes."""
-    digest = sha256()
-    for chunk in chunks:
-        digest.update(chunk.astype("<u8").tobytes())
-    return digest.hexdigest()
 
 
 def _chunks(indices: torch.Tensor, size: int) -> Iterator[torch.Tensor]:

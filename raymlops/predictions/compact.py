@@ -51,7 +51,7 @@ class CompactRecord(Record):
 
 @dataclass(frozen=True)
 class RetainRecord(Record):
-    """Which hours of predictions and days of labels went, or would."""
+    """Which hours of predictions and days of labels were removed."""
 
     name: str
     before: str
@@ -88,7 +88,7 @@ def compact(
     return CompactRecord(name, folders, work.merged, work.into, work.rows, tuple(sorted(work.faults.damaged)))
 
 
-def retain(uri: str, name: str, *, before: datetime, dry_run: bool = False) -> RetainRecord:
+def retain(uri: str, name: str, *, before: datetime) -> RetainRecord:
     """Remove the hours of predictions and days of labels that ended by ``before``.
 
     A label comes after its prediction, so that no label goes whose prediction stays.
@@ -98,8 +98,8 @@ def retain(uri: str, name: str, *, before: datetime, dry_run: bool = False) -> R
     """
     store = Store(uri)
     old = [folder for folder in (*prediction_hours(store, name), *label_days(store, name)) if folder.end <= before]
-    for folder in () if dry_run else old:
-        store.remove_folder(folder.path)
+    for folder in old:
+        store.remove(folder.path)
         for parent in folder.parents():
             store.remove_empty(parent)
     return RetainRecord(name, before.astimezone(UTC).isoformat(), tuple(folder.path for folder in old))

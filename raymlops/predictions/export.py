@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from raymlops.errors import StorageError, UsageError
 from raymlops.predictions.read import LABEL
 from raymlops.predictions.schema import FEATURES, OUTPUT
+from raymlops.storage.filesystem import create
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,23 +58,16 @@ def write_file(reading: Reading, path: str) -> None:
         UsageError: the name says no form, or two versions have a field of one name and two types.
         StorageError: the file cannot be written, or the predictions cannot be read.
     """
-    ending, target = check_form(path), Path(path)
-    beside = target.with_name(f".{target.name}.part")
-    try:
-        with beside.open("wb") as file:
-            if ending == ".jsonl":
-                file.writelines(row + b"\n" for batch in reading for row in json_rows(batch))
-            elif ending == ".csv":
-                _write_csv(reading, file)
-            else:
-                _write_parquet(reading, file)
-        beside.replace(target)
-    except OSError as error:
-        raise StorageError(
-            f"{path!r} cannot be written: {error}", hint="Name a file in a folder that exists."
-        ) from error
-    finally:
-        beside.unlink(missing_ok=True)
+    ending = check_form(path)
+    if not Path(path).absolute().parent.is_dir():
+        raise StorageError(f"{path!r} cannot be written: its folder does not exist", hint="Create the folder first.")
+    with create(Path(path)) as file:
+        if ending == ".jsonl":
+            file.writelines(row + b"\n" for batch in reading for row in json_rows(batch))
+        elif ending == ".csv":
+            _write_csv(reading, file)
+        else:
+            _write_parquet(reading, file)
 
 
 def union(schemas: Iterator[pa.Schema]) -> pa.Schema:

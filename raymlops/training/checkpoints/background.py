@@ -183,7 +183,7 @@ class Publisher:
             told = next((error for error in refusals if type(error) is not StorageError), refusals[0])
             return self.kept, self._explained(job, told)
         try:
-            job.draft.seal(manifest.merged([outcome for outcome in outcomes if isinstance(outcome, dict)]))
+            job.draft.seal({name: entry for part in outcomes if isinstance(part, dict) for name, entry in part.items()})
             self._check_claim()
             saved = self.kept.saved(job.entry, best=job.best)
             kept = saved.pruned(keep=self._keep, keep_best=self._keep_best, mode=self._mode)

@@ -70,7 +70,7 @@ def write_trainer(folder: Path, trainer: Mapping[str, Any]) -> None:
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write what is no tensor. NaN and infinity are written as Python reads them."""
-    (folder / STATE).write_text(json.dumps({"format_version": manifest.FORMAT_VERSION, **state}), encoding="utf-8")
+    (folder / STATE).write_text(json.dumps({"format_version": manifest.CHECKPOINT.version, **state}), encoding="utf-8")
 
 
 def read_state(data: bytes, uri: str) -> dict[str, Any]:
@@ -83,10 +83,8 @@ def read_state(data: bytes, uri: str) -> dict[str, Any]:
     state = json.loads(data)
     if not isinstance(state, dict) or not isinstance(version := state.get("format_version"), int):
         raise ValueError(f"{STATE} has no format_version")
-    if version > manifest.FORMAT_VERSION:
-        raise StorageError(
-            f"{uri!r} has format {version}; this raymlops reads up to {manifest.FORMAT_VERSION}", hint="Upgrade."
-        )
+    if version > manifest.CHECKPOINT.version:
+        raise manifest.newer(uri, version)
     return state
 
 
@@ -175,7 +173,7 @@ def _verified(uri: str, *, together: bool) -> Iterator[Path]:
     problems: list[str | None] = [None] * world
     distributed.all_gather_object(problems, problem)
     if found := next(filter(None, problems), None):
-        raise StorageError(f"{uri!r}: {found}", hint="Restore the folder from a copy, or train again.")
+        raise manifest.unusable(uri, found)
     yield filesystem.local(uri)
 
 

@@ -100,7 +100,7 @@ def test_a_missing_file_is_damage(place: str) -> None:
     filesystem.delete(filesystem.join(place, names[-1], "trainer.pt"))
     recalled = found(place)
     assert recalled.uri == filesystem.join(place, names[-2])
-    assert "trainer.pt is damaged: no such file" in recalled.set_aside[0]
+    assert "trainer.pt is damaged: expected a file of" in recalled.set_aside[0]
 
 
 def test_where_all_are_damaged_a_run_begins(place: str) -> None:

@@ -121,4 +121,4 @@ def test_a_missing_shard_is_found_before_a_run_goes_on(tmp_path: Path) -> None:
     (filesystem.local(wrote[0]["last"]) / "__1_0.distcp").unlink()
     recalled = recall(str(tmp_path), metric="loss", mode="min")
     assert recalled.uri == f"{tmp_path}/step-00000002-aaa-2"
-    assert "__1_0.distcp is damaged: no such file" in recalled.set_aside[0]
+    assert "__1_0.distcp is damaged: expected a file of" in recalled.set_aside[0]
