@@ -15,6 +15,8 @@ from raymlops.errors import RecipeError
 from raymlops.recipe import Batch, RecipeBase, batch_rows, call_recipe, described, map_tensors, signature_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
@@ -83,29 +85,37 @@ def rows_at(columns: Mapping[str, Array], rows: npt.NDArray[np.int64]) -> dict[s
     return {name: values[rows] for name, values in columns.items()}
 
 
-def leaves(batch: Batch, prefix: str = "") -> dict[str, Array]:
-    """Return a batch as arrays by name, however it is nested."""
-    if isinstance(batch, torch.Tensor):
-        return {prefix: _array(batch.detach().cpu())}
+def leaves(batch: Batch, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value of a nested batch with the keys that lead to it; a list of texts is one value."""
+    items: Any
     if isinstance(batch, Mapping):
-        items: Any = batch.items()
+        items = batch.items()
     elif isinstance(batch, tuple | list) and not all(isinstance(value, str) for value in batch):
         items = enumerate(batch)
     else:
-        return {prefix: np.array(batch, dtype=object)}
-    return {key: leaf for name, value in items for key, leaf in leaves(value, f"{prefix}/{name}").items()}
+        yield path, batch
+        return
+    for key, value in items:
+        yield from leaves(value, f"{path}/{key}")
 
 
-def _array(tensor: torch.Tensor) -> Array:
-    """Return a tensor as an array; numpy knows no bfloat16 and no 8-bit floats, which float32 holds exactly."""
+def arrays(batch: Batch) -> dict[str, Array]:
+    """Return the values of a nested batch as arrays, by the keys that lead to them."""
+    return {path: _array(value) for path, value in leaves(batch)}
+
+
+def _array(value: Any) -> Array:
+    if not isinstance(value, torch.Tensor):
+        return np.array(value, dtype=object)
+    tensor = value.detach().cpu()
     if tensor.is_floating_point() and tensor.dtype not in _NUMPY_FLOATS:
-        tensor = tensor.float()
+        tensor = tensor.float()  # numpy has no bfloat16 and no 8-bit floats, which float32 holds exactly
     return tensor.numpy()
 
 
 def batch_bytes(batch: Batch) -> int:
     """Return what a batch's tensors take in memory."""
-    return sum(_array_bytes(array) for array in leaves(batch).values())
+    return sum(_array_bytes(array) for array in arrays(batch).values())
 
 
 def columns_bytes(columns: Mapping[str, Array]) -> int:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import default_collate
 
-from raymlops.data.batches import leaves
+from raymlops.data.batches import arrays
 from raymlops.data.columns import digest_of, hash_columns
 from raymlops.data.order import derived_seed
 from raymlops.data.random_streams import Stream
@@ -106,7 +106,7 @@ class IterableSplit(SplitData):
         chunk: list[Any] = []
         while counting.read(_HASH_ROWS, chunk.append):
             self.on_progress()
-            yield hash_columns(leaves(default_collate(chunk)))
+            yield hash_columns(arrays(default_collate(chunk)))
             chunk.clear()
 
     def fingerprint(self) -> Iterator[bytes]:
@@ -123,7 +123,7 @@ class IterableSplit(SplitData):
             return super().mark(kind)
         rows: list[Any] = []
         self._pass(seed=0, epoch=1).read(min(SAMPLE_ROWS, self.rows), rows.append)
-        return digest_of([hash_columns(leaves(default_collate(rows)))])
+        return digest_of([hash_columns(arrays(default_collate(rows)))])
 
     def is_repeatable(self, version: int) -> bool:
         """Return whether another pass over the first rows yields them again."""

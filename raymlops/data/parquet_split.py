@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from raymlops.data.batches import batch_bytes, columns_bytes, encode, encode_all, join, leaves, rows_at, select
+from raymlops.data.batches import arrays, batch_bytes, columns_bytes, encode, encode_all, join, rows_at, select
 from raymlops.data.columns import conform, hash_columns, needed, table_columns
 from raymlops.data.order import windowed_batches
 from raymlops.data.parquet_files import GroupReader, ParquetFiles
@@ -90,7 +90,7 @@ def _pads(recipe: RecipeBase, columns: Columns, encoded: Batch) -> bool:
 
 
 def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape[1:] for name, array in leaves(batch).items()}
+    return {name: array.shape[1:] for name, array in arrays(batch).items()}
 
 
 Value = TypeVar("Value")

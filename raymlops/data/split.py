@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import TensorDataset, default_collate
 
-from raymlops.data.batches import encode, encode_all, leaves, select
+from raymlops.data.batches import arrays, encode, encode_all, select
 from raymlops.data.columns import conform, digest_of, hash_columns
 from raymlops.data.order import global_batches, seed_all
 from raymlops.data.random_streams import Stream
@@ -97,7 +97,7 @@ class SplitData(ABC):
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, in chunks, equal for equal rows, label included."""
         for batch in self.batches(batch_size=_HASH_ROWS):
-            yield hash_columns(leaves(batch))
+            yield hash_columns(arrays(batch))
 
     def row_hashes(self) -> npt.NDArray[np.uint64]:
         """Return the hashes of all rows: 8 bytes each."""
@@ -215,7 +215,7 @@ class DatasetSplit(SplitData):
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each item in order, in chunks, equal in each pass and in every process."""
         for chunk in _chunks(torch.arange(self.rows), _HASH_ROWS):
-            yield hash_columns(leaves(self._seeded(chunk)))
+            yield hash_columns(arrays(self._seeded(chunk)))
             self.on_progress()
 
     def fingerprint(self) -> Iterator[bytes]:
@@ -285,7 +285,7 @@ class DatasetSplit(SplitData):
 
     def _sample(self, draw: Callable[[torch.Tensor], Batch], *, rows: int = SAMPLE_ROWS) -> str:
         spread = torch.linspace(0, self.rows - 1, min(rows, self.rows), dtype=torch.float64).round().long()
-        return digest_of(hash_columns(leaves(draw(row))) for row in _chunks(spread, 1))
+        return digest_of(hash_columns(arrays(draw(row))) for row in _chunks(spread, 1))
 
     def _seeded(self, indices: torch.Tensor) -> Batch:
         """Return a batch whose items each draw what their number says; where items come together, what the first's."""

@@ -275,7 +275,7 @@ def _run_here(
     if found.state is not None:
         writer.catch_up(found.state.points)
         writer.note_restart(f"goes on after step {found.state.step}", step=found.state.step, workers=0)
-    saver = FolderSaver.of(
+    saver = FolderSaver(
         section,
         place.checkpoints_uri,
         token=secrets.token_hex(3),

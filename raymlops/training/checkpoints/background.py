@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from raymlops.config.train import TrainSection
     from raymlops.training.checkpoints.retention import Entry
 
 _SIGN_EVERY_S = 1.0
@@ -48,15 +49,12 @@ class Publisher:
 
     def __init__(
         self,
+        section: TrainSection,
         uri: str,
         *,
-        keep: int,
-        keep_best: int,
-        mode: str,
         kept: Kept,
         rank: int,
         world_size: int,
-        sharded: bool,
         group: Any | None,
         on_event: Callable[[str], None],
     ) -> None:
@@ -66,9 +64,8 @@ class Publisher:
         self.lost: dict[str, RaymlopsError] = {}
         """Why the newest ``best`` and ``last`` could not be written, of those that could not."""
         self._uri = uri
-        self._keep, self._keep_best, self._mode = keep, keep_best, mode
-        self._rank, self._world_size = rank, world_size
-        self._sharded, self._group = sharded, group
+        self._section = section
+        self._rank, self._world_size, self._group = rank, world_size, group
         self._on_event = on_event
         self._thread: threading.Thread | None = None
         self._failure: RaymlopsError | None = None
@@ -102,7 +99,8 @@ class Publisher:
         failure: RaymlopsError | None
         try:
             outcome = self._part(job)
-            self.kept, failure = self._agreed(job, outcome) if self._sharded else self._verdict(job, [outcome])
+            sharded = self._section.strategy == "fsdp"
+            self.kept, failure = self._agreed(job, outcome) if sharded else self._verdict(job, [outcome])
         except Exception as error:
             failure = _unforeseen(job, error)
         wanted = [kind for kind, asked in (("best", job.best), ("last", job.last)) if asked]
@@ -186,7 +184,7 @@ class Publisher:
             job.draft.seal({name: entry for part in outcomes if isinstance(part, dict) for name, entry in part.items()})
             self._check_claim()
             saved = self.kept.saved(job.entry, best=job.best)
-            kept = saved.pruned(keep=self._keep, keep_best=self._keep_best, mode=self._mode)
+            kept = saved.pruned(self._section)
             filesystem.write_bytes(filesystem.join(self._uri, POINTER), kept.to_json())
         except Exception as error:
             job.draft.discard()

@@ -14,6 +14,7 @@ from raymlops.errors import StorageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from raymlops.config.train import TrainSection
     from raymlops.training.checkpoints.state import RunState
 
 POINTER = "index.json"
@@ -66,10 +67,10 @@ class Kept:
         """Return what is there after a checkpoint was written."""
         return replace(self, entries=(*self.entries, entry), last=entry.name, best=entry.name if best else self.best)
 
-    def pruned(self, *, keep: int, keep_best: int, mode: str) -> Kept:
-        """Return the last ``keep``, the best ``keep_best`` by value, and always the last and the best one."""
-        recent = self.entries[-keep:]
-        names = {entry.name for entry in (*recent, *ranked(self.entries, mode=mode)[:keep_best])}
+    def pruned(self, section: TrainSection) -> Kept:
+        """Return the last ``keep_checkpoints``, the best ``keep_best`` by value, and always the last and best one."""
+        best = ranked(self.entries, mode=section.mode)[: section.keep_best]
+        names = {entry.name for entry in (*self.entries[-section.keep_checkpoints :], *best)}
         names |= {self.best, self.last} - {None}  # type: ignore[arg-type]
         return replace(self, entries=tuple(entry for entry in self.entries if entry.name in names))
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 from raymlops.errors import NonFiniteError, StorageError
 from raymlops.storage import filesystem, manifest
@@ -114,86 +114,38 @@ class FolderSaver:
 
     def __init__(
         self,
-        uri: str,
-        *,
-        token: str,
-        keep: int,
-        keep_best: int,
-        metric: str,
-        mode: str,
-        identity: Mapping[str, str],
-        on_error: str,
-        rank: int = 0,
-        world_size: int = 1,
-        sharded: bool = False,
-        group: Any | None = None,
-        on_event: Callable[[str], None] = lambda _message: None,
-        alive: Callable[[], None] = lambda: None,
-        kept: Kept | None = None,
-    ) -> None:
-        """Write into ``uri``; ``token`` is of this attempt alone, ``kept`` is what ``recall`` found, if it was asked.
-
-        ``on_error`` is "continue" or "stop". ``on_event`` is called from the writing thread, on rank 0. ``alive`` is
-        called about every second while a call waits for that thread: a slow upload is no hang.
-        """
-        self.uri = uri
-        self.stall_s = 0.0
-        """How long ``save`` and ``wait`` kept the caller."""
-        self._token = token
-        self._metric = metric
-        self._identity = dict(identity)
-        self._stop_on_error = on_error == "stop"
-        self._rank, self._world_size = rank, world_size
-        self._sharded, self._group = sharded, group
-        self._alive = alive
-        self._copies = HostCopies()
-        self._saves = 0
-        self._final = False
-        self._publisher = Publisher(
-            uri,
-            keep=keep,
-            keep_best=keep_best,
-            mode=mode,
-            kept=kept or Kept(),
-            rank=rank,
-            world_size=world_size,
-            sharded=sharded,
-            group=group,
-            on_event=on_event,
-        )
-
-    @classmethod
-    def of(
-        cls,
         section: TrainSection,
         uri: str,
         *,
         token: str,
         identity: Mapping[str, str],
-        kept: Kept | None,
+        kept: Kept | None = None,
         rank: int = 0,
         world_size: int = 1,
         group: Any | None = None,
         on_event: Callable[[str], None] = lambda _message: None,
         alive: Callable[[], None] = lambda: None,
-    ) -> Self:
-        """Return the saver that a configuration asks for; sharded where its strategy is."""
-        return cls(
-            uri,
-            token=token,
-            keep=section.keep_checkpoints,
-            keep_best=section.keep_best,
-            metric=section.metric,
-            mode=section.mode,
-            identity=identity,
-            on_error=section.on_checkpoint_error,
-            rank=rank,
-            world_size=world_size,
-            sharded=section.strategy == "fsdp",
-            group=group,
-            on_event=on_event,
-            alive=alive,
-            kept=kept,
+    ) -> None:
+        """Write into ``uri``; ``token`` is unique to this attempt, ``kept`` is what ``recall`` found.
+
+        ``on_event`` is called from the writing thread, on rank 0. ``alive`` is called about every second while a call
+        waits for that thread: a slow upload is no hang.
+        """
+        self.uri = uri
+        self.stall_s = 0.0
+        """How long ``save`` and ``wait`` kept the caller."""
+        self._token = token
+        self._metric = section.metric
+        self._identity = dict(identity)
+        self._stop_on_error = section.on_checkpoint_error == "stop"
+        self._rank, self._world_size, self._group = rank, world_size, group
+        self._sharded = section.strategy == "fsdp"
+        self._alive = alive
+        self._copies = HostCopies()
+        self._saves = 0
+        self._final = False
+        self._publisher = Publisher(
+            section, uri, kept=kept or Kept(), rank=rank, world_size=world_size, group=group, on_event=on_event
         )
 
     @property

@@ -26,7 +26,7 @@ def found(place: str, *, repair: bool = True) -> Recalled:
 
 def saved(place: str, losses: list[float], **options: object) -> list[str]:
     """Train a while and return the names of what was kept, oldest first."""
-    saver = folder_saver(place, **({"keep": 3} | options))
+    saver = folder_saver(place, **({"keep_checkpoints": 3} | options))
     train_a_while(saver, losses)
     return [entry.name for entry in saver.kept.entries]
 
@@ -208,7 +208,7 @@ def test_a_file_that_the_manifest_does_not_name_is_not_trusted(place: str) -> No
 
 def killed_before_pruning(folder: Path) -> str:
     """Leave the checkpoints of two steps, of which the pointer names the second alone."""
-    saver = folder_saver(str(folder), keep=1)
+    saver = folder_saver(str(folder), keep_checkpoints=1)
     saver.save(snapshot(1), best=False, last=False)
     saver.wait()
     shutil.copytree(folder / "step-00000001-aaa-1", folder / "copy")
