@@ -1,7 +1,7 @@
-"""Importing the code of a bundle: beside other versions of itself, or as the only one in a process.
+"""Import the code of a bundle: isolated beside other versions of itself, or exclusively in a process.
 
-Both ways a finder of our own serves exactly the modules that the verified manifest lists, from sources that it read
-and checked once, and neither reads nor writes byte code.
+In both modes a finder serves exactly the modules that the verified manifest lists, from sources that it read and
+verified once, and neither reads nor writes byte code.
 
 *Isolated*: modules live under a package named after the digest, so two versions of ``shop.recipe`` are two
 modules. Relative imports need nothing more. An absolute import of the bundle's own code (``from shop.features import
@@ -133,7 +133,7 @@ class _Finder(MetaPathFinder):
         return None
 
     def refuse_others(self) -> None:
-        """Refuse to stand behind modules of the same names that this process imported from elsewhere."""
+        """Refuse modules whose names this process has imported from elsewhere."""
         for name, path in self._paths.items():
             other = getattr(sys.modules.get(name), "__file__", None)
             if other is not None and Path(other) != path:

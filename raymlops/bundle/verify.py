@@ -125,7 +125,7 @@ def parse_manifest(data: bytes, *, where: str) -> Digests:
 
 
 def read_manifest(uri: Location, digest: str) -> Digests:
-    """Return the manifest of a bundle, checked against the digest; its files are not looked at.
+    """Return the manifest of a bundle, checked against the digest; its files are not read.
 
     Raises:
         BundleError: there is no manifest, it has another digest, or it is damaged or too new.
@@ -135,7 +135,7 @@ def read_manifest(uri: Location, digest: str) -> Digests:
 
 
 def read_file(uri: Location, name: str, manifest: Digests) -> bytes:
-    """Return the bytes of one file of a bundle, checked at the moment of reading; no other file is looked at.
+    """Return the bytes of one file of a bundle, verified as it is read; no other file is read.
 
     Raises:
         BundleError: it is missing, or is no longer what the manifest says.
@@ -156,7 +156,7 @@ def read_file(uri: Location, name: str, manifest: Digests) -> bytes:
 
 def _manifest_bytes(uri: Location, digest: str) -> bytes:
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise BundleError(f"{digest!r} is no digest; expected the 64 hex digits of a SHA-256")
+        raise BundleError(f"{digest!r} is not a digest; expected the 64 hex digits of a SHA-256")
     where = f"{os.fspath(uri)}/{MANIFEST}"
     try:
         with _open(uri, MANIFEST) as stream:

@@ -1,7 +1,7 @@
 """Write a bundle: every file, then the manifest that vouches for them, then the name that makes it one.
 
-The same contents give the same bytes, so the same digest and the same folder: nothing in a bundle says when
-or where it was written. A process killed at any point leaves nothing under the name of a bundle.
+The same contents give the same bytes, digest and folder: a bundle does not record when or where it was written. A
+process killed at any point leaves nothing under the name of a bundle.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class BundleContents:
     """What ``fit`` learnt, as JSON data."""
     signature: Signature
     example: list[dict[str, Any]]
-    """Request rows that work."""
+    """Valid request rows."""
     recipe_class: type[RecipeBase]
     recipe_config: Mapping[str, Any]
     """The recipe's own configuration, as JSON data."""
@@ -61,13 +61,13 @@ class BundleContents:
     """One 64-bit hash for each training row."""
     lineage: Mapping[str, Any]
     loss: Mapping[str, Any] | None = None
-    """How answers are compared with labels, see ``answerloss``; None writes nothing of it."""
+    """How answers are compared with labels, see ``answer_loss``; None omits the file."""
 
 
 def write_bundle(
     root_uri: Location, contents: BundleContents, *, cache: str | os.PathLike[str] = names.DEFAULT_CACHE
 ) -> BundleRef:
-    """Write ``<root>/bundles/<digest>/`` and return where it is; what is there already is verified and left alone.
+    """Write ``<root>/bundles/<digest>/`` and return its reference; an existing one is verified and left unchanged.
 
     All files are written to a temporary folder first, the weights from where they are in memory, which they may almost
     fill. A local bundle is that folder, flushed and renamed. To another filesystem, which has no such rename, the files
@@ -136,7 +136,7 @@ def _render(contents: BundleContents) -> dict[str, bytes]:
 
 
 def _write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors from where they are, so that memory holds them once, as the bytes of ``safetensors.save``."""
+    """Write tensors without a copy in memory, as the bytes of ``safetensors.save``."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -145,8 +145,8 @@ def _write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
     for name in sorted(plain, key=lambda name: plain[name].data_ptr()):
         tensor = plain[name]
         if tensor.nbytes and tensor.data_ptr() < end:
-            # Tied weights share memory, which safetensors refuses: each name gets a copy of its own, and a model
-            # that ties them copies both into the one place.
+            # Tied weights share memory, which safetensors refuses: each name gets a copy, and a model that ties
+            # them loads both into one tensor.
             plain[name] = tensor.clone()
         else:
             end = max(end, tensor.data_ptr() + tensor.nbytes)
@@ -156,7 +156,7 @@ def _write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
         save_file(plain, path)
     except SafetensorError as error:
         raise OSError(str(error)) from error
-    path.chmod(mode)  # it takes the right to read from all but the owner
+    path.chmod(mode)  # safetensors leaves it readable by the owner only
 
 
 def _tensors(arrays: dict[str, npt.NDArray[Any]]) -> bytes:
@@ -166,7 +166,7 @@ def _tensors(arrays: dict[str, npt.NDArray[Any]]) -> bytes:
 
 
 def _json(data: Any, *, name: str, exact: bool = False) -> bytes:
-    """Return JSON; NaN is null, unless ``exact`` asks for what comes back as it was, the order of keys included."""
+    """Return JSON; NaN becomes null. With ``exact``, NaN and the order of keys are preserved."""
     try:
         plain = data if exact else _finite(data)
         text = json.dumps(plain, indent=1, sort_keys=not exact, ensure_ascii=False, default=_scalar)

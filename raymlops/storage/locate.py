@@ -19,10 +19,10 @@ _HIDDEN = re.compile(r"(?:.*/)?[_.].*")
 def find_files(text: str) -> list[tuple[str, Any]]:
     """Return the URI and file info of each file that a path, folder, glob or URI names.
 
-    Those of a folder or glob come in the order of their paths. A name that starts with ``_`` or ``.`` is passed over.
+    Those of a folder or glob come in the order of their paths. Names that start with ``_`` or ``.`` are skipped.
 
     Raises:
-        RecipeError: nothing is there, or the URI holds a secret.
+        RecipeError: no file matches, or the URI holds a secret.
         StorageError: the storage does not answer.
     """
     _refuse_secret(text)
@@ -59,7 +59,7 @@ def unreadable(place: str, error: BaseException) -> StorageError:
 
 
 def _cut(address: str, *, wild: str) -> tuple[str, str]:
-    """Cut an address before its first part with a wildcard."""
+    """Split an address before its first part with a wildcard."""
     parts = address.split("/")
     for index, part in enumerate(parts):
         if any(character in part for character in wild):
@@ -68,7 +68,7 @@ def _cut(address: str, *, wild: str) -> tuple[str, str]:
 
 
 def _regex(pattern: str) -> str:
-    """Return the regular expression of a glob; ``**`` stands for any number of folders."""
+    """Return the regular expression of a glob; ``**`` matches any number of folders."""
     text = ""
     for part in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]*\])", pattern):
         known = {"**/": r"(?:.*/)?", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
@@ -77,7 +77,7 @@ def _regex(pattern: str) -> str:
 
 
 def _refuse_secret(uri: str) -> None:
-    """The list of files is written down with the run, and a secret has no place there."""
+    """Reject a secret: the list of files is logged with the run."""
     if holds_credential(uri):
         raise RecipeError(
             "datasets() names a URI that holds a credential",

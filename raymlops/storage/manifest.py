@@ -1,4 +1,4 @@
-"""Folders that are whole or absent: their manifest of SHA-256 digests is written last.
+"""Folders that are complete or absent: their manifest of SHA-256 digests is written last.
 
 Owns the two stored formats of a manifest, and what one means: a folder without one does not exist, a folder with one
 must match it. Knows nothing of models. Several processes may fill one folder; one of them seals it. Where the
@@ -56,7 +56,7 @@ class Format:
         return (json.dumps(data, indent=self.indent, sort_keys=True) + self.end).encode()
 
     def decode(self, data: bytes) -> tuple[int, Digests]:
-        """Return a manifest's version and its files, which are none where the version is newer than this one.
+        """Return a manifest's version and its files, none where the version is newer than this format.
 
         Raises:
             ValueError: it is damaged.
@@ -75,18 +75,18 @@ BUNDLE = Format(version=1, size_key="size", indent=1, end="\n")
 
 
 class Draft:
-    """A folder in the making, of a name that nobody used before. Each rank fills its part, then one seals all."""
+    """A folder that is being written, under a new name. Each rank fills its part, then one rank seals it."""
 
     def __init__(self, uri: str, *, rank: int = 0) -> None:
         self.uri = uri
         self.folder = scratch_path() if filesystem.is_remote(uri) else filesystem.local(uri) / f".part-{rank}"
         """Where this rank's files are prepared."""
         self.digests: Digests = {}
-        """The files that this rank put there."""
+        """The files that this rank wrote."""
 
     @contextlib.contextmanager
     def part(self) -> Iterator[Path]:
-        """Yield ``folder``; the files left in it become part of the whole.
+        """Yield ``folder``; the files left in it become part of the result.
 
         Raises:
             StorageError: they cannot be written.
@@ -109,7 +109,7 @@ class Draft:
                     path.rename(self.folder.parent / path.name)
 
     def seal(self, digests: Digests) -> None:
-        """Make the folder exist, with these files of all ranks.
+        """Write the manifest of all ranks' files, which makes the folder exist.
 
         Raises:
             StorageError: the manifest cannot be written.
@@ -125,7 +125,7 @@ class Draft:
             filesystem.sync(folder.parent)
 
     def discard(self) -> None:
-        """Remove what was written so far; what cannot be removed has no manifest and does not exist."""
+        """Remove what was written; what cannot be removed has no manifest and does not exist."""
         with contextlib.suppress(StorageError):
             delete(self.uri)
 
@@ -172,7 +172,7 @@ def mismatch(opened: AbstractContextManager[BinaryIO], entry: FileEntry) -> tupl
 
 
 def delete(uri: str) -> None:
-    """Remove a folder, its manifest first, so that a part of it is never taken for the whole.
+    """Remove a folder, its manifest first, so that a partial one is never mistaken for complete.
 
     Raises:
         StorageError: it cannot be removed.
@@ -185,11 +185,11 @@ def damage(
 ) -> str | None:
     """Return what is wrong with a checkpoint, or None if its files match the manifest and ``needs`` are among them.
 
-    ``check`` may leave files, by index and name, to others.
+    ``check`` selects the files to verify, by index and name; other ranks verify the rest.
 
     Raises:
         NotFoundError: there is no folder, or no manifest, which is the same.
-        StorageError: the storage cannot be read, or a newer raymlops wrote the folder: nothing is known of its files.
+        StorageError: the storage cannot be read, or a newer raymlops wrote the folder: its files are unknown.
     """
     try:
         data = filesystem.read_bytes(filesystem.join(uri, MANIFEST))
@@ -248,12 +248,12 @@ def unusable(uri: str, problem: str) -> StorageError:
 
 
 def names(folder: Path) -> frozenset[str]:
-    """Return the files that the manifest of a verified folder names: whatever else lies there was not checked."""
+    """Return the files that the manifest of a verified folder names; other files there were not verified."""
     return frozenset(CHECKPOINT.decode((folder / MANIFEST).read_bytes())[1])
 
 
 def set_aside(uri: str, name: str, *, reason: str) -> str:
-    """Take a damaged folder out of use, keep its files, and return its new name.
+    """Rename or mark a damaged folder, keep its files, and return its new name.
 
     Raises:
         StorageError: it can be neither renamed nor marked.
@@ -276,6 +276,6 @@ def is_set_aside(name: str, files: Collection[str]) -> bool:
 
 def _damage(uri: str, name: str, entry: FileEntry) -> str | None:
     if not name or "/" in name or name in {".", ".."}:
-        return f"{MANIFEST} names {name!r}, which is no file of this folder"
+        return f"{MANIFEST} names {name!r}, which is not a file of this folder"
     problem = mismatch(filesystem.reader(filesystem.join(uri, name)), entry)
     return None if problem is None else f"{name} is damaged: expected {problem[0]}, got {problem[1]}"

@@ -42,10 +42,10 @@ class Store:
         return bool(filesystem.info(self._at(path)).is_file)
 
     def open(self, path: str, *, size: int) -> Any:
-        """Return a file of this size, to be read at any place; a small one is read at once.
+        """Return a seekable file of this size; a small one is read into memory.
 
         Raises:
-            FileNotFoundError: there is no such file any more.
+            FileNotFoundError: the file no longer exists.
         """
         with filesystem.errors(self.uri, passing=(FileNotFoundError,)):
             opened, full = filesystem.open_filesystem(self._at(path))
@@ -78,7 +78,7 @@ class Store:
 
 
 class Namer:
-    """Names of the files of one writer: in the order of time, and never one that anybody had before."""
+    """Names of the files of one writer: unique, and sorted by time."""
 
     def __init__(self, writer: str, *, now: Callable[[], float] = time.time) -> None:
         self._writer = "".join(c if c.isalnum() else "_" for c in writer)[-32:] + "_" + uuid.uuid4().hex[:8]

@@ -270,7 +270,7 @@ def _run_here(
 ) -> tuple[Outcome, str]:
     section, mine = project.spec.train, identity(project.spec)
     found = recall(place.checkpoints_uri, metric=section.metric, mode=section.mode)
-    for text in found.said():
+    for text in found.warnings():
         writer(words(text))
     if found.state is not None:
         writer.catch_up(found.state.points)

@@ -139,7 +139,7 @@ class _Run:
 
     def _recall(self) -> Recalled:
         recalled = recall(self._place.checkpoints_uri, metric=self._section.metric, mode=self._section.mode)
-        for text in recalled.said():
+        for text in recalled.warnings():
             self._tell(text)
         if recalled.state is not None:
             self._tell.catch_up(recalled.state.points)

@@ -163,7 +163,7 @@ def test_a_folder_that_is_not_there_is_no_bundle(tmp_path):
 
 def test_a_digest_that_is_none_is_refused(tiny_ref):
     """An empty tag or argument must not mean any bundle."""
-    with pytest.raises(BundleError, match="'' is no digest"):
+    with pytest.raises(BundleError, match="'' is not a digest"):
         verify(tiny_ref.uri, "")
 
 

@@ -100,8 +100,8 @@ def test_past_hours_are_compacted(log, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["fligths"], 3, "There are of flights"),
-        (["flights", "--version", "9"], 3, "by version 3, 4"),
+        (["fligths"], 3, "Models with predictions: flights"),
+        (["flights", "--version", "9"], 3, "Versions with predictions: 3, 4"),
         (["flights", "--since", "yesterday"], 2, "expected a length of time or an ISO time"),
         (["flights", "--since", "1h", "--until", "2h"], 2, "before it begins"),
         (["flights", "--out", "rows.doc"], 2, ".parquet"),

@@ -90,7 +90,7 @@ def test_a_manifest_speaks_of_its_own_folder_alone(tmp_path: Path) -> None:
     """A name that leads elsewhere is damage, whatever lies there."""
     made = draft(f"{tmp_path}/f", a=b"x")
     made.seal({"../f/a": made.digests["a"]})
-    assert "which is no file of this folder" in str(damage(made.uri))
+    assert "which is not a file of this folder" in str(damage(made.uri))
 
 
 def test_a_file_that_is_needed_must_be_in_the_manifest(tmp_path: Path) -> None:

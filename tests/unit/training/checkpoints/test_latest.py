@@ -262,7 +262,7 @@ def test_one_that_somebody_removed_is_named(place: str) -> None:
     manifest.delete(filesystem.join(place, names[-1]))
     recalled = found(place)
     assert recalled.uri == filesystem.join(place, names[-2])
-    assert recalled.set_aside == (f"{names[-1]}: it is gone",)
+    assert recalled.set_aside == (f"{names[-1]}: it does not exist",)
 
 
 def test_a_store_that_does_not_answer_sets_nothing_aside(s3: FakeS3) -> None:

@@ -69,7 +69,7 @@ def test_where_nothing_was_written_nothing_is_best(tmp_path: Path) -> None:
     saver.save(snapshot(5), best=False, last=False)
     saver.wait()
     assert saver.last_uri is not None
-    with pytest.raises(StorageError, match="so none is the best"):
+    with pytest.raises(StorageError, match="so there is no best one"):
         _ = saver.best_uri
 
 
@@ -262,7 +262,7 @@ def test_a_failed_write_is_told_and_passed_over(tmp_path: Path) -> None:
     saver.wait()
     assert saver.failures == 1
     assert "the checkpoint of step 2 could not be written" in told[0]
-    assert told[1:] == ["checkpoints can be written again: that of step 3 was"]
+    assert told[1:] == ["checkpoints can be written again, since that of step 3"]
     assert saver.last_uri == f"{tmp_path}/step-00000003-aaa-3"
 
 
@@ -278,11 +278,11 @@ def test_a_reason_that_stays_is_told_in_short(tmp_path: Path, monkeypatch: pytes
     saver.wait()
     assert "the checkpoint of step 1 could not be written: " in told[0]
     assert told[1:3] == [
-        "checkpoint of step 10 could not be written either (10 so far)",
-        "checkpoint of step 20 could not be written either (20 so far)",
+        "the checkpoint of step 10 could not be written either (10 consecutive failures)",
+        "the checkpoint of step 20 could not be written either (20 consecutive failures)",
     ]
     assert "the best checkpoint of step 26 could not be written: " in told[3]
-    assert told[4:] == ["checkpoints can be written again: that of step 27 was"]
+    assert told[4:] == ["checkpoints can be written again, since that of step 27"]
     assert saver.failures == 26
 
 
@@ -446,5 +446,5 @@ def test_a_state_of_more_than_tensors_is_refused() -> None:
         def get_extra_state(self) -> object:
             return {"vocabulary": ["a"]}
 
-    with pytest.raises(RecipeError, match="_extra_state, which is no tensor"):
+    with pytest.raises(RecipeError, match="_extra_state, which is not a tensor"):
         tensors(Extra(1, 1))
