@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import UsageError
+from raymlops.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -49,7 +49,10 @@ def write_module(name: str, text: str, *, folder: Path) -> ModuleType:
         )
     text = text if text.endswith("\n") else f"{text}\n"
     compile(text, str(path), "exec", dont_inherit=True)
-    write_bytes(str(path), text.encode())
+    try:
+        write_bytes(str(path), text.encode())
+    except StorageError as error:
+        raise StorageError(f"{path} cannot be written: {error.__cause__}") from error
     # Python trusts bytecode whose source has the same size and second, which a quick edit may have.
     Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
     if str(path.parent) not in sys.path:

@@ -1,18 +1,17 @@
-"""Which code travels in a bundle.
+"""Collect the code that a bundle contains.
 
-A recipe that comes with raymlops does not travel: the bundle names the installed version. For any other one:
+A recipe that comes with raymlops is not copied: the bundle names the installed version. For any other one:
 
-- a module inside a package takes the whole package along: its ``.py`` files and its small data files
+- a module inside a package adds the whole package: its ``.py`` files and its small data files
   (``_DATA_SUFFIXES``, at most ``MAX_DATA_BYTES`` each), without hidden folders, caches, virtual environments and
-  folders named ``tests``. Larger files, and those whose name speaks of secrets or credentials, stay and are
-  named in ``left_out``;
-- a module of its own takes its file along, and so does a module in a folder without ``__init__.py``;
-- whatever these files import, anywhere in them, goes the same way, unless it is installed (the standard library,
-  site-packages) or raymlops itself. Imports are read from the source, so a name that is only computed at run
-  time is not found.
+  folders named ``tests``. Larger files, and those whose name mentions secrets or credentials, are omitted and listed
+  in ``left_out``;
+- a top-level module adds its file, and so does a module in a folder without ``__init__.py``;
+- modules that these files import are added in the same way, unless they are installed (the standard library,
+  site-packages) or part of raymlops. Imports are read from the source, so a name computed at run time is not found.
 
-An installed recipe's package travels too, and the bundle names its distribution and version.
-Data beside a module of its own does not travel: what a replica needs of it belongs in the state that ``fit`` returns.
+An installed recipe's package is copied too, and the bundle names its distribution and version.
+Data beside a top-level module is not copied: what a replica needs of it belongs in the state that ``fit`` returns.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ _SKIPPED_FOLDERS = frozenset({"__pycache__", "tests", "node_modules", "venv", "s
 
 @dataclass(frozen=True)
 class Code:
-    """Files by their POSIX path under ``code/``; none for a recipe that comes with raymlops."""
+    """Files by their POSIX path under ``code/``; empty for a recipe that comes with raymlops."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     distribution: str | None = None
@@ -57,13 +56,13 @@ class Code:
     left_out: tuple[str, ...] = ()
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of each file by its path; for a recipe that does not travel, what is installed."""
+        """Return the SHA-256 of each file by its path; for a recipe of raymlops, the installed version."""
         if not self.files:
             return {str(self.distribution): str(self.version)}
         return {path: hashlib.sha256(data).hexdigest() for path, data in self.files.items()}
 
     def sha(self) -> str:
-        """Return the SHA-256 of all of ``digests``: equal where the same code would travel."""
+        """Return the SHA-256 of all of ``digests``: equal for the same code."""
         return hashlib.sha256(json.dumps(self.digests(), sort_keys=True).encode()).hexdigest()
 
 
@@ -81,8 +80,8 @@ def collect(recipe_class: type[RecipeBase]) -> Code:
     start = _unit(module_name)
     if start is None:
         raise RecipeError(
-            f"the code of recipe {recipe_class.__qualname__} cannot travel: "
-            f"module {module_name} has no source file that can be found again",
+            f"the code of recipe {recipe_class.__qualname__} cannot be copied into the bundle: "
+            f"module {module_name} has no source file that can be found",
             hint="Put it into a .py file in the working directory or in an installed package.",
         )
     distribution, version = _distribution(root) if _is_installed(start.path) else (None, None)
@@ -109,7 +108,7 @@ def own_version() -> str:
 
 @dataclass(frozen=True)
 class _Unit:
-    """What travels as one: a module's file, or the folder of a package."""
+    """A module's file, or the folder of a package, which is copied as a whole."""
 
     name: str
     path: Path
@@ -117,7 +116,7 @@ class _Unit:
 
 
 class _Found:
-    """The files found so far."""
+    """Collects files."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -125,7 +124,7 @@ class _Found:
         self._total = 0
 
     def add(self, unit: _Unit) -> Iterator[tuple[str, bytes]]:
-        """Take a unit's files along; yield each module's dotted name (a package's ends in ``.__init__``) and source."""
+        """Add a unit's files; yield each module's dotted name (a package's ends in ``.__init__``) and source."""
         base = unit.name.replace(".", "/")
         paths = _package_files(unit.path) if unit.is_package else [unit.path]
         for path in paths:
@@ -164,7 +163,7 @@ def _package_files(folder: Path) -> Iterator[Path]:
 
 
 def _unit(module_name: str) -> _Unit | None:
-    """Return what travels for a module: its outermost regular package, else its file; None without a source file."""
+    """Return a module's outermost regular package, else its file; None without a source file."""
     if module_name.partition(".")[0] == OWN_PACKAGE:
         return None
     parts = module_name.split(".")
@@ -187,7 +186,7 @@ def _unit(module_name: str) -> _Unit | None:
 
 
 def _spec(name: str, search: list[str] | None) -> ModuleSpec | None:
-    """Find a module without running any: parents were found before, their folders are ``search``."""
+    """Find a module without importing any; ``search`` holds its parents' folders."""
     loaded = getattr(sys.modules.get(name), "__spec__", None)
     if isinstance(loaded, ModuleSpec):
         return loaded
@@ -198,7 +197,7 @@ def _spec(name: str, search: list[str] | None) -> ModuleSpec | None:
 
 
 def _imports(source: bytes, *, module: str) -> Iterator[str]:
-    """Yield the absolute names that a module imports, wherever in its text."""
+    """Yield the absolute names that a module imports, anywhere in its source."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):

@@ -1,7 +1,7 @@
-"""Importing the code of a bundle: beside other versions of itself, or as the only one in a process.
+"""Import the code of a bundle: isolated beside other versions of itself, or exclusively in a process.
 
-Both ways a finder of our own serves exactly the modules that the verified manifest lists, from sources that it read
-and checked once, and neither reads nor writes byte code.
+In both modes a finder serves exactly the modules that the verified manifest lists, from sources that it read and
+verified once, and neither reads nor writes byte code.
 
 *Isolated*: modules live under a package named after the digest, so two versions of ``shop.recipe`` are two
 modules. Relative imports need nothing more. An absolute import of the bundle's own code (``from shop.features import
@@ -25,18 +25,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from raymlops.bundle.verify import CODE, Manifest, read_file
+from raymlops.bundle.verify import CODE, read_file
 from raymlops.errors import BundleError, RecipeImportError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from raymlops.storage.manifest import Digests
 
 PREFIX = "raymlops_bundle_"
 
 _lock = threading.Lock()
 
 
-def import_module(folder: Path, name: str, *, manifest: Manifest, digest: str, exclusive: bool) -> ModuleType:
+def import_module(folder: Path, name: str, *, manifest: Digests, digest: str, exclusive: bool) -> ModuleType:
     """Import a module of a verified local bundle.
 
     Raises:
@@ -58,7 +60,7 @@ def import_module(folder: Path, name: str, *, manifest: Manifest, digest: str, e
         ) from error
 
 
-def _finder(folder: Path, *, manifest: Manifest, digest: str, exclusive: bool) -> _Finder:
+def _finder(folder: Path, *, manifest: Digests, digest: str, exclusive: bool) -> _Finder:
     prefix = "" if exclusive else f"{PREFIX}{digest}."
     for finder in sys.meta_path:
         if isinstance(finder, _Finder) and finder.digest == digest and finder.prefix == prefix:
@@ -77,7 +79,7 @@ def _finder(folder: Path, *, manifest: Manifest, digest: str, exclusive: bool) -
 class _Finder(MetaPathFinder):
     """Finds the modules of one bundle under one prefix."""
 
-    def __init__(self, folder: Path, manifest: Manifest, *, digest: str, prefix: str) -> None:
+    def __init__(self, folder: Path, manifest: Digests, *, digest: str, prefix: str) -> None:
         self.digest = digest
         self.prefix = prefix
         self._root = folder / CODE
@@ -86,7 +88,7 @@ class _Finder(MetaPathFinder):
         """Dotted name to source: read now, so that a late import needs no file and none can change before it."""
         self._folders: set[str] = set()
         """Dotted names of folders that hold modules: packages, and namespaces without ``__init__.py``."""
-        for path in manifest.files:
+        for path in manifest:
             if not (path.startswith(f"{CODE}/") and path.endswith(".py")):
                 continue
             parts = path.removesuffix(".py").split("/")[1:]
@@ -131,7 +133,7 @@ class _Finder(MetaPathFinder):
         return None
 
     def refuse_others(self) -> None:
-        """Refuse to stand behind modules of the same names that this process imported from elsewhere."""
+        """Refuse modules whose names this process has imported from elsewhere."""
         for name, path in self._paths.items():
             other = getattr(sys.modules.get(name), "__file__", None)
             if other is not None and Path(other) != path:

@@ -1,7 +1,7 @@
-"""A bundle as a model that answers: verified first, then its code imported, its weights put in place.
+"""Load a bundle as a model: verify it, import its code, load its weights.
 
-Owns the way from input columns to output columns, which the endpoint, the MLflow flavour and the gate share. Knows
-nothing of servers or registries: the digest that vouches for the files comes from the caller.
+Owns the path from input columns to output columns, which the endpoint, the MLflow flavour and the gate share. Knows
+nothing of servers or registries: the digest to verify against comes from the caller.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raymlops.bundle.imports import import_module
 from raymlops.errors import BundleError, NonFiniteError, RaymlopsError, RecipeError, RecipeImportError
 from raymlops.recipe import RecipeBase, call_recipe, map_tensors, resolve, to_device
 from raymlops.signature import Signature
-from raymlops.storage.filesystem import locate
+from raymlops.storage.filesystem import join
 
 if TYPE_CHECKING:
     import os
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from raymlops.arrays import Column, Columns
     from raymlops.storage.filesystem import Location
+    from raymlops.storage.manifest import Digests
 
 Array = npt.NDArray[Any]
 
@@ -41,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model that came out of a verified bundle, in evaluation mode."""
+    """A model loaded from a verified bundle, in evaluation mode."""
 
     uri: str
     digest: str
@@ -56,7 +57,7 @@ class LoadedModel:
     row_hashes: npt.NDArray[np.uint64]
     """A sketch of the training rows; see ``sketch``."""
     device: str = "cpu"
-    """Where the model runs; ``encode`` and ``decode`` see tensors of the CPU on any."""
+    """Where the model runs; ``encode`` and ``decode`` always see CPU tensors."""
 
     def predict(self, columns: Columns) -> dict[str, Array]:
         """Return the output columns, typed by the signature, for input columns of n rows.
@@ -88,10 +89,10 @@ def answer(
 ) -> dict[str, Array]:
     """Return the output columns, typed by the signature, for input columns of n rows: the path of every request.
 
-    ``model`` is in evaluation mode, on ``device``; ``encode`` and ``decode`` see tensors of the CPU on any.
+    ``model`` is in evaluation mode, on ``device``; ``encode`` and ``decode`` always see CPU tensors.
 
     Raises:
-        NonFiniteError: an output is NaN or infinite, and ``finite`` asks for numbers.
+        NonFiniteError: ``finite`` is set, and an output is NaN or infinite.
         RecipeError: the recipe's code raises, or its outputs do not fit the signature.
     """
     import torch
@@ -117,10 +118,10 @@ def load(
     device: str = "cpu",
     cache: str | os.PathLike[str] = names.DEFAULT_CACHE,
 ) -> LoadedModel:
-    """Verify a bundle against a digest from elsewhere, then import its code and load its weights.
+    """Verify a bundle against a trusted digest, then import its code and load its weights.
 
-    ``exclusive`` is for a process that serves this bundle alone: its modules get their plain names. Otherwise any
-    number of bundles load side by side, also versions of one module; see ``imports`` for what that asks of the code.
+    ``exclusive`` is for a process that serves this bundle alone: its modules keep their own names. Otherwise any
+    number of bundles load side by side, also versions of one module; see ``imports`` for what the code must observe.
 
     Raises:
         BundleError: the files are not what the digest vouches for.
@@ -129,7 +130,7 @@ def load(
         StorageError: the storage cannot be read.
     """
     folder = names.fetch(uri, digest, cache=cache)
-    # What verify saw is what is used: each small file is checked again as it is read.
+    # Files may change after they were verified: each small file is verified again as it is read.
     manifest = names.read_manifest(folder, digest)
     files = {
         name: _parse(folder, name, manifest) for name in (names.RECIPE, names.STATE, names.SIGNATURE, names.EXAMPLE)
@@ -139,7 +140,7 @@ def load(
         folder, files[names.RECIPE], files[names.STATE], manifest=manifest, digest=digest, exclusive=exclusive
     )
     return LoadedModel(
-        uri=locate(uri).uri,
+        uri=join(uri),
         digest=digest,
         recipe=recipe,
         model=_model(recipe, folder / names.WEIGHTS).to(device),
@@ -155,7 +156,7 @@ def load(
 
 
 def load_recipe(uri: Location, digest: str, *, cache: str | os.PathLike[str] = names.DEFAULT_CACHE) -> RecipeBase:
-    """Verify a bundle and return its recipe, built without its model, beside other bundles' in this process.
+    """Verify a bundle and return its recipe without its model, isolated from other bundles in this process.
 
     Raises:
         BundleError, RecipeImportError, RecipeError, StorageError: as ``load``.
@@ -169,11 +170,11 @@ def load_recipe(uri: Location, digest: str, *, cache: str | os.PathLike[str] = n
 def typed_outputs(
     decoded: Any, signature: Signature, *, rows: int, where: str, finite: bool = True
 ) -> dict[str, Array]:
-    """Return what ``decode`` gave as the arrays of the signature's outputs.
+    """Return the result of ``decode`` as the arrays of the signature's outputs.
 
     Raises:
-        NonFiniteError: an output is NaN or infinite, and ``finite`` asks for numbers.
-        RecipeError: the outputs are not those of the signature. ``where`` says whose they are.
+        NonFiniteError: ``finite`` is set, and an output is NaN or infinite.
+        RecipeError: the outputs do not match the signature. ``where`` names their origin.
     """
     wanted = [column.name for column in signature.outputs]
     if not isinstance(decoded, dict) or decoded.keys() != set(wanted):
@@ -187,7 +188,7 @@ def typed_outputs(
     }
 
 
-def _parse(folder: Path, name: str, manifest: names.Manifest) -> Any:
+def _parse(folder: Path, name: str, manifest: Digests) -> Any:
     try:
         return json.loads(names.read_file(folder, name, manifest))
     except ValueError as error:
@@ -199,7 +200,7 @@ def _recipe(
     entry: dict[str, Any],
     state: dict[str, Any],
     *,
-    manifest: names.Manifest,
+    manifest: Digests,
     digest: str,
     exclusive: bool,
 ) -> RecipeBase:
@@ -224,7 +225,7 @@ def _recipe(
         recipe_class = resolve(found)
 
     def build() -> RecipeBase:
-        # Read as JSON, where strict types still take a list for a tuple and a text for a path.
+        # Validated as JSON, where strict types accept a list for a tuple and text for a path.
         config = recipe_class.Config.model_validate_json(json.dumps(entry["config"]))
         return recipe_class(config, state=state, seed=int(entry["seed"]))
 
@@ -237,7 +238,7 @@ def _model(recipe: RecipeBase, weights: Path) -> nn.Module:
     from safetensors.torch import load_file
 
     name = type(recipe).__name__
-    # Initial weights are drawn and thrown away; the caller's random numbers stay as they were.
+    # Initial weights are drawn and discarded; the caller's random state is preserved.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         model: nn.Module = _call(f"{name}.model()", recipe.model)
     try:
@@ -245,7 +246,7 @@ def _model(recipe: RecipeBase, weights: Path) -> nn.Module:
     except RuntimeError as error:
         raise RecipeError(
             f"the bundle's weights do not fit {name}.model(): {error}",
-            hint="The recipe builds another model than the one that was trained.",
+            hint="The recipe builds a different model from the one that was trained.",
         ) from error
     return model.eval().requires_grad_(requires_grad=False)
 
@@ -258,7 +259,7 @@ def _row_hashes(data: bytes) -> npt.NDArray[np.uint64]:
 
 
 def _call(where: str, function: Callable[[], Any]) -> Any:
-    """Call the recipe's code; an error of ours that it raises, such as one about a row, stays what it is."""
+    """Call the recipe's code; pass on errors of ours that it raises, such as one about a row."""
     try:
         return call_recipe(where, function)
     except RecipeError as error:

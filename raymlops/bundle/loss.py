@@ -1,7 +1,4 @@
-"""How a bundle's answers are compared with labels: the rule that it holds, and its recipe's own ``loss_of``.
-
-Owns how both are read. What a rule means stands in ``answerloss``.
-"""
+"""Read how a bundle's answers are compared with labels: its rule, or its recipe's own ``loss_of``."""
 
 from __future__ import annotations
 
@@ -31,11 +28,11 @@ class OwnLosses(NamedTuple):
     values: list[float | None]
     """NaN where it failed."""
     failure: str = ""
-    """What it did the first time that it failed; empty where it did not."""
+    """Its first failure; empty without one."""
 
 
 def read_loss(uri: Location, digest: str) -> AnswerLoss:
-    """Return a bundle's rule; that which its signature allows, where it was written without one.
+    """Return a bundle's rule; the default for its signature where it was written without one.
 
     Reads the manifest and one small file, and runs none of the bundle's code.
 
@@ -44,9 +41,9 @@ def read_loss(uri: Location, digest: str) -> AnswerLoss:
         StorageError: the storage cannot be read.
     """
     manifest = names.read_manifest(uri, digest)
-    name = names.LOSS if names.LOSS in manifest.files else names.SIGNATURE
+    name = names.LOSS if names.LOSS in manifest else names.SIGNATURE
     try:
-        data = json.loads(names.read_small(uri, name, manifest))
+        data = json.loads(names.read_file(uri, name, manifest))
     except ValueError as error:
         raise BundleError(f"{uri}/{name}: expected JSON, got {error}") from error
     return AnswerLoss.from_dict(data) if name == names.LOSS else declared(Signature.from_dict(data))
@@ -55,7 +52,7 @@ def read_loss(uri: Location, digest: str) -> AnswerLoss:
 def own_losses(uri: Location, digest: str, pairs: Sequence[Pair]) -> OwnLosses:
     """Return the losses of answers by the ``loss_of`` of a bundle's recipe; this runs its code.
 
-    Where it raises, or returns what is no number from 0 to 1, the loss is NaN and the first failure is told.
+    Where it raises, or returns no number from 0 to 1, the loss is NaN; the first failure is returned too.
 
     Raises:
         BundleError, RecipeImportError, RecipeError, StorageError: the recipe cannot be loaded.

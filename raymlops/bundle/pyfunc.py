@@ -1,13 +1,12 @@
-"""A bundle as a model of MLflow's ``python_function`` flavour, without pickle.
+"""Save and load a bundle as a model of MLflow's ``python_function`` flavour, without pickle.
 
 ``mlflow.pyfunc.load_model("models:/NAME@champion")`` calls ``_load_pyfunc`` here with the bundle's folder. The digest
 that vouches for it is looked up in the model registry: some version there must carry it as its tag. So a changed
 artifact is refused even when its manifest was rewritten to match. A folder that no registry knows needs the
 digest from the caller: ``load_model(path, model_config={"digest": ...})``.
 
-What this cannot see: MLflow reads the ``MLmodel`` file before us and calls whatever loader it names, so who can write
-to the artifact store can still make ``load_model`` run something else. ``raymlops.bundle.load.load`` reads no
-such file.
+Limitation: MLflow reads the ``MLmodel`` file first and calls the loader it names, so anyone who can write to the
+artifact store can make ``load_model`` run other code. ``raymlops.bundle.load.load`` reads no such file.
 """
 
 from __future__ import annotations
@@ -21,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.bundle.code import own_version
 from raymlops.bundle.load import LoadedModel, load
-from raymlops.bundle.verify import MANIFEST, SIGNATURE, fetch, read_file, read_manifest
+from raymlops.bundle.verify import SIGNATURE, fetch, read_file, read_manifest
 from raymlops.errors import BundleError
 from raymlops.signature import Signature
+from raymlops.storage.manifest import MANIFEST
 
 if TYPE_CHECKING:
     import os
@@ -61,13 +61,13 @@ def save_pyfunc(ref: BundleRef, dest: str | os.PathLike[str]) -> None:
     (target / requirements).write_text(f"raymlops=={own_version()}\n", encoding="utf-8")
     (target / python_env).write_text(f"dependencies:\n- -r {requirements}\n", encoding="utf-8")
     model = Model(signature=_mlflow_signature(signature), metadata={DIGEST_TAG: ref.digest})
-    # An empty value is what lets a caller give the digest; MLflow drops configuration that a model does not declare.
+    # An empty default lets a caller pass the digest; MLflow drops configuration that a model does not declare.
     add_to_model(model, loader_module=_LOADER, data=_DATA, python_env=python_env, model_config={"digest": ""})
     model.save(str(target / "MLmodel"))
 
 
 class PyfuncModel:
-    """What MLflow wraps: a DataFrame of the signature's inputs in, a DataFrame of its outputs out."""
+    """Wrapped by MLflow: takes a DataFrame of the signature's inputs, returns a DataFrame of its outputs."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
@@ -93,7 +93,7 @@ class PyfuncModel:
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> PyfuncModel:
-    """Load the bundle at ``path`` for MLflow, after a digest from outside the artifact vouched for it.
+    """Load the bundle at ``path`` for MLflow, verified against a digest from outside the artifact.
 
     Raises:
         BundleError: the registry knows no such bundle, or the files are not what the digest vouches for.
@@ -135,7 +135,7 @@ def _trusted_digest(folder: Path, model_config: dict[str, Any]) -> str:
 
 
 def _declared(folder: Path) -> bool:
-    """Tell whether the artifact's own file gives a digest, which MLflow would hand to us as if the caller had."""
+    """Return whether the artifact's own file has a digest, which MLflow would pass on as the caller's."""
     from mlflow.models import Model
 
     path = folder.parent / "MLmodel"

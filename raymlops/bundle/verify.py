@@ -1,30 +1,30 @@
-"""Whether the files of a bundle are the ones its digest vouches for.
+"""Check that the files of a bundle are the ones its digest vouches for.
 
-Owns the names of a bundle's files and the format of its manifest. The digest always comes from the caller, who
-has it from the registry, the desired state or Serve's arguments; nothing in the bundle can vouch for it.
+Owns the names of a bundle's files. The digest always comes from the caller, who has it from the registry, the desired
+state or Serve's arguments; nothing in the bundle can vouch for it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
-import json
 import os
 import re
 import shutil
 import stat
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from raymlops.errors import BundleError, StorageError
-from raymlops.storage.filesystem import Location, Place, locate
+from raymlops.errors import BundleError, NotFoundError, StorageError
+from raymlops.storage import filesystem
+from raymlops.storage.manifest import BUNDLE, MANIFEST, Digests, mismatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
+    from raymlops.storage.filesystem import Location
+
 WEIGHTS = "weights.safetensors"
 ROWS = "rows.safetensors"
 RECIPE = "recipe.json"
@@ -43,33 +43,11 @@ REQUIRED = frozenset(
 )
 DEFAULT_CACHE = "~/.raymlops/cache/bundles"
 
+
 _MAX_MANIFEST_BYTES = 16 << 20
-_CHUNK_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class FileEntry:
-    """What the manifest says about one file."""
-
-    sha256: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """The files of a bundle, by POSIX path within it."""
-
-    format_version: int
-    files: dict[str, FileEntry]
-
-    def to_bytes(self) -> bytes:
-        """Return the one byte sequence whose SHA-256 is the bundle's digest."""
-        files = {name: {"sha256": entry.sha256, "size": entry.size} for name, entry in self.files.items()}
-        data = {"format_version": self.format_version, "files": files}
-        return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
-
-
-def verify(uri: Location, digest: str) -> Manifest:
+def verify(uri: Location, digest: str) -> Digests:
     """Check every file of a bundle against the digest that the caller trusts, and return its manifest.
 
     Raises:
@@ -77,37 +55,27 @@ def verify(uri: Location, digest: str) -> Manifest:
             format, a file that is missing, extra, a link, or of another size or content.
         StorageError: the storage cannot be read.
     """
-    place = locate(uri)
     manifest = read_manifest(uri, digest)
-    found = dict(_local_files(place) if place.local is not None else _remote_files(place))
-    found.pop(MANIFEST, None)
-    for name in sorted(found.keys() - manifest.files.keys()):
-        raise _damage(place, name, "no such file: the manifest does not list it", f"one of {found[name]} bytes")
-    for name, entry in sorted(manifest.files.items()):
-        if name not in found:
-            raise _damage(place, name, f"a file of {entry.size} bytes", "nothing")
-        if found[name] != entry.size:
-            raise _damage(place, name, f"{entry.size} bytes", f"{found[name]} bytes")
-        got = _sha256(place, name)
-        if got != entry.sha256:
-            raise _damage(place, name, f"SHA-256 {entry.sha256}", got)
+    _check_sizes(uri, manifest)
+    for name, entry in sorted(manifest.items()):
+        if (problem := mismatch(_open(uri, name), entry)) is not None:
+            raise _damage(uri, name, *problem)
     return manifest
 
 
 def fetch(uri: Location, digest: str, *, cache: str | os.PathLike[str] = DEFAULT_CACHE) -> Path:
     """Return a local folder that holds the verified bundle; a remote one is kept in ``cache`` under its digest.
 
-    What the cache holds is verified again at each call, and fetched anew when it was damaged.
+    The cached copy is verified at each call, and fetched again when it was damaged.
 
     Raises:
         BundleError: as ``verify``.
         StorageError: the storage cannot be read, or the cache not written.
     """
-    place = locate(uri)
-    if place.local is not None:
+    if not filesystem.is_remote(uri):
         verify(uri, digest)
-        return place.local
-    data = _manifest_bytes(place, digest)
+        return filesystem.local(uri)
+    data = _manifest_bytes(uri, digest)
     folder = Path(cache).expanduser() / digest
     if folder.exists():
         try:
@@ -116,119 +84,91 @@ def fetch(uri: Location, digest: str, *, cache: str | os.PathLike[str] = DEFAULT
             shutil.rmtree(folder)
         else:
             return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{digest}.", suffix=".tmp", dir=folder.parent))
-    except OSError as error:
-        raise StorageError(f"the bundle cache {folder.parent} cannot be written: {error}") from error
-    try:
-        for name, entry in parse_manifest(data, where=place.uri).files.items():
-            _download(place, name, temporary / name, size=entry.size)
+    with filesystem.errors(folder.parent), filesystem.temporary_folder(folder.parent) as temporary:
+        manifest = parse_manifest(data, where=os.fspath(uri))
+        _check_sizes(uri, manifest)  # before the first byte: a larger file could fill the disk
+        for name in manifest:
+            filesystem.download(filesystem.join(uri, name), temporary / name)
         (temporary / MANIFEST).write_bytes(data)
         verify(temporary, digest)
         try:
             temporary.rename(folder)
         except OSError:
-            # Another process fetched the same bundle meanwhile.
-            verify(folder, digest)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            verify(folder, digest)  # another process fetched the same bundle meanwhile
     return folder
 
 
-def parse_manifest(data: bytes, *, where: str) -> Manifest:
+def parse_manifest(data: bytes, *, where: str) -> Digests:
     """Read a manifest whose digest has been checked.
 
     Raises:
         BundleError: it is damaged, names a file outside the bundle, or its format is newer than this raymlops.
     """
     try:
-        content = json.loads(data)
-        version = int(content["format_version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{where}/{MANIFEST}: expected JSON with a format_version, got {data[:60]!r}") from error
-    if not 1 <= version <= FORMAT_VERSION:
+        version, files = BUNDLE.decode(data)
+    except ValueError as error:
         raise BundleError(
-            f"{where}/{MANIFEST}: format_version: expected 1 to {FORMAT_VERSION}, got {version}",
+            f"{where}/{MANIFEST}: expected JSON with a format_version and files with sha256 and size, "
+            f"got {data[:60]!r} ({error})"
+        ) from error
+    if not 1 <= version <= BUNDLE.version:
+        raise BundleError(
+            f"{where}/{MANIFEST}: format_version: expected 1 to {BUNDLE.version}, got {version}",
             hint="A newer raymlops wrote this bundle: upgrade raymlops here.",
         )
-    try:
-        files = {
-            str(name): FileEntry(sha256=str(entry["sha256"]), size=int(entry["size"]))
-            for name, entry in content["files"].items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{where}/{MANIFEST}: expected files with sha256 and size, got something else") from error
     for name in files:
         if not _is_safe(name):
             raise BundleError(f"{where}/{MANIFEST}: expected names of files inside the bundle, got {name!r}")
     for name in sorted(REQUIRED - files.keys()):
         raise BundleError(f"{where}/{name}: expected in every bundle, got a manifest without it")
-    return Manifest(format_version=version, files=files)
+    return files
 
 
-def read_manifest(uri: Location, digest: str) -> Manifest:
-    """Return the manifest of a bundle, checked against the digest; its files are not looked at.
+def read_manifest(uri: Location, digest: str) -> Digests:
+    """Return the manifest of a bundle, checked against the digest; its files are not read.
 
     Raises:
         BundleError: there is no manifest, it has another digest, or it is damaged or too new.
-    """
-    place = locate(uri)
-    return parse_manifest(_manifest_bytes(place, digest), where=place.uri)
-
-
-def read_file(folder: Path, name: str, manifest: Manifest) -> bytes:
-    """Return the bytes of one file of a local bundle, checked at the moment of reading.
-
-    Raises:
-        BundleError: the file changed since it was verified.
-    """
-    try:
-        data = (folder / name).read_bytes()
-    except OSError as error:
-        raise BundleError(f"{folder}/{name}: expected a readable file, got {error}") from error
-    return _checked(data, name, manifest, where=str(folder))
-
-
-def read_small(uri: Location, name: str, manifest: Manifest) -> bytes:
-    """Return the bytes of one small file of a bundle wherever it is, checked; no other file is looked at.
-
-    Raises:
-        BundleError: it is missing, larger than the manifest says, or something else.
         StorageError: the storage cannot be read.
     """
-    place = locate(uri)
-    entry = manifest.files[name]
+    return parse_manifest(_manifest_bytes(uri, digest), where=os.fspath(uri))
+
+
+def read_file(uri: Location, name: str, manifest: Digests) -> bytes:
+    """Return the bytes of one file of a bundle, verified as it is read; no other file is read.
+
+    Raises:
+        BundleError: it is missing, or is no longer what the manifest says.
+        StorageError: the storage cannot be read.
+    """
+    entry = manifest[name]
     try:
-        with _open(place, name) as stream:
-            data: bytes = _reading(place, lambda: stream.read(entry.size + 1))
-    except FileNotFoundError as error:
-        raise _damage(place, name, f"a file of {entry.size} bytes", "nothing") from error
-    return _checked(data, name, manifest, where=place.uri)
-
-
-def _checked(data: bytes, name: str, manifest: Manifest, *, where: str) -> bytes:
+        with _open(uri, name) as stream:
+            data = bytes(stream.read(entry.size + 1))
+    except NotFoundError as error:
+        raise _damage(uri, name, f"a file of {entry.size} bytes", "nothing") from error
     got = hashlib.sha256(data).hexdigest()
-    expected = manifest.files[name].sha256
-    if got != expected:
-        raise BundleError(f"{where}/{name}: expected SHA-256 {expected}, got {got}: changed while it was loaded")
+    if got != entry.sha256:
+        where = f"{os.fspath(uri)}/{name}"
+        raise BundleError(f"{where}: expected SHA-256 {entry.sha256}, got {got}: changed while it was loaded")
     return data
 
 
-def _manifest_bytes(place: Place, digest: str) -> bytes:
+def _manifest_bytes(uri: Location, digest: str) -> bytes:
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise BundleError(f"{digest!r} is no digest; expected the 64 hex digits of a SHA-256")
+        raise BundleError(f"{digest!r} is not a digest; expected the 64 hex digits of a SHA-256")
+    where = f"{os.fspath(uri)}/{MANIFEST}"
     try:
-        with _open(place, MANIFEST) as stream:
-            data = stream.read(_MAX_MANIFEST_BYTES + 1)
-    except FileNotFoundError as error:
-        raise BundleError(f"{place.uri}/{MANIFEST}: expected the manifest of a bundle, got nothing") from error
+        with _open(uri, MANIFEST) as stream:
+            data = bytes(stream.read(_MAX_MANIFEST_BYTES + 1))
+    except NotFoundError as error:
+        raise BundleError(f"{where}: expected the manifest of a bundle, got nothing") from error
     got = hashlib.sha256(data).hexdigest()
     if got != digest:
         raise BundleError(
-            f"{place.uri}/{MANIFEST}: expected SHA-256 {digest}, got {got}",
+            f"{where}: expected SHA-256 {digest}, got {got}",
             hint="The bundle was changed after it was registered. Move it away, then register the run again: "
-            "the same bundle is written anew.",
+            "that writes the same bundle.",
         )
     return data
 
@@ -242,81 +182,55 @@ def _is_safe(name: str) -> bool:
     )
 
 
-def _damage(place: Place, name: str, expected: str, got: str) -> BundleError:
+def _damage(uri: Location, name: str, expected: str, got: str) -> BundleError:
     return BundleError(
-        f"{place.uri}/{name}: expected {expected}, got {got}",
+        f"{os.fspath(uri)}/{name}: expected {expected}, got {got}",
         hint="The bundle is damaged or was tampered with. Restore it from a copy, or move it away and register the "
-        "run again: the same bundle is written anew.",
+        "run again: that writes the same bundle.",
     )
 
 
-def _local_files(place: Place) -> Iterator[tuple[str, int]]:
-    root = place.local
-    assert root is not None
+def _check_sizes(uri: Location, manifest: Digests) -> None:
+    """Compare the names and sizes of all files with the manifest, before any is read."""
+    if filesystem.is_remote(uri):
+        found = {name: info.size for name, info in filesystem.entries(uri, recursive=True).items() if info.is_file}
+    else:
+        found = dict(_local_files(filesystem.local(uri)))
+    found.pop(MANIFEST, None)
+    for name in sorted(found.keys() - manifest.keys()):
+        raise _damage(uri, name, "no such file: the manifest does not list it", f"one of {found[name]} bytes")
+    for name, entry in sorted(manifest.items()):
+        if name not in found:
+            raise _damage(uri, name, f"a file of {entry.size} bytes", "nothing")
+        if found[name] != entry.size:
+            raise _damage(uri, name, f"{entry.size} bytes", f"{found[name]} bytes")
+
+
+def _local_files(root: Path) -> Iterator[tuple[str, int]]:
     for folder, folders, names in os.walk(root, onerror=_unreadable):
         for name in [*folders, *names]:
             path = Path(folder, name)
             relative = path.relative_to(root).as_posix()
             status = path.lstat()
             if stat.S_ISLNK(status.st_mode):
-                raise _damage(place, relative, "a regular file", f"a link to {path.readlink()}")
+                raise _damage(root, relative, "a regular file", f"a link to {path.readlink()}")
             if stat.S_ISREG(status.st_mode):
                 yield relative, status.st_size
             elif not stat.S_ISDIR(status.st_mode):
-                raise _damage(place, relative, "a regular file", "a special file")
+                raise _damage(root, relative, "a regular file", "a special file")
 
 
 def _unreadable(error: OSError) -> None:
     raise StorageError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def _remote_files(place: Place) -> Iterator[tuple[str, int]]:
-    from pyarrow.fs import FileSelector, FileType
-
-    for info in _reading(place, lambda: place.filesystem.get_file_info(FileSelector(place.path, recursive=True))):
-        if info.type == FileType.File:
-            yield info.path[len(place.path) :].lstrip("/"), int(info.size)
-
-
-def _open(place: Place, name: str) -> BinaryIO:
-    if place.local is None:
-        stream: BinaryIO = _reading(place, lambda: place.filesystem.open_input_stream(f"{place.path}/{name}"))
-        return stream
-    path = place.local / name
+@contextlib.contextmanager
+def _open(uri: Location, name: str) -> Iterator[BinaryIO]:
+    # A link would let the file change under its name; a FIFO would never end.
     try:
-        # A link would let the file change under its name; a FIFO would never end.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(str(path)) from error
-    except OSError as error:
-        raise _damage(place, name, "a readable, regular file", error.strerror or str(error)) from error
-    return os.fdopen(descriptor, "rb")
-
-
-def _sha256(place: Place, name: str) -> str:
-    digest = hashlib.sha256()
-    with _open(place, name) as stream:
-        while chunk := _reading(place, lambda: stream.read(_CHUNK_BYTES)):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _download(place: Place, name: str, target: Path, *, size: int) -> None:
-    try:
-        with _open(place, name) as source:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as sink:
-                # One chunk too many shows a longer file; verify names it.
-                for _ in range(size // _CHUNK_BYTES + 2):
-                    sink.write(_reading(place, lambda: source.read(_CHUNK_BYTES)))
-    except FileNotFoundError as error:
-        raise _damage(place, name, f"a file of {size} bytes", "nothing") from error
-
-
-def _reading(place: Place, function: Callable[[], Any]) -> Any:
-    try:
-        return function()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise StorageError(f"{place.uri} cannot be read: {error}") from error
+        with filesystem.reader(filesystem.join(uri, name), flags=os.O_NOFOLLOW | os.O_NONBLOCK) as stream:
+            yield stream
+    except StorageError as error:
+        if getattr(error.__cause__, "errno", None) != errno.ELOOP:
+            raise
+        raise _damage(uri, name, "a regular file", "a link") from error

@@ -1,47 +1,40 @@
-"""Writing a bundle: every file, then the manifest that vouches for them, then the name that makes it one.
+"""Write a bundle: every file, then the manifest that vouches for them, then the name that makes it one.
 
-The same contents give the same bytes, so the same digest and the same folder: nothing in a bundle says when
-or where it was written. A process killed at any point leaves nothing under the name of a bundle.
+The same contents give the same bytes, digest and folder: a bundle does not record when or where it was written. A
+process killed at any point leaves nothing under the name of a bundle.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import math
-import os
-import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raymlops.bundle import verify as names
 from raymlops.bundle.code import collect, own_version
 from raymlops.bundle.sketch import sketch
-from raymlops.errors import RecipeError, StorageError
+from raymlops.errors import RecipeError
 from raymlops.recipe import reference_of
 from raymlops.records import BundleRef
-from raymlops.storage.filesystem import FOLDER, child
+from raymlops.storage import filesystem
+from raymlops.storage.filesystem import FOLDER
+from raymlops.storage.manifest import BUNDLE, MANIFEST, entry_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import os
 
     import numpy.typing as npt
     import torch
 
     from raymlops.recipe import RecipeBase
     from raymlops.signature import Signature
-    from raymlops.storage.filesystem import Location, Place
-
-_CHUNK_BYTES = 4 << 20
-_ABANDONED_S = 24 * 3600.0
+    from raymlops.storage.filesystem import Location
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,7 @@ class BundleContents:
     """What ``fit`` learnt, as JSON data."""
     signature: Signature
     example: list[dict[str, Any]]
-    """Request rows that work."""
+    """Valid request rows."""
     recipe_class: type[RecipeBase]
     recipe_config: Mapping[str, Any]
     """The recipe's own configuration, as JSON data."""
@@ -68,47 +61,51 @@ class BundleContents:
     """One 64-bit hash for each training row."""
     lineage: Mapping[str, Any]
     loss: Mapping[str, Any] | None = None
-    """How answers are compared with labels, see ``answerloss``; None writes nothing of it."""
+    """How answers are compared with labels, see ``answer_loss``; None omits the file."""
 
 
 def write_bundle(
     root_uri: Location, contents: BundleContents, *, cache: str | os.PathLike[str] = names.DEFAULT_CACHE
 ) -> BundleRef:
-    """Write ``<root>/bundles/<digest>/`` and return where it is; what is there already is verified and left alone.
+    """Write ``<root>/bundles/<digest>/`` and return its reference; an existing one is verified and left unchanged.
 
-    A local folder is written beside its place, synced and renamed. On another filesystem, which has no such rename, the
-    manifest is written last: without it a folder is no bundle. The weights, which may fill most of the memory, are
-    written first, from where they are, to a temporary folder: there, or below ``cache``.
+    All files are written to a temporary folder first, the weights from where they are in memory, which they may almost
+    fill. A local bundle is that folder, flushed and renamed. To another filesystem, which has no such rename, the files
+    are uploaded from below ``cache``, the manifest last: without it a folder is no bundle.
 
     Raises:
         RecipeError: the code, state or configuration cannot be kept.
-        BundleError: a damaged bundle stands where this one belongs.
+        BundleError: there is a damaged bundle where this one belongs.
         StorageError: the storage cannot be written, or is full.
     """
     files = _render(contents)
-    bundles = child(root_uri, FOLDER)
-    try:
-        with _temporary(Path(cache).expanduser() if bundles.local is None else bundles.local) as temporary:
-            weights = temporary / names.WEIGHTS
-            entries = {names.WEIGHTS: _write_weights(weights, contents.weights)} | {
-                name: names.FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-                for name, data in files.items()
-            }
-            manifest = names.Manifest(format_version=names.FORMAT_VERSION, files=entries).to_bytes()
-            digest = hashlib.sha256(manifest).hexdigest()
-            place = child(root_uri, FOLDER, digest)
-            # Last, so that a folder of files without it is not mistaken for a bundle.
-            files[names.MANIFEST] = manifest
-            if place.local is not None:
-                _write_local(place.local, files, temporary=temporary, digest=digest)
-            else:
-                _write_remote(place, files, weights=weights, digest=digest)
-    except OSError as error:
-        raise StorageError(
-            f"the bundle in {bundles.uri} cannot be written: {error}",
-            hint="Check that the folder exists, belongs to you and has room, or set storage.path.",
-        ) from error
-    return BundleRef(uri=place.uri, digest=digest)
+    bundles = filesystem.join(root_uri, FOLDER)
+    remote = filesystem.is_remote(bundles)
+    parent = Path(cache).expanduser() if remote else filesystem.local(bundles)
+    with filesystem.errors(bundles), filesystem.temporary_folder(parent) as folder:
+        _write_weights(folder / names.WEIGHTS, contents.weights)
+        for name, data in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        order = [names.WEIGHTS, *files]
+        manifest = BUNDLE.encode({name: entry_of(folder / name) for name in order})
+        (folder / MANIFEST).write_bytes(manifest)
+        digest = hashlib.sha256(manifest).hexdigest()
+        uri = filesystem.join(bundles, digest)
+        if filesystem.info(filesystem.join(uri, MANIFEST) if remote else uri).type.name != "NotFound":
+            names.verify(uri, digest)
+        elif remote:
+            for name in (*order, MANIFEST):
+                filesystem.upload(folder / name, filesystem.join(uri, name))
+        else:
+            try:
+                filesystem.publish_folder(folder, Path(uri))
+            except OSError:
+                if not Path(uri).exists():
+                    raise
+                names.verify(uri, digest)  # another process wrote the same bundle meanwhile
+    return BundleRef(uri=uri, digest=digest)
 
 
 def _render(contents: BundleContents) -> dict[str, bytes]:
@@ -138,8 +135,8 @@ def _render(contents: BundleContents) -> dict[str, bytes]:
     }
 
 
-def _write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> names.FileEntry:
-    """Write tensors from where they are, so that memory holds them once, as the bytes of ``safetensors.save``."""
+def _write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors without a copy in memory, as the bytes of ``safetensors.save``."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -148,8 +145,8 @@ def _write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> names.Fil
     for name in sorted(plain, key=lambda name: plain[name].data_ptr()):
         tensor = plain[name]
         if tensor.nbytes and tensor.data_ptr() < end:
-            # Tied weights share memory, which safetensors refuses: each name gets a copy of its own, and a model
-            # that ties them copies both into the one place.
+            # Tied weights share memory, which safetensors refuses: each name gets a copy, and a model that ties
+            # them loads both into one tensor.
             plain[name] = tensor.clone()
         else:
             end = max(end, tensor.data_ptr() + tensor.nbytes)
@@ -159,11 +156,7 @@ def _write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> names.Fil
         save_file(plain, path)
     except SafetensorError as error:
         raise OSError(str(error)) from error
-    path.chmod(mode)  # it takes the right to read from all but the owner
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        os.fsync(stream.fileno())
-    return names.FileEntry(sha256=digest, size=path.stat().st_size)
+    path.chmod(mode)  # safetensors leaves it readable by the owner only
 
 
 def _tensors(arrays: dict[str, npt.NDArray[Any]]) -> bytes:
@@ -173,7 +166,7 @@ def _tensors(arrays: dict[str, npt.NDArray[Any]]) -> bytes:
 
 
 def _json(data: Any, *, name: str, exact: bool = False) -> bytes:
-    """Return JSON; NaN is null, unless ``exact`` asks for what comes back as it was, the order of keys included."""
+    """Return JSON; NaN becomes null. With ``exact``, NaN and the order of keys are preserved."""
     try:
         plain = data if exact else _finite(data)
         text = json.dumps(plain, indent=1, sort_keys=not exact, ensure_ascii=False, default=_scalar)
@@ -197,71 +190,3 @@ def _scalar(value: Any) -> Any:
         return value.tolist()
     msg = f"{type(value).__name__} is not JSON data"
     raise TypeError(msg)
-
-
-@contextlib.contextmanager
-def _temporary(parent: Path) -> Iterator[Path]:
-    """Make a folder in ``parent`` whose name marks it as temporary, and remove what is left of it."""
-    parent.mkdir(parents=True, exist_ok=True)
-    _sweep(parent)
-    folder = parent / f".{uuid4().hex}.tmp"
-    try:
-        folder.mkdir()
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_local(folder: Path, files: dict[str, bytes], *, temporary: Path, digest: str) -> None:
-    """Add the files to those in ``temporary`` and make it the bundle's folder."""
-    if folder.exists():
-        names.verify(folder, digest)
-        return
-    for name, data in files.items():
-        path = temporary / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-    for inner, _, _ in os.walk(temporary):
-        _sync_folder(Path(inner))
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if not folder.exists():
-            raise
-        # Another process wrote the same bundle meanwhile.
-        names.verify(folder, digest)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sweep(parent: Path) -> None:
-    """Remove what killed writers left a day ago or longer."""
-    for path in parent.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _write_remote(place: Place, files: dict[str, bytes], *, weights: Path, digest: str) -> None:
-    from pyarrow.fs import FileType
-
-    manifest = place.filesystem.get_file_info(f"{place.path}/{names.MANIFEST}")
-    if manifest.type == FileType.File:
-        names.verify(place, digest)
-        return
-    for name in (names.WEIGHTS, *files):
-        path = f"{place.path}/{name}"
-        place.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-        source: BinaryIO = weights.open("rb") if name == names.WEIGHTS else io.BytesIO(files[name])
-        with source, place.filesystem.open_output_stream(path) as stream:
-            shutil.copyfileobj(source, stream, _CHUNK_BYTES)

@@ -16,6 +16,7 @@ from raymlops.cluster.auth import environment
 from raymlops.cluster.processes import MARK, ProcessRecord
 from raymlops.errors import ClusterError
 from raymlops.records import SCHEMA_VERSION, Record
+from raymlops.storage.filesystem import write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -164,13 +165,8 @@ def read(root: Path | None = None) -> UpRecord | None:
 def write(record: UpRecord) -> None:
     """Write a record so that a reader sees the old one or the new one, never half of it."""
     file = path(Path(record.root))
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump({"schema_version": SCHEMA_VERSION, **record.to_dict()}, stream, indent=2)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    data = json.dumps({"schema_version": SCHEMA_VERSION, **record.to_dict()}, indent=2)
+    write_bytes(file, data.encode(), mode=0o600)
 
 
 def remove(root: Path) -> None:

@@ -1,6 +1,6 @@
-"""Rows of a table as a recipe's batch, checked, and what can be done with a batch of any form.
+"""Encode rows of a table as a recipe's batch, and walk, join and select nested batches.
 
-Owns the call of ``encode`` and ``target``, and the way into nested tensors. Knows nothing of where rows come from.
+Owns the calls of ``encode`` and ``target``. Knows nothing of where rows come from.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from raymlops.errors import RecipeError
 from raymlops.recipe import Batch, RecipeBase, batch_rows, call_recipe, described, map_tensors, signature_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
@@ -24,13 +26,13 @@ _NUMPY_FLOATS = {torch.float16, torch.float32, torch.float64}
 
 
 def encode(recipe: RecipeBase, columns: Mapping[str, Array]) -> Batch:
-    """Return the rows of ``columns`` as ``recipe.encode`` makes them, with the label where there is one.
+    """Return the rows of ``columns`` encoded by ``recipe.encode``, with the label if there is one.
 
     Raises:
-        RecipeError: ``encode()`` or ``target()`` raises, or returns what is no batch of these rows.
+        RecipeError: ``encode()`` or ``target()`` raises, or does not return a batch of these rows.
     """
     name = type(recipe).__name__
-    # Only what a request brings: a recipe that reads another column fails here and not in a replica.
+    # Only a request's columns: a recipe that reads another column fails here and not in a replica.
     inputs = {column.name: columns[column.name] for column in signature_of(recipe).inputs}
     rows = len(next(iter(columns.values())))
     batch = call_recipe(f"{name}.encode()", lambda: recipe.encode(inputs))
@@ -49,7 +51,7 @@ def encode(recipe: RecipeBase, columns: Mapping[str, Array]) -> Batch:
 
 
 def encode_all(recipe: RecipeBase, columns: Mapping[str, Array]) -> Batch | None:
-    """Return all rows as one batch, encoded in chunks; None where chunks are no flat tensors of one shape."""
+    """Return all rows as one batch, encoded in chunks; None where chunks are not flat tensors of one shape."""
     rows = len(next(iter(columns.values())))
     chunks = [
         encode(recipe, {key: values[start : start + _CHUNK_ROWS] for key, values in columns.items()})
@@ -59,7 +61,7 @@ def encode_all(recipe: RecipeBase, columns: Mapping[str, Array]) -> Batch | None
 
 
 def join(chunks: Sequence[Batch]) -> Batch | None:
-    """Concatenate batches, or return None where they are no flat tensors of one shape."""
+    """Concatenate batches, or return None where they are not flat tensors of one shape."""
     first = chunks[0]
     if isinstance(first, torch.Tensor):
         same = all(chunk.shape[1:] == first.shape[1:] for chunk in chunks)
@@ -83,40 +85,48 @@ def rows_at(columns: Mapping[str, Array], rows: npt.NDArray[np.int64]) -> dict[s
     return {name: values[rows] for name, values in columns.items()}
 
 
-def leaves(batch: Batch, prefix: str = "") -> dict[str, Array]:
-    """Return a batch as arrays by name, however it is nested."""
-    if isinstance(batch, torch.Tensor):
-        return {prefix: _array(batch.detach().cpu())}
+def leaves(batch: Batch, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value of a nested batch with the keys that lead to it; a list of texts is one value."""
+    items: Any
     if isinstance(batch, Mapping):
-        items: Any = batch.items()
+        items = batch.items()
     elif isinstance(batch, tuple | list) and not all(isinstance(value, str) for value in batch):
         items = enumerate(batch)
     else:
-        return {prefix: np.array(batch, dtype=object)}
-    return {key: leaf for name, value in items for key, leaf in leaves(value, f"{prefix}/{name}").items()}
+        yield path, batch
+        return
+    for key, value in items:
+        yield from leaves(value, f"{path}/{key}")
 
 
-def _array(tensor: torch.Tensor) -> Array:
-    """Return a tensor as an array; numpy knows no bfloat16 and no 8-bit floats, which float32 holds exactly."""
+def arrays(batch: Batch) -> dict[str, Array]:
+    """Return the values of a nested batch as arrays, by the keys that lead to them."""
+    return {path: _array(value) for path, value in leaves(batch)}
+
+
+def _array(value: Any) -> Array:
+    if not isinstance(value, torch.Tensor):
+        return np.array(value, dtype=object)
+    tensor = value.detach().cpu()
     if tensor.is_floating_point() and tensor.dtype not in _NUMPY_FLOATS:
-        tensor = tensor.float()
+        tensor = tensor.float()  # numpy has no bfloat16 and no 8-bit floats, which float32 holds exactly
     return tensor.numpy()
 
 
 def batch_bytes(batch: Batch) -> int:
-    """Return what a batch's tensors take in memory."""
-    return sum(_array_bytes(array) for array in leaves(batch).values())
+    """Return the memory of a batch's tensors."""
+    return sum(_array_bytes(array) for array in arrays(batch).values())
 
 
 def columns_bytes(columns: Mapping[str, Array]) -> int:
-    """Return what columns take in memory, texts and arrays of different lengths included."""
+    """Return the memory of columns, texts and ragged arrays included."""
     return sum(_array_bytes(array) for array in columns.values())
 
 
 def _array_bytes(array: Array) -> int:
     if array.dtype != object:
         return array.nbytes
-    # 56 bytes are a small Python object's own; equal texts may be one object, so this is the upper end.
+    # A small Python object has 56 bytes; equal texts may share one object, so this is an upper bound.
     return array.nbytes + sum(
         value.nbytes + 112 if isinstance(value, np.ndarray) else 56 + len(value)
         for value in array.ravel()

@@ -1,17 +1,13 @@
-"""Tables as columns: whatever a recipe returned, as the arrays that a request would bring, and a hash per row.
+"""Convert tables to columns, check them against a signature, and hash rows.
 
-Owns the conversion and the hash. Knows nothing of recipes or torch datasets, and needs no torch.
-
-A table's columns held against a signature: each as the array that a request would bring, or why it cannot be.
-
-Owns the comparison. Knows nothing of files, batches or torch.
+Columns have the array types that a request's would have. Knows nothing of files or batches, and needs no torch.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +29,10 @@ def needed(recipe: RecipeBase) -> list[str]:
 
 
 def conform(columns: Mapping[str, Array], recipe: RecipeBase, *, place: str) -> dict[str, Array]:
-    """Give each input column the array type that a request would give it. ``place`` names the table in errors.
+    """Convert each input column to the array type of a request. ``place`` names the table in errors.
 
     Raises:
-        RecipeError: an input or the label is missing, or an input is not what the signature says.
+        RecipeError: an input or the label is missing, or an input does not match the signature.
     """
     name = type(recipe).__name__
     missing = [column for column in needed(recipe) if column not in columns]
@@ -51,7 +47,7 @@ def conform(columns: Mapping[str, Array], recipe: RecipeBase, *, place: str) -> 
         if message:
             raise RecipeError(
                 f"{name}: column {column.name!r} of the signature is {_described(column)}, but in {place} it {message}",
-                hint="A request brings what the signature says: change the signature, or the table in datasets().",
+                hint="A request must match the signature: change the signature, or the table in datasets().",
             )
         conformed[column.name] = array
     return conformed
@@ -89,18 +85,18 @@ _HASH_ELEMENTS = 1 << 22
 
 
 def is_table(source: Any) -> bool:
-    """Tell whether a split is a table: a mapping of columns, Arrow, pandas, or the path of a Parquet file."""
+    """Return whether a split is a table: a mapping of columns, Arrow, pandas, or the path of a Parquet file."""
     return isinstance(source, Mapping | str | Path) or _is_frame(source) or _is_arrow(source)
 
 
 def table_columns(table: Any) -> dict[str, Array]:
-    """Return a table as columns: float64, int64 and bool arrays, text as objects with None where it is missing.
+    """Return a table as columns: float64, int64 and bool arrays, text as objects with None where missing.
 
-    An integer column with missing values is float64 with NaN, as a signature has it.
+    An integer column with missing values is float64 with NaN, as in a signature.
 
     Raises:
-        RecipeError: the file cannot be read, columns differ in length, or a column has a type that no
-            request could bring.
+        RecipeError: the file cannot be read, columns differ in length, or a column has a type that a
+            request cannot have.
     """
     if isinstance(table, str | Path):
         table = _read_parquet(str(table))
@@ -138,6 +134,14 @@ def hash_columns(columns: Mapping[str, Array]) -> npt.NDArray[np.uint64]:
             part = slice(start, start + step)
             total[part] += _mix(_bits(flat[part]) ^ positions).sum(axis=1, dtype=np.uint64)
     return _mix(total)
+
+
+def digest_of(chunks: Iterable[npt.NDArray[np.uint64]]) -> str:
+    """Return the SHA-256 of rows' hashes."""
+    digest = sha256()
+    for chunk in chunks:
+        digest.update(chunk.astype("<u8").tobytes())
+    return digest.hexdigest()
 
 
 def _bits(values: Array) -> npt.NDArray[np.uint64]:
@@ -187,7 +191,7 @@ def _read_parquet(path: str) -> Any:
     except (OSError, pa.ArrowInvalid) as error:
         raise RecipeError(
             f"datasets() names the Parquet file {path!r}, which cannot be read: {error}",
-            hint="A relative path is looked for from the working directory.",
+            hint="A relative path is resolved in the working directory.",
         ) from error
 
 
@@ -283,6 +287,6 @@ def _objects(items: Iterable[Any]) -> Array:
 
 def _type_error(name: str, kind: str) -> RecipeError:
     return RecipeError(
-        f"column {name!r} of a table has the type {kind}, which no request can bring",
+        f"column {name!r} of a table has the type {kind}, which a request cannot have",
         hint="Turn it into numbers, text, true/false or arrays of them in datasets().",
     )

@@ -1,18 +1,17 @@
-"""A split that can only be read from its start: an iterable torch dataset, drawn by growing row numbers.
+"""An iterable torch dataset as a split: read from its start, by ascending row numbers.
 
-An epoch is one pass. The order is the dataset's own: nothing is shuffled here. A dataset that shuffles may draw from
-the global generators of torch's CPU, ``random`` and ``numpy.random``, at any item: each pass has a random stream of its
-own, which seed and epoch alone decide, so that it is the same on every rank and after a restart, and training draws as
-if there had been none. Or it shuffles by ``set_epoch(epoch)``, which is called before each pass. A generator that the
-dataset keeps from pass to pass, one without a seed, or threads of its own that draw are beyond that.
+An epoch is one pass, in the dataset's own order: nothing is shuffled here. A dataset that shuffles may draw from the
+global generators of torch's CPU, ``random`` and ``numpy.random``: each pass has its own random stream, seeded by seed
+and epoch, so that it is the same on every rank and after a restart, and does not affect the training's draws. Or it
+shuffles by ``set_epoch(epoch)``, which is called before each pass. Not covered: generators that the dataset keeps
+between passes, unseeded ones, and draws in its own threads.
 
-Every rank reads all rows and keeps its share. Going back, and going on in mid-epoch after a restart, means to start
-over and let rows go by; ``state_dict`` and ``load_state_dict``, where a dataset has them, are not used yet. A pass is
-held against the number of rows that were counted, and each process's first rows against the driver's. No pass is held
-against the hashes of all rows: one takes 1 us for a row of 4 numbers and 45 us for 784, and each rank would hash all.
+Every rank reads all rows and keeps its share. Seeking back, and resuming in mid-epoch, restart the pass and skip rows;
+``state_dict`` and ``load_state_dict`` of a dataset are not used yet. Each pass is compared with the number of rows that
+were counted, and each process's first rows with the driver's. All rows' hashes are not compared: hashing takes 1 us
+for a row of 4 numbers and 45 us for 784, on every rank.
 
-Owns the position in the pass, its random stream and the count. Knows nothing of ranks: row numbers are what it is
-asked for.
+Owns the position in the pass, its random stream and the count. Knows nothing of ranks.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import default_collate
 
-from raymlops.data.batches import leaves
-from raymlops.data.columns import hash_columns
+from raymlops.data.batches import arrays
+from raymlops.data.columns import digest_of, hash_columns
 from raymlops.data.order import derived_seed
 from raymlops.data.random_streams import Stream
-from raymlops.data.split import SAMPLE_ROWS, SplitData, digest_of
+from raymlops.data.split import SAMPLE_ROWS, SplitData
 from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe
 
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 
 _HASH_ROWS = 1024
 _RUN_ITEMS = 100
-"""Items read in one go: changing to the pass's stream and back takes 30 us, and slow items must not seem a hang."""
+"""Items read at a time: switching the random stream takes 30 us, and slow items must not look like a hang."""
 _NOTICE_S = 60.0
 _LOG = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ class IterableSplit(SplitData):
     ) -> None:
         super().__init__(name=name, rows=0, recipe=recipe)
         self._dataset = dataset
-        # As long as no epoch is set, as in a count or an evaluation, all passes draw the same, whatever the run's seed.
+        # Until an epoch is set, as in a count or an evaluation, all passes draw the same, whatever the run's seed.
         self._seed, self._epoch = 0, 1
         if rows is None or digest is None:
             rows, digest, head = self._counted()
@@ -89,8 +88,8 @@ class IterableSplit(SplitData):
     def global_batches(self, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[torch.Tensor]:
         """Yield the row indices of each global batch of an epoch but the first ``skip``: in order, as they are read.
 
-        What the dataset draws at random in the pass depends on ``seed`` and ``epoch`` alone. The first rows that are
-        asked for after ``skip`` cost the reading of all before them.
+        The dataset's random draws in the pass depend on ``seed`` and ``epoch`` alone. The first batch after ``skip``
+        reads all rows before it.
         """
         self._seed, self._epoch = seed, epoch
         self._cursor.start_over()
@@ -106,7 +105,7 @@ class IterableSplit(SplitData):
         chunk: list[Any] = []
         while counting.read(_HASH_ROWS, chunk.append):
             self.on_progress()
-            yield hash_columns(leaves(default_collate(chunk)))
+            yield hash_columns(arrays(default_collate(chunk)))
             chunk.clear()
 
     def fingerprint(self) -> Iterator[bytes]:
@@ -118,12 +117,12 @@ class IterableSplit(SplitData):
         return self._digest
 
     def mark(self, kind: str) -> str | None:
-        """Return ``digest``, or ``head``: a digest of the first rows, for which a pass begins."""
+        """Return ``digest``, or ``head``: a digest of the first rows, which starts a pass."""
         if kind != "head":
             return super().mark(kind)
         rows: list[Any] = []
         self._pass(seed=0, epoch=1).read(min(SAMPLE_ROWS, self.rows), rows.append)
-        return digest_of([hash_columns(leaves(default_collate(rows)))])
+        return digest_of([hash_columns(arrays(default_collate(rows)))])
 
     def is_repeatable(self, version: int) -> bool:
         """Return whether another pass over the first rows yields them again."""
@@ -137,7 +136,7 @@ class IterableSplit(SplitData):
         )
 
     def describe(self) -> dict[str, Any]:
-        """Return as JSON data what spares another process the count."""
+        """Return as JSON data what another process needs to skip the count."""
         return {**super().describe(), "digest": self._digest, "head": self._head}
 
     @property
@@ -155,14 +154,14 @@ class IterableSplit(SplitData):
             digest.update(chunk.astype("<u8").tobytes())
             if time.monotonic() - noticed > _NOTICE_S:
                 noticed = time.monotonic()
-                _LOG.warning("counting the %s split: %d rows so far; its iterator has to end", self.name, rows)
+                _LOG.warning("counting the %s split: %d rows so far; its iterator must be finite", self.name, rows)
         return rows, digest.hexdigest(), head
 
 
 class _Cursor:
-    """Items of passes by number, cheap as long as numbers grow.
+    """Reads items of passes by number, efficiently while numbers ascend.
 
-    Besides those of the last call, items in ``keep`` stay at hand, so that they may be asked for again.
+    Items of the last call and those in ``keep`` are cached.
     """
 
     def __init__(self, begin: Callable[[], _Pass], rows: int, *, where: str, on_progress: Callable[[], None]) -> None:
@@ -174,7 +173,7 @@ class _Cursor:
         self.start_over()
 
     def start_over(self) -> None:
-        """Forget the pass: the next item that is asked for begins one."""
+        """Drop the pass: the next read starts a new one."""
         self._pass: _Pass | None = None
         self._position = 0
         self._held: dict[int, Any] = {}
@@ -192,7 +191,7 @@ class _Cursor:
             self._on_progress()
         if self._position == self._rows and self._pass is not None:
             if self._pass.read(1, lambda _item: None):
-                raise self._miscounted(f"goes on after {self._rows} rows")
+                raise self._miscounted(f"continues after {self._rows} rows")
             self._pass = None
         self._held = {number: item for number, item in self._held.items() if number in wanted or number in self.keep}
         return [self._held[number] for number in numbers]
@@ -216,7 +215,7 @@ class _Cursor:
 
 
 class _Pass:
-    """A pass that has begun. The dataset's code runs within ``stream``, nothing else does."""
+    """A pass in progress. Only the dataset's code runs within ``stream``."""
 
     def __init__(self, dataset: Any, *, epoch: int, stream: Stream, where: str) -> None:
         self._stream = stream
@@ -231,7 +230,7 @@ class _Pass:
             self._iterator: Iterator[Any] = call_recipe(where, begin)
 
     def read(self, count: int, take: Callable[[Any], None]) -> int:
-        """Hand the next items, ``count`` at most, to ``take``, one by one; return how many there were."""
+        """Pass up to ``count`` items to ``take``, one by one; return how many there were."""
 
         def read() -> int:
             for done in range(count):

@@ -1,14 +1,12 @@
-"""The order of an epoch over rows that lie in groups: shuffled, yet with few groups open at a time.
+"""The order of rows in an epoch, and each rank's share of a global batch.
 
-Groups are permuted, neighbours in that order are gathered into windows that fit in memory, and rows are permuted inside
-a window. So every row is drawn once, a reader decodes each group once, and rows meet that lie far apart in the files;
-rows of one window alone never meet those of another in a batch, but where windows touch. Pure but for
-torch's generator, and lazy: the row numbers of one window exist at a time.
+Pure except for torch's generator. The order depends on seed and epoch alone, so the sequence of global batches is the
+same for any number of workers.
 
-Which rows go where: the order of an epoch, and each rank's share of a global batch.
-
-Pure but for torch's generator: row numbers in, row numbers out. The order depends on seed and epoch alone, so
-the sequence of global batches is the same for any number of workers.
+Rows in row groups are shuffled in windows: groups are permuted, consecutive ones form windows that fit in memory, and
+rows are permuted within a window. Every row is drawn once, each group is decoded once, and rows from distant parts of
+the files are mixed; rows of two windows share a batch only where the windows meet. Only one window's row numbers exist
+at a time.
 """
 
 from __future__ import annotations
@@ -28,19 +26,19 @@ if TYPE_CHECKING:
 
 
 def derived_seed(*parts: int) -> int:
-    """Return a seed of 63 bits from several numbers, unrelated for neighbouring numbers."""
+    """Return a 63-bit seed from several numbers, uncorrelated for neighbouring ones."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def seed_all(*parts: int, device: torch.device) -> None:
-    """Seed everything that a recipe may draw from on this rank: torch, Python's ``random`` and ``numpy.random``."""
+    """Seed torch, Python's ``random`` and ``numpy.random`` on this rank."""
     seed = derived_seed(*parts)
     # torch.manual_seed also notes a stack trace for each kind of device that is not in use: 0.1 to 0.6 ms.
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed & 0xFFFF_FFFF)  # noqa: NPY002 - the generator that datasets draw from unless told otherwise
+    np.random.seed(seed & 0xFFFF_FFFF)  # noqa: NPY002 - the generator that datasets draw from by default
 
 
 def global_batches(rows: int, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[torch.Tensor]:
@@ -51,12 +49,12 @@ def global_batches(rows: int, *, batch_size: int, seed: int, epoch: int, skip: i
 
 
 def micro_batch_rows(batch_size: int, *, world: int, pieces: int) -> int:
-    """Return the rows of a micro-batch where a global batch is full: the most that a rank holds at a time."""
+    """Return the rows of a micro-batch of a full global batch: the most that a rank holds at a time."""
     return -(-batch_size // (world * pieces))
 
 
 def leaves_single_rows(rows: int, *, world: int, pieces: int) -> bool:
-    """Return whether a micro-batch of a global batch of so many rows is a single row, on any rank.
+    """Return whether any rank has a micro-batch of a single row in a global batch of ``rows``.
 
     The smallest share has ``rows // world`` rows, and is cut into as many pieces as the largest one.
     """
@@ -127,7 +125,7 @@ def windowed_batches(
 
 
 def _windows(rows: Rows, *, window_rows: int) -> list[tuple[int, int]]:
-    """Return the ends of runs of groups that hold at most ``window_rows`` rows, or a single group."""
+    """Return the bounds of windows of at most ``window_rows`` rows, or of a single group."""
     windows, first, held = [], 0, 0
     for index, count in enumerate(rows.tolist()):
         if held and held + count > window_rows:

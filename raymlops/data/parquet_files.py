@@ -1,7 +1,7 @@
-"""Parquet files: counted by their footers, held against what was listed, and read one row group at a time.
+"""List Parquet files by their footers, check that they are unchanged, and read one row group at a time.
 
-Owns the list that travels to workers, and what can be wrong with a file. Knows nothing of recipes, batches or
-memory, and needs no torch.
+Owns the list that is sent to workers, and the errors of a file. Knows nothing of recipes, batches or memory, and needs
+no torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 
 from raymlops.data.columns import table_columns
 from raymlops.errors import RecipeError, StorageError
-from raymlops.storage.locate import GO_ON, find_files, located, unreadable
+from raymlops.storage.filesystem import info, open_filesystem
+from raymlops.storage.locate import RESUME, find_files, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ _TEXT_BYTES, _NUMBER_BYTES = 64, 8
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file as it was when it was listed. ``group_rows`` are the rows of each of its row groups."""
+    """A file when it was listed. ``group_rows`` are the rows of each of its row groups."""
 
     uri: str
     size: int
@@ -41,7 +42,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class ParquetFiles:
-    """Files whose rows count through in this order. ``memory_bytes`` is what all columns may take when decoded."""
+    """Files whose rows are numbered in this order. ``memory_bytes`` bounds the decoded size of all columns."""
 
     files: tuple[DataFile, ...]
     memory_bytes: int = 0
@@ -79,11 +80,11 @@ class ParquetFiles:
         """Return the files as a ``pyarrow.dataset.Dataset``."""
         import pyarrow.dataset as ds
 
-        places = [located(file.uri) for file in self.files if file.group_rows]
+        places = [open_filesystem(file.uri) for file in self.files if file.group_rows]
         return ds.dataset([path for _, path in places], filesystem=places[0][0], format="parquet")
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """Return all rows as a table's columns. The files may be copies of those that were listed, but of one size.
+        """Return all rows as a table's columns. The files may be copies of the listed ones, of the same size.
 
         Raises:
             RecipeError: the files do not fit together, or a column has a type that no request could bring.
@@ -100,7 +101,7 @@ class ParquetFiles:
             raise RecipeError(f"the files beside {uri} hold columns of different types: {error}") from error
 
     def verify(self) -> None:
-        """Check size and time of every file, without reading any.
+        """Check the size and modification time of every file, without reading any.
 
         Raises:
             StorageError: a file is gone or was changed.
@@ -110,7 +111,7 @@ class ParquetFiles:
 
 
 def is_parquet(source: Any) -> bool:
-    """Tell whether a split names Parquet files: a path, a URI, or a list of them."""
+    """Return whether a split names Parquet files: a path, a URI, or a list of them."""
     if isinstance(source, list | tuple):
         return bool(source) and all(isinstance(item, str | Path) for item in source)
     return isinstance(source, str | Path)
@@ -119,12 +120,12 @@ def is_parquet(source: Any) -> bool:
 def list_parquet(source: str | Path | Sequence[str | Path]) -> ParquetFiles:
     """Find the files of a path, folder, glob or URI, or of a list of them, and read their footers.
 
-    Files of a folder or glob come in the order of their paths, those of a list as they stand there. A name
-    that starts with ``_`` or ``.`` is passed over.
+    Files of a folder or glob are sorted by path, those of a list keep its order. Names that start with ``_`` or ``.``
+    are skipped.
 
     Raises:
-        RecipeError: nothing is there, or a URI holds a secret.
-        StorageError: a file is no Parquet file or is damaged, or the storage does not answer.
+        RecipeError: no file matches, or a URI holds a secret.
+        StorageError: a file is damaged or not a Parquet file, or the storage is unavailable.
     """
     items = [source] if isinstance(source, str | Path) else list(source)
     found = [entry for item in items for entry in find_files(str(item))]
@@ -136,7 +137,7 @@ def list_parquet(source: str | Path | Sequence[str | Path]) -> ParquetFiles:
 class GroupReader:
     """Reads row groups. Keeps a few files open, because a footer may be long.
 
-    Each process must read the very files that were listed, or with ``copies`` some of the same size.
+    Each process must read the files that were listed, or with ``copies`` copies of the same size.
     """
 
     def __init__(self, files: ParquetFiles, *, copies: bool = False) -> None:
@@ -145,7 +146,7 @@ class GroupReader:
         self._open: OrderedDict[str, Any] = OrderedDict()
 
     def place(self, group: int) -> str:
-        """Return where a row group lies, as an error message says it."""
+        """Return a row group's file and number for error messages."""
         file, number = self._places[group]
         return f"row group {number} of {file.uri}"
 
@@ -187,7 +188,7 @@ class GroupReader:
 
 
 def _with_footer(uri: str, info: Any) -> tuple[DataFile, int]:
-    """Return the file and what its columns may take in memory."""
+    """Return the file and the decoded size of its columns."""
     import pyarrow as pa
 
     try:
@@ -197,7 +198,7 @@ def _with_footer(uri: str, info: Any) -> tuple[DataFile, int]:
         plain = [pa.types.is_primitive(field.type) for field in opened.schema_arrow]
     except (OSError, pa.ArrowException) as error:
         raise unreadable(uri, error) from error
-    # What is encoded as a dictionary grows when it is read: a value takes at least this.
+    # Dictionary-encoded values grow when they are decoded, to at least this.
     row_bytes = sum(_NUMBER_BYTES if simple else _TEXT_BYTES for simple in plain)
     rows = tuple(group.num_rows for group in groups)
     memory = sum(group.total_byte_size for group in groups) + sum(rows) * row_bytes
@@ -207,27 +208,26 @@ def _with_footer(uri: str, info: Any) -> tuple[DataFile, int]:
 def _opened(uri: str) -> Any:
     import pyarrow.parquet as pq
 
-    filesystem, path = located(uri)
+    filesystem, path = open_filesystem(uri)
     return pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=True, page_checksum_verification=True)
 
 
 def _refuse_changed(file: DataFile, *, copy: bool = False) -> None:
     """Compare a file with what was listed."""
     try:
-        filesystem, path = located(file.uri)
-        info = filesystem.get_file_info(path)
-    except OSError as error:
-        raise unreadable(file.uri, error) from error
-    if not info.is_file:
-        raise _changed(file, "it is not there")
-    if info.size != file.size:
-        raise _changed(file, f"it has {info.size} bytes, not {file.size}")
-    if not copy and file.mtime_ns is not None and info.mtime_ns is not None and info.mtime_ns != file.mtime_ns:
-        raise _changed(file, "it was written again since")
+        found = info(file.uri)
+    except StorageError as error:
+        raise unreadable(file.uri, error.__cause__ or error) from error
+    if not found.is_file:
+        raise _changed(file, "it does not exist")
+    if found.size != file.size:
+        raise _changed(file, f"it has {found.size} bytes, not {file.size}")
+    if not copy and file.mtime_ns is not None and found.mtime_ns is not None and found.mtime_ns != file.mtime_ns:
+        raise _changed(file, "it was modified since")
 
 
 def _changed(file: DataFile, what: str) -> StorageError:
     return StorageError(
-        f"{file.uri} is no longer the file that the run was prepared with: {what}",
-        hint=f"Every process must read the same files, unchanged while a run lasts: restore it. {GO_ON}",
+        f"{file.uri} changed since the run was prepared: {what}",
+        hint=f"Every process must read the same files, unchanged during a run: restore it. {RESUME}",
     )

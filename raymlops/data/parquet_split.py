@@ -1,20 +1,12 @@
-"""A split that is streamed from Parquet files: row groups are read when a batch needs them, and few are kept.
+"""Stream a split from Parquet files: row groups are read when a batch needs them, and cached within a size.
 
-What it costs: a rank decodes each row group in which it has rows, and since every global batch is dealt to all ranks,
-that is each one: W workers read the data W times an epoch, each for itself. The network and the processors that
-decode bear it, memory does not. Row groups of 8 to 32 MB suit: reading goes in few large requests, and a window (half
-of the cache) still mixes several of them. With many workers or a slow store prefer larger ones, which read faster and
-mix less; one that exceeds the cache is held alone, whatever its size.
+Cost: a rank decodes each row group in which it has rows, and since every global batch is spread over all ranks, that is
+every one: W workers read the data W times an epoch. That costs network and CPU, not memory. Row groups of 8 to 32 MB
+fit well: few large requests, and a window (half of the cache) still mixes several groups. With many workers or a slow
+store prefer larger ones, which read faster and mix less; one that exceeds the cache is held alone, whatever its size.
 
-Owns the way from row numbers to row groups to batches. The order is ``windows``', the files are ``parquet``'s.
-
-Decoded row groups, the latest used ones, within a number of bytes.
-
-Owns what is kept and what goes. Knows nothing of files or recipes.
-
-How a streamed split is drawn and encoded: found on its first rows, once, and handed to every process.
-
-Owns what follows from the size and the shape of encoded rows. Knows nothing of files.
+Owns the mapping from row numbers to row groups to batches, the cache, and the plan that all processes share. ``order``
+owns the order, ``parquet_files`` the files.
 """
 
 from __future__ import annotations
@@ -28,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from raymlops.data.batches import batch_bytes, columns_bytes, encode, encode_all, join, leaves, rows_at, select
+from raymlops.data.batches import arrays, batch_bytes, columns_bytes, encode, encode_all, join, rows_at, select
 from raymlops.data.columns import conform, hash_columns, needed, table_columns
 from raymlops.data.order import windowed_batches
 from raymlops.data.parquet_files import GroupReader, ParquetFiles
@@ -47,20 +39,20 @@ if TYPE_CHECKING:
 
 
 _INDEX_BYTES = 24
-"""What an epoch's order takes for a row of the window that is drawn from."""
+"""Memory of an epoch's order for a row of the current window."""
 _PROBES = 8
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What all processes must agree on, or their batches would differ."""
+    """What all processes must share for equal batches; computed once, from the first rows."""
 
     window_rows: int
-    """Rows that are shuffled together: what half of the cache holds."""
+    """Rows that are shuffled together: half of the cache."""
     row_bytes: int
-    """Bytes of a row as it is kept."""
+    """Bytes of a cached row."""
     by_batch: bool
-    """Whether ``encode`` pads to the longest row it is given: then columns are kept, and each batch is encoded."""
+    """Whether ``encode`` pads to its longest row: then columns are cached, and each batch is encoded."""
     label_dtype: str | None
 
 
@@ -83,33 +75,33 @@ def plan_of(columns: Columns, recipe: RecipeBase, *, cache_bytes: int) -> Plan:
 
 
 def _pads(recipe: RecipeBase, columns: Columns, encoded: Batch) -> bool:
-    """Tell whether single rows get another shape than all rows together."""
+    """Return whether single rows are encoded in another shape than all rows together."""
     whole = _shapes(encoded)
     probes = np.unique(np.linspace(0, len(next(iter(columns.values()))) - 1, _PROBES, dtype=np.int64))
     return any(_shapes(encode(recipe, rows_at(columns, probe))) != whole for probe in np.split(probes, len(probes)))
 
 
 def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape[1:] for name, array in leaves(batch).items()}
+    return {name: array.shape[1:] for name, array in arrays(batch).items()}
 
 
 Value = TypeVar("Value")
 
 
 class GroupCache(Generic[Value]):
-    """Keeps values by number. The one that was asked for last is kept whatever its size."""
+    """An LRU cache of values by number, bounded in bytes. The latest one is kept whatever its size."""
 
     def __init__(self, max_bytes: int, *, size_of: Callable[[Value], int]) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
-        """What the kept values take now."""
+        """Current size of the cached values."""
         self.loads = 0
-        """How often a value was not there."""
+        """Cache misses."""
         self._size_of = size_of
         self._kept: OrderedDict[int, tuple[Value, int]] = OrderedDict()
 
     def get(self, number: int, load: Callable[[], Value], *, expected_bytes: int = 0) -> Value:
-        """Return a value that is kept, or the one that ``load`` returns; room for it is made before it is loaded."""
+        """Return a cached value, or that of ``load``, after evicting others to make room for ``expected_bytes``."""
         if number in self._kept:
             self._kept.move_to_end(number)
             return self._kept[number][0]
@@ -123,7 +115,7 @@ class GroupCache(Generic[Value]):
         return value
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Evict everything."""
         self._shrink(-1, leave=0)
 
     def _shrink(self, max_bytes: int, *, leave: int) -> None:
@@ -159,10 +151,10 @@ class ParquetSplit(SplitData):
 
     @cached_property
     def plan(self) -> Plan:
-        """Return how the split is drawn: found on its first row group with rows, unless it was handed over.
+        """Return the plan, computed from the first row group with rows unless it was given.
 
         Raises:
-            RecipeError: the rows are not what the signature says, or ``encode`` breaks its contract.
+            RecipeError: the rows do not match the signature, or ``encode`` breaks its contract.
             StorageError: the file cannot be read.
         """
         first = self._read(int(np.flatnonzero(self.files.group_rows)[0]))
@@ -172,22 +164,22 @@ class ParquetSplit(SplitData):
         """Return the rows at ``indices`` (int64) as one batch, in that order, on the CPU.
 
         Raises:
-            StorageError: a file cannot be read, or is not what was listed.
-            RecipeError: its rows are not what the signature says.
+            StorageError: a file cannot be read, or changed since it was listed.
+            RecipeError: its rows do not match the signature.
         """
         if not self._by_batch:
             parts, back = self._gather(indices, lambda group, rows: select(self._kept(group), torch.from_numpy(rows)))
             joined = join(parts)
             if joined is not None:
                 return select(joined, back)
-            self._encode_by_batch()  # row groups differ, which the first one did not show
+            self._encode_by_batch()  # row groups differ in shape from the first one
         parts, back = self._gather(indices, lambda group, rows: rows_at(self._kept(group), rows))
         return encode(self.recipe, rows_at(_concatenated(parts), back.numpy()))
 
     def global_batches(self, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[torch.Tensor]:
         """Yield the row indices of each global batch of an epoch but the first ``skip``, each row once.
 
-        Shuffled with few row groups open at a time: see ``windows``. What is skipped is not read.
+        Shuffled in windows of few row groups: see ``order``. Skipped rows are not read.
         """
         return windowed_batches(
             self.files.group_rows,
@@ -199,7 +191,7 @@ class ParquetSplit(SplitData):
         )
 
     def share(self, *, rank: int, world: int) -> torch.Tensor:
-        """Return a run of neighbouring rows, so that no row group but those at its ends is decoded by two ranks."""
+        """Return consecutive rows, so that two ranks decode only the row groups at their boundary."""
         most = -(-self.rows // world)
         return torch.arange(min(rank * most, self.rows), min((rank + 1) * most, self.rows))
 
@@ -217,7 +209,7 @@ class ParquetSplit(SplitData):
     def for_recipe(self, recipe: RecipeBase) -> ParquetSplit:
         """Return the same rows as another recipe encodes them."""
         other = ParquetSplit(self.files, name=self.name, recipe=recipe, cache_bytes=self.cache.max_bytes)
-        _ = other.plan  # a column that it lacks is found here
+        _ = other.plan  # raises where a column is missing
         return other
 
     def describe(self) -> dict[str, Any]:
@@ -250,11 +242,11 @@ class ParquetSplit(SplitData):
         if self._by_batch:
             return columns
         encoded = encode_all(self.recipe, columns)
-        # One that is of no single shape cannot be kept as tensors; the batch finds out, and goes by columns.
+        # Without a single shape it cannot be cached as tensors: ``batch`` finds out, and falls back to columns.
         return encode(self.recipe, columns) if encoded is None else encoded
 
     def _read(self, group: int) -> Columns:
-        """Return the needed columns of a row group, as a request would bring them."""
+        """Return the needed columns of a row group, typed as in a request."""
         names = needed(self.recipe)
         place = self._reader.place(group)
         table, there = self._reader.read(group, names)
@@ -263,7 +255,7 @@ class ParquetSplit(SplitData):
             raise RecipeError(
                 f"{type(self.recipe).__name__}.datasets(): {place}, of the {self.name} split, lacks "
                 f"{', '.join(map(repr, missing))}; it has {', '.join(there)}",
-                hint="Every file holds the signature's inputs and the label; names of folders are no columns.",
+                hint="Every file holds the signature's inputs and the label; folder names are not columns.",
             )
         columns = conform(table_columns(table), self.recipe, place=place)
         self.on_progress()

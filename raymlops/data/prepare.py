@@ -1,7 +1,6 @@
-"""The data of a run: a recipe's splits opened and fitted, ready to be drawn by row index.
+"""Prepare the data of a run: open a recipe's splits, fit the recipe, and fingerprint the rows.
 
-Owns the way from ``datasets()`` to ``Prepared``, and the fingerprint. What a split is and how it is read stands in
-``split``, ``streamed`` and ``iterable``; knows nothing of ranks, epochs or devices.
+Knows nothing of ranks, epochs or devices. ``split``, ``parquet_split`` and ``iterable_split`` own how rows are read.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ if TYPE_CHECKING:
 __all__ = ["FIT", "SOURCES", "Memory", "Prepared", "SplitData", "prepare", "table_columns", "written"]
 
 VERSION = 2
-"""Of fingerprints. The first one, which carries none, hashed what datasets' items drew as it came."""
+"""Of fingerprints. Those of the first version have no prefix and hashed random items without seeding them."""
 SPLITS = ("train", "validation", "test")
 SOURCES = "data/sources.json"
-"""Artifact of a run: what ``Prepared.sources()`` returned, for whoever has to find its rows again."""
+"""Artifact of a run: the result of ``Prepared.sources()``, to find its rows again."""
 FIT = "data/fit.json"
-"""Artifact of a run: what ``fit`` returned, for a resume before the first checkpoint."""
+"""Artifact of a run: the result of ``fit``, for a resume before the first checkpoint."""
 SEED_IT = "If datasets() draws rows at random, seed it and train again, such as by np.random.default_rng(self.seed)."
-"""Advice where rows are no longer those that were trained on."""
+"""Hint where rows differ from those that were trained on."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Prepared:
     splits: dict[str, SplitData]
     state: dict[str, Any]
     refitted: dict[str, Any] | None = None
-    """What ``fit`` returns now, where the state was known and it was asked for to be compared."""
+    """What ``fit`` returns now, with ``refit`` and a known state."""
 
     @cached_property
     def data(self) -> DataRecord:
@@ -60,10 +59,10 @@ class Prepared:
         return DataRecord(f"v{VERSION}:{digest.hexdigest()}", self._rows, notes)
 
     def data_as(self, fingerprint: str, *, rows: Mapping[str, int]) -> DataRecord:
-        """Return rows and fingerprint, made as one was that a run recorded: equal where the data is the same.
+        """Return rows and fingerprint in the version of a recorded one: equal where the data is the same.
 
-        Items that differ each time they are read, which is found by reading some again, cannot be compared, and forfeit
-        no run: where splits have as many ``rows`` as were recorded, the recorded fingerprint is returned, with a note.
+        Items that differ each time they are read, which rereading some shows, cannot be compared: where splits have as
+        many ``rows`` as were recorded, the recorded fingerprint is returned, with a note.
 
         Raises:
             UsageError: a newer raymlops recorded it.
@@ -78,14 +77,14 @@ class Prepared:
         if not loose:
             return here
         note = (
-            f"items of {' and '.join(loose)} differ each time they are read, so that the data is taken to be what it "
-            "was: only numbers of rows were compared"
+            f"items of {' and '.join(loose)} differ each time they are read, so the data is assumed unchanged: only "
+            "numbers of rows were compared"
         )
         return DataRecord(fingerprint, self._rows, (note,))
 
     @cached_property
     def _first_fingerprint(self) -> str:
-        """Return the fingerprint without a version, as the first release made it."""
+        """Return the fingerprint of the first version."""
         digest = sha256()
         for name, split in self.splits.items():
             digest.update(f"{name}:{split.rows}:".encode())
@@ -98,7 +97,7 @@ class Prepared:
         return {name: split.rows for name, split in self.splits.items()}
 
     def sources(self) -> dict[str, Any]:
-        """Return as JSON data what lets ``prepare`` give another process the very same rows, without looking again."""
+        """Return as JSON data what ``prepare`` needs in another process for the same rows, without listing again."""
         return {name: split.describe() for name, split in self.splits.items()}
 
     def verify(self) -> None:
@@ -120,18 +119,18 @@ def prepare(
     memory: Memory | None = None,
     refit: bool = False,
 ) -> Prepared:
-    """Open the splits and fit the recipe on the training split, or take over the ``state`` of an earlier fit.
+    """Open the splits and fit the recipe on the training split, or use the ``state`` of an earlier fit.
 
-    With ``refit`` a ``state`` is taken over too, and ``Prepared.refitted`` says what a fit gives now.
+    With ``refit`` and a ``state``, ``Prepared.refitted`` holds what a fit returns now.
 
-    ``sources`` is what ``Prepared.sources()`` returned in another process, for some splits or all of them. Parquet
-    files are then those, and ``datasets()`` is called only where a split needs it; what it returns must be the rows
-    that it returned there. ``memory`` bounds what streamed splits take.
+    ``sources`` is the result of ``Prepared.sources()`` in another process, for some splits or all of them. Parquet
+    files are then those, and ``datasets()`` is called only where a split needs it; it must return the same rows as
+    there. ``memory`` bounds the memory of streamed splits.
 
     Raises:
         RecipeError: ``datasets()``, ``fit()`` or ``signature()`` raises, a split is missing, empty or of an unknown
-            kind, there is no signature, a column of it or the label is not in a table, the fitted state is no
-            JSON data, or a split is not that of ``sources``.
+            kind, there is no signature, a column of it or the label is not in a table, the fitted state is not
+            JSON data, or a split differs from that of ``sources``.
         StorageError: a Parquet file cannot be read, or Ray Data cannot be written.
     """
     name = project.recipe_class.__name__
@@ -153,7 +152,7 @@ def prepare(
         fitted = _json(call_recipe(f"{name}.fit()", lambda: unfitted.fit(train)), where=f"{name}.fit()")
     if state is None:
         recipe = call_recipe(f"{name}()", lambda: project.recipe(state=fitted))
-    signature_of(recipe)  # training on a torch dataset never asks for it, serving does
+    signature_of(recipe)  # training on a torch dataset never needs it, serving does
     return Prepared(
         recipe=recipe,
         splits={part: source.split(recipe) for part, source in opened.items()},
@@ -163,7 +162,7 @@ def prepare(
 
 
 def written(sources: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of ``sources`` that were written from Ray Data, which no later process should run again."""
+    """Return those of ``sources`` that were written from Ray Data, which later processes reuse."""
     return {part: known for part, known in sources.items() if known.get("written")}
 
 
@@ -186,7 +185,8 @@ def _json(state: Any, *, where: str) -> dict[str, Any]:
         plain = json.loads(json.dumps(state, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise RecipeError(
-            f"{where} returned what JSON cannot hold: {error}", hint="Return text, finite numbers, lists and dicts."
+            f"{where} returned a state that is not JSON data: {error}",
+            hint="Return text, finite numbers, lists and dicts.",
         ) from error
     if not isinstance(plain, dict):
         raise RecipeError(f"{where} returned a {type(state).__name__}; return a dict")

@@ -1,6 +1,6 @@
-"""Random streams for a recipe's data: what it draws is the same each time, and training draws as if it had not.
+"""Random streams for a recipe's data: reproducible draws that do not affect the training's.
 
-Owns the exchange of the global generators of torch's CPU, ``random`` and ``numpy.random``. Knows nothing of splits.
+Owns swapping the global generators of torch's CPU, ``random`` and ``numpy.random``. Knows nothing of splits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """A state of the global generators of torch's CPU, ``random`` and ``numpy.random`` that is put in their place."""
+    """A seeded state of the global generators of torch's CPU, ``random`` and ``numpy.random``."""
 
     def __init__(self, seed: int) -> None:
         self._state = (
@@ -29,7 +29,7 @@ class Stream:
 
     @contextmanager
     def drawn_from(self) -> Iterator[None]:
-        """Let all that draws from them go on where this stream was left, and then where they were."""
+        """Continue this stream within the block, and restore the global generators after it."""
         outside = self._exchange(self._state)
         try:
             yield
@@ -38,7 +38,7 @@ class Stream:
 
     @staticmethod
     def _exchange(state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        # numpy's whole generator is exchanged: that takes 0.4 us, get_state and set_state 50 us.
+        # numpy's whole generator is swapped: that takes 0.4 us, get_state and set_state 50 us.
         before = torch.get_rng_state(), random.getstate(), mtrand.get_bit_generator()
         torch.set_rng_state(state[0])
         random.setstate(state[1])

@@ -1,8 +1,8 @@
-"""A Ray Data dataset as Parquet files: written once, by the process that prepares a run, and read by all.
+"""Write a Ray Data dataset as Parquet files: once, in the process that prepares a run, for all to read.
 
-Ray Data keeps no position: neither a worker that comes back nor a run that goes on could take up a pipeline in
-mid-epoch (2.60), and each process would run it anew. Files have row numbers. What is equal is written once: a small
-index, named by the SHA-256 of the rows, says where it lies, and works on a filesystem that cannot rename too.
+Ray Data (2.60) has no position: neither a restarted worker nor a resumed run could continue a pipeline in mid-epoch,
+and each process would run it again. Files have row numbers. Equal rows are stored once: a small index file, named by
+their SHA-256, points to them, which also works on filesystems without rename.
 
 Owns the writing and the index. Knows nothing of recipes or splits.
 """
@@ -13,15 +13,13 @@ import contextlib
 import json
 import re
 import sys
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from raymlops.data.columns import hash_columns, table_columns
+from raymlops.data.columns import digest_of, hash_columns, table_columns
 from raymlops.data.parquet_files import GroupReader, ParquetFiles, list_parquet
-from raymlops.errors import RecipeError, StorageError
+from raymlops.errors import NotFoundError, RecipeError, StorageError
 from raymlops.storage import filesystem
-from raymlops.storage.locate import located
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,19 +31,19 @@ _GROUP_ROWS = 16_384
 
 
 def is_ray_dataset(source: Any) -> bool:
-    """Tell whether a split is a ``ray.data.Dataset``."""
+    """Return whether a split is a ``ray.data.Dataset``."""
     data = sys.modules.get("ray.data")
     return data is not None and isinstance(source, data.Dataset)
 
 
 def materialize(dataset: Any, uri: str, *, part: str) -> ParquetFiles:
-    """Write a dataset's rows below ``uri`` in their order, or find equal ones that were written before.
+    """Write a dataset's rows below ``uri`` in order, or find equal ones that were written before.
 
-    Ray must be initialised, and every node must reach ``uri``. The rows are read once more, for their digest.
+    Ray must be initialised, and every node must have access to ``uri``. The rows are read back once, for their digest.
 
     Raises:
-        RecipeError: Ray is not initialised, the pipeline fails or has no rows, or a column is of a type that no
-            request could bring.
+        RecipeError: Ray is not initialised, the pipeline fails or has no rows, or a column is of a type that a
+            request cannot have.
         StorageError: the files cannot be written.
     """
     import ray
@@ -61,7 +59,8 @@ def materialize(dataset: Any, uri: str, *, part: str) -> ParquetFiles:
     index = filesystem.join(uri, f"{_digest(files)}.json")
     known = _known(index)
     if known is not None:
-        _delete(folder)
+        with contextlib.suppress(StorageError):
+            filesystem.delete(folder)
         return known
     filesystem.write_bytes(index, json.dumps(files.to_dict()).encode())
     return files
@@ -69,11 +68,10 @@ def materialize(dataset: Any, uri: str, *, part: str) -> ParquetFiles:
 
 def _written(dataset: Any, folder: str, *, part: str) -> ParquetFiles:
     with _in_order(dataset):
-        filesystem, path = located(folder)
+        arrow, path = filesystem.open_filesystem(folder)
         try:
-            # Small row groups, because a window of an epoch's order mixes whole ones; with checksums, because a flipped
-            # bit would else be a value.
-            dataset.write_parquet(path, filesystem=filesystem, row_group_size=_GROUP_ROWS, write_page_checksum=True)
+            # Small row groups, because a window of an epoch's order mixes whole ones; checksums detect flipped bits.
+            dataset.write_parquet(path, filesystem=arrow, row_group_size=_GROUP_ROWS, write_page_checksum=True)
         except OSError as error:
             raise StorageError(f"the {part} split could not be written to {folder!r}: {error}") from error
         except Exception as error:
@@ -87,14 +85,14 @@ def _written(dataset: Any, folder: str, *, part: str) -> ParquetFiles:
 
 
 def _root(error: Exception) -> str:
-    """Return the line of Ray's trace that says what the pipeline's code raised: chained traces show it first."""
+    """Return the line of Ray's traceback with the pipeline's own exception, the first one of the chain."""
     found = re.search(r"^[A-Za-z_][\w.]*(?:Error|Exception)\b.*$", str(error), re.MULTILINE)
     return found.group() if found else f"{type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager
 def _in_order(dataset: Any) -> Iterator[None]:
-    """Write blocks in the dataset's order, not in that in which they get ready: the same rows give the same digest."""
+    """Write blocks in the dataset's order, not as they complete: the same rows give the same digest."""
     options = dataset.context.execution_options
     before = options.preserve_order
     options.preserve_order = True
@@ -105,26 +103,16 @@ def _in_order(dataset: Any) -> Iterator[None]:
 
 
 def _digest(files: ParquetFiles) -> str:
-    digest = sha256()
     reader = GroupReader(files)
-    for group in range(len(files.places)):
-        digest.update(hash_columns(table_columns(reader.read(group)[0])).astype("<u8").tobytes())
-    return digest.hexdigest()[:32]
+    groups = (reader.read(group)[0] for group in range(len(files.places)))
+    return digest_of(hash_columns(table_columns(table)) for table in groups)[:32]
 
 
 def _known(index: str) -> ParquetFiles | None:
-    """Return the files that an index names, where they are still there as they were."""
-    filesystem, path = located(index)
+    """Return the files of an index, if they still exist unchanged."""
     try:
-        with filesystem.open_input_file(path) as stream:
-            files = ParquetFiles.from_dict(json.loads(stream.read()))
+        files = ParquetFiles.from_dict(json.loads(filesystem.read_bytes(index)))
         files.verify()
-    except (OSError, ValueError, KeyError, StorageError):
+    except (ValueError, KeyError, NotFoundError, StorageError):
         return None
     return files
-
-
-def _delete(folder: str) -> None:
-    filesystem, path = located(folder)
-    with contextlib.suppress(OSError):
-        filesystem.delete_dir(path)

@@ -26,6 +26,7 @@ import ray
 import torch
 from torch.utils.data import TensorDataset
 
+from raymlops.data.batches import leaves
 from raymlops.data.parquet_files import ParquetFiles
 from raymlops.data.prepare import SPLITS, Memory, Prepared
 from raymlops.data.sources import open_source, stands_alone
@@ -204,7 +205,7 @@ def _table(split: TableSplit, *, encodes: bool) -> _Table | None:
     numbers = {name: np.ascontiguousarray(values) for name, values in split.columns.items() if values.dtype != object}
     objects = {name: values for name, values in split.columns.items() if name not in numbers}
     data = _pickled(objects) if objects else np.empty(0, dtype=np.uint8)
-    if data is None or any(isinstance(leaf, torch.Tensor) for leaf in _leaves(encoded)):
+    if data is None or any(isinstance(leaf, torch.Tensor) for _, leaf in leaves(encoded)):
         return None
     return _Table(split.rows, numbers, data, tuple(split.columns), encoded, asked=encodes)
 
@@ -246,17 +247,9 @@ def _map(batch: Any, kind: type, function: Any) -> Any:
     return batch
 
 
-def _leaves(batch: Any) -> list[Any]:
-    if isinstance(batch, Mapping):
-        return [leaf for value in batch.values() for leaf in _leaves(value)]
-    if isinstance(batch, tuple | list):
-        return [leaf for value in batch for leaf in _leaves(value)]
-    return [batch]
-
-
 def _arrays(parts: Any) -> list[Array]:
     found: list[Array] = []
-    for leaf in _leaves(parts):
+    for _, leaf in leaves(parts):
         if isinstance(leaf, _Table):
             found += [*leaf.numbers.values(), leaf.objects, *_arrays(leaf.encoded)]
         elif isinstance(leaf, _Tensors):

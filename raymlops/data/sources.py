@@ -1,6 +1,6 @@
-"""What a recipe may return as a split, and which kind of split each becomes, here and in the processes that follow.
+"""Turn what a recipe returns as a split into a ``SplitData``, here and in the processes that follow.
 
-Owns the choice and its errors. Each kind has a module of its own.
+Owns the choice of the kind and its errors. Each kind has its own module.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from raymlops.recipe import RecipeBase
 
 _MARKS = ("digest", "sample", "fingerprint", "head")
-"""What ``SplitData.describe`` may say of the rows beside their number."""
+"""Marks that ``SplitData.describe`` may hold beside the number of rows."""
 _KINDS = "a table, Parquet files (path, folder, glob, URI or list), a torch dataset or a Ray Data dataset"
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a Parquet split may take in each process."""
+    """Memory limits of a Parquet split in each process."""
 
     whole_bytes: int = 64 << 20
-    """Files that take no more than this are read whole, as a table."""
+    """Smaller files are read whole, as a table."""
     cache_bytes: int = 256 << 20
-    """Others are streamed; this much of them is kept."""
+    """Larger ones are streamed, with a cache of this size."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A split as it was returned, looked at but not yet held against the recipe.
+    """A split as it was returned, not yet checked against the recipe.
 
     ``data`` holds a table's columns, a list of Parquet files to stream, or a dataset.
     """
@@ -50,21 +50,21 @@ class Source:
     data: Any
     memory: Memory
     files: ParquetFiles | None = None
-    """Where ``data`` was read from."""
+    """The files that ``data`` was read from."""
     written: bool = False
     """Whether the files were written here, from Ray Data."""
     known: Mapping[str, Any] | None = None
-    """What the process before found out, if there was one."""
+    """The description from an earlier process, if any."""
 
     def to_fit(self) -> Any:
-        """Return what ``fit`` is given."""
+        """Return the argument of ``fit``."""
         return self.data.dataset() if isinstance(self.data, ParquetFiles) else self.data
 
     def split(self, recipe: RecipeBase) -> SplitData:
         """Return the split that ``recipe`` trains on.
 
         Raises:
-            RecipeError: its rows are not what the signature says, or not those of the process before.
+            RecipeError: its rows do not match the signature, or differ from those of the earlier process.
             StorageError: its first rows cannot be read.
         """
         split = self._split(recipe)
@@ -74,7 +74,7 @@ class Source:
             raise _other_rows(self.part, recipe, f"{split.rows} rows ({split.kind})", f"{rows} rows ({kind})")
         for mark in _MARKS:
             there = known.get(mark)
-            # Rows that this very process sees differently the next time cannot be compared.
+            # Rows that differ each time they are read, even in this process, cannot be compared.
             if there and (here := split.mark(mark)) != there and split.mark(mark) == here:
                 raise _other_rows(self.part, recipe, f"{rows} rows", "other ones")
         return split
@@ -94,7 +94,7 @@ class Source:
                 cache_bytes=self.memory.cache_bytes,
                 written=self.written,
             )
-            _ = split.plan  # what is wrong with the first rows is found here
+            _ = split.plan  # raises where the first rows are wrong
             return split
         if _has_index(self.data):
             return DatasetSplit(self.data, name=self.part, recipe=recipe)
@@ -111,17 +111,17 @@ class Source:
 
 
 def stands_alone(known: Mapping[str, Any] | None) -> bool:
-    """Tell whether a description is all it takes to read the split, so that ``datasets()`` need not be called."""
+    """Return whether a description is enough to read the split, without calling ``datasets()``."""
     return known is not None and known["kind"] == ParquetSplit.kind
 
 
 def open_source(
     splits: Any, part: str, *, name: str, known: Mapping[str, Any] | None, data_uri: str, memory: Memory
 ) -> Source:
-    """Return a split of what ``datasets()`` of the recipe ``name`` returned, or of what is ``known`` of it.
+    """Return a split of the result of ``datasets()`` of the recipe ``name``, or of its ``known`` description.
 
     Raises:
-        RecipeError: the split is missing, or of a kind that cannot be drawn from.
+        RecipeError: the split is missing, or of an unsupported kind.
         StorageError: a Parquet file is damaged, or Ray Data could not be written under ``data_uri``.
     """
     if known is not None and stands_alone(known):
@@ -168,16 +168,16 @@ def _refuse_other(source: Any, part: str, *, name: str) -> None:
     where = f"{name}.datasets(): the {part} split is {described(source)}"
     if isinstance(source, DataLoader):
         raise RecipeError(
-            f"{where}, which makes batches of its own",
-            hint="Return the dataset that it loads from: batches, order and shares are made here.",
+            f"{where}, which makes its own batches",
+            hint="Return its dataset: raymlops makes the batches, order and shares.",
         )
     if _has_index(source):
         return
     if not hasattr(source, "__iter__"):
-        raise RecipeError(f"{where}, which has no rows to draw by index and no iterator", hint=f"Return {_KINDS}.")
+        raise RecipeError(f"{where}, which has neither rows by index nor an iterator", hint=f"Return {_KINDS}.")
     if hasattr(source, "__next__"):
         raise RecipeError(
-            f"{where}, which can be read a single time", hint="Return an object whose __iter__ begins a new pass."
+            f"{where}, which can be read only once", hint="Return an object whose __iter__ starts a new pass."
         )
 
 

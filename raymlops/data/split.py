@@ -1,7 +1,7 @@
-"""A split: rows drawn by index, whatever the recipe returned, and the order in which an epoch draws them.
+"""Splits: rows drawn by index, and their order in an epoch.
 
-Owns what all kinds of splits share, and the two that are held in memory: tables and torch datasets with an index.
-Knows nothing of ranks or devices: those are indices to it.
+Owns the interface of all kinds of splits, and the two that are held in memory: tables and torch datasets with an index.
+Knows nothing of ranks or devices.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch.utils.data import TensorDataset, default_collate
 
-from raymlops.data.batches import encode, encode_all, leaves, select
-from raymlops.data.columns import conform, hash_columns
+from raymlops.data.batches import arrays, encode, encode_all, select
+from raymlops.data.columns import conform, digest_of, hash_columns
 from raymlops.data.order import global_batches, seed_all
 from raymlops.data.random_streams import Stream
 from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe, described
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 SAMPLE_ROWS = 64
-"""Rows, evenly spread, by which a process sees that it has the driver's data, or that the data differ each time."""
+"""Evenly spread rows that show whether a process has the driver's data, and whether reads are repeatable."""
 _HASH_ROWS = 1024
 
 
@@ -41,8 +41,8 @@ class SplitData(ABC):
     """One split: ``rows`` of it, drawn as batches by index.
 
     ``columns`` holds a table's columns, label included, where they are all in memory, else None. Only a split that
-    ``is_table`` has rows that a request could bring; ``take`` gives them. ``on_progress`` may be set: reading that
-    takes long calls it now and then, at least once for 1000 items that go by and for each row group that is decoded.
+    ``is_table`` has rows like a request's; ``take`` returns them. ``on_progress`` may be set: long reads call it, at
+    least once for 1000 skipped items and for each decoded row group.
     """
 
     kind: ClassVar[str]
@@ -61,7 +61,7 @@ class SplitData(ABC):
 
     @abstractmethod
     def for_recipe(self, recipe: RecipeBase) -> SplitData:
-        """Return the same rows as another recipe encodes them, such as the version that is live.
+        """Return the same rows for another recipe, such as the live version's.
 
         Raises:
             RecipeError: the table lacks a column of that recipe.
@@ -76,8 +76,8 @@ class SplitData(ABC):
     def global_batches(self, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[torch.Tensor]:
         """Yield the row indices of each global batch of an epoch but the first ``skip``, each row once.
 
-        Seed and epoch alone decide the order, so it is the same on every rank of any number. The last batch holds
-        what remains. What is skipped is not read.
+        The order depends on seed and epoch alone, so it is the same on every rank, for any number of ranks. The last
+        batch holds the remainder. Skipped batches are not read.
         """
         return global_batches(self.rows, batch_size=batch_size, seed=seed, epoch=epoch, skip=skip)
 
@@ -86,44 +86,44 @@ class SplitData(ABC):
         return torch.arange(rank, self.rows, world)
 
     def take(self, indices: torch.Tensor) -> dict[str, Array] | None:
-        """Return the columns of the rows at ``indices``, in that order; None where the split is no table."""
+        """Return the columns of the rows at ``indices``, in that order; None where the split is not a table."""
         del indices
         return None
 
     def sample(self, *, about_rows: int) -> dict[str, Array] | None:
-        """Return the columns of an even sample: every n-th row, with n = rows // ``about_rows``; None for no table."""
+        """Return the columns of every n-th row, with n = rows // ``about_rows``; None where it is not a table."""
         return self.take(torch.arange(0, self.rows, max(1, self.rows // about_rows)))
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, in chunks, equal for equal rows, label included."""
         for batch in self.batches(batch_size=_HASH_ROWS):
-            yield hash_columns(leaves(batch))
+            yield hash_columns(arrays(batch))
 
     def row_hashes(self) -> npt.NDArray[np.uint64]:
         """Return the hashes of all rows: 8 bytes each."""
         return np.concatenate(list(self.hashes()))
 
     def fingerprint(self) -> Iterator[bytes]:
-        """Yield the split's part of a fingerprint without a version, as the first release made it: all rows' hashes."""
+        """Yield the split's part of a fingerprint of the first version: all rows' hashes."""
         for chunk in self.hashes():
             yield chunk.astype("<u8").tobytes()
 
     def digest(self) -> str:
-        """Return what identifies the rows: the SHA-256 of all rows' hashes. They are read once, however often asked."""
+        """Return the SHA-256 of all rows' hashes, which identifies the rows. They are read only once."""
         return self._digest_of_rows
 
     def mark(self, kind: str) -> str | None:
-        """Return what another process compares, as ``describe`` has it under ``kind``; None where there is none."""
+        """Return the mark ``kind`` of ``describe``, which another process compares; None where there is none."""
         return self.digest() if kind == "digest" else None
 
     def is_repeatable(self, version: int) -> bool:
-        """Return whether the rows are the same when they are read again, as a fingerprint of ``version`` reads them."""
+        """Return whether rereading gives the same rows, as a fingerprint of ``version`` reads them."""
         del version
         return True
 
     @property
     def note(self) -> str:
-        """Return what is to be said of how the rows are identified; empty where their hashes are."""
+        """Return a note where the rows are not identified by their hashes; else empty."""
         return ""
 
     def describe(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class SplitData(ABC):
 
 
 class TableSplit(SplitData):
-    """A table in memory. It is encoded once, at its first batch; where ``encode`` pads, batch by batch."""
+    """A table in memory, encoded once at its first batch, or batch by batch where ``encode`` pads."""
 
     kind = "table"
     is_table = True
@@ -191,10 +191,10 @@ class TableSplit(SplitData):
 class DatasetSplit(SplitData):
     """A torch dataset with ``__len__`` and ``__getitem__``, whose items are collated into batches.
 
-    Items may draw at random. To be hashed, each is drawn with the global generators seeded by its number, as
-    ``RecipeBase.loss`` promises for a step, and the generators are put back. Items that differ all the same draw from
-    elsewhere, such as a generator of their own: such a split is identified by its length, and by what the dataset's
-    ``fingerprint()`` returns, if it has one.
+    Items may be random. To be hashed, each is drawn with the global generators seeded by its number, as
+    ``RecipeBase.loss`` does for a step, and the generators are restored. Items that still differ draw from elsewhere,
+    such as their own generator: such a split is identified by its length, and by the dataset's ``fingerprint()``, if it
+    has one.
     """
 
     kind = "dataset"
@@ -215,11 +215,11 @@ class DatasetSplit(SplitData):
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each item in order, in chunks, equal in each pass and in every process."""
         for chunk in _chunks(torch.arange(self.rows), _HASH_ROWS):
-            yield hash_columns(leaves(self._seeded(chunk)))
+            yield hash_columns(arrays(self._seeded(chunk)))
             self.on_progress()
 
     def fingerprint(self) -> Iterator[bytes]:
-        """Yield the split's part of a fingerprint without a version: what items draw was not seeded then."""
+        """Yield the split's part of a fingerprint of the first version, which did not seed items."""
         for chunk in super().hashes():
             yield chunk.astype("<u8").tobytes()
 
@@ -230,7 +230,7 @@ class DatasetSplit(SplitData):
         return self._digest_of_rows
 
     def mark(self, kind: str) -> str | None:
-        """Return ``sample``, a digest of a few items, or ``fingerprint``, what the dataset says itself."""
+        """Return ``sample``, a digest of a few items, or ``fingerprint``, the dataset's own."""
         if kind == "sample":
             return self._sample(self._seeded)
         return self._own_fingerprint if kind == "fingerprint" else None
@@ -238,12 +238,12 @@ class DatasetSplit(SplitData):
     def is_repeatable(self, version: int) -> bool:
         """Return whether a few items are the same when they are drawn again."""
         draw = self.batch if version == 1 else self._seeded
-        # As many as tell also of what differs now and then.
+        # Enough items to detect rare differences.
         return self._sample(draw, rows=_HASH_ROWS) == self._sample(draw, rows=_HASH_ROWS)
 
     @property
     def note(self) -> str:
-        """Return how items that cannot be seeded are identified."""
+        """Return a note on how items that cannot be seeded are identified."""
         if not self._differs:
             return ""
         how = "its length" if self._own_fingerprint is None else "its length and its fingerprint()"
@@ -259,7 +259,7 @@ class DatasetSplit(SplitData):
         return super().describe() | ({} if mark is None else {kind: mark})
 
     def for_recipe(self, recipe: RecipeBase) -> DatasetSplit:
-        """Return the same items: no recipe encodes them."""
+        """Return the same items, which no recipe encodes."""
         return DatasetSplit(self._dataset, name=self.name, recipe=recipe)
 
     @cached_property
@@ -285,10 +285,10 @@ class DatasetSplit(SplitData):
 
     def _sample(self, draw: Callable[[torch.Tensor], Batch], *, rows: int = SAMPLE_ROWS) -> str:
         spread = torch.linspace(0, self.rows - 1, min(rows, self.rows), dtype=torch.float64).round().long()
-        return digest_of(hash_columns(leaves(draw(row))) for row in _chunks(spread, 1))
+        return digest_of(hash_columns(arrays(draw(row))) for row in _chunks(spread, 1))
 
     def _seeded(self, indices: torch.Tensor) -> Batch:
-        """Return a batch whose items each draw what their number says; where items come together, what the first's."""
+        """Return a batch whose items are each seeded by their number; items read together, by the first one's."""
         dataset, together = self._dataset, hasattr(self._dataset, "__getitems__")
         if type(dataset) is TensorDataset:
             return self.batch(indices)
@@ -302,14 +302,6 @@ class DatasetSplit(SplitData):
 
         with Stream(0).drawn_from():
             return call_recipe(f"{self._where}: an item", draw)
-
-
-def digest_of(chunks: Iterable[npt.NDArray[np.uint64]]) -> str:
-    """Return the SHA-256 of rows' hashes."""
-    digest = sha256()
-    for chunk in chunks:
-        digest.update(chunk.astype("<u8").tobytes())
-    return digest.hexdigest()
 
 
 def _chunks(indices: torch.Tensor, size: int) -> Iterator[torch.Tensor]:

@@ -15,7 +15,7 @@ from raymlops.lifecycle.sources import Source, place_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.predictions.compact import CompactRecord, RetainRecord
+    from raymlops.predictions.compact import CompactRecord
     from raymlops.predictions.read import Reading
 
 
@@ -81,37 +81,6 @@ def compact_predictions(
     check_known(Store(spec.storage.path), name)
     with lease(state_url(spec), f"predictions-{name}", purpose="compaction"):
         return compact(spec.storage.path, name, now=now or datetime.now(UTC), since=since)
-
-
-def retain_predictions(
-    source: Source,
-    *,
-    now: datetime | None = None,
-    dry_run: bool = False,
-    overrides: Sequence[str] = (),
-    env: str | None = None,
-) -> RetainRecord | None:
-    """Remove predictions and labels of the configuration's model that are older than ``serve.log.retention_days``.
-
-    None where they are all kept.
-
-    Raises:
-        RefusedError: somebody compacts them now.
-        StorageError: the storage cannot be used.
-    """
-    from raymlops.predictions.compact import retain
-    from raymlops.state.database import state_url
-    from raymlops.state.lease import lease
-
-    spec = place_of(source, overrides=overrides, env=env)
-    days, name = spec.serve.log.retention_days, spec.project.name
-    if days is None:
-        return None
-    before = (now or datetime.now(UTC)) - timedelta(days=days)
-    if dry_run:
-        return retain(spec.storage.path, name, before=before, dry_run=True)
-    with lease(state_url(spec), f"predictions-{name}", purpose="retention"):
-        return retain(spec.storage.path, name, before=before)
 
 
 def parse_moment(text: str, *, now: datetime) -> datetime:

@@ -1,1 +1,1 @@
-"""The prediction log: what was asked and answered, as append-only Parquet, and the labels that came later."""
+"""The prediction log: requests and answers as append-only Parquet, and the labels that arrive later."""

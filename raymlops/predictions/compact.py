@@ -1,8 +1,8 @@
-"""Small files of hours that are over become few large ones, and hours that are too old go.
+"""Merge the small files of past hours into few large ones, and remove hours beyond their retention.
 
-Owns the order of those steps: a merged file appears whole, is read back, and only then are the files removed that it
-replaces. Cut anywhere, nothing is lost and nothing counts twice; the next call finishes what was begun. Writers may
-go on meanwhile, also into hours that are over; of compactions there may be one at a time.
+Owns the order of those steps: a merged file is published, read back, and only then are the files removed that it
+replaces. Interrupted anywhere, nothing is lost or counted twice; the next call completes it. Writers may keep writing,
+also into past hours; only one compaction may run at a time.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 GRACE = timedelta(minutes=5)
-"""How long an hour that ended is left to its writers. They write what is later too, into files of its own."""
+"""How long writers may finish a past hour before it is merged. Later rows go into further files."""
 MERGED_ROWS = 1_000_000
 MERGED_BYTES = 256 * 1024 * 1024
 _GROUP_ROWS = 65_536
 _GROUP_BYTES = 32 * 1024 * 1024
-"""Rows are gathered up to this before they are written: it is what memory the merging takes."""
+"""Rows are buffered up to this before they are written, which bounds the memory of a merge."""
 
 
 @dataclass(frozen=True)
 class CompactRecord(Record):
-    """What one compaction did."""
+    """The result of one compaction."""
 
     name: str
     folders: int
-    """Of those that are over, how many had something to do."""
+    """Past hours and days that were changed."""
     merged: int
     """Small files that were merged."""
     into: int
-    """Files that they became."""
+    """Files that they were merged into."""
     rows: int
     damaged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class RetainRecord(Record):
-    """Which hours of predictions and days of labels went, or would."""
+    """Which hours of predictions and days of labels were removed."""
 
     name: str
     before: str
@@ -74,12 +74,12 @@ def compact(
     since: datetime | None = None,
     open_store: Callable[[str], Store] = Store,
 ) -> CompactRecord:
-    """Merge the small files of every hour of predictions and every day of labels that is over.
+    """Merge the small files of every past hour of predictions and every past day of labels.
 
-    ``since`` leaves older ones alone, which saves looking into each of them on an object store.
+    ``since`` skips older ones, which saves listing each of them on an object store.
 
     Raises:
-        StorageError: the storage cannot be used; what was done so far holds.
+        StorageError: the storage cannot be used; completed merges are kept.
     """
     store, work, folders = open_store(uri), _Work(), 0
     for folder in (*prediction_hours(store, name), *label_days(store, name)):
@@ -88,18 +88,18 @@ def compact(
     return CompactRecord(name, folders, work.merged, work.into, work.rows, tuple(sorted(work.faults.damaged)))
 
 
-def retain(uri: str, name: str, *, before: datetime, dry_run: bool = False) -> RetainRecord:
+def retain(uri: str, name: str, *, before: datetime) -> RetainRecord:
     """Remove the hours of predictions and days of labels that ended by ``before``.
 
-    A label comes after its prediction, so that no label goes whose prediction stays.
+    A label arrives after its prediction, so no label is removed whose prediction is kept.
 
     Raises:
-        StorageError: the storage cannot be used; what was removed so far is gone.
+        StorageError: the storage cannot be used; some may have been removed.
     """
     store = Store(uri)
     old = [folder for folder in (*prediction_hours(store, name), *label_days(store, name)) if folder.end <= before]
-    for folder in () if dry_run else old:
-        store.remove_folder(folder.path)
+    for folder in old:
+        store.remove(folder.path)
         for parent in folder.parents():
             store.remove_empty(parent)
     return RetainRecord(name, before.astimezone(UTC).isoformat(), tuple(folder.path for folder in old))
@@ -113,10 +113,10 @@ class _DamagedError(Exception):
 
 def _compact_folder(store: Store, folder: str, work: _Work) -> bool:
     found, replaced = survey(store, folder, work.faults)
-    for name in replaced:  # a compaction before this one was cut
+    for name in replaced:  # a previous compaction was interrupted
         store.remove(f"{folder}/{name}")
     for name in store.files(folder):
-        if name.startswith("."):  # a writer was cut; one that is still writing will try again
+        if name.startswith("."):  # of an interrupted writer; one that is still writing retries
             store.remove(f"{folder}/{name}")
     done = bool(replaced)
     for group in _groups(store, folder, [live for live in found if not _is_large(live)], work.faults):
@@ -144,7 +144,7 @@ class _Group:
 
 
 def _groups(store: Store, folder: str, found: Sequence[Live], faults: Faults) -> Iterator[_Group]:
-    """Yield files that become one: of one schema, in order, up to the size of a merged file."""
+    """Yield groups of files to merge: of one schema, in order, up to the size of a merged file."""
     group: _Group | None = None
     rows = size = 0
     for live in found:
@@ -171,7 +171,7 @@ def _groups(store: Store, folder: str, found: Sequence[Live], faults: Faults) ->
 def _merge(store: Store, folder: str, group: _Group, work: _Work) -> None:
     sources = [source for live, rows in group.files for source in live.sources or ((live.name, rows),)]
     replaces = frozenset[str]().union(*({live.name} | live.replaces for live, _ in group.files))
-    # The same files give the same name, so that a second attempt replaces what the first one left.
+    # The same files give the same name, so that a retry replaces the file of the first attempt.
     digest = hashlib.sha256("\n".join(sorted(replaces)).encode()).hexdigest()[:16]
     path = f"{folder}/{group.files[0][0].name.partition('-')[0]}-{digest}{MERGED}"
     with store.create(path) as stream, pq.ParquetWriter(stream, group.schema, **PARQUET) as writer:
@@ -208,10 +208,10 @@ def _batches(store: Store, folder: str, live: Live) -> Iterator[pa.RecordBatch]:
 
 
 def _check(store: Store, path: str, *, rows: int) -> None:
-    """Read back what a merged file says of itself.
+    """Read a merged file back.
 
     Raises:
-        StorageError: it is not what was written; nothing was removed.
+        StorageError: it differs from what was written; nothing was removed.
     """
     try:
         with open_file(store, path, size=MERGED_BYTES) as file:

@@ -1,13 +1,13 @@
-"""What a version did while several were up: counts of its requests, and the losses of its labelled answers.
+"""Per-version counts of requests and losses of labelled answers, which rollouts compare. Pure.
 
-Owns both values and how they add up over replicas. Knows nothing of who counts them, nor of what they decide.
+Owns both values and how they add up over replicas.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,42 +19,30 @@ LEVELS = 101
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Requests that the traffic's weights gave to a version, and what became of them.
+    """Requests that the traffic's weights assigned to a version, and their outcomes.
 
-    Those that a caller pinned, copies for shadows and refused ones are in none of them: they fell to a version for
-    another reason than chance, or say nothing of it.
+    Pinned requests, copies for shadows and refused ones are not counted: they were not assigned by chance, or say
+    nothing about the version.
     """
 
     requests: int = 0
-    """All of them, the failed and late ones too."""
+    """Failed and late ones included."""
     errors: int = 0
-    """Where the version failed, whoever answered in the end."""
+    """Where the version failed, even if another one answered."""
     slow: int = 0
-    """Answered, but after ``slow_s`` in the model."""
+    """Answered after more than ``slow_s`` in the model."""
     late: int = 0
-    """Of a canary: not answered within its timeout, so that the champion did. Not among ``errors`` and ``slow``."""
+    """Of a canary: timed out, so that the champion answered. Not included in ``errors`` and ``slow``."""
     seconds_sum: float = 0.0
     """In the model."""
 
     def __add__(self, other: Counts) -> Counts:
         """Return the counts of both, as of two replicas."""
-        return Counts(
-            requests=self.requests + other.requests,
-            errors=self.errors + other.errors,
-            slow=self.slow + other.slow,
-            late=self.late + other.late,
-            seconds_sum=self.seconds_sum + other.seconds_sum,
-        )
+        return Counts(*(ours + theirs for ours, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     def __sub__(self, other: Counts) -> Counts:
-        """Return what was counted since ``other``; never below 0, which a replica that started anew would give."""
-        return Counts(
-            requests=max(0, self.requests - other.requests),
-            errors=max(0, self.errors - other.errors),
-            slow=max(0, self.slow - other.slow),
-            late=max(0, self.late - other.late),
-            seconds_sum=max(0.0, self.seconds_sum - other.seconds_sum),
-        )
+        """Return what was counted since ``other``; never below 0, which a restarted replica would give."""
+        return Counts(*(max(0, ours - theirs) for ours, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -62,39 +50,39 @@ class Counts:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Counts:
-        """Rebuild them; unknown keys are ignored, what is missing or null is 0."""
+        """Rebuild counts; unknown keys are ignored, missing or null ones are 0."""
         return cls(**{item.name: data.get(item.name) or 0 for item in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """How wrong the labelled answers of requests were, 0 (right) to 1: how many of each hundredth, one a request.
+    """A histogram of the losses of labelled requests, 0 (right) to 1, in hundredths; one loss a request.
 
-    Chance gives requests to versions, not rows: a request is one draw however many rows it has. Their sum over replicas
-    or days is exact, and it stays small however many there are. Rounding moves a mean by at most 0.005, and that of
-    equally good versions by the same.
+    Requests are assigned to versions by chance, rows are not: a request is one draw however many rows it has. Sums over
+    replicas or days are exact and of constant size. Rounding shifts a mean by at most 0.005, and that of equally good
+    versions by the same amount.
     """
 
     levels: tuple[tuple[int, int], ...] = ()
-    """Hundredths and their number, rising, without zeros."""
+    """Hundredths and their counts, ascending, without zeros."""
     clipped: int = 0
-    """Requests whose loss is no measure: most of their errors are beyond the scale, or had no number."""
+    """Requests whose loss is not meaningful: most of their errors exceed the scale or are not numbers."""
     note: str = ""
-    """Why there are none, or which failed; empty where nothing is to be said."""
+    """Why there are none, or which failed; empty otherwise."""
 
     @classmethod
     def of(cls, values: Iterable[float], *, clipped: int = 0, note: str = "") -> Losses:
-        """Count losses. Those outside [0, 1] count as the nearer end, NaN as 1: nothing is worse than no number."""
+        """Count losses. Those outside [0, 1] are clamped, NaN counts as 1, the worst."""
         return cls(cls._levels(Counter(_hundredth(value) for value in values)), clipped, note)
 
     @property
     def mostly_clipped(self) -> bool:
-        """Return whether they are no measure, so that nothing follows from their mean."""
+        """Return whether most losses are not meaningful, so that their mean is not either."""
         return 2 * self.clipped > self.count
 
     @property
     def count(self) -> int:
-        """Return how many there are."""
+        """Return the number of losses."""
         return sum(number for _, number in self.levels)
 
     @property
@@ -116,7 +104,7 @@ class Losses:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Losses:
-        """Rebuild them; what is no hundredth or no positive number is ignored."""
+        """Rebuild losses; keys that are not hundredths and counts that are not positive are ignored."""
         known = {str(level): level for level in range(LEVELS)}
         counts = Counter(
             {known[key]: int(number) for key, number in data.items() if key in known and (number or 0) > 0}

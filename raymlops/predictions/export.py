@@ -1,7 +1,7 @@
-"""Predictions as JSON lines, CSV or one Parquet file.
+"""Export predictions as JSON lines, CSV or one Parquet file.
 
-Owns these forms. A row of JSON nests ``features`` and ``output``; in CSV each of their fields is a column. Numbers that
-JSON has not (NaN, infinity) become null.
+A row of JSON nests ``features`` and ``output``; in CSV each of their fields is a column. NaN and infinity become null
+in JSON.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from raymlops.errors import StorageError, UsageError
 from raymlops.predictions.read import LABEL
 from raymlops.predictions.schema import FEATURES, OUTPUT
+from raymlops.storage.filesystem import create
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,47 +38,40 @@ def json_rows(batch: pa.RecordBatch) -> Iterator[bytes]:
 
 
 def check_form(path: str) -> str:
-    """Return the ending of a file's name, which says its form.
+    """Return a file name's suffix, which selects the format.
 
     Raises:
-        UsageError: it is none of those that can be written.
+        UsageError: no such format can be written.
     """
     ending = Path(path).suffix.lower()
     if ending not in FORMS:
-        raise UsageError(f"{path!r} has no ending that says its form", hint=f"Write {', '.join(FORMS)}.")
+        raise UsageError(f"{path!r} has no suffix of a known format", hint=f"Write {', '.join(FORMS)}.")
     return ending
 
 
 def write_file(reading: Reading, path: str) -> None:
-    """Write all rows to a file, which appears when it is complete.
+    """Write all rows to a file, which appears once it is complete.
 
-    CSV and Parquet have one set of columns for all versions: a field that a version has not is empty for it.
+    CSV and Parquet have one set of columns for all versions: fields that a version lacks are empty.
 
     Raises:
-        UsageError: the name says no form, or two versions have a field of one name and two types.
+        UsageError: the suffix is unknown, or two versions have a field of one name and two types.
         StorageError: the file cannot be written, or the predictions cannot be read.
     """
-    ending, target = check_form(path), Path(path)
-    beside = target.with_name(f".{target.name}.part")
-    try:
-        with beside.open("wb") as file:
-            if ending == ".jsonl":
-                file.writelines(row + b"\n" for batch in reading for row in json_rows(batch))
-            elif ending == ".csv":
-                _write_csv(reading, file)
-            else:
-                _write_parquet(reading, file)
-        beside.replace(target)
-    except OSError as error:
-        raise StorageError(
-            f"{path!r} cannot be written: {error}", hint="Name a file in a folder that exists."
-        ) from error
-    finally:
-        beside.unlink(missing_ok=True)
+    ending = check_form(path)
+    if not Path(path).absolute().parent.is_dir():
+        raise StorageError(f"{path!r} cannot be written: its folder does not exist", hint="Create the folder first.")
+    with create(Path(path)) as file:
+        if ending == ".jsonl":
+            file.writelines(row + b"\n" for batch in reading for row in json_rows(batch))
+        elif ending == ".csv":
+            _write_csv(reading, file)
+        else:
+            _write_parquet(reading, file)
 
 
 def union(schemas: Iterator[pa.Schema]) -> pa.Schema:
-    """Return one schema that rows of all these fit.
+    """Return one schema for rows of all these.
 
     Raises:
         UsageError: a field is of two types.
@@ -91,7 +85,7 @@ def union(schemas: Iterator[pa.Schema]) -> pa.Schema:
 
 
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Return the rows with the columns and fields of a schema, null where they have none."""
+    """Return the rows with the columns and fields of a schema, null where they are missing."""
     columns = {name: batch[name] for name in batch.schema.names}
     arrays = [_fitted(columns.get(field.name), field.type, rows=batch.num_rows) for field in schema]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
@@ -102,7 +96,7 @@ def _wider(known: pa.DataType | None, new: pa.DataType, *, where: str) -> pa.Dat
         return new
     if not (pa.types.is_struct(known) and pa.types.is_struct(new)):
         raise UsageError(
-            f"{where} is {known} for one version and {new} for another, which is no one column",
+            f"{where} is {known} for one version and {new} for another",
             hint="Choose one with --version, or write .jsonl.",
         )
     fields = {field.name: field.type for field in known}

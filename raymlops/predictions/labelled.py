@@ -1,7 +1,7 @@
-"""Which label counts for a row, and looking labels up for many rows at once.
+"""Decide which label counts for a row, and look labels up for many rows at once.
 
-Owns the rules. The first label of a row stands. The same one again changes nothing; another one that is not marked as a
-correction does not replace it and counts as a conflict. Of corrections the newest stands.
+The first label of a row counts. Repeating it changes nothing; a different one that is not marked as a correction does
+not replace it and is a conflict. Of corrections the newest counts.
 
 Memory: all labels that came in since the window began, about 350 bytes each while they are sorted (measured for ids of
 36 characters: 340 MB for a million), a quarter of it afterwards. What is kept to find those of unknown rows is 9 bytes
@@ -35,9 +35,9 @@ _EMPTY = pa.schema([("request_id", pa.string()), ("row", pa.int32()), ("label", 
 _TIME = pa.timestamp("us", tz="UTC")
 _HASHED_AT_ONCE = 8192
 _MAX_PIECES = 512
-"""Batches held one by one; a single label's takes ten times as much around it."""
+"""Batches held separately; for a single label the overhead is tenfold."""
 SKEW = timedelta(minutes=10)
-"""By which the clock of a label's writer may be behind that of its prediction's."""
+"""How far the clock of a label's writer may be behind that of its prediction's."""
 
 
 def key_hashes(ids: Any, rows: Any) -> npt.NDArray[np.int64]:
@@ -62,9 +62,9 @@ class Labels:
     """When the first label of each row came in."""
     hash_of: Callable[[Any, Any], npt.NDArray[np.int64]]
     conflicts: int = 0
-    """Labels that contradict the one that stands, and are no corrections."""
+    """Labels that contradict the one that counts and are not corrections."""
     every: int = 1
-    """One in how many rows is looked at, 1 for all: others are left out whether they have a label or not."""
+    """Sampling: one in this many rows is considered, 1 for all."""
 
     def of(self, places: npt.NDArray[np.int64]) -> pa.Array:
         """Return the labels at these places as JSON text, null where a place is -1."""
@@ -110,7 +110,7 @@ def load_labels(
     """Return the labels that count, of all that came in since then.
 
     With ``max_bytes`` of held labels, those of a random sample of rows where all would take more. Which rows are in it
-    depends on nothing that a caller knows, so that a flood of labels makes the sample smaller and no other.
+    is unpredictable for callers, so that a flood of labels shrinks the sample without biasing it.
 
     Raises:
         StorageError: the storage cannot be used.
@@ -128,7 +128,7 @@ def load_labels(
 
 
 def settle(events: pa.Table | None, *, hashes: Callable[[Any, Any], npt.NDArray[np.int64]] = key_hashes) -> Labels:
-    """Return the label that counts of each row, from labels in any order; ``received`` says which came first."""
+    """Return the label that counts for each row, from labels in any order; ``received`` orders them."""
     if events is None or not events.num_rows:
         return Labels(_EMPTY, np.empty(0, np.int64), pa.nulls(0, _TIME), hashes)
     events, starts, ends = _by_row(events)
@@ -194,7 +194,7 @@ def _by_row(events: pa.Table) -> tuple[pa.Table, npt.NDArray[np.int64], npt.NDAr
 
 
 def _deciding(events: pa.Table) -> pa.Table:
-    """Return the labels that decide which one stands: of each row the first, and the newest correction."""
+    """Return the labels that decide which one counts: of each row the first, and the newest correction."""
     events, starts, _ = _by_row(events)
     corrections = np.asarray(events["correction"].chunk(0), dtype=np.bool_)
     newest = np.maximum.reduceat(np.where(corrections, np.arange(events.num_rows), -1), starts)
@@ -202,7 +202,7 @@ def _deciding(events: pa.Table) -> pa.Table:
 
 
 def _from(batch: pa.RecordBatch, earliest: datetime) -> pa.RecordBatch:
-    """Return the labels that came in since then: a day's first may be of requests from long before the window."""
+    """Return the labels received since then: a day's first may belong to requests long before the window."""
     return batch.filter(pc.greater_equal(batch["received"], pa.scalar(earliest, _TIME)))
 
 

@@ -1,6 +1,6 @@
-"""Labels that come after the answer: read from a request, and kept so that an accepted one is never lost.
+"""Read labels from requests, and store them so that an accepted one is never lost.
 
-Owns what a label may be and the thread that writes them. One file holds all that came in while the one before was
+Owns the format of a label and the writing thread. One file holds all labels received while the previous one was
 written. Which of several labels for one row counts is decided when they are read (``labelled``).
 """
 
@@ -41,18 +41,18 @@ SCHEMA = pa.schema(
 MAX_LABELS = 5000
 MAX_LABEL_BYTES = 10_000
 MAX_WAITING = 100_000
-"""Labels that wait to be written at most; more are refused."""
+"""Limit on pending labels; more are rejected."""
 MAX_PROBLEMS = 20
 CLOSE_S = 5.0
 _MAX_DEPTH = 8
 _PAUSE_S = 0.1
-"""From the end of one file to the begin of the next, so that a stream of single labels makes ten files a second."""
+"""Between two files, so that a stream of single labels makes at most ten files a second."""
 _KEYS = ("request_id", "row", "label", "correction")
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What turned out to be true for one row of one request. ``label`` is JSON text."""
+    """The true value for one row of one request. ``label`` is JSON text."""
 
     request_id: str
     row: int
@@ -91,7 +91,7 @@ def parse_feedback(data: Any, *, max_labels: int = MAX_LABELS, max_label_bytes: 
 
 
 class LabelLog:
-    """Keep labels below ``labels/NAME`` of the storage. ``add`` may be called from any thread."""
+    """Stores labels below ``labels/NAME`` of the storage. ``add`` may be called from any thread."""
 
     def __init__(
         self,
@@ -107,7 +107,6 @@ class LabelLog:
         self._names = Namer(writer, now=now)
         self._now = now
         self._open_store = open_store
-        self._store: Store | None = None
         self._changed = threading.Condition()
         self._waiting: list[tuple[Future[None], pa.Table]] = []
         self._rows = 0
@@ -116,17 +115,17 @@ class LabelLog:
         self._thread: threading.Thread | None = None
 
     def add(self, labels: Sequence[Label], *, key_id: str | None = None) -> Future[None]:
-        """Keep labels; the future is done once they are on the storage, so that a kill would not lose them.
+        """Store labels; the future is done once they are on the storage, where a kill does not lose them.
 
-        It raises StorageError where the storage does not take them, or too many wait for it: then none is kept for
-        sure, and sending them again does no harm.
+        It raises StorageError where the storage fails or too many labels are pending: then none may have been stored,
+        and sending them again is safe.
         """
         done: Future[None] = Future()
         table = self._table(labels, key_id)
         with self._changed:
             if self._closing or self._rows + len(labels) > MAX_WAITING:
-                why = "the replica shuts down" if self._closing else f"{self._rows} labels wait for the storage"
-                done.set_exception(StorageError(f"no labels are taken now: {why}", hint="Send them again."))
+                why = "the replica shuts down" if self._closing else f"{self._rows} labels are pending"
+                done.set_exception(StorageError(f"labels are rejected: {why}", hint="Send them again."))
                 return done
             self._waiting.append((done, table))
             self._rows += len(labels)
@@ -137,13 +136,12 @@ class LabelLog:
         return done
 
     def configure(self, uri: str) -> None:
-        """Keep what comes from now on elsewhere."""
+        """Store new labels elsewhere."""
         with self._changed:
-            if uri != self._uri:
-                self._uri, self._store = uri, None
+            self._uri = uri
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Write what waits, and take no more. What is not written within ``timeout_s`` is refused and logged."""
+        """Flush pending labels and reject new ones. Those not written within ``timeout_s`` are rejected and logged."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -156,7 +154,7 @@ class LabelLog:
         with self._changed:
             waiting, self._waiting, rows, self._rows = self._waiting, [], self._rows, 0
         logger.error(
-            "labels: %d are lost, not written within %g s of the end; so may be those on their way", rows, timeout_s
+            "labels: %d lost, not written within %g s of shutdown; those being written may be lost too", rows, timeout_s
         )
         for done, _ in waiting:
             if done.set_running_or_notify_cancel():
@@ -176,13 +174,7 @@ class LabelLog:
         if not waiting:
             return
         try:
-            with self._changed:
-                uri, store = self._uri, self._store
-            if store is None:
-                store = self._open_store(uri)
-                with self._changed:
-                    if uri == self._uri:
-                        self._store = store
+            store = self._open_store(self._uri)
             folder = label_folder(self._name, datetime.fromtimestamp(self._now(), UTC))
             table = pa.concat_tables([table for _, table in waiting])
             store.write(f"{folder}/{self._names.next()}", encode(table))
@@ -209,7 +201,7 @@ class LabelLog:
 
 
 def _problem(entry: Any, max_label_bytes: int) -> tuple[str | None, str] | None:
-    """Return field and message of what is wrong with one label."""
+    """Return the field and message of a label's problem."""
     if not isinstance(entry, dict):
         return None, "expected an object with request_id and label"
     if unknown := sorted(set(map(str, entry)) - set(_KEYS)):

@@ -1,7 +1,7 @@
-"""The prediction log of one replica: a sink of answered requests, written as Parquet by a thread of its own.
+"""The prediction log of one replica: answered requests, written as Parquet by a background thread.
 
-Owns that thread and the change of settings while it runs. What a row looks like is ``schema``'s, when it is written and
-what happens while the storage is away ``spool``'s.
+Owns that thread and changes of settings while it runs. ``schema`` owns the rows, ``spool`` when they are written and
+what happens while the storage is unavailable.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve.raymlops")
 
 CLOSE_S = 8.0
-"""How long closing waits for the storage: less than whoever closes it does, so that what is lost is counted."""
+"""How long closing waits for the storage: less than the caller of ``close`` waits, so that losses are counted."""
 GRACE_S = 1.0
-"""For the write in progress then."""
+"""For a write in progress."""
 _PIECE_ROWS = 8192
-"""Converted at a time: what keeps the interpreter for some tens of milliseconds is large requests."""
+"""Converted at a time: large requests hold the interpreter for tens of milliseconds."""
 
 
 class PredictionLog:
-    """Keep every answered request, one row for each of its rows, below ``predictions/NAME`` of the storage.
+    """Stores every answered request, one row for each of its rows, below ``predictions/NAME`` of the storage.
 
-    Requests that were refused or failed are not in it. Nothing is lost by ``close``, nor while the storage is away for
-    as long as ``max_pending_rows`` suffice; ``dropped`` counts what is.
+    Refused and failed requests are not included. Nothing is lost by ``close``, nor while the storage is unavailable, up
+    to ``max_pending_rows``; ``dropped`` counts what is lost.
 
-    What a kill -9 can lose: what was answered in the last ``flush_s``, plus the period of the recorder that calls
-    ``take``, plus the write in progress (10 to 180 ms to a disk of a busy machine, a round trip to an object store).
-    Never anything older, and never half a file. Measured with flush_s 0.5 and a period of 0.25 s over 20 kills: the
+    A kill -9 can lose requests answered in the last ``flush_s``, plus the period of the recorder that calls ``take``,
+    plus the write in progress (10 to 180 ms to a disk of a busy machine, a round trip to an object store). Nothing
+    older is lost, and no file is partial. Measured with flush_s 0.5 and a period of 0.25 s over 20 kills: the
     oldest row lost had been answered 0.76 s before, each within the sum of the three.
     """
 
@@ -61,7 +61,6 @@ class PredictionLog:
         self._signature = signature
         self._redact = self._redacted(settings)
         self._open_store = open_store
-        self._store: Store | None = None
         self._clock = clock
         self._spool = Spool(
             name,
@@ -74,13 +73,13 @@ class PredictionLog:
         self._closing_s: float | None = None
         self._thread: threading.Thread | None = None
         if settings.enabled:
-            # The first file of a process takes up to seconds, which the first requests' rows need not wait for.
+            # A process's first file can take seconds: do it before the first requests.
             encode(schema_of(signature, redact=self._redact).empty_table())
             self._start()
 
     @property
     def written(self) -> int:
-        """Return how many rows are in files."""
+        """Return how many rows were written."""
         return self._spool.written
 
     @property
@@ -90,18 +89,16 @@ class PredictionLog:
 
     @property
     def pending_rows(self) -> int:
-        """Return how many rows wait to be written."""
+        """Return how many rows are pending."""
         return self._spool.pending_rows
 
     @property
     def longest_write_s(self) -> float:
-        """Return how long the slowest file took so far."""
+        """Return the duration of the slowest write so far."""
         return self._spool.longest_write_s
 
     def configure(self, settings: LogSettings) -> None:
-        """Change the settings; what waits is written to where they say now."""
-        if settings.uri != self._settings.uri:
-            self._store = None
+        """Change the settings; pending rows are written to the new location."""
         if settings != self._settings:
             self._redact = self._redacted(settings)
         self._settings = settings
@@ -111,7 +108,7 @@ class PredictionLog:
         self._wake.set()
 
     def take(self, batch: Sequence[Served]) -> None:
-        """Keep what was answered; returns before it is written."""
+        """Queue answered requests; returns before they are written."""
         settings = self._settings
         if not settings.enabled:
             return
@@ -120,28 +117,28 @@ class PredictionLog:
             return
         for piece in pieces(batch):
             self._convert(piece, self._redact)
-            time.sleep(0)  # lets the thread that answers have the interpreter between two pieces
+            time.sleep(0)  # yields the interpreter to the answering thread between two pieces
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Write all that waits; what the storage does not take within ``timeout_s`` is dropped, counted and logged."""
+        """Flush pending rows; those not written within ``timeout_s`` are dropped, counted and logged."""
         self._closing_s = timeout_s
         self._wake.set()
         if self._thread is not None:
-            self._thread.join(timeout_s + GRACE_S)  # a write that hangs ends with the process
+            self._thread.join(timeout_s + GRACE_S)  # a hanging write ends with the process
         before = self.dropped
         self._spool.give_up()
         if self.dropped > before:
             lost = self.dropped - before
-            logger.error("prediction log: %d rows were lost, not written within %g s of the end", lost, timeout_s)
+            logger.error("prediction log: %d rows were lost, not written within %g s of shutdown", lost, timeout_s)
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._work, name=f"predictions-{self._name}", daemon=True)
         self._thread.start()
 
     def _redacted(self, settings: LogSettings) -> frozenset[str]:
-        """Return the fields that are left out: all of them where a name is misspelt, until that is mended.
+        """Return the fields to omit: all of them where a name is misspelt, until that is fixed.
 
-        Nobody can say which field was meant, and what is written once cannot be taken back.
+        The intended field is unknown, and a value that was written cannot be withdrawn.
         """
         if not settings.enabled:
             return frozenset(settings.redact)
@@ -150,8 +147,8 @@ class PredictionLog:
             return frozenset(settings.redact)
         fields = [column.name for column in (*self._signature.inputs, *self._signature.outputs)]
         logger.error(
-            "prediction log: serve.log.redact names %s, which is no field of %s; NO features and outputs are written "
-            "until that is mended. Its fields: %s",
+            "prediction log: serve.log.redact names %s, which is not a field of %s; NO features and outputs are "
+            "written until that is fixed. Its fields: %s",
             ", ".join(unknown),
             self._name,
             ", ".join(fields),
@@ -163,7 +160,7 @@ class PredictionLog:
             tables = to_tables(piece, self._signature, name=self._name, redact=redact)
         except Exception:
             if len(piece) > 1:
-                for served in piece:  # the others are unharmed
+                for served in piece:  # the others may be fine
                     self._convert([served], redact)
                 return
             logger.warning("prediction log: a request does not fit the signature and is dropped", exc_info=True)
@@ -185,16 +182,10 @@ class PredictionLog:
 
     def _step(self, *, force: bool = False) -> float | None:
         try:
-            return self._spool.step(self._opened, force=force)
-        except Exception:  # a thread that ends would lose everything after it
+            return self._spool.step(self._open_store(self._settings.uri), force=force)
+        except Exception:  # a thread that ended would lose all later rows
             logger.exception("prediction log")
             return 1.0
-
-    def _opened(self) -> Store:
-        store = self._store
-        if store is None:
-            self._store = store = self._open_store(self._settings.uri)
-        return store
 
 
 def _rows(batch: Sequence[Served]) -> int:
@@ -202,7 +193,7 @@ def _rows(batch: Sequence[Served]) -> int:
 
 
 def pieces(batch: Sequence[Served]) -> Iterator[Sequence[Served]]:
-    """Cut a batch so that large requests in it do not keep the interpreter for long."""
+    """Split a batch so that large requests do not hold the interpreter for long."""
     start = rows = 0
     for index, served in enumerate(batch):
         if index > start and rows + served.rows > _PIECE_ROWS:

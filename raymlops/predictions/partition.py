@@ -1,8 +1,7 @@
-"""One folder of Parquet files that others write to, merge and remove while it is read.
+"""Read a folder of Parquet files while others write, merge and remove them.
 
-Owns which of its files count. A merged file names in its own footer the files whose rows it holds, so that it is
-published by appearing, and what it replaces no longer counts from then on, whether or not it was removed yet. Knows
-nothing of what the rows mean.
+Owns which files count. A merged file lists in its footer the files whose rows it holds: once it is published, those
+no longer count, whether or not they were removed yet. Knows nothing of what the rows mean.
 """
 
 from __future__ import annotations
@@ -43,23 +42,23 @@ class Live:
 
 @dataclass
 class Faults:
-    """What could not be read, gathered on the way."""
+    """Collects unreadable files."""
 
     damaged: set[str] = field(default_factory=set)
 
     def add(self, path: str, error: BaseException) -> None:
-        """Keep one file, and say so once."""
+        """Add a file, and log it once."""
         if path not in self.damaged:
             self.damaged.add(path)
-            logger.warning("%s is damaged and is left out: %s", path, error)
+            logger.warning("%s is damaged and skipped: %s", path, error)
 
 
 class _GoneError(Exception):
-    """A file went away while it was read."""
+    """A file was removed while it was read."""
 
 
 def sources_metadata(sources: Sequence[tuple[str, int]], replaces: Sequence[str]) -> dict[str, str]:
-    """Return what a merged file's footer says of what it was merged from."""
+    """Return the footer metadata that lists a merged file's sources."""
     text = json.dumps({"sources": list(sources), "replaces": sorted(replaces)})
     return {_SOURCES.decode(): zlib.compress(text.encode()).hex()}
 
@@ -89,7 +88,7 @@ def read_folder(
 ) -> Iterator[pa.RecordBatch]:
     """Yield every row of a folder once, in the order of writing, at most ``BATCH_ROWS`` at a time.
 
-    A file that is merged or removed while it is read is looked for again, and read from where it was left.
+    Reading continues in the merged file where a file is merged or removed meanwhile.
 
     Raises:
         StorageError: the storage cannot be used.
@@ -123,10 +122,10 @@ def schemas_in(store: Store, folder: str, faults: Faults) -> Iterator[pa.Schema]
 
 
 def open_file(store: Store, path: str, *, size: int) -> pq.ParquetFile:
-    """Open a Parquet file whose checksums are looked at.
+    """Open a Parquet file and verify its checksums.
 
     Raises:
-        FileNotFoundError: it is not there any more.
+        FileNotFoundError: it no longer exists.
         OSError, pyarrow.ArrowException: it is damaged.
         StorageError: the storage cannot be used.
     """
@@ -136,8 +135,8 @@ def open_file(store: Store, path: str, *, size: int) -> pq.ParquetFile:
 def _listed(store: Store, folder: str) -> dict[str, int]:
     """Return a folder's Parquet files.
 
-    A listing is not taken at one moment: it may have missed a file that was just replaced as well as the merged one
-    that replaces it, which the next listing then shows.
+    A listing is not atomic: it may miss both a file that was just replaced and the merged one that replaces it, which
+    the next listing contains.
     """
     found = _parquet(store, folder)
     while True:
@@ -156,7 +155,7 @@ def _parquet(store: Store, folder: str) -> dict[str, int]:
 
 
 def _footer(store: Store, folder: str, name: str, files: dict[str, int], faults: Faults) -> Live | None:
-    """Return what a merged file says of itself; None where it is damaged, so that what it replaces still counts."""
+    """Return a merged file from its footer; None where it is damaged, so that its sources still count."""
     path = f"{folder}/{name}"
     try:
         with open_file(store, path, size=files[name]) as file:
@@ -180,7 +179,7 @@ def _rest(
     faults: Faults,
     columns: Sequence[str] | None,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a file but those of sources that are done already, and keep count of what was yielded."""
+    """Yield the rows of a file without those of finished sources, and record what was yielded."""
     path = f"{folder}/{live.name}"
     start = 0
     try:
@@ -206,7 +205,7 @@ def _rest(
 def _missing(
     sources: Sequence[tuple[str, int]], done: dict[str, int], start: int, stop: int
 ) -> Iterator[tuple[int, int]]:
-    """Yield the ranges within start and stop of rows that were not yielded yet."""
+    """Yield the ranges between start and stop of rows that were not yielded yet."""
     first = 0
     for source, rows in sources:
         begin, end = max(start, first + done.get(source, 0)), min(stop, first + rows)
@@ -216,7 +215,7 @@ def _missing(
 
 
 def _note(sources: Sequence[tuple[str, int]], done: dict[str, int], stop: int) -> None:
-    """Keep that a file was read up to row ``stop``."""
+    """Record that a file was read up to row ``stop``."""
     first = 0
     for source, rows in sources:
         done[source] = max(done.get(source, 0), min(rows, max(0, stop - first)))
@@ -224,11 +223,11 @@ def _note(sources: Sequence[tuple[str, int]], done: dict[str, int], stop: int) -
 
 
 def _blame(store: Store, path: str, error: BaseException, faults: Faults) -> None:
-    """Tell a damaged file from one that went away, and from a storage that does not answer.
+    """Distinguish a damaged file from a removed one and from an unavailable storage.
 
     Raises:
-        _GoneError: it went away.
-        StorageError: the storage does not answer.
+        _GoneError: it was removed.
+        StorageError: the storage is unavailable.
     """
     if not store.exists(path):
         raise _GoneError from error
@@ -237,6 +236,6 @@ def _blame(store: Store, path: str, error: BaseException, faults: Faults) -> Non
 
 def _restless(store: Store, folder: str) -> StorageError:
     return StorageError(
-        f"{folder} in {store.uri!r} was changed by others again and again while it was read",
-        hint="Try again once no compaction works on it.",
+        f"{folder} in {store.uri!r} kept changing while it was read",
+        hint="Try again once no compaction is running.",
     )

@@ -1,11 +1,11 @@
-"""Where predictions and labels lie below ``storage.path``, and which folders a window of time needs.
+"""Paths of predictions and labels below ``storage.path``, and the folders of a window of time.
 
 ::
 
     predictions/NAME/version=7/date=2026-11-25/hour=12/   by the hour of arrival, in UTC
-    labels/NAME/date=2026-11-25/                          by the day they came in
+    labels/NAME/date=2026-11-25/                          by the day of arrival
 
-Owns these paths. Knows nothing of the files in them; folders of other names are left alone.
+Owns these paths. Knows nothing of the files in them; folders of other names are ignored.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Folder:
     version: int | None = None
 
     def parents(self) -> Iterator[str]:
-        """Yield the folders that it is in, up to the model's."""
+        """Yield its parent folders, up to the model's."""
         path = self.path
         while path.count("/") > 2:
             path = path.rpartition("/")[0]
@@ -51,7 +51,7 @@ def prediction_folder(name: str, version: int, hour: int) -> str:
 
 
 def label_folder(name: str, at: datetime) -> str:
-    """Return the folder of the labels that come in on a day."""
+    """Return the folder of the labels received on a day."""
     return f"{LABELS}/{name}/{at.astimezone(UTC):date=%Y-%m-%d}"
 
 
@@ -79,7 +79,7 @@ def prediction_hours(
 
 
 def label_days(store: Store, name: str, *, since: datetime | None = None) -> list[Folder]:
-    """Return the days on which labels came in, the oldest first.
+    """Return the days on which labels were received, the oldest first.
 
     Raises:
         StorageError: the storage cannot be used.
@@ -98,22 +98,26 @@ def versions_of(store: Store, name: str) -> list[int]:
 
 
 def check_known(store: Store, name: str, *, version: int | None = None) -> None:
-    """Refuse a model, or a version of it, that has no predictions.
+    """Reject a model, or a version of it, that has no predictions.
 
     Raises:
-        NotFoundError: it has none; the message names near ones.
+        NotFoundError: it has none; the message suggests similar names.
         StorageError: the storage cannot be used.
     """
     there = versions_of(store, name)
     if not there:
         others = store.folders(PREDICTIONS)
         near = get_close_matches(name, others, n=3) or others[:8]
-        hint = f"There are of {', '.join(near)}." if near else "Each answered request is logged once serve.log is on."
+        hint = (
+            f"Models with predictions: {', '.join(near)}."
+            if near
+            else "Each answered request is logged once serve.log is on."
+        )
         raise NotFoundError(f"there are no predictions of {name!r} in {store.uri!r}", hint=hint)
     if version is not None and version not in there:
         raise NotFoundError(
             f"there are no predictions of {name!r} by version {version}",
-            hint=f"There are by version {', '.join(map(str, there))}.",
+            hint=f"Versions with predictions: {', '.join(map(str, there))}.",
         )
 
 

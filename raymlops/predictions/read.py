@@ -1,12 +1,13 @@
-"""Predictions of a window of time, each row once, with the label that counts for it.
+"""Read the predictions of a window of time, each row once, with its label.
 
-Owns the window, the columns and the order. Memory stays flat however many rows there are: batches of at most 8,192 rows
-from one file at a time; labels take what ``labelled`` says, ``limit`` its rows.
+Owns the window, the columns and the order. Memory is constant however many rows there are: batches of at most 8,192
+rows from one file at a time; labels take what ``labelled`` says, ``limit`` its rows.
 """
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 LABEL = "label"
 COLUMNS = (*FIELDS, FEATURES, OUTPUT)
 BEFORE = timedelta(days=1)
-"""How long before the window a row is looked for whose label came in within it."""
+"""How long before the window rows of labels received within it are searched."""
 
 
 def read_predictions(
@@ -51,13 +52,13 @@ def read_predictions(
 
     The order is that of hours and, within one, of writing: exact to about the log's ``flush_s``. With ``limit`` it is
     the newest rows of the window, in the order of arrival. ``columns`` may name fields, such as ``features.carrier``.
-    With ``labels``, ``label`` is the JSON text of the row's label, null where none came; they may be given as they were
-    loaded, for several readings. ``only_labelled`` leaves out rows without one, of the newest ``limit`` too, and opens
-    no file where there is no label. Rows of one version have one schema, unless what is redacted changed; a file that
-    is damaged is left out and counted.
+    With ``labels``, ``label`` is the JSON text of the row's label, null without one; loaded labels may be passed, for
+    several readings. ``only_labelled`` skips rows without one, also of the newest ``limit``, and opens no file where
+    there is no label. Rows of one version have one schema, unless redaction changed; damaged files are skipped and
+    listed.
 
     Raises:
-        NotFoundError: no such model or version has predictions; the message names near ones.
+        NotFoundError: no such model or version has predictions; the message suggests similar names.
         UsageError: no such column, or a window that ends before it begins.
         StorageError: the storage cannot be used; also while it is read.
     """
@@ -72,8 +73,8 @@ def read_predictions(
     store = Store(uri)
     check_known(store, name, version=version)
     return Reading(
-        store,
-        name,
+        store=store,
+        name=name,
         since=since,
         until=until,
         version=version,
@@ -84,40 +85,27 @@ def read_predictions(
     )
 
 
+@dataclass(eq=False, kw_only=True)
 class Reading:
-    """Batches of predictions; the counts are complete once it was iterated to its end."""
+    """Batches of predictions; the counts are complete after a full iteration."""
 
-    def __init__(
-        self,
-        store: Store,
-        name: str,
-        *,
-        since: datetime | None,
-        until: datetime | None,
-        version: int | None,
-        columns: Sequence[str] | None,
-        labels: bool | Labels,
-        only_labelled: bool,
-        limit: int | None,
-    ) -> None:
-        self.name = name
-        self.since = since
-        self.until = until
-        self.rows = 0
-        self.labelled = 0
-        self.conflicts = 0
-        """Labels in the window's time that contradict the one that stands and are no corrections."""
-        self._store = store
-        self._version = version
-        self._columns = columns
-        self._with_labels = labels is not False
-        self._given = None if isinstance(labels, bool) else labels
-        self._only_labelled = only_labelled
-        self._limit = limit
-        self._faults = Faults()
-        self._labels: Labels | None = None
-        self._known: npt.NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
-        """Which labels are of rows that were read."""
+    store: Store
+    name: str
+    since: datetime | None
+    until: datetime | None
+    version: int | None
+    columns: Sequence[str] | None
+    labels: bool | Labels
+    only_labelled: bool
+    limit: int | None
+    rows: int = field(default=0, init=False)
+    labelled: int = field(default=0, init=False)
+    conflicts: int = field(default=0, init=False)
+    """Labels in the window's time that contradict the one that counts and are not corrections."""
+    _faults: Faults = field(default_factory=Faults, init=False)
+    _labels: Labels | None = field(default=None, init=False)
+    _known: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_), init=False)
+    """Which labels are of rows that were read."""
 
     @property
     def damaged(self) -> tuple[str, ...]:
@@ -127,13 +115,14 @@ class Reading:
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """Yield batches."""
         self.rows = self.labelled = 0
-        if self._with_labels:
-            self._labels = self._given or load_labels(self._store, self.name, self._faults, since=self.since)
+        if self.labels is not False:
+            given = None if isinstance(self.labels, bool) else self.labels
+            self._labels = given or load_labels(self.store, self.name, self._faults, since=self.since)
             self._known = np.zeros(len(self._labels.hashes), dtype=np.bool_)
             self.conflicts = self._labels.conflicts
-        if self._only_labelled and not len(self._known):
+        if self.only_labelled and not len(self._known):
             return
-        batches = self._all() if self._limit is None else self._newest(self._limit)
+        batches = self._all() if self.limit is None else self._newest(self.limit)
         for found in batches:
             batch = self._finished(found)
             self.rows += batch.num_rows
@@ -142,16 +131,16 @@ class Reading:
 
     @property
     def looked_back_to(self) -> datetime | None:
-        """Return the time since which ``count_unknown`` looks for rows; None: since the first."""
+        """Return the time since which ``count_unknown`` searches rows; None: since the first."""
         return None if self.since is None else self.since - BEFORE
 
     def count_unknown(self) -> int:
-        """Return how many rows were labelled within the window that are nowhere in the log. Call it after iterating.
+        """Return how many rows labelled within the window are not in the log. Call it after iterating.
 
-        Counted is each request id and row whose first label came in within the window, and that no version logged since
-        a day before it: nobody was asked this, the row was not written (yet), or the label came more than a day after
-        the answer. Reads nothing when every label has found its row; otherwise request ids alone, the newest hours
-        first, until every label has found it, at most the window and the day before it.
+        Counted is each request id and row whose first label arrived within the window, and that no version logged since
+        a day before it: there was no such request, the row was not written (yet), or the label arrived more than a day
+        after the answer. Reads nothing when every label has found its row; otherwise request ids only, the newest
+        hours first, until every label has found it, at most the window and the day before it.
 
         Raises:
             StorageError: the storage cannot be used.
@@ -160,37 +149,37 @@ class Reading:
         if labels is None:
             return 0
         wanted = labels.first_within(self.since, self.until)
-        read = {folder.path for folder in self.folders() if self._is_inside(folder)} if self._limit is None else set()
+        read = {folder.path for folder in self.folders() if self._is_inside(folder)} if self.limit is None else set()
         until = None if self.until is None else self.until + SKEW
-        for folder in reversed(prediction_hours(self._store, self.name, since=self.looked_back_to, until=until)):
+        for folder in reversed(prediction_hours(self.store, self.name, since=self.looked_back_to, until=until)):
             if not (wanted & ~self._known).any():
                 break
             if folder.path not in read:
-                for batch in read_folder(self._store, folder.path, self._faults, columns=["request_id", "row"]):
+                for batch in read_folder(self.store, folder.path, self._faults, columns=["request_id", "row"]):
                     self._note(labels.places(batch))
         return int((wanted & ~self._known).sum())
 
     def folders(self) -> list[Folder]:
         """Return the hours that are read, the oldest first."""
-        return prediction_hours(self._store, self.name, since=self.since, until=self.until, version=self._version)
+        return prediction_hours(self.store, self.name, since=self.since, until=self.until, version=self.version)
 
     def schemas(self) -> Iterator[pa.Schema]:
-        """Yield the schema of every file that is read; that takes a look into each."""
+        """Yield the schema of every file to read, which opens each."""
         for folder in self.folders():
-            for schema in schemas_in(self._store, folder.path, self._faults):
+            for schema in schemas_in(self.store, folder.path, self._faults):
                 chosen = pa.schema([schema.field(name) for name in self._wanted(schema)])
-                yield chosen.append(pa.field(LABEL, pa.string())) if self._with_labels else chosen
+                yield chosen.append(pa.field(LABEL, pa.string())) if self.labels is not False else chosen
 
     def _all(self) -> Iterator[pa.RecordBatch]:
         for folder in self.folders():
             yield from self._folder(folder)
 
     def _folder(self, folder: Folder) -> Iterator[pa.RecordBatch]:
-        columns = None if self._columns is None else [*dict.fromkeys((*self._columns, "ts", "request_id", "row"))]
-        # An hour at the edge of the window is cut; those inside need no look at each row.
+        columns = None if self.columns is None else [*dict.fromkeys((*self.columns, "ts", "request_id", "row"))]
+        # Only hours at the edges of the window are filtered row by row.
         since = self.since if self.since is not None and self.since > folder.start else None
         until = self.until if self.until is not None and self.until < folder.end else None
-        for found in read_folder(self._store, folder.path, self._faults, columns=columns):
+        for found in read_folder(self.store, folder.path, self._faults, columns=columns):
             batch = _cut(found, since, until)
             if batch.num_rows:
                 yield batch
@@ -218,7 +207,7 @@ class Reading:
         if self._labels is None:
             return batch.select(self._wanted(batch.schema))
         places = self._labels.places(batch)
-        if self._only_labelled:
+        if self.only_labelled:
             batch, places = batch.filter(pa.array(places >= 0)), places[places >= 0]
         chosen = batch.select(self._wanted(batch.schema))
         self._note(places)
@@ -227,10 +216,10 @@ class Reading:
         return chosen.append_column(LABEL, found)
 
     def _wanted(self, schema: pa.Schema) -> list[str]:
-        """Return the columns that a caller gets."""
-        if self._columns is None:
+        """Return the columns for the caller."""
+        if self.columns is None:
             return list(schema.names)
-        asked = dict.fromkeys(column.partition(".")[0] for column in self._columns)
+        asked = dict.fromkeys(column.partition(".")[0] for column in self.columns)
         return [column for column in asked if column in schema.names]
 
 
@@ -261,7 +250,7 @@ def _top(batches: list[pa.RecordBatch], limit: int) -> list[pa.RecordBatch]:
 
 
 def _ordered(batches: list[pa.RecordBatch], limit: int) -> Iterator[pa.RecordBatch]:
-    """Yield the newest rows in the order of their time; those of different schemas are in batches of their own."""
+    """Yield the newest rows in order of time; different schemas are in separate batches."""
     by_schema: dict[Any, list[pa.RecordBatch]] = {}
     for batch in batches:
         by_schema.setdefault(str(batch.schema), []).append(batch)

@@ -1,10 +1,10 @@
-"""Answered requests as Arrow tables: one row for each row that was asked, typed by the model's signature.
+"""Convert answered requests to Arrow tables: one row for each input row, typed by the model's signature.
 
-Owns the columns of the log. Pure: knows nothing of files, threads or time. Requests are converted many at once, column
-by column, since this runs in the process that answers.
+Owns the columns of the log. Pure: knows nothing of files, threads or time. Requests are converted in bulk, column by
+column, since this runs in the process that answers.
 
 ``features`` and ``output`` are structs of the signature's inputs and outputs: double, int64, bool and string, tensors
-as lists of lists. Missing values are null. A field that is redacted is not there.
+as lists of lists. Missing values are null. Redacted fields are absent.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def to_tables(
 
 
 def is_answered(served: Served) -> bool:
-    """Return whether a request has rows for the log: one that was refused or failed has none."""
+    """Return whether a request has rows for the log: refused or failed ones have none."""
     return served.columns is not None and served.outputs is not None and served.rows > 0
 
 
@@ -100,7 +100,7 @@ def _table(group: Sequence[Served], signature: Signature, *, name: str, redact: 
 
 
 def _once(group: Sequence[Served], *, name: str) -> dict[str, pa.Array]:
-    """Return what is said once a request."""
+    """Return the columns with one value a request."""
     (
         ids,
         ts,

@@ -1,7 +1,7 @@
-"""One request as it was answered: the value that metrics, access log, traces and prediction log are all made from.
+"""An answered request: the one value from which metrics, access log, traces and prediction log are made.
 
-Owns its fields. It is made on the request path, once a request, and holds references: whoever turns it into text or
-Arrow does so in another thread.
+It is created on the request path, once a request, and holds references: conversion to text or Arrow happens in other
+threads.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ class Served(NamedTuple):
     ts: float
     """When it arrived, in seconds since 1970."""
     version: int
-    """The version that answered, or that failed to."""
+    """The version that answered or failed."""
     route: Route
     protocol: str
     """``native``, ``oip``, ``mlflow``, ``grpc``."""
     status: int
-    """HTTP status; gRPC answers have the one that fits."""
+    """HTTP status, also for gRPC."""
     code: str
-    """Why it was refused, ``""`` where it was answered."""
+    """Why it was refused; ``""`` where it was answered."""
     rows: int
     body_bytes: int
     seconds: float
-    """From its arrival in the replica to its answer."""
+    """From arrival in the replica to the answer."""
     model_seconds: float
-    """In the model: waiting for it and running, 0 where it was not reached."""
+    """Waiting for the model and running it; 0 where it was not reached."""
     key_id: str | None = None
     fallback_from: int | None = None
-    """The canary that erred or was late, where the champion answered in its place."""
+    """The canary that failed or timed out, where the champion answered instead."""
     columns: Columns | None = None
     outputs: Columns | None = None
     difference: float | None = None
@@ -45,6 +45,6 @@ class Served(NamedTuple):
     traceparent: str | None = None
     """The caller's W3C trace context."""
     fallback_code: str | None = None
-    """Why the champion stood in for the canary: ``late``, the code with which it refused, else ``error``."""
+    """Why the champion answered for the canary: ``late``, the code with which it refused, else ``error``."""
     epoch: str = ""
-    """Of the traffic, when the request was shared out; empty where it never came that far."""
+    """Of the traffic, when the request was assigned; empty where it was not."""

@@ -1,7 +1,4 @@
-"""What a replica is told about its prediction log.
-
-Owns how that data is read and written. Pure, and light to import: it knows nothing of Arrow or files.
-"""
+"""Settings of a replica's prediction log. Pure, and light to import: no Arrow, no files."""
 
 from __future__ import annotations
 
@@ -16,16 +13,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """Where answered requests are kept, how soon, and without which fields; all of it may change in place."""
+    """Where answered requests are stored, how soon, and without which fields; all may change in place."""
 
     enabled: bool = False
     uri: str = ""
     """``storage.path``: the log is in ``predictions/NAME`` below it."""
     flush_s: float = 1.0
     max_pending_rows: int = 200_000
-    """Rows held while the storage does not answer; the oldest beyond are dropped and counted."""
+    """Rows held while the storage is unavailable; beyond that the oldest are dropped and counted."""
     redact: tuple[str, ...] = ()
-    """Fields of inputs and outputs that are left out."""
+    """Fields of inputs and outputs to omit."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -33,12 +30,12 @@ class LogSettings:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LogSettings:
-        """Read plain data; what is missing keeps its default, unknown keys are ignored."""
+        """Read plain data; missing keys keep their default, unknown keys are ignored."""
         known = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
         return cls(**{**known, "redact": tuple(known.get("redact", ()))})
 
 
 def unknown_redactions(redact: Collection[str], signature: Signature) -> list[str]:
-    """Return the names to redact that are no field of inputs or outputs: misspelt, so that what is meant is written."""
+    """Return the names to redact that are not fields of inputs or outputs, such as misspelt ones."""
     known = {column.name for column in (*signature.inputs, *signature.outputs)}
     return sorted(set(redact) - known)

@@ -1,7 +1,8 @@
-"""Rows on their way to storage: gathered by version and hour, written as one file each, kept while storage is away.
+"""Buffer rows by version and hour, write each group as one file, and retry while the storage is unavailable.
 
-Owns when files are written, their names, what is dropped when too much waits, and the counts of it. Knows nothing of
-requests or threads: ``step`` does what is due and says when to come again. ``add`` may be called from another thread.
+Owns when files are written, their names, what is dropped when too much is pending, and the counts. Knows nothing of
+requests or threads: ``step`` does what is due and returns when to call it next. ``add`` may be called from another
+thread.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so tha
 
 FILE_ROWS = 50_000
 FILE_BYTES = 32 * 1024 * 1024
-"""A file is written before its time where it has this much."""
+"""A file of this size is written before ``flush_s``."""
 MAX_PENDING_BYTES = 256 * 1024 * 1024
-"""Held while storage is away, at most: rows of large tensors fill memory before there are many of them."""
+"""Limit while the storage is unavailable: few rows of large tensors can fill the memory."""
 REMIND_S = 60.0
 _MAX_BACKOFF_S = 30.0
 _MAX_CHUNKS = 64
 
 
 def encode(table: pa.Table) -> pa.Buffer:
-    """Return a table as the bytes of one Parquet file, with checksums that damage is found by."""
+    """Return a table as the bytes of one Parquet file, with checksums."""
     stream = pa.BufferOutputStream()
     pq.write_table(table, stream, **PARQUET)
     return stream.getvalue()
@@ -48,7 +49,7 @@ PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
 @dataclass(eq=False)
 class _File:
-    """Rows that become one file. It takes more of them until its first attempt, which names it for good."""
+    """Rows that become one file. It accepts more until the first attempt to write it, which fixes its name."""
 
     where: Partition
     since: float
@@ -58,12 +59,12 @@ class _File:
     path: str | None = None
 
     def takes(self, where: Partition, table: pa.Table, *, max_rows: int) -> bool:
-        """Return whether more rows fit in."""
+        """Return whether more rows fit."""
         fits = self.rows + table.num_rows <= max_rows and self.size + table.nbytes <= FILE_BYTES
         return fits and self.path is None and self.where == where and self.tables[0].schema == table.schema
 
     def add(self, table: pa.Table) -> None:
-        """Take rows."""
+        """Add rows."""
         self.tables.append(table)
         self.rows += table.num_rows
         self.size += table.nbytes
@@ -72,7 +73,7 @@ class _File:
 
 
 class Spool:
-    """What one writer has not written yet of a model's predictions."""
+    """One writer's pending predictions of a model."""
 
     def __init__(
         self, name: str, names: Namer, *, flush_s: float, max_pending_rows: int, clock: Callable[[], float]
@@ -94,11 +95,11 @@ class Spool:
 
     @property
     def pending_rows(self) -> int:
-        """Return how many rows wait."""
+        """Return how many rows are pending."""
         return sum(file.rows for file in list(self._files))
 
     def add(self, tables: Mapping[Partition, pa.Table]) -> bool:
-        """Take rows; return whether ``step`` should be called before it asked to be."""
+        """Add rows; return whether ``step`` should be called earlier than it returned."""
         now = self._clock()
         with self._lock:
             was_empty = not self._files
@@ -111,11 +112,10 @@ class Spool:
             self._trim()
             return was_empty or self._full()
 
-    def step(self, store: Callable[[], Store], *, force: bool = False) -> float | None:
-        """Write what is due; return the seconds until more is, None where nothing waits.
+    def step(self, store: Store, *, force: bool = False) -> float | None:
+        """Write what is due; return the seconds until more is, None where nothing is pending.
 
-        ``store`` opens the storage; it is asked before each file, since that can fail too.
-        ``force`` writes everything, due or not, also where the last attempt has just failed.
+        ``force`` writes everything, due or not, even right after a failed attempt.
         """
         while True:
             with self._lock:
@@ -129,14 +129,14 @@ class Spool:
             with self._lock:
                 self._writing = None
                 if done:
-                    if file in self._files:  # it may have been given up meanwhile
+                    if file in self._files:  # it may have been dropped meanwhile
                         self._files.remove(file)
                 else:
                     self._trim()
                     return max(0.0, self._retry_at - self._clock())
 
     def give_up(self) -> None:
-        """Drop what waits."""
+        """Drop pending rows."""
         with self._lock:
             self._drop(self._files[:])
 
@@ -155,7 +155,7 @@ class Spool:
 
     @property
     def _file_rows(self) -> int:
-        # What is dropped goes by whole files: they are a fraction of what may wait.
+        # Whole files are dropped, so each is a fraction of what may be pending.
         return min(FILE_ROWS, max(1, self.max_pending_rows // 8))
 
     def _full(self) -> bool:
@@ -165,23 +165,23 @@ class Spool:
     def _waiting(self) -> tuple[int, int]:
         return sum(file.rows for file in self._files), sum(file.size for file in self._files)
 
-    def _write(self, store: Callable[[], Store], file: _File) -> bool:
+    def _write(self, store: Store, file: _File) -> bool:
         assert file.path is not None
         start = time.perf_counter()
         try:
-            store().write(file.path, encode(pa.concat_tables(file.tables)))
+            store.write(file.path, encode(pa.concat_tables(file.tables)))
         except StorageError as error:
-            # The next attempt writes the same file again: this one may have arrived although nobody said so.
+            # The next attempt writes the same file: this one may have been stored although it failed.
             self._failures += 1
             self._retry_at = self._clock() + min(_MAX_BACKOFF_S, 2.0 ** (self._failures - 1))
-            self._remind(f"{error.message}; {self.pending_rows} rows wait, {self.dropped} were dropped")
+            self._remind(f"{error.message}; {self.pending_rows} rows are pending, {self.dropped} were dropped")
             return False
         except Exception:
             logger.exception("the prediction log could not write %d rows", file.rows)
             self.drop(file.rows)
             return True
         if self._failures:
-            logger.info("the prediction log is written again; %d rows were dropped", self.dropped)
+            logger.info("the prediction log recovered; %d rows were dropped", self.dropped)
         self._failures = 0
         self.written += file.rows
         self.longest_write_s = max(self.longest_write_s, time.perf_counter() - start)
@@ -193,7 +193,7 @@ class Spool:
         for file in self._files:
             if rows <= self.max_pending_rows and size <= MAX_PENDING_BYTES:
                 break
-            if file is not self._writing:  # it may succeed yet
+            if file is not self._writing:  # it may still succeed
                 oldest.append(file)
                 rows, size = rows - file.rows, size - file.size
         self._drop(oldest)
@@ -203,7 +203,7 @@ class Spool:
             self._files.remove(file)
             self.dropped += file.rows
         if files:
-            self._remind(f"too much waits for the storage; {self.dropped} rows were dropped")
+            self._remind(f"too much is pending; {self.dropped} rows were dropped")
 
     def _remind(self, text: str) -> None:
         now = self._clock()

@@ -1,13 +1,10 @@
 """Files and folders on a disk or on any pyarrow filesystem, under one set of names.
 
-Owns paths, URIs and the ways a disk can fail. Knows nothing of manifests or models.
+Owns paths and URIs, how a file or folder is published, and how a failure is reported. Knows nothing of manifests or
+models.
 
-A local file (NFS included) is flushed to the disk and renamed into place. An object store has neither flush nor rename,
-but a file appears there whole or not at all.
-
-Where a bundle is: a local folder, or a path on any pyarrow filesystem named by its URI.
-
-Owns the reading of that text. Knows nothing of what a bundle holds.
+On a disk (NFS included) a file is written under a temporary name, flushed and renamed. An object store can neither
+flush nor rename; there an object appears once its upload is complete.
 """
 
 from __future__ import annotations
@@ -16,12 +13,13 @@ import contextlib
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
+import time
 import uuid
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from raymlops.config.credentials import redact
@@ -31,46 +29,12 @@ from raymlops.errors import NotFoundError, StorageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
+Location = str | os.PathLike[str]
+"""A path, a ``file://`` URI or the URI of a filesystem that pyarrow opens."""
 FOLDER = "bundles"
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A folder. ``local`` is set for a local one, else ``filesystem`` and ``path``."""
-
-    uri: str
-    local: Path | None = None
-    filesystem: Any = None
-    path: str = ""
-
-
-Location = str | os.PathLike[str] | Place
-
-
-def locate(uri: Location) -> Place:
-    """Read a path, a ``file://`` URI or the URI of a pyarrow filesystem (``s3://``, ``gs://``).
-
-    Raises:
-        StorageError: pyarrow knows no such filesystem, or refuses the URI.
-    """
-    if isinstance(uri, Place):
-        return uri
-    text = os.fspath(uri)
-    path = local_path(text)
-    if path is not None:
-        return Place(uri=str(path), local=path)
-    import pyarrow as pa
-    from pyarrow.fs import FileSystem
-
-    try:
-        filesystem, path_text = FileSystem.from_uri(text)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise StorageError(
-            f"{text!r} is no storage that can be opened: {error}",
-            hint="Write a folder, or the URI of a filesystem that pyarrow knows: s3://, gs://, abfs://, hdfs://.",
-        ) from error
-    return Place(uri=text.rstrip("/"), filesystem=filesystem, path=path_text.rstrip("/"))
+CHUNK_BYTES = 4 * 1024 * 1024
+_FREE_BYTES = 32 * 1024 * 1024
+_ABANDONED_S = 24 * 3600.0
 
 
 def root_of(bundle_uri: str) -> str:
@@ -79,277 +43,37 @@ def root_of(bundle_uri: str) -> str:
     return path.rpartition(f"/{FOLDER}/")[0] + mark + options
 
 
-def child(parent: Location, *names: str) -> Place:
-    """Return a place inside another; a URI's options after ``?`` stay at its end."""
-    place = locate(parent)
-    if place.local is not None:
-        inner = place.local.joinpath(*names)
-        return Place(uri=str(inner), local=inner)
-    base, question, options = place.uri.partition("?")
-    uri = "/".join([base.rstrip("/"), *names]) + question + options
-    return Place(uri=uri, filesystem=place.filesystem, path="/".join([place.path, *names]))
-
-
-_FREE_BYTES = 32 * 1024 * 1024
-_CHUNK_BYTES = 4 * 1024 * 1024
-
-
-def join(uri: str, *parts: str) -> str:
-    """Return the URI or path of something below ``uri``; ``~`` is expanded in a path, a URI keeps its query."""
+def join(uri: Location, *parts: str) -> str:
+    """Return the URI or absolute path of something below ``uri``; a URI keeps its query."""
     if not is_remote(uri):
-        return "/".join([str(local(uri)).rstrip("/") or "/", *parts])
-    base, mark, query = uri.partition("?")
+        return str(local(uri).joinpath(*parts))
+    base, mark, query = os.fspath(uri).partition("?")
     return "/".join([base.rstrip("/"), *parts]) + mark + query
 
 
-def is_remote(uri: str) -> bool:
+def is_remote(uri: Location) -> bool:
     """Return whether ``uri`` is on a filesystem that pyarrow opens, rather than a path."""
-    return local_path(uri) is None
+    return local_path(os.fspath(uri)) is None
 
 
-def local(uri: str) -> Path:
+def local(uri: Location) -> Path:
     """Return the path that a local ``uri`` names."""
-    path = local_path(uri)
+    path = local_path(os.fspath(uri))
     assert path is not None
     return path
 
 
-def check_writable(uri: str) -> None:
-    """Write and remove a small file under ``uri``, which is created where it does not exist.
+def open_filesystem(uri: Location) -> tuple[Any, str]:
+    """Return the ``pyarrow.fs`` filesystem of a file or folder, and its path there.
 
     Raises:
-        StorageError: it cannot be written, or its disk has less than 32 MB free.
+        OSError, pyarrow.ArrowException: pyarrow knows no such filesystem, or cannot open it.
     """
-    name = f".probe-{uuid.uuid4().hex}"
-    with errors(uri):
-        if is_remote(uri):
-            filesystem, base = _filesystem(uri)
-            filesystem.create_dir(base, recursive=True)
-            with filesystem.open_output_stream(f"{base}/{name}") as stream:
-                stream.write(b"raymlops")
-            filesystem.delete_file(f"{base}/{name}")
-            return
-        folder = local(uri)
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / name
-        try:
-            _write_file(probe, b"raymlops" * 512)
-        finally:
-            probe.unlink(missing_ok=True)
-        free = shutil.disk_usage(folder).free
-    if free < _FREE_BYTES:
-        raise StorageError(
-            f"{uri!r} has {free / 1e6:.0f} MB free; a run needs at least {_FREE_BYTES / 1e6:.0f}",
-            hint="Free some space, or set storage.path to another disk.",
-        )
+    from pyarrow import fs
 
-
-def check_space(uri: str, *, need_bytes: int) -> None:
-    """Refuse before the first byte what cannot fit; for a URI this is about the disk that files are prepared on.
-
-    Raises:
-        StorageError: less than ``need_bytes`` is free.
-    """
-    folder = Path(tempfile.gettempdir()) if is_remote(uri) else local(uri)
-    with errors(uri):
-        while not folder.exists():
-            folder = folder.parent
-        free = shutil.disk_usage(folder).free
-    if free < need_bytes:
-        raise StorageError(
-            f"{str(folder)!r} has {free / 1e6:.1f} MB free, {need_bytes / 1e6:.1f} MB are needed",
-            hint="Free some space, keep fewer checkpoints, or set storage.path to another disk.",
-        )
-
-
-def write_bytes(uri: str, data: bytes) -> None:
-    """Write one small file so that a reader sees the old content or the new one.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    with errors(uri):
-        if is_remote(uri):
-            filesystem, path = _filesystem(uri)
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(data)
-            return
-        target = local(uri)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
-        try:
-            _write_file(aside, data)
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
-        sync(target.parent)
-
-
-def read_bytes(uri: str) -> bytes:
-    """Return a file's content.
-
-    Raises:
-        NotFoundError: there is no such file.
-        StorageError: it cannot be read.
-    """
-    with _opened(uri) as stream:
-        return bytes(stream.read())
-
-
-def size_bytes(uri: str) -> int:
-    """Return a file's size.
-
-    Raises:
-        NotFoundError: there is no such file.
-        StorageError: it cannot be read.
-    """
-    with _found(uri):
-        if not is_remote(uri):
-            return local(uri).stat().st_size
-        filesystem, path = _filesystem(uri)
-        info = filesystem.get_file_info(path)
-        if not info.is_file:
-            raise FileNotFoundError(path)
-        return int(info.size)
-
-
-def listing(uri: str) -> dict[str, frozenset[str] | None]:
-    """Return what lies in a folder: each folder with the names of its files, each file with None; {} for no folder.
-
-    Raises:
-        StorageError: it cannot be read.
-    """
-    with errors(uri):
-        if is_remote(uri):
-            return _remote_listing(uri)
-        folder = local(uri)
-        if not folder.is_dir():
-            return {}
-        found: dict[str, frozenset[str] | None] = {}
-        for path in folder.iterdir():
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it was removed since
-                found[path.name] = frozenset(item.name for item in path.iterdir()) if path.is_dir() else None
-        return found
-
-
-def put(source: Path, uri: str) -> tuple[int, str]:
-    """Copy a local file to a URI and return its size in bytes and its SHA-256, taken on the way.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    digest, size = hashlib.sha256(), 0
-    with errors(uri):
-        filesystem, path = _filesystem(uri)
-        with source.open("rb") as read, filesystem.open_output_stream(path) as write:
-            while chunk := read.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                write.write(chunk)
-                size += len(chunk)
-    return size, digest.hexdigest()
-
-
-def fetch(uri: str, target: Path) -> None:
-    """Copy a file from a URI; nothing happens where there is none.
-
-    Raises:
-        StorageError: it cannot be read.
-    """
-    with errors(uri), contextlib.suppress(FileNotFoundError):
-        filesystem, path = _filesystem(uri)
-        with filesystem.open_input_stream(path) as read, target.open("wb") as write:
-            shutil.copyfileobj(read, write, _CHUNK_BYTES)
-
-
-def sha256(uri: str) -> str:
-    """Return a file's SHA-256.
-
-    Raises:
-        NotFoundError: there is no such file.
-        StorageError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with _opened(uri) as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def delete(uri: str, *, first: str | None = None) -> None:
-    """Remove a file or a folder with all that it holds, its file ``first`` before the others; none is fine too.
-
-    Raises:
-        StorageError: it cannot be removed.
-    """
-    with errors(uri):
-        if is_remote(uri):
-            filesystem, path = _filesystem(uri)
-            if filesystem.get_file_info(path).is_file:
-                filesystem.delete_file(path)
-                return
-            with contextlib.suppress(FileNotFoundError):
-                if first is not None:
-                    filesystem.delete_file(f"{path}/{first}")
-            with contextlib.suppress(FileNotFoundError):
-                filesystem.delete_dir(path)
-            return
-        target = local(uri)
-        with contextlib.suppress(FileNotFoundError):
-            if not target.is_dir():
-                target.unlink()
-                return
-            if first is not None:
-                (target / first).unlink(missing_ok=True)
-            shutil.rmtree(target)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def errors(uri: str) -> Iterator[None]:
-    """Turn what a disk or pyarrow raises into a StorageError that names ``uri``."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise StorageError(
-            redact(f"{uri!r} cannot be used: {error}"),
-            hint="Set storage.path to a folder or URI that this user may write and that has space.",
-        ) from error
-
-
-@contextlib.contextmanager
-def _found(uri: str) -> Iterator[None]:
-    with errors(uri):
-        try:
-            yield
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise NotFoundError(f"there is no file {uri!r}") from error
-
-
-@contextlib.contextmanager
-def _opened(uri: str) -> Iterator[Any]:
-    """Open a file to be read."""
-    with _found(uri):
-        if not is_remote(uri):
-            with local(uri).open("rb") as stream:
-                yield stream
-            return
-        filesystem, path = _filesystem(uri)
-        with filesystem.open_input_stream(path) as stream:
-            yield stream
-
-
-def _filesystem(uri: str) -> tuple[Any, str]:
-    parts = urlsplit(uri)
+    if not is_remote(uri):
+        return fs.LocalFileSystem(), str(local(uri))
+    parts = urlsplit(os.fspath(uri))
     filesystem, root = _client(urlunsplit((parts.scheme, parts.netloc, "/", parts.query, "")))
     path = f"{root.rstrip('/')}{unquote(parts.path)}".rstrip("/")
     return filesystem, path if root else path.lstrip("/")
@@ -364,25 +88,288 @@ def _client(root: str) -> tuple[Any, str]:
     return filesystem, str(path)
 
 
-def _remote_listing(uri: str) -> dict[str, frozenset[str] | None]:
+@contextlib.contextmanager
+def errors(uri: Location, *, passing: tuple[type[OSError], ...] = ()) -> Iterator[None]:
+    """Turn what a disk or pyarrow raises into a StorageError that names ``uri``, except for ``passing``."""
+    try:
+        yield
+    except passing:
+        raise
+    except _failures() as error:
+        raise StorageError(
+            redact(f"{os.fspath(uri)!r} cannot be used: {error}"),
+            hint="Set storage.path to a folder that this user may write and that has space, or to the URI of a "
+            "filesystem that pyarrow knows: s3://, gs://, abfs://, hdfs://.",
+        ) from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    arrow = sys.modules.get("pyarrow")  # a process that reads a disk alone need not import it
+    return (OSError,) if arrow is None else (OSError, arrow.ArrowException)
+
+
+@contextlib.contextmanager
+def reader(uri: Location, *, flags: int = 0) -> Iterator[BinaryIO]:
+    """Open a file to be read; ``flags`` of ``os.open`` are for a local one.
+
+    Raises:
+        NotFoundError: there is no such file.
+        StorageError: it cannot be read.
+    """
+    stream: Any
+    with errors(uri):
+        try:
+            if is_remote(uri):
+                filesystem, path = open_filesystem(uri)
+                stream = filesystem.open_input_stream(path)
+            else:
+                stream = os.fdopen(os.open(local(uri), os.O_RDONLY | flags), "rb")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise NotFoundError(f"there is no file {os.fspath(uri)!r}") from error
+        with stream:
+            yield stream
+
+
+def read_bytes(uri: Location) -> bytes:
+    """Return a file's content.
+
+    Raises:
+        NotFoundError: there is no such file.
+        StorageError: it cannot be read.
+    """
+    with reader(uri) as stream:
+        return bytes(stream.read())
+
+
+def digest(source: BinaryIO, *sinks: BinaryIO) -> tuple[int, str]:
+    """Read a stream to its end, copy it to ``sinks``, and return its size in bytes and its SHA-256."""
+    sha256, size = hashlib.sha256(), 0
+    while chunk := source.read(CHUNK_BYTES):
+        sha256.update(chunk)
+        size += len(chunk)
+        for sink in sinks:
+            sink.write(chunk)
+    return size, sha256.hexdigest()
+
+
+@contextlib.contextmanager
+def create(uri: Location, *, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Yield a stream whose content becomes a file at the end of the block, and does not if that raises.
+
+    A reader sees the previous content or the new one. ``mode`` is that of a local file, less the umask.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with errors(uri):
+        if is_remote(uri):
+            # Closing an upload completes it, also after an error: it starts once all of it is here.
+            filesystem, path = open_filesystem(uri)
+            with tempfile.TemporaryFile() as buffer:
+                yield buffer
+                buffer.seek(0)
+                with filesystem.open_output_stream(path) as stream:
+                    shutil.copyfileobj(buffer, stream, CHUNK_BYTES)
+            return
+        target = local(uri)
+        _make_folder(target.parent)
+        temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
+        try:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(target.parent)
+
+
+def write_bytes(uri: Location, data: Any, *, mode: int = 0o666) -> None:
+    """Write one small file, ``data`` in a buffer, so that a reader sees the previous content or the new one.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    if not is_remote(uri):
+        with create(uri, mode=mode) as file:
+            file.write(data)
+        return
+    with errors(uri):
+        filesystem, path = open_filesystem(uri)
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+
+
+def upload(source: Path, uri: Location) -> tuple[int, str]:
+    """Copy a local file to a URI and return its size in bytes and its SHA-256.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with errors(uri):
+        filesystem, path = open_filesystem(uri)
+        with source.open("rb") as read, filesystem.open_output_stream(path) as write:
+            return digest(read, write)
+
+
+def download(uri: Location, target: Path) -> None:
+    """Copy a file from a URI into a local one, whose folder is created.
+
+    Raises:
+        NotFoundError: there is no such file.
+        StorageError: it cannot be read.
+    """
+    with reader(uri) as read:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as write:
+            shutil.copyfileobj(read, write, CHUNK_BYTES)
+
+
+def info(uri: Location) -> Any:
+    """Return pyarrow's ``FileInfo`` of a file or folder, whose type says whether there is one.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    with errors(uri):
+        filesystem, path = open_filesystem(uri)
+        return filesystem.get_file_info(path)
+
+
+def entries(uri: Location, *, recursive: bool = False) -> dict[str, Any]:
+    """Return pyarrow's ``FileInfo`` of all that lies in a folder, by its path there, sorted; {} for no folder.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
     from pyarrow import fs
 
-    filesystem, base = _filesystem(uri)
+    with errors(uri), contextlib.suppress(NotADirectoryError):
+        filesystem, base = open_filesystem(uri)
+        found = filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=recursive))
+        named = {info.path.removeprefix(base).lstrip("/"): info for info in found}
+        return dict(sorted(named.items(), key=lambda item: item[0]))
+    return {}
+
+
+def listing(uri: Location) -> dict[str, frozenset[str] | None]:
+    """Return what lies in a folder: each folder with the paths below it, each file with None; {} for no folder.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    files: dict[str, None] = {}
     folders: dict[str, set[str]] = {}
-    found: dict[str, frozenset[str] | None] = {}
-    for info in filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True)):
-        first, _, rest = info.path.removeprefix(f"{base}/").partition("/")
-        if rest:
-            folders.setdefault(first, set()).add(rest)
-        elif info.is_file:
-            found[first] = None
+    for path, info in entries(uri, recursive=True).items():
+        first, _, rest = path.partition("/")
+        if info.is_file and not rest:
+            files[first] = None
         else:
-            folders.setdefault(first, set())
-    return found | {name: frozenset(files) for name, files in folders.items()}
+            folders.setdefault(first, set()).update([rest] if rest else [])
+    return files | {name: frozenset(inside) for name, inside in folders.items()}
 
 
-def _write_file(path: Path, data: bytes) -> None:
-    with path.open("xb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
+def delete(uri: Location, *, first: str | None = None) -> None:
+    """Remove a file, or a folder with its file ``first`` before the others; do nothing where there is none.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    with errors(uri):
+        filesystem, path = open_filesystem(uri)
+        if filesystem.get_file_info(path).is_file:
+            filesystem.delete_file(path)
+            return
+        if first is not None:
+            with contextlib.suppress(FileNotFoundError):
+                filesystem.delete_file(f"{path}/{first}")
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_dir(path)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Make a hidden folder in ``parent``, and remove what is left of it and what killed processes left a day ago."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for path in parent.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(path, ignore_errors=True)
+    folder = parent / f".{uuid.uuid4().hex}.tmp"
+    try:
+        folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish_folder(folder: Path, target: Path) -> None:
+    """Flush a folder and its files to the disk and rename it to ``target`` on the same one.
+
+    Raises:
+        OSError: it cannot be renamed, such as where ``target`` exists.
+    """
+    for inner, _, names in os.walk(folder, topdown=False):
+        for path in (*(Path(inner, name) for name in names), Path(inner)):
+            sync(path)
+    folder.rename(target)
+    sync(target.parent)
+
+
+def check_writable(uri: Location) -> None:
+    """Write and remove a small file under ``uri``, which is created where it does not exist.
+
+    Raises:
+        StorageError: it cannot be written, or its disk has less than 32 MB free.
+    """
+    probe = join(uri, f".probe-{uuid.uuid4().hex}")
+    write_bytes(probe, b"raymlops" * 512)
+    delete(probe)
+    if not is_remote(uri) and (free := _free_bytes(uri)) < _FREE_BYTES:
+        raise StorageError(
+            f"{os.fspath(uri)!r} has {free / 1e6:.0f} MB free; a run needs at least {_FREE_BYTES / 1e6:.0f}",
+            hint="Free some space, or set storage.path to another disk.",
+        )
+
+
+def check_space(uri: Location, *, need_bytes: int) -> None:
+    """Refuse before the first byte what cannot fit; for a URI this is about the disk that files are prepared on.
+
+    Raises:
+        StorageError: less than ``need_bytes`` is free.
+    """
+    folder = tempfile.gettempdir() if is_remote(uri) else uri
+    if (free := _free_bytes(folder)) < need_bytes:
+        raise StorageError(
+            f"{str(folder)!r} has {free / 1e6:.1f} MB free, {need_bytes / 1e6:.1f} MB are needed",
+            hint="Free some space, keep fewer checkpoints, or set storage.path to another disk.",
+        )
+
+
+def _free_bytes(uri: Location) -> int:
+    folder = local(uri)
+    with errors(uri):
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and its parents, and flush the entry of each that is new."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        sync(new.parent)

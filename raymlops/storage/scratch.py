@@ -1,7 +1,4 @@
-"""Folders on this machine's disk for files on their way to an object store or from one.
-
-Owns their names, and that those which killed processes left behind are removed. Knows nothing of what is in them.
-"""
+"""Local folders for files on their way to an object store or from one; those of killed processes are removed."""
 
 from __future__ import annotations
 
@@ -20,16 +17,16 @@ _NAMED = "raymlops-scratch-"
 
 
 def scratch_path() -> Path:
-    """Return a name on this machine's disk that is free."""
+    """Return an unused path on the local disk."""
     return Path(tempfile.gettempdir()) / f"{_NAMED}{uuid.uuid4().hex}"
 
 
 @contextlib.contextmanager
 def scratch(folder: Path | None = None) -> Iterator[Path]:
-    """Make a folder at a ``scratch_path``, remove it afterwards, and those that killed processes left behind.
+    """Make a folder at a ``scratch_path`` and remove it at the end; also remove those of killed processes.
 
-    A lock tells who lives: the kernel drops it with its process, in whatever container that ran. A lock's file gets its
-    name when it is locked, since one that is not is taken for that of a dead process.
+    A lock shows that the owner is alive: the kernel releases it with the process, in any container. A lock file gets
+    its name once it is locked, since an unlocked one counts as that of a dead process.
     """
     folder = folder or scratch_path()
     for old in folder.parent.glob(f"{_NAMED}*.lock"):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 from unittest import SkipTest
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 
 from raymlops.config.schema import ProjectSpec
+from raymlops.data.batches import leaves
 from raymlops.data.prepare import Prepared, SplitData, prepare
 from raymlops.data.random_streams import Stream
 from raymlops.errors import InvalidRowsError
@@ -32,6 +32,8 @@ from raymlops.testing.answered import AnsweredRows
 from raymlops.training.answers import answer_loss
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from raymlops.arrays import Column, Columns
@@ -365,27 +367,16 @@ def _assert_refused(signature: Signature, rows: list[dict[str, Any]], column: Co
 
 
 def _assert_same(first: Any, second: Any, *, what: str) -> None:
-    leaves = dict(_leaves(first)), dict(_leaves(second))
-    assert leaves[0].keys() == leaves[1].keys(), f"{what} have other fields: {sorted(leaves[0])}, {sorted(leaves[1])}"
-    for name, value in leaves[0].items():
-        other = leaves[1][name]
+    ours, theirs = dict(leaves(first)), dict(leaves(second))
+    assert ours.keys() == theirs.keys(), f"{what} have other fields: {sorted(ours)}, {sorted(theirs)}"
+    for name, value in ours.items():
+        other = theirs[name]
         tensors = isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor)
         same = _equal(value, other) if tensors else value == other
-        assert same, f"{what} differ in {name or 'the batch'}"
+        assert same, f"{what} differ in {name.strip('/') or 'the batch'}"
 
 
 def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
     return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
-
-
-def _leaves(batch: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(batch, Mapping):
-        for name, value in batch.items():
-            yield from _leaves(value, f"{prefix}{name}.")
-    elif isinstance(batch, tuple | list):
-        for index, value in enumerate(batch):
-            yield from _leaves(value, f"{prefix}{index}.")
-    else:
-        yield prefix.rstrip("."), batch

@@ -252,12 +252,12 @@ def _run(request: RunRequest) -> tuple[Outcome, str]:
 def _run_here(request: RunRequest) -> tuple[Outcome, str]:
     section, writer, own = request.section, request.writer, identity(request.project.spec)
     found = recall(request.place.checkpoints_uri, metric=section.metric, mode=section.mode)
-    for text in found.said():
+    for text in found.warnings():
         writer(words(text))
     if found.state is not None:
         writer.catch_up(found.state.points)
         writer.note_restart(f"resumed after step {found.state.step}", step=found.state.step, workers=0)
-    saver = FolderSaver.of(
+    saver = FolderSaver(
         section,
         request.place.checkpoints_uri,
         token=secrets.token_hex(3),

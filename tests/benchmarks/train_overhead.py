@@ -27,6 +27,7 @@ from wide import network
 from raymlops.cluster.capacity import Places
 from raymlops.cluster.connect import connect
 from raymlops.config.load import load_data
+from raymlops.config.train import TrainSection
 from raymlops.project import bind
 from raymlops.training.checkpoints.saver import FolderSaver, Snapshot
 from raymlops.training.checkpoints.state import RunState
@@ -148,14 +149,10 @@ def stalls(folder):
     model(torch.randn(8, 64)).sum().backward()
     optimizer.step()
     saver = FolderSaver(
+        TrainSection(keep_checkpoints=1, metric="loss", on_checkpoint_error="stop"),
         str(folder / "ours"),
         token="bench",
-        keep=1,
-        keep_best=1,
-        metric="loss",
-        mode="min",
         identity={},
-        on_error="stop",
     )
     waited, synchronous = [], []
     for step in range(1, 4):

@@ -64,7 +64,7 @@ def test_a_full_disk_keeps_the_last_good_one(disk: Path) -> None:
     """4 MB hold two checkpoints of 1 MB and the room for a third that is asked for; a foreign file takes that."""
     told: list[str] = []
     place = str(disk / "checkpoints")
-    saver = folder_saver(place, on_error="continue", on_event=told.append)
+    saver = folder_saver(place, on_checkpoint_error="continue", on_event=told.append)
     saver.save(large(1, report=True), best=True, last=False)
     saver.wait()
     foreign = disk / "foreign"
@@ -117,7 +117,7 @@ import resource, sys
 sys.path[:0] = {[str(Path(__file__).parents[1] / "fixtures")]!r}
 import torch
 from snapshots import folder_saver, snapshot
-saver = folder_saver({str(tmp_path)!r}, on_error="continue", on_event=print)
+saver = folder_saver({str(tmp_path)!r}, on_checkpoint_error="continue", on_event=print)
 saver.save(snapshot(1), best=True, last=False)
 saver.wait()
 resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))

@@ -49,7 +49,7 @@ def refuse_existing(output: str) -> None:
     """
     from raymlops.storage import filesystem
 
-    found = filesystem.listing(output)
+    found = filesystem.entries(output)
     if not found and (filesystem.is_remote(output) or not Path(output).is_file()):
         return
     whole = MANIFEST in found or not found
@@ -88,9 +88,9 @@ def kept_columns(files: ParquetFiles, signature: Signature, keep: Sequence[str] 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from raymlops.storage.locate import located
+    from raymlops.storage.filesystem import open_filesystem
 
-    places = [located(file.uri) for file in files.files]
+    places = [open_filesystem(file.uri) for file in files.files]
     try:
         schemas = [pq.read_schema(path, filesystem=filesystem) for filesystem, path in places]
         schema = pa.unify_schemas(schemas, promote_options="permissive")

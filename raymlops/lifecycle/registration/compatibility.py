@@ -65,11 +65,9 @@ def signature_of(bundle: BundleRef) -> Signature:
         BundleError: it is not there, or no longer what its digest vouches for.
         StorageError: the storage cannot be read.
     """
-    from raymlops.bundle.verify import SIGNATURE, fetch, read_file, read_manifest
-    from raymlops.storage.filesystem import locate
+    from raymlops.bundle.verify import SIGNATURE, read_file, read_manifest
 
-    folder = locate(bundle.uri).local or fetch(bundle.uri, bundle.digest)
-    data = read_file(folder, SIGNATURE, read_manifest(bundle.uri, bundle.digest))
+    data = read_file(bundle.uri, SIGNATURE, read_manifest(bundle.uri, bundle.digest))
     return Signature.from_dict(json.loads(data))
 
 

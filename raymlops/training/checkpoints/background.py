@@ -1,7 +1,7 @@
-"""One checkpoint on its way to the disk, in a thread: files, manifest, pointer, and only then is anything removed.
+"""Write checkpoints in a background thread: files, manifest, pointer, and only then remove old ones.
 
-Owns that order, the thread, and what the ranks tell each other of a sharded checkpoint. A killed process leaves an
-unfinished folder or one that the pointer does not name yet. Knows nothing of models, nor of when one is made.
+Owns that order, the thread, and what ranks exchange about a sharded checkpoint. A killed process leaves an unfinished
+folder or one that the pointer does not name yet. Knows nothing of models, nor of when a checkpoint is due.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from raymlops.config.train import TrainSection
     from raymlops.training.checkpoints.retention import Entry
 
-_SIGN_EVERY_S = 1.0
-"""How often whoever waits for the thread gives a sign of life."""
-_SAID_EVERY = 10
-"""Of failures in a row for a reason that was told, every so many are told again, in short."""
+_HEARTBEAT_S = 1.0
+"""Interval of heartbeats while waiting for the thread."""
+_LOG_EVERY = 10
+"""Report every Nth consecutive failure with the same cause."""
 
 
 @dataclass(frozen=True)
@@ -44,37 +45,33 @@ class Job:
 
 
 class Publisher:
-    """Writes one checkpoint at a time. Sharded, every rank has one, and what one learns of a checkpoint all do."""
+    """Writes one checkpoint at a time. Sharded, every rank has a publisher, and all learn the outcome."""
 
     def __init__(
         self,
+        section: TrainSection,
         uri: str,
         *,
-        keep: int,
-        keep_best: int,
-        mode: str,
         kept: Kept,
         rank: int,
         world_size: int,
-        sharded: bool,
         group: Any | None,
         on_event: Callable[[str], None],
     ) -> None:
         self.kept = kept
-        """Which checkpoints are there; changes in the thread."""
+        """Which checkpoints exist; changes in the thread."""
         self.failures = 0
         self.lost: dict[str, RaymlopsError] = {}
-        """Why the newest ``best`` and ``last`` could not be written, of those that could not."""
+        """Why the newest ``best`` or ``last`` could not be written."""
         self._uri = uri
-        self._keep, self._keep_best, self._mode = keep, keep_best, mode
-        self._rank, self._world_size = rank, world_size
-        self._sharded, self._group = sharded, group
+        self._section = section
+        self._rank, self._world_size, self._group = rank, world_size, group
         self._on_event = on_event
         self._thread: threading.Thread | None = None
         self._failure: RaymlopsError | None = None
         self._in_a_row = 0
-        self._told: set[str] = set()
-        """The reasons that were told since one was written."""
+        self._reported: set[str] = set()
+        """The reasons reported since the last successful write."""
 
     @property
     def busy(self) -> bool:
@@ -82,14 +79,14 @@ class Publisher:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, job: Job) -> None:
-        """Write a checkpoint in a thread. The one before must have been joined."""
+        """Write a checkpoint in a thread. The previous one must have been joined."""
         self._thread = threading.Thread(target=self._work, args=(job,), daemon=True, name="checkpoint")
         self._thread.start()
 
     def join(self, *, alive: Callable[[], None]) -> RaymlopsError | None:
-        """Wait for the thread, with a sign of life about every second, and return what went wrong in it."""
+        """Wait for the thread, with a heartbeat about every second, and return its failure."""
         while self._thread is not None:
-            self._thread.join(_SIGN_EVERY_S)
+            self._thread.join(_HEARTBEAT_S)
             if self._thread.is_alive():
                 alive()
             else:
@@ -98,44 +95,46 @@ class Publisher:
         return failure
 
     def _work(self, job: Job) -> None:
-        """Write one checkpoint and keep what became of it for ``join``."""
+        """Write one checkpoint and keep the outcome for ``join``."""
         failure: RaymlopsError | None
         try:
             outcome = self._part(job)
-            self.kept, failure = self._agreed(job, outcome) if self._sharded else self._verdict(job, [outcome])
+            sharded = self._section.strategy == "fsdp"
+            self.kept, failure = self._agreed(job, outcome) if sharded else self._verdict(job, [outcome])
         except Exception as error:
             failure = _unforeseen(job, error)
         wanted = [kind for kind, asked in (("best", job.best), ("last", job.last)) if asked]
         if failure is None:
             for kind in wanted:
                 self.lost.pop(kind, None)
-            self._tell_success(job)
+            self._report_success(job)
             return
         self.lost |= dict.fromkeys(wanted, failure)
         self.failures += 1
         self._failure = failure
-        self._tell_failure(job, failure)
+        self._report_failure(job, failure)
 
-    def _tell_failure(self, job: Job, failure: RaymlopsError) -> None:
-        """Say a new reason whole; on a full disk each checkpoint fails for the same one."""
+    def _report_failure(self, job: Job, failure: RaymlopsError) -> None:
+        """Report a new reason in full; on a full disk each checkpoint fails for the same one."""
         self._in_a_row += 1
         reason = _kind(failure)
         if self._rank == 0:
-            if reason not in self._told:
+            if reason not in self._reported:
                 self._on_event(f"{failure.message}. {failure.hint or ''}".rstrip())
-            elif self._in_a_row % _SAID_EVERY == 0:
+            elif self._in_a_row % _LOG_EVERY == 0:
                 step = job.entry.step
-                self._on_event(f"checkpoint of step {step} could not be written either ({self._in_a_row} so far)")
-        self._told.add(reason)
+                failures = f"{self._in_a_row} consecutive failures"
+                self._on_event(f"the checkpoint of step {step} could not be written either ({failures})")
+        self._reported.add(reason)
 
-    def _tell_success(self, job: Job) -> None:
+    def _report_success(self, job: Job) -> None:
         if self._in_a_row and self._rank == 0:
-            self._on_event(f"checkpoints can be written again: that of step {job.entry.step} was")
+            self._on_event(f"checkpoints can be written again, since that of step {job.entry.step}")
         self._in_a_row = 0
-        self._told.clear()
+        self._reported.clear()
 
     def _part(self, job: Job) -> manifest.Digests | RaymlopsError:
-        """Write this rank's files, and return their digests or why there are none."""
+        """Write this rank's files, and return their digests or the error."""
         finished = False
         try:
             if job.need_bytes:
@@ -147,14 +146,14 @@ class Publisher:
                 job.fill(folder)
         except Exception as error:
             if not finished and job.finish is not None:
-                with contextlib.suppress(Exception):  # the other ranks wait for this one in there
+                with contextlib.suppress(Exception):  # the other ranks wait for this one there
                     job.finish()
                 shutil.rmtree(job.draft.folder, ignore_errors=True)
             return error if isinstance(error, RaymlopsError) else _unforeseen(job, error)
         return job.draft.digests
 
     def _agreed(self, job: Job, outcome: manifest.Digests | RaymlopsError) -> tuple[Kept, RaymlopsError | None]:
-        """Bring every rank's part to rank 0, and what it made of them to every rank."""
+        """Gather every rank's part on rank 0, and broadcast its verdict."""
         from torch import distributed
 
         outcomes: list[Any] | None = [None] * self._world_size if self._rank == 0 else None
@@ -167,7 +166,7 @@ class Publisher:
     def _verdict(
         self, job: Job, outcomes: Sequence[manifest.Digests | RaymlopsError]
     ) -> tuple[Kept, RaymlopsError | None]:
-        """Conclude a checkpoint on rank 0. Raises nothing: the other ranks wait for what comes out."""
+        """Complete a checkpoint on rank 0. Raises nothing: the other ranks wait for the verdict."""
         try:
             return self._concluded(job, outcomes)
         except Exception as error:
@@ -180,13 +179,13 @@ class Publisher:
         refusals = [outcome for outcome in outcomes if isinstance(outcome, RaymlopsError)]
         if refusals:
             job.draft.discard()
-            told = next((error for error in refusals if type(error) is not StorageError), refusals[0])
-            return self.kept, self._explained(job, told)
+            first = next((error for error in refusals if type(error) is not StorageError), refusals[0])
+            return self.kept, self._explained(job, first)
         try:
-            job.draft.seal(manifest.merged([outcome for outcome in outcomes if isinstance(outcome, dict)]))
+            job.draft.seal({name: entry for part in outcomes if isinstance(part, dict) for name, entry in part.items()})
             self._check_claim()
             saved = self.kept.saved(job.entry, best=job.best)
-            kept = saved.pruned(keep=self._keep, keep_best=self._keep_best, mode=self._mode)
+            kept = saved.pruned(self._section)
             filesystem.write_bytes(filesystem.join(self._uri, POINTER), kept.to_json())
         except Exception as error:
             job.draft.discard()
@@ -195,7 +194,7 @@ class Publisher:
         return kept, None
 
     def _check_claim(self) -> None:
-        """Refuse to move the pointer of an attempt that came after this one, which may be cut off but still alive."""
+        """Refuse to move the pointer of a later attempt; this one may have been partitioned, yet be alive."""
         if not self.kept.claim:
             return
         with contextlib.suppress(NotFoundError):
@@ -203,7 +202,7 @@ class Publisher:
             if current is not None and current.claim != self.kept.claim:
                 raise RefusedError(
                     f"another attempt of this run writes checkpoints to {self._uri!r} now",
-                    hint="This one was taken for dead and must end.",
+                    hint="This process was considered dead and must exit.",
                 )
 
     def _prune(self, names: Sequence[str]) -> None:
@@ -219,19 +218,19 @@ class Publisher:
         if not isinstance(error, StorageError):
             return error
         if self.kept.last is None:
-            kept = "There is no earlier one"
+            kept = "There is no earlier checkpoint"
         else:
             kept = f"The last good one is kept: {filesystem.join(self._uri, self.kept.last)}"
         what = f"the {'best ' if job.best else ''}checkpoint of step {job.entry.step}"
         explained = StorageError(
             f"{what} could not be written: {error.message}", hint=f"{kept}. {error.hint or ''}".rstrip()
         )
-        explained.__cause__ = error  # what is at the root decides whether it may pass
+        explained.__cause__ = error  # the root cause decides whether it may be transient
         return explained
 
 
 def _kind(failure: RaymlopsError) -> str:
-    """Return a failure's reason without what differs each time: the checkpoint, sizes, tokens in names of files."""
+    """Return a failure's reason without its variable parts: the checkpoint, sizes, tokens in file names."""
     return f"{type(failure).__name__}: {re.sub('[0-9a-f]*[0-9][0-9a-f]*', '', failure.message.partition(': ')[2])}"
 
 

@@ -1,4 +1,4 @@
-"""What is in a checkpoint's folder, and how a model, an optimizer or a bundle gets it back.
+"""Read and write the files of a checkpoint: model, optimizer, scaler and state.
 
 Owns the file names and their formats. Knows nothing of when or where checkpoints are written, or which are kept.
 
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
 MODEL = "model.safetensors"
 TRAINER = "trainer.pt"
 SHARDS = ".metadata"
-"""torch.distributed.checkpoint's table of what is in which file."""
+"""torch.distributed.checkpoint's index of tensors and files."""
 
 _SHOWN = 5
 
 
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the model's state as tensors of their own on the CPU; tied weights become equal copies.
+    """Return a copy of the model's state on the CPU; tied weights become equal copies.
 
     Raises:
-        RecipeError: the state holds something else.
+        RecipeError: the state holds something other than tensors.
     """
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model_state(model).items()}
 
 
 def write_whole(folder: Path, *, model: Mapping[str, torch.Tensor], trainer: Mapping[str, Any]) -> None:
-    """Write a model's and its trainer's state, as they lie in host memory.
+    """Write a model's and its trainer's state from host memory.
 
     Raises:
         OSError: they cannot be written; torch and safetensors report a full disk as errors of their own kinds.
@@ -57,7 +57,7 @@ def write_whole(folder: Path, *, model: Mapping[str, torch.Tensor], trainer: Map
     try:
         save_file(dict(model), folder / MODEL)
         write_trainer(folder, trainer)
-        # safetensors makes a file that its owner alone can read; torch's has the mode that the umask asks for.
+        # safetensors creates a file that only its owner can read; torch's has the umask's mode.
         (folder / MODEL).chmod((folder / TRAINER).stat().st_mode & 0o777)
     except Exception as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
@@ -69,8 +69,8 @@ def write_trainer(folder: Path, trainer: Mapping[str, Any]) -> None:
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write what is no tensor. NaN and infinity are written as Python reads them."""
-    (folder / STATE).write_text(json.dumps({"format_version": manifest.FORMAT_VERSION, **state}), encoding="utf-8")
+    """Write everything but tensors. NaN and infinity are written as Python's json does."""
+    (folder / STATE).write_text(json.dumps({"format_version": manifest.CHECKPOINT.version, **state}), encoding="utf-8")
 
 
 def read_state(data: bytes, uri: str) -> dict[str, Any]:
@@ -83,15 +83,13 @@ def read_state(data: bytes, uri: str) -> dict[str, Any]:
     state = json.loads(data)
     if not isinstance(state, dict) or not isinstance(version := state.get("format_version"), int):
         raise ValueError(f"{STATE} has no format_version")
-    if version > manifest.FORMAT_VERSION:
-        raise StorageError(
-            f"{uri!r} has format {version}; this raymlops reads up to {manifest.FORMAT_VERSION}", hint="Upgrade."
-        )
+    if version > manifest.CHECKPOINT.version:
+        raise manifest.newer(uri, version)
     return state
 
 
 def needed(state: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the files without which a checkpoint of that state is not whole."""
+    """Return the files that a checkpoint of that state must have."""
     return (STATE, SHARDS, TRAINER) if state.get("sharded") else (STATE, MODEL, TRAINER)
 
 
@@ -123,23 +121,23 @@ def restore(
     sharded: bool = False,
     kept: Kept | None = None,
 ) -> RunState:
-    """Put a checkpoint's tensors into model, optimizer and scaler, and return where the run stood.
+    """Put a checkpoint's tensors into model, optimizer and scaler, and return the run's state.
 
-    Every file's digest is checked before any of them is loaded. Sharded, all ranks call this together. With ``kept``,
-    the returned state's best report is one whose checkpoint is still there.
+    Every file's digest is verified before any of them is loaded. Sharded, all ranks call this together. With ``kept``,
+    the returned state's best report is one whose checkpoint still exists.
 
     Raises:
         NotFoundError: there is no checkpoint.
         StorageError: a file is damaged.
         UsageError: another recipe or another configuration wrote it.
-        RecipeError: model or optimizer is not what wrote it.
+        RecipeError: model or optimizer differ from what wrote it.
     """
     with _verified(folder_uri, together=sharded) as folder:
         state = _whole_state(folder, folder_uri)
         if "run" not in state:
             raise UsageError(
-                f"checkpoint {folder_uri!r} is of an older format, which holds weights but not where the run stood",
-                hint="Its weights can be used; the training cannot be resumed.",
+                f"checkpoint {folder_uri!r} is of an older format, which holds weights but not the run's progress",
+                hint="Its weights can be loaded; the training cannot be resumed.",
             )
         _check_identity(state, folder_uri, identity=identity, sharded=sharded)
         _check_optimizer(state, folder_uri, optimizer=optimizer)
@@ -160,7 +158,7 @@ def restore(
 
 @contextlib.contextmanager
 def _verified(uri: str, *, together: bool) -> Iterator[Path]:
-    """Yield a folder whose digests were checked; of one that all ranks see, each checks a part of the shards."""
+    """Yield a verified folder; where all ranks see it, each verifies a part of the shards."""
     world = distributed.get_world_size() if together and distributed.is_initialized() else 1
     if world == 1 or filesystem.is_remote(uri):
         with manifest.verified(uri, needs=(STATE,)) as folder:
@@ -175,7 +173,7 @@ def _verified(uri: str, *, together: bool) -> Iterator[Path]:
     problems: list[str | None] = [None] * world
     distributed.all_gather_object(problems, problem)
     if found := next(filter(None, problems), None):
-        raise StorageError(f"{uri!r}: {found}", hint="Restore the folder from a copy, or train again.")
+        raise manifest.unusable(uri, found)
     yield filesystem.local(uri)
 
 

@@ -23,26 +23,26 @@ def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the model's state, live.
 
     Raises:
-        RecipeError: it holds something else than tensors.
+        RecipeError: it holds something other than tensors.
     """
     state: dict[str, Any] = model.state_dict()
     other = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if other:
         raise RecipeError(
-            f"the model's state_dict() holds {', '.join(other)}, which is no tensor",
+            f"the model's state_dict() holds {', '.join(other)}, which is not a tensor",
             hint="Keep other values in fit()'s state or in the recipe's config; weights are stored without pickle.",
         )
     return state
 
 
 Entries = Mapping[str, torch.Tensor]
-"""Some of the entries of some tensors, by name: true where one is meant. Of a shard they are this rank's."""
+"""Masks over entries of tensors, by name; of a shard, this rank's part."""
 
 
 def entries_not_finite(state: Mapping[str, Any], *, besides: Entries | None = None) -> dict[str, torch.Tensor]:
     """Return which entries are NaN or infinite, those of ``besides`` included.
 
-    At a run's start they are meant so: a mask of minus infinity, an observer's minimum that has not seen a batch.
+    At a run's start they are intended: a mask of minus infinity, an observer's minimum that has not seen a batch.
     """
     found = dict(besides or {})
     with torch.no_grad():
@@ -58,7 +58,7 @@ def entries_not_finite(state: Mapping[str, Any], *, besides: Entries | None = No
 
 
 def not_finite(state: Mapping[str, Any], *, except_for: Entries | None = None) -> str | None:
-    """Return the name of a tensor with an entry that is NaN or infinity and none of ``except_for``, or None.
+    """Return the name of a tensor with a NaN or infinite entry that is not in ``except_for``, or None.
 
     A tensor of ``except_for`` that has another shape now cannot be compared, and passes. A sum is finite only if each
     of its terms is, and costs half of what looking at each would; where one is not, which a sum of finite numbers may
@@ -110,7 +110,7 @@ class HostCopies:
         The next call of the same name overwrites the copy.
 
         Raises:
-            RecipeError: it holds something that is neither tensor nor plain value.
+            RecipeError: it holds something that is neither a tensor nor a plain value.
         """
         with torch.no_grad():
             copied = self._copied(tree, (of,))
@@ -130,7 +130,7 @@ class HostCopies:
         if isinstance(node, _PLAIN):
             return node
         raise RecipeError(
-            f"{'/'.join(map(str, path))} is of {type(node).__name__}, which no checkpoint can hold",
+            f"{'/'.join(map(str, path))} is a {type(node).__name__}, which a checkpoint cannot hold",
             hint="State must be tensors, numbers, text, and lists and dicts of them: it is read back without pickle.",
         )
 

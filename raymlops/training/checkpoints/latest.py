@@ -1,8 +1,8 @@
-"""Which checkpoint a run goes on from: the newest that verifies, whatever a crash left behind.
+"""Find the checkpoint to resume from: the newest whose digests verify, whatever a crash left behind.
 
-Owns what is trusted (digests first, then the pointer), what is set aside and what is cleaned. A process may have been
-killed at any moment, so that there can be unfinished folders, whole ones that the pointer does not name yet, and ones
-that it names no more. Knows nothing of tensors.
+Owns what is trusted (digests first, then the pointer), what is set aside and what is removed. A process may have been
+killed at any moment, so there can be unfinished folders, complete ones that the pointer does not name yet, and ones
+that it no longer names. Knows nothing of tensors.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _NAMED, _OLD_NAMED = "step-", "epoch-"
 
 @dataclass(frozen=True)
 class Recalled:
-    """Where a run can go on from. ``uri`` and ``state`` are None where it has to start at the beginning.
+    """Where a run can resume. ``uri`` and ``state`` are None where it has to start from scratch.
 
-    The best report in ``state`` is one whose checkpoint is there. ``set_aside`` says of each checkpoint that could not
-    be used what it is called and what is wrong with it. ``kept`` goes to the ``FolderSaver`` of the next attempt.
+    The best report in ``state`` is one whose checkpoint exists. ``set_aside`` names each unusable checkpoint and what
+    is wrong with it. ``kept`` goes to the ``FolderSaver`` of the next attempt.
     """
 
     uri: str | None
@@ -38,20 +38,20 @@ class Recalled:
     set_aside: tuple[str, ...]
     kept: Kept
 
-    def said(self) -> list[str]:
-        """Return what whoever watches the run must hear: what was set aside, and that nothing is left."""
-        said = [f"a checkpoint could not be used and was set aside: {text}" for text in self.set_aside]
-        if said and self.state is None:
-            said.append("no usable checkpoint is left: the run begins again at its first step")
-        return said
+    def warnings(self) -> list[str]:
+        """Return what to tell the user: which checkpoints were set aside, and whether none is left."""
+        warnings = [f"a checkpoint could not be used and was set aside: {text}" for text in self.set_aside]
+        if warnings and self.state is None:
+            warnings.append("no usable checkpoint is left: the run restarts from scratch")
+        return warnings
 
 
 def recall(checkpoints_uri: str, *, metric: str, mode: str, repair: bool = True) -> Recalled:
     """Find the newest checkpoint that verifies, and the best one.
 
-    With ``repair``, which only the holder of the run's lease may ask for, damaged checkpoints are set aside, unfinished
-    and forgotten ones removed, and the pointer is written anew with a new claim: from then on an earlier attempt that
-    still lives can write no more. ``metric`` and ``mode`` say which is best where neither state nor pointer can.
+    With ``repair``, which only the holder of the run's lease may request, damaged checkpoints are set aside, unfinished
+    and unreferenced ones removed, and the pointer is rewritten with a new claim: from then on an earlier attempt that
+    is still alive cannot write. ``metric`` and ``mode`` decide which is best where neither state nor pointer does.
 
     Raises:
         StorageError: the storage cannot be read or, for repairs, written; or a newer raymlops wrote there.
@@ -89,9 +89,9 @@ def recall(checkpoints_uri: str, *, metric: str, mode: str, repair: bool = True)
 
 
 def recorded_fit(checkpoints_uri: str) -> dict[str, Any] | None:
-    """Return what ``fit`` learnt, as the newest checkpoint that is whole says; None without one.
+    """Return what ``fit`` learnt, from the newest complete checkpoint; None without one.
 
-    Of each checkpoint only the file that holds it is checked: the tensors are when they are loaded.
+    Only the file that holds it is verified; tensors are verified when they are loaded.
 
     Raises:
         StorageError: the storage cannot be read, or a newer raymlops wrote there.
@@ -104,7 +104,7 @@ def recorded_fit(checkpoints_uri: str) -> dict[str, Any] | None:
 
 
 class _Search:
-    """One look through a run's checkpoints; what turns out to be damaged is set aside at once."""
+    """A search through a run's checkpoints, which sets damaged ones aside."""
 
     def __init__(
         self, uri: str, *, folders: dict[str, frozenset[str]], metric: str, repair: bool, only_state: bool = False
@@ -121,9 +121,9 @@ class _Search:
         self._unfinished = mine.keys() - self.whole
 
     def candidates(self, pointer: Kept | None) -> tuple[list[Entry], list[Entry]]:
-        """Return the checkpoints that the pointer dropped, and those that count, each newest last.
+        """Return the checkpoints that the pointer dropped, and the current ones, each newest last.
 
-        One that is newer than the pointer's last was whole when its process was killed, before the pointer moved.
+        One newer than the pointer's last was complete when its process was killed, before the pointer moved.
         """
         if pointer is None:
             return [], sorted(self._entries(self.whole), key=lambda entry: entry.age)
@@ -131,7 +131,7 @@ class _Search:
             if entry.name in self._unfinished:
                 self._drop(entry.name, f"it has no {manifest.MANIFEST}")
             elif entry.name not in self.whole:
-                self.set_aside.append(f"{entry.name}: it is gone")
+                self.set_aside.append(f"{entry.name}: it does not exist")
         named = [entry for entry in pointer.entries if entry.name in self.whole]
         named.sort(key=lambda entry: (entry.name == pointer.last, entry.age))
         last = pointer.entry(pointer.last)
@@ -146,7 +146,7 @@ class _Search:
         return None if found is None else (found[0], RunState.from_dict(found[1]["run"]))
 
     def newest_document(self, entries: Sequence[Entry]) -> tuple[Entry, dict[str, Any]] | None:
-        """Return the last one that verifies, with all that its state file says."""
+        """Return the last one that verifies, with the content of its state file."""
         for entry in reversed(entries):
             document = self._verified(entry.name)
             if document is not None:
@@ -169,7 +169,7 @@ class _Search:
         return [entry for entry in entries if entry.name not in self._unusable]
 
     def clean(self, *, known: set[str]) -> None:
-        """Remove what nothing refers to; what cannot be removed does no harm."""
+        """Remove unreferenced folders; one that cannot be removed does no harm."""
         left = filesystem.listing(self._uri)
         for name in left:
             unfinished = name in self._unfinished - self._unusable
@@ -179,7 +179,7 @@ class _Search:
                     manifest.delete(filesystem.join(self._uri, name))
 
     def _entries(self, names: Iterable[str]) -> list[Entry]:
-        """Return folders as checkpoints, by what their states say, which is not verified yet."""
+        """Return folders as checkpoints, from their states, which are not verified yet."""
         entries = []
         for name in sorted(names):
             document = self._document(name)
@@ -216,12 +216,12 @@ class _Search:
             return None
         try:
             uri = filesystem.join(self._uri, name)
-            # All files are listed in any case; their digests take reading them.
+            # The listing is complete in any case; digests require reading the files.
             problem = manifest.damage(
                 uri, needs=needed(document), check=lambda _index, file: file == STATE or not self._only_state
             )
         except NotFoundError:
-            problem = "it is gone"
+            problem = "it does not exist"
         if problem is not None:
             self._drop(name, problem)
             return None

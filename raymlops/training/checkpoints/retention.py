@@ -1,7 +1,4 @@
-"""Which checkpoints a run keeps, and the pointer that names them. Pure.
-
-Owns the order of checkpoints, what is pruned, and the pointer's way to JSON and back. Knows no files.
-"""
+"""Decide which checkpoints a run keeps, and serialize the pointer that names them. Pure."""
 
 from __future__ import annotations
 
@@ -14,11 +11,12 @@ from raymlops.errors import StorageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from raymlops.config.train import TrainSection
     from raymlops.training.checkpoints.state import RunState
 
 POINTER = "index.json"
 STATE = "state.json"
-"""In each checkpoint: what is no tensor."""
+"""In each checkpoint: everything but tensors."""
 FORMAT_VERSION = 2
 
 
@@ -30,13 +28,13 @@ class Entry:
     step: int
     order: int
     reports: int = 0
-    """How often the run had reported when it was written: of the best one, which report was the best."""
+    """Reports of the run when it was written: for the best one, which report was the best."""
     value: float | None = None
-    """``train.metric`` of the report that it was written at; None in mid-epoch."""
+    """``train.metric`` of the report at which it was written; None in mid-epoch."""
 
     @property
     def age(self) -> tuple[int, int]:
-        """Return what grows from a checkpoint to the next."""
+        """Return the key by which checkpoints are ordered."""
         return self.step, self.order
 
 
@@ -44,8 +42,8 @@ class Entry:
 class Kept:
     """The checkpoints of a run, oldest first.
 
-    ``claim`` changes with each ``recall`` for training: a writer of an earlier attempt that is still alive sees that it
-    has lost its place.
+    ``claim`` changes with each ``recall`` for training, so that a writer of an earlier attempt that is still alive sees
+    that it has been replaced.
     """
 
     entries: tuple[Entry, ...] = ()
@@ -63,13 +61,13 @@ class Kept:
         return max((entry.order for entry in self.entries), default=0) + 1
 
     def saved(self, entry: Entry, *, best: bool) -> Kept:
-        """Return what is there after a checkpoint was written."""
+        """Return the checkpoints after one was written."""
         return replace(self, entries=(*self.entries, entry), last=entry.name, best=entry.name if best else self.best)
 
-    def pruned(self, *, keep: int, keep_best: int, mode: str) -> Kept:
-        """Return the last ``keep``, the best ``keep_best`` by value, and always the last and the best one."""
-        recent = self.entries[-keep:]
-        names = {entry.name for entry in (*recent, *ranked(self.entries, mode=mode)[:keep_best])}
+    def pruned(self, section: TrainSection) -> Kept:
+        """Return the last ``keep_checkpoints``, the best ``keep_best`` by value, and always the last and best one."""
+        best = ranked(self.entries, mode=section.mode)[: section.keep_best]
+        names = {entry.name for entry in (*self.entries[-section.keep_checkpoints :], *best)}
         names |= {self.best, self.last} - {None}  # type: ignore[arg-type]
         return replace(self, entries=tuple(entry for entry in self.entries if entry.name in names))
 
@@ -88,7 +86,7 @@ class Kept:
 
     @classmethod
     def from_json(cls, data: bytes) -> Kept | None:
-        """Read a pointer; None where it cannot be trusted, or is of the first format, which named no states.
+        """Read a pointer; None where it is damaged or of the first format, which named no states.
 
         Raises:
             StorageError: a newer raymlops wrote it.
@@ -98,7 +96,8 @@ class Kept:
             version = int(read["format_version"])
             if version > FORMAT_VERSION:
                 raise StorageError(
-                    f"{POINTER} has format {version}; this raymlops reads up to {FORMAT_VERSION}", hint="Upgrade."
+                    f"{POINTER} has format {version}; this raymlops reads up to {FORMAT_VERSION}",
+                    hint="Upgrade raymlops.",
                 )
             if version < FORMAT_VERSION:
                 return None
@@ -129,7 +128,7 @@ def ranked(entries: Sequence[Entry], *, mode: str) -> list[Entry]:
 
 
 def with_best_of(state: RunState, kept: Kept) -> RunState:
-    """Return the state with its best report being one whose checkpoint is there; without one, the next is the best."""
+    """Return the state with a best report whose checkpoint exists; without one, the next report is the best."""
     best = kept.entry(kept.best)
     if best is not None and best.reports == state.best_epoch:
         return state

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the last few and the best few, in folders that are whole or absent.
+"""Save a run's checkpoints: the last few and the best few, in folders that are complete or absent.
 
 ::
 
@@ -6,8 +6,8 @@
       step-00000120-<token>-<n>/   model.safetensors  trainer.pt  state.json  manifest.json
       index.json                   the pointer: which are kept, which one is best, which one is last
 
-Owns what of a run is copied, and what becomes of one that could not be written. ``publishing`` does the rest in a
-thread, so that the caller waits for copies in host memory alone; ``recall`` finds what a killed process left.
+Owns what is copied of a run, and when a failed write raises. ``background`` does the rest in a thread, so that the
+caller waits for copies in host memory alone; ``latest`` finds what a killed process left.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 from raymlops.errors import NonFiniteError, StorageError
 from raymlops.storage import filesystem, manifest
@@ -43,17 +43,17 @@ _SLACK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where a run stands and what it trains. All of it is live: ``save`` copies what it keeps."""
+    """A run's progress and what it trains. All of it is live: ``save`` copies what it keeps."""
 
     state: RunState
     metrics: dict[str, float]
-    """Of the report that it is taken at; empty in mid-epoch."""
+    """Of the report at which it is taken; empty in mid-epoch."""
     model: nn.Module
     optimizer: torch.optim.Optimizer | None
     scaler: Any | None
     fit: Mapping[str, Any]
     not_finite_at_start: Entries = field(default_factory=dict)
-    """Which entries of the model's tensors were NaN or infinite before the first step, and are no fault."""
+    """Entries of the model's tensors that were NaN or infinite before the first step, which are intended."""
 
 
 class Saver(Protocol):
@@ -61,20 +61,20 @@ class Saver(Protocol):
 
     @property
     def last_uri(self) -> str | None:
-        """Return where the last snapshot can be restored from, if anywhere."""
+        """Return the URI from which the last snapshot can be restored, if any."""
         ...
 
     @property
     def kept(self) -> Kept | None:
-        """Return which checkpoints are there, if any are."""
+        """Return which checkpoints exist, if any."""
         ...
 
     @property
     def busy(self) -> bool:
-        """Return whether this rank is writing one, for which the next ``save`` would wait.
+        """Return whether this rank is writing a checkpoint, for which the next ``save`` would wait.
 
-        A checkpoint that is due by time can be put off meanwhile. One that is due by steps waits for the one before:
-        at most one interval may be done again.
+        A checkpoint that is due by time can be postponed. One that is due by steps waits for the previous one: at most
+        one interval may have to be repeated.
         """
         ...
 
@@ -83,7 +83,7 @@ class Saver(Protocol):
         ...
 
     def wait(self) -> None:
-        """Return once what was handed over is kept."""
+        """Return once everything handed over is saved."""
         ...
 
 
@@ -96,104 +96,56 @@ class MemorySaver:
         self.kept: Kept | None = None
         self.busy = False
 
-    def save(self, snapshot: Snapshot, *, best: bool, last: bool) -> None:  # noqa: ARG002 - the best alone counts
+    def save(self, snapshot: Snapshot, *, best: bool, last: bool) -> None:  # noqa: ARG002 - only the best is kept
         """Keep a copy if it is the best so far."""
         if best:
             self.model_state = tensors(snapshot.model)
 
     def wait(self) -> None:
-        """Return at once: a copy is all there is."""
+        """Return at once: there is nothing to write."""
 
 
 class FolderSaver:
     """Writes a run's checkpoints. Every rank has one and calls it equally often, with equal arguments.
 
-    A whole checkpoint is written by rank 0 alone. A sharded one is written by all ranks into one folder: each says over
-    ``group`` what became of its part, rank 0 seals the folder or removes it, and all learn which.
+    A whole checkpoint is written by rank 0 alone. A sharded one is written by all ranks into one folder: each reports
+    the outcome of its part over ``group``, rank 0 seals or removes the folder, and all learn which.
     """
 
     def __init__(
         self,
-        uri: str,
-        *,
-        token: str,
-        keep: int,
-        keep_best: int,
-        metric: str,
-        mode: str,
-        identity: Mapping[str, str],
-        on_error: str,
-        rank: int = 0,
-        world_size: int = 1,
-        sharded: bool = False,
-        group: Any | None = None,
-        on_event: Callable[[str], None] = lambda _message: None,
-        alive: Callable[[], None] = lambda: None,
-        kept: Kept | None = None,
-    ) -> None:
-        """Write into ``uri``; ``token`` is of this attempt alone, ``kept`` is what ``recall`` found, if it was asked.
-
-        ``on_error`` is "continue" or "stop". ``on_event`` is called from the writing thread, on rank 0. ``alive`` is
-        called about every second while a call waits for that thread: a slow upload is no hang.
-        """
-        self.uri = uri
-        self.stall_s = 0.0
-        """How long ``save`` and ``wait`` kept the caller."""
-        self._token = token
-        self._metric = metric
-        self._identity = dict(identity)
-        self._stop_on_error = on_error == "stop"
-        self._rank, self._world_size = rank, world_size
-        self._sharded, self._group = sharded, group
-        self._alive = alive
-        self._copies = HostCopies()
-        self._saves = 0
-        self._final = False
-        self._publisher = Publisher(
-            uri,
-            keep=keep,
-            keep_best=keep_best,
-            mode=mode,
-            kept=kept or Kept(),
-            rank=rank,
-            world_size=world_size,
-            sharded=sharded,
-            group=group,
-            on_event=on_event,
-        )
-
-    @classmethod
-    def of(
-        cls,
         section: TrainSection,
         uri: str,
         *,
         token: str,
         identity: Mapping[str, str],
-        kept: Kept | None,
+        kept: Kept | None = None,
         rank: int = 0,
         world_size: int = 1,
         group: Any | None = None,
         on_event: Callable[[str], None] = lambda _message: None,
         alive: Callable[[], None] = lambda: None,
-    ) -> Self:
-        """Return the saver that a configuration asks for; sharded where its strategy is."""
-        return cls(
-            uri,
-            token=token,
-            keep=section.keep_checkpoints,
-            keep_best=section.keep_best,
-            metric=section.metric,
-            mode=section.mode,
-            identity=identity,
-            on_error=section.on_checkpoint_error,
-            rank=rank,
-            world_size=world_size,
-            sharded=section.strategy == "fsdp",
-            group=group,
-            on_event=on_event,
-            alive=alive,
-            kept=kept,
+    ) -> None:
+        """Write into ``uri``; ``token`` is unique to this attempt, ``kept`` is what ``recall`` found.
+
+        ``on_event`` is called from the writing thread, on rank 0. ``alive`` is called about every second while a call
+        waits for that thread: a slow upload is no hang.
+        """
+        self.uri = uri
+        self.stall_s = 0.0
+        """How long ``save`` and ``wait`` kept the caller."""
+        self._token = token
+        self._metric = section.metric
+        self._identity = dict(identity)
+        self._stop_on_error = section.on_checkpoint_error == "stop"
+        self._rank, self._world_size, self._group = rank, world_size, group
+        self._sharded = section.strategy == "fsdp"
+        self._alive = alive
+        self._copies = HostCopies()
+        self._saves = 0
+        self._final = False
+        self._publisher = Publisher(
+            section, uri, kept=kept or Kept(), rank=rank, world_size=world_size, group=group, on_event=on_event
         )
 
     @property
@@ -201,25 +153,25 @@ class FolderSaver:
         """Return the folder of the best checkpoint, on rank 0, or sharded, on all.
 
         Raises:
-            StorageError: none was written.
+            StorageError: there is none.
         """
         if self.kept.best is None:
-            raise StorageError(f"no checkpoint of a report was written to {self.uri!r}, so none is the best")
+            raise StorageError(f"no checkpoint of a report was written to {self.uri!r}, so there is no best one")
         return filesystem.join(self.uri, self.kept.best)
 
     @property
     def last_uri(self) -> str | None:
-        """Return the folder of the last checkpoint that is whole, None without one; on rank 0, or sharded, on all."""
+        """Return the folder of the last complete checkpoint, None without one; on rank 0, or sharded, on all."""
         return None if self.kept.last is None else filesystem.join(self.uri, self.kept.last)
 
     @property
     def kept(self) -> Kept:
-        """Return which checkpoints are there: at first what ``recall`` found, later on rank 0, or sharded, on all."""
+        """Return which checkpoints exist: at first what ``recall`` found, later on rank 0, or sharded, on all."""
         return self._publisher.kept
 
     @property
     def busy(self) -> bool:
-        """Return whether this rank is writing a checkpoint; of a whole one rank 0 alone is."""
+        """Return whether this rank is writing a checkpoint; a whole one is written by rank 0 alone."""
         return self._publisher.busy
 
     @property
@@ -228,13 +180,13 @@ class FolderSaver:
         return self._publisher.failures
 
     def save(self, snapshot: Snapshot, *, best: bool, last: bool) -> None:
-        """Copy the snapshot and write it in a thread, after the one before, whose failure may be raised here.
+        """Copy the snapshot and write it in a thread, after the previous one, whose failure may be raised here.
 
         Raises:
             NonFiniteError: the model holds NaN or infinity where it had a number at the start; nothing was written.
-            RecipeError: model or optimizer hold what no checkpoint can.
-            StorageError: the one before could not be written, and ``on_error`` is "stop".
-            RefusedError: another attempt of this run writes here now.
+            RecipeError: model or optimizer hold something that a checkpoint cannot.
+            StorageError: the previous one could not be written, and ``on_error`` is "stop".
+            RefusedError: another attempt of this run now writes here.
         """
         started = time.monotonic()
         try:
@@ -247,7 +199,7 @@ class FolderSaver:
             self.stall_s += time.monotonic() - started
 
     def wait(self) -> None:
-        """Return once what was handed over is written.
+        """Return once everything handed over is written.
 
         Raises:
             StorageError: it could not be written and ``on_error`` is "stop"; or it was the last one; or the run is
@@ -271,7 +223,7 @@ class FolderSaver:
             raise failure
 
     def _staged(self, snapshot: Snapshot, *, best: bool, last: bool) -> Job:
-        """Copy all that the thread will write: from here on the loop may change it."""
+        """Copy all that the thread will write, since the loop changes it afterwards."""
         state, value = snapshot.state, snapshot.metrics.get(self._metric)
         entry = Entry(
             name=f"step-{state.step:08d}-{self._token}-{self._saves}",
@@ -307,7 +259,7 @@ class FolderSaver:
         poisoned = not_finite(live, except_for=snapshot.not_finite_at_start)
         if poisoned is not None:
             raise NonFiniteError(
-                f"no checkpoint is made of a model with NaN or infinity, found in {poisoned} at step {state.step}",
+                f"a model with NaN or infinity is not saved as a checkpoint; found in {poisoned} at step {state.step}",
                 hint=f"The last good one is {self.kept.last or 'none'}. Lower train.lr, or set train.clip_norm.",
             )
         model = self._copies.copy(live, of="model")

@@ -1,9 +1,9 @@
-"""A model and its optimizer as files that every rank writes a part of, readable on any number of ranks.
+"""Sharded checkpoints: every rank writes a part of model and optimizer, readable on any number of ranks.
 
 On ``torch.distributed.checkpoint`` (DCP). Owns names and tensors: ``model.NAME`` and ``optimizer.NAME.KEY``, with the
 parameter's NAME in the model, so that nothing depends on ranks or on order. Must not know when to save, where to
-upload, or what a manifest is. ``.metadata`` is a pickle, and values that are no tensors are: whoever calls ``load`` or
-``read_full`` has verified the digests of all files first.
+upload, or what a manifest is. ``.metadata`` and values other than tensors are pickles: callers of ``load`` and
+``read_full`` verify the digests of all files first.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ def start_save(
     """Copy this rank's part into host memory, and return the function that writes it.
 
     Every rank calls both. The copy exchanges nothing; the function runs in a thread and takes part in collectives of
-    ``group``: a gloo group of all ranks that nothing else uses meanwhile, so that it does not mix with the training's.
+    ``group``: a gloo group of all ranks that nothing else uses, so that they do not interleave with the training's.
     When it returns, this rank's files are in ``folder``, complete and synced; ``folder`` exists and may be shared by
-    the ranks or be each one's own. ``.metadata``, which makes them readable, lies in rank 0's, written last.
+    the ranks or local to each. ``.metadata``, which makes them readable, is written last, by rank 0.
     ``except_for`` says which entries of this rank's part of the model may be NaN or infinite.
 
     The function raises on every rank if any rank fails:
 
     Raises:
         NonFiniteError: a tensor holds NaN or infinity; nothing was written.
-        StorageError: a file cannot be written; some may lie there.
+        StorageError: a file cannot be written; others may have been.
         TrainingError: at once: the optimizer holds a parameter that the model does not.
     """
     writer = FileSystemWriter(folder)
@@ -171,7 +171,7 @@ def _named_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def _saved_for_all(folder: Path) -> Mapping[str, Any]:
-    """Return the list of tensors if every rank can read it: one that cannot would leave the others waiting."""
+    """Return the index of tensors if every rank can read it: one that cannot would leave the others waiting."""
     reason, saved = "", None
     try:
         saved = _saved(folder)
@@ -191,7 +191,7 @@ def _saved(folder: Path) -> Mapping[str, Any]:
 
 
 def _empty(entry: Any, parameter: torch.Tensor) -> torch.Tensor | None:
-    """Return where a value of the optimizer goes: sharded like its parameter, whole, or, no tensor, where DCP wants."""
+    """Return a buffer for a value of the optimizer: sharded like its parameter, or whole; None for no tensor."""
     if not isinstance(entry, TensorStorageMetadata):
         return None
     if entry.size == parameter.shape:
@@ -213,7 +213,9 @@ def _refuse_non_finite(staged: dict[str, Any], group: dist.ProcessGroup | None, 
     bad = [name for name, value in staged.items() if not_finite({name: value}, except_for=masks)]
     names = sorted(set().union(*_gathered(bad, group)))
     if names:
-        raise NonFiniteError(f"no checkpoint is made of a state with NaN or infinity, found in {', '.join(names[:5])}")
+        raise NonFiniteError(
+            f"a state with NaN or infinity is not saved as a checkpoint; found in {', '.join(names[:5])}"
+        )
 
 
 def _gathered(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
@@ -225,7 +227,7 @@ def _gathered(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
 
 
 def _reasons(failed: CheckpointException) -> str:
-    """Return what went wrong on each rank, without the tracebacks that torch puts into the message."""
+    """Return each rank's error, without the tracebacks that torch puts into the message."""
     return "; ".join(f"rank {rank}: {type(error).__name__}: {error}" for rank, (error, _) in failed.failures.items())
 
 

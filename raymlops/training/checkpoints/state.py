@@ -1,9 +1,6 @@
-"""Where a run stands: all that a checkpoint holds beside tensors, as plain JSON.
+"""A run's progress, which a checkpoint holds beside tensors, as JSON; the best epoch and early stopping. Pure.
 
-Owns the fields and their way to JSON and back. Randomness is not among them: it is derived from seed, step and rank,
-so that it fits any number of workers. Pure.
-
-Which epoch is the best one, and when to stop waiting for a better. Pure.
+Random state is not part of it: it is derived from seed, step and rank, for any number of workers.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ class Best:
     waited: int = 0
 
     def update(self, epoch: int, value: float) -> bool:
-        """Take in an epoch's value and return whether it is the best so far."""
+        """Record an epoch's value and return whether it is the best so far."""
         better = value > self.value if self.mode == "max" else value < self.value
         if better or (math.isnan(self.value) and not math.isnan(value)):
             self.epoch, self.value, self.waited = epoch, value, 0
@@ -45,12 +42,12 @@ class Best:
 
 
 MAX_POINTS = 20_000
-"""Metric points carried along; older ones were written long ago."""
+"""Metric points kept in a checkpoint; older ones were logged long ago."""
 
 
 @dataclass
 class RunState:
-    """Where a run stands. ``epoch`` and ``batch`` say what comes next, ``history`` what was reported.
+    """A run's progress. ``epoch`` and ``batch`` are the next ones to train, ``history`` holds the reports.
 
     ``points`` are the metrics as they were logged: a driver that died may not have written the last of them.
     """
@@ -58,11 +55,11 @@ class RunState:
     epoch: int = 1
     """The epoch in progress, counted from 1."""
     batch: int = 0
-    """Global batches of that epoch that are done."""
+    """Completed global batches of that epoch."""
     step: int = 0
-    """Optimizer steps of the run, those left out included."""
+    """Optimizer steps of the run, skipped ones included."""
     lr: float = 0.0
-    """Learning rate of the last of them; 0 in a checkpoint that an earlier version wrote."""
+    """Learning rate of the last step; 0 in a checkpoint that an earlier version wrote."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of each report, in order."""
     best_epoch: int = 0
@@ -78,18 +75,18 @@ class RunState:
     """The same since the last log."""
     points: list[MetricPoint] = field(default_factory=list)
     cut: list[int] | None = None
-    """Epoch and batch where ``max_steps`` cut an epoch short: more steps go on from there."""
+    """Epoch and batch where ``max_steps`` cut an epoch short: a resumed run continues there."""
     skipped: list[int] = field(default_factory=list)
-    """Steps whose batch was left out."""
+    """Steps whose batch was skipped."""
     faults: list[int] = field(default_factory=list)
-    """Steps whose loss or gradient was no finite number: the reasons for what was left out."""
+    """Steps with a non-finite loss or gradient, which is why batches were skipped."""
     elapsed_s: float = 0.0
     """Seconds of training up to this checkpoint, over all attempts."""
     finished: bool = False
     """Whether there is nothing left to train."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data of its own, with the newest points only."""
+        """Return a copy as JSON data, with the newest points only."""
         return {
             **vars(self),
             "history": [dict(metrics) for metrics in self.history],

@@ -191,23 +191,15 @@ def files_under(uri: str) -> list[File]:
     Raises:
         StorageError: it cannot be read.
     """
-    from pyarrow import fs
-
-    with storage.errors(uri):
-        if storage.is_remote(uri):
-            filesystem, base = fs.FileSystem.from_uri(uri)
-        else:
-            filesystem, base = fs.LocalFileSystem(), str(storage.local(uri))
-        base = base.rstrip("/")
-        return [
-            File(
-                path=info.path.removeprefix(f"{base}/"),
-                size_bytes=int(info.size or 0) if info.is_file else 0,
-                written_at=None if info.mtime is None else info.mtime.astimezone(UTC),
-                is_folder=not info.is_file,
-            )
-            for info in filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
-        ]
+    return [
+        File(
+            path=path,
+            size_bytes=int(info.size or 0) if info.is_file else 0,
+            written_at=None if info.mtime is None else info.mtime.astimezone(UTC),
+            is_folder=not info.is_file,
+        )
+        for path, info in storage.entries(uri, recursive=True).items()
+    ]
 
 
 def read_pointer(checkpoints_uri: str) -> Kept | None:

@@ -103,7 +103,7 @@ class _Supervisor:
 
     def _newest_checkpoint(self) -> Recalled:
         newest = recall(self._request.place.checkpoints_uri, metric=self._section.metric, mode=self._section.mode)
-        for text in newest.said():
+        for text in newest.warnings():
             self._notify(text)
         if newest.state is not None:
             self._notify.catch_up(newest.state.points)

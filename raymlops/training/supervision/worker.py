@@ -99,7 +99,7 @@ def _train(
         unused = try_on_first_rank(
             project, prepared, rank=rank, world_size=world_size, group=control, device=device, warn=warn
         )
-    saver = FolderSaver.of(
+    saver = FolderSaver(
         section,
         config["checkpoints_uri"],
         token=config["token"],

@@ -61,7 +61,7 @@ class TrialSaver:
         """Write into ``uri`` at most each ``every_s`` seconds; the first one so long after this."""
         self.finished = False
         """Whether the training has said that there is nothing left to train."""
-        self._folder = FolderSaver.of(section, uri, token=token, identity=identity, kept=kept, alive=alive)
+        self._folder = FolderSaver(section, uri, token=token, identity=identity, kept=kept, alive=alive)
         self._every_s = every_s
         self._clock = clock
         self._saved_s = clock()

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from raymlops.bundle.verify import MANIFEST, verify
+from raymlops.bundle.verify import verify
 from raymlops.errors import BundleError, StorageError
+from raymlops.storage.manifest import MANIFEST
 
 FILES = [
     "code/tiny.py",
@@ -42,7 +43,7 @@ def test_an_untouched_bundle_passes(tiny_ref):
     """The manifest lists what is there."""
     manifest = verify(tiny_ref.uri, tiny_ref.digest)
 
-    assert sorted(manifest.files) == FILES
+    assert sorted(manifest) == FILES
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -162,7 +163,7 @@ def test_a_folder_that_is_not_there_is_no_bundle(tmp_path):
 
 def test_a_digest_that_is_none_is_refused(tiny_ref):
     """An empty tag or argument must not mean any bundle."""
-    with pytest.raises(BundleError, match="'' is no digest"):
+    with pytest.raises(BundleError, match="'' is not a digest"):
         verify(tiny_ref.uri, "")
 
 

@@ -11,14 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from safetensors.torch import save
 from tiny_bundle import tiny_contents
 
 from raymlops.bundle.verify import fetch, verify
 from raymlops.bundle.write import write_bundle
 from raymlops.errors import BundleError, RecipeError, StorageError
-from raymlops.storage.filesystem import Place
 
 TESTS = Path(__file__).parents[2]
 
@@ -226,45 +224,36 @@ def test_what_was_abandoned_a_day_ago_is_removed(tmp_path):
     assert fresh.exists()
 
 
-@pytest.fixture
-def remote(tmp_path):
-    """An object store, as pyarrow shows one: a filesystem, and paths in it."""
-    (tmp_path / "bucket").mkdir()
-    return Place(uri="test://bucket", filesystem=SubTreeFileSystem(str(tmp_path), LocalFileSystem()), path="bucket")
-
-
-def test_a_remote_bundle_is_fetched_into_the_cache_and_verified(remote, tmp_path):
-    """What comes back is what was written; a damaged cache is fetched anew."""
-    ref = write_bundle(remote, tiny_contents(), cache=tmp_path / "cache")
-    place = Place(uri=ref.uri, filesystem=remote.filesystem, path=f"bucket/bundles/{ref.digest}")
-    folder = fetch(place, ref.digest, cache=tmp_path / "cache")
+def test_a_remote_bundle_is_fetched_into_the_cache_and_verified(s3, tmp_path):
+    """What comes back is what was written; a damaged cache is fetched again."""
+    ref = write_bundle(s3.uri("bucket/store"), tiny_contents(), cache=tmp_path)
+    folder = fetch(ref.uri, ref.digest, cache=tmp_path)
     (folder / "state.json").write_text("{}", encoding="utf-8")
 
-    assert fetch(place, ref.digest, cache=tmp_path / "cache") == tmp_path / "cache" / ref.digest
+    assert fetch(ref.uri, ref.digest, cache=tmp_path) == tmp_path / ref.digest
     verify(folder, ref.digest)
-    verify(place, ref.digest)
-    assert ref.uri == f"test://bucket/bundles/{ref.digest}"
+    verify(ref.uri, ref.digest)
+    assert ref.uri.partition("?")[0] == f"s3://bucket/store/bundles/{ref.digest}"
 
 
-def test_a_remote_folder_without_manifest_is_no_bundle_and_is_written_again(remote, tmp_path):
+def test_a_remote_folder_without_manifest_is_no_bundle_and_is_written_again(s3, tmp_path):
     """The manifest comes last, so a killed upload lacks it."""
-    ref = write_bundle(remote, tiny_contents(), cache=tmp_path / "cache")
-    place = Place(uri=ref.uri, filesystem=remote.filesystem, path=f"bucket/bundles/{ref.digest}")
-    (tmp_path / place.path / "manifest.json").unlink()
+    ref = write_bundle(s3.uri("bucket"), tiny_contents(), cache=tmp_path)
+    assert [request for request in s3.requests if request.startswith("PUT")][-1].endswith("/manifest.json")
+    del s3.objects[f"bucket/bundles/{ref.digest}/manifest.json"]
 
     with pytest.raises(BundleError, match="got nothing"):
-        verify(place, ref.digest)
-    assert write_bundle(remote, tiny_contents(), cache=tmp_path / "cache") == ref
-    verify(place, ref.digest)
+        verify(ref.uri, ref.digest)
+    assert write_bundle(s3.uri("bucket"), tiny_contents(), cache=tmp_path) == ref
+    verify(ref.uri, ref.digest)
 
 
-def test_a_remote_bundle_that_was_tampered_with_is_refused(remote, tmp_path):
+def test_a_remote_bundle_that_was_tampered_with_is_refused(s3, tmp_path):
     """Another content under a listed name reaches no cache."""
-    ref = write_bundle(remote, tiny_contents(), cache=tmp_path / "cache")
-    place = Place(uri=ref.uri, filesystem=remote.filesystem, path=f"bucket/bundles/{ref.digest}")
-    code = tmp_path / place.path / "code" / "tiny.py"
-    code.write_text(code.read_text(encoding="utf-8").replace("sigmoid", "sigmoiD"), encoding="utf-8")
+    ref = write_bundle(s3.uri("bucket"), tiny_contents(), cache=tmp_path)
+    code = f"bucket/bundles/{ref.digest}/code/tiny.py"
+    s3.objects[code] = s3.objects[code].replace(b"sigmoid", b"sigmoiD")
 
     with pytest.raises(BundleError, match=r"code/tiny\.py: expected SHA-256"):
-        fetch(place, ref.digest, cache=tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+        fetch(ref.uri, ref.digest, cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []

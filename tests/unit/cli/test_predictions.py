@@ -8,7 +8,7 @@ from served_requests import SIGNATURE, served
 
 from raymlops.cli.main import main
 from raymlops.errors import UsageError
-from raymlops.lifecycle.prediction_log import parse_moment, retain_predictions
+from raymlops.lifecycle.prediction_log import parse_moment
 from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.settings import LogSettings
@@ -100,8 +100,8 @@ def test_past_hours_are_compacted(log, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["fligths"], 3, "There are of flights"),
-        (["flights", "--version", "9"], 3, "by version 3, 4"),
+        (["fligths"], 3, "Models with predictions: flights"),
+        (["flights", "--version", "9"], 3, "Versions with predictions: 3, 4"),
         (["flights", "--since", "yesterday"], 2, "expected a length of time or an ISO time"),
         (["flights", "--since", "1h", "--until", "2h"], 2, "before it begins"),
         (["flights", "--out", "rows.doc"], 2, ".parquet"),
@@ -134,19 +134,3 @@ def test_a_length_of_time_that_no_calendar_holds_is_told():
     """Rather than a defect."""
     with pytest.raises(UsageError, match="is no time"):
         parse_moment("999999999d", now=NOW)
-
-
-def test_predictions_past_their_retention_go(log):
-    """As the configuration says, its own model's alone; null keeps them."""
-    spec = {
-        "project": {"name": "flights"},
-        "recipe": {"import": "any:Recipe"},
-        "storage": {"path": str(log)},
-        "serve": {"log": {"retention_days": 0.01}},
-    }
-    later = datetime.now(UTC) + timedelta(hours=2)
-    assert len(retain_predictions(spec, now=later, dry_run=True).removed) >= 2
-    assert len(retain_predictions(spec, now=later).removed) >= 2
-    assert retain_predictions(spec, now=later).removed == ()
-    kept = {**spec, "serve": {"log": {"retention_days": None}}}
-    assert retain_predictions(kept) is None

@@ -86,7 +86,7 @@ def test_memory_holds_a_global_batch_at_most() -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "message"),
-    [("sourced:Short", "ended after 47 rows, but 50 were counted"), ("sourced:Long", "goes on after 50 rows")],
+    [("sourced:Short", "ended after 47 rows, but 50 were counted"), ("sourced:Long", "continues after 50 rows")],
 )
 def test_a_pass_of_another_length_is_refused(tiny_project: Any, recipe: str, message: str) -> None:
     """A dataset whose passes differ cannot be counted, so no epoch would be exact."""

@@ -79,7 +79,7 @@ def test_many_files_are_read_with_few_open(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("nowhere", RecipeError, "'.*nowhere', which is not there"),
+        ("nowhere", RecipeError, "'.*nowhere', which does not exist"),
         ("*.csv", RecipeError, "which matches no file"),
         ("_temporary", RecipeError, None),
         ("notes.txt", StorageError, r"notes\.txt cannot be read"),
@@ -110,9 +110,9 @@ def test_files_in_an_object_store(folder: Path, monkeypatch: pytest.MonkeyPatch)
         assert reader.read(3, ["x"])[0]["x"].to_pylist() == [15, 16]
         assert files.dataset().count_rows() == 25
         store.objects["bucket/my data/a.parquet"] += b"x"
-        with pytest.raises(StorageError, match=r"a\.parquet.*is no longer the file"):
+        with pytest.raises(StorageError, match=r"a\.parquet.*changed since the run was prepared"):
             files.verify()
-        with pytest.raises(RecipeError, match="which is not there"):
+        with pytest.raises(RecipeError, match="which does not exist"):
             list_parquet(store.uri("bucket/other"))
 
 

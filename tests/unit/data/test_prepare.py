@@ -89,10 +89,10 @@ def test_rows_of_different_width_are_encoded_by_batch() -> None:
     ("recipe", "config", "message"),
     [
         ("tiny:Tiny", {"validation_rows": 0}, "validation split has no rows"),
-        ("sourced:Loads", {}, "train split is a DataLoader, which makes batches of its own"),
-        ("sourced:Once", {}, "train split is a list_iterator, which can be read a single time"),
-        ("sourced:Number", {}, "train split is a int, which has no rows to draw by index and no iterator"),
-        ("sourced:FromParquet", {"path": "nowhere"}, "'nowhere', which is not there"),
+        ("sourced:Loads", {}, "train split is a DataLoader, which makes its own batches"),
+        ("sourced:Once", {}, "train split is a list_iterator, which can be read only once"),
+        ("sourced:Number", {}, "train split is a int, which has neither rows by index nor an iterator"),
+        ("sourced:FromParquet", {"path": "nowhere"}, "'nowhere', which does not exist"),
         ("broken:NotNullable", {}, "'width' of the signature is a float, but in the train table it is missing"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from raymlops.data.batches import leaves
+from raymlops.data.batches import arrays
 from raymlops.data.columns import hash_columns
 from raymlops.data.prepare import Prepared, prepare
 from raymlops.data.split import DatasetSplit
@@ -101,7 +101,7 @@ def first_release(prepared: Prepared) -> str:
     digest = sha256()
     for name, split in prepared.splits.items():
         digest.update(f"{name}:{split.rows}:".encode())
-        chunks = [split.columns] if split.columns else [leaves(batch) for batch in split.batches(batch_size=1024)]
+        chunks = [split.columns] if split.columns else [arrays(batch) for batch in split.batches(batch_size=1024)]
         for chunk in chunks:
             digest.update(hash_columns(chunk).astype("<u8").tobytes())
     return digest.hexdigest()

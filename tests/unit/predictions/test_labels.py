@@ -113,7 +113,7 @@ def test_only_so_many_labels_wait():
     """More are refused at once."""
     log = LabelLog("/nowhere", name="flights", writer="replica")
     log._rows = MAX_WAITING
-    with pytest.raises(StorageError, match="wait for the storage"):
+    with pytest.raises(StorageError, match="labels are pending"):
         log.add([Label("a", 0, "1")]).result(timeout=30)
 
 
@@ -148,7 +148,7 @@ def test_a_storage_that_hangs_does_not_hold_up_the_end(tmp_path, caplog):
     log.close(timeout_s=0)
     with pytest.raises(StorageError, match="not written in time"):
         second.result(timeout=0)
-    assert "1 are lost" in caplog.text
+    assert "1 lost" in caplog.text
     go_on.set()
     log._thread.join(30)
 

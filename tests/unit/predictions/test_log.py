@@ -133,7 +133,7 @@ def test_an_object_store_holds_whole_files(s3):
     s3.refuse = lambda method, _path: method == "PUT"
     log = make(uri, flush_s=60.0)
     log.take([served("a", rows=3)])
-    log._spool.step(log._opened, force=True)
+    log._spool.step(Store(uri), force=True)
     assert log.pending_rows == 3
     s3.refuse = lambda _method, _path: False
     log.close()

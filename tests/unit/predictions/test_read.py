@@ -70,9 +70,9 @@ def test_columns_are_chosen_down_to_fields(day):
 
 def test_wrong_questions_are_told_what_there_is(day):
     """Near names, the versions, the columns."""
-    with pytest.raises(NotFoundError, match="There are of flights"):
+    with pytest.raises(NotFoundError, match="Models with predictions: flights"):
         read_predictions(day, "fligths")
-    with pytest.raises(NotFoundError, match="by version 3, 4"):
+    with pytest.raises(NotFoundError, match="Versions with predictions: 3, 4"):
         read_predictions(day, "flights", version=5)
     with pytest.raises(UsageError, match="request_id"):
         read_predictions(day, "flights", columns=["nonsense"])

@@ -17,9 +17,6 @@ class Storage:
         self.tried = []
         self.away = self.lossy = False
 
-    def __call__(self):
-        return self
-
     def write(self, path, data):
         self.tried.append(path)
         if not self.away:
@@ -122,7 +119,7 @@ def test_the_oldest_rows_are_dropped_when_too_many_wait(clock, caplog):
     clock.now += 60
     with caplog.at_level(logging.WARNING):
         spool.step(storage)
-    assert "80 rows wait, 40 were dropped" in caplog.text
+    assert "80 rows are pending, 40 were dropped" in caplog.text
     storage.away = False
     assert spool.step(storage, force=True) is None
     assert (spool.written, spool.dropped) == (80, 40)

@@ -33,7 +33,7 @@ def test_memory_is_used_again_where_shapes_stay() -> None:
 
 def test_what_could_not_be_read_back_is_refused() -> None:
     """The error names where it is."""
-    with pytest.raises(RecipeError, match=r"optimizer/state/0/rng is of Generator, which no checkpoint can hold"):
+    with pytest.raises(RecipeError, match=r"optimizer/state/0/rng is a Generator, which a checkpoint cannot hold"):
         HostCopies().copy({"state": {0: {"rng": torch.Generator()}}}, of="optimizer")
 
 

@@ -26,7 +26,7 @@ def found(place: str, *, repair: bool = True) -> Recalled:
 
 def saved(place: str, losses: list[float], **options: object) -> list[str]:
     """Train a while and return the names of what was kept, oldest first."""
-    saver = folder_saver(place, **({"keep": 3} | options))
+    saver = folder_saver(place, **({"keep_checkpoints": 3} | options))
     train_a_while(saver, losses)
     return [entry.name for entry in saver.kept.entries]
 
@@ -100,7 +100,7 @@ def test_a_missing_file_is_damage(place: str) -> None:
     filesystem.delete(filesystem.join(place, names[-1], "trainer.pt"))
     recalled = found(place)
     assert recalled.uri == filesystem.join(place, names[-2])
-    assert "trainer.pt is damaged: no such file" in recalled.set_aside[0]
+    assert "trainer.pt is damaged: expected a file of" in recalled.set_aside[0]
 
 
 def test_where_all_are_damaged_a_run_begins(place: str) -> None:
@@ -208,7 +208,7 @@ def test_a_file_that_the_manifest_does_not_name_is_not_trusted(place: str) -> No
 
 def killed_before_pruning(folder: Path) -> str:
     """Leave the checkpoints of two steps, of which the pointer names the second alone."""
-    saver = folder_saver(str(folder), keep=1)
+    saver = folder_saver(str(folder), keep_checkpoints=1)
     saver.save(snapshot(1), best=False, last=False)
     saver.wait()
     shutil.copytree(folder / "step-00000001-aaa-1", folder / "copy")
@@ -262,7 +262,7 @@ def test_one_that_somebody_removed_is_named(place: str) -> None:
     manifest.delete(filesystem.join(place, names[-1]))
     recalled = found(place)
     assert recalled.uri == filesystem.join(place, names[-2])
-    assert recalled.set_aside == (f"{names[-1]}: it is gone",)
+    assert recalled.set_aside == (f"{names[-1]}: it does not exist",)
 
 
 def test_a_store_that_does_not_answer_sets_nothing_aside(s3: FakeS3) -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from raymlops.config.train import TrainSection
 from raymlops.errors import StorageError
 from raymlops.training.checkpoints.retention import Entry, Kept, ranked, with_best_of
 from raymlops.training.checkpoints.state import RunState
@@ -27,17 +28,25 @@ def names(kept: Kept) -> list[str]:
 def test_the_last_and_the_best_few_stay() -> None:
     """Of six the last two (c5, c6) and the lowest two (c2 = 1, c4 = 2)."""
     kept = run_of(9, 1, 8, 2, 7, 6, best=2)
-    assert names(kept.pruned(keep=2, keep_best=2, mode="min")) == ["c2", "c4", "c5", "c6"]
+    assert names(kept.pruned(TrainSection(keep_checkpoints=2, keep_best=2, mode="min"))) == ["c2", "c4", "c5", "c6"]
 
 
 def test_the_highest_are_best_where_more_is_better() -> None:
     """c1 = 9 and c3 = 8."""
-    assert names(run_of(9, 1, 8, 2, 7, 6).pruned(keep=1, keep_best=2, mode="max")) == ["c1", "c3", "c6"]
+    assert names(run_of(9, 1, 8, 2, 7, 6).pruned(TrainSection(keep_checkpoints=1, keep_best=2, mode="max"))) == [
+        "c1",
+        "c3",
+        "c6",
+    ]
 
 
 def test_what_was_said_to_be_best_stays_whatever_its_value() -> None:
     """By value c1 is best, but a report said c2: as where the metric's mode has a tolerance."""
-    assert names(run_of(1, 2, 3, None, best=2).pruned(keep=1, keep_best=1, mode="min")) == ["c1", "c2", "c4"]
+    assert names(run_of(1, 2, 3, None, best=2).pruned(TrainSection(keep_checkpoints=1, keep_best=1, mode="min"))) == [
+        "c1",
+        "c2",
+        "c4",
+    ]
 
 
 def test_of_equals_the_older_is_better() -> None:
@@ -83,7 +92,7 @@ def test_a_newer_pointer_is_refused() -> None:
 def test_orders_go_on_over_attempts() -> None:
     """After the orders 1 to 3 comes 4, however many of them are still there."""
     assert Kept().next_order == 1
-    assert run_of(1, 2, 3).pruned(keep=1, keep_best=0, mode="min").next_order == 4
+    assert run_of(1, 2, 3).pruned(TrainSection(keep_checkpoints=1, keep_best=1, mode="min")).next_order == 4
 
 
 def test_a_best_that_is_lost_is_followed_by_the_best_that_is_there() -> None:

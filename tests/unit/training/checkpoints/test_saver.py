@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from typing import TYPE_CHECKING
@@ -48,7 +49,7 @@ def test_the_best_and_the_last_few_stay(place: str) -> None:
 def test_a_saver_does_what_the_configuration_says(tmp_path: Path) -> None:
     """The last three, one best one by the highest score, and no stop for a full disk."""
     section = TrainSection(keep_checkpoints=3, metric="score", mode="max", on_checkpoint_error="continue")
-    saver = FolderSaver.of(section, str(tmp_path), token="t", identity=IDENTITY, kept=None)
+    saver = FolderSaver(section, str(tmp_path), token="t", identity=IDENTITY, kept=None)
     for step, score in enumerate([0.1, 0.9, 0.5, 0.4, 0.3], 1):
         taken = snapshot(step)
         report = type(taken)(taken.state, {"score": score}, taken.model, taken.optimizer, None, {})
@@ -68,7 +69,7 @@ def test_where_nothing_was_written_nothing_is_best(tmp_path: Path) -> None:
     saver.save(snapshot(5), best=False, last=False)
     saver.wait()
     assert saver.last_uri is not None
-    with pytest.raises(StorageError, match="so none is the best"):
+    with pytest.raises(StorageError, match="so there is no best one"):
         _ = saver.best_uri
 
 
@@ -124,7 +125,7 @@ def test_checkpoints_of_the_first_format_still_give_weights(tmp_path: Path) -> N
     state = json.dumps({"format_version": 1, "epoch": 1, "step": 1, "metrics": {}, "fit": {"mean": 2.0}})
     (folder / "state.json").write_text(state)
     manifest = json.loads((folder / "manifest.json").read_text()) | {"format_version": 1}
-    manifest["files"]["state.json"] = {"bytes": len(state), "sha256": filesystem.sha256(f"{folder}/state.json")}
+    manifest["files"]["state.json"] = {"bytes": len(state), "sha256": hashlib.sha256(state.encode()).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     weights, fit = load_weights(saver.best_uri)
     assert (weights["weight"].tolist(), fit) == ([[3.0, 3.0]], {"mean": 2.0})
@@ -221,7 +222,7 @@ def test_a_checkpoint_without_an_optimizer_says_so(tmp_path: Path) -> None:
 
 def test_nan_is_never_written(tmp_path: Path) -> None:
     """Neither files nor pointer change, and the error names the tensor, whatever the policy for the disk."""
-    saver = folder_saver(str(tmp_path), on_error="continue")
+    saver = folder_saver(str(tmp_path), on_checkpoint_error="continue")
     saver.save(snapshot(1), best=True, last=False)
     saver.wait()
     before = filesystem.listing(str(tmp_path))
@@ -253,7 +254,7 @@ def test_a_failed_write_stops_the_run_at_the_next_call(tmp_path: Path) -> None:
 def test_a_failed_write_is_told_and_passed_over(tmp_path: Path) -> None:
     """With ``continue``: the run goes on, the next one is written, and the pointer never named the one that failed."""
     told: list[str] = []
-    saver = folder_saver(str(tmp_path), on_error="continue", on_event=told.append)
+    saver = folder_saver(str(tmp_path), on_checkpoint_error="continue", on_event=told.append)
     in_the_way(tmp_path, "step-00000002-aaa-2")
     saver.save(snapshot(1), best=True, last=False)
     for step in (2, 3):
@@ -261,7 +262,7 @@ def test_a_failed_write_is_told_and_passed_over(tmp_path: Path) -> None:
     saver.wait()
     assert saver.failures == 1
     assert "the checkpoint of step 2 could not be written" in told[0]
-    assert told[1:] == ["checkpoints can be written again: that of step 3 was"]
+    assert told[1:] == ["checkpoints can be written again, since that of step 3"]
     assert saver.last_uri == f"{tmp_path}/step-00000003-aaa-3"
 
 
@@ -270,18 +271,18 @@ def test_a_reason_that_stays_is_told_in_short(tmp_path: Path, monkeypatch: pytes
     told: list[str] = []
     free = iter([*range(1000, 26000, 1000), *[1 << 40] * 3])
     monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": next(free)}))
-    saver = folder_saver(str(tmp_path), on_error="continue", on_event=told.append)
+    saver = folder_saver(str(tmp_path), on_checkpoint_error="continue", on_event=told.append)
     in_the_way(tmp_path, "step-00000026-aaa-26")
     for step in range(1, 29):
         saver.save(snapshot(step), best=step % 2 == 0, last=False)
     saver.wait()
     assert "the checkpoint of step 1 could not be written: " in told[0]
     assert told[1:3] == [
-        "checkpoint of step 10 could not be written either (10 so far)",
-        "checkpoint of step 20 could not be written either (20 so far)",
+        "the checkpoint of step 10 could not be written either (10 consecutive failures)",
+        "the checkpoint of step 20 could not be written either (20 consecutive failures)",
     ]
     assert "the best checkpoint of step 26 could not be written: " in told[3]
-    assert told[4:] == ["checkpoints can be written again: that of step 27 was"]
+    assert told[4:] == ["checkpoints can be written again, since that of step 27"]
     assert saver.failures == 26
 
 
@@ -298,7 +299,7 @@ def test_all_files_have_the_mode_that_the_umask_asks_for(tmp_path: Path) -> None
 @pytest.mark.parametrize(("best", "last"), [(True, False), (False, True)])
 def test_a_run_cannot_end_without_its_best_and_its_last(tmp_path: Path, best: bool, last: bool) -> None:
     """Passing over an error does not go that far: the one at step 2 is the best, or the last."""
-    saver = folder_saver(str(tmp_path), on_error="continue")
+    saver = folder_saver(str(tmp_path), on_checkpoint_error="continue")
     in_the_way(tmp_path, "step-00000002-aaa-2")
     saver.save(snapshot(1), best=True, last=False)
     saver.save(snapshot(2, finished=last), best=best, last=last)
@@ -311,7 +312,7 @@ def test_a_run_cannot_end_without_its_best_and_its_last(tmp_path: Path, best: bo
 
 def test_a_best_that_was_beaten_is_missed_no_more(tmp_path: Path) -> None:
     """The best of step 2 failed, that of step 3 is written."""
-    saver = folder_saver(str(tmp_path), on_error="continue")
+    saver = folder_saver(str(tmp_path), on_checkpoint_error="continue")
     in_the_way(tmp_path, "step-00000002-aaa-2")
     for step in (1, 2, 3):
         saver.save(snapshot(step, finished=step == 3), best=True, last=step == 3)
@@ -322,7 +323,7 @@ def test_a_best_that_was_beaten_is_missed_no_more(tmp_path: Path) -> None:
 def test_an_upload_that_breaks_off_leaves_nothing(s3: FakeS3) -> None:
     """The store takes no manifest: what was uploaded of that checkpoint is removed again."""
     place = s3.uri("bucket/run")
-    saver = folder_saver(place, on_error="continue")
+    saver = folder_saver(place, on_checkpoint_error="continue")
     saver.save(snapshot(1), best=True, last=False)
     saver.wait()
     s3.refuse = lambda method, path: method in {"PUT", "POST"} and path.endswith("step-00000002-aaa-2/manifest.json")
@@ -364,7 +365,7 @@ def test_what_does_not_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.Monk
 def test_an_attempt_that_was_replaced_writes_no_more(place: str) -> None:
     """It was taken for dead; what the newer attempt wrote stays as it is."""
     first = recall(place, metric="loss", mode="min")
-    old = folder_saver(place, token="old", kept=first.kept, on_error="continue")
+    old = folder_saver(place, token="old", kept=first.kept, on_checkpoint_error="continue")
     old.save(snapshot(1), best=True, last=False)
     old.wait()
     new = folder_saver(place, token="new", kept=recall(place, metric="loss", mode="min").kept)
@@ -445,5 +446,5 @@ def test_a_state_of_more_than_tensors_is_refused() -> None:
         def get_extra_state(self) -> object:
             return {"vocabulary": ["a"]}
 
-    with pytest.raises(RecipeError, match="_extra_state, which is no tensor"):
+    with pytest.raises(RecipeError, match="_extra_state, which is not a tensor"):
         tensors(Extra(1, 1))

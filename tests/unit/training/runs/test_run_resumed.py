@@ -132,5 +132,7 @@ def test_a_weight_that_becomes_infinite_ends_the_run_beside_such_buffers(
 ) -> None:
     """Also in the buffer itself, where it was finite."""
     monkeypatch.setattr(drawn.Masked, "spoils", True)
-    with pytest.raises(NonFiniteError, match="no checkpoint is made of a model with NaN or infinity, found in mask"):
+    with pytest.raises(
+        NonFiniteError, match="a model with NaN or infinity is not saved as a checkpoint; found in mask"
+    ):
         train(tiny_project(recipe="drawn:Masked"))

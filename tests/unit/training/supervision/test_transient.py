@@ -143,7 +143,7 @@ def test_what_would_be_the_same_again_is_not(error: Any) -> None:
         (RecipeError("Net.loss() returned a vector"), ""),
         (StorageError("row group 7 of s3://b/x cannot be read: AWS Error SLOW_DOWN during GetObject"), "SLOW_DOWN"),
         (StorageError("'/data' cannot be used: [Errno 28] No space left on device"), ""),
-        (StorageError("x.parquet is no longer the file that the run was prepared with"), ""),
+        (StorageError("x.parquet changed since the run was prepared"), ""),
         (TrainingError("the checkpoint of step 5 failed: TypeError: not JSON serializable"), ""),
     ],
     ids=str,
