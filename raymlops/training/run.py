@@ -39,8 +39,8 @@ from raymlops.training.runs.lookup import (
     look_up,
     mark_origin,
 )
-from raymlops.training.runs.mlflow_run import RunWriter, open_run, reopen_run
-from raymlops.training.runs.writer import CHECKPOINT_FAILURES
+from raymlops.training.runs.mlflow_run import open_run
+from raymlops.training.runs.writer import CHECKPOINT_FAILURES, REASON, RunWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -190,15 +190,8 @@ def _reopened(
         finished = state is None or state.finished
         resuming.check_unfinished(before, project.spec, finished=finished, evaluated=evaluated)
     said = resuming.write_changes(tracker, before, project=project, changes=changes)
-    again = reopen_run(tracker, before.run_id)
-    writer = RunWriter(
-        tracker,
-        before.run_id,
-        on_event=show,
-        last_steps=again.last_steps,
-        tags=again.tags,
-        log_uri=place.log_uri,
-    )
+    previous = tracker.reopen_run(before.run_id, without_tags=[REASON])
+    writer = RunWriter(tracker, before.run_id, on_event=show, previous=previous, log_uri=place.log_uri)
     for text in said:
         writer(words(f"goes on with a change: {text}"))
     return writer

@@ -33,11 +33,11 @@ CLOSED = "event=closed"
 
 
 class RunLog:
-    """Appends lines to the log at ``uri``. A log that cannot be written costs no training: ``news`` says so, once."""
+    """Appends lines to the log at ``uri``. One that cannot be written stops no training: ``notices`` tells it, once."""
 
     def __init__(self, uri: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._failed = False
-        self._news: list[str] = []
+        self._notices: list[str] = []
         self._uri = uri
         self._path = local_path(uri)
         self._clock = clock
@@ -60,10 +60,10 @@ class RunLog:
                 self._next_s = self._clock() + UPLOAD_EVERY_S
                 self._thread = self._start()
 
-    def news(self) -> list[str]:
-        """Return what is to be told since the last call."""
-        news, self._news = self._news, []
-        return news
+    def notices(self) -> list[str]:
+        """Return what happened since the last call."""
+        notices, self._notices = self._notices, []
+        return notices
 
     def close(self) -> None:
         """Write what is left; a storage that hangs is left alone after a while."""
@@ -90,7 +90,7 @@ class RunLog:
 
     def _lost(self, error: Exception) -> None:
         if not self._failed:
-            self._news.append(f"the run's log {self._uri!r} cannot be written: {error}")
+            self._notices.append(f"the run's log {self._uri!r} cannot be written: {error}")
         self._failed = True
 
     def _upload(self) -> None:

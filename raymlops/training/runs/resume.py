@@ -16,8 +16,8 @@ from raymlops.config.load import dump
 from raymlops.data.prepare import FIT, SEED_IT, SOURCES
 from raymlops.data.split import DatasetSplit, TableSplit
 from raymlops.errors import NotFoundError, UsageError
-from raymlops.tracking.client import MAX_TAG_CHARS
 from raymlops.tracking.provenance import git_record
+from raymlops.tracking.tag_entries import appended
 from raymlops.training.checkpoints.latest import recorded_fit
 from raymlops.training.runs.lookup import EVALUATION, Recorded
 from raymlops.training.runs.mlflow_run import CODE_FILES, CODE_SHA, CONFIG, FINGERPRINT, ROWS, code_of
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 IN_MEMORY = {TableSplit.kind, DatasetSplit.kind}
 RESUMED_WITH_CHANGES = "raymlops.resumed_with_changes"
 """Tag: the newest resumes with another configuration or other code. MLflow's parameters stay those of the start."""
-_MAX_RESUMES = 20
+_MAX_CHANGES = 20
 
 
 def check_resumable(recorded: Recorded, spec: ProjectSpec) -> list[Change]:
@@ -252,18 +252,11 @@ def write_changes(
         tags["raymlops.config_sha"] = project.spec.sha()
     said = [*(_said(change) for change in changes), *(f"code changed: {name}" for name in files)]
     if said:
-        tags[RESUMED_WITH_CHANGES] = _with_entry(recorded.tags.get(RESUMED_WITH_CHANGES, ""), said)
-        tracker.set_tags(recorded.run_id, tags)
+        shown = said if len(said) <= _MAX_CHANGES else [*said[:_MAX_CHANGES], f"and {len(said) - _MAX_CHANGES} more"]
+        entry = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "changes": [text[:200] for text in shown]}
+        tags[RESUMED_WITH_CHANGES] = appended(recorded.tags, RESUMED_WITH_CHANGES, entry)
+        tracker.log_batch(recorded.run_id, tags=tags)
     return tuple(said)
-
-
-def resumes_with_changes(tags: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the newest resumes with changes that a run's tags tell of, oldest first: ``at``, ``changes``."""
-    try:
-        found = json.loads(tags.get(RESUMED_WITH_CHANGES) or "[]")
-    except ValueError:
-        return []
-    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 
 def _said(change: Change) -> str:
@@ -283,17 +276,6 @@ def _recorded_files(tracker: Tracker, run_id: str) -> dict[str, str]:
     except NotFoundError:
         return {}
     return files
-
-
-def _with_entry(tag: str, said: Sequence[str]) -> str:
-    entries = resumes_with_changes({RESUMED_WITH_CHANGES: tag})[-_MAX_RESUMES + 1 :]
-    entries.append({"at": datetime.now(UTC).isoformat(timespec="seconds"), "changes": list(said)})
-    while len(text := json.dumps(entries, ensure_ascii=False)) > MAX_TAG_CHARS and len(entries) > 1:
-        del entries[0]
-    if len(text) > MAX_TAG_CHARS:
-        entries[0]["changes"] = [*(line[:200] for line in said[:10]), f"and {max(0, len(said) - 10)} more"]
-        text = json.dumps(entries, ensure_ascii=False)
-    return text
 
 
 def _recorded_rows(recorded: Recorded) -> dict[str, int]:

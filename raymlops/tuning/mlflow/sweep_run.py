@@ -10,11 +10,12 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, Self
 
-from raymlops.errors import NotFoundError, TrackingError, UsageError
+from raymlops.errors import NotFoundError, UsageError
 from raymlops.records import SpentRecord
 from raymlops.signals import undisturbed
 from raymlops.training.runs.lookup import STORAGE_PATH, absolute, look_up
-from raymlops.training.runs.mlflow_run import REASON, open_run, reason, status_of
+from raymlops.training.runs.mlflow_run import open_run
+from raymlops.training.runs.writer import REASON, RunWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -76,7 +77,7 @@ class Parent:
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags now."""
-        self._tracker.set_tags(self.sweep_id, tags)
+        self._tracker.log_batch(self.sweep_id, tags=tags)
 
     def reopen(self, *, submission_id: str) -> None:
         """Mark the run as RUNNING again; what was said of its end is taken back."""
@@ -100,11 +101,8 @@ class Parent:
         try:
             yield
         except BaseException as error:
-            try:
-                with undisturbed():
-                    self.end(status_of(error), {REASON: reason(error)})
-            except TrackingError as lost:
-                error.add_note(f"Its MLflow run {self.sweep_id} is still marked RUNNING: {lost.message}")
+            with undisturbed():
+                RunWriter(self._tracker, self.sweep_id).close_failed(error)
             raise
 
 

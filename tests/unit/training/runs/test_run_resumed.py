@@ -110,7 +110,7 @@ def test_changed_code_that_learns_something_else_is_said(tiny_project: Any, stor
     """The run keeps the state that its weights were trained with."""
     project = tiny_project(recipe="drawn:Reordered")
     record = train(project)
-    tracker(project.spec).set_tags(record.run_id, {"raymlops.code_sha": "of other code"})
+    tracker(project.spec).log_batch(record.run_id, tags={"raymlops.code_sha": "of other code"})
     events: list[Event] = []
     train(tiny_project(recipe="drawn:Reordered", epochs=3), resume=record.run_id, on_event=events.append)
     (text,) = [event.message for event in events if "returns another state" in event.message]
