@@ -35,9 +35,9 @@ from raymlops.training.runs.lookup import (
     STORAGE_PATH,
     Place,
     absolute,
-    go_on,
     look_up,
     mark_origin,
+    resume_command,
 )
 from raymlops.training.runs.mlflow_run import open_run
 from raymlops.training.runs.writer import CHECKPOINT_FAILURES, REASON, RunWriter
@@ -156,7 +156,7 @@ def train(
 
 
 def _how_to_go_on(error: BaseException, run_id: str, *, spec: ProjectSpec) -> str:
-    command = go_on("train", run_id, spec=spec)
+    command = resume_command("train", run_id, spec=spec)
     if isinstance(error, NonFiniteError):
         return f"Without such batches it goes on from its newest checkpoint: {command} train.on_non_finite=skip"
     return f"It goes on from its newest checkpoint: {command}"

@@ -56,8 +56,7 @@ def open_run(
         TrackingError: MLflow does not accept it.
     """
     spec = project.spec
-    code = code_of(project)
-    git = git_record(inspect.getfile(project.recipe_class))
+    code_tags, code_files = code_record(project)
     machine, installed = hardware(), packages()
     all_tags = {
         **spec.project.tags,
@@ -68,10 +67,7 @@ def open_run(
         "raymlops.config_sha": spec.sha(),
         FINGERPRINT: data.fingerprint,
         ROWS: json.dumps(data.rows),
-        CODE_SHA: code.sha() if code else "",
-        "raymlops.git_commit": git.commit,
-        "raymlops.git_branch": git.branch,
-        "raymlops.git_dirty": str(git.dirty).lower(),
+        **code_tags,
         "raymlops.num_workers": json.dumps(spec.train.num_workers),
         "raymlops.version": installed.get("raymlops", ""),
         "raymlops.torch": installed.get("torch", ""),
@@ -79,16 +75,14 @@ def open_run(
         "raymlops.host": machine["host"],
         CWD: str(Path.cwd()),
         "mlflow.source.name": project.reference,
+        "mlflow.source.git.commit": code_tags["raymlops.git_commit"],
     }
-    if git.commit:
-        all_tags["mlflow.source.git.commit"] = git.commit
     artifacts = {
         CONFIG: dump(spec),
-        CODE_FILES: _json(code.digests()) if code else "",
+        **code_files,
         "environment/packages.txt": "".join(f"{name}=={version}\n" for name, version in installed.items()),
         "environment/hardware.json": _json(machine),
         "data/fingerprint.json": _json(data.to_dict()),
-        "code/uncommitted.diff": git.diff and git.diff + "\n",
     }
     run_id = ""
     try:
@@ -109,6 +103,19 @@ def open_run(
             RunWriter(tracker, run_id).close_failed(error)
         raise
     return run_id
+
+
+def code_record(project: Project) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the tags and the artifacts that describe the recipe's code; empty texts where nothing is known."""
+    code, git = code_of(project), git_record(inspect.getfile(project.recipe_class))
+    tags = {
+        CODE_SHA: code.sha() if code else "",
+        "raymlops.git_commit": git.commit,
+        "raymlops.git_branch": git.branch,
+        "raymlops.git_dirty": str(git.dirty).lower(),
+    }
+    diff = git.diff and git.diff + "\n"
+    return tags, {CODE_FILES: _json(code.digests()) if code else "", "code/uncommitted.diff": diff}
 
 
 def code_of(project: Project) -> Code | None:

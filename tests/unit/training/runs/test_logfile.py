@@ -112,7 +112,7 @@ def test_a_bucket_that_refuses_costs_a_message(bucket: FakeS3) -> None:
     log = RunLog(bucket.uri("b/log.txt"))
     log.append("event=start")
     log.close()
-    assert "cannot be written" in log.notices()[0]
+    assert "cannot write the run's log" in log.notices()[0]
 
 
 def test_half_a_line_waits_for_its_other_half(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_an_id_that_is_nearly_right_leads_to_the_run(run_id: str, mlflow: Tracke
     with pytest.raises(NotFoundError) as caught:
         look_up(mlflow, wrong(run_id))
     assert caught.value.exit_code == 3
-    assert f"Near: {run_id} (tiny-2" in str(caught.value)
+    assert f"Similar: {run_id} (tiny-2" in str(caught.value)
 
 
 @pytest.mark.parametrize("wrong", ["nothing-like-it", "a/b", "", "x" * 300])

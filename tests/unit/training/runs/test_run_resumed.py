@@ -102,7 +102,7 @@ def test_a_run_that_died_before_its_first_checkpoint_keeps_what_it_learnt(
     artifact.unlink()
     events: list[Event] = []
     train(project, resume=run.info.run_id, on_event=events.append)
-    assert any("nothing is recorded of what Reordered.fit() learnt" in event.message for event in events)
+    assert any("no state of Reordered.fit() was recorded" in event.message for event in events)
     assert json.loads(store.read_text(run.info.run_id, FIT)) == fits_of(project, run.info.run_id)[-1]
 
 
