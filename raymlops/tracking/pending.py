@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.tracking.client import metric_key, steps_of
 
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 DROPPED = "raymlops.dropped_points"
 """Tag: the number of points that were lost because MLflow was unavailable for too long."""
-
-
-class Batch(NamedTuple):
-    """The content of one request."""
-
-    params: dict[str, str]
-    points: list[MetricPoint]
-    tags: dict[str, str]
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +43,8 @@ class PendingRun:
     """The final status, and its time in milliseconds since the epoch."""
     last_steps: dict[str, int] = field(default_factory=dict)
     """The last step of each metric that was logged."""
+    in_flight: int = 0
+    """The number of points, from the first one on, that are being sent."""
     dropped: int = 0
     incomplete: bool = False
     """MLflow rejected part of it."""
@@ -92,17 +86,23 @@ class PendingRun:
         self.points += points
         self.last_steps |= {key: step for key, _, step, _ in points}
 
-    def take(self, num_points: int) -> Batch:
-        """Remove and return the next batch."""
-        batch = Batch(self.params, self.points[:num_points], self.tags)
-        self.params, self.points, self.tags = {}, self.points[num_points:], {}
-        return batch
+    def drop_oldest(self, num_points: int) -> None:
+        """Drop the oldest points."""
+        del self.points[:num_points]
+        self.in_flight = max(0, self.in_flight - num_points)
+        self.dropped += num_points
+        self.tags[DROPPED] = str(self.dropped)
 
-    def put_back(self, batch: Batch) -> None:
-        """Restore a batch that may not have arrived. Sending it again is harmless: the timestamps are the same."""
-        self.params = {**batch.params, **self.params}
-        self.points = [*batch.points, *self.points]
-        self.tags = {**batch.tags, **self.tags}
+    def sent(self, tags: dict[str, str]) -> None:
+        """Forget the batch that was sent, with these tags; a tag may have a new value meanwhile."""
+        del self.points[: self.in_flight]
+        self.in_flight = 0
+        self.params = {}
+        self.tags = {key: value for key, value in self.tags.items() if tags.get(key) != value}
+
+    def clear(self) -> None:
+        """Forget everything but the end."""
+        self.params, self.points, self.tags = {}, [], {}
 
     def learn(self, run: Any) -> None:
         """Drop what MLflow's ``Run`` has already."""

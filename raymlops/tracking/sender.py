@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from raymlops.records import MetricPoint
     from raymlops.tracking.client import Tracker
-    from raymlops.tracking.pending import Batch, PendingRun, RunStatus
+    from raymlops.tracking.pending import PendingRun, RunStatus
 
 FLUSH_EVERY_S = 3.0
 MAX_PENDING = 200_000
@@ -86,7 +86,10 @@ class Sender:
                 run.dropped += len(new)
             else:
                 run.add(new)
-                self._drop_oldest(run)
+                over = len(run.points) - self._max_pending
+                if over > 0 and not run.recoverable:
+                    run.drop_oldest(over)
+                    self._overflow("the oldest are dropped")
             run.tags.update(tags or {})
             if run.has_batch:
                 self.schedule(run, -math.inf if len(run.points) >= METRIC_BATCH else run.flush_s)
@@ -180,14 +183,6 @@ class Sender:
         error.__cause__ = cause
         return error
 
-    def _drop_oldest(self, run: PendingRun) -> None:
-        over = len(run.points) - self._max_pending
-        if over > 0 and not run.recoverable:
-            self._overflow("the oldest are dropped")
-            del run.points[:over]
-            run.dropped += over
-            run.tags[DROPPED] = str(run.dropped)
-
     def _overflow(self, consequence: str) -> None:
         if not self._overflowed:
             self._overflowed = True
@@ -232,7 +227,7 @@ class Sender:
 
     def _close(self, run: PendingRun, *, deleted: bool = False) -> None:
         """Forget a run."""
-        run.take(len(run.points))
+        run.clear()
         del self.open[run.name]
         self._on_closed(run, deleted)
         self._settle(run)
@@ -279,11 +274,10 @@ class Sender:
             run_id = run.create(run.failures > 0)
             with self.changed:
                 run.run_id = run_id
-                self.changed.notify_all()
         elif run.unread:
             self._read(run, run.run_id)
-        elif (batch := self._take(run)) is not None:
-            self._send(run, run.run_id, batch)
+        elif self._batch_due(run):
+            self._send(run, run.run_id)
         elif (ending := run.ending) is not None:
             self._tracker.end_run(run.run_id, ending[0], end_time_ms=ending[1])
             with self.changed:
@@ -302,26 +296,24 @@ class Sender:
             return False
         return True
 
-    def _take(self, run: PendingRun) -> Batch | None:
-        """Return the batch of a run that is due, or schedule it."""
+    def _batch_due(self, run: PendingRun) -> bool:
+        """Return whether the next batch is to be sent now; if it is to be sent later, schedule it."""
         with self.changed:
             if not run.has_batch:
-                return None
-            at_once = self._closing or run.ending is not None or len(run.points) >= METRIC_BATCH
-            if not at_once and self._clock() < run.flush_s:
+                return False
+            now = self._closing or run.ending is not None or len(run.points) >= METRIC_BATCH
+            if not now and self._clock() < run.flush_s:
                 self.schedule(run, run.flush_s)
-                return None
-            return run.take(METRIC_BATCH)
+                return False
+            return True
 
-    def _send(self, run: PendingRun, run_id: str, batch: Batch) -> None:
-        try:
-            self._tracker.log_batch(run_id, batch.points, batch.tags, params=batch.params)
-        except BaseException:
-            with self.changed:
-                run.put_back(batch)
-                self._drop_oldest(run)
-            raise
+    def _send(self, run: PendingRun, run_id: str) -> None:
         with self.changed:
+            points, tags, params = run.points[:METRIC_BATCH], dict(run.tags), dict(run.params)
+            run.in_flight = len(points)
+        self._tracker.log_batch(run_id, points, tags, params=params)
+        with self.changed:
+            run.sent(tags)
             run.flush_s = self._clock() + FLUSH_EVERY_S
             self._settle(run)
 
@@ -349,7 +341,7 @@ class Sender:
             if run.run_id is not None and run.params:
                 run.params = {}
             elif run.run_id is not None and run.has_batch:
-                run.take(len(run.points))
+                run.clear()
             else:
                 self._close(run)
 

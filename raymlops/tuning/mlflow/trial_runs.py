@@ -1,7 +1,7 @@
 """The child runs of a sweep in MLflow: exactly one per trial, with its parameters, metrics and final status.
 
 Owns what is logged of a trial, which of two runs of one trial is kept, and what a resumed sweep completes. Nothing but
-``adopt``, ``run_id`` and ``close`` waits for MLflow. Knows nothing of Ray Tune and Optuna, nor of how data is sent.
+``adopt`` and ``close`` waits for MLflow. Knows nothing of Ray Tune and Optuna, nor of how data is sent.
 
 A short trial takes three requests: create, log, end.
 """
@@ -82,7 +82,6 @@ class Children:
         self._tags = dict(tags)
         self._name = name
         self._clock = clock
-        self._patience = True
         self._known: dict[int, KnownRun] = {}
         self._parent = PendingRun("the sweep", parent_run_id, recoverable=True, last_step=self._reconcile)
         self._sender = Sender(
@@ -152,19 +151,11 @@ class Children:
             ended_ms = min(now, run.started_ms + duration_ms) if duration_ms else now
             self._end(run, record.status, reason=record.reason, history=history or {}, ended_ms=ended_ms)
 
-    def run_id(self, number: int, *, wait_s: float = 5.0) -> str | None:
-        """Return the run of a trial; None while MLflow has not answered, which is waited for once, not for each."""
+    def run_id(self, number: int) -> str | None:
+        """Return the MLflow run of a trial; None until it is created."""
         with self._changed:
-            if wait_s and self._patience:
-                self._patience = bool(
-                    self._changed.wait_for(
-                        lambda: self._run_id(number) or self._pending(number) is None or self._sender.failing,
-                        timeout=wait_s,
-                    )
-                )
-            found = self._run_id(number)
-            self._patience = self._patience or found is not None
-            return found
+            found = self._pending(number) or self._known.get(number)
+            return None if found is None else found.run_id
 
     def set_parent(self, tags: Mapping[str, str]) -> None:
         """Set tags of the sweep's own run with its next batch."""
@@ -193,10 +184,6 @@ class Children:
     def _pending(self, number: int) -> TrialRun | None:
         run = self._sender.open.get(f"trial {number}")
         return run if isinstance(run, TrialRun) else None
-
-    def _run_id(self, number: int) -> str | None:
-        found = self._pending(number) or self._known.get(number)
-        return None if found is None else found.run_id
 
     def _open(self, number: int, params: Mapping[str, Any], *, started_ms: int) -> TrialRun:
         """Return the pending part of a trial's run: a new one, or one that is read before anything is sent."""

@@ -232,10 +232,11 @@ def test_an_end_without_mlflow_is_waited_for_then_an_error(store: Watched, run_i
 
 def test_a_failure_without_mlflow_has_a_note(store: Watched, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error that ended the training stays the error; an interrupted user waits less."""
-    monkeypatch.setattr("raymlops.training.runs.writer.KILLED_WAIT_S", 0.05)
     store.away = True
     error = KeyboardInterrupt()
-    RunWriter(store, run_id).close_failed(error)
+    with monkeypatch.context() as impatient:
+        impatient.setattr("raymlops.training.runs.writer.KILLED_WAIT_S", 0.05)
+        RunWriter(store, run_id).close_failed(error)
     assert "may still be marked RUNNING" in error.__notes__[0]
     store.away = False
     RunWriter(store, run_id).close_failed(error)
