@@ -6,6 +6,7 @@ Owns the connection. Sets no global tracking URI, so that one process can use se
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import posixpath
@@ -164,14 +165,9 @@ class Tracker:
         if parent_run_id is not None:
             all_tags[_PARENT] = parent_run_id
         with self._errors():
-            known = self._experiment_ids.get(experiment)
-            experiment_id = known or self._experiment(experiment)
-            try:
-                run = self.client.create_run(experiment_id, start_time=start_time_ms, tags=all_tags, run_name=name)
-            except Exception as error:
-                if self._experiment_ids.pop(experiment, None) and getattr(error, "error_code", "") in _REFUSALS:
-                    self._experiment(experiment)  # it may have been deleted since; this says so
-                raise
+            # Forgotten if creating the run fails: the experiment may have been deleted.
+            experiment_id = self._experiment_ids.pop(experiment, None) or self._experiment(experiment)
+            run = self.client.create_run(experiment_id, start_time=start_time_ms, tags=all_tags, run_name=name)
             self._experiment_ids[experiment] = experiment_id
             return str(run.info.run_id)
 
@@ -243,7 +239,7 @@ class Tracker:
         with self._errors(not_found=f"there is no run {run_id!r} in {self.shown_uri}"):
             return self.client.get_run(run_id)
 
-    def children_of(self, run_id: str, *, tags: Mapping[str, str] | None = None, page_size: int = 1000) -> list[Any]:
+    def children_of(self, run_id: str, *, tags: Mapping[str, str] | None = None) -> list[Any]:
         """Return the child runs of a run that have ``tags``, as MLflow's ``Run``, the newest first.
 
         Deleted ones are left out. Only the parent's experiment is searched.
@@ -257,14 +253,9 @@ class Tracker:
         wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in {_PARENT: run_id, **(tags or {})}.items())
 
         with self._errors():
-            return list(
-                get_results_from_paginated_fn(
-                    lambda size, token: self.client.search_runs(
-                        [experiment_id], wanted, max_results=size, page_token=token
-                    ),
-                    page_size,
-                )
-            )
+            search = functools.partial(self.client.search_runs, [experiment_id], wanted)
+            pages = get_results_from_paginated_fn(lambda size, token: search(max_results=size, page_token=token), 1000)
+            return list(pages)
 
     def delete_run(self, run_id: str) -> None:
         """Mark a run as deleted; MLflow can restore it until its next clean-up."""

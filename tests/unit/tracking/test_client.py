@@ -74,12 +74,12 @@ def test_params_points_and_tags_travel_together_as_far_as_they_fit(store: Tracke
 
 
 def test_the_children_of_a_run_are_found(store: Tracker) -> None:
-    """All of them, over several pages; those with given tags alone; none that was deleted."""
+    """All of them; only those with given tags; none that was deleted."""
     parent = store.start_run("exp", name="parent", tags={})
     store.start_run("exp", name="other", tags={"n": "1"}, parent_run_id=store.start_run("exp", name="p", tags={}))
     runs = [store.start_run("exp", name=n, tags={"n": n}, parent_run_id=parent, start_time_ms=5) for n in "01234"]
     store.delete_run(runs[4])
-    assert {run.info.run_id for run in store.children_of(parent, page_size=2)} == set(runs[:4])
+    assert {run.info.run_id for run in store.children_of(parent)} == set(runs[:4])
     (found,) = store.children_of(parent, tags={"n": "1"})
     assert (found.info.run_id, found.info.start_time) == (runs[1], 5)
     assert store.children_of(runs[0]) == []
@@ -197,6 +197,25 @@ def test_a_server_in_trouble_is_no_missing_artifact(monkeypatch: pytest.MonkeyPa
         server.shutdown()
 
 
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_server_that_denies_access_is_told_at_once(status: int) -> None:
+    """With the settings that hold credentials; any other answer but 200 is an error, too."""
+
+    class Denying(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Denying) as server:
+        threading.Thread(target=server.serve_forever).start()
+        with pytest.raises(TrackingError, match=f"error code {status}") as raised:
+            Tracker(f"http://127.0.0.1:{server.server_port}").check()
+        server.shutdown()
+    assert ("tracking.password" in str(raised.value.hint)) == (status != 404)
+
+
 def test_a_refused_file_is_no_missing_artifact(store: Tracker) -> None:
     """An artifact that is there and cannot be read is a TrackingError; a folder under its name is such for root too."""
     run_id = store.start_run("exp", name="run", tags={})
@@ -219,11 +238,14 @@ def test_an_old_schema_is_refused_at_the_first_use_and_left_alone(storage_path: 
 
 
 def test_a_deleted_experiment_is_said(store: Tracker) -> None:
-    """Its name is taken, and nothing can be logged to it."""
+    """With the command that restores it, once MLflow has refused the experiment that was known."""
     store.start_run("exp", name="run", tags={})
     store.client.delete_experiment(store.client.get_experiment_by_name("exp").experiment_id)
-    with pytest.raises(TrackingError, match="'exp' was deleted"):
+    with pytest.raises(TrackingError, match="Current state is deleted"):
         store.start_run("exp", name="run", tags={})
+    with pytest.raises(TrackingError, match="'exp' was deleted") as raised:
+        store.start_run("exp", name="run", tags={})
+    assert "mlflow experiments restore" in str(raised.value.hint)
 
 
 def test_the_default_is_sqlite_under_storage(tmp_path: Path) -> None:
