@@ -101,11 +101,11 @@ def _resumed(
     source: Source | None, run_id: str, *, overrides: Sequence[str], env: str | None, recipe: type | str | None
 ) -> Project:
     """Return the project to resume a run with; rejects what it can before a cluster is connected."""
-    from raymlops.training.runs.lookup import look_up, who_holds
-    from raymlops.training.runs.resume import check_kind, check_resumable
+    from raymlops.training.runs.lookup import check_kind, look_up, who_holds
+    from raymlops.training.runs.resume import check_resumable
 
     recorded = look_up(known_tracker(source, overrides=overrides, env=env), run_id)
-    check_kind(recorded)
+    check_kind(recorded, "run")
     held, who = who_holds(recorded)
     if held == "held":
         raise RefusedError(

@@ -37,12 +37,12 @@ from raymlops.training.runs.lookup import (
     STORAGE_PATH,
     Place,
     absolute,
-    go_on,
     look_up,
     mark_origin,
+    resume_command,
 )
-from raymlops.training.runs.mlflow_run import RunWriter, open_run, reopen_run
-from raymlops.training.runs.writer import CHECKPOINT_FAILURES
+from raymlops.training.runs.mlflow_run import open_run
+from raymlops.training.runs.writer import CHECKPOINT_FAILURES, REASON, RunWriter
 from raymlops.training.supervision.request import RunRequest
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def train(
 
 
 def _how_to_resume(error: BaseException, run_id: str, *, spec: ProjectSpec) -> str:
-    command = go_on("train", run_id, spec=spec)
+    command = resume_command("train", run_id, spec=spec)
     if isinstance(error, NonFiniteError):
         return f"To resume from its newest checkpoint without such batches: {command} train.on_non_finite=skip"
     return f"To resume from its newest checkpoint: {command}"
@@ -191,15 +191,8 @@ def _reopened(
         finished = state is None or state.finished
         resuming.check_unfinished(before, project.spec, finished=finished, evaluated=evaluated)
     said = resuming.write_changes(tracker, before, project=project, changes=changes)
-    again = reopen_run(tracker, before.run_id)
-    writer = RunWriter(
-        tracker,
-        before.run_id,
-        on_event=show,
-        last_steps=again.last_steps,
-        tags=again.tags,
-        log_uri=place.log_uri,
-    )
+    previous = tracker.reopen_run(before.run_id, without_tags=[REASON])
+    writer = RunWriter(tracker, before.run_id, on_event=show, previous=previous, log_uri=place.log_uri)
     for text in said:
         writer(words(f"resumed with a change: {text}"))
     return writer

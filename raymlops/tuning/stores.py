@@ -71,7 +71,7 @@ class Books:
         )
 
     def _run_id(self, number: int) -> str | None:
-        return self.children.run_id(number, wait_s=0)
+        return self.children.run_id(number)
 
 
 def new_study(storage: Any, parent: Parent, *, project: Project) -> Any:

@@ -15,9 +15,9 @@ import pytest
 
 from raymlops.cluster.ports import free_port
 from raymlops.cluster.services import mlflow_ready, wait_ready
-from raymlops.tracking.client import Tracker
+from raymlops.tracking.client import Tracker, steps_of
 from raymlops.training.events import Event
-from raymlops.training.runs.mlflow_run import RunWriter, reopen_run
+from raymlops.training.runs.writer import RunWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -108,23 +108,23 @@ def test_a_server_that_restarts_in_mid_run_loses_and_doubles_nothing(server: Ser
         writer(step_event(step))
         assert time.monotonic() - started < 1  # whatever MLflow does
 
-    go_on_until(write, lambda: store.last_steps(run_id).get("train/loss"))
+    go_on_until(write, lambda: steps_of(store.run(run_id)).get("train/loss"))
     server.stop()
-    go_on_until(write, lambda: any("kept until it does" in text for text in told))
+    go_on_until(write, lambda: any("buffered until it does" in text for text in told))
     at_outage = step
     for _ in range(1000):
         write()
     server.start()
-    go_on_until(write, lambda: any("answers again" in text for text in told))
+    go_on_until(write, lambda: any("accepts data again" in text for text in told))
     writer.close("FINISHED", tags={"a": "b"})
     assert step > at_outage + 1000
     assert_whole(store, run_id, steps=step)
     run = store.run(run_id)
     assert (run.info.status, run.data.tags["a"]) == ("FINISHED", "b")
 
-    reopened = reopen_run(store, run_id)
-    assert reopened.last_steps == dict.fromkeys(NAMES, step)
-    again = RunWriter(store, run_id, last_steps=reopened.last_steps, tags=reopened.tags)
+    previous = store.reopen_run(run_id)
+    assert steps_of(previous) == dict.fromkeys(NAMES, step)
+    again = RunWriter(store, run_id, previous=previous)
     for replayed in range(step - 20, step + 21):
         again(step_event(replayed))
     again.close("FINISHED", tags={})

@@ -223,6 +223,7 @@ def _evaluation(
     project: Project, prepared: Prepared, *, model: nn.Module, device: str, tracker: Tracker, run_id: str
 ) -> dict[str, Any]:
     """Return the test metrics of a run; computed the first time, read back ever after."""
+    from raymlops.tracking.client import now_ms
     from raymlops.training.loop.evaluation import totals
 
     try:
@@ -239,7 +240,7 @@ def _evaluation(
         "rows": split.rows,
         "data_fingerprint": prepared.data.fingerprint,
     }
-    tracker.log_metrics(run_id, [(name, value, 0, None) for name, value in evaluation["metrics"].items()])
+    tracker.log_batch(run_id, [(name, value, 0, now_ms()) for name, value in evaluation["metrics"].items()])
     tracker.log_text(run_id, json.dumps(evaluation, indent=1, sort_keys=True), EVALUATION)
     return evaluation
 

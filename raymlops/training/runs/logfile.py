@@ -1,9 +1,9 @@
-"""The log of a run: what happened, a line each, where the run's other files are.
+"""The log of a run: one line per event, beside the run's other files.
 
-Owns the file, its growth and how it is read, also while it grows. Knows nothing of what the lines say.
+Owns writing it, and reading it while it grows. Knows nothing of the content of the lines.
 
-A folder gets each line at once. An object store cannot append: there the lines are kept in memory and the object is
-written anew now and then, from a thread, and when the log is closed.
+A local file is appended to at once. Object stores cannot append: lines are kept in memory, and a thread rewrites the
+object periodically and when the log is closed.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 UPLOAD_EVERY_S = 30.0
 CLOSE_WAIT_S = 20.0
 MAX_LINES = 10_000
-"""Lines that an object store keeps: the newest."""
+"""The newest lines, which an object keeps."""
 POLL_S = 0.5
 REMOTE_POLL_S = 5.0
 CLOSED = "event=closed"
 
 
 class RunLog:
-    """Appends lines to the log at ``uri``. A log that cannot be written costs no training: ``news`` says so, once."""
+    """Appends lines to the log at ``uri``. A write error becomes a notice and never stops the training."""
 
     def __init__(self, uri: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._failed = False
-        self._news: list[str] = []
+        self._notices: list[str] = []
         self._uri = uri
         self._path = local_path(uri)
         self._clock = clock
@@ -48,7 +48,7 @@ class RunLog:
         self._lock = threading.Lock()
 
     def append(self, text: str) -> None:
-        """Add a line, with the time before it."""
+        """Append a line, prefixed with the time."""
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = f"{stamp} {text}\n".replace("\r", " ")
         with self._lock:
@@ -60,13 +60,13 @@ class RunLog:
                 self._next_s = self._clock() + UPLOAD_EVERY_S
                 self._thread = self._start()
 
-    def news(self) -> list[str]:
-        """Return what is to be told since the last call."""
-        news, self._news = self._news, []
-        return news
+    def notices(self) -> list[str]:
+        """Return what happened since the last call."""
+        notices, self._notices = self._notices, []
+        return notices
 
     def close(self) -> None:
-        """Write what is left; a storage that hangs is left alone after a while."""
+        """Upload the remaining lines; give up after a while if the storage hangs."""
         if self._path is None:
             if self._thread is not None:
                 self._thread.join(CLOSE_WAIT_S)
@@ -82,7 +82,7 @@ class RunLog:
     def _append_local(self, path: Path, line: str) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Opened for each of its few lines: a file that was moved or removed is simply made again.
+            # Opened for each of its few lines, so that a file that was moved or removed is created again.
             with path.open("a", encoding="utf-8") as file:
                 file.write(line)
         except OSError as error:
@@ -90,13 +90,13 @@ class RunLog:
 
     def _lost(self, error: Exception) -> None:
         if not self._failed:
-            self._news.append(f"the run's log {self._uri!r} cannot be written: {error}")
+            self._notices.append(f"cannot write the run's log {self._uri!r}: {error}")
         self._failed = True
 
     def _upload(self) -> None:
         try:
             if self._before is None:
-                # A run that goes on has a log already.
+                # A run that resumes has a log already.
                 self._before = (_remote_text(self._uri) or "").splitlines(keepends=True)
             with self._lock:
                 lines = [*self._before, *self._lines][-MAX_LINES:]
@@ -108,9 +108,9 @@ class RunLog:
 def read(
     uri: str, *, follow: bool = False, ended: Callable[[], bool] = lambda: False, poll_s: float | None = None
 ) -> Iterator[str]:
-    """Yield the lines of a log without their ends; with ``follow`` also those to come.
+    """Yield the lines of a log without their newlines; with ``follow`` also future lines.
 
-    Following stops behind the line of a run that was closed, or when ``ended`` says that nobody writes any more.
+    Following stops after the line of a closed run, or once ``ended`` returns True.
 
     Raises:
         NotFoundError: there is no log.
@@ -123,7 +123,7 @@ def read(
         new_lines, pause_s = _local_lines(path), POLL_S
     latest = ""
     while True:
-        # Asked first: whatever was written before it became true is read below.
+        # Evaluated first, so that everything written before it became true is read below.
         over = not follow or ended()
         lines = new_lines()
         yield from lines
@@ -134,7 +134,7 @@ def read(
 
 
 def _local_lines(path: Path) -> Callable[[], list[str]]:
-    """Return a function that reads what came since its last call; a line that is not whole yet waits for the next."""
+    """Return a function that reads the lines since its last call; an incomplete one is left for the next."""
     position = 0
 
     def new_lines() -> list[str]:
@@ -142,13 +142,13 @@ def _local_lines(path: Path) -> Callable[[], list[str]]:
         try:
             with path.open("rb") as file:
                 if file.seek(0, 2) < position:
-                    position = 0  # it was removed, and begun anew
+                    position = 0  # it was removed and created again
                 file.seek(position)
                 data = file.read()
         except FileNotFoundError as error:
             raise _missing(str(path)) from error
         except OSError as error:
-            raise StorageError(f"the log {str(path)!r} cannot be read: {error}") from error
+            raise StorageError(f"cannot read the log {str(path)!r}: {error}") from error
         whole = data[: data.rfind(b"\n") + 1]
         position += len(whole)
         return whole.decode(errors="replace").split("\n")[:-1]
@@ -157,7 +157,7 @@ def _local_lines(path: Path) -> Callable[[], list[str]]:
 
 
 def _remote_lines(uri: str) -> Callable[[], list[str]]:
-    """Return a function that reads the object again and returns what comes behind the line that was the last."""
+    """Return a function that reads the object again and returns the lines after the last known one."""
     latest = ""
 
     def new_lines() -> list[str]:
@@ -174,11 +174,6 @@ def _remote_lines(uri: str) -> Callable[[], list[str]]:
 
 
 def _remote_text(uri: str) -> str | None:
-    """Return the content of an object, None where there is none.
-
-    Raises:
-        StorageError: it cannot be read.
-    """
     try:
         return filesystem.read_bytes(uri).decode(errors="replace")
     except NotFoundError:
@@ -187,5 +182,5 @@ def _remote_text(uri: str) -> str | None:
 
 def _missing(where: str) -> NotFoundError:
     return NotFoundError(
-        f"there is no log at {where!r}", hint="Is it the id of a run, and storage.path the one that it had?"
+        f"there is no log at {where!r}", hint="Check the run id, and that storage.path is the one of the run."
     )

@@ -1,6 +1,6 @@
-"""A run by its id: what MLflow says of it, the configuration that it wrote down, and where its files are.
+"""Look up a run by its id: its MLflow record, the configuration that it stored, and the location of its files.
 
-Owns finding it, and what is said where it is not found. Imports no recipe. Knows nothing of what a run is wanted for.
+Owns the search and its error messages. Imports no recipe. Knows nothing of what its callers do with a run.
 """
 
 from __future__ import annotations
@@ -32,58 +32,53 @@ if TYPE_CHECKING:
 
     from raymlops.tracking.client import Tracker
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from raymlops.tracking.client import Tracker
-
 RUNS = "runs"
-"""Folder of all runs under ``storage.path``, in each run's own folder its checkpoints and its log."""
+"""Folder of all runs under ``storage.path``; each run has a folder in it, with its checkpoints and its log."""
 CHECKPOINTS = "checkpoints"
 LOG = "log.txt"
 EVALUATION = "evaluation/test.json"
-"""Artifact of a run: its test metrics, written once."""
+"""Artifact: the test metrics of a run, written once."""
 STORAGE_PATH = "raymlops.storage_path"
-"""Tag: ``storage.path`` as an absolute folder, for whoever stands in another one."""
+"""Tag: ``storage.path`` as an absolute folder, for processes with another working directory."""
 ORIGIN = "origin.json"
-"""File in a run's folder: which MLflow the run is in."""
+"""File in a run's folder: the URI of the MLflow that has the run."""
 _NEAR = 3
 _SEARCHED = 1000
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run, as MLflow knows it.
+    """A run as MLflow has it.
 
-    ``spec`` is the configuration that it was started with, or last gone on with; ``storage.path`` absolute in it.
+    ``spec`` is the configuration that it was started or last resumed with; its ``storage.path`` is absolute.
     """
 
     run_id: str
     name: str
     kind: str
-    """``run``, ``sweep`` or ``trial``; empty for a run that raymlops did not make."""
+    """``run``, ``sweep`` or ``trial``; empty for a run that raymlops did not create."""
     status: str
-    """MLflow's word: RUNNING, FINISHED, FAILED or KILLED."""
+    """MLflow's status: RUNNING, FINISHED, FAILED or KILLED."""
     started_ms: int
     ended_ms: int | None
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
-    """The newest value of each."""
+    """The latest value of each."""
     deleted: bool
     spec: ProjectSpec | None
-    """None where the run wrote none, or one that cannot be read."""
+    """None if the run stored none, or it cannot be read."""
 
     @property
     def files_uri(self) -> str | None:
-        """Return the folder of its checkpoints and its log; None where nothing says where that is."""
+        """Return the folder of its checkpoints and its log; None if it is unknown."""
         return None if self.spec is None else filesystem.join(self.spec.storage.path, RUNS, self.run_id)
 
 
 def look_up(tracker: Tracker, run_id: str) -> Recorded:
-    """Return a run, for somebody who named it.
+    """Return the run that a user named.
 
     Raises:
-        NotFoundError: there is none, or it was deleted; the message names near ones.
+        NotFoundError: it does not exist, or was deleted; the message names similar ones.
         TrackingError: MLflow does not answer.
     """
     try:
@@ -97,11 +92,47 @@ def look_up(tracker: Tracker, run_id: str) -> Recorded:
     return recorded
 
 
-def find(tracker: Tracker, run_id: str) -> Recorded:
-    """Return a run, also a deleted one.
+def check_kind(recorded: Recorded, kind: Literal["run", "sweep"]) -> None:
+    """Refuse a run of another kind.
 
     Raises:
-        NotFoundError: there is none.
+        UsageError: it is another kind of run, was not created by raymlops, or has no readable configuration.
+    """
+    name, verbs = f"{recorded.run_id} ({recorded.name})", {"run": "train", "sweep": "sweep"}
+    if recorded.kind == kind and recorded.spec is None:
+        raise UsageError(
+            f"{kind} {name} has no configuration {CONFIG} that can be read: it ended while it was being created",
+            hint=f"Start a new {kind}: raymlops {verbs[kind]} --config FILE.",
+        )
+    if recorded.kind == kind:
+        return
+    if not recorded.kind:
+        raise UsageError(f"{name} was not created by raymlops: it has no tag raymlops.kind")
+    if recorded.kind == "trial":
+        sweep_id = recorded.tags.get("mlflow.parentRunId", "SWEEP_ID")
+        raise UsageError(
+            f"{name} is a trial of the sweep {sweep_id}, not a {kind}",
+            hint=f"To resume its sweep: raymlops sweep --resume {sweep_id}",
+        )
+    raise UsageError(
+        f"{name} is a {recorded.kind}, not a {kind}",
+        hint=f"To resume it: raymlops {verbs.get(recorded.kind, 'train')} --resume {recorded.run_id}",
+    )
+
+
+def read_json(tracker: Tracker, run_id: str, path: str) -> Any:
+    """Return the content of a JSON artifact; None if it does not exist."""
+    try:
+        return json.loads(tracker.read_text(run_id, path))
+    except NotFoundError:
+        return None
+
+
+def find(tracker: Tracker, run_id: str) -> Recorded:
+    """Return a run, even a deleted one.
+
+    Raises:
+        NotFoundError: it does not exist.
         TrackingError: MLflow does not answer.
     """
     try:
@@ -111,12 +142,12 @@ def find(tracker: Tracker, run_id: str) -> Recorded:
         if getattr(error.__cause__, "error_code", "") != "INVALID_PARAMETER_VALUE":
             raise
         shown = run_id if len(run_id) <= 80 else f"{run_id[:77]}..."
-        raise NotFoundError(f"{shown!r} is no run's id") from error
+        raise NotFoundError(f"{shown!r} is not a run id") from error
     return replace(recorded, spec=_spec(tracker, recorded)) if recorded.kind else recorded
 
 
 def of_mlflow(run: Any) -> Recorded:
-    """Return what MLflow's ``Run`` says, without the configuration, which is a file of its own."""
+    """Convert MLflow's ``Run``, without the configuration, which is an artifact."""
     tags = dict(run.data.tags)
     return Recorded(
         run_id=str(run.info.run_id),
@@ -133,7 +164,7 @@ def of_mlflow(run: Any) -> Recorded:
 
 
 def who_holds(recorded: Recorded) -> tuple[Literal["held", "free", "unknown"], str]:
-    """Return whether somebody trains a run now, and who it is, or why nobody can tell."""
+    """Return whether a run's lease is held, and by whom, or why that is unknown."""
     if recorded.spec is None:
         return "unknown", f"it has no {CONFIG}, which says where its lease would be"
     try:
@@ -144,12 +175,12 @@ def who_holds(recorded: Recorded) -> tuple[Literal["held", "free", "unknown"], s
             started_on = recorded.tags.get("raymlops.host", "another machine")
             return "unknown", f"its lease is not kept here; it was started on {started_on}"
     except (UsageError, UnreachableError) as error:
-        return "unknown", f"its lease cannot be asked for: {error.message}"
+        return "unknown", f"its lease cannot be read: {error.message}"
     return "free", ""
 
 
 def mark_origin(files_uri: str, tracker: Tracker) -> None:
-    """Write into a run's folder which MLflow it is in, so that another one is not asked what became of it.
+    """Write the URI of MLflow into a run's folder, so that garbage collection consults no other MLflow about it.
 
     Raises:
         StorageError: it cannot be written.
@@ -159,7 +190,7 @@ def mark_origin(files_uri: str, tracker: Tracker) -> None:
 
 
 def origin(files_uri: str) -> str | None:
-    """Return which MLflow the run of a folder is in; None where nothing says so."""
+    """Return the URI of the MLflow that has the run of a folder; None if it is unknown."""
     try:
         return str(json.loads(filesystem.read_bytes(filesystem.join(files_uri, ORIGIN)))["tracking_uri"])
     except (NotFoundError, StorageError, ValueError, KeyError, TypeError):
@@ -167,24 +198,24 @@ def origin(files_uri: str) -> str | None:
 
 
 def absolute(storage_path: str) -> str:
-    """Return a ``storage.path`` as it means the same from every folder."""
+    """Return a ``storage.path`` that is independent of the working directory."""
     folder = local_path(storage_path)
     return storage_path if folder is None else str(folder)
 
 
-def go_on(verb: Literal["train", "sweep"], run_id: str, *, spec: ProjectSpec) -> str:
-    """Return the command that goes on with a run or a sweep from any folder of this machine."""
+def resume_command(verb: Literal["train", "sweep"], run_id: str, *, spec: ProjectSpec) -> str:
+    """Return the command that resumes a run or a sweep from any folder of this machine."""
     command, default = f"raymlops {verb} --resume {run_id}", StorageSection().path
     if absolute(spec.storage.path) != absolute(default):
         command += f" storage.path={absolute(spec.storage.path)}"
-    # A URI that the environment names is found by the environment.
+    # A URI from an environment variable is taken from there again.
     if isinstance(spec.tracking.uri, str):
         command += f" tracking.uri={spec.tracking.uri}"
     return command
 
 
 def read_config(text: str) -> ProjectSpec:
-    """Return the configuration that a run wrote down; keys that another version of raymlops wrote are ignored.
+    """Return the configuration that a run stored; keys of other versions of raymlops are ignored.
 
     Raises:
         ConfigError: it cannot be read.
@@ -195,7 +226,7 @@ def read_config(text: str) -> ProjectSpec:
     try:
         data = YAML(typ="safe").load(text)
     except YAMLError as error:
-        raise ConfigError([Problem("", f"is no YAML: {error}", CONFIG)]) from error
+        raise ConfigError([Problem("", f"is not valid YAML: {error}", CONFIG)]) from error
     spec, findings = check(ProjectSpec, data if isinstance(data, dict) else {}, lenient=True)
     if spec is None:
         raise ConfigError([Problem(".".join(map(str, found.path)), found.message, CONFIG) for found in findings])
@@ -207,7 +238,7 @@ def _spec(tracker: Tracker, recorded: Recorded) -> ProjectSpec | None:
         spec = read_config(tracker.read_text(recorded.run_id, CONFIG))
     except (NotFoundError, ConfigError):
         return None
-    # A relative path was meant from where the run was started.
+    # A relative path is relative to the folder that the run was started in.
     path = recorded.tags.get(STORAGE_PATH, spec.storage.path)
     return spec.model_copy(update={"storage": spec.storage.model_copy(update={"path": path})})
 
@@ -216,7 +247,7 @@ _ELSEWHERE = "Is it in another MLflow? Name that with --config FILE, MLFLOW_TRAC
 
 
 def _near(tracker: Tracker, run_id: str) -> str:
-    """Return a sentence with the newest runs whose id or name is like the one asked for; empty where none is."""
+    """Return a sentence with the newest runs whose id or name is similar; empty if there are none."""
     client = tracker.client
     experiments = [found.experiment_id for found in client.search_experiments()]
     runs = client.search_runs(experiments, max_results=_SEARCHED, order_by=["attributes.start_time DESC"])
@@ -228,12 +259,12 @@ def _near(tracker: Tracker, run_id: str) -> str:
     like = [*begins, *get_close_matches(run_id, names, n=_NEAR, cutoff=0.75)]
     found = list(dict.fromkeys(names[name].info.run_id for name in like))[:_NEAR]
     by_id = {run.info.run_id: run.info.run_name for run in runs}
-    return f"Near: {', '.join(f'{known} ({by_id[known]})' for known in found)}." if found else ""
+    return f"Similar: {', '.join(f'{known} ({by_id[known]})' for known in found)}." if found else ""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run's files go: ``runs_uri`` is the folder of all runs."""
+    """The location of a run's files: ``runs_uri`` is the folder of all runs."""
 
     runs_uri: str
     run_id: str

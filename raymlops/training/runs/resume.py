@@ -1,12 +1,11 @@
-"""Whether a run may go on, and what is written down when it does so with something changed.
+"""Decide whether a run may resume, and record what has changed since it was started.
 
-The questions are pure: what the run recorded and what is here now in, a refusal or what changed out. Writing is apart.
-Knows nothing of checkpoints; that nobody else trains the run is its lease's affair.
+The checks are pure: they compare what the run recorded with the present and raise, or return the changes. Knows nothing
+of checkpoints, nor of the lease that keeps other drivers away.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -15,12 +14,11 @@ from raymlops.config.changes import Change, differences, refuse_forbidden
 from raymlops.config.load import dump
 from raymlops.data.prepare import FIT, SEED_IT, SOURCES
 from raymlops.data.split import DatasetSplit, TableSplit
-from raymlops.errors import NotFoundError, UsageError
-from raymlops.tracking.client import MAX_TAG_CHARS
-from raymlops.tracking.provenance import git_record
+from raymlops.errors import UsageError
+from raymlops.tracking.tag_entries import appended
 from raymlops.training.checkpoints.latest import recorded_fit
-from raymlops.training.runs.lookup import EVALUATION, Recorded
-from raymlops.training.runs.mlflow_run import CODE_FILES, CODE_SHA, CONFIG, FINGERPRINT, ROWS, code_of
+from raymlops.training.runs.lookup import EVALUATION, Recorded, check_kind, read_json
+from raymlops.training.runs.mlflow_run import CODE_FILES, CODE_SHA, CONFIG, FINGERPRINT, ROWS, code_of, code_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,18 +32,18 @@ if TYPE_CHECKING:
 
 IN_MEMORY = {TableSplit.kind, DatasetSplit.kind}
 RESUMED_WITH_CHANGES = "raymlops.resumed_with_changes"
-"""Tag: the newest resumes with another configuration or other code. MLflow's parameters stay those of the start."""
-_MAX_RESUMES = 20
+"""Tag: the newest resumes with a changed configuration or code. MLflow's parameters stay those of the start."""
+_MAX_CHANGES = 20
 
 
 def check_resumable(recorded: Recorded, spec: ProjectSpec) -> list[Change]:
-    """Return what differs from the configuration that the run was started with, or last gone on with.
+    """Return what differs from the configuration that the run was started or last resumed with.
 
     Raises:
-        UsageError: it is no run of ``raymlops train``, a field differs that decides its result, or it has trained for
-            longer already than it is to.
+        UsageError: it is not a run of ``raymlops train``, a field differs that determines its result, or it has trained
+            for more epochs already than requested.
     """
-    check_kind(recorded)
+    check_kind(recorded, "run")
     assert recorded.spec is not None
     changes = differences(recorded.spec, spec)
     refuse_forbidden(changes, run_id=recorded.run_id)
@@ -54,39 +52,13 @@ def check_resumable(recorded: Recorded, spec: ProjectSpec) -> list[Change]:
         raise UsageError(
             f"run {recorded.run_id} has trained {done} epochs already, and train.epochs is {spec.train.epochs} "
             f"(it was {recorded.spec.train.epochs})",
-            hint="Give the value again that the run was started with, or leave --config out: the run has its own.",
+            hint="Repeat the value that the run was started with, or omit --config: the run has its own.",
         )
     return changes
 
 
-def check_kind(recorded: Recorded) -> None:
-    """Refuse what is no training of its own.
-
-    Raises:
-        UsageError: a sweep, a trial, a run that raymlops did not make, or one that was never written down whole.
-    """
-    name = f"{recorded.run_id} ({recorded.name})"
-    if recorded.kind == "sweep":
-        raise UsageError(
-            f"{name} is a sweep, not a run", hint=f"raymlops sweep --resume {recorded.run_id} goes on with it."
-        )
-    if recorded.kind == "trial":
-        parent = recorded.tags.get("mlflow.parentRunId", "SWEEP_ID")
-        raise UsageError(
-            f"{name} is a trial of a sweep, not a run of its own",
-            hint=f"raymlops sweep --resume {parent} goes on with its sweep.",
-        )
-    if recorded.kind != "run":
-        raise UsageError(f"{name} is no run of raymlops: it has no tag raymlops.kind")
-    if recorded.spec is None:
-        raise UsageError(
-            f"run {name} has no configuration {CONFIG} that can be read: it ended while it was being made",
-            hint="Start a new run: raymlops train --config FILE.",
-        )
-
-
 def check_files(recorded: Recorded, *, there: bool, host: str) -> None:
-    """Refuse a run whose files are not here: it would begin again, where it may even be running.
+    """Refuse a run whose files are missing: it would restart from scratch, and may be running where they are.
 
     ``there`` says whether its folder exists, ``host`` is this machine.
 
@@ -100,17 +72,17 @@ def check_files(recorded: Recorded, *, there: bool, host: str) -> None:
     where = f", and it was started on {started_on}, which is not this machine" if elsewhere else ""
     raise UsageError(
         f"the files of run {recorded.run_id} are not at {recorded.files_uri}{where}",
-        hint="Resume it where its storage.path can be reached, or bring the folder back.",
+        hint="Resume it where its storage.path can be reached, or restore the folder.",
     )
 
 
 def data_of(recorded: Recorded, prepared: Prepared) -> DataRecord:
-    """Return rows and fingerprint of the data that is here, made as those of the run were."""
+    """Return rows and fingerprint of the present data, computed like those of the run."""
     return prepared.data_as(recorded.tags.get(FINGERPRINT, ""), rows=_recorded_rows(recorded))
 
 
 def check_data(recorded: Recorded, data: DataRecord) -> None:
-    """Refuse other data than the run, or the trials of the sweep, were trained on so far.
+    """Refuse data that differs from what the run, or the trials of the sweep, were trained on.
 
     Raises:
         UsageError: with the rows of each split, then and now.
@@ -123,16 +95,16 @@ def check_data(recorded: Recorded, data: DataRecord) -> None:
     raise UsageError(
         f"the data is no longer what {what} {recorded.run_id} was trained on: it had {_rows(rows)} "
         f"(fingerprint {then[:12] or 'none'}), now there are {_rows(data.rows)} ({data.fingerprint[:12]})",
-        hint=f"Restore the data, or start a new {what} on what is there now. {SEED_IT}",
+        hint=f"Restore the data, or start a new {what} on the present data. {SEED_IT}",
     )
 
 
 def check_unfinished(recorded: Recorded, spec: ProjectSpec, *, finished: bool, evaluated: bool) -> None:
-    """Refuse a run that has nothing left to do.
+    """Refuse a run that has nothing left to train.
 
-    ``finished`` is what its newest checkpoint says (true where there is none). A run whose driver died between its last
-    checkpoint and its end is not FINISHED in MLflow yet: it is ended by resuming it. ``evaluated`` says whether its
-    test metrics are on record, which are those of the version that was registered from it.
+    ``finished`` comes from its newest checkpoint (True without one). A run whose driver died between its last
+    checkpoint and its end is not FINISHED in MLflow yet: resuming ends it. ``evaluated`` says whether its test metrics
+    are recorded, which describe the version that was registered from it.
 
     Raises:
         UsageError: it is FINISHED, and neither ``train.epochs`` nor another limit was raised, or it was registered.
@@ -141,7 +113,7 @@ def check_unfinished(recorded: Recorded, spec: ProjectSpec, *, finished: bool, e
         return
     if evaluated:
         raise UsageError(
-            f"run {recorded.run_id} is finished and was registered: what its version says would no longer be true",
+            f"run {recorded.run_id} is finished and was registered: its version would no longer describe it",
             hint="Start a new run: raymlops train --config FILE.",
         )
     assert recorded.spec is not None
@@ -155,47 +127,38 @@ def check_unfinished(recorded: Recorded, spec: ProjectSpec, *, finished: bool, e
 
 
 def recorded_sources(tracker: Tracker, recorded: Recorded) -> dict[str, Any] | None:
-    """Return where the run's rows were drawn from, for ``prepare``; None where its driver died before it said so.
+    """Return the data sources of the run, for ``prepare``; None if its driver died before it recorded them.
 
-    What ``datasets()`` makes in memory is not among them: ``check_data`` says more of what became of it.
+    In-memory data of ``datasets()`` is left out: ``check_data`` reports its changes better.
     """
-    try:
-        found: dict[str, Any] = json.loads(tracker.read_text(recorded.run_id, SOURCES))
-    except NotFoundError:
-        return None
-    return {part: known for part, known in found.items() if known["kind"] not in IN_MEMORY}
+    found: dict[str, Any] | None = read_json(tracker, recorded.run_id, SOURCES)
+    return found and {part: known for part, known in found.items() if known["kind"] not in IN_MEMORY}
 
 
 def recorded_state(tracker: Tracker, recorded: Recorded, *, checkpoints_uri: str) -> dict[str, Any] | None:
-    """Return what ``fit`` learnt for the run, which its weights belong to: of its newest checkpoint, else of its start.
+    """Return the state that ``fit`` returned for the run's weights: from its newest checkpoint, else from its start.
 
-    None where neither says: the driver died before it wrote it down, or is of the first release and died before its
-    first checkpoint.
+    None if neither has it: the driver died before it recorded it, or belonged to release 0.1 and died before its first
+    checkpoint.
     """
     found = recorded_fit(checkpoints_uri)
-    if found is not None:
-        return found
-    try:
-        written: dict[str, Any] = json.loads(tracker.read_text(recorded.run_id, FIT))
-    except NotFoundError:
-        return None
-    return written
+    return read_json(tracker, recorded.run_id, FIT) if found is None else found
 
 
 def code_differs(recorded: Recorded, project: Project) -> bool:
-    """Return whether the recipe's code is no longer what the run was started with, or last gone on with."""
+    """Return whether the recipe's code differs from what the run was started or last resumed with."""
     code = code_of(project)
     return recorded.tags.get(CODE_SHA, "") != (code.sha() if code else "")
 
 
 def fit_in_words(prepared: Prepared, *, known: Mapping[str, Any] | None) -> str:
-    """Return what is to be said of the state that a run goes on with; empty where it is its own and fits the code.
+    """Return a message about the state that a run resumes with; empty if it is the recorded one and fits the code.
 
-    ``known`` is what was recorded of it. Pure.
+    ``known`` is the recorded state.
     """
     name = type(prepared.recipe).__name__
     if known is None:
-        return f"nothing is recorded of what {name}.fit() learnt before the first checkpoint: it was called again"
+        return f"no state of {name}.fit() was recorded before the first checkpoint: it was called again"
     now = prepared.refitted
     if now is None or now == known:
         return ""
@@ -207,67 +170,47 @@ def fit_in_words(prepared: Prepared, *, known: Mapping[str, Any] | None) -> str:
 
 
 def is_evaluated(tracker: Tracker, run_id: str) -> bool:
-    """Return whether a run's test metrics are on record, which registering it does."""
-    try:
-        tracker.read_text(run_id, EVALUATION)
-    except NotFoundError:
-        return False
-    return True
+    """Return whether a run's test metrics are recorded, as they are once it is registered."""
+    return read_json(tracker, run_id, EVALUATION) is not None
 
 
 def changed_files(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return the names of files whose digests differ, or that one of the two lacks."""
+    """Return the names of files that were changed, added or removed."""
     return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
 
 
 def write_changes(
     tracker: Tracker, recorded: Recorded, *, project: Project, changes: Sequence[Change]
 ) -> tuple[str, ...]:
-    """Write down what a run goes on with that differs from before; return it in words, nothing where all is equal.
+    """Record on the run what has changed since it was started or last resumed; return the changes in words.
 
-    Registering compares the code of then with that of now: from here on that of now counts.
+    Registering compares the code with what is recorded here.
 
     Raises:
-        TrackingError: MLflow does not take it.
+        TrackingError: MLflow does not accept it.
     """
     tags: dict[str, str] = {}
     files: list[str] = []
-    code = code_of(project)
-    sha, digests = (code.sha(), code.digests()) if code else ("", {})
-    if recorded.tags.get(CODE_SHA, "") != sha:
-        files = changed_files(_recorded_files(tracker, recorded.run_id), digests) or ["the recipe's code"]
-        tracker.log_text(recorded.run_id, json.dumps(digests, indent=2, sort_keys=True), CODE_FILES)
-        git = git_record(inspect.getfile(project.recipe_class))
-        if git.diff:
-            tracker.log_text(recorded.run_id, git.diff + "\n", "code/uncommitted.diff")
-        tags |= {
-            CODE_SHA: sha,
-            "raymlops.git_commit": git.commit,
-            "raymlops.git_branch": git.branch,
-            "raymlops.git_dirty": str(git.dirty).lower(),
-        }
+    if code_differs(recorded, project):
+        tags, artifacts = code_record(project)
+        artifacts[CODE_FILES] = artifacts[CODE_FILES] or "{}"
+        then = read_json(tracker, recorded.run_id, CODE_FILES) or {}
+        files = changed_files(then, json.loads(artifacts[CODE_FILES])) or ["the recipe's code"]
+        for path, text in artifacts.items():
+            if text:
+                tracker.log_text(recorded.run_id, text, path)
     if changes:
-        # First the file: a tag that speaks of a configuration which nobody can read would be worse than an old tag.
+        # The file first: a tag of a configuration that is not there would be worse than the previous tag.
         tracker.log_text(recorded.run_id, dump(project.spec), CONFIG)
         tags["raymlops.config_sha"] = project.spec.sha()
-    said = [*(_said(change) for change in changes), *(f"code changed: {name}" for name in files)]
+    said = [f"{change} ({change.effect})" if change.effect else str(change) for change in changes]
+    said += [f"code changed: {name}" for name in files]
     if said:
-        tags[RESUMED_WITH_CHANGES] = _with_entry(recorded.tags.get(RESUMED_WITH_CHANGES, ""), said)
-        tracker.set_tags(recorded.run_id, tags)
+        shown = said if len(said) <= _MAX_CHANGES else [*said[:_MAX_CHANGES], f"and {len(said) - _MAX_CHANGES} more"]
+        entry = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "changes": [text[:200] for text in shown]}
+        tags[RESUMED_WITH_CHANGES] = appended(recorded.tags, RESUMED_WITH_CHANGES, entry)
+        tracker.log_batch(recorded.run_id, tags=tags)
     return tuple(said)
-
-
-def resumes_with_changes(tags: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the newest resumes with changes that a run's tags tell of, oldest first: ``at``, ``changes``."""
-    try:
-        found = json.loads(tags.get(RESUMED_WITH_CHANGES) or "[]")
-    except ValueError:
-        return []
-    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
-
-
-def _said(change: Change) -> str:
-    return f"{change} ({change.effect})" if change.effect else str(change)
 
 
 def _raised(before: TrainSection, now: TrainSection) -> bool:
@@ -275,25 +218,6 @@ def _raised(before: TrainSection, now: TrainSection) -> bool:
         return old is not None and (new is None or new > old)
 
     return now.epochs > before.epochs or more(before.max_steps, now.max_steps) or more(before.patience, now.patience)
-
-
-def _recorded_files(tracker: Tracker, run_id: str) -> dict[str, str]:
-    try:
-        files: dict[str, str] = json.loads(tracker.read_text(run_id, CODE_FILES))
-    except NotFoundError:
-        return {}
-    return files
-
-
-def _with_entry(tag: str, said: Sequence[str]) -> str:
-    entries = resumes_with_changes({RESUMED_WITH_CHANGES: tag})[-_MAX_RESUMES + 1 :]
-    entries.append({"at": datetime.now(UTC).isoformat(timespec="seconds"), "changes": list(said)})
-    while len(text := json.dumps(entries, ensure_ascii=False)) > MAX_TAG_CHARS and len(entries) > 1:
-        del entries[0]
-    if len(text) > MAX_TAG_CHARS:
-        entries[0]["changes"] = [*(line[:200] for line in said[:10]), f"and {max(0, len(said) - 10)} more"]
-        text = json.dumps(entries, ensure_ascii=False)
-    return text
 
 
 def _recorded_rows(recorded: Recorded) -> dict[str, int]:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import NotFoundError, StorageError
 from raymlops.storage import filesystem
+from raymlops.tracking.tag_entries import entries
 from raymlops.training.checkpoints.retention import STATE
 from raymlops.training.runs.garbage import files_under, newest_whole, read_pointer
 from raymlops.training.runs.lookup import CHECKPOINTS, LOG, Recorded, who_holds
-from raymlops.training.runs.resume import is_evaluated, resumes_with_changes
+from raymlops.training.runs.resume import RESUMED_WITH_CHANGES, is_evaluated
 from raymlops.training.runs.status import CheckpointStatus, RunStatus, shared_fields
-from raymlops.training.runs.writer import PROGRESS, REASON, RESTART_COUNT, restarts
+from raymlops.training.runs.writer import PROGRESS, REASON, RESTART_COUNT, RESTARTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,8 +103,8 @@ def summarize(
         metrics=metrics,
         workers=_whole(progress.get("workers")),
         restart_count=_whole(tags.get(RESTART_COUNT)) or 0,
-        restarts=tuple(restarts(tags)),
-        resumed_with_changes=tuple(resumes_with_changes(tags)),
+        restarts=tuple(entries(tags, RESTARTS)),
+        resumed_with_changes=tuple(entries(tags, RESUMED_WITH_CHANGES)),
         skipped_steps=tuple(found.state.get("run", {}).get("skipped", ())),
         checkpoint=found.last,
         best_checkpoint=found.kept.best if found.kept else None,

@@ -1,7 +1,7 @@
-"""The writer of a run: events in, MLflow and the run's log out, whatever MLflow does meanwhile.
+"""The writer of a run: events in, its MLflow run and its log out.
 
-The one place that writes a run's MLflow record while it trains, in the driver's process. Knows nothing of workers:
-events are events.
+The only writer of a run's MLflow record while it trains, in the driver's process. Knows nothing of workers: events are
+events.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.display import Throttle, logfmt, logfmt_line
 from raymlops.errors import TrackingError
-from raymlops.tracking.client import MAX_TAG_CHARS, now_ms
-from raymlops.tracking.outbox import DROPPED, Outbox
+from raymlops.tracking.client import now_ms, steps_of
+from raymlops.tracking.pending import DROPPED, PendingRun
+from raymlops.tracking.sender import Sender
+from raymlops.tracking.tag_entries import appended, entries
 from raymlops.training.events import Event
 from raymlops.training.runs.logfile import RunLog
 
@@ -25,15 +27,14 @@ if TYPE_CHECKING:
 
     from raymlops.records import MetricPoint
     from raymlops.tracking.client import Tracker
-    from raymlops.tracking.outbox import Status
+    from raymlops.tracking.pending import RunStatus
 
 CLOSE_WAIT_S = 60.0
 KILLED_WAIT_S = 10.0
-"""How long the end of a run waits for MLflow: of one that was interrupted, somebody waits already."""
+"""How long the end of a run waits for MLflow, and that of an interrupted one, whose user is waiting."""
 PROGRESS_EVERY_S = 10.0
 LOG_EVERY_S = 10.0
 MAX_REASON_CHARS = 1000
-MAX_RESTARTS = 20
 MAX_RESTART_REASON_CHARS = 150
 CHECKPOINT_FAILURES = "raymlops.checkpoint_failures"
 """Tag: how many checkpoints could not be written in this attempt."""
@@ -41,15 +42,14 @@ REASON = "raymlops.reason"
 PROGRESS = "raymlops.progress"
 RESTARTS = "raymlops.restarts"
 RESTART_COUNT = "raymlops.restart_count"
-"""Tags: why a run ended, how far it is, its newest restarts, and how many there were."""
+"""Tags: why a run ended, its progress, its newest restarts (``at``, ``step``, ``workers``, ``reason``), their count."""
 
 
 class RunWriter:
-    """Writes one run, over any number of its attempts. ``on_event`` gets every event too; it is the display's door.
+    """Writes one run, over all of its attempts. ``on_event`` gets every event too: it feeds the display.
 
-    Taking in an event never waits for MLflow. One that stops answering costs no training: what could not be written is
-    kept, up to a bound, and written when it answers again, at the latest when the run ends. ``last_steps`` and ``tags``
-    are those of a run that was reopened; ``log_uri`` is where its log is kept.
+    Taking in an event never waits for MLflow: data is buffered, up to a bound, until MLflow accepts it, at the latest
+    when the run ends. ``previous`` is MLflow's ``Run`` of a run that resumes; ``log_uri`` is where its log is kept.
     """
 
     def __init__(
@@ -59,65 +59,62 @@ class RunWriter:
         *,
         on_event: Callable[[Event], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
-        last_steps: Mapping[str, int] | None = None,
-        tags: Mapping[str, str] | None = None,
+        previous: Any = None,
         log_uri: str | None = None,
     ) -> None:
         self.run_id = run_id
         self._on_event = on_event
-        tags = tags or {}
-        dropped = tags.get(DROPPED, "")
-        self._outbox = Outbox(
-            tracker, run_id, last_steps=last_steps, dropped=int(dropped) if dropped.isdecimal() else 0, clock=clock
+        tags: Mapping[str, str] = {} if previous is None else previous.data.tags
+        self._sender = Sender(tracker, clock=clock)
+        self._run = PendingRun(
+            f"run {run_id}",
+            run_id,
+            last_steps={} if previous is None else steps_of(previous),
+            dropped=_count(tags, DROPPED) or 0,
         )
         self._log = None if log_uri is None else RunLog(log_uri, clock=clock)
-        self._restarts = restarts(tags)
-        count = tags.get(RESTART_COUNT, "")
-        self._restart_count = int(count) if count.isdecimal() else len(self._restarts)
+        self._restarts = tags.get(RESTARTS, "")
+        count = _count(tags, RESTART_COUNT)
+        self._restart_count = len(entries(tags, RESTARTS)) if count is None else count
         self._progress_due = Throttle(PROGRESS_EVERY_S, clock=clock)
         self._log_due = Throttle(LOG_EVERY_S, clock=clock)
         self._latest = Event("start")
 
     def __call__(self, event: Event) -> None:
-        """Take in an event: note its metrics, log it and show it."""
-        # Noted first: a display that fails costs no metrics.
-        self._note(event)
+        """Take in an event: send its metrics, log it and show it."""
+        # First, so that a display that fails costs no metrics.
+        self._send(event)
         self._write_line(event)
         self._show(event)
-        for text in self._news():
+        for text in self._notices():
             self._tell(text)
 
     def catch_up(self, points: Sequence[MetricPoint]) -> int:
-        """Note those points of a checkpoint that the run lacks, because a driver died with them; return how many."""
-        return self._outbox.put(points)
-
-    def note(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the run with the next batch."""
-        self._outbox.put((), tags)
+        """Log those points of a checkpoint that a killed driver did not get to send; return how many."""
+        return self._sender.put(self._run, points)
 
     def note_restart(self, reason: str, *, step: int, workers: int) -> None:
-        """Note that a new attempt starts: from the checkpoint of ``step``, with so many workers."""
+        """Record that a new attempt with ``workers`` workers starts from the checkpoint of ``step``."""
         text = reason if len(reason) <= MAX_RESTART_REASON_CHARS else reason[: MAX_RESTART_REASON_CHARS - 3] + "..."
-        self._restarts.append({"at": _now(), "step": step, "workers": workers, "reason": text})
+        entry = {"at": _now(), "step": step, "workers": workers, "reason": text}
+        self._restarts = appended({RESTARTS: self._restarts}, RESTARTS, entry)
         self._restart_count += 1
-        del self._restarts[:-MAX_RESTARTS]
-        while len(_json(self._restarts)) > MAX_TAG_CHARS:
-            del self._restarts[0]
-        self.note({RESTARTS: _json(self._restarts), RESTART_COUNT: str(self._restart_count)})
+        self._sender.put(self._run, tags={RESTARTS: self._restarts, RESTART_COUNT: str(self._restart_count)})
         self._latest = replace(self._latest, workers=workers)
         self(replace(self._words(reason), kind="restart", step=step))
 
-    def close(self, status: Status, *, tags: Mapping[str, str], wait_s: float = CLOSE_WAIT_S) -> None:
-        """Write the rest and how the run ended; an MLflow that is away is waited for, and that is said.
+    def close(self, status: RunStatus, *, tags: Mapping[str, str], wait_s: float = CLOSE_WAIT_S) -> None:
+        """Flush everything and end the run; tell the user when MLflow has to be waited for.
 
         Raises:
-            TrackingError: MLflow does not take it.
+            TrackingError: MLflow does not accept it.
         """
         progress = {PROGRESS: self._progress()} if self._latest.step else {}
         try:
-            self._outbox.finish(status, tags={**progress, **tags}, wait_s=wait_s, tell=self._tell_quietly)
+            self._sender.end(self._run, status, tags={**progress, **tags})
+            self._sender.finish(wait_s=wait_s, tell=self._tell_quietly)
         finally:
-            for text in self._news():
+            for text in self._notices():
                 self._tell_quietly(text)
             if self._log is not None:
                 why = {"reason": tags[REASON]} if REASON in tags else {}
@@ -125,15 +122,19 @@ class RunWriter:
                 self._log.close()
 
     def close_failed(self, error: BaseException) -> None:
-        """Write the rest and why the run ended; an MLflow that is gone too becomes a note on the error."""
-        status = status_of(error)
-        wait_s = KILLED_WAIT_S if status == "KILLED" else CLOSE_WAIT_S
+        """Flush everything and end the run with its error; an MLflow that is unavailable becomes a note on it."""
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        reason = f"{type(error).__name__}: {error}"[:MAX_REASON_CHARS]
         try:
-            self.close(status, tags={REASON: reason(error)}, wait_s=wait_s)
+            self.close(
+                "KILLED" if interrupted else "FAILED",
+                tags={REASON: reason},
+                wait_s=KILLED_WAIT_S if interrupted else CLOSE_WAIT_S,
+            )
         except TrackingError as lost:
-            error.add_note(f"Its MLflow run {self.run_id} is still marked RUNNING: {lost.message}")
+            error.add_note(f"Its MLflow run {self.run_id} may still be marked RUNNING: {lost.message}")
 
-    def _note(self, event: Event) -> None:
+    def _send(self, event: Event) -> None:
         if event.kind == "end":
             return  # it repeats the best epoch's metrics
         if event.kind in {"step", "epoch"}:
@@ -144,12 +145,12 @@ class RunWriter:
         if self._latest.step and self._progress_due.due():
             tags[PROGRESS] = self._progress()
         # The epoch's mean of train/loss comes after that of its last steps, at the same step: the first one counts.
-        self._outbox.put([(name, value, event.step, ms) for name, value in metrics.items()], tags)
+        self._sender.put(self._run, [(name, value, event.step, ms) for name, value in metrics.items()], tags)
 
     def _progress(self) -> str:
         event = self._latest
         eta_s = event.eta_s
-        return _json(
+        return json.dumps(
             {
                 "epoch": event.epoch,
                 "epochs": event.epochs,
@@ -170,9 +171,8 @@ class RunWriter:
         if self._on_event is not None:
             self._on_event(event)
 
-    def _news(self) -> list[str]:
-        lost = self._log.news() if self._log is not None else []
-        return [*self._outbox.news(), *lost]
+    def _notices(self) -> list[str]:
+        return [*self._sender.notices(), *(self._log.notices() if self._log is not None else [])]
 
     def _tell(self, text: str) -> None:
         event = self._words(text)
@@ -183,33 +183,15 @@ class RunWriter:
         return replace(self._latest, kind="message", metrics={}, message=text, timestamp_ms=now_ms())
 
     def _tell_quietly(self, text: str) -> None:
-        # Whoever closes a run has something better to do than to fail because of a display.
+        # A display that fails must not keep a run from being closed.
         with contextlib.suppress(Exception):
             self._tell(text)
 
 
-def restarts(tags: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the newest restarts that a run's tags tell of, oldest first: ``at``, ``step``, ``workers``, ``reason``."""
-    try:
-        found = json.loads(tags.get(RESTARTS, "[]"))
-    except ValueError:
-        return []
-    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
-
-
-def status_of(error: BaseException) -> Status:
-    """Return MLflow's word for a run that ended with an error."""
-    return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
-
-
-def reason(error: BaseException) -> str:
-    """Return why a run ended, as a tag holds it."""
-    return f"{type(error).__name__}: {error}"[:MAX_REASON_CHARS]
+def _count(tags: Mapping[str, str], key: str) -> int | None:
+    text = tags.get(key, "")
+    return int(text) if text.isdecimal() else None
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _json(data: Any) -> str:
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":"))

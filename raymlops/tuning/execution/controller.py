@@ -226,7 +226,7 @@ class Conductor:
         self._standstill.moved()
         self._meter.end(number)
         opened = self._opened.pop(number, None)
-        record = self._trials.tell(number, status, reason=reason, run_id=self._children.run_id(number, wait_s=0))
+        record = self._trials.tell(number, status, reason=reason, run_id=self._children.run_id(number))
         history = {} if opened is None else without_steps(opened.history)
         self._children.end(number, record.status, reason=record.reason, history=history)
         del self._views[number]

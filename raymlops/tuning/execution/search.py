@@ -14,7 +14,7 @@ from raymlops.errors import NotFoundError, RaymlopsError, StorageError, SweepErr
 from raymlops.signals import undisturbed
 from raymlops.storage import filesystem
 from raymlops.training.runs.garbage_of_sweeps import TRIALS
-from raymlops.training.runs.lookup import go_on
+from raymlops.training.runs.lookup import resume_command
 from raymlops.tuning.execution.controller import Conductor
 from raymlops.tuning.execution.schedulers import judge, reports
 from raymlops.tuning.execution.tune_settings import quiet_tune, stop_on_signal
@@ -149,7 +149,7 @@ def _close(project: Project, books: Books, *, conductor: Conductor, store: Track
 
 def _raise_what_ended_it(conductor: Conductor, books: Books, *, lost: TrackingError | None, spec: ProjectSpec) -> None:
     sweep_id = books.parent.sweep_id
-    command = go_on("sweep", sweep_id, spec=spec)
+    command = resume_command("sweep", sweep_id, spec=spec)
     how = f"It goes on with: {command}"
     if isinstance(conductor.error, RaymlopsError):
         conductor.error.add_note(how)

@@ -1,20 +1,20 @@
-"""The parent run of a sweep in MLflow: opened, opened again, tagged and ended.
+"""The parent run of a sweep in MLflow: created, reopened, tagged and ended.
 
-Owns which tags say what of a sweep. Knows nothing of trials.
+Owns the tags of a sweep. Knows nothing of trials.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
-from raymlops.errors import NotFoundError, TrackingError, UsageError
 from raymlops.records import SpentRecord
 from raymlops.signals import undisturbed
-from raymlops.training.runs.lookup import STORAGE_PATH, absolute, look_up
-from raymlops.training.runs.mlflow_run import REASON, open_run, reason, status_of
+from raymlops.tracking.client import now_ms
+from raymlops.training.runs.lookup import STORAGE_PATH, absolute, check_kind, look_up
+from raymlops.training.runs.mlflow_run import open_run
+from raymlops.training.runs.writer import REASON, RunWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,22 +23,23 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.records import DataRecord
     from raymlops.tracking.client import Tracker
+    from raymlops.tracking.pending import RunStatus
     from raymlops.training.runs.lookup import Recorded
 
 STUDY = "raymlops.study"
 SPENT = "raymlops.spent"
 FORKED_FROM = "raymlops.forked_from"
 SUBMISSION = "raymlops.submission_id"
-"""Tags: the Optuna study, what the sweep took so far, the sweep whose trials it knows, the Ray job that runs it."""
+"""Tags: the Optuna study, the budget spent so far, the sweep that this one forks, the Ray job that runs it."""
 
 STOPPED, REPORT = "raymlops.stopped", "raymlops.report"
 BEST_TRIAL, BEST_RUN, BEST_CONFIG = "raymlops.best_trial", "raymlops.best_run_id", "raymlops.best_config"
 ENDED = (STOPPED, REPORT, BEST_TRIAL, BEST_RUN, BEST_CONFIG)
-"""Tags: which budget ended the sweep, its report, its winner."""
+"""Tags: the budget that ended the sweep, its report, its best trial."""
 
 
 class Parent:
-    """One sweep's own run."""
+    """The MLflow run of one sweep."""
 
     def __init__(self, tracker: Tracker, sweep_id: str) -> None:
         self.sweep_id = sweep_id
@@ -55,10 +56,10 @@ class Parent:
         submission_id: str,
         forked_from: Recorded | None,
     ) -> Self:
-        """Make the run, with all that is known before the first trial.
+        """Create the run with everything that is known before the first trial.
 
         Raises:
-            TrackingError: MLflow does not take it.
+            TrackingError: MLflow does not accept it.
         """
         from raymlops.tuning.objectives import metric_of
 
@@ -76,18 +77,18 @@ class Parent:
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags now."""
-        self._tracker.set_tags(self.sweep_id, tags)
+        self._tracker.log_batch(self.sweep_id, tags=tags)
 
     def reopen(self, *, submission_id: str) -> None:
-        """Mark the run as RUNNING again; what was said of its end is taken back."""
+        """Mark the run as RUNNING again and remove the tags of its end."""
         self._tracker.reopen_run(self.sweep_id, without_tags=[REASON, *ENDED])
         if submission_id:
             self.tag({SUBMISSION: submission_id})
 
-    def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], tags: Mapping[str, str]) -> None:
-        """Say how the sweep ended."""
+    def end(self, status: RunStatus, tags: Mapping[str, str]) -> None:
+        """End the run with the status of the sweep."""
         points = [
-            (name.removeprefix("raymlops.best."), float(value), 0, int(time.time() * 1000))
+            (name.removeprefix("raymlops.best."), float(value), 0, now_ms())
             for name, value in tags.items()
             if name.startswith("raymlops.best.")
         ]
@@ -96,15 +97,12 @@ class Parent:
 
     @contextmanager
     def closing_on_error(self) -> Iterator[None]:
-        """Close the run with why it ended, where the block raises."""
+        """End the run with the error that the block raises."""
         try:
             yield
         except BaseException as error:
-            try:
-                with undisturbed():
-                    self.end(status_of(error), {REASON: reason(error)})
-            except TrackingError as lost:
-                error.add_note(f"Its MLflow run {self.sweep_id} is still marked RUNNING: {lost.message}")
+            with undisturbed():
+                RunWriter(self._tracker, self.sweep_id).close_failed(error)
             raise
 
 
@@ -113,35 +111,21 @@ def sweep_of(tracker: Tracker, sweep_id: str) -> Recorded:
 
     Raises:
         NotFoundError: there is no such run.
-        UsageError: it is no sweep, or one that was never written down whole.
+        UsageError: it is not a sweep, or has no readable configuration.
     """
     recorded = look_up(tracker, sweep_id)
-    name = f"{sweep_id} ({recorded.name})"
-    if recorded.kind == "run":
-        raise UsageError(f"{name} is a run, not a sweep", hint=f"raymlops train --resume {sweep_id} goes on with it.")
-    if recorded.kind == "trial":
-        parent = recorded.tags.get("mlflow.parentRunId", "?")
-        raise UsageError(
-            f"{name} is a trial of the sweep {parent}", hint=f"Name that: raymlops sweep --resume {parent}"
-        )
-    if recorded.kind != "sweep":
-        raise NotFoundError(f"{name} is no sweep of raymlops: it has no tag raymlops.kind")
-    if recorded.spec is None:
-        raise UsageError(
-            f"the sweep {name} has no configuration that can be read: it ended while it was being made",
-            hint="Start a new one: raymlops sweep --config FILE.",
-        )
+    check_kind(recorded, "sweep")
     return recorded
 
 
 def study_of(recorded: Recorded) -> str:
-    """Return the name of a sweep's study; that which it would have where its driver died before it said so."""
+    """Return the name of a sweep's study, even if its driver died before it stored it."""
     assert recorded.spec is not None
     return recorded.tags.get(STUDY) or _study_name(recorded.spec, recorded.run_id)
 
 
 def before_of(recorded: Recorded) -> SpentRecord:
-    """Return what a sweep had taken when it was last heard of."""
+    """Return the budget that a sweep had spent when it last stored it."""
     try:
         data = json.loads(recorded.tags.get(SPENT) or "{}")
     except ValueError:

@@ -1,34 +1,64 @@
-"""The child runs of a sweep in MLflow: exactly one a trial, its parameters, its metrics, and how it ended.
+"""The child runs of a sweep in MLflow: exactly one per trial, with its parameters, metrics and final status.
 
-Owns what is said of a trial, and how much may wait while MLflow is away. Nothing here but ``adopt``, ``run_id`` and
-``close`` waits for MLflow: a slow one delays no trial, and one that does not answer stops none. Knows nothing of Ray
-Tune or Optuna, nor of how things are sent (``childsender``).
+Owns what is logged of a trial, which of two runs of one trial is kept, and what a resumed sweep completes. Nothing but
+``adopt`` and ``close`` waits for MLflow. Knows nothing of Ray Tune and Optuna, nor of how data is sent.
+
+A short trial takes three requests: create, log, end.
 """
 
 from __future__ import annotations
 
+import sys
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raymlops.tracking.client import METRIC_BATCH, now_ms
-from raymlops.tracking.outbox import DROPPED
+from raymlops.tracking.client import now_ms, steps_of
 from raymlops.tracking.params import flatten
+from raymlops.tracking.pending import DROPPED, PendingRun
+from raymlops.tracking.sender import FLUSH_EVERY_S, MAX_PENDING, MAX_RETRY_S, Sender
 from raymlops.training.runs.writer import REASON
-from raymlops.tuning.mlflow.sender import FLUSH_S, RETRY_S, Sender
-from raymlops.tuning.mlflow.trial_run import RUN_STATUS, TRIAL, TRIAL_STATUS, WAITING, ChildRun, by_trial, seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from raymlops.records import TrialRecord, TrialStatus
     from raymlops.tracking.client import Tracker
-    from raymlops.tuning.mlflow.trial_run import RunStatus
+    from raymlops.tracking.pending import RunStatus
 
 WAIT_S = 60.0
 INTERRUPTED_WAIT_S = 10.0
-"""How long ``close`` waits for an MLflow that takes nothing: the shorter one where the sweep was interrupted."""
-MAX_PENDING = 200_000
-"""Points that wait while MLflow is away: about 30 MB."""
+"""How long ``close`` waits for an MLflow that accepts nothing, and where the sweep was interrupted."""
+RUN_STATUS: dict[TrialStatus, RunStatus] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+TRIAL = "raymlops.trial"
+TRIAL_STATUS = "raymlops.trial_status"
+WAITING = "waiting"
+"""``raymlops.trial_status`` of a trial that continues when its sweep is resumed."""
+
+
+class KnownRun(NamedTuple):
+    """What is remembered of a run that has nothing pending: little, since there are thousands."""
+
+    run_id: str
+    started_ms: int
+    ending: RunStatus | None
+    """None if it is marked RUNNING."""
+    trial_status: str
+    """Empty if MLflow may lack part of it."""
+
+    def is_complete(self, status: TrialStatus) -> bool:
+        """Return whether MLflow has all of a trial that ended with ``status``: a run is ended last."""
+        return (self.ending, self.trial_status) == (RUN_STATUS[status], status)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class TrialRun(PendingRun):
+    """The pending part of a child run."""
+
+    number: int
+    started_ms: int
+    trial_status: str = ""
 
 
 class Children:
@@ -43,7 +73,7 @@ class Children:
         tags: Mapping[str, str],
         name: str,
         clock: Callable[[], float] = time.monotonic,
-        retry_s: float = RETRY_S,
+        retry_s: float = MAX_RETRY_S,
         max_pending: int = MAX_PENDING,
     ) -> None:
         self._tracker = tracker
@@ -52,42 +82,39 @@ class Children:
         self._tags = dict(tags)
         self._name = name
         self._clock = clock
-        self._max_pending = max_pending
-        self._overflown = False
-        self._patience = True
-        self._sender = Sender(tracker, parent_run_id=parent_run_id, make=self._make, clock=clock, retry_s=retry_s)
-        # Guards whatever the sender's thread has, too, and is never held while MLflow is asked.
+        self._known: dict[int, KnownRun] = {}
+        self._parent = PendingRun("the sweep", parent_run_id, recoverable=True, last_step=self._reconcile)
+        self._sender = Sender(
+            tracker, on_closed=self._closed, clock=clock, max_pending=max_pending, max_retry_s=retry_s
+        )
         self._changed = self._sender.changed
 
     def adopt(self) -> None:
-        """Find the runs that the sweep has already, before any trial starts; of doubled ones one stays.
+        """Find the runs that the sweep has already, before any trial starts; of duplicates one is kept.
 
         Raises:
             TrackingError: MLflow does not answer.
         """
-        for number, (run, *doubled) in by_trial(self._tracker.children_of(self._parent_run_id)).items():
-            self._sender.seen[number] = seen(run)
-            for other in doubled:
+        for number, (run, *duplicates) in _by_trial(self._tracker.children_of(self._parent_run_id)).items():
+            self._known[number] = _known(run)
+            for other in duplicates:
                 self._tracker.delete_run(other.info.run_id)
 
     def start(self, number: int, params: Mapping[str, Any]) -> None:
-        """Open the run of a trial, or open it again."""
+        """Create the run of a trial, or reopen it."""
         with self._changed:
-            child = self._begin(number, params, started_ms=now_ms())
-            child.reopens = child.unread
-            child.flush_s = self._clock() + FLUSH_S
-            self._sender.look_at(child)
+            run = self._open(number, params, started_ms=now_ms())
+            run.reopens = (TRIAL_STATUS, REASON) if run.unread else ()
+            run.flush_s = self._clock() + FLUSH_EVERY_S
+            self._sender.schedule(run)
 
     def log(self, number: int, *, epoch: int, metrics: Mapping[str, float], at_ms: int | None = None) -> None:
-        """Note the metrics of an epoch (``at_ms``: None for now); those that MLflow has already are left out."""
+        """Log the metrics of an epoch (``at_ms``: None for now); those that MLflow has already are left out."""
         with self._changed:
-            child = self._sender.open.get(number)
-            if child is not None and child.ending is None:
-                # Once a point is lost, so are those after it: what MLflow has is told by its last step.
-                room = not child.dropped and self._has_room()
-                self._note(child, metrics, epoch=epoch, ms=now_ms() if at_ms is None else at_ms, room=room)
-                full = len(child.points) >= METRIC_BATCH
-                self._sender.look_at(child, None if full else child.flush_s)
+            run = self._pending(number)
+            if run is not None and run.ending is None:
+                ms = now_ms() if at_ms is None else at_ms
+                self._sender.put(run, [(name, value, epoch, ms) for name, value in metrics.items()])
 
     def end(
         self,
@@ -97,131 +124,169 @@ class Children:
         reason: str = "",
         history: Mapping[int, Mapping[str, float]] | None = None,
     ) -> None:
-        """Send what is left, and what of ``history`` (metrics by epoch) MLflow lacks, and close the run of a trial."""
+        """End the run of a trial, with what MLflow lacks of ``history`` (metrics by epoch)."""
         with self._changed:
-            child = self._sender.open.get(number)
-            if child is not None:
-                self._finish(child, status, reason=reason, history=history or {}, ended_ms=now_ms())
+            run = self._pending(number)
+            if run is not None:
+                self._end(run, status, reason=reason, history=history or {}, ended_ms=now_ms())
 
     def suspend(self, number: int) -> None:
-        """Send what is left and close the run of a trial that goes on when the sweep is resumed."""
+        """End the run of a trial that continues when the sweep is resumed."""
         with self._changed:
-            child = self._sender.open.get(number)
-            if child is not None:
-                child.tags[TRIAL_STATUS] = WAITING
-                self._leave(child, "KILLED", ended_ms=now_ms())
+            run = self._pending(number)
+            if run is not None:
+                self._sender.end(run, "KILLED", tags={TRIAL_STATUS: WAITING})
 
     def mirror(self, record: TrialRecord, history: Mapping[int, Mapping[str, float]] | None = None) -> None:
-        """Bring the run of a trial that has ended up to date; it is made where it is missing.
+        """Complete the run of a trial that has ended; create it if it is missing.
 
-        Nothing is sent where MLflow has all of it, nor for a trial that another sweep ran: its run is there.
+        Nothing is sent if MLflow has all of it, nor for a trial of another sweep, whose run is there.
         """
         now, duration_ms = now_ms(), int(record.duration_s * 1000)
         with self._changed:
-            known = self._sender.seen.get(record.number)
-            if record.carried_from or (known is not None and known.fits(record.status)):
+            known = self._known.get(record.number)
+            if record.carried_from or (known is not None and known.is_complete(record.status)):
                 return
-            child = self._begin(record.number, record.params, started_ms=now - duration_ms)
-            ended_ms = min(now, child.started_ms + duration_ms) if duration_ms else now
-            self._finish(child, record.status, reason=record.reason, history=history or {}, ended_ms=ended_ms)
+            run = self._open(record.number, record.params, started_ms=now - duration_ms)
+            ended_ms = min(now, run.started_ms + duration_ms) if duration_ms else now
+            self._end(run, record.status, reason=record.reason, history=history or {}, ended_ms=ended_ms)
 
-    def run_id(self, number: int, *, wait_s: float = 5.0) -> str | None:
-        """Return the run of a trial, or None while MLflow has not answered, which is waited for once, not each time."""
-        sender = self._sender
+    def run_id(self, number: int) -> str | None:
+        """Return the MLflow run of a trial; None until it is created."""
         with self._changed:
-            if wait_s and self._patience:
-                self._patience = bool(
-                    self._changed.wait_for(
-                        lambda: sender.run_id(number) or number not in sender.open or sender.troubled, timeout=wait_s
-                    )
-                )
-            found = sender.run_id(number)
-            self._patience = self._patience or found is not None
-            return found
+            found = self._pending(number) or self._known.get(number)
+            return None if found is None else found.run_id
 
     def set_parent(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the sweep's own run, at the pace of the others."""
-        with self._changed:
-            self._sender.parent.tags.update(tags)
-            self._sender.look_at(self._sender.parent, self._sender.parent.flush_s)
+        """Set tags of the sweep's own run with its next batch."""
+        self._sender.put(self._parent, tags=tags)
 
     def news(self) -> list[str]:
-        """Return what is to be told since the last call: an outage, its end, what was lost."""
-        with self._changed:
-            news, self._sender.news = self._sender.news, []
-        return news
+        """Return what happened since the last call: an outage, a recovery, data that was lost."""
+        return self._sender.notices()
 
     def close(self, *, wait_s: float = WAIT_S, patient: bool = True) -> None:
-        """Write everything that is left, look at all runs once more, and end the thread.
+        """Flush everything, check all runs once more, and end the thread.
 
-        ``wait_s`` begins anew with all that MLflow takes; where not ``patient``, it is all the time there is.
+        ``wait_s`` starts again with each request that MLflow accepts; unless ``patient``, it is the total.
 
         Raises:
-            TrackingError: MLflow did not take everything.
+            TrackingError: MLflow did not accept everything.
         """
         with self._changed:
-            for number, child in self._sender.open.items():
-                if child.ending is None:
-                    self.suspend(number)  # nothing runs on when its sweep has ended
-        self._sender.finish(wait_s=wait_s, patient=patient)
+            for run in list(self._sender.open.values()):
+                if isinstance(run, TrialRun) and run.ending is None:
+                    self.suspend(run.number)  # no trial runs once its sweep has ended
+            self._sender.schedule(self._parent)
+        hint = "Resume the sweep once MLflow answers: its runs are completed from the study."
+        self._sender.finish(wait_s=wait_s, patient=patient, hint=hint)
 
-    def _make(self, child: ChildRun) -> str:
+    def _pending(self, number: int) -> TrialRun | None:
+        run = self._sender.open.get(f"trial {number}")
+        return run if isinstance(run, TrialRun) else None
+
+    def _open(self, number: int, params: Mapping[str, Any], *, started_ms: int) -> TrialRun:
+        """Return the pending part of a trial's run: a new one, or one that is read before anything is sent."""
+        run, known = self._pending(number), self._known.get(number)
+        if run is None:
+            run = TrialRun(
+                name=f"trial {number}",
+                number=number,
+                started_ms=started_ms if known is None else known.started_ms,
+                run_id=None if known is None else known.run_id,
+                recoverable=True,
+                unread=known is not None,
+                params=flatten(dict(params)),
+            )
+            run.create = partial(self._create, number, run.started_ms)
+        elif run.ending is not None:
+            run.ending, run.unread = None, True
+            run.tags.pop(TRIAL_STATUS, None)
+        return run
+
+    def _create(self, number: int, started_ms: int, maybe_created: bool) -> str:
+        trial = {TRIAL: str(number)}
+        if maybe_created and (found := self._tracker.children_of(self._parent_run_id, tags=trial)):
+            return str(_by_trial(found)[number][0].info.run_id)
         return self._tracker.start_run(
             self._experiment,
-            name=f"{self._name}-{child.number}",
-            tags={**self._tags, "raymlops.kind": "trial", TRIAL: str(child.number)},
+            name=f"{self._name}-{number}",
+            tags={**self._tags, "raymlops.kind": "trial", **trial},
             parent_run_id=self._parent_run_id,
-            start_time_ms=child.started_ms,
+            start_time_ms=started_ms,
         )
 
-    def _begin(self, number: int, params: Mapping[str, Any], *, started_ms: int) -> ChildRun:
-        """Return what is open of a trial: made, or from what MLflow has, which is read before anything is sent."""
-        child, known = self._sender.open.get(number), self._sender.seen.get(number)
-        if child is None:
-            child = self._sender.open[number] = ChildRun(number, started_ms, params=flatten(dict(params)))
-            if known is not None:
-                child.run_id, child.started_ms, child.unread = known.run_id, known.started_ms, True
-        elif child.ending is not None:
-            child.ending, child.unread = None, True
-            child.tags.pop(TRIAL_STATUS, None)
-        return child
-
-    def _has_room(self) -> bool:
-        if self._sender.pending < self._max_pending:
-            return True
-        if not self._overflown:
-            self._sender.news.append(f"MLflow is away, and {self._max_pending} points wait: no more are kept")
-            self._overflown = True
-        return False
-
-    def _note(self, child: ChildRun, metrics: Mapping[str, float], *, epoch: int, ms: int, room: bool) -> None:
-        points = child.new(metrics, step=epoch, ms=ms)
-        if room:
-            child.add(points)
-            self._sender.pending += len(points)
-        else:
-            child.dropped += len(points)
-
-    def _finish(
+    def _end(
         self,
-        child: ChildRun,
+        run: TrialRun,
         status: TrialStatus,
         *,
         reason: str,
         history: Mapping[int, Mapping[str, float]],
         ended_ms: int,
     ) -> None:
-        room = bool(history) and self._has_room()
-        if room:
-            child.dropped = 0  # the history has them
-        for epoch in sorted(history):
-            self._note(child, history[epoch], epoch=epoch, ms=ended_ms, room=room)
-        child.trial_status = "" if child.dropped else status
-        child.tags |= {TRIAL_STATUS: status} | ({REASON: reason} if reason else {})
-        self._leave(child, RUN_STATUS[status], ended_ms=ended_ms)
+        if history and self._sender.has_room():
+            run.dropped = 0  # the history has them
+        self._sender.put(
+            run, [(name, value, epoch, ended_ms) for epoch in sorted(history) for name, value in history[epoch].items()]
+        )
+        run.trial_status = status
+        tags = {TRIAL_STATUS: status} | ({REASON: reason} if reason else {})
+        self._sender.end(run, RUN_STATUS[status], tags=tags, at_ms=ended_ms)
 
-    def _leave(self, child: ChildRun, status: RunStatus, *, ended_ms: int) -> None:
-        if child.dropped:
-            child.tags[DROPPED] = str(child.dropped)
-        child.ending = (status, ended_ms)
-        self._sender.look_at(child)
+    def _closed(self, run: PendingRun, deleted: bool) -> None:
+        if not isinstance(run, TrialRun):
+            return
+        self._known.pop(run.number, None)
+        if not deleted and run.run_id is not None and run.ending is not None:
+            status = "" if run.dropped or run.incomplete else run.trial_status
+            self._known[run.number] = KnownRun(run.run_id, run.started_ms, run.ending[0], status)
+
+    def _reconcile(self) -> None:
+        """Make sure that each trial has one run, and that none is marked RUNNING once the sweep has ended.
+
+        MLflow's client repeats requests by itself (3.17): a run may have been created twice unnoticed.
+        """
+        for number, runs in _by_trial(self._tracker.children_of(self._parent_run_id)).items():
+            ours = self._known.get(number)
+            kept = next((run for run in runs if ours is not None and run.info.run_id == ours.run_id), runs[0])
+            for run in runs:
+                if run is not kept:
+                    self._tracker.delete_run(run.info.run_id)
+            if kept.info.status != "RUNNING":
+                continue
+            if ours is not None and ours.ending is not None:
+                self._tracker.end_run(kept.info.run_id, ours.ending)
+            else:
+                self._tracker.log_batch(kept.info.run_id, tags={TRIAL_STATUS: WAITING})
+                self._tracker.end_run(kept.info.run_id, "KILLED")
+
+
+def _known(run: Any) -> KnownRun:
+    """Return what is remembered of MLflow's ``Run``."""
+    tags = run.data.tags
+    status = tags.get(TRIAL_STATUS, "") if tags.get(DROPPED, "0") == "0" else ""
+    ending = next((ending for ending in RUN_STATUS.values() if ending == run.info.status), None)
+    return KnownRun(run.info.run_id, run.info.start_time, ending, sys.intern(status))
+
+
+def _by_trial(runs: list[Any]) -> dict[int, list[Any]]:
+    """Return MLflow's runs by trial, the one to keep first: the furthest, of equal ones the oldest.
+
+    The oldest is not always the one with data: the last answer to a repeated request is the one that was received.
+    """
+    trials: dict[int, list[Any]] = {}
+    for run in runs:
+        number = run.data.tags.get(TRIAL, "")
+        if number.isdecimal():
+            trials.setdefault(int(number), []).append(run)
+    for same in trials.values():
+        if len(same) > 1:
+            same.sort(key=_merit)
+    return trials
+
+
+def _merit(run: Any) -> tuple[bool, int, int, int, str]:
+    ended = run.data.tags.get(TRIAL_STATUS) in RUN_STATUS
+    furthest = max(steps_of(run).values(), default=-1)
+    return (not ended, -furthest, -len(run.data.params), run.info.start_time, run.info.run_id)

@@ -215,7 +215,7 @@ def test_a_run_that_was_resumed_meanwhile_is_refused(run: Run, project: Project,
 
 def test_only_what_may_still_go_is_removed(run: Run, project: Project, mlflow: Tracker) -> None:
     """It was registered, then brought back by hand: its last checkpoint is not waste any more."""
-    mlflow.set_tags(run.id, {"raymlops.weights_uri": str(run.folder / "checkpoints/step-00000020-a-2")})
+    mlflow.log_batch(run.id, tags={"raymlops.weights_uri": str(run.folder / "checkpoints/step-00000020-a-2")})
     mlflow.end_run(run.id, "FINISHED")
     assert {Path(item.uri).name for item in look(mlflow, project.spec).waste} == {"step-00000040-b-1"}
     mlflow.log_text(run.id, "{}", EVALUATION)
@@ -294,7 +294,7 @@ def test_an_object_store_is_cleaned_too(project: Project, mlflow: Tracker, monke
         objects = {f"{folder}/{entry.name}/{name}": b"0" for entry in KEPT.entries for name in ("a", "manifest.json")}
         objects |= {f"{folder}/index.json": KEPT.to_json(), f"{folder}/step-00000040-b-1/a": b"0123"}
         store.objects.update(objects)
-        mlflow.set_tags(run_id, {"raymlops.weights_uri": store.uri(f"{folder}/step-00000020-a-2")})
+        mlflow.log_batch(run_id, tags={"raymlops.weights_uri": store.uri(f"{folder}/step-00000020-a-2")})
         mlflow.end_run(run_id, "FINISHED")
         mlflow.log_text(run_id, "{}", EVALUATION)
         found = look(mlflow, far.spec)

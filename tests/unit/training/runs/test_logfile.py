@@ -90,7 +90,7 @@ def test_an_object_store_gets_the_log_now_and_then(bucket: FakeS3) -> None:
                 log._thread.join()
         assert texts(list(read(uri)))[-1] == f"event=step attempt={attempt} at=31"
         log.close()
-        assert log.news() == []
+        assert log.notices() == []
     expected = [f"event=step attempt={attempt} at={at}" for attempt in (1, 2) for at in (0, 1, 29, 31, 40)]
     assert texts(list(read(uri))) == expected
     assert texts(bucket.objects["b/runs/r1/log.txt"].decode().splitlines()) == expected
@@ -112,7 +112,7 @@ def test_a_bucket_that_refuses_costs_a_message(bucket: FakeS3) -> None:
     log = RunLog(bucket.uri("b/log.txt"))
     log.append("event=start")
     log.close()
-    assert "cannot be written" in log.news()[0]
+    assert "cannot write the run's log" in log.notices()[0]
 
 
 def test_half_a_line_waits_for_its_other_half(tmp_path: Path) -> None:

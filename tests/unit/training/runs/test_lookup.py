@@ -33,7 +33,7 @@ def test_a_run_is_found_with_its_configuration_and_its_files(
 
 def test_the_place_of_its_files_is_what_it_was_then(run_id: str, mlflow: Tracker) -> None:
     """A relative storage.path means another folder from here."""
-    mlflow.set_tags(run_id, {"raymlops.storage_path": "/elsewhere"})
+    mlflow.log_batch(run_id, tags={"raymlops.storage_path": "/elsewhere"})
     assert look_up(mlflow, run_id).files_uri == f"/elsewhere/runs/{run_id}"
 
 
@@ -43,7 +43,7 @@ def test_an_id_that_is_nearly_right_leads_to_the_run(run_id: str, mlflow: Tracke
     with pytest.raises(NotFoundError) as caught:
         look_up(mlflow, wrong(run_id))
     assert caught.value.exit_code == 3
-    assert f"Near: {run_id} (tiny-2" in str(caught.value)
+    assert f"Similar: {run_id} (tiny-2" in str(caught.value)
 
 
 @pytest.mark.parametrize("wrong", ["nothing-like-it", "a/b", "", "x" * 300])

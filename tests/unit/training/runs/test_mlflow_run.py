@@ -11,10 +11,11 @@ import pytest
 
 from raymlops.errors import NotFoundError, TrackingError
 from raymlops.tracking.client import Tracker
-from raymlops.tracking.outbox import Outbox
+from raymlops.tracking.pending import PendingRun
+from raymlops.tracking.sender import Sender
+from raymlops.tracking.tag_entries import entries
 from raymlops.training.events import Event
-from raymlops.training.runs.mlflow_run import RunWriter, reopen_run
-from raymlops.training.runs.writer import restarts
+from raymlops.training.runs.writer import REASON, RESTARTS, RunWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,14 +35,10 @@ class Watched(Tracker):
     def check(self) -> None:
         self._here()
 
-    def last_steps(self, run_id: str) -> dict[str, int]:
-        self._here()
-        return super().last_steps(run_id)
-
-    def log_batch(self, run_id: str, points: Any, tags: Any) -> None:
+    def log_batch(self, run_id: str, points: Any = (), tags: Any = None, **rest: Any) -> None:
         self._here()
         self.sent.append([(name, step) for name, _, step, _ in points])
-        super().log_batch(run_id, points, tags)
+        super().log_batch(run_id, points, tags, **rest)
         if self.answers_lost:
             self.answers_lost -= 1
             raise TrackingError("the answer is lost")
@@ -87,14 +84,14 @@ def test_an_mlflow_lost_in_the_middle_costs_no_training(store: Watched, run_id: 
     writer = RunWriter(store, run_id, on_event=seen.append)
     store.away = True
     writer(loss(1))
-    until(lambda: writer(loss(2)) or any("kept until it does: away" in event.message for event in seen))
+    until(lambda: writer(loss(2)) or any("buffered until it does: away" in event.message for event in seen))
     store.away = False
     writer(loss(3))
     writer.close("FINISHED", tags={"a": "b"})
     assert history(store, run_id) == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     run = store.run(run_id)
     assert (run.info.status, run.data.tags["a"]) == ("FINISHED", "b")
-    assert "answers again" in seen[-1].message
+    assert "accepts data again" in seen[-1].message
 
 
 def test_an_event_never_waits_for_mlflow_and_is_no_request(store: Watched, run_id: str) -> None:
@@ -102,10 +99,10 @@ def test_an_event_never_waits_for_mlflow_and_is_no_request(store: Watched, run_i
     hangs, goes_on = threading.Event(), threading.Event()
 
     class Slow(Watched):
-        def log_batch(self, run_id: str, points: Any, tags: Any) -> None:
+        def log_batch(self, *args: Any, **rest: Any) -> None:
             hangs.set()
             assert goes_on.wait(10)
-            super().log_batch(run_id, points, tags)
+            super().log_batch(*args, **rest)
 
     slow = Slow(store.uri)
     writer = RunWriter(slow, run_id)
@@ -141,18 +138,17 @@ def test_a_run_goes_on_where_it_was(store: Watched, run_id: str) -> None:
     first.close_failed(ValueError("no"))
     assert store.run(run_id).data.tags["raymlops.reason"] == "ValueError: no"
 
-    reopened = reopen_run(store, run_id)
+    previous = store.reopen_run(run_id, without_tags=[REASON])
     assert store.run(run_id).info.status == "RUNNING"
     assert "raymlops.reason" not in store.run(run_id).data.tags
-    assert (reopened.status, reopened.last_steps) == ("FAILED", {"train/loss": 20})
-    second = RunWriter(store, run_id, last_steps=reopened.last_steps, tags=reopened.tags)
+    second = RunWriter(store, run_id, previous=previous)
     second.note_restart("resumed", step=10, workers=1)
     for step in (20, 30):
         second(loss(step))
     second.close("FINISHED", tags={})
     assert [step for step, _ in history(store, run_id)] == [10, 20, 30]
     tags = store.run(run_id).data.tags
-    assert [(entry["step"], entry["workers"], entry["reason"]) for entry in restarts(tags)] == [
+    assert [(entry["step"], entry["workers"], entry["reason"]) for entry in entries(tags, RESTARTS)] == [
         (10, 2, "a worker died"),
         (10, 1, "resumed"),
     ]
@@ -163,15 +159,15 @@ def test_a_deleted_run_is_not_reopened(store: Watched, run_id: str) -> None:
     """The error says how to bring it back; an unknown id is not there either."""
     store.client.delete_run(run_id)
     with pytest.raises(NotFoundError, match="was deleted"):
-        reopen_run(store, run_id)
+        store.reopen_run(run_id)
     with pytest.raises(NotFoundError, match="no run"):
-        reopen_run(store, "0" * 32)
+        store.reopen_run("0" * 32)
 
 
 def test_a_checkpoint_fills_what_a_dead_driver_left_out(store: Watched, run_id: str) -> None:
     """Of its points those behind the last step of each name are written, with their own time."""
-    store.log_metrics(run_id, [("train/loss", 0.5, 10, 1), ("train/lr", 0.1, 20, 2)])
-    writer = RunWriter(store, run_id, last_steps=reopen_run(store, run_id).last_steps)
+    store.log_batch(run_id, [("train/loss", 0.5, 10, 1), ("train/lr", 0.1, 20, 2)])
+    writer = RunWriter(store, run_id, previous=store.reopen_run(run_id))
     points = [(name, 0.5, step, step) for step in (10, 20, 30) for name in ("train/loss", "train/lr")]
     assert writer.catch_up(points) == 3
     assert writer.catch_up(points) == 0
@@ -197,12 +193,13 @@ def test_a_lost_answer_doubles_nothing(store: Watched, run_id: str) -> None:
 def test_what_waits_is_bounded_and_what_is_lost_is_counted(store: Watched, run_id: str) -> None:
     """25 points where 10 may wait: the 15 oldest are dropped, on top of 2 of an earlier attempt."""
     store.away = True
-    outbox = Outbox(store, run_id, max_pending=10, dropped=2)
+    sender, run = Sender(store, max_pending=10), PendingRun("run", run_id, dropped=2)
     for step in range(25):
-        outbox.put([("train/loss", 1.0, step, step)])
-    until(lambda: outbox._failures)
+        sender.put(run, [("train/loss", 1.0, step, step)])
+    until(lambda: sender.failing)
     store.away = False
-    outbox.finish("FINISHED", tags={}, wait_s=10.0, tell=print)
+    sender.end(run, "FINISHED")
+    sender.finish(wait_s=10.0)
     assert [step for step, _ in history(store, run_id)] == list(range(15, 25))
     assert store.run(run_id).data.tags["raymlops.dropped_points"] == "17"
 
@@ -210,12 +207,13 @@ def test_what_waits_is_bounded_and_what_is_lost_is_counted(store: Watched, run_i
 def test_a_bound_that_is_reached_is_told_once(store: Watched, run_id: str) -> None:
     """And not with each point that follows."""
     store.away = True
-    outbox = Outbox(store, run_id, max_pending=2)
+    sender, run = Sender(store, max_pending=2), PendingRun("run", run_id)
     for step in range(9):
-        outbox.put([("train/loss", 1.0, step, step)])
-    assert sum("so long that 2 points wait" in text for text in outbox.news()) == 1
+        sender.put(run, [("train/loss", 1.0, step, step)])
+    assert sum("2 points are pending: the oldest are dropped" in text for text in sender.notices()) == 1
+    sender.end(run, "FAILED")
     with pytest.raises(TrackingError):
-        outbox.finish("FAILED", tags={}, wait_s=0.05, tell=print)
+        sender.finish(wait_s=0.05)
 
 
 def test_an_end_without_mlflow_is_waited_for_then_an_error(store: Watched, run_id: str) -> None:
@@ -224,7 +222,7 @@ def test_an_end_without_mlflow_is_waited_for_then_an_error(store: Watched, run_i
     store.away = True
     for step in (1, 2):
         writer(loss(step))
-    with pytest.raises(TrackingError, match=rf"away; 2 points of the run {run_id} are not written"):
+    with pytest.raises(TrackingError, match=rf"away; run {run_id} is incomplete in MLflow: 2 points are not written"):
         writer.close("FINISHED", tags={}, wait_s=0.1)
     store.away = False
     writer.close("FAILED", tags={})
@@ -234,11 +232,12 @@ def test_an_end_without_mlflow_is_waited_for_then_an_error(store: Watched, run_i
 
 def test_a_failure_without_mlflow_has_a_note(store: Watched, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error that ended the training stays the error; an interrupted user waits less."""
-    monkeypatch.setattr("raymlops.training.runs.writer.KILLED_WAIT_S", 0.05)
     store.away = True
     error = KeyboardInterrupt()
-    RunWriter(store, run_id).close_failed(error)
-    assert "is still marked RUNNING" in error.__notes__[0]
+    with monkeypatch.context() as impatient:
+        impatient.setattr("raymlops.training.runs.writer.KILLED_WAIT_S", 0.05)
+        RunWriter(store, run_id).close_failed(error)
+    assert "may still be marked RUNNING" in error.__notes__[0]
     store.away = False
     RunWriter(store, run_id).close_failed(error)
     assert store.run(run_id).info.status == "KILLED"
@@ -274,15 +273,10 @@ def test_many_restarts_fit_a_tag(store: Watched, run_id: str) -> None:
         writer.note_restart(f"{number} " + 'ä"' * 500, step=number, workers=2)
     writer.close("FINISHED", tags={})
     tags = store.run(run_id).data.tags
-    found = restarts(tags)
+    found = entries(tags, RESTARTS)
     assert 10 <= len(found) <= 20
     assert [entry["step"] for entry in found] == list(range(25 - len(found), 25))
     assert tags["raymlops.restart_count"] == "25"
-
-
-def test_tags_that_are_no_restarts_are_none() -> None:
-    """A tag that somebody changed ends no training."""
-    assert restarts({"raymlops.restarts": "{"}) == restarts({"raymlops.restarts": "3"}) == restarts({}) == []
 
 
 def test_a_run_has_a_log(store: Watched, run_id: str, tmp_path: Path) -> None:

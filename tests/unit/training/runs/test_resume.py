@@ -9,17 +9,16 @@ import pytest
 from raymlops.bundle.code import collect
 from raymlops.errors import UsageError
 from raymlops.records import DataRecord
-from raymlops.training.runs.lookup import EVALUATION, Recorded, look_up
+from raymlops.tracking.tag_entries import entries
+from raymlops.training.runs.lookup import EVALUATION, Recorded, check_kind, look_up
 from raymlops.training.runs.mlflow_run import open_run
 from raymlops.training.runs.resume import (
     changed_files,
     check_data,
     check_files,
-    check_kind,
     check_resumable,
     check_unfinished,
     is_evaluated,
-    resumes_with_changes,
     write_changes,
 )
 
@@ -72,26 +71,26 @@ def test_a_run_is_not_cut_short_behind_its_own_back(project: Project) -> None:
     ("changes", "message"),
     [
         ({"kind": "sweep"}, "is a sweep, not a run"),
-        ({"kind": "trial"}, "is a trial of a sweep, not a run of its own"),
-        ({"kind": ""}, "is no run of raymlops"),
+        ({"kind": "trial"}, "is a trial of the sweep SWEEP_ID, not a run"),
+        ({"kind": ""}, "was not created by raymlops"),
         ({"spec": None}, "no configuration"),
     ],
 )
 def test_only_a_training_of_its_own_is_resumed(project: Project, changes: Any, message: str) -> None:
     """The message says what it is instead."""
     with pytest.raises(UsageError, match=message):
-        check_kind(known(project, **changes))
+        check_kind(known(project, **changes), "run")
 
 
 def test_a_sweep_and_its_trials_go_on_by_another_command(project: Project) -> None:
     """Which the hint is, with the sweep's own id."""
     run = known(project, kind="sweep")
     with pytest.raises(UsageError) as caught:
-        check_kind(run)
-    assert caught.value.hint == f"raymlops sweep --resume {run.run_id} goes on with it."
+        check_kind(run, "run")
+    assert caught.value.hint == f"To resume it: raymlops sweep --resume {run.run_id}"
     with pytest.raises(UsageError) as caught:
-        check_kind(known(project, kind="trial", tags={"mlflow.parentRunId": "p7"}))
-    assert caught.value.hint == "raymlops sweep --resume p7 goes on with its sweep."
+        check_kind(known(project, kind="trial", tags={"mlflow.parentRunId": "p7"}), "run")
+    assert caught.value.hint == "To resume its sweep: raymlops sweep --resume p7"
 
 
 def test_files_that_are_not_here_are_no_reason_to_begin_again(project: Project) -> None:
@@ -101,7 +100,7 @@ def test_files_that_are_not_here_are_no_reason_to_begin_again(project: Project) 
     check_files(replace(fresh, metrics={"train/loss": 1.0}), there=True, host="b")
     with pytest.raises(UsageError, match=r"are not at .*/runs/r1, and it was started on a"):
         check_files(fresh, there=False, host="b")
-    with pytest.raises(UsageError, match="bring the folder back"):
+    with pytest.raises(UsageError, match="restore the folder"):
         check_files(replace(fresh, metrics={"train/loss": 1.0}), there=False, host="a")
 
 
@@ -112,14 +111,14 @@ def test_other_data_is_refused_with_its_rows(recorded: Recorded) -> None:
         check_data(recorded, DataRecord("0" * 64, {"train": 310, "validation": -1}))
     assert "it had 300 train, 101 validation, 300 test rows (fingerprint ffffffffffff)" in str(caught.value)
     assert "now there are 310 train, uncounted validation rows (000000000000)" in str(caught.value)
-    assert caught.value.hint.startswith("Restore the data, or start a new run on what is there now. If datasets()")
+    assert caught.value.hint.startswith("Restore the data, or start a new run on the present data. If datasets()")
 
 
 def test_a_sweep_whose_data_changed_is_told_so_as_a_sweep(recorded: Recorded) -> None:
     """A new run would be no way on."""
     with pytest.raises(UsageError, match=r"no longer what sweep .* was trained on") as caught:
         check_data(replace(recorded, kind="sweep"), DataRecord("0" * 64, {"train": 310}))
-    assert caught.value.hint.startswith("Restore the data, or start a new sweep on what is there now. ")
+    assert caught.value.hint.startswith("Restore the data, or start a new sweep on the present data. ")
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED"])
@@ -197,7 +196,7 @@ def test_changes_are_on_the_run_afterwards(recorded: Recorded, project: Project,
     after = look_up(mlflow, recorded.run_id)
     assert after.spec == wanted.spec
     assert after.tags["raymlops.config_sha"] == wanted.spec.sha()
-    assert [entry["changes"] for entry in resumes_with_changes(after.tags)] == [[first], [second]]
+    assert [entry["changes"] for entry in entries(after.tags, "raymlops.resumed_with_changes")] == [[first], [second]]
 
 
 def test_changed_code_is_allowed_told_and_registered_later(
@@ -205,7 +204,7 @@ def test_changed_code_is_allowed_told_and_registered_later(
 ) -> None:
     """Registering asks for the code of the weights, which is now that of the resume."""
     mlflow.log_text(recorded.run_id, json.dumps({"tiny.py": "0", "gone.py": "0"}), "code/files.json")
-    mlflow.set_tags(recorded.run_id, {"raymlops.code_sha": "0" * 64})
+    mlflow.log_batch(recorded.run_id, tags={"raymlops.code_sha": "0" * 64})
     before = look_up(mlflow, recorded.run_id)
     said = write_changes(mlflow, before, project=project, changes=[])
     assert said == ("code changed: gone.py", "code changed: tiny.py")
@@ -223,12 +222,6 @@ def test_the_tag_of_changes_stays_within_its_bounds(recorded: Recorded, project:
     ]
     for _ in range(3):
         write_changes(mlflow, look_up(mlflow, recorded.run_id), project=project, changes=many)
-    entries = resumes_with_changes(look_up(mlflow, recorded.run_id).tags)
-    assert 1 <= len(entries) <= 3
-    assert entries[-1]["changes"][0].startswith("train.epochs: was 2, now 3 (")
-
-
-@pytest.mark.parametrize("tag", ["", "{", "{}", "3", "[3]"])
-def test_a_tag_that_is_no_list_tells_of_nothing(tag: str) -> None:
-    """Anyone may write tags."""
-    assert resumes_with_changes({"raymlops.resumed_with_changes": tag}) == []
+    found = entries(look_up(mlflow, recorded.run_id).tags, "raymlops.resumed_with_changes")
+    assert 1 <= len(found) <= 3
+    assert found[-1]["changes"][0].startswith("train.epochs: was 2, now 3 (")

@@ -102,7 +102,7 @@ def test_a_run_that_died_before_its_first_checkpoint_keeps_what_it_learnt(
     artifact.unlink()
     events: list[Event] = []
     train(project, resume=run.info.run_id, on_event=events.append)
-    assert any("nothing is recorded of what Reordered.fit() learnt" in event.message for event in events)
+    assert any("no state of Reordered.fit() was recorded" in event.message for event in events)
     assert json.loads(store.read_text(run.info.run_id, FIT)) == fits_of(project, run.info.run_id)[-1]
 
 
@@ -110,7 +110,7 @@ def test_changed_code_that_learns_something_else_is_said(tiny_project: Any, stor
     """The run keeps the state that its weights were trained with."""
     project = tiny_project(recipe="drawn:Reordered")
     record = train(project)
-    tracker(project.spec).set_tags(record.run_id, {"raymlops.code_sha": "of other code"})
+    tracker(project.spec).log_batch(record.run_id, tags={"raymlops.code_sha": "of other code"})
     events: list[Event] = []
     train(tiny_project(recipe="drawn:Reordered", epochs=3), resume=record.run_id, on_event=events.append)
     (text,) = [event.message for event in events if "returns another state" in event.message]

@@ -43,7 +43,7 @@ class Runs:
     def suspend(self, number):
         self.said.append((number, "waiting"))
 
-    def run_id(self, number, *, wait_s=0.0):
+    def run_id(self, number):
         return f"run-{number}"
 
 

@@ -11,7 +11,7 @@ import pytest
 from raymlops.errors import TrackingError
 from raymlops.records import TrialRecord
 from raymlops.tracking.client import Tracker
-from raymlops.tuning.mlflow.sender import FLUSH_S
+from raymlops.tracking.sender import FLUSH_EVERY_S
 from raymlops.tuning.mlflow.trial_runs import Children
 
 if TYPE_CHECKING:
@@ -107,6 +107,12 @@ def run(children: Children, number: int, status: Any = "complete", *, reason: st
     children.end(number, status, reason=reason)
 
 
+def created(children: Children, number: int) -> str:
+    """Wait for the run of a trial, and return its id."""
+    until(lambda: children.run_id(number))
+    return str(children.run_id(number))
+
+
 def record(number: int, status: Any = "complete", *, reason: str = "", **fields: Any) -> TrialRecord:
     return TrialRecord(number, PARAMS, status, 0.4, epochs=2, reason=reason, **fields)
 
@@ -156,7 +162,7 @@ def test_the_id_of_a_run_is_known_once_it_is_open_and_stays_known(
 ) -> None:
     """While it runs, and when it has been forgotten but for that."""
     children.start(0, PARAMS)
-    found = children.run_id(0, wait_s=60)
+    found = created(children, 0)
     children.end(0, "complete")
     children.close()
     assert found == children.run_id(0) == child(store, parent, 0).info.run_id
@@ -169,9 +175,9 @@ def test_a_long_trial_is_told_of_while_it_runs(
     """Parameters and metrics are gathered for a few seconds, and sent without its end."""
     children.start(0, PARAMS)
     children.log(0, epoch=1, metrics=HISTORY[1])
-    children.run_id(0, wait_s=60)
+    created(children, 0)
     assert line.sent == [CREATE]
-    clock.now += FLUSH_S
+    clock.now += FLUSH_EVERY_S
     children.log(0, epoch=2, metrics=HISTORY[2])
     until(lambda: BATCH in line.sent)
     found = child(store, parent, 0)
@@ -180,7 +186,7 @@ def test_a_long_trial_is_told_of_while_it_runs(
     children.close()
 
 
-def until(true: Callable[[], bool]) -> None:
+def until(true: Callable[[], Any]) -> None:
     """Wait for another thread."""
     tick = threading.Event()
     for _ in range(6000):
@@ -228,7 +234,7 @@ def test_an_outage_loses_and_repeats_nothing_and_is_told_once(store: Tracker, li
     run(children, 0)
     run(children, 1, "pruned")
     until(lambda: line.count > 5)
-    assert children.run_id(0, wait_s=60) is None
+    assert children.run_id(0) is None
     (away,) = children.news()
     assert "MLflow is down" in away
     line.down = False
@@ -248,13 +254,13 @@ def test_an_outage_to_the_end_is_an_error_at_the_end_and_not_before(line: Line, 
     line.down = True
     run(children, 1)
     run(children, 2)
-    with pytest.raises(TrackingError, match=r"lacks some of 2 trials: MLflow is down") as raised:
+    with pytest.raises(TrackingError, match=r"MLflow is down; 2 runs are incomplete in MLflow") as raised:
         children.close(wait_s=0.05, patient=False)
     assert "Resume" in str(raised.value.hint)
 
 
 def test_a_server_that_does_not_answer_delays_no_trial(store: Tracker, parent: str) -> None:
-    """The id of a run is waited for once, not for each trial."""
+    """Not even its own start, and the sweep ends without it."""
     held = threading.Event()
 
     class Hanging(Line):
@@ -267,9 +273,9 @@ def test_a_server_that_does_not_answer_delays_no_trial(store: Tracker, parent: s
     children = over(line, parent)
     for number in range(2000):
         children.start(number, PARAMS)
-        assert children.run_id(number, wait_s=0.01) is None  # 20 s if each waited
+        assert children.run_id(number) is None
         children.end(number, "failed")
-    with pytest.raises(TrackingError, match="lacks some of 2000 trials"):
+    with pytest.raises(TrackingError, match="2000 runs are incomplete in MLflow"):
         children.close(wait_s=0.01)
     held.set()
 
@@ -304,12 +310,12 @@ def test_a_run_that_somebody_deleted_stops_nothing(store: Tracker, line: Line, p
     """It is said, nothing more is written to it, and the others go on."""
     children = over(line, parent)
     children.start(0, PARAMS)
-    store.delete_run(str(children.run_id(0, wait_s=60)))
+    store.delete_run(created(children, 0))
     children.log(0, epoch=1, metrics=HISTORY[1])
     run(children, 1)
     children.end(0, "complete")
     children.close()
-    assert any("of trial 0 was deleted" in news for news in children.news())
+    assert any("trial 0 was deleted in MLflow" in news for news in children.news())
     complete(store, parent, 1, "complete")
     assert [found.data.tags["raymlops.trial"] for found in store.children_of(parent)] == ["1"]
 
@@ -318,7 +324,7 @@ def test_what_mlflow_refuses_stops_nothing_and_is_an_error_at_the_end(store: Tra
     """A parameter that a run has with another value: the rest of it arrives, and the other trials."""
     children = over(line, parent)
     children.start(0, PARAMS)
-    store.log_params(str(children.run_id(0, wait_s=60)), {"train.lr": "7"})
+    store.log_batch(created(children, 0), params={"train.lr": "7"})
     children.end(0, "complete", history=HISTORY)
     run(children, 1)
     with pytest.raises(TrackingError, match="Changing param values"):
@@ -405,7 +411,7 @@ def test_no_run_is_said_to_run_when_the_sweep_has_ended(store: Tracker, line: Li
     """A killed sweep left one, and the resumed one was interrupted before that trial went on."""
     killed = over(Line(store), parent)
     killed.start(0, PARAMS)
-    assert killed.run_id(0, wait_s=60) is not None
+    created(killed, 0)
     resumed = over(line, parent)
     resumed.adopt()
     resumed.close()

@@ -1,0 +1,115 @@
+"""A run that MLflow does not have all of yet: what is still to be sent, and that no point is sent twice.
+
+No clock, no thread, no request: when something is sent is the sender's decision.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from raymlops.tracking.client import metric_key, steps_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from raymlops.records import MetricPoint
+
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+DROPPED = "raymlops.dropped_points"
+"""Tag: the number of points that were lost because MLflow was unavailable for too long."""
+
+
+@dataclass(slots=True, eq=False)
+class PendingRun:
+    """The pending parameters, points, tags and end of one run. ``name`` is its name in messages."""
+
+    name: str
+    run_id: str | None = None
+    """None until it is created."""
+    create: Callable[[bool], str] | None = None
+    """Creates the run and returns its id; told whether an earlier request may have created it already."""
+    recoverable: bool = False
+    """Whether its points can be logged again later: then the newest points are dropped when too many are pending, and
+    rejected ones are given up at once."""
+    last_step: Callable[[], None] | None = None
+    """Called once every other run is complete, before ``Sender.finish`` returns."""
+    params: dict[str, str] = field(default_factory=dict)
+    points: list[MetricPoint] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    ending: tuple[RunStatus, int] | None = None
+    """The final status, and its time in milliseconds since the epoch."""
+    last_steps: dict[str, int] = field(default_factory=dict)
+    """The last step of each metric that was logged."""
+    in_flight: int = 0
+    """The number of points, from the first one on, that are being sent."""
+    dropped: int = 0
+    incomplete: bool = False
+    """MLflow rejected part of it."""
+    unread: bool = False
+    """MLflow may have more of the run than is known here: it is read before anything is sent."""
+    reopens: tuple[str, ...] = ()
+    """The run has ended and resumes: it is set to RUNNING, and these tags are removed."""
+    flush_s: float = -math.inf
+    """When the next batch is sent, unless it is full earlier."""
+    due_s: float = math.inf
+    """When the sender looks at it next."""
+    not_before_s: float = -math.inf
+    failures: int = 0
+    """Consecutive failed requests."""
+    unchecked: bool = False
+    """The last request failed, and the server has not been probed since."""
+    rejections: list[Exception] = field(default_factory=list)
+    """Consecutive requests that MLflow answered with an error."""
+
+    @property
+    def has_batch(self) -> bool:
+        """Return whether anything but the end is pending."""
+        return bool(self.points or self.tags or self.params)
+
+    def new(self, points: Iterable[MetricPoint]) -> list[MetricPoint]:
+        """Return the points that are above the last step of their metric."""
+        found: list[MetricPoint] = []
+        reached: dict[str, int] = {}
+        for name, value, step, ms in points:
+            # A sweep has thousands of runs with the same few metrics: each name is kept once.
+            key = sys.intern(metric_key(name))
+            if step > reached.get(key, self.last_steps.get(key, -1)):
+                reached[key] = step
+                found.append((key, float(value), step, ms))
+        return found
+
+    def add(self, points: list[MetricPoint]) -> None:
+        """Take in points that are ``new``."""
+        self.points += points
+        self.last_steps |= {key: step for key, _, step, _ in points}
+
+    def drop_oldest(self, num_points: int) -> None:
+        """Drop the oldest points."""
+        del self.points[:num_points]
+        self.in_flight = max(0, self.in_flight - num_points)
+        self.dropped += num_points
+        self.tags[DROPPED] = str(self.dropped)
+
+    def sent(self, tags: dict[str, str]) -> None:
+        """Forget the batch that was sent, with these tags; a tag may have a new value meanwhile."""
+        del self.points[: self.in_flight]
+        self.in_flight = 0
+        self.params = {}
+        self.tags = {key: value for key, value in self.tags.items() if tags.get(key) != value}
+
+    def clear(self) -> None:
+        """Forget everything but the end."""
+        self.params, self.points, self.tags = {}, [], {}
+
+    def learn(self, run: Any) -> None:
+        """Drop what MLflow's ``Run`` has already."""
+        steps = steps_of(run)
+        self.params = {key: value for key, value in self.params.items() if metric_key(key) not in run.data.params}
+        self.points = [point for point in self.points if point[2] > steps.get(point[0], -1)]
+        for key, step in steps.items():
+            self.last_steps[key] = max(step, self.last_steps.get(key, -1))
+        if DROPPED in run.data.tags and not self.dropped:
+            self.tags = {DROPPED: "0", **self.tags}
