@@ -295,7 +295,6 @@ class _Sweep:
             report = write_report(
                 books.study,
                 self._project,
-                self._store,
                 records=records,
                 objectives=self._objectives,
                 spent=conductor.spent,
