@@ -218,7 +218,7 @@ class _Trial:
         state = recorded_fit(uri) if self._config["resume"] else None
         prepared = self._data.get(project, shared=json.loads(self._config["shared"]), state=state)
         found = self._recalled(uri)
-        self._watchdog.begins(0 if found is None or found.state is None else found.state.step)
+        self._watchdog.start(0 if found is None or found.state is None else found.state.step)
         if self._nested:
             from raymlops.tuning.trial.multi_worker import train_on_workers
 
