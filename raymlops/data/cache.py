@@ -1,10 +1,9 @@
-"""A process's prepared data, kept for its next trial.
+"""A process's prepared data, cached for its next trial.
 
-Owns the question whether another configuration would have prepared the same data: it would, where it differs only in
-fields of the recipe's configuration that ``datasets``, ``fit``, ``encode`` and ``target`` never read. What they
-read is watched, so that a sweep over ``hidden`` loads its data once a process and one over ``train_rows``
-does not train on the wrong rows. The same question decides whether a process may take over what another one found out:
-files that were listed, rows that were counted, Ray Data that was written, or all of its data. Knows nothing of Ray.
+Owns the cache key: two configurations have the same data where they differ only in fields of the recipe's
+configuration that ``datasets``, ``fit``, ``encode`` and ``target`` never read. Their reads are recorded, so that a
+sweep over ``hidden`` loads its data once a process, and one over ``train_rows`` does not train on the wrong rows. The
+same key decides whether a process may use the listing, the row counts or the whole data of another one.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class _Entry:
     prepared: Prepared
 
     def fits(self, project: Project) -> bool:
-        """Return whether ``project`` would prepare the same data. Asked anew each time: reading goes on in training."""
+        """Return whether ``project`` would prepare the same data. Training may read more fields, so this may change."""
         return (
             self.project.recipe_class is project.recipe_class
             and self.project.spec.train.seed == project.spec.train.seed
@@ -43,24 +42,24 @@ class _Entry:
 
 
 class DataCache:
-    """Prepared data by what it was made from; the last one only, as a trial's data may fill the memory.
+    """Caches the data that was prepared last; only that, as a trial's data may fill the memory.
 
-    ``shared`` is what another process prepared: it is at hand beside the last one, as it costs no memory.
+    ``shared`` is another process's data, which is available too, as it costs no memory.
     """
 
     def __init__(self, shared: SharedData | None = None) -> None:
         self._shared = shared
         self._entry: _Entry | None = None
         self.prepared = 0
-        """How often data was prepared anew."""
+        """How often data was prepared."""
 
     def get(
         self, project: Project, *, shared: Mapping[str, Any] | None = None, state: Mapping[str, Any] | None = None
     ) -> Prepared:
-        """Return the project's data: prepared before, with a recipe of this configuration, or prepared now.
+        """Return the project's data, from the cache or prepared now, with a recipe of this configuration.
 
         ``shared`` is what ``share`` returned in another process; it is used where the data would be the same.
-        ``state`` is what ``fit`` returned for weights that training goes on with: another fit is none of theirs.
+        ``state`` is what ``fit`` returned for the weights of a resumed training, which need that very state.
 
         Raises:
             RecipeError, StorageError: as ``prepare``.
@@ -86,22 +85,24 @@ class DataCache:
         sources = None
         if shared is not None and shared["key"] == _key(project, shared["key"]):
             sources = shared["sources"]
-            watched.count_as_read(shared["key"]["config"])  # there: here ``datasets`` may not be called
+            watched.count_as_read(shared["key"]["config"])  # in that process: ``datasets`` may not be called here
         made = prepare(replace(project, recipe_config=watched), state=state, sources=sources)  # type: ignore[arg-type]
         if state is not None:
-            return Prepared(project.recipe(state=made.state), made.splits, made.state)  # what fit reads was not seen
+            return Prepared(
+                project.recipe(state=made.state), made.splits, made.state
+            )  # ``fit`` did not run, so its reads are unknown
         self._entry = _Entry(project, watched, made)
         return Prepared(project.recipe(state=made.state), made.splits, made.state)
 
     def share(self) -> dict[str, Any]:
-        """Return, as JSON data, what spares another process the search for the data that was prepared last."""
+        """Return, as JSON data, the sources of the data that was prepared last, for another process."""
         entry = self._entry
         assert entry is not None, "nothing was prepared"
         fields = dict.fromkeys(entry.watched.read_fields())
         return {"key": _key(entry.project, {"config": fields}), "sources": entry.prepared.sources()}
 
     def shared_data(self) -> SharedData | None:
-        """Return what spares another process all of it, to be given to its cache; None where that cannot be.
+        """Return the data that was prepared last for another process's cache; None where it cannot be shared.
 
         Raises:
             RecipeError: ``encode()`` or ``target()`` raises.
@@ -109,23 +110,25 @@ class DataCache:
         entry = self._entry
         assert entry is not None, "nothing was prepared"
         sources = entry.prepared.sources()
-        parts = pack(entry.prepared.splits, sources=sources)  # encodes: only then is all read that decides the data
+        parts = pack(
+            entry.prepared.splits, sources=sources
+        )  # encodes, which reads the remaining fields that decide the data
         if parts is None:
             return None
         return SharedData(self.share()["key"], sources, entry.prepared.state, parts, host=platform.node())
 
 
 def _key(project: Project, like: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the data of a project depends on, by the fields of another one's key."""
+    """Return what a project's data depends on, with the fields of another project's key."""
     values = project.recipe_config.model_dump(mode="json")
     config = {name: values.get(name) for name in sorted(like["config"])}
     return {"recipe": project.reference, "seed": project.spec.train.seed, "config": config}
 
 
 class WatchedConfig:
-    """Stands in for a recipe's configuration and notes which fields are read.
+    """Proxies a recipe's configuration and records which fields are read.
 
-    Whatever is more than reading a field (dumping, copying, comparing, iterating) counts as reading them all.
+    Anything other than reading a field (dumping, copying, comparing, iterating) counts as reading them all.
     """
 
     def __init__(self, config: RecipeConfig) -> None:

@@ -1,14 +1,12 @@
-"""A driver's prepared data, as what every process of a node can map instead of preparing it again.
+"""A driver's prepared data in Ray's object store: once on each node, mapped by every process there without a copy.
 
-Owns the form: numbers lie in numpy arrays, which Ray keeps once a node and gives to each process without a copy and
-read-only; text and other objects are pickled, and come to life in a process that asks for them. Nobody may write into
-such data: training draws rows from it, which copies them. Whether it is the data that a trial would prepare is decided
-by ``cache``. Knows nothing of Ray.
+Numbers are numpy arrays, which Ray maps read-only; text and other objects are pickled, and unpickled in a process that
+reads them. Training copies the rows that it draws, so nothing writes into the arrays. ``cache`` decides whether a trial
+would prepare the same data.
 
-One value in Ray's object store for every process of a node, for as long as whoever lent it keeps it.
-
-Owns the reference. Ray pins an object whose reference is pickled into a class, as a trainable's is, until the driver
-ends: a notebook that sweeps ten times would hold the data of ten sweeps. Knows nothing of what is lent.
+``ray.put`` alone, and ``tune.with_parameters`` on top of it, keep the object until the driver ends, because Ray (2.60)
+pins an object whose reference is pickled into a class: a notebook that sweeps ten times would hold the data of ten
+sweeps. ``StoredObject`` can be released.
 """
 
 from __future__ import annotations
@@ -40,45 +38,45 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 
-class Lent:
-    """A value in the object store. It may be pickled into classes; a process maps the value with ``get``."""
+class StoredObject:
+    """A value in the object store. It may be pickled into classes, and is freed once it is released."""
 
     def __init__(self, value: Any) -> None:
         self._reference: Any = ray.put(value)
 
     def get(self) -> Any:
-        """Return the value; its arrays are views of the node's memory."""
+        """Return the value; its arrays are views of shared memory."""
         return ray.get(self._reference)
 
     def release(self) -> None:
-        """Let go of it: Ray frees it once no process has it mapped."""
+        """Drop the reference: Ray frees the value once no process maps it."""
         self._reference = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What Ray (2.60) does for a reference, but for pinning it.
+        # As Ray (2.60) pickles a reference, without pinning it.
         reference = self._reference
         worker = ray._private.worker.global_worker  # noqa: SLF001 - no public call
         _, owner, status = worker.core_worker.serialize_object_ref(reference)
         return _borrowed, (reference.binary(), owner, status, reference.tensor_transport())
 
 
-def _borrowed(reference_id: bytes, owner: bytes, status: bytes, transport: str) -> Lent:
+def _borrowed(reference_id: bytes, owner: bytes, status: bytes, transport: str) -> StoredObject:
     from ray._private.serialization import _object_ref_deserializer
 
-    lent = Lent.__new__(Lent)
-    lent._reference = _object_ref_deserializer(reference_id, "", owner, status, transport)  # noqa: SLF001
-    return lent
+    stored = StoredObject.__new__(StoredObject)
+    stored._reference = _object_ref_deserializer(reference_id, "", owner, status, transport)  # noqa: SLF001
+    return stored
 
 
 _SMALL_BYTES = 16 << 20
-"""A dataset of other kinds is unpickled in each process; of a larger one each had better load its own."""
+"""A dataset of another kind is unpickled in each process; a larger one is better loaded there."""
 _DRAWN = ("train", "validation")
-"""The splits that a trial draws from: they are encoded once for all."""
+"""The splits that a trial draws from: the driver encodes them once."""
 
 
 @dataclass(frozen=True)
 class _Numbers:
-    """A tensor as an array; ``dtype`` is the tensor's where numpy has none like it."""
+    """A tensor as an array; ``dtype`` is the tensor's where numpy has no such type."""
 
     values: Array
     dtype: str = ""
@@ -89,12 +87,12 @@ class _Table:
     rows: int
     numbers: dict[str, Array]
     objects: Array
-    """Columns of objects, pickled; as an array of bytes, so that those too lie once on a node."""
+    """Columns of objects, pickled into an array of bytes, which is shared too."""
     order: tuple[str, ...]
     encoded: Any
     """The batch of all rows, its tensors as ``_Numbers``; None where rows are encoded when they are drawn."""
-    asked: bool
-    """Whether ``encoded`` says anything."""
+    encodes: bool
+    """Whether ``encoded`` was computed."""
 
 
 @dataclass(frozen=True)
@@ -109,27 +107,27 @@ class _Pickled:
 
 @dataclass(frozen=True)
 class SharedData:
-    """All splits of a recipe, with what ``fit`` learnt. ``key`` says which configurations would prepare the same."""
+    """All splits of a recipe, and the state that ``fit`` returned. ``key`` says which configurations share them."""
 
     key: dict[str, Any]
     sources: dict[str, Any]
     state: dict[str, Any]
     parts: dict[str, Any]
     host: str
-    """Where it was made."""
+    """The machine that made it."""
 
     @property
     def fits_here(self) -> bool:
-        """Return whether this machine can use it: a dataset of another kind may name files of the one that made it."""
+        """Return whether this machine can use it: a pickled dataset may name files of the machine that made it."""
         return self.host == platform.node() or not any(isinstance(part, _Pickled) for part in self.parts.values())
 
     @property
     def size_bytes(self) -> int:
-        """Return what it takes once a node."""
+        """Return the size on each node."""
         return sum(array.nbytes for array in _arrays(self.parts))
 
     def prepared(self, recipe: RecipeBase) -> Prepared:
-        """Return the splits for a recipe that was made with ``state``."""
+        """Return the splits for a recipe made with ``state``."""
         splits = {part: self._split(part, recipe) for part in SPLITS}
         return Prepared(recipe, splits, dict(self.state))
 
@@ -146,7 +144,7 @@ class SharedData:
 
 
 class _SharedTable(TableSplit):
-    """A table whose columns are elsewhere until somebody asks for them; its batches come from what is encoded."""
+    """A table whose batches come from shared tensors; its columns are unpickled when they are read."""
 
     def __init__(self, packed: _Table, *, name: str, recipe: RecipeBase, known: Mapping[str, Any]) -> None:
         SplitData.__init__(self, name=name, rows=packed.rows, recipe=recipe)
@@ -154,8 +152,8 @@ class _SharedTable(TableSplit):
         whole = stands_alone(known)
         self._files = ParquetFiles.from_dict(known) if whole else None
         self._written = whole and bool(known["written"])
-        if packed.asked:
-            # In the place of the cached property: nothing is encoded again.
+        if packed.encodes:
+            # Fill the cached property, so that nothing is encoded again.
             vars(self)["_encoded"] = None if packed.encoded is None else _map(packed.encoded, _Numbers, _tensor)
 
     @cached_property
@@ -167,9 +165,9 @@ class _SharedTable(TableSplit):
 
 
 def pack(splits: Mapping[str, SplitData], *, sources: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the splits as what can be shared, by name; None where a process has to call ``datasets()`` in any case.
+    """Return the splits in a form that can be shared, by name; None where each process must call ``datasets()``.
 
-    Files that are streamed are not among them: their ``sources`` say all.
+    Streamed files are left out: ``sources`` describes them.
     """
     parts: dict[str, Any] = {}
     for part, split in splits.items():
@@ -199,7 +197,7 @@ def _packed(split: SplitData, *, encodes: bool) -> _Table | _Tensors | _Pickled 
 def _table(split: TableSplit, *, encodes: bool) -> _Table | None:
     encoded = None
     if encodes:
-        split.batch(torch.arange(min(1, split.rows)))  # encodes all rows where they can be
+        split.batch(torch.arange(min(1, split.rows)))  # encodes all rows where that is possible
         encoded = vars(split)["_encoded"]
         encoded = None if encoded is None else _map(encoded, torch.Tensor, _numbers)
     numbers = {name: np.ascontiguousarray(values) for name, values in split.columns.items() if values.dtype != object}
@@ -207,7 +205,7 @@ def _table(split: TableSplit, *, encodes: bool) -> _Table | None:
     data = _pickled(objects) if objects else np.empty(0, dtype=np.uint8)
     if data is None or any(isinstance(leaf, torch.Tensor) for _, leaf in leaves(encoded)):
         return None
-    return _Table(split.rows, numbers, data, tuple(split.columns), encoded, asked=encodes)
+    return _Table(split.rows, numbers, data, tuple(split.columns), encoded, encodes=encodes)
 
 
 def _pickled(value: Any) -> Array | None:
@@ -218,7 +216,7 @@ def _pickled(value: Any) -> Array | None:
 
 
 def _numbers(tensor: torch.Tensor) -> _Numbers | torch.Tensor:
-    """Return a tensor as an array, or as it is where it is none of plain numbers in host memory."""
+    """Return a tensor as an array; a sparse tensor or one on a device unchanged."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
         return tensor
     plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
@@ -230,14 +228,14 @@ def _numbers(tensor: torch.Tensor) -> _Numbers | torch.Tensor:
 
 def _tensor(numbers: _Numbers) -> torch.Tensor:
     with warnings.catch_warnings():
-        # It warns that writing into a read-only array is undefined; nobody does.
+        # torch warns about writes into a read-only array; there are none.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensor = torch.from_numpy(numbers.values)
     return tensor.view(getattr(torch, numbers.dtype)) if numbers.dtype else tensor
 
 
 def _map(batch: Any, kind: type, function: Any) -> Any:
-    """Return a batch with ``function`` applied to what is of a kind."""
+    """Return a batch with ``function`` applied to its values of a type."""
     if isinstance(batch, kind):
         return function(batch)
     if isinstance(batch, Mapping):

@@ -1,14 +1,7 @@
-"""What a sweep takes while it runs: which trials have room, since when, and what each of them reserves.
+"""Accounting of a sweep: reserved resources, ended trials, and whether a budget is used up.
 
-Owns the clock of a sweep. Knows nothing of budgets.
-
-What a sweep has taken, and whether that is enough: time, CPU- and GPU-hours, money, a target, no improvement.
-
-Pure. Knows nothing of clocks: seconds are given.
-
-How a sweep stands by the trials that have ended: how many, which is the best, how many since.
-
-Pure. The best of several objectives is by the first; who wins in the end is ``select``'s to say.
+Pure: the clock is an argument. Of several objectives the first decides which trial is the best so far; the winner is
+chosen by ``selection``.
 """
 
 from __future__ import annotations
@@ -35,11 +28,11 @@ class Tally:
 
     mode: str
     best: TrialRecord | None = None
-    """Of those that ran to their end and keep the constraints."""
+    """Of the complete trials that keep the constraints."""
     since_best: int = 0
-    """Trials of the sweep's own that have ended since, those that failed aside."""
+    """The sweep's own trials that have ended since, without failed ones."""
     ended: int = 0
-    """Trials of the sweep's own."""
+    """The sweep's own trials."""
 
     @classmethod
     def of(cls, records: Iterable[TrialRecord], *, mode: str) -> Self:
@@ -50,7 +43,7 @@ class Tally:
         return tally
 
     def take(self, record: TrialRecord) -> bool:
-        """Take in a trial that ended; return whether it is the best so far."""
+        """Count a trial that ended; return whether it is the best so far."""
         own = not record.carried_from
         self.ended += own
         if record.status == "failed":
@@ -66,10 +59,10 @@ class Tally:
 
 
 def spent(before: SpentRecord, *, wall_s: float, cpu_s: float, gpu_s: float, section: SweepSection) -> SpentRecord:
-    """Return what a sweep took, over all its resumes.
+    """Return the resources that a sweep has used, over all its resumes.
 
-    ``before`` is what it had taken when it was resumed, ``wall_s`` the seconds since then, ``cpu_s`` and ``gpu_s`` the
-    seconds of CPUs and GPUs that its trials have reserved since. A trial that is done again counts again.
+    ``before`` is the usage when it was resumed, ``wall_s`` the seconds since then, ``cpu_s`` and ``gpu_s`` the CPU and
+    GPU seconds that its trials have reserved since. A repeated trial counts again.
     """
     cpu_hours, gpu_hours = before.cpu_hours + cpu_s / 3600, before.gpu_hours + gpu_s / 3600
     price = section.price
@@ -97,7 +90,7 @@ def used_up(section: SweepSection, so_far: SpentRecord) -> str:
 
 
 def good_enough(section: SweepSection, tally: Tally) -> str:
-    """Return why no more trials are needed, in words; empty where they are."""
+    """Return why no more trials are needed, in words; empty where more are."""
     best, target = None if tally.best is None else tally.best.value, section.target
     if best is None:
         return ""
@@ -109,7 +102,7 @@ def good_enough(section: SweepSection, tally: Tally) -> str:
 
 
 def words(so_far: SpentRecord) -> str:
-    """Return what a sweep took in a few words: ``0:01:05, 0.04 CPU-hours, 0.02 EUR``."""
+    """Format the resources used: ``0:01:05, 0.04 CPU-hours, 0.02 EUR``."""
     minutes, seconds = divmod(math.floor(so_far.wall_s), 60)
     parts = [f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}", f"{so_far.cpu_hours:.3g} CPU-hours"]
     if so_far.gpu_hours:
@@ -124,7 +117,7 @@ _DURATIONS = 20
 
 
 class Meter:
-    """Adds up CPUs and GPUs by the second."""
+    """Measures the CPU and GPU seconds that trials reserve."""
 
     def __init__(self, section: SweepSection, *, before: SpentRecord, clock: Callable[[], float]) -> None:
         self.clock = clock
@@ -132,13 +125,13 @@ class Meter:
         self._before = before
         self._began = clock()
         self._reserved: dict[int, tuple[float, float]] = {}
-        """CPUs and GPUs of each trial that was drawn and has not ended."""
+        """CPUs and GPUs of each trial that is drawn and has not ended."""
         self._handed_out: dict[int, float] = {}
         self._since: dict[int, float] = {}
-        """Since when each of them really runs: its process may wait for room."""
+        """When each of them got its process, which may wait for resources."""
         self._durations: deque[float] = deque(maxlen=_DURATIONS)
         self._cpu_s = self._gpu_s = 0.0
-        """Of trials that run no more."""
+        """Of trials that no longer run."""
 
     @property
     def busy(self) -> int:
@@ -156,17 +149,17 @@ class Meter:
 
     @property
     def short(self) -> bool:
-        """Return whether trials last so little that drawing one is a good part of it."""
+        """Return whether trials are so short that drawing one takes a large part of their time."""
         return bool(self._durations) and median(self._durations) <= SHORT_S
 
     @property
     def here_s(self) -> float:
-        """Return the seconds since the sweep began or was resumed."""
+        """Return the seconds since the sweep was started or resumed."""
         return self.clock() - self._began
 
     @property
     def spent(self) -> SpentRecord:
-        """Return what the sweep took so far, over all its resumes."""
+        """Return the resources used so far, over all resumes."""
         now, cpu_s, gpu_s = self.clock(), self._cpu_s, self._gpu_s
         for number, since in self._since.items():
             cpus, gpus = self._reserved[number]
@@ -174,20 +167,20 @@ class Meter:
         return spent(self._before, wall_s=now - self._began, cpu_s=cpu_s, gpu_s=gpu_s, section=self._section)
 
     def reserves(self, number: int, *, cpus: float, gpus: float) -> None:
-        """Note what a trial takes while it runs."""
+        """Record the reservation of a trial."""
         self._reserved[number] = (cpus, gpus)
 
     def hand_out(self, number: int) -> None:
-        """Note that a trial is on its way to a process."""
+        """Record that a trial was handed out."""
         self._handed_out[number] = self.clock()
 
     def start(self, number: int) -> None:
-        """Note that a trial has the process that it waited for."""
+        """Record that a trial has its process."""
         if number in self._reserved:
             self._since[number] = self.clock()
 
     def end(self, number: int) -> None:
-        """Note that a trial runs no more."""
+        """Record that a trial no longer runs."""
         now = self.clock()
         if (handed_out := self._handed_out.pop(number, None)) is not None:
             self._durations.append(now - handed_out)

@@ -1,7 +1,4 @@
-"""What a sweep refuses before anything starts, and what follows from its configuration and the cluster's size.
-
-Nodes are what the caller read.
-"""
+"""Checks of a sweep's configuration before anything starts. They need no cluster and no data."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from raymlops.tuning.objectives import (
     metric_of,
     num_own_trials,
 )
-from raymlops.tuning.search_space import by_chance, draw_order, point
+from raymlops.tuning.search_space import draw_order, point, random_points
 from raymlops.tuning.study.storage import without_credentials
 
 if TYPE_CHECKING:
@@ -29,17 +26,17 @@ if TYPE_CHECKING:
     from raymlops.project import Project
 
 _DRAWS = 64
-"""Random points of which one must hold: where it is one in twenty, all of them fail in 4 sweeps of 100."""
+"""Random points of which one must be valid: where one in twenty is, all are invalid in 4 sweeps of 100."""
 _LISTED = 2_000
-"""Points that are fixed in advance of which one must hold; a check of each takes a millisecond."""
+"""Grid or Sobol points of which one must be valid; each check takes a millisecond."""
 
 
 def check(project: Project) -> None:
-    """Refuse a sweep that cannot be: needs no cluster and no data, so that it can be asked before either is there.
+    """Reject an invalid sweep.
 
     Raises:
-        UsageError: the space is empty, has no order, or no point that the recipe takes; a metric changes without its
-            mode; a budget or a target that nothing can reach; a scheduler that cannot tell how long a trial is.
+        UsageError: the space is empty, has circular conditions, or no point that the recipe accepts; a metric without
+            its mode; a budget or a target that no trial can reach; a scheduler that does not know a trial's length.
     """
     spec = project.spec
     if not spec.sweep.space:
@@ -57,10 +54,10 @@ def check(project: Project) -> None:
 
 
 def refuse_sqlite(url: str, *, nodes: int) -> None:
-    """Refuse a SQLite file where the cluster has several nodes.
+    """Reject a SQLite file where the cluster has several nodes.
 
     Raises:
-        UsageError: saying what to set instead.
+        UsageError: with the setting to use instead.
     """
     if nodes > 1 and url.startswith("sqlite"):
         raise UsageError(
@@ -74,8 +71,7 @@ def _check_metric(spec: ProjectSpec) -> None:
     section = spec.sweep
     if section.metric not in {None, spec.train.metric} and section.mode is None:
         raise UsageError(
-            f"sweep.metric is {section.metric!r}, not train.metric ({spec.train.metric!r}), "
-            "and sweep.mode does not say whether it is to fall or to rise",
+            f"sweep.metric is {section.metric!r}, not train.metric ({spec.train.metric!r}), and sweep.mode is not set",
             hint="Write sweep.mode: min or max.",
         )
 
@@ -89,9 +85,9 @@ def _check_target(spec: ProjectSpec) -> None:
     if not least <= target <= most:
         bound = f"at least {least:g}" if target < least else f"at most {most:g}"
         raise UsageError(
-            f"sweep.target is {target:g}, but sweep.constraints wants {metric} to be {bound}: "
-            "a trial that reaches the one breaks the other",
-            hint="Change one of them, or leave the target out.",
+            f"sweep.target is {target:g}, but sweep.constraints requires {metric} to be {bound}: "
+            "a trial that reaches the target breaks the constraint",
+            hint="Change one of them, or remove the target.",
         )
 
 
@@ -99,14 +95,14 @@ def _check_resource(spec: ProjectSpec) -> None:
     section, scheduler, whole = spec.sweep, spec.sweep.scheduler, max_resource(spec)
     if scheduler in HALVING and whole == math.inf:
         raise UsageError(
-            f"sweep.resource is {section.resource!r}, and nothing says how much of it a whole trial takes, "
-            f"which {scheduler} needs to know",
+            f"sweep.resource is {section.resource!r}, and the length of a whole trial is not set, "
+            f"which {scheduler} needs",
             hint="Set train.max_steps or sweep.max_resource.",
         )
     if scheduler != "none" and section.grace_period > whole:
         raise UsageError(
-            f"sweep.grace_period is {section.grace_period:g}, more than a whole trial takes: {whole:g} "
-            f"({section.resource}), so that {scheduler} would never stop one",
+            f"sweep.grace_period is {section.grace_period:g}, longer than a whole trial: {whole:g} "
+            f"({section.resource}), so {scheduler} would never stop one",
             hint=f"Set sweep.grace_period to at most {whole:g}, or sweep.scheduler to none.",
         )
 
@@ -129,17 +125,17 @@ def _check_budgets(spec: ProjectSpec) -> None:
 
 
 def _check_points(project: Project) -> None:
-    """Refuse start points that the recipe does not take, and a space where no point is found that it takes."""
+    """Reject start points that the recipe rejects, and a space without a point that it accepts."""
     sweep = project.spec.sweep
     for index in range(len(sweep.enqueue)):
         start = point(sweep, index) or {}
-        if _whole(start, sweep.space) and (reason := _refusal(project, start)):
-            raise UsageError(f"sweep.enqueue[{index}] is refused: {reason}", hint="Change it, or leave it out.")
+        if _whole(start, sweep.space) and (reason := _rejection(project, start)):
+            raise UsageError(f"sweep.enqueue[{index}] is rejected: {reason}", hint="Change or remove it.")
     points, problem = _beside_starts(project.spec)
     reasons: Counter[str] = Counter()
     first: Mapping[str, Any] = {}
     for params in points:
-        reason = _refusal(project, params)
+        reason = _rejection(project, params)
         if not reason:
             return
         first = first or params
@@ -149,32 +145,32 @@ def _check_points(project: Project) -> None:
     ((reason, count),) = reasons.most_common(1)
     shown = ", ".join(f"{key}={value}" for key, value in first.items())
     raise UsageError(
-        f"{problem} are refused, {count:,} of them with: {reason}\n  for example {shown}",
+        f"{problem} are rejected, {count:,} of them with: {reason}\n  for example {shown}",
         hint="Change the ranges, or make a parameter depend on another with when: {key.path: value}.",
     )
 
 
 def _beside_starts(spec: ProjectSpec) -> tuple[Iterable[Mapping[str, Any]], str]:
-    """Return points that the sweep may try beside its start points, and what is wrong where the recipe takes none."""
+    """Return points that the sweep may try after its start points, and the error where the recipe accepts none."""
     sweep, starts = spec.sweep, len(spec.sweep.enqueue)
     left = num_own_trials(spec) - starts
     if sweep.sampler not in {"grid", "qmc"}:
-        drawn = islice(by_chance(sweep.space, seed=sweep.seed), _DRAWS if left > 0 else 0)
-        return drawn, f"sweep.space holds no point that the recipe takes: all {_DRAWS} drawn at random"
-    # These very points are tried; chance may miss the few among them that hold.
+        drawn = islice(random_points(sweep.space, seed=sweep.seed), _DRAWS if left > 0 else 0)
+        return drawn, f"the recipe accepts no point of sweep.space: all {_DRAWS} random ones"
+    # The sweep tries exactly these points; random ones may miss the few valid ones.
     listed = min(left, _LISTED)
     which = f"the first {listed:,} of {left:,}" if listed < left else f"all {listed:,}"
-    problem = f"sampler {sweep.sampler} tries no point that the recipe takes: {which}"
+    problem = f"the recipe accepts no point of sampler {sweep.sampler}: {which}"
     return (point(sweep, index) or {} for index in range(starts, starts + listed)), problem
 
 
 def _whole(params: Mapping[str, Any], space: Mapping[str, Distribution]) -> bool:
-    """Say whether a start point leaves nothing to chance: what is drawn beside others may make it hold or not."""
+    """Return whether a start point sets every parameter; drawn values may make a partial one valid or not."""
     return all(key in params or not exists(searched, params) for key, searched in space.items())
 
 
-def _refusal(project: Project, params: Mapping[str, Any]) -> str:
-    """Return why the recipe's configuration refuses a point; empty where it takes it."""
+def _rejection(project: Project, params: Mapping[str, Any]) -> str:
+    """Return why the recipe's configuration rejects a point; empty where it accepts it."""
     try:
         project.with_params(params)
     except ConfigError as error:

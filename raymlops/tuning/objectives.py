@@ -1,7 +1,4 @@
-"""What a sweep optimizes, and how much of it there is: objectives, resource, trials, concurrency.
-
-Pure: nodes are what the caller read.
-"""
+"""The objectives of a sweep, the length and number of its trials, and its concurrency. Pure."""
 
 from __future__ import annotations
 
@@ -19,28 +16,28 @@ if TYPE_CHECKING:
 
 
 def objectives_of(spec: ProjectSpec) -> tuple[Objective, ...]:
-    """Return what the sweep optimises: one metric, or several as ``sweep.objectives`` has them."""
+    """Return the objectives: one metric, or those of ``sweep.objectives``."""
     section = spec.sweep
     if section.objectives:
         return tuple(Objective(metric, mode) for metric, mode in section.objectives.items())
-    # train.mode holds for train.metric alone; check() refuses another metric without a mode of its own.
+    # train.mode belongs to train.metric; check() rejects another metric without its own mode.
     return (Objective(section.metric or spec.train.metric, section.mode or spec.train.mode),)
 
 
 def metric_of(spec: ProjectSpec) -> str:
-    """Return the name of the metric that the sweep optimises, of several the first."""
+    """Return the name of the first objective."""
     return objectives_of(spec)[0].metric
 
 
 def mode_of(spec: ProjectSpec) -> Literal["min", "max"]:
-    """Return whether that metric is to fall or to rise."""
+    """Return the mode of the first objective."""
     return objectives_of(spec)[0].mode
 
 
 def max_resource(spec: ProjectSpec) -> float:
-    """Return how much of ``sweep.resource`` a whole trial takes, of several lengths the longest.
+    """Return the length of a whole trial in ``sweep.resource``, of several lengths the longest.
 
-    Infinity where nothing says it, which ``check`` refuses for schedulers that need to know.
+    Infinity where it is not set, which ``check`` rejects for schedulers that need it.
     """
     section = spec.sweep
     if section.max_resource is not None:
@@ -52,29 +49,29 @@ def max_resource(spec: ProjectSpec) -> float:
 
 
 def num_own_trials(spec: ProjectSpec) -> int:
-    """Return how many trials the sweep is to try: ``num_trials``, or fewer where a grid has fewer points.
+    """Return the number of trials: ``num_trials``, or fewer where a grid has fewer points.
 
     Raises:
-        UsageError: the grid has no end or too many points.
+        UsageError: the grid is too large.
     """
     points = how_many(spec.sweep)
     return spec.sweep.num_trials if points is None else min(spec.sweep.num_trials, points)
 
 
 def has_no_more(spec: ProjectSpec) -> bool:
-    """Return whether more than ``num_trials`` would be no more: the grid has no other points."""
+    """Return whether the grid has no points beyond ``num_trials``."""
     points = how_many(spec.sweep)
     return points is not None and points <= spec.sweep.num_trials
 
 
 def concurrency(spec: ProjectSpec, nodes: Sequence[Mapping[str, float]]) -> int:
-    """Return how many trials run at a time: what the nodes hold, and no more than asked for.
+    """Return how many trials run at a time: as many as fit on the nodes, at most ``max_concurrent``.
 
-    ``nodes`` are the resources of each that the sweep may use: those that are free, and those that it uses already. A
-    trial of several workers is on as many nodes as it takes.
+    ``nodes`` are the resources that the sweep may use on each node: free ones, and those that it uses already. A trial
+    of several workers may span nodes.
     """
     section = spec.train
     each = Ask(1, section.cpus_per_worker, section.gpus_per_worker)
     fits = int(room(each, nodes)) // spec.sweep.workers_per_trial
-    # At least one: it waits for what others hold, or for the node that an autoscaler adds.
+    # At least one: it waits for resources that others hold, or for a node that an autoscaler adds.
     return max(1, min(fits, spec.sweep.max_concurrent or fits, num_own_trials(spec)))

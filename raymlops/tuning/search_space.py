@@ -1,12 +1,10 @@
-"""Points of a search space that need no sampler: start points, a grid, quasi-random ones, draws by chance.
+"""The search space: the order of its parameters, their conditions, and points that need no sampler.
 
-Pure: the same space, seed and index give the same point, in whatever process and after whatever else, which is what
-makes a resumed sweep go on where it was. Knows nothing of Optuna and of what became of other trials.
-
-How the words of a search space become Optuna's suggestions.
-
-Owns the order in which parameters are drawn and the conditions under which one exists. Knows nothing of what
-the parameters mean, of Ray or of storage.
+Pure: the same space, seed and index give the same start, grid or Sobol point in any process, so that a resumed sweep
+continues exactly. Optuna's own samplers (5.0) do not: ``GridSampler`` knows no conditions; ``BruteForceSampler`` reads
+every trial at each draw, ends only within ``study.optimize``, and cannot tell the number of points, which the budget
+and the checks need; ``QMCSampler`` draws conditional parameters at random and counts its draws in the study, so that a
+draw repeated after a crash is another point.
 """
 
 from __future__ import annotations
@@ -30,10 +28,10 @@ if TYPE_CHECKING:
 
 
 def draw_order(space: Mapping[str, Distribution]) -> tuple[str, ...]:
-    """Return the parameters so that each comes after those its ``when`` names, else as written.
+    """Return the parameters, each after those that its ``when`` names, otherwise as written.
 
     Raises:
-        UsageError: a condition names a parameter that is not in the space, or conditions form a circle.
+        UsageError: a condition names a parameter that is not in the space, or conditions are circular.
     """
     for key, distribution in space.items():
         missing = distribution.when.keys() - space.keys()
@@ -47,13 +45,13 @@ def draw_order(space: Mapping[str, Distribution]) -> tuple[str, ...]:
         waiting = [key for key in space if key not in order]
         ready = next((key for key in waiting if space[key].when.keys() <= order.keys()), None)
         if ready is None:
-            raise UsageError(f"sweep.space: the conditions of {', '.join(waiting)} form a circle")
+            raise UsageError(f"sweep.space: the conditions of {', '.join(waiting)} are circular")
         order[ready] = None
     return tuple(order)
 
 
 def draw(trial: Any, space: Mapping[str, Distribution], *, order: tuple[str, ...]) -> dict[str, Scalar]:
-    """Draw every parameter that exists, from an Optuna trial, in ``order``.
+    """Draw every existing parameter from an Optuna trial, in ``order``.
 
     A parameter exists when each parameter that its ``when`` names exists and has one of the values given.
     """
@@ -79,17 +77,17 @@ def _suggest(trial: Any, key: str, distribution: Distribution) -> Scalar:
 
 
 MAX_GRID = 100_000
-"""Points of a grid at most: more than that nobody trains, and all of them are held in memory."""
+"""The most points of a grid, which are all in memory."""
 
 
 def point(spec: SweepSection, index: int) -> dict[str, Scalar] | None:
-    """Return what is fixed in advance for the sweep's own trial at ``index``, counted from 0.
+    """Return the fixed parameters of the sweep's own trial at ``index``, counted from 0.
 
-    Start points come first, as far as they are written; then the grid's points in a seeded order, without those that
-    were start points; or Sobol's. None: the sampler draws everything.
+    Start points come first; then the grid's points in a seeded order, without the start points; or Sobol's points.
+    None: the sampler draws everything.
 
     Raises:
-        UsageError: the grid has no end or too many points, or the space has no order.
+        UsageError: the grid is too large, or conditions are circular.
     """
     if index < len(spec.enqueue):
         return _start(spec, index)
@@ -103,10 +101,10 @@ def point(spec: SweepSection, index: int) -> dict[str, Scalar] | None:
 
 
 def how_many(spec: SweepSection) -> int | None:
-    """Return how many points there are to try; None where there is no end to them.
+    """Return the number of points to try; None where it is infinite.
 
     Raises:
-        UsageError: the grid has no end or too many points, or the space has no order.
+        UsageError: the grid is too large, or conditions are circular.
     """
     return len(spec.enqueue) + len(_grid_after_starts(spec)) if spec.sampler == "grid" else None
 
@@ -114,32 +112,28 @@ def how_many(spec: SweepSection) -> int | None:
 def grid(space: Mapping[str, Distribution]) -> list[dict[str, Scalar]]:
     """Return all distinct points of a space, the first parameter changing slowest.
 
-    A parameter whose conditions do not hold is left out, so that what differs in nothing else is one point.
+    A parameter whose conditions do not hold is left out, so that points which differ in it alone are one.
+
+    No range may be continuous, which the configuration's schema ensures.
 
     Raises:
-        UsageError: a range is continuous, or there are more than ``MAX_GRID`` points.
+        UsageError: there are more than ``MAX_GRID`` points.
     """
-    for key, searched in space.items():
-        if _count(searched) is None:
-            raise UsageError(
-                f"sweep.space.{key} is continuous, which sampler grid cannot go through",
-                hint="Write a step, an int range or categorical: [...].",
-            )
     found = list(islice(_points(space, draw_order(space), {}), MAX_GRID + 1))
     if len(found) > MAX_GRID:
         counts = ", ".join(f"{key} {_count(searched):,}" for key, searched in space.items())
         raise UsageError(
-            f"sweep.space holds more than {MAX_GRID:,} points, too many for sampler grid: {counts}",
-            hint="Write larger steps or fewer choices, or let another sampler choose among them.",
+            f"sweep.space has more than {MAX_GRID:,} points, too many for sampler grid: {counts}",
+            hint="Set larger steps or fewer choices, or use another sampler.",
         )
     return found
 
 
 def at(space: Mapping[str, Distribution], unit: Sequence[float]) -> dict[str, Scalar]:
-    """Return the point of a space at a place in the unit cube, with one coordinate from 0 to below 1 a parameter.
+    """Return the point of a space for a point of the unit cube, one coordinate in [0, 1) for each parameter.
 
-    Coordinates that are even over the cube are so over the space: on a log scale where ``log`` says it. One whose
-    parameter does not exist at this point is not used.
+    A uniform sample of the cube is uniform over the space, with ``log`` on a log scale. The coordinate of a parameter
+    that does not exist at this point is not used.
     """
     params: dict[str, Scalar] = {}
     for key, share in zip(draw_order(space), unit, strict=True):
@@ -148,15 +142,15 @@ def at(space: Mapping[str, Distribution], unit: Sequence[float]) -> dict[str, Sc
     return params
 
 
-def by_chance(space: Mapping[str, Distribution], *, seed: int) -> Iterator[dict[str, Scalar]]:
-    """Yield random points of a space without end."""
-    chance = random.Random(seed)  # noqa: S311 - no secret hangs on it
+def random_points(space: Mapping[str, Distribution], *, seed: int) -> Iterator[dict[str, Scalar]]:
+    """Yield random points of a space, infinitely many."""
+    rng = random.Random(seed)  # noqa: S311 - not for secrets
     while True:
-        yield at(space, [chance.random() for _ in space])
+        yield at(space, [rng.random() for _ in space])
 
 
 def _start(spec: SweepSection, index: int) -> dict[str, Scalar]:
-    """Return a start point with each value in the type of its parameter: 1 is 1.0 in a range of floats."""
+    """Return a start point with each value in its parameter's type: 1 is 1.0 in a float range."""
     types: dict[str, Any] = {"float": float, "int": int}
     written = spec.enqueue[index]
     return {
@@ -174,15 +168,15 @@ def _grid_after_starts(spec: SweepSection) -> tuple[dict[str, Scalar], ...]:
 
 @lru_cache(maxsize=2)
 def _shuffled(space: str, starts: str, seed: int) -> tuple[dict[str, Scalar], ...]:
-    """Return a grid's points in a seeded order. Text goes in, so that each of a sweep's trials need not do it anew."""
+    """Return a grid's points in a seeded order. The arguments are text, which can be cached."""
     points = grid({key: parse_distribution(searched) for key, searched in json.loads(space).items()})
-    random.Random(seed).shuffle(points)  # noqa: S311 - no secret hangs on it
+    random.Random(seed).shuffle(points)  # noqa: S311 - not for secrets
     known = {_identity(start) for start in json.loads(starts)}
     return tuple(found for found in points if _identity(found) not in known)
 
 
 def _identity(params: Mapping[str, Scalar]) -> frozenset[tuple[str, str]]:
-    # As text: True and 1 are two choices. Numbers have the type of their parameter already.
+    # As text: True and 1 are two choices. Numbers have their parameter's type already.
     return frozenset((key, repr(value)) for key, value in params.items())
 
 
@@ -222,7 +216,7 @@ def _at(searched: Distribution, share: float) -> Scalar:
 
 def _at_log(searched: Distribution, share: float) -> Scalar:
     low, high = _ends(searched)
-    # A whole number stands for all that rounds to it, or the first and the last would come half as often.
+    # An integer stands for all values that round to it; otherwise the first and the last would be half as frequent.
     half = 0.5 if searched.kind == "int" else 0.0
     least, most = math.log(low - half), math.log(high + half)
     value = min(max(math.exp(least + share * (most - least)), low), high)
@@ -230,7 +224,7 @@ def _at_log(searched: Distribution, share: float) -> Scalar:
 
 
 def _count(searched: Distribution) -> int | None:
-    """Return how many values a parameter has; None where its range is continuous."""
+    """Return the number of a parameter's values; None where its range is continuous."""
     if searched.kind == "categorical":
         return len(searched.choices)
     if searched.kind == "float" and searched.step is None:
@@ -242,7 +236,7 @@ def _count(searched: Distribution) -> int | None:
 def _nth(searched: Distribution, index: int) -> Scalar:
     if searched.kind == "categorical":
         return searched.choices[index]
-    # In decimals, as they are written: 0.1 + 2 * 0.1 is 0.3 and not 0.30000000000000004.
+    # In decimals: 0.1 + 2 * 0.1 is 0.3 and not 0.30000000000000004.
     value = Decimal(str(searched.low)) + index * Decimal(str(searched.step or 1))
     return int(value) if searched.kind == "int" else float(value)
 

@@ -1,6 +1,6 @@
-"""What a sweep writes into: its study, its trials' child runs and its own run, opened together.
+"""The stores of a sweep: its study, its trials' child runs and its own run.
 
-Owns how they are made for a new sweep and found again for one that goes on. Knows nothing of how trials run.
+Owns how they are created for a new sweep and opened for a resumed one. Knows nothing of how trials run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Books:
+class SweepStores:
     """A sweep's study and runs."""
 
     study: Any
@@ -34,8 +34,8 @@ class Books:
     parent: Parent
 
     @classmethod
-    def of(cls, study: Any, parent: Parent, *, project: Project, store: Tracker) -> Self:
-        """Open the books of a study."""
+    def of(cls, study: Any, parent: Parent, *, project: Project, tracker: Tracker) -> Self:
+        """Open the stores of a study."""
         from raymlops.tuning.mlflow.trial_runs import Children
 
         spec = project.spec
@@ -43,7 +43,7 @@ class Books:
             study, section=spec.sweep, objectives=objectives_of(spec), point=lambda index: point(spec.sweep, index)
         )
         children = Children(
-            store,
+            tracker,
             experiment=spec.experiment,
             parent_run_id=parent.sweep_id,
             name=f"{spec.project.name}-trial",
@@ -51,11 +51,11 @@ class Books:
         )
         return cls(study, trials, children, parent)
 
-    def bring_up_to_date(self) -> None:
-        """Let MLflow know of every trial that has ended what the last driver did not get to write.
+    def sync_runs(self) -> None:
+        """Write to MLflow what the previous driver did not write about the trials that have ended.
 
         Raises:
-            TrackingError: it cannot be asked what it has.
+            TrackingError: MLflow does not answer.
         """
         self.children.adopt()
         trials = self.study.get_trials(deepcopy=False)
@@ -64,29 +64,28 @@ class Books:
                 self.children.mirror(record, without_steps(history_of(trials[record.number])))
 
     def records(self) -> tuple[TrialRecord, ...]:
-        """Return the trials that ended, each with its child run."""
+        """Return the trials that ended, each with the id of its child run."""
         return tuple(
-            record if record.run_id or record.carried_from else replace(record, run_id=self._run_id(record.number))
+            record
+            if record.run_id or record.carried_from
+            else replace(record, run_id=self.children.run_id(record.number))
             for record in self.trials.records
         )
 
-    def _run_id(self, number: int) -> str | None:
-        return self.children.run_id(number)
-
 
 def new_study(storage: Any, parent: Parent, *, project: Project) -> Any:
-    """Make the study of a new sweep; its run says its name."""
+    """Create the study of a new sweep, and tag its run with the name."""
     objectives = objectives_of(project.spec)
     study = create_study(storage, parent.study_name(project.spec), objectives=objectives)
-    _introduce(study, parent, project=project)
+    _link(study, parent, project=project)
     return study
 
 
 def known_study(storage: Any, recorded: Recorded, *, parent: Parent, project: Project) -> Any:
-    """Return the study of a sweep that goes on; a new one where its driver died before it made it.
+    """Return the study of a resumed sweep; a new one where its driver died before it created one.
 
     Raises:
-        NotFoundError: it had one, which is gone.
+        NotFoundError: its study was deleted.
     """
     named = recorded.tags.get(STUDY)
     try:
@@ -96,12 +95,12 @@ def known_study(storage: Any, recorded: Recorded, *, parent: Parent, project: Pr
             raise
         return new_study(storage, parent, project=project)
     if named is None:
-        _introduce(study, parent, project=project)  # the driver died just after it made it
+        _link(study, parent, project=project)  # the driver died just after it created the study
     return study
 
 
-def _introduce(study: Any, parent: Parent, *, project: Project) -> None:
-    """Let study and run name each other."""
+def _link(study: Any, parent: Parent, *, project: Project) -> None:
+    """Write the run's id into the study, and the study's name into the run."""
     study.set_user_attr("raymlops.sweep_id", parent.sweep_id)
     study.set_user_attr("raymlops.metric", objectives_of(project.spec)[0].metric)
     parent.tag({STUDY: study.study_name})

@@ -1,7 +1,7 @@
 """A sweep from start to end, over any number of resumes: checks, a parent run, the trials, the winner and a report.
 
-Owns the order of the steps and what is left behind however it ends: no open run, no process, and no trial that is
-lost. Assumes a running Ray. Knows nothing of how a trial is drawn (``trials``), run (``trial``) or judged (``select``).
+Owns the order of the steps, and that a sweep leaves no open run, no process and no lost trial, however it ends. Assumes
+a running Ray. How a trial is drawn, run and selected is in ``study``, ``trial`` and ``selection``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, REPORT, Parent, before
 from raymlops.tuning.objectives import has_no_more, num_own_trials, objectives_of
 from raymlops.tuning.reporting.progress import SweepEvent
 from raymlops.tuning.reporting.results import tags_of, write_best, write_report
-from raymlops.tuning.stores import Books, known_study, new_study
+from raymlops.tuning.stores import SweepStores, known_study, new_study
 from raymlops.tuning.study.selection import pareto, select
 from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, without_credentials
 
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
     from raymlops.training.runs.lookup import Recorded
-    from raymlops.tuning.execution.controller import Conductor
+    from raymlops.tuning.execution.controller import SweepController
 
 CARRIED = "raymlops.carried"
-"""Attribute of a fork's study: that all it knows from the sweep before it has been written."""
+"""Attribute of a fork's study: all trials of the previous sweep have been written."""
 
 
 def sweep(
@@ -49,21 +49,22 @@ def sweep(
     on_event: Callable[[SweepEvent], None] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> SweepRecord:
-    """Search ``sweep.space`` and return every trial, the best one, and where its configuration was written.
+    """Search ``sweep.space`` and return every trial, the best one, and the path of its configuration.
 
-    ``resume`` is the id of a sweep that goes on: its finished trials stay, the others go on from their checkpoints.
-    ``fork`` is a sweep whose trials the new one knows from the start, where they fit.
+    ``resume`` is the id of a sweep to resume: its finished trials stay, the others resume from their checkpoints.
+    ``fork`` is a previous sweep whose trials the new one starts with, where they fit its space.
 
     Raises:
-        UsageError: nothing to search, a metric that the recipe never reports, a recipe that fails on the
-            configuration as it stands, SQLite with more than one node, a sweep that cannot go on with this
-            configuration or has nothing left to do; before anything starts.
-        NotFoundError: there is no such sweep, or its study is gone.
-        RefusedError: another driver runs it now.
+        UsageError: before anything starts: nothing to search, a metric that the recipe never reports, a recipe that
+            fails on this configuration, SQLite with more than one node, or a sweep that cannot be resumed with this
+            configuration or has nothing left to do.
+        NotFoundError: there is no such sweep, or its study was deleted.
+        RefusedError: another driver is running it.
         StorageError: ``storage.path`` or Optuna's file cannot be written.
-        TrackingError: MLflow is down before the first trial, or did not take what was left at the end.
+        TrackingError: MLflow is down before the first trial, or did not accept the last results.
         SweepError: no trial gave a usable value; says how each failed. The parent run is FAILED.
-        KeyboardInterrupt: it was interrupted; processes are ended, the parent run is KILLED, the sweep can go on.
+        KeyboardInterrupt: the sweep was interrupted; its processes are ended, its parent run is KILLED, and it can be
+            resumed.
     """
     import ray
 
@@ -86,35 +87,35 @@ def sweep(
         def hold(sweep_id: str) -> None:
             held.enter_context(lease(state_url(spec), sweep_id, purpose="sweeping"))
 
-        before, changes = None, []
+        recorded, changes = None, []
         if resume is not None:
             hold(resume)
-            before = sweep_of(store, resume)
-            assert before.spec is not None
-            changes = sweep_changes(before.spec, spec)
+            recorded = sweep_of(store, resume)
+            assert recorded.spec is not None
+            changes = sweep_changes(recorded.spec, spec)
             refuse_sweep_changes(changes, sweep_id=resume)
         if on_event is not None:
-            on_event(SweepEvent("message", message="preparing the data and trying the recipe on its first rows"))
+            on_event(SweepEvent("message", message="preparing the data and testing the recipe on its first rows"))
         data = DataCache()
         prepared = data.get(project)
         unservable: list[str] = []
-        preflight_sweep(project, prepared, warn=None if before is None else unservable.append)
+        preflight_sweep(project, prepared, warn=None if recorded is None else unservable.append)
         storage = held.enter_context(open_storage(url))
         run = _Sweep(project, store, storage=storage, url=url, data=data, on_event=on_event)
-        if before is None:
-            run.begins(prepared, fork=fork, tags=tags or {}, hold=hold)
+        if recorded is None:
+            run.start(prepared, fork=fork, tags=tags or {}, hold=hold)
         else:
-            run.goes_on(before, prepared, changes=changes, unservable=unservable)
-        return run.to_the_end()
+            run.resume(recorded, prepared, changes=changes, unservable=unservable)
+        return run.run()
 
 
 class _Sweep:
-    """One driver's part of a sweep."""
+    """One driver's session of a sweep."""
 
     def __init__(
         self,
         project: Project,
-        store: Tracker,
+        tracker: Tracker,
         *,
         storage: Any,
         url: str,
@@ -122,7 +123,7 @@ class _Sweep:
         on_event: Callable[[SweepEvent], None] | None,
     ) -> None:
         self._project = project
-        self._store = store
+        self._tracker = tracker
         self._storage = storage
         self._url = url
         self._data = data
@@ -131,9 +132,9 @@ class _Sweep:
         self._before = SpentRecord()
         self._started = time.monotonic()
         self._forked_from = ""
-        self._books: Books
+        self._stores: SweepStores
 
-    def begins(
+    def start(
         self,
         prepared: Prepared,
         *,
@@ -141,64 +142,64 @@ class _Sweep:
         tags: Mapping[str, str],
         hold: Callable[[str], None],
     ) -> None:
-        """Open the parent run and the study."""
+        """Create the parent run and the study."""
         if fork is not None:
             self._forked_from = fork.run_id
-            self._refuse_useless(fork, prepared)
+            self._refuse_fork_without_trials(fork, prepared)
         parent = Parent.opened(
-            self._store, self._project, prepared.data, tags=tags, submission_id=_submission(), forked_from=fork
+            self._tracker, self._project, prepared.data, tags=tags, submission_id=_submission(), forked_from=fork
         )
         with parent.closing_on_error():
             hold(parent.sweep_id)
             study = new_study(self._storage, parent, project=self._project)
             if fork is not None:
                 self._carry(study, fork)
-            self._books = Books.of(study, parent, project=self._project, store=self._store)
+            self._stores = SweepStores.of(study, parent, project=self._project, tracker=self._tracker)
             for note in prepared.data.notes:
-                self._tell(note)
+                self._notify(note)
 
-    def goes_on(
+    def resume(
         self, recorded: Recorded, prepared: Prepared, *, changes: list[Change], unservable: Sequence[str]
     ) -> None:
-        """Take up the study and the parent run where the last driver left them."""
+        """Open the study and the parent run of a previous driver."""
         from raymlops.training.runs.resume import check_data, data_of, write_changes
 
         data = data_of(recorded, prepared)
         check_data(recorded, data)
         self._before = before_of(recorded)
         self._forked_from = recorded.tags.get(FORKED_FROM, "")
-        parent = Parent(self._store, recorded.run_id)
+        parent = Parent(self._tracker, recorded.run_id)
         study = known_study(self._storage, recorded, parent=parent, project=self._project)
         if self._forked_from and not study.user_attrs.get(CARRIED):
-            fork = sweep_of(self._store, self._forked_from)
+            fork = sweep_of(self._tracker, self._forked_from)
             self._carry(study, fork)
-        self._books = Books.of(study, parent, project=self._project, store=self._store)
+        self._stores = SweepStores.of(study, parent, project=self._project, tracker=self._tracker)
         self._refuse_nothing_left(recorded)
-        changed = write_changes(self._store, recorded, project=self._project, changes=changes)
+        changed = write_changes(self._tracker, recorded, project=self._project, changes=changes)
         parent.reopen(submission_id=_submission())
         with parent.closing_on_error():
-            self._books.bring_up_to_date()
-            for text in (*(f"goes on with a change: {change}" for change in changed), *unservable, *data.notes):
-                self._tell(text)
+            self._stores.sync_runs()
+            for text in (*(f"resumes with a change: {change}" for change in changed), *unservable, *data.notes):
+                self._notify(text)
 
-    def to_the_end(self) -> SweepRecord:
+    def run(self) -> SweepRecord:
         """Run the trials, choose the winner and end the parent run."""
-        parent = self._books.parent
+        parent = self._stores.parent
         with parent.closing_on_error():
-            conductor = search(
+            controller = search(
                 self._project,
-                self._books,
-                store=self._store,
+                self._stores,
+                tracker=self._tracker,
                 data=self._data,
                 before=self._before,
                 on_event=self._on_event,
             )
-            record = self._result(conductor)
+            record = self._result(controller)
             parent.end("FINISHED", tags_of(record))
             return record
 
     def _carry(self, study: Any, fork: Recorded) -> None:
-        """Write into the study what the sweep before it knows and still holds."""
+        """Copy the trials of the previous sweep that still hold into the study."""
         from raymlops.tuning.study.fork import add_carried
 
         assert fork.spec is not None
@@ -212,23 +213,25 @@ class _Sweep:
                 objectives=self._objectives,
             )
         study.set_user_attr(CARRIED, True)
-        why = "".join(f"; {count} not: {reason}" for reason, count in left.items())
-        self._tell(f"knows {kept} trials of the sweep {fork.run_id}{why}")
+        why = "".join(f"; {count} left out: {reason}" for reason, count in left.items())
+        self._notify(f"carried over {kept} trials of the sweep {fork.run_id}{why}")
 
-    def _refuse_useless(self, fork: Recorded, prepared: Prepared) -> None:
-        """Refuse to fork a sweep of which nothing fits.
+    def _refuse_fork_without_trials(self, fork: Recorded, prepared: Prepared) -> None:
+        """Refuse to fork a sweep none of whose trials fits.
 
         Raises:
-            UsageError: saying why not, trial by trial.
+            UsageError: with the reasons of the trials.
         """
         from raymlops.training.runs.mlflow_run import FINGERPRINT
         from raymlops.training.runs.resume import data_of
         from raymlops.tuning.study.fork import carried
         from raymlops.tuning.study.records import record_of
 
-        advice = "Put these back, or start a sweep that knows nothing: leave --fork out."
+        advice = "Restore the previous configuration, or leave --fork out to start without known trials."
         if fork.tags.get(FINGERPRINT) != data_of(fork, prepared).fingerprint:
-            raise UsageError(f"nothing of the sweep {fork.run_id} can be carried: its data were others", hint=advice)
+            raise UsageError(
+                f"no trial of the sweep {fork.run_id} can be carried over: it used other data", hint=advice
+            )
         assert fork.spec is not None
         before = objectives_of(fork.spec)
         with self._study_of(fork) as old:
@@ -236,7 +239,7 @@ class _Sweep:
         found = [carried(fork.spec, self._project.spec, record=record_of(trial, objectives=before)) for trial in ended]
         if found and all(isinstance(params, str) for params in found):
             why = "; ".join(f"{count} {reason}" for reason, count in Counter(map(str, found)).items())
-            raise UsageError(f"no trial of the sweep {fork.run_id} can be carried: {why}", hint=advice)
+            raise UsageError(f"no trial of the sweep {fork.run_id} can be carried over: {why}", hint=advice)
 
     @contextmanager
     def _study_of(self, fork: Recorded) -> Iterator[Any]:
@@ -247,14 +250,14 @@ class _Sweep:
             yield load_study(storage, study_of(fork))
 
     def _refuse_nothing_left(self, recorded: Recorded) -> None:
-        """Refuse to go on with what is over.
+        """Refuse to resume a sweep that is finished.
 
         Raises:
             UsageError: the sweep is FINISHED, and no trial is left or a budget is used up.
         """
         if recorded.status != "FINISHED":
             return
-        spec, records = self._project.spec, self._books.trials.records
+        spec, records = self._project.spec, self._stores.trials.records
         section, first = spec.sweep, self._objectives[0]
         ended = sum(not record.carried_from for record in records)
         why, advice = "", ""
@@ -263,73 +266,72 @@ class _Sweep:
         elif ended >= num_own_trials(spec) and has_no_more(spec):
             why, advice = (
                 f"has tried all {ended} points of its grid",
-                "goes on with none: a finer grid is another space, for --fork.",
+                "has no trial left: a finer grid is another space, for --fork.",
             )
         elif ended >= section.num_trials:
             why = f"has ended all {ended} trials"
             advice = f"--extend num_trials=+{section.num_trials} gives it more."
         elif why := budget.good_enough(section, Tally.of(records, mode=first.mode)):
-            advice = "sweep.target=VALUE (or sweep.patience=N) lets it go on."
+            advice = "sweep.target=VALUE (or sweep.patience=N) continues it."
         if why:
             raise UsageError(
                 f"the sweep {recorded.run_id} is finished: it {why}",
                 hint=f"raymlops sweep --resume {recorded.run_id} {advice}",
             )
 
-    def _result(self, conductor: Conductor) -> SweepRecord:
-        spec, books, first = self._project.spec, self._books, self._objectives[0]
-        sweep_id, records = books.parent.sweep_id, books.records()
+    def _result(self, controller: SweepController) -> SweepRecord:
+        spec, stores, first = self._project.spec, self._stores, self._objectives[0]
+        sweep_id, records = stores.parent.sweep_id, stores.records()
         best, none = None, None
         try:
             best = select(records, objectives=self._objectives, constraints=spec.sweep.constraints)
         except SweepError as error:
             none = error
-            if conductor.stopped and not records:
+            if controller.stopped and not records:
                 none = SweepError(
-                    f"the sweep {conductor.stopped} before a first trial had ended",
-                    hint=f"raymlops sweep --resume {sweep_id} --extend with more of that goes on with its trials.",
+                    f"the sweep {controller.stopped} before its first trial ended",
+                    hint=f"raymlops sweep --resume {sweep_id} --extend with more of that resumes its trials.",
                 )
         report = ""
         try:
             report = write_report(
-                books.study,
+                stores.study,
                 self._project,
-                self._store,
                 records=records,
                 objectives=self._objectives,
-                spent=conductor.spent,
+                spent=controller.spent,
                 sweep_id=sweep_id,
-                stopped=conductor.stopped,
+                stopped=controller.stopped,
                 best=best,
             )
-        except Exception as error:  # it costs no sweep
-            conductor.tell(f"no report was written: {describe(error)}")
+        except Exception as error:  # a sweep does not fail for its report
+            controller.notify(f"no report was written: {describe(error)}")
         if best is None:
             assert none is not None
             if report:
                 none.add_note(f"Report: {report}")
-                books.parent.tag({REPORT: report})
+                stores.parent.tag({REPORT: report})
             raise none
         return SweepRecord(
             sweep_id=sweep_id,
             project=spec.project.name,
-            study=books.trials.study_name,
+            study=stores.trials.study_name,
             storage=without_credentials(self._url),
             metric=first.metric,
             mode=first.mode,
             trials=records,
             best=best,
-            best_config=write_best(self._project, self._store, best, sweep_id=sweep_id, objective=first),
+            best_config=write_best(self._project, self._tracker, best, sweep_id=sweep_id, objective=first),
             duration_s=time.monotonic() - self._started,
-            stopped=conductor.stopped,
+            stopped=controller.stopped,
             objectives=self._objectives if len(self._objectives) > 1 else (),
-            spent=conductor.spent,
+            spent=controller.spent,
             pareto=pareto(records, objectives=self._objectives) if len(self._objectives) > 1 else (),
             forked_from=self._forked_from,
             report=report,
         )
 
-    def _tell(self, text: str) -> None:
+    def _notify(self, text: str) -> None:
         if self._on_event is not None:
             self._on_event(SweepEvent("message", message=text))
 

@@ -44,7 +44,7 @@ from slow_sweep import objective
 
 from raymlops.config.load import load_data
 from raymlops.project import bind
-from raymlops.tuning.execution.tune_settings import quiet_tune
+from raymlops.tuning.execution.tuner import quiet_tune
 from raymlops.tuning.sweep import sweep
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"

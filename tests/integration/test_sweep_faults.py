@@ -34,7 +34,7 @@ REASONS = {
     "unreported": r"validation/score was not reported",
     "silent": r"ended without a report",
     "too_large": r"MemoryError",
-    "hangs": r"has not moved for \d+ s",
+    "hangs": r"no progress for \d+ s",
     "dies": r"the trial's process died: .* \(2 times\)",
 }
 """What a trial's reason says, by its fault."""

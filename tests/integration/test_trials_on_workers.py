@@ -20,7 +20,7 @@ from raymlops.config.load import load_data
 from raymlops.data.cache import DataCache
 from raymlops.project import Project, bind
 from raymlops.training.inprocess import run_local
-from raymlops.tuning.trial.actor import release, trainable
+from raymlops.tuning.trial.actor import TrialActor, trainable
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
@@ -82,7 +82,7 @@ def project_of(tmp_path, recipe=Tiny, *, train=None, sweep=None, config=None):
     return bind(load_data(data))
 
 
-def config_of(project, tmp_path, *, number=0, goes_on=False):
+def config_of(project, tmp_path, *, number=0, resume=False):
     return {
         "number": number,
         "project": json.dumps(project.to_dict()),
@@ -90,15 +90,15 @@ def config_of(project, tmp_path, *, number=0, goes_on=False):
         "sys_path": json.dumps(sys.path),
         "cwd": str(Path.cwd()),
         "folder": str(tmp_path / "trials" / str(number)),
-        "goes_on": goes_on,
+        "resume": resume,
     }
 
 
-def run(configs, tmp_path, *, given=None, at_once=2, stop=None):
+def run(configs, tmp_path, *, given=TrialActor, at_once=2, stop=None):
     """Run trials and return what came in."""
     noted = Noted()
     tuner = tune.Tuner(
-        trainable(None) if given is None else given,
+        given,
         tune_config=tune.TuneConfig(
             search_alg=tune.search.ConcurrencyLimiter(Given(configs), max_concurrent=at_once),
             num_samples=len(configs),
@@ -144,7 +144,7 @@ def test_a_trial_on_workers_that_the_scheduler_stops_ends_them_and_goes_on_later
     first = run([config_of(project, tmp_path)], tmp_path / "a", stop={"epochs": 1})
     assert [result["epochs"] for result in first.results[0]] == [1]
     assert not {"TrialActor", "RayTrainWorker", "Mailbox"} & set(left())
-    config = {**config_of(project, tmp_path, goes_on=True)}
+    config = {**config_of(project, tmp_path, resume=True)}
     (rest,) = run([config], tmp_path / "b").results.values()
     restored = back(rest[0])
     assert restored[1] == first.results[0][0]["metrics"]
@@ -162,10 +162,9 @@ def test_data_is_prepared_once_for_all_processes_of_a_node(tmp_path):
     configs = [
         config_of(project.with_params({"train.lr": 0.01 * number}), tmp_path, number=number) for number in range(1, 7)
     ]
-    given = trainable(cache.shared_data())
-    reference_id = given.data._reference.hex()
-    noted = run(configs, tmp_path, given=given)
-    release(given)
+    with trainable(cache.shared_data()) as given:
+        reference_id = given.data._reference.hex()
+        noted = run(configs, tmp_path, given=given)
     gc.collect()
     assert reference_id not in ray._private.worker.global_worker.core_worker.get_all_reference_counts()
     assert Counter(line.split()[0] for line in log.read_text().splitlines()) == {"datasets": 1, "fit": 1}

@@ -186,7 +186,7 @@ def test_an_error_in_the_caller_s_own_display_breaks_the_sweep_off_in_order(tmp_
         if event.kind == "epoch":
             raise RuntimeError("cannot draw")
 
-    with pytest.raises(SweepError, match="the sweep broke off: RuntimeError: cannot draw") as caught:
+    with pytest.raises(SweepError, match="the sweep failed: RuntimeError: cannot draw") as caught:
         sweep(swept, on_event=broken)
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert TrialState.RUNNING not in states(swept)

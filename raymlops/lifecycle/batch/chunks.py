@@ -1,10 +1,10 @@
-"""One part of a batch prediction: some rows of a Parquet file read, asked, and written as a file of their own.
+"""One chunk of a batch prediction: rows of a Parquet file, read, predicted and written as one output file.
 
-Owns how the input is cut, and what a worker does with a piece. Knows nothing of Ray, of registries or of where the
-output is published.
-
-A piece is named by its place in the input. So doing it again after a worker was lost writes the same file, and a row
-that does not fit is named by its file and its number there: Ray Data's own reader (2.60) tells the file, but no row.
+Owns how the input is cut into chunks, and what a worker does with one. Ray Data schedules chunks (``predict``), and
+does not read or write the rows: ``ray.data.read_parquet`` (2.60) can name a block's file but no row of it, it cuts and
+coalesces blocks by their size in memory, and ``write_parquet`` names a file by the task that wrote it. A chunk is named
+by its place in the input instead. So a retry after a lost worker writes the same file, the output has the input's
+order, and an invalid row is reported with its file and number.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ if TYPE_CHECKING:
     from raymlops.records import ModelVersionRef
 
 CHUNK_ROWS = 65_536
-"""Rows of one output file. A larger row group is read once for each: that is cheap beside checking every value."""
+"""Rows of one output file. A larger row group is read once for each, which is cheap beside validating every value."""
 VERSION_COLUMN = "model_version"
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of one row group. ``first`` is the number of the first one in its file."""
+    """Rows of one row group. ``first`` is the number of the first row in its file."""
 
     number: int
     group: int
-    """Counted over all files."""
+    """Its index among the row groups of all files."""
     start: int
-    """Within the row group."""
+    """The first row within the row group."""
     rows: int
     first: int
 
     @property
     def file(self) -> str:
-        """Return the name of the output file; in the order of names, rows are in the order of the input."""
+        """Return the name of the output file; sorted names have the order of the input."""
         return f"part-{self.number:06d}.parquet"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is told."""
+    """The arguments of every worker."""
 
     version: ModelVersionRef
     files: ParquetFiles
     keep: dict[str, Any]
-    """Columns of the input that the output has too, with their Arrow types."""
+    """Columns of the input to keep in the output, with their Arrow types."""
     folder: str
     batch_rows: int
 
@@ -75,7 +75,7 @@ def plan(files: ParquetFiles, *, chunk_rows: int = CHUNK_ROWS) -> list[Chunk]:
 
 
 class ChunkWorker:
-    """Predicts chunks in a process of its own; the bundle is verified and loaded once, at the first."""
+    """Predicts chunks in its own process; the bundle is verified and loaded once, at the first chunk."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -83,35 +83,31 @@ class ChunkWorker:
         self._reader: GroupReader | None = None
 
     def __call__(self, rows: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """Do the chunks that a batch of Ray Data's holds; return the rows of each, and its error as a pickle."""
+        """Predict the chunks of a Ray Data batch; return the rows of each, and its error as a pickle."""
         names = list(Chunk.__dataclass_fields__)
         chunks = [Chunk(*map(int, values)) for values in zip(*(rows[name] for name in names), strict=True)]
-        results = [self._outcome(chunk) for chunk in chunks]
-        return {"rows": [chunk.rows for chunk in chunks], "error": results}
+        return {"rows": [chunk.rows for chunk in chunks], "error": [self._predict(chunk) for chunk in chunks]}
 
-    def _outcome(self, chunk: Chunk) -> bytes:
-        # As data, because an exception would come back wrapped in Ray Data's own, and be retried as if a node had died.
-        try:
-            self._do(chunk)
-        except RaymlopsError as error:
-            return pickle.dumps(error)
-        return b""
-
-    def _do(self, chunk: Chunk) -> None:
+    def _predict(self, chunk: Chunk) -> bytes:
         from raymlops.bundle.load import load
         from raymlops.data.parquet_files import GroupReader
 
         bundle = self._job.version.bundle
-        self._model = self._model or load(bundle.uri, bundle.digest)
-        self._reader = self._reader or GroupReader(self._job.files)
-        write_chunk(chunk, self._job, model=self._model, reader=self._reader)
+        # Errors are data: Ray Data would wrap an exception, and retry it as if a node had died.
+        try:
+            self._model = self._model or load(bundle.uri, bundle.digest)
+            self._reader = self._reader or GroupReader(self._job.files)
+            write_chunk(chunk, self._job, model=self._model, reader=self._reader)
+        except RaymlopsError as error:
+            return pickle.dumps(error)
+        return b""
 
 
 def write_chunk(chunk: Chunk, job: Job, *, model: LoadedModel, reader: GroupReader) -> None:
     """Read, predict and write one chunk.
 
     Raises:
-        InvalidRowsError: rows do not fit the signature; each problem names its row in the file, and the file.
+        InvalidRowsError: rows do not match the signature; each problem names its row and file.
         NonFiniteError, RecipeError: the model fails; a note names the file and the rows.
         StorageError: the input cannot be read or the output not written.
     """
@@ -124,11 +120,11 @@ def write_chunk(chunk: Chunk, job: Job, *, model: LoadedModel, reader: GroupRead
     inputs = [column.name for column in model.signature.inputs]
     table, _ = reader.read(chunk.group, list(dict.fromkeys([*inputs, *job.keep])))
     table = table.slice(chunk.start, chunk.rows)
-    asked = {name: table.column(name).to_pylist() for name in inputs if name in table.column_names}
+    rows_by_name = {name: table.column(name).to_pylist() for name in inputs if name in table.column_names}
     parts = []
     for start in range(0, chunk.rows, job.batch_rows):
         rows = min(job.batch_rows, chunk.rows - start)
-        part = {name: values[start : start + rows] for name, values in asked.items()}
+        part = {name: values[start : start + rows] for name, values in rows_by_name.items()}
         parts.append(_predict(model, part, uri=uri, first=chunk.first + start, rows=rows))
     arrays = {name: _kept(table, name, kind) for name, kind in job.keep.items()}
     for column in model.signature.outputs:
@@ -140,7 +136,7 @@ def write_chunk(chunk: Chunk, job: Job, *, model: LoadedModel, reader: GroupRead
 
 
 def to_arrow(column: Column, values: Any) -> Any:
-    """Return an output column as a ``pyarrow.Array`` of the signature's type; what is missing is null."""
+    """Return an output column as a ``pyarrow.Array`` of the signature's type; missing values are null."""
     import pyarrow as pa
 
     kind = arrow_type(column)
@@ -152,7 +148,7 @@ def to_arrow(column: Column, values: Any) -> Any:
 
 
 def arrow_type(column: Column) -> Any:
-    """Return the ``pyarrow.DataType`` of an output column: a tensor is lists within lists."""
+    """Return the ``pyarrow.DataType`` of an output column: a tensor is nested lists."""
     import pyarrow as pa
 
     kinds = {"float": pa.float64(), "int": pa.int64(), "bool": pa.bool_(), "string": pa.string()}
@@ -162,16 +158,16 @@ def arrow_type(column: Column) -> Any:
     return kind
 
 
-def _predict(model: LoadedModel, asked: Mapping[str, list[Any]], *, uri: str, first: int, rows: int) -> Columns:
+def _predict(model: LoadedModel, inputs: Mapping[str, list[Any]], *, uri: str, first: int, rows: int) -> Columns:
     try:
-        # Without any column there are no rows to see in the columns; each lacks every field.
-        columns = model.signature.parse_columns(asked) if asked else model.signature.parse_rows([{}] * rows)
+        # Without any column the number of rows is not in the columns; each row lacks every field.
+        columns = model.signature.parse_columns(inputs) if inputs else model.signature.parse_rows([{}] * rows)
     except InvalidRowsError as error:
         raise InvalidRowsError([_in_file(problem, uri=uri, first=first) for problem in error.problems]) from error
     try:
         return model.predict(columns)
     except RaymlopsError as error:
-        error.hint = f"It was asked for rows {first} to {first + rows - 1} of {uri}." + (
+        error.hint = f"It failed on rows {first} to {first + rows - 1} of {uri}." + (
             f" {error.hint}" if error.hint else ""
         )
         raise

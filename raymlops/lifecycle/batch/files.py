@@ -1,6 +1,6 @@
-"""Where a batch prediction reads and writes: its input found, its output there at once and whole, or not at all.
+"""Input and output files of a batch prediction; the output is published atomically.
 
-Owns what can be wrong with either. Knows nothing of workers.
+Owns the checks of both. Knows nothing of workers.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from raymlops.signature import Signature
 
 MANIFEST = "_manifest.json"
-"""Written last. Parquet readers pass over names that start so."""
+"""Written last. Parquet readers skip names with a leading underscore."""
 
 
 def place(uri: str, what: str) -> str:
-    """Return a place as every worker understands it.
+    """Return a URI that is valid on every worker.
 
     Raises:
-        UsageError: it holds a credential.
+        UsageError: the URI holds a credential.
     """
     from raymlops.config.paths import local_path
 
@@ -42,20 +42,20 @@ def place(uri: str, what: str) -> str:
 
 
 def refuse_existing(output: str) -> None:
-    """Refuse to write where something is.
+    """Reject an output that exists.
 
     Raises:
-        UsageError: naming it, and whether it is whole.
+        UsageError: it exists; says whether it is complete.
     """
     from raymlops.storage import filesystem
 
     found = filesystem.entries(output)
     if not found and (filesystem.is_remote(output) or not Path(output).is_file()):
         return
-    whole = MANIFEST in found or not found
+    complete = MANIFEST in found or not found
     raise UsageError(
-        f"the output {output} exists" if whole else f"the output {output} exists, and is not a whole one",
-        hint="Choose another place, or remove it.",
+        f"the output {output} exists" if complete else f"the output {output} exists, and is incomplete",
+        hint="Choose another output, or remove it.",
     )
 
 
@@ -63,7 +63,7 @@ def input_files(source: str) -> ParquetFiles:
     """Return the Parquet files of the input.
 
     Raises:
-        UsageError: there are none, or they have no rows.
+        UsageError: there are no files, or no rows.
         StorageError: they cannot be read.
     """
     from raymlops.data.parquet_files import list_parquet
@@ -71,19 +71,19 @@ def input_files(source: str) -> ParquetFiles:
     try:
         files = list_parquet(source)
     except RecipeError as error:
-        raise UsageError(f"the input {source} names no Parquet file") from error
+        raise UsageError(f"the input {source} has no Parquet file") from error
     except StorageError as error:
-        raise said(error) from error
+        raise without_hint(error) from error
     if files.rows == 0:
         raise UsageError(f"the input {source} has no rows")
     return files
 
 
 def kept_columns(files: ParquetFiles, signature: Signature, keep: Sequence[str] | None) -> dict[str, Any]:
-    """Return the columns of the input that the output has too, with their types.
+    """Return the columns of the input to keep in the output, with their types.
 
     Raises:
-        UsageError: one is not there, one would be there twice, or the files do not fit together.
+        UsageError: a column does not exist or would be in the output twice, or the files have different types.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -95,7 +95,7 @@ def kept_columns(files: ParquetFiles, signature: Signature, keep: Sequence[str] 
         schemas = [pq.read_schema(path, filesystem=filesystem) for filesystem, path in places]
         schema = pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:
-        raise UsageError(f"the files of the input hold columns of different types: {error}") from error
+        raise UsageError(f"the input files have columns of different types: {error}") from error
     except OSError as error:
         raise StorageError(redact(f"the input cannot be read: {error}")) from error
     inputs = {column.name for column in signature.inputs}
@@ -107,14 +107,14 @@ def kept_columns(files: ParquetFiles, signature: Signature, keep: Sequence[str] 
     made = {VERSION_COLUMN, *(column.name for column in signature.outputs)}
     if twice := sorted(made.intersection(names)):
         raise UsageError(
-            f"{', '.join(twice)} would be in the output twice: the input has it too", hint="Name the columns to keep."
+            f"{', '.join(twice)} would be in the output twice: the input has it too", hint="List the columns to keep."
         )
     return {name: schema.field(name).type for name in names}
 
 
 @contextmanager
 def published(output: str, chunks: Sequence[Chunk]) -> Iterator[str]:
-    """Yield the folder to write to; what is in it becomes the output when the block ends well, and goes when not."""
+    """Yield the folder to write to; publish it as the output when the block succeeds, delete it otherwise."""
     from raymlops.storage import filesystem
 
     remote = filesystem.is_remote(output)
@@ -126,7 +126,7 @@ def published(output: str, chunks: Sequence[Chunk]) -> Iterator[str]:
             try:
                 Path(folder).rename(path)
             except OSError as error:
-                raise UsageError(f"the output {output} appeared meanwhile, or cannot be made: {error}") from error
+                raise UsageError(f"the output {output} appeared meanwhile, or cannot be created: {error}") from error
             filesystem.sync(path.parent)
     except BaseException:
         with suppress(RaymlopsError):
@@ -139,15 +139,15 @@ def published(output: str, chunks: Sequence[Chunk]) -> Iterator[str]:
 
 
 def write_manifest(record: Record, folder: str) -> None:
-    """Write what was done beside the output; a reader who sees it knows that all of it is there."""
+    """Write the record into the output's folder; its presence says that the output is complete."""
     from raymlops.storage import filesystem
 
     data = json.loads(to_json(record.to_dict()))
     filesystem.write_bytes(filesystem.join(folder, MANIFEST), json.dumps(data, indent=1).encode())
 
 
-def said(error: RaymlopsError) -> RaymlopsError:
-    """Return a storage's error without its advice, which is for trainings."""
+def without_hint(error: RaymlopsError) -> RaymlopsError:
+    """Return a storage error without its hint, which is for trainings."""
     if isinstance(error, StorageError):
         return StorageError(error.message, hint="Every worker must read the input, unchanged, and write the output.")
     return error

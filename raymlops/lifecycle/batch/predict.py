@@ -1,7 +1,7 @@
-"""Batch prediction: a registered version asked for every row of Parquet files, without an endpoint.
+"""Batch prediction: predict every row of Parquet files with a registered version, without an endpoint.
 
-Owns the order of the steps. How a piece of output is made is ``chunks``'; when the output is there, ``batchfiles``'.
-The numbers are those of the endpoint, because checking and predicting are the same code.
+Owns the order of the steps. ``chunks`` makes the output files, ``files`` publishes them. Predictions are equal to the
+endpoint's, because validation and prediction are the same code.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from raymlops.lifecycle.batch.files import (
     place,
     published,
     refuse_existing,
-    said,
+    without_hint,
     write_manifest,
 )
 from raymlops.lifecycle.sources import Source, spec_of
@@ -33,22 +33,21 @@ if TYPE_CHECKING:
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.batch.chunks import Chunk
-    from raymlops.records import ModelVersionRef
 
 
 @dataclass(frozen=True)
 class BatchRecord(Record):
-    """One finished batch prediction; ``_manifest.json`` beside the output holds the same."""
+    """One finished batch prediction; ``_manifest.json`` in the output has the same fields."""
 
     name: str
     version: int
     digest: str
-    """Of the version's bundle."""
+    """Digest of the version's bundle."""
     input: str
     output: str
     rows: int
     files: int
-    """Of the output."""
+    """Number of output files."""
     duration_s: float
 
 
@@ -67,21 +66,21 @@ def batch_predict(
 ) -> BatchRecord:
     """Predict every row of Parquet files with a version of the project's model, and write Parquet.
 
-    ``input_uri`` is a file, folder, glob or URI. The output is a folder of files whose rows, in the order of the files'
-    names, are in the order of the input: the columns of the input that ``keep`` names, by default those that the model
-    does not take (an id, a label), then the model's outputs and ``model_version``. A local folder appears when it is
-    whole. On an object store, which cannot rename, output counts once ``_manifest.json`` is there.
+    ``input_uri`` is a file, folder, glob or URI. The output is a folder of files; sorted by name, they have the rows in
+    the order of the input: the input columns in ``keep``, by default those that are not inputs of the model (an id, a
+    label), then the model's outputs and ``model_version``. A local folder appears when it is complete. On an object
+    store, which cannot rename, the output is complete once ``_manifest.json`` exists.
 
     ``concurrency`` workers of ``train.cpus_per_worker`` CPUs predict ``batch_rows`` rows at a time; by default as many
-    as the cluster has room for. ``on_event`` gets progress, whose steps are rows.
+    as fit on the cluster. ``on_event`` gets progress, whose steps are rows.
 
     Raises:
-        UsageError: the output exists, the input is not there or empty, or a column would be there twice.
-        InvalidRowsError: a row does not fit the signature, named by its file and number; nothing is published.
+        UsageError: the output exists, the input is missing or empty, or a column would be in the output twice.
+        InvalidRowsError: a row does not match the signature; names its file and number. Nothing is published.
         NotFoundError: there is no such version.
-        RefusedError: this state has no record of the version, or MLflow says otherwise than it.
+        RefusedError: this state has no record of the version, or MLflow contradicts it.
         NonFiniteError, RecipeError: the model fails; nothing is published.
-        BundleError, StorageError, InsufficientResourcesError, TrackingError, ClusterError: as they say.
+        BundleError, StorageError, InsufficientResourcesError, TrackingError, ClusterError: as described there.
     """
     from raymlops.bundle.load import load
     from raymlops.cluster.connect import connect
@@ -90,7 +89,7 @@ def batch_predict(
     from raymlops.registry.versions import Registry
     from raymlops.tracking.client import tracker
 
-    begun = time.monotonic()
+    started = time.monotonic()
     spec = spec_of(source, overrides=overrides, env=env)
     if batch_rows < 1 or (concurrency is not None and concurrency < 1):
         raise UsageError(f"batch_rows={batch_rows}, concurrency={concurrency}: each is at least 1")
@@ -99,7 +98,7 @@ def batch_predict(
     files = input_files(input_uri)
     with state_of(spec) as state:
         ref = loadable(Registry(tracker(spec)), state, spec.project.name, version)
-    # What does not load here would load in no worker.
+    # A bundle that does not load here would not load in a worker either.
     kept = kept_columns(files, load(ref.bundle.uri, ref.bundle.digest).signature, keep)
     chunks = plan(files)
     with connect(spec), published(output_uri, chunks) as folder:
@@ -107,13 +106,22 @@ def batch_predict(
         job = Job(ref, files, kept, folder, batch_rows)
         with shown(on_event) as emit:
             _run(job, chunks, spec=spec, concurrency=concurrency, emit=emit)
-        record = _record(ref, input_uri, output_uri, rows=files.rows, parts=len(chunks), begun=begun)
+        record = BatchRecord(
+            name=ref.name,
+            version=ref.version,
+            digest=ref.bundle.digest,
+            input=input_uri,
+            output=output_uri,
+            rows=files.rows,
+            files=len(chunks),
+            duration_s=round(time.monotonic() - started, 3),
+        )
         write_manifest(record, folder)
     return record
 
 
 def _check_machines(spec: ProjectSpec, *uris: str) -> None:
-    """Refuse folders that only one of several machines can reach."""
+    """Reject folders that only one of several machines can read."""
     import ray
 
     from raymlops.config.paths import local_path
@@ -124,23 +132,23 @@ def _check_machines(spec: ProjectSpec, *uris: str) -> None:
     local = [uri for uri in uris if local_path(uri) is not None]
     if machines > 1 and local and not spec.storage.shared:
         raise UsageError(
-            f"the cluster has {machines} machines, but {' and '.join(local)} is a folder of this one",
-            hint="Use a URI such as s3://bucket/folder, or storage.shared: true where the path is one on every node.",
+            f"the cluster has {machines} machines, but {' and '.join(local)} is a local folder",
+            hint="Use a URI such as s3://bucket/folder, or storage.shared: true where every node mounts the path.",
         )
 
 
 def _run(job: Job, chunks: Sequence[Chunk], *, spec: ProjectSpec, concurrency: int | None, emit: OnEvent) -> None:
-    """Let workers do the chunks, and tell how far they are.
+    """Predict the chunks on workers, and report progress.
 
     Raises:
-        RaymlopsError: what the first worker that failed raised.
+        RaymlopsError: the error of the first chunk that failed.
     """
     import ray.data
     from ray.exceptions import RayError
 
     from raymlops.training.events import Event
 
-    total, done, begun = job.files.rows, 0, time.monotonic()
+    total, done, started = job.files.rows, 0, time.monotonic()
     emit(Event("start", steps=total, message=f"version {job.version.version}, {total} rows"))
     dataset = ray.data.from_items([asdict(chunk) for chunk in chunks], override_num_blocks=len(chunks)).map_batches(
         ChunkWorker,
@@ -155,20 +163,20 @@ def _run(job: Job, chunks: Sequence[Chunk], *, spec: ProjectSpec, concurrency: i
         with _quiet():
             for result in dataset.iter_rows():
                 if result["error"]:
-                    raise said(pickle.loads(result["error"]))  # noqa: S301 - a worker of ours wrote it
+                    raise without_hint(pickle.loads(result["error"]))  # noqa: S301 - a worker of ours wrote it
                 done += int(result["rows"])
-                elapsed_s = time.monotonic() - begun
+                elapsed_s = time.monotonic() - started
                 emit(Event("step", step=done, steps=total, elapsed_s=elapsed_s, rows_per_s=done / elapsed_s))
-        emit(Event("end", step=done, steps=total, elapsed_s=time.monotonic() - begun))
+        emit(Event("end", step=done, steps=total, elapsed_s=time.monotonic() - started))
     except RayError as error:
         raise ClusterError(
-            f"the workers did not finish: {error}", hint="Nothing was published; start again."
+            f"the workers did not finish: {error}", hint="Nothing was published; run it again."
         ) from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let Ray Data (2.60) say on stderr only what went wrong: progress is told by us."""
+    """Show only errors of Ray Data (2.60) on stderr: progress goes to ``on_event``."""
     logger = logging.getLogger("ray.data")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -181,19 +189,6 @@ def _quiet() -> Iterator[None]:
 def _workers(spec: ProjectSpec, chunks: int, concurrency: int | None) -> int:
     from raymlops.cluster.capacity import Places, check_fits
 
-    each = {"cpus_per_worker": spec.train.cpus_per_worker, "purpose": "a batch prediction"}
-    check_fits(workers=concurrency or 1, wait_s=spec.cluster.wait_s, **each)  # type: ignore[arg-type]
-    return int(min(chunks, concurrency or max(1, Places(**each).count())))  # type: ignore[arg-type]
-
-
-def _record(ref: ModelVersionRef, source: str, output: str, *, rows: int, parts: int, begun: float) -> BatchRecord:
-    return BatchRecord(
-        name=ref.name,
-        version=ref.version,
-        digest=ref.bundle.digest,
-        input=source,
-        output=output,
-        rows=rows,
-        files=parts,
-        duration_s=round(time.monotonic() - begun, 3),
-    )
+    cpus, purpose = spec.train.cpus_per_worker, "a batch prediction"
+    check_fits(workers=concurrency or 1, wait_s=spec.cluster.wait_s, cpus_per_worker=cpus, purpose=purpose)
+    return min(chunks, concurrency or max(1, int(Places(cpus_per_worker=cpus, purpose=purpose).count())))

@@ -1,7 +1,7 @@
-"""What happens in a sweep, event by event: a trial is wanted, an epoch is reported, a trial ends, the sweep is halted.
+"""The controller of a sweep: it hands out trials and handles their epochs, their ends and the end of the sweep.
 
-Owns the order in which the study, the child runs and the progress hear of it, and that every trial that was opened
-ends or is put back. Knows nothing of Ray Tune, whose hooks (``hooks``) call it, so that it can be tested by calling it.
+Owns the order in which the study, the child runs and the progress display are updated, and that every open trial ends
+or is suspended. Knows nothing of Ray Tune, whose hooks call it, so that a test can call it too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raymlops.storage.filesystem import join
 from raymlops.training.runs.garbage_of_sweeps import TRIALS
 from raymlops.tuning import budget
 from raymlops.tuning.budget import Meter, Tally
-from raymlops.tuning.execution.failures import death, fate
+from raymlops.tuning.execution.failures import death, decide_restart
 from raymlops.tuning.execution.slots import Slots, Standstill
 from raymlops.tuning.mlflow.sweep_run import SPENT
 from raymlops.tuning.objectives import metric_of, mode_of, num_own_trials
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 Halt = Literal["interrupted", "used up", "good enough", "broken"]
 
 SPENT_EVERY_S = 10.0
-AWAY_S = 300.0
-"""How long the study's database may be away before the sweep breaks off; its trials run on meanwhile."""
+UNREACHABLE_S = 300.0
+"""How long the study's database may be unreachable before the sweep fails; its trials keep running."""
 
 
-class Conductor:
-    """The one place that trials, runs and progress are told of what happened."""
+class SweepController:
+    """Drives the study, the child runs and the progress display from one event at a time."""
 
     def __init__(
         self,
@@ -77,30 +77,30 @@ class Conductor:
         self._discard = discard
         self._saved: set[int] = set()
         """Trials that have a checkpoint."""
-        self._over: list[int] = []
-        """Those of them that have ended, which the study is to know before their checkpoints go."""
-        self._away_s: float | None = None
+        self._obsolete: list[int] = []
+        """Those of them that have ended; their checkpoints are deleted once the study has the end."""
+        self._unreachable_s: float | None = None
         """Since when the study's database does not answer."""
         self._slots = Slots(slots, clock=clock)
         self._standstill = Standstill(explain, clock=clock)
         self._meter = Meter(project.spec.sweep, before=before or SpentRecord(), clock=clock)
         self._metric = metric_of(project.spec)
         self._total = max(num_own_trials(project.spec), sum(not record.carried_from for record in trials.records))
-        # A recipe need not be installed: what this process can import, a trial's process on this machine can.
+        # A recipe need not be installed: a trial's process on this machine can import what this process can.
         self._common = {
-            "shared": json.dumps(shared),  # what the driver found out of the data
+            "shared": json.dumps(shared),  # the data that the driver has found
             "sys_path": json.dumps([str(Path(entry).absolute()) for entry in sys.path]),
             "cwd": str(Path.cwd()),
         }
         self._board = Board()
         self._views: dict[int, TrialView] = {}
-        """Those of open trials."""
+        """Of open trials."""
         self._opened: dict[int, OpenTrial] = {}
-        self._waiting: deque[OpenTrial] = deque()
-        """Trials that go on, once there is room."""
+        self._pending: deque[OpenTrial] = deque()
+        """Trials to resume when a slot is free."""
         self._drawn: OpenTrial | None = None
         self._configs: dict[int, str] = {}
-        """The configurations of trials that were drawn and are not handed out yet."""
+        """Configurations of trials that are drawn but not handed out."""
         self._deaths: Counter[tuple[int, str]] = Counter()
         self._tally = Tally(mode_of(project.spec))
         self._handed_out = False
@@ -117,52 +117,52 @@ class Conductor:
 
     @property
     def wanted(self) -> int:
-        """Return how many more trials are to be drawn."""
+        """Return how many more trials to draw."""
         return 0 if self.halting else max(0, self._total - self._trials.asked)
 
     @property
     def done(self) -> bool:
-        """Return whether no trial is left to be handed out, now or later."""
+        """Return whether no trial is left to hand out, now or later."""
         return self.halting or (self.wanted == 0 and not self._trials.open)
 
     @property
     def more(self) -> bool:
-        """Return whether a trial is still to be handed out."""
-        return bool(self.wanted or self._waiting or self._drawn)
+        """Return whether a trial can be handed out now or soon."""
+        return bool(self.wanted or self._pending or self._drawn)
 
     @property
     def halting(self) -> bool:
-        """Return whether every trial is to stop now."""
+        """Return whether every trial must stop now."""
         if self.halt is None and (why := budget.used_up(self._section, self.spent)):
             self.halt, self.stopped = "used up", why
         return self.halt is not None
 
     @property
     def spent(self) -> SpentRecord:
-        """Return what the sweep took so far, over all its resumes."""
+        """Return the resources used so far, over all resumes of the sweep."""
         return self._meter.spent
 
-    def goes_on(self, opened: OpenTrial) -> None:
-        """Take in a trial that was open when the sweep was resumed."""
+    def requeue(self, opened: OpenTrial) -> None:
+        """Queue a trial that was open when the sweep was resumed."""
         self._see(TrialView(opened.number, dict(opened.params), "waiting", opened.epochs, opened.value))
-        self._waiting.append(opened)
+        self._pending.append(opened)
 
-    def stopped_before(self, opened: OpenTrial) -> None:
-        """Take in a trial that was open, although the scheduler had stopped it: its driver died in between."""
+    def end_stopped(self, opened: OpenTrial) -> None:
+        """End an open trial that the scheduler had stopped: the driver died in between."""
         self._see(TrialView(opened.number, dict(opened.params), "waiting", opened.epochs, opened.value))
         self._children.start(opened.number, opened.params)
         self.end(opened.number, "pruned")
 
     def next_trial(self) -> dict[str, Any] | None:
-        """Return what the process of the next trial needs, or None while as many run as may."""
+        """Return the next trial's configuration for its process; None while all slots are taken."""
         if self.halting:
             return None
         if self._meter.busy >= self._slots.now:
-            # Nobody waits for us now, unless one was handed out just before and is not on its way yet.
+            # There is time now, unless a trial has just been handed out and its process is about to start.
             if not self._handed_out:
-                self._ahead()
+                self._prefetch()
             return None
-        goes_on, opened = self._next()
+        resumed, opened = self._next()
         if opened is None:
             self._flush()
             return None
@@ -173,29 +173,29 @@ class Conductor:
         self._children.start(number, opened.params)
         self._see(TrialView(number, dict(opened.params), "waiting", opened.epochs, opened.value))
         self._emit("started", number)
-        # As text: Tune looks for search spaces of its own in what it is given.
+        # As text: Tune would search nested data for search spaces of its own.
         return {
             **self._common,
             "number": number,
             "project": config,
             "folder": join(self._sweep_uri, TRIALS, str(number)),
-            "goes_on": goes_on,
+            "resume": resumed,
         }
 
     def started(self, number: int) -> None:
-        """Take in that a trial has the process that it waited for."""
+        """Record that a trial has its process."""
         self._standstill.moved()
         self._meter.start(number)
         if (view := self._views.get(number)) is not None:
             self._see(replace(view, state="running"))
 
-    def between_steps(self) -> None:
-        """Do what can wait: whatever else is to happen has been set going."""
+    def tick(self) -> None:
+        """Do periodic work between Tune's steps: recount slots, report a standstill, write to study and MLflow."""
         self._handed_out = False
         self._slots.recount()
-        still = self._standstill.look(self._meter.waiters, busy=self._meter.busy)
-        for text in filter(None, (*self._children.news(), still)):
-            self.tell(text)
+        standstill = self._standstill.look(self._meter.waiters, busy=self._meter.busy)
+        for text in filter(None, (*self._children.news(), standstill)):
+            self.notify(text)
         now = self._meter.clock()
         if now - self._noted_s >= SPENT_EVERY_S:
             self._noted_s = now
@@ -203,13 +203,13 @@ class Conductor:
             self._note({SPENT: json.dumps(self.spent.to_dict())})
 
     def result(self, number: int, result: Mapping[str, Any]) -> None:
-        """Record what a trial's process reported: epochs that its checkpoint brought back, and the one it trained."""
+        """Record a report of a trial's process: the epochs that its checkpoint restored, and the one it trained."""
         if self._closed or number not in self._views:
-            return  # its process had not heard yet
+            return  # its process reported after the trial had ended
         self._standstill.moved()
         if result["saved"]:
             self._saved.add(number)
-        self._take_back(number, json.loads(result["restored"]))
+        self._restore(number, json.loads(result["restored"]))
         if result["metrics"] is None:
             return
         epoch, value = result["epochs"], result["value"]
@@ -220,7 +220,7 @@ class Conductor:
         self._emit("epoch", number)
 
     def end(self, number: int, status: TrialStatus, *, reason: str = "") -> None:
-        """Record the end of a trial, with the status it deserves."""
+        """Record the end of a trial."""
         if self._closed or number not in self._views:
             return
         self._standstill.moved()
@@ -231,78 +231,79 @@ class Conductor:
         self._children.end(number, record.status, reason=record.reason, history=history)
         del self._views[number]
         if number in self._saved:
-            self._over.append(number)
+            self._obsolete.append(number)
         self._board.put(TrialView.ended(record), best=self._tally.take(record))
         self._judge_enough()
         self._emit("ended", number)
 
-    def died(self, number: int, error: BaseException | None) -> None:
-        """Take in that a trial's process is gone: the trial failed, or goes on in another one from its checkpoint."""
+    def process_died(self, number: int, error: BaseException | None) -> None:
+        """Fail a trial whose process died, or queue it to be resumed from its checkpoint."""
         if self._closed or number not in self._views:
             return
         of = death(error)
-        decision = fate(of, before=self._deaths[number, of.kind], max_restarts=self._section.max_restarts)
-        if not decision.again:
+        previous = self._deaths[number, of.kind]
+        decision = decide_restart(of, previous=previous, max_restarts=self._section.max_restarts)
+        if not decision.restart:
             self.end(number, "failed", reason=decision.reason)
             return
         self._meter.end(number)
         self._deaths[number, of.kind] += 1
-        self.tell(f"trial {number} goes on: {decision.reason}")
+        self.notify(f"trial {number} resumes in another process: {decision.reason}")
         opened, view = self._opened.pop(number), self._views[number]
-        self._waiting.append(opened)
+        self._pending.append(opened)
         self._see(TrialView(number, view.params, "waiting", view.epoch, view.value))
 
     def close(self) -> None:
-        """Put back every trial that is open: it goes on when the sweep is resumed, or given more of its budget."""
+        """Suspend every open trial: it resumes with the sweep."""
         if self._closed:
             return
         for number in self._trials.open:
             view = self._views.get(number)
             self._meter.end(number)
             self._trials.suspend(number)
-            if view is not None:  # else it was drawn ahead, and nobody has heard of it
+            if view is not None:  # otherwise it was drawn in advance, and has no child run
                 self._children.suspend(number)
                 self._see(TrialView(number, view.params, "waiting", view.epoch, view.value))
         self._trials.flush()
-        self._discard_over()
+        self._discard_obsolete()
         self._closed = True
         self._note({SPENT: json.dumps(self.spent.to_dict())})
         self._emit("end", None)
 
-    def failed(self, error: BaseException) -> None:
-        """Keep an error that a hook ran into, and stop the sweep: Tune would turn it into text."""
+    def fail(self, error: BaseException) -> None:
+        """Keep an error of a hook, and stop the sweep: Tune would turn the error into text."""
         self.error = self.error or error
         self.halt = self.halt or "broken"
 
-    def tell(self, message: str) -> None:
-        """Say something to whoever watches."""
+    def notify(self, message: str) -> None:
+        """Emit a message to the progress display."""
         self._emit("message", None, message=message)
 
     def _next(self) -> tuple[bool, OpenTrial | None]:
-        """Return the next trial whose configuration holds, and whether it goes on; None where there is none now."""
-        while self._waiting:
-            opened = self._waiting.popleft()
-            if self._holds(opened):
+        """Return the next trial with a valid configuration, and whether it is resumed; None where there is none now."""
+        while self._pending:
+            opened = self._pending.popleft()
+            if self._is_valid(opened):
                 return True, opened
         drawn, self._drawn = self._drawn, None
         return False, drawn or self._draw()
 
     def _draw(self) -> OpenTrial | None:
-        """Draw the next trial whose configuration the recipe takes; the others fail."""
+        """Draw the next trial whose configuration the recipe accepts; the others fail."""
         while self.wanted > 0:
             try:
                 opened = self._trials.ask()
             except UnreachableError as error:
-                self._is_away(error)
+                self._wait_for_database(error)
                 return None
-            if self._holds(opened):
+            if self._is_valid(opened):
                 return opened
         return None
 
-    def _holds(self, opened: OpenTrial) -> bool:
-        """Make a trial's configuration; where that is refused, the trial has failed.
+    def _is_valid(self, opened: OpenTrial) -> bool:
+        """Build a trial's configuration and return True; fail the trial where the recipe rejects it.
 
-        Each value is in its range, but a recipe may refuse the combination, and its own code may raise anything.
+        Each value is in its range, but a recipe may reject the combination, and its own code may raise anything.
         """
         try:
             data = self._project.with_params(opened.params).to_dict()
@@ -318,41 +319,41 @@ class Conductor:
         )
         return True
 
-    def _ahead(self) -> None:
-        """Write what waits, and draw the next trial ahead where several short ones run at a time."""
+    def _prefetch(self) -> None:
+        """Flush to the study, and draw the next trial in advance where several short ones run at a time."""
         written = self._flush()
-        if written and self._meter.short and self._slots.now > 1 and self._drawn is None and not self._waiting:
+        if written and self._meter.short and self._slots.now > 1 and self._drawn is None and not self._pending:
             self._drawn = self._draw()
 
     def _flush(self) -> bool:
-        """Let the study know what it does not yet; return whether it could. Its database may be away for a while."""
+        """Write pending reports to the study; return False while its database is unreachable."""
         try:
             self._trials.flush()
             self._trials.heartbeat()
         except UnreachableError as error:
-            self._is_away(error)
+            self._wait_for_database(error)
             return False
-        if self._away_s is not None:
-            self._away_s = None
-            self.tell("the study's database answers again")
-        self._discard_over()
+        if self._unreachable_s is not None:
+            self._unreachable_s = None
+            self.notify("the study's database answers again")
+        self._discard_obsolete()
         return True
 
-    def _is_away(self, error: UnreachableError) -> None:
+    def _wait_for_database(self, error: UnreachableError) -> None:
         now = self._meter.clock()
-        if self._away_s is None:
-            self._away_s = now
-            self.tell(f"{error.message}; no trial is drawn until it does")
-        elif now - self._away_s > AWAY_S:
+        if self._unreachable_s is None:
+            self._unreachable_s = now
+            self.notify(f"{error.message}; no trial is drawn until it does")
+        elif now - self._unreachable_s > UNREACHABLE_S:
             raise error
 
-    def _discard_over(self) -> None:
-        for number in self._over:
+    def _discard_obsolete(self) -> None:
+        for number in self._obsolete:
             self._discard(number)
-        self._over.clear()
+        self._obsolete.clear()
 
-    def _take_back(self, number: int, restored: Sequence[Mapping[str, Any]]) -> None:
-        """Take in the epochs that a checkpoint brought back: its driver may have died before they were written."""
+    def _restore(self, number: int, restored: Sequence[Mapping[str, Any]]) -> None:
+        """Record the epochs that a checkpoint restored: the previous driver may have died before it wrote them."""
         metrics = {entry["epoch"]: entry["metrics"] for entry in restored}
         known = self._opened[number].history
         for entry in restored:
@@ -394,5 +395,5 @@ class Conductor:
         try:
             self._on_event(event)
         except Exception:
-            self._on_event = None  # once is enough: the trials that are open are still to be ended
+            self._on_event = None  # once is enough: open trials still have to be closed
             raise

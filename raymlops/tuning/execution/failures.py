@@ -1,6 +1,6 @@
-"""What becomes of a trial whose process is gone: it failed, or it is tried again.
+"""The failure policy for trials whose process died: fail the trial, or restart it from its checkpoint.
 
-Owns how Ray's errors are read (``death``); the decision (``fate``) takes what was read and counts, and knows no Ray.
+Owns how Ray's errors are classified (``death``); the decision (``decide_restart``) takes the class and counts.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from raymlops.errors import describe
 from raymlops.tuning.trial.watchdog import ProcessSpoiledError, TrialHungError
 
 MAX_LOSSES = 3
-"""Nodes that one trial may lose: it may be what takes them down."""
+"""Nodes that one trial may lose: the trial may be what takes them down."""
 _MEMORY = "running low on memory"
-"""What Ray's memory monitor says of what it killed. Of any death Ray says that an OOM killer is a common cause."""
+"""In the message of Ray's memory monitor. Ray names an OOM killer as a possible cause of any death."""
 _ELSEWHERE = ("node has died", "node died", "node was terminated", "node is dead", "preempted")
 _DETAIL = re.compile(r"Worker exit detail: (.*?\.)(?: |$)")
-"""What Ray knows of a death; guesses follow."""
+"""What Ray knows about a death; guesses follow."""
 _LONG = 300
 
 
 @dataclass(frozen=True)
 class Death:
-    """How a trial's process ended. ``spoiled`` is one that the trial before has left in no state to go on in."""
+    """How a trial's process ended. ``spoiled``: the previous trial left it in an unusable state."""
 
     kind: Literal["raised", "hung", "memory", "spoiled", "lost", "died"]
     reason: str
 
 
 @dataclass(frozen=True)
-class Fate:
-    """Whether a trial is tried again from its checkpoint, and why."""
+class RestartDecision:
+    """Whether to restart a trial from its checkpoint, and why."""
 
-    again: bool
+    restart: bool
     reason: str
 
 
 def death(error: BaseException | None) -> Death:
-    """Read what Tune got from a trial's process in place of a result."""
+    """Classify the error that Tune got from a trial's process."""
     if error is None:
         return Death("died", "the trial's process died")
     cause = _cause(error)
@@ -61,20 +61,20 @@ def death(error: BaseException | None) -> Death:
     return Death("raised", cause)
 
 
-def fate(of: Death, *, before: int, max_restarts: int) -> Fate:
-    """Decide about a trial, of whose processes ``before`` have ended in the same way.
+def decide_restart(of: Death, *, previous: int, max_restarts: int) -> RestartDecision:
+    """Decide whether to restart a trial, ``previous`` of whose processes have ended in the same way.
 
-    One that hung or was killed for want of memory failed: it would do so again. A lost node is no fault of the trial,
-    unless it happens again and again. Any other death may have been either, so it is tried ``max_restarts`` times.
+    One that hung or ran out of memory failed: it would do so again. A lost node is not the trial's fault, unless it
+    happens repeatedly. Any other death may have either cause, so the trial is restarted ``max_restarts`` times.
     """
     allowed = {"lost": MAX_LOSSES, "died": max_restarts}.get(of.kind, 0)
-    if of.kind == "spoiled" or before < allowed:
-        return Fate(again=True, reason=of.reason)
-    return Fate(again=False, reason=f"{of.reason} ({before + 1} times)" if before else of.reason)
+    if of.kind == "spoiled" or previous < allowed:
+        return RestartDecision(restart=True, reason=of.reason)
+    return RestartDecision(restart=False, reason=f"{of.reason} ({previous + 1} times)" if previous else of.reason)
 
 
 def _cause(error: BaseException) -> str:
-    """Return an error in one line. Ray's own begin with what they always say and end with the cause."""
+    """Return an error in one line. Ray's errors begin with general advice and end with the cause."""
     if isinstance(error, exceptions.RayTaskError):
         error = error.cause
     if not isinstance(error, exceptions.RayError):

@@ -1,6 +1,6 @@
-"""The trials of a sweep, run to their end on Ray Tune, whatever ends it.
+"""Run the trials of a sweep on Ray Tune, however it ends.
 
-Owns what is set up around them and what is closed after them. Knows nothing of winners.
+Owns what is set up for the trials and closed after them. Does not choose a winner.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from raymlops.signals import undisturbed
 from raymlops.storage import filesystem
 from raymlops.training.runs.garbage_of_sweeps import TRIALS
 from raymlops.training.runs.lookup import resume_command
-from raymlops.tuning.execution.controller import Conductor
-from raymlops.tuning.execution.schedulers import judge, reports
-from raymlops.tuning.execution.tune_settings import quiet_tune, stop_on_signal
-from raymlops.tuning.execution.tuner import fit
+from raymlops.tuning.execution.controller import SweepController
+from raymlops.tuning.execution.schedulers import reports, scheduler_of
+from raymlops.tuning.execution.tuner import run_tune
 from raymlops.tuning.mlflow.trial_runs import INTERRUPTED_WAIT_S
 from raymlops.tuning.objectives import concurrency, objectives_of
 from raymlops.tuning.reporting.results import folder_of, write_trials
 from raymlops.tuning.stalls import told
 from raymlops.tuning.study.trials import history_of
-from raymlops.tuning.trial.actor import release, trainable
+from raymlops.tuning.trial.actor import trainable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,60 +35,60 @@ if TYPE_CHECKING:
     from raymlops.tracking.client import Tracker
     from raymlops.tuning.reporting.progress import SweepEvent
     from raymlops.tuning.stalls import Waiter
-    from raymlops.tuning.stores import Books
+    from raymlops.tuning.stores import SweepStores
 
 
 def search(
     project: Project,
-    books: Books,
+    stores: SweepStores,
     *,
-    store: Tracker,
+    tracker: Tracker,
     data: DataCache,
     before: SpentRecord,
     on_event: Callable[[SweepEvent], None] | None,
-) -> Conductor:
-    """Run the trials that are left; whatever happens, none of them runs when this returns or raises.
+) -> SweepController:
+    """Run the trials that are left; no trial runs once this returns or raises.
 
     Raises:
-        SweepError: something failed that is no trial's fault; trials that ran are put back.
-        TrackingError: the trials are done, but MLflow did not take it.
-        KeyboardInterrupt: it was interrupted; trials that ran are put back.
+        SweepError: something failed that is no trial's fault; running trials were suspended.
+        TrackingError: the trials are done, but MLflow did not accept their results.
+        KeyboardInterrupt: the sweep was interrupted; running trials were suspended.
     """
-    spec, sweep_id = project.spec, books.parent.sweep_id
+    spec, sweep_id = project.spec, stores.parent.sweep_id
     sweep_uri = folder_of(spec, sweep_id)
     with ThreadPoolExecutor(1, thread_name_prefix="raymlops-discard") as discarding:
 
         def discard(number: int) -> None:
             discarding.submit(_delete, filesystem.join(sweep_uri, TRIALS, str(number)))
 
-        conductor = Conductor(
+        controller = SweepController(
             project,
-            trials=books.trials,
-            children=books.children,
+            trials=stores.trials,
+            children=stores.children,
             sweep_uri=sweep_uri,
             slots=lambda: concurrency(spec, holders.usable()[0]),
-            explain=_explained,
+            explain=_explain,
             before=before,
             shared=data.share(),
             on_event=on_event,
-            note=books.children.set_parent,
+            note=stores.children.set_parent,
             discard=discard,
         )
         try:
-            conductor.tell(f"sweep {sweep_id}")
-            _run(project, books, conductor=conductor, data=data)
+            controller.notify(f"sweep {sweep_id}")
+            _run(project, stores, controller=controller, data=data)
         except Exception as error:
-            conductor.failed(error)
+            controller.fail(error)
         finally:
-            lost = _close(project, books, conductor=conductor, store=store)
-        if conductor.halt not in {"interrupted", "broken"} and not _unfinished(books):
+            lost = _close(project, stores, controller=controller, tracker=tracker)
+        if controller.halt not in {"interrupted", "broken"} and not _unfinished(stores):
             discarding.submit(_delete, filesystem.join(sweep_uri, TRIALS))
-    _raise_what_ended_it(conductor, books, lost=lost, spec=spec)
-    return conductor
+    _raise_error(controller, stores, lost=lost, spec=spec)
+    return controller
 
 
-def _explained(waiters: Sequence[Waiter], *, still_s: float, running: int) -> str:
-    """Ask the cluster who holds what the trials wait for."""
+def _explain(waiters: Sequence[Waiter], *, still_s: float, running: int) -> str:
+    """Ask the cluster who holds the resources that trials wait for."""
     import ray
 
     total, free = holders.nodes()
@@ -99,80 +98,79 @@ def _explained(waiters: Sequence[Waiter], *, still_s: float, running: int) -> st
     )
 
 
-def _run(project: Project, books: Books, *, conductor: Conductor, data: DataCache) -> None:
-    """Tell scheduler and conductor what came before, and let Tune run what is left."""
+def _run(project: Project, stores: SweepStores, *, controller: SweepController, data: DataCache) -> None:
+    """Replay what is in the study, and let Tune run the trials that are left."""
     spec = project.spec
-    scheduler = judge(spec)
+    scheduler = scheduler_of(spec)
     stopped = set()
-    for frozen in books.study.get_trials(deepcopy=False):
-        told = reports(spec, frozen.intermediate_values, history_of(frozen))
-        if scheduler.replay(frozen.number, told, complete=frozen.state.name == "COMPLETE"):
+    for frozen in stores.study.get_trials(deepcopy=False):
+        reported = reports(spec, frozen.intermediate_values, history_of(frozen))
+        if scheduler.replay(frozen.number, reported, complete=frozen.state.name == "COMPLETE"):
             stopped.add(frozen.number)
-    for opened in books.trials.reopen():
+    for opened in stores.trials.reopen():
         if opened.number in stopped:
-            conductor.stopped_before(opened)
+            controller.end_stopped(opened)
         else:
-            conductor.goes_on(opened)
-    if conductor.done:
+            controller.requeue(opened)
+    if controller.done:
         return
-    with stop_on_signal(conductor), quiet_tune():
-        given = trainable(data.shared_data() if spec.sweep.workers_per_trial == 1 else None)
-        try:
-            fit(conductor, trainable=given, judge=scheduler, name=books.parent.sweep_id)
-        finally:
-            release(given)
+    with trainable(data.shared_data() if spec.sweep.workers_per_trial == 1 else None) as actor_class:
+        run_tune(controller, trainable=actor_class, scheduler=scheduler, name=stores.parent.sweep_id)
 
 
-def _close(project: Project, books: Books, *, conductor: Conductor, store: Tracker) -> TrackingError | None:
-    """Close the books, the study first: it does not depend on MLflow. Return what MLflow refused."""
+def _close(
+    project: Project, stores: SweepStores, *, controller: SweepController, tracker: Tracker
+) -> TrackingError | None:
+    """Close the stores, the study first: it does not depend on MLflow. Return MLflow's error."""
     with undisturbed():
         try:
-            conductor.close()
+            controller.close()
         except Exception as error:
-            conductor.failed(error)
+            controller.fail(error)
             try:
-                conductor.close()  # what failed may have been the display, which is asked no more
+                controller.close()  # the progress display may have failed, which is called only once
             except Exception as again:
                 error.add_note(f"Trials are left open: {describe(again)}")
         try:
-            if conductor.halt == "interrupted":
-                books.children.close(wait_s=INTERRUPTED_WAIT_S, patient=False)
+            if controller.halt == "interrupted":
+                stores.children.close(wait_s=INTERRUPTED_WAIT_S, patient=False)
             else:
-                books.children.close()
-            write_trials(
-                store, books.records(), sweep_id=books.parent.sweep_id, objective=objectives_of(project.spec)[0]
-            )
+                stores.children.close()
+            objective = objectives_of(project.spec)[0]
+            write_trials(tracker, stores.records(), sweep_id=stores.parent.sweep_id, objective=objective)
         except TrackingError as error:
             return error
     return None
 
 
-def _raise_what_ended_it(conductor: Conductor, books: Books, *, lost: TrackingError | None, spec: ProjectSpec) -> None:
-    sweep_id = books.parent.sweep_id
-    command = resume_command("sweep", sweep_id, spec=spec)
-    how = f"It goes on with: {command}"
-    if isinstance(conductor.error, RaymlopsError):
-        conductor.error.add_note(how)
-        raise conductor.error
-    if conductor.error is not None:
-        raise SweepError(f"the sweep broke off: {describe(conductor.error)}", hint=how) from conductor.error
-    if conductor.halt == "interrupted":
-        stopped = KeyboardInterrupt()
-        stopped.add_note(how)
-        raise stopped
+def _raise_error(
+    controller: SweepController, stores: SweepStores, *, lost: TrackingError | None, spec: ProjectSpec
+) -> None:
+    """Raise the error that ended the sweep, if any, with the command that resumes it."""
+    command = resume_command("sweep", stores.parent.sweep_id, spec=spec)
+    resume = f"Resume it with: {command}"
+    if isinstance(controller.error, RaymlopsError):
+        controller.error.add_note(resume)
+        raise controller.error
+    if controller.error is not None:
+        raise SweepError(f"the sweep failed: {describe(controller.error)}", hint=resume) from controller.error
+    if controller.halt == "interrupted":
+        interrupt = KeyboardInterrupt()
+        interrupt.add_note(resume)
+        raise interrupt
     if lost is not None:
         raise TrackingError(
-            f"the trials are done, but MLflow did not take all they gave: {lost.message}",
-            hint=f"The Optuna study {books.trials.study_name} holds every trial. Once MLflow answers, "
-            f"{command} writes what it lacks.",
+            f"the trials are done, but MLflow did not accept all their results: {lost.message}",
+            hint=f"The Optuna study {stores.trials.study_name} holds every trial. Once MLflow answers, "
+            f"{command} writes what is missing.",
         ) from lost
 
 
-def _unfinished(books: Books) -> bool:
-    """Return whether a trial is to go on some day, from its checkpoint."""
+def _unfinished(stores: SweepStores) -> bool:
+    """Return whether a trial may be resumed later, from its checkpoint."""
     from optuna.trial import TrialState
 
-    return bool(books.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)))
+    return bool(stores.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)))
 
 
 def _delete(uri: str) -> None:

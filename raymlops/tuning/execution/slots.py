@@ -1,7 +1,6 @@
-"""How many trials of a sweep may run at a time, counted again while it runs, and whether those that may do.
+"""How many trials of a sweep may run at a time, and whether the sweep makes progress.
 
-Owns when to count and when to look. What is counted and who holds it is the caller's to read: nodes come and go, and so
-do those that hold a part of them.
+Owns when to count resources and when to report a standstill; the caller reads the cluster.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ COUNT_EVERY_S = 5.0
 
 
 class Explain(Protocol):
-    """Says who holds what waiting trials need; asks the cluster."""
+    """Explains who holds the resources that pending trials need; asks the cluster."""
 
     def __call__(self, waiters: Sequence[Waiter], *, still_s: float, running: int) -> str:
-        """Return it in one line."""
+        """Return the explanation in one line."""
         ...
 
 
 class Slots:
-    """The number as the last two counts have it.
+    """The number that the last two counts agree on.
 
-    Room that is there for a moment is not the sweep's: a replica that died comes back, and Ray's view of what is free
-    lags by up to a second.
+    Resources that are free for a moment are not counted: a replica that died comes back, and Ray's view of free
+    resources lags by up to a second.
     """
 
     def __init__(self, count: Callable[[], int], *, clock: Callable[[], float]) -> None:
@@ -42,19 +41,19 @@ class Slots:
         self._counted_s = clock()
 
     def recount(self) -> None:
-        """Count again, if it is time."""
+        """Count again if the last count is ``COUNT_EVERY_S`` old."""
         now_s = self._clock()
         if now_s - self._counted_s < COUNT_EVERY_S:
             return
         self._counted_s = now_s
-        with suppress(Exception):  # Ray's head may be away for a moment, which costs no sweep
+        with suppress(Exception):  # Ray's head may be unreachable for a moment
             seen = self._count()
             least, most = sorted((seen, self._seen))
             self.now, self._seen = min(max(self.now, least), most), seen
 
 
 class Standstill:
-    """Knows when something last moved."""
+    """Detects that trials wait for resources and nothing else happens."""
 
     def __init__(self, explain: Explain | None, *, clock: Callable[[], float]) -> None:
         self._explain = explain
@@ -63,11 +62,11 @@ class Standstill:
         self._told_s: float | None = None
 
     def moved(self) -> None:
-        """Take in that a trial started, reported or ended."""
+        """Record that a trial started, reported or ended."""
         self._moved_s = self._clock()
 
     def look(self, waiters: Sequence[Waiter], *, busy: int) -> str:
-        """Return what is to be told now, of the ``waiters`` among all trials that are ``busy``; mostly nothing."""
+        """Return the message to emit now about the ``waiters`` among ``busy`` trials; mostly empty."""
         now_s = self._clock()
         still_s = stands_still(waiters, now_s=now_s, moved_s=self._moved_s, told_s=self._told_s)
         if still_s is None or self._explain is None:
@@ -77,6 +76,6 @@ class Standstill:
             return self._explain(waiters, still_s=still_s, running=busy - len(waiters))
         except Exception as error:
             return (
-                f"nothing has moved for {still_s:.0f} s: {len(waiters)} trials wait for room, "
-                f"and who holds it cannot be read: {describe(error)}"
+                f"no progress for {still_s:.0f} s: {len(waiters)} trials wait for resources, "
+                f"and the cluster cannot be asked who holds them: {describe(error)}"
             )

@@ -1,7 +1,7 @@
-"""What Ray Tune calls during a sweep: a searcher, a callback and a stopper, thin over the sweep's controller.
+"""The hooks that Ray Tune calls during a sweep: a searcher, a callback and a stopper, thin over the sweep's controller.
 
-Owns how Tune's results are read. An exception in a hook would come back as the text of a ``TuneError`` with the
-sweep half stopped, so each is kept by the controller and the sweep is halted in order.
+Owns how Tune's results are read. Tune would turn an exception in a hook into the text of a ``TuneError`` and leave the
+sweep half stopped, so the controller keeps the exception and stops the sweep gracefully.
 """
 
 from __future__ import annotations
@@ -18,125 +18,125 @@ from ray.tune.search import Searcher
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from raymlops.tuning.execution.controller import Conductor
+    from raymlops.tuning.execution.controller import SweepController
 
 
 def _kept(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Hand what a hook raises to the conductor."""
+    """Hand an exception of a hook to the controller."""
 
     @functools.wraps(method)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
-            self.conductor.failed(error)
+            self.controller.fail(error)
             return None
 
     return wrapped
 
 
 class _Hook:
-    conductor: Conductor
+    controller: SweepController
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles its hooks into the experiment's folder for a restore that we never make:
-        # the study in SQL is the one truth, and connections cannot be pickled.
+        # Tune pickles its hooks into the experiment's folder for a restore that a sweep never makes; connections cannot
+        # be pickled.
         return {}
 
 
 class SweepSearcher(_Hook, Searcher):  # type: ignore[misc]
-    """Hands out trials; concurrency is limited here, so that a trial is drawn when it can run and not before."""
+    """Hands out trials. Concurrency is limited here, so that a trial is drawn when it can run and not before."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, controller: SweepController) -> None:
         super().__init__()
-        self.conductor = conductor
+        self.controller = controller
 
     def suggest(self, trial_id: str) -> Any:  # noqa: ARG002 - Tune's signature
-        """Return the next trial's configuration, None to wait, or FINISHED."""
+        """Return the next trial's configuration, None to be asked again, or FINISHED."""
         try:
-            config = self.conductor.next_trial()
+            config = self.controller.next_trial()
         except Exception as error:
-            self.conductor.failed(error)
+            self.controller.fail(error)
             return Searcher.FINISHED
         # Not before every trial has ended: one whose process dies is handed out again.
-        return Searcher.FINISHED if config is None and self.conductor.done else config
+        return Searcher.FINISHED if config is None and self.controller.done else config
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Do nothing: the callback hears of the same end together with the trial and its last result."""
+        """Do nothing: the callback gets the same event with the trial and its last result."""
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the study is in SQL."""
 
 
 class SweepCallback(_Hook, Callback):  # type: ignore[misc]
-    """Passes on epochs and ends."""
+    """Forwards starts, epochs and ends."""
 
-    def __init__(self, conductor: Conductor) -> None:
-        self.conductor = conductor
+    def __init__(self, controller: SweepController) -> None:
+        self.controller = controller
         self._trials: Any = ()
 
     @_kept
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:  # noqa: ARG002
-        """Let the conductor catch up, and keep Tune's list of trials: it is what ``end_processes`` ends."""
+        """Run the controller's periodic work, and keep Tune's list of trials for ``end_processes``."""
         self._trials = trials
-        self.conductor.between_steps()
+        self.controller.tick()
 
     def end_processes(self) -> None:
-        """End the processes of all trials at once, in mid-epoch."""
+        """Kill the processes of all trials, in the middle of an epoch."""
         for trial in self._trials:
             if trial.temporary_state.ray_actor is not None:
                 ray.kill(trial.temporary_state.ray_actor)
 
     @_kept
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """Record that a trial runs."""
-        self.conductor.started(trial.config["number"])
+        """Record that a trial has a process."""
+        self.controller.started(trial.config["number"])
 
     @_kept
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:  # noqa: ARG002
         """Record an epoch."""
-        self.conductor.result(trial.config["number"], result)
+        self.controller.result(trial.config["number"], result)
 
     @_kept
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """Record the end of a trial that its own process or the scheduler ended."""
+        """Record the end of a trial, by itself or by the scheduler."""
         result = trial.last_result
-        self.conductor.end(trial.config["number"], result.get("outcome") or "pruned", reason=result.get("reason", ""))
+        self.controller.end(trial.config["number"], result.get("outcome") or "pruned", reason=result.get("reason", ""))
 
     @_kept
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """Record that a trial's process is gone; what its own code raises comes as a result."""
-        self.conductor.died(trial.config["number"], _death(trial))
+        """Record that a trial's process died; an exception of the trial's own code comes as a result."""
+        self.controller.process_died(trial.config["number"], _death(trial))
 
 
 class SweepStopper(_Hook, Stopper):  # type: ignore[misc]
-    """Stops everything when the conductor is halting."""
+    """Stops the sweep when the controller says so."""
 
-    def __init__(self, conductor: Conductor, *, callback: SweepCallback) -> None:
-        self.conductor = conductor
+    def __init__(self, controller: SweepController, *, callback: SweepCallback) -> None:
+        self.controller = controller
         self._callback = callback
 
     def __call__(self, trial_id: str, result: Any) -> bool:  # noqa: ARG002
-        """Stop no single trial: that is the scheduler's."""
+        """Stop no single trial: the scheduler does that."""
         return False
 
     def stop_all(self) -> bool:
-        """Return whether the sweep is to stop now; if so, its books are closed and its processes ended.
+        """Return whether to stop the sweep now; if so, close the study first and kill the processes.
 
-        In this order and here: once told, Tune waits up to ten seconds for processes in mid-epoch, and SIGTERM of a
-        job leaves three.
+        Here and in this order: after this, Tune waits up to ten seconds for processes in the middle of an epoch, and
+        a job has three seconds after SIGTERM.
         """
-        if self.conductor.halting:
+        if self.controller.halting:
             try:
-                self.conductor.close()
+                self.controller.close()
                 self._callback.end_processes()
             except Exception as error:
-                self.conductor.failed(error)
-        return self.conductor.halting
+                self.controller.fail(error)
+        return self.controller.halting
 
 
 def _death(trial: Any) -> BaseException | None:
-    """Return what ended a trial's process. Tune (2.60) keeps the error only in a file of this process."""
+    """Return the error that ended a trial's process. Tune (2.60) keeps it only in a file."""
     if trial.pickled_error_file is None:
         return None
     error: BaseException = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())

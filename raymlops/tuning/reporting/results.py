@@ -1,4 +1,4 @@
-"""Write the results of a sweep: the best configuration, the report, the trials as JSON, its tags.
+"""The results that a sweep writes when it ends: the winner's configuration, the report, the trials as JSON, the tags.
 
 Owns these files and their places. Knows nothing of how trials ran.
 """
@@ -30,7 +30,7 @@ def folder_of(spec: ProjectSpec, sweep_id: str) -> str:
 
 
 def write_best(project: Project, store: Tracker, best: TrialRecord, *, sweep_id: str, objective: Objective) -> str:
-    """Write the best trial's whole configuration for ``train`` to the sweep's folder and its MLflow run.
+    """Write the winner's whole configuration, which ``train`` takes, into the sweep's folder and its run.
 
     Raises:
         StorageError, TrackingError: it cannot be written.
@@ -51,7 +51,6 @@ def write_best(project: Project, store: Tracker, best: TrialRecord, *, sweep_id:
 def write_report(
     study: Any,
     project: Project,
-    store: Tracker,
     *,
     records: Sequence[TrialRecord],
     objectives: Sequence[Objective],
@@ -60,7 +59,7 @@ def write_report(
     stopped: str,
     best: TrialRecord | None,
 ) -> str:
-    """Write the HTML report to the sweep's folder and its MLflow run, and return its URI."""
+    """Write the HTML report into the sweep's folder, and return its URI, which the sweep's run has as a tag."""
     from raymlops.tuning.reporting.report import html
 
     text = html(
@@ -76,7 +75,6 @@ def write_report(
     )
     uri = join(folder_of(project.spec, sweep_id), "report.html")
     write_bytes(uri, text.encode())
-    store.log_text(sweep_id, text, "sweep/report.html")
     return uri
 
 
@@ -96,7 +94,7 @@ def write_trials(store: Tracker, records: Sequence[TrialRecord], *, sweep_id: st
 
 
 def tags_of(record: SweepRecord) -> dict[str, str]:
-    """Return the tags of an ended sweep."""
+    """Return the tags of the sweep's run that describe how it ended."""
     found = {
         BEST_TRIAL: str(record.best.number),
         BEST_RUN: record.best.run_id or "",

@@ -1,18 +1,16 @@
 # ruff: noqa: RUF001 - dashes and minus signs are what a reader expects in a table
-"""Tables of a sweep as HTML: the winner and its runners-up, failures by reason, all trials.
+"""Tables of a sweep: the winner and its runners-up, failures by reason, all trials.
 
-Owns what a row says and that everything in it is escaped. Knows records alone, nothing of Optuna, files or the page
-around it. Cells that are written for people carry what sorts them in ``data-value``.
+Owns what a row says. Knows records alone, nothing of Optuna, files or the page around it.
 """
 
 from __future__ import annotations
 
 import math
-from html import escape
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raymlops.tuning.reporting.study_columns import short
+from raymlops.tuning.reporting.plots import short
 from raymlops.tuning.study.selection import by_reason
 
 if TYPE_CHECKING:
@@ -23,6 +21,30 @@ if TYPE_CHECKING:
 MAX_ROWS = 1000
 TOP = 5
 WORDS = {"complete": "complete", "pruned": "stopped early", "failed": "failed"}
+
+
+class Cell(NamedTuple):
+    """What a cell shows, and what it is sorted by where that is not its text."""
+
+    text: str
+    sort: float | str | None = None
+    mark: bool = False
+    words: bool = False
+    """Whether its text may be broken into lines."""
+    note: str = ""
+    detail: str = ""
+
+
+class Table(NamedTuple):
+    """A table with the names of its columns."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    sortable: bool = False
+
+
+EMPTY = Cell("–", sort="")
 
 
 def ranked(records: Iterable[TrialRecord], *, objectives: Sequence[Objective]) -> list[TrialRecord]:
@@ -41,7 +63,7 @@ def ranked(records: Iterable[TrialRecord], *, objectives: Sequence[Objective]) -
     return sorted(records, key=place)
 
 
-def top(order: Sequence[TrialRecord], *, objectives: Sequence[Objective], params: Sequence[str]) -> str:
+def top(order: Sequence[TrialRecord], *, objectives: Sequence[Objective], params: Sequence[str]) -> Table:
     """Return the table of the winner, the first of ``order``, against the next ones.
 
     What differs from the winner's configuration is marked.
@@ -54,19 +76,17 @@ def top(order: Sequence[TrialRecord], *, objectives: Sequence[Objective], params
     for trial in order[:TOP]:
         cells = [_number(trial)]
         for value, best in zip(_values(trial, objectives), _values(winner, objectives), strict=True):
-            cells += [_value(value), _difference(value, best) if trial is not winner else _dash("the winner itself")]
-        cells += [_cell(str(trial.epochs)), _duration(trial)]
-        for name in params:
-            differs = trial.params.get(name) != winner.params.get(name)
-            text = _text(trial.params[name]) if name in trial.params else "–"
-            cells.append(f"<td><mark>{text}</mark></td>" if differs else f"<td>{text}</td>")
+            known = trial is not winner and value is not None and best is not None
+            cells += [_value(value), Cell(f"{value - best:+.3g}".replace("-", "−")) if known else EMPTY]  # type: ignore[operator]
+        cells += [Cell(str(trial.epochs)), _duration(trial)]
+        cells += [_param(trial, name, mark=trial.params.get(name) != winner.params.get(name)) for name in params]
         rows.append(cells)
     caption = "The winner first. Marked: what is set differently from it."
-    return _table([*head, "epochs", "duration", *map(short, params)], rows, caption=caption)
+    return Table(caption, [*head, "epochs", "duration", *map(short, params)], rows)
 
 
-def failures(records: Iterable[TrialRecord]) -> str:
-    """Return the table of failed trials by reason, most frequent first; empty where none failed.
+def failures(records: Iterable[TrialRecord]) -> Table | None:
+    """Return the table of failed trials by reason, most frequent first; None where none failed.
 
     Reasons that differ in numbers alone ("loss is NaN at step 31") are one reason.
     """
@@ -75,18 +95,12 @@ def failures(records: Iterable[TrialRecord]) -> str:
     for group in by_reason(failed, said=lambda trial: _reason(trial).splitlines()[0]):
         reason = _reason(group[0])
         first, _, rest = reason.partition("\n")
-        shown = escape(first)
-        if rest.strip() or len(first) > 300:
-            cut = escape(first if len(first) <= 300 else f"{first[:297]}...")
-            shown = f"<details><summary>{cut}</summary><pre>{escape(reason[:20_000])}</pre></details>"
-        numbers = spans(trial.number for trial in group)
-        rows.append([f"<td>{len(group)}</td>", f'<td class="words">{shown}</td>', f'<td class="words">{numbers}</td>'])
+        long = bool(rest.strip()) or len(first) > 300
+        text = first if len(first) <= 300 else f"{first[:297]}..."
+        which = Cell(spans(trial.number for trial in group), words=True)
+        rows.append([Cell(str(len(group))), Cell(text, words=True, detail=reason[:20_000] if long else ""), which])
     caption = "Why trials failed. Reasons that differ in numbers alone are one."
-    return _table(["trials", "reason", "which"], rows, caption=caption) if rows else ""
-
-
-def _reason(trial: TrialRecord) -> str:
-    return trial.reason.strip() or "no reason was recorded"
+    return Table(caption, ["trials", "reason", "which"], rows) if rows else None
 
 
 def everything(
@@ -96,33 +110,30 @@ def everything(
     params: Sequence[str],
     front: Sequence[int],
     constrained: bool,
-) -> str:
+) -> Table:
     """Return the table of all trials in the order given; past ``MAX_ROWS`` of them it says how many there are.
 
-    ``front`` are the numbers of the trials that none other beats, of several objectives; ``constrained`` says whether
-    the sweep has constraints, which get a column.
+    ``front`` are the numbers of the trials on the Pareto front; ``constrained`` says whether the sweep has
+    constraints, which get a column.
     """
+    several = len(objectives) > 1
     head = ["trial", "state", *(objective.metric for objective in objectives), "epochs", "duration"]
-    head += ["beaten"] if len(objectives) > 1 else []
+    head += ["beaten"] if several else []
     head += ["constraints"] if constrained else []
     rows = []
     for trial in order[:MAX_ROWS]:
-        cells = [_number(trial), f"<td>{WORDS[trial.status]}</td>"]
-        cells += [_value(value) for value in _values(trial, objectives)]
-        cells += [_cell(str(trial.epochs)), _duration(trial)]
-        if len(objectives) > 1:
-            beaten = "by none" if trial.number in front else "yes"
-            cells.append(_cell(beaten) if trial.status == "complete" and trial.feasible else _dash())
+        cells = [_number(trial), Cell(WORDS[trial.status]), *map(_value, _values(trial, objectives))]
+        cells += [Cell(str(trial.epochs)), _duration(trial)]
+        if several:
+            beaten = Cell("by none" if trial.number in front else "yes")
+            cells.append(beaten if trial.status == "complete" and trial.feasible else EMPTY)
         if constrained:
-            cells.append(f"<td>{'kept' if trial.feasible else 'broken'}</td>" if trial.value is not None else _dash())
-        cells += [
-            f"<td>{_text(trial.params[name])}</td>" if name in trial.params else _dash("not set") for name in params
-        ]
-        rows.append(cells)
+            cells.append(EMPTY if trial.value is None else Cell("kept" if trial.feasible else "broken"))
+        rows.append([*cells, *(_param(trial, name) for name in params)])
     caption = "All trials, best first."
     if len(order) > MAX_ROWS:
         caption = f"The best {MAX_ROWS:,} of {len(order):,} trials; the Optuna study and MLflow hold all of them."
-    return _table([*head, *map(short, params)], rows, caption=caption, sortable=True)
+    return Table(caption, [*head, *map(short, params)], rows, sortable=True)
 
 
 def spans(numbers: Iterable[int], *, at_most: int = 60) -> str:
@@ -151,49 +162,32 @@ def seconds(duration_s: float) -> str:
     return f"{whole} s"
 
 
+def _reason(trial: TrialRecord) -> str:
+    return trial.reason.strip() or "no reason was recorded"
+
+
 def _values(trial: TrialRecord, objectives: Sequence[Objective]) -> list[float | None]:
     if len(trial.values) == len(objectives):
         return list(trial.values)
     return [trial.value, *[trial.metrics.get(objective.metric) for objective in objectives[1:]]]
 
 
-def _number(trial: TrialRecord) -> str:
-    came = f' <small title="known from another sweep">from {escape(trial.carried_from)}</small>'
-    return f'<th scope="row" data-value="{trial.number}">{trial.number}{came if trial.carried_from else ""}</th>'
+def _number(trial: TrialRecord) -> Cell:
+    return Cell(str(trial.number), sort=trial.number, note=f"from {trial.carried_from}" if trial.carried_from else "")
 
 
-def _value(value: float | None) -> str:
-    return _dash() if value is None else f'<td data-value="{value!r}">{_text(float(value))}</td>'
+def _value(value: float | None) -> Cell:
+    return EMPTY if value is None else Cell(f"{value:.6g}", sort=value)
 
 
-def _difference(value: float | None, best: float | None) -> str:
-    return _dash() if value is None or best is None else f"<td>{value - best:+.3g}</td>".replace("-", "−")
+def _duration(trial: TrialRecord) -> Cell:
+    return Cell(seconds(trial.duration_s), sort=trial.duration_s)
 
 
-def _duration(trial: TrialRecord) -> str:
-    return f'<td data-value="{trial.duration_s!r}">{seconds(trial.duration_s)}</td>'
-
-
-def _cell(text: str) -> str:
-    return f"<td>{text}</td>"
-
-
-def _dash(title: str = "") -> str:
-    return f'<td data-value=""{f" title={title!r}" if title else ""}>–</td>'
-
-
-def _text(value: Any) -> str:
+def _param(trial: TrialRecord, name: str, *, mark: bool = False) -> Cell:
+    if name not in trial.params:
+        return Cell("–", sort="", mark=mark)
+    value = trial.params[name]
     if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return f"{value:.6g}" if isinstance(value, float) else escape(str(value))
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str, sortable: bool = False) -> str:
-    columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    body = "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
-    kind = ' class="sortable"' if sortable else ""
-    note = escape(caption)
-    return (
-        f'<p class="note">{note}</p>\n<div class="wide" role="region" tabindex="0" aria-label="{note}">'
-        f"<table{kind}><thead><tr>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
-    )
+        return Cell({True: "true", False: "false", None: "null"}[value], mark=mark)
+    return Cell(f"{value:.6g}" if isinstance(value, float) else str(value), mark=mark)

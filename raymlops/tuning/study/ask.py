@@ -1,6 +1,6 @@
-"""How a trial comes into being in the study, and how one that an earlier process began is taken up again.
+"""Create the trials of a study, draw their parameters, and reopen those of a previous process.
 
-Owns what an open trial is and what it costs the database to make one. Knows nothing of how it ends.
+Owns what an open trial is. Knows nothing of how it ends.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class OpenTrial:
     history: dict[int, dict[str, float]] = field(default_factory=dict)
     """Metrics by epoch."""
     reported: dict[int, float] = field(default_factory=dict)
-    """Value by epoch, as the study has it or soon will."""
+    """Value by epoch that the study has or will have at the next flush."""
     before_s: float = 0.0
-    """Seconds that it ran before the sweep was interrupted."""
+    """Seconds that it ran in previous processes."""
 
 
-class Drawing:
-    """Makes the trials of one study."""
+class TrialFactory:
+    """Creates the trials of one study."""
 
     def __init__(
         self, study: Any, *, section: SweepSection, objectives: Sequence[Objective], clock: Callable[[], float]
@@ -56,9 +56,9 @@ class Drawing:
         self._clock = clock
 
     def create(self, point: Mapping[str, Scalar] | None) -> int:
-        """Make a trial that runs, with the parameters that are fixed in advance, in one write. Return its id.
+        """Create a running trial with its fixed parameters in one write, and return its id.
 
-        Optuna's own ``ask`` first reads all trials, for one that waits; ours are taken up once, at a resume.
+        Optuna's own ``ask`` first reads all trials to find a waiting one; here those are reopened once, at a resume.
         """
         from optuna.trial import TrialState, create_trial
 
@@ -68,13 +68,13 @@ class Drawing:
         return int(self._study._storage.create_new_trial(self._study._study_id, template_trial=made))  # noqa: SLF001
 
     def draw(self, trial_id: int, *, number: int) -> OpenTrial:
-        """Draw the parameters that a trial has not yet, with the sampler of its number.
+        """Draw the missing parameters of a trial with the sampler for its number.
 
-        ``number`` is what is expected: it may be another where another program has added trials.
+        ``number`` is the expected one; it differs where another program has added trials.
         """
         from optuna.trial import Trial
 
-        # A copy has a cache of its own of the trials that ended, which is good for one draw.
+        # A copy has its own cache of ended trials, which is valid for one draw.
         study = copy.copy(self._study)
         study.sampler = sampler_of(self._section, objectives=self._objectives, number=number)
         trial = Trial(study, trial_id)
@@ -83,8 +83,8 @@ class Drawing:
         params = draw(trial, self._section.space, order=self._order)
         return OpenTrial(number, params, trial, self._clock())
 
-    def take_up(self, trial: Any) -> OpenTrial:
-        """Return a trial of an earlier process (``FrozenTrial``) as far as the study knows it."""
+    def reopen(self, trial: Any) -> OpenTrial:
+        """Return a trial of a previous process (``FrozenTrial``) with the state that the study has."""
         opened = self.draw(trial._trial_id, number=trial.number)  # noqa: SLF001 - the storage interface's own key
         kept = trial.user_attrs.get(ATTRIBUTE, {})
         opened.reported = dict(trial.intermediate_values)

@@ -1,8 +1,8 @@
-"""What a fork knows of the sweep before it: which of its trials say something about the new sweep, and as which point.
+"""Carry the trials of a previous sweep over into its fork.
 
-Owns that decision and the writing of those trials into the new study as ended ones; ``carried`` alone is pure. A
-trial is a measurement: what one configuration gave. It is one in the new sweep too where the new sweep could have drawn
-that configuration, and where everything else that decides a result is as it was.
+Owns which trials are carried over, and writes them into the new study as ended ones; ``carried`` alone is pure. A trial
+is a measurement of one configuration. It holds in the new sweep where the new space contains that configuration and
+everything else that decides a result is unchanged.
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ _ABSENT = object()
 
 
 def carried(old: ProjectSpec, new: ProjectSpec, *, record: TrialRecord) -> dict[str, Scalar] | str:
-    """Return a trial's parameters under the new search space, or why it says nothing about the new sweep.
+    """Return a trial's parameters in the new search space, or why the trial is not carried over.
 
-    The trial's whole configuration counts, what was searched as well as what was fixed: a parameter may have been fixed
-    before, and may be fixed now. One that exists under a condition only has, without it, the value that the new
-    configuration gives it.
+    The trial's whole configuration counts, searched and fixed values alike: a fixed parameter may become a searched
+    one, and the reverse. A conditional parameter that does not exist has the value of the new configuration.
     """
     if record.status == "failed":
         return "failed"
@@ -49,11 +48,11 @@ def carried(old: ProjectSpec, new: ProjectSpec, *, record: TrialRecord) -> dict[
             continue
         value = ran.get(key, _ABSENT)
         if value is _ABSENT or not space[key].can_be(value):
-            return f"{key} outside of the new space"
+            return f"{key} outside the new space"
         params[key] = _as_drawn(space[key], value)
     for key in dict.fromkeys([*wanted, *ran]):
         if key not in params and _decides(key) and not _same(ran.get(key, _ABSENT), wanted.get(key, _ABSENT)):
-            return f"{key} another"
+            return f"{key} changed"
     return params
 
 
@@ -66,9 +65,9 @@ def add_carried(
     sweep_id: str,
     objectives: Sequence[Objective],
 ) -> tuple[int, dict[str, int]]:
-    """Write into a new study what an old one knows. Return how many trials, and how many not, by reason.
+    """Copy an old study's trials into a new one. Return how many were, and how many were not, by reason.
 
-    May be repeated: what the new study has already is not added again.
+    Idempotent: trials that the new study has already are not added again.
 
     Args:
         study: the new Optuna study.
@@ -102,7 +101,7 @@ def add_carried(
             values = _values(record, before=before, objectives=objectives)
             broken = violations(record.metrics, constraints=new_spec.sweep.constraints)
             if values is None or not all(map(math.isfinite, broken.values())):
-                left["a metric is wanted that it did not report"] += 1
+                left["did not report a metric of the new sweep"] += 1
                 continue
             kept += 1
             if source not in known:
@@ -121,7 +120,7 @@ def add_carried(
 
 
 def distribution_of(distribution: Distribution) -> Any:
-    """Return Optuna's distribution, as its ``suggest`` methods make it of the same words."""
+    """Return Optuna's distribution, equal to that of its ``suggest`` methods."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if distribution.kind == "categorical":
@@ -147,7 +146,7 @@ def _made(
     from optuna.trial import create_trial
 
     several = len(values) > 1
-    # Of a curve a sampler looks at the last value; a curve of another metric is left out.
+    # Samplers read a curve's last value; a curve of another metric is left out.
     curve = trial.intermediate_values if same_metric else {}
     kept = TrialRecord(
         number=record.number,
@@ -179,7 +178,7 @@ def _made(
 def _values(
     record: TrialRecord, *, before: Sequence[Objective], objectives: Sequence[Objective]
 ) -> tuple[float, ...] | None:
-    """Return a trial's value of each new objective; None where it never reported one."""
+    """Return a trial's value of each new objective; None where it did not report one."""
     known = dict(record.metrics)
     known |= {
         objective.metric: value
@@ -191,7 +190,7 @@ def _values(
 
 
 def _fields(spec: ProjectSpec) -> dict[str, Any]:
-    """Return every field of ``train`` and of the recipe, and a trial's workers, by its path."""
+    """Return each field of ``train`` and of the recipe, and the workers of a trial, by path."""
     data = spec.to_dict()
     found = {path: value for section in ("train", "recipe") for path, value in _leaves(data[section], section)}
     return found | {"sweep.workers_per_trial": spec.sweep.workers_per_trial}
@@ -210,7 +209,7 @@ def _leaves(data: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    # Python holds True equal to 1; in a configuration they are different values.
+    # In Python True equals 1; in a configuration they are different values.
     return bool(one == other) and isinstance(one, bool) is isinstance(other, bool)
 
 

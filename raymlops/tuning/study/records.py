@@ -1,7 +1,7 @@
-"""What a study keeps of a trial beside Optuna's own fields: one JSON object, and the records that are read back.
+"""Conversion between Optuna trials and trial records.
 
-Owns that object, the user attribute ``raymlops`` of each ended trial, and how any Optuna trial, also one without it,
-becomes a ``TrialRecord``. Knows nothing of how trials are drawn or run.
+Owns the user attribute ``raymlops`` of each ended trial: one JSON object with what Optuna's own fields do not hold. A
+trial without it, written by another program, becomes a ``TrialRecord`` too.
 """
 
 from __future__ import annotations
@@ -18,25 +18,22 @@ if TYPE_CHECKING:
 
 ATTRIBUTE = "raymlops"
 MAX_HISTORY = 1000
-"""Epochs whose metrics are kept, the newest."""
+"""Number of newest epochs whose metrics are kept."""
 STEP = "step"
-"""Beside an epoch's metrics in its history: what schedulers may count."""
+"""Key of the step among an epoch's metrics, which schedulers may count."""
 
 _STATUS: dict[str, TrialStatus] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 
 def without_steps(history: Mapping[int, Mapping[str, float]]) -> dict[int, dict[str, float]]:
-    """Return a trial's history as MLflow has it."""
+    """Return a trial's history without steps, as MLflow has it."""
     return {
         epoch: {name: value for name, value in metrics.items() if name != STEP} for epoch, metrics in history.items()
     }
 
 
 def attribute(record: TrialRecord, history: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
-    """Return the JSON object that a study keeps of a trial: what Optuna's own fields do not hold.
-
-    NaN and infinity, which JSON has not, become null.
-    """
+    """Return the JSON object that a study stores for a trial. NaN and infinity become null."""
     newest = sorted(history)[-MAX_HISTORY:]
     return {
         "reason": record.reason,
@@ -64,7 +61,7 @@ def record_of(trial: Any, *, objectives: Sequence[Objective]) -> TrialRecord:
         value=values[0] if usable else None,
         epochs=int(kept.get("epochs", trial.last_step or 0)),
         duration_s=float(kept.get("duration_s", trial.duration.total_seconds() if trial.duration else 0.0)),
-        # raymlops 0.1 kept these two in attributes of their own.
+        # raymlops 0.1 stored these two in separate attributes.
         reason=str(kept.get("reason", trial.user_attrs.get("raymlops.reason", ""))),
         run_id=kept.get("run_id", trial.user_attrs.get("raymlops.run_id")),
         metrics=_floats(kept.get("metrics", {})),
@@ -75,13 +72,13 @@ def record_of(trial: Any, *, objectives: Sequence[Objective]) -> TrialRecord:
 
 
 def history_of(trial: Any) -> dict[int, dict[str, float]]:
-    """Return the metrics of each epoch of an Optuna trial that were kept, by epoch; NaN where one was not finite."""
+    """Return the stored metrics of an Optuna trial by epoch; NaN where one was not finite."""
     kept: Mapping[str, Any] = trial.user_attrs.get(ATTRIBUTE, {})
     return {int(epoch): _floats(metrics) for epoch, metrics in kept.get("history", {}).items()}
 
 
 def last_value(trial: Any) -> float | None:
-    """Return the newest value that was reported of an Optuna trial."""
+    """Return the last value that an Optuna trial reported."""
     return None if trial.last_step is None else float(trial.intermediate_values[trial.last_step])
 
 

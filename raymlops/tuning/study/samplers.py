@@ -1,10 +1,9 @@
-"""How trials are drawn: a fresh Optuna sampler for each trial, seeded from the sweep's seed and the trial's number.
+"""Optuna samplers: a new one for each trial, seeded from the sweep's seed and the trial's number.
 
-A sampler that lives for a whole sweep carries a random state that dies with its process. One made anew for each trial
-is a function of the study's history alone, so that a resumed sweep draws what an uninterrupted one would have drawn.
+A sampler that lives for a whole sweep has a random state that dies with its process. A new one for each trial is a
+function of the study's history alone, so that a resumed sweep draws what an uninterrupted one would have drawn.
 
-Nothing here unpickles: of Optuna's samplers, CMA-ES keeps its state as a pickle in the database, and whoever may write
-there could run code.
+CMA-ES is not offered: Optuna stores its state as a pickle in the database, and unpickling it could run code.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ if TYPE_CHECKING:
 def sampler_of(section: SweepSection, *, objectives: Sequence[Objective], number: int) -> BaseSampler:
     """Return the sampler that draws trial ``number``.
 
-    - ``tpe``: multivariate, which sees parameters that matter together, and grouped, which is what makes that possible
-      when some exist only under a condition; with several objectives each parameter by itself, as Optuna advises. It
-      treats running trials as poor ones, so that trials drawn at the same time differ.
-    - ``gp``: learns from complete trials alone, and draws a parameter that is conditional at random.
-    - ``nsga2``: a generation is ``startup_trials`` trials, the first of them random.
-    - ``random``; also ``grid`` and ``qmc``, whose points are fixed in advance.
+    - ``tpe``: multivariate, which models interactions, and grouped, which allows that with conditional parameters; with
+      several objectives each parameter independently, as Optuna advises. Running trials count as poor ones, so that
+      trials drawn at the same time differ.
+    - ``gp``: learns from complete trials alone, and draws conditional parameters at random.
+    - ``nsga2``: a generation has ``startup_trials`` trials; the first one is random.
+    - ``random``; also ``grid`` and ``qmc``, whose points are fixed.
     """
     make = functools.partial(_sampler, section, several=len(objectives) > 1)
     return _Seeded(make, f"{section.seed}:{number}")
@@ -56,10 +55,10 @@ def _sampler(section: SweepSection, seed: int, *, several: bool) -> BaseSampler:
 
 
 class NSGAII(NSGAIISampler):  # type: ignore[misc]
-    """Optuna's, with the parents of a generation in the order in which it finds them again.
+    """Optuna's, with the parents of a generation in the same order for every trial.
 
-    Optuna (5.0) gives the trial that chooses them another order than those after it, which read the choice from the
-    study, and a random draw from another order is another draw. The class's name is part of what is stored.
+    In Optuna (5.0) the trial that selects the parents has them in another order than later trials, which read the
+    selection from the study; another order is another random draw. The class's name is part of the stored key.
     """
 
     def select_parent(self, study: Any, generation: int) -> list[Any]:
@@ -68,32 +67,32 @@ class NSGAII(NSGAIISampler):  # type: ignore[misc]
 
 
 class _Seeded(BaseSampler):  # type: ignore[misc]
-    """Draws what its samplers draw, with a random stream for the parameters drawn together and one for each other.
+    """Draws with one random stream for the parameters drawn jointly and one for each other parameter.
 
-    A trial whose driver died while it was drawn has some of its parameters already. With one stream for all, the ones
-    that are left would get the numbers of the first.
+    A trial whose driver died during its draw has some of its parameters already. With a single stream the others would
+    get the random numbers of the first ones.
     """
 
     def __init__(self, make: Callable[[int], BaseSampler], name: str) -> None:
         self._make = make
         self._name = name
-        self._together = make(self._seed(""))
+        self._joint = make(self._seed(""))
 
     def _seed(self, param_name: str) -> int:
         digest = hashlib.sha256(f"{self._name}:{param_name}".encode()).digest()
         return int.from_bytes(digest[:4], "big")
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-        space: dict[str, Any] = self._together.infer_relative_search_space(study, trial)
+        space: dict[str, Any] = self._joint.infer_relative_search_space(study, trial)
         return space
 
     def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
-        # GP counts the trial that it draws among the running ones (Optuna 5.0) once it has shared what it drew, in
-        # "gp:relative_params:0": the share of a draw that was cut off is taken back, and the draw is made again.
+        # GP (Optuna 5.0) stores its draw in "gp:relative_params:0" and then counts the trial as a running one. Delete
+        # what an interrupted draw has stored, so that it is repeated exactly.
         for key in trial.system_attrs:
             if ":relative_params:" in key:
                 study._storage.set_trial_system_attr(trial._trial_id, key, "")  # noqa: SLF001 - as samplers do
-        params: dict[str, Any] = self._together.sample_relative(study, trial, search_space)
+        params: dict[str, Any] = self._joint.sample_relative(study, trial, search_space)
         return params
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
@@ -101,7 +100,7 @@ class _Seeded(BaseSampler):  # type: ignore[misc]
         return alone.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: Any, trial: Any) -> None:
-        self._together.before_trial(study, trial)
+        self._joint.before_trial(study, trial)
 
     def after_trial(self, study: Any, trial: Any, state: Any, values: Sequence[float] | None) -> None:
-        self._together.after_trial(study, trial, state, values)
+        self._joint.after_trial(study, trial, state, values)

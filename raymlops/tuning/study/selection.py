@@ -1,15 +1,12 @@
-"""Which trial of a sweep wins.
+"""Select the winner of a sweep. Pure.
 
-Pure: takes records, returns one of them or says why there is none.
+The rule: the best finite value among complete trials that keep ``sweep.constraints``. A trial that the scheduler
+stopped (``pruned``) is eligible only where no trial is complete: its value is the best of few epochs under a truncated
+learning rate schedule, and ``train`` with its configuration would not stop there. Failed trials and those that break a
+constraint never win. Of equal values the trial with fewer epochs wins, then the one with the lower number.
 
-The rule: the best finite value among trials that ran to their end and keep ``sweep.constraints``. A trial that the
-scheduler stopped (``pruned``) is eligible only where none ran to its end: its value is the best of the few epochs it
-was given, under a learning rate schedule that was cut off, and ``train`` with its configuration would not stop there.
-Failed trials never win, and neither do those that break a constraint, however good they are. Of equal values the one
-with fewer epochs wins, then the one with the lower number.
-
-Several objectives: the eligible trials that none other beats are the Pareto front (``pareto``). Which of them is wanted
-is the user's to say; the winner named is the one of the front that is best in the first objective.
+Several objectives: the eligible trials that no other dominates are the Pareto front (``pareto``). The winner is the
+trial of the front that is best in the first objective; users may choose another.
 """
 
 from __future__ import annotations
@@ -35,11 +32,11 @@ def select(
     objectives: Sequence[Objective],
     constraints: Mapping[str, Threshold] | None = None,
 ) -> TrialRecord:
-    """Return the winner. ``constraints`` are only for the message: a record says itself whether it keeps them.
+    """Return the winner. ``constraints`` serve the error message: a record has its own ``feasible``.
 
     Raises:
-        SweepError: no trial has a finite value and keeps the constraints; the message counts the trials and groups why
-            each failed, or names the one that comes nearest to the constraints and by how much it breaks them.
+        SweepError: no trial has a finite value and keeps the constraints; the message groups the failures by reason, or
+            names the trial nearest to the constraints and its violations.
     """
     ranked = [
         (costs[0], trial.epochs, trial.number, trial)
@@ -58,7 +55,7 @@ def select(
 
 
 def pareto(trials: Sequence[TrialRecord], *, objectives: Sequence[Objective]) -> tuple[int, ...]:
-    """Return the numbers of the eligible trials that no other beats: at least as good in all objectives, better in one.
+    """Return the numbers of the eligible trials on the Pareto front: no other is as good in all and better in one.
 
     Empty where there is one objective.
     """
@@ -68,7 +65,7 @@ def pareto(trials: Sequence[TrialRecord], *, objectives: Sequence[Objective]) ->
 
 
 def violations(metrics: Mapping[str, float], *, constraints: Mapping[str, Threshold]) -> dict[str, float]:
-    """Return by how much each bound is broken: above zero where it is, zero or less where it is kept.
+    """Return the violation of each bound: above zero where it is broken, zero or less where it is kept.
 
     The keys are ``METRIC min`` and ``METRIC max``. NaN where the metric is missing or not finite.
     """
@@ -84,7 +81,7 @@ def violations(metrics: Mapping[str, float], *, constraints: Mapping[str, Thresh
 
 
 def reasons(trials: Sequence[TrialRecord]) -> list[str]:
-    """Return why trials gave nothing, a line a reason with its trials, the most frequent first."""
+    """Return one line for each reason why trials gave no value, the most frequent first."""
     ordered = by_reason(trials, said=_reason)
     lines = []
     for group in ordered[:MAX_REASONS]:
@@ -96,7 +93,7 @@ def reasons(trials: Sequence[TrialRecord]) -> list[str]:
 
 
 def by_reason(trials: Iterable[TrialRecord], *, said: Callable[[TrialRecord], str]) -> list[list[TrialRecord]]:
-    """Return trials grouped by what is said of them, the most frequent first.
+    """Return trials grouped by reason, the most frequent first.
 
     Reasons that differ in numbers alone ("loss is NaN at step 31") are one reason.
     """
@@ -107,14 +104,14 @@ def by_reason(trials: Iterable[TrialRecord], *, said: Callable[[TrialRecord], st
 
 
 def failures(trials: Sequence[TrialRecord]) -> list[str]:
-    """Return why trials of a sweep's own failed, as ``reasons`` does; empty where none has."""
+    """Return why the sweep's own trials failed, as ``reasons`` does; empty where none has."""
     return reasons([trial for trial in trials if trial.status == "failed" and not trial.carried_from])
 
 
 def _eligible(
     trials: Sequence[TrialRecord], *, objectives: Sequence[Objective]
 ) -> list[tuple[TrialRecord, tuple[float, ...]]]:
-    """Return the trials that may win, with their values turned so that less is better."""
+    """Return the trials that may win, with their values as costs: lower is better."""
     signs = [1.0 if objective.mode == "min" else -1.0 for objective in objectives]
     statuses: tuple[TrialStatus, ...] = ("complete", "pruned")
     for status in statuses:
@@ -138,7 +135,7 @@ def _values(trial: TrialRecord) -> tuple[float, ...]:
 
 
 def _front(eligible: list[tuple[TrialRecord, tuple[float, ...]]]) -> list[tuple[TrialRecord, tuple[float, ...]]]:
-    # In lexicographic order a trial can be beaten only by one before it, and if by any, then by one of the front.
+    # In lexicographic order a trial can be dominated only by an earlier one, and if by any, then by one of the front.
     front: list[tuple[TrialRecord, tuple[float, ...]]] = []
     for trial, costs in sorted(eligible, key=lambda item: item[1]):
         if not any(
@@ -166,7 +163,7 @@ def _infeasible(broken: Sequence[TrialRecord], constraints: Mapping[str, Thresho
 
 
 def _distance(trial: TrialRecord, constraints: Mapping[str, Threshold]) -> float:
-    """Return by how much a trial breaks the constraints, each as a share of its bound, added up."""
+    """Return the sum of a trial's violations, each relative to its bound."""
     total = 0.0
     for key, excess in violations(trial.metrics, constraints=constraints).items():
         name, _, side = key.rpartition(" ")

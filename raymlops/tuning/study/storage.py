@@ -1,7 +1,7 @@
-"""Where studies are kept: one SQL database for all sweeps, which optuna-dashboard reads as it is.
+"""Optuna's SQL database, one for all sweeps; optuna-dashboard can read it.
 
-Owns the address of that database, how a study is created and found in it, how its connections are closed, and what an
-error of it means. Knows nothing of Ray; a credential in the address never leaves this module (``without_credentials``).
+Owns the database's URL, its connections, how a study is created and loaded, and how its errors are translated. A
+credential in the URL never leaves this module (``without_credentials``).
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ _SQLITE_HINTS = {
 def optuna_url(spec: ProjectSpec) -> str:
     """Return the SQL URL of the studies: ``storage.optuna``, else a SQLite file under ``storage.path``.
 
-    The folder is made where it is missing.
+    A missing folder is created.
 
     Raises:
-        UsageError: ``storage.path`` is no local folder and ``storage.optuna`` is not set.
+        UsageError: ``storage.path`` is not a local folder and ``storage.optuna`` is not set.
         ConfigError: the credential cannot be read.
-        StorageError: the folder cannot be made.
+        StorageError: the folder cannot be created.
     """
     if spec.storage.optuna is not None:
         return resolve(spec.storage.optuna, "storage.optuna")
     folder = local_path(spec.storage.path)
     if folder is None:
         raise UsageError(
-            f"storage.path {spec.storage.path} is no local folder, so there is no place for Optuna's SQLite file",
+            f"storage.path {spec.storage.path} is not a local folder, so Optuna's SQLite file cannot be there",
             hint="Set storage.optuna to a SQL URL such as postgresql+psycopg://host/optuna ({env: NAME} for one "
             "with a password).",
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"storage.path {folder} cannot be made: {error}") from error
+        raise StorageError(f"storage.path {folder} cannot be created: {error}") from error
     return f"sqlite:///{folder / 'optuna.db'}"
 
 
@@ -70,15 +70,15 @@ def without_credentials(url: str) -> str:
 
 @contextmanager
 def open_storage(url: str, *, heartbeat_s: int = 60, busy_s: float = BUSY_S) -> Iterator[Any]:
-    """Yield Optuna's storage at a SQL URL, its tables made or checked; its connections are closed at the end.
+    """Yield Optuna's storage at a SQL URL, with its tables created or checked; close its connections at the end.
 
-    ``heartbeat_s`` is how often a running trial is to say that it lives. Optuna fails silent ones only in its own
-    ``study.optimize``, which nothing here calls.
+    ``heartbeat_s`` is the heartbeat interval of running trials. Optuna fails stale ones only in ``study.optimize``,
+    which nothing here calls.
 
     Raises:
-        StorageError: the SQLite file is locked, cannot be opened or written, or the tables are of another Optuna.
+        StorageError: the SQLite file is locked, cannot be opened or written, or has another Optuna version's tables.
         UnreachableError: the database does not answer.
-        UsageError: the URL is none that SQLAlchemy reads, or its driver is not installed.
+        UsageError: SQLAlchemy cannot parse the URL, or its driver is not installed.
     """
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -96,7 +96,7 @@ def open_storage(url: str, *, heartbeat_s: int = 60, busy_s: float = BUSY_S) -> 
                 _write_ahead(storage.engine)
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(
-            f"storage.optuna is no usable SQL URL: {type(error).__name__}: {error}",
+            f"storage.optuna is not a usable SQL URL: {type(error).__name__}: {error}",
             hint="Write for example postgresql+psycopg://host/optuna, or leave it out for a SQLite file.",
         ) from error
     except ImportError as error:
@@ -115,12 +115,12 @@ def open_storage(url: str, *, heartbeat_s: int = 60, busy_s: float = BUSY_S) -> 
 
 @contextmanager
 def storage_errors(what: str) -> Iterator[None]:
-    """Turn what Optuna and SQLAlchemy raise of a database into errors of ours, without URL, values and statement.
+    """Translate the errors of Optuna and SQLAlchemy, without URL, values and statement.
 
     Raises:
-        StorageError: a SQLite file that cannot be read or written, or a statement that the database refuses.
+        StorageError: a SQLite file that cannot be read or written, or a statement that the database rejects.
         UnreachableError: a server that does not answer.
-        NotFoundError: the study or trial is there no more.
+        NotFoundError: the study or trial was deleted.
     """
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
@@ -147,7 +147,7 @@ def _database_error(error: Exception, what: str) -> RaymlopsError:
         return StorageError(f"{what} cannot be used: {cause}", hint=hint)
     if isinstance(inner, OperationalError | InterfaceError):
         return UnreachableError(f"{what} does not answer: {cause}", hint="Check storage.optuna and that server.")
-    return StorageError(f"{what} refuses a statement: {cause}", hint="Check the rights of its user.")
+    return StorageError(f"{what} rejects a statement: {cause}", hint="Check the privileges of its user.")
 
 
 def _other_schema(error: RuntimeError, place: str) -> StorageError:
@@ -162,17 +162,17 @@ def _other_schema(error: RuntimeError, place: str) -> StorageError:
 
 def _options(url: str, *, busy_s: float) -> dict[str, Any]:
     if url.startswith("sqlite"):
-        # Another sweep or the dashboard may hold the file's lock for a moment.
+        # Another sweep or the dashboard may hold the file's lock briefly.
         return {"connect_args": {"timeout": busy_s}}
-    # Without a limit of our own, a host that swallows packets holds a sweep for minutes.
+    # Without a timeout, a host that drops packets blocks a sweep for minutes.
     limit = {"connect_args": {"connect_timeout": CONNECT_S}} if url.startswith("postgresql") else {}
     return {"pool_pre_ping": True, **limit}
 
 
 def _write_ahead(engine: Any) -> None:
-    """Let SQLite append to a log: readers do not wait, and a trial's dozen commits wait for no disk.
+    """Use SQLite's write-ahead log: readers do not wait, and commits do not wait for the disk.
 
-    A process that dies loses nothing; a machine that loses its power may lose the last commits, never the file.
+    A crashed process loses nothing; a power failure may lose the last commits, never the file.
     """
     from sqlalchemy import event
 
@@ -181,7 +181,7 @@ def _write_ahead(engine: Any) -> None:
         connection.execute("PRAGMA journal_mode=WAL").close()
         connection.execute("PRAGMA synchronous=NORMAL").close()
 
-    engine.dispose()  # connections made before know nothing of it
+    engine.dispose()  # existing connections lack the settings
     with engine.connect():
         pass  # a file that cannot be written is found here, not at the first trial
 
@@ -189,12 +189,11 @@ def _write_ahead(engine: Any) -> None:
 def create_study(storage: Any, name: str, *, objectives: Sequence[Objective]) -> Any:
     """Create a new Optuna study.
 
-    It has no sampler and no pruner of its own: each trial gets a sampler made for it, and Tune's scheduler decides what
-    is stopped.
+    Its sampler and pruner are unused: each trial gets its own sampler, and Tune's scheduler stops trials.
 
     Raises:
-        UsageError: there is a study of this name.
-        StorageError, UnreachableError: the database does not take it.
+        UsageError: a study of this name exists.
+        StorageError, UnreachableError: the database rejects it or does not answer.
     """
     import optuna
 
@@ -208,7 +207,7 @@ def create_study(storage: Any, name: str, *, objectives: Sequence[Objective]) ->
                 directions=["minimize" if objective.mode == "min" else "maximize" for objective in objectives],
             )
         except optuna.exceptions.DuplicatedStudyError as error:
-            raise UsageError(f"there is a study {name} already", hint="Resume its sweep instead.") from error
+            raise UsageError(f"the study {name} exists", hint="Resume its sweep instead.") from error
         study.set_metric_names([objective.metric for objective in objectives])  # as the dashboard shows them
         return study
 
@@ -233,13 +232,13 @@ def load_study(storage: Any, name: str) -> Any:
         except KeyError as error:
             raise NotFoundError(
                 f"there is no study {name} in this database",
-                hint="It was deleted, or storage.optuna and storage.path are not those that its sweep started with.",
+                hint="It was deleted, or storage.optuna or storage.path differ from those that its sweep started with.",
             ) from error
 
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Keep Optuna's notices of experimental arguments and its progress log off the user's screen, for a while."""
+    """Silence Optuna's warnings about experimental arguments and its progress log."""
     logger = logging.getLogger("optuna")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,20 +1,15 @@
-"""The trials of one sweep: asked for, reported on and told, each exactly once, to an Optuna study in SQL storage.
+"""Ask and tell on the Optuna study of a sweep, with idempotent deferred writes.
 
 Owns what a trial's state means: ``complete`` ran to its end, ``pruned`` was stopped by the scheduler or by the end of
-the sweep, ``failed`` raised, gave NaN or never reported a metric that decides; and when the study hears of it. Knows
-nothing of Ray Tune or MLflow, so that it can be tested with invented results.
+the sweep, ``failed`` raised, gave NaN or did not report a required metric. Knows nothing of Ray Tune or MLflow.
 
-The study is the truth about a sweep: whoever makes ``Trials`` on it anew, after any death, goes on where it stands.
-What a trial is drawn from is its number and the ended trials alone (``samplers``), so that the same trials come.
+The study is the source of truth: a new ``Trials`` on it, after any crash, resumes the sweep. A trial is drawn from its
+number and the ended trials alone (``samplers``), so that the same trials are drawn. Reports and ends are queued and
+written in order at ``flush``, which may be repeated: the database may be unreachable for a while.
 
-Ray's own ``OptunaSearch`` (2.60) is not used: it tells Optuna COMPLETE for what ASHA stopped, which teaches the
-sampler that a third of the epochs is the whole result, and a NaN makes its ``tell`` raise, which leaves the
-trial RUNNING for ever.
-
-What a study is still to be told of its trials, in order, and the telling of it, which may be repeated.
-
-Owns how a report and an end are written to Optuna, and what it means when the study has an end already. Knows nothing
-of why a trial ended.
+Ray's own ``OptunaSearch`` (2.60) is not used: it tells Optuna COMPLETE for a trial that ASHA stopped, which teaches the
+sampler that a third of the epochs is the whole result, and a NaN makes its ``tell`` raise, which leaves the trial
+RUNNING forever.
 """
 
 from __future__ import annotations
@@ -28,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import StorageError
 from raymlops.records import TrialRecord, TrialStatus
-from raymlops.tuning.study.ask import Drawing, OpenTrial
+from raymlops.tuning.study.ask import OpenTrial, TrialFactory
 from raymlops.tuning.study.records import ATTRIBUTE, attribute, history_of, record_of
 from raymlops.tuning.study.selection import violations
 from raymlops.tuning.study.storage import quiet_optuna, storage_errors
@@ -46,16 +41,16 @@ _STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 
 @dataclass(frozen=True)
 class _Write:
-    """One thing to tell of a trial; telling it twice does no harm."""
+    """One idempotent write about a trial."""
 
     trial: Any
     act: Callable[[], object]
     state: str = ""
-    """Of Optuna, that the trial ends in; empty where it does not end."""
+    """Optuna's state that ends the trial; empty where it does not end."""
 
 
 class Writes:
-    """The queue of writes to one Optuna study."""
+    """The queue of pending writes to one Optuna study."""
 
     def __init__(self, study: Any) -> None:
         self._study = study
@@ -63,9 +58,9 @@ class Writes:
         self._queue: deque[_Write] = deque()
 
     def report(self, trial: Any, *, epoch: int, value: float) -> None:
-        """Keep a value of an Optuna trial for an epoch. A later one for the same epoch replaces it.
+        """Queue a value of an Optuna trial for an epoch. A later one for the same epoch replaces it.
 
-        Optuna's own ``report`` ignores an epoch that a trial went through before it was interrupted.
+        Optuna's own ``report`` ignores an epoch that the trial reported before it was interrupted.
         """
         self._add(trial, lambda: self._storage.set_trial_intermediate_value(_id(trial), epoch, float(value)))
 
@@ -78,10 +73,10 @@ class Writes:
         values: Sequence[float] | None,
         constraints: Mapping[str, float],
     ) -> None:
-        """Keep the end of an Optuna trial, with the values and constraints that its sampler is to learn from.
+        """Queue the end of an Optuna trial, with the values and constraints for its sampler.
 
-        ``study.tell`` would read the whole trial first. What it calls besides, the sampler's ``after_trial``, does
-        nothing in TPE, GP and NSGA-II (Optuna 5.0) but call a ``constraints_func``, which ``set_constraint`` replaces.
+        ``study.tell`` would read the whole trial first. It also calls the sampler's ``after_trial``, which in TPE, GP
+        and NSGA-II (Optuna 5.0) only calls a ``constraints_func``, which ``set_constraint`` replaces.
         """
         from optuna.trial import TrialState
 
@@ -98,7 +93,7 @@ class Writes:
         self._add(trial, write, state)
 
     def wait(self, trial: Any, record: TrialRecord, *, history: Mapping[int, Mapping[str, float]]) -> None:
-        """Keep that an Optuna trial is to go on later, and how far it came."""
+        """Queue the suspension of an Optuna trial, with its progress."""
         from optuna.trial import TrialState
 
         def write() -> None:
@@ -108,11 +103,11 @@ class Writes:
         self._add(trial, write)
 
     def flush(self) -> None:
-        """Write all, in order. What cannot be written stays, with what is behind it.
+        """Write everything in order. A write that fails stays in the queue, with those behind it.
 
         Raises:
             UnreachableError: the database does not answer.
-            StorageError: it does not take it; or another process has ended a trial otherwise, which is final, so that
+            StorageError: it rejects a write, or another process has ended the trial in another state, which is final;
                 this write alone is dropped.
         """
         if not self._queue:
@@ -135,13 +130,13 @@ class Writes:
         try:
             write.act()
         except UpdateFinishedTrialError as error:
-            # Told before, and the answer was lost? Of a report, the end that follows it decides.
+            # Written before, and the answer was lost? For a report, the end that follows it decides.
             stored = self._storage.get_trial(_id(write.trial)).state.name
             if write.state and write.state != stored:
                 raise StorageError(
                     f"trial {write.trial.number} of Optuna's study {self._study.study_name} was ended by another "
                     f"process: {stored} there, {write.state} here",
-                    hint="Let no other process optimize this study: raymlops alone runs its trials.",
+                    hint="Let no other process optimize this study: only raymlops may run its trials.",
                 ) from error
 
 
@@ -153,7 +148,7 @@ __all__ = ["OpenTrial", "Trials", "history_of"]
 
 
 class Trials:
-    """Ask/tell on one Optuna study. What is reported and told is written at ``flush``, in order."""
+    """Ask and tell on one Optuna study. Reports and ends are written at ``flush``, in order."""
 
     def __init__(
         self,
@@ -169,8 +164,8 @@ class Trials:
         Args:
             study: an Optuna study, new or not.
             section: of the sweep.
-            objectives: what the study's directions stand for, in their order.
-            point: parameters that the sweep's index-th own trial has fixed in advance; None where it has none.
+            objectives: in the order of the study's directions.
+            point: the fixed parameters of the sweep's own trial at an index; None where it has none.
             clock: seconds.
 
         Raises:
@@ -181,11 +176,11 @@ class Trials:
         self._section = section
         self._objectives = tuple(objectives)
         self._point = point
-        self._drawing = Drawing(study, section=section, objectives=self._objectives, clock=clock)
+        self._factory = TrialFactory(study, section=section, objectives=self._objectives, clock=clock)
         self._clock = clock
         self._open: dict[int, OpenTrial] = {}
         self._writes = Writes(study)
-        self._made: int | None = None
+        self._created: int | None = None
         self._beaten_s = clock()
         with self._errors():
             trials = study.get_trials(deepcopy=False)
@@ -200,55 +195,55 @@ class Trials:
 
     @property
     def open(self) -> tuple[int, ...]:
-        """Return the numbers of the trials that run."""
+        """Return the numbers of the open trials."""
         return tuple(self._open)
 
     @property
     def asked(self) -> int:
-        """Return how many trials the sweep has of its own, ended or not: those of an earlier sweep do not count."""
+        """Return the number of the sweep's own trials, ended or not, without carried ones."""
         return self._asked
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
-        """Return the trials that ended, by number, also those of an earlier sweep."""
+        """Return the trials that ended by number, carried ones included."""
         return tuple(sorted(self._ended, key=lambda record: record.number))
 
     def reopen(self) -> list[OpenTrial]:
-        """Take up the trials that an earlier process left running or waiting, with the parameters they have.
+        """Reopen the trials that a previous process left running or waiting.
 
-        Those that it had not drawn yet are drawn as it would have drawn them. To be called once, before ``ask``.
+        Parameters that it had not drawn are drawn as it would have drawn them. Call this once, before ``ask``.
 
         Raises:
-            StorageError, UnreachableError: the database does not answer; to be called again.
+            StorageError, UnreachableError: the database does not answer; call it again.
         """
         from optuna.trial import TrialState
 
         unfinished = (TrialState.RUNNING, TrialState.WAITING)
         with self._errors():
             found = self._study.get_trials(deepcopy=False, states=unfinished)
-            # All of them first: what is drawn then depends on which trials run.
+            # All of them first: the draw depends on which trials run.
             for trial in found:
                 if trial.state == TrialState.WAITING:
                     self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)  # noqa: SLF001
-            # A trial that was cut off while it was drawn is the last.
+            # A trial whose draw was interrupted is the last.
             for trial in sorted(found, key=lambda trial: trial.number):
                 if trial.number not in self._open:
-                    self._open[trial.number] = self._drawing.take_up(trial)
+                    self._open[trial.number] = self._factory.reopen(trial)
         return list(self._open.values())
 
     def ask(self) -> OpenTrial:
-        """Draw the parameters of a new trial, after writing what was told.
+        """Flush, and draw the parameters of a new trial.
 
         Raises:
-            StorageError, UnreachableError: the database does not answer. A trial that was made already is the one that
-                is drawn the next time.
+            StorageError, UnreachableError: the database does not answer. A trial that was created already is drawn by
+                the next call.
         """
         self.flush()
         with self._errors():
-            if self._made is None:
-                self._made = self._drawing.create(self._point(self._asked))
-            trial = self._drawing.draw(self._made, number=self._next)
-        self._made = None
+            if self._created is None:
+                self._created = self._factory.create(self._point(self._asked))
+            trial = self._factory.draw(self._created, number=self._next)
+        self._created = None
         self._asked += 1
         self._next = trial.number + 1
         self._open[trial.number] = trial
@@ -265,10 +260,10 @@ class Trials:
     ) -> None:
         """Record the state of a trial after an epoch.
 
-        ``value`` is the sweep's metric at the best epoch so far, of several the first, which is what the trial would be
-        worth if it ended now; ``best_metrics`` are that epoch's, ``metrics`` those of this one. Optuna keeps ``value``
-        as the intermediate value of ``epoch``, from which the sampler judges a trial that is stopped later; of several
-        objectives it takes none.
+        ``value`` is the first objective at the best epoch so far: the trial's value if it ended now; ``best_metrics``
+        are that epoch's metrics, ``metrics`` those of this one. Optuna keeps ``value`` as the intermediate value of
+        ``epoch``, from which the sampler learns about a trial that is stopped later; with several objectives Optuna
+        keeps none.
         """
         trial = self._open[number]
         trial.value, trial.epochs, trial.metrics = value, epoch, dict(best_metrics)
@@ -278,7 +273,7 @@ class Trials:
             self._writes.report(trial.optuna, epoch=epoch, value=value)
 
     def tell(self, number: int, status: TrialStatus, *, reason: str = "", run_id: str | None = None) -> TrialRecord:
-        """End a trial. One without a finite value of each objective and constraint fails, whatever ``status`` says."""
+        """End a trial. Without a finite value of each objective and constraint its status is ``failed``."""
         trial = self._open[number]
         broken = violations(trial.metrics, constraints=self._section.constraints)
         values = self._values(trial)
@@ -304,7 +299,7 @@ class Trials:
             trial.optuna,
             record,
             history=trial.history,
-            # Of a pruned trial Optuna's own `tell` keeps the last intermediate value, and none of several objectives.
+            # As Optuna's own `tell`: of a pruned trial the last intermediate value, and none of several objectives.
             values=usable if status == "complete" or (status == "pruned" and not several) else None,
             constraints=broken if usable else {},
         )
@@ -313,9 +308,9 @@ class Trials:
         return record
 
     def suspend(self, number: int) -> None:
-        """Put a trial back: the sweep was interrupted, and the trial goes on when it is resumed.
+        """Suspend a trial until the sweep is resumed.
 
-        It is WAITING then, which another program that optimizes the study with Optuna's ``ask`` would take up too.
+        Its state is WAITING. Another program that optimizes the study with Optuna's ``ask`` would pick it up.
         """
         trial = self._open.pop(number)
         so_far = TrialRecord(
@@ -330,16 +325,16 @@ class Trials:
         self._writes.wait(trial.optuna, so_far, history=trial.history)
 
     def flush(self) -> None:
-        """Write what was reported and told, in order. What cannot be written stays, for the next time.
+        """Write reports and ends, in order. What cannot be written stays for the next call.
 
         Raises:
             UnreachableError: the database does not answer.
-            StorageError: it does not take it; or another process has ended a trial otherwise.
+            StorageError: it rejects a write, or another process has ended a trial in another state.
         """
         self._writes.flush()
 
     def heartbeat(self) -> None:
-        """Let the study know that the open trials live; does nothing when it was told a moment ago.
+        """Record a heartbeat of the open trials in the study, once an interval.
 
         Raises:
             StorageError, UnreachableError: the database does not answer.
@@ -353,11 +348,11 @@ class Trials:
         self._beaten_s = self._clock()
 
     def _values(self, trial: OpenTrial) -> list[float | None]:
-        """Return the value of each objective, None where it was never reported."""
+        """Return the value of each objective, None where it was not reported."""
         return [trial.value, *(trial.metrics.get(objective.metric) for objective in self._objectives[1:])]
 
     def _unusable(self, trial: OpenTrial, values: Sequence[float | None], broken: Mapping[str, float]) -> str:
-        """Return why a trial cannot be judged; empty where it can."""
+        """Return why a trial has no usable result; empty where it has."""
         for objective, value in zip(self._objectives, values, strict=True):
             if value is None or not math.isfinite(value):
                 what = "its metric" if len(values) == 1 else f"its objective {objective.metric}"

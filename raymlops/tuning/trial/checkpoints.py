@@ -1,7 +1,6 @@
-"""A trial's checkpoints: few, because they are there to go on from and for nothing else.
+"""Checkpoints of a trial, which only serve to resume it.
 
-Owns when one is written: each so many seconds of training, and when an order ends the training before its time. A
-trial that ends by itself needs none. What one is and how it gets to the disk is ``checkpoint``'s.
+Owns when one is written: periodically, and when the training is stopped early. A trial that ends by itself needs none.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ if TYPE_CHECKING:
 
 
 def section_of(train: TrainSection) -> TrainSection:
-    """Return the section that a trial trains with: a checkpoint is offered at every step and report, and one is kept.
+    """Return a trial's training section: a checkpoint is offered at every step and report, and one is kept.
 
-    Early stopping, the seed and all else that decides a result stay as they are.
+    Everything that decides a result, such as early stopping and the seed, is unchanged.
     """
     return train.model_copy(
         update={
             "checkpoint_every_epochs": 1,
             "checkpoint_every_steps": None,
-            "checkpoint_every_minutes": 0.0,  # ``TrialSaver.busy`` puts it off until it is due
+            "checkpoint_every_minutes": 0.0,  # ``TrialSaver.busy`` skips it until it is due
             "keep_checkpoints": 1,
             "keep_best": 0,
         }
@@ -36,15 +35,15 @@ def section_of(train: TrainSection) -> TrainSection:
 
 
 class TrialSaver:
-    """Stands before a ``FolderSaver``, which is told of no best one: a trial's winner is trained again.
+    """Wraps a ``FolderSaver`` and keeps no best checkpoint: the winner of a sweep is trained again.
 
-    ``kept`` is what ``recall`` found. It is not passed on to who trains: the state in a checkpoint holds the best
-    report of all, whether or not its weights were written, so that early stopping counts as if nothing had happened.
+    ``kept`` is what ``recall`` found. The training does not see it: the state in a checkpoint holds the best report,
+    whether or not its weights were written, so that early stopping counts as if uninterrupted.
     """
 
     kept: Kept | None = None
     last_uri: str | None = None
-    """None: what ``on_non_finite: rollback`` does must not depend on when a checkpoint was written."""
+    """None: ``on_non_finite: rollback`` must not depend on when a checkpoint was written."""
 
     def __init__(
         self,
@@ -58,9 +57,9 @@ class TrialSaver:
         alive: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Write into ``uri`` at most each ``every_s`` seconds; the first one so long after this."""
+        """Write into ``uri`` at most every ``every_s`` seconds, the first one after ``every_s``."""
         self.finished = False
-        """Whether the training has said that there is nothing left to train."""
+        """Whether the training has reached its end."""
         self._folder = FolderSaver(section, uri, token=token, identity=identity, kept=kept, alive=alive)
         self._every_s = every_s
         self._clock = clock
@@ -68,19 +67,19 @@ class TrialSaver:
 
     @property
     def saved(self) -> bool:
-        """Return whether there is a checkpoint to go on from."""
+        """Return whether there is a checkpoint to resume from."""
         return self._folder.kept.last is not None
 
     @property
     def busy(self) -> bool:
-        """Return whether the next checkpoint is to be put off: it is not time yet, or one is being written.
+        """Return whether to skip the next checkpoint: it is not due, or one is being written.
 
-        With ``every_s`` 0 each one is due, and waits for the one before.
+        With ``every_s`` 0 each one is due, and waits for the previous one.
         """
         return self._every_s > 0 and (self._clock() - self._saved_s < self._every_s or self._folder.busy)
 
     def save(self, snapshot: Snapshot, *, best: bool, last: bool) -> None:  # noqa: ARG002 - the newest alone counts
-        """Write a checkpoint if it is time, or if an order ends the training.
+        """Write a checkpoint if it is due, or if the training is being stopped.
 
         Raises:
             NonFiniteError, RecipeError, StorageError, RefusedError: as ``FolderSaver.save``.
@@ -92,7 +91,7 @@ class TrialSaver:
         self._saved_s = self._clock()
 
     def wait(self) -> None:
-        """Return once what was handed over is written.
+        """Wait until all checkpoints are written.
 
         Raises:
             NonFiniteError, StorageError, RefusedError: as ``FolderSaver.wait``.

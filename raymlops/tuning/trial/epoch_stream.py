@@ -1,7 +1,7 @@
-"""Turns a training that calls back after each epoch into one that is asked for the next.
+"""Turn a training that calls back after each epoch into a stream of epochs.
 
-Owns the thread between the two, and how long whoever asks waits for it. Knows nothing of what is trained, of Ray or of
-sweeps.
+Owns the training's thread and the waiting for it. Ray Tune calls ``step`` for each epoch, and a training loop calls a
+callback; one of the two must be inverted. Knows nothing of what is trained, of Ray or of sweeps.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, Any]
 
-_LOOK_S = 1.0
-"""How often whoever waits looks whether the training still moves."""
+_CHECK_S = 1.0
+"""How often ``next`` checks for a hang while it waits."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Epoch:
 
 
 class TrialThread:
-    """One thread for all trainings of a process: torch keeps a pool of its own for each thread that it meets.
+    """One thread for all trainings of a process: torch keeps a thread pool for each thread that uses it.
 
-    A daemon, so that a process can end although its training hangs.
+    A daemon, so that the process can exit while its training hangs.
     """
 
     def __init__(self) -> None:
@@ -52,21 +52,21 @@ class TrialThread:
         return self._thread.ident
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Run a job, which raises nothing, after those before it."""
+        """Run a job, which must not raise, after the previous ones."""
         self._jobs.put(job)
 
     def _run(self) -> None:
         while True:
             job = self._jobs.get()
             job()
-            del job  # with it goes all that the training held
+            del job  # releases what the training held
 
 
 class EpochStream:
-    """The epochs of one training. ``train`` is called with ``self.report``, which returns True when it is to stop.
+    """The epochs of one training. ``train`` is called with this stream, whose ``report`` returns True to stop it.
 
-    The training runs in a thread and waits in its callback until it is asked to go on, so that a trial that is
-    stopped has not begun an epoch for nothing. Without ``holds`` it does not wait, as one on other processes.
+    The training runs in a thread and waits in its callback until the next epoch is requested, so that a stopped trial
+    has not started an epoch in vain. Without ``holds`` it does not wait, as a training in other processes.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class EpochStream:
         holds: bool = True,
     ) -> None:
         self.stopping = False
-        """Whether the training is to end as soon as it can."""
+        """Whether the training must stop as soon as possible."""
         self._thread = thread
         self._watchdog = Watchdog() if watchdog is None else watchdog
         self._holds = holds
         self._out: queue.SimpleQueue[Epoch | None] = queue.SimpleQueue()
-        self._go_on: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._continue: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._waiting = False
-        self._told = False
+        self._stop_sent = False
         self._ended = threading.Event()
         self._error: BaseException | None = None
         thread.submit(lambda: self._run(train))
@@ -94,13 +94,13 @@ class EpochStream:
         """Return the next epoch, or None after the last.
 
         Raises:
-            TrialHungError: the training does not move; the process is to be ended.
+            TrialHungError: the training hangs; the process must be ended.
             Exception: what the training raised.
         """
         if self._waiting:
             self._waiting = False
-            self._watchdog.wakes()
-            self._go_on.put(True)
+            self._watchdog.resume()
+            self._continue.put(True)
         epoch = self._take()
         if epoch is None:
             error, self._error = self._error, None  # its frames hold the model
@@ -111,51 +111,51 @@ class EpochStream:
         return epoch
 
     def stop(self, *, timeout_s: float = math.inf) -> bool:
-        """End the training in its callback or after its step, and wait until its thread is free; return whether it is.
+        """Stop the training in its callback or after its step; wait for its thread and return whether it is free.
 
-        What it raises on its way out concerns nobody any more.
+        An exception of the stopped training is ignored.
 
         Raises:
-            TrialHungError: the training does not move; the process is to be ended.
+            TrialHungError: the training hangs; the process must be ended.
         """
         self.stopping = True
         if self._waiting:
             self._waiting = False
-            self._watchdog.wakes()
-        self._go_on.put(False)
+            self._watchdog.resume()
+        self._continue.put(False)
         until_s = time.monotonic() + timeout_s
-        while not self._ended.wait(max(0.0, min(_LOOK_S, self._watchdog.left_s(), until_s - time.monotonic()))):
+        while not self._ended.wait(max(0.0, min(_CHECK_S, self._watchdog.left_s(), until_s - time.monotonic()))):
             if time.monotonic() >= until_s:
                 return False
-            self._look()
+            self._check()
         return True
 
     def report(self, number: int, metrics: Metrics, *, step: int = 0, last: bool = False) -> bool:
-        """Hand over an epoch, from the training's thread; return whether the training is to stop.
+        """Put an epoch, from the training's thread; return whether the training must stop.
 
-        ``last`` says that it ends by itself. One that goes on although it was told to stop is ended here.
+        ``last`` says that it ends by itself. A training that ignores the request to stop is ended here.
         """
-        if self._told and self._holds:
+        if self._stop_sent and self._holds:
             raise StopAskedError("interrupted")
         waits = self._holds and not last
         if waits:
-            self._watchdog.rests()
+            self._watchdog.pause()
         self._out.put(Epoch(number, dict(metrics), step=step, last=last))
-        self._told = not self._go_on.get() if waits else self.stopping
-        return self._told
+        self._stop_sent = not self._continue.get() if waits else self.stopping
+        return self._stop_sent
 
     def _take(self) -> Epoch | None:
         while not (self._ended.is_set() and self._out.empty()):
             try:
-                return self._out.get(timeout=max(0.0, min(_LOOK_S, self._watchdog.left_s())))
+                return self._out.get(timeout=max(0.0, min(_CHECK_S, self._watchdog.left_s())))
             except queue.Empty:
-                self._look()
+                self._check()
         return None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         if self._watchdog.left_s() <= 0:
-            raise self._watchdog.hung(self._thread.ident)
-        self._watchdog.look()
+            raise self._watchdog.error(self._thread.ident)
+        self._watchdog.defer_backstop()
 
     def _run(self, train: Callable[[EpochStream], Any]) -> None:
         try:
@@ -163,6 +163,6 @@ class EpochStream:
         except BaseException as error:
             self._error = error
         finally:
-            self._watchdog.rests()
+            self._watchdog.pause()
             self._ended.set()
             self._out.put(None)

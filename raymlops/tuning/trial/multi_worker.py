@@ -1,7 +1,7 @@
-"""A trial on several workers: Ray Train's, started and watched as those of any run, from the trial's own process.
+"""A trial on several Ray Train workers, supervised from the trial's own process like those of any run.
 
-Owns where such a trial's files are, and how its workers' events become epochs. It has no MLflow run of its own to
-write: the sweep's driver does that. Knows nothing of Ray Tune.
+Owns the place of such a trial's files, and how its workers' events become epochs. The sweep's driver writes its MLflow
+run. Knows nothing of Ray Tune.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ _SHORTEST_MINUTES = 1 / 600
 
 
 class EpochWriter:
-    """Takes in what ``supervise`` says and passes on each epoch once, however often the workers began again."""
+    """The supervisor's writer: forwards each epoch once, however often the workers restart."""
 
     def __init__(self, on_epoch: OnEpoch, *, after: int = 0) -> None:
-        """Pass on what comes after epoch ``after``."""
+        """Forward the epochs after ``after``."""
         self._on_epoch = on_epoch
         self._known = set(range(1, after + 1))
 
     def __call__(self, event: Event) -> None:
-        """Pass on an epoch."""
+        """Forward an epoch."""
         if event.kind == "epoch":
-            self._pass_on(event.epoch, dict(event.metrics), step=event.step)
+            self._forward(event.epoch, dict(event.metrics), step=event.step)
 
     def catch_up(self, points: Sequence[MetricPoint]) -> int:
-        """Leave out what a checkpoint holds: the epochs in it come from the history, at the end."""
+        """Ignore the points of a checkpoint: its epochs come from the history at the end."""
         del points
         return 0
 
     def note_restart(self, reason: str, *, step: int, workers: int) -> None:
-        """Leave out restarts."""
+        """Ignore restarts."""
 
     def close(self, outcome: Outcome) -> None:
-        """Pass on the epochs whose events were lost with the box that they were in."""
+        """Forward the epochs whose events were lost with their mailbox."""
         for number, metrics in enumerate(outcome.history, start=1):
-            self._pass_on(number, dict(metrics), step=outcome.steps)
+            self._forward(number, dict(metrics), step=outcome.steps)
 
-    def _pass_on(self, number: int, metrics: dict[str, Any], *, step: int) -> None:
+    def _forward(self, number: int, metrics: dict[str, Any], *, step: int) -> None:
         if number not in self._known:
             self._known.add(number)
             self._on_epoch(number, metrics, step=step)
@@ -64,10 +64,10 @@ class EpochWriter:
 def train_on_workers(
     project: Project, prepared: Prepared, *, folder: str, after: int, on_epoch: OnEpoch, stopping: Callable[[], bool]
 ) -> None:
-    """Train on ``sweep.workers_per_trial`` workers; it goes on from the newest checkpoint under ``folder``.
+    """Train on ``sweep.workers_per_trial`` workers, from the newest checkpoint under ``folder``.
 
-    ``after`` is the number of epochs that are known. Once ``stopping`` is true, the workers write a last checkpoint and
-    end; nothing is raised then.
+    ``after`` is the number of known epochs. Once ``stopping`` is true, the workers write a last checkpoint and end, and
+    nothing is raised.
 
     Raises:
         RaymlopsError: as ``supervise.fit``.
@@ -108,7 +108,7 @@ def train_on_workers(
 
 
 def place_of(folder: str) -> Place:
-    """Return a trial's folder as the place of a run: checkpoints below it, as every trial's are."""
+    """Return a trial's folder as the place of a run, with checkpoints below it."""
     base, mark, query = folder.partition("?")
     parent, _, name = base.rstrip("/").rpartition("/")
     return Place(parent + mark + query, name)

@@ -1,4 +1,4 @@
-"""What of an epoch's metrics a sweep needs, and what is wrong with them. Pure."""
+"""Validate the metrics that a trial reports. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def judged_metrics(project: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the metrics without which no trial can be judged, the first objective first; ``project`` is plain data."""
+    """Return the metrics that every trial must report, the first objective first; ``project`` is plain data."""
     train, sweep = project["train"], project["sweep"]
     objectives = list(sweep["objectives"]) or [sweep["metric"] or train["metric"]]
     clock = [] if sweep["resource"] in {"epoch", "step"} else [sweep["resource"]]
@@ -18,13 +18,13 @@ def judged_metrics(project: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return those metrics that are numbers, as plain ones; NaN and infinity among them."""
+    """Return the metrics that are numbers as floats, NaN and infinity included."""
     found = {name: _number(value) for name, value in metrics.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def refusal(metrics: Mapping[str, Any], *, names: Sequence[str], epoch: int) -> str:
-    """Return what is wrong with an epoch's metrics, or nothing: one that is no number, or one that is needed."""
+    """Return what is wrong with an epoch's metrics; empty where nothing is."""
     for name, value in metrics.items():
         if _number(value) is None:
             return f"{name} is {value!r} after epoch {epoch}; a metric is a number"

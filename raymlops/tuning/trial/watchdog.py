@@ -1,9 +1,8 @@
-"""Whether a trial's training moves, and the end of a process in which it does not.
+"""Hang detection for a trial's training in a thread of its own process.
 
-Owns the clock, how long silence may last, and the error that says where the training stands. A thread cannot be ended
-from outside: a process whose training hangs is spoiled, and whoever gets the error has to end it. Where the training
-holds the interpreter's lock, no code of ours runs at all: for that the process ends itself, after a multiple of the
-time. Knows nothing of what is trained.
+Owns the timeouts, and the error that names the stack of a hung training. A thread cannot be killed: a process whose
+training hangs is unusable, and the receiver of the error must end it. Where the training holds the interpreter's lock,
+no Python code runs: for that case the process exits by itself after a multiple of the timeout.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import math
 import sys
 import time
 import traceback
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from raymlops.errors import TrainingError
 from raymlops.training.supervision.hang_detector import COMPILED_START_S, START_S
@@ -22,59 +21,45 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PREPARE_S = 600.0
-"""How long ``datasets()`` and ``fit()`` may take at least: they give no sign, and a download takes its time."""
+"""The least timeout of ``datasets()`` and ``fit()``: they send no heartbeat, and may download data."""
 _BACKSTOP_TIMES = 3.0
-"""How many times longer than a hang may last until the process ends itself."""
+"""Multiple of the timeout after which the process exits by itself."""
 _REARM_S = 1.0
 _FRAMES = 4
 
 
 class TrialHungError(TrainingError):
-    """A trial's training makes no progress. Its process cannot be used any more."""
+    """A trial's training makes no progress. Its process must be ended."""
 
 
 class ProcessSpoiledError(TrainingError):
-    """A process cannot begin a trial, because the one before does not end."""
+    """A process cannot start a trial, because the previous one does not end."""
 
 
-class Backstop(Protocol):
-    """Ends this process by itself, unless it is armed again or disarmed in time."""
+class Backstop:
+    """Does nothing; ``ExitBackstop`` ends the process."""
 
     def arm(self, after_s: float) -> None:
-        """End the process in so many seconds; any earlier time is void."""
-        ...
+        """End the process in ``after_s`` seconds unless it is armed again or disarmed."""
 
     def disarm(self) -> None:
-        """End nothing."""
-        ...
+        """Cancel the end of the process."""
 
 
-class ExitBackstop:
-    """The interpreter's own watchdog, a C thread that needs no lock: it shows all stacks on stderr and exits."""
+class ExitBackstop(Backstop):
+    """The interpreter's faulthandler, a C thread that needs no lock: it prints all stacks to stderr and exits."""
 
-    def arm(self, after_s: float) -> None:
-        """Exit in so many seconds."""
+    def arm(self, after_s: float) -> None:  # noqa: D102 - inherited
         faulthandler.dump_traceback_later(after_s, exit=True, file=2)
 
-    def disarm(self) -> None:
-        """Do not exit."""
+    def disarm(self) -> None:  # noqa: D102 - inherited
         faulthandler.cancel_dump_traceback_later()
 
 
-class NoBackstop:
-    """Ends nothing."""
-
-    def arm(self, after_s: float) -> None:
-        """Do nothing."""
-
-    def disarm(self) -> None:
-        """Do nothing."""
-
-
 class Watchdog:
-    """Watches one training: preparing, then training, with rests in which it waits for somebody else.
+    """Watches one training: preparation, then training, with pauses in which it waits for the driver.
 
-    Steps, evaluation batches and rows that are read are signs of life. ``hang_timeout_s`` may be infinite.
+    Steps, evaluation batches and rows read are heartbeats. ``hang_timeout_s`` may be infinite.
     """
 
     def __init__(
@@ -86,69 +71,68 @@ class Watchdog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.step = 0
-        """Optimizer steps of the training that are known to be done."""
+        """The last known optimizer step."""
         self._clock = clock
-        self._backstop = NoBackstop() if backstop is None else backstop
+        self._backstop = Backstop() if backstop is None else backstop
         self._hang_timeout_s = hang_timeout_s
         self._start_s = max(hang_timeout_s, COMPILED_START_S if compiles else START_S)
         self._allowed_s = max(hang_timeout_s, PREPARE_S)
-        self._resumed = math.inf
-        self._resting = False
+        self._first_step = math.inf
+        self._paused = False
         self._armed_s = -math.inf
-        self._sign_s = clock()
-        self._arm(self._sign_s)
+        self._heartbeat_s = clock()
+        self._arm(self._heartbeat_s)
 
-    def begins(self, step: int) -> None:
-        """Take in that the data is there and the training begins, or goes on after ``step``."""
-        self.step = self._resumed = step
+    def start(self, step: int) -> None:
+        """Record that the data is prepared and the training starts after ``step``."""
+        self.step = self._first_step = step
         self._allowed_s = self._start_s
         self._armed_s = -math.inf
-        self._sign()
+        self._heartbeat()
 
     def alive(self, step: int) -> None:
-        """Take in a sign of life. Costs next to nothing: it is called at every step."""
-        if step > self._resumed:
+        """Record a heartbeat. This is cheap: it is called at every step."""
+        if step > self._first_step:
             self._allowed_s = self._hang_timeout_s
         self.step = step
-        self._sign()
+        self._heartbeat()
 
-    def rests(self) -> None:
-        """Take in that the training waits for somebody else, or has ended."""
-        self._resting = True
+    def pause(self) -> None:
+        """Record that the training waits for the driver, or has ended."""
+        self._paused = True
         self._armed_s = -math.inf
         self._backstop.disarm()
 
-    def wakes(self) -> None:
-        """Take in that it goes on."""
-        self._resting = False
-        self._sign()
+    def resume(self) -> None:
+        """Record that it continues."""
+        self._paused = False
+        self._heartbeat()
 
     def left_s(self) -> float:
-        """Return for how many seconds more it may be silent; zero or less where it hangs."""
-        return math.inf if self._resting else self._sign_s + self._allowed_s - self._clock()
+        """Return the seconds until the timeout; zero or less where the training hangs."""
+        return math.inf if self._paused else self._heartbeat_s + self._allowed_s - self._clock()
 
-    def look(self) -> None:
-        """Put off the backstop: whoever calls this still runs, and will see a hang itself."""
-        if not self._resting:
+    def defer_backstop(self) -> None:
+        """Re-arm the backstop: the caller still runs, and will detect a hang itself."""
+        if not self._paused:
             self._arm(self._clock())
 
-    def hung(self, thread_id: int | None) -> TrialHungError:
-        """Return the error that says for how long the training has been silent, and where its thread stands."""
-        silent_s = self._clock() - self._sign_s
-        if self.step > self._resumed:
+    def error(self, thread_id: int | None) -> TrialHungError:
+        """Return the error with the time since the last heartbeat and the stack of the training's thread."""
+        silent_s = self._clock() - self._heartbeat_s
+        if self.step > self._first_step:
             where = f"after step {self.step}"
         else:
-            where = "before its first step" if math.isfinite(self._resumed) else "while its data is prepared"
+            where = "before its first step" if math.isfinite(self._first_step) else "while its data is prepared"
         return TrialHungError(
-            f"the trial has not moved for {silent_s:.0f} s {where} (train.hang_timeout_s); it stands in "
-            f"{innermost(thread_id)}",
+            f"no progress for {silent_s:.0f} s {where} (train.hang_timeout_s); the trial is in {innermost(thread_id)}",
             hint="Raise train.hang_timeout_s where one step or evaluation batch takes longer than that.",
         )
 
-    def _sign(self) -> None:
-        self._sign_s = self._clock()
-        if self._sign_s - self._armed_s >= _REARM_S:
-            self._arm(self._sign_s)
+    def _heartbeat(self) -> None:
+        self._heartbeat_s = self._clock()
+        if self._heartbeat_s - self._armed_s >= _REARM_S:
+            self._arm(self._heartbeat_s)
 
     def _arm(self, now_s: float) -> None:
         if math.isfinite(self._allowed_s):
@@ -157,7 +141,7 @@ class Watchdog:
 
 
 def innermost(thread_id: int | None) -> str:
-    """Return where a thread stands, its innermost frames first, in one line."""
+    """Return the stack of a thread in one line, innermost frames first."""
     frame = sys._current_frames().get(thread_id or 0)  # noqa: SLF001 - the only way
     if frame is None:
         return "no Python code"

@@ -54,4 +54,4 @@ def test_a_batch_is_predicted_by_a_configuration(tmp_path, capsys):
     assert main([*given, "train.lr=fast"]) == 2
     assert "train.lr" in capsys.readouterr().err
     assert main(given) == 2
-    assert "names no Parquet file" in capsys.readouterr().err
+    assert "has no Parquet file" in capsys.readouterr().err

@@ -48,7 +48,7 @@ def test_an_empty_space_is_refused():
 
 def test_a_metric_of_its_own_needs_its_mode():
     space = {"train.lr": {"float": [0.1, 0.2]}}
-    with pytest.raises(UsageError, match=r"sweep\.mode does not say"):
+    with pytest.raises(UsageError, match=r"sweep\.mode is not set"):
         check(project(space=space, metric="validation/auc"))
     check(project(space=space, metric="validation/auc", mode="max"))
 
@@ -117,12 +117,12 @@ def test_a_grid_may_have_fewer_points_than_there_are_trials():
     [
         ({"max_gpu_hours": 2}, r"max_gpu_hours is 2, but trials reserve no GPU"),
         ({"max_cost": 2, "price": {"gpu_hour": 3}}, r"max_cost is 2, but trials cost nothing"),
-        ({"resource": "step"}, r"nothing says how much of it a whole trial takes, which asha needs"),
-        ({"grace_period": 6}, r"grace_period is 6, more than a whole trial takes: 5 \(epoch\)"),
-        ({"grace_period": 6, "scheduler": "median"}, r"so that median would never stop one"),
+        ({"resource": "step"}, r"the length of a whole trial is not set, which asha needs"),
+        ({"grace_period": 6}, r"grace_period is 6, longer than a whole trial: 5 \(epoch\)"),
+        ({"grace_period": 6, "scheduler": "median"}, r"so median would never stop one"),
         (
             {"target": 0.2, "constraints": {"validation/loss": {"min": 0.3}}},
-            r"target is 0\.2, but sweep\.constraints wants validation/loss to be at least 0\.3",
+            r"target is 0\.2, but sweep\.constraints requires validation/loss to be at least 0\.3",
         ),
         ({"sampler": "grid", "space": {"train.seed": {"int": [0, 200_000]}}}, r"more than 100,000 points"),
     ],
@@ -157,7 +157,7 @@ def test_a_space_that_holds_no_point_is_refused_with_the_commonest_reason():
     space = {"recipe.config.width": {"int": [1, 4]}, "recipe.config.even": {"categorical": [6]}}
     with pytest.raises(UsageError) as caught:
         check(plain(space=space))
-    assert "all 64 drawn at random are refused, 64 of them with: recipe.config: width must be at least even" in str(
+    assert "all 64 random ones are rejected, 64 of them with: recipe.config: width must be at least even" in str(
         caught.value
     )
     assert "for example recipe.config.width=" in str(caught.value)
@@ -178,8 +178,8 @@ def test_of_a_grid_one_point_that_holds_is_enough(seed):
 @pytest.mark.parametrize(
     ("sweep", "which"),
     [
-        ({"sampler": "grid"}, "sampler grid tries no point that the recipe takes: all 4 are refused"),
-        ({"sampler": "qmc"}, "sampler qmc tries no point that the recipe takes: all 16 are refused"),
+        ({"sampler": "grid"}, "accepts no point of sampler grid: all 4 are rejected"),
+        ({"sampler": "qmc"}, "accepts no point of sampler qmc: all 16 are rejected"),
     ],
 )
 def test_points_that_are_fixed_in_advance_are_looked_at_themselves(sweep, which):
@@ -198,7 +198,7 @@ def test_a_grid_whose_points_are_all_start_points_has_no_other_to_look_at():
 def test_a_start_point_that_the_recipe_refuses_is_named():
     space = {"recipe.config.width": {"int": [1, 8]}, "recipe.config.even": {"categorical": [2, 6]}}
     bad = {"recipe.config.width": 4, "recipe.config.even": 6}
-    with pytest.raises(UsageError, match=r"sweep\.enqueue\[1\] is refused: recipe\.config: width must be at least"):
+    with pytest.raises(UsageError, match=r"sweep\.enqueue\[1\] is rejected: recipe\.config: width must be at least"):
         check(plain(space=space, enqueue=[{"recipe.config.width": 8, "recipe.config.even": 6}, bad]))
     # What is left out is drawn, and may make it hold.
     check(plain(space=space, enqueue=[{"recipe.config.width": 1}]))

@@ -69,7 +69,7 @@ def test_each_word_becomes_its_distribution():
 
 def test_a_circle_of_conditions_is_refused():
     parameters = space(a={"int": [1, 2], "when": {"b": 1}}, b={"int": [1, 2], "when": {"a": 1}}, c={"int": [1, 2]})
-    with pytest.raises(UsageError, match="a, b form a circle"):
+    with pytest.raises(UsageError, match="a, b are circular"):
         draw_order(parameters)
 
 

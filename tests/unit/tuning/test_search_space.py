@@ -11,7 +11,7 @@ import pytest
 from raymlops.config.space import parse_distribution
 from raymlops.config.sweep import SweepSection
 from raymlops.errors import UsageError
-from raymlops.tuning.search_space import MAX_GRID, at, by_chance, grid, how_many, point
+from raymlops.tuning.search_space import MAX_GRID, at, grid, how_many, point, random_points
 
 SGD = {"float": [0.5, 0.9], "step": 0.2, "when": {"train.optimizer": "sgd"}}
 CONDITIONAL = {"train.momentum": SGD, "train.optimizer": {"categorical": ["sgd", "adam"]}}
@@ -59,11 +59,6 @@ def test_steps_are_as_written():
 
 def test_a_range_of_one_value_is_no_continuous_one():
     assert grid(space(x={"float": [0.5, 0.5]}, y={"int": [3, 3]})) == [{"x": 0.5, "y": 3}]
-
-
-def test_a_continuous_range_has_no_grid():
-    with pytest.raises(UsageError, match=r"sweep\.space\.x is continuous"):
-        grid(space(x={"float": [0.1, 0.5]}))
 
 
 def test_a_grid_that_is_too_large_says_how_large_each_parameter_is():
@@ -119,7 +114,7 @@ def test_after_the_start_points_a_sampler_draws(sampler):
 
 
 def test_a_quasi_random_point_depends_on_its_index_alone():
-    """Whoever goes on at the fifth gets what came fifth before, in another process too."""
+    """A sweep that resumes at the fifth gets the point that came fifth before, in another process too."""
     section = sweep(sampler="qmc", space=MIXED)
     there = [point(section, index) for index in range(8)]
     assert point(section, 5) == there[5]
@@ -175,7 +170,7 @@ def test_a_share_of_the_unit_interval_is_a_share_of_the_range(written, share, ex
 
 def test_random_points_lie_in_the_space_and_follow_from_the_seed():
     parameters = {key: parse_distribution(value) for key, value in MIXED.items()}
-    found = list(islice(by_chance(parameters, seed=3), 50))
-    assert found == list(islice(by_chance(parameters, seed=3), 50))
+    found = list(islice(random_points(parameters, seed=3), 50))
+    assert found == list(islice(random_points(parameters, seed=3), 50))
     assert all(parameters[key].can_be(value) for params in found for key, value in params.items())
     assert {params["train.epochs"] for params in found} == {1, 2, 3, 4}

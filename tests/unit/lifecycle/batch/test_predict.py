@@ -131,7 +131,7 @@ def test_an_answer_that_is_no_number_names_the_rows(job):
     """The model's own advice comes after."""
     with pytest.raises(NonFiniteError) as caught:
         run(job(ids(1, 2, 10**10)))
-    assert caught.value.hint.startswith("It was asked for rows 2 to 2 of ")
+    assert caught.value.hint.startswith("It failed on rows 2 to 2 of ")
     assert caught.value.hint.endswith("0.parquet. Scale it.")
 
 
@@ -187,7 +187,7 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path):
 @pytest.mark.parametrize("text", ["", "half of it"])
 def test_input_that_cannot_be_read_is_named(tmp_path, text):
     """Nothing there, no rows, and bytes that are no Parquet."""
-    with pytest.raises(UsageError, match="names no Parquet file"):
+    with pytest.raises(UsageError, match="has no Parquet file"):
         input_files(str(tmp_path))
     pq.write_table(pa.table({"a": pa.array([], pa.float64())}), tmp_path / "a.parquet")
     with pytest.raises(UsageError, match="has no rows"):
@@ -241,7 +241,7 @@ def test_an_object_store_keeps_nothing_of_what_failed(s3):
         publish(uri, error=KeyboardInterrupt(), chunks=chunks)
     assert filesystem.listing(uri) == {}
     publish(uri, chunks=chunks)
-    with pytest.raises(UsageError, match="exists, and is not a whole one"):
+    with pytest.raises(UsageError, match="exists, and is incomplete"):
         refuse_existing(uri)
     filesystem.write_bytes(filesystem.join(uri, MANIFEST), b"{}")
     with pytest.raises(UsageError, match=r"exists\n"):

@@ -13,7 +13,7 @@ from raymlops.config.load import load_data
 from raymlops.errors import UnreachableError, UsageError
 from raymlops.project import bind
 from raymlops.records import SpentRecord
-from raymlops.tuning.execution.controller import Conductor
+from raymlops.tuning.execution.controller import SweepController
 from raymlops.tuning.objectives import objectives_of
 from raymlops.tuning.search_space import point
 from raymlops.tuning.study.storage import create_study, open_storage
@@ -48,7 +48,7 @@ class Runs:
 
 
 class Stage:
-    """A conductor with what it conducts; another one on the same storage is a driver that resumes the sweep."""
+    """A controller with what it controls; another one on the same storage is a driver that resumes the sweep."""
 
     def __init__(self, storage, *, study=None, before=None, **sweep) -> None:
         space = {"train.lr": {"float": [0.1, 0.2]}}
@@ -64,7 +64,7 @@ class Stage:
         self.trials = Trials(
             self.study, section=section, objectives=objectives, point=lambda index: point(section, index)
         )
-        self.conductor = Conductor(
+        self.controller = SweepController(
             project,
             trials=self.trials,
             children=self.runs,
@@ -80,13 +80,13 @@ class Stage:
     def epoch(self, number, epoch, value, **more):
         metrics = {"validation/auc": value}
         result = {"epochs": epoch, "step": epoch * 10, "value": value, "metrics": metrics, "best_metrics": metrics}
-        self.conductor.result(number, {**result, "saved": False, "restored": "[]", **more})
+        self.controller.result(number, {**result, "saved": False, "restored": "[]", **more})
 
     def run(self, status, value):
         """Run a trial of one epoch and return its number."""
-        number = self.conductor.next_trial()["number"]
+        number = self.controller.next_trial()["number"]
         self.epoch(number, 1, value)
-        self.conductor.end(number, status)
+        self.controller.end(number, status)
         return number
 
     def states(self):
@@ -102,48 +102,48 @@ def storage(tmp_path):
 
 def test_no_more_trials_are_drawn_than_run_at_a_time_or_are_wanted(storage):
     stage = Stage(storage, num_trials=3)
-    conductor = stage.conductor
-    drawn = [conductor.next_trial() for _ in range(3)]
+    controller = stage.controller
+    drawn = [controller.next_trial() for _ in range(3)]
     assert [trial and trial["number"] for trial in drawn] == [0, 1, None]
-    conductor.end(0, "failed", reason="x")
-    assert (conductor.next_trial()["number"], conductor.wanted, conductor.done) == (2, 0, False)
+    controller.end(0, "failed", reason="x")
+    assert (controller.next_trial()["number"], controller.wanted, controller.done) == (2, 0, False)
     for number in (1, 2):
-        conductor.end(number, "failed", reason="x")
-    assert (conductor.next_trial(), conductor.done) == (None, True)
+        controller.end(number, "failed", reason="x")
+    assert (controller.next_trial(), controller.done) == (None, True)
 
 
 def test_a_short_trial_is_drawn_while_others_run_and_never_in_the_moment_after_one_was_handed_out(storage):
     stage = Stage(storage, num_trials=9)
     stage.run("complete", 0.5)
     for _ in range(2):
-        stage.conductor.next_trial()
-    assert stage.conductor.next_trial() is None
+        stage.controller.next_trial()
+    assert stage.controller.next_trial() is None
     assert len(stage.study.get_trials()) == 3
-    stage.conductor.between_steps()
-    assert stage.conductor.next_trial() is None
+    stage.controller.tick()
+    assert stage.controller.next_trial() is None
     assert len(stage.study.get_trials()) == 4
-    stage.conductor.end(1, "failed", reason="x")
-    assert stage.conductor.next_trial()["number"] == 3
+    stage.controller.end(1, "failed", reason="x")
+    assert stage.controller.next_trial()["number"] == 3
 
 
 def test_long_trials_are_drawn_when_there_is_room(storage):
     """The sampler is to know all that has ended."""
     stage = Stage(storage, num_trials=9)
-    number = stage.conductor.next_trial()["number"]
+    number = stage.controller.next_trial()["number"]
     stage.now = 60.0
-    stage.conductor.end(number, "failed", reason="x")
+    stage.controller.end(number, "failed", reason="x")
     for _ in range(2):
-        stage.conductor.next_trial()
-    stage.conductor.between_steps()
-    assert stage.conductor.next_trial() is None
+        stage.controller.next_trial()
+    stage.controller.tick()
+    assert stage.controller.next_trial() is None
     assert len(stage.study.get_trials()) == 3
 
 
 def test_a_trial_is_handed_the_whole_configuration_with_its_parameters(storage):
     stage = Stage(storage)
-    config = stage.conductor.next_trial()
+    config = stage.controller.next_trial()
     assert json.loads(config["project"])["train"]["lr"] == stage.study.get_trials()[0].params["train.lr"]
-    assert (config["folder"], config["goes_on"]) == ("/sweeps/s/trials/0", False)
+    assert (config["folder"], config["resume"]) == ("/sweeps/s/trials/0", False)
 
 
 def test_study_and_runs_are_told_the_same(storage):
@@ -172,8 +172,8 @@ class Refusing:
 def test_a_combination_that_the_recipe_refuses_fails_without_a_process(storage, error):
     """Whatever it raises."""
     stage = Stage(storage, num_trials=2)
-    stage.conductor._project = Refusing(stage.conductor._project, error)
-    assert stage.conductor.next_trial()["number"] == 1
+    stage.controller._project = Refusing(stage.controller._project, error)
+    assert stage.controller.next_trial()["number"] == 1
     assert stage.runs.said == [(0, "start"), (0, "failed"), (1, "start")]
     assert stage.trials.records[0].reason == f"{type(error).__name__}: {error}"
 
@@ -182,93 +182,93 @@ def test_one_whose_driver_died_before_it_was_told_to_have_failed_fails_at_the_re
     stage = Stage(storage, num_trials=2)
     stage.trials.ask()
     again = Stage(storage, study=stage.study, num_trials=2)
-    again.conductor._project = Refusing(again.conductor._project, UsageError("no"))
+    again.controller._project = Refusing(again.controller._project, UsageError("no"))
     for opened in again.trials.reopen():
-        again.conductor.goes_on(opened)
-    assert again.conductor.next_trial()["number"] == 1
+        again.controller.requeue(opened)
+    assert again.controller.next_trial()["number"] == 1
     assert again.trials.records[0].status == "failed"
 
 
 def test_a_used_up_budget_halts_the_sweep_and_puts_back_what_runs(storage):
     stage = Stage(storage, timeout_s=60.0)
-    stage.conductor.next_trial()
-    stage.conductor.next_trial()
+    stage.controller.next_trial()
+    stage.controller.next_trial()
     stage.epoch(0, 1, 0.6)
     stage.now = 59.9
-    assert not stage.conductor.halting
+    assert not stage.controller.halting
     stage.now = 60.0
-    assert stage.conductor.halting
-    stage.conductor.close()
+    assert stage.controller.halting
+    stage.controller.close()
     assert stage.states() == [TrialState.WAITING] * 2
-    assert (stage.conductor.stopped, stage.conductor.next_trial()) == ("reached its timeout_s of 60 s", None)
+    assert (stage.controller.stopped, stage.controller.next_trial()) == ("reached its timeout_s of 60 s", None)
 
 
 def test_time_before_a_resume_counts_and_draws_nothing_once_it_is_up(storage):
     stage = Stage(storage, timeout_s=60.0, before=SpentRecord(wall_s=50.0))
     stage.now = 10.0
-    assert (stage.conductor.next_trial(), stage.conductor.done, stage.trials.asked) == (None, True, 0)
+    assert (stage.controller.next_trial(), stage.controller.done, stage.trials.asked) == (None, True, 0)
 
 
 def test_what_it_took_is_noted_now_and_then_and_at_the_end(storage):
     stage = Stage(storage)
-    stage.conductor.next_trial()
+    stage.controller.next_trial()
     stage.now = 1000.0  # it waited for a process
-    stage.conductor.started(0)
+    stage.controller.started(0)
     stage.now = 1036.0
-    stage.conductor.between_steps()
+    stage.controller.tick()
     assert json.loads(stage.noted[-1]["raymlops.spent"])["cpu_hours"] == 0.01
-    stage.conductor.close()
+    stage.controller.close()
     assert len(stage.noted) == 2
 
 
 def test_each_trial_costs_what_it_reserves_itself(storage):
     space = {"train.cpus_per_worker": {"categorical": [4.0]}, "train.lr": {"float": [0.1, 0.2]}}
     stage = Stage(storage, space=space, workers_per_trial=2, max_cpu_hours=1.0)
-    stage.conductor.next_trial()
-    stage.conductor.started(0)
+    stage.controller.next_trial()
+    stage.controller.started(0)
     stage.now = 450.0  # an eighth of an hour of 2 * 4 CPUs
-    assert (stage.conductor.spent.cpu_hours, stage.conductor.halting) == (1.0, True)
+    assert (stage.controller.spent.cpu_hours, stage.controller.halting) == (1.0, True)
 
 
 def test_a_target_ends_the_sweep(storage):
     stage = Stage(storage, target=0.9)
     stage.run("complete", 0.8)
-    assert not stage.conductor.halting
+    assert not stage.controller.halting
     stage.run("complete", 0.95)
-    assert (stage.conductor.halting, stage.conductor.stopped) == (True, "reached its target of 0.9 with 0.95")
+    assert (stage.controller.halting, stage.controller.stopped) == (True, "reached its target of 0.9 with 0.95")
     stage.trials.flush()
     again = Stage(storage, study=stage.study, target=0.9)
-    assert (again.conductor.next_trial(), again.conductor.done) == (None, True)
+    assert (again.controller.next_trial(), again.controller.done) == (None, True)
 
 
 def test_patience_counts_trials_without_a_better_one(storage):
     stage = Stage(storage, patience=2)
     for value in (0.5, 0.6, 0.4):
         stage.run("complete", value)
-    assert not stage.conductor.halting
+    assert not stage.controller.halting
     stage.run("pruned", 0.3)
-    assert stage.conductor.stopped == "found nothing better in 2 trials (patience 2)"
+    assert stage.controller.stopped == "found nothing better in 2 trials (patience 2)"
 
 
 def test_an_interrupted_sweep_puts_its_trials_back_and_they_go_on(storage):
     stage = Stage(storage, num_trials=3)
-    params = [json.loads(stage.conductor.next_trial()["project"])["train"]["lr"] for _ in range(2)]
+    params = [json.loads(stage.controller.next_trial()["project"])["train"]["lr"] for _ in range(2)]
     stage.epoch(0, 1, 0.6)
-    stage.conductor.halt = "interrupted"
-    stage.conductor.close()
+    stage.controller.halt = "interrupted"
+    stage.controller.close()
     assert stage.states() == [TrialState.WAITING] * 2
     assert stage.runs.said[-2:] == [(0, "waiting"), (1, "waiting")]
 
     again = Stage(storage, study=stage.study, num_trials=3)
     for opened in again.trials.reopen():
-        again.conductor.goes_on(opened)
-    first, second = again.conductor.next_trial(), again.conductor.next_trial()
+        again.controller.requeue(opened)
+    first, second = again.controller.next_trial(), again.controller.next_trial()
     assert [json.loads(config["project"])["train"]["lr"] for config in (first, second)] == params
-    assert (first["number"], first["goes_on"], second["number"]) == (0, True, 1)
+    assert (first["number"], first["resume"], second["number"]) == (0, True, 1)
     assert again.states() == [TrialState.RUNNING] * 2
-    again.conductor.end(0, "failed", reason="x")
-    config = again.conductor.next_trial()
-    assert (config["number"], config["goes_on"], again.conductor.wanted) == (2, False, 0)
+    again.controller.end(0, "failed", reason="x")
+    config = again.controller.next_trial()
+    assert (config["number"], config["resume"], again.controller.wanted) == (2, False, 0)
 
 
 def back(*values):
@@ -283,20 +283,20 @@ def back(*values):
 
 def test_epochs_that_a_checkpoint_brought_back_are_told_where_they_are_not_known(storage):
     stage = Stage(storage)
-    stage.conductor.next_trial()
+    stage.controller.next_trial()
     stage.epoch(0, 4, 0.6, restored=back(0.4, 0.5, 0.3))
     assert stage.runs.said == [(0, "start"), (0, 1), (0, 2), (0, 3), (0, 4)]
-    stage.conductor.end(0, "complete")
+    stage.controller.end(0, "complete")
     stage.trials.flush()
     assert stage.study.get_trials()[0].intermediate_values == {1: 0.4, 2: 0.5, 3: 0.5, 4: 0.6}
 
 
 def test_a_trial_whose_last_checkpoint_was_its_end_has_its_value(storage):
     stage = Stage(storage)
-    stage.conductor.next_trial()
+    stage.controller.next_trial()
     result = {"epochs": 2, "step": 20, "value": 0.9, "metrics": None, "best_metrics": {"validation/auc": 0.9}}
-    stage.conductor.result(0, {**result, "saved": True, "restored": back(0.9, 0.7)})
-    stage.conductor.end(0, "complete")
+    stage.controller.result(0, {**result, "saved": True, "restored": back(0.9, 0.7)})
+    stage.controller.end(0, "complete")
     (record,) = stage.trials.records
     assert (record.status, record.value, record.epochs, record.metrics) == ("complete", 0.9, 2, {"validation/auc": 0.9})
 
@@ -309,42 +309,42 @@ def test_a_trial_that_the_scheduler_had_stopped_is_not_run_again(storage):
     stage.trials.flush()
     again = Stage(storage, study=stage.study)
     (opened,) = again.trials.reopen()
-    again.conductor.stopped_before(opened)
+    again.controller.end_stopped(opened)
     assert again.states() == [TrialState.COMPLETE, TrialState.PRUNED]
     assert again.runs.said == [(1, "start"), (1, "pruned")]
 
 
-def test_a_trial_whose_process_died_goes_on_in_another_one_and_then_fails(storage):
+def test_a_trial_whose_process_died_resumes_in_another_one_and_then_fails(storage):
     stage = Stage(storage, num_trials=1, max_restarts=1)
-    stage.conductor.next_trial()
-    stage.conductor.died(0, DIED)
-    assert not stage.conductor.done
-    config = stage.conductor.next_trial()
-    assert (config["number"], config["goes_on"]) == (0, True)
-    assert stage.events[-2].message.startswith("trial 0 goes on: the trial's process died")
-    stage.conductor.died(0, DIED)
-    assert stage.conductor.done
+    stage.controller.next_trial()
+    stage.controller.process_died(0, DIED)
+    assert not stage.controller.done
+    config = stage.controller.next_trial()
+    assert (config["number"], config["resume"]) == (0, True)
+    assert stage.events[-2].message.startswith("trial 0 resumes in another process: the trial's process died")
+    stage.controller.process_died(0, DIED)
+    assert stage.controller.done
     assert stage.trials.records[0].reason.endswith("Worker exits with an exit code 7. (2 times)")
 
 
 def test_a_trial_that_ended_leaves_no_checkpoint(storage):
     stage = Stage(storage)
-    stage.conductor.next_trial()
-    stage.conductor.next_trial()
+    stage.controller.next_trial()
+    stage.controller.next_trial()
     stage.epoch(0, 1, 0.5, saved=True)
     for number in (0, 1):
-        stage.conductor.end(number, "complete")
+        stage.controller.end(number, "complete")
     assert stage.discarded == []  # the study does not know of the end yet
-    stage.conductor.next_trial()
-    stage.conductor.next_trial()
-    stage.conductor.between_steps()
-    stage.conductor.next_trial()
+    stage.controller.next_trial()
+    stage.controller.next_trial()
+    stage.controller.tick()
+    stage.controller.next_trial()
     assert stage.discarded == [0]
 
 
 def test_a_database_that_is_away_stops_no_trial_that_runs(storage):
     stage = Stage(storage)
-    stage.conductor.next_trial()
+    stage.controller.next_trial()
     flush, away = stage.trials.flush, [True]
 
     def failing():
@@ -354,23 +354,23 @@ def test_a_database_that_is_away_stops_no_trial_that_runs(storage):
 
     stage.trials.flush = failing
     stage.epoch(0, 1, 0.5)
-    assert stage.conductor.next_trial() is None
+    assert stage.controller.next_trial() is None
     stage.now = 200.0
-    stage.conductor.between_steps()
-    assert (stage.conductor.halt, [event.message for event in stage.events if event.message]) == (
+    stage.controller.tick()
+    assert (stage.controller.halt, [event.message for event in stage.events if event.message]) == (
         None,
         ["the database does not answer; no trial is drawn until it does"],
     )
     away[0] = False
-    assert stage.conductor.next_trial()["number"] == 1
+    assert stage.controller.next_trial()["number"] == 1
     stage.now = 220.0
-    stage.conductor.between_steps()
+    stage.controller.tick()
     assert stage.events[-1].message == "the study's database answers again"
     away[0], stage.now = True, 240.0
-    stage.conductor.between_steps()
+    stage.controller.tick()
     stage.now = 600.0
     with pytest.raises(UnreachableError):
-        stage.conductor.between_steps()
+        stage.controller.tick()
 
 
 def test_the_best_is_the_best_of_those_that_ran_to_their_end(storage):
@@ -385,40 +385,40 @@ def test_a_resumed_sweep_shows_what_it_had(storage):
     stage.run("complete", 0.7)
     stage.trials.flush()
     again = Stage(storage, study=stage.study, num_trials=4)
-    again.conductor.next_trial()
+    again.controller.next_trial()
     event = again.events[-1]
     assert (event.best.number, event.counts["complete"], event.total) == (0, 1, 4)
 
 
 def test_the_time_left_follows_from_the_rate_so_far(storage):
     stage = Stage(storage, num_trials=4)
-    stage.conductor.next_trial()
+    stage.controller.next_trial()
     assert stage.events[-1].eta_s is None
     stage.now = 10.0
-    stage.conductor.end(0, "failed")
+    stage.controller.end(0, "failed")
     assert stage.events[-1].eta_s == 30.0  # one of four took 10 s
 
 
 def test_a_display_that_raises_is_asked_no_more_and_keeps_no_trial_open(storage):
     stage = Stage(storage)
-    stage.conductor.next_trial()
-    stage.conductor.next_trial()
-    stage.conductor._on_event = lambda event: 1 / 0
+    stage.controller.next_trial()
+    stage.controller.next_trial()
+    stage.controller._on_event = lambda event: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        stage.conductor.close()
-    stage.conductor.close()
+        stage.controller.close()
+    stage.controller.close()
     assert TrialState.RUNNING not in stage.states()
 
 
 def test_slots_are_counted_again_every_few_seconds(storage):
     """What two counts say holds: more room is used, and with less no trial is drawn until fewer run."""
     stage = Stage(storage, num_trials=9, max_concurrent=None)
-    conductor = stage.conductor
+    controller = stage.controller
 
     def drawn(at_s, slots):
         stage.now, stage.slots = at_s, slots
-        conductor.between_steps()
-        return [trial["number"] for _ in range(9) if (trial := conductor.next_trial()) is not None]
+        controller.tick()
+        return [trial["number"] for _ in range(9) if (trial := controller.next_trial()) is not None]
 
     assert drawn(0.0, 2) == [0, 1]
     assert drawn(5.0, 3) == []  # once, for a moment
@@ -426,12 +426,12 @@ def test_slots_are_counted_again_every_few_seconds(storage):
     assert drawn(15.0, 3) == []
     assert drawn(19.9, 4) == []  # not counted yet
     assert drawn(20.0, 4) == [2]  # 3, then 4: at least 3
-    conductor.end(0, "failed", reason="x")
+    controller.end(0, "failed", reason="x")
     assert drawn(25.0, 1) == [3]  # 4, then 1: it stays 3
     for number in (1, 2):
-        conductor.end(number, "failed", reason="x")
+        controller.end(number, "failed", reason="x")
     assert drawn(30.0, 1) == []
-    conductor.end(3, "failed", reason="x")
+    controller.end(3, "failed", reason="x")
     assert drawn(30.0, 1) == [4]
 
 
@@ -440,14 +440,14 @@ def test_a_count_that_fails_leaves_the_number_as_it_was(storage):
     stage = Stage(storage, num_trials=9)
     del stage.slots
     stage.now = 60.0
-    stage.conductor.between_steps()
-    assert [stage.conductor.next_trial() is None for _ in range(3)] == [False, False, True]
+    stage.controller.tick()
+    assert [stage.controller.next_trial() is None for _ in range(3)] == [False, False, True]
 
 
 def test_a_trial_waits_until_it_has_a_process(storage):
     stage = Stage(storage, num_trials=9)
-    number = stage.conductor.next_trial()["number"]
+    number = stage.controller.next_trial()["number"]
     assert stage.events[-1].counts["waiting"] == 1
-    stage.conductor.started(number)
+    stage.controller.started(number)
     stage.epoch(number, 1, 0.5)
     assert (stage.events[-1].counts["waiting"], stage.events[-1].counts["running"]) == (0, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ray import exceptions
 
-from raymlops.tuning.execution.failures import MAX_LOSSES, Death, death, fate
+from raymlops.tuning.execution.failures import MAX_LOSSES, Death, death, decide_restart
 from raymlops.tuning.trial.watchdog import ProcessSpoiledError, TrialHungError
 
 
@@ -51,22 +51,22 @@ def test_a_death_is_read_from_what_ray_says(error, kind, reason):
 
 @pytest.mark.parametrize("kind", ["raised", "hung", "memory"])
 def test_what_would_happen_again_is_not_tried_again(kind):
-    assert not fate(Death(kind, "why"), before=0, max_restarts=5).again
+    assert not decide_restart(Death(kind, "why"), previous=0, max_restarts=5).restart
 
 
 def test_a_process_that_died_is_tried_again_as_often_as_the_configuration_says():
     died = Death("died", "why")
-    assert fate(died, before=0, max_restarts=1).again
-    ended = fate(died, before=1, max_restarts=1)
-    assert (ended.again, ended.reason) == (False, "why (2 times)")
-    assert fate(died, before=0, max_restarts=0).reason == "why"
+    assert decide_restart(died, previous=0, max_restarts=1).restart
+    ended = decide_restart(died, previous=1, max_restarts=1)
+    assert (ended.restart, ended.reason) == (False, "why (2 times)")
+    assert decide_restart(died, previous=0, max_restarts=0).reason == "why"
 
 
 def test_lost_nodes_count_apart_and_not_for_ever():
     lost = Death("lost", "why")
-    assert fate(lost, before=MAX_LOSSES - 1, max_restarts=0).again
-    assert not fate(lost, before=MAX_LOSSES, max_restarts=9).again
+    assert decide_restart(lost, previous=MAX_LOSSES - 1, max_restarts=0).restart
+    assert not decide_restart(lost, previous=MAX_LOSSES, max_restarts=9).restart
 
 
 def test_what_the_trial_before_has_left_is_no_fault_of_this_one():
-    assert fate(Death("spoiled", "why"), before=9, max_restarts=0).again
+    assert decide_restart(Death("spoiled", "why"), previous=9, max_restarts=0).restart

@@ -60,7 +60,7 @@ def test_a_credential_that_is_not_there_is_named(monkeypatch):
 
 
 def test_an_object_store_needs_a_sql_url():
-    with pytest.raises(UsageError, match="no place for Optuna's SQLite file"):
+    with pytest.raises(UsageError, match="Optuna's SQLite file cannot be there"):
         optuna_url(spec(path="s3://bucket/prefix"))
 
 
@@ -117,7 +117,7 @@ def test_tables_of_a_newer_optuna_are_refused(tmp_path, url):
 
 
 def test_a_url_that_names_no_database_is_refused():
-    with pytest.raises(UsageError, match="no usable SQL URL"):
+    with pytest.raises(UsageError, match="not a usable SQL URL"):
         opened("nosuchsql://db/optuna")
 
 
@@ -148,7 +148,7 @@ def test_a_study_has_a_direction_and_a_name_for_each_objective(url):
 def test_a_study_is_not_created_twice(url):
     with open_storage(url) as storage:
         create_study(storage, "s", objectives=LOSS)
-        with pytest.raises(UsageError, match="there is a study s already"):
+        with pytest.raises(UsageError, match="the study s exists"):
             create_study(storage, "s", objectives=LOSS)
 
 

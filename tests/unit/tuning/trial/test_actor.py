@@ -30,7 +30,7 @@ def back(result):
 
 @pytest.fixture
 def configure(tmp_path):
-    def make(recipe=Tiny, *, number=0, goes_on=False, train=None, sweep=None, config=None):
+    def make(recipe=Tiny, *, number=0, resume=False, train=None, sweep=None, config=None):
         rows = {"train_rows": 96, "validation_rows": 60, "test_rows": 10}
         data = {
             "project": {"name": "tiny"},
@@ -46,7 +46,7 @@ def configure(tmp_path):
             "sys_path": "[]",
             "cwd": str(tmp_path / "no-such-folder"),
             "folder": str(tmp_path / "trials" / str(number)),
-            "goes_on": goes_on,
+            "resume": resume,
         }
 
     return make
@@ -126,7 +126,7 @@ def test_a_trial_that_goes_on_ends_as_if_nothing_had_happened(configure, begin):
     results = []
     for epoch in range(1, 11):
         sweep = {"checkpoint_every_s": 0.0}
-        actor = begin(configure(train=RISING, sweep=sweep, config=config, goes_on=epoch > 1))
+        actor = begin(configure(train=RISING, sweep=sweep, config=config, resume=epoch > 1))
         results.append(actor.step())
         actor.cleanup()
         restored = {number: result["metrics"] for number, result in enumerate(results[:-1], start=1)}
@@ -137,8 +137,8 @@ def test_a_trial_that_goes_on_ends_as_if_nothing_had_happened(configure, begin):
 def test_a_trial_that_goes_on_keeps_what_it_learnt_from_its_data(configure, begin, tmp_path):
     """Its weights belong to that; another process would learn its colours in another order."""
     states = []
-    for goes_on in (False, True):
-        actor = begin(configure(drawn.Reordered, sweep={"checkpoint_every_s": 0.0}, goes_on=goes_on))
+    for resume in (False, True):
+        actor = begin(configure(drawn.Reordered, sweep={"checkpoint_every_s": 0.0}, resume=resume))
         actor.step()
         actor.cleanup()
         newest = max((tmp_path / "trials" / "0" / "checkpoints").glob("step-*/state.json"))
@@ -151,7 +151,7 @@ def test_what_was_restored_is_told_once(configure, begin):
     first = begin(configure(sweep={"checkpoint_every_s": 0.0}))
     metrics = first.step()["metrics"]
     first.cleanup()
-    rest = to_the_end(begin(configure(goes_on=True)))
+    rest = to_the_end(begin(configure(resume=True)))
     assert [back(result) for result in rest] == [{1: metrics}, {}]
 
 
@@ -167,7 +167,7 @@ def test_a_trial_that_was_killed_in_mid_epoch_goes_on_at_its_newest_checkpoint(c
     asked.start()
     trial_recipes.REACHED.wait(60)
     killed._trial._saver.wait()  # a killed process writes no more
-    again = begin(configure(trial_recipes.Stuck, sweep=sweep, goes_on=True))
+    again = begin(configure(trial_recipes.Stuck, sweep=sweep, resume=True))
     rest = to_the_end(again)
     assert (back(rest[0]), rest[0]["epochs"]) == ({1: whole[0]["metrics"]}, 2)
     assert [shown(result) for result in rest] == [shown(result) for result in whole[1:]]
@@ -177,7 +177,7 @@ def test_a_trial_that_was_killed_in_mid_epoch_goes_on_at_its_newest_checkpoint(c
 
 
 def test_without_a_checkpoint_it_begins_again(configure, begin):
-    results = to_the_end(begin(configure(goes_on=True)))
+    results = to_the_end(begin(configure(resume=True)))
     assert [result["epochs"] for result in results] == [1, 2, 3]
     assert back(results[0]) == {}
 
@@ -262,7 +262,7 @@ def test_a_loop_of_the_recipe_s_own_that_begins_again_is_taken_at_its_word(confi
     first = begin(configure(trial_recipes.Stubborn, sweep=sweep))
     first.step()
     first.cleanup()
-    again = begin(configure(trial_recipes.Stubborn, sweep=sweep, goes_on=True)).step()
+    again = begin(configure(trial_recipes.Stubborn, sweep=sweep, resume=True)).step()
     assert (again["epochs"], back(again)) == (1, {})
 
 

@@ -32,7 +32,7 @@ def training(begun, epochs=3):
 def hung():
     """A watchdog whose time is over as soon as the first step is done."""
     watchdog = Watchdog(hang_timeout_s=1e-9)
-    watchdog.begins(0)
+    watchdog.start(0)
     return watchdog
 
 

@@ -56,7 +56,7 @@ def test_preparing_data_the_first_step_and_each_after_it_have_their_own_time(wat
     assert watchdog.left_s() == PREPARE_S
     clock.now_s += 50
     assert watchdog.left_s() == PREPARE_S - 50
-    watchdog.begins(0)
+    watchdog.start(0)
     assert watchdog.left_s() == START_S
     watchdog.alive(0)  # rows that are read before the first step
     assert watchdog.left_s() == START_S
@@ -68,12 +68,12 @@ def test_preparing_data_the_first_step_and_each_after_it_have_their_own_time(wat
 
 def test_a_first_step_that_compiles_has_longer(clock):
     watchdog = Watchdog(hang_timeout_s=5.0, compiles=True, clock=clock)
-    watchdog.begins(0)
+    watchdog.start(0)
     assert watchdog.left_s() == COMPILED_START_S
 
 
 def test_one_that_goes_on_after_a_step_has_not_made_one_yet(watchdog):
-    watchdog.begins(120)
+    watchdog.start(120)
     watchdog.alive(120)
     assert watchdog.left_s() == START_S
     watchdog.alive(121)
@@ -81,17 +81,17 @@ def test_one_that_goes_on_after_a_step_has_not_made_one_yet(watchdog):
 
 
 def test_who_waits_for_somebody_else_does_not_hang(watchdog, clock):
-    watchdog.begins(0)
+    watchdog.start(0)
     watchdog.alive(1)
-    watchdog.rests()
+    watchdog.pause()
     clock.now_s += 1000
     assert watchdog.left_s() == math.inf
-    watchdog.wakes()
+    watchdog.resume()
     assert watchdog.left_s() == 5
 
 
 def test_the_backstop_is_armed_anew_at_most_once_a_second_and_not_while_it_rests(watchdog, clock, backstop):
-    watchdog.begins(0)
+    watchdog.start(0)
     clock.now_s += 1
     watchdog.alive(1)
     assert backstop.armed_s == 15
@@ -102,17 +102,17 @@ def test_the_backstop_is_armed_anew_at_most_once_a_second_and_not_while_it_rests
     clock.now_s += 0.1
     watchdog.alive(3)
     assert backstop.times == times + 1
-    watchdog.rests()
-    watchdog.look()
+    watchdog.pause()
+    watchdog.defer_backstop()
     assert backstop.armed_s is None
-    watchdog.wakes()
+    watchdog.resume()
     assert backstop.armed_s == 15
 
 
 def test_whoever_looks_puts_it_off(watchdog, clock, backstop):
     times = backstop.times
     clock.now_s += 3
-    watchdog.look()
+    watchdog.defer_backstop()
     assert backstop.times == times + 1
 
 
@@ -122,11 +122,11 @@ def test_whoever_looks_puts_it_off(watchdog, clock, backstop):
 )
 def test_the_error_says_how_long_and_where(watchdog, clock, begun, step, where):
     if begun:
-        watchdog.begins(0)
+        watchdog.start(0)
         watchdog.alive(step)
     clock.now_s += 12
-    error = watchdog.hung(threading.get_ident())
-    assert f"has not moved for 12 s {where} (train.hang_timeout_s)" in error.message
+    error = watchdog.error(threading.get_ident())
+    assert f"no progress for 12 s {where} (train.hang_timeout_s)" in error.message
     assert "test_the_error_says_how_long_and_where" in error.message
 
 
@@ -141,7 +141,7 @@ def test_a_thread_that_is_gone_stands_nowhere():
 
 def test_without_a_timeout_nothing_hangs_and_nothing_is_armed(clock, backstop):
     watchdog = Watchdog(backstop=backstop, clock=clock)
-    watchdog.begins(0)
+    watchdog.start(0)
     watchdog.alive(1)
     clock.now_s += 1e9
     assert (watchdog.left_s(), backstop.times) == (math.inf, 0)
@@ -153,7 +153,7 @@ def test_a_process_whose_training_lets_no_python_run_ends_itself():
 import ctypes
 from raymlops.tuning.trial.watchdog import ExitBackstop, Watchdog
 watchdog = Watchdog(hang_timeout_s=0.01, backstop=ExitBackstop())
-watchdog.begins(0)
+watchdog.start(0)
 watchdog.alive(1)
 watchdog._armed_s = float("-inf")
 watchdog.alive(2)

@@ -19,7 +19,7 @@ def test_a_sweep_ends_where_fewer_processes_fit_than_were_counted(
     cluster = Cluster(counted, held=counted - free)
     with simulated(tmp_path, cluster) as make:
         sweep = make(num_trials=trials, counts=lambda: counted)
-        assert run(sweep), (sweep.ended, sweep.controller._actor_cache.num_cached_objects)
+        assert run(sweep), (sweep.ended, sweep.tune._actor_cache.num_cached_objects)
         assert [record.status for record in sweep.trials.records] == ["complete"] * trials
 
 
