@@ -15,7 +15,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Protocol
 
-from raymlops.errors import TrainingError
+from raymlops.errors import TrialHungError
 from raymlops.training.supervision.hang_detector import COMPILED_START_S, START_S
 
 if TYPE_CHECKING:
@@ -27,14 +27,6 @@ _BACKSTOP_TIMES = 3.0
 """How many times longer than a hang may last until the process ends itself."""
 _REARM_S = 1.0
 _FRAMES = 4
-
-
-class TrialHungError(TrainingError):
-    """A trial's training makes no progress. Its process cannot be used any more."""
-
-
-class ProcessSpoiledError(TrainingError):
-    """A process cannot begin a trial, because the one before does not end."""
 
 
 class Backstop(Protocol):
