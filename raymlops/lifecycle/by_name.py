@@ -5,10 +5,10 @@ Owns how such a name is read, and where what is needed in place of a configurati
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymlops.config.load import load_data
+from raymlops.config.paths import sqlite_path
 from raymlops.errors import UsageError
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.sources import place_of
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from raymlops.config.schema import ProjectSpec
-
-_SQLITE = "sqlite:///"
 
 
 def named(text: str, *, overrides: Sequence[str] = ()) -> tuple[ProjectSpec, str | None]:
@@ -69,7 +67,8 @@ def nameless(*, env: str | None = None) -> ProjectSpec:
 def _known(spec: ProjectSpec) -> str | None:
     """Return the URL of the state, None where there is none: asking makes no database."""
     url = state_url(spec)
-    return url if not url.startswith(_SQLITE) or Path(url.removeprefix(_SQLITE)).exists() else None
+    file = sqlite_path(url)
+    return url if file is None or file.exists() else None
 
 
 def _last_champion(state: State, name: str) -> Deployment | None:

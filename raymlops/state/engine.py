@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 
 BUSY_TIMEOUT_MS = 15_000
 
+_MALFORMED = ("not a database", "malformed")
+_DAMAGED = (
+    "The file is damaged; what is live keeps serving. Stop whatever uses it, restore a backup of the file in its place "
+    "(delete its -wal and -shm files), then run: raymlops deploy --restore --takeover"
+)
+_UNWRITABLE = "Can the file and its folder be written? Is the disk full?"
+
 
 def open_engine(url: str) -> Engine:
     """Return SQLAlchemy's engine of a URL; the folder of a SQLite file is made, and nothing is connected yet.
@@ -79,9 +86,8 @@ def errors(engine: Engine) -> Iterator[None]:
     except sa.exc.DBAPIError as error:
         cause = str(error.orig).strip().splitlines()[0] if error.orig else type(error).__name__
         if engine.dialect.name == "sqlite":
-            raise StorageError(
-                f"the state database {shown}: {cause}", hint="Can the file and its folder be written? Is the disk full?"
-            ) from error
+            hint = _DAMAGED if any(text in cause for text in _MALFORMED) else _UNWRITABLE
+            raise StorageError(f"the state database {shown}: {cause}", hint=hint) from error
         raise UnreachableError(
             f"the state database {shown}: {cause}", hint="Does the server run, and may this user connect and write?"
         ) from error
