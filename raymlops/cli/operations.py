@@ -1,14 +1,24 @@
-"""``logs``, ``gc`` and what ``status RUN_ID`` prints: looking after runs."""
+"""``logs``, ``gc`` and ``status RUN_ID``: operating on runs."""
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, YesFlag, answer, confirm, note, table
+from raymlops.cli.output import (
+    EnvOption,
+    JsonFlag,
+    OptionalConfig,
+    Overrides,
+    YesFlag,
+    answer,
+    confirm,
+    note,
+    table,
+    write,
+)
 from raymlops.records import to_json
 
 if TYPE_CHECKING:
@@ -30,29 +40,28 @@ def add_to(app: typer.Typer) -> None:
 def logs(
     run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A run.")],
     *,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the run ends.")] = False,
     config: OptionalConfig = None,
     env: EnvOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Print what happened in a run, line by line; with --json one object a line."""
+    """Print the log of a run; with --json one object per line."""
     from raymlops.lifecycle.operations import run_log
 
     for line in run_log(run_id, config, follow=follow, env=env):
-        sys.stdout.write(f"{to_json({'run_id': run_id, 'line': line}) if as_json else line}\n")
-        sys.stdout.flush()
+        write(f"{to_json({'run_id': run_id, 'line': line}) if as_json else line}\n")
 
 
 def gc(
     overrides: Overrides = None,
     *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Dry run: list, delete nothing.")] = False,
     config: OptionalConfig = None,
     env: EnvOption = None,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Remove checkpoints of runs and trials that nothing needs any more, under storage.path."""
+    """Remove checkpoints of runs and trials that are no longer needed, under storage.path."""
     from raymlops.lifecycle.operations import collect
 
     def agree(found: CollectRecord) -> None:
@@ -76,7 +85,7 @@ def gc(
 
 
 def show_run(run_id: str, *, config: str | None, env: str | None, as_json: bool) -> None:
-    """Print how a run or a sweep is doing."""
+    """Print the status of a run or a sweep."""
     from raymlops.lifecycle.operations import run_status
     from raymlops.training.runs.status import RunStatus
 
@@ -86,7 +95,7 @@ def show_run(run_id: str, *, config: str | None, env: str | None, as_json: bool)
 
 
 def run_text(status: RunStatus) -> str:
-    """Return a run's status as lines for a person."""
+    """Return a run's status as text."""
     rows: dict[str, str | None] = {
         status.kind or "run": " ".join(filter(None, [status.run_id, f"({status.name})" if status.name else ""])),
         "state": f"{status.state}: {status.detail}" if status.detail else status.state,
@@ -107,7 +116,7 @@ def run_text(status: RunStatus) -> str:
 
 
 def sweep_text(status: SweepStatus) -> str:
-    """Return a sweep's status as lines for a person."""
+    """Return a sweep's status as text."""
     from raymlops.tuning.reporting.status import rows
 
     return _lines(rows(status))
@@ -161,7 +170,7 @@ def _skipped(status: RunStatus) -> str | None:
     if not steps:
         return None
     more = f" and {len(steps) - 10} more" if len(steps) > 10 else ""
-    return f"{len(steps)} steps whose loss or gradient was no number: {', '.join(map(str, steps[:10]))}{more}"
+    return f"{len(steps)} steps with a non-finite loss or gradient: {', '.join(map(str, steps[:10]))}{more}"
 
 
 def _checkpoint(status: RunStatus) -> str | None:
@@ -215,7 +224,7 @@ def _duration(seconds: float) -> str:
 
 
 def clock(text: Any) -> str:
-    """Return a time of ours in short, in UTC like everything that is stored."""
+    """Return a stored time in short form, in UTC."""
     try:
         return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (TypeError, ValueError):

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 
+from raymlops.config.paths import sqlite_path
 from raymlops.errors import StorageError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def open_engine(url: str) -> Engine:
             raise UsageError(
                 f"the Postgres driver {error.name} is not installed", hint="pip install 'raymlops[postgres]'"
             ) from error
-    if parsed.database and parsed.database != ":memory:":
-        folder = Path(parsed.database).parent
+    if (file := sqlite_path(url)) is not None:
+        parsed, folder = parsed.set(database=str(file)), file.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -58,7 +58,7 @@ def test_a_run_is_told_in_lines():
         "restarts   21, the newest 1:",
         "           2026-11-25 12:00:10 UTC from step 80 with 1 worker: rank 1 died",
         "changed    2026-11-25 12:00:00 UTC train.epochs: was 5, now 10",
-        "skipped    12 steps whose loss or gradient was no number: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more",
+        "skipped    12 steps with a non-finite loss or gradient: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more",
         "checkpoint step-00000100-a-3 of step 100, 1:01:40 old, 2.5 MB; best step-00000080-a-2",
         "files      /s/runs/r1",
         "log        /s/runs/r1/log.txt, or raymlops logs r1",

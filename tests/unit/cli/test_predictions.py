@@ -8,7 +8,7 @@ from served_requests import SIGNATURE, served
 
 from raymlops.cli.main import main
 from raymlops.errors import UsageError
-from raymlops.lifecycle.prediction_log import parse_moment, retain_predictions
+from raymlops.lifecycle.prediction_log import parse_moment
 from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.settings import LogSettings
@@ -134,19 +134,3 @@ def test_a_length_of_time_that_no_calendar_holds_is_told():
     """Rather than a defect."""
     with pytest.raises(UsageError, match="is no time"):
         parse_moment("999999999d", now=NOW)
-
-
-def test_predictions_past_their_retention_go(log):
-    """As the configuration says, its own model's alone; null keeps them."""
-    spec = {
-        "project": {"name": "flights"},
-        "recipe": {"import": "any:Recipe"},
-        "storage": {"path": str(log)},
-        "serve": {"log": {"retention_days": 0.01}},
-    }
-    later = datetime.now(UTC) + timedelta(hours=2)
-    assert len(retain_predictions(spec, now=later, dry_run=True).removed) >= 2
-    assert len(retain_predictions(spec, now=later).removed) >= 2
-    assert retain_predictions(spec, now=later).removed == ()
-    kept = {**spec, "serve": {"log": {"retention_days": None}}}
-    assert retain_predictions(kept) is None
