@@ -18,7 +18,8 @@ from typer.exceptions import TyperException
 
 from raymlops.cli import clusters, keys, live, models, operations, output, predict, predictions, projects, runs, traffic
 from raymlops.cli.output import report_error
-from raymlops.errors import UsageError
+from raymlops.cluster.driver_node import reporting_by
+from raymlops.errors import ClusterError, UsageError
 from raymlops.version import __version__
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -84,10 +85,19 @@ def main(arguments: list[str], *, result: bool = False) -> int:
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 - sys.path holds strings
     signal.signal(signal.SIGTERM, _interrupt)
     as_json = "--json" in arguments
+    result = result or (JOB in os.environ and not as_json)
+    verb = arguments[0] if arguments else ""
     output.last.clear()
-    code = _run(arguments, as_json=as_json)
-    if result or (JOB in os.environ and not as_json):
-        output.print_result(arguments[0] if arguments else "", code)
+
+    def report_lost(error: ClusterError) -> None:
+        code = report_error(error, as_json=as_json)
+        if result:
+            output.print_result(verb, code)
+
+    with reporting_by(report_lost):
+        code = _run(arguments, as_json=as_json)
+    if result:
+        output.print_result(verb, code)
     return code
 
 

@@ -13,6 +13,7 @@ import time
 from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
+from raymlops.cluster.driver_node import resumable
 from raymlops.config.changes import identity
 from raymlops.data.prepare import FIT, SOURCES, prepare
 from raymlops.errors import NonFiniteError, RefusedError, StorageError, TrackingError
@@ -231,8 +232,8 @@ def _run(
     room: Room | None,
 ) -> tuple[Outcome, str]:
     section = project.spec.train
-
-    with stop_asked() as asked:
+    command = go_on("train", place.run_id, spec=project.spec)
+    with stop_asked() as asked, resumable(command):
         told: list[bool] = []
 
         def orders() -> str:

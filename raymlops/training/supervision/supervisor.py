@@ -7,13 +7,13 @@ the driver's own thread, so that a signal ends it; what is decided is decided by
 from __future__ import annotations
 
 import secrets
-import tempfile
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import TrainingError
 from raymlops.storage import filesystem
+from raymlops.storage.scratch import scratch
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.supervision.channel import Post
 from raymlops.training.supervision.diagnosis import diagnose, never_started
@@ -69,11 +69,11 @@ def fit(
     try:
         with (
             # Train wants a place for files of its own; ours are elsewhere.
-            tempfile.TemporaryDirectory(prefix="raymlops-train-", ignore_cleanup_errors=True) as folder,
+            scratch() as folder,
             train_environment(section=project.spec.train, wait_s=project.spec.cluster.wait_s),
             Post() as post,
         ):
-            run = _Run(project, config, place=place, folder=folder, tell=tell, room=room, stop=stop, post=post)
+            run = _Run(project, config, place=place, folder=str(folder), tell=tell, room=room, stop=stop, post=post)
             ended = run.to_the_end()
     except BaseException as error:
         tell.add_kept(error)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from raymlops.cluster import holders
+from raymlops.cluster.driver_node import resumable
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError, SweepError, TrackingError, describe
 from raymlops.signals import undisturbed
 from raymlops.storage import filesystem
@@ -115,7 +116,8 @@ def _run(project: Project, books: Books, *, conductor: Conductor, data: DataCach
             conductor.goes_on(opened)
     if conductor.done:
         return
-    with stop_on_signal(conductor), quiet_tune():
+    command = go_on("sweep", books.parent.sweep_id, spec=spec)
+    with stop_on_signal(conductor), quiet_tune(), resumable(command):
         given = trainable(data.shared_data() if spec.sweep.workers_per_trial == 1 else None)
         try:
             fit(conductor, trainable=given, judge=scheduler, name=books.parent.sweep_id)

@@ -5,11 +5,11 @@ Owns what Tune is told. Knows nothing of what its hooks do.
 
 from __future__ import annotations
 
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
+from raymlops.storage.scratch import scratch
 from raymlops.tuning.execution.tune_hooks import SweepCallback, SweepSearcher, SweepStopper
 from raymlops.tuning.execution.tune_patches import mended_tune
 
@@ -22,7 +22,7 @@ def fit(conductor: Conductor, *, trainable: Any, judge: Judge, name: str) -> Non
     """Run trials until the conductor has none left or halts."""
     callback = SweepCallback(conductor)
     # What Tune writes serves its own restore, which we never make: the study and MLflow hold what counts.
-    with tempfile.TemporaryDirectory(prefix="raymlops-sweep-") as folder, mended_tune():
+    with scratch() as folder, mended_tune():
         tuner = tune.Tuner(
             trainable,
             param_space={},
@@ -36,7 +36,7 @@ def fit(conductor: Conductor, *, trainable: Any, judge: Judge, name: str) -> Non
             ),
             run_config=tune.RunConfig(
                 name=name,
-                storage_path=folder,
+                storage_path=str(folder),
                 callbacks=[callback],
                 stop=SweepStopper(conductor, callback=callback),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
