@@ -1,16 +1,11 @@
 """Make a registered version live.
 
 ray job submit --working-dir . -- python jobs/deploy.py --config configs/flights.yaml --version @challenger
-Expect: the version answers at /models/NAME/predict; a few seconds, what was live before answers meanwhile.
+Expect: the version answers at /models/NAME/predict within seconds; the previous one answers until then.
+The same, in any project: ray job submit --working-dir . -- raymlops deploy ...
 """
 
 from raymlops.cli.job import run_job
-from raymlops.lifecycle.deploy import deploy
-
-
-def main(args):
-    return deploy(args.config, args.version, overrides=args.overrides, env=args.env)
-
 
 if __name__ == "__main__":
-    run_job("deploy", main)
+    run_job("deploy")

@@ -1,4 +1,4 @@
-"""Every exception that raymlops raises, and the exit code each one means.
+"""Exceptions that raymlops raises, and the exit code of each.
 
 ::
 
@@ -9,37 +9,74 @@
     │   ├── RecipeError                      a recipe that breaks its contract
     │   │   └── RecipeImportError            an import string that does not lead to a recipe
     │   ├── InsufficientResourcesError       more than the cluster can ever hold
-    │   ├── PortTakenError                   a port that another process listens on
-    │   └── StorageError                     a folder or URI that cannot be written or is full
-    ├── NotFoundError                     3  a run, sweep, model or version that is not there
-    ├── RefusedError                      4  a rule said no
+    │   └── PortTakenError                   a port that another process listens on
+    ├── NotFoundError                     3  a run, sweep, model or version that does not exist
+    ├── RefusedError                      4  a rule refused it; nothing was changed
     │   ├── GateRefusedError                 the gate's decision, with its numbers
     │   ├── BundleError                      a bundle that is damaged, tampered with or too new
     │   ├── TakenError                       a model on Serve that belongs to another state database
     │   └── OutdatedStateError               a state database that is older than what Serve runs
-    ├── UnreachableError                  5  something raymlops needs does not answer
+    ├── UnreachableError                  5  a service that raymlops needs does not answer
     │   ├── TrackingError                    MLflow is down, or its database has an old schema
-    │   └── ClusterError                     Ray or Serve is down, or refuses us
+    │   └── ClusterError                     Ray or Serve is down, or rejects us
     │       ├── EndpointUnreachableError     an endpoint that accepts no connection
     │       ├── EndpointTimeoutError         an endpoint that did not answer in time
     │       ├── EndpointDisconnectedError    an endpoint that closed the connection without an answer
     │       └── OverloadedError              an endpoint that asks to come back later
+    ├── StorageError                      5  a folder, URI or database that cannot be read or written, or is full
     ├── InvalidRowsError                  2  rows that do not fit a signature, each with row and field
     ├── TrainingError                     1  a training that stopped without a result
-    │   └── NonFiniteError                   NaN or infinity where a number is needed
+    │   ├── NonFiniteError                   NaN or infinity where a number is needed
+    │   ├── TrialHungError                   a trial that makes no progress
+    │   └── ProcessSpoiledError              a trial's process that cannot start another trial
     ├── SweepError                        1  a sweep without a usable trial
     └── DeployError                       1  a version that did not come up; what was live still is
 
-Each exception survives pickling with its attributes: Ray hands worker exceptions to the driver by
-pickle, and one that does not survive arrives as ``UnserializableException``, which no ``except`` expects.
+Each exception survives pickling with its attributes: Ray hands worker exceptions to the driver by pickle, and one that
+does not survive arrives as ``UnserializableException``, which no ``except`` expects.
 
-Why something failed, in one line. Pure.
+Four exceptions outside of this tree never leave the package: ``Refusal`` (an HTTP response of an endpoint),
+``UnknownKeyError`` (becomes a ``Problem``), ``PostLostError`` (a lost mailbox is replaced) and ``StopAskedError`` (ends
+an evaluation; a ``BaseException``, so that no recipe catches it).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+__all__ = [
+    "BundleError",
+    "ClusterError",
+    "ConfigError",
+    "DeployError",
+    "GateRefusedError",
+    "InsufficientResourcesError",
+    "InvalidNameError",
+    "InvalidRowsError",
+    "NonFiniteError",
+    "NotFoundError",
+    "OutdatedStateError",
+    "OverloadedError",
+    "PortTakenError",
+    "Problem",
+    "ProcessSpoiledError",
+    "RaymlopsError",
+    "RecipeError",
+    "RecipeImportError",
+    "RefusedError",
+    "RowProblem",
+    "StorageError",
+    "SweepError",
+    "TakenError",
+    "TrackingError",
+    "TrainingError",
+    "TrialHungError",
+    "UnreachableError",
+    "UsageError",
+    "describe",
+    "error_class",
+]
 
 
 def describe(error: BaseException) -> str:
@@ -50,13 +87,13 @@ def describe(error: BaseException) -> str:
 
 
 MAX_PROBLEMS = 20
-"""As many problems as are looked for in rows: where there are so many, there may be others."""
+"""Problems after which the check of rows stops; with this many there may be more."""
 
 
 class RaymlopsError(Exception):
     """Base of all raymlops exceptions.
 
-    ``message`` says what happened, what was got and what is allowed; ``hint`` says what to do next.
+    ``message`` says what happened, what was received and what is allowed; ``hint`` says what to do next.
     """
 
     exit_code: ClassVar[int] = 1
@@ -90,7 +127,7 @@ class UsageError(RaymlopsError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a configuration: where, and what."""
+    """One problem of a configuration: where, and what."""
 
     path: str
     message: str
@@ -102,7 +139,7 @@ class Problem:
 
 
 class ConfigError(UsageError):
-    """A configuration that does not hold; ``problems`` lists everything found in one pass."""
+    """An invalid configuration; ``problems`` lists everything found in one pass."""
 
     problems: tuple[Problem, ...]
 
@@ -116,7 +153,7 @@ class InvalidNameError(UsageError):
 
 
 class RecipeError(UsageError):
-    """A recipe that breaks its contract: it raises, returns NaN, returns means where sums are asked."""
+    """A recipe that breaks its contract: it raises, returns NaN, or returns means instead of sums."""
 
 
 class RecipeImportError(RecipeError):
@@ -131,18 +168,14 @@ class PortTakenError(UsageError):
     """A port that another process listens on."""
 
 
-class StorageError(UsageError):
-    """A folder or URI that cannot be written, or is full."""
-
-
 class NotFoundError(RaymlopsError):
-    """A run, sweep, model or version that is not there."""
+    """A run, sweep, model or version that does not exist."""
 
     exit_code = 3
 
 
 class RefusedError(RaymlopsError):
-    """A rule said no; nothing was changed."""
+    """A rule refused the request; nothing was changed."""
 
     exit_code = 4
 
@@ -160,21 +193,21 @@ class TakenError(RefusedError):
 
 
 class OutdatedStateError(RefusedError):
-    """A state database that is older than what Serve runs: a backup, or a copy."""
+    """A state database that is older than what Serve runs: a restored backup, or a copy."""
 
 
 class UnreachableError(RaymlopsError):
-    """Something raymlops needs does not answer."""
+    """A service that raymlops needs does not answer."""
 
     exit_code = 5
 
 
 class TrackingError(UnreachableError):
-    """MLflow is down, refuses us, or its database has an old schema."""
+    """MLflow is down, rejects us, or its database has an old schema."""
 
 
 class ClusterError(UnreachableError):
-    """Ray or Ray Serve is down, or refuses us."""
+    """Ray or Ray Serve is down, or rejects us."""
 
 
 class EndpointUnreachableError(ClusterError):
@@ -190,9 +223,9 @@ class EndpointDisconnectedError(ClusterError):
 
 
 class OverloadedError(ClusterError):
-    """An endpoint that answers, but takes no request now: it is busy, or the key's rate is used up.
+    """An endpoint that rejects requests for now: it is busy, or the key's rate limit is reached.
 
-    ``retry_after_s`` is when it asks to come back, None where it did not say.
+    ``retry_after_s`` is the delay that it asked for, None without one.
     """
 
     retry_after_s: float | None
@@ -200,6 +233,15 @@ class OverloadedError(ClusterError):
     def __init__(self, message: str, *, hint: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message, hint=hint)
         self.retry_after_s = retry_after_s
+
+
+class StorageError(RaymlopsError):
+    """A folder, URI or database that cannot be read or written, or is full.
+
+    No ``UsageError``: a disk that fills up at hour 30 is not the fault of the command line.
+    """
+
+    exit_code = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,15 +278,23 @@ class NonFiniteError(TrainingError):
     """NaN or infinity where a number is needed."""
 
 
+class TrialHungError(TrainingError):
+    """A trial that makes no progress. Its process cannot be used any more."""
+
+
+class ProcessSpoiledError(TrainingError):
+    """A trial's process that cannot start another trial, because the previous one does not end."""
+
+
 class SweepError(RaymlopsError):
     """A sweep that ended without a usable trial; the message says how each one failed."""
 
 
 class DeployError(RaymlopsError):
-    """A version that did not come up. What was live before still is."""
+    """A version that did not come up. What was live still is."""
 
 
 def error_class(name: str) -> type[RaymlopsError] | None:
-    """Return the class of that name, as an error that was written as JSON names it; None where there is none."""
+    """Return the exception class of a name, as errors written as JSON name it; None for an unknown one."""
     found = globals().get(name)
     return found if isinstance(found, type) and issubclass(found, RaymlopsError) else None

@@ -1,15 +1,18 @@
-"""``up``, ``down``, ``status`` and ``doctor``: the cluster on this machine. ``status RUN_ID`` is another module's."""
+"""``up``, ``down``, ``status`` and ``doctor``: the cluster on this machine. ``status RUN_ID`` is in ``operations``."""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from raymlops.cli.operations import show_run
-from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, answer, note, table
-from raymlops.errors import RaymlopsError, UsageError
+from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, answer, describe, note, table
+from raymlops.errors import RaymlopsError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from raymlops.lifecycle.overview import ModelOverview
 
 
 def add_to(app: typer.Typer) -> None:
@@ -37,7 +40,7 @@ def up(
     mlflow_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of MLflow.  [default: 5000]")] = None,
     ray_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of Ray itself.  [default: 6379]")] = None,
     grpc_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of the endpoints' gRPC.  [default: none is opened]")
+        int | None, typer.Option(min=1, max=65535, help="gRPC port of the endpoints.  [default: not opened]")
     ] = None,
     num_cpus: Annotated[float | None, typer.Option(min=1, help="CPUs that Ray may use.  [default: all]")] = None,
     haproxy: Annotated[
@@ -69,7 +72,7 @@ def up(
         note(f"{'grpc':<8} {record.grpc_address}")
     for port in record.opens:
         note(f"reachable by other machines: {port}")
-    with suppress(RaymlopsError):  # an endpoint that is busy does not say that nothing is live
+    with suppress(RaymlopsError):  # a busy endpoint does not mean that nothing is live
         if (models := wanted(record.root)) and not answering(record.serve_url, models):
             note(_waiting(len(models)))
     note("to use it from this shell, export:")
@@ -77,19 +80,19 @@ def up(
 
 
 def down(*, root: RootOption = None, as_json: JsonFlag = False) -> None:
-    """End what ``up`` started, and nothing else."""
+    """Stop what `up` started, and nothing else."""
     from raymlops.cluster.local import down as stop
 
     record = stop(root=root)
     text = (
-        "nothing was up" if record is None else f"ended {record.stopped} processes ({record.killed} had to be killed)"
+        "nothing was up" if record is None else f"stopped {record.stopped} processes ({record.killed} had to be killed)"
     )
     answer({"down": record.to_dict() if record else None}, text, as_json=as_json)
 
 
 def status(
     run_id: Annotated[
-        str | None, typer.Argument(metavar="[RUN_ID]", help="A run, or a sweep; without one the cluster.")
+        str | None, typer.Argument(metavar="[RUN_ID]", help="A run or a sweep; default: the cluster.")
     ] = None,
     *,
     config: OptionalConfig = None,
@@ -97,7 +100,7 @@ def status(
     root: RootOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Say what `up` started, and what is live and by whom; or how far a run, a sweep or a trial is."""
+    """Show what `up` started and which models are live, or the progress of a run, a sweep or a trial."""
     if run_id is not None:
         if root is not None:
             raise UsageError("--root is a cluster's folder; a run is found by its id alone")
@@ -111,7 +114,12 @@ def status(
 
     record = look(root=root)
     seen = exposure(config, root=root, env=env)
-    models = overview(config, root=root, env=env, reach=seen.reach if seen is not None else None)
+    problem: RaymlopsError | None = None
+    models: list[ModelOverview] = []
+    try:
+        models = overview(config, root=root, env=env, reach=seen.reach if seen is not None else None)
+    except StorageError as error:  # a damaged database hides nothing else
+        problem = error
     names = [model.name for model in models]
     live = answering(record.urls["serve"], names) if record.services["serve"] else []
     rows = [
@@ -128,12 +136,13 @@ def status(
     lines += [line for model in models for line in ("", model.text())]
     said = seen.warning if seen is not None else None
     lines += ["", f"warning: {said}"] if said is not None else []
-    data = {"models": live, "desired": [model.to_dict() for model in models], "exposed": said}
-    answer(
-        {**record.to_dict(), **data},
-        "\n".join(lines),
-        as_json=as_json,
-    )
+    data: dict[str, Any] = {"models": live, "desired": [model.to_dict() for model in models], "exposed": said}
+    if problem is not None:
+        lines += ["", f"what should be live is unknown: {problem}"]
+        data |= {"desired": None, "error": describe(problem)}
+    answer({**record.to_dict(), **data}, "\n".join(lines), as_json=as_json)
+    if problem is not None:
+        raise typer.Exit(problem.exit_code)
 
 
 def _waiting(models: int) -> str:
@@ -141,7 +150,7 @@ def _waiting(models: int) -> str:
 
 
 def doctor(*, root: RootOption = None, as_json: JsonFlag = False) -> None:
-    """Say what is wrong on this machine and how to mend it (exit code 1 when something is)."""
+    """Diagnose this machine and say how to fix it (exit code 1 if something is wrong)."""
     from raymlops.cluster.doctor import diagnose
     from raymlops.lifecycle.unauthenticated import finding
 

@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raymlops.cli.output import ConfigOption, EnvOption, JsonFlag, Overrides, YesFlag, answer, confirm, note, table
+from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, YesFlag, answer, confirm, note, table
+from raymlops.cli.source import choose
 from raymlops.config.durations import parse_duration
+from raymlops.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.keys import KeyChange
     from raymlops.state.keys import KeyRecord
 
@@ -28,10 +33,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def create(
-    config: ConfigOption,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Who holds it, such as checkout-app.")],
+    holder: Annotated[str, typer.Argument(metavar="HOLDER", help="Who holds it, such as checkout-app.")],
     overrides: Overrides = None,
     *,
+    config: OptionalConfig = None,
     model: Annotated[
         list[str] | None,
         typer.Option("--model", metavar="MODEL", help="A model that it opens, or *.  [default: the project's]"),
@@ -43,41 +48,42 @@ def create(
         ),
     ] = None,
     rate: Annotated[
-        float | None, typer.Option("--rate", metavar="N", help="Requests a second, a replica.  [default: no limit]")
+        float | None,
+        typer.Option("--rate", metavar="N", help="Requests per second and replica.  [default: unlimited]"),
     ] = None,
     expires: Annotated[
         str | None,
-        typer.Option("--expires", metavar="TIME", help="How long it is good, such as 90d.  [default: always]"),
+        typer.Option("--expires", metavar="TIME", help="Lifetime, such as 90d.  [default: never expires]"),
     ] = None,
     env: EnvOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a key; its secret is printed this once."""
+    """Create a key; its secret is printed this once. Needs --config or --model."""
     from raymlops.lifecycle import keys
 
+    if config is None and not model:
+        raise UsageError("neither a model nor its configuration is named", hint="Give --model NAME, or --config FILE.")
     change = keys.create(
-        config,
-        name,
+        _source(overrides, config=config, env=env, models=model or ()),
+        holder,
         models=model or (),
         scopes=scope or ("predict", "feedback"),
         rate_per_s=rate,
         expires_in_s=None if expires is None else parse_duration(expires),
-        overrides=overrides or (),
-        env=env,
     )
     if change.open_models:
-        note(f"{', '.join(change.open_models)}: open, answers without a key too; serve.auth: keys asks for keys")
+        note(f"{', '.join(change.open_models)}: open, answers without a key too; serve.auth: keys requires keys")
     _tell_new(change, as_json=as_json)
 
 
 def list_keys(
-    config: ConfigOption, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False
+    overrides: Overrides = None, *, config: OptionalConfig = None, env: EnvOption = None, as_json: JsonFlag = False
 ) -> None:
-    """List every key, also those that are over."""
+    """List every key, expired and revoked ones too."""
     from raymlops.lifecycle.keys import keys
 
     now = datetime.now(UTC)
-    found = keys(config, overrides=overrides or (), env=env)
+    found = keys(_source(overrides, config=config, env=env))
     data = [{**key.to_dict(), "status": key.status(now)} for key in found]
     columns = {
         **dict.fromkeys(("id", "name", "status")),
@@ -91,43 +97,56 @@ def list_keys(
 
 
 def revoke(
-    config: ConfigOption,
     key: KeyArgument,
     overrides: Overrides = None,
     *,
+    config: OptionalConfig = None,
     env: EnvOption = None,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """End a key at once and for good (exit code 1 when the cluster did not take it)."""
+    """Revoke a key immediately and for good (exit code 1 if the cluster did not take it)."""
     from raymlops.lifecycle import keys
 
-    confirm("Whoever holds this key is refused from now on. Go on?", yes=yes)
-    change = keys.revoke(config, key, overrides=overrides or (), env=env)
+    source = _source(overrides, config=config, env=env)
+    confirm(f"Revoke key {key}? Requests with it are rejected from then on.", yes=yes)
+    change = keys.revoke(source, key)
     answer(change.to_dict(), f"{_line(change.key)} is revoked", as_json=as_json)
     _tell_live(change)
 
 
 def rotate(
-    config: ConfigOption,
     key: KeyArgument,
     overrides: Overrides = None,
     *,
-    grace: Annotated[str, typer.Option("--grace", metavar="TIME", help="How long the old one is still good.")] = "24h",
+    config: OptionalConfig = None,
+    grace: Annotated[str, typer.Option("--grace", metavar="TIME", help="How long the old key stays valid.")] = "24h",
     env: EnvOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a key in the place of another; its secret is printed this once."""
+    """Replace a key by a new one; its secret is printed this once."""
     from raymlops.lifecycle import keys
 
-    change = keys.rotate(config, key, grace_s=parse_duration(grace), overrides=overrides or (), env=env)
+    change = keys.rotate(_source(overrides, config=config, env=env), key, grace_s=parse_duration(grace))
     if change.old is not None and change.old.expires_at is not None:
-        note(f"{_line(change.old)} is good until {change.old.expires_at:%Y-%m-%d %H:%M:%S} UTC")
+        note(f"{_line(change.old)} is valid until {change.old.expires_at:%Y-%m-%d %H:%M:%S} UTC")
     _tell_new(change, as_json=as_json)
 
 
+def _source(
+    overrides: list[str] | None, *, config: str | None, env: str | None, models: Sequence[str] = ()
+) -> ProjectSpec:
+    """Return the project of ``--config``, of the first named model, or what the environment says."""
+    from raymlops.lifecycle.by_name import named, nameless
+
+    if config is not None or overrides or env is not None:
+        return choose(overrides, config=config, env=env).spec
+    first = next((name for name in models if name != "*"), None)
+    return nameless() if first is None else named(first)
+
+
 def _tell_new(change: KeyChange, *, as_json: bool) -> None:
-    note(f"{_line(change.key)}: this is its secret, which is not kept and cannot be shown again:")
+    note(f"{_line(change.key)}: its secret follows; it is not stored and cannot be shown again:")
     answer(change.to_dict(), change.secret or "", as_json=as_json)
     _tell_live(change)
 

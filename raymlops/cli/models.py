@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from raymlops.cli.output import ConfigOption, EnvOption, JsonFlag, Overrides, VersionOption, answer, command_of, table
+from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, answer, table
+from raymlops.cli.source import NamedArgument, VersionOption, choose, choose_if_named
+from raymlops.errors import UsageError
 from raymlops.records import GateDecision, ModelVersionRef
 
 
@@ -20,26 +22,30 @@ def add_to(app: typer.Typer) -> None:
 
 
 def register(
-    config: ConfigOption,
     run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A finished run of train.")],
     overrides: Overrides = None,
     *,
+    config: OptionalConfig = None,
     env: EnvOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Evaluate a run on its test split, write its bundle and register it as candidate."""
+    from raymlops.lifecycle.by_name import of_run
     from raymlops.lifecycle.registration.register import register as register_run
 
-    ref = register_run(config, run_id, overrides=overrides or (), env=env)
-    following = command_of("models gate", "--version", ref.version, config=config, overrides=overrides, env=env)
-    answer(ref.to_dict(), f"{_line(ref)}\nnext  {following}", as_json=as_json)
+    chosen = None if config is None else choose(overrides, config=config, env=env)
+    if chosen is None and (overrides or env is not None):
+        raise UsageError("values replace those of a file", hint="Name it with --config FILE.")
+    ref = register_run(of_run(run_id) if chosen is None else chosen.spec, run_id)
+    gating = f"raymlops models gate {ref.name}" if chosen is None else chosen.command("models gate")
+    answer(ref.to_dict(), f"{_line(ref)}\nnext  {gating} --version {ref.version}", as_json=as_json)
 
 
 def gate(
-    config: ConfigOption,
-    overrides: Overrides = None,
+    words: NamedArgument = None,
     *,
-    version: VersionOption = "@candidate",
+    config: OptionalConfig = None,
+    version: VersionOption = None,
     adopt: Annotated[
         str | None,
         typer.Option(
@@ -49,34 +55,37 @@ def gate(
     env: EnvOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Ask the gate; a version that passes becomes challenger (exit code 4 when refused)."""
+    """Ask the gate; a version that passes becomes challenger (exit code 4 if refused).
+
+    The rules are those of --config; with a NAME those that the version was registered with. Default: @candidate.
+    """
     from raymlops.lifecycle.registration.gate import gate as ask_gate
 
-    ref, decision = ask_gate(config, version, adopt=adopt, overrides=overrides or (), env=env)
+    chosen = choose(words, config=config, env=env, version=version)
+    ref, decision = ask_gate(chosen.spec, chosen.version or "@candidate", adopt=adopt, own_rules=chosen.named)
     data = {"version": ref.to_dict(), "decision": decision.to_dict()}
-    following = command_of("deploy", config=config, overrides=overrides, env=env)
-    answer(data, f"{_line(ref)}\n{checks(decision)}\nnext  {following}", as_json=as_json)
+    answer(data, f"{_line(ref)}\n{checks(decision)}\nnext  {chosen.command('deploy')}", as_json=as_json)
 
 
 def list_versions(
-    config: ConfigOption, overrides: Overrides = None, *, env: EnvOption = None, as_json: JsonFlag = False
+    words: NamedArgument = None, *, config: OptionalConfig = None, env: EnvOption = None, as_json: JsonFlag = False
 ) -> None:
-    """List the versions of the project's model."""
-    from raymlops.lifecycle.sources import spec_of
+    """List the versions of one model, or of all."""
+    from raymlops.lifecycle.sources import place_of
     from raymlops.registry.versions import Registry
     from raymlops.tracking.client import tracker
 
-    spec = spec_of(config, overrides=overrides or (), env=env)
-    store = tracker(spec)
-    store.check()  # a server that is down is said at once: the registry's own question is repeated for half a minute
-    refs = Registry(store).list(spec.project.name)
+    chosen = choose_if_named(words, config=config, env=env)
+    store = tracker(place_of(None if chosen is None else chosen.spec))
+    store.check()  # a server that is down is reported at once: the registry's own client retries for half a minute
+    refs = Registry(store).list(None if chosen is None else chosen.name)
     rows = [{**ref.to_dict(), "aliases": ", ".join(ref.aliases), "digest": ref.bundle.digest[:12]} for ref in refs]
     columns = dict.fromkeys(("name", "version", "aliases", "run_id", "digest"))
     answer({"versions": [ref.to_dict() for ref in refs]}, table(rows, columns), as_json=as_json)
 
 
 def checks(decision: GateDecision) -> str:
-    """Return the gate's questions and answers as text."""
+    """Return the gate's checks as a table."""
     rows = [
         {"ok": "pass" if c.passed else "FAIL", "check": c.name, "got": c.got, "allowed": c.allowed}
         for c in decision.checks

@@ -1,13 +1,23 @@
-"""``logs``, ``gc`` and what ``status RUN_ID`` prints: looking after runs."""
+"""``logs``, ``gc`` and ``status RUN_ID``: operating on runs."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, YesFlag, answer, confirm, note, table
+from raymlops.cli.output import (
+    EnvOption,
+    JsonFlag,
+    OptionalConfig,
+    Overrides,
+    YesFlag,
+    answer,
+    confirm,
+    note,
+    table,
+    write,
+)
 from raymlops.display import file_size
 from raymlops.records import to_json
 
@@ -24,29 +34,28 @@ def add_to(app: typer.Typer) -> None:
 def logs(
     run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A run.")],
     *,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the run ends.")] = False,
     config: OptionalConfig = None,
     env: EnvOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Print what happened in a run, line by line; with --json one object a line."""
+    """Print the log of a run; with --json one object per line."""
     from raymlops.lifecycle.operations import run_log
 
     for line in run_log(run_id, config, follow=follow, env=env):
-        sys.stdout.write(f"{to_json({'run_id': run_id, 'line': line}) if as_json else line}\n")
-        sys.stdout.flush()
+        write(f"{to_json({'run_id': run_id, 'line': line}) if as_json else line}\n")
 
 
 def gc(
     overrides: Overrides = None,
     *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Dry run: list, delete nothing.")] = False,
     config: OptionalConfig = None,
     env: EnvOption = None,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Remove checkpoints of runs and trials that nothing needs any more, under storage.path."""
+    """Remove checkpoints of runs and trials that are no longer needed, under storage.path."""
     from raymlops.lifecycle.operations import collect
 
     def agree(found: CollectRecord) -> None:

@@ -1,22 +1,22 @@
-"""What a command prints and the code it exits with.
+"""What a command prints, and its exit code.
 
-stdout is the answer alone, everything else goes to stderr. With ``--json`` the answer, or the error, is
-one object with ``schema_version``.
+stdout holds the answer alone, everything else goes to stderr. With ``--json`` the answer, or the error, is one object
+with ``schema_version``.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
-from raymlops.errors import ConfigError, InvalidRowsError, RaymlopsError, UsageError
+from raymlops.errors import ConfigError, InvalidRowsError, RaymlopsError, RefusedError, StorageError, UsageError
 from raymlops.records import to_json
 
 ConfigOption = Annotated[
@@ -29,63 +29,110 @@ EnvOption = Annotated[str | None, typer.Option("--env", metavar="NAME", help="Ov
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Values that replace the file's.")
 ]
-VersionOption = Annotated[str, typer.Option("--version", metavar="VERSION", help="A number or @alias.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+
+RESULT = "RAYMLOPS_RESULT"
+
+last: dict[str, Any] = {}
+"""The answer of the running command, or its error, for the result line of a job."""
 
 
 def answer(data: Mapping[str, Any], text: str, *, as_json: bool) -> None:
-    """Print the answer of a command on stdout: ``data`` as JSON, or ``text``."""
-    sys.stdout.write(f"{to_json(data)}\n" if as_json else f"{text}\n")
-    sys.stdout.flush()
+    """Print the answer of a command on stdout: ``data`` as JSON, or ``text``.
+
+    Raises:
+        StorageError: stdout is closed, or the disk that it is redirected to is full.
+    """
+    last.update(data)
+    write(f"{to_json(data)}\n" if as_json else f"{text}\n")
+
+
+def write(text: str) -> None:
+    """Write to stdout.
+
+    Raises:
+        StorageError: as ``printing``.
+    """
+    with printing() as stdout:
+        stdout.write(text)
+
+
+@contextmanager
+def printing() -> Iterator[TextIO]:
+    """Yield stdout, flushed afterwards.
+
+    Raises:
+        StorageError: it is closed, or the disk that it is redirected to is full.
+    """
+    if sys.stdout is None:
+        raise StorageError("stdout is closed, so the answer cannot be printed")
+    try:
+        yield sys.stdout
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_stdout()
+        raise StorageError(f"the answer cannot be written to stdout: {error.strerror}") from error
 
 
 def note(text: str) -> None:
     """Print a remark on stderr."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    if sys.stderr is not None:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before a change that cannot simply be made again.
+    """Ask for confirmation of a change that cannot simply be repeated or undone.
 
     Raises:
         UsageError: there is no terminal to ask on, and no ``--yes``.
-        typer.Abort: the answer was no.
+        RefusedError: the answer was no.
     """
     if yes:
         return
-    if not sys.stdin.isatty():
+    if not has_terminal():
         raise UsageError(f"there is no terminal to ask on: {question}", hint="Add --yes.")
-    typer.confirm(question, abort=True, err=True)
+    if not typer.confirm(question, err=True):
+        raise RefusedError("the answer was no; nothing was changed")
+
+
+def has_terminal() -> bool:
+    """Return whether somebody can be asked."""
+    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
 
 
 def report_error(error: BaseException, *, as_json: bool) -> int:
-    """Print an error where the caller looks for it and return the exit code."""
+    """Print an error, as JSON on stdout or as text on stderr, and return the exit code."""
+    last.update(error=describe(error))
+    if as_json:
+        with suppress(RaymlopsError, BrokenPipeError):  # stdout may be what failed
+            write(f"{to_json({'error': describe(error)})}\n")
     if isinstance(error, KeyboardInterrupt):
         for line in ("interrupted", *_notes(error)):
             note(line)
         return 130
-    code = error.exit_code if isinstance(error, RaymlopsError) else 1
-    if as_json:
-        sys.stdout.write(f"{to_json({'error': describe(error)})}\n")
-    elif isinstance(error, RaymlopsError):
-        note(f"error: {error}")
-    else:
-        note(f"error: unexpected {type(error).__name__}: {error}")
-        if not os.environ.get("RAYMLOPS_DEBUG"):
-            note("  This is a defect of raymlops or of a recipe. RAYMLOPS_DEBUG=1 shows where it was raised.")
     if not as_json:
+        if isinstance(error, RaymlopsError):
+            note(f"error: {error}")
+        else:
+            note(f"error: unexpected {type(error).__name__}: {error}")
+            if not os.environ.get("RAYMLOPS_DEBUG"):
+                note("  This is a defect of raymlops or of a recipe. RAYMLOPS_DEBUG=1 shows where it was raised.")
         for line in _notes(error):
             note(f"  {line}")
     if os.environ.get("RAYMLOPS_DEBUG"):
         traceback.print_exception(error, file=sys.stderr)
-    return code
+    return error.exit_code if isinstance(error, RaymlopsError) else 1
 
 
 def describe(error: BaseException) -> dict[str, Any]:
     """Return an error as plain data."""
     data: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
+    if isinstance(error, KeyboardInterrupt):
+        data["message"] = "interrupted"
     if isinstance(error, RaymlopsError):
         data |= {"message": error.message, "hint": error.hint}
     if isinstance(error, ConfigError | InvalidRowsError):
@@ -95,10 +142,19 @@ def describe(error: BaseException) -> dict[str, Any]:
     return data
 
 
-def command_of(verb: str, *words: object, config: str, overrides: Sequence[str] | None = None, env: str | None) -> str:
-    """Return the command for a shell that asks for ``verb`` about the same project as this one did."""
-    overlay = () if env is None else ("--env", env)
-    return f"raymlops {verb} {shlex.join(['--config', config, *map(str, words), *(overrides or ()), *overlay])}"
+def print_result(verb: str, code: int) -> None:
+    """Print the last line of a job's log: the answer, or the error with the exit code."""
+    data = {"error": last["error"], "exit_code": code} if "error" in last else last
+    # Ray merges stdout and stderr of a job in the order of arrival.
+    sys.stderr.flush()
+    with suppress(RaymlopsError, BrokenPipeError):
+        write(f"{RESULT} {to_json({'verb': verb, **data})}\n")
+
+
+def discard_stdout() -> None:
+    """Redirect stdout to nowhere, so that the interpreter's last flush does not fail again."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str] | None]) -> str:
@@ -111,5 +167,5 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any
 
 
 def _notes(error: BaseException) -> list[str]:
-    """Return what was added to an error on its way, such as how a run that it stopped goes on."""
+    """Return the notes added to an error, such as how to resume the run that it stopped."""
     return [str(line) for line in getattr(error, "__notes__", [])]

@@ -1,4 +1,4 @@
-"""``predict``: rows of a file asked at an endpoint, or Parquet predicted on the cluster without one."""
+"""``predict``: rows of a file at an endpoint, or Parquet on the cluster without one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, answer, note
+from raymlops.cli.source import NamedArgument, choose
 from raymlops.errors import UsageError
 
 TIMEOUT_S = 30.0
+
+_USAGE = "raymlops predict NAME --file ROWS, or raymlops predict NAME --batch IN --out OUT"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -20,10 +23,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def predict(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="NAME | [KEY.PATH=VALUE]...", help="The model; with --batch values of --config."),
-    ] = None,
+    words: NamedArgument = None,
     *,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", metavar="FILE", help="Rows: .json, .csv or .parquet.")
@@ -32,7 +32,8 @@ def predict(
         str | None, typer.Option(help="Where Serve answers.  [default: RAYMLOPS_URL, else what up started]")
     ] = None,
     timeout_s: Annotated[
-        float | None, typer.Option(min=0.01, help=f"Seconds for each answer, with repeats.  [default: {TIMEOUT_S:g}]")
+        float | None,
+        typer.Option(min=0.01, help=f"Seconds for each answer, retries included.  [default: {TIMEOUT_S:g}]"),
     ] = None,
     version: Annotated[
         str | None,
@@ -47,15 +48,15 @@ def predict(
     keep: Annotated[
         list[str] | None,
         typer.Option(
-            "--keep", metavar="COLUMN", help="Of IN that OUT has too.  [default: what the model does not take]"
+            "--keep", metavar="COLUMN", help="A column of IN to copy to OUT.  [default: those the model does not take]"
         ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Ask the endpoint for every row of a file; or with --batch predict Parquet on the cluster, without an endpoint.
+    """Predict every row of a file at the endpoint; with --batch predict Parquet on the cluster, without an endpoint.
 
-    `predict NAME -f rows.json` prints one JSON object a row; a key is taken from RAYMLOPS_API_KEY.
-    `predict --batch IN --out OUT --config FILE` writes Parquet.
+    `predict NAME -f rows.json` prints one JSON object per row; the API key comes from RAYMLOPS_API_KEY.
+    `predict NAME --batch IN --out OUT` writes Parquet.
     """
     asking = {"--file": file, "--url": url, "--timeout-s": timeout_s}
     batching = {"--batch": batch, "--out": out, "--config": config, "--env": env, "--keep": keep}
@@ -64,7 +65,7 @@ def predict(
         raise UsageError(
             f"{', '.join(mixed)} {'do' if len(mixed) > 1 else 'does'} not go with "
             + ("--batch" if batch is not None else "asking an endpoint"),
-            hint="raymlops predict NAME --file ROWS, or raymlops predict --batch IN --out OUT --config FILE",
+            hint=_USAGE,
         )
     if batch is not None:
         _predict_batch(words or [], batch, out, config=config, version=version, env=env, keep=keep, as_json=as_json)
@@ -72,7 +73,7 @@ def predict(
     if len(words or ()) != 1 or file is None or mixed:
         raise UsageError(
             "predict needs NAME and --file, or --batch",
-            hint="raymlops predict NAME --file ROWS, or raymlops predict --batch IN --out OUT --config FILE",
+            hint=_USAGE,
         )
     assert words is not None
     _ask(words[0], file, url=url, timeout_s=timeout_s or TIMEOUT_S, version=version, as_json=as_json)
@@ -86,7 +87,7 @@ def _ask(name: str, file: Path, *, url: str | None, timeout_s: float, version: s
     from raymlops.lifecycle.predict_file import ask_file
     from raymlops.serving.client.client import Client
 
-    # Somebody at a terminal is told at once where nobody listens; a program waits for an endpoint that starts anew.
+    # At a terminal a dead endpoint is reported at once; a program waits for one that restarts.
     with Client(url or _serve_url(), timeout_s=timeout_s, retries=2) as client:
         result = ask_file(client, name, file, version=version)
     note(result.curl)
@@ -101,7 +102,7 @@ def _ask(name: str, file: Path, *, url: str | None, timeout_s: float, version: s
 
 
 def _predict_batch(
-    overrides: list[str],
+    words: list[str],
     batch: str,
     out: str | None,
     *,
@@ -113,17 +114,10 @@ def _predict_batch(
 ) -> None:
     from raymlops.lifecycle.batch.predict import batch_predict
 
-    if names := [word for word in overrides if "=" not in word]:
-        raise UsageError(
-            f"{names[0]!r} is no KEY.PATH=VALUE", hint="With --batch the model is that of --config: project.name."
-        )
-    if missing := [name for name, value in {"--out": out, "--config": config}.items() if value is None]:
-        raise UsageError(f"--batch needs {' and '.join(missing)}")
-    assert out is not None
-    assert config is not None
-    record = batch_predict(
-        config, batch, out, version=version or "@champion", keep=keep or None, overrides=overrides, env=env
-    )
+    if out is None:
+        raise UsageError("--batch needs --out", hint=_USAGE)
+    chosen = choose(words, config=config, env=env, version=version)
+    record = batch_predict(chosen.spec, batch, out, version=chosen.version or "@champion", keep=keep or None)
     per_s = record.rows / max(record.duration_s, 1e-3)
     text = (
         f"{record.rows:,} rows by {record.name} version {record.version}, {record.duration_s:.1f} s "
@@ -133,7 +127,7 @@ def _predict_batch(
 
 
 def _serve_url() -> str | None:
-    """Return what ``up`` started, unless the environment names another endpoint; None for the client's own default."""
+    """Return the endpoint that ``up`` started; None if the environment names another one, or nothing is up."""
     import os
 
     from raymlops.cluster.upfile import read

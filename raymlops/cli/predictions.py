@@ -1,16 +1,15 @@
-"""``predictions``: what a model was asked and answered."""
+"""``predictions``: the prediction log of a model."""
 
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
-from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, answer, note
+from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, answer, note, printing
 from raymlops.errors import UsageError
 from raymlops.records import to_json
 
@@ -34,29 +33,29 @@ def predictions(
     env: EnvOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Print the rows that a model was asked, its answers and their labels, the oldest first, one JSON object a row."""
+    """Print the logged requests of a model with answers and labels, oldest first, one JSON object per row."""
     from raymlops.lifecycle import prediction_log as log
+    from raymlops.lifecycle.sources import place_of
 
+    source = place_of(config, overrides=overrides or (), env=env)
     if compact:
         if out is not None or limit is not None or version is not None:
             raise UsageError(
                 "--compact works on the files of all versions; it goes with no --version, --limit or --out",
                 hint="Leave --compact out to read.",
             )
-        record = log.compact_predictions(name, config, overrides=overrides or (), env=env)
+        record = log.compact_predictions(name, source)
         text = f"merged {record.merged} files of {record.folders} hours and days into {record.into}"
         answer(record.to_dict(), text, as_json=as_json)
         return
     now = datetime.now(UTC)
     reading = log.predictions(
         name,
-        config,
+        source,
         since=log.parse_moment(since, now=now),
         until=None if until is None else log.parse_moment(until, now=now),
         version=version,
         limit=limit,
-        overrides=overrides or (),
-        env=env,
     )
     if out is not None:
         from raymlops.predictions.export import write_file
@@ -76,15 +75,14 @@ def _print_lines(reading: Any) -> None:
     from raymlops.predictions.export import json_rows
 
     for batch in reading:
-        for row in json_rows(batch):
-            sys.stdout.write(f"{row.decode()}\n")
-    sys.stdout.flush()
+        with printing() as stdout:
+            stdout.writelines(f"{row.decode()}\n" for row in json_rows(batch))
 
 
 def _print_object(reading: Any) -> dict[str, Any]:
     """Print one object of all rows, and return its counts.
 
-    It is gathered on disk, so that an error on the way leaves no half of it.
+    Rows are collected on disk first, so that an error leaves no half-written object.
     """
     from raymlops.predictions.export import json_rows
 
@@ -96,10 +94,10 @@ def _print_object(reading: Any) -> dict[str, Any]:
                 comma = ","
         rows.seek(0)
         counts = _counts(reading)
-        sys.stdout.write(f'{to_json(counts).removesuffix("}")}, "predictions": [')
-        shutil.copyfileobj(rows, sys.stdout)
-        sys.stdout.write("]}\n")
-    sys.stdout.flush()
+        with printing() as stdout:
+            stdout.write(f'{to_json(counts).removesuffix("}")}, "predictions": [')
+            shutil.copyfileobj(rows, stdout)
+            stdout.write("]}\n")
     return counts
 
 

@@ -1,4 +1,4 @@
-"""``init``, ``validate`` and ``config``: what needs no cluster."""
+"""``init``, ``validate`` and ``config``: verbs that need no cluster."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from raymlops.cli.output import EnvOption, JsonFlag, Overrides, answer, note, table
+from raymlops.cli.output import EnvOption, JsonFlag, Overrides, answer, note, table, write
 
 
 def add_to(app: typer.Typer) -> None:
     """Add this module's verbs."""
     app.command()(init)
     app.command()(validate)
-    group = typer.Typer(help="Look at a configuration.", no_args_is_help=True)
+    group = typer.Typer(help="Inspect a configuration.", no_args_is_help=True)
     group.command()(show)
     group.command()(schema)
     app.add_typer(group, name="config")
@@ -28,7 +28,7 @@ def init(
     *,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a project of your own: recipe, configuration, contract test, README."""
+    """Create a project: recipe, configuration, contract test, requirements, CI workflow, README."""
     from raymlops.cli.scaffold import scaffold
 
     folder, files = scaffold(name)
@@ -60,7 +60,7 @@ def show(
     overrides: Overrides = None,
     *,
     env: EnvOption = None,
-    origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
+    origin: Annotated[bool, typer.Option("--origin", help="Show where each value comes from.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Print the resolved configuration; with --origin each value with the line, overlay, override or default."""
@@ -86,7 +86,7 @@ def schema(*, as_json: JsonFlag = False) -> None:  # noqa: ARG001 - it is JSON w
     """Print the JSON Schema of configuration files, for editors."""
     from raymlops.config.load import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=2))
+    write(f"{json.dumps(json_schema(), indent=2)}\n")
     note("In VS Code: # yaml-language-server: $schema=configs/schema.json as the first line of a file.")
 
 

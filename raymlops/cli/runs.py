@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, answer, command_of, table
+from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, answer, table
 from raymlops.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ def train(
     config: OptionalConfig = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", metavar="RUN_ID", help="Go on with this run, where its newest checkpoint is."),
+        typer.Option("--resume", metavar="RUN_ID", help="Resume this run from its newest checkpoint."),
     ] = None,
     env: EnvOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train one configuration, or go on with a run of before; one MLflow run in either case."""
+    """Train one configuration, or resume an earlier run; one MLflow run in either case."""
     from raymlops.lifecycle.train import train as run_training
 
     if config is None and resume is None:
@@ -41,13 +41,12 @@ def train(
             "missing option '--config'", hint="raymlops train --config FILE, or raymlops train --resume RUN_ID."
         )
     record = run_training(config, resume=resume, overrides=overrides or (), env=env)
-    following = command_of("models register", record.run_id, config=config or "FILE", overrides=overrides, env=env)
     lines = [
         f"run        {record.run_id}",
         *(f"{name:<10} {value:.5g}" for name, value in sorted(record.metrics.items())),
         f"epochs     {record.epochs} (best {record.best_epoch}), {record.steps} steps, {record.duration_s:.1f} s",
         f"weights    {record.weights_uri}",
-        f"next       {following}",
+        f"next       raymlops models register {record.run_id}",
     ]
     answer(record.to_dict(), "\n".join(lines), as_json=as_json)
 
@@ -57,25 +56,27 @@ def sweep(
     *,
     config: OptionalConfig = None,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="SWEEP_ID", help="Go on with this sweep, however it was stopped.")
+        str | None, typer.Option("--resume", metavar="SWEEP_ID", help="Resume this sweep, however it was stopped.")
     ] = None,
     extend: Annotated[
         list[str] | None,
-        typer.Option("--extend", metavar="KEY=+N", help="Of the resumed sweep: num_trials=+20, timeout_s=+3600, ..."),
+        typer.Option(
+            "--extend", metavar="KEY=+N", help="When resuming, more of KEY: num_trials=+20, timeout_s=+3600, ..."
+        ),
     ] = None,
     fork: Annotated[
         str | None,
         typer.Option(
             "--fork",
             metavar="SWEEP_ID",
-            help="Start a new sweep that knows this one's trials, where they fit. "
-            "Without --config it takes that sweep's configuration.",
+            help="Start a new sweep that takes over this one's trials where they fit, "
+            "without --config also its configuration.",
         ),
     ] = None,
     env: EnvOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Search sweep.space for a better configuration; one MLflow run a trial under one parent."""
+    """Search sweep.space for a better configuration; one MLflow run per trial under one parent."""
     from raymlops.lifecycle.sweeps.run import run_sweep
 
     if config is None and resume is None and fork is None:
@@ -87,7 +88,7 @@ def sweep(
 
 
 def sweep_text(record: SweepRecord) -> str:
-    """Return how a sweep ended as lines for a person: its best trials, its winner, and what comes next."""
+    """Return the result of a sweep as text: its best trials, its winner, and the next command."""
     from raymlops.tuning.budget import words
     from raymlops.tuning.study.selection import failures
 

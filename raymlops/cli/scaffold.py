@@ -1,4 +1,4 @@
-"""``raymlops init``: a project of one's own that trains as it stands.
+"""``raymlops init``: a new project that trains, serves, and is checked by CI unchanged.
 
 Owns the template files beside it and the made-up data. Writes into a new folder only.
 """
@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from raymlops.config.base import Name
 from raymlops.errors import InvalidNameError, StorageError, UsageError
+from raymlops.version import __version__
 
 ROWS = 2000
 
@@ -33,9 +34,17 @@ def scaffold(name: str) -> tuple[Path, list[str]]:
     folder = Path(name)
     if folder.exists():
         raise UsageError(f"{folder} exists", hint="Choose another name, or remove it first.")
-    words = {"name": name, "module": module, "cls": "".join(part.capitalize() for part in module.split("_"))}
+    words = {
+        "name": name,
+        "module": module,
+        "cls": "".join(part.capitalize() for part in module.split("_")),
+        "version": __version__,
+    }
     targets = {
+        ".github/workflows/ci.yml": "ci.yml.txt",
+        ".gitignore": "gitignore.txt",
         "README.md": "README.md.txt",
+        "requirements.txt": "requirements.txt.txt",
         "config.yaml": "config.yaml.txt",
         f"{module}.py": "recipe.py.txt",
         f"test_{module}.py": "test.py.txt",
@@ -45,6 +54,7 @@ def scaffold(name: str) -> tuple[Path, list[str]]:
         folder.mkdir()
         for target, template in targets.items():
             text = Template((templates / template).read_text(encoding="utf-8")).substitute(words)
+            (folder / target).parent.mkdir(parents=True, exist_ok=True)
             (folder / target).write_text(text, encoding="utf-8")
         _write_parcels(folder / "data.csv")
     except OSError as error:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster import auth, upfile
 from raymlops.cluster.capacity import logical_cpus
+from raymlops.cluster.driver_node import node_watched
 from raymlops.cluster.ports import HOST, answers, free_port
 from raymlops.cluster.processes import MARK, end
 from raymlops.cluster.services import GUARD, MAX_HEADER_BYTES, SPEED, serve_environment
@@ -173,13 +174,14 @@ def _join(spec: ProjectSpec, address: str, variables: dict[str, str], *, log_to_
             ) from error
         token = auth.current_token()
         try:
-            yield Connection(
-                address,
-                spec.cluster.dashboard or _dashboard(),
-                owned=False,
-                namespace=NAMESPACE,
-                token_path=str(token) if token else None,
-            )
+            with node_watched(_raylet_socket()):
+                yield Connection(
+                    address,
+                    spec.cluster.dashboard or _dashboard(),
+                    owned=False,
+                    namespace=NAMESPACE,
+                    token_path=str(token) if token else None,
+                )
         finally:
             ray.shutdown()
 
@@ -248,6 +250,12 @@ def _start(options: dict[str, Any], cluster_id: str) -> None:
         raise ClusterError(f"Ray did not start: {error}", hint="raymlops doctor looks for the cause") from error
     finally:
         os.environ.pop(MARK, None)
+
+
+def _raylet_socket() -> str:
+    import ray
+
+    return str(ray._private.worker.global_worker.node.raylet_socket_name)  # noqa: SLF001 - nothing public names it
 
 
 def _dashboard() -> str | None:

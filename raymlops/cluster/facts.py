@@ -22,6 +22,7 @@ import psutil
 
 from raymlops.cluster import auth, services, upfile
 from raymlops.cluster.ports import listeners
+from raymlops.config.paths import sqlite_path, sqlite_url
 from raymlops.errors import ClusterError
 
 CHECKED_PACKAGES = ("ray", "torch", "mlflow", "optuna", "pyarrow", "pydantic", "numpy", "SQLAlchemy", "psutil")
@@ -158,8 +159,8 @@ def _ray(url: str, token: Path | None) -> ServiceFacts:
 
 
 def _mlflow(uri: str) -> ServiceFacts:
-    if uri.startswith("sqlite:///"):
-        return _sqlite(Path(uri.removeprefix("sqlite:///")))
+    if (file := sqlite_path(uri)) is not None:
+        return _sqlite(file)
     if urlsplit(uri).scheme not in {"http", "https"}:
         return ServiceFacts(uri)
     status, _ = services.ask(f"{uri.rstrip('/')}/health", token=None)
@@ -173,7 +174,7 @@ def _sqlite(file: Path) -> ServiceFacts:
         with suppress(sqlite3.Error), closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
             row = database.execute("SELECT version_num FROM alembic_version").fetchone()
             found = row[0] if row else None
-    return ServiceFacts(f"sqlite:///{file}", schema=found, expected_schema=_mlflow_schema() if found else None)
+    return ServiceFacts(sqlite_url(file), schema=found, expected_schema=_mlflow_schema() if found else None)
 
 
 def _mlflow_schema() -> str | None:

@@ -11,13 +11,10 @@ import logging
 import math
 import os
 import shlex
-import shutil
 import sys
-import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from raymlops.cluster import auth, upfile
@@ -35,9 +32,11 @@ from raymlops.errors import (
     error_class,
 )
 from raymlops.records import Record
+from raymlops.storage.scratch import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from raymlops.config.schema import ProjectSpec
 
@@ -199,8 +198,7 @@ def job_folder(config: str, *, code: Mapping[str, bytes], working_dir: Path | No
     What is in ``working_dir`` is linked to, not copied: Ray follows links when it packs a folder, and leaves out what
     ``.gitignore`` and ``.rayignore`` there say. Code that is there too is taken from there.
     """
-    folder = Path(tempfile.mkdtemp(prefix="raymlops-job-"))
-    try:
+    with scratch() as folder:
         for path in sorted(working_dir.absolute().iterdir()) if working_dir else ():
             (folder / path.name).symlink_to(path)
         (folder / CONFIG).unlink(missing_ok=True)
@@ -212,8 +210,6 @@ def job_folder(config: str, *, code: Mapping[str, bytes], working_dir: Path | No
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(data)
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def last_error(log: str) -> RaymlopsError | None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.cluster.auth import environment, headers
 from raymlops.cluster.grace import STOP_WAIT_S, VARIABLE
 from raymlops.cluster.ports import HOST, free_port
+from raymlops.config.paths import sqlite_url
 from raymlops.config.serve import grpc_options
 from raymlops.errors import ClusterError
 
@@ -152,7 +153,7 @@ def start_mlflow(*, root: Path, port: int, variables: Mapping[str, str], log: Pa
     """
     command = [
         *(sys.executable, "-m", "mlflow", "server", f"--host={HOST}", f"--port={port}", "--workers=1"),
-        *(f"--backend-store-uri=sqlite:///{root}/mlflow.db", "--no-serve-artifacts"),
+        *(f"--backend-store-uri={sqlite_url(root / 'mlflow.db')}", "--no-serve-artifacts"),
         f"--default-artifact-root={(root / 'mlartifacts').as_uri()}",
     ]
     jobs = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

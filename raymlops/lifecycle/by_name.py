@@ -1,17 +1,17 @@
-"""A model that is named without a configuration: it is served as it was deployed last.
+"""A model by its name, without a configuration file: served as it was deployed last.
 
-Owns how such a name is read, and where what is needed in place of a configuration comes from.
+Owns what stands in for the file. Where MLflow, state and files are, the environment says.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymlops.config.load import load_data
-from raymlops.errors import UsageError
+from raymlops.config.paths import sqlite_path
+from raymlops.errors import NotFoundError
 from raymlops.lifecycle.live.lineup import champion_of
-from raymlops.lifecycle.sources import place_of
+from raymlops.lifecycle.sources import environment, known_tracker, place_of
 from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
 from raymlops.state.database import state_url
@@ -22,54 +22,67 @@ if TYPE_CHECKING:
 
     from raymlops.config.schema import ProjectSpec
 
-_SQLITE = "sqlite:///"
+
+def split_version(text: str) -> tuple[str, str | None]:
+    """Return the name and the version of ``NAME``, ``NAME@ALIAS`` or ``NAME@NUMBER``, as verbs take a version."""
+    name, _, version = text.partition("@")
+    return name, None if not version else version if version.isdigit() else f"@{version}"
 
 
-def named(text: str, *, overrides: Sequence[str] = ()) -> tuple[ProjectSpec, str | None]:
-    """Return the project of ``NAME``, ``NAME@ALIAS`` or ``NAME@NUMBER``, and the version as verbs take it, if any.
+def named(name: str, *, overrides: Sequence[str] = (), deployed: bool = False) -> ProjectSpec:
+    """Return the project of a model.
 
-    The state is where the environment and ``overrides`` say; the ``serve`` section is that of the champion, of the last
-    one where the model was taken down.
+    Its ``serve`` section is that of the champion, or of the last champion of a model that was taken down.
 
     Raises:
-        UsageError: the model was never deployed from here, so that nothing says how to serve it.
-        ConfigError: of ``overrides``.
+        NotFoundError: with ``deployed``, no such model was ever deployed, so that nothing says how to serve it.
+        ConfigError: the name is invalid, or ``overrides`` are.
     """
-    name, _, version = text.partition("@")
-    data = {"project": {"name": name}, "recipe": {"import": "any:Recipe"}}
-    load_data(data)  # a name that cannot be is said as such
+    data = {"project": {"name": name}, "recipe": {"import": "any:Recipe"}, **environment()}
+    load_data(data)  # an invalid name is reported as such
     champion = None
     if (url := _known(place_of(None, overrides=overrides))) is not None:
         with State.open(url) as state:
             champion = _last_champion(state, name)
-    if champion is None:
-        raise UsageError(
+    if champion is None and deployed:
+        raise NotFoundError(
             f"{name} was never deployed, as far as the state here knows, so that nothing says how to serve it",
-            hint="Name its configuration with --config FILE; or say by RAYMLOPS_HOME where the state is.",
+            hint="Name its configuration with --config FILE; or set RAYMLOPS_HOME or RAYMLOPS_STATE_URL to where the "
+            "state is.",
         )
-    serve = settings_of(champion).model_dump(mode="json")
-    spec = load_data({**data, "serve": serve}, overrides=overrides).spec
-    return spec, None if not version else version if version.isdigit() else f"@{version}"
+    serve = {} if champion is None else {"serve": settings_of(champion).model_dump(mode="json")}
+    return load_data({**data, **serve}, overrides=overrides).spec
 
 
-def nameless(*, env: str | None = None) -> ProjectSpec:
-    """Return where things are by the environment alone, with Serve where the first champion was deployed to listen.
-
-    Raises:
-        UsageError: an overlay without a file.
-    """
-    spec = place_of(None, env=env)
-    champion = None
+def nameless() -> ProjectSpec:
+    """Return where things are by the environment alone, with Serve where the first champion was deployed to listen."""
+    spec, champion = place_of(None), None
     if (url := _known(spec)) is not None:
         with State.open(url) as state:
             champion = champion_of(state.deployments())
     return spec if champion is None else spec.model_copy(update={"serve": settings_of(champion)})
 
 
+def of_run(run_id: str) -> ProjectSpec:
+    """Return the configuration that a run recorded.
+
+    Raises:
+        NotFoundError: there is no such run, or it recorded none.
+        TrackingError: MLflow does not answer.
+    """
+    from raymlops.training.runs.lookup import look_up
+
+    spec = look_up(known_tracker(None), run_id).spec
+    if spec is None:
+        raise NotFoundError(f"run {run_id} recorded no configuration", hint="Name it with --config FILE.")
+    return spec
+
+
 def _known(spec: ProjectSpec) -> str | None:
-    """Return the URL of the state, None where there is none: asking makes no database."""
+    """Return the URL of the state, None if it does not exist yet: asking creates no database."""
     url = state_url(spec)
-    return url if not url.startswith(_SQLITE) or Path(url.removeprefix(_SQLITE)).exists() else None
+    file = sqlite_path(url)
+    return url if file is None or file.exists() else None
 
 
 def _last_champion(state: State, name: str) -> Deployment | None:

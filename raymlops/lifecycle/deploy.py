@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from raymlops.errors import RefusedError, UsageError
+from raymlops.errors import RaymlopsError, RefusedError, UsageError
 from raymlops.lifecycle.live.lineup import (
     as_asked,
     beside,
@@ -24,7 +24,7 @@ from raymlops.lifecycle.live.lineup import (
 from raymlops.lifecycle.live.restored_state import make_count
 from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.registration.admission import admitted, check_callers
-from raymlops.lifecycle.sources import Source, opened, serve_of, spec_of, state_of
+from raymlops.lifecycle.sources import Source, opened, place_of, serve_of, spec_of, state_of
 from raymlops.records import DeploymentRecord
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def rollback(
     return replace(record, warnings=(*record.warnings, *without))
 
 
-def rollback_target(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> str:
+def rollback_target(source: Source) -> str:
     """Return what ``rollback`` would do now, in words, by the state alone.
 
     Raises:
@@ -209,7 +209,7 @@ def rollback_target(source: Source, *, overrides: Sequence[str] = (), env: str |
     """
     from raymlops.lifecycle.rollout.canary import shared_now
 
-    spec = spec_of(source, overrides=overrides, env=env)
+    spec = spec_of(source)
     name = spec.project.name
     with state_of(spec) as state:
         before = state.deployments(name)
@@ -221,9 +221,7 @@ def rollback_target(source: Source, *, overrides: Sequence[str] = (), env: str |
         return f"gives the route of {name}{left} to version {target.version}"
 
 
-def running_rollout(
-    source: Source, version: str | None = None, *, overrides: Sequence[str] = (), env: str | None = None
-) -> str:
+def running_rollout(source: Source, version: str | None = None) -> str:
     """Return the id of the rollout that runs, of this version if it is named.
 
     Raises:
@@ -231,7 +229,7 @@ def running_rollout(
     """
     from raymlops.state.rollouts import running
 
-    spec = spec_of(source, overrides=overrides, env=env)
+    spec = spec_of(source)
     with state_of(spec) as state, state.reading() as connection:
         for found in running(connection, spec.project.name):
             if version is None or not version.isdigit() or int(version) == found.version:
@@ -243,7 +241,7 @@ def running_rollout(
     )
 
 
-def remove(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> list[int]:
+def remove(source: Source) -> list[int]:
     """Take every version of the model off Serve and return their numbers; the registry stays as it is.
 
     Raises:
@@ -253,7 +251,7 @@ def remove(source: Source, *, overrides: Sequence[str] = (), env: str | None = N
     from raymlops.lifecycle.live.lineup import LineUp
     from raymlops.lifecycle.rollout.canary import settle
 
-    spec = spec_of(source, overrides=overrides, env=env)
+    spec = spec_of(source)
     with opened(spec) as (state, api):
         done = change(
             state,
@@ -271,8 +269,6 @@ def remove(source: Source, *, overrides: Sequence[str] = (), env: str | None = N
 def restore(
     source: Source | None = None,
     *,
-    overrides: Sequence[str] = (),
-    env: str | None = None,
     takeover: bool = False,
     on_warning: Callable[[str], None] = _log.warning,
 ) -> list[Deployment]:
@@ -291,7 +287,7 @@ def restore(
     from raymlops.lifecycle.live.bring_up import restored
     from raymlops.lifecycle.rollout.actor import steered
 
-    spec = nameless(env=env) if source is None else spec_of(source, overrides=overrides, env=env)
+    spec = nameless() if source is None else spec_of(source)
     with opened(spec) as (state, api):
         notes = make_count(state, api) if takeover else ()
         back = restored(state, api, serve=spec.serve)
@@ -302,11 +298,24 @@ def restore(
     return list(back.desired.deployments)
 
 
-def events(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> list[AuditEvent]:
-    """Return the whole audit record of the project's model, oldest first."""
-    spec = spec_of(source, overrides=overrides, env=env)
+def events(source: Source | None = None) -> list[AuditEvent]:
+    """Return the whole audit record of the project's model, without a source of every model; oldest first."""
+    spec = place_of(source)
     with state_of(spec) as state:
-        return state.events(spec.project.name)[::-1]
+        return state.events(None if source is None else spec.project.name)[::-1]
+
+
+def champion_line(source: Source) -> str:
+    """Return in a line which version is live by the state, for somebody whose command was interrupted."""
+    spec = spec_of(source)
+    name = spec.project.name
+    try:
+        with state_of(spec) as state:
+            champion = champion_of(state.deployments(name))
+    except RaymlopsError as error:
+        return f"what is live of {name} is unknown: {error.message}"
+    live = f"version {champion.version} is live" if champion else "no version is live"
+    return f"{live} of {name}; raymlops status shows the rest, and the same command again completes the change"
 
 
 def _back(

@@ -77,8 +77,6 @@ def create(
     scopes: Sequence[str] = ("predict", "feedback"),
     rate_per_s: float | None = None,
     expires_in_s: float | None = None,
-    overrides: Sequence[str] = (),
-    env: str | None = None,
 ) -> KeyChange:
     """Make a key for whoever ``name`` says; without models it is for the project's own.
 
@@ -86,7 +84,7 @@ def create(
         UsageError: a name, model, scope, rate or time that cannot be, or a good key has the name.
         StorageError, UnreachableError: the state database cannot be written; nothing was changed.
     """
-    spec = spec_of(source, overrides=overrides, env=env)
+    spec = spec_of(source)
     now, opened = datetime.now(UTC), tuple(models) or (spec.project.name,)
     with State.open(state_url(spec)) as state:
         # Before there is a secret, which an error would take with it.
@@ -105,7 +103,7 @@ def create(
     return _change(key, sent, secret=secret, doubts=doubts, open_models=unguarded)
 
 
-def revoke(source: Source, id_or_name: str, *, overrides: Sequence[str] = (), env: str | None = None) -> KeyChange:
+def revoke(source: Source, id_or_name: str) -> KeyChange:
     """End a key for good; replicas refuse it within seconds.
 
     One that was revoked before is sent again, in case that the cluster did not hear of it then.
@@ -115,16 +113,14 @@ def revoke(source: Source, id_or_name: str, *, overrides: Sequence[str] = (), en
         UsageError: the name has several good keys.
         StorageError, UnreachableError: the state database cannot be written; nothing was changed.
     """
-    spec = spec_of(source, overrides=overrides, env=env)
+    spec = spec_of(source)
     with State.open(state_url(spec)) as state:
         key = revoke_key(state, id_or_name, now=datetime.now(UTC))
         sent = _bring(spec, state, key, purpose=f"revoke key {key.id}")
     return _change(key, sent)
 
 
-def rotate(
-    source: Source, id_or_name: str, *, grace_s: float, overrides: Sequence[str] = (), env: str | None = None
-) -> KeyChange:
+def rotate(source: Source, id_or_name: str, *, grace_s: float) -> KeyChange:
     """Make a key in the place of another, which ends after ``grace_s``.
 
     Raises:
@@ -133,16 +129,16 @@ def rotate(
         RefusedError: the key is revoked or has expired.
         StorageError, UnreachableError: the state database cannot be written; nothing was changed.
     """
-    spec = spec_of(source, overrides=overrides, env=env)
+    spec = spec_of(source)
     with State.open(state_url(spec)) as state:
         key, secret, old = rotate_key(state, id_or_name, grace_s=grace_s, now=datetime.now(UTC))
         sent = _bring(spec, state, key, purpose=f"rotate key {old.id}")
     return _change(key, sent, secret=secret, old=old)
 
 
-def keys(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> list[KeyRecord]:
+def keys(source: Source) -> list[KeyRecord]:
     """Return every key there ever was, oldest first."""
-    with State.open(state_url(spec_of(source, overrides=overrides, env=env))) as state:
+    with State.open(state_url(spec_of(source))) as state:
         return list_keys(state)
 
 

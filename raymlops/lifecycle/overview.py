@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raymlops.config.paths import sqlite_path, sqlite_url
 from raymlops.display import utc_time
 from raymlops.errors import NotFoundError, RaymlopsError, RefusedError
 from raymlops.lifecycle.live.lineup import asks_for_keys, champion_of, cools, taken_by
@@ -119,8 +120,8 @@ def overview(
     The state is located by ``source`` or else by the environment; ``root`` is the folder of a cluster. ``reach`` is a
     host on which Serve listens: whether callers need a key may depend on it.
     """
-    url = f"sqlite:///{Path(root).expanduser().absolute()}/state.db" if root else state_url(place_of(source, env=env))
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+    url = sqlite_url(Path(root).expanduser().absolute() / "state.db") if root else state_url(place_of(source, env=env))
+    if (file := sqlite_path(url)) is not None and not file.exists():
         return []
     from raymlops.lifecycle.rollout.actor import LEASE
 
@@ -138,7 +139,7 @@ def wanted(root: Path | str) -> list[str]:
     file = Path(root) / "state.db"
     if not file.exists():
         return []
-    with suppress(RaymlopsError), State(open_engine(f"sqlite:///{file}")) as state:
+    with suppress(RaymlopsError), State(open_engine(sqlite_url(file))) as state:
         return sorted({item.name for item in state.deployments()})
     return []
 

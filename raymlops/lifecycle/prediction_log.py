@@ -1,6 +1,6 @@
-"""Reading the prediction log of a model, and looking after its files.
+"""Read the prediction log of a model, and compact its files.
 
-Knows where the log is, from a configuration or without one, and that one compaction works at a time.
+Knows where the log is, with or without a configuration, and that one compaction runs at a time.
 """
 
 from __future__ import annotations
@@ -29,10 +29,8 @@ def predictions(
     columns: Sequence[str] | None = None,
     labels: bool = True,
     limit: int | None = None,
-    overrides: Sequence[str] = (),
-    env: str | None = None,
 ) -> Reading:
-    """Return what a model answered, as Arrow batches to be iterated; see ``read_predictions``.
+    """Return the logged predictions of a model as an iterable of Arrow batches; see ``read_predictions``.
 
     ``source`` says where the log is; without one it is below ``RAYMLOPS_HOME``.
 
@@ -44,7 +42,7 @@ def predictions(
     from raymlops.predictions.read import read_predictions
 
     return read_predictions(
-        place_of(source, overrides=overrides, env=env).storage.path,
+        place_of(source).storage.path,
         name,
         since=since,
         until=until,
@@ -61,14 +59,12 @@ def compact_predictions(
     *,
     now: datetime | None = None,
     since: datetime | None = None,
-    overrides: Sequence[str] = (),
-    env: str | None = None,
 ) -> CompactRecord:
-    """Merge the small files of a model's hours that are over into few.
+    """Merge the small files of past hours of a model.
 
     Raises:
         NotFoundError: no such model has predictions.
-        RefusedError: somebody compacts them now.
+        RefusedError: another compaction is running.
         StorageError: the storage cannot be used.
     """
     from raymlops.predictions.compact import compact
@@ -77,14 +73,14 @@ def compact_predictions(
     from raymlops.state.lease import lease
     from raymlops.storage.store import Store
 
-    spec = place_of(source, overrides=overrides, env=env)
+    spec = place_of(source)
     check_known(Store(spec.storage.path), name)
     with lease(state_url(spec), f"predictions-{name}", purpose="compaction"):
         return compact(spec.storage.path, name, now=now or datetime.now(UTC), since=since)
 
 
 def parse_moment(text: str, *, now: datetime) -> datetime:
-    """Return a time: a duration such as ``1h`` counts back from now; an ISO time without a zone is UTC.
+    """Parse a time: a duration such as ``1h`` counts back from now; an ISO time without a zone is UTC.
 
     Raises:
         UsageError: it is neither.

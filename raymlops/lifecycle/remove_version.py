@@ -36,7 +36,7 @@ def number_of(version: str) -> int:
     return int(version)
 
 
-def remove_version(source: Source, version: int, *, overrides: Sequence[str] = (), env: str | None = None) -> None:
+def remove_version(source: Source, version: int) -> None:
     """Take one version off Serve that is not the champion: kept warm, a shadow, or a canary that no rollout moves.
 
     Its share of the traffic is taken away first, so that no request is sent to it any more.
@@ -46,7 +46,7 @@ def remove_version(source: Source, version: int, *, overrides: Sequence[str] = (
         RefusedError: it is the champion or is being rolled out, or another change of what is live takes too long.
         DeployError, ClusterError: as ``deploy``.
     """
-    spec = spec_of(source, overrides=overrides, env=env)
+    spec = spec_of(source)
     with opened(spec) as (state, api):
         take_down(state, api, spec.project.name, version=version, serve=spec.serve)
 

@@ -1,12 +1,11 @@
-"""One way in for every verb: whatever a caller has becomes a ``Project``.
+"""Whatever a verb is given becomes a ``ProjectSpec`` or a ``Project``; then the state and Serve's API, opened for it.
 
-Knows how files, mappings and specs are read; knows nothing of clusters.
-
-The desired state and Serve's API, opened for a verb and closed after it.
+Knows how files, mappings and specs are read. A source without a file is placed by the environment.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,13 @@ if TYPE_CHECKING:
     from raymlops.serving.control.rest_api import ServeApi
     from raymlops.state.store import State
     from raymlops.tracking.client import Tracker
+
+
+STATE = "RAYMLOPS_STATE_URL"
+"""Variable: SQL URL of the state, where no configuration file says it."""
+
+Source = str | Path | Mapping[str, Any] | ProjectSpec | LoadedSpec | Project
+"""A YAML file, plain data, a spec, or a bound project."""
 
 
 @contextmanager
@@ -52,16 +58,12 @@ def opened(spec: ProjectSpec) -> Iterator[tuple[State, ServeApi]]:
         yield state, api
 
 
-Source = str | Path | Mapping[str, Any] | ProjectSpec | LoadedSpec | Project
-"""A YAML file, plain data, a spec, or a project that is bound already."""
-
-
 def spec_of(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> ProjectSpec:
-    """Return the spec without importing the recipe: enough for what only needs to know where things are.
+    """Return the spec without importing the recipe.
 
     Raises:
         ConfigError: with every problem found.
-        UsageError: overrides or an overlay for what was read already.
+        UsageError: overrides or an overlay for a source that is no file.
     """
     if isinstance(source, str | Path):
         return load(source, overrides=overrides, env=env).spec
@@ -73,28 +75,33 @@ def spec_of(source: Source, *, overrides: Sequence[str] = (), env: str | None = 
 
 
 def place_of(source: Source | None, *, overrides: Sequence[str] = (), env: str | None = None) -> ProjectSpec:
-    """Return where things are: as a configuration says, and without one as the environment and the defaults do.
+    """Return where things are: as a configuration says, without one as the environment and the defaults do.
 
-    Without a source only overrides of ``tracking`` and ``storage`` count, since the rest is asked of the run itself.
+    Without a source only overrides of ``tracking`` and ``storage`` count; the rest comes from what is looked at.
 
     Raises:
         ConfigError: with every problem found.
-        UsageError: an overlay without a file, or overrides for what was read already.
+        UsageError: an overlay without a file, or overrides for a source that is no file.
     """
     if source is not None:
         return spec_of(source, overrides=overrides, env=env)
     if env is not None:
         raise UsageError("--env NAME lays a file over another one", hint="Name that one with --config FILE.")
-    anything = {"project": {"name": "anything"}, "recipe": {"import": "any:Recipe"}}
+    anything = {"project": {"name": "anything"}, "recipe": {"import": "any:Recipe"}, **environment()}
     places = [text for text in overrides if text.startswith(("tracking.", "storage."))]
     return load_data(anything, overrides=places).spec
 
 
+def environment() -> dict[str, Any]:
+    """Return what the environment says in place of a configuration file, beside RAYMLOPS_HOME: where the state is."""
+    return {"storage": {"state": {"env": STATE}}} if os.environ.get(STATE) else {}
+
+
 def known_tracker(source: Source | None, *, overrides: Sequence[str] = (), env: str | None = None) -> Tracker:
-    """Return the tracker of ``place_of``, of an MLflow that is there: asking for a run makes no database.
+    """Return the tracker of ``place_of`` for an MLflow that exists: asking for a run creates no database.
 
     Raises:
-        NotFoundError: there is none yet, and so no run.
+        NotFoundError: it does not exist yet, so there is no run.
         TrackingError: it does not answer.
         ConfigError, UsageError: as ``place_of``.
     """
@@ -106,7 +113,7 @@ def known_tracker(source: Source | None, *, overrides: Sequence[str] = (), env: 
     file = database_file(tracking_uri(spec))
     if file is not None and not file.exists():
         raise NotFoundError(
-            f"there is no run: {Tracker(tracking_uri(spec)).shown_uri} has not been made yet",
+            f"there is no run: {Tracker(tracking_uri(spec)).shown_uri} does not exist yet",
             hint="Runs elsewhere are found by --config FILE, MLFLOW_TRACKING_URI or RAYMLOPS_HOME.",
         )
     tracker = tracker_of(spec)

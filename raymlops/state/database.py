@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Self
 import sqlalchemy as sa
 
 from raymlops.config.base import resolve
-from raymlops.config.paths import local_path
+from raymlops.config.paths import local_path, sqlite_url
 from raymlops.errors import ConfigError, Problem, RefusedError
 from raymlops.state.engine import database_path, errors, open_engine, this_user
-from raymlops.state.locks import open_lock, take
-from raymlops.state.migrate import migrate
+from raymlops.state.locks import open_lock, open_shared, take
+from raymlops.state.migrate import is_newest, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,8 +49,13 @@ class Database:
         """
         state = cls(open_engine(url))
         try:
-            with state.writing() as connection:
-                migrate(connection)
+            _share(database_path(state._engine))
+            # Reading first lets those who may only read run ``status`` and ``audit``.
+            with state.reading() as connection:
+                newest = is_newest(connection)
+            if not newest:
+                with state.writing() as connection:
+                    migrate(connection)
         except BaseException:
             state.close()
             raise
@@ -121,7 +126,14 @@ def state_url(spec: ProjectSpec) -> str:
             [Problem("storage.state", "must be set where storage.path is a URI: SQLite needs a local file")],
             hint="storage.state: {env: RAYMLOPS_STATE_URL} with postgresql+psycopg://user:password@host/database",
         )
-    return f"sqlite:///{folder / 'state.db'}"
+    return sqlite_url(folder / "state.db")
+
+
+def _share(file: Path | None) -> None:
+    """Make a new SQLite file with the permissions of its folder; SQLite gives them to its -wal and -shm files."""
+    if file is not None and not file.exists():
+        with contextlib.suppress(OSError):  # connecting says what is wrong
+            os.close(open_shared(file))
 
 
 def _say_waiting(holder: str) -> None:

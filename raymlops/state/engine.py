@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 
+from raymlops.config.paths import sqlite_path
 from raymlops.errors import StorageError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 BUSY_TIMEOUT_MS = 15_000
+
+_MALFORMED = ("not a database", "malformed")
+_DAMAGED = (
+    "The file is damaged; what is live keeps serving. Stop whatever uses it, restore a backup of the file in its place "
+    "(delete its -wal and -shm files), then run: raymlops deploy --restore --takeover"
+)
+_UNWRITABLE = "Can the file and its folder be written? Is the disk full?"
 
 
 def open_engine(url: str) -> Engine:
@@ -50,8 +58,8 @@ def open_engine(url: str) -> Engine:
             raise UsageError(
                 f"the Postgres driver {error.name} is not installed", hint="pip install 'raymlops[postgres]'"
             ) from error
-    if parsed.database and parsed.database != ":memory:":
-        folder = Path(parsed.database).parent
+    if (file := sqlite_path(url)) is not None:
+        parsed, folder = parsed.set(database=str(file)), file.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -79,9 +87,8 @@ def errors(engine: Engine) -> Iterator[None]:
     except sa.exc.DBAPIError as error:
         cause = str(error.orig).strip().splitlines()[0] if error.orig else type(error).__name__
         if engine.dialect.name == "sqlite":
-            raise StorageError(
-                f"the state database {shown}: {cause}", hint="Can the file and its folder be written? Is the disk full?"
-            ) from error
+            hint = _DAMAGED if any(text in cause for text in _MALFORMED) else _UNWRITABLE
+            raise StorageError(f"the state database {shown}: {cause}", hint=hint) from error
         raise UnreachableError(
             f"the state database {shown}: {cause}", hint="Does the server run, and may this user connect and write?"
         ) from error

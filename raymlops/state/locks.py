@@ -79,13 +79,26 @@ def open_lock(engine: Engine, *, file: Path | None, key: int, me: str) -> Iterat
     else:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = open_shared(file)
         except OSError as error:
             raise StorageError(f"cannot open the lock file {file}: {error.strerror}") from error
         try:
             yield _File(descriptor, me)
         finally:
             os.close(descriptor)  # which gives the lock back
+
+
+def open_shared(file: Path) -> int:
+    """Open a file to read and write, made if it does not exist; return its descriptor.
+
+    Whoever may write in its folder may write in it: users who share a group's folder share its locks and database,
+    whatever their umask. What earlier releases made for their user alone is opened up by that user.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    found, wanted = os.fstat(descriptor), 0o600 | file.parent.stat().st_mode & 0o066
+    if found.st_uid == os.geteuid() and found.st_mode & 0o666 != wanted:
+        os.fchmod(descriptor, wanted)
+    return descriptor
 
 
 def file_holder(file: Path) -> str | None:

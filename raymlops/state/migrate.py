@@ -1,4 +1,4 @@
-"""Bringing a database to the newest schema, or saying why not.
+"""Migrate a database to the newest schema, or say why that is impossible.
 
 Owns the revision check and the run of alembic's scripts, in one transaction under a lock. Knows nothing of what the
 tables mean.
@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from raymlops.errors import StorageError
-from raymlops.state.schema import HEAD
+from raymlops.state.schema import HEAD, VERSION_TABLE
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 SCRIPTS = Path(__file__).parent / "migrations"
 _LOCK = 7_206_517_311  # any number that is ours: Postgres' advisory locks share one space
+_SHARED_TABLE = "alembic_version"
+"""Table of our revision before 0.2, under the name that Optuna and MLflow use too."""
+
+
+def is_newest(connection: Connection) -> bool:
+    """Return whether there is nothing to migrate."""
+    return _revision_in(connection, VERSION_TABLE) == HEAD
 
 
 def migrate(connection: Connection) -> None:
@@ -27,7 +34,7 @@ def migrate(connection: Connection) -> None:
     Raises:
         StorageError: a newer raymlops has changed the schema.
     """
-    if revision(connection) == HEAD:
+    if is_newest(connection):
         return
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
@@ -36,21 +43,30 @@ def migrate(connection: Connection) -> None:
     from alembic.script import ScriptDirectory
 
     config = Config()
-    config.set_main_option("script_location", str(SCRIPTS))
-    found = revision(connection)
+    config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    found = _revision_in(connection, VERSION_TABLE)
+    if found is None and (shared := _revision_in(connection, _SHARED_TABLE)) is not None and _is_ours(connection):
+        found = shared
     if found is not None and found not in known:
         raise StorageError(
             f"the state database has schema {found}, which a newer raymlops made; this one knows up to {HEAD}",
             hint="Upgrade raymlops: pip install -U raymlops.",
         )
+    if found is not None and not sa.inspect(connection).has_table(VERSION_TABLE):
+        connection.execute(sa.text(f"ALTER TABLE {_SHARED_TABLE} RENAME TO {VERSION_TABLE}"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
 
 
-def revision(connection: Connection) -> str | None:
-    """Return the schema's revision, None for a database without our tables."""
-    if not sa.inspect(connection).has_table("alembic_version"):
+def _revision_in(connection: Connection, table: str) -> str | None:
+    """Return the revision that a version table holds; None without the table or a row."""
+    if not sa.inspect(connection).has_table(table):
         return None
-    found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+    found: str | None = connection.scalar(sa.text(f"SELECT version_num FROM {table}"))  # noqa: S608 - our own names
     return found
+
+
+def _is_ours(connection: Connection) -> bool:
+    """Return whether the shared version table is ours: the first migration made our tables."""
+    return sa.inspect(connection).has_table("deployments")

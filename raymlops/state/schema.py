@@ -11,6 +11,9 @@ import sqlalchemy as sa
 HEAD = "0005"
 """Revision of the newest migration; a test holds it equal to the newest file."""
 
+VERSION_TABLE = "raymlops_version"
+"""Where alembic keeps our revision: a table of its own, so that Optuna or MLflow may share the database."""
+
 metadata = sa.MetaData()
 
 deployments = sa.Table(

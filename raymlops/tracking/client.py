@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.config.base import resolve
 from raymlops.config.credentials import redact
-from raymlops.config.paths import local_path
+from raymlops.config.paths import local_path, sqlite_url
 from raymlops.errors import ConfigError, NotFoundError, Problem, TrackingError
 from raymlops.tracking.database import database_file, ensure_database
 from raymlops.tracking.params import MAX_VALUE_CHARS
@@ -80,7 +80,7 @@ def tracking_uri(spec: ProjectSpec) -> str:
             f"is required, because storage.path is {spec.storage.path!r}, which cannot hold SQLite files",
         )
         raise ConfigError([problem], hint="Name an MLflow server or a PostgreSQL URL.")
-    return f"sqlite:///{folder}/mlflow.db"
+    return sqlite_url(folder / "mlflow.db")
 
 
 class Tracker:

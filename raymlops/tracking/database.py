@@ -10,16 +10,18 @@ import os
 import re
 import socket
 from contextlib import suppress
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raymlops.config.paths import sqlite_path, sqlite_url
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def database_file(uri: str) -> Path | None:
     """Return the file of a SQLite URL, absolute; None for any other database and for one in memory."""
-    scheme, found, rest = uri.partition(":///")
-    name = rest.partition("?")[0]
-    if not found or scheme.partition("+")[0] != "sqlite" or name in {"", ":memory:"} or name.startswith("file:"):
-        return None
-    return Path(name).absolute()
+    file = sqlite_path(uri)
+    return None if file is None else file.absolute()
 
 
 def ensure_database(path: Path, *, artifacts: str) -> None:
@@ -32,7 +34,7 @@ def ensure_database(path: Path, *, artifacts: str) -> None:
     _sweep(path)
     temporary = path.with_name(_temporary(path, os.getpid()))
     try:
-        SqlAlchemyStore(f"sqlite:///{temporary}", artifacts).engine.dispose()
+        SqlAlchemyStore(sqlite_url(temporary), artifacts).engine.dispose()
         # A link, unlike a rename, does not replace what another process finished first.
         with suppress(FileExistsError):
             path.hardlink_to(temporary)

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from raymlops.cluster.driver_node import resumable
 from raymlops.config.changes import identity
 from raymlops.data.prepare import FIT, SOURCES, prepare
 from raymlops.errors import NonFiniteError, RefusedError, StorageError, TrackingError
@@ -217,7 +218,8 @@ def _record_data(
 
 def _run(request: RunRequest) -> tuple[Outcome, str]:
     """Train on workers or in this process, until it ends or a signal stops it."""
-    with stop_asked() as asked:
+    command = resume_command("train", request.place.run_id, spec=request.project.spec)
+    with stop_asked() as asked, resumable(command):
         announced: list[bool] = []
 
         def stop() -> str:

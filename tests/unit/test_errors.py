@@ -12,6 +12,7 @@ from raymlops.errors import (
     Problem,
     RaymlopsError,
     RowProblem,
+    StorageError,
     UsageError,
 )
 from raymlops.predictions import labels
@@ -27,6 +28,18 @@ def example(cls):
     if issubclass(cls, InvalidRowsError):
         return cls([RowProblem(3, "dest", "is missing"), RowProblem(None, None, "is empty")])
     return cls("what happened", hint="what to do")
+
+
+def test_every_class_is_exported():
+    """``__all__`` names what can be caught."""
+    assert {cls.__name__ for cls in every_class() if cls.__module__ == "raymlops.errors"} <= set(
+        raymlops.errors.__all__
+    )
+
+
+def test_a_full_disk_is_no_mistake_of_the_command_line():
+    """Hour 30 of a run does not end in the exit code of a wrong option."""
+    assert (StorageError("no space left").exit_code, issubclass(StorageError, UsageError)) == (5, False)
 
 
 @pytest.mark.parametrize("cls", every_class(), ids=lambda cls: cls.__name__)

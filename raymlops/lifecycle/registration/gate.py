@@ -50,13 +50,15 @@ def gate(
     version: str = "@candidate",
     *,
     adopt: str | None = None,
+    own_rules: bool = False,
     overrides: Sequence[str] = (),
     env: str | None = None,
 ) -> tuple[ModelVersionRef, GateDecision]:
     """Ask the gate about a version; a version that passes gets the alias ``challenger``.
 
     The version must answer requests: its example rows and rows of its validation split go the way of a request through
-    its own code. The thresholds and the margin are those of ``source``. The champion, if there is one, answers the same
+    its own code. The thresholds and the margin are those of ``source``, with ``own_rules`` those of the configuration
+    in the version's bundle. The champion, if there is one, answers the same
     test rows, with its own code; a champion that cannot is no proof that the version is not worse, so the gate refuses
     then. The decision is first in the state, with its audit event, then on the version as a tag, passed or not. A kill
     in between is mended by the same call again. A version that is refused is challenger no more.
@@ -90,7 +92,8 @@ def gate(
         ref = adoptable(ref, record, adopt=adopt)
         candidate = load(ref.bundle.uri, ref.bundle.digest)
         project = _project_of(candidate, here)
-        metric = here.gate.metric or f"test/{project.spec.train.metric.removeprefix('validation/')}"
+        rules = project.spec.gate if own_rules else here.gate
+        metric = rules.metric or f"test/{project.spec.train.metric.removeprefix('validation/')}"
         live = live_champion(state, ref.name)
         current = live or registry.by_alias(ref.name, CHAMPION)
         if current is not None and current.version == ref.version:
@@ -104,16 +107,16 @@ def gate(
             ref=ref,
             current=current,
             live=live is not None,
-            spec=here,
+            num_blocks=rules.blocks,
             metric=metric,
             prepared=prepared,
             state=state,
         )
         decision = decide(
-            here.gate,
+            rules,
             metrics=candidate.evaluation["metrics"],
             metric=metric,
-            mode=here.gate.mode or project.spec.train.mode,
+            mode=rules.mode or project.spec.train.mode,
             candidate_blocks=blocks,
             candidate_finalize=candidate.recipe.finalize,
             champion=champion,
@@ -172,7 +175,7 @@ def _compare(
     ref: ModelVersionRef,
     current: ModelVersionRef | None,
     live: bool,
-    spec: ProjectSpec,
+    num_blocks: int,
     metric: str,
     prepared: Prepared | None,
     state: State,
@@ -202,9 +205,7 @@ def _compare(
         rows = test.for_recipe(model.recipe)
         size = project.spec.train.eval_batch_size
         with on_device(model.model, device):
-            return block_totals(
-                model.recipe, model.model, rows, blocks=spec.gate.blocks, batch_size=size, device=device
-            )
+            return block_totals(model.recipe, model.model, rows, blocks=num_blocks, batch_size=size, device=device)
 
     blocks = sums(candidate)
     try:

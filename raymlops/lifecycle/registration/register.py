@@ -43,8 +43,8 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
 
     Raises:
         NotFoundError: there is no such run.
-        RefusedError: the run did not finish, is no training, or its data or code is no longer what it was trained on;
-            or MLflow says otherwise of its version than this state.
+        RefusedError: the run did not finish, is no training or of another project, or its data or code is no longer
+            what it was trained on; or MLflow says otherwise of its version than this state.
         BundleError, StorageError, TrackingError: nothing is registered.
     """
     from raymlops.bundle.write import write_bundle
@@ -61,6 +61,7 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     here = spec_of(source, overrides=overrides, env=env)
     tracker = tracker_of(here)
     tags = _training_tags(tracker, run_id)
+    _check_project(tags.get("raymlops.project"), here.project.name, run_id=run_id)
     registry = Registry(tracker)
     known = registry.of_run(here.project.name, run_id)
     with State.open(state_url(here)) as journal:
@@ -133,6 +134,19 @@ def _training_tags(tracker: Tracker, run_id: str) -> dict[str, str]:
     if run.info.status != "FINISHED":
         raise RefusedError(f"run {run_id} is {run.info.status}", hint="Only a FINISHED run can be registered.")
     return tags
+
+
+def _check_project(found: str | None, wanted: str, *, run_id: str) -> None:
+    """Refuse a run of another project: its bundle would become a version of a model that it has nothing to do with.
+
+    Raises:
+        RefusedError: it is one.
+    """
+    if found is not None and found != wanted:
+        raise RefusedError(
+            f"run {run_id} is of project {found}, not of {wanted}",
+            hint=f"Register it without --config, or with the configuration of {found}.",
+        )
 
 
 def _is_whole(bundle: BundleRef) -> bool:

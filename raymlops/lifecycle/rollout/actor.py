@@ -36,7 +36,7 @@ from raymlops.state.store import State
 from raymlops.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.live.lineup import Follow
@@ -88,7 +88,7 @@ class ControllerRecord(Record):
     """Who holds its lease: user, machine and process."""
 
 
-def start_controller(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> ControllerRecord:
+def start_controller(source: Source) -> ControllerRecord:
     """Start the controller on the running cluster where none answers, and return who it is.
 
     Raises:
@@ -97,7 +97,7 @@ def start_controller(source: Source, *, overrides: Sequence[str] = (), env: str 
     """
     from raymlops.cluster.dashboard import dashboard
 
-    spec = spec_of(source, overrides=overrides, env=env)
+    spec = spec_of(source)
     with dashboard(spec) as found:
         without = ensure_controller(spec, dashboard_url=found.url, needed=True)
     holder = None if without else _holder(spec)

@@ -97,6 +97,7 @@ def explicit(spec: ProjectSpec, *, tags: Mapping[str, str]) -> ProjectSpec:
     A tracking URI with a password is left out: it has to be set on the cluster.
     """
     from raymlops.config.credentials import holds_credential
+    from raymlops.config.paths import sqlite_url
     from raymlops.tracking.client import tracking_uri
     from raymlops.tracking.database import database_file
     from raymlops.training.runs.lookup import absolute
@@ -106,7 +107,7 @@ def explicit(spec: ProjectSpec, *, tags: Mapping[str, str]) -> ProjectSpec:
     if tracking.uri is None or isinstance(tracking.uri, str):
         uri = tracking_uri(spec)
         file = database_file(uri)
-        uri = uri if file is None else f"sqlite:///{file.absolute()}"
+        uri = uri if file is None else sqlite_url(file)
         tracking = tracking if holds_credential(uri) else tracking.model_copy(update={"uri": uri})
     if tags:
         project = project.model_copy(update={"tags": {**project.tags, **tags}})

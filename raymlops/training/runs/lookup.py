@@ -174,7 +174,7 @@ def who_holds(recorded: Recorded) -> tuple[Literal["held", "free", "unknown"], s
         if recorded.status == "RUNNING" and not was_held(url, recorded.run_id):
             started_on = recorded.tags.get("raymlops.host", "another machine")
             return "unknown", f"its lease is not kept here; it was started on {started_on}"
-    except (UsageError, UnreachableError) as error:
+    except (UsageError, StorageError, UnreachableError) as error:
         return "unknown", f"its lease cannot be read: {error.message}"
     return "free", ""
 

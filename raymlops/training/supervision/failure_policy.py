@@ -190,9 +190,13 @@ def kind_of(raised: Raised) -> Kind:
         return "error"
     if not isinstance(raised.own, NonFiniteError) and passing(raised.links):
         return "environment"
-    if isinstance(raised.own, StorageError):
-        return "storage"
-    return "recipe_error" if isinstance(raised.own, UsageError | NonFiniteError) else "error"
+    match raised.own:
+        case StorageError():
+            return "storage"
+        case UsageError() | NonFiniteError():
+            return "recipe_error"
+        case _:
+            return "error"
 
 
 def is_torn(raised: Raised) -> bool:

@@ -7,11 +7,11 @@ in the driver's own thread, so that a signal ends it; decisions are made by the 
 from __future__ import annotations
 
 import secrets
-import tempfile
 import time
 from typing import TYPE_CHECKING
 
 from raymlops.errors import TrainingError
+from raymlops.storage.scratch import scratch
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.supervision.channel import DriverChannel
 from raymlops.training.supervision.diagnosis import diagnose, never_started
@@ -49,11 +49,11 @@ def fit(request: RunRequest) -> tuple[Outcome, str]:
     try:
         with (
             # Ray Train needs a folder for files of its own; ours are elsewhere.
-            tempfile.TemporaryDirectory(prefix="raymlops-train-", ignore_cleanup_errors=True) as folder,
+            scratch() as folder,
             train_environment(section=request.section, wait_s=request.project.spec.cluster.wait_s),
             DriverChannel() as channel,
         ):
-            result = _Supervisor(request, folder=folder, notify=notify, channel=channel).run()
+            result = _Supervisor(request, folder=str(folder), notify=notify, channel=channel).run()
     except BaseException as error:
         notify.add_deferred(error)
         raise

@@ -11,8 +11,7 @@ from typing import Literal
 
 from ray import exceptions
 
-from raymlops.errors import describe
-from raymlops.tuning.trial.watchdog import ProcessSpoiledError, TrialHungError
+from raymlops.errors import ProcessSpoiledError, TrialHungError, describe
 
 MAX_LOSSES = 3
 """Nodes that one trial may lose: the trial may be what takes them down."""

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from raymlops.cluster import holders
+from raymlops.cluster.driver_node import resumable
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError, SweepError, TrackingError, describe
 from raymlops.signals import undisturbed
 from raymlops.storage import filesystem
@@ -114,7 +115,9 @@ def _run(project: Project, stores: SweepStores, *, controller: SweepController, 
             controller.requeue(opened)
     if controller.done:
         return
-    with trainable(data.shared_data() if spec.sweep.workers_per_trial == 1 else None) as actor_class:
+    command = resume_command("sweep", stores.parent.sweep_id, spec=spec)
+    shared = data.shared_data() if spec.sweep.workers_per_trial == 1 else None
+    with trainable(shared) as actor_class, resumable(command):
         run_tune(controller, trainable=actor_class, scheduler=scheduler, name=stores.parent.sweep_id)
 
 

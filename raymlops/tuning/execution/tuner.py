@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.execution.tune_controller import TuneController
 
 from raymlops.signals import heeded
+from raymlops.storage.scratch import scratch
 from raymlops.tuning.execution.tune_hooks import SweepCallback, SweepSearcher, SweepStopper
 
 if TYPE_CHECKING:
@@ -51,12 +51,7 @@ SETTINGS = {
 def run_tune(controller: SweepController, *, trainable: Any, scheduler: NumberedScheduler, name: str) -> None:
     """Run trials until the controller has none left or stops."""
     callback = SweepCallback(controller)
-    with (
-        stop_on_signal(controller),
-        quiet_tune(),
-        patched_tune(),
-        tempfile.TemporaryDirectory(prefix="raymlops-sweep-") as folder,
-    ):
+    with stop_on_signal(controller), quiet_tune(), patched_tune(), scratch() as folder:
         tune.Tuner(
             trainable,
             param_space={},
@@ -71,7 +66,7 @@ def run_tune(controller: SweepController, *, trainable: Any, scheduler: Numbered
             ),
             run_config=tune.RunConfig(
                 name=name,
-                storage_path=folder,
+                storage_path=str(folder),
                 callbacks=[callback],
                 stop=SweepStopper(controller, callback=callback),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

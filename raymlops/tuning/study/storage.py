@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.base import resolve
-from raymlops.config.paths import local_path
+from raymlops.config.paths import local_path, sqlite_url
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def optuna_url(spec: ProjectSpec) -> str:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"storage.path {folder} cannot be created: {error}") from error
-    return f"sqlite:///{folder / 'optuna.db'}"
+    return sqlite_url(folder / "optuna.db")
 
 
 def without_credentials(url: str) -> str:

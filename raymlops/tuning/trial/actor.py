@@ -30,7 +30,7 @@ from ray.tune import PlacementGroupFactory, Trainable
 from raymlops.config.changes import identity
 from raymlops.data.cache import DataCache
 from raymlops.data.shared import StoredObject
-from raymlops.errors import TrainingError, describe
+from raymlops.errors import ProcessSpoiledError, TrainingError, TrialHungError, describe
 from raymlops.project import Project
 from raymlops.storage import filesystem
 from raymlops.training.checkpoints.latest import recall, recorded_fit
@@ -41,7 +41,7 @@ from raymlops.training.runs.lookup import CHECKPOINTS
 from raymlops.tuning.trial.checkpoints import TrialSaver, section_of
 from raymlops.tuning.trial.epoch_stream import EpochStream, TrialThread
 from raymlops.tuning.trial.reported_values import judged_metrics, numbers, refusal
-from raymlops.tuning.trial.watchdog import ExitBackstop, ProcessSpoiledError, TrialHungError, Watchdog
+from raymlops.tuning.trial.watchdog import ExitBackstop, Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-from raymlops.errors import TrainingError
+from raymlops.errors import TrialHungError
 from raymlops.training.supervision.hang_detector import COMPILED_START_S, START_S
 
 if TYPE_CHECKING:
@@ -26,14 +26,6 @@ _BACKSTOP_TIMES = 3.0
 """Multiple of the timeout after which the process exits by itself."""
 _REARM_S = 1.0
 _FRAMES = 4
-
-
-class TrialHungError(TrainingError):
-    """A trial's training makes no progress. Its process must be ended."""
-
-
-class ProcessSpoiledError(TrainingError):
-    """A process cannot start a trial, because the previous one does not end."""
 
 
 class Backstop:

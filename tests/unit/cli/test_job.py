@@ -6,21 +6,24 @@ import sys
 
 import pytest
 
+from raymlops.cli.app import JOB
+
 SCRIPT = """
 import os, signal, sys
+import raymlops.cli.output
+from raymlops.cli.app import _carrying, app, main
 from raymlops.cli.job import run_job
+from raymlops.cli.output import ConfigOption, JsonFlag, Overrides, YesFlag, answer, confirm
 from raymlops.errors import ClusterError
-from raymlops.records import BundleRef, TrialRecord
 
-def work(args):
+def stub(config: ConfigOption, overrides: Overrides = None, *, yes: YesFlag = False, as_json: JsonFlag = False) -> None:
     print("progress", file=sys.stderr)
-    match getattr(args, "resume", None) or args.config:
-        case "run1":
-            return BundleRef(str(args.config), args.resume)
+    confirm("Sure?", yes=yes)
+    match config:
         case "good":
-            return BundleRef(args.env, args.overrides[0])
+            answer({"overrides": overrides}, "text", as_json=as_json)
         case "nan":
-            return TrialRecord(0, {}, "complete", float("nan"), metrics={"loss": float("inf")})
+            answer({"value": float("nan"), "metrics": {"loss": float("inf")}}, "text", as_json=as_json)
         case "unreachable":
             raise ClusterError("nobody answers", hint="start one")
         case "defect":
@@ -30,36 +33,51 @@ def work(args):
         case "stopped":
             os.kill(os.getpid(), signal.SIGTERM)
 
-run_job(sys.argv.pop(1), work)
+app.registered_commands = [command for command in app.registered_commands if command.callback.__name__ != "deploy"]
+app.command("deploy")(_carrying(stub))
 """
+AS_SCRIPT = f"{SCRIPT}\nrun_job('deploy')"
+AS_VERB = f"{SCRIPT}\nsys.exit(main(['deploy', *sys.argv[1:]]))"
 
 
-@pytest.fixture
-def job(tmp_path):
-    """Run a job script; return its exit code and its log's last line, which must be its only result."""
+def run(code, *arguments, cwd, env=None):
+    """Run a script; return its exit code and the lines of its log."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        env=env,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stdout.splitlines()
 
-    def run(*arguments, verb="train"):
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, verb, *arguments],
-            cwd=tmp_path,
-            check=False,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=60,
+
+@pytest.fixture(params=["script", "verb"])
+def job(request, tmp_path):
+    """Run a job, as a script of ``jobs/`` and as the verb itself; return its exit code and its result."""
+
+    def run_it(*arguments):
+        code, lines = (
+            run(AS_SCRIPT, *arguments, cwd=tmp_path)
+            if request.param == "script"
+            else run(AS_VERB, "--yes", *arguments, cwd=tmp_path, env={JOB: "{}"})
         )
-        lines = [line for line in done.stdout.splitlines() if line.startswith("RAYMLOPS_RESULT ")]
-        assert lines == done.stdout.splitlines()[-1:], done.stdout
-        return done.returncode, json.loads(lines[0].partition(" ")[2])
+        results = [line for line in lines if line.startswith("RAYMLOPS_RESULT ")]
+        assert results == lines[-1:], lines
+        return code, json.loads(results[0].partition(" ")[2])
 
-    return run
+    return run_it
 
 
 def test_a_finished_job_ends_its_log_with_the_result(job):
-    """The arguments have come through."""
-    code, result = job("--config", "good", "--env", "prod", "train.lr=1")
+    """The arguments have come through, and nobody was asked."""
+    code, result = job("--config", "good", "train.lr=1")
     assert code == 0
-    assert result == {"schema_version": 1, "verb": "train", "uri": "prod", "digest": "train.lr=1"}
+    assert result == {"schema_version": 1, "verb": "deploy", "overrides": ["train.lr=1"]}
 
 
 def test_a_metric_that_is_no_number_does_not_fail_a_finished_job(job):
@@ -74,45 +92,30 @@ def test_a_metric_that_is_no_number_does_not_fail_a_finished_job(job):
         ("unreachable", 5, "ClusterError", "nobody answers"),
         ("defect", 1, "KeyError", "'missing'"),
         ("left", 1, "SystemExit", "0"),
-        ("stopped", 130, "KeyboardInterrupt", ""),
+        ("stopped", 130, "KeyboardInterrupt", "interrupted"),
     ],
 )
 def test_a_failed_job_says_why_and_exits_with_its_code(job, config, code, kind, message):
     """Also one that was stopped, or whose recipe called sys.exit."""
     got, result = job("--config", config)
-    assert (got, result["exit_code"], result["verb"]) == (code, code, "train")
+    assert (got, result["exit_code"], result["verb"]) == (code, code, "deploy")
     assert (result["error"]["type"], result["error"]["message"]) == (kind, message)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "one of the following arguments is required: --config, --resume"),
-        (["--config", "good", "--colour"], "unrecognized arguments: --colour"),
-        (["--config", "good", "--version", "3"], "unrecognized arguments: --version"),
-    ],
-)
-def test_a_job_that_is_called_wrongly_ends_with_a_result_too(job, arguments, message):
-    """The usage is the hint."""
+@pytest.mark.parametrize("arguments", [[], ["--config", "good", "--colour"]])
+def test_a_job_that_is_called_wrongly_ends_with_a_result_too(job, arguments):
+    """As any other error."""
     code, result = job(*arguments)
     assert (code, result["exit_code"], result["error"]["type"]) == (2, 2, "UsageError")
-    assert message in result["error"]["message"]
-    assert result["error"]["hint"].startswith("usage: jobs/train.py")
 
 
-@pytest.mark.parametrize(("more", "config"), [([], "None"), (["--config", "good"], "good")])
-def test_a_training_goes_on_with_or_without_a_configuration(job, more, config):
-    """The run knows its own."""
-    code, result = job("--resume", "run1", *more)
-    assert (code, result["digest"], result["uri"]) == (0, "run1", config)
+def test_a_script_takes_the_same_yes_as_the_verb(tmp_path):
+    """It is said by submitting the job; saying it again is no mistake."""
+    for more in ([], ["--yes"], ["-y"]):
+        assert run(AS_SCRIPT, "--config", "good", *more, cwd=tmp_path)[0] == 0
 
 
-def test_only_a_training_is_resumed(job):
-    """Any other job needs its configuration."""
-    code, result = job("--resume", "run1", verb="deploy")
-    assert (code, result["error"]["message"]) == (2, "the following arguments are required: --config")
-
-
-def test_only_deploy_takes_a_version(job):
-    """What is deployed by default is in its help."""
-    assert job("--config", "unreachable", "--version", "3", verb="deploy")[0] == 5
+def test_json_in_a_job_is_the_object_alone(tmp_path):
+    """A job's shell may read the answer."""
+    code, lines = run(AS_VERB, "--yes", "--config", "good", "--json", cwd=tmp_path, env={JOB: "{}"})
+    assert (code, json.loads(lines[-1])["overrides"]) == (0, None)

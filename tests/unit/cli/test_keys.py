@@ -32,7 +32,7 @@ def test_the_secret_is_the_whole_answer(run):
     )
     secret = out.strip()
     assert (code, out, len(secret)) == (0, f"{secret}\n", 59)
-    assert "is not kept" in err
+    assert "is not stored" in err
     assert secret not in err
     _, listed, _ = run("list")
     assert secret[16:] not in listed
@@ -55,7 +55,7 @@ def test_a_key_is_rotated_and_revoked(run):
     code, second, err = run("rotate", "shop", "--grace", "1h")
     assert code == 0
     assert second != first
-    assert "is good until" in err
+    assert "is valid until" in err
     new_id = second.split("_")[1]
     assert run("revoke", new_id, "--yes")[:2] == (0, f"key {new_id} of shop is revoked\n")
     assert {line.split()[2] for line in run("list")[1].splitlines()[1:]} == {"good", "revoked"}
@@ -92,4 +92,4 @@ def test_doubts_are_said_beside_the_answer(run):
     assert (code, len(out.strip())) == (0, 59)
     assert "warning: the key cannot predict" in err
     assert "warning: no model nope was ever deployed" in err
-    assert "flights: open, answers without a key too; serve.auth: keys asks for keys" in err
+    assert "flights: open, answers without a key too; serve.auth: keys requires keys" in err

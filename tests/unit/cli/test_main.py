@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from raymlops.cli.main import _carry_interrupts, _InterruptedError, app, main
+from raymlops.cli.app import _carry_interrupts, _InterruptedError, app
+from raymlops.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[3]
 HEAVY = {"ray", "torch", "mlflow", "optuna", "pandas", "pyarrow"}
@@ -20,7 +21,7 @@ def verbs():
         yield from (f"{name} {leaf}" for leaf in sub.commands) if hasattr(sub, "commands") else (name,)
 
 
-@pytest.mark.parametrize("code", ["import raymlops", "import raymlops.cli.main"])
+@pytest.mark.parametrize("code", ["import raymlops", "import raymlops.cli.app"])
 def test_start_up_loads_nothing_heavy(code):
     """Importing the package or the whole command line loads no ray, torch or mlflow."""
     script = f"{code}; import sys; print(*sys.modules)"
@@ -118,9 +119,11 @@ def test_origin_of_each_value(tmp_path, capsys):
 
 def test_changes_need_yes_without_a_terminal(tmp_path, monkeypatch, capsys):
     """What changes the live endpoint asks, and refuses where nobody can answer."""
+    file = tmp_path / "a.yaml"
+    file.write_text("project: {name: x}\nrecipe: {import: 'a:B'}\n")
     with Path(os.devnull).open() as nobody:
         monkeypatch.setattr("sys.stdin", nobody)
-        assert main(["rollback", "--config", str(tmp_path / "a.yaml")]) == 2
+        assert main(["rollback", "--config", str(file)]) == 2
     assert "--yes" in capsys.readouterr().err
 
 
@@ -138,3 +141,32 @@ def test_an_interrupt_keeps_what_was_noted_on_it():
     with pytest.raises(_InterruptedError) as raised:
         app([], standalone_mode=False)
     assert raised.value.by.__notes__ == ["it goes on with two"]
+
+
+def test_without_arguments_the_help_is_shown(capsys):
+    """It is no error of anybody's."""
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.lstrip().startswith("Usage: ")
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_an_interrupt_during_the_imports_ends_with_its_code(as_json, tmp_path):
+    """No traceback of imports, which may take a second on a busy machine."""
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    arguments = ["status", *(["--json"] if as_json else [])]
+    code = f"import sys; sys.argv[1:] = {arguments}; import raymlops.cli.main as m; m.run()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    if as_json:
+        assert json.loads(done.stdout)["error"]["message"] == "interrupted"
+    else:
+        assert done.stdout == ""

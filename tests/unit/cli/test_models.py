@@ -1,17 +1,6 @@
 from __future__ import annotations
 
 from raymlops.cli.main import main
-from raymlops.cli.output import command_of
-
-
-def test_what_comes_next_is_about_the_same_project():
-    """The overlay and the values that replaced the file's are repeated, for a shell."""
-    overrides = ["project.name=x", "gate.min={auc: 1}"]
-    command = command_of("models gate", "--version", 3, config="a b.yaml", overrides=overrides, env="prod")
-    assert command == (
-        "raymlops models gate --config 'a b.yaml' --version 3 project.name=x 'gate.min={auc: 1}' --env prod"
-    )
-    assert command_of("deploy", config="a.yaml", env=None) == "raymlops deploy --config a.yaml"
 
 
 def test_an_mlflow_that_is_down_is_said_in_a_line(tmp_path, capsys):

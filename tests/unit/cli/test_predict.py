@@ -19,9 +19,8 @@ from raymlops.cli.main import main
         (["--out", "o", "-c", "a.yaml"], "needs NAME and --file, or --batch"),
         (["--batch", "i", "--out", "o", "-c", "a.yaml", "-f", "rows.json"], "--file does not go with --batch"),
         (["--batch", "i", "--out", "o", "-c", "a.yaml", "--url", "u", "--timeout-s", "3"], "--url, --timeout-s do not"),
-        (["flights", "--batch", "i", "--out", "o", "-c", "a.yaml"], "'flights' is no KEY.PATH=VALUE"),
-        (["--batch", "i", "--out", "o"], "--batch needs --config"),
-        (["--batch", "i"], "--batch needs --out and --config"),
+        (["--batch", "i", "--out", "o"], "neither a model nor its configuration is named"),
+        (["--batch", "i"], "--batch needs --out"),
     ],
 )
 def test_the_two_kinds_are_not_mixed(arguments, message, capsys):

@@ -1,4 +1,5 @@
 import pytest
+from ruamel.yaml import YAML
 
 from raymlops.cli.scaffold import scaffold
 from raymlops.config.load import load
@@ -9,7 +10,22 @@ def test_scaffold_is_a_valid_project(tmp_path, monkeypatch):
     """The files are there and the configuration holds."""
     monkeypatch.chdir(tmp_path)
     folder, files = scaffold("late-parcels")
-    assert files == ["README.md", "config.yaml", "data.csv", "late_parcels.py", "test_late_parcels.py"]
+    assert files == [
+        ".github/workflows/ci.yml",
+        ".gitignore",
+        "README.md",
+        "config.yaml",
+        "data.csv",
+        "late_parcels.py",
+        "requirements.txt",
+        "test_late_parcels.py",
+    ]
+    steps = YAML(typ="safe").load(folder / ".github/workflows/ci.yml")["jobs"]["test"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [
+        "pip install -r requirements.txt",
+        "raymlops validate config.yaml",
+        "pytest -q",
+    ]
     assert load(folder / "config.yaml").spec.recipe.import_ == "late_parcels:LateParcels"
 
 

@@ -136,7 +136,7 @@ def test_asking_for_a_run_makes_no_database(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for ask in (lambda: train(resume="x"), lambda: run_status("x"), lambda: next(run_log("x")), collect):
-        with pytest.raises(NotFoundError, match="has not been made yet"):
+        with pytest.raises(NotFoundError, match="does not exist yet"):
             ask()
     assert not (tmp_path / "home").exists()
 

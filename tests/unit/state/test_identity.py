@@ -50,7 +50,7 @@ def test_a_database_of_the_schema_before_gets_an_id_and_keeps_its_rows(url, stat
     with state.writing() as connection:
         connection.execute(sa.text("DROP TABLE versions"))
         connection.execute(sa.text("DROP TABLE identity"))
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0003'"))
+        connection.execute(sa.text("UPDATE raymlops_version SET version_num = '0003'"))
     with State.open(url) as migrated:
         assert migrated.owner().id
         assert [item.version for item in migrated.deployments()] == [1]

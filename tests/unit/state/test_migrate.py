@@ -28,7 +28,12 @@ def test_the_head_is_the_newest_script():
 def test_the_migrations_make_the_tables_that_the_code_uses(url):
     """Alembic finds no difference between a migrated database and the schema."""
     with State.open(url) as state, state._engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        assert (
+            compare_metadata(
+                MigrationContext.configure(connection, opts={"version_table": "raymlops_version"}), metadata
+            )
+            == []
+        )
 
 
 def test_opening_again_changes_nothing(url):
@@ -42,6 +47,31 @@ def test_opening_again_changes_nothing(url):
 def test_a_newer_schema_is_refused_and_left_alone(url):
     """An old raymlops says so before it touches a row."""
     with State.open(url) as state, state._engine.begin() as connection:
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+        connection.execute(sa.text("UPDATE raymlops_version SET version_num = '9999'"))
     with pytest.raises(StorageError, match=f"has schema 9999.*knows up to {HEAD}"):
         State.open(url)
+
+
+def test_optuna_may_share_the_database(url):
+    """Each keeps its own revision: neither takes the other's for a newer release of its own."""
+    from raymlops.tuning.study.storage import open_storage
+
+    for _ in range(2):
+        with State.open(url) as state, open_storage(url):
+            assert state.owner().id
+
+
+def test_the_shared_name_of_earlier_releases_is_given_up(url):
+    """The revision moves to the table of our own, so that Optuna may use the old one from then on."""
+    with State.open(url) as state, state._engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE raymlops_version RENAME TO alembic_version"))
+    with State.open(url) as state, state.reading() as connection:
+        tables = set(sa.inspect(connection).get_table_names())
+    assert "raymlops_version" in tables
+    assert "alembic_version" not in tables
+
+
+def test_an_up_to_date_database_is_opened_while_somebody_writes(url):
+    """Opening only reads then, so that ``status`` and ``audit`` need no permission to write."""
+    with State.open(url) as state, state.writing(), State.open(url) as other:
+        assert other.deployments() == []

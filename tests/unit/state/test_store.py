@@ -9,11 +9,13 @@ import threading
 import pytest
 import sqlalchemy as sa
 
+from raymlops.config.paths import sqlite_path
 from raymlops.config.schema import ProjectSpec
 from raymlops.errors import ConfigError, RefusedError, StorageError, UnreachableError, UsageError
 from raymlops.records import BundleRef
 from raymlops.state.audit import add_event, changes_of
 from raymlops.state.database import state_url
+from raymlops.state.engine import database_path
 from raymlops.state.store import Deployment, State
 
 URL_WITH_PASSWORD = "postgresql://someone:hunter2@127.0.0.1:1/raymlops"
@@ -264,3 +266,41 @@ def test_a_bucket_holds_no_sqlite_file():
     """With storage.path on an object store the state needs a database of its own."""
     with pytest.raises(ConfigError, match="must be set"):
         state_url(spec(path="s3://bucket/raymlops"))
+
+
+@pytest.mark.parametrize("name", ["per%cent", "a%2Fb", "ques?tion", "with space", "n#1", "grün"])
+def test_any_folder_name_holds_the_state(tmp_path, name):
+    """The file lies where the path says, and those who look for it find it there."""
+    spec = ProjectSpec.model_validate(
+        {"project": {"name": "m"}, "recipe": {"import": "a:B"}, "storage": {"path": str(tmp_path / name)}}
+    )
+    with State.open(state_url(spec)):
+        assert (tmp_path / name / "state.db").exists()
+    assert sqlite_path(state_url(spec)) == tmp_path / name / "state.db"
+
+
+@pytest.mark.parametrize(("folder", "file"), [(0o2775, 0o664), (0o755, 0o644), (0o700, 0o600), (0o777, 0o666)])
+def test_who_may_write_in_the_folder_may_use_the_state(tmp_path, folder, file):
+    """Whatever the umask: several users of a group share the database and its lock."""
+    tmp_path.chmod(folder)
+    with State.open(f"sqlite:///{tmp_path}/state.db") as state, state.exclusive("test", wait_s=1):
+        state.record(action="a", subject="s")
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(modes, file)
+    assert {"state.db", "state.db.lock", "state.db-wal"} <= modes.keys()
+
+
+@pytest.mark.parametrize("damage", [b"garbage" * 1000, None])
+def test_a_damaged_file_is_said_to_need_a_backup(url, state, damage):
+    """Not that a disk may be full: what helps is a copy of the file."""
+    path = database_path(state._engine)
+    for version in range(200):
+        state.record(action="a", subject=f"s{version}", why="x" * 500)
+    state.close()
+    whole = path.read_bytes()
+    path.write_bytes(damage or whole[: len(whole) // 3])
+    for left in ("-wal", "-shm"):
+        path.with_name(path.name + left).unlink(missing_ok=True)
+    with pytest.raises(StorageError) as caught, State.open(url) as again:
+        again.events()
+    assert "deploy --restore --takeover" in caught.value.hint

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from ray import exceptions
 
+from raymlops.errors import ProcessSpoiledError, TrialHungError
 from raymlops.tuning.execution.failures import MAX_LOSSES, Death, death, decide_restart
-from raymlops.tuning.trial.watchdog import ProcessSpoiledError, TrialHungError
 
 
 def gone(cause, *, init_failed=False):

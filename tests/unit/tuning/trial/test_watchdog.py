@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 import subprocess
 import sys
 import threading
@@ -11,7 +10,7 @@ import threading
 import pytest
 
 from raymlops.training.supervision.hang_detector import COMPILED_START_S, START_S
-from raymlops.tuning.trial.watchdog import PREPARE_S, TrialHungError, Watchdog, innermost
+from raymlops.tuning.trial.watchdog import PREPARE_S, Watchdog, innermost
 
 
 class Clock:
@@ -128,11 +127,6 @@ def test_the_error_says_how_long_and_where(watchdog, clock, begun, step, where):
     error = watchdog.error(threading.get_ident())
     assert f"no progress for 12 s {where} (train.hang_timeout_s)" in error.message
     assert "test_the_error_says_how_long_and_where" in error.message
-
-
-def test_the_error_travels_between_processes():
-    error = pickle.loads(pickle.dumps(TrialHungError("it hangs", hint="wait")))
-    assert (type(error), error.message, error.hint) == (TrialHungError, "it hangs", "wait")
 
 
 def test_a_thread_that_is_gone_stands_nowhere():

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
-from raymlops.cli.live import _live, _percents
 from raymlops.cli.main import main
+from raymlops.cli.source import choose
+from raymlops.cli.traffic import _percents, deployment_text
 from raymlops.errors import UsageError
-from raymlops.lifecycle.by_name import named, nameless
+from raymlops.lifecycle.by_name import nameless
 from raymlops.lifecycle.overview import UNMOVED, ModelOverview
 from raymlops.lifecycle.rollout.canary import TrafficRecord
 from raymlops.records import BundleRef, DeploymentRecord
@@ -23,7 +25,7 @@ def traffic(**fields):
     [
         (
             traffic(weight=0.1, rollout_id="r1"),
-            "m version 3 answers 10%, version 2 the rest; rollout r1 goes on by itself: raymlops status",
+            "m version 3 answers 10%, version 2 the rest; rollout r1 continues by itself: raymlops status",
         ),
         (traffic(weight=0.25, shadow=1.0), "m version 3 answers 25%, copies of 100%, version 2 the rest"),
         (traffic(rollout_id="r1"), "m version 3 answers nothing any more; version 2 has all requests"),
@@ -37,7 +39,7 @@ def traffic(**fields):
 )
 def test_one_line_says_who_answers(record, text):
     """After deploy, promote and rollback."""
-    assert _live(record) == text
+    assert deployment_text(record) == text
 
 
 def test_a_model_is_told_in_lines():
@@ -130,16 +132,23 @@ def deployed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("text", "version"), [("m", None), ("m@challenger", "@challenger"), ("m@7", "7")])
 def test_a_model_is_named_without_its_configuration(deployed, text, version):
     """It is served as it was deployed last; a value may be replaced."""
-    spec, found = named(text, overrides=["serve.max_replicas=5"])
-    assert (spec.project.name, found) == ("m", version)
-    assert (spec.serve.port, spec.serve.min_replicas, spec.serve.max_replicas) == (8765, 2, 5)
+    chosen = choose([text, "serve.max_replicas=5"], config=None, env=None)
+    assert (chosen.name, chosen.version, chosen.named) == ("m", version, True)
+    serve = chosen.spec.serve
+    assert (serve.port, serve.min_replicas, serve.max_replicas) == (8765, 2, 5)
+
+
+def test_the_environment_says_where_the_state_is(deployed, tmp_path, monkeypatch):
+    """As on a production cluster, whose configuration is not at hand."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path / "elsewhere"))
+    assert main(["rollback", "m", "--yes"]) == 3
+    monkeypatch.setenv("RAYMLOPS_STATE_URL", f"sqlite:///{tmp_path}/state.db")
+    assert main(["rollback", "m", "--yes"]) == 5  # no cluster runs
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["rollback", "other"], "--config FILE"),
-        (["deploy", "other@challenger"], "--config FILE"),
         (["promote", "serve.port=1"], "neither a model nor its configuration"),
         (["rollback"], "neither a model nor its configuration"),
         (["rollback", "m@7"], "not to 7"),
@@ -153,10 +162,51 @@ def test_a_name_that_says_too_little_or_too_much_is_refused(deployed, words, mes
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["rollback", "other"], ["deploy", "other@challenger"], ["promote", "other"]])
+def test_a_model_that_was_never_deployed_is_not_found(deployed, words, capsys):
+    """Exit code 3, as for every model that does not exist."""
+    assert main([*words, "--yes"]) == 3
+    assert "--config FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "question"),
+    [
+        (["deploy", "m@7"], "Make m version 7 live?"),
+        (["deploy", "m@challenger", "--canary", "5"], "Give m version @challenger a share of the traffic?"),
+        (["deploy", "m", "--remove"], "Take m down, with all its versions?"),
+        (["promote", "m"], "Make m version @challenger champion?"),
+        (["rollback", "m"], "This takes back the canary of m, or the last change of its route."),
+    ],
+)
+def test_questions_name_the_model_and_the_version(deployed, words, question, capsys):
+    """Whoever says yes knows to what."""
+    assert main(words) == 2
+    assert question in capsys.readouterr().err
+
+
+def test_an_interrupted_deploy_says_what_is_live(deployed, tmp_path, monkeypatch, capsys):
+    """The interrupt may have come after the route was given away."""
+    item = Deployment("m", 2, BundleRef("/bundles", "d" * 64), "run", "champion", {"port": 8765})
+    with State.open(f"sqlite:///{tmp_path}/state.db") as state:
+        state.put_deployments({"m": [item]}, action="deploy", why="")
+
+    def interrupted(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("raymlops.lifecycle.deploy.deploy", interrupted)
+    assert main(["deploy", "m@3", "--yes", "--json"]) == 130
+    out, err = capsys.readouterr()
+    assert "version 2 is live of m" in err
+    error = json.loads(out)["error"]
+    assert error["type"] == "KeyboardInterrupt"
+    assert "version 2 is live of m" in error["notes"][0]
+
+
 def test_taking_one_version_down_asks_for_it_by_name_and_number(deployed, capsys):
     """As there is no terminal to ask on, the question is in the refusal; with --yes only the cluster is missing."""
     assert main(["deploy", "m@7", "--remove"]) == 2
-    assert "This takes version 7 of m down. Go on?" in capsys.readouterr().err
+    assert "Take version 7 of m down?" in capsys.readouterr().err
     assert main(["deploy", "m", "--version", "7", "--remove", "--yes"]) == 5
     assert "no running cluster" in capsys.readouterr().err
 

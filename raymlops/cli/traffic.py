@@ -1,0 +1,305 @@
+"""``deploy``, ``promote`` and ``rollback``: which version is live, and who gets which share of the traffic."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, YesFlag, answer, confirm, has_terminal, note
+from raymlops.cli.source import Chosen, NamedArgument, VersionOption, choose, choose_if_named
+from raymlops.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from raymlops.lifecycle.rollout.canary import TrafficRecord
+
+CHALLENGER = "@challenger"
+
+BreakingFlag = Annotated[
+    bool, typer.Option("--breaking", help="Accept that it takes or gives something else than what is live.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's verbs."""
+    app.command()(deploy)
+    app.command()(promote)
+    app.command()(rollback)
+
+
+def deploy(
+    words: NamedArgument = None,
+    *,
+    config: OptionalConfig = None,
+    version: VersionOption = None,
+    env: EnvOption = None,
+    beside: Annotated[bool, typer.Option("--beside", help="Bring it up without giving it the route.")] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Take the model down instead; with --version that version alone.")
+    ] = False,
+    restore: Annotated[
+        bool, typer.Option("--restore", help="Bring every model back instead, as after down and up.")
+    ] = False,
+    canary: Annotated[
+        float | None, typer.Option("--canary", metavar="PERCENT", help="Route this share of the requests to it.")
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            "--steps", metavar="P,P,...", help="Raise the share step by step; promote or abort automatically."
+        ),
+    ] = None,
+    bake: Annotated[
+        str | None, typer.Option("--bake", metavar="TIME", help="Minimum duration of a step, such as 10m.")
+    ] = None,
+    shadow: Annotated[
+        float | None, typer.Option("--shadow", metavar="PERCENT", help="Send it copies of this share of the requests.")
+    ] = None,
+    abort: Annotated[bool, typer.Option("--abort", help="First abort a running rollout.")] = False,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait", help="Follow the rollout to its end; alone: the running one (exit code 4: aborted)."),
+    ] = False,
+    breaking: BreakingFlag = False,
+    takeover: Annotated[bool, typer.Option("--takeover", help="With --restore: let an older backup count.")] = False,
+    yes: YesFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Bring a version up beside what is live, check it, then give it the route, or a share of the traffic."""
+    from raymlops.config.durations import parse_duration
+    from raymlops.lifecycle import deploy as live
+
+    shared = {"--canary": canary, "--steps": steps, "--bake": bake, "--shadow": shadow}
+    sharing = [option for option, value in shared.items() if value is not None]
+    follow = wait and steps is None and bake is None
+    _check_options(
+        sharing,
+        follow=follow,
+        **{
+            "--beside": beside,
+            "--remove": remove,
+            "--restore": restore,
+            "--abort": abort,
+            "--wait": wait,
+            "--breaking": breaking,
+            "--takeover": takeover,
+        },
+    )
+    if restore:
+        found = choose_if_named(words, config=config, env=env, version=version, deployed=True)
+        _restore(found, takeover=takeover, yes=yes, as_json=as_json)
+        return
+    chosen = choose(words, config=config, env=env, version=version, deployed=True)
+    if follow:
+        _follow(chosen, live.running_rollout(chosen.spec, chosen.version), as_json=as_json)
+        return
+    if remove:
+        _remove(chosen, yes=yes, as_json=as_json)
+        return
+    version = chosen.version or CHALLENGER
+    if sharing:
+        confirm(f"Give {_target(chosen, version, yes=yes)} a share of the traffic?", yes=yes)
+    elif not beside:
+        confirm(f"Make {_target(chosen, version, yes=yes)} live?", yes=yes)
+    with _says_what_is_live(chosen):
+        record = live.deploy(
+            chosen.spec,
+            version,
+            promote=not beside,
+            canary=canary,
+            steps=None if steps is None else _percents(steps),
+            bake_s=None if bake is None else parse_duration(bake),
+            shadow=shadow,
+            abort=abort,
+            breaking=breaking,
+        )
+    rollout_id = getattr(record, "rollout_id", None)
+    if wait and rollout_id is not None:
+        note(deployment_text(record))
+        _follow(chosen, rollout_id, as_json=as_json)
+        return
+    answer(record.to_dict(), deployment_text(record), as_json=as_json)
+
+
+def promote(
+    words: NamedArgument = None,
+    *,
+    config: OptionalConfig = None,
+    version: VersionOption = None,
+    env: EnvOption = None,
+    breaking: BreakingFlag = False,
+    yes: YesFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a version champion; if the model is served, it takes the route."""
+    from raymlops.lifecycle import deploy as live
+
+    chosen = choose(words, config=config, env=env, version=version, deployed=True)
+    version = chosen.version or CHALLENGER
+    confirm(f"Make {_target(chosen, version, yes=yes)} champion?", yes=yes)
+    with _says_what_is_live(chosen):
+        record = live.promote(chosen.spec, version, breaking=breaking)
+    answer(record.to_dict(), deployment_text(record), as_json=as_json)
+
+
+def rollback(
+    words: NamedArgument = None,
+    *,
+    config: OptionalConfig = None,
+    env: EnvOption = None,
+    yes: YesFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Take a canary's share away; without a canary, give the route back to the previous champion."""
+    from raymlops.lifecycle import deploy as live
+
+    chosen = choose(words, config=config, env=env, deployed=True)
+    if chosen.version is not None:
+        raise UsageError(
+            f"rollback goes to the previous champion, not to {chosen.version}",
+            hint="promote or deploy takes a version.",
+        )
+    what = f"takes back the canary of {chosen.name}, or the last change of its route"
+    if not yes and has_terminal():
+        what = live.rollback_target(chosen.spec)
+    confirm(f"This {what}. Continue?", yes=yes)
+    with _says_what_is_live(chosen):
+        record = live.rollback(
+            chosen.spec, on_live=lambda version: note(f"version {version} is live; setting the alias")
+        )
+    answer(record.to_dict(), deployment_text(record), as_json=as_json)
+
+
+def deployment_text(record: Any) -> str:
+    """Return who answers now, in a line; print the record's warnings."""
+    from raymlops.lifecycle.rollout.canary import TrafficRecord
+
+    for warning in record.warnings:
+        note(f"warning: {warning}")
+    if isinstance(record, TrafficRecord):
+        return _share(record)
+    took = record.url is not None and record.previous_version is not None
+    before = f", version {record.previous_version} kept warm" if took else ""
+    where = f" at {record.url}" if record.url else ", not served" if record.role == "champion" else ", without a route"
+    return f"{record.name} version {record.version} is {record.role}{where}{before}"
+
+
+def _check_options(sharing: Sequence[str], *, follow: bool, **flags: bool) -> None:
+    """Refuse options of ``deploy`` that exclude each other.
+
+    Raises:
+        UsageError: naming them.
+    """
+    given = {name for name, value in flags.items() if value}
+    if "--takeover" in given and ("--remove" in given or "--restore" not in given):
+        raise UsageError(
+            "--takeover lets a state database that is an older backup count, and goes with --restore alone",
+            hint="What another state deployed is not taken over: change it where that state is.",
+        )
+    if follow and (sharing or given - {"--wait"}):
+        raise UsageError("--wait follows a rollout", hint="Begin one with --steps or --bake, or leave --wait out.")
+    moving = [*sharing, *sorted(given & {"--abort", "--wait", "--breaking"})]
+    if moving and given & {"--remove", "--restore", "--beside"}:
+        raise UsageError(f"--remove, --restore and --beside move no traffic; they go with no {', '.join(moving)}")
+    if "--remove" in given and given & {"--beside", "--restore"}:
+        raise UsageError("--remove takes down what is up; it goes with no --beside or --restore")
+    if {"--restore", "--beside"} <= given:
+        raise _restores_all()
+
+
+def _restores_all() -> UsageError:
+    return UsageError(
+        "--restore brings back what should be live; it goes with neither --version nor --beside",
+        hint="To bring up a version, leave --restore out.",
+    )
+
+
+def _restore(chosen: Chosen | None, *, takeover: bool, yes: bool, as_json: bool) -> None:
+    """Bring every model back, so that nothing needs to be named."""
+    from raymlops.lifecycle import deploy as live
+
+    if chosen is not None and chosen.version is not None:
+        raise _restores_all()
+    confirm("Bring every model back that should be live?", yes=yes)
+    desired = live.restore(
+        None if chosen is None else chosen.spec, takeover=takeover, on_warning=lambda text: note(f"warning: {text}")
+    )
+    names = sorted({item.name for item in desired})
+    answer(
+        {"deployments": [item.to_dict() for item in desired]}, f"live: {', '.join(names) or 'nothing'}", as_json=as_json
+    )
+
+
+def _remove(chosen: Chosen, *, yes: bool, as_json: bool) -> None:
+    """Take a model down, or one version that runs beside the champion."""
+    from raymlops.lifecycle import deploy as live
+    from raymlops.lifecycle.remove_version import number_of, remove_version
+
+    if chosen.version is None:
+        confirm(f"Take {chosen.name} down, with all its versions?", yes=yes)
+        versions = live.remove(chosen.spec)
+        answer({"removed": versions}, f"removed {len(versions)} versions of {chosen.name}", as_json=as_json)
+        return
+    number = number_of(chosen.version)
+    confirm(f"Take version {number} of {chosen.name} down?", yes=yes)
+    remove_version(chosen.spec, number)
+    text = f"removed version {number} of {chosen.name}; {chosen.command('deploy', '--version', number)} brings it back"
+    answer({"removed": [number]}, text, as_json=as_json)
+
+
+def _follow(chosen: Chosen, rollout_id: str, *, as_json: bool) -> None:
+    from raymlops.lifecycle.overview import follow_rollout, line_of
+
+    ended = follow_rollout(chosen.spec, rollout_id, on_line=note)
+    answer(ended.to_dict(), line_of(ended), as_json=as_json)
+    if ended.status != "promoted":
+        raise typer.Exit(4)
+
+
+def _target(chosen: Chosen, version: str, *, yes: bool) -> str:
+    """Return the model and the version by its number, as far as somebody is asked about them."""
+    from raymlops.registry.versions import Registry
+    from raymlops.tracking.client import tracker
+
+    if yes or not has_terminal() or version.isdigit():
+        return f"{chosen.name} version {version}"
+    store = tracker(chosen.spec)
+    store.check()
+    return f"{chosen.name} version {Registry(store).get(chosen.name, version).version} ({version})"
+
+
+@contextmanager
+def _says_what_is_live(chosen: Chosen) -> Iterator[None]:
+    """Note on an interrupt which version is live: it may have come after the change."""
+    from raymlops.lifecycle.deploy import champion_line
+
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(champion_line(chosen.spec))
+        raise
+
+
+def _percents(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part.strip().removesuffix("%")) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--steps is a list of percentages such as 10,50,100; got {text[:60]!r}") from None
+
+
+def _share(record: TrafficRecord) -> str:
+    champion = f"version {record.previous_version}"
+    copies = f", copies of {100 * record.shadow:g}%" if record.shadow else ""
+    if record.rollout_id is not None and record.weight:
+        return (
+            f"{record.name} version {record.version} answers {100 * record.weight:g}%{copies}, {champion} the rest; "
+            f"rollout {record.rollout_id} continues by itself: raymlops status"
+        )
+    if record.weight:
+        return f"{record.name} version {record.version} answers {100 * record.weight:g}%{copies}, {champion} the rest"
+    took = record.changed or record.rollout_id is not None
+    ever = copies or (" any more" if took else ", as before")
+    return f"{record.name} version {record.version} answers nothing{ever}; {champion} has all requests"

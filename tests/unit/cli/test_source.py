@@ -1,0 +1,102 @@
+"""A verb about a model takes its name or its configuration alike."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from raymlops.cli.main import main
+from raymlops.cli.source import choose
+from raymlops.errors import UsageError
+from raymlops.state.store import State
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch, mlflow_database):
+    """Return the configuration of ``m``, whose home has two audit events and an empty MLflow."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
+    for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"):
+        monkeypatch.delenv(variable, raising=False)
+    with State.open(f"sqlite:///{tmp_path}/state.db") as state:
+        state.record(action="register", subject="m/1")
+        state.record(action="register", subject="other/1")
+    file = tmp_path / "m.yaml"
+    file.write_text(f"project: {{name: m}}\nrecipe: {{import: 'a:B'}}\nstorage: {{path: {tmp_path}}}\n")
+    return str(file)
+
+
+def test_the_audit_is_of_a_model_or_of_all(config, capsys):
+    """By name, by configuration, or with neither."""
+    for arguments, subjects in (
+        (["m"], ["m/1"]),
+        (["--config", config], ["m/1"]),
+        ([], ["m/1", "other/1"]),
+    ):
+        assert main(["audit", *arguments, "--json"]) == 0
+        events = json.loads(capsys.readouterr().out)["events"]
+        assert [event["subject"] for event in events] == subjects
+
+
+@pytest.mark.parametrize("verb", [["models", "gate"], ["predict", "--batch", "rows.parquet", "--out", "out"]])
+def test_a_model_without_versions_is_not_found_by_either(config, verb, tmp_path, monkeypatch, capsys):
+    """Both ways lead to the same question to the registry."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.parquet").touch()
+    messages = []
+    for arguments in (["m"], ["--config", config]):
+        code = main([*verb, *arguments])
+        messages.append((code, capsys.readouterr().err))
+    assert messages[0] == messages[1]
+
+
+def test_versions_are_listed_by_name_or_all(config, capsys):
+    for arguments in (["m"], ["--config", config], []):
+        assert main(["models", "list", *arguments, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["versions"] == []
+
+
+@pytest.mark.parametrize("verb", [["controller"], ["deploy", "--remove", "--yes", "m"], ["keys", "list"]])
+def test_verbs_need_no_configuration(config, verb, capsys):
+    """What is missing is never the file."""
+    assert main(verb) in {0, 3, 5}
+    assert "--config FILE`" not in capsys.readouterr().err
+
+
+def test_a_key_is_made_for_a_model_by_its_name(config, capsys):
+    """Without --config the model has to be named."""
+    assert main(["keys", "create", "shop"]) == 2
+    assert "--model NAME" in capsys.readouterr().err
+    assert main(["keys", "create", "shop", "--model", "m", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["key"]["models"] == ["m"]
+
+
+def test_the_next_command_is_about_the_same_project(config):
+    """The overlay and the values that replaced the file's are repeated, for a shell."""
+    chosen = choose(["serve.min_replicas=2", "project.tags={a: b}"], config=config, env=None)
+    assert chosen.command("models gate", "--version", 3) == (
+        f"raymlops models gate --config {config} serve.min_replicas=2 'project.tags={{a: b}}' --version 3"
+    )
+    assert choose(["m@3"], config=None, env=None).command("deploy") == "raymlops deploy m"
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "message"),
+    [
+        ([], {}, "neither a model nor"),
+        (["a=b"], {}, "neither a model nor"),
+        (["m@3"], {"version": "4"}, "both name a version"),
+        (["m"], {"env": "prod"}, "lays a file over another"),
+    ],
+)
+def test_what_names_no_project_is_refused(config, words, options, message):
+    """With what to give instead."""
+    with pytest.raises(UsageError, match=message):
+        choose(words, **{"config": None, "env": None, **options})
+
+
+def test_a_name_and_a_file_of_another_model_contradict(config):
+    """The same model in both is no mistake."""
+    assert choose(["m@3"], config=config, env=None).version == "3"
+    with pytest.raises(UsageError, match="is the configuration of m, not of other"):
+        choose(["other"], config=config, env=None)
