@@ -120,5 +120,5 @@ def test_its_sweep_is_resumed(config: dict[str, Any]) -> None:
     complete = {trial["number"]: trial["value"] for trial in before if trial["status"] == "complete"}
     assert len(complete) == 2
     assert {number: record.trials[number].value for number in complete} == complete
-    assert seen[2] > 1
+    assert seen[2] >= 3  # of four; the last one may be trained again
     assert set(seen) == {2, 3}
