@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from postgres import NEEDS_POSTGRES, postgres
-from shell_user import free_ports
+from shell_user import ROOT
 
 from raymlops.state.lease import holder_of
 
 pytestmark = [pytest.mark.e2e, NEEDS_POSTGRES]
 
 
-def test_a_controller_is_started_where_only_the_dashboard_can_be_reached(user, tmp_path_factory):
+END = "import own_versions, ray; ray.init(log_to_driver=False); own_versions.end_controllers()"
+
+
+def test_a_controller_is_started_where_only_the_dashboard_can_be_reached(cluster, user, tmp_path_factory):
     """By a job, on a cluster that this machine knows nothing else of; it holds the lease of the named database."""
-    variables = user.up(free_ports())
+    variables = cluster.env
     (user.cwd / "config.yaml").write_text(
         "project: {name: digits}\n"
         "recipe: {import: 'raymlops.recipes.digits:Digits'}\n"
@@ -32,5 +36,5 @@ def test_a_controller_is_started_where_only_the_dashboard_can_be_reached(user, t
         (user.cwd / "url").unlink()
         refused = user.raymlops("controller", "--config", "config.yaml", "storage.state=null", code=5)
         assert "SQLite file of this machine" in refused.stderr
-        del user.env["RAYMLOPS_HOME"]
-        user.raymlops("down")
+        user.env |= {"RAY_ADDRESS": variables["RAY_ADDRESS"], "PYTHONPATH": f"{ROOT}/tests/fixtures"}
+        user.run(sys.executable, "-c", END)

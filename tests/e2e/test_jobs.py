@@ -1,10 +1,15 @@
 import json
 import re
 
+import asking_forms
 import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raymlops.recipes.digits import Digits
+from raymlops.serving.protocols.grpc_messages import request_class
 
 pytestmark = pytest.mark.e2e
 
@@ -24,31 +29,44 @@ def result_of(log):
     return json.loads(own[-1].removeprefix("RAYMLOPS_RESULT "))
 
 
-def test_every_job_script_runs_on_a_cluster_from_up(user, repository):
-    """train, sweep, pipeline and deploy by ``ray job submit``; the endpoint answers; ``down`` leaves nothing."""
-    ports = user.up_with_project(repository)
+def test_every_job_script_runs_on_a_cluster_from_up(cluster, cluster_user):
+    """sweep, pipeline, deploy and predict by ``ray job submit``; the endpoint answers over HTTP and gRPC.
+
+    ``jobs/train.py`` is what ``test_job_stop`` stops and resumes.
+    """
+    user = cluster_user
+    user.copy_project()
 
     def submit(verb, *arguments):
         command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", f"jobs/{verb}.py"]
         return result_of(user.run(*command, "--config", "configs/digits.yaml", *arguments).stdout)
 
-    http = f"serve.port={ports['http']}"
-    assert submit("train", *TINY)["metrics"]["validation/accuracy"] > 0.5
+    http = f"serve.port={cluster.ports['http']}"
     assert len(submit("sweep", *TINY)["trials"]) == 2
     first = submit("pipeline", *TINY, SMALL, "gate.thresholds.test/accuracy.min=0.1", http)
     assert first["deployment"]["role"] == "champion"
     again = submit("deploy", "--version", "@champion", SMALL, http)
     assert (again["version"], again["changed"]) == (first["version"]["version"], False)
 
-    about = httpx.get(f"http://127.0.0.1:{ports['http']}/models/digits").json()
+    about = httpx.get(f"{cluster.url}/models/digits").json()
     assert about["digest"] == first["version"]["bundle"]["digest"]
     assert about["run_id"] == first["run"]["run_id"]
-    rows = Digits().datasets().test["image"][:3].tolist()
-    (user.cwd / "rows.json").write_text(json.dumps([{"image": image} for image in rows]))
+    images = Digits().datasets().test["image"][:3].tolist()
+    (user.cwd / "rows.json").write_text(json.dumps([{"image": image} for image in images]))
     asked = user.raymlops("predict", "digits", "--file", "rows.json")
-    first = json.loads(asked.stdout.splitlines()[0])
+    answers = [json.loads(line) for line in asked.stdout.splitlines()]
     curl = next(line for line in asked.stderr.splitlines() if line.startswith("curl "))
     (output,) = json.loads(user.run("bash", "-c", curl).stdout)["outputs"]
-    assert output == pytest.approx(first, rel=1e-5)  # one row alone is not rounded as in a batch of three
-    assert json.loads(user.raymlops("down", "--json").stdout)["down"]["stopped"] > 0
-    assert user.processes() == []
+    assert output == pytest.approx(answers[0], rel=1e-5)  # one row alone is not rounded as in a batch of three
+
+    pq.write_table(pa.table({"image": images}), user.cwd / "rows.parquet")
+    out = user.cwd / "out"
+    assert submit("predict", "--batch", f"{user.cwd}/rows.parquet", "--out", str(out))["rows"] == 3
+    assert pq.read_table(out).column("digit").to_pylist() == [answer["digit"] for answer in answers]
+
+    request = request_class("ModelInfer")(model_name="digits", raw_input_contents=[np.array(images, float).tobytes()])
+    request.inputs.add(name="image", datatype="FP64", shape=[3, 8, 8])
+    answer, _ = asking_forms.call(cluster.ports["grpc"], "ModelInfer", request, {"application": "raymlops"})
+    assert asking_forms.rows_of_message(answer) == answers
+    assert f"127.0.0.1:{cluster.ports['grpc']}" in user.raymlops("status").stdout
+    user.raymlops("deploy", "digits", "--remove", "--yes")

@@ -1,4 +1,7 @@
-"""A local cluster from start to end, in folders and on ports of its own, with nothing left behind."""
+"""A local cluster from start to end, in folders and on ports of its own, with nothing left behind.
+
+The tests of the one cluster build on each other, in the order in which they stand here; the last one kills it.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,14 @@ from pathlib import Path
 import pytest
 
 from raymlops.cluster import local, services, upfile
+from raymlops.cluster.ports import free_port
 from raymlops.cluster.processes import belonging
 from raymlops.errors import ClusterError, PortTakenError, StorageError, UsageError
 
 pytestmark = pytest.mark.integration
 
-PORTS = {"http_port": 22400, "dashboard_port": 22401, "mlflow_port": 22402, "ray_port": 22403}
+SERVICES = ("http_port", "dashboard_port", "mlflow_port", "ray_port")
+PORTS = {name: free_port() for name in SERVICES}
 BIN = Path(sys.executable).parent
 
 
@@ -30,6 +35,12 @@ def cluster(tmp_path_factory):
     yield record
     local.down(root=root)
     assert belonging(record.cluster_id) == []
+
+
+@pytest.fixture
+def ports():
+    """Return free ports for a cluster of a test's own."""
+    return {name: free_port() for name in SERVICES}
 
 
 def _shell(record, **extra):
@@ -44,7 +55,7 @@ def test_every_service_answers_and_only_this_machine_reaches_them(cluster):
     assert status.state == "up"
     assert status.services == {"ray": True, "mlflow": True, "serve": True}
     assert status.open_to_others == ()
-    assert {22400, 22401, 22402, 22403} <= {item.port for item in local.sockets(cluster)}
+    assert set(PORTS.values()) <= {item.port for item in local.sockets(cluster)}
 
 
 def test_the_dashboard_refuses_without_the_token(cluster):
@@ -78,8 +89,10 @@ def test_a_second_up_says_that_it_is_up(cluster):
 
 def test_a_second_up_that_asks_for_something_else_is_refused(cluster):
     """It says what runs, and how to end it."""
-    with pytest.raises(UsageError, match=r"Serve on port 22400, not 22404, Ray with 2 CPUs, not 3") as error:
-        local.up(root=cluster.root, http_port=22404, num_cpus=3)
+    other = free_port()
+    expected = f"Serve on port {PORTS['http_port']}, not {other}, Ray with 2 CPUs, not 3"
+    with pytest.raises(UsageError, match=expected) as error:
+        local.up(root=cluster.root, http_port=other, num_cpus=3)
     assert f"raymlops down --root {cluster.root}" in str(error.value)
 
 
@@ -100,6 +113,7 @@ def test_an_mlflow_that_has_ended_is_started_again_alone(cluster):
     assert local.up(root=cluster.root).processes == again.processes
 
 
+@pytest.mark.soak
 def test_a_job_runs_in_the_exported_environment(cluster, tmp_path):
     """It joins the cluster, and finds MLflow and our folder."""
     (tmp_path / "job.py").write_text(
@@ -120,7 +134,7 @@ def test_a_job_runs_in_the_exported_environment(cluster, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     result = json.loads(line.removeprefix("RESULT "))
-    assert (result["address"], result["owned"]) == ("127.0.0.1:22403", False)
+    assert (result["address"], result["owned"]) == (f"127.0.0.1:{PORTS['ray_port']}", False)
     assert (result["mlflow"], result["home"]) == (cluster.mlflow_url, cluster.root)
 
 
@@ -155,28 +169,26 @@ def test_more_workers_than_the_cluster_holds_are_refused_with_the_holders(cluste
     assert local.status(root=cluster.root).state == "up"
 
 
-def test_a_partly_dead_cluster_is_ended_whole(tmp_path):
+def test_a_partly_dead_cluster_is_ended_whole(cluster):
     """The head is killed: its workers have no parent any more, and MLflow still runs."""
-    ports = {"http_port": 22410, "dashboard_port": 22411, "mlflow_port": 22412, "ray_port": 22413}
-    record = local.up(root=tmp_path, num_cpus=2, **ports)
+    record = upfile.read(Path(cluster.root))
     os.kill(next(item.pid for item in record.processes if item.name == "ray"), signal.SIGKILL)
-    assert local.status(root=tmp_path).state == "broken"
-    done = local.down(root=tmp_path, grace_s=3)
+    assert local.status(root=record.root).state == "broken"
+    done = local.down(root=record.root, grace_s=3)
     assert done is not None
     assert done.stopped > 0
     assert belonging(record.cluster_id) == []
     assert not Path(record.scratch).is_symlink()
-    assert local.down(root=tmp_path) is None
+    assert local.down(root=record.root) is None
 
 
-def test_an_interrupted_start_leaves_nothing(tmp_path):
+def test_an_interrupted_start_leaves_nothing(tmp_path, ports):
     """Ctrl-C while MLflow makes its database, which SQLite would leave half migrated and unusable for ever."""
 
     def interrupt(step):
         if step.startswith("Ray answers"):
             raise KeyboardInterrupt
 
-    ports = {"http_port": 22420, "dashboard_port": 22421, "mlflow_port": 22422, "ray_port": 22423}
     with pytest.raises(KeyboardInterrupt):
         local.up(root=tmp_path, num_cpus=2, on_step=interrupt, **ports)
     assert upfile.read(tmp_path) is None
@@ -184,36 +196,36 @@ def test_an_interrupted_start_leaves_nothing(tmp_path):
     assert not [item for item in local.listeners() if item.port in ports.values()]
 
 
-def test_a_service_that_does_not_start_takes_the_others_with_it(tmp_path):
+def test_a_service_that_does_not_start_takes_the_others_with_it(tmp_path, ports):
     """MLflow cannot read its database; the message has its last lines."""
     (tmp_path / "mlflow.db").write_text("this is not a database, and long enough to be looked at" * 100)
-    ports = {"http_port": 22430, "dashboard_port": 22431, "mlflow_port": 22432, "ray_port": 22433}
     with pytest.raises(ClusterError, match=r"MLflow ended with exit code \d+ while starting\n"):
         local.up(root=tmp_path, num_cpus=2, **ports)
     assert upfile.read(tmp_path) is None
     assert not [item for item in local.listeners() if item.port in ports.values()]
 
 
-def test_a_taken_port_is_refused_before_anything_starts(tmp_path):
+def test_a_taken_port_is_refused_before_anything_starts(tmp_path, ports):
     """It is named with its holder, and no record is left."""
     with socket.socket() as server:
-        server.bind(("127.0.0.1", 22440))
+        server.bind(("127.0.0.1", 0))
         server.listen()
-        with pytest.raises(PortTakenError, match=rf"MLflow: port 22440 is taken, .*pid {os.getpid()} "):
-            local.up(root=tmp_path, http_port=22441, dashboard_port=22442, mlflow_port=22440, ray_port=22443)
+        taken = server.getsockname()[1]
+        with pytest.raises(PortTakenError, match=rf"MLflow: port {taken} is taken, .*pid {os.getpid()} "):
+            local.up(root=tmp_path, **{**ports, "mlflow_port": taken})
     with pytest.raises(UsageError, match="15000 is one of those that its workers take: 10002 to 19999"):
-        local.up(root=tmp_path, **{**PORTS, "ray_port": 15_000})
+        local.up(root=tmp_path, **{**ports, "ray_port": 15_000})
     assert upfile.read(tmp_path) is None
 
 
-def test_a_root_that_cannot_be_written_is_refused(tmp_path):
-    """A file stands in its place."""
+def test_a_root_that_cannot_be_written_is_refused(tmp_path, ports):
+    """A file is in its place."""
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
-        local.up(root=tmp_path / "file" / "root", **PORTS)
+        local.up(root=tmp_path / "file" / "root", **ports)
 
 
-_MORE_ENDS = ("error", "interrupt", "impatient")
+_MORE_ENDS = ("normal", "error", "interrupt", "impatient")
 _OWN = """
 import os, signal, sys, threading
 from raymlops.cluster.connect import connect
@@ -257,7 +269,7 @@ print(sorted(key for key in os.environ if key.startswith(("RAY_AUTH", "RAYMLOPS"
 
 @pytest.mark.parametrize(
     "how",
-    [*("normal", "terminate", "starting"), *(pytest.param(how, marks=pytest.mark.soak) for how in _MORE_ENDS)],
+    [*("terminate", "starting"), *(pytest.param(how, marks=pytest.mark.soak) for how in _MORE_ENDS)],
 )
 def test_a_cluster_of_our_own_ends_with_its_block(how, tmp_path):
     """However the block ends: no process, no folder, no variable and no token in the home folder is left."""

@@ -6,17 +6,28 @@ order in which they stand here: starting it anew takes ten seconds.
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime, timedelta
+
 import httpx
+import numpy as np
 import pytest
 from own_versions import EXAMPLE, config_in, edited_in, end_serving, make_version
 
 import raymlops as rm
+from raymlops.arrays import Column
 from raymlops.bundle.load import load
 from raymlops.errors import DeployError, InsufficientResourcesError, NotFoundError
 from raymlops.lifecycle.deploy import events, remove, restore
+from raymlops.lifecycle.prediction_log import predictions
 from raymlops.lifecycle.sources import spec_of
+from raymlops.predictions.log import PredictionLog
+from raymlops.predictions.served import Served
+from raymlops.predictions.settings import LogSettings
 from raymlops.registry.versions import Registry
 from raymlops.serving.client.client import Client
+from raymlops.serving.control.rest_api import ServeApi
+from raymlops.signature import Signature
 from raymlops.state.database import state_url
 from raymlops.state.store import State
 from raymlops.tracking.client import tracker
@@ -26,6 +37,9 @@ pytestmark = pytest.mark.integration
 ROWS = [{"garden": "north", "petal_cm": 1.4}, {"garden": "moon", "petal_cm": None}]
 AS_IT_IS = "softmax(1)"
 REVERSED = "softmax(1).flip(1)"
+WAIT_S = 60.0
+RETENTION_DAYS = 90
+"""As configured by default."""
 
 
 def ask(url, rows, **options):
@@ -57,6 +71,19 @@ def answered(record, ref):
     return (answer.model_version, same) == (str(ref.version), True)
 
 
+def requests(config):
+    """Return the ids of the requests in the log, once for each of their rows."""
+    return [text for batch in predictions("iris-like", config) for text in batch["request_id"].to_pylist()]
+
+
+def until(condition):
+    """Ask until something is so."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def desired(config):
     with State.open(state_url(spec_of(config))) as state:
         return {item.version: item.role for item in state.deployments()}
@@ -67,7 +94,22 @@ def actions(config):
 
 
 @pytest.fixture(scope="module")
-def first(config, folder):
+def forgotten(config):
+    """Write a request to the model's log as it was answered before the days that predictions are kept."""
+    signature = Signature((Column("garden", "string"),), (Column("setosa", "float"),))
+    log = PredictionLog(
+        LogSettings(enabled=True, uri=config["storage"]["path"]), name="iris-like", signature=signature, writer="old"
+    )
+    answered_at = datetime.now(UTC) - timedelta(days=RETENTION_DAYS + 1)
+    served = Served("forgotten", answered_at.timestamp(), 1, "champion", "native", 200, "", 1, 9, 0.1, 0.1)
+    columns, outputs = {"garden": np.array(["north"], object)}, {"setosa": np.full(1, 0.5)}
+    log.take([served._replace(columns=columns, outputs=outputs)])
+    log.close()
+    assert requests(config) == ["forgotten"]
+
+
+@pytest.fixture(scope="module")
+def first(config, folder, forgotten):
     return make_version(config, folder, EXAMPLE.read_text())
 
 
@@ -88,6 +130,12 @@ def test_the_first_version_is_live_by_the_configuration_alone(config, first):
     assert not rm.deploy(config).changed
 
 
+def test_predictions_are_removed_after_their_days(config, first):
+    """By the controller that the first deploy started, which looks after the log at once and then hourly."""
+    until(lambda: "predictions.retain" in actions(config))
+    assert "forgotten" not in requests(config)
+
+
 def test_changed_code_is_live_beside_the_old(config, first, second):
     """First beside, without the route, then with it, then the old one again: each with the code it was trained with."""
     record = rm.deploy(config, promote=False)
@@ -101,7 +149,8 @@ def test_changed_code_is_live_beside_the_old(config, first, second):
     assert answered(record, first)
     assert desired(config) == {1: "champion", 2: "warm"}
     made = ["register", "gate.pass"]
-    assert actions(config) == [*made, "deploy.start", "deploy", *made, "deploy.beside", "promote", "rollback"]
+    mine = [action for action in actions(config) if action != "predictions.retain"]
+    assert mine == [*made, "deploy.start", "deploy", *made, "deploy.beside", "promote", "rollback"]
 
 
 def test_a_version_that_crashes_in_its_replica_changes_nothing(config, folder, first, second):
@@ -140,6 +189,17 @@ def test_what_should_be_live_can_be_brought_back(config, first):
     record = rm.deploy(config, "1")
     assert not record.changed
     assert answered(record, first)
+
+
+def test_an_idle_model_goes_and_its_next_caller_is_answered(config, first):
+    """With ``min_replicas: 0`` no replica is left after a while; a request waits for the one that it brings back."""
+    idle = {"min_replicas": 0, "scale_to_zero_after_s": 1.0, "downscale_delay_s": 1.0, "timeout_s": WAIT_S}
+    rm.deploy({**config, "serve": {**config["serve"], **idle}}, "1")
+    api = ServeApi(config["cluster"]["dashboard"])
+    until(lambda: not api.get()["applications"]["iris-like--v1"]["deployments"]["front"]["replicas"])
+    with Client(f"http://127.0.0.1:{config['serve']['port']}", timeout_s=WAIT_S, attempt_timeout_s=WAIT_S) as client:
+        assert client.predict("iris-like", ROWS).model_version == "1"
+    rm.deploy(config, "1")
 
 
 def test_a_removed_model_is_gone_and_its_past_is_not(config, second):

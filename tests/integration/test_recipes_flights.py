@@ -19,10 +19,14 @@ SEEDS = (0, 1, 2)
 
 
 @pytest.fixture(scope="module")
-def networks():
-    """Return the test metrics of one training for each seed."""
-    prepared = prepare(bind(load(CONFIG)))
-    return [_trained(seed, prepared) for seed in SEEDS]
+def prepared():
+    return prepare(bind(load(CONFIG)))
+
+
+@pytest.fixture(scope="module")
+def network(prepared):
+    """Return the test metrics of one training."""
+    return _trained(SEEDS[0], prepared)
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +43,20 @@ def _trained(seed, prepared):
     return prepared.recipe.finalize(totals(prepared.recipe, model.eval(), test, batch_size=16_384))
 
 
-def test_network_beats_both_baselines_by_more_than_the_spread_of_its_seeds(networks, baselines):
+@pytest.mark.soak
+def test_network_beats_both_baselines_by_more_than_the_spread_of_its_seeds(network, prepared, baselines):
     """In AUC and in log loss, the worst seed is ahead of the better baseline by more than seeds differ."""
+    networks = [network, *(_trained(seed, prepared) for seed in SEEDS[1:])]
     auc = [values["auc"] for values in networks]
     loss = [values["loss"] for values in networks]
     assert min(auc) - max(values["auc"] for values in baselines.values()) > max(auc) - min(auc)
     assert min(values["loss"] for values in baselines.values()) - max(loss) > max(loss) - min(loss)
 
 
-def test_network_reaches_what_its_configuration_says(networks):
-    """AUC 0.729 and log loss 0.469, with room for another torch's arithmetic."""
-    assert min(values["auc"] for values in networks) > 0.724
-    assert max(values["loss"] for values in networks) < 0.473
+def test_network_reaches_what_its_configuration_says(network, baselines):
+    """AUC 0.729 and log loss 0.469, with room for another torch's arithmetic; both baselines are behind."""
+    assert network["auc"] > max(0.724, *(values["auc"] for values in baselines.values()))
+    assert network["loss"] < min(0.473, *(values["loss"] for values in baselines.values()))
 
 
 def test_baselines_are_those_that_the_configuration_names(baselines):

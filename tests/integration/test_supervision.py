@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from raymlops.training.events import Event
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
@@ -81,15 +80,6 @@ def test_a_stopped_worker_is_replaced(undisturbed: Ended, tmp_path: Path) -> Non
     assert "no answer: the process is stopped" in text
     assert "in default_loop" in text
     assert any(str(stacks) in message for message in recorder.messages)
-
-
-def test_what_the_recipe_raises_ends_the_run_at_once(tmp_path: Path) -> None:
-    """The same code would raise it again: it arrives as it is, and no other attempt is made."""
-    recorder = Recorder()
-    with pytest.raises(RecipeError, match=r"RaisesInStep\.loss\(\) raised ValueError: step 3"):
-        run(project(tmp_path, recipe="tiny:RaisesInStep"), recorder)
-    assert recorder.restarts == []
-    assert recorder.messages == ["starting 2 workers"]
 
 
 @pytest.mark.soak
@@ -156,9 +146,9 @@ def test_no_worker_is_asked_for_that_does_not_fit(tmp_path: Path) -> None:
     """After the configured wait it is said what is there; nothing was started."""
     recorder = Recorder()
     with pytest.raises(InsufficientResourcesError, match=r"(?s)asks for 3 workers of 1 CPU.*waited \d+ s") as error:
-        run(project(tmp_path, num_workers=3, cpus_per_worker=1.0, wait_s=3.5), recorder)
+        run(project(tmp_path, num_workers=3, cpus_per_worker=1.0, wait_s=1.5), recorder)
     assert "this cluster holds at most 2" in error.value.message
-    assert recorder.messages == ["waiting up to 3.5 s for room for 3 workers"]
+    assert recorder.messages == ["waiting up to 1.5 s for room for 3 workers"]
 
 
 def test_a_killed_driver_takes_its_workers_along(undisturbed: Ended, ray_local: Any, tmp_path: Path) -> None:
@@ -179,21 +169,9 @@ def test_a_killed_driver_takes_its_workers_along(undisturbed: Ended, ray_local: 
     assert re.match(r"starting 2 workers after step \d+", recorder.messages[0])
 
 
+@pytest.mark.soak
 def test_an_elastic_run_takes_what_there_is(undisturbed: Ended, tmp_path: Path) -> None:
     """Between one and four workers of a whole CPU on two CPUs: two, with the same numbers."""
     recorder = Recorder()
     assert_equal(run(project(tmp_path, num_workers=[1, 4], cpus_per_worker=1.0), recorder), undisturbed)
     assert recorder.messages == ["starting 2 workers"]
-
-
-def test_a_writer_that_fails_costs_no_training(tmp_path: Path) -> None:
-    """Its error is raised when the training is done, and it has got every event."""
-
-    def fail(event: Event) -> None:
-        if event.kind == "epoch":
-            raise OSError(f"no terminal for epoch {event.epoch}")
-
-    recorder = Recorder(at=fail)
-    with pytest.raises(OSError, match="no terminal for epoch 1"):
-        run(project(tmp_path, epochs=2), recorder)
-    assert [event.epoch for event in recorder.events if event.kind == "epoch"] == [1, 2]

@@ -54,13 +54,14 @@ def train(of: Project, **rest: Any) -> RunRecord:
 
 @pytest.fixture(scope="module")
 def records(storage: Path) -> dict[int, RunRecord]:
-    return {workers: train(project(storage, num_workers=workers)) for workers in (0, 1, 2, 3)}
+    """Return a run in this process, and one on two and on three workers."""
+    return {workers: train(project(storage, num_workers=workers)) for workers in (0, 2, 3)}
 
 
 def test_every_number_of_workers_reaches_the_same_losses(records: dict[int, RunRecord]) -> None:
-    """Losses of 1, 2 and 3 workers are within 1e-3 relative of training in this process, at one global batch."""
+    """Losses of 2 and 3 workers are within 1e-3 relative of training in this process, at one global batch."""
     alone = records[0].metrics
-    for workers in (1, 2, 3):
+    for workers in (2, 3):
         for name in ("train/loss", "validation/loss"):
             assert records[workers].metrics[name] == pytest.approx(alone[name], rel=1e-3), (workers, name)
 
@@ -68,9 +69,10 @@ def test_every_number_of_workers_reaches_the_same_losses(records: dict[int, RunR
 def test_every_validation_row_counts_once(storage: Path, records: dict[int, RunRecord]) -> None:
     """501 rows divide by neither 2 nor 4096; the recipe's count of them is 501 for any number of workers."""
     counts = {workers: record.metrics["validation/rows"] for workers, record in records.items()}
-    assert counts == {0: 501, 1: 501, 2: 501, 3: 501}
+    assert counts == {0: 501, 2: 501, 3: 501}
 
 
+@pytest.mark.soak
 def test_a_split_smaller_than_the_world_counts_once(storage: Path) -> None:
     """Two validation rows and a last global batch of two rows on three workers: a rank without rows takes part."""
     small = {"validation_rows": 2, "train_rows": 130}
@@ -96,23 +98,29 @@ def test_the_run_holds_what_the_driver_heard(storage: Path, records: dict[int, R
 
 
 def test_a_recipe_error_on_a_worker_is_a_recipe_error_here(storage: Path) -> None:
-    """What a worker raises arrives as it is, naming method and line, and the run is FAILED with the reason."""
+    """What a worker raises arrives as it is, naming method and line; the run is FAILED with it, and not tried again."""
     broken = project(storage, recipe="tiny:RaisesInStep", num_workers=2)
+    seen: list[Event] = []
     with pytest.raises(RecipeError, match=r"RaisesInStep\.loss\(\) raised ValueError: step 3.*tiny\.py:\d+"):
-        train(broken)
+        train(broken, on_event=seen.append)
+    assert [event.kind for event in seen].count("restart") == 0
     run = _last_run(broken)
     assert run.info.status == "FAILED"
     assert "step 3" in run.data.tags["raymlops.reason"]
 
 
+@pytest.mark.soak
 def test_nan_in_training_names_the_step(storage: Path) -> None:
     """A loss that becomes NaN on one worker ends the run with epoch, step and learning rate."""
     with pytest.raises(NonFiniteError, match=r"epoch 1, step 3, learning rate 0\.0"):
         train(project(storage, recipe="tiny:NanInStep", num_workers=2))
 
 
-def test_a_display_that_fails_is_raised_and_costs_no_metrics(storage: Path) -> None:
-    """It is called from a thread, whose errors nobody sees; the training ends first and all its metrics are there."""
+def test_a_display_that_fails_is_raised_and_costs_no_metrics(storage: Path, records: dict[int, RunRecord]) -> None:
+    """It is called from a thread, whose errors nobody sees; the training ends first and all its metrics are there.
+
+    Its one worker reaches what this process reaches.
+    """
 
     def fail(event: Event) -> None:
         if event.kind == "epoch":
@@ -125,6 +133,8 @@ def test_a_display_that_fails_is_raised_and_costs_no_metrics(storage: Path) -> N
     assert run.info.status == "FAILED"
     history = tracker(shown.spec).client.get_metric_history(run.info.run_id, "validation/loss")
     assert len(history) == 2
+    assert history[-1].value == pytest.approx(records[0].metrics["validation/loss"], rel=1e-3)
+    assert run.data.metrics["validation/rows"] == 501
 
 
 def test_interrupt_ends_the_workers_and_marks_the_run_killed(storage: Path) -> None:

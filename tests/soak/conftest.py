@@ -6,9 +6,9 @@ from shell_user import visiting
 
 
 @pytest.fixture
-def user(tmp_path):
+def user(tmp_path, mlflow_database):
     """Yield a user in an empty folder."""
-    with visiting(tmp_path) as someone:
+    with visiting(tmp_path, mlflow_database) as someone:
         yield someone
 
 

@@ -8,7 +8,7 @@ import pytest
 import typer
 from ruamel.yaml import YAML
 
-from raymlops.cli.main import app
+from raymlops.cli.app import app
 from raymlops.config.load import load_data
 
 ROOT = Path(__file__).parents[2]

@@ -10,6 +10,7 @@ HEAVY = {"ray", "torch", "mlflow", "optuna", "pandas", "pyarrow", "sqlalchemy"}
     "statement",
     [
         "import raymlops",
+        "import raymlops.cli.app",
         "import raymlops.config.load",
         "import raymlops.project",
         "from raymlops import RecipeBase, Signature, ProjectSpec, load",

@@ -10,26 +10,15 @@ from typing import TYPE_CHECKING
 import nbclient
 import nbformat
 import pytest
-from shell_user import ROOT, free_ports, visiting
+from shell_user import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from shell_user import User
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.e2e
 
 SCRIPT = ROOT / "examples" / "sweep_walkthrough.py"
 CELL_TIMEOUT_S = 300
-
-
-@pytest.fixture(scope="module")
-def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
-    """A user on a cluster from ``up``, in a home with a short path, as sockets want it."""
-    with visiting(tmp_path_factory.mktemp("user")) as someone:
-        someone.env |= someone.up(free_ports(), "--num-cpus", "2")
-        yield someone
-        someone.raymlops("down")
 
 
 def cells_of(script: str) -> list[nbformat.NotebookNode]:
@@ -44,7 +33,7 @@ def cells_of(script: str) -> list[nbformat.NotebookNode]:
     return cells
 
 
-def test_the_walkthrough_runs_from_its_first_cell_to_its_last(user: User) -> None:
+def test_the_walkthrough_runs_from_its_first_cell_to_its_last(cluster_user: User) -> None:
     """The recipe is written by its cell, the sweep is a job with one display, another handle registers its winner."""
     notebook = nbformat.v4.new_notebook()
     notebook.cells = cells_of(SCRIPT.read_text(encoding="utf-8"))
@@ -53,9 +42,9 @@ def test_the_walkthrough_runs_from_its_first_cell_to_its_last(user: User) -> Non
         notebook,
         timeout=CELL_TIMEOUT_S,
         kernel_name="python3",
-        resources={"metadata": {"path": str(user.cwd)}},
+        resources={"metadata": {"path": str(cluster_user.cwd)}},
     )
-    client.execute(env=user.env)
+    client.execute(env=cluster_user.env)
     code = {cell.source.split("\n")[-1]: cell for cell in notebook.cells if cell.cell_type == "code"}
     assert "gcs://" not in str(code["sweep"].outputs)  # what Ray says while it sends the folder
     waiting = code["record = sweep.wait()"]
@@ -101,8 +90,9 @@ print(len(before), [trial.status for trial in record.trials], record.sweep_id)
 
 
 @pytest.mark.soak
-def test_a_job_goes_on_without_its_kernel_and_is_stopped_from_another(user: User) -> None:
+def test_a_job_goes_on_without_its_kernel_and_is_stopped_from_another(cluster_user: User) -> None:
     """What one process began another stops, and a third resumes and waits for, each with a handle of its own."""
+    user = cluster_user
     shutil.copy(ROOT / "tests" / "fixtures" / "tiny.py", user.cwd)
     sweep_id = user.run(sys.executable, "-c", BEGIN).stdout.split()[-1]
     assert user.run(sys.executable, "-c", STOP, sweep_id).stdout.split()[-1] == "killed"
@@ -111,8 +101,9 @@ def test_a_job_goes_on_without_its_kernel_and_is_stopped_from_another(user: User
     assert rest == f"{['complete'] * 12} {sweep_id}"
 
 
-def test_what_is_wrong_fails_in_the_cell(user: User) -> None:
+def test_what_is_wrong_fails_in_the_cell(cluster_user: User) -> None:
     """A recipe that the job cannot train: the error of the job, with the line of the recipe."""
+    user = cluster_user
     (user.cwd / "mine.py").write_text(
         "from tiny import Tiny\n\n\nclass Mine(Tiny):\n    def loss(self, *_):\n        1 / 0\n"
     )
@@ -120,17 +111,3 @@ def test_what_is_wrong_fails_in_the_cell(user: User) -> None:
     failed = user.run(sys.executable, "-c", BEGIN.replace("tiny:Tiny", "mine:Mine"), code=1).stderr
     assert "Mine.loss() raised ZeroDivisionError" in failed
     assert "mine.py:6" in failed
-
-
-def test_the_lines_of_the_documents_work_as_they_stand(user: User) -> None:
-    """Its recipe and configuration, as a job that is waited for, looked at, registered and attached to."""
-    recipe = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)[0]
-    (config,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    text = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
-    (notebook,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    (user.cwd / "line.py").write_text(recipe)
-    (user.cwd / "config.yaml").write_text(config)
-    lines = notebook.replace('"SWEEP_ID"', "sweep.sweep_id")
-    asked = "print(len(sweep.trials()), sweep.status().state, version.version)"
-    script = f"import raymlops as rm\n{lines}\n{asked}\n"
-    assert user.run(sys.executable, "-c", script).stdout.splitlines()[-1] == "8 finished 1"
