@@ -115,7 +115,7 @@ def test_a_run_that_is_trained_now_is_refused(elsewhere: str, storage_path: Path
 def test_files_that_are_gone_are_no_reason_to_begin_again(elsewhere: str, storage_path: Path) -> None:
     """They may be on another machine."""
     (storage_path / "runs" / elsewhere).rename(storage_path / "moved")
-    with pytest.raises(UsageError, match="bring the folder back"):
+    with pytest.raises(UsageError, match="restore the folder"):
         train(resume=elsewhere, on_event=silent)
 
 
