@@ -1,8 +1,8 @@
-"""From the values of one column to its array: JSON values as rows have them, and whole arrays.
+"""Convert the values of one column to an array: JSON values of rows, and whole arrays.
 
-Owns the strict check of every value and the words for what is wrong with it. Knows nothing of requests or models.
-Values that fit are taken at once, without a look at each in Python; only where one might not fit are they
-read one by one, which names the problems or finds that there are none. Both ways give the same array.
+Owns the strict validation of every value and its error messages. Knows nothing of requests or models. Valid values are
+converted at once, without a check of each in Python; only where one may be invalid are they read one by one, which
+reports the problems or finds none. Both ways give the same array.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Columns = Mapping[str, npt.NDArray[Any]]
 
 MAX_PROBLEMS = 20
 MISSING = object()
-"""Stands for a field that a row does not have."""
+"""Marks a field that a row does not have."""
 INT64 = (-(2**63), 2**63 - 1)
 FLOAT64 = float(np.finfo(np.float64).max)
 DTYPES: dict[str, Any] = {"float": np.float64, "int": np.int64, "bool": np.bool_, "string": object}
@@ -99,7 +99,7 @@ _ARRAY_KINDS = {"float": "fiu", "int": "iu", "bool": "b", "string": "OU"}
 
 
 def known_texts(column: Column) -> frozenset[str | None] | None:
-    """Return what a text column takes, with None where it may be missing; None alone where it takes every text."""
+    """Return the texts that a column accepts, with None where it may be missing; None alone where it accepts any."""
     if column.categories is None or column.unknown != "reject":
         return None
     return frozenset(column.categories) | ({None} if column.nullable else frozenset())
@@ -136,7 +136,7 @@ def quick_array(column: Column, values: Sequence[Any], known: frozenset[str | No
 
 
 def careful_array(column: Column, values: Sequence[Any], problems: list[RowProblem]) -> Array:
-    """Return the array of a column's JSON values, read one by one; what is wrong is added to ``problems``."""
+    """Return the array of a column's JSON values, read one by one; errors are added to ``problems``."""
     check = _CHECKS[column.type]
     known = known_texts(column)
     ragged = np.empty(len(values), dtype=object) if None in column.shape else None
@@ -171,9 +171,9 @@ def careful_array(column: Column, values: Sequence[Any], problems: list[RowProbl
 
 
 def whole_array(column: Column, array: Array, problems: list[RowProblem]) -> Array:
-    """Return the array of a column from one of any fitting type; what is wrong is added to ``problems``.
+    """Return the array of a column from one of any compatible type; errors are added to ``problems``.
 
-    The result is writable memory: torch.from_numpy warns of what is not, and may write to it.
+    The result is writable memory: torch.from_numpy warns about read-only memory, and may write to it.
     """
     shape = array.shape[1:]
     if len(shape) != len(column.shape) or any(
@@ -203,22 +203,22 @@ def whole_array(column: Column, array: Array, problems: list[RowProblem]) -> Arr
 
 
 def missing_array(column: Column, rows: int) -> Array:
-    """Return the array of a nullable column of which nothing is given."""
+    """Return the array of a nullable column without values."""
     if column.type == "string":
         return np.full(rows, None, dtype=object)
     return np.full(rows, math.nan)
 
 
 def as_integer(value: Any) -> Any:
-    """Return a float that is a whole number as an integer, and everything else as it is.
+    """Return a float that is a whole number as an integer, and everything else unchanged.
 
-    A JSON reader makes floats of integers beyond int64, the nearest rounded to its very end: none from there on.
+    A JSON reader turns integers beyond int64 into floats, the nearest of which round to 2**63: none from there on.
     """
     return int(value) if type(value) is float and value.is_integer() and abs(value) < 2.0**63 else value
 
 
 def expected(column: Column) -> str:
-    """Return in words what a column takes."""
+    """Describe the values that a column accepts."""
     noun = {"float": "a finite number", "int": "an integer", "bool": "true or false", "string": "a string"}
     if not column.shape:
         return noun[column.type] + (" or null" if column.nullable else "")
@@ -227,7 +227,7 @@ def expected(column: Column) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """Return in a few words what a value is."""
+    """Describe a value in a few words."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -280,7 +280,7 @@ def _pieces(parts: Sequence[Array]) -> Array:
 
 
 def _misfits(column: Column, array: Array) -> Array | None:
-    """Tell which values a column does not take; None where their type alone says that it takes all."""
+    """Return which values a column does not accept; None where their type says that it accepts all."""
     bad: Array | None = None
     if array.dtype.kind != "f":
         if column.type == "int" and array.dtype == np.uint64:

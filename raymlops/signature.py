@@ -1,7 +1,7 @@
-"""What a model takes and gives: named, typed columns, checked strictly and turned into arrays.
+"""The inputs and outputs of a model: named, typed columns, validated strictly and converted to arrays.
 
-Owns the types of columns and the conversion between rows (lists of dicts) and columns (name to array); one column's
-values are checked by ``arrays``. Knows nothing of models, servers or files. Imports numpy alone, so that a client can
+Owns the types of columns and the conversion between rows (lists of dicts) and columns (name to array); ``arrays``
+validates the values of one column. Knows nothing of models, servers or files. Imports numpy alone, so that a client can
 use it.
 
 Arrays, for n rows:
@@ -49,7 +49,7 @@ _Plan = tuple[tuple[str, ...], Callable[[Any], Any], list[tuple[Column, frozense
 
 
 class _Reading:
-    """What rows are read with, made once: beside the fields, so that it is neither compared, stored nor sent."""
+    """A cache for reading rows, apart from the fields, so that it is neither compared, stored nor sent."""
 
     __slots__ = ("_plan",)
     _plan: _Plan
@@ -57,7 +57,7 @@ class _Reading:
 
 @dataclass(frozen=True, slots=True)
 class Signature(_Reading):
-    """The columns a model takes (``inputs``) and gives (``outputs``)."""
+    """The input and output columns of a model."""
 
     inputs: tuple[Column, ...]
     outputs: tuple[Column, ...]
@@ -82,7 +82,7 @@ class Signature(_Reading):
         """Turn JSON rows into input columns, strictly.
 
         ``rows`` is a non-empty list of objects. A value must have its column's JSON type: ``true`` and
-        ``"1"`` are no numbers, 1 is a float, 1.0 is no int, NaN and infinity are refused.
+        ``"1"`` are not numbers, 1 is a float, 1.0 is not an int, NaN and infinity are rejected.
 
         Raises:
             InvalidRowsError: naming row and field of the first problems found (at most 20).
@@ -162,7 +162,7 @@ class Signature(_Reading):
         return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
     def _quick_rows(self, rows: Any) -> dict[str, npt.NDArray[Any]] | None:
-        """Return the columns of rows that fit as they are, None where a closer look is needed."""
+        """Return the columns of rows that are valid as they are; None where ``_careful_rows`` has to check."""
         if type(rows) is not list or not rows or set(map(type, rows)) != {dict}:
             return None
         names, get, plan = self._planned()
@@ -243,7 +243,7 @@ def _differing(lengths: Mapping[str, int]) -> str:
 
 
 def _jsonlike(column: Column, values: list[Any]) -> list[Any]:
-    """Return values as JSON would have them where an array or a DataFrame had to write NaN and 7.0."""
+    """Return values as in JSON, where an array or a DataFrame holds NaN for null and 7.0 for 7."""
     if column.nullable:
         values = [None if type(value) is float and math.isnan(value) else value for value in values]
     if column.type == "int":
@@ -263,7 +263,7 @@ def _plain(value: Any, *, keep_nan: bool = False, depth: int = 32) -> Any:
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, list):
-        # No column has as many dimensions: what is nested more deeply is refused as it is.
+        # No column has as many dimensions: deeper values are rejected as they are.
         return [_plain(item, depth=depth - 1) for item in value] if depth else value
     if isinstance(value, np.generic):
         value = value.item()

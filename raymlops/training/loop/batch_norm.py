@@ -1,6 +1,6 @@
-"""Batch normalisation of micro-batches that are too small for it, or whose rows do not count.
+"""Batch normalisation of micro-batches that are too small for it, or of filler rows.
 
-Knows nothing of ranks; how rows become micro-batches is ``sampling``'s.
+Knows nothing of ranks; ``data.order`` splits rows into micro-batches.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _is_shared(module: _BatchNorm) -> bool:
 
 @contextmanager
 def running_statistics(model: nn.Module) -> Iterator[None]:
-    """Let batch normalisation use the statistics of the batches so far, and leave them as they are.
+    """Make batch normalisation use the running statistics, without updating them.
 
     For two kinds of micro-batches, where one row is too few. The single row that is left over at the end of an epoch:
     it trains the weights as any row does, normalised as in an evaluation. The filler rows of a rank that has none:

@@ -1,8 +1,7 @@
-"""Evaluation: a recipe's sums over a split, every row exactly once for any number of ranks.
+"""Evaluation: a recipe's metric sums over a split, every row exactly once for any number of ranks.
 
-Sums of a metric: taken from a batch, added, merged over ranks, and turned into named values.
-
-Everything is float64 on the way, so that the order of batches and the number of workers do not show.
+Sums are taken per batch, added, reduced over ranks and turned into named values. All are float64, so that the order of
+batches and the number of workers make no difference.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def batch_totals(recipe: RecipeBase, model: nn.Module, batch: Batch) -> Totals:
 
 
 def add(left: Totals | None, right: Totals) -> Totals:
-    """Return the sums of both together."""
+    """Add two sums."""
     if left is None:
         return right
     if left.keys() != right.keys():
@@ -59,7 +58,7 @@ def add(left: Totals | None, right: Totals) -> Totals:
 
 
 def merge_over_ranks(totals: Totals, *, device: torch.device) -> Totals:
-    """Return the sums over all ranks, by one exchange; every rank must hold the same names and shapes."""
+    """Return the sums over all ranks, by one all-reduce; every rank must have the same names and shapes."""
     names = sorted(totals)
     flat = torch.from_numpy(np.concatenate([totals[name].ravel() for name in names])).to(device)
     torch.distributed.all_reduce(flat)

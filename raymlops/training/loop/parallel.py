@@ -1,11 +1,7 @@
-"""One model on many workers: DDP or FSDP2, and what goes with it: recomputed activations and compilation.
+"""Parallelize a model: DDP or FSDP2, activation checkpointing and compilation; and the layers to shard.
 
 Owns how a model becomes a module that maps a batch to its loss. All of it happens in place and without new names, so
-a state dict has the recipe's own keys whatever was switched on. Knows nothing of steps, files or Ray.
-
-Which parts of a model are gathered, and computed again, as units.
-
-Owns the size rule and the check of what a recipe names. Knows modules and parameters alone, nothing of ranks.
+a state dict has the recipe's own keys whatever is enabled. Knows nothing of steps, files or Ray.
 """
 
 from __future__ import annotations
@@ -42,7 +38,7 @@ _NEVER_RUN = (nn.ModuleList, nn.ModuleDict)
 
 
 def layers_to_shard(recipe: RecipeBase, model: nn.Module, *, min_params: int) -> list[nn.Module]:
-    """Return the submodules that are gathered, and recomputed, one at a time; what remains is the root's.
+    """Return the submodules to gather, and to recompute, one at a time; the rest belongs to the root.
 
     They are the recipe's ``shard_layers(model)`` or, where that is None, found by size: the outermost repeated blocks,
     which are the children of ``ModuleList``, ``ModuleDict`` and ``Sequential``, of at least ``min_params`` parameters;
@@ -71,7 +67,7 @@ def _by_size(module: nn.Module, min_params: int) -> Iterator[nn.Module]:
         if isinstance(child, nn.Embedding | nn.EmbeddingBag) or _count(child) < min_params:
             continue
         if isinstance(module, _REPEATED) and not isinstance(child, _NEVER_RUN):
-            yield child  # a block; what it consists of is its own business
+            yield child  # a block, whatever it consists of
             continue
         inside = list(_by_size(child, min_params))
         if inside or isinstance(child, _NEVER_RUN):
@@ -192,7 +188,7 @@ def check(recipe: RecipeBase, model: nn.Module, *, spec: TrainSection) -> list[n
     layers = layers_to_shard(recipe, model, min_params=spec.shard_min_params)
     if spec.activation_checkpointing and not layers:
         raise UsageError(
-            f"train.activation_checkpointing found no layer to compute again: {type(model).__name__} has no submodule "
+            f"train.activation_checkpointing found no layer to recompute: {type(model).__name__} has no submodule "
             f"of at least train.shard_min_params = {spec.shard_min_params:,} parameters that is run as a unit",
             hint="Define shard_layers(model) on the recipe, or lower train.shard_min_params.",
         )
@@ -227,7 +223,7 @@ def check_compile(device: torch.device | str = "cpu") -> None:
 
 
 def local_only(loss_of: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Return the context of one micro-batch, forward and backward: gradients travel with the ``last`` alone.
+    """Return the context of one micro-batch, forward and backward: only the ``last`` one reduces gradients.
 
     Between them FSDP keeps a whole gradient, of every parameter, on every rank.
     """
@@ -241,7 +237,7 @@ def local_only(loss_of: nn.Module, *, last: bool) -> AbstractContextManager[None
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Say what a recipe did wrong where FSDP's shards met plain tensors, in its loss or its metrics.
+    """Explain the error of a recipe whose loss or metrics mix FSDP's shards with plain tensors.
 
     Raises:
         RecipeError: instead of torch's RuntimeError about DTensors.
@@ -259,7 +255,7 @@ def explained() -> Iterator[None]:
 
 
 def _compiled_regions(model: nn.Module, layers: list[nn.Module], spec: TrainSection) -> list[nn.Module]:
-    """Return what is compiled: the whole model, or each layer where something happens between them.
+    """Return the modules to compile: the whole model, or each layer where something happens between them.
 
     Gathering breaks a graph, and DDP's splitting of a graph into its buckets refuses one with a recomputed part, so
     recomputation goes around a compiled layer. Layers of one class share one compilation.

@@ -1,6 +1,6 @@
-"""Where a training's time goes, and how much it gets through.
+"""Time shares and throughput of a training.
 
-Owns the arithmetic; the loop says when a part ends. Pure.
+Owns the arithmetic; the loop marks when a part ends. Pure.
 
 Marks measure the host's time. On a CPU that is all there is. On a GPU kernels run behind the host, so that their time
 shows up where the host waits for them: most often where a loss is read for a log (``report``) or gradients are looked
@@ -19,7 +19,7 @@ PARTS = ("data", "forward_backward", "optimizer", "checkpoint", "report", "other
 
 
 class Stopwatch:
-    """Adds up the time of each part. Each mark ends a part: the time since the last mark is that part's.
+    """Adds up the time of each part: a mark ends a part, which gets the time since the last mark.
 
     A mark costs a small part of a microsecond, so that a loop may mark every micro-batch.
     """
@@ -32,7 +32,7 @@ class Stopwatch:
         self._last = clock()
 
     def mark(self, part: str) -> None:
-        """Give the time since the last mark to ``part``, one of ``PARTS``."""
+        """Add the time since the last mark to ``part``, one of ``PARTS``."""
         now = self._clock()
         self._spent[part] += now - self._last
         self._last = now
@@ -40,7 +40,7 @@ class Stopwatch:
     def take(self) -> dict[str, float]:
         """Return each part's share of the time since the last call, as ``time/part``; they add up to 1.
 
-        What no mark has claimed is ``other``. Empty where no time has passed.
+        Unmarked time is ``other``. Empty where no time has passed.
         """
         self.mark("other")
         spent, self._spent = self._spent, dict.fromkeys(PARTS, 0.0)
@@ -51,8 +51,8 @@ class Stopwatch:
 class Throughput:
     """Counts rows and tokens of the whole run, over all its workers.
 
-    ``flops_per_row`` are the model's floating point operations for one row, forward and backward, without what
-    activation checkpointing does again; ``peak_tflops`` is what one worker's device could do in a second.
+    ``flops_per_row`` are the model's floating point operations for one row, forward and backward, without the
+    recomputation of activation checkpointing; ``peak_tflops`` is the peak of one worker's device.
     """
 
     def __init__(

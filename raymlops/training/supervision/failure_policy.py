@@ -1,6 +1,6 @@
-"""What to do after a failure: try again, try again without a node, or stop; and which failure it was.
+"""The failure policy: retry, retry without a node, or stop; and which of several failures is the cause.
 
-Pure: what ranks and cluster said in, a decision with its reason out. Knows nothing of how either is carried out.
+Pure: evidence of ranks and cluster in, a decision with its reason out.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ Kind = Literal["worker_died", "node_died", "controller_died", "hang", "recipe_er
 
 LATELY_S = 600.0
 DELAYS_S = (0.0, 1.0, 5.0, 15.0, 60.0)
-"""Before a restart with none in the last ``LATELY_S``, with one, with two, three, and with more.
+"""Backoff before a restart with 0, 1, 2, 3 and more restarts in the last ``LATELY_S``.
 
-Whatever progress was made in between: a node may fail shortly after each checkpoint, for days.
+Regardless of progress in between: a node may fail shortly after each checkpoint, for days.
 """
 _PAUSE = 2
-"""What failed in the environment is waited for as after so many restarts: it may take a while to pass."""
+"""A failure of the environment backs off as after this many restarts: it may take a while to pass."""
 _STOP = {"recipe_error", "storage"}
 _TORN = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|socket (closed|timeout)|\bgloo\b|\bnccl\b|recvValue failed"
     r"|store.*(timeout|timed out)|remote process exited|collective operation|process ?group|Dist(Backend|Network)Error",
     re.IGNORECASE,
 )
-"""What a collective says when the rank at its other end is gone: a consequence, hardly ever a cause."""
+"""How a collective words that its peer died: a consequence, hardly ever a cause."""
 _COLLECTIVE = {"RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError", "CheckpointException"}
-"""The types in which it says so."""
+"""The exception types of such messages."""
 _PATH = re.compile(r"(?<![\w.\]])/[^\s:'\"\]]+")
 
 
@@ -64,7 +64,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do, why, and after how many seconds."""
+    """What to do, why, and the backoff in seconds."""
 
     action: Literal["retry", "exclude_node", "stop"]
     reason: str
@@ -73,9 +73,9 @@ class Decision:
 
 @dataclass(frozen=True)
 class Raised:
-    """What a rank raised; ``own`` is the exception where it is one of raymlops. ``at_s`` orders them.
+    """An exception of a rank; ``own`` is the exception itself where it is one of raymlops. ``at_s`` orders them.
 
-    ``chain`` is what is behind it, the root first: an exception that travels keeps no cause.
+    ``chain`` are its causes, the root first: a pickled exception loses its ``__cause__``.
     """
 
     error_type: str
@@ -87,7 +87,7 @@ class Raised:
 
     @classmethod
     def by(cls, error: BaseException, *, log: str = "") -> Self:
-        """Describe an exception, whatever Ray has wrapped around it."""
+        """Describe an exception without Ray's wrappers."""
         inner: BaseException | None = error
         while inner is not None and not isinstance(inner, RaymlopsError):
             inner = getattr(inner, "cause", None) or getattr(inner, "base_exc", None) or inner.__cause__
@@ -96,14 +96,14 @@ class Raised:
 
     @property
     def links(self) -> tuple[Link, ...]:
-        """Return the chain, or what the text tells of it."""
+        """Return the chain, or what the message says of it."""
         message = self.message if self.own is None else self.own.message
         return self.chain or (Link.in_text(self.error_type, message),)
 
 
 @dataclass(frozen=True)
 class Lost:
-    """A rank that ended without raising: its process died, or the node under it."""
+    """A rank that ended without raising: its process or its node died."""
 
     message: str
     node_died: bool = False
@@ -120,8 +120,8 @@ def decide(
 ) -> Decision:
     """Decide by the first rule whose pattern is found in ``TYPE: MESSAGE`` or the log, else by the kind of failure.
 
-    ``restarts_without_progress`` counts those since the newest checkpoint; a rule that retries is bounded by it too.
-    ``restart_ages_s`` says how long ago each restart of the run was; those of lately decide how long to wait.
+    ``restarts_without_progress`` counts those since the newest checkpoint; it bounds rules that retry, too.
+    ``restart_ages_s`` are the ages of the run's restarts; recent ones decide the backoff.
     """
     text = f"{failure.error_type}: {failure.message}\n{failure.log}"
     rule = next((rule for rule in rules if re.search(rule.match, text)), None)
@@ -155,9 +155,9 @@ def decide(
 
 
 def cause(raised: Mapping[int, Raised], lost: Mapping[int, Lost], *, nodes: Mapping[int, str], step: int) -> Failure:
-    """Return the one failure behind what the ranks say.
+    """Return the root cause of what happened to the ranks.
 
-    An exception that is no torn collective is the cause; else a rank that was lost; else the first that was torn.
+    An exception other than a broken collective is the cause; else a lost rank; else the first broken collective.
     ``nodes`` maps ranks to nodes. At least one of ``raised`` and ``lost`` holds a rank.
     """
     order = sorted(raised, key=lambda rank: (raised[rank].at_s, rank))
@@ -185,7 +185,7 @@ def cause(raised: Mapping[int, Raised], lost: Mapping[int, Lost], *, nodes: Mapp
 
 
 def kind_of(raised: Raised) -> Kind:
-    """Return the kind of failure that an exception is, by what is at its root."""
+    """Return the kind of failure of an exception, by its root cause."""
     if is_torn(raised):
         return "error"
     if not isinstance(raised.own, NonFiniteError) and passing(raised.links):
@@ -200,7 +200,7 @@ def kind_of(raised: Raised) -> Kind:
 
 
 def is_torn(raised: Raised) -> bool:
-    """Return whether a collective broke because a peer was gone, also where a recipe's code was around it."""
+    """Return whether a collective broke because its peer died, also where a recipe's code wrapped the exception."""
     root = raised.links[0]
     if isinstance(raised.own, NonFiniteError) or not _COLLECTIVE & set(root.types):
         return False

@@ -1,7 +1,7 @@
-"""Which exceptions say that the environment failed, perhaps for a while: a store that throttles, a network, a card.
+"""Recognise transient failures of the environment: a throttling store, a network, a GPU.
 
-What counts is the chain of exceptions down to the root, whatever recipe or library has wrapped around it; where a chain
-did not survive its way to the driver, what the message says of it. Pure: exceptions or text in, a reason in words out.
+Looks at the chain of exceptions down to the root, whatever recipe or library has wrapped them; where the chain was lost
+on its way to the driver, at the message. Pure: exceptions or text in, a reason in words out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LASTING = {
     errno.ENODEV, errno.ENOENT, errno.ENOSPC, errno.ENOTDIR, errno.ENOTEMPTY, errno.ENOTSUP, errno.ENXIO, errno.EPERM,
     errno.EROFS, errno.ESPIPE, errno.EXDEV,
 }  # fmt: skip
-"""What is the same at the next attempt: a wrong path, a missing right, a full disk."""
+"""Errors that persist at the next attempt: a wrong path, a missing permission, a full disk."""
 _PASSING_STATUS = {408, 425, 429}
 """HTTP beside 500 and above: request timeout, too early, too many requests."""
 _CONNECTION = re.compile(
@@ -42,7 +42,7 @@ _STORE = re.compile(
     r"|curlCode: (6|7|18|28|35|52|56)\b|stale file handle|input/output error",
     re.IGNORECASE,
 )
-"""How stores word it: pyarrow's errors for S3 and GCS have neither a number nor a type of their own."""
+"""How stores word it: pyarrow's errors for S3 and GCS have neither a code nor a type of their own."""
 _CARD = re.compile(
     r"CUDA (driver )?error|cuda failure|uncorrectable ECC|CUBLAS_STATUS|CUDNN_STATUS|cuDNN error|NCCL error|HIP error"
     r"|unhandled (cuda|system) error",
@@ -52,7 +52,7 @@ _CARD_BUG = re.compile(
     r"device-side assert|no kernel image|invalid device function|driver version is insufficient|not compiled with",
     re.IGNORECASE,
 )
-"""What a card says of the recipe's own doing, such as an index beyond a table, or of what is installed."""
+"""GPU errors caused by the recipe, such as an index out of range, or by what is installed."""
 _RAISED = re.compile(r"(?:raised|failed:) (\w+): (.*)", re.DOTALL)
 _PLACE = re.compile(r" at \S+:\d+\s*$")
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
@@ -79,7 +79,7 @@ class Link:
 
     @classmethod
     def in_text(cls, error_type: str, message: str) -> Self:
-        """Describe what a text tells of, ``... raised TYPE: MESSAGE at FILE:LINE``, or the error itself."""
+        """Parse a message, ``... raised TYPE: MESSAGE at FILE:LINE``, or describe the error itself."""
         told = _RAISED.search(message)
         name, text = (told[1], told[2]) if told else (error_type, message)
         text = _PLACE.sub("", text.partition("\n")[0])
@@ -88,7 +88,7 @@ class Link:
 
 
 def chain_of(error: BaseException) -> tuple[Link, ...]:
-    """Return the exceptions behind one, the root first, without ours: what those say counts where they are the root."""
+    """Return the exceptions behind one, the root first, without those of raymlops, unless one is the root."""
     found = list(_behind(error))
     root = found[-1]
     if isinstance(root, RaymlopsError):
@@ -97,7 +97,7 @@ def chain_of(error: BaseException) -> tuple[Link, ...]:
 
 
 def passing(chain: Sequence[Link]) -> str:
-    """Return what of the environment failed, which the next attempt may not meet; empty where nothing did."""
+    """Return the transient failure of the environment in words; empty where there is none."""
     return next(filter(None, map(_passing, chain)), "")
 
 
@@ -130,7 +130,7 @@ def _behind(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status_of(error: BaseException) -> int | None:
-    """Return the status of HTTP that an exception of any client carries."""
+    """Return the HTTP status of an exception of any client."""
     if isinstance(error, SystemExit):
         return None
     with suppress(Exception):  # whatever a client's attributes do
