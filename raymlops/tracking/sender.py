@@ -146,6 +146,7 @@ class Sender:
             self._closing, self._given_up, self._error = True, False, None
             self._failures, self._paused_until_s = 0, -math.inf
             for run in self.open.values():
+                run.rejections.clear()
                 run.not_before_s = -math.inf
                 self.schedule(run)
             self.changed.notify_all()

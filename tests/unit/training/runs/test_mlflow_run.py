@@ -11,8 +11,6 @@ import pytest
 
 from raymlops.errors import NotFoundError, TrackingError
 from raymlops.tracking.client import Tracker
-from raymlops.tracking.pending import PendingRun
-from raymlops.tracking.sender import Sender
 from raymlops.tracking.tag_entries import entries
 from raymlops.training.events import Event
 from raymlops.training.runs.writer import REASON, RESTARTS, RunWriter
@@ -188,32 +186,6 @@ def test_a_lost_answer_doubles_nothing(store: Watched, run_id: str) -> None:
     assert sent == [("train/loss", 1), ("train/loss", 2), ("train/loss", 3)]
     assert history(store, run_id) == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     assert store.run(run_id).data.tags["a"] == "b"
-
-
-def test_what_waits_is_bounded_and_what_is_lost_is_counted(store: Watched, run_id: str) -> None:
-    """25 points where 10 may wait: the 15 oldest are dropped, on top of 2 of an earlier attempt."""
-    store.away = True
-    sender, run = Sender(store, max_pending=10), PendingRun("run", run_id, dropped=2)
-    for step in range(25):
-        sender.put(run, [("train/loss", 1.0, step, step)])
-    until(lambda: sender.failing)
-    store.away = False
-    sender.end(run, "FINISHED")
-    sender.finish(wait_s=10.0)
-    assert [step for step, _ in history(store, run_id)] == list(range(15, 25))
-    assert store.run(run_id).data.tags["raymlops.dropped_points"] == "17"
-
-
-def test_a_bound_that_is_reached_is_told_once(store: Watched, run_id: str) -> None:
-    """And not with each point that follows."""
-    store.away = True
-    sender, run = Sender(store, max_pending=2), PendingRun("run", run_id)
-    for step in range(9):
-        sender.put(run, [("train/loss", 1.0, step, step)])
-    assert sum("2 points are pending: the oldest are dropped" in text for text in sender.notices()) == 1
-    sender.end(run, "FAILED")
-    with pytest.raises(TrackingError):
-        sender.finish(wait_s=0.05)
 
 
 def test_an_end_without_mlflow_is_waited_for_then_an_error(store: Watched, run_id: str) -> None:
