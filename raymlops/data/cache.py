@@ -80,18 +80,15 @@ class DataCache:
             recipe = replace(project, recipe_config=watched).recipe(state=ready.state)  # type: ignore[arg-type]
             made = ready.prepared(recipe)
             self._entry = _Entry(project, watched, made)
-            return Prepared(project.recipe(state=made.state), made.splits, made.state)
-        self.prepared += 1
-        sources = None
-        if shared is not None and shared["key"] == _key(project, shared["key"]):
-            sources = shared["sources"]
-            watched.count_as_read(shared["key"]["config"])  # in that process: ``datasets`` may not be called here
-        made = prepare(replace(project, recipe_config=watched), state=state, sources=sources)  # type: ignore[arg-type]
-        if state is not None:
-            return Prepared(
-                project.recipe(state=made.state), made.splits, made.state
-            )  # ``fit`` did not run, so its reads are unknown
-        self._entry = _Entry(project, watched, made)
+        else:
+            self.prepared += 1
+            sources = None
+            if shared is not None and shared["key"] == _key(project, shared["key"]):
+                sources = shared["sources"]
+                watched.count_as_read(shared["key"]["config"])  # in that process: ``datasets`` may not be called here
+            made = prepare(replace(project, recipe_config=watched), state=state, sources=sources)  # type: ignore[arg-type]
+            if state is None:  # otherwise ``fit`` did not run, and its reads are unknown
+                self._entry = _Entry(project, watched, made)
         return Prepared(project.recipe(state=made.state), made.splits, made.state)
 
     def share(self) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def test_a_trial_whose_process_is_killed_once_goes_on_from_its_checkpoint(storag
 
     ((x, pid),) = victims
     assert [trial.status for trial in record.trials] == ["complete"] * 3
-    assert any("trial 1 goes on" in text for text in said)
+    assert any("trial 1 resumes in another process" in text for text in said)
     trained = journal(file)
     before = [epoch for epoch, by in trained[x] if by == pid]
     after = [epoch for epoch, by in trained[x] if by != pid]

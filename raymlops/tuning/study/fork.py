@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.changes import rule
 from raymlops.config.space import exists
-from raymlops.records import TrialRecord
 from raymlops.tuning.objectives import objectives_of
 from raymlops.tuning.search_space import draw_order
 from raymlops.tuning.study.records import ATTRIBUTE, attribute, history_of, record_of
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.config.space import Distribution, Scalar
-    from raymlops.records import Objective
+    from raymlops.records import Objective, TrialRecord
 
 _ABSENT = object()
 
@@ -148,16 +148,10 @@ def _made(
     several = len(values) > 1
     # Samplers read a curve's last value; a curve of another metric is left out.
     curve = trial.intermediate_values if same_metric else {}
-    kept = TrialRecord(
-        number=record.number,
+    kept = replace(
+        record,
         params=dict(params),
-        status=record.status,
         value=values[0],
-        epochs=record.epochs,
-        duration_s=record.duration_s,
-        reason=record.reason,
-        run_id=record.run_id,
-        metrics=record.metrics,
         values=values if several else (),
         feasible=all(excess <= 0 for excess in broken.values()),
         carried_from=source,
