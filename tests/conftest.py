@@ -1,7 +1,11 @@
-"""What every test may use: the importable fixture recipes, a home of its own, and an MLflow database that is ready."""
+"""What every test may use: the importable fixture recipes, a home of its own, and an MLflow database that is ready.
+
+``RAYMLOPS_REQUIRE=postgres,promtool`` makes a test fail that would be skipped because such a tool is missing.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -10,12 +14,32 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from fake_s3 import FakeS3
 
 # Test modules are imported by path and workers import by name: what a worker needs lives in tests/fixtures.
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
+
+REQUIRED = os.environ.get("RAYMLOPS_REQUIRE", "").lower().replace(",", " ").split()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test whose reason to be skipped names a required tool."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2]
+        if any(tool in reason.lower() for tool in REQUIRED):
+            report.outcome, report.longrepr = "failed", f"RAYMLOPS_REQUIRE: {reason}"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count what did not run, after the reasons that ``-ra`` lists."""
+    if skipped := len(terminalreporter.stats.get("skipped", [])):
+        line = f"{skipped} tests did not run on this machine; RAYMLOPS_REQUIRE=TOOL,... makes them fail"
+        terminalreporter.write_line(line, yellow=True, bold=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

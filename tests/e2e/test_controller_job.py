@@ -12,10 +12,17 @@ from raymlops.state.lease import holder_of
 pytestmark = [pytest.mark.e2e, NEEDS_POSTGRES]
 
 
-END = "import own_versions, ray; ray.init(log_to_driver=False); own_versions.end_controllers()"
+END = """
+from own_versions import end_controllers
+from raymlops.cluster.connect import connect
+from raymlops.config.schema import ProjectSpec
+data = {"project": {"name": "x"}, "recipe": {"import": "a:B"}, "cluster": {"address": "auto"}}
+with connect(ProjectSpec.model_validate(data)):
+    end_controllers()
+"""
 
 
-def test_a_controller_is_started_where_only_the_dashboard_can_be_reached(cluster, user, tmp_path_factory):
+def test_a_controller_is_started_where_only_the_dashboard_can_be_reached(cluster, cluster_user, user, tmp_path_factory):
     """By a job, on a cluster that this machine knows nothing else of; it holds the lease of the named database."""
     variables = cluster.env
     (user.cwd / "config.yaml").write_text(
@@ -36,5 +43,5 @@ def test_a_controller_is_started_where_only_the_dashboard_can_be_reached(cluster
         (user.cwd / "url").unlink()
         refused = user.raymlops("controller", "--config", "config.yaml", "storage.state=null", code=5)
         assert "SQLite file of this machine" in refused.stderr
-        user.env |= {"RAY_ADDRESS": variables["RAY_ADDRESS"], "PYTHONPATH": f"{ROOT}/tests/fixtures"}
-        user.run(sys.executable, "-c", END)
+        cluster_user.env["PYTHONPATH"] = f"{ROOT}/tests/fixtures"
+        cluster_user.run(sys.executable, "-c", END, timeout_s=90)

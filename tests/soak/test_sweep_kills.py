@@ -44,6 +44,7 @@ pytestmark = pytest.mark.soak
 HOST = "127.0.0.2"
 """Of both nodes: loopback too, but of several nodes Ray wants none at 127.0.0.1."""
 KILLS = int(os.environ.get("KILLS", "20"))
+SEED = int(os.environ.get("SEED", "1"))
 
 
 def test_twenty_kills(user: User, mlflow_database: Path) -> None:
@@ -52,9 +53,7 @@ def test_twenty_kills(user: User, mlflow_database: Path) -> None:
     Each gives the trials that the undisturbed one gives.
     """
     can_import_fixtures(user)
-    seed = time.time_ns() % 2**32
-    print(f"seed {seed}")
-    moments = random.Random(seed)
+    moments = random.Random(SEED)
 
     def place(name: str) -> Path:
         storage = user.cwd / name
@@ -82,7 +81,7 @@ def test_twenty_kills(user: User, mlflow_database: Path) -> None:
             seconds = moments.uniform(1.0, took_s) if kills < KILLS else 300.0
             kills += Driver(user, "--config", config, *resume).killed_after(seconds)
             found = sweeps(spec)
-            assert len(found) <= 1, f"seed {seed}, chain {chains}"
+            assert len(found) <= 1, f"chain {chains}"
         got = books(spec, found[0].info.run_id)
         print(f"chain {chains}: {kills} kills so far, {dict(got.states)}", flush=True)
         check_whole(got)
@@ -137,9 +136,7 @@ def test_the_head_of_a_cluster_is_lost_in_mid_sweep(user: User, mlflow_database:
     storage = user.cwd / "shared"
     storage.mkdir()
     shutil.copy(mlflow_database, storage)
-    seed = time.time_ns() % 2**32
-    print(f"seed {seed}")
-    moments = random.Random(seed)
+    moments = random.Random(SEED)
 
     with postgres(user.cwd / "postgres") as url, Cluster(user) as cluster:
         config = write(
