@@ -9,7 +9,7 @@ import pytest
 from raymlops.cluster import services
 from raymlops.cluster.services import GUARD, MAX_HEADER_BYTES, SPEED, max_connections, serve_environment
 from raymlops.config.serve import grpc_options
-from raymlops.serving.control import render, start
+from raymlops.serving.control import render
 from raymlops.serving.proxy import connections
 
 
@@ -28,7 +28,7 @@ def test_haproxy_can_open_what_its_connections_need(files, expected):
 
 def test_the_siblings_mean_the_same():
     """Each says for itself which variable has the bound of headers; of gRPC they say the same thing."""
-    assert start.grpc_options is services.grpc_options is render.grpc_options is grpc_options
+    assert services.grpc_options is render.grpc_options is grpc_options
     assert connections.VARIABLE == MAX_HEADER_BYTES
 
 
