@@ -1,7 +1,7 @@
-"""Where Serve can be reached: the address in force, not the one that a configuration asks for.
+"""The actual address of a running Serve, which may differ from the configured one.
 
-Owns how that is found out. A section's ``host`` counts only where Serve does not run yet, while whether callers need an
-API key by default depends on who can reach them.
+Owns how it is determined. A section's ``host`` counts only if Serve does not run yet, while whether callers need an API
+key by default depends on who can reach it.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ EVERYWHERE = "[::]"
 
 @dataclass(frozen=True)
 class Listening:
-    """Where Serve listens."""
+    """The addresses on which Serve listens."""
 
     host: str
     port: int
     grpc_host: str | None = None
-    """None where no gRPC is spoken."""
+    """None without gRPC."""
     grpc_port: int | None = None
 
     @property
     def reach(self) -> str:
-        """Return the host by which whether keys are asked for is decided: one that others reach, if there is one."""
+        """Return the host that decides whether keys are required by default: one that others reach, if any."""
         if is_loopback(self.host) and self.grpc_host is not None:
             return self.grpc_host
         return self.host
 
     @property
     def exposed(self) -> str | None:
-        """Return where others than this machine reach it, in words; None where nobody does."""
+        """Return the address that other machines can reach, in words; None if there is none."""
         if not is_loopback(self.host):
             return f"{self.host}:{self.port}"
         if self.grpc_host is not None and not is_loopback(self.grpc_host):
@@ -50,15 +50,15 @@ class Listening:
 
 
 def is_local(dashboard_url: str) -> bool:
-    """Return whether a dashboard is at an address of this machine alone."""
+    """Return whether a dashboard has a loopback address."""
     return is_loopback(urlsplit(dashboard_url).hostname or "")
 
 
 def listening(details: Details, *, local: bool) -> Listening | None:
-    """Return where a running Serve listens; None where it does not run.
+    """Return where a running Serve listens; None if it does not run.
 
     Serve (2.60) has no option for the address of gRPC and binds all interfaces, unless the cluster was started with our
-    guard. On this machine that is looked up among its sockets. Elsewhere it cannot be, and the worse is assumed.
+    patch. On this machine the sockets show it. For another machine all interfaces are assumed.
     """
     options = details.get("http_options")
     if not options:
@@ -83,13 +83,13 @@ def keyless(details: Details) -> list[str]:
 
 
 def open_to_others(names: list[str], listens: Listening | None) -> str | None:
-    """Return what is to be said where these models answer without a key to others than this machine."""
+    """Return a note if other machines can reach these models without a key."""
     if listens is None or listens.exposed is None or not names:
         return None
     answer = "answers" if len(names) == 1 else "answer"
     return (
-        f"{', '.join(names)} {answer} without an API key, and Serve listens on {listens.exposed}: whoever reaches that "
-        "address may ask. serve.auth: keys asks for keys (raymlops keys create makes one)"
+        f"{', '.join(names)} {answer} without an API key, and Serve listens on {listens.exposed}: anyone who reaches "
+        "that address may use them. serve.auth: keys requires keys (raymlops keys create makes one)"
     )
 
 

@@ -1,13 +1,13 @@
-"""Bringing Serve to what should be live, and reading back that it got there.
+"""Apply the desired state to Serve, and read back the result.
 
-Owns the order of steps and the waiting. Knows nothing of where the desired state is kept or why it changed.
+Owns the order of steps and the waiting. Knows nothing of where the desired state is stored or why it changed.
 
-A version that is to hold the route is first brought up beside the one that holds it, and then the route is flipped,
-which Serve does in place within half a second. So a version that does not come up never takes the route. Nothing here
-asks, or waits for, a version that is to lose the route: it may be the one that hangs.
+A version that shall get the route first comes up beside the one that holds it; then the route flips, which Serve does
+in place within half a second. So a version that does not come up never gets the route. Nothing here calls, or waits
+for, the version that loses the route: it may be the one that hangs.
 
-Who cannot wait for a version to come up calls ``send`` for it, ``await_up``, and ``apply`` once it is up. ``refresh``
-sends settings alone.
+A caller that cannot block calls ``send`` for a version, ``await_up``, and ``apply`` once it is up. ``refresh`` sends
+settings only.
 """
 
 from __future__ import annotations
@@ -71,23 +71,23 @@ def apply(
     wait: bool = True,
     on_status: OnStatus | None = None,
 ) -> Applied:
-    """Make what is desired live and return what was read back.
+    """Bring Serve to the desired state and return what was read back.
 
-    Sends nothing where Serve already has this config. ``concerned`` are the versions, as (name, version), that must be
-    seen to run, by default every champion; the others are sent and not waited for, so that a model that is broken
-    keeps no other from changing. ``host`` and the ports count only where Serve does not run yet. ``probe`` also asks
+    Sends nothing if Serve already has this config. ``concerned`` are the versions, as (name, version), that must be
+    running at the end, by default every champion; the others are sent and not awaited, so that a broken model blocks
+    no other. ``host`` and the ports count only if Serve does not run yet. ``probe`` also asks
     each champion concerned that takes a route over HTTP whether it answers, where Serve runs on this machine. With
     ``hurry`` a version that is up takes the route at once, and has as many replicas as the old one only later. Without
-    ``wait`` all is sent and nothing is seen to run. To undo a failed apply, apply what was desired before: versions of
-    this state that are not in it are deleted. What is of other states stays as it is.
+    ``wait`` everything is sent and nothing awaited. To undo a failed apply, apply the previous desired state: versions
+    of this state that are not in it are deleted. Applications of other states stay unchanged.
 
     Raises:
         TakenError: another state has a model that is concerned; nothing was changed.
-        OutdatedStateError: Serve runs what a newer copy of the state database desired; nothing was changed.
+        OutdatedStateError: Serve runs the desired state of a newer copy of the state database; nothing was changed.
         DeployError: a version did not come up in ``wait_s``, with its own message. The routes are as they were before.
         ClusterError: the dashboard does not answer, or refuses us.
-        PortTakenError: Serve does not run yet and its port is another process's.
-        UsageError: what is desired cannot be rendered.
+        PortTakenError: Serve does not run yet and another process listens on its port.
+        UsageError: the desired state cannot be rendered.
     """
     if concerned is None:
         concerned = {(item.name, item.version) for item in desired.deployments if item.role == "champion"}
@@ -116,7 +116,7 @@ def apply(
         return _applied(plan, details, changed=changed)
 
     def ready_in(details: Details, name: str) -> bool:
-        if name in scaled:  # it answers; that more of its replicas are on their way keeps nobody waiting
+        if name in scaled:  # it answers already, with further replicas starting
             return running_replicas(details, name) > 0 and covers(configs(details).get(name), scaled[name])
         return status_of(details, name) == "RUNNING" and covers(configs(details).get(name), wanted[name])
 
@@ -126,11 +126,11 @@ def apply(
     if probe and plan.local:
         held = {config.get("route_prefix"): name for name, config in ours.items()}
         asked = [item for item in champions if app_name(item.name, item.version) in awaited]
-        if changed:  # who holds its route already answers, and only its settings are others
+        if changed:  # a holder of its route already answers, and only its settings changed
             asked = [item for item in asked if held.get(route_of(item.name)) != app_name(item.name, item.version)]
         await_answers(applied, asked, deadline=min(deadline, time.monotonic() + ROUTE_WAIT_S))
     if scaled:
-        _let_be(api, plan, wanted)
+        _restore_bounds(api, plan, wanted)
     return applied
 
 
@@ -144,9 +144,9 @@ def send(
     port: int = 8000,
     grpc_port: int | None = None,
 ) -> bool:
-    """Have a version, as (name, version), brought up with so many replicas at least, and wait for nothing.
+    """Start a version, as (name, version), with at least so many replicas, without waiting.
 
-    No route moves. Return whether Serve did not have it so already.
+    No route moves. Return whether anything had to be sent.
 
     Raises:
         RefusedError, DeployError, ClusterError, PortTakenError, UsageError: as ``apply``.
@@ -174,15 +174,15 @@ def await_up(
     settings: Application | None = None,
     on_status: OnStatus | None = None,
 ) -> None:
-    """Wait for the least replicas of a version, then for a while for as many as it is to have.
+    """Wait for the minimum of a version's replicas, then for a while for its full number.
 
-    With ``settings``, a rendered application, it is waited for until all its replicas have them. ``check`` is asked at
-    each look, and raises where nobody wants the version any more.
+    With ``settings``, a rendered application, wait until all its replicas have them. ``check`` is called at each poll,
+    and raises if the version is not desired any more.
 
     Raises:
         DeployError: it did not come up in ``wait_s``, with its own message.
         ClusterError: the dashboard does not answer, or refuses us.
-        Exception: whatever ``check`` raises.
+        Exception: that of ``check``.
     """
     name = app_name(*coming)
 
@@ -200,9 +200,9 @@ def await_up(
 
 
 def refresh(desired: Desired, *, api: Api, dry_run: bool = False) -> bool:
-    """Send the settings of what is live where Serve has others, and return whether there were any.
+    """Send the settings of live versions if Serve has others, and return whether there were any.
 
-    Nothing comes up, nothing goes and no route moves: what is desired beyond settings is left to who changes it.
+    Nothing starts, nothing stops and no route moves.
 
     Raises:
         RefusedError, ClusterError, DeployError, UsageError: as ``apply``.
@@ -217,17 +217,17 @@ def refresh(desired: Desired, *, api: Api, dry_run: bool = False) -> bool:
 
 
 def needed_replicas(details: Details, coming: tuple[str, int], *, least: int, most: int) -> int:
-    """Return how many replicas a version is to have before it takes its route: as many as the holder runs."""
+    """Return how many replicas a version needs before it gets its route: as many as the holder runs."""
     name = app_name(*coming)
     holder = routes(details).get(route_of(coming[0]))
     if holder == name:
-        return least  # which may be none, where nobody asks
-    # One that went to zero replicas answers only once it has one again.
+        return least  # which may be none, without traffic
+    # A version scaled to zero answers only once it has a replica again.
     return min(max(1, least, 0 if holder is None else running_replicas(details, holder)), most)
 
 
 def _scaled(config: dict[str, Any], replicas: int) -> dict[str, Any]:
-    """Return an application that keeps this many replicas at least."""
+    """Return an application with at least this many replicas."""
     (options,) = config["deployments"]
     bounds = {key: value for key, value in options["autoscaling_config"].items() if key != "initial_replicas"}
     bounds["min_replicas"] = max(replicas, bounds["min_replicas"])
@@ -235,11 +235,11 @@ def _scaled(config: dict[str, Any], replicas: int) -> dict[str, Any]:
 
 
 def _resettled(live: dict[str, Any], wanted: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a live application with the settings that are wanted, on the route that it has."""
+    """Return a live application with the wanted settings, on its present route."""
     if wanted is None or not covers(live.get("args"), wanted["args"]) or covers(live, wanted):
         return live
     if live.get("route_prefix") is None:
-        # It may be coming up with more replicas than it is to keep later, and must not be sent home meanwhile.
+        # It may be starting with more replicas than it needs later, and must not be scaled down meanwhile.
         (now,), (later,) = (
             [options["autoscaling_config"] for options in config["deployments"]] for config in (live, wanted)
         )
@@ -252,20 +252,19 @@ def _applied(plan: Plan, details: Details, *, changed: bool) -> Applied:
     return Applied(changed, statuses(details), routes(details), listens.host, listens.port, plan.notes, listens.reach)
 
 
-def _let_be(api: Api, plan: Plan, wanted: Mapping[str, dict[str, Any]]) -> None:
-    """Give a version that took a route in a hurry its own bounds back.
+def _restore_bounds(api: Api, plan: Plan, wanted: Mapping[str, dict[str, Any]]) -> None:
+    """Restore the scaling bounds of a version that got its route with ``hurry``.
 
-    The route is where it should be, so that nothing that fails here may look like a failed change: the controller
-    sends these settings again.
+    The route is already flipped, so that a failure here is no failed change: the controller sends these settings again.
     """
     try:
         plan.put(api, wanted)
     except RaymlopsError as error:
-        _log.warning("replicas keep the bounds that a flip gave them until the controller comes by: %s", error)
+        _log.warning("replicas keep the bounds of the flip until the controller's next pass: %s", error)
 
 
 def _drop(api: Api, details: dict[str, Any], failed: set[str], plan: Plan) -> dict[str, Any]:
-    """Delete what an earlier attempt left behind failed, so that sending it again is a new attempt."""
+    """Delete applications that failed in an earlier attempt, so that sending them again is a new one."""
     if not failed:
         return details
     plan.put(api, {name: config for name, config in plan.ours.items() if name not in failed})
@@ -277,9 +276,9 @@ def _stage(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Heir]]:
     """Return the step before the flip, and the applications that must be up before it with their replicas.
 
-    In that step all that is live stays as it is, no route moves, and new versions come up beside it. There are no heirs
-    where each version that is to take a route over is up already. Each is first scaled to what the holder of its route
-    runs, since a flip sends it all the traffic at once.
+    In that step everything live stays unchanged, no route moves, and new versions come up beside it. There are no heirs
+    if each version that gets a route is up already. Each is first scaled to the replicas of its route's holder, since a
+    flip sends it all the traffic at once.
     """
     live = divide(details, desired).ours
     holders = {config["route_prefix"]: name for name, config in live.items() if config.get("route_prefix")}
@@ -292,7 +291,7 @@ def _stage(
             continue
         (options,) = config["deployments"]
         bounds = options["autoscaling_config"]
-        least = max(1, bounds["min_replicas"])  # one that went to zero replicas answers only once it has one again
+        least = max(1, bounds["min_replicas"])  # a version scaled to zero answers only once it has a replica again
         replicas = min(max(least, running_replicas(details, holder)), bounds["max_replicas"])
         running, status = running_replicas(details, name), status_of(details, name)
         if running < replicas or status != "RUNNING":
@@ -306,10 +305,10 @@ def _stage(
 def _held_back(
     wanted: dict[str, dict[str, Any]], staged: Mapping[str, dict[str, Any]], heirs: Collection[str]
 ) -> dict[str, dict[str, Any]]:
-    """Return the last step, in which models that are not concerned flip no route to a version that is not up.
+    """Return the last step, without route flips of other models to a version that is not up.
 
-    An earlier change that was killed on its way may have left such a model. It goes on as it is; its new version comes
-    up beside it, and the next apply that finds it up completes the change.
+    An earlier change that was interrupted may have left such a model. It continues unchanged; its new version comes up
+    beside it, and the next apply that finds it up completes the change.
     """
     held = {wanted[name]["args"]["name"] for name in heirs}
     kept = {name: config for name, config in staged.items() if config["args"].get("name") in held}

@@ -1,6 +1,6 @@
-"""What Serve says of itself, as its REST API gives it: configs, routes, statuses, replicas, messages.
+"""Serve's details, as its REST API returns them: configs, routes, statuses, replicas, messages.
 
-Owns the reading of Serve's details. Pure; knows nothing of what is desired.
+Owns how they are read. Pure; knows nothing of the desired state.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Details = Mapping[str, Any]
 
 
 def configs(details: Details) -> dict[str, dict[str, Any]]:
-    """Return the declared config of each live application; what ``serve.run`` started has none."""
+    """Return the declared config of each live application; one that ``serve.run`` started has none."""
     return {
         name: application["deployed_app_config"]
         for name, application in details["applications"].items()
@@ -24,14 +24,14 @@ def configs(details: Details) -> dict[str, dict[str, Any]]:
 
 
 def same(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
-    """Return whether the same applications are wanted and live, with the same configs."""
+    """Return whether the wanted and the live applications are the same, with the same configs."""
     return wanted.keys() == live.keys() and all(covers(live[name], config) for name, config in wanted.items())
 
 
 def covers(live: Any, wanted: Any) -> bool:
-    """Return whether ``live`` says everything that ``wanted`` says.
+    """Return whether ``live`` contains everything in ``wanted``.
 
-    Serve adds its defaults to what it was sent, and ``initial_replicas`` stays in the config that a version came up by.
+    Serve adds its defaults to a config, and ``initial_replicas`` stays in the config that started a version.
     """
     if isinstance(wanted, Mapping):
         return isinstance(live, Mapping) and all(covers(live.get(key), value) for key, value in wanted.items())
@@ -45,9 +45,9 @@ def covers(live: Any, wanted: Any) -> bool:
 
 
 def settled(live: Any, wanted: Mapping[str, Any] | None) -> bool:
-    """Return whether an application has what ``wanted`` says, but for what others change meanwhile.
+    """Return whether an application has the wanted config, except for what others may change meanwhile.
 
-    That is its route, its bounds, and what its replicas are told of keys and traffic.
+    That is its route, its scaling bounds, and its settings of keys and traffic.
     """
     if live is None or wanted is None:
         return live is not None
@@ -72,20 +72,20 @@ def routes(details: Details) -> dict[str, str]:
 
 
 def status_of(details: Details, name: str) -> str:
-    """Return an application's status, ``NOT_STARTED`` where Serve does not know it."""
+    """Return an application's status, ``NOT_STARTED`` if Serve does not know it."""
     application = details["applications"].get(name)
     return "NOT_STARTED" if application is None else str(application["status"])
 
 
 def running_replicas(details: Details, name: str) -> int:
-    """Return how many replicas of one of our applications run."""
+    """Return the number of running replicas of one of our applications."""
     application = details["applications"].get(name, {})
     replicas = application.get("deployments", {}).get(DEPLOYMENT, {}).get("replicas", [])
     return sum(replica["state"] == "RUNNING" for replica in replicas)
 
 
 def message_of(details: Details, name: str) -> str:
-    """Return the application's own message and its deployment's, shortened to what fits on a screen."""
+    """Return the application's own message and its deployment's, shortened to fit a screen."""
     application = details["applications"].get(name, {})
     parts = [application.get("message", "")]
     parts += [deployment.get("message", "") for deployment in application.get("deployments", {}).values()]

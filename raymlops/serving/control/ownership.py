@@ -1,11 +1,11 @@
-"""Whose each application on Serve is: this state's, another state's, or none of raymlops.
+"""Ownership of the applications on Serve: of this state, of another state, or foreign to raymlops.
 
-Owns the mark that applications carry, and what it means for who changes them. Pure; sends nothing.
+Owns the mark that applications carry, and who may change them. Pure; sends nothing.
 
-The mark is in ``user_config``, which Serve (2.60) keeps, gives back, and hands to running replicas without a restart.
-It says which state database desired the application, and by which of its changes it was sent last. An application of
-another state is never changed and never removed. What carries no mark was deployed by a raymlops that made none: it is
-this state's where its audit record has that version with that digest.
+The mark is in ``user_config``, which Serve (2.60) stores, returns, and passes to running replicas without a restart. It
+names the state database of the application, and the revision at which it was last sent. An application of another state
+is never changed and never removed. One without a mark was deployed by a release that set none: it belongs to this state
+if the audit record has that version with that digest.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ UNMARKED = "a state of which an earlier raymlops left no mark"
 
 @dataclass(frozen=True)
 class Mark:
-    """Which state an application belongs to; an empty id where it does not say."""
+    """The state that an application belongs to; an empty id if unknown."""
 
     id: str = ""
     made_by: str = ""
     revision: Revision | None = None
-    """The newest change of that state when the application was sent."""
+    """The newest revision of that state when the application was sent."""
 
     def __str__(self) -> str:
         if not self.id:
@@ -45,17 +45,17 @@ class Mark:
 
 @dataclass(frozen=True)
 class Division:
-    """The declared applications of a Serve, by whose they are."""
+    """The declared applications of a Serve, by owner."""
 
     ours: dict[str, dict[str, Any]]
     others: dict[str, dict[str, Any]]
-    """Of other states."""
+    """Applications of other states."""
     foreign: dict[str, dict[str, Any]]
-    """Not of raymlops."""
+    """Applications that are not of raymlops."""
 
     @property
     def kept(self) -> list[dict[str, Any]]:
-        """Return all that is sent back as it is."""
+        """Return all applications that are sent back unchanged."""
         return [*self.foreign.values(), *self.others.values()]
 
     def holders(self) -> dict[str, Mark]:
@@ -66,7 +66,7 @@ class Division:
         """Refuse to change models that another state has on Serve.
 
         Raises:
-            TakenError: naming the first of them and who has it.
+            TakenError: naming the first of them and its owner.
         """
         for name, holder in sorted(self.holders().items()):
             if name in names:
@@ -78,7 +78,7 @@ class Division:
                 )
 
     def seen(self) -> tuple[str, ...]:
-        """Return what is to be said of other states on this Serve."""
+        """Return the notes on other states on this Serve."""
         if not self.others:
             return ()
         names = sorted(self.others)
@@ -88,11 +88,11 @@ class Division:
 
 
 def divide(details: Details, desired: Desired, *, outdated: bool = False) -> Division:
-    """Return whose the declared applications are.
+    """Divide the declared applications by owner.
 
     Raises:
-        OutdatedStateError: Serve runs what a newer copy of this state's database desired, which may not be
-            (``outdated``).
+        OutdatedStateError: Serve runs the desired state of a newer copy of this state's database, and ``outdated`` does
+            not allow it.
     """
     ours: dict[str, dict[str, Any]] = {}
     others: dict[str, dict[str, Any]] = {}
@@ -123,9 +123,9 @@ def model_of(config: Mapping[str, Any]) -> str | None:
 
 
 def stamped(config: dict[str, Any], live: Mapping[str, Any] | None, owner: Owner) -> dict[str, Any]:
-    """Return an application with the revision by which it is sent.
+    """Return an application with the revision at which it is sent.
 
-    One that is live as it is to be keeps its own: another would be news to each of its replicas.
+    An unchanged live one keeps its own: another would reconfigure each of its replicas.
     """
     user_config = _user_config(config)
     if not owner.id or MARK not in user_config:

@@ -1,7 +1,7 @@
-"""What Serve has, what it is to have, and how a config is sent without touching what is not this state's.
+"""The plan of a change: Serve's present and wanted applications, and the config that is sent.
 
-Owns the reading before a change and the sending. Serve deletes declared applications that a config lacks. So everything
-of other states, and what is not of raymlops, is read again just before each config and sent along as it is.
+Owns the reading before a change and the sending. Serve deletes declared applications that a config lacks. So the
+applications of other states, and foreign ones, are read again just before each config and sent unchanged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Plan:
-    """What Serve has, and what it is to have."""
+    """Serve's present and wanted applications."""
 
     details: dict[str, Any]
     local: bool
@@ -36,22 +36,22 @@ class Plan:
     """Without the models that another state has on this Serve."""
     target: dict[str, Any]
     wanted: dict[str, dict[str, Any]]
-    """Our applications as they are to be."""
+    """Our applications in the desired state."""
     ours: dict[str, dict[str, Any]]
-    """Our applications as they are."""
+    """Our live applications."""
     notes: tuple[str, ...]
-    """What is to be said of this Serve."""
+    """Notes on this Serve, for the user."""
     sent: set[str]
-    """Names of our applications that Serve has been told of."""
+    """Names of our applications that Serve knows."""
 
     def put(self, api: Api, applications: Mapping[str, dict[str, Any]]) -> None:
-        """Make our applications these. Those that are new start with a replica at least.
+        """Replace our applications. New ones start with at least one replica.
 
-        One with ``min_replicas: 0`` would otherwise not show that it answers. Serve 2.60 takes ``initial_replicas`` for
-        the target whenever anything of a deployment's config changes, so that it is said once and then never again.
+        One with ``min_replicas: 0`` would otherwise not prove that it answers. Serve 2.60 resets the target to
+        ``initial_replicas`` at every change of a deployment's config, so that it is sent only once.
 
         Raises:
-            TakenError: another state has taken one of these names meanwhile; nothing was sent.
+            TakenError: another state took one of these names meanwhile; nothing was sent.
         """
         division = divide(api.get(), self.desired)
         division.refuse_held({config["args"].get("name", "") for config in applications.values()})
@@ -79,17 +79,17 @@ def plan_of(
     concerned: Collection[str],
     check: bool = True,
 ) -> Plan:
-    """Read what Serve has, and return what it is to have.
+    """Read Serve's present state, and plan the change to the desired one.
 
-    ``concerned`` are the models that the change is about. Others that another state has on this Serve are left out, so
-    that they keep none from changing.
+    ``concerned`` are the models of the change. Other models that another state has on this Serve are left out, so that
+    they block no change.
 
     Raises:
         TakenError: another state has a model that is concerned.
-        OutdatedStateError: Serve runs what a newer copy of the state database desired.
+        OutdatedStateError: Serve runs the desired state of a newer copy of the state database.
         ClusterError: the dashboard does not answer.
-        PortTakenError: Serve does not run yet and its port is another process's.
-        UsageError: what is desired cannot be rendered.
+        PortTakenError: Serve does not run yet and another process listens on its port.
+        UsageError: the desired state cannot be rendered.
     """
     local = is_local(api.dashboard_url)
     details = api.get()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MARK = "state"
 """Key of ``user_config``: which state database an application belongs to (see ``ownership``)."""
 MARGIN_S = 5.0
-"""How much later than the slowest model's own deadline Serve itself gives up a request."""
+"""How much later than the slowest model's deadline Serve's own is."""
 
 _LIMITS = ("max_rows", "max_body_bytes", "timeout_s", "max_batch_rows", "max_waiting_rows")
 _TRAFFIC = ("sticky", "sticky_header", "canary_timeout_s", "max_shadow_requests")
@@ -36,7 +36,7 @@ _QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
 def is_rendered(application: Mapping[str, Any]) -> bool:
-    """Return whether an application's config was rendered by raymlops, for whatever state."""
+    """Return whether an application's config was rendered by raymlops, for any state."""
     return application.get("import_path") in {MODEL_IMPORT_PATH, INDEX_IMPORT_PATH}
 
 
@@ -49,10 +49,10 @@ def render(
     grpc_port: int | None = None,
     reach: str | None = None,
 ) -> dict[str, Any]:
-    """Return the Serve config of what should be live, with ``foreign`` applications as they are.
+    """Return the Serve config of the desired state, with ``foreign`` applications unchanged.
 
-    Whether callers need an API key by default is decided by ``reach``, a host at which they reach Serve; by default it
-    is ``host``. Without deployments there is no index either, so that only the foreign applications remain.
+    ``reach``, the host at which callers reach Serve, decides whether they need an API key by default; it defaults to
+    ``host``. Without deployments there is no index either, so that only the foreign applications remain.
 
     Raises:
         UsageError: two champions of one name, or a foreign application that holds a name or route of ours.
@@ -61,11 +61,11 @@ def render(
     reach = host if reach is None else reach
     ours = [_model_application(item, desired, reach) for item in ordered]
     taken = {application.get("route_prefix", "/") for application in foreign}
-    if ours and "/" not in taken:  # a foreign application at / keeps it; the list of models is then not served
+    if ours and "/" not in taken:  # a foreign application keeps /; the list of models is then not served
         ours.append(_index_application(ordered, desired, reach))
     _check(ours, foreign)
     longest = max([settings_of(item).timeout_s for item in ordered], default=None)
-    # Counts only where this config starts Serve, for all of its applications: no request may wait for ever there.
+    # Applies only if this config starts Serve, and to all of its applications: no request may wait there forever.
     deadline = {} if longest is None else {"request_timeout_s": longest + MARGIN_S}
     config: dict[str, Any] = {
         "proxy_location": "HeadOnly",
@@ -80,14 +80,14 @@ def render(
 def settings_of(item: Deployment) -> ServeSection:
     """Return the ``serve`` section with which a version was deployed.
 
-    Stored by another version of raymlops, perhaps: what this one does not know is left out.
+    Another release may have stored it: unknown fields are left out.
     """
     return ServeSection.model_validate({k: v for k, v in item.serve.items() if k in ServeSection.model_fields})
 
 
 def _model_application(item: Deployment, desired: Desired, reach: str) -> dict[str, Any]:
     settings = settings_of(item)
-    # One that is asked now and then must not be woken for each of its requests: every one would be late.
+    # A version with rare requests must not scale up from zero for each of them: every one would be late.
     asked = item.weight > 0 or item.shadow > 0
     scaling: dict[str, Any] = {
         "min_replicas": max(1, settings.min_replicas) if asked else settings.min_replicas,
@@ -112,7 +112,7 @@ def _model_application(item: Deployment, desired: Desired, reach: str) -> dict[s
         "health_check_period_s": 10.0,
         "health_check_timeout_s": 30.0,
         "graceful_shutdown_wait_loop_s": 0.5,
-        # For the requests in flight, and then for what of them is not written yet.
+        # For the requests in flight, and then for their records.
         "graceful_shutdown_timeout_s": settings.timeout_s + CLOSE_S + 2.0,
     }
     if settings.max_replicas_per_node is not None:
@@ -134,13 +134,13 @@ def _model_application(item: Deployment, desired: Desired, reach: str) -> dict[s
 
 
 def _marked(user_config: dict[str, Any], desired: Desired) -> dict[str, Any]:
-    """Return what replicas are told, with the state whose they are; at which of its changes is said on sending."""
+    """Return a ``user_config`` with the mark of its state; the revision is added when it is sent."""
     owner = desired.owner
     return {**user_config, MARK: {"id": owner.id, "made_by": owner.made_by}} if owner.id else user_config
 
 
 def _user_config(item: Deployment, settings: ServeSection, desired: Desired, reach: str) -> dict[str, Any]:
-    """Return what a replica may be told while it runs; ``serving.settings`` reads it."""
+    """Return a replica's settings that may change while it runs; ``serving.settings`` reads them."""
     access = access_of(item.name, desired.keys, required=settings.key_required_at(reach))
     return {
         "limits": {key: getattr(settings, key) for key in _LIMITS},
@@ -154,13 +154,13 @@ def _user_config(item: Deployment, settings: ServeSection, desired: Desired, rea
         "otlp_endpoint": settings.otlp_endpoint,
         "threads": settings.threads_per_replica or max(1, int(settings.cpus_per_replica)),
         "compile": settings.compile,
-        # A canary is not waited for longer than this, and what is slow must mean the same for both.
+        # The fallback from a canary comes no later than this, and "slow" must mean the same for both versions.
         "slow_s": min(settings.rollout.slow_s, settings.traffic.canary_timeout_s, settings.timeout_s / 2),
     }
 
 
 def _traffic(item: Deployment, settings: ServeSection, desired: Desired) -> Traffic:
-    """Return what a champion does with its requests; a version without the route passes none on."""
+    """Return how a champion splits its requests; a version without the route splits none."""
     options = {key: getattr(settings.traffic, key) for key in _TRAFFIC}
     if item.role != "champion":
         return Traffic(**options)
@@ -173,7 +173,7 @@ def _traffic(item: Deployment, settings: ServeSection, desired: Desired) -> Traf
         canaries=canaries,
         shadows=shadows,
         standing=tuple(sorted(other.version for other in beside)),
-        salt=app_name(item.name, item.version),  # so that the first callers of each champion's canaries are others
+        salt=app_name(item.name, item.version),  # so that each champion's canaries start with other callers
         **options,
     )
 
@@ -201,7 +201,7 @@ def _index_application(deployments: Sequence[Deployment], desired: Desired, reac
 
 
 def _listed(item: Deployment, settings: ServeSection, desired: Desired, reach: str) -> dict[str, Any]:
-    """Return what the index is told of a champion; ``gateway`` reads it."""
+    """Return a champion's entry in the index; ``gateway`` reads it."""
     return {
         "name": item.name,
         "version": str(item.version),
@@ -227,7 +227,7 @@ def _check(ours: Sequence[Mapping[str, Any]], foreign: Sequence[Mapping[str, Any
             continue
         if route in routes:
             raise UsageError(
-                f"the Serve applications {routes[route]!r} and {name!r} both want the route {route}",
+                f"the Serve applications {routes[route]!r} and {name!r} both use the route {route}",
                 hint="One name has one champion; another application must use another route.",
             )
         routes[route] = name

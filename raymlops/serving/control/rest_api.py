@@ -1,7 +1,7 @@
-"""Ray Serve's REST API on the Ray dashboard: read what is live, send a whole config; what the cluster has.
+"""Client of Ray's dashboard: Serve's details and config, and the resources of the cluster.
 
-Owns the HTTP calls, their token and their errors. Knows nothing of deployments. The token is read when a call
-is made and appears in no message.
+Owns the HTTP calls, their token and their errors. Knows nothing of deployments. The token is read at each call and
+appears in no message.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _STATUS = "/api/cluster_status"
 
 @dataclass(frozen=True)
 class Room:
-    """What a cluster has and what its actors hold: rows of Ray's state API."""
+    """The nodes and actors of a cluster: rows of Ray's state API."""
 
     nodes: list[dict[str, Any]]
     """``node_id`` and ``resources_total``."""
     actors: list[dict[str, Any]]
     """``name``, ``node_id`` and ``required_resources``."""
     grows: bool
-    """Whether an autoscaler may add nodes, or that cannot be told."""
+    """Whether an autoscaler may add nodes; also True if that is unknown."""
 
 
 class ServeApi:
@@ -67,7 +67,7 @@ class ServeApi:
         return details
 
     def put(self, config: dict[str, Any]) -> None:
-        """Make the config what Serve aims at. Declared applications that it lacks are deleted.
+        """Replace Serve's config. Declared applications that it lacks are deleted.
 
         Raises:
             ClusterError: the dashboard does not answer, or refuses us.
@@ -76,7 +76,7 @@ class ServeApi:
         self._call("PUT", _PATH, config)
 
     def room(self) -> Room:
-        """Return the cluster's living nodes and actors, with the resources of each.
+        """Return the cluster's nodes and actors that are alive, with the resources of each.
 
         Raises:
             ClusterError: the dashboard does not answer, or refuses us.
@@ -125,8 +125,8 @@ class ServeApi:
 def _grows(answer: Mapping[str, Any], nodes: list[dict[str, Any]]) -> bool:
     """Return whether an autoscaler may add nodes.
 
-    Ray 2.60's monitor reports also where it has nothing to scale. It then calls each node's type by the node's own id,
-    in a spelling that the dashboard changes; a real one calls it by a type of its configuration.
+    Ray 2.60's monitor also reports without an autoscaler. It then names each node's type after the node's id, in a
+    spelling that the dashboard changes; an autoscaler names a type of its configuration.
     """
     status = (answer.get("data") or {}).get("clusterStatus") or {}
     active = (status.get("autoscalerReport") or {}).get("activeNodes") or {}
@@ -137,7 +137,7 @@ def _grows(answer: Mapping[str, Any], nodes: list[dict[str, Any]]) -> bool:
 
 
 def ray_token() -> str | None:
-    """Return the token that Ray would send, None where token authentication is off or there is none.
+    """Return the token that Ray would send, None if token authentication is off or there is none.
 
     Ray 2.60 turns it on by ``RAY_AUTH_MODE=token``, and looks in ``RAY_AUTH_TOKEN``, the file
     ``RAY_AUTH_TOKEN_PATH`` and ``~/.ray/auth_token``, in this order. Without the variable an existing file still
@@ -155,6 +155,6 @@ def ray_token() -> str | None:
 
 
 def last_lines(text: str, lines: int) -> str:
-    """Return the end of a long message, which in a traceback is what happened."""
+    """Return the end of a long message, which in a traceback is the error."""
     kept = [line for line in text.rstrip().splitlines() if line.strip()]
     return "\n".join(["...", *kept[-lines:]] if len(kept) > lines else kept)

@@ -1,6 +1,6 @@
-"""Waiting for Serve: until applications run, have their replicas, are gone, answer at their routes.
+"""Polling of Serve: until applications run, have their replicas, are gone, answer at their routes.
 
-Owns the pauses and how long each of these may take. Sends nothing, and knows nothing of what is desired.
+Owns the intervals and timeouts. Sends nothing, and knows nothing of the desired state.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
 FIRST_POLL_S = 0.03
 POLL_S = 0.25
-"""How long to wait before Serve is asked again: little at first, since most changes are in force at once."""
+"""Polling interval: short at first, since most changes take effect at once."""
 SCALE_WAIT_S = 20.0
-"""How long a flip waits for the new champion to have as many replicas as the old one; then it goes ahead."""
+"""How long a flip waits for the new champion to have as many replicas as the old one; then it flips anyway."""
 ROUTE_WAIT_S = 15.0
 """How long a flipped route may take to reach the proxies."""
 GONE_WAIT_S = 20.0
-"""How long to wait for what was removed to give its resources back; a hung one is Serve's to finish."""
+"""How long to wait until removed applications release their resources; Serve ends a hung one later."""
 PROBE_TIMEOUTS_S = (0.3, 0.5, 1.0, 2.0, 5.0)
-"""Of the questions to a route: the first may still reach a version that hangs."""
+"""Of the probes of a route: the first may still reach a version that hangs."""
 
 Application = Mapping[str, Any]
 OnStatus = Callable[[Mapping[str, str]], None]
 
 
 class Api(Protocol):
-    """What ``apply`` asks of a ``ServeApi``."""
+    """The part of ``ServeApi`` that ``apply`` uses."""
 
     @property
     def dashboard_url(self) -> str:
-        """Return where the Ray dashboard is."""
+        """Return the URL of the Ray dashboard."""
 
     def get(self) -> dict[str, Any]:
         """Return Serve's details."""
@@ -53,18 +53,18 @@ class Api(Protocol):
 
 
 class Heir(NamedTuple):
-    """A version that is to take a route: how many replicas it must have, and should have; whether it has any."""
+    """A version that gets a route: its minimum and its wanted number of replicas, and whether it has any."""
 
     least: int
     replicas: int
     up: bool
     config: dict[str, Any]
-    """Its application with the route and the replicas that it should have."""
+    """Its application with the route and the wanted replicas."""
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What is live after an apply, read back from Serve."""
+    """The live state after an apply, read back from Serve."""
 
     changed: bool
     statuses: dict[str, str]
@@ -74,9 +74,9 @@ class Applied:
     host: str = "127.0.0.1"
     port: int = 8000
     notes: tuple[str, ...] = ()
-    """What is to be said of this Serve: other states on it, models that are open to others."""
+    """Notes on this Serve: other states on it, models that others can reach without a key."""
     reach: str | None = None
-    """The host by which it is decided whether keys are asked for, where nothing else says so."""
+    """The host that decides whether keys are required by default."""
 
     @property
     def base_url(self) -> str:
@@ -121,7 +121,7 @@ def await_ready(
 
 
 def await_heirs(api: Api, heirs: Mapping[str, Heir], *, deadline: float, on_status: OnStatus | None) -> None:
-    """Wait for each heir's least replicas, then for a while for as many as the traffic needs."""
+    """Wait for each heir's minimum of replicas, then for a while for as many as the traffic needs."""
     await_ready(
         api,
         heirs,
@@ -137,7 +137,7 @@ def await_heirs(api: Api, heirs: Mapping[str, Heir], *, deadline: float, on_stat
 
 
 def await_gone(api: Api, details: dict[str, Any], names: set[str], *, deadline: float) -> dict[str, Any]:
-    """Wait until removed applications have given back their resources; a late one is Serve's to finish."""
+    """Wait until removed applications release their resources; Serve ends a late one later."""
     deadline = min(deadline, time.monotonic() + GONE_WAIT_S)
     while names & details["applications"].keys() and time.monotonic() < deadline:
         time.sleep(POLL_S)
@@ -152,7 +152,7 @@ def await_answers(applied: Applied, champions: Sequence[Deployment], *, deadline
         url, version = applied.base_url + route_of(champion.name), str(champion.version)
         for timeout_s in itertools.chain(PROBE_TIMEOUTS_S, itertools.repeat(PROBE_TIMEOUTS_S[-1])):
             try:
-                # A connection of its own each time: the one before may have ended at a version that hangs.
+                # A new connection each time: the previous one may be to a version that hangs.
                 with httpx.Client(timeout=timeout_s, trust_env=False) as client:
                     response = client.get(url)
                 if response.headers.get("x-model-version") == version:

@@ -32,7 +32,7 @@ _ERRORS = {
     "429": "rate limit of this key exceeded; `retry-after` says when to try again",
     "431": "more headers, or longer ones, than a request may have",
     "500": "the model raised",
-    "503": "too many requests wait or no replica is ready (`retry-after` says when to try again), or one was lost",
+    "503": "the queue is full or no replica is ready (`retry-after` says when to try again), or a replica was lost",
     "504": "no answer within the deadline",
 }
 _ALWAYS = ("400", "404", "405", "408", "431", "503", "504")
