@@ -15,7 +15,7 @@ import pytest
 from fake_serve import FakeServe
 from waiting import told_of_waiting
 
-from raymlops.cli.live import _live
+from raymlops.cli.traffic import deployment_text
 from raymlops.config.load import load_data
 from raymlops.config.serve import RolloutSection
 from raymlops.lifecycle.deploy import _back
@@ -177,7 +177,7 @@ def test_a_rollback_while_the_alias_of_a_promotion_follows_gives_the_route_back(
     """The version has the route by then, so that no share is left to be taken away."""
     second = once(lambda: roll_back(url, serve))
     Controller(state, serve, reports=reports, follow=lambda _name: second).step(LATER)
-    assert _live(second.results[0]) == BACK
+    assert deployment_text(second.results[0]) == BACK
     assert (champion(state), route(serve), shares(state)) == (1, "m--v1", {})
     assert ends(state) == [(2, "promoted")]
     assert actions(state) == ["rollout.promote", "rollback"]
@@ -198,7 +198,7 @@ def test_a_rollback_that_waits_for_a_promotion_gives_the_route_back(state, serve
         serve.on_put = promoting
         Controller(state, serve, reports=reports).step(LATER)
         thread.join(30)
-    assert _live(results[0]) == BACK
+    assert deployment_text(results[0]) == BACK
     assert (champion(state), route(serve), shares(state)) == (1, "m--v1", {})
     assert ends(state) == [(2, "promoted")]
     assert actions(state) == ["rollout.promote", "rollback"]
@@ -209,7 +209,7 @@ def test_a_rollback_before_a_promotion_takes_the_share_away(state, serve, report
     steering = Controller(state, serve, reports=reports)
     serve.on_get = second = once(lambda: roll_back(url, serve))
     steering.step(LATER)
-    assert _live(second.results[0]) == "m version 2 answers nothing any more; version 1 has all requests"
+    assert deployment_text(second.results[0]) == "m version 2 answers nothing any more; version 1 has all requests"
     assert (champion(state), route(serve), shares(state)) == (1, "m--v1", {})
     assert ends(state) == [(2, "stopped")]
     assert actions(state) == ["rollback.canary"]
@@ -238,7 +238,7 @@ def test_a_second_rollback_at_once_takes_no_champion(state, serve, url):
     with Interrupted.open(url) as other:
         other.after_reading = first
         record = _back(SPEC, state=other, api=serve, on_live=lambda _version: None, follow=lambda _version: None)
-    assert [_live(one) for one in (first.results[0], record)] == [
+    assert [deployment_text(one) for one in (first.results[0], record)] == [
         "m version 2 answers nothing any more; version 1 has all requests",
         "m version 2 answers nothing, as before; version 1 has all requests",
     ]
@@ -278,7 +278,7 @@ def test_a_promotion_by_hand_that_was_killed_can_be_rolled_back(state, serve, ur
         put(state, serve, version, champion=version == 1)
     begin(state, serve)
     put(state, serve, 2, champion=True)
-    assert _live(roll_back(url, serve)) == BACK
+    assert deployment_text(roll_back(url, serve)) == BACK
     assert (champion(state), route(serve), ends(state)) == (1, "m--v1", [(2, "promoted")])
     assert actions(state) == ["deploy", "rollout.end", "rollback"]
 
