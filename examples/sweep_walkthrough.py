@@ -1,4 +1,4 @@
-# A sweep from a notebook: it goes on when the kernel ends, and any other kernel finds it again.
+# A sweep from a notebook: it outlives the kernel, and any other kernel can attach to it.
 #
 #   jupytext --to notebook examples/sweep_walkthrough.py     makes a notebook of it
 #   eval "$(raymlops up)"                                    starts the cluster; then jupyter, from the same shell

@@ -1,6 +1,6 @@
-"""SIGINT and SIGTERM: moments that they may not cut short, ones that get lost, and handlers that Ray replaces.
+"""SIGINT and SIGTERM: deferred, remembered, or turned into a stop request; and handlers that Ray replaces.
 
-Python runs handlers in the main thread alone, so that in another one there is nothing to hold.
+Python runs handlers in the main thread alone, so in any other thread there is nothing to do.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let a block finish that would otherwise leave something open: processes, a run, half-closed books.
+    """Defer signals until a block is done that would otherwise leave something open: processes, a run, a study.
 
-    One that came during the block is delivered after it, unless an exception is on its way out already: then
-    the first one has done what the second asks for.
+    A signal during the block is delivered after it, unless an exception is propagating already, which has the
+    same effect.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -40,7 +40,7 @@ def undisturbed() -> Iterator[None]:
 
 @contextmanager
 def remembered() -> Iterator[Callable[[], None]]:
-    """Yield a function to ask now and then: it raises again what a handler raised since, most often KeyboardInterrupt.
+    """Yield a function that raises again what a handler raised since, most often KeyboardInterrupt; call it regularly.
 
     What a handler raises is lost where it strikes inside a callback that can raise nothing, such as that of a weak
     reference, or inside code that catches everything. A handler that returns has dealt with its signal.
@@ -77,7 +77,7 @@ def remembered() -> Iterator[Callable[[], None]]:
 def stop_asked() -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether SIGINT or SIGTERM came, for work that stops at a moment of its own choice.
 
-    Whoever sends a second one does not want to wait: it raises KeyboardInterrupt where it strikes.
+    A second signal raises KeyboardInterrupt at once, for those who do not want to wait.
     """
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -60,7 +60,7 @@ class Places:
         verdict = decide(self._ask(workers), total=total, available=available, holders=found)
         hint = (
             "lower train.num_workers or the share of each, add nodes, or raise cluster.wait_s; a run that had "
-            "begun goes on with `raymlops train --resume RUN_ID`"
+            "begun resumes with `raymlops train --resume RUN_ID`"
         )
         return InsufficientResourcesError(
             f"{verdict.message}\n  waited {waited_s:.0f} s", hint=". ".join(filter(None, (hint, remedy(found))))

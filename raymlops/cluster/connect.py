@@ -62,7 +62,7 @@ def connect(spec: ProjectSpec, *, dashboard: bool = False, log_to_driver: bool =
     ``log_to_driver`` prints what workers print.
 
     Raises:
-        ClusterError: a cluster that was asked for does not answer or refuses us.
+        ClusterError: a requested cluster does not answer or rejects us.
     """
     import ray
 
@@ -174,7 +174,7 @@ def _join(spec: ProjectSpec, address: str, variables: dict[str, str], *, log_to_
             ) from error
         token = auth.current_token()
         try:
-            with node_watched(_raylet_socket()):
+            with node_watched(*_node_sockets()):
                 yield Connection(
                     address,
                     spec.cluster.dashboard or _dashboard(),
@@ -252,10 +252,11 @@ def _start(options: dict[str, Any], cluster_id: str) -> None:
         os.environ.pop(MARK, None)
 
 
-def _raylet_socket() -> str:
+def _node_sockets() -> tuple[str, str]:
     import ray
 
-    return str(ray._private.worker.global_worker.node.raylet_socket_name)  # noqa: SLF001 - nothing public names it
+    node = ray._private.worker.global_worker.node  # noqa: SLF001 - nothing public names its sockets
+    return str(node.raylet_socket_name), str(node.plasma_store_socket_name)
 
 
 def _dashboard() -> str | None:

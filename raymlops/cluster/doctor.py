@@ -1,4 +1,4 @@
-"""``raymlops doctor``: what is wrong on this machine, and how to put it right.
+"""``raymlops doctor``: diagnose this machine, and say how to fix it.
 
 Owns the verdicts, each a pure function of gathered facts (see ``facts``). Changes nothing.
 """
@@ -201,9 +201,9 @@ def storage(facts: Facts) -> Finding:
 
 def up_record(facts: Facts) -> Finding:
     """Judge the record of ``raymlops up``."""
-    # `raymlops up` starts MLflow alone where Ray answers, and the endpoints go on; otherwise it begins anew.
+    # `raymlops up` restarts only MLflow if Ray answers, and the endpoints keep running; otherwise it starts over.
     alone = facts.up_detail == "mlflow ended" and facts.ray is not None and facts.ray.status == 200
-    mend = "raymlops up starts MLflow again, alone" if alone else "raymlops down, then raymlops up"
+    mend = "raymlops up restarts MLflow alone" if alone else "raymlops down, then raymlops up"
     messages = {
         "none": (True, "raymlops up has not been run, or raymlops down has", ""),
         "up": (True, "raymlops up runs", ""),

@@ -47,15 +47,16 @@ def reporting_by(report: Report) -> Iterator[None]:
 
 
 @contextmanager
-def node_watched(path: str, *, leave: Callable[[int], object] = os._exit) -> Iterator[None]:
-    """Watch the node whose raylet listens on the Unix socket ``path``; when it ends, report it and exit.
+def node_watched(*paths: str, leave: Callable[[int], object] = os._exit) -> Iterator[None]:
+    """Watch the node that listens on these Unix sockets, its raylet's and its store's; when one ends, report and exit.
 
-    A node that cannot be reached is not watched.
+    The store's closes first where a node ends in good order. A node that cannot be reached is not watched.
     """
     with ExitStack() as stack:
-        connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+        connections = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in paths]
         try:
-            connection.connect(path)
+            for connection, path in zip(connections, paths, strict=True):
+                connection.connect(path)
         except OSError:
             yield
             return
@@ -64,8 +65,8 @@ def node_watched(path: str, *, leave: Callable[[int], object] = os._exit) -> Ite
         stack.callback(done.close)
 
         def watch() -> None:
-            readable, _, _ = select.select([connection, wake], [], [])
-            # The raylet sends nothing to a client that asks nothing, so what can be read is its end.
+            readable, _, _ = select.select([*connections, wake], [], [])
+            # Neither sends anything to a client that asks nothing, so what can be read is its end.
             if wake not in readable:
                 _report_lost()
                 leave(ClusterError.exit_code)

@@ -39,6 +39,6 @@ def shortage(environment: Mapping[str, str], *, grace_s: float) -> str | None:
     needed_s = max(STOP_WAIT_S, round(grace_s + CLOSING_S))
     return (
         f"this cluster kills a stopped job after {wait_s} s, while train.stop_grace_s is {grace_s:g}: a training that "
-        "is stopped may not get its last checkpoint written, and goes on from the one before. Start the nodes with "
+        "is stopped may not get its last checkpoint written, and resumes from the previous one. Start the nodes with "
         f"{VARIABLE}={needed_s}, or give that to the job in --runtime-env-json"
     )

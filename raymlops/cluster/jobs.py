@@ -1,4 +1,4 @@
-"""Ray jobs: work that outlives the process that asked for it, on a cluster that outlives both.
+"""Ray jobs: work that outlives the process that submitted it.
 
 Owns the folder that a job is given, the command that it runs, and what its states and its last words mean. Knows
 nothing of what the work is.
@@ -83,7 +83,7 @@ class Jobs:
         if not named and find(spec)[0] is None:
             raise ClusterError(
                 "there is no running cluster to send a job to",
-                hint="`raymlops up` starts one on this machine, which goes on when this process ends; wait=True needs "
+                hint="`raymlops up` starts one on this machine, which outlives this process; wait=True needs "
                 "none and works in this process.",
             )
         with dashboard(spec) as place:

@@ -90,7 +90,7 @@ def up(
     listens for gRPC only where ``grpc_port`` is given.
 
     Raises:
-        UsageError: they already run, on other ports or CPUs than are asked for, or without HAProxy or gRPC; Ray's port
+        UsageError: they already run, on other ports or CPUs than requested, or without HAProxy or gRPC; Ray's port
             is one that its workers take.
         PortTakenError: a port is held by another process; nothing was started.
         StorageError: ``root`` cannot be written; nothing was started.
@@ -116,7 +116,7 @@ def up(
                         hint=f"use it as it is, or end it first: raymlops down --root {shlex.quote(str(folder))}",
                     )
                 return replace(old, already_up=True) if whole else restart_mlflow(old, timeout_s=timeout_s, say=say)
-            say("a cluster of before is partly dead; ending what is left of it")
+            say("a previous cluster is partly dead; stopping the rest of it")
             _end(old, grace_s=10)
         if ports["Ray"] in WORKER_PORTS:
             raise UsageError(
@@ -273,7 +273,7 @@ def _scratch(root: Path) -> str:
     private = root / "ray"
     shutil.rmtree(private, ignore_errors=True)  # logs of the cluster before, kept until now for reading
     private.mkdir(mode=0o700)
-    ray = private / "s"  # Ray opens its folder to everyone, so that it stands in one that is ours alone
+    ray = private / "s"  # Ray opens its folder to everyone, so it is placed in one that is ours alone
     (ray / "h").mkdir(parents=True)
     if len(os.fsencode(ray)) <= _LONGEST_RAY_FOLDER:
         return str(ray)

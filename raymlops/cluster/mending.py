@@ -1,4 +1,4 @@
-"""Starting MLflow again beside a Ray and a Serve that go on, so that its end takes no endpoint with it.
+"""Restart MLflow alone, while Ray and Serve keep running, so that its end takes no endpoint down.
 
 Owns when that is enough, and that nothing else of the cluster is touched. What a service is belongs to ``services``.
 """
@@ -39,14 +39,14 @@ def only_mlflow_ended(record: UpRecord) -> bool:
 
 
 def restart_mlflow(record: UpRecord, *, timeout_s: float, say: Callable[[str], None]) -> UpRecord:
-    """Start MLflow on its port and database of before, and return the record once it has answered.
+    """Restart MLflow on its port and database, and return the record once it has answered.
 
     Raises:
         PortTakenError: a process that is not the cluster's holds the port; nothing was started.
-        ClusterError: it did not come up; what had been started of it was ended. Ray and Serve go on in any case.
+        ClusterError: it did not come up; what had been started of it was ended. Ray and Serve keep running in any case.
     """
     root, port = Path(record.root), record.ports["MLflow"]
-    say("MLflow has ended; starting it again alone, on its port and database: Ray and Serve go on")
+    say("MLflow has ended; restarting it alone, on its port and database: Ray and Serve keep running")
     ours = {process.pid for process in belonging(record.cluster_id, record.processes)}
     left = [ProcessRecord.of(_MLFLOW, item.pid) for item in listeners(ours) if item.port == port and item.pid]
     _end_only(left)

@@ -61,7 +61,7 @@ def check_free(wanted: Mapping[str, int]) -> None:
     seen: dict[int, str] = {}
     for name, port in wanted.items():
         if port in seen:
-            problems.append(f"port {port} is asked for by both {seen[port]} and {name}")
+            problems.append(f"port {port} is requested by both {seen[port]} and {name}")
         elif not _free(port):
             holders = [item for item in listeners() if item.port == port]
             problems.append(f"{name}: port {port} is taken, {holders[0] if holders else 'by an unknown process'}")

@@ -1,4 +1,4 @@
-"""The demo: real flights from a configuration to answers over HTTP, on a cluster of its own.
+"""The demo: real flights from a configuration to answers over HTTP, on its own cluster.
 
 Owns the demo's folder, its own cluster and what is printed. The model's way is ``pipeline``'s. Whatever
 happens, Ctrl-C included, what it started is ended, unless it was asked to keep it.
@@ -93,7 +93,7 @@ def demo(
     """Sweep, train on two workers, register, gate and deploy on real flights, then ask 300 held-out ones over HTTP.
 
     The folder ``root`` keeps ``answers.json`` (inputs, outputs and labels) and ``report.json``; with ``keep``
-    also the cluster that goes on serving.
+    also the cluster, which keeps serving.
 
     Raises:
         UsageError: the folder holds something else, or a demo that is still up.

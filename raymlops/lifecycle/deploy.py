@@ -260,7 +260,7 @@ def remove(source: Source) -> list[int]:
             decide=lambda _before: LineUp([], None),
             serve=spec.serve,
             action="remove",
-            why="asked for",
+            why="requested",
         )
         settle(state, spec.project.name, now=datetime.now(UTC))
     return [deployment.version for deployment in done.before]
@@ -272,7 +272,7 @@ def restore(
     takeover: bool = False,
     on_warning: Callable[[str], None] = _log.warning,
 ) -> list[Deployment]:
-    """Bring Serve to the desired state of every model, as after a cluster that was started anew; return that state.
+    """Bring Serve to the desired state of every model, as after a restart of the cluster; return that state.
 
     The state is where ``source`` says, without one where the environment does; Serve then listens as the models were
     deployed. A rollout that runs is moved again. With ``takeover`` this database counts although it is older than what
@@ -343,7 +343,7 @@ def _back(
         decide=decide,
         serve=spec.serve,
         action="rollback",
-        why="asked for",
+        why="requested",
         follow=follow,
         on_live=on_live,
         hurry=True,
@@ -534,4 +534,4 @@ def _name_champion(ref: ModelVersionRef, *, state: State, registry: Registry, wh
 
 
 def _why(version: str, ref: ModelVersionRef) -> str:
-    return f"version {ref.version} asked for" + (f" as {version}" if version != str(ref.version) else "")
+    return f"version {ref.version} requested" + (f" as {version}" if version != str(ref.version) else "")

@@ -4,7 +4,7 @@ Owns what a caller is told of both. What a key is belongs to ``state``, what a r
 
 The state changes in a transaction of its own and waits for nobody: a revoked key is revoked from then on, whatever
 happens to the cluster. Sending it takes the lock that every change of what is live takes, so that neither undoes the
-other. Whoever is killed between the two leaves it to the controller, which compares what Serve has with the state.
+other. After a kill between the two the controller reconciles Serve with the state.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def create(
     rate_per_s: float | None = None,
     expires_in_s: float | None = None,
 ) -> KeyChange:
-    """Make a key for whoever ``name`` says; without models it is for the project's own.
+    """Create a key held by ``name``; without models it opens the project's own.
 
     Raises:
         UsageError: a name, model, scope, rate or time that cannot be, or a good key has the name.
@@ -149,7 +149,7 @@ def bring(
 
     Raises:
         TakenError, OutdatedStateError: such a model on Serve is another state's, or a newer copy's of this one.
-        RefusedError: another change of what is live goes on for too long.
+        RefusedError: another change of what is live takes too long.
         DeployError: a model did not take it in time.
         ClusterError: Serve does not answer.
     """

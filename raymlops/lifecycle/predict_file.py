@@ -67,7 +67,7 @@ def ask_file(client: Client, name: str, file: Path, *, version: int | str | None
     if rows:
         signature.parse_rows(rows)
     most = min(ROWS_PER_REQUEST, model.get("limits", {}).get("max_rows", ROWS_PER_REQUEST))
-    # No rows are asked for as they are, so that the endpoint's own answer says what is wrong.
+    # An empty file is sent as it is, so that the endpoint's own answer says what is wrong.
     parts = [rows[start : start + most] for start in range(0, len(rows), most)] or [[]]
     results = [client.predict(name, part, version=version) for part in parts]
     return Answers(

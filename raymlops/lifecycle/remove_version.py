@@ -1,4 +1,4 @@
-"""``deploy --remove --version N``: one version that stands beside the champion, taken down before its time.
+"""``deploy --remove --version N``: take down one version that runs beside the champion.
 
 Owns which version may go. The registry stays as it is, so that the version can be deployed again.
 """
@@ -71,12 +71,12 @@ def take_down(state: State, cluster: Cluster, name: str, *, version: int, serve:
             decide=lambda before, idle_first=idle_first: decide(before, idle_first=idle_first),  # type: ignore[misc]
             serve=serve,
             action="remove.version",
-            why=f"version {version} asked for" + (", its traffic first" if idle_first else ""),
+            why=f"version {version} requested" + (", its traffic first" if idle_first else ""),
         )
 
 
 def _removable(state: State, before: Sequence[Deployment], name: str, version: int) -> Deployment:
-    """Return the version as it stands.
+    """Return the version's deployment.
 
     Raises:
         NotFoundError, RefusedError: as ``remove_version``.

@@ -24,7 +24,7 @@ class Exposure:
     """Who reaches a running Serve."""
 
     reach: str
-    """The host by which it is decided whether keys are asked for by default."""
+    """The host that decides whether keys are required by default."""
     warning: str | None
     """Of models that answer others than this machine without a key; None where none does."""
 

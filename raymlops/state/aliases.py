@@ -1,7 +1,7 @@
-"""Aliases that are owed: of which model MLflow's ``champion`` is not known yet to be on the version that is live.
+"""Pending alias updates: models whose alias ``champion`` in MLflow may not yet point to the live version.
 
-Owns that table. A debt is written in the transaction that makes a version live, so that a kill right after loses it
-not. Knows nothing of MLflow.
+Owns their table. A row is written in the transaction that makes a version live, so that a kill right after does not
+lose it. Knows nothing of MLflow.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 
 def owe(connection: Connection, name: str, version: int) -> None:
-    """Say that the alias of a model is to be set to a version; what was owed before is not any more."""
+    """Record that the alias of a model is to be set to a version, in place of an earlier pending update."""
     connection.execute(sa.delete(table).where(table.c.name == name))
     connection.execute(sa.insert(table).values(name=name, version=version))
 
 
 def owed(database: Database) -> list[tuple[str, int]]:
-    """Return each model whose alias is owed, and the version to which it is to be set."""
+    """Return each model with a pending alias update, and the version to set it to."""
     with database.reading() as connection:
         return [(row.name, row.version) for row in connection.execute(sa.select(table).order_by(table.c.name))]
 
 
 def settle_alias(database: Database, name: str, version: int) -> None:
-    """Say that the alias of a model was set to a version just now.
+    """Record that the alias of a model was set to a version just now.
 
-    Where another one is champion by then, the alias is owed to that: who was second to set it may not have been second
-    to make its version live.
+    If another version is champion by then, the update to that one becomes pending: aliases may be set in another order
+    than versions went live.
     """
     champion = sa.select(deployments.c.version).where(deployments.c.name == name, deployments.c.role == "champion")
     with database.writing() as connection:

@@ -1,4 +1,4 @@
-"""The state database: its URL, its transactions and the one lock over changes of what is live.
+"""The state database: its URL, its transactions, and the lock over changes of what is live.
 
 Credentials in the URL appear in no message.
 """
@@ -73,13 +73,13 @@ class Database:
 
     @contextlib.contextmanager
     def exclusive(self, purpose: str, *, wait_s: float) -> Iterator[None]:
-        """Hold the one lock over changing what is live: who reads, writes and sends does so inside it.
+        """Hold the one lock over changing what is live: whatever reads, writes and sends does so inside it.
 
-        Another holder is waited for. Whoever dies gives the lock back. It cannot be taken twice by the same caller.
+        Waits for another holder. The lock is released when its holder dies. It is not reentrant.
 
         Raises:
             RefusedError: it was not free within ``wait_s``; the message names who holds it, and for what.
-            StorageError, UnreachableError: the lock cannot be asked for.
+            StorageError, UnreachableError: the lock cannot be queried.
         """
         me = f"{this_user()} (process {os.getpid()}: {purpose})"
         database = database_path(self._engine)

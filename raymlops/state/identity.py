@@ -84,7 +84,7 @@ class Owner:
 
 
 class Recorded:
-    """The past by the audit record, read when it is asked for."""
+    """The past by the audit record, read lazily."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -107,7 +107,7 @@ class Recorded:
 
 
 def owner_in(connection: Connection, history: History) -> Owner:
-    """Return who this database is, as it stands in the connection's transaction."""
+    """Return who this database is, in the connection's transaction."""
     row = connection.execute(sa.select(identity.c.id, identity.c.made_by)).one()
     newest = connection.execute(sa.select(audit.c.id, audit.c.ts).order_by(audit.c.id.desc()).limit(1)).one_or_none()
     revision = NEVER if newest is None else Revision(newest.id, aware(newest.ts).isoformat())

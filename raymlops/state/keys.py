@@ -131,12 +131,12 @@ def create_key(
                 hint=f"Replace it with raymlops keys rotate {namesakes[0].id}, or choose another name.",
             )
         connection.execute(sa.insert(api_keys), [_row(key)])
-        _event(connection, "key.create", key, before=None, why=f"asked for by {name!r}", actor=actor)
+        _event(connection, "key.create", key, before=None, why=f"requested for {name!r}", actor=actor)
     return key, secret
 
 
 def revoke_key(
-    database: Database, id_or_name: str, *, now: datetime, actor: str | None = None, why: str = "asked for"
+    database: Database, id_or_name: str, *, now: datetime, actor: str | None = None, why: str = "requested"
 ) -> KeyRecord:
     """End a key for good and return it; one that was revoked before stays as it is, without another event.
 
@@ -161,7 +161,7 @@ def rotate_key(
 ) -> tuple[KeyRecord, str, KeyRecord]:
     """Make a key with the name and rights of another, and let that one expire after ``grace_s``, or when it would have.
 
-    Return the new key, its secret and the old key. One that was to expire is followed by one that lasts as long anew.
+    Return the new key, its secret and the old key. A key that was to expire is replaced by one with the same lifetime.
 
     Raises:
         NotFoundError: there is no such key.

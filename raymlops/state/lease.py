@@ -1,4 +1,4 @@
-"""One named thing held by one process for as long as that lives, such as a run by the driver that trains it.
+"""Leases: one name held by one process for as long as it lives, such as a run by its driver.
 
 Owns the names of these locks and what others are told. The operating system, or the server, gives a lease back when
 its holder dies; a Postgres that restarts forgets them all.
@@ -35,7 +35,7 @@ def lease(url: str, name: str, *, purpose: str, wait_s: float = WAIT_S) -> Itera
 
     Raises:
         RefusedError: somebody else holds it; the message names user, host and process, since when and for what.
-        StorageError, UnreachableError: it cannot be asked for.
+        StorageError, UnreachableError: it cannot be queried.
     """
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     me = f"{this_user()} (process {os.getpid()} since {since}: {purpose})"

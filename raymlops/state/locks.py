@@ -1,4 +1,4 @@
-"""Locks beside the state database that are given back when their holder dies, however that happens.
+"""Locks beside the state database, released when their holder dies, however that happens.
 
 For SQLite a lock is a file with the operating system's ``flock`` on it; for Postgres an advisory lock, held by a
 connection of its own. Owns taking and asking who has it. Knows nothing of what is locked.
@@ -42,7 +42,7 @@ class Lock(Protocol):
 
 
 def take(lock: Lock, *, wait_s: float, on_wait: Callable[[str], None] | None = None) -> str | None:
-    """Take a lock, waiting for whoever has it; return None once it is ours, or who still had it after ``wait_s``.
+    """Take a lock, waiting for its holder; return None once it is ours, or who still holds it after ``wait_s``.
 
     ``on_wait`` is told once that there is a wait, and for whom.
     """
@@ -91,7 +91,7 @@ def open_lock(engine: Engine, *, file: Path | None, key: int, me: str) -> Iterat
 def open_shared(file: Path) -> int:
     """Open a file to read and write, made if it does not exist; return its descriptor.
 
-    Whoever may write in its folder may write in it: users who share a group's folder share its locks and database,
+    Who may write in its folder may write in it: users who share a group's folder share its locks and database,
     whatever their umask. What earlier releases made for their user alone is opened up by that user.
     """
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -149,7 +149,7 @@ class _Server:
         self._key = key
         name = f"raymlops {me}"[:_MAX_NAME]
         connection.execute(sa.text("SELECT set_config('application_name', :name, false)"), {"name": name})
-        # A machine that is gone says no goodbye: the server asks after it within two minutes, not two hours.
+        # A machine that is gone closes no connection: the server probes it within two minutes, not two hours.
         connection.execute(sa.text("SELECT set_config('tcp_keepalives_idle', '60', false)"))
         socket: Any = connection.connection.dbapi_connection
         _stay_out_of_children(self, socket.fileno())

@@ -91,8 +91,8 @@ def update_rollout(connection: Connection, rollout: Rollout) -> None:
     """Replace a running rollout by what became of it.
 
     Raises:
-        NotFoundError: there is none of this id.
-        RefusedError: it has ended meanwhile: an end is final, whoever decides on an old reading of it.
+        NotFoundError: no rollout has this id.
+        RefusedError: it has ended meanwhile; an end is final, also for decisions on an outdated reading.
     """
     query = sa.update(table).where(table.c.id == rollout.id, table.c.status == "running").values(_row(rollout))
     if connection.execute(query).rowcount:

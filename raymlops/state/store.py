@@ -31,7 +31,7 @@ Role = Literal["champion", "warm"]
 
 @dataclass(frozen=True)
 class Deployment(Record):
-    """A model version that should be live. The ``champion`` holds the route; a ``warm`` one stands ready."""
+    """A model version that should be live. The ``champion`` holds the route; a ``warm`` one is on standby."""
 
     name: str
     version: int
@@ -190,7 +190,7 @@ def deployments_in(connection: Connection, name: str | None = None) -> list[Depl
 
 def _check(name: str, wanted: Sequence[Deployment]) -> None:
     if strangers := [item.name for item in wanted if item.name != name]:
-        raise UsageError(f"a deployment of {strangers[0]!r} cannot stand under {name!r}")
+        raise UsageError(f"a deployment of {strangers[0]!r} does not belong to {name!r}")
     versions = [item.version for item in wanted]
     if len(set(versions)) != len(versions):
         raise UsageError(f"{name}: one version is given twice, got {versions}")

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import httpx
@@ -47,13 +48,22 @@ def test_a_recipe_outside_the_package_goes_live_by_configuration_alone(cluster, 
     user.cwd = user.cwd.parent
     user.raymlops("init", "my-model")
     user.cwd /= "my-model"
-    for version in (1, 2):
-        trials = _pipeline(user)["sweep"]["trials"]
-        assert len([trial for trial in trials if trial["status"] != "failed"]) == 6, version
+    for pipeline in (_pipeline, _pipeline_as_a_job):
+        trials = pipeline(user)["sweep"]["trials"]
+        assert len([trial for trial in trials if trial["status"] != "failed"]) == 6, pipeline
     removed = user.raymlops("deploy", "my-model@1", "--remove", "--yes").stdout
     assert removed.startswith("removed version 1 of my-model; ")
     for name in ("my-model", "iris-like"):
         user.raymlops("deploy", name, "--remove", "--yes")
+
+
+def _pipeline_as_a_job(user):
+    """Any project's verb runs on the cluster; the last line that it prints is its result."""
+    words = ["raymlops", "pipeline", "--config", "config.yaml", "sweep.num_trials=6", "--yes"]
+    log = user.run("ray", "job", "submit", "--working-dir", ".", "--", *words).stdout
+    own = [line for line in log.splitlines() if not re.search(r" cli\.py:\d+ -- ", line)]
+    assert own[-1].startswith("RAYMLOPS_RESULT ")
+    return json.loads(own[-1].removeprefix("RAYMLOPS_RESULT "))
 
 
 def _pipeline(user):

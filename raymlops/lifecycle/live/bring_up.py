@@ -284,7 +284,7 @@ def give_up(
         with state.exclusive(f"{coming.action} {coming.item.name}, undone", wait_s=wait_s):
             _take_back(state, cluster, coming, error, serve=serve, actor=actor)
     except RaymlopsError as second:
-        _log.warning("version %d of %s stands warm: %s", coming.item.version, coming.item.name, second)
+        _log.warning("version %d of %s is left warm: %s", coming.item.version, coming.item.name, second)
 
 
 def _take_back(

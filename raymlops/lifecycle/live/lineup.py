@@ -242,7 +242,7 @@ def taken_by(version: int, changes: Iterable[AuditEvent]) -> AuditEvent | None:
 def _nowhere_back(current: Deployment, before: Sequence[Deployment], left: Collection[int]) -> NotFoundError:
     but = f", but for what was rolled back from: {', '.join(map(str, sorted(left)))}" if left else ""
     warm = ", ".join(str(item.version) for item in before if item.role == "warm")
-    hint = f"raymlops deploy --version N makes one live all the same; warm stand: {warm}" if warm else None
+    hint = f"raymlops deploy --version N makes one live all the same; warm are: {warm}" if warm else None
     return NotFoundError(f"no version was champion before version {current.version}{but}", hint=hint)
 
 

@@ -171,6 +171,6 @@ def check_callers(ref: ModelVersionRef, state: State, *, share: bool = False) ->
     hint = (
         "Bring it up with --beside, or make it live with --breaking once its callers have changed."
         if share
-        else "--breaking makes it live all the same: whoever calls the route must have changed by then."
+        else "--breaking makes it live all the same: callers of the route must have changed by then."
     )
     check_compatible(live, signature_of(ref.bundle), versions=(champion.version, ref.version), hint=hint)

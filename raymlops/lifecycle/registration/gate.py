@@ -1,6 +1,6 @@
-"""From candidate to challenger: the gate asked with real numbers, its decision put on the record.
+"""From candidate to challenger: evaluate the gate, and record its decision.
 
-The decision itself is pure and stands in ``registry.gate``; this module gathers what it needs and acts.
+The decision itself is pure, in ``registry.gate``; this module gathers its inputs and acts on it.
 """
 
 from __future__ import annotations
@@ -195,8 +195,8 @@ def _compare(
     then, rows = candidate.evaluation["data_fingerprint"], candidate.evaluation["rows"]
     if prepared.data_as(then, rows={"test": rows}).fingerprint != then:
         raise RefusedError(
-            f"the data is no longer what {ref.name} version {ref.version} was tested on, so its champion cannot be "
-            "asked for the same rows",
+            f"the data is no longer what {ref.name} version {ref.version} was tested on, so its champion cannot "
+            "predict the same rows",
             hint="Restore the data, or train and register again on what is there now.",
         )
     test, device = prepared.splits["test"], local_device(project.spec.train)

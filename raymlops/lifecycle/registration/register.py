@@ -107,7 +107,7 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
         )
     bundle = _same_bundle(known, bundle)
     with State.open(state_url(here)) as journal:
-        why = f"run {run_id} asked for"
+        why = f"run {run_id} requested"
         record_version(journal, replace(known, bundle=bundle), why=why, now=datetime.now(UTC))
     return _mirrored(known, bundle, registry=registry)
 

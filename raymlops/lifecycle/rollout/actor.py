@@ -51,7 +51,7 @@ ANSWER_S = 30.0
 """How long a controller that is started may take to answer: it imports what it needs first."""
 JOB_S = 120.0
 """How long a job that starts it may take: a cluster that is busy, or that grows first, runs none at once."""
-WITHOUT = "weights stand still, nothing that is kept warm is taken down, and what was cut off is not sent again"
+WITHOUT = "weights do not move, warm versions are not taken down, and interrupted changes are not completed"
 
 _ELSEWHERE = (
     f"a controller answers on the cluster and has not taken the lease of this state database, so that {WITHOUT}: what "

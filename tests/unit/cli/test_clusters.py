@@ -68,3 +68,19 @@ def test_status_names_the_address_of_grpc(cluster, tmp_path, capsys):
     assert main(["status", "--root", str(tmp_path), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert (data["state"], data["grpc_address"]) == ("up", "127.0.0.1:9000")
+
+
+def test_a_damaged_state_hides_nothing_else(cluster, tmp_path, capsys):
+    """Services and endpoints are shown; what should be live is unknown, and the remedy is said."""
+    for left in tmp_path.glob("state.db-*"):
+        left.unlink()
+    (tmp_path / "state.db").write_bytes(b"garbage" * 1000)
+    cluster.models = [{"name": "m", "version": "1", "path": "/models/m"}]
+    assert main(["status", "--root", str(tmp_path)]) == 5
+    out = capsys.readouterr().out
+    assert "/models/m" in out
+    assert "deploy --restore --takeover" in out
+    assert main(["status", "--root", str(tmp_path), "--json"]) == 5
+    data = json.loads(capsys.readouterr().out)
+    assert (data["state"], data["models"], data["desired"]) == ("up", cluster.models, None)
+    assert data["error"]["type"] == "StorageError"

@@ -54,7 +54,7 @@ def test_a_healthy_machine_has_no_finding():
         ({"shm_free_bytes": 64 * 2**20}, "shared memory", "--shm-size"),
         ({"storage_error": "Permission denied"}, "storage", "RAYMLOPS_HOME"),
         ({"up_state": "broken", "up_detail": "ray ended"}, "up", "raymlops down, then raymlops up"),
-        ({"up_state": "broken", "up_detail": "mlflow ended"}, "up", "raymlops up starts MLflow again, alone"),
+        ({"up_state": "broken", "up_detail": "mlflow ended"}, "up", "raymlops up restarts MLflow alone"),
         ({"ports": {8000: "127.0.0.1:8000 held by pid 7 (x)"}}, "port 8000", "another port"),
         ({"ray": ServiceFacts("http://h:8265")}, "ray", "raymlops up"),
         ({"ray": ServiceFacts("http://h:8265", 401, 401)}, "ray", "RAY_AUTH_TOKEN_PATH"),

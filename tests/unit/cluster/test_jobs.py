@@ -31,6 +31,17 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeJob
         yield serving
 
 
+def test_the_folder_of_a_job_whose_sender_was_killed_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As every scratch folder: by the next one that is made."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with job_folder("train: {}", code={}) as folder:
+        assert folder.name.startswith("raymlops-scratch-")
+        assert folder.with_suffix(".lock").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_job_runs_raymlops_in_a_copy_of_its_folder(cluster: FakeJobs) -> None:
     """With its own id, and time to end in good order when it is stopped."""
     jobs = Jobs(cluster.place, python="/opt/my venv/bin/python")

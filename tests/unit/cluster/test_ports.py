@@ -29,7 +29,7 @@ def test_every_taken_port_is_named_at_once(taken):
     with pytest.raises(PortTakenError) as caught:
         check_free({"MLflow": taken, "Ray": free_port(), "Serve": taken})
     assert caught.value.message.count("\n") == 1
-    assert "asked for by both MLflow and Serve" in caught.value.message
+    assert "requested by both MLflow and Serve" in caught.value.message
 
 
 def test_free_ports_pass():

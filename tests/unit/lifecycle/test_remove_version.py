@@ -52,7 +52,7 @@ def test_a_warm_version_goes_and_the_others_stay(state, down):
     assert [item.version for item in state.deployments("m")] == [1, 3]
     assert up(down.serve) == ["m--v1", "m--v3"]
     event = state.events("m")[0]
-    assert (event.action, event.why) == ("remove.version", "version 2 asked for")
+    assert (event.action, event.why) == ("remove.version", "version 2 requested")
     assert [len(side) for side in (event.before, event.after)] == [3, 2]
 
 
@@ -66,8 +66,8 @@ def test_a_version_with_traffic_loses_it_before_it_goes(state, down, traffic):
     assert "m--v2" in told
     assert "m--v2" not in gone
     assert [event.why for event in state.events("m")[:2]] == [
-        "version 2 asked for",
-        "version 2 asked for, its traffic first",
+        "version 2 requested",
+        "version 2 requested, its traffic first",
     ]
 
 

@@ -165,7 +165,7 @@ def test_a_version_that_was_rolled_back_from_is_not_gone_back_to():
     before = [version(2, "champion"), version(3), version(5)]
     with pytest.raises(NotFoundError, match="but for what was rolled back from: 3") as caught:
         previous_champion(before, history(*past))
-    assert caught.value.hint == "raymlops deploy --version N makes one live all the same; warm stand: 3, 5"
+    assert caught.value.hint == "raymlops deploy --version N makes one live all the same; warm are: 3, 5"
     assert previous_champion(before, history(("deploy", None, 1), *past)).version == 1
     undone = [("rollback", 2, 1), ("rollback.undone", 1, 2)]
     assert previous_champion(before, history(("deploy", None, 1), *past, *undone)).version == 1

@@ -17,6 +17,7 @@ from raymlops.bundle.sketch import sketch
 from raymlops.config.load import load_data
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.prepare import Memory, prepare
+from raymlops.errors import RefusedError
 from raymlops.lifecycle.registration.profiles import profiles
 from raymlops.lifecycle.registration.register import _sketch, register
 from raymlops.project import bind
@@ -120,3 +121,17 @@ def test_what_was_trained_can_be_registered(storage_path, recipe):
     assert {name: tensor.isinf().sum() for name, tensor in loaded.model.state_dict().items()} == {
         name: tensor.isinf().sum() for name, tensor in weights.items()
     }
+
+
+def test_a_run_of_another_project_is_refused(tmp_path):
+    """Its bundle would become a version of a model that it has nothing to do with."""
+    data = {
+        "project": {"name": "iris"},
+        "recipe": {"import": "tiny:Tiny", "config": {"train_rows": 40, "validation_rows": 20}},
+        "train": {"epochs": 1},
+        "storage": {"path": str(tmp_path)},
+        "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+    }
+    run = train(bind(load_data(data)), on_event=lambda _event: None)
+    with pytest.raises(RefusedError, match=f"run {run.run_id} is of project iris, not of flights"):
+        register({**data, "project": {"name": "flights"}}, run.run_id)

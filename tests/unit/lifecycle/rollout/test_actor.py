@@ -70,7 +70,7 @@ def test_a_controller_that_holds_its_lease_is_taken_for_granted(tmp_path):
         assert ensure_controller(where, dashboard_url="http://d:1", needed=False) is None
     why = ensure_controller(where, dashboard_url="http://d:1", needed=True)
     assert why is not None
-    assert "weights stand still" in why
+    assert "weights do not move" in why
 
 
 def test_two_controllers_of_one_database(tmp_path):
