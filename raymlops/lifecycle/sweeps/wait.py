@@ -184,7 +184,7 @@ class _Watched:
 
 def _stopped_early(status: SweepStatus) -> SweepError:
     reason = status.detail or "its run does not say why"
-    said = {"failed": f"failed: {reason.removeprefix('SweepError: ')}", "killed": f"was stopped: {reason}"}
+    said = {"failed": f"failed: {reason.removeprefix('SweepError: ')}", "killed": f"ended early: {reason}"}
     sweep_id = status.sweep_id
     return SweepError(
         f"the sweep {sweep_id} {said.get(status.state, 'broke off: its driver exited without reporting a status')}",

@@ -115,7 +115,7 @@ def test_waiting_has_an_end(begun: RecordedSweep) -> None:
     [
         ("FAILED", "SweepError: none of 2 trials gave a usable value", "failed: none of 2 trials"),
         ("FAILED", "TrackingError: MLflow is away", "failed: TrackingError: MLflow is away"),
-        ("KILLED", "KeyboardInterrupt: ", "was stopped: stopped by a signal"),
+        ("KILLED", "KeyboardInterrupt: ", "ended early: stopped by a signal"),
     ],
 )
 def test_a_sweep_that_did_not_get_to_its_end_is_an_error(
