@@ -57,7 +57,7 @@ def pipeline(
 
     chosen = choose(overrides, config=config, env=env)
     confirm(f"Train {chosen.name}, and make it live if it passes its gate?", yes=yes)
-    record = run_pipeline(chosen.spec, on_step=note)
+    record = run_pipeline(chosen.source, on_step=note)
     answer(record.to_dict(), deployment_text(record.deployment), as_json=as_json)
 
 

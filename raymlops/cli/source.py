@@ -15,6 +15,7 @@ import typer
 from raymlops.errors import UsageError
 
 if TYPE_CHECKING:
+    from raymlops.config.load import LoadedSpec
     from raymlops.config.schema import ProjectSpec
 
 NamedArgument = Annotated[
@@ -31,13 +32,20 @@ VersionOption = Annotated[str | None, typer.Option("--version", metavar="VERSION
 class Chosen:
     """The project of a command, read once."""
 
-    spec: ProjectSpec
+    source: LoadedSpec | ProjectSpec
     version: str | None
     """A number or @alias, None where neither NAME@VERSION nor --version was given."""
     named: bool
     """Whether it came from a name alone, so that the configuration file is unknown."""
     words: tuple[str, ...]
     """What chose it, for the command that comes next."""
+
+    @property
+    def spec(self) -> ProjectSpec:
+        """Return the specification; ``source`` also knows the place of each value in the file."""
+        from raymlops.config.load import LoadedSpec
+
+        return self.source.spec if isinstance(self.source, LoadedSpec) else self.source
 
     @property
     def name(self) -> str:
@@ -98,12 +106,12 @@ def choose_if_named(
         assert name is not None
         if env is not None:
             raise UsageError("--env NAME lays a file over another one", hint="Name that one with --config FILE.")
-        spec = named(name, overrides=overrides, deployed=deployed)
-        return Chosen(spec, asked or version, named=True, words=(name, *overrides))
-    spec = load(config, overrides=overrides, env=env).spec
-    if name is not None and name != spec.project.name:
-        raise UsageError(
-            f"{config} is the configuration of {spec.project.name}, not of {name}", hint="Leave one of the two out."
+        return Chosen(
+            named(name, overrides=overrides, deployed=deployed), asked or version, named=True, words=(name, *overrides)
         )
+    loaded = load(config, overrides=overrides, env=env)
+    own = loaded.spec.project.name
+    if name is not None and name != own:
+        raise UsageError(f"{config} is the configuration of {own}, not of {name}", hint="Leave one of the two out.")
     overlay = () if env is None else ("--env", env)
-    return Chosen(spec, asked or version, named=False, words=("--config", config, *overrides, *overlay))
+    return Chosen(loaded, asked or version, named=False, words=("--config", config, *overrides, *overlay))

@@ -100,3 +100,11 @@ def test_a_name_and_a_file_of_another_model_contradict(config):
     assert choose(["m@3"], config=config, env=None).version == "3"
     with pytest.raises(UsageError, match="is the configuration of m, not of other"):
         choose(["other"], config=config, env=None)
+
+
+def test_a_pipeline_names_the_line_of_a_wrong_recipe_setting(tmp_path, capsys):
+    """The recipe's section is checked with the file's places."""
+    file = tmp_path / "m.yaml"
+    file.write_text("project: {name: m}\nrecipe:\n  import: 'tiny:Tiny'\n  config:\n    no_such: 3\n")
+    assert main(["pipeline", "--config", str(file), "--yes"]) == 2
+    assert "m.yaml:5:14: recipe.config.no_such" in capsys.readouterr().err
