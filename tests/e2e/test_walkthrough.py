@@ -56,7 +56,7 @@ def test_the_walkthrough_runs_from_its_first_cell_to_its_last(cluster_user: User
     (plot,) = code['sweep.plot("history")'].outputs
     assert "application/vnd.plotly.v1+json" in plot["data"]
     (version,) = [output for output in code["version"].outputs if output["output_type"] == "execute_result"]
-    assert "name='waves', version=1" in version["data"]["text/plain"]
+    assert version["data"]["text/plain"].splitlines()[:2] == ["name       waves", "version    1"]
     (best,) = [output["data"]["text/plain"] for output in code["again.best"].outputs]
     assert best.startswith("TrialRecord(number=")
 
