@@ -14,8 +14,7 @@ from raymlops.config.load import load_data
 from raymlops.lifecycle.overview import overview
 from raymlops.project import bind
 from raymlops.state.keys import list_keys
-from raymlops.state.migrate import revision
-from raymlops.state.schema import HEAD
+from raymlops.state.migrate import is_newest
 from raymlops.state.store import State
 from raymlops.state.versions import recorded
 from raymlops.tracking.client import tracker
@@ -75,7 +74,7 @@ def test_its_state_is_migrated_and_shows_what_is_live(store: Path, config: dict[
     """Champion, verdict, key, audit and the state's id are what that release wrote."""
     with State.open(f"sqlite:///{store}/state.db") as state:
         with state.reading() as connection:
-            assert revision(connection) == HEAD
+            assert is_newest(connection)
         assert state.owner().id == release.STATE_ID
         (item,) = state.deployments("tiny")
         assert (item.version, item.role, item.run_id) == (1, "champion", release.FINISHED)
