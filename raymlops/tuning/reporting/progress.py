@@ -46,14 +46,17 @@ class TrialView:
         return (str(self.number), self.state, str(self.epoch or ""), value, params)
 
 
+STATES = ("running", "waiting", "complete", "pruned", "failed")
+
+
 @dataclass(frozen=True, slots=True)
 class SweepEvent(Progress):
     """One event of trial ``number``, or of the whole sweep, with the state of the sweep after it."""
 
     kind: EventKind
     number: int | None = None
-    counts: Mapping[str, int] = field(default_factory=dict)
-    """Number of trials in each state, without carried ones."""
+    counts: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(STATES, 0))
+    """Number of trials in each state, without carried ones; zeros in a message."""
     rows: tuple[TrialView, ...] = ()
     """The trials to show, by number: the best, those that run and the latest others, at most ``ROWS``."""
     total: int = 0
