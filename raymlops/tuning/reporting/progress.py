@@ -46,9 +46,6 @@ class TrialView:
         return (str(self.number), self.state, str(self.epoch or ""), value, params)
 
 
-STATES = ("running", "waiting", "complete", "pruned", "failed")
-
-
 @dataclass(frozen=True, slots=True)
 class SweepEvent(Progress):
     """One event of trial ``number``, or of the whole sweep, with the state of the sweep after it."""
