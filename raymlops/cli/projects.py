@@ -65,12 +65,13 @@ def show(
 ) -> None:
     """Print the resolved configuration; with --origin each value with the line, overlay, override or default."""
     from raymlops.config.load import dump, load
+    from raymlops.config.shape import walk
 
     loaded = load(file, overrides=overrides or (), env=env)
     if not origin:
         answer({"config": loaded.spec.to_dict()}, dump(loaded.spec).rstrip(), as_json=as_json)
         return
-    values = dict(_leaves(loaded.spec.to_dict()))
+    values = {".".join(map(str, path)): value for path, value in walk(loaded.spec.to_dict())}
     rows = [
         {"path": path, "value": values.get(path), "kind": where.kind, "place": where.place}
         for path, where in loaded.origins.items()
@@ -88,13 +89,3 @@ def schema(*, as_json: JsonFlag = False) -> None:  # noqa: ARG001 - it is JSON w
 
     write(f"{json.dumps(json_schema(), indent=2)}\n")
     note("In VS Code: # yaml-language-server: $schema=configs/schema.json as the first line of a file.")
-
-
-def _leaves(data: object, prefix: str = "") -> list[tuple[str, object]]:
-    if isinstance(data, dict) and data:
-        return [
-            leaf
-            for key, value in data.items()
-            for leaf in [(f"{prefix}{key}", value), *_leaves(value, f"{prefix}{key}.")]
-        ]
-    return []

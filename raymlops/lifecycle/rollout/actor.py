@@ -3,7 +3,7 @@
 Owns where it runs, what it is told, and that only one moves what is live of a state. It is told where things are and
 where credentials are to be read, never a credential: whoever may look at the cluster may look at an actor's arguments.
 Its name has the state's id, so that states on one cluster leave each other's alone, and it works on that state alone:
-another database at the same place is none of its business. It ends with its cluster. On one that this process started
+it does not touch another database at the same place. It ends with its cluster. On one that this process started
 itself, that is when this process lets go of it.
 """
 
