@@ -18,7 +18,7 @@ import numpy as np
 
 from raymlops.bundle import verify as names
 from raymlops.bundle.code import collect, own_version
-from raymlops.bundle.sketch import sketch
+from raymlops.bundle.trained_rows import sketch
 from raymlops.errors import RecipeError
 from raymlops.recipe import reference_of
 from raymlops.records import BundleRef

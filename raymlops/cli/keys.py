@@ -137,7 +137,7 @@ def _source(
     overrides: list[str] | None, *, config: str | None, env: str | None, models: Sequence[str] = ()
 ) -> ProjectSpec:
     """Return the project of ``--config``, of the first named model, or what the environment says."""
-    from raymlops.lifecycle.by_name import named, nameless
+    from raymlops.lifecycle.named_model import named, nameless
 
     if config is not None or overrides or env is not None:
         return choose(overrides, config=config, env=env).spec

@@ -65,7 +65,7 @@ def controller(
     words: NamedArgument = None, *, config: OptionalConfig = None, env: EnvOption = None, as_json: JsonFlag = False
 ) -> None:
     """Start the controller on the cluster if none runs; deploy and rollback do that by themselves."""
-    from raymlops.lifecycle.by_name import nameless
+    from raymlops.lifecycle.named_model import nameless
     from raymlops.lifecycle.rollout.actor import start_controller
 
     chosen = choose_if_named(words, config=config, env=env)

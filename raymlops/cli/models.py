@@ -30,7 +30,7 @@ def register(
     as_json: JsonFlag = False,
 ) -> None:
     """Evaluate a run on its test split, write its bundle and register it as candidate."""
-    from raymlops.lifecycle.by_name import of_run
+    from raymlops.lifecycle.named_model import of_run
     from raymlops.lifecycle.registration.register import register as register_run
 
     chosen = None if config is None else choose(overrides, config=config, env=env)

@@ -90,7 +90,7 @@ def choose_if_named(
 ) -> Chosen | None:
     """Return the same, None where neither is given: for verbs that work on every model, too."""
     from raymlops.config.load import load
-    from raymlops.lifecycle.by_name import named, split_version
+    from raymlops.lifecycle.named_model import named, split_version
 
     first, overrides = None, list(words or ())
     if overrides and "=" not in overrides[0]:

@@ -11,8 +11,9 @@ import time
 from math import ceil
 from typing import TYPE_CHECKING
 
-from raymlops.cluster import holders
-from raymlops.cluster.fit import (
+from raymlops.cluster import resource_usage
+from raymlops.cluster.autoscaler import autoscaler_growth
+from raymlops.cluster.placement import (
     _HINTS,
     Ask,
     decide,
@@ -20,13 +21,12 @@ from raymlops.cluster.fit import (
     room,
     some_end,
 )
-from raymlops.cluster.growth import autoscaler_growth
 from raymlops.errors import InsufficientResourcesError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from raymlops.cluster.fit import Resources
+    from raymlops.cluster.placement import Resources
 
 
 class Places:
@@ -48,15 +48,15 @@ class Places:
 
     def may_grow(self, workers: int) -> bool:
         """Return whether an autoscaler may make room for so many. Costs a task on the head."""
-        total, available = holders.nodes()
+        total, available = resource_usage.nodes()
         asked = self._ask(workers)
         verdict = decide(asked, total=total, available=available, growth=autoscaler_growth(asked))
         return verdict.kind == "grows"
 
     def error(self, workers: int, *, waited_s: float) -> InsufficientResourcesError:
         """Return the error that says what is there and who holds it, after a wait in vain."""
-        total, available = holders.nodes()
-        found = holders.holders()
+        total, available = resource_usage.nodes()
+        found = resource_usage.holders()
         verdict = decide(self._ask(workers), total=total, available=available, holders=found)
         hint = (
             "lower train.num_workers or the share of each, add nodes, or raise cluster.wait_s; a run that had "
@@ -89,8 +89,8 @@ def check_fits(
         InsufficientResourcesError: they can never fit, or did not within ``wait_s``; it says what was asked,
             what the cluster's maximum is (its autoscaler's included) and who holds what now.
     """
-    from raymlops.cluster import holders as cluster
-    from raymlops.cluster.growth import autoscaler_growth
+    from raymlops.cluster import resource_usage as cluster
+    from raymlops.cluster.autoscaler import autoscaler_growth
 
     asked = Ask(workers, cpus_per_worker, gpus_per_worker, purpose)
     deadline = time.monotonic() + wait_s

@@ -19,7 +19,7 @@ from raymlops.records import Record
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from raymlops.cluster.facts import Facts, ServiceFacts, TokenFacts
+    from raymlops.cluster.doctor_facts import Facts, ServiceFacts, TokenFacts
 
 _GIB = 2**30
 LEAST_DISK_GIB = 5.0
@@ -51,7 +51,7 @@ def diagnose(
 
     MLflow and Ray default to what the environment names, then to what ``raymlops up`` started under ``root``.
     """
-    from raymlops.cluster.facts import gather
+    from raymlops.cluster.doctor_facts import gather
 
     folder = Path(root).expanduser().absolute() if root is not None else upfile.home()
     named = os.environ.get("RAY_API_SERVER_ADDRESS")

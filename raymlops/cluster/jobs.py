@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from raymlops.cluster import auth, upfile
 from raymlops.cluster.connect import find
 from raymlops.cluster.dashboard import VARIABLES, Dashboard, dashboard
-from raymlops.cluster.grace import STOP_WAIT_S, VARIABLE
+from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
 from raymlops.errors import (
     ClusterError,
     ConfigError,

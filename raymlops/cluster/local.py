@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from raymlops.cluster import services, upfile
 from raymlops.cluster.auth import ensure_token
 from raymlops.cluster.capacity import logical_cpus
-from raymlops.cluster.mending import only_mlflow_ended, restart_mlflow
 from raymlops.cluster.ports import HOST, Listener, check_free, listeners
 from raymlops.cluster.processes import ProcessRecord, belonging, end
+from raymlops.cluster.restart_mlflow import only_mlflow_ended, restart_mlflow
 from raymlops.cluster.upfile import UpRecord
 from raymlops.errors import ClusterError, StorageError, UsageError
 from raymlops.records import Record

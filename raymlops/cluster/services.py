@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.auth import environment, headers
-from raymlops.cluster.grace import STOP_WAIT_S, VARIABLE
+from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
 from raymlops.cluster.ports import HOST, free_port
 from raymlops.config.paths import sqlite_url
 from raymlops.config.serve import grpc_options

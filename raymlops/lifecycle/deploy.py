@@ -283,8 +283,8 @@ def restore(
         TakenError: another state has a model of such a name; the others are brought back all the same.
         RefusedError, ClusterError: as ``deploy``.
     """
-    from raymlops.lifecycle.by_name import nameless
     from raymlops.lifecycle.live.bring_up import restored
+    from raymlops.lifecycle.named_model import nameless
     from raymlops.lifecycle.rollout.actor import steered
 
     spec = nameless() if source is None else spec_of(source)

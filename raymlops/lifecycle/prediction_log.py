@@ -68,7 +68,7 @@ def compact_predictions(
         StorageError: the storage cannot be used.
     """
     from raymlops.predictions.compact import compact
-    from raymlops.predictions.places import check_known
+    from raymlops.predictions.paths import check_known
     from raymlops.state.database import state_url
     from raymlops.state.lease import lease
     from raymlops.storage.store import Store

@@ -57,7 +57,7 @@ def train(
         TrackingError, ClusterError: MLflow or Ray do not answer.
         TrainingError: the training stopped without a result; its MLflow run says why.
     """
-    from raymlops.cluster.grace import shortage
+    from raymlops.cluster.grace_period import shortage
     from raymlops.training.run import train as run_training
 
     if resume is not None:

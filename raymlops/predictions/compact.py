@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from raymlops.errors import StorageError
 from raymlops.predictions.partition import BATCH_ROWS, MERGED, Faults, Live, open_file, sources_metadata, survey
-from raymlops.predictions.places import label_days, prediction_hours
+from raymlops.predictions.paths import label_days, prediction_hours
 from raymlops.predictions.spool import PARQUET
 from raymlops.records import Record
 from raymlops.storage.store import Store

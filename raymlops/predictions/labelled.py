@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymlops.predictions.partition import Faults, read_folder
-from raymlops.predictions.places import label_days
+from raymlops.predictions.paths import label_days
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from raymlops.errors import InvalidRowsError, RowProblem, StorageError
-from raymlops.predictions.places import label_folder
+from raymlops.predictions.paths import label_folder
 from raymlops.predictions.spool import encode
 from raymlops.storage.store import Namer, Store
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from raymlops.errors import UsageError
 from raymlops.predictions.labelled import SKEW, load_labels
 from raymlops.predictions.partition import Faults, read_folder, schemas_in
-from raymlops.predictions.places import check_known, prediction_hours
+from raymlops.predictions.paths import check_known, prediction_hours
 from raymlops.predictions.schema import FEATURES, FIELDS, OUTPUT
 from raymlops.storage.store import Store
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from raymlops.predictions.labelled import Labels
-    from raymlops.predictions.places import Folder
+    from raymlops.predictions.paths import Folder
 
 LABEL = "label"
 COLUMNS = (*FIELDS, FEATURES, OUTPUT)

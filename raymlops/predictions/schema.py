@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from raymlops.predictions.places import HOUR_S
+from raymlops.predictions.paths import HOUR_S
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

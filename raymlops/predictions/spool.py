@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymlops.errors import StorageError
-from raymlops.predictions.places import prediction_folder
+from raymlops.predictions.paths import prediction_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -29,7 +29,7 @@ from raymlops.errors import InvalidRowsError
 from raymlops.project import Project, bind
 from raymlops.recipe import Batch, RecipeBase, batch_rows, reference_of, resolve
 from raymlops.testing.answered import AnsweredRows
-from raymlops.training.answers import answer_loss
+from raymlops.training.split_predictions import answer_loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from raymlops.cluster.fit import Ask, room
+from raymlops.cluster.placement import Ask, room
 from raymlops.records import Objective
 from raymlops.tuning.search_space import how_many
 

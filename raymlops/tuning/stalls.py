@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raymlops.cluster.fit import Ask, add, remedy, room, show, some_end
+from raymlops.cluster.placement import Ask, add, remedy, room, show, some_end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.cluster.fit import Holder, Resources
+    from raymlops.cluster.placement import Holder, Resources
 
 STILL_S = 30.0
 AGAIN_S = 300.0

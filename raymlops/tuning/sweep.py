@@ -23,9 +23,9 @@ from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, REPORT, Parent, before
 from raymlops.tuning.objectives import has_no_more, num_own_trials, objectives_of
 from raymlops.tuning.reporting.progress import SweepEvent
 from raymlops.tuning.reporting.results import tags_of, write_best, write_report
-from raymlops.tuning.stores import SweepStores, known_study, new_study
 from raymlops.tuning.study.selection import pareto, select
 from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, without_credentials
+from raymlops.tuning.sweep_stores import SweepStores, known_study, new_study
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

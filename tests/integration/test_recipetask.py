@@ -11,7 +11,7 @@ from tiny_bundle import tiny_contents
 
 from raymlops.bundle.write import write_bundle
 from raymlops.errors import RecipeError
-from raymlops.lifecycle.rollout.recipe_task import ask_in_task
+from raymlops.lifecycle.rollout.loss_task import ask_in_task
 
 pytestmark = pytest.mark.integration
 

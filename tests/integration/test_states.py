@@ -30,7 +30,7 @@ from raymlops.lifecycle.live.lineup import LineUp, with_champion
 from raymlops.lifecycle.rollout.actor import _end_former, ensure_controller, mark_of
 from raymlops.lifecycle.rollout.controller import Controller
 from raymlops.lifecycle.rollout.evidence import Reports
-from raymlops.lifecycle.rollout.relay import ensure_relay
+from raymlops.lifecycle.rollout.legacy_counts import ensure_relay
 from raymlops.serving.control.apply import apply, refresh
 from raymlops.serving.control.details import configs
 from raymlops.serving.control.rest_api import ServeApi

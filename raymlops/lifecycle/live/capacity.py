@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from raymlops.cluster.fit import Ask, add, room, show
-from raymlops.cluster.holders import group
+from raymlops.cluster.placement import Ask, add, room, show
+from raymlops.cluster.resource_usage import group
 from raymlops.config.serve import ServeSection
 from raymlops.errors import InsufficientResourcesError
 from raymlops.serving.names import app_name

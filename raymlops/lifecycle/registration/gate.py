@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from raymlops.bundle.load import LoadedModel
     from raymlops.data.prepare import Prepared
     from raymlops.records import GateDecision, ModelVersionRef
-    from raymlops.registry.gate import ChampionEvaluation
+    from raymlops.registry.gate_rules import ChampionEvaluation
     from raymlops.registry.versions import Registry
     from raymlops.state.store import State
     from raymlops.state.versions import VersionRecord
@@ -76,7 +76,7 @@ def gate(
         StorageError, UnreachableError: the audit record cannot be written, or the tracking server does not answer.
     """
     from raymlops.bundle.load import load
-    from raymlops.registry.gate import decide
+    from raymlops.registry.gate_rules import decide
     from raymlops.registry.versions import Registry
     from raymlops.state.database import state_url
     from raymlops.state.store import State
@@ -185,7 +185,7 @@ def _compare(
     A ``current`` champion that is not ``live`` here is only MLflow's word, and must be what this state recorded.
     """
     from raymlops.bundle.load import load
-    from raymlops.registry.gate import ChampionEvaluation, overlap
+    from raymlops.registry.gate_rules import ChampionEvaluation, overlap
     from raymlops.state.versions import recorded
     from raymlops.training.inprocess import local_device, on_device
     from raymlops.training.loop.evaluation import block_totals

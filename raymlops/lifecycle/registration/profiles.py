@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.monitor.profile import profile
 from raymlops.recipe import signature_of
-from raymlops.training.answers import typed_answers
+from raymlops.training.split_predictions import typed_answers
 
 if TYPE_CHECKING:
     from torch import nn

@@ -205,9 +205,9 @@ def _contents(
 ) -> BundleContents:
     from raymlops.bundle.write import BundleContents
     from raymlops.lifecycle.registration.profiles import profiles
-    from raymlops.training.answers import answer_loss
     from raymlops.training.example import example_rows
     from raymlops.training.inprocess import local_device, on_device
+    from raymlops.training.split_predictions import answer_loss
 
     recipe, section = prepared.recipe, project.spec.train
     example = example_rows(prepared)
@@ -263,7 +263,7 @@ def _sketch(split: SplitData) -> Any:
     """Return the sketch of a split's row hashes, which one pass of any length finds in little memory."""
     import numpy as np
 
-    from raymlops.bundle.sketch import sketch
+    from raymlops.bundle.trained_rows import sketch
 
     kept = np.empty(0, dtype=np.uint64)
     for chunk in split.hashes():

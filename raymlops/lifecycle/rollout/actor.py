@@ -24,7 +24,7 @@ from raymlops.config.credentials import holds_credential
 from raymlops.config.paths import local_path
 from raymlops.errors import ClusterError, RaymlopsError
 from raymlops.lifecycle.rollout.controller import Controller, utc_now
-from raymlops.lifecycle.rollout.relay import ensure_relay, is_upgraded
+from raymlops.lifecycle.rollout.legacy_counts import ensure_relay, is_upgraded
 from raymlops.lifecycle.sources import spec_of
 from raymlops.records import Record
 from raymlops.serving.telemetry.rollout_counts import CONTROLLER, NAMESPACE, controller_of
@@ -200,8 +200,8 @@ class Steering:
 
     def _controller(self, spec: ProjectSpec, state: State) -> Controller:
         from raymlops.lifecycle.rollout.label_losses import LabelLosses
-        from raymlops.lifecycle.rollout.recipe_task import ask_in_task
-        from raymlops.lifecycle.rollout.upkeep import Upkeep
+        from raymlops.lifecycle.rollout.log_maintenance import Upkeep
+        from raymlops.lifecycle.rollout.loss_task import ask_in_task
         from raymlops.serving.control.rest_api import ServeApi
 
         def follow(name: str) -> Follow:

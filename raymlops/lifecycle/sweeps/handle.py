@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from raymlops.tracking.client import Tracker
     from raymlops.training.runs.lookup import Recorded
     from raymlops.tuning.reporting.status import SweepStatus
-    from raymlops.tuning.reporting.watch import OpenStudy
+    from raymlops.tuning.reporting.study_reader import OpenStudy
 
 
 def sweep(
@@ -140,7 +140,7 @@ class Sweep:
         Its columns are number, status, value (with several objectives one column for each), the parameters, epochs,
         duration_s, reason and run_id. Running trials have their values so far.
         """
-        from raymlops.tuning.reporting.watch import frame
+        from raymlops.tuning.reporting.study_reader import frame
 
         with self._study() as study:
             return frame(study.snapshot(), objectives=study.objectives, now=datetime.now())  # noqa: DTZ005 - as Optuna's
@@ -257,6 +257,6 @@ class Sweep:
         return sweep_of(self._tracker, self.sweep_id)
 
     def _study(self) -> AbstractContextManager[OpenStudy]:
-        from raymlops.tuning.reporting.watch import open_study
+        from raymlops.tuning.reporting.study_reader import open_study
 
         return open_study(self._recorded())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from raymlops.tracking.client import Tracker
     from raymlops.training.runs.lookup import Recorded
     from raymlops.tuning.reporting.status import SweepStatus
-    from raymlops.tuning.reporting.watch import OpenStudy, Snapshot
+    from raymlops.tuning.reporting.study_reader import OpenStudy, Snapshot
 
 POLL_S = 1.0
 _LOOKS = 3
@@ -107,7 +107,7 @@ class _Watched:
         """
         from raymlops.training.runs.lookup import of_mlflow, who_holds
         from raymlops.tuning.reporting.status import summarize
-        from raymlops.tuning.reporting.watch import Snapshot, open_study
+        from raymlops.tuning.reporting.study_reader import Snapshot, open_study
 
         # The lease before the run: a driver writes its final status before it releases its lease.
         lease = who_holds(self._recorded)

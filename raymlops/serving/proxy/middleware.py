@@ -28,7 +28,7 @@ from raymlops.serving.asgi import BODY, JSON, make_reply, request_id_of, send_re
 from raymlops.serving.proxy.bodies import Account, Body, replayed
 from raymlops.serving.proxy.bounds import KNOWN, MODELS, TOLD, UNKNOWN, UNKNOWN_BODY_S, name_in
 from raymlops.serving.proxy.connections import CLIENT, MAX_HEADER_BYTES, Client, max_header_bytes, too_large
-from raymlops.serving.proxy.patches import patch_serve
+from raymlops.serving.proxy.serve_patches import patch_serve
 from raymlops.serving.refusal import INTERNAL, Refusal, error_body, refusal_headers
 from raymlops.serving.request import PIN_HEADER
 

@@ -1,11 +1,10 @@
-"""A run's progress, which a checkpoint holds beside tensors, as JSON; the best epoch and early stopping. Pure.
+"""A run's progress, which a checkpoint holds beside tensors, as JSON. Pure.
 
 Random state is not part of it: it is derived from seed, step and rank, for any number of workers.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,32 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from raymlops.records import MetricPoint
-
-
-@dataclass
-class Best:
-    """The best epoch so far by one metric. The first of equal values wins; NaN is never better."""
-
-    metric: str
-    mode: str
-    patience: int | None = None
-    epoch: int = 0
-    value: float = math.nan
-    waited: int = 0
-
-    def update(self, epoch: int, value: float) -> bool:
-        """Record an epoch's value and return whether it is the best so far."""
-        better = value > self.value if self.mode == "max" else value < self.value
-        if better or (math.isnan(self.value) and not math.isnan(value)):
-            self.epoch, self.value, self.waited = epoch, value, 0
-            return True
-        self.waited += 1
-        return False
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether ``patience`` epochs have passed without improvement."""
-        return self.patience is not None and self.waited >= self.patience
 
 
 MAX_POINTS = 20_000

@@ -19,7 +19,8 @@ from raymlops.errors import NonFiniteError, RecipeError, TrainingError
 from raymlops.recipe import RecipeBase, call_recipe
 from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.checkpoints.saver import Snapshot, restore
-from raymlops.training.checkpoints.state import Best, RunState
+from raymlops.training.checkpoints.state import RunState
+from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.evaluation import merge_over_ranks, named_values, totals
 from raymlops.training.loop.optimizer import total_steps
 from raymlops.training.loop.parallel import explained, parallelize

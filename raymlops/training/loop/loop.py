@@ -20,18 +20,11 @@ import torch
 from raymlops.data.order import leaves_single_rows, micro_batch_rows, micro_batches
 from raymlops.recipe import call_recipe, to_device
 from raymlops.training.loop.batch_norm import normalizes_batches, one_row_is_too_few, running_statistics
+from raymlops.training.loop.gradients import backward, clip_gradient
 from raymlops.training.loop.losses import Losses
 from raymlops.training.loop.optimizer import build_optimizer, learning_rate, set_lr
 from raymlops.training.loop.parallel import local_only
-from raymlops.training.loop.precision import (
-    autocast,
-    backward,
-    clip_gradient,
-    optimizer_step,
-    overflow_expected,
-    scaler_of,
-    skip_step,
-)
+from raymlops.training.loop.precision import autocast, optimizer_step, overflow_expected, scaler_of, skip_step
 from raymlops.training.loop.step_check import Verdict, check_step, handle_fault
 
 if TYPE_CHECKING:

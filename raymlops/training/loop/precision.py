@@ -1,7 +1,7 @@
-"""Precision: autocast, the loss scaling of fp16, gradient clipping and the optimizer step.
+"""Precision: autocast, the loss scaling of fp16, and the optimizer step.
 
-Owns what differs between fp32, bf16 and fp16. The caller decides what to do about gradients that are not finite:
-``clip_gradient`` returns their norm, then the caller calls ``optimizer_step`` or ``skip_step``.
+Owns what differs between fp32, bf16 and fp16. The caller decides what to do about gradients that are not finite: with
+the norm that ``gradients.clip_gradient`` returned, it calls ``optimizer_step`` or ``skip_step``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -35,35 +34,6 @@ def autocast(spec: TrainSection, device: torch.device | str) -> AbstractContextM
 def scaler_of(spec: TrainSection, device: torch.device | str) -> GradScaler | None:
     """Return the loss scaler of fp16, whose gradients would underflow below 6e-8; None for other precisions."""
     return torch.amp.GradScaler(torch.device(device).type) if spec.precision == "fp16" else None
-
-
-def backward(loss: torch.Tensor, scaler: GradScaler | None) -> None:
-    """Add the loss's gradients to the parameters', scaled where there is a scaler."""
-    (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
-
-
-def clip_gradient(
-    optimizer: torch.optim.Optimizer, scaler: GradScaler | None, *, max_norm: float | None, need_norm: bool = True
-) -> torch.Tensor | None:
-    """Clip the whole gradient to ``max_norm``, if that is set, and return its norm before clipping.
-
-    Call it once a step, after the last ``backward``: it unscales the gradient first. The norm is a float32 scalar on
-    the gradients' device, equal on every rank; NaN or infinity if any gradient is. With sharded parameters it is a
-    collective. Returns None, without any work, where the norm is neither needed nor clipped to.
-    """
-    if scaler is not None:
-        scaler.unscale_(optimizer)
-    if max_norm is None and not need_norm:
-        return None
-    # The optimizer's parameters and not the model's: under FSDP the model shows gathered ones after an evaluation.
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm: Any = get_total_norm([parameter.grad for parameter in parameters])
-    if hasattr(norm, "full_tensor"):  # a DTensor: one exchange of one number
-        norm = norm.full_tensor()
-    if max_norm is not None:
-        clip_grads_with_norm_(parameters, max_norm, norm)
-    total: torch.Tensor = norm.float()
-    return total
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer, scaler: GradScaler | None) -> bool:

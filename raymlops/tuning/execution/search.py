@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from raymlops.cluster import holders
+from raymlops.cluster import resource_usage
 from raymlops.cluster.driver_node import resumable
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError, SweepError, TrackingError, describe
 from raymlops.signals import undisturbed
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from raymlops.tracking.client import Tracker
     from raymlops.tuning.reporting.progress import SweepEvent
     from raymlops.tuning.stalls import Waiter
-    from raymlops.tuning.stores import SweepStores
+    from raymlops.tuning.sweep_stores import SweepStores
 
 
 def search(
@@ -67,7 +67,7 @@ def search(
             trials=stores.trials,
             children=stores.children,
             sweep_uri=sweep_uri,
-            slots=lambda: concurrency(spec, holders.usable()[0]),
+            slots=lambda: concurrency(spec, resource_usage.usable()[0]),
             explain=_explain,
             before=before,
             shared=data.share(),
@@ -92,10 +92,16 @@ def _explain(waiters: Sequence[Waiter], *, still_s: float, running: int) -> str:
     """Ask the cluster who holds the resources that trials wait for."""
     import ray
 
-    total, free = holders.nodes()
-    others = holders.holders(without_job=ray.get_runtime_context().get_job_id())
+    total, free = resource_usage.nodes()
+    used = resource_usage.holders(without_job=ray.get_runtime_context().get_job_id())
     return told(
-        waiters, still_s=still_s, running=running, total=total, free=free, own=holders.usable()[1], holders=others
+        waiters,
+        still_s=still_s,
+        running=running,
+        total=total,
+        free=free,
+        own=resource_usage.usable()[1],
+        holders=used,
     )
 
 

@@ -18,7 +18,7 @@ from raymlops.training.runs.status import Status, shared_fields
 from raymlops.tuning import budget
 from raymlops.tuning.mlflow.sweep_run import BEST_CONFIG, FORKED_FROM, REPORT, STOPPED, SUBMISSION, before_of
 from raymlops.tuning.objectives import has_no_more, metric_of
-from raymlops.tuning.reporting.watch import Snapshot, open_study, total_of
+from raymlops.tuning.reporting.study_reader import Snapshot, open_study, total_of
 from raymlops.tuning.study.selection import failures
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from raymlops.cli.main import main
 from raymlops.cli.source import choose
 from raymlops.cli.traffic import _percents, deployment_text
 from raymlops.errors import UsageError
-from raymlops.lifecycle.by_name import nameless
+from raymlops.lifecycle.named_model import nameless
 from raymlops.lifecycle.overview import UNMOVED, ModelOverview
 from raymlops.lifecycle.rollout.canary import TrafficRecord
 from raymlops.records import BundleRef, DeploymentRecord

@@ -3,7 +3,7 @@ from __future__ import annotations
 from math import inf
 
 from raymlops.cluster.capacity import logical_cpus
-from raymlops.cluster.fit import Ask, Holder, decide, remedy, room, some_end
+from raymlops.cluster.placement import Ask, Holder, decide, remedy, room, some_end
 
 TWO_NODES = [{"CPU": 4.0}, {"CPU": 4.0, "GPU": 1.0}]
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from raymlops.cluster import doctor
-from raymlops.cluster.facts import Facts, ServiceFacts, TokenFacts
+from raymlops.cluster.doctor_facts import Facts, ServiceFacts, TokenFacts
 
 GIB = 2**30
 WELL = Facts(

@@ -10,7 +10,7 @@ import pytest
 from fake_jobs import fake_jobs
 
 from raymlops.cluster.dashboard import Dashboard
-from raymlops.cluster.grace import STOP_WAIT_S, VARIABLE
+from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
 from raymlops.cluster.jobs import CONFIG, SUBMISSION, Jobs, job_folder, last_error, tail
 from raymlops.cluster.ports import free_port
 from raymlops.config.schema import ProjectSpec

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from raymlops.cluster.grace import STOP_WAIT_S, VARIABLE
+from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
 
 ROOT = Path(__file__).parents[3]
 FILES = [ROOT / "cluster.yaml", *(ROOT / "configs" / "cluster" / f"{name}.yaml" for name in ("gcp", "azure", "local"))]

@@ -5,7 +5,7 @@ import pytest
 from served_requests import SIGNATURE, at, served
 
 from raymlops.arrays import Column
-from raymlops.predictions.places import prediction_folder
+from raymlops.predictions.paths import prediction_folder
 from raymlops.predictions.schema import to_tables
 from raymlops.predictions.spool import encode
 from raymlops.signature import Signature

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raymlops.cluster.fit import Holder
+from raymlops.cluster.placement import Holder
 from raymlops.tuning.stalls import Waiter, stands_still, told
 
 TWO = (Waiter(4, 100.0, 1.0, 0.0), Waiter(5, 110.0, 1.0, 0.0))

@@ -13,7 +13,7 @@ import torch
 from tiny import Tiny, make_table
 
 from raymlops.bundle.load import load
-from raymlops.bundle.sketch import sketch
+from raymlops.bundle.trained_rows import sketch
 from raymlops.config.load import load_data
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.prepare import Memory, prepare

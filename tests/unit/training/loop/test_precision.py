@@ -11,15 +11,8 @@ import torch
 from ranks import ranks
 from torch import nn
 
-from raymlops.training.loop.precision import (
-    autocast,
-    backward,
-    clip_gradient,
-    optimizer_step,
-    overflow_expected,
-    scaler_of,
-    skip_step,
-)
+from raymlops.training.loop.gradients import backward, clip_gradient
+from raymlops.training.loop.precision import autocast, optimizer_step, overflow_expected, scaler_of, skip_step
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from raymlops.cluster.grace import CLOSING_S, STOP_WAIT_S, VARIABLE, shortage, stop_wait_s
+from raymlops.cluster.grace_period import CLOSING_S, STOP_WAIT_S, VARIABLE, shortage, stop_wait_s
 from raymlops.config.train import TrainSection
 
 JOB = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from raymlops.bundle.sketch import overlap
+from raymlops.bundle.trained_rows import overlap
 from raymlops.errors import UsageError
 from raymlops.records import GateCheck, GateDecision
 

@@ -12,7 +12,7 @@ from recorded_sweep import project_in, recorded_sweep
 from raymlops.errors import NotFoundError, SweepError
 from raymlops.records import Objective, TrialRecord
 from raymlops.training.runs.lookup import look_up
-from raymlops.tuning.reporting.watch import OpenView, Snapshot, frame, open_study
+from raymlops.tuning.reporting.study_reader import OpenView, Snapshot, frame, open_study
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ from raymlops.data.prepare import Memory, prepare
 from raymlops.project import bind
 from raymlops.recipe import RecipeBase, Splits
 from raymlops.signature import Signature
-from raymlops.training.answers import answer_loss
+from raymlops.training.split_predictions import answer_loss
 
 
 class Line(RecipeBase):

@@ -13,7 +13,7 @@ from uvicorn import Config
 
 from raymlops.cluster.ports import free_port, listeners
 from raymlops.serving.proxy.connections import Connection
-from raymlops.serving.proxy.patches import address_of, bind_grpc_to, bound_reading_ahead, drop_slow_headers
+from raymlops.serving.proxy.serve_patches import address_of, bind_grpc_to, bound_reading_ahead, drop_slow_headers
 
 
 @pytest.fixture(autouse=True)

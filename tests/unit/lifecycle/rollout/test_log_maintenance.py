@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from raymlops.arrays import Column
-from raymlops.lifecycle.rollout.upkeep import Upkeep
+from raymlops.lifecycle.rollout.log_maintenance import Upkeep
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.read import read_predictions
 from raymlops.predictions.served import Served

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from raymlops.training.checkpoints.state import Best
+from raymlops.training.loop.early_stopping import Best
 
 
 def test_the_first_of_equal_values_is_the_best() -> None:

@@ -8,7 +8,7 @@ import pytest
 from raymlops.config.schema import GateSection
 from raymlops.config.sweep import Threshold
 from raymlops.errors import UsageError
-from raymlops.registry.gate import ChampionEvaluation, decide
+from raymlops.registry.gate_rules import ChampionEvaluation, decide
 
 
 def mean(totals):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raymlops.bundle.sketch import SKETCH_ROWS, overlap, sketch
+from raymlops.bundle.trained_rows import SKETCH_ROWS, overlap, sketch
 
 
 def hashes(seed: int, size: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from raymlops.cluster.fit import Ask, room
+from raymlops.cluster.placement import Ask, room
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

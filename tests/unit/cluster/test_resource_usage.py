@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from raymlops.cluster.holders import group, reserved
+from raymlops.cluster.resource_usage import group, reserved
 
 
 def _actor(**fields):

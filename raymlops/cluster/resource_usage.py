@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from raymlops.cluster.fit import SERVED, Holder, add
+from raymlops.cluster.placement import SERVED, Holder, add
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from raymlops.cluster.fit import Ask
-from raymlops.cluster.growth import possible
+from raymlops.cluster.autoscaler import possible
+from raymlops.cluster.placement import Ask
 
 CONFIG = {
     "max_workers": 3,

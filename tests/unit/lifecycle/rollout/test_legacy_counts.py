@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from raymlops.errors import ClusterError
-from raymlops.lifecycle.rollout.relay import Relay, is_upgraded
+from raymlops.lifecycle.rollout.legacy_counts import Relay, is_upgraded
 from raymlops.records import BundleRef
 from raymlops.state.store import Deployment, State
 

@@ -1,0 +1,40 @@
+"""Gradients: the backward pass and clipping by the global norm, at any precision and with sharded parameters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+if TYPE_CHECKING:
+    import torch
+    from torch.amp.grad_scaler import GradScaler
+
+
+def backward(loss: torch.Tensor, scaler: GradScaler | None) -> None:
+    """Add the loss's gradients to the parameters', scaled where there is a scaler."""
+    (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+
+
+def clip_gradient(
+    optimizer: torch.optim.Optimizer, scaler: GradScaler | None, *, max_norm: float | None, need_norm: bool = True
+) -> torch.Tensor | None:
+    """Clip the whole gradient to ``max_norm``, if that is set, and return its norm before clipping.
+
+    Call it once a step, after the last ``backward``: it unscales the gradient first. The norm is a float32 scalar on
+    the gradients' device, equal on every rank; NaN or infinity if any gradient is. With sharded parameters it is a
+    collective. Returns None, without any work, where the norm is neither needed nor clipped to.
+    """
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    if max_norm is None and not need_norm:
+        return None
+    # The optimizer's parameters and not the model's: under FSDP the model shows gathered ones after an evaluation.
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm: Any = get_total_norm([parameter.grad for parameter in parameters])
+    if hasattr(norm, "full_tensor"):  # a DTensor: one exchange of one number
+        norm = norm.full_tensor()
+    if max_norm is not None:
+        clip_grads_with_norm_(parameters, max_norm, norm)
+    total: torch.Tensor = norm.float()
+    return total
