@@ -179,7 +179,7 @@ def rollback(
         NotFoundError: the model is not served, or no version was champion before.
         RefusedError, InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
     """
-    from raymlops.lifecycle.rollout.actor import steered
+    from raymlops.lifecycle.rollout.actor import ensure_controller
 
     spec = spec_of(source, overrides=overrides, env=env)
     name = spec.project.name
@@ -197,7 +197,7 @@ def rollback(
 
     with opened(spec) as (state, api):
         record = _back(spec, state=state, api=api, on_live=live, follow=follow)
-        without = steered(spec, state, dashboard_url=api.dashboard_url)
+        without = ensure_controller(spec, state, dashboard_url=api.dashboard_url)
     return replace(record, warnings=(*record.warnings, *without))
 
 
@@ -285,13 +285,13 @@ def restore(
     """
     from raymlops.lifecycle.live.bring_up import restored
     from raymlops.lifecycle.named_model import nameless
-    from raymlops.lifecycle.rollout.actor import steered
+    from raymlops.lifecycle.rollout.actor import ensure_controller
 
     spec = nameless() if source is None else spec_of(source)
     with opened(spec) as (state, api):
         notes = make_count(state, api) if takeover else ()
         back = restored(state, api, serve=spec.serve)
-        for warning in (*notes, *back.notes, *steered(spec, state, dashboard_url=api.dashboard_url)):
+        for warning in (*notes, *back.notes, *ensure_controller(spec, state, dashboard_url=api.dashboard_url)):
             on_warning(warning)
         if back.held is not None:
             raise back.held
@@ -366,7 +366,7 @@ def _bring(
     """Bring a version up: beside the champion, or as the champion."""
     from raymlops.lifecycle.live.change import record_of
     from raymlops.lifecycle.rollout import canary
-    from raymlops.lifecycle.rollout.actor import steered
+    from raymlops.lifecycle.rollout.actor import ensure_controller
     from raymlops.lifecycle.rollout.canary import settle
 
     if not breaking:
@@ -379,7 +379,7 @@ def _bring(
         settle(state, ref.name, now=datetime.now(UTC))
     record = record_of(done)
     said = [OPENED] if opened else []
-    said += steered(spec, state, dashboard_url=api.dashboard_url)
+    said += ensure_controller(spec, state, dashboard_url=api.dashboard_url)
     return replace(record, warnings=(*record.warnings, *said))
 
 
@@ -498,7 +498,7 @@ def _share(
         now=datetime.now(UTC),
     )
     rolls = record.rollout_id is not None
-    warning = ensure_controller(spec, dashboard_url=api.dashboard_url, needed=rolls)
+    warnings = ensure_controller(spec, state, dashboard_url=api.dashboard_url)
     sticky = settings_of(champion).traffic.sticky
     kept = (
         f"callers keep to one version (serve.traffic.sticky: {sticky}), so that an equally good version is aborted "
@@ -508,7 +508,7 @@ def _share(
     )
     lack = unasked(champion) if rolls else None
     quality = f"quality is not asked in this rollout, whatever labels come: {lack}" if lack else None
-    return replace(record, warnings=(*record.warnings, *filter(None, (warning, kept, quality))))
+    return replace(record, warnings=(*record.warnings, *warnings, *filter(None, (kept, quality))))
 
 
 def _name_champion(ref: ModelVersionRef, *, state: State, registry: Registry, why: str) -> DeploymentRecord:

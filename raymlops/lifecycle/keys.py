@@ -1,27 +1,26 @@
-"""API keys as verbs: the state changes first, then Serve is brought to it at once.
+"""API keys as verbs: change the state first, then send the change to Serve at once.
 
-Owns what a caller is told of both. What a key is belongs to ``state``, what a replica does with one to ``serving``.
+Owns what is reported of both. What a key is belongs to ``state``, what a replica does with one to ``serving``.
 
-The state changes in a transaction of its own and waits for nobody: a revoked key is revoked from then on, whatever
-happens to the cluster. Sending it takes the lock that every change of what is live takes, so that neither undoes the
-other. After a kill between the two the controller reconciles Serve with the state.
+The state changes in a transaction of its own, without a lock: a revoked key is revoked from then on, whatever happens
+to the cluster. Sending it takes the lock of every change of what is live, so that neither undoes the other. After a
+kill between the two the controller reconciles Serve with the state.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import ClusterError, OutdatedStateError, RaymlopsError, TakenError
-from raymlops.lifecycle.sources import Source, spec_of
+from raymlops.lifecycle.live.bring_up import places
+from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import Record
 from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
-from raymlops.state.database import state_url
 from raymlops.state.keys import EVERY_MODEL, KeyRecord, create_key, list_keys, revoke_key, rotate_key
-from raymlops.state.store import State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,37 +28,38 @@ if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
     from raymlops.config.serve import ServeSection
     from raymlops.serving.control.apply import Api, Applied
+    from raymlops.state.store import State
 
 WAIT_S = 20.0
-"""How long the replicas of the key's models may take to say that they have it."""
+"""Longest wait for the replicas of the key's models to confirm the change."""
 LOCK_WAIT_S = 90.0
-"""How long a change of what is live is waited for: each has the lock for seconds, the slowest for half a minute."""
+"""Longest wait for another change of what is live: most hold the lock for seconds, the slowest for half a minute."""
 SENT_LATER = "the controller sends it as soon as it can"
-NO_CLUSTER = "there is no running cluster; what is deployed next will know"
+NO_CLUSTER = "no cluster is running; it takes effect with the next deployment"
 
 
 @dataclass(frozen=True)
 class KeyChange(Record):
-    """One change of a key, and whether replicas know it."""
+    """One change of a key, and whether replicas have it."""
 
     key: KeyRecord
     secret: str | None = field(default=None, repr=False)
-    """Of a new key: here and nowhere else."""
+    """Of a new key; it is stored nowhere."""
     old: KeyRecord | None = None
-    """Of a rotation: the key before, with its end."""
+    """Of a rotation: the previous key, with its expiry."""
     live: bool = False
     """Whether every replica of every model that the key opens has taken the change."""
     note: str = ""
     """Why it is not live."""
     failed: bool = False
-    """Whether a cluster is there that should have taken it by now."""
+    """Whether a running cluster did not take it."""
     warnings: tuple[str, ...] = ()
-    """Of a new key: why it may not do what it was made for. Of any: what is to be said of the cluster's Serve."""
+    """Of a new key: why it may not do what it was created for. Of any: notes on the cluster's Serve."""
     open_models: tuple[str, ...] = ()
-    """Of a new key: models that it opens and that ask nobody for one."""
+    """Of a new key: models that it opens and that require none."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data, the secret among it: for the answer of a command alone."""
+        """Return plain JSON data with the secret: for the answer of a command alone."""
         data: dict[str, Any] = {"key": self.key.to_dict(), "live": self.live, "note": self.note}
         if self.secret is not None:
             data["secret"] = self.secret
@@ -81,14 +81,14 @@ def create(
     """Create a key held by ``name``; without models it opens the project's own.
 
     Raises:
-        UsageError: a name, model, scope, rate or time that cannot be, or a good key has the name.
+        UsageError: an invalid name, model, scope, rate or time, or a valid key already has the name.
         StorageError, UnreachableError: the state database cannot be written; nothing was changed.
     """
     spec = spec_of(source)
     now, opened = datetime.now(UTC), tuple(models) or (spec.project.name,)
-    with State.open(state_url(spec)) as state:
-        # Before there is a secret, which an error would take with it.
-        doubts = _doubts(opened, scopes, spec=spec, state=state)
+    with state_of(spec) as state:
+        # Before the secret exists: an error afterwards would lose it.
+        warnings = _doubts(opened, scopes, spec=spec, state=state)
         key, secret = create_key(
             state,
             name=name,
@@ -98,47 +98,46 @@ def create(
             expires_at=None if expires_in_s is None else now + timedelta(seconds=expires_in_s),
             now=now,
         )
-        sent = _bring(spec, state, key, purpose=f"key of {name}")
-        unguarded = _open_models(opened, spec=spec, state=state, reach=sent.reach)
-    return _change(key, sent, secret=secret, doubts=doubts, open_models=unguarded)
+        change, reach = _send(spec, state, KeyChange(key, secret, warnings=warnings), purpose=f"key of {name}")
+        return replace(change, open_models=_open_models(opened, spec=spec, state=state, reach=reach))
 
 
 def revoke(source: Source, id_or_name: str) -> KeyChange:
-    """End a key for good; replicas refuse it within seconds.
+    """Revoke a key for good; replicas reject it within seconds.
 
-    One that was revoked before is sent again, in case that the cluster did not hear of it then.
+    A key that is already revoked is sent again, in case the cluster missed it.
 
     Raises:
         NotFoundError: there is no such key.
-        UsageError: the name has several good keys.
+        UsageError: the name has several valid keys.
         StorageError, UnreachableError: the state database cannot be written; nothing was changed.
     """
     spec = spec_of(source)
-    with State.open(state_url(spec)) as state:
+    with state_of(spec) as state:
         key = revoke_key(state, id_or_name, now=datetime.now(UTC))
-        sent = _bring(spec, state, key, purpose=f"revoke key {key.id}")
-    return _change(key, sent)
+        change, _ = _send(spec, state, KeyChange(key), purpose=f"revoke key {key.id}")
+    return change
 
 
 def rotate(source: Source, id_or_name: str, *, grace_s: float) -> KeyChange:
-    """Make a key in the place of another, which ends after ``grace_s``.
+    """Replace a key by a new one; the old one expires after ``grace_s``.
 
     Raises:
         NotFoundError: there is no such key.
-        UsageError: the name has several good keys.
+        UsageError: the name has several valid keys.
         RefusedError: the key is revoked or has expired.
         StorageError, UnreachableError: the state database cannot be written; nothing was changed.
     """
     spec = spec_of(source)
-    with State.open(state_url(spec)) as state:
+    with state_of(spec) as state:
         key, secret, old = rotate_key(state, id_or_name, grace_s=grace_s, now=datetime.now(UTC))
-        sent = _bring(spec, state, key, purpose=f"rotate key {old.id}")
-    return _change(key, sent, secret=secret, old=old)
+        change, _ = _send(spec, state, KeyChange(key, secret, old), purpose=f"rotate key {old.id}")
+    return change
 
 
 def keys(source: Source) -> list[KeyRecord]:
-    """Return every key there ever was, oldest first."""
-    with State.open(state_url(spec_of(source))) as state:
+    """Return every key, expired and revoked ones too, oldest first."""
+    with state_of(spec_of(source)) as state:
         return list_keys(state)
 
 
@@ -159,82 +158,58 @@ def bring(
         desired = state.desired()
         champions = (item for item in desired.deployments if item.role == "champion")
         concerned = {(item.name, item.version) for item in champions if key.opens(item.name)}
-        return apply(
-            desired,
-            api=api,
-            wait_s=WAIT_S,
-            concerned=concerned,
-            host=serve.host,
-            port=serve.port,
-            grpc_port=serve.grpc_port,
-            probe=False,  # no route moves
-        )
+        # No route moves, so that none is probed.
+        return apply(desired, api=api, wait_s=WAIT_S, concerned=concerned, probe=False, **places(serve))
 
 
-@dataclass(frozen=True)
-class _Sent:
-    """What became of sending a change, which the state holds in any case."""
-
-    live: bool
-    note: str = ""
-    failed: bool = False
-    warnings: tuple[str, ...] = ()
-    reach: str | None = None
-
-
-def _change(
-    key: KeyRecord,
-    sent: _Sent,
-    *,
-    secret: str | None = None,
-    old: KeyRecord | None = None,
-    doubts: tuple[str, ...] = (),
-    open_models: tuple[str, ...] = (),
-) -> KeyChange:
-    warnings = (*doubts, *sent.warnings)
-    return KeyChange(key, secret, old, sent.live, sent.note, sent.failed, warnings, open_models)
+def _served(state: State) -> dict[str, ServeSection]:
+    """Return the settings of every champion by model."""
+    return {item.name: settings_of(item) for item in state.deployments() if item.role == "champion"}
 
 
 def _doubts(models: Sequence[str], scopes: Sequence[str], *, spec: ProjectSpec, state: State) -> tuple[str, ...]:
-    """Return why a new key may not do what it was made for."""
-    served = {item.name: settings_of(item) for item in state.deployments() if item.role == "champion"}
-    own = spec.project.name
+    """Return why a new key may not do what it was created for."""
+    served = _served(state)
     warnings = []
     if "pin" in scopes and "predict" not in scopes:
-        warnings.append("the key cannot predict: pin chooses who answers, and asking needs the scope predict")
+        warnings.append("the key cannot predict: pin chooses the version, and a request needs the scope predict")
     for name in models:
-        # The project's own may get its key before its first version.
-        if name not in {own, EVERY_MODEL, *served} and next(changes_of(state, name), None) is None:
-            known = ", ".join(sorted(served)) or "none"
-            warnings.append(f"no model {name} was ever deployed, as far as the state here knows; live are: {known}")
+        # The project's own model may get its key before its first version.
+        known = {spec.project.name, EVERY_MODEL, *served}
+        if name not in known and next(changes_of(state, name), None) is None:
+            live = ", ".join(sorted(served)) or "none"
+            warnings.append(f"no model {name} was ever deployed, as far as the state here knows; live are: {live}")
     return tuple(warnings)
 
 
 def _open_models(models: Sequence[str], *, spec: ProjectSpec, state: State, reach: str | None) -> tuple[str, ...]:
-    """Return which models that a key opens ask nobody for one, where Serve is reached at ``reach``."""
-    served = {item.name: settings_of(item) for item in state.deployments() if item.role == "champion"}
-    settings = {spec.project.name: spec.serve, **served}
+    """Return the models that a key opens and that require none, where Serve is reached at ``reach``."""
+    settings = {spec.project.name: spec.serve, **_served(state)}
     opened = [name for name in settings if EVERY_MODEL in models or name in models]
     return tuple(sorted(name for name in opened if not settings[name].key_required_at(reach)))
 
 
-def _bring(spec: ProjectSpec, state: State, key: KeyRecord, *, purpose: str) -> _Sent:
-    """Send a change that the state holds already."""
+def _send(spec: ProjectSpec, state: State, change: KeyChange, *, purpose: str) -> tuple[KeyChange, str | None]:
+    """Send a change that the state already holds; return it with the result, and the host at which Serve is reached."""
     from raymlops.cluster.dashboard import dashboard
-    from raymlops.lifecycle.rollout.actor import ensure_controller
+    from raymlops.lifecycle.rollout.actor import ensure_running
     from raymlops.serving.control.rest_api import ServeApi
 
     with ExitStack() as stack:
         try:
             found = stack.enter_context(dashboard(spec))
         except ClusterError:
-            return _Sent(False, NO_CLUSTER)
+            return replace(change, note=NO_CLUSTER), None
         try:
-            applied = bring(state, ServeApi(found.url, found.token()), key, serve=spec.serve, purpose=purpose)
-        except (TakenError, OutdatedStateError) as error:
-            return _Sent(False, f"the cluster has not taken it: {error}", failed=True)
+            applied = bring(state, ServeApi(found.url, found.token()), change.key, serve=spec.serve, purpose=purpose)
         except RaymlopsError as error:
-            without = ensure_controller(spec, dashboard_url=found.url, needed=False)
-            return _Sent(False, f"the cluster has not taken it: {error}\n{without or SENT_LATER}", failed=True)
-        without = ensure_controller(spec, dashboard_url=found.url, needed=False) if state.deployments() else None
-        return _Sent(True, without or "", warnings=applied.notes, reach=applied.reach)
+            note = f"the cluster has not taken it: {error}"
+            if not isinstance(error, TakenError | OutdatedStateError):  # which no retry ends
+                problem = ensure_running(spec, state, dashboard_url=found.url, must_answer=False)
+                note = f"{note}\n{problem or SENT_LATER}"
+            return replace(change, note=note, failed=True), None
+        problem = None
+        if state.deployments():
+            problem = ensure_running(spec, state, dashboard_url=found.url, must_answer=False)
+        warnings = (*change.warnings, *applied.notes)
+        return replace(change, live=True, note=problem or "", warnings=warnings), applied.reach

@@ -6,7 +6,6 @@ The tests build on each other in one Serve, in the order in which they stand her
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,10 +26,9 @@ from raymlops.lifecycle.keys import bring
 from raymlops.lifecycle.live.bring_up import restored
 from raymlops.lifecycle.live.change import change
 from raymlops.lifecycle.live.lineup import LineUp, with_champion
-from raymlops.lifecycle.rollout.actor import _end_former, ensure_controller, mark_of
+from raymlops.lifecycle.rollout.actor import ensure_running
 from raymlops.lifecycle.rollout.controller import Controller
 from raymlops.lifecycle.rollout.evidence import Reports
-from raymlops.lifecycle.rollout.legacy_counts import ensure_relay
 from raymlops.serving.control.apply import apply, refresh
 from raymlops.serving.control.details import configs
 from raymlops.serving.control.rest_api import ServeApi
@@ -178,14 +176,11 @@ def test_a_mark_is_added_without_a_restart(api, states):
 
 
 @ray.remote(num_cpus=0)
-class Former:
-    """A controller as an earlier raymlops started it, for whatever is at one place."""
-
-    def __init__(self, mark):
-        self._mark = mark
+class OtherRelease:
+    """A controller that another release started."""
 
     def status(self):
-        return {"mark": self._mark, "word": "running", "pid": 0}
+        return {"word": "running", "pid": 0, "release": "0.1.0"}
 
     def stop(self):
         return None
@@ -194,55 +189,24 @@ class Former:
 def test_a_controller_of_another_release_is_replaced(api, specs, states):
     """After an upgrade in place the modules that it has yet to import are not its own."""
     name = controller_of(states["lab"].owner().id)
-    Former.options(name=name, namespace=NAMESPACE, lifetime="detached").remote("of another release")
-    assert ensure_controller(specs["lab"], dashboard_url=api.dashboard_url, needed=True) is None
+    OtherRelease.options(name=name, namespace=NAMESPACE, lifetime="detached").remote()
+    assert ensure_running(specs["lab"], states["lab"], dashboard_url=api.dashboard_url, must_answer=True) is None
     status = ray.get(ray.get_actor(name, namespace=NAMESPACE).status.remote())
     assert (status["state"], status["release"]) == (states["lab"].owner().id, __version__)
 
 
 def test_each_state_has_a_controller_of_its_own(api, specs, states):
-    """Neither ends the other's. Of those that an earlier raymlops started, a state ends its own alone."""
+    """Neither ends the other's."""
 
     def named():
         found = list_named_actors(all_namespaces=True)
         return {one["name"] for one in found if one["namespace"] == NAMESPACE and one["name"].startswith(CONTROLLER)}
 
     own = {name: controller_of(state.owner().id) for name, state in states.items()}
-    Former.options(name=CONTROLLER, namespace=NAMESPACE, lifetime="detached").remote(mark_of(specs["shop"]))
-    for name, expected in (("lab", {CONTROLLER, own["lab"]}), ("shop", {own["shop"], own["lab"]})):
-        assert ensure_controller(specs[name], dashboard_url=api.dashboard_url, needed=True) is None
+    for name, expected in (("lab", {own["lab"]}), ("shop", {own["shop"], own["lab"]})):
+        running = ensure_running(specs[name], states[name], dashboard_url=api.dashboard_url, must_answer=True)
+        assert running is None
         assert named() == expected
     for name, state in states.items():
         actor = ray.get_actor(own[name], namespace=NAMESPACE)
         assert ray.get(actor.status.remote())["state"] == state.owner().id
-
-
-@ray.remote(num_cpus=0)
-class Taker:
-    """A controller that keeps what is reported to it."""
-
-    def __init__(self):
-        self._taken = []
-
-    def report(self, *report):
-        self._taken.append(report)
-
-    def taken(self):
-        return self._taken
-
-
-def test_counts_of_replicas_of_before_reach_the_controller_of_now(specs):
-    """They know its old name: once the former one has ended a relay has that, which nobody takes for a controller."""
-    Former.options(name=CONTROLLER, namespace=NAMESPACE, lifetime="detached").remote(mark_of(specs["shop"]))
-    taker = Taker.options(name=controller_of("some-id"), namespace=NAMESPACE).remote()
-    for _ in range(2):
-        _end_former(specs["shop"])
-        ensure_relay("some-id")
-    relay = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
-    assert ray.get(relay.status.remote(), timeout=60) == {"relay": "some-id"}
-    ray.get(relay.report.remote("m", "a", 1, {"e": {}}), timeout=60)
-    deadline = time.monotonic() + 30
-    while not (taken := ray.get(taker.taken.remote())) and time.monotonic() < deadline:
-        pass
-    ray.kill(relay)
-    assert taken == [("m", "a", 1, {"e": {}})]

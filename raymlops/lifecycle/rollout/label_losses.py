@@ -1,6 +1,7 @@
-"""How wrong the labelled answers of versions were, from 0 to 1, for the decision on a rollout.
+"""The losses of the labelled answers of versions, from 0 to 1, as read from the prediction log for a rollout.
 
-Owns which rows of the log are read for it. What a loss is stands in ``lossrule``, when to read in ``lossreader``.
+Owns which rows of the log are read, and the process in which a recipe's own ``loss_of`` runs. What a loss is stands in
+``loss_rule``, when to read in ``loss_reader``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.answer_loss import AnswerLoss
 from raymlops.bundle.loss import OwnLosses, own_losses
-from raymlops.errors import BundleError, NotFoundError, RaymlopsError
+from raymlops.errors import BundleError, NotFoundError, RaymlopsError, RecipeError
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.rollout.loss_reader import LogLosses
 from raymlops.lifecycle.rollout.loss_rule import COLUMNS, Counted, rule_of
@@ -31,12 +32,40 @@ if TYPE_CHECKING:
 
 MAX_LABEL_BYTES = 32 * 2**20
 """Of labels held at a time, about half a million with ids of 36 characters; they are sorted in five times that."""
+ANSWER_S = 120.0
+"""For thousands of answers, the start of a process and its imports."""
 
 _log = logging.getLogger(__name__)
 
 
+def ask_in_task(bundle: BundleRef, pairs: Sequence[Pair], *, timeout_s: float = ANSWER_S) -> OwnLosses:
+    """Return the losses of answers by the ``loss_of`` of a bundle's recipe, computed in a Ray task.
+
+    The controller's process holds the credentials of the state and moves every rollout, so that it runs no recipe,
+    which may hang, exit or read the process's memory.
+
+    Raises:
+        RecipeError: it did not answer in time, or its process exited.
+        BundleError, RecipeImportError, StorageError: as ``own_losses``.
+    """
+    import ray
+
+    task = ray.remote(num_cpus=0, max_retries=0)(own_losses)
+    ref = task.remote(bundle.uri, bundle.digest, list(pairs))
+    try:
+        found: OwnLosses = ray.get(ref, timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        ray.cancel(ref, force=True)
+        raise RecipeError(f"loss_of did not answer for {len(pairs):,} rows within {timeout_s:g} s") from error
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        raise RecipeError(f"the process that ran loss_of ended: {type(error).__name__}") from error
+    return found
+
+
 class LabelLosses:
-    """Read losses from the log of the models that are live. May take minutes: call it beside what is not to wait."""
+    """Read losses from the log of the models that are live, which may take minutes."""
 
     def __init__(
         self,
@@ -49,9 +78,9 @@ class LabelLosses:
         self.max_label_bytes = MAX_LABEL_BYTES
 
     def __call__(self, name: str, windows: Sequence[Window], *, labelled: Callable[[], None]) -> LogLosses:
-        """Return those in each window; none where there is no label, of which a look at their folder tells.
+        """Return those in each window; none without labels, which a listing of their folder shows.
 
-        Where there can be none, or a recipe's ``loss_of`` fails, their ``note`` says why.
+        If there can be none, or a recipe's ``loss_of`` fails, their ``note`` says why.
 
         Raises:
             StorageError: the log or the champion's bundle cannot be read.

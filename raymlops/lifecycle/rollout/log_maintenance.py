@@ -1,6 +1,6 @@
-"""What the prediction log of live models needs once an hour: small files merged, old hours removed.
+"""Hourly maintenance of the prediction log of live models: small files merged, old hours removed.
 
-Owns which models and how long. It may take minutes, so that the controller does it in a thread of its own.
+Owns which models, and how many hours are kept. Runs in a thread of its own, since it may take minutes.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ if TYPE_CHECKING:
     from raymlops.state.store import Deployment, State
 
 LOOK_BACK = timedelta(days=2)
-"""Hours that ended before were merged by earlier calls, or by the first one of this process, which looks into all;
-each costs on an object store."""
+"""Older hours were merged by earlier calls, or by the first one of this process, which lists all of them: each listing
+costs on an object store."""
 
 _log = logging.getLogger(__name__)
 
 
-class Upkeep:
-    """Looks after the logs, one thread at a time."""
+class LogMaintenance:
+    """Compact the logs and remove old hours, in one thread at a time."""
 
     def __init__(self, state: State, url: str) -> None:
-        """Take the state, and its URL for the lease that keeps two from compacting at once."""
+        """Take the state, and its URL for the lease under which one process compacts a log."""
         self._state = state
         self._url = url
         self._thread: threading.Thread | None = None
         self._seen: set[str] = set()
-        """Models of which no hour is left from before this process began."""
+        """Models whose older hours have been merged."""
 
     def __call__(self, now: datetime) -> None:
-        """Begin, unless the last time has not ended yet."""
+        """Start a run, unless the previous one is still running."""
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self.run, args=(now,), name="raymlops-upkeep", daemon=True)
+            self._thread = threading.Thread(target=self.run, args=(now,), name="raymlops-log-maintenance", daemon=True)
             self._thread.start()
 
     def run(self, now: datetime) -> None:
-        """Look after every live model; what fails for one is put on the record, and the others go on."""
+        """Maintain the log of every live model; record what fails for one, and continue with the others."""
         for name in sorted({item.name for item in self._state.deployments()}):
             try:
-                self._look_after(name, now)
+                self._maintain(name, now)
             except RefusedError as error:
-                _log.info("%s", error)  # somebody else is at it
+                _log.info("%s", error)  # another process compacts it
             except Exception as error:
                 _log.warning("the log of %s", name, exc_info=error)
-                self._tell(name, f"the log was not looked after: {type(error).__name__}: {error}")
+                self._record_error(name, f"the log was not compacted: {type(error).__name__}: {error}")
 
-    def _look_after(self, name: str, now: datetime) -> None:
+    def _maintain(self, name: str, now: datetime) -> None:
         from raymlops.predictions.compact import compact, retain
 
         items = self._state.deployments(name)
@@ -75,8 +75,8 @@ class Upkeep:
                 action="predictions.retain", subject=name, why=f"{len(removed)} hours over {days:g} days"
             )
 
-    def _tell(self, name: str, why: str) -> None:
+    def _record_error(self, name: str, why: str) -> None:
         try:
             self._state.record(action="controller.error", subject=name, why=why[:2000])
         except RaymlopsError as error:
-            _log.warning("that is not in the audit record: %s", error)
+            _log.warning("the audit record lacks that: %s", error)

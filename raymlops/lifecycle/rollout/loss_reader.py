@@ -1,8 +1,8 @@
-"""When the prediction log is read for losses, in threads of their own, and what is known of them meanwhile.
+"""When the prediction log is read for losses, in threads, and what is known of them meanwhile.
 
-Owns the pauses, the threads and what is said of a log that cannot be read. Knows nothing of what a loss is (``losses``)
-nor of what follows from it (``rollout``). A reading may take minutes, raise, or never end: whoever asks gets what the
-last one found, at once. Of each model one reading is under way at most.
+Owns the intervals, the threads and the message about a log that cannot be read. Knows nothing of what a loss is
+(``loss_rule``) or of its consequences (``policy``). A reading may take minutes, raise, or never end: ``report`` returns
+at once, with what the last one found. At most one reading of a model is in progress.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from raymlops.errors import RaymlopsError, StorageError
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
     """Those of each version in each window; under None those of every other version."""
 
 READ_EVERY_S = 30.0
-"""Labels come minutes to days late; reading the log for them all the time would be for nothing."""
+"""Labels arrive minutes to days late, so that reading the log more often would find little more."""
 RETRY_S = 5.0
 """After a reading that failed."""
 LONG_S = 60.0
-"""A reading that takes longer is told of."""
+"""A reading that takes longer is reported."""
 WRITE_S = 2.0
 """Beyond the log's own ``flush_s``: how long a request may take from its answer to the storage."""
 
@@ -50,7 +51,7 @@ class LogLosses:
 
     losses: LossesIn = field(default_factory=dict)
     left_out: str = ""
-    """What was not looked at, and why; empty where all was."""
+    """What was not read, and why; empty if all was."""
 
 
 class ReadLosses(Protocol):
@@ -103,12 +104,35 @@ class LossReport(Record):
 
 
 Start = Callable[[Callable[[], None], str], None]
-"""Calls a function without waiting for it; the text names what it is for."""
+"""Calls a function without waiting for it; the text names its purpose."""
 
 
 def in_thread(work: Callable[[], None], what: str) -> None:
-    """Call a function in a thread of its own, which keeps no process from ending."""
+    """Call a function in a daemon thread of its own."""
     threading.Thread(target=work, name=f"raymlops-losses-{what}", daemon=True).start()
+
+
+@dataclass
+class _Reading:
+    """One reading of the log: its thread writes the results, the caller's thread reads them."""
+
+    rollout_id: str
+    began: datetime
+    covers: datetime
+    labelled: bool = False
+    found: LogLosses | None = None
+    error: BaseException | None = None
+
+    def run(self, read: ReadLosses, name: str, windows: Sequence[Window]) -> None:
+        try:
+            self.found = read(name, windows, labelled=self._note_labels)
+        except BaseException as error:  # whatever it is, the log is read again later
+            if not isinstance(error, RaymlopsError):
+                _log.warning("the losses of %s cannot be read", name, exc_info=error)
+            self.error = error
+
+    def _note_labels(self) -> None:
+        self.labelled = True
 
 
 @dataclass
@@ -116,21 +140,40 @@ class _Model:
     """What is known of one model's rollout."""
 
     rollout_id: str
+    reading: _Reading | None
     report: LossReport = field(default_factory=LossReport)
     failing: datetime | None = None
-    """When the first reading began that failed since the last one that did not."""
+    """When the first reading of an unbroken series of failures began."""
+
+    def collect(self) -> None:
+        """Update the report from the reading in progress; drop what it found for an earlier rollout."""
+        reading = self.reading
+        if reading is None:
+            return
+        found, error = reading.found, reading.error
+        if found is not None or error is not None:
+            self.reading = None
+        if reading.rollout_id != self.rollout_id:
+            return
+        self.report = replace(self.report, labelled=self.report.labelled or reading.labelled)
+        if found is not None:
+            self.failing = None
+            known: dict[str, Any] = {"losses": found.losses, "left_out": found.left_out, "covers": reading.covers}
+            self.report = replace(self.report, **known, tried=reading.covers, unknown="")
+        elif error is not None:
+            self.failing = self.failing or reading.began
+            message = error.message if isinstance(error, RaymlopsError) else str(error)
+            why = _unknown(self.failing, f"{type(error).__name__}: {message}"[:1000])
+            self.report = replace(self.report, tried=reading.covers, unknown=why)
 
 
 class LossReader:
-    """Know the losses of rollouts. Ask from one thread."""
+    """Know the losses of rollouts. Called by one thread."""
 
     def __init__(self, read: ReadLosses, *, start: Start = in_thread) -> None:
         self._read = read
         self._start = start
-        self._lock = threading.Lock()
         self._models: dict[str, _Model] = {}
-        self._under_way: dict[str, datetime] = {}
-        """Model to when its reading began."""
 
     def report(
         self,
@@ -142,67 +185,27 @@ class LossReader:
         needed: datetime,
         flush_s: float,
     ) -> LossReport:
-        """Return what is known of a model's rollout, and begin to read where it is time to.
+        """Return what is known of a model's rollout, and start a reading when one is due.
 
-        That is every half a minute, and once ``needed`` is over: then losses are wanted that cover all before it. A
-        log takes ``flush_s`` and a moment to hold what was answered.
+        That is every 30 seconds, and once after ``needed``, to cover everything before it. The log holds an answer
+        ``flush_s`` and a moment after it was given.
         """
-        lag = timedelta(seconds=flush_s + WRITE_S)
-        with self._lock:
-            model = self._models.get(name)
-            if model is None or model.rollout_id != rollout_id:
-                model = self._models[name] = _Model(rollout_id)
-            began = self._under_way.get(name)
-            due = began is None and _is_due(model.report, now - lag, needed=needed)
-            if due:
-                self._under_way[name] = now
-        if due:
-            self._begin(name, rollout_id, list(windows), began=now, covers=now - lag)
-        with self._lock:
-            report = model.report
-        if not report.unknown and began is not None and (now - began).total_seconds() > LONG_S:
-            return replace(report, unknown=_unknown(began, "the prediction log is still being read"))
-        return report
-
-    def _begin(
-        self, name: str, rollout_id: str, windows: Sequence[Window], *, began: datetime, covers: datetime
-    ) -> None:
-        def work() -> None:
+        model = self._models.get(name)
+        if model is None or model.rollout_id != rollout_id:
+            model = self._models[name] = _Model(rollout_id, None if model is None else model.reading)
+        model.collect()
+        covers = now - timedelta(seconds=flush_s + WRITE_S)
+        if model.reading is None and _is_due(model.report, covers, needed=needed):
+            model.reading = _Reading(rollout_id, now, covers)
             try:
-                found = self._read(name, windows, labelled=lambda: self._note(name, rollout_id, labelled=True))
-            except Exception as error:  # whatever it is, there is another reading
-                if not isinstance(error, RaymlopsError):
-                    _log.warning("the losses of %s cannot be read", name, exc_info=error)
-                self._failed(name, rollout_id, error, began=began, covers=covers)
-            else:
-                known: dict[str, Any] = {"losses": found.losses, "left_out": found.left_out}
-                self._note(name, rollout_id, **known, covers=covers, tried=covers, unknown="")
-            finally:
-                with self._lock:
-                    self._under_way.pop(name, None)
-
-        try:
-            self._start(work, name)
-        except RuntimeError as error:  # no thread can be started now
-            with self._lock:
-                self._under_way.pop(name, None)
-            self._failed(name, rollout_id, error, began=began, covers=covers)
-
-    def _failed(self, name: str, rollout_id: str, error: Exception, *, began: datetime, covers: datetime) -> None:
-        with self._lock:
-            model = self._models.get(name)
-            since = began if model is None or model.failing is None else model.failing
-        message = error.message if isinstance(error, RaymlopsError) else str(error)
-        why = _unknown(since, f"{type(error).__name__}: {message}"[:1000])
-        self._note(name, rollout_id, tried=covers, unknown=why, failing=since)
-
-    def _note(self, name: str, rollout_id: str, *, failing: datetime | None = None, **known: Any) -> None:
-        with self._lock:
-            model = self._models.get(name)
-            if model is not None and model.rollout_id == rollout_id:  # else it was read for one that has ended
-                model.report = replace(model.report, **known)
-                if "tried" in known:
-                    model.failing = failing
+                self._start(partial(model.reading.run, self._read, name, list(windows)), name)
+            except RuntimeError as error:  # no thread can be started now
+                model.reading.error = error
+            model.collect()
+        report, reading = model.report, model.reading
+        if reading is not None and not report.unknown and (now - reading.began).total_seconds() > LONG_S:
+            return replace(report, unknown=_unknown(reading.began, "the prediction log is still being read"))
+        return report
 
 
 def _is_due(report: LossReport, at: datetime, *, needed: datetime) -> bool:

@@ -1,4 +1,4 @@
-"""What the controller's actor is told. That it runs, and goes on after a kill, is tested on a cluster."""
+"""The configuration and the lease of the controller's actor; that it resumes after a kill is tested on a cluster."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from datetime import UTC, datetime
 
 from raymlops.config.schema import ProjectSpec
 from raymlops.config.serve import RolloutSection
-from raymlops.lifecycle.rollout.actor import LEASE, MARKING, Steering, ensure_controller, mark_of, steered, told
+from raymlops.lifecycle.rollout.actor import (
+    LEASE,
+    ControllerActor,
+    controller_config,
+    ensure_controller,
+    ensure_running,
+)
 from raymlops.lifecycle.rollout.policy import begin
 from raymlops.lifecycle.sources import spec_of
 from raymlops.records import BundleRef
@@ -28,11 +34,11 @@ def id_of(where):
         return state.owner().id
 
 
-def word_of(steering):
-    """Return what a controller says once it has tried to begin."""
-    while steering.status()["word"] == "starting":
-        steering.report("m", "a", 1, {})
-    return steering.status()["word"]
+def phase_of(actor):
+    """Return a controller's phase after its first attempt."""
+    while actor.status()["phase"] == "starting":
+        actor.report("m", "a", 1, {})
+    return actor.status()["phase"]
 
 
 def test_references_travel_and_credentials_do_not(monkeypatch, tmp_path):
@@ -40,18 +46,18 @@ def test_references_travel_and_credentials_do_not(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STATE_URL", "postgresql://me:hunter2@db/x")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@mlflow:5000")
-    (tmp_path / "word").write_text("hunter2")
-    data = told(
+    (tmp_path / "phase").write_text("hunter2")
+    data = controller_config(
         spec(
             storage={"path": "here", "state": {"env": "STATE_URL"}},
-            tracking={"uri": "http://mlflow:5000", "password": {"file": "word"}},
+            tracking={"uri": "http://mlflow:5000", "password": {"file": "phase"}},
         ),
         dashboard_url="http://127.0.0.1:8265",
     )
     assert "hunter2" not in str(data)
     assert data["storage"]["path"] == str(tmp_path / "here")
     assert data["storage"]["state"] == {"env": "STATE_URL"}
-    assert data["tracking"]["password"] == {"file": str(tmp_path / "word")}
+    assert data["tracking"]["password"] == {"file": str(tmp_path / "phase")}
     assert data["cluster"]["dashboard"] == "http://127.0.0.1:8265"
     assert spec_of(data).storage.path == str(tmp_path / "here")
 
@@ -60,15 +66,16 @@ def test_where_mlflow_is_comes_along_unless_it_holds_a_password(monkeypatch):
     """The variable is this process's; the actor may not have it."""
     for uri, expected in (("http://mlflow:5000", "http://mlflow:5000"), ("http://me:word@mlflow:5000", None)):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert told(spec(), dashboard_url="http://d:1")["tracking"]["uri"] == expected
+        assert controller_config(spec(), dashboard_url="http://d:1")["tracking"]["uri"] == expected
 
 
 def test_a_controller_that_holds_its_lease_is_taken_for_granted(tmp_path):
     """Nothing is connected to; one that is needed must answer, and there is no cluster here."""
     where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
-    with lease(state_url(where), MARKING, purpose="a test"):
-        assert ensure_controller(where, dashboard_url="http://d:1", needed=False) is None
-    why = ensure_controller(where, dashboard_url="http://d:1", needed=True)
+    with State.open(state_url(where)) as state:
+        with lease(state_url(where), LEASE, purpose="a test"):
+            assert ensure_running(where, state, dashboard_url="http://d:1", must_answer=False) is None
+        why = ensure_running(where, state, dashboard_url="http://d:1", must_answer=True)
     assert why is not None
     assert "weights do not move" in why
 
@@ -76,40 +83,22 @@ def test_a_controller_that_holds_its_lease_is_taken_for_granted(tmp_path):
 def test_two_controllers_of_one_database(tmp_path):
     """The second waits and says for whom; once the first has stopped the lease is free."""
     where = spec(storage={"path": str(tmp_path)})
-    data = told(where, dashboard_url="http://127.0.0.1:9")
+    data = controller_config(where, dashboard_url="http://127.0.0.1:9")
     with lease(state_url(where), "controller", purpose="a test"):
-        second = Steering(data, id_of(where))
-        assert "in use by" in word_of(second)
+        second = ControllerActor(data, id_of(where))
+        assert "in use by" in phase_of(second)
         second.stop()
     assert second.status()["state"] == id_of(where)
     with lease(state_url(where), "controller", purpose="a test"):
         pass
 
 
-def test_one_that_an_earlier_raymlops_started_is_not_taken_for_granted(tmp_path):
-    """It holds the lease and knows of no other state on the cluster, so that it has to be replaced."""
-    where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
-    with lease(state_url(where), LEASE, purpose="a test"):
-        assert ensure_controller(where, dashboard_url="http://d:1", needed=False) is not None
-
-
-def test_one_that_an_earlier_raymlops_started_restarts_on_this_code(tmp_path):
-    """It is told no id and reads it, says what it said before, and has the one lease that it had: so it is replaced."""
-    where = spec(storage={"path": str(tmp_path)})
-    with lease(state_url(where), MARKING, purpose="a test"):
-        former = Steering(told(where, dashboard_url="http://127.0.0.1:9"))
-        assert "in use by" not in word_of(former)
-    status = former.status()
-    assert (status["state"], status["mark"]) == (id_of(where), mark_of(where))
-    former.stop()
-
-
 def test_a_controller_works_on_its_own_state_alone(tmp_path):
     """Its database was lost, and an empty one made at the same place: that one has a controller of its own."""
     where = spec(storage={"path": str(tmp_path)})
     lost = "0" * 36
-    one = Steering(told(where, dashboard_url="http://127.0.0.1:9"), lost)
-    assert "is another one by now" in word_of(one)
+    one = ControllerActor(controller_config(where, dashboard_url="http://127.0.0.1:9"), lost)
+    assert "now belongs to state" in phase_of(one)
     with lease(state_url(where), "controller", purpose="a test"):
         pass
     one.stop()
@@ -120,26 +109,26 @@ def test_a_controller_is_seen_to_wherever_anything_is_live(tmp_path):
     """After a first deploy too, of which nothing is kept warm; what comes of it is said. Not where nothing is live."""
     where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
     with State.open(state_url(where)) as state:
-        assert steered(where, state, dashboard_url="http://d:1") == ()
+        assert ensure_controller(where, state, dashboard_url="http://d:1") == ()
         one = Deployment("m", 1, BundleRef("/bundles", "d" * 64), "run", "champion", {})
         state.put_deployments({"m": [one]}, action="deploy", why="a test")
-        (why,) = steered(where, state, dashboard_url="http://d:1")
+        (why,) = ensure_controller(where, state, dashboard_url="http://d:1")
         assert "the controller could not be started" in why
-        with lease(state_url(where), LEASE, purpose="a test"), lease(state_url(where), MARKING, purpose="a test"):
-            assert steered(where, state, dashboard_url="http://d:1") == ()
+        with lease(state_url(where), LEASE, purpose="a test"):
+            assert ensure_controller(where, state, dashboard_url="http://d:1") == ()
 
 
 def test_a_rollout_needs_a_controller_that_answers(tmp_path):
     """One that only holds the lease may hang, or be on a cluster that is gone."""
     where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
-    with State.open(state_url(where)) as state, lease(state_url(where), MARKING, purpose="a test"):
+    with State.open(state_url(where)) as state, lease(state_url(where), LEASE, purpose="a test"):
         two = [Deployment("m", version, BundleRef("/bundles", "d" * 64), "run", "warm", {}) for version in (1, 2)]
         state.put_deployments({"m": [replace(two[0], role="champion"), replace(two[1], weight=0.1)]}, action="", why="")
-        assert steered(where, state, dashboard_url="http://d:1") == ()
+        assert ensure_controller(where, state, dashboard_url="http://d:1") == ()
         rollout = begin(
             rollout_id="r", name="m", version=2, champion=1, settings=RolloutSection(), now=datetime.now(UTC)
         )
         with state.writing() as connection:
             start_rollout(connection, rollout)
-        (why,) = steered(where, state, dashboard_url="http://d:1")
+        (why,) = ensure_controller(where, state, dashboard_url="http://d:1")
         assert "the controller could not be started" in why

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from raymlops.arrays import Column
-from raymlops.lifecycle.rollout.log_maintenance import Upkeep
+from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.read import read_predictions
 from raymlops.predictions.served import Served
@@ -59,7 +59,7 @@ def test_small_files_are_merged_and_old_hours_go(state, url, tmp_path):
     write(tmp_path, NOW - timedelta(days=11), 0)
     for number in (1, 2, 3):
         write(tmp_path, NOW - timedelta(hours=3), number)
-    Upkeep(state, url).run(NOW)
+    LogMaintenance(state, url).run(NOW)
     assert requests(tmp_path) == ["id1", "id2", "id3"]
     assert len(list(tmp_path.rglob("*.parquet"))) == 1
     assert state.events()[0].action == "predictions.retain"
@@ -67,7 +67,7 @@ def test_small_files_are_merged_and_old_hours_go(state, url, tmp_path):
 
 def test_hours_from_before_the_controller_began_are_merged_once(state, url, tmp_path):
     """It was away for five days. What is written into such an hour afterwards is not looked for."""
-    keep = Upkeep(state, url)
+    keep = LogMaintenance(state, url)
     for numbers in ((1, 2), (3, 4)):
         for number in numbers:
             write(tmp_path, NOW - timedelta(days=5), number)
@@ -82,7 +82,7 @@ def test_trouble_with_one_log_is_on_the_record(state, url, tmp_path):
     (file,) = tmp_path.rglob("*.parquet")
     other = Deployment("n", 1, BundleRef("no-such-scheme://x/bundles/d", "d" * 64), "run", "champion")
     state.put_deployments({"n": [other]}, action="deploy", why="")
-    Upkeep(state, url).run(NOW)
+    LogMaintenance(state, url).run(NOW)
     event = state.events()[0]
     assert (event.action, event.subject) == ("controller.error", "n")
     assert file.exists()
