@@ -77,13 +77,14 @@ def sweep(
     as_json: JsonFlag = False,
 ) -> None:
     """Search sweep.space for a better configuration; one MLflow run per trial under one parent."""
-    from raymlops.lifecycle.sweeps.run import run_sweep
+    from raymlops.lifecycle.sweeps.run import run_sweep, sweep_request
 
     if config is None and resume is None and fork is None:
         raise UsageError(
             "missing option '--config'", hint="raymlops sweep --config FILE, or raymlops sweep --resume SWEEP_ID."
         )
-    record = run_sweep(config, resume=resume, extend=extend or (), fork=fork, overrides=overrides or (), env=env)
+    request = sweep_request(config, resume=resume, extend=extend or (), fork=fork, overrides=overrides or (), env=env)
+    record = run_sweep(request)
     answer(record.to_dict(), sweep_text(record), as_json=as_json)
 
 

@@ -13,7 +13,7 @@ from raymlops.lifecycle.deploy import deploy
 from raymlops.lifecycle.registration.gate import gate
 from raymlops.lifecycle.registration.register import register
 from raymlops.lifecycle.sources import Source, project_of
-from raymlops.lifecycle.sweeps.run import run_sweep
+from raymlops.lifecycle.sweeps.run import run_sweep, sweep_request
 from raymlops.lifecycle.train import train
 from raymlops.records import DeploymentRecord, GateDecision, ModelVersionRef, Record, RunRecord, SweepRecord
 
@@ -70,7 +70,7 @@ def run_steps(project: Any, *, steps: Steps, on_event: OnEvent | None = None) ->
     title = f"sweep {spec.sweep.num_trials} trials" if spec.sweep.space else "sweep: no search space"
     with steps.step(title) as outcome:
         if spec.sweep.space:
-            searched = run_sweep(project, on_event=on_event)
+            searched = run_sweep(sweep_request(project), on_event=on_event)
             chosen = project.with_params(searched.best.params)
             outcome.append(f"best trial {searched.best.number} with {searched.metric} {searched.best.value:.4f}")
     tags = {"raymlops.sweep_id": searched.sweep_id, "raymlops.trial": str(searched.best.number)} if searched else {}

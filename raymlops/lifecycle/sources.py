@@ -1,6 +1,6 @@
-"""Whatever a verb is given becomes a ``ProjectSpec`` or a ``Project``; then the state and Serve's API, opened for it.
+"""From the argument of a verb to a ``ProjectSpec`` or a ``Project``, and to its state, tracker and Serve's API.
 
-Knows how files, mappings and specs are read. A source without a file is placed by the environment.
+Knows how files, mappings and specs are read, and what the environment names without a configuration file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 STATE = "RAYMLOPS_STATE_URL"
-"""Variable: SQL URL of the state, where no configuration file says it."""
+"""Variable: SQL URL of the state, without a configuration file."""
 
 Source = str | Path | Mapping[str, Any] | ProjectSpec | LoadedSpec | Project
 """A YAML file, plain data, a spec, or a bound project."""
@@ -58,30 +58,39 @@ def opened(spec: ProjectSpec) -> Iterator[tuple[State, ServeApi]]:
         yield state, api
 
 
-def spec_of(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> ProjectSpec:
-    """Return the spec without importing the recipe.
+def loaded(
+    source: Source, *, overrides: Sequence[str] = (), env: str | None = None
+) -> LoadedSpec | ProjectSpec | Project:
+    """Return a source as it is loaded, with overrides and an overlay applied.
 
     Raises:
         ConfigError: with every problem found.
-        UsageError: overrides or an overlay for a source that is no file.
+        UsageError: overrides or an overlay for a source that is not a file.
     """
     if isinstance(source, str | Path):
-        return load(source, overrides=overrides, env=env).spec
+        return load(source, overrides=overrides, env=env)
     if isinstance(source, Mapping) and env is None:
-        return load_data(source, overrides=overrides).spec
+        return load_data(source, overrides=overrides)
     if overrides or env:
         raise UsageError("overrides and env apply to a file", hint="Pass the path of the YAML file.")
-    return source.spec if isinstance(source, LoadedSpec | Project) else source  # type: ignore[return-value]
+    assert not isinstance(source, Mapping)
+    return source
+
+
+def spec_of(source: Source, *, overrides: Sequence[str] = (), env: str | None = None) -> ProjectSpec:
+    """Return the spec of a source without importing the recipe; raises as ``loaded``."""
+    found = loaded(source, overrides=overrides, env=env)
+    return found if isinstance(found, ProjectSpec) else found.spec
 
 
 def place_of(source: Source | None, *, overrides: Sequence[str] = (), env: str | None = None) -> ProjectSpec:
-    """Return where things are: as a configuration says, without one as the environment and the defaults do.
+    """Return a spec that locates tracking, storage and state: by a configuration, or else by the environment.
 
-    Without a source only overrides of ``tracking`` and ``storage`` count; the rest comes from what is looked at.
+    Without a source only overrides of ``tracking`` and ``storage`` apply.
 
     Raises:
         ConfigError: with every problem found.
-        UsageError: an overlay without a file, or overrides for a source that is no file.
+        UsageError: an overlay without a file, or overrides for a source that is not a file.
     """
     if source is not None:
         return spec_of(source, overrides=overrides, env=env)
@@ -93,15 +102,15 @@ def place_of(source: Source | None, *, overrides: Sequence[str] = (), env: str |
 
 
 def environment() -> dict[str, Any]:
-    """Return what the environment says in place of a configuration file, beside RAYMLOPS_HOME: where the state is."""
+    """Return what the environment sets without a configuration file, beside RAYMLOPS_HOME: the state's URL."""
     return {"storage": {"state": {"env": STATE}}} if os.environ.get(STATE) else {}
 
 
 def known_tracker(source: Source | None, *, overrides: Sequence[str] = (), env: str | None = None) -> Tracker:
-    """Return the tracker of ``place_of`` for an MLflow that exists: asking for a run creates no database.
+    """Return the tracker of ``place_of``, without creating its database.
 
     Raises:
-        NotFoundError: it does not exist yet, so there is no run.
+        NotFoundError: it does not exist yet, so it has no runs.
         TrackingError: it does not answer.
         ConfigError, UsageError: as ``place_of``.
     """
@@ -132,10 +141,4 @@ def project_of(
         ConfigError: with every problem found.
         RecipeImportError: the recipe cannot be imported by a worker.
     """
-    if isinstance(source, str | Path):
-        return bind(load(source, overrides=overrides, env=env), recipe=recipe)
-    if isinstance(source, Mapping) and env is None:
-        return bind(load_data(source, overrides=overrides), recipe=recipe)
-    if overrides or env:
-        raise UsageError("overrides and env apply to a file", hint="Pass the path of the YAML file.")
-    return bind(source, recipe=recipe)  # type: ignore[arg-type]
+    return bind(loaded(source, overrides=overrides, env=env), recipe=recipe)

@@ -59,9 +59,15 @@ def train(
     """
     from raymlops.cluster.grace_period import shortage
     from raymlops.training.run import train as run_training
+    from raymlops.training.runs.lookup import check_kind, look_up
+    from raymlops.training.runs.resume import check_resumable
 
     if resume is not None:
-        project = _resumed(source, resume, overrides=overrides, env=env, recipe=recipe)
+        recorded = look_up(known_tracker(source, overrides=overrides, env=env), resume)
+        check_kind(recorded, "run")
+        refuse_held(recorded)
+        project = recorded_project(recorded, source, overrides=overrides, env=env, recipe=recipe)
+        check_resumable(recorded, project.spec)
     elif source is None:
         raise UsageError("there is nothing to train", hint="Give a configuration, or resume=RUN_ID.")
     else:
@@ -71,9 +77,7 @@ def train(
     if (short := shortage(os.environ, grace_s=section.stop_grace_s)) is not None:
         _log.warning(short)
     with ExitStack() as stack:
-        room = None
-        if most > 0:
-            room = _connect(project, workers=fewest, stack=stack)
+        room = _connect(project, workers=fewest, stack=stack) if most > 0 else None
         emit = stack.enter_context(shown(on_event))
         return run_training(project, tags=tags, on_event=emit, resume=resume, room=room)
 
@@ -97,36 +101,39 @@ def _connect(project: Project, *, workers: int, stack: ExitStack) -> Places:
     return Places(cpus_per_worker=cpus, gpus_per_worker=gpus, purpose="train.num_workers")
 
 
-def _resumed(
-    source: Source | None, run_id: str, *, overrides: Sequence[str], env: str | None, recipe: type | str | None
-) -> Project:
-    """Return the project to resume a run with; rejects what it can before a cluster is connected."""
-    from raymlops.training.runs.lookup import check_kind, look_up, who_holds
-    from raymlops.training.runs.resume import check_resumable
-
-    recorded = look_up(known_tracker(source, overrides=overrides, env=env), run_id)
-    check_kind(recorded, "run")
-    held, who = who_holds(recorded)
-    if held == "held":
-        raise RefusedError(
-            f"run {run_id} is in use by {who}", hint="Let it finish, or end that process, then resume it."
-        )
-    if source is not None:
-        project = project_of(source, overrides=overrides, env=env, recipe=recipe)
-    else:
-        project = as_recorded(recorded, overrides=overrides, recipe=recipe)
-    check_resumable(recorded, project.spec)
-    return project
-
-
-def as_recorded(recorded: Recorded, *, overrides: Sequence[str], recipe: type | str | None) -> Project:
-    """Return the project of a run's or a sweep's recorded configuration.
+def refuse_held(recorded: Recorded) -> None:
+    """Refuse to resume a run or a sweep that a process is running.
 
     Raises:
-        RecipeImportError: its recipe cannot be imported here; the hint says where it was.
+        RefusedError: naming the process.
+    """
+    from raymlops.training.runs.lookup import who_holds
+
+    held, who = who_holds(recorded)
+    if held == "held":
+        what = "the sweep" if recorded.kind == "sweep" else "run"
+        raise RefusedError(
+            f"{what} {recorded.run_id} is in use by {who}", hint="Let it finish, or end that process, then resume it."
+        )
+
+
+def recorded_project(
+    recorded: Recorded,
+    source: Source | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+    recipe: type | str | None = None,
+) -> Project:
+    """Return the project to resume a run or a sweep with: of a source, or else of its recorded configuration.
+
+    Raises:
+        RecipeImportError: its recipe cannot be imported here; the hint names the folder where it was started.
     """
     from raymlops.training.runs.mlflow_run import CWD
 
+    if source is not None:
+        return project_of(source, overrides=overrides, env=env, recipe=recipe)
     assert recorded.spec is not None
     try:
         return bind(load_data(recorded.spec.to_dict(), overrides=overrides), recipe=recipe)

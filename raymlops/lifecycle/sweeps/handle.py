@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import ClusterError, NotFoundError, RaymlopsError, RefusedError, UsageError
 from raymlops.lifecycle.sources import Source, known_tracker
-from raymlops.lifecycle.train import as_recorded
+from raymlops.lifecycle.train import recorded_project
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,28 +59,22 @@ def sweep(
         ClusterError, TrackingError: Ray or MLflow do not answer; without ``wait``, no cluster outlives this process.
         SweepError: no trial finished (with ``wait``), or the job ended without a sweep.
     """
-    common: dict[str, Any] = {
-        "resume": resume,
-        "extend": extend,
-        "fork": fork,
-        "overrides": overrides,
-        "env": env,
-        "recipe": recipe,
-        "tags": tags,
-    }
-    if wait:
-        from raymlops.lifecycle.sweeps.run import run_sweep
-
-        if working_dir is not None:
-            raise UsageError("working_dir is for a job", hint="Add wait=False, or change the working directory itself.")
-        record = run_sweep(source, on_event=on_event, **common)
-        return Sweep(known_tracker(source, overrides=overrides, env=env), record.sweep_id, recipe=recipe)
+    from raymlops.lifecycle.sweeps.run import run_sweep, sweep_request
     from raymlops.lifecycle.sweeps.submit import submit
+    from raymlops.tracking.client import tracker as tracker_of
 
-    if on_event is not None:
+    if wait and working_dir is not None:
+        raise UsageError("working_dir is for a job", hint="Add wait=False, or change the working directory itself.")
+    if not wait and on_event is not None:
         raise UsageError("on_event cannot see a job's events", hint="Remove on_event; the handle's wait() shows them.")
-    sent = submit(source, working_dir=working_dir, **common)
-    return Sweep(sent.tracker, sent.sweep_id, recipe=recipe)
+    request = sweep_request(
+        source, resume=resume, extend=extend, fork=fork, overrides=overrides, env=env, recipe=recipe
+    )
+    if wait:
+        sweep_id = run_sweep(request, tags=tags, on_event=on_event).sweep_id
+    else:
+        sweep_id = submit(request, tags=tags, working_dir=working_dir)
+    return Sweep(tracker_of(request.project.spec), sweep_id, recipe=recipe)
 
 
 def attach(
@@ -229,7 +223,7 @@ class Sweep:
                 hint="wait() first, or stop().",
             )
         best = self.best
-        project = as_recorded(recorded, overrides=(), recipe=self._recipe)
+        project = recorded_project(recorded, recipe=self._recipe)
         tags = {"raymlops.sweep_id": self.sweep_id, "raymlops.trial": str(best.number)}
         known = runs_tagged(self._tracker, project.spec.experiment, {**tags, "raymlops.kind": "run"})
         done = [str(run.info.run_id) for run in known if run.info.status == "FINISHED"]

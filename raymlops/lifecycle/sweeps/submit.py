@@ -8,19 +8,17 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import SweepError, TrackingError, UnreachableError, UsageError
-from raymlops.lifecycle.sweeps.run import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from raymlops.cluster.jobs import Jobs
     from raymlops.config.schema import ProjectSpec
-    from raymlops.lifecycle.sources import Source
+    from raymlops.lifecycle.sweeps.run import SweepRequest
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
 
@@ -29,29 +27,14 @@ _log = logging.getLogger(__name__)
 _POLL_S = 0.5
 
 
-@dataclass(frozen=True)
-class Submitted:
-    """A sweep that was submitted as a job."""
-
-    sweep_id: str
-    submission_id: str
-    tracker: Tracker
-
-
 def submit(
-    source: Source | None,
+    request: SweepRequest,
     *,
-    resume: str | None = None,
-    extend: Sequence[str] = (),
-    fork: str | None = None,
-    overrides: Sequence[str] = (),
-    env: str | None = None,
-    recipe: type | str | None = None,
     tags: Mapping[str, str] | None = None,
     working_dir: str | Path | None = None,
     sleep: Callable[[float], None] = time.sleep,
-) -> Submitted:
-    """Submit a sweep to the running cluster and return once it has its id; an interrupt until then stops the job.
+) -> str:
+    """Submit a sweep to the running cluster and return its id once it has one; an interrupt until then stops the job.
 
     Raises:
         ClusterError: no cluster outlives this process, or it does not answer.
@@ -60,35 +43,28 @@ def submit(
     from raymlops.cluster.jobs import CONFIG, Jobs, job_folder
     from raymlops.config.load import dump
     from raymlops.tracking.client import tracker as tracker_of
-    from raymlops.tuning.checks import check
 
-    project, _ = resolve(source, resume=resume, extend=extend, fork=fork, overrides=overrides, env=env, recipe=recipe)
-    check(project)
+    project, resume = request.project, request.resume
     spec = explicit(project.spec, tags=tags or {})
     jobs = Jobs.of(spec)
     submission_id = f"raymlops-{spec.project.name}-{uuid.uuid4().hex[:8]}"
     tracker = tracker_of(spec)
     tracker.check()
-    arguments = ["sweep", "--config", CONFIG, *command_options(resume=resume, extend=extend, fork=fork), "--json"]
+    arguments = ["sweep", "--config", CONFIG, "--json"]
+    arguments += ["--resume", resume] if resume is not None else []
+    arguments += ["--fork", request.fork.run_id] if request.fork is not None else []
     sent = _folder(working_dir)
     with job_folder(dump(spec), code=_code(project, alone=sent is None), working_dir=sent) as folder:
         jobs.submit(arguments, folder=folder, submission_id=submission_id)
     find = _finder(tracker, spec, resume=resume, submission_id=submission_id)
     try:
-        return Submitted(_wait(jobs, find, submission_id=submission_id, sleep=sleep), submission_id, tracker)
+        return _wait(jobs, find, submission_id=submission_id, sleep=sleep)
     except KeyboardInterrupt:
         jobs.stop(submission_id)
         raise
     except UnreachableError as error:
         error.add_note(f"The job {submission_id} may still be running: `ray job stop {submission_id}` stops it.")
         raise
-
-
-def command_options(*, resume: str | None, extend: Sequence[str], fork: str | None) -> list[str]:
-    """Return the options of ``raymlops sweep`` for resuming, extending or forking."""
-    named = {"--resume": resume, "--fork": fork}
-    options = [text for name, value in named.items() if value is not None for text in (name, value)]
-    return [*options, *(text for entry in extend for text in ("--extend", entry))]
 
 
 def explicit(spec: ProjectSpec, *, tags: Mapping[str, str]) -> ProjectSpec:

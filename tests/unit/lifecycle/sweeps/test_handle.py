@@ -12,11 +12,13 @@ from recorded_sweep import project_in, recorded_sweep
 
 from raymlops.errors import ClusterError, NotFoundError, RefusedError, SweepError, UsageError
 from raymlops.lifecycle.sweeps.handle import attach, sweep
-from raymlops.lifecycle.sweeps.submit import command_options, explicit, submit
+from raymlops.lifecycle.sweeps.run import SweepRequest, sweep_request
+from raymlops.lifecycle.sweeps.submit import explicit, submit
 from raymlops.lifecycle.sweeps.wait import wait_for
 from raymlops.records import SpentRecord
 from raymlops.state.database import state_url
 from raymlops.state.lease import lease
+from raymlops.tracking.client import tracker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -216,8 +218,9 @@ def test_a_job_is_told_what_its_configuration_leaves_to_this_process(storage_pat
         def begin(_seconds: float) -> None:
             driver.enter_context(recorded_sweep(project, submission_id=cluster.submitted[0]["submission_id"]))
 
-        sent = submit(project, tags={"why": "test"}, sleep=begin)
-    assert sent.tracker.run(sent.sweep_id).data.tags["raymlops.submission_id"] == sent.submission_id
+        sweep_id = submit(SweepRequest(project), tags={"why": "test"}, sleep=begin)
+    tags = tracker(project.spec).run(sweep_id).data.tags
+    assert tags["raymlops.submission_id"] == cluster.submitted[0]["submission_id"]
     (package,) = cluster.packages.values()
     text = package["raymlops-job.yaml"].decode()
     assert f"uri: sqlite:///{storage_path}/mlflow.db" in text
@@ -248,7 +251,7 @@ def test_an_interrupt_before_the_sweep_has_an_id_ends_the_job(storage_path: Path
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        submit(project_in(storage_path), sleep=interrupt)
+        submit(SweepRequest(project_in(storage_path)), sleep=interrupt)
     assert cluster.stopped == [cluster.submitted[0]["submission_id"]]
 
 
@@ -281,11 +284,18 @@ def test_what_does_not_go_together_is_said(options: dict[str, Any], message: str
         sweep(**options)
 
 
-def test_a_job_goes_on_as_the_command_line_does() -> None:
-    """The options of ``raymlops sweep``."""
-    options = command_options(resume="s1", extend=["num_trials=+2", "timeout_s=+60"], fork=None)
-    assert options == ["--resume", "s1", "--extend", "num_trials=+2", "--extend", "timeout_s=+60"]
-    assert command_options(resume=None, extend=(), fork="s1") == ["--fork", "s1"]
+def test_a_job_resumes_a_sweep_with_its_raised_limits(ended: Sweep, storage_path: Path, cluster: FakeJobs) -> None:
+    """The configuration of the job has them; four trials were configured."""
+    request = sweep_request(None, resume=ended.sweep_id, extend=["num_trials=+2"])
+    client = tracker(request.project.spec).client
+
+    def begin(_seconds: float) -> None:
+        client.set_tag(ended.sweep_id, "raymlops.submission_id", cluster.submitted[0]["submission_id"])
+
+    assert submit(request, sleep=begin) == ended.sweep_id
+    assert f"--resume {ended.sweep_id}" in cluster.submitted[0]["entrypoint"]
+    (package,) = cluster.packages.values()
+    assert "num_trials: 6" in package["raymlops-job.yaml"].decode()
 
 
 def test_a_password_does_not_travel(storage_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
