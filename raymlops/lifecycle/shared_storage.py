@@ -1,7 +1,4 @@
-"""What several machines must be able to reach is refused where it lives on one of them.
-
-The rule is pure; what it asks about is gathered beside it.
-"""
+"""Reject storage that only one of several machines can reach: the rule, and the inputs that it needs."""
 
 from __future__ import annotations
 
@@ -11,42 +8,44 @@ from raymlops.config.paths import local_path
 from raymlops.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from raymlops.config.schema import ProjectSpec
 
 
-def refuse_local_storage(spec: ProjectSpec, *, machines: int, databases: Mapping[str, str]) -> None:
-    """Refuse a local folder that is not declared shared, and SQLite files, where the cluster has several machines.
+def refuse_local_storage(
+    spec: ProjectSpec, *, machines: int, databases: Mapping[str, str], uris: Sequence[str] = ()
+) -> None:
+    """Reject local folders that are not declared shared, and SQLite files, on a cluster of several machines.
 
-    ``databases`` has the URL of each by the field that sets it.
+    ``databases`` has the URL of each by the field that sets it, ``uris`` the places of a command's own files.
 
     Raises:
-        UsageError: naming every such field and what to write there.
+        UsageError: naming every such field or folder, and what to set instead.
     """
     if machines <= 1:
         return
-    said, advice = [], []
-    if local_path(spec.storage.path) is not None and not spec.storage.shared:
-        said.append(f"storage.path is the folder {spec.storage.path}")
-        advice.append(
-            "Set storage.path to a URI such as s3://bucket/folder, or storage.shared: true where the path is the same "
-            "folder on every node."
-        )
+    problems, advice = [], []
+    if not spec.storage.shared:
+        local = [f"storage.path is the folder {spec.storage.path}"] if local_path(spec.storage.path) else []
+        local += [f"{uri} is a local folder" for uri in uris if local_path(uri)]
+        problems += local
+        shared = "or storage.shared: true if every node mounts the path."
+        advice += [f"Use a URI such as s3://bucket/folder, {shared}"] if local else []
     files = [field for field, url in databases.items() if url.startswith("sqlite")]
-    said += [f"{field} is a SQLite file" for field in files]
+    problems += [f"{field} is a SQLite file" for field in files]
     if files:
-        places = {"tracking.uri": "an MLflow server"}
+        servers = {"tracking.uri": "an MLflow server"}
         advice.append(
-            "; ".join(f"Set {field} to {places.get(field, 'a PostgreSQL URL')}" for field in files)
+            "; ".join(f"Set {field} to {servers.get(field, 'a PostgreSQL URL')}" for field in files)
             + " ({env: NAME} for one with a password)."
         )
-    if said:
-        raise UsageError(f"the cluster has {machines} machines, but {', '.join(said)}", hint=" ".join(advice))
+    if problems:
+        raise UsageError(f"the cluster has {machines} machines, but {', '.join(problems)}", hint=" ".join(advice))
 
 
-def check_sharing(spec: ProjectSpec) -> None:
-    """Ask the connected cluster for its machines, and refuse what only one of them can reach.
+def check_sharing(spec: ProjectSpec, *uris: str) -> None:
+    """Ask the connected cluster for its machines, and reject what only one of them can reach.
 
     Raises:
         UsageError: as ``refuse_local_storage``.
@@ -61,4 +60,4 @@ def check_sharing(spec: ProjectSpec) -> None:
     machines = len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
     if machines > 1:
         databases = {"tracking.uri": tracking_uri(spec), "storage.state": state_url(spec)}
-        refuse_local_storage(spec, machines=machines, databases=databases)
+        refuse_local_storage(spec, machines=machines, databases=databases, uris=uris)

@@ -106,7 +106,7 @@ def check_known(store: Store, name: str, *, version: int | None = None) -> None:
     """
     there = versions_of(store, name)
     if not there:
-        others = store.folders(PREDICTIONS)
+        others = [other for other in store.folders(PREDICTIONS) if versions_of(store, other)]
         near = get_close_matches(name, others, n=3) or others[:8]
         hint = (
             f"Models with predictions: {', '.join(near)}."

@@ -139,7 +139,7 @@ def _once(group: Sequence[Served], *, name: str) -> dict[str, pa.Array]:
 
 def _struct(known: Sequence[Column], parts: Sequence[Columns], *, redact: Collection[str], rows: int) -> pa.StructArray:
     kept = [column for column in known if column.name not in redact]
-    arrays = [_column(column, parts, rows=rows) for column in kept]
+    arrays = [column_array(column, parts, rows=rows) for column in kept]
     return pa.StructArray.from_arrays(arrays, fields=_fields(kept, ()))
 
 
@@ -154,7 +154,8 @@ def _type(column: Column) -> pa.DataType:
     return kind
 
 
-def _column(column: Column, parts: Sequence[Columns], *, rows: int) -> pa.Array:
+def column_array(column: Column, parts: Sequence[Columns], *, rows: int) -> pa.Array:
+    """Return the values of a column in all parts as one array; missing values are null, tensors are nested lists."""
     if not any(column.name in part for part in parts):
         return pa.nulls(rows, _type(column))  # another version need not answer every output of ours
     values = [part[column.name] for part in parts]

@@ -10,18 +10,19 @@ order, and an invalid row is reported with its file and number.
 from __future__ import annotations
 
 import pickle
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import InvalidRowsError, RaymlopsError, RowProblem
+from raymlops.errors import InvalidRowsError, RaymlopsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from raymlops.arrays import Column, Columns
+    from raymlops.arrays import Columns
     from raymlops.bundle.load import LoadedModel
     from raymlops.data.parquet_files import GroupReader, ParquetFiles
+    from raymlops.errors import RowProblem
     from raymlops.records import ModelVersionRef
 
 CHUNK_ROWS = 65_536
@@ -83,10 +84,9 @@ class ChunkWorker:
         self._reader: GroupReader | None = None
 
     def __call__(self, rows: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """Predict the chunks of a Ray Data batch; return the rows of each, and its error as a pickle."""
-        names = list(Chunk.__dataclass_fields__)
-        chunks = [Chunk(*map(int, values)) for values in zip(*(rows[name] for name in names), strict=True)]
-        return {"rows": [chunk.rows for chunk in chunks], "error": [self._predict(chunk) for chunk in chunks]}
+        """Predict the one chunk of a Ray Data batch; return its number of rows, and its error as a pickle."""
+        chunk = Chunk(**{name: int(values[0]) for name, values in rows.items()})
+        return {"rows": [chunk.rows], "error": [self._predict(chunk)]}
 
     def _predict(self, chunk: Chunk) -> bytes:
         from raymlops.bundle.load import load
@@ -114,6 +114,7 @@ def write_chunk(chunk: Chunk, job: Job, *, model: LoadedModel, reader: GroupRead
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from raymlops.predictions.schema import column_array
     from raymlops.storage import filesystem
 
     uri = job.files.places[chunk.group][0].uri
@@ -127,35 +128,11 @@ def write_chunk(chunk: Chunk, job: Job, *, model: LoadedModel, reader: GroupRead
         part = {name: values[start : start + rows] for name, values in rows_by_name.items()}
         parts.append(_predict(model, part, uri=uri, first=chunk.first + start, rows=rows))
     arrays = {name: _kept(table, name, kind) for name, kind in job.keep.items()}
-    for column in model.signature.outputs:
-        arrays[column.name] = pa.concat_arrays([to_arrow(column, part[column.name]) for part in parts])
+    arrays |= {column.name: column_array(column, parts, rows=chunk.rows) for column in model.signature.outputs}
     arrays[VERSION_COLUMN] = pa.array([job.version.version] * chunk.rows, pa.int64())
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(arrays), sink, write_page_checksum=True)
     filesystem.write_bytes(filesystem.join(job.folder, chunk.file), sink.getvalue().to_pybytes())
-
-
-def to_arrow(column: Column, values: Any) -> Any:
-    """Return an output column as a ``pyarrow.Array`` of the signature's type; missing values are null."""
-    import pyarrow as pa
-
-    kind = arrow_type(column)
-    if column.shape:
-        return pa.array([value.tolist() for value in values], kind)
-    if column.type == "int" and column.nullable:
-        return pa.array([None if value != value else int(value) for value in values.tolist()], kind)  # noqa: PLR0124
-    return pa.array(values, kind, from_pandas=column.nullable)
-
-
-def arrow_type(column: Column) -> Any:
-    """Return the ``pyarrow.DataType`` of an output column: a tensor is nested lists."""
-    import pyarrow as pa
-
-    kinds = {"float": pa.float64(), "int": pa.int64(), "bool": pa.bool_(), "string": pa.string()}
-    kind = kinds[column.type]
-    for _ in column.shape:
-        kind = pa.list_(kind)
-    return kind
 
 
 def _predict(model: LoadedModel, inputs: Mapping[str, list[Any]], *, uri: str, first: int, rows: int) -> Columns:
@@ -174,11 +151,8 @@ def _predict(model: LoadedModel, inputs: Mapping[str, list[Any]], *, uri: str, f
 
 
 def _in_file(problem: RowProblem, *, uri: str, first: int) -> RowProblem:
-    data = asdict(problem)
-    if problem.row is not None:
-        data["row"] = first + problem.row
-    data["message"] = f"{problem.message}; in {uri}"
-    return RowProblem(**data)
+    row = None if problem.row is None else first + problem.row
+    return replace(problem, row=row, message=f"{problem.message}; in {uri}")
 
 
 def _kept(table: Any, name: str, kind: Any) -> Any:

@@ -124,10 +124,9 @@ def published(output: str, chunks: Sequence[Chunk]) -> Iterator[str]:
         yield folder
         if not remote:
             try:
-                Path(folder).rename(path)
+                filesystem.publish_folder(Path(folder), path)
             except OSError as error:
                 raise UsageError(f"the output {output} appeared meanwhile, or cannot be created: {error}") from error
-            filesystem.sync(path.parent)
     except BaseException:
         with suppress(RaymlopsError):
             if remote:

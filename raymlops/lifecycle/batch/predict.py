@@ -25,7 +25,8 @@ from raymlops.lifecycle.batch.files import (
     without_hint,
     write_manifest,
 )
-from raymlops.lifecycle.sources import Source, spec_of
+from raymlops.lifecycle.shared_storage import check_sharing
+from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import Record
 
 if TYPE_CHECKING:
@@ -85,7 +86,6 @@ def batch_predict(
     from raymlops.bundle.load import load
     from raymlops.cluster.connect import connect
     from raymlops.lifecycle.registration.admission import loadable
-    from raymlops.lifecycle.sources import state_of
     from raymlops.registry.versions import Registry
     from raymlops.tracking.client import tracker
 
@@ -102,7 +102,7 @@ def batch_predict(
     kept = kept_columns(files, load(ref.bundle.uri, ref.bundle.digest).signature, keep)
     chunks = plan(files)
     with connect(spec), published(output_uri, chunks) as folder:
-        _check_machines(spec, input_uri, output_uri)
+        check_sharing(spec, input_uri, output_uri)
         job = Job(ref, files, kept, folder, batch_rows)
         with shown(on_event) as emit:
             _run(job, chunks, spec=spec, concurrency=concurrency, emit=emit)
@@ -118,23 +118,6 @@ def batch_predict(
         )
         write_manifest(record, folder)
     return record
-
-
-def _check_machines(spec: ProjectSpec, *uris: str) -> None:
-    """Reject folders that only one of several machines can read."""
-    import ray
-
-    from raymlops.config.paths import local_path
-    from raymlops.lifecycle.shared_storage import check_sharing
-
-    check_sharing(spec)
-    machines = len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
-    local = [uri for uri in uris if local_path(uri) is not None]
-    if machines > 1 and local and not spec.storage.shared:
-        raise UsageError(
-            f"the cluster has {machines} machines, but {' and '.join(local)} is a local folder",
-            hint="Use a URI such as s3://bucket/folder, or storage.shared: true where every node mounts the path.",
-        )
 
 
 def _run(job: Job, chunks: Sequence[Chunk], *, spec: ProjectSpec, concurrency: int | None, emit: OnEvent) -> None:

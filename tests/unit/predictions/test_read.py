@@ -80,6 +80,14 @@ def test_wrong_questions_are_told_what_there_is(day):
         read_predictions(day, "flights", since=HOUR, until=HOUR)
 
 
+def test_a_model_without_rows_is_not_suggested_for_itself(tmp_path):
+    """Its folder may be left: retention removed every hour, or a writer made it and was killed."""
+    (tmp_path / "predictions" / "flights").mkdir(parents=True)
+    with pytest.raises(NotFoundError, match="there are no predictions of 'flights'") as caught:
+        read_predictions(str(tmp_path), "flights")
+    assert "flights" not in caught.value.hint
+
+
 def test_an_empty_window_is_no_error(day):
     """Nothing was asked then."""
     assert list(read_predictions(day, "flights", since=NEXT_DAY)) == []

@@ -12,9 +12,10 @@ import pytest
 from raymlops.arrays import Column
 from raymlops.data.parquet_files import GroupReader, list_parquet
 from raymlops.errors import InvalidRowsError, NonFiniteError, StorageError, UsageError
-from raymlops.lifecycle.batch.chunks import Chunk, Job, plan, to_arrow, write_chunk
+from raymlops.lifecycle.batch.chunks import Chunk, Job, plan, write_chunk
 from raymlops.lifecycle.batch.files import MANIFEST, input_files, kept_columns, published, refuse_existing
 from raymlops.lifecycle.batch.predict import batch_predict
+from raymlops.predictions.schema import column_array
 from raymlops.records import BundleRef, ModelVersionRef
 from raymlops.signature import Signature
 from raymlops.storage import filesystem
@@ -149,7 +150,7 @@ def test_an_answer_that_is_no_number_names_the_rows(job):
 )
 def test_outputs_have_the_types_of_the_signature(column, values, expected):
     """And missing ones are null."""
-    array = to_arrow(column, values)
+    array = column_array(column, [{"y": values}], rows=len(values))
     assert array.to_pylist() == expected
     wanted = {"float": pa.float64(), "int": pa.int64(), "bool": pa.bool_(), "string": pa.string()}[column.type]
     assert array.type == (pa.list_(wanted) if column.shape else wanted)
