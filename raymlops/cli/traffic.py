@@ -220,13 +220,15 @@ def _restores_all() -> UsageError:
 def _restore(chosen: Chosen | None, *, takeover: bool, yes: bool, as_json: bool) -> None:
     """Bring every model back, so that nothing needs to be named."""
     from raymlops.lifecycle import deploy as live
+    from raymlops.lifecycle.named_model import nameless, shown_state
 
     if chosen is not None and chosen.version is not None:
         raise _restores_all()
-    confirm("Bring every model back that should be live?", yes=yes)
-    desired = live.restore(
-        None if chosen is None else chosen.spec, takeover=takeover, on_warning=lambda text: note(f"warning: {text}")
-    )
+    spec = nameless() if chosen is None else chosen.spec
+    state = shown_state(spec)
+    confirm(f"Bring back every model that should be live according to {state}?", yes=yes)
+    note(f"restoring from the state {state}")
+    desired = live.restore(spec, takeover=takeover, on_warning=lambda text: note(f"warning: {text}"))
     names = sorted({item.name for item in desired})
     answer(
         {"deployments": [item.to_dict() for item in desired]}, f"live: {', '.join(names) or 'nothing'}", as_json=as_json

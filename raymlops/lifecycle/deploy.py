@@ -267,16 +267,12 @@ def remove(source: Source) -> list[int]:
 
 
 def restore(
-    source: Source | None = None,
-    *,
-    takeover: bool = False,
-    on_warning: Callable[[str], None] = _log.warning,
+    source: Source, *, takeover: bool = False, on_warning: Callable[[str], None] = _log.warning
 ) -> list[Deployment]:
     """Bring Serve to the desired state of every model, as after a restart of the cluster; return that state.
 
-    The state is where ``source`` says, without one where the environment does; Serve then listens as the models were
-    deployed. A rollout that runs is moved again. With ``takeover`` this database counts although it is older than what
-    Serve runs: for where the newer one is lost.
+    A running rollout resumes. With ``takeover`` this database counts although it is older than what Serve runs: for
+    when the newer one is lost.
 
     Raises:
         DeployError: a champion did not come up; the others are sent all the same.
@@ -284,10 +280,9 @@ def restore(
         RefusedError, ClusterError: as ``deploy``.
     """
     from raymlops.lifecycle.live.bring_up import restored
-    from raymlops.lifecycle.named_model import nameless
     from raymlops.lifecycle.rollout.actor import ensure_controller
 
-    spec = nameless() if source is None else spec_of(source)
+    spec = spec_of(source)
     with opened(spec) as (state, api):
         notes = make_count(state, api) if takeover else ()
         back = restored(state, api, serve=spec.serve)

@@ -1,12 +1,13 @@
 """A model by its name, without a configuration file: served as it was deployed last.
 
-Owns what stands in for the file. Where MLflow, state and files are, the environment says.
+Owns what replaces the file. The environment locates MLflow, the state and the files.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from raymlops.config.credentials import redact
 from raymlops.config.load import load_data
 from raymlops.config.paths import sqlite_path
 from raymlops.errors import NotFoundError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def split_version(text: str) -> tuple[str, str | None]:
-    """Return the name and the version of ``NAME``, ``NAME@ALIAS`` or ``NAME@NUMBER``, as verbs take a version."""
+    """Split ``NAME``, ``NAME@ALIAS`` or ``NAME@NUMBER`` into the name and a version as verbs take it."""
     name, _, version = text.partition("@")
     return name, None if not version else version if version.isdigit() else f"@{version}"
 
@@ -35,7 +36,7 @@ def named(name: str, *, overrides: Sequence[str] = (), deployed: bool = False) -
     Its ``serve`` section is that of the champion, or of the last champion of a model that was taken down.
 
     Raises:
-        NotFoundError: with ``deployed``, no such model was ever deployed, so that nothing says how to serve it.
+        NotFoundError: with ``deployed``, no such model was ever deployed, so that its settings are unknown.
         ConfigError: the name is invalid, or ``overrides`` are.
     """
     data = {"project": {"name": name}, "recipe": {"import": "any:Recipe"}, **environment()}
@@ -46,7 +47,7 @@ def named(name: str, *, overrides: Sequence[str] = (), deployed: bool = False) -
             champion = _last_champion(state, name)
     if champion is None and deployed:
         raise NotFoundError(
-            f"{name} was never deployed, as far as the state here knows, so that nothing says how to serve it",
+            f"{name} was never deployed according to the state here, so that its settings are unknown",
             hint="Name its configuration with --config FILE; or set RAYMLOPS_HOME or RAYMLOPS_STATE_URL to where the "
             "state is.",
         )
@@ -54,8 +55,14 @@ def named(name: str, *, overrides: Sequence[str] = (), deployed: bool = False) -
     return load_data({**data, **serve}, overrides=overrides).spec
 
 
+def shown_state(spec: ProjectSpec) -> str:
+    """Return the URL of the state without its password, and the variable that set it, if one did."""
+    variable = getattr(spec.storage.state, "env", None)
+    return redact(state_url(spec)) + (f" ({variable})" if variable else "")
+
+
 def nameless() -> ProjectSpec:
-    """Return where things are by the environment alone, with Serve where the first champion was deployed to listen."""
+    """Return a spec from the environment alone; Serve listens where the first champion was deployed to listen."""
     spec, champion = place_of(None), None
     if (url := _known(spec)) is not None:
         with State.open(url) as state:
@@ -79,7 +86,7 @@ def of_run(run_id: str) -> ProjectSpec:
 
 
 def _known(spec: ProjectSpec) -> str | None:
-    """Return the URL of the state, None if it does not exist yet: asking creates no database."""
+    """Return the URL of the state, None if it does not exist yet; no database is created."""
     url = state_url(spec)
     file = sqlite_path(url)
     return url if file is None or file.exists() else None

@@ -12,7 +12,8 @@ from raymlops.display import OnEvent, Sink, Steps
 from raymlops.lifecycle.deploy import deploy
 from raymlops.lifecycle.registration.gate import gate
 from raymlops.lifecycle.registration.register import register
-from raymlops.lifecycle.sources import Source, project_of
+from raymlops.lifecycle.rollout.canary import refuse_running
+from raymlops.lifecycle.sources import Source, project_of, state_of
 from raymlops.lifecycle.sweeps.run import run_sweep, sweep_request
 from raymlops.lifecycle.train import train
 from raymlops.records import DeploymentRecord, GateDecision, ModelVersionRef, Record, RunRecord, SweepRecord
@@ -44,21 +45,25 @@ def pipeline(
     on_event: OnEvent | None = None,
     on_step: Sink | None = None,
 ) -> PipelineRecord:
-    """Sweep, train the winner, register it, ask the gate and make it live.
+    """Sweep, train the winner, register it, run the gate and make it live.
 
     Without ``sweep.space`` the configuration is trained as it is. Finished steps are kept: a pipeline that stopped
-    leaves its run, its version or its challenger, from which the next step can be run by hand.
+    leaves its run, its version or its challenger, and the next step can be run by hand.
 
     Raises:
         ClusterError: no running cluster to deploy to; nothing was started.
+        RefusedError: a rollout of the model is running; nothing was started.
         GateRefusedError: the version stays candidate, and what is live stays live.
         RaymlopsError: a step failed.
     """
     from raymlops.cluster.dashboard import dashboard
 
     project = project_of(source, overrides=overrides, env=env, recipe=recipe)
+    # What the deploy would reject after minutes of training is rejected here.
+    with state_of(project.spec) as state:
+        refuse_running(state, project.spec.project.name)
     with dashboard(project.spec):
-        pass  # fail here rather than after minutes of training
+        pass
     return run_steps(project, steps=Steps(STEPS, sink=on_step or (lambda _line: None)), on_event=on_event)
 
 

@@ -221,6 +221,21 @@ def test_every_model_is_restored_without_naming_one(deployed, capsys, tmp_path):
     assert "no running cluster" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("variable", [True, False])
+def test_a_restore_names_its_state_before_anything_else(deployed, capsys, tmp_path, monkeypatch, variable):
+    """Without a file the environment decides, silently until then; where a variable does, its name is printed too."""
+    url = f"sqlite:///{tmp_path}/{'other' if variable else 'state'}.db"
+    if variable:
+        monkeypatch.setenv("RAYMLOPS_STATE_URL", url)
+    else:
+        monkeypatch.delenv("RAYMLOPS_STATE_URL", raising=False)
+    shown = f"{url} (RAYMLOPS_STATE_URL)" if variable else url
+    assert main(["deploy", "--restore"]) == 2
+    assert f"live according to {shown}?" in capsys.readouterr().err
+    assert main(["deploy", "--restore", "--yes"]) == 5
+    assert f"restoring from the state {shown}\n" in capsys.readouterr().err
+
+
 def test_a_named_model_needs_its_cluster_and_nothing_else(deployed, capsys):
     """No file is read: that no cluster runs is all that is missing."""
     assert main(["rollback", "m", "--yes"]) == 5
