@@ -15,13 +15,14 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.credentials import holds_credential
 from raymlops.config.paths import local_path
 from raymlops.errors import ClusterError, RaymlopsError
-from raymlops.lifecycle.rollout.controller import Controller, utc_now
+from raymlops.lifecycle.rollout.controller import Controller
 from raymlops.lifecycle.sources import spec_of, state_of
 from raymlops.records import Record
 from raymlops.serving.telemetry.rollout_counts import NAMESPACE, controller_of
@@ -175,7 +176,7 @@ class ControllerActor:
                 controller = self._controller(spec, state)
                 self._phase = "running"
                 while not self._stopped.is_set():
-                    self._stopped.wait(controller.step(utc_now()))
+                    self._stopped.wait(controller.step(datetime.now(UTC)))
 
     def _controller(self, spec: ProjectSpec, state: State) -> Controller:
         from raymlops.lifecycle.rollout.label_losses import LabelLosses, ask_in_task

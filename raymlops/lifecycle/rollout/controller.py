@@ -1,19 +1,17 @@
-"""The controller: what moves rollouts, ends what was kept warm for long enough, and lets an alias follow later.
+"""The controller: moves rollouts, takes warm versions down when their time is over, and sets aliases that are pending.
 
-Owns what is done at each step and what happens when something of it fails. Decides nothing itself: ``rollout`` and
-``lineup`` do. Knows nothing of Ray (see ``steering``), so that its tests need no cluster.
+Owns the order of a step and the handling of its errors. Decides nothing itself: ``policy`` and ``lineup`` do. Knows
+nothing of Ray (see ``actor``), so that its tests need no cluster.
 
-Everything it does is desired state first, in one transaction with its audit event, then Serve. A controller that is
-killed anywhere is followed by one that reads the state and brings Serve to it.
+Every change is written to the desired state first, in one transaction with its audit event, then sent to Serve. After a
+kill anywhere the next controller reads the state and brings Serve to it.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +25,6 @@ from raymlops.lifecycle.live.lineup import (
     with_canary,
     with_champion,
     without,
-    without_traffic,
 )
 from raymlops.lifecycle.rollout.canary import settle
 from raymlops.lifecycle.rollout.evidence import gathered, windows_of, with_sources
@@ -43,6 +40,7 @@ from raymlops.state.rollouts import resume_rollout, running, update_rollout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from raymlops.config.serve import ServeSection
     from raymlops.lifecycle.live.change import Cluster
@@ -55,18 +53,18 @@ if TYPE_CHECKING:
 ROLLOUT_PAUSE_S = 1.0
 IDLE_PAUSE_S = 5.0
 KEPT_EVERY_S = 5.0
-"""How often a rollout's evidence is written while nothing is decided."""
+"""Interval at which a rollout's evidence is written while nothing is decided."""
 WARM_EVERY_S = 10.0
 ALIAS_EVERY_S = 30.0
 MAINTAIN_EVERY_S = 3600.0
 LOCK_WAIT_S = 0.2
-"""Whoever changes what is live now is not waited for: there is another step in a second."""
+"""Another change of what is live is not waited for: the next step comes in a second."""
 
 _log = logging.getLogger(__name__)
 
 
 class Controller:
-    """Move what has to move. ``step`` is called again and again, by one thread."""
+    """Reconcile rollouts, warm versions and aliases. One thread calls ``step`` repeatedly."""
 
     def __init__(
         self,
@@ -74,16 +72,16 @@ class Controller:
         cluster: Cluster,
         *,
         reports: Reports,
-        follow: Callable[[str], Follow] | None = None,
+        follow: Callable[[str], Follow] = lambda _name: lambda _version: None,
         losses: ReadLosses | None = None,
         start: Start = in_thread,
-        maintain: Callable[[datetime], None] | None = None,
+        maintain: Callable[[datetime], None] = lambda _now: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take what it works with; ``follow(name)`` sets a model's alias, and ``maintain`` is called once an hour.
+        """Take the state, Serve and the reports; ``follow(name)`` sets a model's alias, ``maintain`` runs once an hour.
 
-        ``losses`` is called by ``start``, so that no decision waits for it. Pauses are measured by ``clock``, which
-        nobody sets back.
+        ``losses`` is called by ``start``, so that no decision waits for it. Intervals are measured by the monotonic
+        ``clock``.
         """
         self._state = state
         self._cluster = cluster
@@ -91,16 +89,16 @@ class Controller:
         self._follow = follow
         self._losses = None if losses is None else LossReader(losses, start=start)
         self._maintain = maintain
-        self._behind = True  # what a controller before this one desired may not have reached Serve
+        self._behind = True  # what an earlier controller desired may not have reached Serve
         self._clock = clock
-        self._debts: set[tuple[str, int]] = set()
+        self._pending_aliases: set[tuple[str, int]] = set()
         self._due: dict[str, float] = {}
         self._errors: dict[str, str] = {}
         self._seen: tuple[str, ...] = ()
         self._actor = f"controller of {this_user()}"
 
     def step(self, now: datetime) -> float:
-        """Do what is to be done at ``now`` and return the seconds until the next step. Never raises what is ours."""
+        """Do what is due at ``now`` and return the seconds until the next step. Never raises a ``RaymlopsError``."""
         rollouts: list[Rollout] = []
         try:
             with self._state.reading() as connection:
@@ -108,23 +106,24 @@ class Controller:
             if self._behind or self._is_due("settings", IDLE_PAUSE_S):
                 self._attempt("Serve", self._catch_up)
             for rollout in rollouts:
-                self._attempt(rollout.name, lambda rollout=rollout: self._move(rollout, now))  # type: ignore[misc]
-            for every_s, what in ((WARM_EVERY_S, self._cool), (ALIAS_EVERY_S, self._follow_later)):
-                if self._is_due(what.__name__, every_s):
-                    what(now)
-            if self._maintain is not None and self._is_due("maintain", MAINTAIN_EVERY_S):
-                self._attempt("maintenance", lambda: self._maintain(now))  # type: ignore[misc]
+                self._attempt(rollout.name, partial(self._move, rollout, now))
+            if self._is_due("warm", WARM_EVERY_S):
+                for name in sorted({item.name for item in self._state.deployments()}):
+                    self._attempt(f"{name} (keep warm)", partial(self._end_warm, name, now))
+            if self._is_due("aliases", ALIAS_EVERY_S):
+                self._set_pending_aliases()
+            if self._is_due("maintain", MAINTAIN_EVERY_S):
+                self._attempt("maintenance", partial(self._maintain, now))
         except RaymlopsError as error:  # the state database does not answer
-            self._tell("the state", error)
+            self._report("the state", error)
         return ROLLOUT_PAUSE_S if rollouts or self._behind else IDLE_PAUSE_S
 
     def _catch_up(self) -> None:
-        """Bring Serve to the desired state where it may not be there yet; not a Serve that runs nothing of ours.
+        """Bring Serve to the desired state if it may be behind, unless it runs no application of this state.
 
-        What is of other states is left alone, and told once.
-
-        Settings that did not reach it are sent at any time: a key whose revocation was cut off, bounds that a flip left
-        behind. Serve is looked at without the lock, so that nobody is kept waiting for what is nearly always nothing.
+        Applications of other states are left alone, and recorded once. Otherwise send settings that did not reach
+        Serve: a key whose revocation was interrupted, traffic bounds that a promotion left. Serve is read without the
+        lock, since there is nearly always nothing to send.
         """
         if not self._behind:
             if refresh(self._state.desired(), api=self._cluster, dry_run=True):
@@ -163,7 +162,7 @@ class Controller:
             self._shift(rollout, done, action=f"rollout.{decision.action}")
 
     def _known_losses(self, rollout: Rollout, now: datetime) -> LossReport | None:
-        """Return what is known of the losses; that newer ones cannot be read is told once, and ends nothing."""
+        """Return what is known of the losses; a failure to read newer ones is recorded once, and stops nothing."""
         if self._losses is None:
             return None
         log = self._serve(rollout.name).log
@@ -175,7 +174,7 @@ class Controller:
         return report
 
     def _shift(self, rollout: Rollout, done: Rollout, *, action: str) -> None:
-        """Go to the next step, or take the share away."""
+        """Write an advance or an abort, and send the new share; 0 for a rollout that has ended."""
         weight = done.weight if done.status == "running" else 0.0
 
         def line_up(before: Sequence[Deployment]) -> LineUp:
@@ -191,7 +190,7 @@ class Controller:
         self._change(rollout.name, line_up, action=action, why=done.reason)
 
     def _promote(self, rollout: Rollout, done: Rollout, *, now: datetime) -> None:
-        # It ends in the transaction that makes its version champion: nobody finds a rollout to abort after that.
+        # It ends in the transaction that makes its version champion, so that it cannot be aborted after that.
         decided = replace(done, status="running", ended_at=None)
 
         def line_up(before: Sequence[Deployment]) -> LineUp:
@@ -205,29 +204,15 @@ class Controller:
             )
 
         try:
-            self._change(rollout.name, line_up, action="rollout.promote", why=decided.reason, follow=True)
+            follow = self._follow(rollout.name)
+            self._change(rollout.name, line_up, action="rollout.promote", why=decided.reason, follow=follow)
         except DeployError as error:
             reason = f"version {rollout.version} did not come up as champion: {error.message}"[:2000]
             failed = replace(decided, status="aborted", ended_at=now, reason=reason)
+            self._shift(rollout, failed, action="rollout.abort")
 
-            def back(before: Sequence[Deployment]) -> LineUp:
-                wanted = without_traffic(before, {rollout.version})
-                return LineUp(
-                    wanted, None, frozenset(), also=lambda connection: update_rollout(connection, failed), kept=True
-                )
-
-            self._change(rollout.name, back, action="rollout.abort", why=reason)
-
-    def _cool(self, now: datetime) -> None:
-        """Take down what has been kept warm for long enough."""
-        by_name: dict[str, list[Deployment]] = defaultdict(list)
-        for item in self._state.deployments():
-            by_name[item.name].append(item)
-        for name, items in by_name.items():
-            if idle_of(items):
-                self._attempt(f"{name} (keep warm)", lambda name=name: self._cool_one(name, now))  # type: ignore[misc]
-
-    def _cool_one(self, name: str, now: datetime) -> None:
+    def _end_warm(self, name: str, now: datetime) -> None:
+        """Take down the versions of a model whose time to be kept warm is over."""
         over = set(cooled(self._state.deployments(name), changes_of(self._state, name), now=now))
         if not over:
             return
@@ -240,20 +225,20 @@ class Controller:
 
         self._change(name, line_up, action="keep_warm.end", why=f"version {versions} was kept warm for long enough")
 
-    def _follow_later(self, now: datetime) -> None:  # noqa: ARG002 - as every job
-        """Set the aliases that could not follow when their version went live."""
-        follow = self._follow
-        if follow is None:
-            return
-        debts = set(owed(self._state))
-        for name, version in sorted(debts & self._debts):  # whoever made it live may be setting it right now
-            self._attempt(f"{name} (alias)", partial(self._follow_now, follow, name, version))
-        self._debts = debts
+    def _set_pending_aliases(self) -> None:
+        """Set the aliases that could not be set when their version went live, and were pending last time already.
 
-    def _follow_now(self, follow: Callable[[str], Follow], name: str, version: int) -> None:
+        The verb that made a version live may be setting a new one right now.
+        """
+        pending = set(owed(self._state))
+        for name, version in sorted(pending & self._pending_aliases):
+            self._attempt(f"{name} (alias)", partial(self._set_alias, name, version))
+        self._pending_aliases = pending
+
+    def _set_alias(self, name: str, version: int) -> None:
         champion = champion_of(self._state.deployments(name))
         if champion is not None and champion.version == version:
-            within(ALIAS_S, follow(name))(version)
+            within(ALIAS_S, self._follow(name))(version)
             why = "it had not followed its version"
             self._state.record(action="alias.follow", subject=f"{name}/{version}", why=why, actor=self._actor)
         settle_alias(self._state, name, version)
@@ -265,9 +250,8 @@ class Controller:
         *,
         action: str,
         why: str,
-        follow: bool = False,
+        follow: Follow | None = None,
     ) -> None:
-        later = self._follow(name) if follow and self._follow is not None else None
         try:
             change(
                 self._state,
@@ -278,13 +262,12 @@ class Controller:
                 action=action,
                 why=why,
                 actor=self._actor,
-                follow=later,
+                follow=follow,
                 lock_wait_s=LOCK_WAIT_S,
             )
-        except RefusedError:
-            raise
-        except BaseException:
-            self._behind = True  # it may be desired, and not be what Serve runs
+        except BaseException as error:
+            if not isinstance(error, RefusedError):
+                self._behind = True  # it may be desired without having reached Serve
             raise
 
     def _serve(self, name: str) -> ServeSection:
@@ -292,11 +275,11 @@ class Controller:
         return settings_of(champion_of(deployments) or deployments[0])
 
     def _check_same(self, rollout: Rollout) -> None:
-        """Refuse to act on a rollout that somebody has ended or moved meanwhile."""
+        """Refuse to act on a rollout that was ended or moved meanwhile."""
         with self._state.reading() as connection:
             found = next(iter(running(connection, rollout.name)), None)
         if found is None or (found.id, found.step) != (rollout.id, rollout.step):
-            raise RefusedError(f"the rollout {rollout.id} of {rollout.name} was moved by somebody else")
+            raise RefusedError(f"the rollout {rollout.id} of {rollout.name} was moved by another process")
 
     def _is_due(self, what: str, every_s: float) -> bool:
         now, last = self._clock(), self._due.get(what)
@@ -306,19 +289,19 @@ class Controller:
         return True
 
     def _attempt(self, what: str, function: Callable[[], Any]) -> None:
-        """Do one thing; what it raises is told once, and keeps nothing else from being done."""
+        """Run one job; record an error once, and continue with the others."""
         try:
             function()
         except (TakenError, OutdatedStateError) as error:
-            self._tell(what, error)  # which no waiting ends
+            self._report(what, error)  # which no retry ends
         except RefusedError as error:
-            _log.debug("%s: %s", what, error)  # somebody else is at it
-        except Exception as error:  # whatever it is, the next step comes
-            self._tell(what, error)
+            _log.debug("%s: %s", what, error)  # another change is in progress
+        except Exception as error:  # whatever it is, the next step retries
+            self._report(what, error)
         else:
             self._errors.pop(what, None)
 
-    def _tell(self, what: str, error: Exception) -> None:
+    def _report(self, what: str, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"[:2000]
         if self._errors.get(what) == text:
             return
@@ -328,14 +311,4 @@ class Controller:
         try:
             self._state.record(action="controller.error", subject=what.partition(" ")[0], why=text, actor=self._actor)
         except RaymlopsError as second:
-            _log.warning("that is not in the audit record: %s", second)
-
-    @property
-    def errors(self) -> dict[str, str]:
-        """Return what does not work now."""
-        return dict(self._errors)
-
-
-def utc_now() -> datetime:
-    """Return the time."""
-    return datetime.now(UTC)
+            _log.warning("the audit record lacks that: %s", second)

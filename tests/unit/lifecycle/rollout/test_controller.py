@@ -536,7 +536,7 @@ def test_a_controller_on_an_empty_database_removes_nothing_and_says_what_it_saw(
         for minutes in (0, 5, 60):
             steering.step(START + timedelta(minutes=minutes))
         (event,) = empty.events()
-    assert (serve.live, len(serve.sent), steering.errors) == (live, sent, {})
+    assert (serve.live, len(serve.sent), steering._errors) == (live, sent, {})
     assert "2 applications of another state on this Serve, left alone: m--v1, raymlops" in event.why
 
 
@@ -552,7 +552,7 @@ def test_a_controller_on_an_older_backup_says_so_and_changes_nothing(serve, tmp_
         steering = controller(old, serve)
         steering.step(at(0))
         steering.step(at(60))
-        assert "OutdatedStateError" in steering.errors["Serve"]
+        assert "OutdatedStateError" in steering._errors["Serve"]
         assert [event.action for event in old.events()].count("controller.error") == 1
     assert serve.live == live
 
