@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.live.change import Change
     from raymlops.lifecycle.live.lineup import LineUp
-    from raymlops.lifecycle.rollout.canary import Asked
+    from raymlops.lifecycle.rollout.canary import TrafficRequest
     from raymlops.records import ModelVersionRef
     from raymlops.registry.versions import Registry
     from raymlops.serving.control.rest_api import ServeApi
@@ -90,17 +90,17 @@ def deploy(
         DeployError: it did not come up; what was live still is, and the desired state is as before.
         ClusterError: there is no running cluster.
     """
-    from raymlops.lifecycle.rollout.canary import asked_for
+    from raymlops.lifecycle.rollout.canary import requested_traffic
 
     spec = spec_of(source, overrides=overrides, env=env)
     settings = spec.serve.rollout
-    asked = asked_for(canary=canary, steps=steps, bake_s=bake_s, shadow=shadow, settings=settings)
-    if asked.anything and breaking:
+    asked = requested_traffic(canary=canary, steps=steps, bake_s=bake_s, shadow=shadow, settings=settings)
+    if asked.changes and breaking:
         raise UsageError("a canary and a shadow answer the champion's callers, so they cannot break what it takes")
     registry, ref = admitted(spec, version)
     with opened(spec) as (state, api):
         doubts = doubts_of(state, ref)
-        if asked.anything:
+        if asked.changes:
             record = _share(
                 spec, ref, asked, state=state, api=api, registry=registry, abort=abort, why=_why(version, ref)
             )
@@ -442,7 +442,7 @@ def _up(
 def _share(
     spec: ProjectSpec,
     ref: ModelVersionRef,
-    asked: Asked,
+    asked: TrafficRequest,
     *,
     state: State,
     api: ServeApi,
@@ -475,7 +475,7 @@ def _share(
         if abort:
             canary.abort(state, api, name, serve=spec.serve, why=f"for version {ref.version}", now=now, action="abort")
         canary.refuse_running(state, name)
-    if asked.nothing:
+    if asked.removes:
         nothing = canary.untouched(state.deployments(name), name, ref.version, digest=ref.bundle.digest)
         if nothing is not None:
             return nothing

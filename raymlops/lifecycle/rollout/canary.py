@@ -1,7 +1,7 @@
-"""Giving a version a share of the traffic: what was asked for, who may get it, and how a rollout begins and ends.
+"""Shares of the traffic for versions beside the champion, and how a rollout begins and ends.
 
-Owns the rules of ``deploy --canary`` and ``--shadow``, and the record of a rollout's beginning and end. How a rollout
-is moved is ``rollout``'s to decide and the controller's to do.
+Owns the rules of ``deploy --canary`` and ``--shadow``, and the records of a rollout's beginning and end. ``policy``
+decides how a rollout moves, and the controller moves it.
 """
 
 from __future__ import annotations
@@ -46,70 +46,70 @@ PROMOTED = "rollout.promote"
 
 
 class _PromotedError(Exception):
-    """The version whose share was to be taken away is champion."""
+    """The version whose share was to be removed has become champion."""
 
 
 @dataclass(frozen=True)
 class TrafficRecord(DeploymentRecord):
-    """A version that stands beside the champion, and what it gets. ``previous_version`` is the champion."""
+    """A version beside the champion, and its traffic. ``previous_version`` is the champion."""
 
     weight: float = 0.0
     """Share of the requests that it answers, 0 to 1."""
     shadow: float = 0.0
-    """Share of the requests of which it gets a copy, 0 to 1."""
+    """Share of the requests that are copied to it, 0 to 1."""
     rollout_id: str | None = None
-    """Of the rollout that was started or ended; None where the share is only held."""
+    """Of the rollout that was started or ended; None for a fixed share."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a version is to get, as shares; None leaves it as it is."""
+class TrafficRequest:
+    """The requested shares of a version; None leaves a share unchanged."""
 
     weight: float | None = None
     shadow: float | None = None
     rollout: RolloutSection | None = None
-    """How the weight is to rise; None holds it."""
+    """How the weight rises; None keeps it fixed."""
 
     @property
-    def anything(self) -> bool:
-        """Return whether any traffic was asked for."""
+    def changes(self) -> bool:
+        """Return whether any share is requested."""
         return self.weight is not None or self.shadow is not None
 
     @property
-    def nothing(self) -> bool:
-        """Return whether shares are only to be taken away."""
-        return self.anything and not self.weight and not self.shadow
+    def removes(self) -> bool:
+        """Return whether shares are only removed."""
+        return self.changes and not self.weight and not self.shadow
 
     def words(self) -> str:
-        """Return what is asked for, for the audit record."""
+        """Return the request as text for the audit record."""
         said = [] if self.weight is None else [f"answers {100 * self.weight:g}%"]
         said += [] if self.shadow is None else [f"copies of {100 * self.shadow:g}%"]
         said += [f"steps {', '.join(f'{step:g}' for step in self.rollout.steps)}%"] if self.rollout else []
         return ", ".join(said)
 
 
-def asked_for(
+def requested_traffic(
     *,
     canary: float | None,
     steps: Sequence[float] | None,
     bake_s: float | None,
     shadow: float | None,
     settings: RolloutSection,
-) -> Asked:
-    """Return what percentages of a command line ask for.
+) -> TrafficRequest:
+    """Return the shares that the percentages of a command line request.
 
-    With ``steps`` or ``bake_s`` the weight rises by itself, from ``canary`` on where that is below the first step; with
-    ``canary`` alone it is held.
+    With ``steps`` or ``bake_s`` the weight rises by itself, starting at ``canary`` if that is below the first step;
+    with ``canary`` alone it is fixed.
 
     Raises:
-        UsageError: percentages that cannot be, or that contradict each other.
+        UsageError: invalid or contradictory percentages.
     """
     for name, percent in (("canary", canary), ("shadow", shadow)):
         if percent is not None and not 0 <= percent <= 100:
             raise UsageError(f"{name} is a percentage from 0 to 100, got {percent:g}")
     share = None if shadow is None else shadow / 100
     if steps is None and bake_s is None:
-        return Asked(None if canary is None else canary / 100, share)
+        return TrafficRequest(None if canary is None else canary / 100, share)
     wanted = tuple(float(step) for step in (settings.steps if steps is None else steps))
     if canary is not None:
         above = tuple(step for step in wanted if step > canary)
@@ -125,7 +125,7 @@ def asked_for(
         )
     except ValidationError as error:
         raise UsageError(f"no such rollout: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
-    return Asked(rollout.steps[0] / 100, share, rollout)
+    return TrafficRequest(rollout.steps[0] / 100, share, rollout)
 
 
 def share(
@@ -135,18 +135,18 @@ def share(
     *,
     version: int,
     champion: int,
-    asked: Asked,
+    asked: TrafficRequest,
     serve: ServeSection,
     why: str,
     now: datetime,
 ) -> TrafficRecord:
-    """Give a version that stands what was asked for; the weight and its rollout are written together.
+    """Give a version that is up its requested shares; the weight and its rollout are written together.
 
-    ``champion`` is the version that its signature was compared with.
+    ``champion`` is the version with whose signature its own was compared.
 
     Raises:
-        RefusedError: another version is champion by now, a rollout runs, or more than everything would be shared out.
-        DeployError: Serve did not take it; all is as before.
+        RefusedError: another version has become champion, a rollout is running, or shares would exceed 100%.
+        DeployError: Serve did not take it; the previous state is restored.
     """
     rollout = None
     if asked.rollout is not None:
@@ -161,7 +161,7 @@ def share(
 
     def decide(before: Sequence[Deployment]) -> LineUp:
         if (now_champion := champion_of(before)) is None or now_champion.version != champion:
-            raise RefusedError(f"version {champion} of {name} is not live any more", hint="Run the same command again.")
+            raise RefusedError(f"version {champion} of {name} is no longer live", hint="Run the same command again.")
         if all(item.version != version for item in before):
             raise RefusedError(f"version {version} of {name} was taken down", hint="Run the same command again.")
         wanted = list(before)
@@ -176,50 +176,40 @@ def share(
             wanted = with_canary(wanted, version, weight=asked.weight)
         if asked.shadow is not None:
             wanted = with_shadow(wanted, version, share=asked.shadow)
-        if asked.nothing:  # whoever loses its share may be broken, and is not asked
+        if asked.removes:  # a version that loses its share may be broken, so that it is not waited for
             return LineUp(wanted, None, frozenset({champion}))
+        lineup = LineUp(wanted, version, frozenset({champion, version}))
         if rollout is None:
-            return LineUp(wanted, version, frozenset({champion, version}))
-        given_up = replace(rollout, status="stopped", ended_at=now, reason="Serve did not take its first share")
-        return LineUp(
-            wanted,
-            version,
-            frozenset({champion, version}),
+            return lineup
+        failed = replace(rollout, status="stopped", ended_at=now, reason="Serve did not take its first share")
+        return replace(
+            lineup,
             also=lambda connection: start_rollout(connection, rollout),
-            undo=lambda connection: update_rollout(connection, given_up),
+            undo=lambda connection: update_rollout(connection, failed),
         )
 
     action = "rollout.start" if rollout else "deploy.canary" if asked.weight is not None else "deploy.shadow"
     said = f"{why}: {asked.words()}" if why else asked.words()
     done = change(state, cluster, name, decide=decide, serve=serve, action=action, why=said)
-    return _record(done, version, rollout_id=rollout.id if rollout else None)
+    return _changed(done, name, version, rollout_id=rollout.id if rollout else None)
 
 
 def untouched(deployments: Sequence[Deployment], name: str, version: int, *, digest: str) -> TrafficRecord | None:
-    """Return the record of taking nothing away from a version that is not up; None where it is up."""
+    """Return the record of removing the shares of a version that is not up; None if it is up."""
     if any(item.version == version for item in deployments):
         return None
-    champion = champion_of(deployments)
-    return TrafficRecord(
-        name=name,
-        version=version,
-        digest=digest,
-        role="warm",
-        url=None,
-        previous_version=champion.version if champion else None,
-        changed=False,
-    )
+    return _record(name, deployments, version, digest=digest, changed=False)
 
 
 def abort(
     state: State, cluster: Cluster, name: str, *, serve: ServeSection, why: str, now: datetime, action: str
 ) -> TrafficRecord | None:
-    """Take the canaries' shares away and end the rollout; None where no version has a share and none is rolled out.
+    """Remove the canaries' shares and end the rollout; None if no version has a share and no rollout is running.
 
-    None too where the version that was to lose its share became champion meanwhile: there is no share to take any more,
-    and nothing is changed. Where somebody else took it away first, nothing is changed, and the record says what is.
+    Also None, with nothing changed, if the version has become champion meanwhile. If another process removed the share
+    first, nothing is changed, and the record has the current state.
 
-    Asks nothing of any version, and stays desired also where Serve does not answer now.
+    No version is waited for, and the change stays desired even if Serve does not answer now.
     """
     with state.reading() as connection:
         seen = [found.version for found in running(connection, name)]
@@ -229,7 +219,7 @@ def abort(
     ended: list[Rollout] = []
 
     def decide(before: Sequence[Deployment]) -> LineUp:
-        settle(state, name, now=now)  # the verb that made its version champion may have been killed before it did
+        settle(state, name, now=now)  # the verb that made its version champion may have been killed before that
         with state.reading() as connection:
             ended[:] = running(connection, name)
         canaries, champion = canaries_of(before), champion_of(before)
@@ -251,15 +241,15 @@ def abort(
     except _PromotedError:
         return None
     lost = [found.version for found in ended] + [item.version for item in canaries_of(done.before)]
-    return _record(done, (lost or seen)[0], rollout_id=ended[0].id if ended else None)
+    return _changed(done, name, (lost or seen)[0], rollout_id=ended[0].id if ended else None)
 
 
 def settled(
     rollout: Rollout, deployments: Sequence[Deployment], *, now: datetime, by: str | None = None
 ) -> Rollout | None:
-    """Return how a running rollout has ended by what is desired now; None where it goes on. Pure.
+    """Return how a running rollout has ended according to the desired state; None if it continues. Pure.
 
-    ``by`` is the verb by which the champion took the route, where that was not the rollout itself.
+    ``by`` is the verb by which the champion took the route, if that was not the rollout itself.
     """
     champion = champion_of(deployments)
     if champion is not None and champion.version == rollout.version:
@@ -268,20 +258,20 @@ def settled(
         return replace(rollout, status="promoted", ended_at=now, reason=reason)
     standing = {item.version: item for item in deployments}
     if champion is None or champion.version != rollout.champion:
-        reason = f"version {rollout.champion}, with which it was compared, is not champion any more"
+        reason = f"version {rollout.champion}, with which it was compared, is no longer champion"
     elif rollout.version not in standing:
         reason = f"version {rollout.version} was taken down"
     elif standing[rollout.version].weight == 0:
-        reason = f"version {rollout.version} has no share of the traffic any more"
+        reason = f"version {rollout.version} no longer has a share of the traffic"
     else:
         return None
     return replace(rollout, status="stopped", ended_at=now, reason=reason)
 
 
 def settle(state: State, name: str, *, now: datetime) -> Rollout | None:
-    """End the rollout of a model where another change of its deployments has; return what it ended as.
+    """End the rollout of a model if a change of its deployments has ended it, and return its final record.
 
-    That is an event of its own, unless the event by which the rollout promoted its version says it already.
+    That is an event of its own, unless the event by which the rollout promoted its version covers it.
     """
     with state.reading() as connection:
         deployments = deployments_in(connection, name)
@@ -310,14 +300,14 @@ def settle(state: State, name: str, *, now: datetime) -> Rollout | None:
 
 
 def shared_now(state: State, name: str) -> str:
-    """Return the versions that a rollback would take the traffic from, as text; empty where none has any."""
+    """Return the versions whose traffic a rollback would remove, as text; empty if there are none."""
     with state.reading() as connection:
         rolled = {found.version for found in running(connection, name)}
     return ", ".join(map(str, sorted(rolled | {item.version for item in canaries_of(state.deployments(name))})))
 
 
 def refuse_running(state: State, name: str) -> None:
-    """Refuse to move traffic that a rollout moves.
+    """Refuse to change traffic that a rollout controls.
 
     Raises:
         RefusedError: naming the rollout.
@@ -330,19 +320,34 @@ def refuse_running(state: State, name: str) -> None:
             )
 
 
-def _record(done: Change, version: int, *, rollout_id: str | None) -> TrafficRecord:
-    item = next((item for item in done.now.wanted if item.version == version), None)
-    champion = champion_of(done.now.wanted)
+def _record(
+    name: str,
+    deployments: Sequence[Deployment],
+    version: int,
+    *,
+    changed: bool,
+    digest: str = "",
+    warnings: tuple[str, ...] = (),
+    rollout_id: str | None = None,
+) -> TrafficRecord:
+    """Return what a version has; ``digest`` is its bundle's if it is not up."""
+    item = next((item for item in deployments if item.version == version), None)
+    champion = champion_of(deployments)
     return TrafficRecord(
-        name=(done.now.wanted or done.before)[0].name,
+        name=name,
         version=version,
-        digest=item.bundle.digest if item else "",
+        digest=item.bundle.digest if item else digest,
         role="warm",
         url=None,
         previous_version=champion.version if champion else None,
-        changed=done.applied.changed,
-        warnings=done.warnings,
+        changed=changed,
+        warnings=warnings,
         weight=item.weight if item else 0.0,
         shadow=item.shadow if item else 0.0,
         rollout_id=rollout_id,
     )
+
+
+def _changed(done: Change, name: str, version: int, *, rollout_id: str | None) -> TrafficRecord:
+    changed, warnings = done.applied.changed, done.warnings
+    return _record(name, done.now.wanted, version, changed=changed, warnings=warnings, rollout_id=rollout_id)

@@ -1,10 +1,10 @@
-"""What replicas reported, added up for the decision on a rollout, and kept with it so that nothing is lost.
+"""The reports of replicas, summed for the decision on a rollout, and stored with it so that nothing is lost.
 
-Owns the newest report of each replica and the form in which a rollout keeps its evidence. Decides nothing. Pure, but
-for the lock that lets reports come in while others are read.
+Owns the newest report of each replica and the form in which a rollout stores its evidence. Decides nothing. Pure,
+except for the lock under which reports arrive while others are read.
 
-Reports hold totals, so that the newest one of a replica replaces the one before. What a rollout keeps is, of its step
-now, each replica's totals; of the steps before, their sums. A controller that starts anew goes on from there.
+Reports hold totals, so that a replica's newest one replaces the previous one. A rollout stores each replica's totals of
+the current step, and the sums of earlier steps. A restarted controller resumes from there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from raymlops.state.rollouts import Rollout
 
 MAX_EPOCHS = 32
-"""Of each model, with every replica's totals; the oldest go first."""
+"""Of each model, with every replica's totals; the oldest are evicted first."""
 
 Rows = dict[str, dict[str, Any]]
 
@@ -40,7 +40,7 @@ class Reports:
         self._rows: dict[str, dict[str, dict[str, Rows]]] = {}
 
     def take(self, name: str, replica: str, sequence: int, report: Mapping[str, Rows]) -> None:
-        """Keep a report, unless a newer one of the replica is here already."""
+        """Store a report, unless a newer one of the replica has arrived."""
         with self._lock:
             if sequence <= self._newest.get((name, replica), 0):
                 return
@@ -58,15 +58,15 @@ class Reports:
 
 
 def epoch_of(rollout: Rollout) -> str:
-    """Return what the traffic of a rollout's step is called in reports."""
+    """Return the name of a rollout's current step in reports."""
     return f"{rollout.id}.{rollout.step}"
 
 
 def gathered(rollout: Rollout, reports: Reports, *, losses: LossReport | None = None) -> list[StepEvidence]:
-    """Return what is known of each step so far, the step now last.
+    """Return the evidence of each step so far, the current one last.
 
-    Labels come late, so that ``losses`` has those of every step; of a step that it does not know, and without it, what
-    the rollout keeps stands.
+    Labels arrive late, so that ``losses`` has those of every step; the stored evidence counts for a step that it does
+    not have.
     """
     ever = evidence_of(rollout)[: rollout.step + 1]
     ever += [StepEvidence(weight) for weight in rollout.steps[len(ever) : rollout.step + 1]]
@@ -85,27 +85,27 @@ def gathered(rollout: Rollout, reports: Reports, *, losses: LossReport | None = 
 
 
 def windows_of(rollout: Rollout) -> list[Window]:
-    """Return from when until when each step was, the step now last."""
+    """Return the time window of each step, the current one last."""
     starts = starts_of(rollout)
     return [Window(since, until) for since, until in zip(starts, [*starts[1:], None], strict=True)]
 
 
 def replicas_of(rollout: Rollout, reports: Reports) -> dict[str, Rows]:
-    """Return each replica's totals of the step now: those that the rollout keeps, or newer ones."""
+    """Return each replica's totals of the current step: as stored with the rollout, or newer ones."""
     epoch = epoch_of(rollout)
     kept = rollout.evidence.get("replicas", {}).get(epoch, {})
     return {**kept, **reports.of(rollout.name, epoch)}
 
 
 def starts_of(rollout: Rollout) -> list[datetime]:
-    """Return when each step began, the step now last."""
+    """Return when each step began, the current one last."""
     known = [datetime.fromisoformat(text) for text in rollout.evidence.get("starts", ())][: rollout.step]
     known += [rollout.started_at] * (rollout.step - len(known))
     return [*known, rollout.step_started_at]
 
 
 def with_sources(rollout: Rollout, before: Rollout, reports: Reports) -> Rollout:
-    """Return a rollout that also keeps what its evidence came from, as it was ``before`` the decision."""
+    """Return a rollout that also stores the sources of its evidence, as of ``before`` the decision."""
     sources = {
         "replicas": {epoch_of(before): replicas_of(before, reports)},
         "starts": [start.isoformat() for start in starts_of(before)],

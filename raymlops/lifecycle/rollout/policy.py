@@ -1,22 +1,22 @@
 """What a rollout does next: wait, advance a step, promote or abort. Pure: record, evidence and time in, decision out.
 
-Owns the order of steps and the times. What the evidence says is asked in ``questions``; who counts, who moves traffic
-and who writes the record know nothing of either.
+Owns the order and the times of steps. What the evidence shows is decided by ``significance``; counting, moving traffic
+and writing the record happen elsewhere.
 
-A step lasts at least ``bake_s``. It passes when errors, slow answers and, where labels exist, losses are surely within
-their margins. It aborts the moment that one of them is surely worse than the champion's, and after ``max_wait_s``
-without a verdict, which is how a rollout without traffic ends. Labels that are too few by then hold a step no longer:
-a rollout without any would have gone on too, and those that come later still count.
+A step lasts at least ``bake_s``. It passes when errors, slow answers and, with labels, losses are significantly within
+their margins. It aborts as soon as one of them is significantly worse than the champion's, and after ``max_wait_s``
+without a verdict, which is how a rollout without traffic ends. Too few labels hold a step no longer than that: a
+rollout without any labels would have continued too, and labels that arrive later still count.
 
-Losses are read beside the decision and may be older than it. Harm is judged by what is known. To pass, it takes losses
-that cover every request of the bake, or a log from which none can be had: switched off, or unreadable where no label
-was ever seen. A log that is still being read, or unreadable with labels in it, holds the step up to ``max_wait_s``, and
-for five minutes at least.
+Losses are read in the background and may be older than the decision. Harm is judged by what is known. Passing requires
+losses that cover every request of the bake, or a log that can have none: switched off, or unreadable without any label
+seen so far. A log that is still being read, or unreadable with labels in it, holds the step up to ``max_wait_s``, and
+for at least five minutes.
 
-**The last step.** With all of the traffic on the new version nobody is left to compare it with. So reaching 100 percent
-is the promotion, decided on the steps before: ``10, 50, 100`` bakes at 10 and at 50 percent and then flips the route,
-with the old champion kept warm for a flip back. Steps that end below 100 promote when the last one has passed, and
-``100`` alone promotes at once.
+**The last step.** With all of the traffic on the new version there is nothing left to compare it with. So reaching 100
+percent is the promotion, decided on the steps before: ``10, 50, 100`` bakes at 10 and at 50 percent and then flips the
+route, with the old champion kept warm for a flip back. Steps that end below 100 promote when the last one has passed,
+and ``100`` alone promotes at once.
 
 A clock that is set back makes a step last longer, one that is set forward shorter; neither makes evidence.
 """
@@ -33,7 +33,7 @@ from raymlops.records import Record
 from raymlops.state.rollouts import Rollout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from raymlops.lifecycle.rollout.loss_reader import LossReport
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 __all__ = ["RolloutDecision", "StepEvidence", "after", "baked_at", "begin", "decide", "evidence_of", "next_weight"]
 
 LOG_WAIT_S = 300.0
-"""How long after its bake a step waits at least for a log that is being read, however short ``max_wait_s`` is."""
+"""Minimum wait after the bake for a log that is being read, however short ``max_wait_s`` is."""
 
 Action = Literal["wait", "advance", "promote", "abort"]
 
 
 @dataclass(frozen=True)
 class RolloutDecision(Record):
-    """What to do, why, and the numbers it rests on."""
+    """What to do, why, and the numbers behind it."""
 
     action: Action
     reason: str
@@ -79,9 +79,8 @@ def decide(
 ) -> RolloutDecision:
     """Return what a rollout does next.
 
-    ``evidence`` is one entry a step, the current one last; steps of which nothing is known any more may be left empty
-    (``StepEvidence(weight)``) or missing at the end. ``losses`` says how old those in it are; without it they are of
-    now.
+    ``evidence`` has one entry per step, the current one last; unknown steps may be empty (``StepEvidence(weight)``) or
+    missing at the end. ``losses`` says how old the losses in it are; without it they are current.
     """
     if rollout.status != "running":
         return RolloutDecision("wait", f"it has ended: {rollout.status}", {})
@@ -109,23 +108,25 @@ def decide(
     if losses is not None and losses.left_out and action != "wait":
         reason = f"{reason}; {losses.left_out}"
     return RolloutDecision(
-        action, f"step {rollout.step + 1} of {len(rollout.steps)} at {_at(rollout)}: {reason}", numbers
+        action,
+        f"step {rollout.step + 1} of {len(rollout.steps)} at {100 * rollout.weight:g} percent: {reason}",
+        numbers,
     )
 
 
 def baked_at(rollout: Rollout) -> datetime:
-    """Return the time from which on the step now may pass."""
+    """Return the earliest time at which the current step may pass."""
     return rollout.step_started_at + timedelta(seconds=_settings(rollout).bake_s)
 
 
 def next_weight(rollout: Rollout) -> float | None:
-    """Return the share of the traffic after this step; None where a pass promotes."""
+    """Return the share of the traffic after this step; None if passing promotes."""
     following = rollout.steps[rollout.step + 1 :]
     return following[0] if following and following[0] < 1 else None
 
 
 def after(rollout: Rollout, decision: RolloutDecision, *, evidence: Sequence[StepEvidence], now: datetime) -> Rollout:
-    """Return the record once a decision is carried out, with what it rests on."""
+    """Return the record after a decision is carried out, with its evidence."""
     kept = {"steps": [step.to_dict() for step in evidence], "numbers": decision.numbers}
     rollout = replace(rollout, evidence=kept, reason=decision.reason)
     if decision.action == "advance":
@@ -136,21 +137,21 @@ def after(rollout: Rollout, decision: RolloutDecision, *, evidence: Sequence[Ste
 
 
 def evidence_of(rollout: Rollout) -> list[StepEvidence]:
-    """Return the evidence that a record holds, of the steps that were taken and the one it is at."""
+    """Return the evidence that a record holds, of past steps and the current one."""
     return [StepEvidence.from_dict(item) for item in rollout.evidence.get("steps", ())]
 
 
 @dataclass(frozen=True)
 class _Log:
-    """What the losses lack that a pass would rest on."""
+    """What the losses lack for a step to pass."""
 
     lack: str = ""
     waits: bool = False
-    """Whether it is waited for."""
+    """Whether the step waits for it."""
 
 
 def _log_of(losses: LossReport, steps: Sequence[StepEvidence], *, until: datetime) -> _Log:
-    """Return what losses lack to cover all requests before ``until``."""
+    """Return what the losses lack to cover all requests before ``until``."""
     if losses.off:
         return _Log(losses.off)
     if losses.covers is not None and losses.covers >= until:
@@ -169,7 +170,7 @@ def _judge(
     log: _Log,
     note: str,
 ) -> tuple[Action, str]:
-    """Return the action and its reason; ``note`` says why quality is not asked, or what failed where it was."""
+    """Return the action and its reason; ``note`` says why quality is not judged, or what failed."""
     action, reason = _verdict(rollout, findings, settings=settings, seconds=seconds, log=log)
     asked = len(findings) > 2
     if note:
@@ -191,12 +192,12 @@ def _verdict(
     lacking = [finding for finding in findings if not finding.passed]
     over = seconds >= max(settings.bake_s, settings.max_wait_s)
     if over and any(finding.question != "quality" for finding in lacking):
-        return "abort", f"no verdict after {seconds:,.0f} s: {_joined(finding.lack for finding in lacking)}"
+        return "abort", f"no verdict after {seconds:,.0f} s: {'; '.join(finding.lack for finding in lacking)}"
     waits = log.waits and seconds < max(settings.max_wait_s, settings.bake_s + LOG_WAIT_S)
     if waits or (lacking and not over):
         lacks = [*(finding.lack for finding in lacking), *([log.lack] if log.waits else [])]
-        return "wait", f"no verdict after {seconds:,.0f} s: {_joined(lacks)}"
-    known = _joined(finding.bounds for finding in findings if finding.passed)
+        return "wait", f"no verdict after {seconds:,.0f} s: {'; '.join(lacks)}"
+    known = "; ".join(finding.bounds for finding in findings if finding.passed)
     reason = f"passed after {seconds:,.0f} s: {known}"
     if lacking:
         reason += f"; without a verdict on quality: {lacking[0].lack}"
@@ -204,15 +205,7 @@ def _verdict(
 
 
 def _settings(rollout: Rollout) -> RolloutSection:
-    """Return what the rollout was started with; what another version of raymlops wrote beside is left out."""
+    """Return the settings the rollout was started with; fields of other versions of raymlops are ignored."""
     return RolloutSection.model_validate(
         {key: value for key, value in rollout.settings.items() if key in RolloutSection.model_fields}
     )
-
-
-def _at(rollout: Rollout) -> str:
-    return f"{100 * rollout.weight:g} percent"
-
-
-def _joined(parts: Iterable[str]) -> str:
-    return "; ".join(parts)

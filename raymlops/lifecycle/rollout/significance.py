@@ -1,24 +1,25 @@
-"""What is asked of a canary: does it err more, is it slower, are its answers worse? Pure: evidence in, findings out.
+"""The questions about a canary: more errors, slower answers, worse answers? Pure: evidence in, findings out.
 
-Owns how counts become evidence of harm, and bounds that let a step pass. Knows nothing of the steps' order and times.
+Owns how counts become evidence of harm, and the bounds with which a step passes. Knows nothing of the order and the
+times of steps.
 
 The rollout's ``alpha`` is split: half for errors, a quarter each for slowness and quality. A canary as good as the
 champion is found harmful by any of them, in any step, at any look, with probability at most ``alpha`` (see
-``monitor.sequential``, which also says what that presumes). Harm counts where it is at least a tenth of the margin:
-what is smaller is no reason to stop, however sure it is.
+``monitor.sequential``, which also says what that presumes). Harm below a tenth of the margin is no reason to
+stop, however certain it is.
 
-That promise is for ``sticky: request``. Where callers keep to a version and are unlike (in simulations a fifth of them
+That promise is for ``sticky: request``. If callers keep to a version and differ (in simulations a fifth of them
 erred, the others never, a few sent most), an equally good version was aborted in 28% of rollouts with ten callers, in
-24% with a hundred and in 6% with ten thousand: the canary may simply have got the bad ones.
+24% with a hundred and in 6% with ten thousand: the canary may simply have received the bad ones.
 
-Three things are not seen. Requests turned away because too many were waiting are left out for both versions, so that a
-canary that takes less load than the champion shows it as late answers or not at all. A canary that cannot be reached
+Three things are not visible. Requests rejected because the queue was full are left out for both versions, so that a
+canary that handles less load than the champion shows it as late answers or not at all. A canary that cannot be reached
 errs, whether its own code ended it or a machine that failed under it, while a champion that is lost takes its counts
-with it: a node that dies under the canary alone can abort a good version. And a caller that leaves counts as a slow
-answer of whoever was asked, whatever made them leave.
+with it: a node that dies under the canary alone can abort a good version. And a caller that disconnects counts as a
+slow answer of the version that got its request, whatever the reason.
 
-Evidence is computed from the counts anew at each look. Where a replica dies and its counts go with it, what is left is
-a smaller sample, as fair as the whole: evidence and bounds fall back to what it shows, and nothing else happens.
+Evidence is recomputed from the counts at each step of the controller. If a replica dies with its counts, the rest is a
+smaller sample, as fair as the whole: evidence and bounds fall back to what it shows.
 """
 
 from __future__ import annotations
@@ -32,24 +33,24 @@ from raymlops.predictions.counts import LEVELS, Counts, Losses
 from raymlops.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.config.serve import RolloutSection
 
 RELEVANT = 0.1
-"""Part of a margin below which harm is no reason to stop."""
+"""Share of a margin below which harm is no reason to stop."""
 _PARTS = {"errors": 0.5, "slow": 0.25, "quality": 0.25}
 _LARGEST = math.log(1e12)
-"""Evidence beyond this is written down as this: JSON has no infinity, and nobody needs it."""
+"""Evidence is capped at this: JSON has no infinity."""
 _LEVELS = tuple(level / (LEVELS - 1) for level in range(LEVELS))
 
 
 @dataclass(frozen=True)
 class StepEvidence(Record):
-    """What was counted while the traffic was shared at one step."""
+    """The counts at one step, while the traffic was split."""
 
     weight: float
-    """The canary's share of the requests that chance gave to it or to the champion, 0 to 1."""
+    """The canary's share of the requests that were assigned at random, 0 to 1."""
     canary: Counts = field(default_factory=Counts)
     champion: Counts = field(default_factory=Counts)
     canary_losses: Losses = field(default_factory=Losses)
@@ -62,7 +63,7 @@ class StepEvidence(Record):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild it; what is missing is empty."""
+        """Restore it from JSON data; missing fields are empty."""
         return cls(
             weight=data["weight"],
             canary=Counts.from_dict(data.get("canary", {})),
@@ -79,7 +80,7 @@ class Side(Record):
     count: int
     """Requests, or labelled ones."""
     value: float | None
-    """Share of its requests, or mean loss; None where there are none."""
+    """Share of its requests, or mean loss; None without any."""
     lower: float
     upper: float
     """Bounds of ``value``, that hold at all times."""
@@ -93,13 +94,13 @@ class Finding(Record):
     canary: Side
     champion: Side
     evidence: float
-    """An equally good version ever gets there in at most one of this many rollouts (an e-value)."""
+    """An equally good version ever reaches this in at most one of this many rollouts (an e-value)."""
     limit: float
     excess: float
     """The canary's value less the champion's: at this step or over all, whichever is more."""
     margin: float
     clipped: tuple[bool, bool] = (False, False)
-    """Whether most losses of the canary, and of the champion, are no measure of their errors."""
+    """Whether most losses of the canary, and of the champion, do not measure their errors."""
 
     @property
     def harmful(self) -> bool:
@@ -164,12 +165,12 @@ class Finding(Record):
 
 
 def find(steps: Sequence[StepEvidence], settings: RolloutSection) -> list[Finding]:
-    """Ask every question of a rollout's steps so far, of which the last one is the current one.
+    """Return the findings of a rollout's steps so far, of which the last one is the current one.
 
-    Quality is asked where both versions have labelled requests at any step: evidence of harm stays what it is when a
-    step begins, and to pass it takes labels of this one. Losses that are clipped at 1 do not say how wrong an answer
-    was: where most are there is no verdict, unless they are the canary's alone, which can only be harm. A late answer
-    of the canary is a slow one: the champion's that take as long are slow too.
+    Quality is judged once both versions have labelled requests at any step: evidence of harm is kept when a step
+    begins, and passing requires labels of the current one. Losses that are clipped at 1 do not say how wrong an
+    answer was: if most are, there is no verdict, unless they are the canary's alone, which can only be harm. A late
+    answer of the canary is a slow one: the champion's that take as long are slow too.
     """
     errors = [_shares(step, "errors") for step in steps]
     slow = [_shares(step, "slow", "late") for step in steps]
@@ -178,7 +179,7 @@ def find(steps: Sequence[StepEvidence], settings: RolloutSection) -> list[Findin
         _finding("slow", slow, alpha=settings.alpha, margin=settings.slow_margin),
     ]
     if any(step.canary_losses.count and step.champion_losses.count for step in steps):
-        means = [_Means(step.weight, step.canary_losses, step.champion_losses) for step in steps]
+        means = [_means(step) for step in steps]
         quality = _finding("quality", means, alpha=settings.alpha, margin=settings.quality_margin)
         champion = sum((step.champion_losses for step in steps), Losses())
         clipped = (steps[-1].canary_losses.mostly_clipped, champion.mostly_clipped)
@@ -187,71 +188,84 @@ def find(steps: Sequence[StepEvidence], settings: RolloutSection) -> list[Findin
 
 
 def note_on_quality(steps: Sequence[StepEvidence]) -> str:
-    """Return why quality is not asked, or which losses failed; empty where there is nothing to say."""
+    """Return why quality is not judged, or which losses failed; empty otherwise."""
     notes = (losses.note for step in reversed(steps) for losses in (step.champion_losses, step.canary_losses))
     return next(filter(None, notes), "")
 
 
 @dataclass(frozen=True)
-class _Shares:
-    """Events and requests of both versions at one step."""
+class _Sample:
+    """Requests of one version at one step, as a question sees them."""
 
-    weight: float
-    canary: tuple[int, int]
-    champion: tuple[int, int]
+    count: int
+    mean: float
+    """Share of events, or mean loss; 0 without requests."""
+    bounds: Callable[[float], tuple[float, float]]
+    """Of the mean, by alpha."""
 
-    def harm(self, weight: float) -> float:
-        return float(rate_harm(self.canary, self.champion, weight=weight))
-
-    def sides(self, alpha: float) -> tuple[Side, Side]:
-        return self._side(*self.canary, alpha), self._side(*self.champion, alpha)
-
-    def sizes(self) -> tuple[int, int]:
-        return self.canary[1], self.champion[1]
-
-    def values(self) -> tuple[float, float]:
-        return self.canary[0] / max(1, self.canary[1]), self.champion[0] / max(1, self.champion[1])
-
-    @staticmethod
-    def _side(events: int, total: int, alpha: float) -> Side:
-        return Side(total, events / total if total else None, *rate_bounds(events, total, alpha=alpha))
+    def side(self, alpha: float) -> Side:
+        return Side(self.count, self.mean if self.count else None, *self.bounds(alpha))
 
 
 @dataclass(frozen=True)
-class _Means:
-    """Losses of both versions at one step."""
+class _Comparison:
+    """Both versions at one step."""
 
     weight: float
-    canary: Losses
-    champion: Losses
+    canary: _Sample
+    champion: _Sample
+    harm: Callable[[float], float]
+    """The log of the evidence that the canary is worse, by the probability with which a request falls to it."""
 
-    def harm(self, weight: float) -> float:
-        return float(loss_harm(_row(self.canary), _row(self.champion), levels=_LEVELS, weight=weight))
-
-    def sides(self, alpha: float) -> tuple[Side, Side]:
-        return self._side(self.canary, alpha), self._side(self.champion, alpha)
-
+    @property
     def sizes(self) -> tuple[int, int]:
         return self.canary.count, self.champion.count
 
-    def values(self) -> tuple[float, float]:
-        return (self.canary.mean if self.canary.count else 0.0), (self.champion.mean if self.champion.count else 0.0)
 
-    @staticmethod
-    def _side(losses: Losses, alpha: float) -> Side:
-        levels = [_LEVELS[level] for level, _ in losses.levels]
-        bounds = mean_bounds([number for _, number in losses.levels], levels=levels, alpha=alpha)
-        return Side(losses.count, losses.mean if losses.count else None, *bounds)
+def _shares(step: StepEvidence, *events: str) -> _Comparison:
+    """Compare the share of requests with any of these events; impossible counts are clamped."""
+
+    def pair(counts: Counts) -> tuple[int, int]:
+        total = max(0, counts.requests)
+        return min(total, max(0, sum(getattr(counts, event) for event in events))), total
+
+    def sample(number: int, total: int) -> _Sample:
+        return _Sample(total, number / max(1, total), lambda alpha: rate_bounds(number, total, alpha=alpha))
+
+    canary, champion = pair(step.canary), pair(step.champion)
+    return _Comparison(
+        step.weight,
+        sample(*canary),
+        sample(*champion),
+        harm=lambda weight: float(rate_harm(canary, champion, weight=weight)),
+    )
 
 
-def _finding(question: str, steps: Sequence[_Shares] | Sequence[_Means], *, alpha: float, margin: float) -> Finding:
+def _means(step: StepEvidence) -> _Comparison:
+    """Compare the mean losses of labelled requests."""
+
+    def sample(losses: Losses) -> _Sample:
+        levels, numbers = [_LEVELS[level] for level, _ in losses.levels], [number for _, number in losses.levels]
+        mean = losses.mean if losses.count else 0.0
+        return _Sample(losses.count, mean, lambda alpha: mean_bounds(numbers, levels=levels, alpha=alpha))
+
+    canary, champion = _row(step.canary_losses), _row(step.champion_losses)
+    return _Comparison(
+        step.weight,
+        sample(step.canary_losses),
+        sample(step.champion_losses),
+        harm=lambda weight: float(loss_harm(canary, champion, levels=_LEVELS, weight=weight)),
+    )
+
+
+def _finding(question: str, steps: Sequence[_Comparison], *, alpha: float, margin: float) -> Finding:
     alpha *= _PARTS[question]
     evidence = sum(step.harm(step.weight) for step in steps)
     if evidence >= -math.log(alpha):
-        # Callers that keep to a version may bring another share of the requests than theirs of the callers: what is
-        # evidence with both shares alone is believed. Where chance gives requests, both are about the same.
+        # Callers that keep to a version may send another share of the requests than theirs of the callers: only
+        # evidence with both shares counts. If requests are assigned at random, both are about the same.
         evidence = sum(min(step.harm(step.weight), step.harm(_observed(step))) for step in steps)
-    canary, champion = steps[-1].sides(alpha / 2)
+    canary, champion = (sample.side(alpha / 2) for sample in (steps[-1].canary, steps[-1].champion))
     return Finding(
         question=question,
         canary=canary,
@@ -263,31 +277,23 @@ def _finding(question: str, steps: Sequence[_Shares] | Sequence[_Means], *, alph
     )
 
 
-def _observed(step: _Shares | _Means) -> float:
-    canary, champion = step.sizes()
+def _observed(step: _Comparison) -> float:
+    canary, champion = step.sizes
     return canary / max(1, canary + champion)
 
 
-def _excess(steps: Sequence[_Shares] | Sequence[_Means]) -> float:
+def _excess(steps: Sequence[_Comparison]) -> float:
     """Return the difference, averaged over steps by their requests.
 
     Not that of the sums over all steps: a bad hour at a step with many canary requests would count against it.
     """
-    sizes = [sum(step.sizes()) if all(step.sizes()) else 0 for step in steps]
-    differences = [ours - theirs for ours, theirs in (step.values() for step in steps)]
+    sizes = [sum(step.sizes) if all(step.sizes) else 0 for step in steps]
+    differences = (step.canary.mean - step.champion.mean for step in steps)
     return sum(size * difference for size, difference in zip(sizes, differences, strict=True)) / max(1, sum(sizes))
 
 
-def _shares(step: StepEvidence, *events: str) -> _Shares:
-    """Return the share of requests with any of these events; counts that cannot be are taken for the nearest."""
-    pairs = []
-    for counts in (step.canary, step.champion):
-        total = max(0, counts.requests)
-        pairs.append((min(total, max(0, sum(getattr(counts, event) for event in events))), total))
-    return _Shares(step.weight, *pairs)
-
-
 def _row(losses: Losses) -> list[int]:
+    """Return the number of losses at each level."""
     row = [0] * LEVELS
     for level, number in losses.levels:
         row[level] = number

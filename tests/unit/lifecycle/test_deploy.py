@@ -13,7 +13,7 @@ from raymlops.config.serve import RolloutSection
 from raymlops.errors import RefusedError, TakenError, UsageError
 from raymlops.lifecycle.deploy import OPENED, _bring, _share, rollback_target, running_rollout
 from raymlops.lifecycle.live.bring_up import restored
-from raymlops.lifecycle.rollout.canary import Asked, share
+from raymlops.lifecycle.rollout.canary import TrafficRequest, share
 from raymlops.records import BundleRef, ModelVersionRef
 from raymlops.state.database import state_url
 from raymlops.state.rollouts import rollouts
@@ -66,7 +66,7 @@ def rollout(state, bring, configured):
     """Return the id of the rollout of version 2 beside the champion 1."""
     bring(1)
     bring(2, "deploy.beside")
-    asked = Asked(weight=0.1, rollout=RolloutSection())
+    asked = TrafficRequest(weight=0.1, rollout=RolloutSection())
     options = {"asked": asked, "serve": configured().serve, "why": "", "now": datetime.now(UTC)}
     return share(state, bring.serve, "m", version=2, champion=1, **options).rollout_id
 
@@ -97,7 +97,7 @@ def test_the_champion_gets_no_share_beside_a_canary(state, bring, rollout, confi
     ref = ModelVersionRef("m", 1, "run", BundleRef("/bundles", "d" * 64))
     options = {"state": state, "api": bring.serve, "registry": Aliases(), "abort": False, "why": ""}
     with pytest.raises(RefusedError, match="version 1 of m is champion already: it answers all that no canary does"):
-        _share(configured(), ref, Asked(weight=0.2), **options)
+        _share(configured(), ref, TrafficRequest(weight=0.2), **options)
 
 
 def test_promoting_what_is_rolled_out_ends_its_rollout(state, bring, rollout):

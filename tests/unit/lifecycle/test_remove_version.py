@@ -11,7 +11,7 @@ from fake_serve import FakeServe
 from raymlops.config.serve import RolloutSection, ServeSection
 from raymlops.errors import NotFoundError, RefusedError, UsageError
 from raymlops.lifecycle.remove_version import number_of, take_down
-from raymlops.lifecycle.rollout.canary import Asked, share
+from raymlops.lifecycle.rollout.canary import TrafficRequest, share
 from raymlops.records import BundleRef
 from raymlops.state.store import Deployment, State
 
@@ -81,7 +81,7 @@ def test_the_champion_is_refused(state, down):
 def test_a_version_that_is_rolled_out_is_refused(state, down):
     """Its rollout is ended first, by name."""
     state.put_deployments({"m": [CHAMPION, beside(2)]}, action="deploy", why="a test")
-    asked = Asked(weight=0.1, rollout=RolloutSection())
+    asked = TrafficRequest(weight=0.1, rollout=RolloutSection())
     options = {"asked": asked, "serve": SERVE, "why": "", "now": datetime.now(UTC)}
     rollout = share(state, down.serve, "m", version=2, champion=1, **options).rollout_id
     with pytest.raises(RefusedError, match=f"version 2 of m is being rolled out: {rollout}") as caught:

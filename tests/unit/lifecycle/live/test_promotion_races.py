@@ -21,7 +21,7 @@ from raymlops.config.serve import RolloutSection
 from raymlops.lifecycle.deploy import _back
 from raymlops.lifecycle.live.change import change
 from raymlops.lifecycle.live.lineup import LineUp, beside, with_champion
-from raymlops.lifecycle.rollout.canary import Asked, abort, settle, share
+from raymlops.lifecycle.rollout.canary import TrafficRequest, abort, settle, share
 from raymlops.lifecycle.rollout.controller import Controller
 from raymlops.lifecycle.rollout.evidence import Reports, epoch_of
 from raymlops.records import BundleRef
@@ -113,7 +113,7 @@ def put(state, serve, version, *, champion):
 
 
 def begin(state, serve):
-    asked = Asked(weight=0.1, rollout=RolloutSection(steps=(10.0,), bake_s=0.0))
+    asked = TrafficRequest(weight=0.1, rollout=RolloutSection(steps=(10.0,), bake_s=0.0))
     share(state, serve, "m", version=2, champion=1, asked=asked, serve=SPEC.serve, why="", now=START)
     with state.reading() as connection:
         return running(connection, "m")[0]

@@ -12,7 +12,7 @@ from raymlops.config.serve import RolloutSection, ServeSection
 from raymlops.errors import DeployError, RefusedError, UsageError
 from raymlops.lifecycle.live.change import change
 from raymlops.lifecycle.live.lineup import LineUp, beside, with_champion
-from raymlops.lifecycle.rollout.canary import Asked, abort, asked_for, settle, share, untouched
+from raymlops.lifecycle.rollout.canary import TrafficRequest, abort, requested_traffic, settle, share, untouched
 from raymlops.records import BundleRef
 from raymlops.serving.control.apply import apply
 from raymlops.state.rollouts import rollouts
@@ -21,18 +21,18 @@ from raymlops.state.store import Deployment, State
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SERVE = ServeSection(ready_timeout_s=1)
 SETTINGS = RolloutSection(steps=(10.0, 50.0, 100.0))
-ROLLOUT = Asked(weight=0.1, rollout=SETTINGS)
+ROLLOUT = TrafficRequest(weight=0.1, rollout=SETTINGS)
 
 
 def ask(canary=None, *, steps=None, bake_s=None, shadow=None):
-    return asked_for(canary=canary, steps=steps, bake_s=bake_s, shadow=shadow, settings=SETTINGS)
+    return requested_traffic(canary=canary, steps=steps, bake_s=bake_s, shadow=shadow, settings=SETTINGS)
 
 
 def test_a_canary_alone_is_held():
     """A share and no rollout; nothing asked for is nothing."""
-    assert ask(10) == Asked(weight=0.1)
-    assert ask(0, shadow=100) == Asked(weight=0.0, shadow=1.0)
-    assert not ask().anything
+    assert ask(10) == TrafficRequest(weight=0.1)
+    assert ask(0, shadow=100) == TrafficRequest(weight=0.0, shadow=1.0)
+    assert not ask().changes
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_share_and_its_rollout_are_one_event(state, serve):
 
 def test_the_record_says_how_much(state, serve):
     """What a version was given, and what it had when that was taken away."""
-    give(state, serve, 3, Asked(shadow=0.5))
+    give(state, serve, 3, TrafficRequest(shadow=0.5))
     assert state.events()[0].why == "copies of 50%"
     record = give(state, serve, 2, replace(ROLLOUT, shadow=1.0))
     assert state.events()[0].why == "answers 10%, copies of 100%, steps 10, 50, 100%"
@@ -127,7 +127,7 @@ def test_the_record_says_how_much(state, serve):
     ("version", "action", "end"),
     [
         (2, "promote", "promoted: version 2 was made champion by promote"),
-        (3, "promote", "stopped: version 1, with which it was compared, is not champion any more"),
+        (3, "promote", "stopped: version 1, with which it was compared, is no longer champion"),
         (2, "rollout.promote", None),
     ],
 )
@@ -149,16 +149,16 @@ def test_the_end_of_a_rollout_by_another_change_is_an_event(state, serve, versio
 def test_while_a_rollout_runs_nobody_else_moves_traffic(state, serve):
     """Neither a second rollout nor a share by hand, of any version; a shadow disturbs it not."""
     first = give(state, serve, 2, ROLLOUT)
-    for version, asked in ((3, ROLLOUT), (3, Asked(weight=0.2)), (2, Asked(weight=0.0))):
+    for version, asked in ((3, ROLLOUT), (3, TrafficRequest(weight=0.2)), (2, TrafficRequest(weight=0.0))):
         with pytest.raises(RefusedError, match=f"being rolled out: {first.rollout_id}"):
             give(state, serve, version, asked)
-    give(state, serve, 3, Asked(shadow=1.0))
+    give(state, serve, 3, TrafficRequest(shadow=1.0))
     assert shares(state) == {1: (0, 0), 2: (0.1, 0), 3: (0, 1.0)}
 
 
 def test_a_rollout_compares_two_versions(state, serve):
     """With a third one's share in the traffic the weights would not be what they say."""
-    give(state, serve, 3, Asked(weight=0.2))
+    give(state, serve, 3, TrafficRequest(weight=0.2))
     with pytest.raises(RefusedError, match="version 3 of m has a share"):
         give(state, serve, 2, ROLLOUT)
     assert abort(state, serve, "m", serve=SERVE, why="", now=NOW, action="rollback.canary").version == 3
@@ -167,7 +167,7 @@ def test_a_rollout_compares_two_versions(state, serve):
 
 def test_what_changed_since_it_was_looked_at_is_refused(state, serve):
     """Another champion than the one that the signature was compared with."""
-    with pytest.raises(RefusedError, match="version 9 of m is not live any more"):
+    with pytest.raises(RefusedError, match="version 9 of m is no longer live"):
         give(state, serve, 2, ROLLOUT, champion=9)
 
 
@@ -183,10 +183,10 @@ def test_a_share_that_serve_does_not_take_is_taken_back(state, serve):
 
 def test_what_is_not_up_has_nothing_to_be_taken_away(state, serve):
     """Version 9 stays where it is; 2 is up."""
-    assert Asked(weight=0.0).nothing
-    assert Asked(weight=0.0, shadow=0.0).nothing
-    assert not Asked(weight=0.0, shadow=0.1).nothing
-    assert not Asked().nothing
+    assert TrafficRequest(weight=0.0).removes
+    assert TrafficRequest(weight=0.0, shadow=0.0).removes
+    assert not TrafficRequest(weight=0.0, shadow=0.1).removes
+    assert not TrafficRequest().removes
     record = untouched(state.deployments("m"), "m", 9, digest="d")
     assert (record.version, record.weight, record.changed, record.previous_version) == (9, 0.0, False, 1)
     assert untouched(state.deployments("m"), "m", 2, digest="d") is None
@@ -194,9 +194,9 @@ def test_what_is_not_up_has_nothing_to_be_taken_away(state, serve):
 
 def test_a_broken_version_loses_its_share(state, serve):
     """By hand as by a rollback: nobody waits for it."""
-    give(state, serve, 2, Asked(weight=0.1, shadow=0.5))
+    give(state, serve, 2, TrafficRequest(weight=0.1, shadow=0.5))
     serve.unhealthy = {"m--v2"}
-    assert give(state, serve, 2, Asked(weight=0.0, shadow=0.0)).weight == 0.0
+    assert give(state, serve, 2, TrafficRequest(weight=0.0, shadow=0.0)).weight == 0.0
     assert shares(state)[2] == (0, 0)
 
 
@@ -207,7 +207,7 @@ def test_a_version_that_sleeps_is_woken_before_it_gets_a_share(state, serve):
     apply(state.desired(), api=serve, wait_s=1)
     del serve.live["m--v4"]["deployments"][0]["autoscaling_config"]["initial_replicas"]
     sent = len(serve.sent)
-    give(state, serve, 4, Asked(weight=0.1))
+    give(state, serve, 4, TrafficRequest(weight=0.1))
 
     def least(index):
         (found,) = (item for item in serve.sent[index]["applications"] if item["name"] == "m--v4")

@@ -13,7 +13,7 @@ from raymlops.config.serve import RolloutSection, ServeSection
 from raymlops.errors import ClusterError, StorageError, TrackingError
 from raymlops.lifecycle.live.change import change
 from raymlops.lifecycle.live.lineup import LineUp, beside, with_champion
-from raymlops.lifecycle.rollout.canary import Asked, abort, share
+from raymlops.lifecycle.rollout.canary import TrafficRequest, abort, share
 from raymlops.lifecycle.rollout.controller import IDLE_PAUSE_S, ROLLOUT_PAUSE_S, Controller
 from raymlops.lifecycle.rollout.evidence import Reports, epoch_of
 from raymlops.lifecycle.rollout.loss_reader import LogLosses, Window
@@ -57,7 +57,7 @@ def rollout(state, serve):
     """Return the rollout of version 2 beside the champion 1, at its first step."""
     put(state, serve, 1, champion=True)
     put(state, serve, 2, champion=False)
-    asked = Asked(weight=0.1, rollout=SETTINGS)
+    asked = TrafficRequest(weight=0.1, rollout=SETTINGS)
     share(state, serve, "m", version=2, champion=1, asked=asked, serve=SERVE, why="a test", now=START)
     return now_running(state)
 
@@ -208,7 +208,7 @@ def test_a_version_that_does_not_come_up_as_champion_is_aborted(state, serve):
     """Its replicas crash once it is to have the route: the old champion keeps it, the reason is on the record."""
     put(state, serve, 1, champion=True)
     put(state, serve, 2, champion=False)
-    asked = Asked(weight=0.1, rollout=RolloutSection(steps=(10.0,), bake_s=0.0))
+    asked = TrafficRequest(weight=0.1, rollout=RolloutSection(steps=(10.0,), bake_s=0.0))
     share(state, serve, "m", version=2, champion=1, asked=asked, serve=SERVE, why="a test", now=START)
     serve.unhealthy = {"m--v2"}
     reports = Reports()
@@ -442,7 +442,7 @@ def test_a_step_passes_on_labels_that_are_read_after_its_bake(state, serve):
     """
     put(state, serve, 1, champion=True)
     put(state, serve, 2, champion=False)
-    asked = Asked(weight=0.1, rollout=RolloutSection(steps=(10.0, 50.0), bake_s=5.0))
+    asked = TrafficRequest(weight=0.1, rollout=RolloutSection(steps=(10.0, 50.0), bake_s=5.0))
     share(state, serve, "m", version=2, champion=1, asked=asked, serve=SERVE, why="a test", now=START)
     reports, losses = Reports(), {}
     told(reports, now_running(state), canary=GOOD)
@@ -478,7 +478,7 @@ def test_a_log_that_is_switched_off_is_not_read(state, serve):
     off = SERVE.model_copy(update={"log": SERVE.log.model_copy(update={"enabled": False})})
     put(state, serve, 1, champion=True, settings=off)
     put(state, serve, 2, champion=False)
-    asked = Asked(weight=0.1, rollout=SETTINGS)
+    asked = TrafficRequest(weight=0.1, rollout=SETTINGS)
     share(state, serve, "m", version=2, champion=1, asked=asked, serve=SERVE, why="a test", now=START)
     reports = Reports()
     told(reports, now_running(state), canary=GOOD)
