@@ -34,26 +34,27 @@ def predictions(
     as_json: JsonFlag = False,
 ) -> None:
     """Print the logged requests of a model with answers and labels, oldest first, one JSON object per row."""
-    from raymlops.lifecycle import prediction_log as log
+    from raymlops.lifecycle.prediction_log import compact_predictions, parse_moment
     from raymlops.lifecycle.sources import place_of
+    from raymlops.predictions.read import read_predictions
 
-    source = place_of(config, overrides=overrides or (), env=env)
+    spec = place_of(config, overrides=overrides or (), env=env)
     if compact:
         if out is not None or limit is not None or version is not None:
             raise UsageError(
                 "--compact works on the files of all versions; it goes with no --version, --limit or --out",
                 hint="Leave --compact out to read.",
             )
-        record = log.compact_predictions(name, source)
+        record = compact_predictions(name, spec)
         text = f"merged {record.merged} files of {record.folders} hours and days into {record.into}"
         answer(record.to_dict(), text, as_json=as_json)
         return
     now = datetime.now(UTC)
-    reading = log.predictions(
+    reading = read_predictions(
+        spec.storage.path,
         name,
-        source,
-        since=log.parse_moment(since, now=now),
-        until=None if until is None else log.parse_moment(until, now=now),
+        since=parse_moment(since, now=now),
+        until=None if until is None else parse_moment(until, now=now),
         version=version,
         limit=limit,
     )

@@ -7,7 +7,7 @@ traffic ``canary``'s; who becomes what is decided by the pure functions of ``lin
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -94,28 +94,18 @@ def deploy(
 
     spec = spec_of(source, overrides=overrides, env=env)
     settings = spec.serve.rollout
-    asked = requested_traffic(canary=canary, steps=steps, bake_s=bake_s, shadow=shadow, settings=settings)
-    if asked.changes and breaking:
+    traffic = requested_traffic(canary=canary, steps=steps, bake_s=bake_s, shadow=shadow, settings=settings)
+    if traffic.changes and breaking:
         raise UsageError("a canary and a shadow answer the champion's callers, so they cannot break what it takes")
     registry, ref = admitted(spec, version)
     with opened(spec) as (state, api):
         doubts = doubts_of(state, ref)
-        if asked.changes:
-            record = _share(
-                spec, ref, asked, state=state, api=api, registry=registry, abort=abort, why=_why(version, ref)
-            )
+        request = _Request(spec, ref, _why(version, ref), state, api, registry)
+        if traffic.changes:
+            record = _share(request, traffic, abort=abort)
         else:
-            record = _bring(
-                spec,
-                ref,
-                state=state,
-                api=api,
-                registry=registry,
-                action="deploy" if promote else "deploy.beside",
-                why=_why(version, ref),
-                breaking=breaking or not promote,
-                abort=abort and promote,
-            )
+            action = "deploy" if promote else "deploy.beside"
+            record = _bring(request, action=action, breaking=breaking or not promote, abort=abort and promote)
     return replace(record, warnings=(*doubts, *record.warnings))
 
 
@@ -146,16 +136,8 @@ def promote(
             if not state.deployments(ref.name):
                 return _name_champion(ref, state=state, registry=registry, why=_why(version, ref))
         with serve_of(spec) as api:
-            return _bring(
-                spec,
-                ref,
-                state=state,
-                api=api,
-                registry=registry,
-                action="promote",
-                why=_why(version, ref),
-                breaking=breaking,
-            )
+            request = _Request(spec, ref, _why(version, ref), state, api, registry)
+            return _bring(request, action="promote", breaking=breaking)
 
 
 def rollback(
@@ -346,48 +328,48 @@ def _back(
     return record_of(done)
 
 
-def _bring(
-    spec: ProjectSpec,
-    ref: ModelVersionRef,
-    *,
-    state: State,
-    api: ServeApi,
-    registry: Registry,
-    action: str,
-    why: str,
-    breaking: bool,
-    abort: bool = False,
-) -> DeploymentRecord:
+@dataclass(frozen=True)
+class _Request:
+    """A version to bring up, and where."""
+
+    spec: ProjectSpec
+    ref: ModelVersionRef
+    why: str
+    state: State
+    api: ServeApi
+    registry: Registry
+
+
+def _bring(request: _Request, *, action: str, breaking: bool, abort: bool = False) -> DeploymentRecord:
     """Bring a version up: beside the champion, or as the champion."""
     from raymlops.lifecycle.live.change import record_of
-    from raymlops.lifecycle.rollout import canary
     from raymlops.lifecycle.rollout.actor import ensure_controller
     from raymlops.lifecycle.rollout.canary import settle
 
+    state, api = request.state, request.api
     if not breaking:
-        check_callers(ref, state)
+        check_callers(request.ref, state)
     if abort:
-        now = datetime.now(UTC)
-        canary.abort(state, api, ref.name, serve=spec.serve, why=f"for version {ref.version}", now=now, action="abort")
-    done, opened = _up(spec, ref, state=state, api=api, registry=registry, action=action, why=why)
+        _abort(request)
+    done, opened = _up(request, action=action)
     if action != "deploy.beside":
-        settle(state, ref.name, now=datetime.now(UTC))
+        settle(state, request.ref.name, now=datetime.now(UTC))
     record = record_of(done)
-    said = [OPENED] if opened else []
-    said += ensure_controller(spec, state, dashboard_url=api.dashboard_url)
-    return replace(record, warnings=(*record.warnings, *said))
+    warnings = [OPENED] if opened else []
+    warnings += ensure_controller(request.spec, state, dashboard_url=api.dashboard_url)
+    return replace(record, warnings=(*record.warnings, *warnings))
 
 
-def _up(
-    spec: ProjectSpec,
-    ref: ModelVersionRef,
-    *,
-    state: State,
-    api: ServeApi,
-    registry: Registry,
-    action: str,
-    why: str,
-) -> tuple[Change, bool]:
+def _abort(request: _Request) -> None:
+    """End the rollout that is in the way of a version."""
+    from raymlops.lifecycle.rollout.canary import abort
+
+    why, now = f"for version {request.ref.version}", datetime.now(UTC)
+    serve = request.spec.serve
+    abort(request.state, request.api, request.ref.name, serve=serve, why=why, now=now, action="abort")
+
+
+def _up(request: _Request, *, action: str) -> tuple[Change, bool]:
     """Bring a version up, and return also whether that takes the model's keys away."""
     from raymlops.lifecycle.live.change import change
     from raymlops.lifecycle.live.lineup import LineUp
@@ -395,6 +377,7 @@ def _up(
     from raymlops.serving.control.address import is_local, listening
     from raymlops.state.store import Deployment
 
+    ref, state, api = request.ref, request.state, request.api
     stays_beside = action == "deploy.beside"
     new = Deployment(
         name=ref.name,
@@ -402,7 +385,7 @@ def _up(
         bundle=ref.bundle,
         run_id=ref.run_id,
         role="warm" if stays_beside else "champion",
-        serve=spec.serve.model_dump(mode="json"),
+        serve=request.spec.serve.model_dump(mode="json"),
     )
 
     opened = False
@@ -421,42 +404,35 @@ def _up(
             if stays_beside and not live
             else with_champion(before, new, configured=True)
         )
-        opened = opened or opens(
-            before, wanted, listens.reach if listens else None
-        )  # once it comes up with that, it is so before as well
-        return LineUp(wanted, new.version, spare=spare_of(before, new), why=f"{why}: {OPENED}" if opened else why)
+        # Once it has come up with that, it is so before as well.
+        opened = opened or opens(before, wanted, listens.reach if listens else None)
+        why = f"{request.why}: {OPENED}" if opened else request.why
+        return LineUp(wanted, new.version, spare=spare_of(before, new), why=why)
+
+    def follow(version: int) -> None:
+        request.registry.set_alias(ref.name, "champion", version)
 
     done = change(
         state,
         api,
         ref.name,
         decide=decide,
-        serve=spec.serve,
+        serve=request.spec.serve,
         action=action,
-        why=why,
-        follow=None if stays_beside else lambda version: registry.set_alias(ref.name, "champion", version),
+        why=request.why,
+        follow=None if stays_beside else follow,
     )
     return done, opened
 
 
-def _share(
-    spec: ProjectSpec,
-    ref: ModelVersionRef,
-    asked: TrafficRequest,
-    *,
-    state: State,
-    api: ServeApi,
-    registry: Registry,
-    abort: bool,
-    why: str,
-) -> DeploymentRecord:
+def _share(request: _Request, traffic: TrafficRequest, *, abort: bool) -> DeploymentRecord:
     """Bring a version up beside the champion and give it a share of the traffic."""
     from raymlops.lifecycle.rollout import canary
     from raymlops.lifecycle.rollout.actor import ensure_controller
     from raymlops.lifecycle.rollout.loss_rule import unasked
     from raymlops.serving.control.render import settings_of
 
-    now = datetime.now(UTC)
+    ref, state, api = request.ref, request.state, request.api
     name = ref.name
     champion = champion_of(state.deployments(name))
     if champion is None:
@@ -469,41 +445,39 @@ def _share(
             f"version {ref.version} of {name} is champion already: it answers all that no canary does",
             hint="Name another one with --version.",
         )
-    if asked.weight or asked.shadow:
+    if traffic.weight or traffic.shadow:
         check_callers(ref, state, share=True)
-    if asked.weight is not None:
+    if traffic.weight is not None:
         if abort:
-            canary.abort(state, api, name, serve=spec.serve, why=f"for version {ref.version}", now=now, action="abort")
+            _abort(request)
         canary.refuse_running(state, name)
-    if asked.removes:
+    if traffic.removes:
         nothing = canary.untouched(state.deployments(name), name, ref.version, digest=ref.bundle.digest)
         if nothing is not None:
             return nothing
     else:
-        _up(spec, ref, state=state, api=api, registry=registry, action="deploy.beside", why=why)
+        _up(request, action="deploy.beside")
     record = canary.share(
         state,
         api,
         name,
         version=ref.version,
         champion=champion.version,
-        asked=asked,
-        serve=spec.serve,
-        why=why,
+        asked=traffic,
+        serve=request.spec.serve,
+        why=request.why,
         now=datetime.now(UTC),
     )
-    rolls = record.rollout_id is not None
-    warnings = ensure_controller(spec, state, dashboard_url=api.dashboard_url)
-    sticky = settings_of(champion).traffic.sticky
-    kept = (
-        f"callers keep to one version (serve.traffic.sticky: {sticky}), so that an equally good version is aborted "
-        "more often than serve.rollout.alpha says where callers differ"
-        if rolls and sticky != "request"
-        else None
-    )
-    lack = unasked(champion) if rolls else None
-    quality = f"quality is not asked in this rollout, whatever labels come: {lack}" if lack else None
-    return replace(record, warnings=(*record.warnings, *warnings, *filter(None, (kept, quality))))
+    warnings = [*record.warnings, *ensure_controller(request.spec, state, dashboard_url=api.dashboard_url)]
+    if record.rollout_id is not None:
+        if (sticky := settings_of(champion).traffic.sticky) != "request":
+            warnings.append(
+                f"callers keep to one version (serve.traffic.sticky: {sticky}), so that an equally good version is "
+                "aborted more often than serve.rollout.alpha says if callers differ"
+            )
+        if reason := unasked(champion):
+            warnings.append(f"quality is not judged in this rollout, whatever labels arrive: {reason}")
+    return replace(record, warnings=tuple(warnings))
 
 
 def _name_champion(ref: ModelVersionRef, *, state: State, registry: Registry, why: str) -> DeploymentRecord:

@@ -1,6 +1,6 @@
-"""Read the prediction log of a model, and compact its files.
+"""Compact the prediction log of a model, and parse the times of its window.
 
-Knows where the log is, with or without a configuration, and that one compaction runs at a time.
+Knows that one compaction of a log runs at a time.
 """
 
 from __future__ import annotations
@@ -10,56 +10,13 @@ from typing import TYPE_CHECKING
 
 from raymlops.config.durations import parse_duration
 from raymlops.errors import UsageError
-from raymlops.lifecycle.sources import Source, place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from raymlops.config.schema import ProjectSpec
     from raymlops.predictions.compact import CompactRecord
-    from raymlops.predictions.read import Reading
 
 
-def predictions(
-    name: str,
-    source: Source | None = None,
-    *,
-    since: datetime | None = None,
-    until: datetime | None = None,
-    version: int | None = None,
-    columns: Sequence[str] | None = None,
-    labels: bool = True,
-    limit: int | None = None,
-) -> Reading:
-    """Return the logged predictions of a model as an iterable of Arrow batches; see ``read_predictions``.
-
-    ``source`` says where the log is; without one it is below ``RAYMLOPS_HOME``.
-
-    Raises:
-        NotFoundError: no such model or version has predictions; the message names near ones.
-        UsageError: no such column, or a window that ends before it begins.
-        StorageError: the storage cannot be used.
-    """
-    from raymlops.predictions.read import read_predictions
-
-    return read_predictions(
-        place_of(source).storage.path,
-        name,
-        since=since,
-        until=until,
-        version=version,
-        columns=columns,
-        labels=labels,
-        limit=limit,
-    )
-
-
-def compact_predictions(
-    name: str,
-    source: Source | None = None,
-    *,
-    now: datetime | None = None,
-    since: datetime | None = None,
-) -> CompactRecord:
+def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
     """Merge the small files of past hours of a model.
 
     Raises:
@@ -73,10 +30,9 @@ def compact_predictions(
     from raymlops.state.lease import lease
     from raymlops.storage.store import Store
 
-    spec = place_of(source)
     check_known(Store(spec.storage.path), name)
     with lease(state_url(spec), f"predictions-{name}", purpose="compaction"):
-        return compact(spec.storage.path, name, now=now or datetime.now(UTC), since=since)
+        return compact(spec.storage.path, name, now=datetime.now(UTC))
 
 
 def parse_moment(text: str, *, now: datetime) -> datetime:

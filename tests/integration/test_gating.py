@@ -105,7 +105,7 @@ def test_another_state_adopts_what_it_deploys(config, tmp_path):
         rm.gate(there, "2")
     with pytest.raises(RefusedError, match="nothing was loaded"):
         rm.gate(there, "2", adopt=first.bundle.digest)
-    with pytest.raises(GateRefusedError, match=r"version 1 could not be asked(.|\n)*--version 1 --adopt"):
+    with pytest.raises(GateRefusedError, match=r"version 1 could not be evaluated(.|\n)*--version 1 --adopt"):
         rm.gate(there, "2", adopt=second.bundle.digest)
     rm.gate(there, "1", adopt=first.bundle.digest)
     assert rm.gate(there, "2")[0].bundle == second.bundle
@@ -168,7 +168,7 @@ def test_a_champion_that_cannot_be_asked_is_a_reason(config):
     weights = next(Path(champion.bundle.uri).glob("*.safetensors"))
     weights.chmod(0o644)
     weights.write_bytes(b"damaged")
-    with pytest.raises(GateRefusedError, match="version 1 could not be asked: BundleError") as caught:
+    with pytest.raises(GateRefusedError, match="version 1 could not be evaluated: BundleError") as caught:
         rm.gate(config, "2")
     assert "raymlops promote" in str(caught.value)
     assert events(config)[-1].action == "gate.refuse"

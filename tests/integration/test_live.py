@@ -19,9 +19,9 @@ from raymlops.arrays import Column
 from raymlops.bundle.load import load
 from raymlops.errors import DeployError, InsufficientResourcesError, NotFoundError
 from raymlops.lifecycle.deploy import events, remove, restore
-from raymlops.lifecycle.prediction_log import predictions
 from raymlops.lifecycle.sources import spec_of
 from raymlops.predictions.log import PredictionLog
+from raymlops.predictions.read import read_predictions
 from raymlops.predictions.served import Served
 from raymlops.predictions.settings import LogSettings
 from raymlops.registry.versions import Registry
@@ -74,7 +74,11 @@ def answered(record, ref):
 def requests(config):
     """Return the ids of the requests in the log, once for each of their rows."""
     try:
-        return [text for batch in predictions("iris-like", config) for text in batch["request_id"].to_pylist()]
+        return [
+            text
+            for batch in read_predictions(spec_of(config).storage.path, "iris-like")
+            for text in batch["request_id"].to_pylist()
+        ]
     except NotFoundError:  # not one
         return []
 

@@ -18,7 +18,8 @@ from raymlops.bundle.load import load
 from raymlops.cluster.ports import free_port
 from raymlops.lifecycle import keys
 from raymlops.lifecycle.deploy import remove
-from raymlops.lifecycle.prediction_log import predictions
+from raymlops.lifecycle.sources import spec_of
+from raymlops.predictions.read import read_predictions
 from raymlops.serving.control.rest_api import ServeApi
 
 pytestmark = pytest.mark.soak
@@ -97,7 +98,11 @@ def status(config, secret):
 
 def logged(config):
     """Return the id of every request in the prediction log, once for each of its rows."""
-    return [value for batch in predictions("flower", config) for value in batch["request_id"].to_pylist()]
+    return [
+        value
+        for batch in read_predictions(spec_of(config).storage.path, "flower")
+        for value in batch["request_id"].to_pylist()
+    ]
 
 
 def test_the_log_is_complete_after_a_drain(config, versions):

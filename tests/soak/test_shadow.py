@@ -18,7 +18,8 @@ from own_versions import EXAMPLE, config_in, edited_in, make_version
 from steady_load import steady_load, table
 
 import raymlops as rm
-from raymlops.lifecycle.prediction_log import predictions
+from raymlops.lifecycle.sources import spec_of
+from raymlops.predictions.read import read_predictions
 from raymlops.serving.control.rest_api import ServeApi
 from raymlops.serving.telemetry.metric_families import FAMILIES
 
@@ -94,7 +95,9 @@ def until(condition):
 def shadows(config, version):
     """Return the differences of the copies that a version answered, as the prediction log has them."""
     columns = ["route", "difference"]
-    batches = predictions("flower", config, version=int(version), columns=columns, labels=False)
+    batches = read_predictions(
+        spec_of(config).storage.path, "flower", version=int(version), columns=columns, labels=False
+    )
     rows = [row for batch in batches for row in batch.to_pylist()]
     assert {row["route"] for row in rows} == {"shadow"}
     return [row["difference"] for row in rows]

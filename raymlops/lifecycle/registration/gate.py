@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.messages import check
@@ -31,10 +32,11 @@ from raymlops.project import Project
 from raymlops.registry.lineage import GATE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from raymlops.bundle.load import LoadedModel
-    from raymlops.data.prepare import Prepared
+    from raymlops.config.train import TrainSection
+    from raymlops.data.prepare import Prepared, SplitData
     from raymlops.records import GateDecision, ModelVersionRef
     from raymlops.registry.gate_rules import ChampionEvaluation
     from raymlops.registry.versions import Registry
@@ -54,24 +56,24 @@ def gate(
     overrides: Sequence[str] = (),
     env: str | None = None,
 ) -> tuple[ModelVersionRef, GateDecision]:
-    """Ask the gate about a version; a version that passes gets the alias ``challenger``.
+    """Run the gate on a version; a version that passes gets the alias ``challenger``.
 
-    The version must answer requests: its example rows and rows of its validation split go the way of a request through
-    its own code. The thresholds and the margin are those of ``source``, with ``own_rules`` those of the configuration
-    in the version's bundle. The champion, if there is one, answers the same
-    test rows, with its own code; a champion that cannot is no proof that the version is not worse, so the gate refuses
-    then. The decision is first in the state, with its audit event, then on the version as a tag, passed or not. A kill
-    in between is mended by the same call again. A version that is refused is challenger no more.
+    The version must answer requests: its example rows and rows of its validation split take the path of a request
+    through its own code. Thresholds and margin are those of ``source``, with ``own_rules`` those of the configuration
+    in the version's bundle. The champion, if any, predicts the same test rows with its own code; if it cannot, nothing
+    shows that the version is not worse, and the gate rejects it. The decision is recorded in the state first, with its
+    audit event, then as a tag of the version. After a kill in between, the same call completes it. A rejected version
+    loses the alias ``challenger``.
 
     The version's code runs here. So its digest must be the one that this state recorded at its registration. For a
-    version that was registered from another state, ``adopt`` names the digest in full: with its verdict it is recorded
-    here, and counts from then on.
+    version that was registered from another state, ``adopt`` names the full digest: it is recorded here together with
+    the verdict.
 
     Raises:
         NotFoundError: there is no such version.
-        GateRefusedError: the gate refused it; the message carries the numbers.
+        GateRefusedError: the gate rejected it; the message has the numbers.
         RefusedError: the data is no longer what the version was tested on; this state has no record of the version, or
-            MLflow says otherwise, and ``adopt`` does not name what it says.
+            MLflow contradicts it, and ``adopt`` does not name MLflow's digest.
         BundleError: the version's files do not match their digest.
         StorageError, UnreachableError: the audit record cannot be written, or the tracking server does not answer.
     """
@@ -101,17 +103,13 @@ def gate(
         prepared, note = _prepared(candidate, project, ref, tracker=tracker, needed=current is not None)
         rows = rows_of(candidate, None if prepared is None else prepared.splits["validation"])
         answers = answers_requests(candidate, rows, batch_size=project.spec.train.eval_batch_size)
-        blocks, champion = _compare(
-            candidate,
-            project,
-            ref=ref,
-            current=current,
-            live=live is not None,
-            num_blocks=rules.blocks,
-            metric=metric,
-            prepared=prepared,
-            state=state,
-        )
+        blocks: list[dict[str, Any]] = []
+        champion = None
+        if current is not None and prepared is not None:
+            test = _tested_split(candidate, prepared, ref)
+            sums = partial(_block_sums, test=test, section=project.spec.train, blocks=rules.blocks)
+            blocks = sums(candidate)
+            champion = _champion(current, sums, live=live is not None, test=test, metric=metric, state=state)
         decision = decide(
             rules,
             metrics=candidate.evaluation["metrics"],
@@ -132,10 +130,10 @@ def gate(
 
 
 def _project_of(candidate: LoadedModel, here: ProjectSpec) -> Project:
-    """Return the candidate's own project, placed where ``here`` says things are.
+    """Return the candidate's own project, with the tracking, storage and cluster of ``here``.
 
-    Its data is looked for by the recipe as it is installed here, because files beside a recipe do not travel with its
-    code; where it is not, the code in the bundle has to do.
+    Its data is loaded by the recipe as it is installed here, because files beside a recipe are not part of the bundle;
+    if it is not installed, by the code in the bundle.
     """
     from ruamel.yaml import YAML
 
@@ -156,7 +154,7 @@ def _project_of(candidate: LoadedModel, here: ProjectSpec) -> Project:
 def _prepared(
     candidate: LoadedModel, project: Project, ref: ModelVersionRef, *, tracker: Tracker, needed: bool
 ) -> tuple[Prepared | None, str | None]:
-    """Return the candidate's data; None with a note where it cannot be had and nothing but its requests needs it."""
+    """Return the candidate's data; None with a note if it cannot be loaded and is not needed for a comparison."""
     from raymlops.data.prepare import prepare
 
     try:
@@ -165,33 +163,11 @@ def _prepared(
     except RaymlopsError as error:
         if needed or isinstance(error, UnreachableError):
             raise
-        return None, f"Of its data only the example rows were asked, as it cannot be read here: {error.message}"
+        return None, f"Only the example rows of its data were predicted, since it cannot be read here: {error.message}"
 
 
-def _compare(
-    candidate: LoadedModel,
-    project: Project,
-    *,
-    ref: ModelVersionRef,
-    current: ModelVersionRef | None,
-    live: bool,
-    num_blocks: int,
-    metric: str,
-    prepared: Prepared | None,
-    state: State,
-) -> tuple[list[dict[str, Any]], ChampionEvaluation | None]:
-    """Return both versions' sums over the same blocks of the candidate's test rows.
-
-    A ``current`` champion that is not ``live`` here is only MLflow's word, and must be what this state recorded.
-    """
-    from raymlops.bundle.load import load
-    from raymlops.registry.gate_rules import ChampionEvaluation, overlap
-    from raymlops.state.versions import recorded
-    from raymlops.training.inprocess import local_device, on_device
-    from raymlops.training.loop.evaluation import block_totals
-
-    if current is None or prepared is None:
-        return [], None
+def _tested_split(candidate: LoadedModel, prepared: Prepared, ref: ModelVersionRef) -> SplitData:
+    """Return the test split, which must still be the data of the candidate's evaluation."""
     then, rows = candidate.evaluation["data_fingerprint"], candidate.evaluation["rows"]
     if prepared.data_as(then, rows={"test": rows}).fingerprint != then:
         raise RefusedError(
@@ -199,35 +175,55 @@ def _compare(
             "predict the same rows",
             hint="Restore the data, or train and register again on what is there now.",
         )
-    test, device = prepared.splits["test"], local_device(project.spec.train)
+    return prepared.splits["test"]
 
-    def sums(model: LoadedModel) -> list[dict[str, Any]]:
-        rows = test.for_recipe(model.recipe)
-        size = project.spec.train.eval_batch_size
-        with on_device(model.model, device):
-            return block_totals(model.recipe, model.model, rows, blocks=num_blocks, batch_size=size, device=device)
 
-    blocks = sums(candidate)
+def _block_sums(model: LoadedModel, *, test: SplitData, section: TrainSection, blocks: int) -> list[dict[str, Any]]:
+    """Return a model's metric sums over contiguous blocks of the test rows."""
+    from raymlops.training.inprocess import local_device, on_device
+    from raymlops.training.loop.evaluation import block_totals
+
+    rows, device, size = test.for_recipe(model.recipe), local_device(section), section.eval_batch_size
+    with on_device(model.model, device):
+        return block_totals(model.recipe, model.model, rows, blocks=blocks, batch_size=size, device=device)
+
+
+def _champion(
+    current: ModelVersionRef,
+    sums: Callable[[LoadedModel], list[dict[str, Any]]],
+    *,
+    live: bool,
+    test: SplitData,
+    metric: str,
+    state: State,
+) -> ChampionEvaluation:
+    """Return the champion's ``sums``, or the reason why it has none.
+
+    A champion that is not ``live`` here is only claimed by MLflow, and must be what this state recorded.
+    """
+    from raymlops.bundle.load import load
+    from raymlops.registry.gate_rules import ChampionEvaluation, overlap
+    from raymlops.state.versions import recorded
+
     try:
         if not live:
             current = as_recorded(current, recorded(state, current.name, current.version))
         champion = load(current.bundle.uri, current.bundle.digest)
-        theirs = sums(champion)
-        _check_finalize(champion, theirs, metric)
+        blocks = sums(champion)
+        _check_finalize(champion, blocks, metric)
         share = overlap(champion.row_hashes, test.row_hashes())
     except UnreachableError:
-        raise  # the storage is away for now, which says nothing of the champion
+        raise  # the storage does not answer now, which says nothing about the champion
     except Exception as error:
-        # Its bundle is gone or damaged, or its code does not run here any more: whatever it is, it is the champion's.
+        # Its bundle is missing or damaged, or its code no longer runs here: whatever it is, it is the champion's.
         reason = f"{type(error).__name__}: {error}"
-        return blocks, ChampionEvaluation(version=current.version, blocks=None, finalize=None, reason=reason)
-    return blocks, ChampionEvaluation(
-        version=current.version, blocks=theirs, finalize=champion.recipe.finalize, trained_on_share=share
-    )
+        return ChampionEvaluation(version=current.version, blocks=None, finalize=None, reason=reason)
+    finalize = champion.recipe.finalize
+    return ChampionEvaluation(version=current.version, blocks=blocks, finalize=finalize, trained_on_share=share)
 
 
 def _check_finalize(champion: LoadedModel, blocks: list[dict[str, Any]], metric: str) -> None:
-    """Call the champion's ``finalize`` on all rows, so that its trouble is found as the champion's."""
+    """Call the champion's ``finalize`` on all rows, so that its errors are attributed to the champion."""
     whole = {name: sum(block[name] for block in blocks) for name in blocks[0]}
     found = champion.recipe.finalize(whole)
     key = metric.removeprefix("test/")
@@ -267,7 +263,7 @@ def _way_on(ref: ModelVersionRef, champion: ChampionEvaluation | None) -> str | 
     if champion is None or champion.blocks is not None:
         return None
     return (
-        f"Champion version {champion.version} could not be asked: {champion.reason}\n"
-        "  Restore what it lacks, or make another version that has passed champion (raymlops promote), or take the "
-        f"alias champion of {ref.name} away in MLflow, then ask again."
+        f"Champion version {champion.version} could not be evaluated: {champion.reason}\n"
+        "  Restore what it lacks, or make another version that has passed champion (raymlops promote), or remove the "
+        f"alias champion of {ref.name} in MLflow, then run the gate again."
     )

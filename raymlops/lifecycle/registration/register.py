@@ -1,6 +1,6 @@
 """From a finished run to a registered version: evaluate once, write the bundle, register it as candidate.
 
-Owns the order and what goes into a bundle. The files are ``bundle``'s, the versions ``registry``'s.
+Owns the order and the contents of a bundle. The files belong to ``bundle``, the versions to ``registry``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from raymlops.lifecycle.sources import Source, spec_of
 from raymlops.training.runs.lookup import EVALUATION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
 
@@ -32,23 +32,25 @@ if TYPE_CHECKING:
 def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env: str | None = None) -> ModelVersionRef:
     """Register a finished run as a model version with the alias ``candidate``.
 
-    ``source`` says where tracking and storage are; recipe and training come from the run's own resolved
-    configuration. The recipe's code must still be what the run was trained with, or be shown to be the same model: see
-    ``repairs``. The test split is evaluated once and the result kept on the run. Registering a run again returns the
-    same version, wherever from.
+    ``source`` locates tracking and storage; recipe and training come from the run's own resolved configuration. The
+    recipe's code must still be the code of the training, or be shown to give the same model: see ``code_changes``. The
+    test split is evaluated once and the result stored with the run. Registering a run again returns the same version.
 
-    The state records the version by the digest of the bundle that is written here. A version that MLflow knows and this
-    state does not, since a registration was killed or was made from another state, is recorded once the bundle written
-    here is the same.
+    The state records the version by the digest of the bundle that is written here. A version that MLflow has and this
+    state does not, because a registration was killed or made from another state, is recorded if the bundle written here
+    is the same.
 
     Raises:
         NotFoundError: there is no such run.
-        RefusedError: the run did not finish, is no training or of another project, or its data or code is no longer
-            what it was trained on; or MLflow says otherwise of its version than this state.
+        RefusedError: the run has not finished, is not a training, is of another project, or its data or code has
+            changed since; or MLflow contradicts this state about its version.
         BundleError, StorageError, TrackingError: nothing is registered.
     """
+    from ruamel.yaml import YAML
+
     from raymlops.bundle.write import write_bundle
     from raymlops.data.prepare import SEED_IT, prepare
+    from raymlops.project import Project
     from raymlops.registry.lineage import lineage_tags
     from raymlops.registry.versions import Registry
     from raymlops.state.database import state_url
@@ -60,8 +62,7 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
 
     here = spec_of(source, overrides=overrides, env=env)
     tracker = tracker_of(here)
-    tags = _training_tags(tracker, run_id)
-    _check_project(tags.get("raymlops.project"), here.project.name, run_id=run_id)
+    tags = _training_tags(tracker, run_id, project=here.project.name)
     registry = Registry(tracker)
     known = registry.of_run(here.project.name, run_id)
     with State.open(state_url(here)) as journal:
@@ -70,8 +71,7 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
         as_recorded(replace(known, bundle=replace(known.bundle, uri=record.bundle.uri)), record)
         if _is_whole(record.bundle):
             return _mirrored(known, record.bundle, registry=registry)
-    config_yaml = tracker.read_text(run_id, CONFIG)
-    project = _project_of_run(config_yaml)
+    project = Project.from_dict(YAML(typ="safe").load(tracker.read_text(run_id, CONFIG)))
     change = code_change(project, tracker, run_id=run_id, tags=tags)
     weights, state = load_weights(tags["raymlops.weights_uri"])
     prepared = prepare(project, state=state, sources=written_sources(tracker, run_id))
@@ -86,16 +86,7 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     if change is not None:
         check_repair(change, project, prepared, weights=weights, tags=tags)
         lineage |= change.tags()
-    contents = _contents(
-        project,
-        prepared,
-        weights=weights,
-        config_yaml=config_yaml,
-        evaluation=lambda model, device: _evaluation(
-            project, prepared, model=model, device=device, tracker=tracker, run_id=run_id
-        ),
-        lineage=lineage,
-    )
+    contents = _contents(project, prepared, weights, tracker=tracker, run_id=run_id, lineage=lineage)
     bundle = write_bundle(here.storage.path, contents)
     if known is None:
         known = registry.register(
@@ -113,7 +104,7 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
 
 
 def written_sources(tracker: Tracker, run_id: str) -> dict[str, Any]:
-    """Return where the splits of a run are that were written from Ray Data, whose pipelines are not run again."""
+    """Return the stored splits of a run that were written from Ray Data, whose pipelines do not run again."""
     from raymlops.data.prepare import SOURCES, written
 
     try:
@@ -122,7 +113,12 @@ def written_sources(tracker: Tracker, run_id: str) -> dict[str, Any]:
         return {}
 
 
-def _training_tags(tracker: Tracker, run_id: str) -> dict[str, str]:
+def _training_tags(tracker: Tracker, run_id: str, *, project: str) -> dict[str, str]:
+    """Return the tags of a finished training of a project.
+
+    Raises:
+        RefusedError: it has no weights, has not finished, or is of another project, whose model it would not be.
+    """
     run = tracker.run(run_id)
     tags = dict(run.data.tags)
     kind = tags.get("raymlops.kind")
@@ -133,20 +129,12 @@ def _training_tags(tracker: Tracker, run_id: str) -> dict[str, str]:
         )
     if run.info.status != "FINISHED":
         raise RefusedError(f"run {run_id} is {run.info.status}", hint="Only a FINISHED run can be registered.")
-    return tags
-
-
-def _check_project(found: str | None, wanted: str, *, run_id: str) -> None:
-    """Refuse a run of another project: its bundle would become a version of a model that it has nothing to do with.
-
-    Raises:
-        RefusedError: it is one.
-    """
-    if found is not None and found != wanted:
+    if (found := tags.get("raymlops.project", project)) != project:
         raise RefusedError(
-            f"run {run_id} is of project {found}, not of {wanted}",
+            f"run {run_id} is of project {found}, not of {project}",
             hint=f"Register it without --config, or with the configuration of {found}.",
         )
+    return tags
 
 
 def _is_whole(bundle: BundleRef) -> bool:
@@ -159,17 +147,8 @@ def _is_whole(bundle: BundleRef) -> bool:
     return True
 
 
-def _project_of_run(config_yaml: str) -> Project:
-    """Return the project that a run wrote down; keys that another version of raymlops wrote are ignored."""
-    from ruamel.yaml import YAML
-
-    from raymlops.project import Project
-
-    return Project.from_dict(YAML(typ="safe").load(config_yaml))
-
-
 def _same_bundle(known: ModelVersionRef, written: BundleRef) -> BundleRef:
-    """Return where the bundle of a version is: as MLflow says, or where that is lost, as it was ``written`` again."""
+    """Return the bundle of a version: MLflow's, or if that is lost, the one that was ``written`` again."""
     if known.bundle == written:
         return written
     whole = _is_whole(known.bundle)
@@ -185,37 +164,39 @@ def _same_bundle(known: ModelVersionRef, written: BundleRef) -> BundleRef:
     return known.bundle if whole else written
 
 
-def _mirrored(said: ModelVersionRef, bundle: BundleRef, *, registry: Registry) -> ModelVersionRef:
-    """Return a version with its bundle, and let MLflow say where that is."""
+def _mirrored(known: ModelVersionRef, bundle: BundleRef, *, registry: Registry) -> ModelVersionRef:
+    """Return a version with its bundle, and record the bundle's place in MLflow."""
     from raymlops.registry.lineage import bundle_tags
 
-    if said.bundle != bundle:
-        registry.tag(said.name, said.version, bundle_tags(bundle))
-    return replace(said, bundle=bundle)
+    if known.bundle != bundle:
+        registry.tag(known.name, known.version, bundle_tags(bundle))
+    return replace(known, bundle=bundle)
 
 
 def _contents(
     project: Project,
     prepared: Prepared,
-    *,
     weights: dict[str, Any],
-    config_yaml: str,
-    evaluation: Callable[[Any, str], dict[str, Any]],
+    *,
+    tracker: Tracker,
+    run_id: str,
     lineage: dict[str, str],
 ) -> BundleContents:
+    """Return what a run's bundle contains."""
     from raymlops.bundle.write import BundleContents
     from raymlops.lifecycle.registration.profiles import profiles
     from raymlops.training.example import example_rows
     from raymlops.training.inprocess import local_device, on_device
+    from raymlops.training.runs.mlflow_run import CONFIG
     from raymlops.training.split_predictions import answer_loss
 
     recipe, section = prepared.recipe, project.spec.train
-    example = example_rows(prepared)
+    example, batch_size = example_rows(prepared), section.eval_batch_size
     model, device = trained_model(prepared, weights), local_device(section)
     with on_device(model, device):
-        profile = profiles(prepared, model, batch_size=section.eval_batch_size, device=device)
-        loss = answer_loss(prepared, model, batch_size=section.eval_batch_size, device=device)
-        evaluated = evaluation(model, device)
+        profile = profiles(prepared, model, batch_size=batch_size, device=device)
+        loss = answer_loss(prepared, model, batch_size=batch_size, device=device)
+        evaluation = _evaluation(tracker, run_id, prepared, model=model, batch_size=batch_size, device=device)
     return BundleContents(
         weights=weights,
         state=recipe.state,
@@ -224,9 +205,9 @@ def _contents(
         recipe_class=project.recipe_class,
         recipe_config=project.recipe_config.model_dump(mode="json"),
         seed=section.seed,
-        config_yaml=config_yaml,
+        config_yaml=tracker.read_text(run_id, CONFIG),
         profile=profile,
-        evaluation=evaluated,
+        evaluation=evaluation,
         row_hashes=_sketch(prepared.splits["train"]),
         lineage=lineage,
         loss=loss.to_dict(),
@@ -234,9 +215,9 @@ def _contents(
 
 
 def _evaluation(
-    project: Project, prepared: Prepared, *, model: nn.Module, device: str, tracker: Tracker, run_id: str
+    tracker: Tracker, run_id: str, prepared: Prepared, *, model: nn.Module, batch_size: int, device: str
 ) -> dict[str, Any]:
-    """Return the test metrics of a run; computed the first time, read back ever after."""
+    """Return the test metrics of a run: computed the first time, read from the run afterwards."""
     from raymlops.tracking.client import now_ms
     from raymlops.training.loop.evaluation import totals
 
@@ -247,7 +228,7 @@ def _evaluation(
     else:
         return recorded
     split = prepared.splits["test"]
-    sums = totals(prepared.recipe, model, split, batch_size=project.spec.train.eval_batch_size, device=device)
+    sums = totals(prepared.recipe, model, split, batch_size=batch_size, device=device)
     values = prepared.recipe.finalize(sums)
     evaluation: dict[str, Any] = {
         "metrics": {f"test/{name}": float(value) for name, value in values.items()},
@@ -260,7 +241,7 @@ def _evaluation(
 
 
 def _sketch(split: SplitData) -> Any:
-    """Return the sketch of a split's row hashes, which one pass of any length finds in little memory."""
+    """Return the sketch of a split's row hashes, computed in one pass in constant memory."""
     import numpy as np
 
     from raymlops.bundle.trained_rows import sketch

@@ -11,7 +11,7 @@ from states import deploy, marks, opened
 from raymlops.config.load import load_data
 from raymlops.config.serve import RolloutSection
 from raymlops.errors import RefusedError, TakenError, UsageError
-from raymlops.lifecycle.deploy import OPENED, _bring, _share, rollback_target, running_rollout
+from raymlops.lifecycle.deploy import OPENED, _bring, _Request, _share, rollback_target, running_rollout
 from raymlops.lifecycle.live.bring_up import restored
 from raymlops.lifecycle.rollout.canary import TrafficRequest, share
 from raymlops.records import BundleRef, ModelVersionRef
@@ -54,8 +54,8 @@ def bring(state, configured):
 
     def do(version, action="deploy", *, abort=False, **settings):
         ref = ModelVersionRef("m", version, "run", BundleRef("/bundles", "d" * 64))
-        options = {"state": state, "api": serve, "registry": Aliases(), "why": "a test", "breaking": True}
-        return _bring(configured(**settings), ref, action=action, abort=abort, **options)
+        request = _Request(configured(**settings), ref, "a test", state, serve, Aliases())
+        return _bring(request, action=action, breaking=True, abort=abort)
 
     do.serve = serve
     return do
@@ -95,9 +95,9 @@ def test_a_deploy_ends_no_rollout_unless_told_to(state, bring, rollout):
 def test_the_champion_gets_no_share_beside_a_canary(state, bring, rollout, configured):
     """It does not have all of the traffic, and is not told so."""
     ref = ModelVersionRef("m", 1, "run", BundleRef("/bundles", "d" * 64))
-    options = {"state": state, "api": bring.serve, "registry": Aliases(), "abort": False, "why": ""}
+    request = _Request(configured(), ref, "", state, bring.serve, Aliases())
     with pytest.raises(RefusedError, match="version 1 of m is champion already: it answers all that no canary does"):
-        _share(configured(), ref, TrafficRequest(weight=0.2), **options)
+        _share(request, TrafficRequest(weight=0.2), abort=False)
 
 
 def test_promoting_what_is_rolled_out_ends_its_rollout(state, bring, rollout):
