@@ -23,7 +23,7 @@ from raymlops.lifecycle.live.lineup import (
 )
 from raymlops.lifecycle.live.restored_state import make_count
 from raymlops.lifecycle.overview import doubts_of
-from raymlops.lifecycle.registration.admission import admitted, check_callers
+from raymlops.lifecycle.registration.admission import admitted, champion_alias, check_callers
 from raymlops.lifecycle.sources import Source, opened, place_of, serve_of, spec_of, state_of
 from raymlops.records import DeploymentRecord
 
@@ -161,26 +161,45 @@ def rollback(
         NotFoundError: the model is not served, or no version was champion before.
         RefusedError, InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
     """
+    from raymlops.lifecycle.live.change import change, record_of
+    from raymlops.lifecycle.live.lineup import LineUp
     from raymlops.lifecycle.rollout.actor import ensure_controller
+    from raymlops.lifecycle.rollout.canary import abort
 
     spec = spec_of(source, overrides=overrides, env=env)
-    name = spec.project.name
+    name, serve, now = spec.project.name, spec.serve, datetime.now(UTC)
 
     def live(version: int) -> None:
         if on_live is not None:
             on_live(version)
         import mlflow  # noqa: F401 - takes seconds, in which MLflow's server has nothing to answer
 
-    def follow(version: int) -> None:
-        from raymlops.registry.versions import Registry
-        from raymlops.tracking.client import tracker
-
-        Registry(tracker(spec)).set_alias(name, "champion", version)
+    def decide(before: Sequence[Deployment]) -> LineUp:
+        target = previous_champion(before, state.changes(name))
+        left = champion_of(before)
+        why = f"from version {left.version if left else None} to version {target.version}"
+        return LineUp(with_champion(before, target), target.version, why=why)
 
     with opened(spec) as (state, api):
-        record = _back(spec, state=state, api=api, on_live=live, follow=follow)
-        without = ensure_controller(spec, state, dashboard_url=api.dashboard_url)
-    return replace(record, warnings=(*record.warnings, *without))
+        record: DeploymentRecord | None = abort(
+            state, api, name, serve=serve, why="rolled back", now=now, action="rollback.canary"
+        )
+        if record is None:
+            done = change(
+                state,
+                api,
+                name,
+                decide=decide,
+                serve=serve,
+                action="rollback",
+                why="requested",
+                follow=champion_alias(spec, name),
+                on_live=live,
+                hurry=True,
+            )
+            record = record_of(done)
+        warnings = ensure_controller(spec, state, dashboard_url=api.dashboard_url)
+    return replace(record, warnings=(*record.warnings, *warnings))
 
 
 def rollback_target(source: Source) -> str:
@@ -293,39 +312,6 @@ def champion_line(source: Source) -> str:
         return f"what is live of {name} is unknown: {error.message}"
     live = f"version {champion.version} is live" if champion else "no version is live"
     return f"{live} of {name}; raymlops status shows the rest, and the same command again completes the change"
-
-
-def _back(
-    spec: ProjectSpec, *, state: State, api: ServeApi, on_live: Callable[[int], None], follow: Callable[[int], None]
-) -> DeploymentRecord:
-    """Take a canary's share away, or give the route back."""
-    from raymlops.lifecycle.live.change import change, record_of
-    from raymlops.lifecycle.live.lineup import LineUp
-    from raymlops.lifecycle.rollout.canary import abort
-
-    name, now = spec.project.name, datetime.now(UTC)
-    if taken := abort(state, api, name, serve=spec.serve, why="rolled back", now=now, action="rollback.canary"):
-        return taken
-
-    def decide(before: Sequence[Deployment]) -> LineUp:
-        target = previous_champion(before, state.changes(name))
-        left = champion_of(before)
-        why = f"from version {left.version if left else None} to version {target.version}"
-        return LineUp(with_champion(before, target), target.version, why=why)
-
-    done = change(
-        state,
-        api,
-        name,
-        decide=decide,
-        serve=spec.serve,
-        action="rollback",
-        why="requested",
-        follow=follow,
-        on_live=on_live,
-        hurry=True,
-    )
-    return record_of(done)
 
 
 @dataclass(frozen=True)

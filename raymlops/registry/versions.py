@@ -1,11 +1,11 @@
-"""Model versions in MLflow's registry: a bundle under a name and a number, aliases that point to them, lineage as tags.
+"""Model versions in MLflow's registry: a bundle under a name and a number, aliases that point to it, lineage as tags.
 
-Owns the meaning of aliases and tags. What was live when, and by whose word, is ``state``'s: MLflow keeps no history.
-So is what a version's bundle is: a reference from here says what the tags say, which whoever may log a run can change.
-Who loads or deploys its code asks ``lifecycle.admission`` what was recorded.
+Owns the meaning of aliases and tags. The history of what was live belongs to ``state``, since MLflow keeps none. So
+does a version's bundle: a reference from here repeats the tags, which everybody who can log a run can change. Before
+its code is loaded or deployed, ``lifecycle.registration.admission`` compares it with the record.
 
-A version counts once it has its last tag. What a killed registration left behind is found by its run at the next try
-and completed, so a run is at most one version of a model.
+A version counts once it has its last tag. What a killed registration left is found by its run at the next attempt and
+completed, so that a run is at most one version of a model.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import logging
 import tempfile
 from contextlib import suppress
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -101,7 +102,7 @@ class Registry:
         """Return a version by number (``"7"``), alias (``"@champion"`` or ``"champion"``) or ``"latest"``.
 
         Raises:
-            NotFoundError: there is none; the message lists what exists.
+            NotFoundError: it does not exist; the hint lists the versions that do.
         """
         versions = self.list(name)
         wanted = which.removeprefix("@")
@@ -144,7 +145,7 @@ class Registry:
         self._call(lambda client: client.set_registered_model_alias(name, alias, str(version)))
 
     def delete_alias(self, name: str, alias: str) -> None:
-        """Take an alias away; nothing happens where there is none."""
+        """Remove an alias, if it exists."""
         self._call(lambda client: client.delete_registered_model_alias(name, alias))
 
     def tags(self, name: str, version: int) -> dict[str, str]:
@@ -152,23 +153,19 @@ class Registry:
         return dict(self._call(lambda client: client.get_model_version(name, str(version))).tags)
 
     def tag(self, name: str, version: int, tags: Mapping[str, str]) -> None:
-        """Set tags of a version; values longer than MLflow takes are cut."""
+        """Set tags of a version; values are truncated to MLflow's limit."""
         for key, value in tags.items():
-            self._set_tag(name, version, key=key, value=str(value)[:_MAX_TAG])
-
-    def _set_tag(self, name: str, version: int, *, key: str, value: str) -> None:
-        self._call(lambda client: client.set_model_version_tag(name, str(version), key, value))
+            self._call(methodcaller("set_model_version_tag", name, str(version), key, str(value)[:_MAX_TAG]))
 
     def _ensure_model(self, name: str, *, description: str) -> None:
         from mlflow.exceptions import MlflowException
 
         try:
-            self._tracker.client.create_registered_model(name, description=description or None)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise _tracking_error(error) from error
-        except Exception as error:
-            raise _tracking_error(error) from error
+            self._call(lambda client: client.create_registered_model(name, description=description or None))
+        except TrackingError as error:
+            cause = error.__cause__
+            if not isinstance(cause, MlflowException) or cause.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
 
     def _same(self, name: str, *, run_id: str) -> Any:
         """Return the one version of a run, or None; duplicates that nobody completed are removed.
@@ -270,7 +267,7 @@ def _tracking_error(error: Exception) -> Exception:
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
-        return NotFoundError(f"MLflow has no such thing: {error.message}")
+        return NotFoundError(f"not found in MLflow: {error.message}")
     lines = str(error).splitlines() or [type(error).__name__]
     return TrackingError(
         redact(f"MLflow's registry does not answer: {lines[0]}"), hint="Check tracking.uri and that the server is up."

@@ -126,7 +126,7 @@ def test_a_version_that_was_taken_down_comes_back_without_mlflow(config, version
     print(f"cold rollback without MLflow: live after {live[0]:.2f} s, told after {time.monotonic() - start:.2f} s")
     assert (record.version, record.previous_version) == (1, 2)
     (warning,) = record.warnings
-    assert "the alias champion did not follow" in warning
+    assert "the alias champion was not set" in warning
     with client(config) as caller:
         answer = caller.predict("flower", ROWS)
     bundle = versions[0].bundle

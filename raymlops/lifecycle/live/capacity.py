@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.placement import Ask, add, room, show
 from raymlops.cluster.resource_usage import group
-from raymlops.config.serve import ServeSection
 from raymlops.errors import InsufficientResourcesError
+from raymlops.serving.control.render import settings_of
 from raymlops.serving.names import app_name
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def must_leave_first(new: Deployment, leaving: Sequence[Deployment], *, cluster:
 
 
 def _asked(new: Deployment) -> Ask:
-    known = {key: value for key, value in new.serve.items() if key in ServeSection.model_fields}
-    settings = ServeSection.model_validate(known)
+    settings = settings_of(new)
     return Ask(
         settings.min_replicas,
         settings.cpus_per_replica,

@@ -1,21 +1,19 @@
 """One change of what is live, as a whole: line-up, state, Serve, alias.
 
-A version that is not up is first brought up beside what is live (see ``bringing``), which may take minutes and holds no
-lock. What follows is short, and under the lock that every change takes: the line-up is decided anew, the desired state
-written with its audit event, then Serve is brought to it and read back. What was read under the lock is what a failed
-change restores. A kill in between loses nothing: what is live goes on, and the same verb again, or the controller,
-completes it. Who becomes what is the caller's to say.
+A version that is not up is first brought up beside what is live (see ``bring_up``), which may take minutes and holds no
+lock. The rest is short, under the lock of every change: the line-up is decided again, the desired state is written with
+its audit event, then Serve is brought to it and read back. A failed change restores what was read under the lock. A
+kill in between loses nothing: what is live stays live, and the same verb, or the controller, completes the change. The
+caller decides the line-up.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from raymlops.config.serve import ServeSection
 from raymlops.errors import ClusterError, RaymlopsError, TrackingError
 from raymlops.lifecycle.live.bring_up import SHORT_S, Cluster, begin, coming_up, give_up, places
 from raymlops.lifecycle.live.lineup import Decide, Follow, LineUp, champion_of
@@ -26,31 +24,21 @@ from raymlops.state.aliases import owe, settle_alias
 from raymlops.state.audit import add_event
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
-    from raymlops.serving.control.apply import Applied
-    from raymlops.state.store import Deployment
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from raymlops.state.store import Deployment
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from sqlalchemy import Connection
 
     from raymlops.config.serve import ServeSection
     from raymlops.lifecycle.live.bring_up import Coming
     from raymlops.serving.control.apply import Applied
-    from raymlops.state.store import Deployment, Desired, State
+    from raymlops.state.store import Deployment, State
 
 __all__ = ["Change", "Cluster", "Decide", "Follow", "LineUp", "change", "record_of"]
 
 LOCK_MARGIN_S = 60.0
-"""How much longer than a version's own time to come up a change waits for the one before it."""
+"""How much longer than a version's own time to come up a change waits for the previous one."""
 ALIAS_S = 10.0
-"""How long MLflow is waited for. The version is live by then, and the controller lets the alias follow later."""
+"""Longest wait for MLflow. The version is live by then, and the controller sets the alias later."""
 
 
 def change(
@@ -69,18 +57,18 @@ def change(
     on_live: Follow | None = None,
     alias_wait_s: float = ALIAS_S,
 ) -> Change:
-    """Change the deployments of one model; where its version does not come up, all is as before.
+    """Change the deployments of one model; if its version does not come up, the previous state is restored.
 
-    ``decide`` is asked for the line-up under the lock, and once more after the version has come up. ``on_live`` and
-    then ``follow`` are called with the version once it is live, without the lock. That ``follow`` fails, or takes
-    longer than ``alias_wait_s``, is put on the record and returned as a warning. ``hurry`` flips a route to a version
-    that is up at once.
+    ``decide`` returns the line-up, under the lock; it is called again after the version has come up. ``on_live`` and
+    then ``follow`` are called with the version once it is live, without the lock. If ``follow`` fails, or takes longer
+    than ``alias_wait_s``, that is recorded and returned as a warning. ``hurry`` gives the route to a version that is up
+    at once.
 
     Raises:
         InsufficientResourcesError: the cluster can never hold the version; nothing was changed.
         TakenError, OutdatedStateError: the model on Serve is another state's, or a newer copy's of this one; nothing
             was changed.
-        RefusedError: another change went on for too long, or took the version away or changed the champion meanwhile.
+        RefusedError: another change took too long, or removed the version or changed the champion meanwhile.
         DeployError: the version did not come up.
         RaymlopsError: of ``decide``; nothing was changed.
     """
@@ -131,7 +119,7 @@ def change(
 
 
 def record_of(change: Change) -> DeploymentRecord:
-    """Return a change that left its subject served, for the caller."""
+    """Return the record of a change whose subject is served."""
     version = change.now.subject
     new = next(item for item in change.now.wanted if item.version == version)
     old = champion_of(change.before)
@@ -148,9 +136,9 @@ def record_of(change: Change) -> DeploymentRecord:
 
 
 def _refuse_foreign(state: State, cluster: Cluster, name: str, before: Sequence[Deployment], now: LineUp) -> None:
-    """Refuse what Serve would be kept from, before a line of it is written; a Serve that is away says nothing.
+    """Refuse to change a model of another state, before anything is written; without an answer of Serve, do nothing.
 
-    A model that another state took over can still be taken out of this one.
+    A model that another state took over can still be removed from this one.
     """
     with suppress(ClusterError):
         division = divide(cluster.get(), state.desired())
@@ -172,7 +160,7 @@ def _finish(
     hurry: bool,
     owed: bool,
 ) -> Change:
-    """Write a line-up and bring Serve to it; nothing of it has to come up any more."""
+    """Write a line-up of which every version is up, and bring Serve to it."""
     written = before != now.wanted or now.also is not None
     champion = champion_of(now.wanted)
     owes = owed and champion is not None and champion.version == now.subject
@@ -189,7 +177,7 @@ def _finish(
     concerned = {(name, version) for version in (subject if now.concerned is None else now.concerned)}
     wait_s = min(serve.ready_timeout_s, SHORT_S)
     try:
-        applied = _send(cluster, state.desired(), serve=serve, concerned=concerned, wait_s=wait_s, hurry=hurry)
+        applied = apply(state.desired(), api=cluster, wait_s=wait_s, concerned=concerned, hurry=hurry, **places(serve))
     except BaseException as error:
         if written and not now.kept:
             reason = f"{action} failed: {type(error).__name__}: {error}"[:2000]
@@ -199,31 +187,19 @@ def _finish(
     return Change(before, now, applied)
 
 
-def _send(
-    cluster: Cluster,
-    desired: Desired,
-    *,
-    serve: ServeSection,
-    concerned: Collection[tuple[str, int]],
-    wait_s: float,
-    hurry: bool = False,
-) -> Applied:
-    return apply(desired, api=cluster, wait_s=wait_s, concerned=concerned, hurry=hurry, **places(serve))
-
-
 def _undo(state: State, cluster: Cluster, before: Sequence[Deployment], *, serve: ServeSection) -> None:
-    """Send the state of before, and wait a moment for the champion of before."""
+    """Send the previous state, and wait briefly for its champion."""
     old = champion_of(before)
     concerned = {(old.name, old.version)} if old is not None else set()
     try:
-        _send(cluster, state.desired(), serve=serve, concerned=concerned, wait_s=10)
+        apply(state.desired(), api=cluster, wait_s=10, concerned=concerned, **places(serve))
     except RaymlopsError:
         # Serve does not answer: the desired state is right again, and the next verb brings Serve to it.
         return
 
 
 def within(seconds: float, follow: Follow) -> Follow:
-    """Return ``follow`` that is waited for no longer than this: a server that hangs must hold nobody."""
+    """Return ``follow`` with a time limit, so that a server that hangs blocks nothing."""
 
     def bounded(version: int) -> None:
         raised: list[BaseException] = []
@@ -238,7 +214,7 @@ def within(seconds: float, follow: Follow) -> Follow:
         thread.start()
         thread.join(seconds)
         if thread.is_alive():
-            raise TrackingError(f"MLflow did not answer within {seconds:g} s; the controller lets it follow later")
+            raise TrackingError(f"MLflow did not answer within {seconds:g} s; the controller sets it later")
         if raised:
             raise raised[0]
 
@@ -246,16 +222,16 @@ def within(seconds: float, follow: Follow) -> Follow:
 
 
 def _followed(state: State, follow: Follow | None, name: str, version: int | None, *, action: str) -> tuple[str, ...]:
-    """Let the alias follow. The version is live by now, so nothing that fails here may look like a failed change.
+    """Set the alias. The version is live already, so that a failure here must not look like a failed change.
 
-    That it is owed is in the state since the version is live, so that the controller pays it whatever happens here.
+    The state has recorded it as pending, so that the controller sets it whatever happens here.
     """
     if follow is None or version is None:
         return ()
     try:
         follow(version)
     except RaymlopsError as error:
-        warning = f"version {version} is live, but the alias champion did not follow: {error.message}"
+        warning = f"version {version} is live, but the alias champion was not set: {error.message}"
         try:
             with state.writing() as connection:
                 owe(connection, name, version)
@@ -272,7 +248,7 @@ def _followed(state: State, follow: Follow | None, name: str, version: int | Non
 
 @dataclass(frozen=True)
 class Change:
-    """What was before, what is now, and what did not follow although it is live."""
+    """The previous and the new line-up, and what is still pending although the version is live."""
 
     before: list[Deployment]
     now: LineUp

@@ -1,13 +1,12 @@
-"""Who holds the route, who gets a share of the requests, who stands warm. Pure: deployments in, deployments out.
+"""Which version holds the route, gets a share of the requests, or is warm. Pure: deployments in, deployments out.
 
-Whether callers need an API key belongs to the model, not to a version: all that are up are asked with what the champion
-is asked with. Where nobody has said whether they do, that is decided by the address at which Serve listens, and stays
-undecided here.
+Whether callers need an API key belongs to the model, not to a version: every version that is up has the champion's
+setting. Without a setting it depends on the address at which Serve listens, and stays open here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -16,35 +15,31 @@ from raymlops.config.serve import ServeSection
 from raymlops.errors import NotFoundError, RefusedError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
-    from raymlops.state.store import Deployment
-
-if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from datetime import datetime
+
+    from sqlalchemy import Connection
 
     from raymlops.state.audit import AuditEvent
     from raymlops.state.store import Deployment
 
 KEEP_WARM_S: float = ServeSection.model_fields["keep_warm_s"].default
-"""Of a version that an older raymlops deployed."""
+"""Of a version that an earlier release deployed."""
 READY_TIMEOUT_S: float = ServeSection.model_fields["ready_timeout_s"].default
 BEGUN = ".start"
-"""End of the action by which a version comes up that is to have the route once it is up."""
+"""Suffix of the action by which a version comes up that gets the route afterwards."""
 UNFINISHED_S = 120.0
-"""How much longer than its own time to come up such a version stands at least: whoever waits may still go on."""
+"""How much longer than its own time to come up such a version is kept at least: its verb may still be waiting."""
 
 
 def with_champion(before: Sequence[Deployment], new: Deployment, *, configured: bool = False) -> list[Deployment]:
     """Return the line-up with ``new`` as champion, and all that is up beside it.
 
-    The champion of before is kept warm. No canary keeps its share: each was compared with a champion that is none any
-    more. Shadows go on, but not ``new`` as its own. Where ``new`` is champion already, with the same settings, the
-    line-up stays as it is.
+    The previous champion is kept warm. Canaries lose their shares, since they were compared with that champion. Shadows
+    continue, except ``new`` itself. If ``new`` is champion already, with the same settings, the line-up is unchanged.
 
-    Whether keys are asked for stays as it is with the champion of before. The ``auth`` of ``new`` counts only where it
-    was ``configured`` just now, and where it says none, that opens nothing.
+    Whether keys are required stays as with the previous champion. The ``auth`` of ``new`` counts only if it was
+    ``configured`` now; without one, nothing is opened.
     """
     old = champion_of(before)
     auth = _auth(old, new, configured=configured)
@@ -66,7 +61,7 @@ def beside(before: Sequence[Deployment], new: Deployment) -> list[Deployment]:
 
 
 def as_asked(before: Sequence[Deployment], new: Deployment) -> Deployment:
-    """Return ``new``, which is to stand beside the champion, asking for keys where the champion does."""
+    """Return ``new`` for a place beside the champion, requiring keys if the champion does."""
     old = champion_of(before)
     return _asking(new, _auth(old, new, configured=False))
 
@@ -113,7 +108,7 @@ def with_shadow(before: Sequence[Deployment], version: int, *, share: float) -> 
 
 
 def without_traffic(before: Sequence[Deployment], versions: Collection[int] | None = None) -> list[Deployment]:
-    """Return the line-up in which these versions, by default all, answer nothing as canaries; shadows go on."""
+    """Return the line-up without the shares of these canaries, by default of all; shadows continue."""
     return [replace(item, weight=0.0) if versions is None or item.version in versions else item for item in before]
 
 
@@ -123,27 +118,26 @@ def without(before: Sequence[Deployment], versions: Collection[int]) -> list[Dep
 
 
 def canaries_of(deployments: Sequence[Deployment]) -> list[Deployment]:
-    """Return those that answer a share of the requests beside the champion."""
+    """Return the versions that answer a share of the requests beside the champion."""
     return [item for item in deployments if item.weight > 0]
 
 
 def idle_of(deployments: Sequence[Deployment]) -> list[Deployment]:
-    """Return those that stand warm and get no request."""
+    """Return the warm versions that get no requests."""
     return [item for item in deployments if item.role == "warm" and not item.weight and not item.shadow]
 
 
 def spare_of(before: Sequence[Deployment], new: Deployment) -> frozenset[int]:
-    """Return the idle versions that may go where there is no room for ``new`` beside them and the champion."""
+    """Return the idle versions that may be removed if there is no room for ``new`` beside them."""
     return frozenset(item.version for item in idle_of(before) if item.version != new.version)
 
 
 def cools(deployments: Sequence[Deployment], changes: Iterable[AuditEvent]) -> dict[int, datetime | None]:
-    """Return until when each idle version is kept warm; None for one that stands until it is told to go.
+    """Return until when each idle version is kept warm; None for one that is kept until it is removed.
 
-    ``changes`` is the audit record of the model, newest first, of which no more is read than is needed: it says when a
-    version last lost the route or its share. One that never had either was brought up to stand beside, unless it was to
-    have the route and whoever waited for it is gone. How long it is kept is the champion's ``keep_warm_s``, since that
-    is what was configured last.
+    ``changes`` is the audit record of the model, newest first, read only as far as needed: it has the time at which a
+    version last lost the route or its share. A version that never had either was deployed beside the champion, unless
+    it was to get the route and its verb was killed. The time is the champion's ``keep_warm_s``, the newest setting.
     """
     idle = {item.version: item for item in idle_of(deployments)}
     champion = champion_of(deployments)
@@ -177,13 +171,12 @@ def cooled(deployments: Sequence[Deployment], changes: Iterable[AuditEvent], *, 
 def previous_champion(before: Sequence[Deployment], changes: Sequence[AuditEvent]) -> Deployment:
     """Return the version that was champion before the one that is, as the audit record (newest first) has it.
 
-    A change that was undone and a version that did not come up do not count, nor does a champion that was rolled back
-    from, however often it was champion before, until it is made champion anew. Taking the model down and deploying it
-    again forgets nothing. A version that stands warm is returned as it stands, so that it can take the route without a
-    restart.
+    Changes that were undone and versions that did not come up do not count, nor does a champion that was rolled back
+    from, however often it was champion before, until it becomes champion again. Removing the model and deploying it
+    again keeps the history. A warm version is returned as it is, so that it can take the route without a restart.
 
     Raises:
-        NotFoundError: the model is not served, or there was no such champion; the hint names what stands warm.
+        NotFoundError: the model is not served, or there was no such champion; the hint names the warm versions.
     """
     from raymlops.state.store import Deployment
 
@@ -191,13 +184,13 @@ def previous_champion(before: Sequence[Deployment], changes: Sequence[AuditEvent
     if current is None:
         raise NotFoundError("the model is not served, so there is nothing to roll back")
     known: dict[int, Deployment] = {}
-    champions: list[int] = []  # oldest first; the last one is the one that is
+    champions: list[int] = []  # oldest first; the last one is the current one
     left: set[int] = set()  # rolled back from, and not made champion since
     saved: tuple[list[int], set[int]] = ([], set())
     for event in reversed(changes):
         was, became = ([Deployment.from_dict(item) for item in side] for side in (event.before, event.after))
         if event.action.endswith(".undone"):
-            # One that changes no champion only takes away what did not come up, whatever happened in between.
+            # One that changes no champion only removes a version that did not come up.
             champions, left = saved if _version(was) != _version(became) else (champions, left)
             continue
         saved = (list(champions), set(left))
@@ -223,7 +216,7 @@ def previous_champion(before: Sequence[Deployment], changes: Sequence[AuditEvent
 
 
 def champion_of(deployments: Sequence[Deployment]) -> Deployment | None:
-    """Return the one that holds the route, None where none does."""
+    """Return the version that holds the route, or None."""
     return next((item for item in deployments if item.role == "champion"), None)
 
 
@@ -299,22 +292,22 @@ Write = Callable[["Connection"], None]
 
 @dataclass(frozen=True)
 class LineUp:
-    """What a model's deployments are to be. ``subject`` is the version that the change is about, if it stays."""
+    """The desired deployments of a model. ``subject`` is the version that changes, if it stays."""
 
     wanted: list[Deployment]
     subject: int | None
     concerned: frozenset[int] | None = None
-    """Versions that must be seen to have taken the change; by default the subject."""
+    """Versions that must confirm the change; by default the subject."""
     spare: frozenset[int] = frozenset()
-    """Versions that go where there is no room for the subject beside them."""
+    """Versions that are removed if there is no room for the subject beside them."""
     also: Write | None = None
     """Written in the same transaction."""
     undo: Write | None = None
-    """Written in the transaction that restores what was before."""
+    """Written in the transaction that restores the previous state."""
     kept: bool = False
-    """Whether it stays desired even where Serve cannot be brought to it now."""
+    """Whether it stays desired even if Serve cannot be brought to it now."""
     why: str | None = None
-    """For the audit record, where only the line-up tells."""
+    """For the audit record, if it depends on the line-up."""
 
     def item(self) -> Deployment | None:
         """Return the deployment of the subject."""

@@ -17,6 +17,8 @@ from raymlops.records import ModelVersionRef
 from raymlops.registry.lineage import GATE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from raymlops.config.schema import ProjectSpec
     from raymlops.registry.versions import Registry
     from raymlops.state.store import State
@@ -71,6 +73,18 @@ def loadable(registry: Registry, state: State, name: str, version: str) -> Model
         return live
     ref = registry.get(name, version)
     return as_recorded(ref, recorded(state, ref.name, ref.version))
+
+
+def champion_alias(spec: ProjectSpec, name: str) -> Callable[[int], None]:
+    """Return a function that points a model's alias ``champion`` to a version; it connects to MLflow when called."""
+
+    def point(version: int) -> None:
+        from raymlops.registry.versions import Registry
+        from raymlops.tracking.client import tracker
+
+        Registry(tracker(spec)).set_alias(name, CHAMPION, version)
+
+    return point
 
 
 def live_champion(state: State, name: str) -> ModelVersionRef | None:

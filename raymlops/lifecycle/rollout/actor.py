@@ -16,12 +16,14 @@ import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.credentials import holds_credential
 from raymlops.config.paths import local_path
 from raymlops.errors import ClusterError, RaymlopsError
+from raymlops.lifecycle.registration.admission import champion_alias
 from raymlops.lifecycle.rollout.controller import Controller
 from raymlops.lifecycle.sources import spec_of, state_of
 from raymlops.records import Record
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from raymlops.config.schema import ProjectSpec
-    from raymlops.lifecycle.live.lineup import Follow
     from raymlops.lifecycle.sources import Source
     from raymlops.state.store import State
 
@@ -183,17 +184,11 @@ class ControllerActor:
         from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
         from raymlops.serving.control.rest_api import ServeApi
 
-        def follow(name: str) -> Follow:
-            from raymlops.registry.versions import Registry
-            from raymlops.tracking.client import tracker
-
-            return lambda version: Registry(tracker(spec)).set_alias(name, "champion", version)
-
         return Controller(
             state,
             ServeApi(_dashboard(spec)),
             reports=self._reports,
-            follow=follow,
+            follow=partial(champion_alias, spec),
             losses=LabelLosses(state, ask_recipe=ask_in_task),
             maintain=LogMaintenance(state, state_url(spec)),
         )

@@ -104,7 +104,8 @@ def decide(
     if note and len(findings) < 3:
         numbers["questions"]["quality"] = {"question": "quality", "asked": False, "reason": note}
     log = _Log() if losses is None else _log_of(losses, steps, until=baked_at(rollout))
-    action, reason = _judge(rollout, findings, settings=settings, seconds=seconds, log=log, note=note)
+    action, reason = _verdict(rollout, findings, settings=settings, seconds=seconds, log=log)
+    reason += _remark(log, note=note, judged=len(findings) > 2, passed=action in {"promote", "advance"})
     if losses is not None and losses.left_out and action != "wait":
         reason = f"{reason}; {losses.left_out}"
     return RolloutDecision(
@@ -161,25 +162,13 @@ def _log_of(losses: LossReport, steps: Sequence[StepEvidence], *, until: datetim
     return _Log(losses.unknown or "the prediction log is being read for labels", waits=labelled or not tried)
 
 
-def _judge(
-    rollout: Rollout,
-    findings: Sequence[Finding],
-    *,
-    settings: RolloutSection,
-    seconds: float,
-    log: _Log,
-    note: str,
-) -> tuple[Action, str]:
-    """Return the action and its reason; ``note`` says why quality is not judged, or what failed."""
-    action, reason = _verdict(rollout, findings, settings=settings, seconds=seconds, log=log)
-    asked = len(findings) > 2
+def _remark(log: _Log, *, note: str, judged: bool, passed: bool) -> str:
+    """Return why quality was not judged, or only in part, to follow the reason; empty otherwise."""
     if note:
-        return action, f"{reason}; {'quality' if asked else 'quality not asked'}: {note}"
-    if action not in {"promote", "advance"}:
-        return action, reason
-    if log.lack:
-        return action, f"{reason}; quality not asked{' of the newest answers' if asked else ''}: {log.lack}"
-    return action, reason if asked else f"{reason}; no labels"
+        return f"; {'quality' if judged else 'quality not judged'}: {note}"
+    if passed and log.lack:
+        return f"; quality not judged{' for the newest answers' if judged else ''}: {log.lack}"
+    return "; no labels" if passed and not judged else ""
 
 
 def _verdict(

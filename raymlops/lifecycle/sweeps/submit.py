@@ -56,9 +56,8 @@ def submit(
     sent = _folder(working_dir)
     with job_folder(dump(spec), code=_code(project, alone=sent is None), working_dir=sent) as folder:
         jobs.submit(arguments, folder=folder, submission_id=submission_id)
-    find = _finder(tracker, spec, resume=resume, submission_id=submission_id)
     try:
-        return _wait(jobs, find, submission_id=submission_id, sleep=sleep)
+        return _wait(jobs, tracker, request, submission_id=submission_id, sleep=sleep)
     except KeyboardInterrupt:
         jobs.stop(submission_id)
         raise
@@ -131,24 +130,20 @@ def _folder(working_dir: str | Path | None) -> Path | None:
     return folder
 
 
-def _finder(tracker: Tracker, spec: ProjectSpec, *, resume: str | None, submission_id: str) -> Callable[[], str | None]:
-    """Return a function that asks MLflow for the sweep of a job; it returns None until there is one."""
+def _wait(
+    jobs: Jobs, tracker: Tracker, request: SweepRequest, *, submission_id: str, sleep: Callable[[float], None]
+) -> str:
+    """Wait until the sweep of a job exists in MLflow, and return its id."""
     from raymlops.tuning.mlflow.sweep_run import SUBMISSION
 
-    def find() -> str | None:
-        if resume is not None:
-            return resume if tracker.run(resume).data.tags.get(SUBMISSION) == submission_id else None
-        runs = runs_tagged(tracker, spec.experiment, {SUBMISSION: submission_id})
-        return str(runs[0].info.run_id) if runs else None
-
-    return find
-
-
-def _wait(jobs: Jobs, find: Callable[[], str | None], *, submission_id: str, sleep: Callable[[float], None]) -> str:
+    resume = request.resume
     while True:
         state = jobs.state(submission_id)  # before MLflow: a job that has ended writes nothing more there
-        if (sweep_id := find()) is not None:
-            return sweep_id
+        if resume is not None:
+            if tracker.run(resume).data.tags.get(SUBMISSION) == submission_id:
+                return resume
+        elif runs := runs_tagged(tracker, request.project.spec.experiment, {SUBMISSION: submission_id}):
+            return str(runs[0].info.run_id)
         if state.ended:
             raise jobs.failure(state, what="ended before its sweep started", kind=SweepError)
         sleep(_POLL_S)

@@ -247,7 +247,7 @@ def test_an_alias_that_does_not_follow_is_a_warning_on_the_record(state, serve):
 
     done = deploy(state, serve, 1, follow=follow)
     (warning,) = record_of(done).warnings
-    assert warning.startswith("version 1 is live, but the alias champion did not follow")
+    assert warning.startswith("version 1 is live, but the alias champion was not set")
     assert roles(state) == {"flights--v1": "champion"}
     event = state.events()[0]
     assert (event.action, event.subject, event.why) == ("deploy.alias", "flights/1", warning)

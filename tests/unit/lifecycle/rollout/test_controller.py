@@ -484,7 +484,7 @@ def test_a_log_that_is_switched_off_is_not_read(state, serve):
     told(reports, now_running(state), canary=GOOD)
     controller(state, serve, reports, losses=away, start=at_once).step(at(60))
     assert line_up(state)[2] == ("warm", 0.5)
-    assert newest(state).reason.endswith("; quality not asked: the prediction log is off; set serve.log.enabled")
+    assert newest(state).reason.endswith("; quality not judged: the prediction log is off; set serve.log.enabled")
 
 
 def test_losses_that_a_controller_read_are_known_to_the_next_one(state, serve, rollout):

@@ -156,7 +156,7 @@ def test_quality_that_cannot_be_asked_is_said_at_every_decision():
     for seconds, action in ((60, "wait"), (600, "advance")):
         decision = asked(step, seconds)
         assert decision.action == action
-        assert decision.reason.endswith(f"; quality not asked: {none.note}")
+        assert decision.reason.endswith(f"; quality not judged: {none.note}")
         assert decision.numbers["questions"]["quality"] == {
             "question": "quality",
             "asked": False,
@@ -180,12 +180,12 @@ AWAY = "losses unknown since 12:00: the storage is away"
     ("losses", "evidence", "actions", "reason"),
     [
         (LossReport(covers=BAKED, tried=BAKED), GOOD, "advance", "; no labels"),
-        (LossReport(covers=NOW, tried=NOW), GOOD, "wait wait advance", "not asked: the prediction log is being read"),
-        (LossReport(), GOOD, "wait wait advance", "not asked: the prediction log is being read for labels"),
-        (LossReport(covers=NOW, tried=NOW), LABELLED, "wait wait advance", "not asked of the newest answers: the"),
-        (LossReport(off="the log is off"), GOOD, "advance", "; quality not asked: the log is off"),
-        (LossReport(tried=BAKED, unknown=AWAY), GOOD, "advance", f"; quality not asked: {AWAY}"),
-        (LossReport(tried=NOW, unknown=AWAY), GOOD, "wait wait advance", f"; quality not asked: {AWAY}"),
+        (LossReport(covers=NOW, tried=NOW), GOOD, "wait wait advance", "not judged: the prediction log is being read"),
+        (LossReport(), GOOD, "wait wait advance", "not judged: the prediction log is being read for labels"),
+        (LossReport(covers=NOW, tried=NOW), LABELLED, "wait wait advance", "not judged for the newest answers: the"),
+        (LossReport(off="the log is off"), GOOD, "advance", "; quality not judged: the log is off"),
+        (LossReport(tried=BAKED, unknown=AWAY), GOOD, "advance", f"; quality not judged: {AWAY}"),
+        (LossReport(tried=NOW, unknown=AWAY), GOOD, "wait wait advance", f"; quality not judged: {AWAY}"),
         (LossReport(tried=BAKED, unknown=AWAY, labelled=True), GOOD, "wait wait advance", AWAY),
         (LossReport(tried=BAKED, unknown=AWAY), LABELLED, "wait wait advance", AWAY),
         (LossReport(covers=BAKED, tried=BAKED, unknown=AWAY), LABELLED, "advance", "; mean loss at most"),
