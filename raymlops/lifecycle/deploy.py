@@ -1,7 +1,7 @@
 """``deploy``, ``promote``, ``rollback``, ``remove`` and ``restore``: which version is live, and who gets what traffic.
 
-Owns what each verb asks for and who may become live. How a change is carried out is ``changing``'s, a share of the
-traffic ``canary``'s; who becomes what is decided by the pure functions of ``lineup``.
+Owns the arguments of each verb and which version may become live. ``live.change`` carries out a change, ``canary`` a
+share of the traffic; the pure functions of ``lineup`` decide the roles.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ def deploy(
 ) -> DeploymentRecord:
     """Bring a version up beside what is live, check that it answers, then give it the route and the alias ``champion``.
 
-    With ``promote=False`` it stays beside, without a route. The version that held the route is kept warm for
-    ``serve.keep_warm_s``. Deploying what is live already changes nothing. Where the alias does not follow, the version
-    is live all the same and the record's ``warnings`` say so; so they do where its last rollout was aborted.
+    With ``promote=False`` it stays beside the champion, without a route. The version that held the route is kept warm
+    for ``serve.keep_warm_s``. Deploying what is live already changes nothing. If the alias cannot be set, the version
+    is live nevertheless and the record has a warning, as it has if the last rollout of the version was aborted.
 
-    ``canary`` and ``shadow`` are percentages: it stays beside and answers that many of the requests, or gets copies of
-    them. ``canary`` alone is held until told otherwise, 0 takes it away. With ``steps`` (percentages, rising) or
-    ``bake_s`` a rollout begins, and this returns at once: from then on the controller moves it, promotes the version or
-    takes its share away. While it runs no other version is deployed: ``abort`` first ends it.
+    ``canary`` and ``shadow`` are percentages: it stays beside the champion and answers that share of the requests, or
+    gets copies of them. ``canary`` alone is a fixed share, 0 removes it. With ``steps`` (percentages, rising) or
+    ``bake_s`` a rollout begins, and this returns at once: the controller moves it, and promotes the version or removes
+    its share. While it is running no other version is deployed, unless ``abort`` ends it first.
 
-    Whether callers need an API key belongs to the model: where ``serve.auth`` is not configured it stays as the
-    champion has it. ``auth: open`` opens it, which the audit record and the record's ``warnings`` say.
+    Whether callers need an API key belongs to the model: without ``serve.auth`` it stays as with the champion.
+    ``auth: open`` opens it, which is recorded in the audit record and in ``warnings``.
 
     A canary or a shadow must take and give what the champion does. So must a new champion, since products call the
     route by what it takes and gives: a version that breaks that needs ``breaking=True``, as it needs their changing.
@@ -147,15 +147,15 @@ def rollback(
     env: str | None = None,
     on_live: Callable[[int], None] | None = None,
 ) -> DeploymentRecord:
-    """Take back what was done last: a canary's share of the traffic, or else the route of the champion.
+    """Revert the last change: a canary's share of the traffic, or else the route of the champion.
 
-    Where a version is rolled out or has a share, its share is taken away, its rollout ends, and the champion stays.
-    Where none has, or it became champion just now, the route goes back to the version that was champion before. That
-    takes about a second while it is warm, and asks nothing of the version that loses the route, which may hang.
+    If a version is being rolled out or has a share, its share is removed, its rollout ends, and the champion stays.
+    Otherwise, or if it has just become champion, the route goes back to the previous champion. That takes about a
+    second while it is warm, and does not depend on the version that loses the route, which may hang.
 
-    Needs the state database and Serve, but not MLflow: where its alias does not follow, the record's ``warnings`` say
-    so, and the controller lets it follow later. ``on_live`` is called with the version once it answers, before the
-    alias, which takes longer.
+    Needs the state database and Serve, but not MLflow: if its alias cannot be set, the record has a warning, and the
+    controller sets it later. ``on_live`` is called with the version once it answers, before the alias is set, which
+    takes longer.
 
     Raises:
         NotFoundError: the model is not served, or no version was champion before.
@@ -203,7 +203,7 @@ def rollback(
 
 
 def rollback_target(source: Source) -> str:
-    """Return what ``rollback`` would do now, in words, by the state alone.
+    """Return what ``rollback`` would do now, as text, according to the state.
 
     Raises:
         NotFoundError: as ``rollback``.
@@ -223,10 +223,10 @@ def rollback_target(source: Source) -> str:
 
 
 def running_rollout(source: Source, version: str | None = None) -> str:
-    """Return the id of the rollout that runs, of this version if it is named.
+    """Return the id of the running rollout, of this version if one is named.
 
     Raises:
-        UsageError: none does.
+        UsageError: no rollout is running.
     """
     from raymlops.state.rollouts import running
 
@@ -243,7 +243,7 @@ def running_rollout(source: Source, version: str | None = None) -> str:
 
 
 def remove(source: Source) -> list[int]:
-    """Take every version of the model off Serve and return their numbers; the registry stays as it is.
+    """Remove every version of the model from Serve and return their numbers; the registry is unchanged.
 
     Raises:
         RefusedError, ClusterError: as ``deploy``.
@@ -302,7 +302,7 @@ def events(source: Source | None = None) -> list[AuditEvent]:
 
 
 def champion_line(source: Source) -> str:
-    """Return in a line which version is live by the state, for somebody whose command was interrupted."""
+    """Return a line that names the live version according to the state, for an interrupted command."""
     spec = spec_of(source)
     name = spec.project.name
     try:
@@ -356,7 +356,7 @@ def _abort(request: _Request) -> None:
 
 
 def _up(request: _Request, *, action: str) -> tuple[Change, bool]:
-    """Bring a version up, and return also whether that takes the model's keys away."""
+    """Bring a version up, and return also whether the model no longer requires keys."""
     from raymlops.lifecycle.live.change import change
     from raymlops.lifecycle.live.lineup import LineUp
     from raymlops.lifecycle.rollout.canary import refuse_running
@@ -467,7 +467,7 @@ def _share(request: _Request, traffic: TrafficRequest, *, abort: bool) -> Deploy
 
 
 def _name_champion(ref: ModelVersionRef, *, state: State, registry: Registry, why: str) -> DeploymentRecord:
-    """Move the alias alone, of a model that is not served."""
+    """Set the alias of a model that is not served."""
     old = registry.by_alias(ref.name, "champion")
     state.record(
         action="promote",

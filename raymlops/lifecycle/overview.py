@@ -1,6 +1,6 @@
 """The status of endpoints: what should be live of each model, since when and by whom, and the state of its rollout.
 
-Reads the state alone, without creating it. Whether Serve runs a model is Serve's to say.
+Reads the state, without creating it; what Serve actually runs is reported elsewhere.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class ModelOverview(Record):
     keys: bool = False
     """Whether its callers need an API key."""
     aborted: dict[str, Any] | None = None
-    """The newest rollout, where it was aborted, as ``rollout``."""
+    """The newest rollout, if it was aborted, as ``rollout``."""
     moved_by: str | None = None
-    """The controller that moves rollouts, by user, machine and process; None where none is running."""
+    """The controller that moves rollouts, by user, machine and process; None if none is running."""
 
     def summary(self) -> dict[str, str | None]:
         """Return the desired state as named texts."""
@@ -115,7 +115,7 @@ class ModelOverview(Record):
 def overview(
     source: Source | None = None, *, root: str | None = None, env: str | None = None, reach: str | None = None
 ) -> list[ModelOverview]:
-    """Return every model that should be live; an empty list where there is no state yet.
+    """Return every model that should be live; an empty list if there is no state yet.
 
     The state is located by ``source`` or else by the environment; ``root`` is the folder of a cluster. ``reach`` is a
     host on which Serve listens: whether callers need a key may depend on it.
@@ -183,7 +183,7 @@ def find_rollout(state: State, rollout_id: str, *, name: str) -> Rollout:
 
 
 def doubts_of(state: State, ref: ModelVersionRef) -> tuple[str, ...]:
-    """Return a warning where the last rollout of this version was aborted."""
+    """Return a warning if the last rollout of this version was aborted."""
     with state.reading() as connection:
         newest = next((found for found in rollouts(connection, ref.name) if found.version == ref.version), None)
     if newest is None or newest.status != "aborted":

@@ -1,4 +1,4 @@
-"""Ask an endpoint for the rows of a file.
+"""Request predictions for the rows of a file.
 
 Knows how JSON, CSV and Parquet become request rows by the endpoint's own signature. Needs no ray or torch.
 """
@@ -34,20 +34,20 @@ class Answers:
     """Each version that answered, in the order of its first answer: several when another took the route meanwhile."""
     request_ids: list[str]
     curl: str
-    """A command that asks for the first row alone."""
+    """A command that requests the first row."""
 
 
 def ask_file(client: Client, name: str, file: Path, *, version: int | str | None = None) -> Answers:
-    """Ask a model for every row of a file, in requests of at most 1,000 rows.
+    """Request predictions for every row of a file, in requests of at most 1,000 rows.
 
-    A ``.json`` file holds a list of rows or ``{"rows": [...]}``; the columns of a ``.csv`` or ``.parquet`` file that
-    the model does not know (a label, an index) are left out. All rows are checked before the first is sent.
-    ``version`` asks for that one of the live versions.
+    A ``.json`` file holds a list of rows or ``{"rows": [...]}``; columns of a ``.csv`` or ``.parquet`` file that
+    are not inputs of the model (a label, an index) are left out. All rows are checked before the first is sent.
+    ``version`` requests one of the live versions.
 
     Raises:
         UsageError: the file is missing, of another kind, or cannot be read.
         InvalidRowsError: rows do not fit the signature; each problem names its row in the file and its field.
-        NotFoundError, RefusedError, ClusterError: there is no such model, a key is missing, or nobody answers.
+        NotFoundError, RefusedError, ClusterError: there is no such model, a key is missing, or no answer arrives.
     """
     readers: dict[str, Callable[[Path, Signature], list[dict[str, Any]]]] = {
         ".json": _json_rows,
@@ -79,7 +79,7 @@ def ask_file(client: Client, name: str, file: Path, *, version: int | str | None
 
 
 def curl_line(client: Client, name: str, rows: list[dict[str, Any]], *, version: int | str | None = None) -> str:
-    """Return a shell command that asks a model, or one version, for these rows; a key is named by its variable."""
+    """Return a shell command that requests these rows; a key is named by its variable."""
     body = json.dumps({"rows": rows})
     key = f' -H "authorization: Bearer ${KEY}"' if client.with_key else ""
     pin = "" if version is None else f" -H {shlex.quote(f'x-raymlops-version: {version}')}"

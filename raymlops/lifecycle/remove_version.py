@@ -1,6 +1,6 @@
-"""``deploy --remove --version N``: take down one version that runs beside the champion.
+"""``deploy --remove --version N``: remove one version that runs beside the champion.
 
-Owns which version may go. The registry stays as it is, so that the version can be deployed again.
+Owns which version may be removed. The registry is unchanged, so that the version can be deployed again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def number_of(version: str) -> int:
     """Return a version's number as it was given.
 
     Raises:
-        UsageError: it is an alias, which may name another version by the time that something is taken down.
+        UsageError: it is an alias, which may point to another version by the time of the removal.
     """
     if not version.isdigit():
         raise UsageError(
@@ -37,13 +37,13 @@ def number_of(version: str) -> int:
 
 
 def remove_version(source: Source, version: int) -> None:
-    """Take one version off Serve that is not the champion: kept warm, a shadow, or a canary that no rollout moves.
+    """Remove one version from Serve that is not the champion: warm, a shadow, or a canary without a rollout.
 
-    Its share of the traffic is taken away first, so that no request is sent to it any more.
+    Its share of the traffic is removed first, so that it gets no more requests.
 
     Raises:
         NotFoundError: it is not up.
-        RefusedError: it is the champion or is being rolled out, or another change of what is live takes too long.
+        RefusedError: it is the champion or is being rolled out, or another change takes too long.
         DeployError, ClusterError: as ``deploy``.
     """
     spec = spec_of(source)

@@ -1,6 +1,6 @@
 """Models that answer others than this machine without an API key, as the running Serve has them.
 
-Owns how Serve is asked without starting or waiting for anything. What is said is for ``status`` and ``doctor``.
+Owns the request to Serve, which starts nothing and does not wait. ``status`` and ``doctor`` report the result.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Exposure:
     reach: str
     """The host that decides whether keys are required by default."""
     warning: str | None
-    """Of models that answer others than this machine without a key; None where none does."""
+    """About models that answer other machines without a key; None if there are none."""
 
 
 def exposure(source: Source | None = None, *, root: str | None = None, env: str | None = None) -> Exposure | None:
-    """Return who reaches Serve, and what is to be said of models that answer others without a key.
+    """Return who reaches Serve, with a warning about models that answer others without a key.
 
     Serve is the one of the dashboard that ``source`` or the environment names, or that ``up`` started under ``root``.
-    None where it does not run, or its dashboard does not answer.
+    None if it does not run, or its dashboard does not answer.
     """
     from raymlops.cluster import upfile
     from raymlops.cluster.dashboard import VARIABLES, dashboard
@@ -61,7 +61,7 @@ def exposure(source: Source | None = None, *, root: str | None = None, env: str 
 
 
 def finding(*, root: str | None = None) -> Finding | None:
-    """Return the same for ``doctor``; None where there is nothing to say."""
+    """Return the same as a finding of ``doctor``; None without a warning."""
     from raymlops.cluster.doctor import Finding
 
     found = exposure(root=root)

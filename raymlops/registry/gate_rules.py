@@ -1,6 +1,6 @@
 """The gate: whether a version may become challenger, with the numbers. Pure.
 
-Three kinds of checks. *Answers requests*: what callers would get, which no metric shows; it is asked elsewhere.
+Three kinds of checks. *Answers requests*: what callers would get, which no metric shows; it is computed elsewhere.
 *Thresholds* are bounds on test metrics. *Not worse than the champion* compares both on the same test rows: the rows
 are cut into contiguous blocks, each block's metric sums are known for both models, and whole blocks are drawn with
 replacement, the same ones for both (a paired block bootstrap; Künsch, 1989): blocks keep rows that hang together, such
@@ -71,11 +71,11 @@ def decide(
     answers: GateCheck | None = None,
     rng: np.random.Generator | None = None,
 ) -> GateDecision:
-    """Ask every question of the gate and return the decision with all its numbers.
+    """Run every check of the gate and return the decision with all its numbers.
 
-    ``answers`` says whether the candidate answers requests, which its metrics do not show.
+    ``answers`` is the check whether the candidate answers requests, which its metrics do not show.
 
-    ``metrics`` are the candidate's on the test split, named ``test/...``; NaN or None fails whatever it is asked for.
+    ``metrics`` are the candidate's on the test split, named ``test/...``; NaN or None fails every threshold.
     ``metric``, better towards ``mode``, is compared with the champion's on the same blocks of rows.
 
     Raises:

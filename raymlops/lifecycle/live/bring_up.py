@@ -1,9 +1,9 @@
-"""Bringing a version up beside what is live, before a change gives it anything: begun, waited for, given up.
+"""Bring a version up beside what is live, before a change gives it traffic: begin, wait, give up.
 
-Owns what must be up before a change, and what becomes of a version that does not come up. It is desired from the
-moment that it is begun, with an audit event, and holds no lock while it is waited for. So others may change what is
-live meanwhile; whoever waits finds that out. A kill leaves it warm: the same verb goes on from there, or the controller
-takes it down.
+Owns what must be up before a change, and the handling of a version that does not come up. The version is desired, with
+an audit event, before Serve starts it, and no lock is held while it is waited for. So other changes may happen
+meanwhile; the waiting verb checks for them. A kill leaves the version warm: the same verb resumes from there, or the
+controller removes it.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from raymlops.state.store import Deployment, Desired, State
 
 SHORT_S = 30.0
-"""How long a change of what is up may take under the lock; nothing has to come up any more."""
+"""Longest time that a change may hold the lock, once every version is up."""
 AGAIN = "Run the same command again."
 
 _log = logging.getLogger(__name__)
 
 
 class Places(TypedDict):
-    """Where Serve is to listen, should it not run yet."""
+    """The addresses of Serve, in case it does not run yet."""
 
     host: str
     port: int
@@ -48,43 +48,43 @@ class Places(TypedDict):
 
 
 class Cluster(Api, Protocol):
-    """What a change asks of a ``ServeApi``."""
+    """The part of ``ServeApi`` that a change uses."""
 
     def room(self) -> Room:
-        """Return what the cluster has, and what its actors hold."""
+        """Return the cluster's resources, and those that its actors hold."""
 
 
 @dataclass(frozen=True)
 class Coming:
-    """A version that is to be up before a change goes on."""
+    """A version that must be up before a change continues."""
 
     item: Deployment
-    """As it comes up: with its settings, without a route."""
+    """As it comes up: with its settings, without the route."""
     was: Deployment | None
-    """As it stood before."""
+    """Its previous deployment, if it was up."""
     champion: int | None
-    """Who held the route when it began."""
+    """The version that held the route when it began."""
     least: int
-    """Replicas without which it cannot go on."""
+    """The minimum of running replicas to continue."""
     replicas: int
-    """Replicas that it is to have."""
+    """The desired replicas."""
     renewed: bool = False
-    """Whether it stands already, and all its replicas are to have other settings."""
+    """Whether it is up already, and all its replicas get other settings."""
     action: str = ""
     final: bool = False
-    """Whether nothing is left to write once it is up."""
+    """Whether nothing remains to be written once it is up."""
     early: tuple[Deployment, ...] = ()
-    """Versions that made room for it."""
+    """Versions that were removed to make room for it."""
     wrote: bool = False
     changed: bool = False
-    """Whether Serve was sent anything."""
+    """Whether anything was sent to Serve."""
     settings: dict[str, Any] | None = field(default=None, repr=False)
 
     def check(self, deployments: Sequence[Deployment]) -> None:
-        """Refuse to go on where somebody changed meanwhile what this rests on.
+        """Refuse to continue if another change has removed or changed what this depends on.
 
         Raises:
-            RefusedError: saying what.
+            RefusedError: naming the change.
         """
         name, version = self.item.name, self.item.version
         found = next((item for item in deployments if item.version == version), None)
@@ -120,7 +120,7 @@ class Coming:
         )
 
     def undone(self, deployments: Sequence[Deployment]) -> list[Deployment]:
-        """Return the line-up in which it has not begun; what others changed of it since stays."""
+        """Return the line-up without it; changes that others made to it meanwhile are kept."""
         left = list(deployments)
         found = next((item for item in left if item.version == self.item.version), None)
         if not self.wrote or found is None or found.serve != self.item.serve:
@@ -136,29 +136,29 @@ class Coming:
 
 
 def places(serve: ServeSection) -> Places:
-    """Return where a configuration has Serve listen."""
+    """Return the addresses at which a configuration has Serve listen."""
     return {"host": serve.host, "port": serve.port, "grpc_port": serve.grpc_port}
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What is back, and what was seen on the way."""
+    """The restored state, and notes about Serve."""
 
     desired: Desired
     notes: tuple[str, ...]
     held: TakenError | None
-    """Why some models are not back: another state has models of their names."""
+    """Why some models were not restored: another state has models with their names."""
 
 
 def restored(state: State, cluster: Cluster, *, serve: ServeSection) -> Restored:
     """Bring Serve to the desired state of every model, wait for the champions without the lock, and return that state.
 
-    A model that another state has on this Serve keeps no other from coming back.
+    A model that belongs to another state on this Serve does not prevent the others from being restored.
 
     Raises:
         OutdatedStateError: Serve runs what a newer copy of the state database desired; nothing was changed.
         DeployError: a champion did not come up; the others are sent all the same.
-        RefusedError: another change goes on for too long, or took a champion away or made another one live meanwhile.
+        RefusedError: another change takes too long, or removed a champion or made another version live meanwhile.
         ClusterError: Serve does not answer.
     """
     with state.exclusive("restore", wait_s=serve.ready_timeout_s):
@@ -193,9 +193,9 @@ def _held(division: Division, names: set[str]) -> TakenError | None:
 def coming_up(
     cluster: Cluster, before: Sequence[Deployment], now: LineUp, *, after: Coming | None, hurry: bool
 ) -> Coming | None:
-    """Return what must be brought up before a line-up; None where its subject is up, or was waited for already.
+    """Return the version to bring up before a line-up; None if its subject is up, or was waited for already.
 
-    In a ``hurry`` whoever answers is up, however many replicas the holder of the route has.
+    In a ``hurry`` one running replica is enough, however many the champion has.
     """
     item = now.item()
     if item is None or (after is not None and not after.renewed):
@@ -236,7 +236,7 @@ def begin(
     why: str,
     actor: str | None,
 ) -> Coming:
-    """Write that a version comes up and tell Serve, under the lock; where Serve does not take it, all is as before.
+    """Write that a version comes up and send it to Serve, under the lock; if Serve rejects it, restore the state.
 
     Raises:
         InsufficientResourcesError: the cluster can never hold it; nothing was changed.
@@ -279,7 +279,7 @@ def give_up(
     actor: str | None,
     wait_s: float,
 ) -> None:
-    """Take away a version that did not come up; whatever is in the way of that is no news beside ``error``."""
+    """Remove a version that did not come up; a failure to do so is only logged, since ``error`` is raised."""
     try:
         with state.exclusive(f"{coming.action} {coming.item.name}, undone", wait_s=wait_s):
             _take_back(state, cluster, coming, error, serve=serve, actor=actor)
@@ -299,12 +299,12 @@ def _take_back(
     try:
         apply(state.desired(), api=cluster, wait_s=0, concerned=(), wait=False, **places(serve))
     except RaymlopsError as second:
-        # Serve does not answer: the desired state is right again, and the next verb brings Serve to it.
-        _log.warning("Serve was not told that version %d of %s is not to be: %s", coming.item.version, name, second)
+        # Serve does not answer: the desired state is restored, and the next verb brings Serve to it.
+        _log.warning("version %d of %s could not be removed from Serve: %s", coming.item.version, name, second)
 
 
 def _asked(details: Details, item: Deployment) -> tuple[int, int]:
-    """Return the replicas without which a version cannot do what it is to do, and those that it is to have for it."""
+    """Return the minimum and the desired number of a version's replicas for its role."""
     settings = settings_of(item)
     least = settings.min_replicas
     if item.role == "champion":
@@ -315,7 +315,7 @@ def _asked(details: Details, item: Deployment) -> tuple[int, int]:
 
 
 def _leave_early(cluster: Cluster, before: Sequence[Deployment], now: LineUp) -> list[Deployment]:
-    """Return the versions that must go before the subject comes up."""
+    """Return the versions that must be removed before the subject comes up."""
     new = now.item()
     assert new is not None
     stay = {item.version for item in now.wanted} - now.spare
@@ -323,7 +323,7 @@ def _leave_early(cluster: Cluster, before: Sequence[Deployment], now: LineUp) ->
     try:
         room = cluster.room()
     except ClusterError:
-        return []  # not knowing must not refuse what may fit; a dashboard that is down says so when it is sent to
+        return []  # what may fit must not be rejected; a dashboard that is down is reported by the next request
     return leaving if must_leave_first(new, leaving, cluster=room) else []
 
 

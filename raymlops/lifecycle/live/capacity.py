@@ -1,7 +1,7 @@
 """Whether the cluster has room for a version beside what is served, decided before anything is changed.
 
-Rows of Ray's state API in, a decision with its numbers out. What runs and ends by itself, such as a training,
-does not count: Serve waits for it. What is served stays, and so does count.
+Rows of Ray's state API in, a decision with its numbers out. Jobs that end by themselves, such as trainings, do not
+count, since Serve waits for them. Served versions stay, and count.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _REPLICA = "SERVE_REPLICA::"
 
 
 def must_leave_first(new: Deployment, leaving: Sequence[Deployment], *, cluster: Room) -> bool:
-    """Return whether ``new`` fits only where the versions that it replaces anyway are gone before it comes up.
+    """Return whether ``new`` fits only if the versions that it replaces are removed before it comes up.
 
     Raises:
         InsufficientResourcesError: it does not fit even then, and no autoscaler may add nodes.

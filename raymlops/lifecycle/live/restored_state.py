@@ -1,7 +1,7 @@
-"""Making a state database that was restored from a backup count, because the newer one is lost.
+"""Let a state database that was restored from a backup count, because the newer one is lost.
 
-Owns what is written of it. It is an event of the audit record like every other, so that a kill in between loses
-nothing; Serve is brought to it by whatever is sent next. What another state deployed is never made this one's.
+Owns its audit event, which is written like every other, so that a kill in between loses nothing; the next change brings
+Serve to this state. Models of another state are never taken over.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ LOCK_WAIT_S = 60.0
 
 
 def make_count(state: State, cluster: Api) -> tuple[str, ...]:
-    """Make this database count where Serve runs what a newer copy of it desired, and return in words what is undone.
+    """Let this database count although Serve runs changes of a newer copy of it, and return those as text.
 
     Raises:
-        RefusedError: another change of what is live goes on for too long.
+        RefusedError: another change of what is live takes too long.
         ClusterError: Serve does not answer.
     """
     said = []

@@ -1,8 +1,7 @@
-"""Which version may be loaded, and which may become live: as this state recorded it, gated, whole and callable.
+"""Which version may be loaded, and which may become live: recorded in this state, gated, intact and compatible.
 
-Owns these questions. MLflow says which versions there are and what their aliases point to. What a version's bundle is
-and what its gate said is taken from the state: its tags can be changed by whoever may log a run. What is then done with
-the version is the callers'.
+MLflow lists the versions and their aliases. A version's bundle and the verdict of its gate come from the state, since
+everybody who can log a run can change MLflow's tags. The callers act on the version.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ _log = logging.getLogger(__name__)
 
 
 def admitted(spec: ProjectSpec, version: str) -> tuple[Registry, ModelVersionRef]:
-    """Return a version that has passed its gate and whose files are whole.
+    """Return a version that has passed its gate and whose files are intact.
 
     Raises:
         NotFoundError: there is no such version.
-        RefusedError: it has not passed its gate here, or MLflow says otherwise than this state.
+        RefusedError: it has not passed its gate here, or MLflow contradicts this state.
         BundleError: its files are no longer what its digest vouches for.
     """
     from raymlops.bundle.verify import verify
@@ -45,7 +44,7 @@ def admitted(spec: ProjectSpec, version: str) -> tuple[Registry, ModelVersionRef
     from raymlops.tracking.client import tracker
 
     found = tracker(spec)
-    found.check()  # an MLflow that is away is said within seconds, not after its client's own repeats
+    found.check()  # an MLflow that is down is reported within seconds, not after its client's own retries
     registry = Registry(found)
     ref = registry.get(spec.project.name, version)
     with state_of(spec) as state:
@@ -59,13 +58,13 @@ def admitted(spec: ProjectSpec, version: str) -> tuple[Registry, ModelVersionRef
 
 
 def loadable(registry: Registry, state: State, name: str, version: str) -> ModelVersionRef:
-    """Return a version whose code may be loaded, as this state recorded it.
+    """Return a version whose code may be loaded, as recorded in this state.
 
-    The champion of a model that is served is the one that this state has live, wherever the alias points.
+    The champion of a served model is the one that is live in this state, wherever the alias points.
 
     Raises:
         NotFoundError: there is no such version.
-        RefusedError: this state has no record of it, or MLflow says otherwise.
+        RefusedError: this state has no record of it, or MLflow contradicts it.
     """
     from raymlops.state.versions import recorded
 
@@ -88,7 +87,7 @@ def champion_alias(spec: ProjectSpec, name: str) -> Callable[[int], None]:
 
 
 def live_champion(state: State, name: str) -> ModelVersionRef | None:
-    """Return the champion that this state has live; None where the model is not served."""
+    """Return the champion that is live in this state; None if the model is not served."""
     live = champion_of(state.deployments(name))
     return None if live is None else ModelVersionRef(name, live.version, live.run_id, live.bundle, (CHAMPION,))
 
@@ -97,7 +96,7 @@ def as_recorded(said: ModelVersionRef, record: VersionRecord | None) -> ModelVer
     """Return a version with the bundle and the run of its record. Pure.
 
     Raises:
-        RefusedError: there is no record of it, or it is not what MLflow ``said``.
+        RefusedError: there is no record of it, or MLflow's version (``said``) differs.
     """
     adopt = f"raymlops models gate --config FILE --version {said.version} --adopt {said.bundle.digest}"
     which = f"{said.name} version {said.version}"
@@ -128,7 +127,7 @@ def as_recorded(said: ModelVersionRef, record: VersionRecord | None) -> ModelVer
 
 
 def adoptable(said: ModelVersionRef, record: VersionRecord | None, *, adopt: str | None) -> ModelVersionRef:
-    """Return a version that the gate may load: as recorded, or by the digest that its caller names. Pure.
+    """Return a version that the gate may load: as recorded, or by the digest that the caller names. Pure.
 
     Raises:
         RefusedError: as ``as_recorded``; or MLflow names another digest than ``adopt``.
@@ -146,10 +145,10 @@ def adoptable(said: ModelVersionRef, record: VersionRecord | None, *, adopt: str
 
 
 def check_verdict(record: VersionRecord, said: str | None) -> None:
-    """Refuse a version that has not passed its gate here, or of which MLflow's tag says otherwise. Pure.
+    """Refuse a version that has not passed its gate here, or whose tag in MLflow contradicts that. Pure.
 
     Raises:
-        RefusedError: saying which.
+        RefusedError: naming the case.
     """
     hint = f"raymlops models gate --config FILE --version {record.version}"
     which = f"{record.name} version {record.version}"
@@ -166,9 +165,9 @@ def check_verdict(record: VersionRecord, said: str | None) -> None:
 
 
 def check_callers(ref: ModelVersionRef, state: State, *, share: bool = False) -> None:
-    """Refuse a version that the champion's callers cannot call.
+    """Refuse a version that is not compatible with the champion's callers.
 
-    A champion whose bundle cannot be read any more keeps no successor away, but lends nobody its traffic.
+    A champion whose bundle is unreadable can be replaced, but its traffic cannot be shared.
     """
     from raymlops.lifecycle.registration.compatibility import check_compatible, signature_of
 

@@ -1,7 +1,7 @@
-"""Code that changed after a training: refused beside its weights, unless it is shown to give the same model.
+"""Code that changed after a training: rejected with its weights, unless it is shown to give the same model.
 
-A mistake in the serving half of a recipe must not cost the training. What the training left is the evidence: the
-weights that ``model()`` has to take, the data, and the metrics on validation that have to come out again.
+A mistake in the serving half of a recipe must not cost the training. The evidence is what the training stored: the
+weights that ``model()`` must accept, the data, and the metrics on validation that must come out again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CodeChange:
-    """What of a recipe's code is no longer as it was when a run was trained."""
+    """How a recipe's code differs from the code of a run's training."""
 
     run_id: str
     reference: str
@@ -55,11 +55,11 @@ class CodeChange:
     """Files that are newer than this process, which may have imported them as they were before."""
 
     def tags(self) -> dict[str, str]:
-        """Return what a version that is registered all the same has on record."""
+        """Return the tags of a version that is registered with the changed code."""
         return {CODE_NOW: self.now, CODE_THEN: self.then}
 
     def refusal(self, why: str) -> RefusedError:
-        """Return the error that says what changed, and why that is no mere repair."""
+        """Return the error: what changed, and why it cannot be accepted."""
         return RefusedError(
             f"the code of {self.reference} is no longer what run {self.run_id} was trained with ({self.what}), "
             f"and {why}",
@@ -68,10 +68,10 @@ class CodeChange:
 
 
 def code_change(project: Project, tracker: Tracker, *, run_id: str, tags: Mapping[str, str]) -> CodeChange | None:
-    """Return how today's code differs from that which a run was trained with; None where it is the same.
+    """Return how the current code differs from the code of a run's training; None if it is the same.
 
     Raises:
-        RecipeError: today's code cannot travel.
+        RecipeError: the current code cannot be bundled.
     """
     from raymlops.bundle.code import collect
     from raymlops.training.runs.mlflow_run import CODE_FILES, CODE_SHA
@@ -106,12 +106,12 @@ def code_change(project: Project, tracker: Tracker, *, run_id: str, tags: Mappin
 def check_repair(
     change: CodeChange, project: Project, prepared: Prepared, *, weights: Mapping[str, Any], tags: Mapping[str, str]
 ) -> None:
-    """Accept changed code that still is the trained model: it takes the weights, and evaluates as is on record.
+    """Accept changed code that still is the trained model: it loads the weights and gives the recorded metrics.
 
-    ``prepared`` holds the data of the training, as its fingerprint showed.
+    ``prepared`` holds the data of the training, as its fingerprint has shown.
 
     Raises:
-        RefusedError: says what does not come out as it was.
+        RefusedError: naming what differs.
     """
     if change.edited:
         raise change.refusal(

@@ -1,7 +1,7 @@
 """Whether a version can stand in for the champion: the same requests, read the same way, the same kind of answer.
 
 Owns the rule. It is stricter than what a caller could notice: a canary and a shadow get the columns that the champion
-has read already, so that their arrays must be of the same kind too.
+has parsed, so that their arrays must have the same types too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def compatible(champion: Signature, new: Signature) -> list[str]:
-    """Return the reasons why a request for ``champion`` cannot be answered by ``new`` in its place; empty: it can."""
+    """Return the reasons why ``new`` cannot answer a request for ``champion``; empty if it can."""
     mine = {column.name: column for column in champion.inputs}
     theirs = {column.name: column for column in new.inputs}
     gone = [f"input {name!r} is not taken any more" for name in mine.keys() - theirs.keys()]
@@ -31,7 +31,7 @@ def compatible(champion: Signature, new: Signature) -> list[str]:
 
 
 def check_compatible(champion: Signature, new: Signature, *, versions: tuple[int, int], hint: str) -> None:
-    """Refuse a version that cannot stand in for the champion; ``versions`` are the champion's and the new one's.
+    """Refuse a version that cannot replace the champion; ``versions`` are the champion's and the new one's.
 
     Raises:
         RefusedError: with every reason.
@@ -45,10 +45,10 @@ def check_compatible(champion: Signature, new: Signature, *, versions: tuple[int
 
 
 def check_redacted(redact: Sequence[str], signature: Signature, *, name: str) -> None:
-    """Check that what is to be left out of the log is there to be left out: a slip of the pen would write it.
+    """Check that the fields to redact exist: a misspelled field would be logged.
 
     Raises:
-        UsageError: naming what is no field of the model, and the fields that are.
+        UsageError: naming the unknown fields, and the model's.
     """
     if unknown := unknown_redactions(redact, signature):
         fields = sorted({column.name for column in (*signature.inputs, *signature.outputs)})
@@ -62,7 +62,7 @@ def signature_of(bundle: BundleRef) -> Signature:
     """Read the signature of a bundle, checked against its digest.
 
     Raises:
-        BundleError: it is not there, or no longer what its digest vouches for.
+        BundleError: it is missing, or does not match its digest.
         StorageError: the storage cannot be read.
     """
     from raymlops.bundle.verify import SIGNATURE, read_file, read_manifest

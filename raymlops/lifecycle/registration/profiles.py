@@ -1,6 +1,6 @@
-"""Reference profiles of a model's inputs and answers, which drift is measured against later.
+"""Reference profiles of a model's inputs and answers, against which drift is measured later.
 
-Owns how many rows are looked at, and how many at a time are in the model.
+Owns how many rows are profiled, and how many are predicted at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PROFILE_ROWS = 50_000
 """About as many rows of a streamed split are held and profiled; of a table in memory, all are."""
 ANSWERED_ROWS = 5_000
-"""At most so many of them are answered."""
+"""At most this many of them are predicted."""
 
 
 def profiles(prepared: Prepared, model: nn.Module, *, batch_size: int, device: str) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def profiles(prepared: Prepared, model: nn.Module, *, batch_size: int, device: s
 
 
 def _answers(prepared: Prepared, model: nn.Module, columns: Columns, *, batch_size: int, device: str) -> Columns:
-    """Return the answers to an even sample of rows, asked for in batches."""
+    """Return the answers to an even sample of rows, predicted in batches."""
     step = -(-len(next(iter(columns.values()))) // ANSWERED_ROWS)
     sample = {key: values[::step] for key, values in columns.items()}
     return typed_answers(prepared.recipe, model, sample, batch_size=batch_size, device=device, finite=False)

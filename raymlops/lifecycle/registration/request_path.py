@@ -1,7 +1,7 @@
-"""A version asked as its callers will ask it: rows parsed, encoded, predicted, decoded, typed, and written as JSON.
+"""Run a version on the path of a request: rows parsed, encoded, predicted, decoded, typed, and written as JSON.
 
-Metrics never touch ``predict`` and ``decode``, so that a version whose answers are broken has good ones. Owns which
-rows are asked and what is said of those that are not answered.
+Metrics do not cover ``predict`` and ``decode``, so that a version with broken answers can have good ones. Owns the
+choice of rows and the report about those that are not answered.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from raymlops.data.prepare import SplitData
 
 ROWS = 256
-"""Validation rows that are asked, spread evenly: enough for rare categories and gaps to be among them."""
+"""Validation rows to predict, spread evenly: enough to contain rare categories and missing values."""
 NAME = "answers requests"
 
 
 def rows_of(candidate: LoadedModel, split: SplitData | None) -> list[dict[str, Any]]:
-    """Return the bundle's example rows, and rows of a split as a request would bring them; a table alone has such."""
+    """Return the bundle's example rows, and rows of a split in the form of a request; only tables have such rows."""
     columns = None if split is None else split.sample(about_rows=ROWS)
     if columns is None:
         return candidate.example
@@ -31,17 +31,17 @@ def rows_of(candidate: LoadedModel, split: SplitData | None) -> list[dict[str, A
 
 
 def answers_requests(candidate: LoadedModel, rows: list[dict[str, Any]], *, batch_size: int) -> GateCheck:
-    """Ask a version for these rows, and return whether it answers them as its signature says.
+    """Predict these rows, and return whether a version answers them as its signature says.
 
-    Rows that the recipe refuses are answered too, with the reason; but not all of them may be.
+    Rows that the recipe rejects count as answered, unless it rejects all of them.
     """
     answered = 0
     try:
         for start in range(0, len(rows), batch_size):
             answered += _answered(candidate, rows[start : start + batch_size])
-    except Exception as error:  # whatever it is, a caller would have got it
+    except Exception as error:  # whatever it is, a caller would get it
         return _check(None, rows, detail=f"{type(error).__name__}: {error}")
-    return _check(answered, rows, detail="" if answered else "the recipe refuses every one of them")
+    return _check(answered, rows, detail="" if answered else "the recipe rejects every one of them")
 
 
 def _answered(candidate: LoadedModel, rows: list[dict[str, Any]]) -> int:

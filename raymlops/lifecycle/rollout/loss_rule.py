@@ -1,15 +1,15 @@
-"""What a label says of a version: the rule for one answer, and one loss for each request.
+"""The loss of a labelled answer, and one loss per request.
 
 The rule is the **champion's**, from its bundle: it was fixed before the rollout began, and both versions are judged by
-it. Both give the same outputs, as a version that does not is no canary (``compatible``). The rule is one of
-``answerloss``, or the champion's own ``loss_of``: the recipe's code, which is run apart from the process that holds the
+it. Both have the same outputs, since other versions cannot be canaries (``compatible``). The rule is one of
+``answer_loss``, or the champion's own ``loss_of``: the recipe's code, which runs apart from the process that holds the
 state's credentials.
 
-A request's loss is the mean over its labelled rows. Where a client asked again under one request id in the same step,
-the answer that came first counts, whichever version gave it. Copies, pinned requests and those where the champion stood
-in count for none: they fell to a version for another reason than chance.
+A request's loss is the mean over its labelled rows. If a client repeated a request id in the same step, the first
+answer counts, whichever version gave it. Copies, pinned requests and those that the champion answered for a canary do
+not count: they were not assigned at random.
 
-Owns both. Where labelled rows come from is ``losses``'s.
+Owns both. ``label_losses`` reads the labelled rows.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 ADVICE = "train and register again, where that is not enough with loss_of(output, label) in the recipe"
 COLUMNS = ("request_id", "ts", "model_version", "route", "fallback_from", "output")
-"""Of the log, that ``Counted`` takes, beside the label."""
+"""Columns of the log that ``Counted`` needs, beside the label."""
 
 
 def rule_of(champion: Deployment) -> AnswerLoss:
     """Return the rule by which a rollout against this champion compares answers with labels.
 
-    It is of the kind ``none``, with the reason, where its bundle allows no other or the log lacks what it needs.
+    It is of the kind ``none``, with the reason, if its bundle allows no other or the log lacks what it needs.
 
     Raises:
-        BundleError: the bundle is not what its digest vouches for.
+        BundleError: the bundle does not match its digest.
         StorageError: the storage cannot be read.
     """
     log = settings_of(champion).log
@@ -61,7 +61,7 @@ def rule_of(champion: Deployment) -> AnswerLoss:
 
 
 def unasked(champion: Deployment) -> str | None:
-    """Return why a rollout against this champion cannot ask for quality; None where it can."""
+    """Return why a rollout against this champion cannot judge quality; None if it can."""
     try:
         rule = rule_of(champion)
     except RaymlopsError as error:
@@ -79,7 +79,7 @@ class _Request:
 
 
 class Counted:
-    """The losses of labelled rows, gathered by request."""
+    """The losses of labelled rows, by request."""
 
     def __init__(self, rule: AnswerLoss, ask_recipe: Callable[[Sequence[Pair]], OwnLosses]) -> None:
         self._rule = rule
@@ -90,7 +90,7 @@ class Counted:
         """How many labels could not be compared with their answers, and the first of them."""
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Take labelled rows of the log."""
+        """Add labelled rows of the log."""
         shared = [row for row in rows if row["route"] in {"champion", "canary"} and row["fallback_from"] is None]
         pairs: list[Pair] = [(row["output"], json.loads(row["label"])) for row in shared]
         for row, (_, label), loss in zip(shared, pairs, self._values(pairs), strict=True):
@@ -107,7 +107,7 @@ class Counted:
                 known.clipped += math.isnan(loss) or (self._rule.kind == "number" and loss >= 1)
 
     def losses(self) -> dict[int | None, Losses]:
-        """Return the losses of each version, one a request; under None, where no version has any, why."""
+        """Return the losses of each version, one per request; if none has any, the reason under None."""
         of_version: dict[int | None, list[_Request]] = defaultdict(list)
         for request in self._requests.values():
             of_version[request.version].append(request)

@@ -99,4 +99,4 @@ def test_a_version_that_refuses_every_row_is_refused():
         raise InvalidRowsError([RowProblem(0, "colour", "is out of season")])
 
     check = asked(encode=encode)
-    assert (check.passed, check.got, check.detail) == (False, 0.0, "the recipe refuses every one of them")
+    assert (check.passed, check.got, check.detail) == (False, 0.0, "the recipe rejects every one of them")
