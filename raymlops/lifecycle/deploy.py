@@ -73,8 +73,8 @@ def deploy(
     Whether callers need an API key belongs to the model: without ``serve.auth`` it stays as with the champion.
     ``auth: open`` opens it, which is recorded in the audit record and in ``warnings``.
 
-    A canary or a shadow must take and give what the champion does. So must a new champion, since products call the
-    route by what it takes and gives: a version that breaks that needs ``breaking=True``, as it needs their changing.
+    A canary or a shadow must have the champion's signature. So must a new champion, since products call the route by
+    it: a version with another one needs ``breaking=True``, and callers that have changed.
 
     A model that another state database has on the same Serve is refused.
 
@@ -119,8 +119,8 @@ def promote(
 ) -> DeploymentRecord:
     """Make a version champion; a rollout of it ends with that, one of another version is stopped.
 
-    Where the model is served, the version takes the route as by ``deploy``, and must take and give what the champion
-    does unless it is ``breaking``; otherwise only the alias moves.
+    Where the model is served, the version takes the route as by ``deploy``, and must have the champion's signature
+    unless it is ``breaking``; otherwise only the alias moves.
 
     Raises:
         NotFoundError: there is no such version.

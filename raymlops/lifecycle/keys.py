@@ -61,12 +61,9 @@ class KeyChange(Record):
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data with the secret: for the answer of a command alone."""
         data: dict[str, Any] = {"key": self.key.to_dict(), "live": self.live, "note": self.note}
-        if self.secret is not None:
-            data["secret"] = self.secret
-        if self.old is not None:
-            data["old"] = self.old.to_dict()
-        data |= {"warnings": list(self.warnings), "open_models": list(self.open_models)}
-        return data
+        data |= {} if self.secret is None else {"secret": self.secret}
+        data |= {} if self.old is None else {"old": self.old.to_dict()}
+        return {**data, "warnings": list(self.warnings), "open_models": list(self.open_models)}
 
 
 def create(

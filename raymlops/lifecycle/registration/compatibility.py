@@ -24,8 +24,8 @@ def compatible(champion: Signature, new: Signature) -> list[str]:
     """Return the reasons why ``new`` cannot answer a request for ``champion``; empty if it can."""
     mine = {column.name: column for column in champion.inputs}
     theirs = {column.name: column for column in new.inputs}
-    gone = [f"input {name!r} is not taken any more" for name in mine.keys() - theirs.keys()]
-    added = [f"input {name!r} is new, so no request has it" for name in theirs.keys() - mine.keys()]
+    gone = [f"input {name!r} is no longer accepted" for name in mine.keys() - theirs.keys()]
+    added = [f"input {name!r} is new, so that no request has it" for name in theirs.keys() - mine.keys()]
     inputs = [reason for name in mine if name in theirs for reason in _input(mine[name], theirs[name])]
     return [*sorted(gone), *sorted(added), *inputs, *_outputs(champion.outputs, new.outputs)]
 
@@ -39,7 +39,7 @@ def check_compatible(champion: Signature, new: Signature, *, versions: tuple[int
     if reasons := compatible(champion, new):
         listed = "\n".join(f"  {reason}" for reason in reasons)
         raise RefusedError(
-            f"version {versions[1]} does not take and give what version {versions[0]}, which is live, does:\n{listed}",
+            f"version {versions[1]} is not compatible with version {versions[0]}, which is live:\n{listed}",
             hint=hint,
         )
 
@@ -76,7 +76,7 @@ def _input(mine: Column, theirs: Column) -> Iterator[str]:
     if mine.type != theirs.type:
         yield f"{name} is {theirs.type}, not {mine.type}"
     elif mine.nullable and not theirs.nullable:
-        yield f"{name} may not be null any more"
+        yield f"{name} may no longer be null"
     elif mine.type == "int" and mine.nullable != theirs.nullable:
         yield f"{name} may be null now, which makes other arrays of its integers"
     if mine.shape != theirs.shape:
@@ -84,18 +84,16 @@ def _input(mine: Column, theirs: Column) -> Iterator[str]:
     if theirs.categories is not None and theirs.unknown == "reject":
         known = set(mine.categories or ()) if mine.unknown == "reject" else None
         if known is None or mine.categories is None:
-            yield f"{name} refuses categories that it does not know, which it did not before"
+            yield f"{name} rejects unknown categories, unlike before"
         elif lost := sorted(known - set(theirs.categories)):
-            yield f"{name} refuses {', '.join(map(repr, lost[:5]))}{' ...' if len(lost) > 5 else ''}"
+            yield f"{name} rejects {', '.join(map(repr, lost[:5]))}{' ...' if len(lost) > 5 else ''}"
 
 
 def _outputs(mine: Sequence[Column], theirs: Sequence[Column]) -> Iterator[str]:
     before = {column.name: column for column in mine}
     after = {column.name: column for column in theirs}
-    for name in sorted(before.keys() - after.keys()):
-        yield f"output {name!r} is not given any more"
-    for name in sorted(after.keys() - before.keys()):
-        yield f"output {name!r} is new"
+    yield from (f"output {name!r} is no longer returned" for name in sorted(before.keys() - after.keys()))
+    yield from (f"output {name!r} is new" for name in sorted(after.keys() - before.keys()))
     for name, column in before.items():
         other = after.get(name)
         if other is None:

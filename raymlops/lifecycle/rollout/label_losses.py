@@ -7,6 +7,8 @@ Owns which rows of the log are read, and the process in which a recipe's own ``l
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from raymlops.answer_loss import AnswerLoss
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
     from raymlops.bundle.loss import Pair
     from raymlops.lifecycle.rollout.loss_reader import Window
-    from raymlops.predictions.labelled import Labels
     from raymlops.records import BundleRef
     from raymlops.state.store import State
 
@@ -87,6 +88,7 @@ class LabelLosses:
         """
         from raymlops.predictions.labelled import load_labels
         from raymlops.predictions.partition import Faults
+        from raymlops.predictions.read import read_predictions
         from raymlops.storage.store import Store
 
         champion = champion_of(self._state.deployments(name))
@@ -106,8 +108,13 @@ class LabelLosses:
         labelled()
         found: dict[Window, Mapping[int | None, Losses]] = {}
         for window in windows:
-            counted = Counted(rule, lambda pairs: self._ask(champion.bundle, pairs))
-            _read(counted, root, name, window=window, labels=labels)
+            counted = Counted(rule, partial(self._ask, champion.bundle))
+            if window.until is None or window.until > window.since:
+                with suppress(NotFoundError):  # nothing was logged yet
+                    for batch in read_predictions(
+                        root, name, **window._asdict(), columns=COLUMNS, labels=labels, only_labelled=True
+                    ):
+                        counted.add(batch.to_pylist())
             found[window] = counted.losses()
         if labels.every == 1:
             return LogLosses(found)
@@ -118,22 +125,5 @@ class LabelLosses:
         try:
             return self._ask_recipe(bundle, pairs)
         except RaymlopsError as error:
-            _log.warning("the loss_of of %s cannot be asked: %s", bundle.uri, error)
-            return OwnLosses([None] * len(pairs), f"loss_of cannot be asked: {error.message}")
-
-
-def _read(counted: Counted, root: str, name: str, *, window: Window, labels: Labels) -> None:
-    """Count the labelled rows of the log that are in a window."""
-    from raymlops.predictions.read import read_predictions
-
-    since, until = window
-    if until is not None and until <= since:
-        return
-    try:
-        found = read_predictions(
-            root, name, since=since, until=until, columns=COLUMNS, labels=labels, only_labelled=True
-        )
-    except NotFoundError:
-        return  # nothing was logged yet
-    for batch in found:
-        counted.add(batch.to_pylist())
+            _log.warning("the loss_of of %s failed: %s", bundle.uri, error)
+            return OwnLosses([None] * len(pairs), f"loss_of failed: {error.message}")

@@ -156,7 +156,7 @@ def test_a_recipe_that_cannot_be_asked_is_told_and_not_fatal(state, tmp_path):
         raise RecipeError("loss_of did not answer for 1 rows within 120 s")
 
     found = LabelLosses(state, ask_recipe=ask)("m", [HOUR], labelled=lambda: None).losses[HOUR]
-    assert found == {None: Losses(note="loss_of cannot be asked: loss_of did not answer for 1 rows within 120 s")}
+    assert found == {None: Losses(note="loss_of failed: loss_of did not answer for 1 rows within 120 s")}
 
 
 def test_a_recipe_sees_outputs_and_labels_as_json(state, tmp_path):
