@@ -70,7 +70,9 @@ def test_categories_that_were_free_may_not_be_refused():
 def test_the_refusal_names_both_versions_and_every_reason():
     """And what to do."""
     new = replace(LIVE, inputs=LIVE.inputs[2:])
-    with pytest.raises(RefusedError, match=r"version 3 is not compatible with version 2(.|\n)*'age'(.|\n)*'count'") as caught:
+    with pytest.raises(
+        RefusedError, match=r"version 3 is not compatible with version 2(.|\n)*'age'(.|\n)*'count'"
+    ) as caught:
         check_compatible(LIVE, new, versions=(2, 3), hint="Use --breaking.")
     assert caught.value.hint == "Use --breaking."
 
