@@ -8,7 +8,7 @@ are per key and replica: two replicas allow twice the rate.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -54,16 +54,7 @@ class Access:
         """Return plain JSON data, equal for equal keys."""
         return {
             "required": self.required,
-            "keys": [
-                {
-                    "id": key.id,
-                    "hash": key.hash,
-                    "scopes": sorted(key.scopes),
-                    "rate_per_s": key.rate_per_s,
-                    "expires_at": key.expires_at,
-                }
-                for key in self.keys
-            ],
+            "keys": [{**asdict(key), "scopes": sorted(key.scopes)} for key in self.keys],
         }
 
     @classmethod
@@ -75,141 +66,6 @@ class Access:
             for item in data.get("keys", ())
         ]
         return cls(bool(data.get("required", False)), tuple(entries))
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """The caller of a request: the key's id, None without a key, and its scopes."""
-
-    key_id: str | None
-    scopes: frozenset[str]
-
-    def require(self, scope: Scope) -> None:
-        """Check a further scope of an admitted caller; does not count against the rate.
-
-        Raises:
-            Refusal: 403, the key lacks the scope.
-        """
-        if scope not in self.scopes:
-            raise Refusal(403, "forbidden", f"this key may not {_ACTIONS[scope]}; it lacks the scope {scope!r}")
-
-
-_ACTIONS = {"predict": "request predictions", "feedback": "send feedback", "pin": "choose the version that answers"}
-ANYBODY = Caller(None, SCOPES)
-
-
-class Guard:
-    """Authenticate callers, from one event loop.
-
-    ``configure`` may be called from any thread meanwhile: a request sees either all of the old keys or all of the new
-    ones. ``clock`` measures rates, ``now`` is the time of day in seconds since the epoch.
-    """
-
-    def __init__(
-        self,
-        access: Access | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        self._clock = clock
-        self._now = now
-        self._rights = _Rights(required=False, known={})
-        self.configure(access or Access())
-
-    def configure(self, access: Access) -> None:
-        """Replace the keys. A key that stays keeps its bucket, so that a change refills none."""
-        before = self._rights.known
-        known = {}
-        for key in access.keys:
-            old = before.get(key.id)
-            bucket = None if key.rate_per_s is None else _Bucket(key.rate_per_s, self._clock())
-            if bucket is not None and old is not None and old.bucket is not None:
-                bucket = bucket.after(old.bucket)
-            known[key.id] = _Known(key, Caller(key.id, key.scopes), bucket)
-        self._rights = _Rights(access.required, known)  # in one step: requests are admitted meanwhile
-
-    def admit(self, secret: str | None, *, scope: Scope) -> Caller:
-        """Authenticate a request, and count it against the key's rate.
-
-        Where no key is required, a caller without one has all scopes; a key that is sent is checked there too. The
-        answer is the same for an unknown id, a wrong secret, a revoked or expired key and one for another model.
-
-        Raises:
-            Refusal: 401 without a valid key, 403 for a key without the scope, 429 above its rate.
-        """
-        known = self._identified(secret)
-        if known is None:
-            return ANYBODY
-        if scope not in known.entry.scopes:
-            known.caller.require(scope)
-        if known.bucket is not None:
-            known.bucket.take(self._clock())
-        return known.caller
-
-    def identify(self, secret: str | None) -> Caller:
-        """Authenticate a request that needs no scope and counts against no rate.
-
-        Raises:
-            Refusal: 401 without a valid key.
-        """
-        known = self._identified(secret)
-        return ANYBODY if known is None else known.caller
-
-    def _identified(self, secret: str | None) -> _Known | None:
-        """Return the key with this secret, None without a secret where none is required."""
-        rights = self._rights
-        if secret is None:
-            if rights.required:
-                raise Refusal(401, "unauthenticated", f"this model requires an API key; {_HOW}")
-            return None
-        if len(secret) > _LONGEST:
-            raise _unknown()
-        known = rights.known.get(secret[len(PREFIX) : secret.find("_", len(PREFIX))])
-        given = sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
-        if not compare_digest(given, _NO_HASH if known is None else known.entry.hash) or known is None:
-            raise _unknown()
-        entry = known.entry
-        if entry.expires_at is not None and self._now() >= entry.expires_at:
-            raise _unknown()
-        return known
-
-
-def secret_of(headers: Mapping[bytes, bytes]) -> str | None:
-    """Return the key in a request's headers or a call's metadata (names in lower case), None without one.
-
-    ``x-api-key`` is ours alone and takes precedence over ``authorization: Bearer ...``, which a gateway in front may
-    use for itself. Other authorization schemes are ignored.
-    """
-    given = headers.get(b"x-api-key")
-    if given is None:
-        scheme, _, given = headers.get(b"authorization", b"").strip().partition(b" ")
-        if scheme.lower() != b"bearer":
-            return None
-    return given.strip().decode("latin-1")  # never fails, and no secret has such a character
-
-
-def access_of(name: str, keys: Iterable[KeyRecord], *, required: bool) -> Access:
-    """Return the access to one model: its keys, in a stable order."""
-    entries = [
-        KeyEntry(
-            id=key.id,
-            hash=key.hash,
-            scopes=frozenset(key.scopes),
-            rate_per_s=key.rate_per_s,
-            expires_at=None if key.expires_at is None else key.expires_at.timestamp(),
-        )
-        for key in keys
-        if "*" in key.models or name in key.models
-    ]
-    return Access(required, tuple(sorted(entries, key=lambda entry: entry.id)))
-
-
-_HOW = "send it as 'authorization: Bearer rk_...' or 'x-api-key: rk_...'"
-
-
-def _unknown() -> Refusal:
-    return Refusal(401, "unauthenticated", f"no valid API key for this model; {_HOW}")
 
 
 class _Bucket:
@@ -248,13 +104,132 @@ class _Bucket:
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    entry: KeyEntry
-    caller: Caller
-    bucket: _Bucket | None
+class Caller:
+    """The caller of a request: its key, and the bucket of the key's rate limit if it has one."""
+
+    key: KeyEntry | None
+    bucket: _Bucket | None = None
+
+    @property
+    def key_id(self) -> str | None:
+        """Return the id of the caller's key, None without a key."""
+        return None if self.key is None else self.key.id
+
+    def require(self, scope: Scope) -> None:
+        """Check a scope of the caller, who has all of them without a key; does not count against the rate.
+
+        Raises:
+            Refusal: 403, the key lacks the scope.
+        """
+        if self.key is not None and scope not in self.key.scopes:
+            raise Refusal(403, "forbidden", f"this key may not {_ACTIONS[scope]}; it lacks the scope {scope!r}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Rights:
-    required: bool
-    known: dict[str, _Known]
+_ACTIONS = {"predict": "request predictions", "feedback": "send feedback", "pin": "choose the version that answers"}
+ANYBODY = Caller(None)
+
+
+class Guard:
+    """Authenticate callers, from one event loop.
+
+    ``configure`` may be called from any thread meanwhile: a request sees either all of the old keys or all of the new
+    ones. ``clock`` measures rates, ``now`` is the time of day in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        access: Access | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
+        self._now = now
+        self._callers: tuple[bool, dict[str, Caller]] = (False, {})
+        self.configure(access or Access())
+
+    def configure(self, access: Access) -> None:
+        """Replace the keys. A key that stays keeps its bucket, so that a change refills none."""
+        _, before = self._callers
+        callers = {}
+        for key in access.keys:
+            old = before.get(key.id)
+            bucket = None if key.rate_per_s is None else _Bucket(key.rate_per_s, self._clock())
+            if bucket is not None and old is not None and old.bucket is not None:
+                bucket = bucket.after(old.bucket)
+            callers[key.id] = Caller(key, bucket)
+        self._callers = (access.required, callers)  # in one step: requests are admitted meanwhile
+
+    def admit(self, secret: str | None, *, scope: Scope) -> Caller:
+        """Authenticate a request, and count it against the key's rate.
+
+        Raises:
+            Refusal: 401 without a valid key, 403 for a key without the scope, 429 above its rate.
+        """
+        caller = self.identify(secret)
+        caller.require(scope)
+        if caller.bucket is not None:
+            caller.bucket.take(self._clock())
+        return caller
+
+    def identify(self, secret: str | None) -> Caller:
+        """Authenticate a request that needs no scope and counts against no rate.
+
+        Where no key is required, a caller without one has all scopes; a key that is sent is checked there too. The
+        answer is the same for an unknown id, a wrong secret, a revoked or expired key and one for another model.
+
+        Raises:
+            Refusal: 401 without a valid key.
+        """
+        required, callers = self._callers
+        if secret is None:
+            if required:
+                raise Refusal(401, "unauthenticated", f"this model requires an API key; {_HOW}")
+            return ANYBODY
+        if len(secret) > _LONGEST:
+            raise _unknown()
+        caller = callers.get(secret[len(PREFIX) : secret.find("_", len(PREFIX))], ANYBODY)
+        key = caller.key
+        given = sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+        if not compare_digest(given, _NO_HASH if key is None else key.hash) or key is None:
+            raise _unknown()
+        if key.expires_at is not None and self._now() >= key.expires_at:
+            raise _unknown()
+        return caller
+
+
+def secret_of(headers: Mapping[bytes, bytes]) -> str | None:
+    """Return the key in a request's headers or a call's metadata (names in lower case), None without one.
+
+    ``x-api-key`` is ours alone and takes precedence over ``authorization: Bearer ...``, which a gateway in front may
+    use for itself. Other authorization schemes are ignored.
+    """
+    given = headers.get(b"x-api-key")
+    if given is None:
+        scheme, _, given = headers.get(b"authorization", b"").strip().partition(b" ")
+        if scheme.lower() != b"bearer":
+            return None
+    return given.strip().decode("latin-1")  # never fails, and no secret has such a character
+
+
+def access_of(name: str, keys: Iterable[KeyRecord], *, required: bool) -> Access:
+    """Return the access to one model: its keys, in a stable order."""
+    entries = [
+        KeyEntry(
+            id=key.id,
+            hash=key.hash,
+            scopes=frozenset(key.scopes),
+            rate_per_s=key.rate_per_s,
+            expires_at=None if key.expires_at is None else key.expires_at.timestamp(),
+        )
+        for key in keys
+        if "*" in key.models or name in key.models
+    ]
+    return Access(required, tuple(sorted(entries, key=lambda entry: entry.id)))
+
+
+_HOW = "send it as 'authorization: Bearer rk_...' or 'x-api-key: rk_...'"
+
+
+def _unknown() -> Refusal:
+    return Refusal(401, "unauthenticated", f"no valid API key for this model; {_HOW}")

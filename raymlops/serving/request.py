@@ -6,6 +6,7 @@ Owns the names of the headers that an answer depends on. Knows nothing of HTTP s
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from raymlops.predictions.served import Served
@@ -25,48 +26,28 @@ HEADERS = frozenset(
 )
 
 
+@dataclass(slots=True)
 class Exchange:
     """One request, filled in step by step while it is handled."""
 
-    __slots__ = (
-        "body_bytes",
-        "columns",
-        "epoch",
-        "fallback_code",
-        "fallback_from",
-        "headers",
-        "key_id",
-        "model_seconds",
-        "named",
-        "outputs",
-        "protocol",
-        "request_id",
-        "route",
-        "rows",
-        "start",
-        "ts",
-        "version",
-    )
-
-    def __init__(self, headers: Mapping[bytes, bytes], *, request_id: str, version: int) -> None:
-        self.headers = headers
-        self.request_id = request_id
-        self.version = version
-        self.route: Route = "champion"
-        self.protocol = ""
-        self.ts = time.time()
-        self.start = time.perf_counter()
-        self.rows = 0
-        self.body_bytes = 0
-        self.model_seconds = 0.0
-        self.key_id: str | None = None
-        self.named: str | None = None
-        """The version that path or message name, where the protocol has a field for it."""
-        self.fallback_from: int | None = None
-        self.fallback_code: str | None = None
-        self.epoch = ""
-        self.columns: Columns | None = None
-        self.outputs: Columns | None = None
+    headers: Mapping[bytes, bytes]
+    request_id: str
+    version: int
+    route: Route = "champion"
+    protocol: str = ""
+    ts: float = field(default_factory=time.time)
+    start: float = field(default_factory=time.perf_counter)
+    rows: int = 0
+    body_bytes: int = 0
+    model_seconds: float = 0.0
+    key_id: str | None = None
+    named: str | None = None
+    """The version that path or message name, where the protocol has a field for it."""
+    fallback_from: int | None = None
+    fallback_code: str | None = None
+    epoch: str = ""
+    columns: Columns | None = None
+    outputs: Columns | None = None
 
     def served(self, status: int, code: str) -> Served:
         """Return the record of the finished request."""

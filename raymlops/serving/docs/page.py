@@ -29,8 +29,8 @@ def docs_page(document: Mapping[str, Any], signature: Signature) -> str:
         for status, answer in operation["responses"].items()
         if status != "200"
     )
-    told = document["paths"]["/feedback"]["post"]
-    labels = told["requestBody"]["content"]["application/json"]["example"]
+    feedback = document["paths"]["/feedback"]["post"]
+    labels = feedback["requestBody"]["content"]["application/json"]["example"]
     title = f"{info['title']} version {info['version']}"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -55,7 +55,7 @@ button {{ font: inherit; padding: .3rem 1rem }}
 <button id="send">Send</button>
 <pre id="answer" aria-live="polite">{escape(json.dumps(answered, indent=2, ensure_ascii=False))}</pre>
 <h2>POST {escape(prefix)}/feedback</h2>
-<p>{escape(told["summary"])}, rows counted from 0. The answer has status 202:</p>
+<p>{escape(feedback["summary"])}, rows counted from 0. The answer has status 202:</p>
 <pre>{escape(json.dumps(labels, indent=2, ensure_ascii=False))}</pre>
 <h2>Other protocols</h2>
 <p>POST {escape(prefix)}/invocations is MLflow's scoring protocol, {escape(prefix)}/v2 the Open Inference Protocol.</p>

@@ -1,6 +1,6 @@
 """Open Inference Protocol v2 over gRPC: conversion between its messages and columns.
 
-Owns the mapping between messages and tensors, and between our statuses and gRPC's. Messages are bytes here. Knows
+Owns the mapping between messages and tensors, and of an error to a call's details. Messages are bytes here. Knows
 nothing of gRPC servers and does not import grpc.
 """
 
@@ -45,21 +45,6 @@ _CONTENTS = {
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
-}
-_OK, _CANCELLED, _INVALID, _LATE, _NOT_FOUND, _DENIED, _EXHAUSTED = 0, 1, 3, 4, 5, 7, 8
-_PRECONDITION, _UNIMPLEMENTED, _INTERNAL, _UNAVAILABLE, _UNAUTHENTICATED = 9, 12, 13, 14, 16
-_CODES = {
-    401: _UNAUTHENTICATED,
-    403: _DENIED,
-    404: _NOT_FOUND,
-    405: _UNIMPLEMENTED,
-    409: _PRECONDITION,
-    413: _EXHAUSTED,
-    429: _EXHAUSTED,
-    499: _CANCELLED,
-    501: _UNIMPLEMENTED,
-    503: _UNAVAILABLE,
-    504: _LATE,
 }
 _MAX_DETAILS_BYTES = 3500
 """Details travel as a header: Serve truncates them at 4,096 characters, clients reject headers of more than 8 KiB."""
@@ -167,13 +152,6 @@ def server_metadata() -> Wire:
 def model_metadata(metadata: Mapping[str, Any]) -> Wire:
     """Return the answer to ModelMetadata, from what ``oip.metadata`` returns."""
     return Wire(response_class("ModelMetadata")(**metadata).SerializeToString())
-
-
-def status_code(status: int) -> int:
-    """Return the gRPC status code of an HTTP status."""
-    if status < 400:
-        return _OK
-    return _CODES.get(status, _INVALID if status < 500 else _INTERNAL)
 
 
 def details(refusal: Refusal, request_id: str) -> str:

@@ -59,7 +59,7 @@ class Oip:
                 for tensors that do not fit the signature.
         """
         head, rest = split_body(body, headers)
-        data = object_of(read_json(head, keys=_keys), known=REQUEST_KEYS, required=("inputs",))
+        data = object_of(read_json(head), known=REQUEST_KEYS, required=("inputs",))
         request_id = _text(data.get("id"), "id")
         parameters = _parameters(data, "parameters")
         options = _Options(request_id, _requested(data.get("outputs"), parameters, signature))
@@ -220,18 +220,3 @@ def _text(value: Any, field: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise wrong(field, "expected a string")
     return value
-
-
-def _keys(data: Any) -> int:
-    if not isinstance(data, dict):
-        return 0
-    count = len(data) + _size(data.get("parameters"))
-    for key in ("inputs", "outputs"):
-        items = data.get(key)
-        for item in items if isinstance(items, list) else ():
-            count += _size(item) + (_size(item.get("parameters")) if isinstance(item, dict) else 0)
-    return count
-
-
-def _size(item: Any) -> int:
-    return len(item) if isinstance(item, dict) else 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from raymlops.serving.arrival import refuse_late, stamp_in
 from raymlops.serving.asgi import request_id_of
 from raymlops.serving.protocols import grpc as form
-from raymlops.serving.refusal import INTERNAL, Refusal
+from raymlops.serving.refusal import INTERNAL, Refusal, grpc_code
 from raymlops.serving.replica.handler import join_pins
 from raymlops.serving.request import HEADERS, Exchange
 
@@ -67,7 +67,7 @@ def refused(refusal: Refusal, request_id: str, *, metadata: tuple[tuple[str, str
     """Return a refusal in gRPC: the matching status, with our error as its details."""
     if refusal.retry_after_s is not None:
         metadata = (*metadata, ("retry-after", f"{refusal.retry_after_s:.3g}"))
-    return GrpcReply(b"", form.status_code(refusal.status), form.details(refusal, request_id), metadata)
+    return GrpcReply(b"", grpc_code(refusal.status), form.details(refusal, request_id), metadata)
 
 
 def header_map(metadata: Sequence[tuple[str, str | bytes]], sticky: str) -> dict[bytes, bytes]:

@@ -75,17 +75,10 @@ async def store_labels(body: bytes, labels: Labels | None, exchange: Exchange, *
 
 
 def _kept(body: bytes, labels: Labels | None, key_id: str | None) -> tuple[int, Future[None]]:
-    found = parse_feedback(read_json(body, keys=_keys, expected='{"labels": [{...}]}'))
+    found = parse_feedback(read_json(body, expected='{"labels": [{...}]}'))
     if labels is None:
         raise Refusal(409, "no_log", "this endpoint keeps no prediction log, so labels cannot be stored")
     return len(found), labels.add(found, key_id=key_id)
-
-
-def _keys(data: Any) -> int:
-    """Return the number of keys, by which ``read_json`` detects a repeated one."""
-    labels = data.get("labels") if isinstance(data, dict) else None
-    inner = sum(len(label) for label in labels if isinstance(label, dict)) if isinstance(labels, list) else 0
-    return inner + (len(data) if isinstance(data, dict) else 0)
 
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log

@@ -12,7 +12,7 @@ from raymlops.predictions.labels import LabelLog
 from raymlops.predictions.log import PredictionLog
 from raymlops.serving.telemetry.access_log import AccessLog, log_folder
 from raymlops.serving.telemetry.metrics import Metrics, Readings
-from raymlops.serving.telemetry.rollout_counts import Tally, find_controller
+from raymlops.serving.telemetry.rollout_counts import RolloutCounts, find_controller
 from raymlops.serving.telemetry.sink_queue import CLOSE_S, Recorder
 from raymlops.serving.telemetry.tracing import Tracing
 
@@ -53,21 +53,20 @@ class Recording:
         self._log = PredictionLog(handler.settings.log, name=name, signature=handler.model.signature, writer=replica)
         self._replica = replica
         self._labels: LabelLog | None = None
-        light = (
-            Metrics(name=name, version=version, read=self._read),
-            self._access_log,
-            Tally(
-                name=name,
-                replica=replica,
-                traffic=lambda: handler.settings.traffic,
-                slow_s=lambda: handler.settings.slow_s,
-                find=lambda: find_controller(handler.settings.state),
-            ),
+        light = (Metrics(name=name, version=version, read=self._read), self._access_log)
+        counts = RolloutCounts(
+            name=name,
+            replica=replica,
+            traffic=lambda: handler.settings.traffic,
+            slow_s=lambda: handler.settings.slow_s,
+            find=lambda: find_controller(handler.settings.state),
         )
         self._light = Recorder(light, period_s=PERIOD_S, max_pending=MAX_PENDING, name="light")
-        # A storage or a collector may be slow or down, which must not delay the metrics that show it.
+        # A controller, a storage or a collector may be slow or down, which must not delay the metrics that show it.
+        self._counts = Recorder((counts,), period_s=PERIOD_S, max_pending=MAX_PENDING, name="counts")
         self._kept = Recorder((self._log,), period_s=PERIOD_S, max_pending=MAX_PENDING, name="log", chunk=LOG_CHUNK)
         self._traces = Recorder((self._tracing,), period_s=1.0, max_pending=2_000, name="traces", chunk=20)
+        self._recorders = (self._kept, self._light, self._counts, self._traces)
 
     @property
     def labels(self) -> LabelLog | None:
@@ -97,16 +96,17 @@ class Recording:
         # Queues are bounded by requests, and these sinks need no values, of which a full queue might hold gigabytes.
         facts = served._replace(columns=None if served.columns is None else _NO_COLUMNS, outputs=None)
         self._light.add(facts)
+        if facts.epoch or settings.traffic.canaries or settings.traffic.shadows:
+            self._counts.add(facts)
         if settings.otlp_endpoint:
             self._traces.add(facts)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Flush all sinks. What cannot be written within ``timeout_s`` in all is counted and logged."""
         until = time.monotonic() + timeout_s
-        recorders = (self._kept, self._light, self._traces)
-        for recorder in recorders:
+        for recorder in self._recorders:
             recorder.stop()
-        for recorder in recorders:
+        for recorder in self._recorders:
             recorder.close(until - time.monotonic())
         if self._labels is not None:
             self._labels.close(max(0.0, until - time.monotonic()))
@@ -121,8 +121,8 @@ class Recording:
             shadow_dropped={version: counts.dropped for version, counts in dict(self._handler.shadows.counts).items()},
             log_pending_rows=self._log.pending_rows,
             log_dropped_rows=self._log.dropped,
-            recorder_dropped=self._light.dropped + self._kept.dropped,
-            recorder_errors=self._light.errors + self._kept.errors + self._traces.errors + self._tracing.failures,
+            recorder_dropped=self._light.dropped + self._counts.dropped + self._kept.dropped,
+            recorder_errors=sum(recorder.errors for recorder in self._recorders) + self._tracing.failures,
         )
 
     def _shares(self) -> dict[tuple[int, Route], float]:

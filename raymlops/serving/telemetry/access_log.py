@@ -58,7 +58,6 @@ class AccessLog:
         replica: str,
         enabled: bool = True,
         max_bytes: int = MAX_BYTES,
-        files: int = FILES,
     ) -> None:
         self.enabled = enabled
         self.path = Path(folder) / f"raymlops-access-{name}--v{version}-{_file_safe(replica)}.log"
@@ -66,7 +65,6 @@ class AccessLog:
         """Lines that were not written."""
         self._name = name
         self._max_bytes = max_bytes
-        self._files = files
         self._file: int | None = None
         self._size = 0
 
@@ -114,9 +112,7 @@ class AccessLog:
 
     def _rotate(self) -> None:
         self.close()
-        if self._files == 1:
-            self.path.unlink(missing_ok=True)
-        for number in range(self._files - 1, 0, -1):
+        for number in range(FILES - 1, 0, -1):
             older = self._numbered(number - 1)
             if older.exists():
                 older.replace(self._numbered(number))

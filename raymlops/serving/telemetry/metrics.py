@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_left
-from collections import Counter as Tally
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, get_args
 
@@ -83,8 +83,8 @@ class Metrics:
         self._clock = clock
         self._publish_s = publish_s
         self._published = clock()
-        self._counts: Tally[tuple[str, tuple[str, ...]]] = Tally()
-        self._requests: Tally[tuple[int, str, str, int, str]] = Tally()
+        self._counts: Counter[tuple[str, tuple[str, ...]]] = Counter()
+        self._requests: Counter[tuple[int, str, str, int, str]] = Counter()
         self._latencies: dict[tuple[int, str], tuple[_Distribution, _Distribution]] = {}
         self._batches = _Distribution(ROWS)
         self._seen: dict[str, int] = {}

@@ -8,7 +8,6 @@ is lost, duplicated or late is corrected by the next one.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -41,11 +40,11 @@ Report = dict[str, dict[str, dict[str, Any]]]
 Send = Callable[[str, str, int, Report], None]
 
 
-class Tally:
+class RolloutCounts:
     """Count requests by version, and report to the controller at most once a second while traffic is split.
 
-    A sink: ``take`` is called by one thread. ``find`` returns a function that sends a report, None without a
-    controller; it runs in a thread of its own, since it blocks in a cluster without its head.
+    A sink, for a recorder of its own: ``find``, which returns a function that sends a report, None without a
+    controller, blocks in a cluster without its head.
     """
 
     def __init__(
@@ -64,8 +63,10 @@ class Tally:
         self._slow_s = slow_s
         self._counts: OrderedDict[str, dict[str, Counts]] = OrderedDict()
         self._epoch = ""
-        self._link = _Link(find, clock=clock)
+        self._find = find
+        self._send: Send | None = None
         self._clock = clock
+        self._looked_at = float("-inf")
         self._pushed_at = float("-inf")
         self._sequence = 0
         self._changed = False
@@ -106,45 +107,18 @@ class Tally:
         now = self._clock()
         if not self._changed or now - self._pushed_at < PUSH_S:
             return
-        send = self._link.get()
-        if send is None:
+        if self._send is None and now - self._looked_at < LOOK_AGAIN_S:
             return
-        self._sequence += 1
-        self._pushed_at, self._changed = now, False
         try:
-            send(self._name, self._replica, self._sequence, self.report())
-        except Exception:  # whatever the controller raises, requests are served
-            self._changed = True
-            self._link.drop()
-
-
-class _Link:
-    """The connection to the controller, looked up again at most every few seconds."""
-
-    def __init__(self, find: Callable[[], Any], *, clock: Callable[[], float]) -> None:
-        self._find = find
-        self._clock = clock
-        self._send: Any = None
-        self._looked_at = float("-inf")
-        self._looking: threading.Thread | None = None
-
-    def get(self) -> Any:
-        """Return the function that sends a report; None while the controller is being looked up."""
-        looking = self._looking is not None and self._looking.is_alive()
-        if self._send is None and not looking and self._clock() - self._looked_at >= LOOK_AGAIN_S:
-            self._looked_at = self._clock()
-            self._looking = threading.Thread(target=self._look, name="raymlops-tally", daemon=True)
-            self._looking.start()
-            self._looking.join(0.1)  # usually it is found, and the first report need not wait for the next batch
-        return self._send
-
-    def drop(self) -> None:
-        self._send = None
-
-    def _look(self) -> None:
-        try:
-            self._send = self._find()
-        except Exception:  # no controller, or no cluster: looked for again later
+            if self._send is None:
+                self._looked_at = now
+                self._send = self._find()
+            if self._send is not None:
+                self._sequence += 1
+                self._pushed_at = now
+                self._send(self._name, self._replica, self._sequence, self.report())
+                self._changed = False
+        except Exception:  # no controller, or no cluster: the next one gets all counts
             self._send = None
 
 

@@ -14,6 +14,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+import grpc
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -21,6 +22,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from raymlops.serving.refusal import grpc_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,16 +46,6 @@ _MAX_TRACEPARENT = 512
 """The propagator logs a warning for each longer one."""
 _PATHS = {"native": "predict", "oip": "v2/models/{name}/infer", "mlflow": "invocations", "feedback": "feedback"}
 _GRPC_METHOD = "inference.GRPCInferenceService/ModelInfer"
-_GRPC_STATUS = {
-    200: "OK",
-    401: "UNAUTHENTICATED",
-    403: "PERMISSION_DENIED",
-    404: "NOT_FOUND",
-    429: "RESOURCE_EXHAUSTED",
-    500: "INTERNAL",
-    503: "UNAVAILABLE",
-    504: "DEADLINE_EXCEEDED",
-}
 
 
 def parse_traceparent(text: str | None) -> Context:
@@ -241,6 +234,11 @@ def _path(protocol: str, name: str) -> str:
     return f"/models/{name}/" + _PATHS.get(protocol, "").format(name=name)
 
 
+def _grpc_status(status: int) -> str:
+    name: str = next(code.name for code in grpc.StatusCode if code.value[0] == grpc_code(status))
+    return name
+
+
 def _attributes(served: Served, name: str) -> dict[str, str | int | float]:
     """Return the attributes of the semantic conventions for HTTP and RPC servers, and our own."""
     attributes: dict[str, str | int | float] = {
@@ -255,7 +253,7 @@ def _attributes(served: Served, name: str) -> dict[str, str | int | float]:
     if served.route != "shadow" and served.protocol == "grpc":
         attributes["rpc.system.name"] = "grpc"
         attributes["rpc.method"] = _GRPC_METHOD
-        attributes["rpc.response.status_code"] = _GRPC_STATUS.get(served.status, "INVALID_ARGUMENT")
+        attributes["rpc.response.status_code"] = _grpc_status(served.status)
     elif served.route != "shadow":
         attributes["http.request.method"] = "POST"
         attributes["http.route"] = _path(served.protocol, name)

@@ -40,9 +40,9 @@ def refusal(guard, secret, scope="predict"):
 
 
 def test_a_good_key_is_admitted():
-    """The caller is known by the key's id and its scopes."""
+    """The caller is known by its key."""
     caller = guard(KEY).admit(SECRET, scope="predict")
-    assert (caller.key_id, caller.scopes) == ("00112233aabb", {"predict"})
+    assert (caller.key_id, caller.key) == ("00112233aabb", KEY)
 
 
 @pytest.mark.parametrize(
