@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMap
 from dataclasses import dataclass
 from typing import Any
 
-from raymlops.serving.refusal import Refusal
+from raymlops.serving.refusal import Refusal, error_body, refusal_headers
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -46,6 +46,13 @@ async def send_reply(reply: Reply, send: Send) -> None:
     headers = [*reply.headers, (b"x-request-id", reply.request_id.encode())]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body})
+
+
+def refusal_reply(refusal: Refusal, scope: Scope, *, extra: tuple[tuple[bytes, bytes], ...] = ()) -> Reply:
+    """Return the response to a request that is refused before a model's front has it."""
+    request_id = request_id_of(next((value for name, value in scope["headers"] if name == b"x-request-id"), None))
+    body = error_body(refusal, request_id, path=scope["path"])
+    return make_reply(refusal.status, body, request_id, extra=(*extra, *refusal_headers(refusal)))
 
 
 def request_id_of(given: bytes | None) -> str:

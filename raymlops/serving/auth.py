@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Scope = Literal["predict", "feedback", "pin"]
 SCOPES: frozenset[str] = frozenset({"predict", "feedback", "pin"})
 PREFIX = "rk_"
+KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
 
 _LONGEST = 200
 """Characters; a secret has 59. A longer one is rejected unread, so that a header of many kilobytes costs nothing."""

@@ -24,18 +24,19 @@ from urllib.parse import quote
 from starlette.middleware import Middleware
 
 from raymlops.serving.arrival import ARRIVED, stamp
-from raymlops.serving.asgi import BODY, JSON, make_reply, request_id_of, send_reply
+from raymlops.serving.asgi import BODY, JSON, refusal_reply, request_id_of, send_reply
+from raymlops.serving.auth import KEY_HEADERS
 from raymlops.serving.proxy.bodies import Account, Body, replayed
 from raymlops.serving.proxy.bounds import KNOWN, MODELS, TOLD, UNKNOWN, UNKNOWN_BODY_S, name_in
 from raymlops.serving.proxy.connections import CLIENT, MAX_HEADER_BYTES, Client, max_header_bytes, too_large
 from raymlops.serving.proxy.serve_patches import patch_serve
-from raymlops.serving.refusal import INTERNAL, Refusal, error_body, refusal_headers
+from raymlops.serving.refusal import INTERNAL, Refusal
 from raymlops.serving.request import PIN_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from raymlops.serving.asgi import Message, Receive, Reply, Scope, Send
+    from raymlops.serving.asgi import Message, Receive, Scope, Send
     from raymlops.serving.proxy.bounds import Bounds, Known
 
     App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -55,7 +56,6 @@ _DROPPED = frozenset(
         *(_MODEL_ID % separators for separators in itertools.product((b"-", b"_"), repeat=3)),
     }
 )
-_KEYS = frozenset({b"authorization", b"x-api-key"})
 _LEFT_TO_US = [(b"x-request-timeout-seconds", b"0"), (b"x-request-disconnect-disabled", b"?1")]
 _CLOSE = ((b"connection", b"close"),)
 
@@ -225,7 +225,7 @@ class ProxyMiddleware:
                 logger.debug("no websocket at %s", scope["path"], exc_info=True)
             if answered:
                 return
-        reply = _reply(refusal or NO_WEBSOCKET, scope, extra=())
+        reply = refusal_reply(refusal or NO_WEBSOCKET, scope)
         if "websocket.http.response" in scope.get("extensions", {}):
             headers = [*reply.headers, (b"x-request-id", reply.request_id.encode())]
             await send({"type": "websocket.http.response.start", "status": reply.status, "headers": headers})
@@ -249,7 +249,7 @@ def clean_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes
             kept.append((name, request_id_of(value).encode()))
         elif value.isascii():
             kept.append((name, value))
-        elif name in _KEYS:
+        elif name in KEY_HEADERS:
             kept.append((b"x-api-key", b"?"))
         elif name == PIN_HEADER:
             kept.append((name, value.decode("latin-1").encode("ascii", "replace")))
@@ -277,7 +277,7 @@ class _Answer:
             await self.refuse(self._refusal)
 
     async def refuse(self, refusal: Refusal) -> None:
-        await send_reply(_reply(refusal, self._scope, extra=refusal_headers(refusal)), self._send)
+        await send_reply(refusal_reply(refusal, self._scope), self._send)
 
 
 async def _nothing_more() -> Message:
@@ -309,9 +309,4 @@ def _serves_own(start: Message) -> Refusal | None:
 
 async def _refuse(refusal: Refusal, scope: Scope, send: Send) -> None:
     """Answer with a refusal and close the connection, without reading the rest of the body."""
-    await send_reply(_reply(refusal, scope, extra=(*_CLOSE, *refusal_headers(refusal))), send)
-
-
-def _reply(refusal: Refusal, scope: Scope, *, extra: tuple[tuple[bytes, bytes], ...]) -> Reply:
-    request_id = request_id_of(next((value for name, value in scope["headers"] if name == b"x-request-id"), None))
-    return make_reply(refusal.status, error_body(refusal, request_id, path=scope["path"]), request_id, extra=extra)
+    await send_reply(refusal_reply(refusal, scope, extra=_CLOSE), send)
