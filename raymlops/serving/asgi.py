@@ -6,7 +6,7 @@ Owns the HTTP code that ``replica``, ``index`` and ``proxy`` share. Pure: knows 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,15 +62,6 @@ def request_id_of(given: bytes | None) -> str:
         if text.isprintable():
             return text
     return str(uuid.uuid4())
-
-
-def header_map(scope: Scope, wanted: Collection[bytes]) -> dict[bytes, bytes]:
-    """Return the first value of each header that an answer depends on."""
-    found: dict[bytes, bytes] = {}
-    for name, value in scope["headers"]:
-        if name in wanted:
-            found.setdefault(name, value)
-    return found
 
 
 async def read_body(scope: Scope, receive: Receive, headers: Mapping[bytes, bytes], *, limit: int) -> bytes:

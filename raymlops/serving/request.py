@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from raymlops.predictions.served import Served
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from raymlops.arrays import Columns
     from raymlops.predictions.served import Route
@@ -72,3 +72,20 @@ class Exchange:
             fallback_code=self.fallback_code,
             epoch=self.epoch,
         )
+
+
+def headers_of(given: Iterable[tuple[bytes, bytes]], *more: bytes) -> dict[bytes, bytes]:
+    """Return the first value of each header that an answer depends on, those named ``more`` included.
+
+    Repeated pins are joined into one, as a proxy may do too, so that none is ignored.
+    """
+    wanted = HEADERS.union(more) if more else HEADERS
+    found: dict[bytes, bytes] = {}
+    for name, value in given:
+        if name not in wanted:
+            continue
+        if name not in found:
+            found[name] = value
+        elif name == PIN_HEADER:
+            found[name] += b", " + value
+    return found

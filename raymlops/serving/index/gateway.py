@@ -13,16 +13,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from raymlops.serving.arrival import ARRIVED, Ages, refuse_late, stamp, with_stamp
-from raymlops.serving.asgi import BODY, header_map, read_body, refusal_reply, request_id_of
+from raymlops.serving.asgi import BODY, read_body, refusal_reply, request_id_of
 from raymlops.serving.auth import secret_of
 from raymlops.serving.index.pages import Index, is_readiness, model_of, path_of, unknown_model
 from raymlops.serving.names import route_of
 from raymlops.serving.protocols import grpc as form
 from raymlops.serving.refusal import INTERNAL, Limits, Refusal
-from raymlops.serving.replica.grpc_front import GrpcReply, refused
-from raymlops.serving.replica.grpc_front import header_map as metadata_map
+from raymlops.serving.replica.grpc_front import GrpcReply, headers_in, refused
 from raymlops.serving.replica.peers import ServePeers
-from raymlops.serving.request import HEADERS
+from raymlops.serving.request import headers_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,7 +96,7 @@ class Gateway:
     async def grpc_call(self, method: str, body: bytes, metadata: list[tuple[str, Any]]) -> GrpcReply:
         """Return the answer to one gRPC call; never raises for what a client or the model did."""
         metadata = with_stamp(metadata, stamp())
-        headers = metadata_map(metadata, "x-session-id")
+        headers = headers_of(headers_in(metadata))
         try:
             if method == "ServerMetadata":
                 return GrpcReply(form.server_metadata())
@@ -112,10 +111,10 @@ class Gateway:
                     reply: GrpcReply = await champion.call("grpc_call", method, body, metadata)
                     return reply
         except Exception as error:
-            return refused(_refusal(error), request_id_of(headers.get(b"x-request-id") or headers.get(b"request_id")))
+            return refused(_refusal(error), request_id_of(headers.get(b"x-request-id")))
 
     async def _forward(self, name: str, scope: Scope, receive: Receive) -> Reply:
-        headers = header_map(scope, HEADERS)
+        headers = headers_of(scope["headers"])
         champion = self._champion(name, headers)
         path, route = path_of(scope), route_of(name)
         reads = scope["method"] in {"GET", "HEAD"}

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from raymlops.serving.asgi import HTML, header_map, make_reply, request_id_of
-from raymlops.serving.auth import KEY_HEADERS, Access, Guard, secret_of
+from raymlops.serving.asgi import HTML, make_reply, request_id_of
+from raymlops.serving.auth import Access, Guard, secret_of
 from raymlops.serving.protocols import oip
 from raymlops.serving.refusal import Refusal
+from raymlops.serving.request import headers_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 _MODELS = "/v2/models/"
 _SHOWN = ("name", "version", "digest", "path")
-_HEADERS = KEY_HEADERS | {b"accept", b"x-request-id"}
 
 
 class Index:
@@ -65,7 +65,7 @@ class Index:
             Refusal: 404 for another path, 405 for another method.
         """
         path = path_of(scope)
-        headers = header_map(scope, _HEADERS)
+        headers = headers_of(scope["headers"])
         request_id = request_id_of(headers.get(b"x-request-id"))
         models = self.visible(headers)
         pages: dict[str, Callable[[], dict[str, Any]]] = {
