@@ -72,35 +72,27 @@ class Access:
 class _Bucket:
     """A token bucket, whose burst is a second's worth of tokens and at least one."""
 
-    __slots__ = ("rate", "stamp", "tokens")
+    __slots__ = ("stamp", "tokens")
 
     def __init__(self, rate: float, now: float) -> None:
-        self.rate = rate
-        self.tokens = self.burst
+        self.tokens = max(1.0, rate)
         self.stamp = now
 
-    @property
-    def burst(self) -> float:
-        return max(1.0, self.rate)
+    def take(self, rate: float, now: float) -> None:
+        """Take a token.
 
-    def after(self, other: _Bucket) -> _Bucket:
-        """Continue another bucket: that one itself if the rate is the same."""
-        if other.rate == self.rate:
-            return other
-        self.tokens = min(self.burst, other.tokens)
-        self.stamp = other.stamp
-        return self
-
-    def take(self, now: float) -> None:
-        tokens = min(self.burst, self.tokens + (now - self.stamp) * self.rate)
+        Raises:
+            Refusal: 429, there is none.
+        """
+        tokens = min(max(1.0, rate), self.tokens + (now - self.stamp) * rate)
         self.stamp = now
         self.tokens = tokens if tokens < 1.0 else tokens - 1.0
         if tokens < 1.0:
             raise Refusal(
                 429,
                 "rate_limited",
-                f"more than {self.rate:g} requests a second with this key",
-                retry_after_s=(1.0 - tokens) / self.rate,
+                f"more than {rate:g} requests a second with this key",
+                retry_after_s=(1.0 - tokens) / rate,
             )
 
 
@@ -154,10 +146,9 @@ class Guard:
         _, before = self._callers
         callers = {}
         for key in access.keys:
-            old = before.get(key.id)
-            bucket = None if key.rate_per_s is None else _Bucket(key.rate_per_s, self._clock())
-            if bucket is not None and old is not None and old.bucket is not None:
-                bucket = bucket.after(old.bucket)
+            bucket = None
+            if key.rate_per_s is not None:
+                bucket = before.get(key.id, ANYBODY).bucket or _Bucket(key.rate_per_s, self._clock())
             callers[key.id] = Caller(key, bucket)
         self._callers = (access.required, callers)  # in one step: requests are admitted meanwhile
 
@@ -169,8 +160,8 @@ class Guard:
         """
         caller = self.identify(secret)
         caller.require(scope)
-        if caller.bucket is not None:
-            caller.bucket.take(self._clock())
+        if caller.bucket is not None and caller.key is not None and caller.key.rate_per_s is not None:
+            caller.bucket.take(caller.key.rate_per_s, self._clock())
         return caller
 
     def identify(self, secret: str | None) -> Caller:

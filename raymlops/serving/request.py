@@ -1,11 +1,13 @@
 """The state of one request while it is handled, and the record of it.
 
-Owns the names of the headers that an answer depends on. Knows nothing of HTTP servers, gRPC or models.
+Owns the names of the headers that an answer depends on, and the id of a request. Knows nothing of HTTP servers, gRPC or
+models.
 """
 
 from __future__ import annotations
 
 import time
+import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -89,3 +91,13 @@ def headers_of(given: Iterable[tuple[bytes, bytes]], *more: bytes) -> dict[bytes
         elif name == PIN_HEADER:
             found[name] += b", " + value
     return found
+
+
+def usable_id(text: str) -> str | None:
+    """Return an id of 1 to 128 printable ASCII characters, None for others: they could split a header or a log line."""
+    return text if 0 < len(text) <= 128 and text.isascii() and text.isprintable() else None
+
+
+def request_id_of(given: bytes | None) -> str:
+    """Return a client's id if it is usable, else a new one."""
+    return (given is not None and usable_id(given.decode("latin-1"))) or str(uuid.uuid4())

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from raymlops.serving.arrival import ARRIVED, Ages, refuse_late, stamp, with_stamp
-from raymlops.serving.asgi import BODY, read_body, refusal_reply, request_id_of
+from raymlops.serving.asgi import BODY, read_body, refusal_reply
 from raymlops.serving.auth import secret_of
 from raymlops.serving.index.pages import Index, is_readiness, model_of, path_of, unknown_model
 from raymlops.serving.names import route_of
@@ -21,7 +21,7 @@ from raymlops.serving.protocols import grpc as form
 from raymlops.serving.refusal import INTERNAL, Limits, Refusal
 from raymlops.serving.replica.grpc_front import GrpcReply, headers_in, refused
 from raymlops.serving.replica.peers import ServePeers
-from raymlops.serving.request import headers_of
+from raymlops.serving.request import headers_of, request_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from raymlops.serving.asgi import HTML, make_reply, request_id_of
+from raymlops.serving.asgi import HTML, make_reply
 from raymlops.serving.auth import Access, Guard, secret_of
 from raymlops.serving.protocols import oip
 from raymlops.serving.refusal import Refusal
-from raymlops.serving.request import headers_of
+from raymlops.serving.request import headers_of, request_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

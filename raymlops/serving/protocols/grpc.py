@@ -6,13 +6,14 @@ nothing of gRPC servers and does not import grpc.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
 
 from raymlops.serving.protocols import oip
-from raymlops.serving.protocols.base import Encoded, Parsed, usable_id
+from raymlops.serving.protocols.base import Encoded, Parsed
 from raymlops.serving.protocols.binary import bad_data, read_tensor, write_tensor
 from raymlops.serving.protocols.grpc_messages import METHODS, Wire, request_class, response_class
 from raymlops.serving.protocols.json_body import wrong
@@ -26,6 +27,7 @@ from raymlops.serving.protocols.tensors import (
     texts_of,
 )
 from raymlops.serving.refusal import Refusal, error_body
+from raymlops.serving.request import usable_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -155,15 +157,13 @@ def model_metadata(metadata: Mapping[str, Any]) -> Wire:
 
 
 def details(refusal: Refusal, request_id: str) -> str:
-    """Return the error as JSON in ASCII, with as many of its problems as fit into a header."""
-    problems = refusal.problems
-    message = refusal.message
+    """Return the error as JSON in ASCII, with as many of its problems and as much of its message as fit a header."""
+    message, problems = refusal.message, refusal.problems
     while True:
         fitting = Refusal(refusal.status, refusal.code, message, problems=problems)
-        text = error_body(fitting, request_id).decode()
-        escaped = "".join(char if char.isascii() else _escape(char) for char in text)
-        if len(escaped) <= _MAX_DETAILS_BYTES or not (message or problems):
-            return escaped
+        text = json.dumps(json.loads(error_body(fitting, request_id)), separators=(",", ":"))
+        if len(text) <= _MAX_DETAILS_BYTES or not (message or problems):
+            return text
         if len(problems) > 1:
             problems = problems[: len(problems) // 2]
         elif not message:  # a field's name alone is too long
@@ -171,10 +171,6 @@ def details(refusal: Refusal, request_id: str) -> str:
         else:
             message = message[: len(message) // 2]
             problems = tuple(replace(problem, message=problem.message[: len(message)]) for problem in problems)
-
-
-def _escape(char: str) -> str:
-    return "".join(f"\\u{unit:04x}" for unit in memoryview(char.encode("utf-16-le")).cast("H"))
 
 
 def _read(method: str, body: bytes) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from raymlops.serving.protocols.base import BINARY, JSON, Encoded, Parsed, usable_id
+from raymlops.serving.protocols.base import BINARY, JSON, Encoded, Parsed
 from raymlops.serving.protocols.binary import HEADER, bad_data, read_tensor, split_body, write_tensor
 from raymlops.serving.protocols.json_body import object_of, read_json, wrong
 from raymlops.serving.protocols.tensors import (
@@ -25,6 +25,7 @@ from raymlops.serving.protocols.tensors import (
     output_array,
     requested,
 )
+from raymlops.serving.request import usable_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

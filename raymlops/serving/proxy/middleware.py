@@ -24,14 +24,14 @@ from urllib.parse import quote
 from starlette.middleware import Middleware
 
 from raymlops.serving.arrival import ARRIVED, stamp
-from raymlops.serving.asgi import BODY, JSON, refusal_reply, request_id_of, send_reply
+from raymlops.serving.asgi import BODY, JSON, refusal_reply, send_reply
 from raymlops.serving.auth import KEY_HEADERS
 from raymlops.serving.proxy.bodies import Account, Body, replayed
 from raymlops.serving.proxy.bounds import KNOWN, MODELS, TOLD, UNKNOWN, UNKNOWN_BODY_S, name_in
 from raymlops.serving.proxy.connections import CLIENT, MAX_HEADER_BYTES, Client, max_header_bytes, too_large
 from raymlops.serving.proxy.serve_patches import patch_serve
 from raymlops.serving.refusal import INTERNAL, Refusal
-from raymlops.serving.request import PIN_HEADER
+from raymlops.serving.request import PIN_HEADER, request_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raymlops.serving.arrival import refuse_late, stamp_in
-from raymlops.serving.asgi import request_id_of
 from raymlops.serving.protocols import grpc as form
 from raymlops.serving.refusal import INTERNAL, Refusal, grpc_code
+from raymlops.serving.request import request_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

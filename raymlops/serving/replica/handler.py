@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from raymlops.errors import InvalidRowsError, NonFiniteError
-from raymlops.serving.asgi import request_id_of
 from raymlops.serving.auth import Guard, secret_of
 from raymlops.serving.protocols import oip
 from raymlops.serving.protocols.base import Responder
@@ -23,7 +22,7 @@ from raymlops.serving.refusal import Refusal
 from raymlops.serving.replica.batcher import Batcher
 from raymlops.serving.replica.parse_pool import ParsePool
 from raymlops.serving.replica.shadows import Shadows
-from raymlops.serving.request import PIN_HEADER, Exchange, headers_of
+from raymlops.serving.request import PIN_HEADER, Exchange, headers_of, request_id_of
 from raymlops.serving.settings import Settings
 from raymlops.serving.traffic import choose, copies
 
@@ -267,9 +266,9 @@ class RequestHandler:
             exchange.route = "pinned"
             return pin, "pinned"
         if traffic.canaries:
-            choice = choose(traffic, sticky=self._sticky(exchange), draw=self.draw())
-            if choice.version is not None:
-                return choice.version, "canary"
+            canary = choose(traffic, sticky=self._sticky(exchange), draw=self.draw())
+            if canary is not None:
+                return canary, "canary"
         return self.identity.version, "champion"
 
     async def _predict_routed(self, exchange: Exchange, parsed: Parsed, *, version: int, route: Route) -> Columns:

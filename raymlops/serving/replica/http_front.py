@@ -27,7 +27,7 @@ import orjson
 from raymlops.errors import StorageError
 from raymlops.predictions.labels import parse_feedback
 from raymlops.serving.arrival import ARRIVED, Ages, refuse_late
-from raymlops.serving.asgi import HTML, JSON, make_reply, read_body, request_id_of, send_reply
+from raymlops.serving.asgi import HTML, JSON, make_reply, read_body, send_reply
 from raymlops.serving.docs.openapi import openapi_document
 from raymlops.serving.docs.page import docs_page, key_page
 from raymlops.serving.names import route_of
@@ -36,6 +36,7 @@ from raymlops.serving.protocols.base import Encoded, Parsed, Responder
 from raymlops.serving.protocols.json_body import read_json
 from raymlops.serving.protocols.mlflow import PROTOCOL as MLFLOW
 from raymlops.serving.refusal import INTERNAL, Refusal, error_body, refusal_headers
+from raymlops.serving.request import request_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

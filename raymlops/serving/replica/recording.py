@@ -118,7 +118,7 @@ class Recording:
             queue_rows=batcher.waiting_rows,
             batches=batches,
             shares=self._shares(),
-            shadow_dropped={version: counts.dropped for version, counts in dict(self._handler.shadows.counts).items()},
+            shadow_dropped=dict(self._handler.shadows.dropped),
             log_pending_rows=self._log.pending_rows,
             log_dropped_rows=self._log.dropped,
             recorder_dropped=self._light.dropped + self._counts.dropped + self._kept.dropped,
