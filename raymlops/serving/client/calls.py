@@ -105,7 +105,8 @@ def feedback_call(name: str, labels: Sequence[Mapping[str, Any]], *, request_id:
 
 def describe_call(name: str) -> Call[dict[str, Any]]:
     """Return the request for a model's description."""
-    return Call("GET", model_path(name), _description, _headers(None, {}))
+    path, headers = model_path(name), _headers(None, {})
+    return Call("GET", path, lambda data, _: {"model_version": data["model_version"], **data}, headers)
 
 
 def models_call() -> Call[list[dict[str, Any]]]:
@@ -198,10 +199,6 @@ def _refused(reply: Reply, *, url: str, tries: str) -> RaymlopsError:
     if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return UsageError(message)
     return RaymlopsError(message)
-
-
-def _description(data: dict[str, Any], _attempts: int) -> dict[str, Any]:
-    return {"model_version": data["model_version"], **data}
 
 
 def _problem(entry: Mapping[str, Any]) -> RowProblem:

@@ -14,13 +14,13 @@ for a model. A model that requires a key is listed only to callers with a key fo
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from raymlops.serving.asgi import HTML, make_reply
 from raymlops.serving.auth import Access, Guard, secret_of
+from raymlops.serving.docs.page import models_page
 from raymlops.serving.protocols import oip
 from raymlops.serving.refusal import Refusal
 from raymlops.serving.request import headers_of, request_id_of
@@ -84,8 +84,8 @@ class Index:
             message = f"got {scope['method'][:20]}; expected GET"
             raise Refusal(405, "method_not_allowed", message, allow="GET, HEAD")
         if path == "" and b"text/html" in headers.get(b"accept", b""):
-            page_text = page_of(models, hidden=len(models) < len(self._models))
-            return make_reply(200, page_text.encode(), request_id, kind=HTML)
+            html = models_page(models, hidden=len(models) < len(self._models))
+            return make_reply(200, html.encode(), request_id, kind=HTML)
         return make_reply(200, orjson.dumps(page()), request_id)
 
 
@@ -109,21 +109,6 @@ def described(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the models, each with its links."""
     pages = ("predict", "docs", "openapi.json", "v2")
     return [{**model, "links": {page: f"{model['path']}/{page}" for page in pages}} for model in models]
-
-
-def page_of(models: Sequence[Mapping[str, Any]], *, hidden: bool = False) -> str:
-    """Return the list of models as a page; ``hidden``: there are others, which need a key."""
-    note = "<p>Models that require an API key are listed to callers with one.</p>" if hidden else ""
-    rows = "".join(
-        f'<tr><td><a href="{escape(model["path"])}/docs">{escape(model["name"])}</a></td>'
-        f"<td>{model['version']}</td><td><code>{escape(model['digest'][:12])}</code></td></tr>"
-        for model in models
-    )
-    return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Models</title></head>
-<body style="font: 15px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto">
-<h1>Models</h1><table cellpadding="6"><tr><th>Name</th><th>Version</th><th>Bundle</th></tr>{rows}</table>{note}
-</body></html>
-"""
 
 
 def path_of(scope: Scope) -> str:

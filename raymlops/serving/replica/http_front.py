@@ -32,7 +32,7 @@ from raymlops.serving.docs.openapi import openapi_document
 from raymlops.serving.docs.page import docs_page, key_page
 from raymlops.serving.names import route_of
 from raymlops.serving.protocols import native, oip
-from raymlops.serving.protocols.base import Encoded, Parsed, Responder
+from raymlops.serving.protocols.base import Encoded
 from raymlops.serving.protocols.json_body import read_json
 from raymlops.serving.protocols.mlflow import PROTOCOL as MLFLOW
 from raymlops.serving.refusal import INTERNAL, Refusal, error_body, refusal_headers
@@ -81,6 +81,8 @@ def _kept(body: bytes, labels: Labels | None, key_id: str | None) -> tuple[int, 
     return len(found), labels.add(found, key_id=key_id)
 
 
+WARM_UP_ROUNDS = 5
+
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
 
@@ -121,21 +123,18 @@ class Front:
             "v2/health/ready": (True, oip.server_ready()),
         }
 
-    def warm_up(self, *, rounds: int = 5) -> None:
+    def warm_up(self) -> None:
         """Predict the bundle's own example a few times, which also measures the model.
 
         Raises:
             Exception: the model raised, or its signature refuses its own example.
         """
         model = self.handler.model
-        for _ in range(rounds):
+        for _ in range(WARM_UP_ROUNDS):
             columns = model.signature.parse_rows(model.example)
             outputs = self.handler.batcher.measure(columns, rows=len(model.example))
-            responder = Responder(self._name, self._version, "example")
-            body = native.PROTOCOL.encode(
-                outputs, Parsed(columns, len(model.example)), responder, signature=model.signature
-            ).body
-            self._example_answer = orjson.loads(body)["outputs"]
+        rows = native.output_rows(outputs, model.signature)
+        self._example_answer = orjson.loads(orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY))
         self.ready = True
 
     @property

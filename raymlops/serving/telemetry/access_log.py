@@ -45,8 +45,8 @@ def log_folder() -> Path:
 class AccessLog:
     """Append a line for each request to ``raymlops-access-NAME--vN-REPLICA.log``.
 
-    ``enabled`` may be set from any thread. A line that cannot be written (a full disk) is lost and counted; the
-    file always ends with a whole line.
+    ``enabled`` may be set from any thread. A line that cannot be written (a full disk) is lost, which the
+    recorder counts as an error; the file always ends with a whole line.
     """
 
     def __init__(
@@ -61,8 +61,6 @@ class AccessLog:
     ) -> None:
         self.enabled = enabled
         self.path = Path(folder) / f"raymlops-access-{name}--v{version}-{_file_safe(replica)}.log"
-        self.dropped = 0
-        """Lines that were not written."""
         self._name = name
         self._max_bytes = max_bytes
         self._file: int | None = None
@@ -76,12 +74,7 @@ class AccessLog:
         """
         if not batch or not self.enabled:
             return
-        data = b"".join([line(served, self._name) for served in batch])
-        try:
-            self._write(data)
-        except OSError:
-            self.dropped += len(batch)
-            raise
+        self._write(b"".join([line(served, self._name) for served in batch]))
 
     def close(self) -> None:
         """Close the file."""

@@ -87,11 +87,6 @@ class Recorder:
         else:
             self._pending.append(served)
 
-    @property
-    def waiting(self) -> int:
-        """Return how many requests are queued."""
-        return len(self._pending)
-
     def stop(self) -> None:
         """Accept no more requests and start to end, without waiting; ``close`` waits."""
         self._most = 0

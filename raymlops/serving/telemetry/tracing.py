@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
 MAX_SPANS_PER_S = 100.0
-"""A span costs about as much as a small request; requests beyond this rate get none, and are counted."""
+"""A span costs about as much as a small request; requests beyond this rate get none."""
 TIMEOUT_S = 5.0
 """For one batch of spans, the exporter's own retries included."""
 HOLD_OFF_S = 60.0
@@ -106,8 +106,6 @@ class Tracing:
         max_spans_per_s: float = MAX_SPANS_PER_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.dropped = 0
-        """Requests without a span because there were too many a second."""
         self._name = name
         self._resource = {
             "service.name": name,
@@ -149,11 +147,9 @@ class Tracing:
             caller = trace.get_current_span(context).get_span_context()
             if caller.is_valid and not caller.trace_flags.sampled:
                 continue
-            if self._allowance < 1:
-                self.dropped += 1
-                continue
-            self._allowance -= 1
-            _record(tracer, served, context, self._name)
+            if self._allowance >= 1:
+                self._allowance -= 1
+                _record(tracer, served, context, self._name)
 
     def close(self) -> None:
         """Send what is left and close the connection to the collector."""

@@ -86,11 +86,11 @@ def test_the_newest_are_dropped_and_counted_when_too_many_wait():
     one = recorder(sink, max_pending=5)
     for number in range(7):
         one.add(served(number))
-    assert (one.dropped, one.waiting) == (2, 5)
+    assert (one.dropped, len(one._pending)) == (2, 5)
     one.close()
     one.add(served(8))
     assert sink.ids == ["r0", "r1", "r2", "r3", "r4"]
-    assert (one.dropped, one.waiting) == (3, 0)
+    assert (one.dropped, len(one._pending)) == (3, 0)
 
 
 def test_a_failing_sink_harms_no_other_and_is_logged_once_a_minute(caplog):
