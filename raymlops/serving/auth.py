@@ -82,7 +82,7 @@ class _Bucket:
         """Take a token.
 
         Raises:
-            Refusal: 429, there is none.
+            Refusal: 429, the bucket is empty.
         """
         tokens = min(max(1.0, rate), self.tokens + (now - self.stamp) * rate)
         self.stamp = now
@@ -119,7 +119,7 @@ class Caller:
 
 
 _ACTIONS = {"predict": "request predictions", "feedback": "send feedback", "pin": "choose the version that answers"}
-ANYBODY = Caller(None)
+ANONYMOUS = Caller(None)
 
 
 class Guard:
@@ -148,7 +148,7 @@ class Guard:
         for key in access.keys:
             bucket = None
             if key.rate_per_s is not None:
-                bucket = before.get(key.id, ANYBODY).bucket or _Bucket(key.rate_per_s, self._clock())
+                bucket = before.get(key.id, ANONYMOUS).bucket or _Bucket(key.rate_per_s, self._clock())
             callers[key.id] = Caller(key, bucket)
         self._callers = (access.required, callers)  # in one step: requests are admitted meanwhile
 
@@ -177,10 +177,10 @@ class Guard:
         if secret is None:
             if required:
                 raise Refusal(401, "unauthenticated", f"this model requires an API key; {_HOW}")
-            return ANYBODY
+            return ANONYMOUS
         if len(secret) > _LONGEST:
             raise _unknown()
-        caller = callers.get(secret[len(PREFIX) : secret.find("_", len(PREFIX))], ANYBODY)
+        caller = callers.get(secret[len(PREFIX) : secret.find("_", len(PREFIX))], ANONYMOUS)
         key = caller.key
         given = sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
         if not compare_digest(given, _NO_HASH if key is None else key.hash) or key is None:

@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from raymlops.predictions.served import Served
+from raymlops.predictions.served import RequestRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -51,10 +51,10 @@ class Exchange:
     columns: Columns | None = None
     outputs: Columns | None = None
 
-    def served(self, status: int, code: str) -> Served:
+    def served(self, status: int, code: str) -> RequestRecord:
         """Return the record of the finished request."""
         trace = self.headers.get(b"traceparent")
-        return Served(
+        return RequestRecord(
             request_id=self.request_id,
             ts=self.ts,
             version=self.version,

@@ -40,7 +40,7 @@ class Listening:
 
     @property
     def exposed(self) -> str | None:
-        """Return the address that other machines can reach, in words; None if there is none."""
+        """Return the address that other machines can reach, in words; None if only this one can."""
         if not is_loopback(self.host):
             return f"{self.host}:{self.port}"
         if self.grpc_host is not None and not is_loopback(self.grpc_host):

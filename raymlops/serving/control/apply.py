@@ -71,8 +71,8 @@ def apply(
 
     Sends nothing if Serve already has this config. ``concerned`` are the versions, as (name, version), that must be
     running at the end, by default every champion; the others are sent and not awaited, so that a broken model blocks
-    no other. ``host`` and the ports count only if Serve does not run yet. ``probe`` also asks
-    each champion concerned that takes a route over HTTP whether it answers, where Serve runs on this machine. With
+    no other. ``host`` and the ports count only if Serve does not run yet. ``probe`` also
+    requests each champion concerned that takes a route over HTTP, where Serve runs on this machine. With
     ``hurry`` a version that is up takes the route at once, and has as many replicas as the old one only later. Without
     ``wait`` everything is sent and nothing awaited. To undo a failed apply, apply the previous desired state: versions
     of this state that are not in it are deleted. Applications of other states stay unchanged.
@@ -121,10 +121,10 @@ def apply(
     applied = _applied(plan, details, changed=changed)
     if probe and plan.local:
         held = {config.get("route_prefix"): name for name, config in ours.items()}
-        asked = [item for item in champions if app_name(item.name, item.version) in awaited]
+        probed = [item for item in champions if app_name(item.name, item.version) in awaited]
         if changed:  # a holder of its route already answers, and only its settings changed
-            asked = [item for item in asked if held.get(route_of(item.name)) != app_name(item.name, item.version)]
-        await_answers(applied, asked, deadline=min(deadline, time.monotonic() + ROUTE_WAIT_S))
+            probed = [item for item in probed if held.get(route_of(item.name)) != app_name(item.name, item.version)]
+        await_answers(applied, probed, deadline=min(deadline, time.monotonic() + ROUTE_WAIT_S))
     if scaled:
         _restore_bounds(api, plan, wanted)
     return applied

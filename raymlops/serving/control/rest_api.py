@@ -133,7 +133,7 @@ def _grows(answer: Mapping[str, Any], nodes: list[dict[str, Any]]) -> bool:
 
 
 def ray_token() -> str | None:
-    """Return the token that Ray would send, None if token authentication is off or there is none.
+    """Return the token that Ray would send, None if token authentication is off or no token exists.
 
     Ray 2.60 turns it on by ``RAY_AUTH_MODE=token``, and looks in ``RAY_AUTH_TOKEN``, the file
     ``RAY_AUTH_TOKEN_PATH`` and ``~/.ray/auth_token``, in this order. Without the variable an existing file still

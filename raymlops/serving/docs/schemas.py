@@ -41,7 +41,7 @@ class ServerMetadata(_Closed):
 
 
 class TensorMetadata(_Closed):
-    """A tensor's datatype and shape; -1 stands for any length."""
+    """A tensor's datatype and shape; -1 is any length."""
 
     name: str
     datatype: str

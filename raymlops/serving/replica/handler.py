@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from raymlops.arrays import Columns
-    from raymlops.predictions.served import Route, Served
+    from raymlops.predictions.served import RequestRecord, Route
     from raymlops.serving.auth import Caller
     from raymlops.serving.protocols.base import Encoded, Parsed
     from raymlops.serving.protocols.base import Protocol as Form
@@ -95,7 +95,7 @@ class RequestHandler:
     identity: Identity
     peers: Peers
     settings: Settings = field(default_factory=Settings)
-    record: Callable[[Served], None] = lambda _served: None
+    record: Callable[[RequestRecord], None] = lambda _served: None
     draw: Callable[[], float] = random.random
     parsing: ParsePool = field(default_factory=ParsePool)
 

@@ -65,7 +65,7 @@ async def store_labels(body: bytes, labels: Labels | None, exchange: Exchange, *
     """
     exchange.body_bytes = len(body)
     try:
-        exchange.rows, kept = await parsing.run(_kept, body, labels, exchange.key_id)
+        exchange.rows, kept = await parsing.run(_parse_and_store, body, labels, exchange.key_id)
         await asyncio.wrap_future(kept)
     except StorageError as error:
         raise Refusal(
@@ -74,7 +74,7 @@ async def store_labels(body: bytes, labels: Labels | None, exchange: Exchange, *
     return {"accepted": exchange.rows, "request_id": exchange.request_id}
 
 
-def _kept(body: bytes, labels: Labels | None, key_id: str | None) -> tuple[int, Future[None]]:
+def _parse_and_store(body: bytes, labels: Labels | None, key_id: str | None) -> tuple[int, Future[None]]:
     found = parse_feedback(read_json(body, expected='{"labels": [{...}]}'))
     if labels is None:
         raise Refusal(409, "no_log", "this endpoint keeps no prediction log, so labels cannot be stored")

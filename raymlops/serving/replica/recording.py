@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from raymlops.arrays import Columns
-    from raymlops.predictions.served import Route, Served
+    from raymlops.predictions.served import RequestRecord, Route
     from raymlops.serving.replica.handler import RequestHandler
     from raymlops.serving.settings import Settings
 
@@ -88,7 +88,7 @@ class Recording:
         else:
             self._labels.configure(uri)
 
-    def add(self, served: Served) -> None:
+    def add(self, served: RequestRecord) -> None:
         """Record one request. Never waits, never raises."""
         settings = self._handler.settings
         if served.outputs is not None and settings.log.enabled:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from raymlops.arrays import Columns
-    from raymlops.predictions.served import Served
+    from raymlops.predictions.served import RequestRecord
     from raymlops.serving.refusal import Refusal
     from raymlops.serving.request import Exchange
 
@@ -33,7 +33,7 @@ class Shadows:
         self,
         ask: Callable[..., Awaitable[tuple[Columns, float]]],
         *,
-        record: Callable[[Served], None],
+        record: Callable[[RequestRecord], None],
         refusal: Callable[[Exception, str], Refusal],
     ) -> None:
         self.dropped: Counter[int] = Counter()

@@ -19,7 +19,7 @@ from raymlops.serving.telemetry.tracing import trace_id_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.predictions.served import Served
+    from raymlops.predictions.served import RequestRecord
 
 MAX_BYTES = 50_000_000
 FILES = 3
@@ -66,7 +66,7 @@ class AccessLog:
         self._file: int | None = None
         self._size = 0
 
-    def take(self, batch: Sequence[Served]) -> None:
+    def take(self, batch: Sequence[RequestRecord]) -> None:
         """Write the lines of some requests at once.
 
         Raises:
@@ -114,7 +114,7 @@ class AccessLog:
         return self.path if number == 0 else self.path.with_name(f"{self.path.name}.{number}")
 
 
-def line(served: Served, name: str) -> bytes:
+def line(served: RequestRecord, name: str) -> bytes:
     """Return a request as one line of ASCII.
 
     ``orjson`` escapes control characters, and this function all other non-ASCII ones, so that no terminal or line

@@ -18,7 +18,7 @@ from raymlops.serving.telemetry.metric_families import FAMILIES, ROWS, SECONDS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from raymlops.predictions.served import Route, Served
+    from raymlops.predictions.served import RequestRecord, Route
     from raymlops.serving.telemetry.metric_families import Family
 
 PUBLISH_S = 1.0
@@ -83,7 +83,7 @@ class Metrics:
         self._seen: dict[str, int] = {}
         self._shares: dict[tuple[str, ...], float] = {}
 
-    def take(self, batch: Sequence[Served]) -> None:
+    def take(self, batch: Sequence[RequestRecord]) -> None:
         """Count some requests, and publish when due."""
         for served in batch:
             self._count(served)
@@ -96,7 +96,7 @@ class Metrics:
         """Publish the remaining counts."""
         self._publish()
 
-    def _count(self, served: Served) -> None:
+    def _count(self, served: RequestRecord) -> None:
         version, route = served.version, served.route
         who = (self._name, str(version), route)
         self._counts["raymlops_requests", (*who, served.protocol, str(served.status), served.code)] += 1

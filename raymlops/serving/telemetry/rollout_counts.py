@@ -19,7 +19,7 @@ from raymlops.predictions.counts import Counts
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.predictions.served import Served
+    from raymlops.predictions.served import RequestRecord
     from raymlops.serving.traffic import Traffic
 
 CONTROLLER = "raymlops-controller"
@@ -71,7 +71,7 @@ class RolloutCounts:
         self._sequence = 0
         self._changed = False
 
-    def take(self, batch: Sequence[Served]) -> None:
+    def take(self, batch: Sequence[RequestRecord]) -> None:
         """Count a batch, and report when due."""
         traffic = self._traffic()
         if traffic.epoch != self._epoch:
@@ -163,7 +163,7 @@ def sending(report: Callable[..., Any], arrived: Callable[[Any], bool]) -> Send:
     return send
 
 
-def _row_of(served: Served) -> str | None:
+def _row_of(served: RequestRecord) -> str | None:
     """Return the row that a request counts for; None if it says nothing of a version: refused, pinned, a copy."""
     if served.fallback_from is not None:
         return None if served.fallback_code == OVERLOADED else str(served.fallback_from)
@@ -174,27 +174,27 @@ def _row_of(served: Served) -> str | None:
     return str(served.version) if served.route == "canary" else None
 
 
-def _refused(served: Served) -> bool:
+def _refused(served: RequestRecord) -> bool:
     """Return whether it was refused, which says nothing of a version: overload, rows that a recipe refuses."""
     return served.status >= 400 and not (_failed(served) or _timed_out(served) or _left(served))
 
 
-def _failed(served: Served) -> bool:
+def _failed(served: RequestRecord) -> bool:
     """Return whether the model failed: overload does not count, a non-finite output does."""
     return (served.status >= 500 and served.status not in {503, 504}) or served.code == "not_finite"
 
 
-def _timed_out(served: Served) -> bool:
+def _timed_out(served: RequestRecord) -> bool:
     """Return whether the champion missed the request's deadline, which for a canary counts as late."""
     return served.status == 504
 
 
-def _left(served: Served) -> bool:
+def _left(served: RequestRecord) -> bool:
     """Return whether the caller disconnected before the answer."""
     return served.status == CLIENT_LEFT
 
 
-def _counted(counts: Counts, served: Served, *, slow_s: float) -> Counts:
+def _counted(counts: Counts, served: RequestRecord, *, slow_s: float) -> Counts:
     if served.fallback_from is not None:
         late = served.fallback_code == "late"
         return replace(counts, requests=counts.requests + 1, errors=counts.errors + (not late), late=counts.late + late)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from raymlops.predictions.served import Served
+    from raymlops.predictions.served import RequestRecord
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
@@ -37,7 +37,7 @@ _REPEAT_S = 60.0
 class Sink(Protocol):
     """A consumer of records. Used by one thread only, unless its class says otherwise."""
 
-    def take(self, batch: Sequence[Served]) -> None:
+    def take(self, batch: Sequence[RequestRecord]) -> None:
         """Record a few requests. Called at least once per period, with an empty batch when there were none."""
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class Recorder:
         self._most = max_pending
         self._chunk = chunk
         self._clock = clock
-        self._pending: deque[Served] = deque()
+        self._pending: deque[RequestRecord] = deque()
         self._logged: dict[int, tuple[float, int]] = {}
         # Unlike an Event's set(), put() may be called by a finalizer that interrupts this thread's own get().
         self._wake: SimpleQueue[None] = SimpleQueue()
@@ -80,7 +80,7 @@ class Recorder:
         self._thread.start()
         atexit.register(self.close)
 
-    def add(self, served: Served) -> None:
+    def add(self, served: RequestRecord) -> None:
         """Queue one request. Never waits, never raises."""
         if len(self._pending) >= self._most:
             self.dropped += 1
@@ -136,7 +136,7 @@ class Recorder:
             if pause_s:
                 time.sleep(pause_s)
 
-    def _guarded(self, sink: Sink, call: Callable[..., None], *batch: Sequence[Served]) -> None:
+    def _guarded(self, sink: Sink, call: Callable[..., None], *batch: Sequence[RequestRecord]) -> None:
         try:
             call(*batch)
         except Exception:

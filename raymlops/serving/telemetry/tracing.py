@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import ReadableSpan
 
-    from raymlops.predictions.served import Served
+    from raymlops.predictions.served import RequestRecord
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
@@ -132,7 +132,7 @@ class Tracing:
         """Send to another collector from now on, or to none."""
         self._wanted = endpoint
 
-    def take(self, batch: Sequence[Served]) -> None:
+    def take(self, batch: Sequence[RequestRecord]) -> None:
         """Make the spans of some requests."""
         if self._wanted != self._opened:
             self._open(self._wanted)
@@ -206,7 +206,7 @@ class Collector(SpanExporter):
         self._exporter.shutdown()
 
 
-def _record(tracer: trace.Tracer, served: Served, context: Context, name: str) -> None:
+def _record(tracer: trace.Tracer, served: RequestRecord, context: Context, name: str) -> None:
     start_ns = int(served.ts * 1e9)
     span = tracer.start_span(
         _title(served, name),
@@ -220,7 +220,7 @@ def _record(tracer: trace.Tracer, served: Served, context: Context, name: str) -
     span.end(end_time=start_ns + int(served.seconds * 1e9))
 
 
-def _title(served: Served, name: str) -> str:
+def _title(served: RequestRecord, name: str) -> str:
     if served.route == "shadow":
         return f"shadow {name}"
     return _GRPC_METHOD if served.protocol == "grpc" else f"POST {_path(served.protocol, name)}"
@@ -235,7 +235,7 @@ def _grpc_status(status: int) -> str:
     return name
 
 
-def _attributes(served: Served, name: str) -> dict[str, str | int | float]:
+def _attributes(served: RequestRecord, name: str) -> dict[str, str | int | float]:
     """Return the attributes of the semantic conventions for HTTP and RPC servers, and our own."""
     attributes: dict[str, str | int | float] = {
         "raymlops.model": name,

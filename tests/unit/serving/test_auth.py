@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from raymlops.serving.auth import ANYBODY, SCOPES, Access, Guard, KeyEntry, access_of, secret_of
+from raymlops.serving.auth import ANONYMOUS, SCOPES, Access, Guard, KeyEntry, access_of, secret_of
 from raymlops.serving.refusal import Refusal
 from raymlops.state import keys
 
@@ -73,7 +73,7 @@ def test_what_is_no_key_is_refused_in_one_way(secret, required):
 
 def test_without_a_key_an_open_endpoint_lets_all():
     """And one with keys lets nobody."""
-    assert guard(KEY, required=False).admit(None, scope="pin") is ANYBODY
+    assert guard(KEY, required=False).admit(None, scope="pin") is ANONYMOUS
     assert refusal(guard(KEY), None).status == 401
 
 

@@ -8,13 +8,13 @@ import sys
 import orjson
 import pytest
 
-from raymlops.predictions.served import Served
+from raymlops.predictions.served import RequestRecord
 from raymlops.serving.telemetry.access_log import AccessLog, line
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def served(**more) -> Served:
+def served(**more) -> RequestRecord:
     facts = {
         "request_id": "r1",
         "ts": 1_700_000_000.25,
@@ -28,7 +28,7 @@ def served(**more) -> Served:
         "seconds": 0.0041234,
         "model_seconds": 0.002,
     }
-    return Served(**(facts | more))
+    return RequestRecord(**(facts | more))
 
 
 def access_log(folder, **more) -> AccessLog:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from raymlops.predictions.served import Served
+from raymlops.predictions.served import RequestRecord
 from raymlops.serving.telemetry.metric_families import FAMILIES, ROWS, SECONDS
 from raymlops.serving.telemetry.metrics import Metrics, Readings
 
@@ -52,7 +52,7 @@ class FakeInstrument:
         self.fake.values[self._key(tags)] = value
 
 
-def served(**more) -> Served:
+def served(**more) -> RequestRecord:
     facts = {
         "request_id": "r",
         "ts": 1_700_000_000.0,
@@ -66,7 +66,7 @@ def served(**more) -> Served:
         "seconds": 0.004,
         "model_seconds": 0.002,
     }
-    return Served(**(facts | more))
+    return RequestRecord(**(facts | more))
 
 
 def counted(*batch, read=Readings, **more):
@@ -184,10 +184,10 @@ def test_nothing_is_published_twice_within_a_second():
 def test_ray_takes_every_family_and_needs_no_cluster():
     """Ray's own metrics accept the names, labels and values, in a process without a cluster."""
     program = (
-        "from raymlops.predictions.served import Served\n"
+        "from raymlops.predictions.served import RequestRecord\n"
         "from raymlops.serving.telemetry.metrics import Metrics\n"
         "metrics = Metrics(name='flights', version=7)\n"
-        "metrics.take([Served('r', 0.0, 7, 'champion', 'native', 200, '', 1, 1, 0.1, 0.1, fallback_from=8)])\n"
+        "metrics.take([RequestRecord('r', 0.0, 7, 'champion', 'native', 200, '', 1, 1, 0.1, 0.1, fallback_from=8)])\n"
         "metrics.close()\n"
     )
     command = [sys.executable, "-W", "error", "-c", program]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raymlops.predictions.served import Served
+from raymlops.predictions.served import RequestRecord
 from raymlops.serving.telemetry.rollout_counts import RolloutCounts, sending
 from raymlops.serving.traffic import Share, Traffic
 
@@ -17,7 +17,7 @@ COLUMNS = {"x": np.ones(1)}
 
 def served(route="champion", *, version=1, status=200, code="", model_seconds=0.01, seconds=0.02, **fields):
     fields = {"columns": COLUMNS, "epoch": "r.0", **fields}
-    return Served("id", 0.0, version, route, "native", status, code, 1, 10, seconds, model_seconds, **fields)
+    return RequestRecord("id", 0.0, version, route, "native", status, code, 1, 10, seconds, model_seconds, **fields)
 
 
 class Controller:

@@ -8,12 +8,12 @@ import threading
 
 import pytest
 
-from raymlops.predictions.served import Served
+from raymlops.predictions.served import RequestRecord
 from raymlops.serving.telemetry.sink_queue import Recorder
 
 
-def served(number: int = 0) -> Served:
-    return Served(
+def served(number: int = 0) -> RequestRecord:
+    return RequestRecord(
         request_id=f"r{number}",
         ts=1_700_000_000.0 + number,
         version=7,
