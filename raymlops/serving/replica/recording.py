@@ -52,7 +52,8 @@ class Recording:
         self._tracing = Tracing(None, name=name, version=version, replica=replica)
         self._log = PredictionLog(handler.settings.log, name=name, signature=handler.model.signature, writer=replica)
         self._replica = replica
-        self._labels: LabelLog | None = None
+        self.labels: LabelLog | None = None
+        """The storage of labels, None without a prediction log."""
         light = (Metrics(name=name, version=version, read=self._read), self._access_log)
         counts = RolloutCounts(
             name=name,
@@ -68,11 +69,6 @@ class Recording:
         self._traces = Recorder((self._tracing,), period_s=1.0, max_pending=2_000, name="traces", chunk=20)
         self._recorders = (self._kept, self._light, self._counts, self._traces)
 
-    @property
-    def labels(self) -> LabelLog | None:
-        """Return the storage of labels, None without a prediction log."""
-        return self._labels
-
     def configure(self, settings: Settings) -> None:
         """Apply new settings."""
         self._access_log.enabled = settings.access_log
@@ -80,13 +76,13 @@ class Recording:
         self._log.configure(settings.log)
         uri = settings.log.uri if settings.log.enabled else ""
         if not uri:
-            labels, self._labels = self._labels, None
+            labels, self.labels = self.labels, None
             if labels is not None:
                 labels.close()
-        elif self._labels is None:
-            self._labels = LabelLog(uri, name=self._handler.identity.name, writer=self._replica)
+        elif self.labels is None:
+            self.labels = LabelLog(uri, name=self._handler.identity.name, writer=self._replica)
         else:
-            self._labels.configure(uri)
+            self.labels.configure(uri)
 
     def add(self, served: RequestRecord) -> None:
         """Record one request. Never waits, never raises."""
@@ -108,8 +104,8 @@ class Recording:
             recorder.stop()
         for recorder in self._recorders:
             recorder.close(until - time.monotonic())
-        if self._labels is not None:
-            self._labels.close(max(0.0, until - time.monotonic()))
+        if self.labels is not None:
+            self.labels.close(max(0.0, until - time.monotonic()))
 
     def _read(self) -> Readings:
         batcher = self._handler.batcher

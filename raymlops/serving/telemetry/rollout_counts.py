@@ -33,7 +33,8 @@ LOOK_AGAIN_S = 5.0
 
 OVERLOADED = "overloaded"
 """Code of a request that was refused because the queue was full."""
-CLIENT_LEFT = 499
+CLIENT_LEFT, TIMED_OUT = 499, 504
+"""Statuses of a caller that disconnected before the answer, and of a missed deadline, which for a canary is late."""
 
 Report = dict[str, dict[str, dict[str, Any]]]
 """Epoch to row to the fields of its ``Counts``."""
@@ -167,16 +168,13 @@ def _row_of(served: RequestRecord) -> str | None:
     """Return the row that a request counts for; None if it says nothing of a version: refused, pinned, a copy."""
     if served.fallback_from is not None:
         return None if served.fallback_code == OVERLOADED else str(served.fallback_from)
-    if served.columns is None or _refused(served):
+    # Overload, and rows that a recipe refuses.
+    refused = served.status >= 400 and not (_failed(served) or served.status in {TIMED_OUT, CLIENT_LEFT})
+    if served.columns is None or refused:
         return None
     if served.route == "champion":
         return CHAMPION
     return str(served.version) if served.route == "canary" else None
-
-
-def _refused(served: RequestRecord) -> bool:
-    """Return whether it was refused, which says nothing of a version: overload, rows that a recipe refuses."""
-    return served.status >= 400 and not (_failed(served) or _timed_out(served) or _left(served))
 
 
 def _failed(served: RequestRecord) -> bool:
@@ -184,28 +182,18 @@ def _failed(served: RequestRecord) -> bool:
     return (served.status >= 500 and served.status not in {503, 504}) or served.code == "not_finite"
 
 
-def _timed_out(served: RequestRecord) -> bool:
-    """Return whether the champion missed the request's deadline, which for a canary counts as late."""
-    return served.status == 504
-
-
-def _left(served: RequestRecord) -> bool:
-    """Return whether the caller disconnected before the answer."""
-    return served.status == CLIENT_LEFT
-
-
 def _counted(counts: Counts, served: RequestRecord, *, slow_s: float) -> Counts:
     if served.fallback_from is not None:
         late = served.fallback_code == "late"
         return replace(counts, requests=counts.requests + 1, errors=counts.errors + (not late), late=counts.late + late)
-    left = _left(served)
+    left = served.status == CLIENT_LEFT
     late = left and served.route == "canary"
     return replace(
         counts,
         requests=counts.requests + 1,
         errors=counts.errors + _failed(served),
         # A caller that leaves the champion would also have left the canary, where it counts as late.
-        slow=counts.slow + (served.model_seconds >= slow_s or (left and not late) or _timed_out(served)),
+        slow=counts.slow + (served.model_seconds >= slow_s or (left and not late) or served.status == TIMED_OUT),
         late=counts.late + late,
         seconds_sum=counts.seconds_sum + served.model_seconds,
     )
