@@ -19,7 +19,7 @@ from raymlops.storage.store import Namer, Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from raymlops.predictions.served import Served
+    from raymlops.predictions.served import RequestRecord
     from raymlops.predictions.settings import LogSettings
     from raymlops.signature import Signature
 
@@ -107,7 +107,7 @@ class PredictionLog:
             self._start()
         self._wake.set()
 
-    def take(self, batch: Sequence[Served]) -> None:
+    def take(self, batch: Sequence[RequestRecord]) -> None:
         """Queue answered requests; returns before they are written."""
         settings = self._settings
         if not settings.enabled:
@@ -155,7 +155,7 @@ class PredictionLog:
         )
         return frozenset(fields)
 
-    def _convert(self, piece: Sequence[Served], redact: frozenset[str]) -> None:
+    def _convert(self, piece: Sequence[RequestRecord], redact: frozenset[str]) -> None:
         try:
             tables = to_tables(piece, self._signature, name=self._name, redact=redact)
         except Exception:
@@ -188,11 +188,11 @@ class PredictionLog:
             return 1.0
 
 
-def _rows(batch: Sequence[Served]) -> int:
+def _rows(batch: Sequence[RequestRecord]) -> int:
     return sum(served.rows for served in batch if is_answered(served))
 
 
-def pieces(batch: Sequence[Served]) -> Iterator[Sequence[Served]]:
+def pieces(batch: Sequence[RequestRecord]) -> Iterator[Sequence[RequestRecord]]:
     """Split a batch so that large requests do not hold the interpreter for long."""
     start = rows = 0
     for index, served in enumerate(batch):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from raymlops.arrays import Column, Columns
-    from raymlops.predictions.served import Served
+    from raymlops.predictions.served import RequestRecord
     from raymlops.signature import Signature
 
 FIELDS: dict[str, Any] = {
@@ -56,21 +56,21 @@ class Partition(NamedTuple):
 
 
 def to_tables(
-    batch: Sequence[Served], signature: Signature, *, name: str, redact: Collection[str] = ()
+    batch: Sequence[RequestRecord], signature: Signature, *, name: str, redact: Collection[str] = ()
 ) -> dict[Partition, pa.Table]:
     """Return the rows of all requests that were answered, by version and hour of arrival.
 
     Raises:
         Exception: one of them does not fit the signature.
     """
-    groups: dict[Partition, list[Served]] = defaultdict(list)
+    groups: dict[Partition, list[RequestRecord]] = defaultdict(list)
     for served in batch:
         if is_answered(served):
             groups[Partition(served.version, int(served.ts // HOUR_S))].append(served)
     return {where: _table(group, signature, name=name, redact=redact) for where, group in groups.items()}
 
 
-def is_answered(served: Served) -> bool:
+def is_answered(served: RequestRecord) -> bool:
     """Return whether a request has rows for the log: refused or failed ones have none."""
     return served.columns is not None and served.outputs is not None and served.rows > 0
 
@@ -83,7 +83,7 @@ def schema_of(signature: Signature, *, redact: Collection[str] = ()) -> pa.Schem
     return pa.schema([*FIELDS.items(), *((name, struct) for name, struct in structs.items() if struct.num_fields)])
 
 
-def _table(group: Sequence[Served], signature: Signature, *, name: str, redact: Collection[str]) -> pa.Table:
+def _table(group: Sequence[RequestRecord], signature: Signature, *, name: str, redact: Collection[str]) -> pa.Table:
     schema = schema_of(signature, redact=redact)
     counts = np.fromiter((served.rows for served in group), np.int64, len(group))
     of_request = np.repeat(np.arange(len(group)), counts)
@@ -99,7 +99,7 @@ def _table(group: Sequence[Served], signature: Signature, *, name: str, redact: 
     return pa.table([columns[key] for key in schema.names], schema=schema)
 
 
-def _once(group: Sequence[Served], *, name: str) -> dict[str, pa.Array]:
+def _once(group: Sequence[RequestRecord], *, name: str) -> dict[str, pa.Array]:
     """Return the columns with one value a request."""
     (
         ids,

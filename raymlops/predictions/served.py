@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Route = Literal["champion", "canary", "shadow", "pinned"]
 
 
-class Served(NamedTuple):
+class RequestRecord(NamedTuple):
     """One request and its answer. Refused ones have no ``columns``, failed ones no ``outputs``."""
 
     request_id: str

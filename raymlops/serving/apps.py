@@ -19,7 +19,7 @@ from raymlops.serving.arrival import from_client
 from raymlops.serving.index.gateway import Gateway
 from raymlops.serving.names import DEPLOYMENT
 from raymlops.serving.protocols.grpc_messages import METHODS, Wire
-from raymlops.serving.proxy.bounds import INDEX, KNOWN, TOLD, Bounds
+from raymlops.serving.proxy.bounds import ANNOUNCED, INDEX, KNOWN, Bounds
 from raymlops.serving.replica.grpc_front import GrpcReply, call
 from raymlops.serving.replica.handler import Identity, RequestHandler
 from raymlops.serving.replica.http_front import Front
@@ -113,7 +113,7 @@ class ModelReplica(_Callable):
             await asyncio.to_thread(self._prepare, settings)
         await asyncio.to_thread(self._recording.configure, settings)
         self._handler.configure(settings)
-        KNOWN.tell(self._handler.identity.name, Bounds.of(settings.limits))
+        KNOWN.record(self._handler.identity.name, Bounds.of(settings.limits))
         self._handler.batcher.in_worker(functools.partial(_use_threads, settings.threads))
         self._peers.keep(settings.traffic.standing)
         self._front.labels = self._recording.labels
@@ -168,7 +168,7 @@ class IndexReplica(_Callable):
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Apply a new list of models."""
         self._gateway.configure(user_config.get("models", []))
-        KNOWN.tell(INDEX, Bounds.of(self._gateway.limits))
+        KNOWN.record(INDEX, Bounds.of(self._gateway.limits))
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
@@ -188,12 +188,12 @@ class _AsgiResponse(Response):
 
     def __init__(self, reply: Reply, *, name: str, bounds: Bounds) -> None:
         self._reply = reply
-        self._told = (name, tuple(bounds))
+        self._announced = (name, tuple(bounds))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         reply = self._reply
         start = {"type": "http.response.start", "status": reply.status, "headers": reply.headers}
-        await send({**start, TOLD: self._told})
+        await send({**start, ANNOUNCED: self._announced})
         await send({"type": "http.response.body", "body": self._reply.body})
 
 

@@ -5,12 +5,12 @@ Owns the HTTP code that ``replica``, ``index`` and ``proxy`` share. Pure: knows 
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from raymlops.serving.refusal import Refusal
+from raymlops.serving.refusal import Refusal, error_body, refusal_headers
+from raymlops.serving.request import request_id_of
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -48,22 +48,11 @@ async def send_reply(reply: Reply, send: Send) -> None:
     await send({"type": "http.response.body", "body": reply.body})
 
 
-def request_id_of(given: bytes | None) -> str:
-    """Return a client's id of 1 to 128 printable ASCII characters, else a new one: others could split a log line."""
-    if given is not None and 0 < len(given) <= 128 and given.isascii():
-        text = given.decode("ascii")
-        if text.isprintable():
-            return text
-    return str(uuid.uuid4())
-
-
-def header_map(scope: Scope, wanted: Collection[bytes]) -> dict[bytes, bytes]:
-    """Return the first value of each header that an answer depends on."""
-    found: dict[bytes, bytes] = {}
-    for name, value in scope["headers"]:
-        if name in wanted:
-            found.setdefault(name, value)
-    return found
+def refusal_reply(refusal: Refusal, scope: Scope, *, extra: tuple[tuple[bytes, bytes], ...] = ()) -> Reply:
+    """Return the response to a request that is refused before a model's front has it."""
+    request_id = request_id_of(next((value for name, value in scope["headers"] if name == b"x-request-id"), None))
+    body = error_body(refusal, request_id, path=scope["path"])
+    return make_reply(refusal.status, body, request_id, extra=(*extra, *refusal_headers(refusal)))
 
 
 async def read_body(scope: Scope, receive: Receive, headers: Mapping[bytes, bytes], *, limit: int) -> bytes:

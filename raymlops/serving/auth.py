@@ -8,7 +8,7 @@ are per key and replica: two replicas allow twice the rate.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Scope = Literal["predict", "feedback", "pin"]
 SCOPES: frozenset[str] = frozenset({"predict", "feedback", "pin"})
 PREFIX = "rk_"
+KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
 
 _LONGEST = 200
 """Characters; a secret has 59. A longer one is rejected unread, so that a header of many kilobytes costs nothing."""
@@ -54,16 +55,7 @@ class Access:
         """Return plain JSON data, equal for equal keys."""
         return {
             "required": self.required,
-            "keys": [
-                {
-                    "id": key.id,
-                    "hash": key.hash,
-                    "scopes": sorted(key.scopes),
-                    "rate_per_s": key.rate_per_s,
-                    "expires_at": key.expires_at,
-                }
-                for key in self.keys
-            ],
+            "keys": [{**asdict(key), "scopes": sorted(key.scopes)} for key in self.keys],
         }
 
     @classmethod
@@ -77,25 +69,57 @@ class Access:
         return cls(bool(data.get("required", False)), tuple(entries))
 
 
+class _Bucket:
+    """A token bucket, whose burst is a second's worth of tokens and at least one."""
+
+    __slots__ = ("stamp", "tokens")
+
+    def __init__(self, rate: float, now: float) -> None:
+        self.tokens = max(1.0, rate)
+        self.stamp = now
+
+    def take(self, rate: float, now: float) -> None:
+        """Take a token.
+
+        Raises:
+            Refusal: 429, the bucket is empty.
+        """
+        tokens = min(max(1.0, rate), self.tokens + (now - self.stamp) * rate)
+        self.stamp = now
+        self.tokens = tokens if tokens < 1.0 else tokens - 1.0
+        if tokens < 1.0:
+            raise Refusal(
+                429,
+                "rate_limited",
+                f"more than {rate:g} requests a second with this key",
+                retry_after_s=(1.0 - tokens) / rate,
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The caller of a request: the key's id, None without a key, and its scopes."""
+    """The caller of a request: its key, and the bucket of the key's rate limit if it has one."""
 
-    key_id: str | None
-    scopes: frozenset[str]
+    key: KeyEntry | None
+    bucket: _Bucket | None = None
+
+    @property
+    def key_id(self) -> str | None:
+        """Return the id of the caller's key, None without a key."""
+        return None if self.key is None else self.key.id
 
     def require(self, scope: Scope) -> None:
-        """Check a further scope of an admitted caller; does not count against the rate.
+        """Check a scope of the caller, who has all of them without a key; does not count against the rate.
 
         Raises:
             Refusal: 403, the key lacks the scope.
         """
-        if scope not in self.scopes:
+        if self.key is not None and scope not in self.key.scopes:
             raise Refusal(403, "forbidden", f"this key may not {_ACTIONS[scope]}; it lacks the scope {scope!r}")
 
 
 _ACTIONS = {"predict": "request predictions", "feedback": "send feedback", "pin": "choose the version that answers"}
-ANYBODY = Caller(None, SCOPES)
+ANONYMOUS = Caller(None)
 
 
 class Guard:
@@ -114,65 +138,56 @@ class Guard:
     ) -> None:
         self._clock = clock
         self._now = now
-        self._rights = _Rights(required=False, known={})
+        self._callers: tuple[bool, dict[str, Caller]] = (False, {})
         self.configure(access or Access())
 
     def configure(self, access: Access) -> None:
         """Replace the keys. A key that stays keeps its bucket, so that a change refills none."""
-        before = self._rights.known
-        known = {}
+        _, before = self._callers
+        callers = {}
         for key in access.keys:
-            old = before.get(key.id)
-            bucket = None if key.rate_per_s is None else _Bucket(key.rate_per_s, self._clock())
-            if bucket is not None and old is not None and old.bucket is not None:
-                bucket = bucket.after(old.bucket)
-            known[key.id] = _Known(key, Caller(key.id, key.scopes), bucket)
-        self._rights = _Rights(access.required, known)  # in one step: requests are admitted meanwhile
+            bucket = None
+            if key.rate_per_s is not None:
+                bucket = before.get(key.id, ANONYMOUS).bucket or _Bucket(key.rate_per_s, self._clock())
+            callers[key.id] = Caller(key, bucket)
+        self._callers = (access.required, callers)  # in one step: requests are admitted meanwhile
 
     def admit(self, secret: str | None, *, scope: Scope) -> Caller:
         """Authenticate a request, and count it against the key's rate.
+
+        Raises:
+            Refusal: 401 without a valid key, 403 for a key without the scope, 429 above its rate.
+        """
+        caller = self.identify(secret)
+        caller.require(scope)
+        if caller.bucket is not None and caller.key is not None and caller.key.rate_per_s is not None:
+            caller.bucket.take(caller.key.rate_per_s, self._clock())
+        return caller
+
+    def identify(self, secret: str | None) -> Caller:
+        """Authenticate a request that needs no scope and counts against no rate.
 
         Where no key is required, a caller without one has all scopes; a key that is sent is checked there too. The
         answer is the same for an unknown id, a wrong secret, a revoked or expired key and one for another model.
 
         Raises:
-            Refusal: 401 without a valid key, 403 for a key without the scope, 429 above its rate.
-        """
-        known = self._identified(secret)
-        if known is None:
-            return ANYBODY
-        if scope not in known.entry.scopes:
-            known.caller.require(scope)
-        if known.bucket is not None:
-            known.bucket.take(self._clock())
-        return known.caller
-
-    def identify(self, secret: str | None) -> Caller:
-        """Authenticate a request that needs no scope and counts against no rate.
-
-        Raises:
             Refusal: 401 without a valid key.
         """
-        known = self._identified(secret)
-        return ANYBODY if known is None else known.caller
-
-    def _identified(self, secret: str | None) -> _Known | None:
-        """Return the key with this secret, None without a secret where none is required."""
-        rights = self._rights
+        required, callers = self._callers
         if secret is None:
-            if rights.required:
+            if required:
                 raise Refusal(401, "unauthenticated", f"this model requires an API key; {_HOW}")
-            return None
+            return ANONYMOUS
         if len(secret) > _LONGEST:
             raise _unknown()
-        known = rights.known.get(secret[len(PREFIX) : secret.find("_", len(PREFIX))])
+        caller = callers.get(secret[len(PREFIX) : secret.find("_", len(PREFIX))], ANONYMOUS)
+        key = caller.key
         given = sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
-        if not compare_digest(given, _NO_HASH if known is None else known.entry.hash) or known is None:
+        if not compare_digest(given, _NO_HASH if key is None else key.hash) or key is None:
             raise _unknown()
-        entry = known.entry
-        if entry.expires_at is not None and self._now() >= entry.expires_at:
+        if key.expires_at is not None and self._now() >= key.expires_at:
             raise _unknown()
-        return known
+        return caller
 
 
 def secret_of(headers: Mapping[bytes, bytes]) -> str | None:
@@ -210,51 +225,3 @@ _HOW = "send it as 'authorization: Bearer rk_...' or 'x-api-key: rk_...'"
 
 def _unknown() -> Refusal:
     return Refusal(401, "unauthenticated", f"no valid API key for this model; {_HOW}")
-
-
-class _Bucket:
-    """A token bucket, whose burst is a second's worth of tokens and at least one."""
-
-    __slots__ = ("rate", "stamp", "tokens")
-
-    def __init__(self, rate: float, now: float) -> None:
-        self.rate = rate
-        self.tokens = self.burst
-        self.stamp = now
-
-    @property
-    def burst(self) -> float:
-        return max(1.0, self.rate)
-
-    def after(self, other: _Bucket) -> _Bucket:
-        """Continue another bucket: that one itself if the rate is the same."""
-        if other.rate == self.rate:
-            return other
-        self.tokens = min(self.burst, other.tokens)
-        self.stamp = other.stamp
-        return self
-
-    def take(self, now: float) -> None:
-        tokens = min(self.burst, self.tokens + (now - self.stamp) * self.rate)
-        self.stamp = now
-        self.tokens = tokens if tokens < 1.0 else tokens - 1.0
-        if tokens < 1.0:
-            raise Refusal(
-                429,
-                "rate_limited",
-                f"more than {self.rate:g} requests a second with this key",
-                retry_after_s=(1.0 - tokens) / self.rate,
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    entry: KeyEntry
-    caller: Caller
-    bucket: _Bucket | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Rights:
-    required: bool
-    known: dict[str, _Known]

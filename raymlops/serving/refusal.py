@@ -65,6 +65,21 @@ class Limits:
     max_waiting_rows: int = 20_000
 
 
+_OK, _CANCELLED, _INVALID, _LATE, _NOT_FOUND, _DENIED, _EXHAUSTED = 0, 1, 3, 4, 5, 7, 8
+_PRECONDITION, _UNIMPLEMENTED, _INTERNAL, _UNAVAILABLE, _UNAUTHENTICATED = 9, 12, 13, 14, 16
+_GRPC_CODES = {
+    401: _UNAUTHENTICATED,
+    403: _DENIED,
+    404: _NOT_FOUND,
+    405: _UNIMPLEMENTED,
+    409: _PRECONDITION,
+    413: _EXHAUSTED,
+    429: _EXHAUSTED,
+    499: _CANCELLED,
+    501: _UNIMPLEMENTED,
+    503: _UNAVAILABLE,
+    504: _LATE,
+}
 _OIP_PATH = re.compile(r"(/models/[^/]+)?/v2(/|$)")
 
 
@@ -95,3 +110,10 @@ def refusal_headers(refusal: Refusal) -> tuple[tuple[bytes, bytes], ...]:
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return tuple(headers)
+
+
+def grpc_code(status: int) -> int:
+    """Return the gRPC status code of an HTTP status."""
+    if status < 400:
+        return _OK
+    return _GRPC_CODES.get(status, _INVALID if status < 500 else _INTERNAL)

@@ -1,17 +1,20 @@
 """The state of one request while it is handled, and the record of it.
 
-Owns the names of the headers that an answer depends on. Knows nothing of HTTP servers, gRPC or models.
+Owns the names of the headers that an answer depends on, and the id of a request. Knows nothing of HTTP servers, gRPC or
+models.
 """
 
 from __future__ import annotations
 
 import time
+import uuid
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from raymlops.predictions.served import Served
+from raymlops.predictions.served import RequestRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from raymlops.arrays import Columns
     from raymlops.predictions.served import Route
@@ -25,53 +28,33 @@ HEADERS = frozenset(
 )
 
 
+@dataclass(slots=True)
 class Exchange:
     """One request, filled in step by step while it is handled."""
 
-    __slots__ = (
-        "body_bytes",
-        "columns",
-        "epoch",
-        "fallback_code",
-        "fallback_from",
-        "headers",
-        "key_id",
-        "model_seconds",
-        "named",
-        "outputs",
-        "protocol",
-        "request_id",
-        "route",
-        "rows",
-        "start",
-        "ts",
-        "version",
-    )
+    headers: Mapping[bytes, bytes]
+    request_id: str
+    version: int
+    route: Route = "champion"
+    protocol: str = ""
+    ts: float = field(default_factory=time.time)
+    start: float = field(default_factory=time.perf_counter)
+    rows: int = 0
+    body_bytes: int = 0
+    model_seconds: float = 0.0
+    key_id: str | None = None
+    named: str | None = None
+    """The version that path or message name, where the protocol has a field for it."""
+    fallback_from: int | None = None
+    fallback_code: str | None = None
+    epoch: str = ""
+    columns: Columns | None = None
+    outputs: Columns | None = None
 
-    def __init__(self, headers: Mapping[bytes, bytes], *, request_id: str, version: int) -> None:
-        self.headers = headers
-        self.request_id = request_id
-        self.version = version
-        self.route: Route = "champion"
-        self.protocol = ""
-        self.ts = time.time()
-        self.start = time.perf_counter()
-        self.rows = 0
-        self.body_bytes = 0
-        self.model_seconds = 0.0
-        self.key_id: str | None = None
-        self.named: str | None = None
-        """The version that path or message name, where the protocol has a field for it."""
-        self.fallback_from: int | None = None
-        self.fallback_code: str | None = None
-        self.epoch = ""
-        self.columns: Columns | None = None
-        self.outputs: Columns | None = None
-
-    def served(self, status: int, code: str) -> Served:
+    def served(self, status: int, code: str) -> RequestRecord:
         """Return the record of the finished request."""
         trace = self.headers.get(b"traceparent")
-        return Served(
+        return RequestRecord(
             request_id=self.request_id,
             ts=self.ts,
             version=self.version,
@@ -91,3 +74,30 @@ class Exchange:
             fallback_code=self.fallback_code,
             epoch=self.epoch,
         )
+
+
+def headers_of(given: Iterable[tuple[bytes, bytes]], *more: bytes) -> dict[bytes, bytes]:
+    """Return the first value of each header that an answer depends on, those named ``more`` included.
+
+    Repeated pins are joined into one, as a proxy may do too, so that none is ignored.
+    """
+    wanted = HEADERS.union(more) if more else HEADERS
+    found: dict[bytes, bytes] = {}
+    for name, value in given:
+        if name not in wanted:
+            continue
+        if name not in found:
+            found[name] = value
+        elif name == PIN_HEADER:
+            found[name] += b", " + value
+    return found
+
+
+def usable_id(text: str) -> str | None:
+    """Return an id of 1 to 128 printable ASCII characters, None for others: they could split a header or a log line."""
+    return text if 0 < len(text) <= 128 and text.isascii() and text.isprintable() else None
+
+
+def request_id_of(given: bytes | None) -> str:
+    """Return a client's id if it is usable, else a new one."""
+    return (given is not None and usable_id(given.decode("latin-1"))) or str(uuid.uuid4())

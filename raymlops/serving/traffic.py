@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from raymlops.predictions.served import Route
-
 _POINTS = float(2**53)
 """The resolution of floats between 0 and 1, so that none is rounded to 1."""
 
@@ -66,36 +64,25 @@ class Traffic:
         return cls(**known)
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The version that answers: None is the champion."""
-
-    version: int | None
-    route: Route
-
-
-_CHAMPION = Choice(None, "champion")
-
-
-def choose(traffic: Traffic, *, sticky: str | None, draw: float) -> Choice:
-    """Choose the version for a request that is not pinned.
+def choose(traffic: Traffic, *, sticky: str | None, draw: float) -> int | None:
+    """Return the canary that answers a request which is not pinned; None is the champion.
 
     ``sticky`` is the caller's session or key, None where it has none; ``draw`` is uniform in [0, 1).
     """
     canaries = traffic.canaries
     if not canaries:
-        return _CHAMPION
+        return None
     point = draw if sticky is None or traffic.sticky == "request" else _point(traffic.salt, sticky)
     if len(canaries) > 1:
         canaries = tuple(sorted(canaries, key=lambda share: share.version))
     if point < canaries[0].weight:
-        return Choice(canaries[0].version, "canary")
+        return canaries[0].version
     end = 1.0
     for share in canaries[1:]:
         end -= share.weight
         if point >= end:
-            return Choice(share.version, "canary")
-    return _CHAMPION
+            return share.version
+    return None
 
 
 def copies(traffic: Traffic, *, draw: float) -> tuple[int, ...]:

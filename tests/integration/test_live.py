@@ -22,7 +22,7 @@ from raymlops.lifecycle.deploy import events, remove, restore
 from raymlops.lifecycle.sources import spec_of
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.read import read_predictions
-from raymlops.predictions.served import Served
+from raymlops.predictions.served import RequestRecord
 from raymlops.predictions.settings import LogSettings
 from raymlops.registry.versions import Registry
 from raymlops.serving.client.client import Client
@@ -108,7 +108,7 @@ def forgotten(config):
         LogSettings(enabled=True, uri=config["storage"]["path"]), name="iris-like", signature=signature, writer="old"
     )
     answered_at = datetime.now(UTC) - timedelta(days=RETENTION_DAYS + 1)
-    served = Served("forgotten", answered_at.timestamp(), 1, "champion", "native", 200, "", 1, 9, 0.1, 0.1)
+    served = RequestRecord("forgotten", answered_at.timestamp(), 1, "champion", "native", 200, "", 1, 9, 0.1, 0.1)
     columns, outputs = {"garden": np.array(["north"], object)}, {"setosa": np.full(1, 0.5)}
     log.take([served._replace(columns=columns, outputs=outputs)])
     log.close()

@@ -6,27 +6,25 @@ Owns how requests are sent and awaited in an event loop, and nothing else.
 from __future__ import annotations
 
 import asyncio
-import time
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import httpx
 from tenacity import AsyncRetrying
 
 from raymlops.serving.client import calls
-from raymlops.serving.client.client import CONNECTIONS, BaseClient, check_open, failure_of, reply_of
-from raymlops.serving.client.retry import Failure
+from raymlops.serving.client.client import CONNECTIONS, BaseClient, failure_of, reply_of
 
 if TYPE_CHECKING:
-    import random
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from raymlops.serving.client.calls import Answer, Call, Rows
-    from raymlops.serving.client.retry import Budget, Reply
+    from raymlops.serving.client.retry import Budget, Failure, Reply
 
 T = TypeVar("T")
 
 
-class AsyncClient(BaseClient):
+class AsyncClient(BaseClient[httpx.AsyncBaseTransport, Awaitable[None]]):
     """Client of the models of one endpoint, for asyncio. An asynchronous context manager; for one event loop.
 
     Takes the arguments of ``Client``, and each method those of its namesake.
@@ -34,31 +32,6 @@ class AsyncClient(BaseClient):
     Raises:
         UsageError: as ``Client``.
     """
-
-    def __init__(
-        self,
-        base_url: str | None = None,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 30.0,
-        retries: int | None = None,
-        attempt_timeout_s: float | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        rng: random.Random | None = None,
-    ) -> None:
-        super().__init__(
-            base_url,
-            api_key=api_key,
-            timeout_s=timeout_s,
-            retries=retries,
-            attempt_timeout_s=attempt_timeout_s,
-            clock=clock,
-            rng=rng,
-        )
-        self._sleep = sleep
-        self._http = httpx.AsyncClient(headers=self._headers, transport=transport, limits=CONNECTIONS, trust_env=False)
 
     async def predict(
         self,
@@ -103,24 +76,21 @@ class AsyncClient(BaseClient):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    def _connect(self, transport: httpx.AsyncBaseTransport | None) -> None:
+        self._http = httpx.AsyncClient(headers=self._headers, transport=transport, limits=CONNECTIONS, trust_env=False)
+
     async def _call(self, call: Call[T], timeout_s: float | None) -> T:
         budget = self._budget(timeout_s)
-        retrying = AsyncRetrying(sleep=self._sleep, **budget.options())
+        retrying = AsyncRetrying(sleep=self._sleep or asyncio.sleep, **budget.options())
         outcome: Reply | Failure = await retrying(self._send, call, budget)
         attempts = retrying.statistics["attempt_number"]
         return calls.result(call, outcome, attempts=attempts, base_url=self.base_url, timeout_s=budget.timeout_s)
 
     async def _send(self, call: Call[Any], budget: Budget) -> Reply | Failure:
-        check_open(self._http)
         timeout_s = budget.attempt_s()
         try:
             async with asyncio.timeout(timeout_s):
                 response = await self._http.send(self._request(self._http, call, timeout_s=timeout_s))
-        except TimeoutError:
-            return Failure("timeout", "the response is too slow")
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return failure_of(error)
-        except RuntimeError:
-            check_open(self._http)  # it was closed meanwhile
-            raise
+        except (httpx.HTTPError, httpx.InvalidURL, RuntimeError, TimeoutError) as error:
+            return failure_of(error, self._http)
         return reply_of(response, response.content)

@@ -105,7 +105,8 @@ def feedback_call(name: str, labels: Sequence[Mapping[str, Any]], *, request_id:
 
 def describe_call(name: str) -> Call[dict[str, Any]]:
     """Return the request for a model's description."""
-    return Call("GET", model_path(name), _description, _headers(None, {}))
+    path, headers = model_path(name), _headers(None, {})
+    return Call("GET", path, lambda data, _: {"model_version": data["model_version"], **data}, headers)
 
 
 def models_call() -> Call[list[dict[str, Any]]]:
@@ -171,18 +172,23 @@ def _failed(failure: Failure, *, url: str, timeout_s: float, tries: str) -> Raym
             return EndpointDisconnectedError(f"{url} closed the connection without an answer: {failure.reason}{tries}")
 
 
+_LIVE = "`raymlops status` lists what is live."
+
+
 def _refused(reply: Reply, *, url: str, tries: str) -> RaymlopsError:
     status, error = reply.status, reply.error
     problems = [_problem(entry) for entry in error.get("problems") or ()]
     if status == HTTPStatus.UNPROCESSABLE_ENTITY and problems:
         return InvalidRowsError(problems)
     # A response without an error of ours comes from a proxy, or from something else that listens there.
-    said = error.get("message") or f"{reply.reason}, not from a model"
-    message = f"{url} answered {status}{tries}: {said}"
+    reason = error.get("message") or f"{reply.reason}, not from a model"
+    message = f"{url} answered {status}{tries}: {reason}"
     if error.get("code") == "unknown_version":  # from the model, which names the versions that are up
-        return NotFoundError(f"{url}: {said}", hint="`raymlops status` lists what is live.")
+        return NotFoundError(f"{url}: {reason}", hint="`raymlops status` lists what is live.")
     if status == HTTPStatus.NOT_FOUND:
-        return NotFoundError(f"no model answers at {url}{tries}: {said}", hint="`raymlops status` lists what is live.")
+        return NotFoundError(
+            f"no model answers at {url}{tries}: {reason}", hint="`raymlops status` lists what is live."
+        )
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         return RefusedError(message, hint="Set RAYMLOPS_API_KEY, or the client's api_key.")
     if status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
@@ -198,10 +204,6 @@ def _refused(reply: Reply, *, url: str, tries: str) -> RaymlopsError:
     if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return UsageError(message)
     return RaymlopsError(message)
-
-
-def _description(data: dict[str, Any], _attempts: int) -> dict[str, Any]:
-    return {"model_version": data["model_version"], **data}
 
 
 def _problem(entry: Mapping[str, Any]) -> RowProblem:

@@ -11,7 +11,7 @@ import os
 import random
 import re
 import time
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import httpx
 from tenacity import Retrying
@@ -38,21 +38,25 @@ CONNECTIONS = httpx.Limits(max_connections=None, max_keepalive_connections=128, 
 """One per concurrent call; an idle one is closed before any server of ours would close it."""
 
 T = TypeVar("T")
+Transport = TypeVar("Transport")
+Pause = TypeVar("Pause")
 
 
-class BaseClient:
-    """What both clients share: where to send, as whom, with which deadline and retries."""
+class BaseClient(Generic[Transport, Pause]):
+    """What both clients share: the endpoint and its key, the deadline and the retries."""
 
     def __init__(
         self,
-        base_url: str | None,
+        base_url: str | None = None,
         *,
-        api_key: str | None,
-        timeout_s: float,
-        retries: int | None,
-        attempt_timeout_s: float | None,
-        clock: Callable[[], float],
-        rng: random.Random | None,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+        retries: int | None = None,
+        attempt_timeout_s: float | None = None,
+        transport: Transport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Pause] | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         if not isinstance(base_url, str | None):
             raise UsageError(f"base_url is {base_url!r}; expected a string", hint="Give http://host:port, or https://.")
@@ -69,12 +73,13 @@ class BaseClient:
         self._attempt_timeout_s = (
             None if attempt_timeout_s is None else checked_seconds("attempt_timeout_s", attempt_timeout_s)
         )
-        self._clock, self._rng = clock, rng or random.Random()  # noqa: S311 - spreads load
+        self._clock, self._sleep, self._rng = clock, sleep, rng or random.Random()  # noqa: S311 - spreads load
         self._headers = {"user-agent": "raymlops", "accept": "application/json"}
         key = os.environ.get(KEY, "").strip() if api_key is None else api_key
         if key:
             # httpx shows this header's value in no repr and no log.
             self._headers["authorization"] = f"Bearer {calls.header_value('the API key', key)}"
+        self._connect(transport)
 
     @property
     def with_key(self) -> bool:
@@ -87,6 +92,10 @@ class BaseClient:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base_url!r})"
+
+    def _connect(self, transport: Transport | None) -> None:
+        """Make the connection pool."""
+        raise NotImplementedError
 
     def _budget(self, timeout_s: float | None) -> Budget:
         total_s = self._timeout_s if timeout_s is None else checked_seconds("timeout_s", timeout_s)
@@ -104,7 +113,7 @@ class BaseClient:
         return http.build_request(call.method, url, content=call.body, headers=headers, timeout=timeout_s)
 
 
-class Client(BaseClient):
+class Client(BaseClient[httpx.BaseTransport, None]):
     """Client of the models of one endpoint. A context manager; may be used from several threads.
 
     ``base_url`` is ``http://host:port``, with whatever prefix a gateway adds; by default ``RAYMLOPS_URL``, else this
@@ -124,31 +133,6 @@ class Client(BaseClient):
     Raises:
         UsageError: the URL holds a credential, or a number is out of range.
     """
-
-    def __init__(
-        self,
-        base_url: str | None = None,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 30.0,
-        retries: int | None = None,
-        attempt_timeout_s: float | None = None,
-        transport: httpx.BaseTransport | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-        rng: random.Random | None = None,
-    ) -> None:
-        super().__init__(
-            base_url,
-            api_key=api_key,
-            timeout_s=timeout_s,
-            retries=retries,
-            attempt_timeout_s=attempt_timeout_s,
-            clock=clock,
-            rng=rng,
-        )
-        self._sleep = sleep
-        self._http = httpx.Client(headers=self._headers, transport=transport, limits=CONNECTIONS, trust_env=False)
 
     def predict(
         self,
@@ -223,15 +207,17 @@ class Client(BaseClient):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _connect(self, transport: httpx.BaseTransport | None) -> None:
+        self._http = httpx.Client(headers=self._headers, transport=transport, limits=CONNECTIONS, trust_env=False)
+
     def _call(self, call: Call[T], timeout_s: float | None) -> T:
         budget = self._budget(timeout_s)
-        retrying = Retrying(sleep=self._sleep, **budget.options())
+        retrying = Retrying(sleep=self._sleep or time.sleep, **budget.options())
         outcome = retrying(self._send, call, budget)
         attempts = retrying.statistics["attempt_number"]
         return calls.result(call, outcome, attempts=attempts, base_url=self.base_url, timeout_s=budget.timeout_s)
 
     def _send(self, call: Call[Any], budget: Budget) -> Reply | Failure:
-        check_open(self._http)
         timeout_s = budget.attempt_s()
         until = self._clock() + timeout_s
         try:
@@ -246,11 +232,8 @@ class Client(BaseClient):
                         return Failure("timeout", "the response is too slow")
             finally:
                 response.close()
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return failure_of(error)
-        except RuntimeError:
-            check_open(self._http)  # another thread closed it meanwhile
-            raise
+        except (httpx.HTTPError, httpx.InvalidURL, RuntimeError) as error:
+            return failure_of(error, self._http)
         return reply_of(response, b"".join(parts))
 
 
@@ -269,30 +252,29 @@ def checked_seconds(what: str, value: Any) -> float:
     return float(value)
 
 
-def check_open(http: httpx.Client | httpx.AsyncClient) -> None:
-    """Check that a client has not been closed.
-
-    Raises:
-        UsageError: it has.
-    """
-    if http.is_closed:
-        raise UsageError(
-            "this client is closed", hint="Create another one, or use it within its `with` block, which closes it."
-        )
-
-
 def reply_of(response: httpx.Response, body: bytes) -> Reply:
     """Return httpx's response as ``retry`` and ``calls`` know it."""
     headers = {name.lower(): value for name, value in response.headers.items()}
     return Reply(response.status_code, body, headers, response.reason_phrase)
 
 
-def failure_of(error: Exception) -> Failure:
-    """Return why there is no response."""
-    if isinstance(error, httpx.TimeoutException):
-        return Failure("timeout", type(error).__name__)
-    if isinstance(error, httpx.ConnectError):
-        return Failure("unreachable", str(error))
-    if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError | httpx.InvalidURL):
-        return Failure("invalid", str(error))
-    return Failure("disconnected", type(error).__name__)
+def failure_of(error: Exception, http: httpx.Client | httpx.AsyncClient) -> Failure:
+    """Return why there is no response.
+
+    Raises:
+        UsageError: the client is closed, maybe by another thread.
+        Exception: the error itself, which is not one of a request.
+    """
+    match error:
+        case TimeoutError() | httpx.TimeoutException():
+            return Failure("timeout", type(error).__name__)
+        case httpx.ConnectError():
+            return Failure("unreachable", str(error))
+        case httpx.UnsupportedProtocol() | httpx.LocalProtocolError() | httpx.InvalidURL():
+            return Failure("invalid", str(error))
+        case httpx.HTTPError():
+            return Failure("disconnected", type(error).__name__)
+    if http.is_closed:
+        hint = "Create another one, or use it within its `with` block, which closes it."
+        raise UsageError("this client is closed", hint=hint) from error
+    raise error

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import psutil
-
+from raymlops.cluster.ports import listeners
 from raymlops.config.serve import is_loopback
 from raymlops.serving.control.details import configs
 from raymlops.serving.control.render import is_rendered
@@ -41,7 +40,7 @@ class Listening:
 
     @property
     def exposed(self) -> str | None:
-        """Return the address that other machines can reach, in words; None if there is none."""
+        """Return the address that other machines can reach, in words; None if only this one can."""
         if not is_loopback(self.host):
             return f"{self.host}:{self.port}"
         if self.grpc_host is not None and not is_loopback(self.grpc_host):
@@ -94,11 +93,7 @@ def open_to_others(names: list[str], listens: Listening | None) -> str | None:
 
 
 def _bound(port: int) -> str | None:
-    hosts = [
-        connection.laddr[0]
-        for connection in psutil.net_connections(kind="tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr[1] == port
-    ]
+    hosts = [listener.host for listener in listeners() if listener.port == port]
     return next((host for host in hosts if not is_loopback(host)), hosts[0] if hosts else None)
 
 

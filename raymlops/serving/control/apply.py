@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raymlops.errors import RaymlopsError
 from raymlops.serving.control.details import (
@@ -31,18 +31,15 @@ from raymlops.serving.control.details import (
 from raymlops.serving.control.ownership import divide
 from raymlops.serving.control.plan import plan_of
 from raymlops.serving.control.wait import (
-    POLL_S,
     ROUTE_WAIT_S,
     SCALE_WAIT_S,
     Api,
     Application,
     Applied,
-    Heir,
-    OnStatus,
     await_answers,
     await_gone,
-    await_heirs,
     await_ready,
+    await_replicas,
 )
 from raymlops.serving.names import INDEX_APP, app_name, route_of
 
@@ -69,14 +66,13 @@ def apply(
     probe: bool = True,
     hurry: bool = False,
     wait: bool = True,
-    on_status: OnStatus | None = None,
 ) -> Applied:
     """Bring Serve to the desired state and return what was read back.
 
     Sends nothing if Serve already has this config. ``concerned`` are the versions, as (name, version), that must be
     running at the end, by default every champion; the others are sent and not awaited, so that a broken model blocks
-    no other. ``host`` and the ports count only if Serve does not run yet. ``probe`` also asks
-    each champion concerned that takes a route over HTTP whether it answers, where Serve runs on this machine. With
+    no other. ``host`` and the ports count only if Serve does not run yet. ``probe`` also
+    requests each champion concerned that takes a route over HTTP, where Serve runs on this machine. With
     ``hurry`` a version that is up takes the route at once, and has as many replicas as the old one only later. Without
     ``wait`` everything is sent and nothing awaited. To undo a failed apply, apply the previous desired state: versions
     of this state that are not in it are deleted. Applications of other states stay unchanged.
@@ -102,13 +98,13 @@ def apply(
     scaled: dict[str, dict[str, Any]] = {}
     if changed:
         details = _drop(api, details, failed, plan)
-        staged, heirs = _stage(wanted, details, desired)
-        scaled = {name: heir.config for name, heir in heirs.items() if hurry and name in awaited and heir.up}
-        ready = {name: heir for name, heir in heirs.items() if wait and name in awaited and name not in scaled}
-        if ready:
+        staged, incoming = _stage(wanted, details, desired)
+        scaled = {name: new.config for name, new in incoming.items() if hurry and name in awaited and new.up}
+        first = {name for name in incoming if wait and name in awaited and name not in scaled}
+        if first:
             plan.put(api, staged)
-            await_heirs(api, ready, deadline=deadline, on_status=on_status)
-        wanted = _held_back(wanted, staged, heirs.keys() - ready.keys() - scaled.keys())
+            await_replicas(api, {name: incoming[name].replicas for name in first}, deadline=deadline)
+        wanted = _held_back(wanted, staged, incoming.keys() - first - scaled.keys())
         plan.put(api, wanted | scaled)
         if awaited and status_of(details, INDEX_APP) in {"NOT_STARTED", "DEPLOYING"}:
             awaited |= {INDEX_APP} & wanted.keys()
@@ -120,15 +116,15 @@ def apply(
             return running_replicas(details, name) > 0 and covers(configs(details).get(name), scaled[name])
         return status_of(details, name) == "RUNNING" and covers(configs(details).get(name), wanted[name])
 
-    details = await_ready(api, awaited, ready_in, deadline=deadline, on_status=on_status)
+    details = await_ready(api, awaited, ready_in, deadline=deadline)
     details = await_gone(api, details, ours.keys() - wanted.keys(), deadline=deadline)
     applied = _applied(plan, details, changed=changed)
     if probe and plan.local:
         held = {config.get("route_prefix"): name for name, config in ours.items()}
-        asked = [item for item in champions if app_name(item.name, item.version) in awaited]
+        probed = [item for item in champions if app_name(item.name, item.version) in awaited]
         if changed:  # a holder of its route already answers, and only its settings changed
-            asked = [item for item in asked if held.get(route_of(item.name)) != app_name(item.name, item.version)]
-        await_answers(applied, asked, deadline=min(deadline, time.monotonic() + ROUTE_WAIT_S))
+            probed = [item for item in probed if held.get(route_of(item.name)) != app_name(item.name, item.version)]
+        await_answers(applied, probed, deadline=min(deadline, time.monotonic() + ROUTE_WAIT_S))
     if scaled:
         _restore_bounds(api, plan, wanted)
     return applied
@@ -158,8 +154,8 @@ def send(
     if not failed and same(wanted, plan.ours):
         return False
     details = _drop(api, plan.details, failed, plan)
-    staged, heirs = _stage(wanted, details, plan.desired)
-    plan.put(api, _held_back(wanted, staged, heirs.keys()))
+    staged, incoming = _stage(wanted, details, plan.desired)
+    plan.put(api, _held_back(wanted, staged, incoming.keys()))
     return True
 
 
@@ -172,7 +168,6 @@ def await_up(
     wait_s: float,
     check: Callable[[], None],
     settings: Application | None = None,
-    on_status: OnStatus | None = None,
 ) -> None:
     """Wait for the minimum of a version's replicas, then for a while for its full number.
 
@@ -186,17 +181,16 @@ def await_up(
     """
     name = app_name(*coming)
 
-    def ready(details: Details, name: str) -> bool:
-        if settings is None:
-            return running_replicas(details, name) >= least
+    def has_settings(details: Details, name: str) -> bool:
         return status_of(details, name) == "RUNNING" and settled(configs(details).get(name), settings)
 
-    deadline = time.monotonic() + wait_s
-    await_ready(api, {name}, ready, deadline=deadline, on_status=on_status, check=check)
-    deadline = min(deadline, time.monotonic() + SCALE_WAIT_S)
-    while running_replicas(api.get(), name) < replicas and time.monotonic() <= deadline:
-        check()
-        time.sleep(POLL_S)
+    await_replicas(
+        api,
+        {name: (least, replicas)},
+        deadline=time.monotonic() + wait_s,
+        ready=None if settings is None else has_settings,
+        check=check,
+    )
 
 
 def refresh(desired: Desired, *, api: Api, dry_run: bool = False) -> bool:
@@ -271,19 +265,30 @@ def _drop(api: Api, details: dict[str, Any], failed: set[str], plan: Plan) -> di
     return await_gone(api, details, failed, deadline=time.monotonic() + SCALE_WAIT_S)
 
 
+class _Incoming(NamedTuple):
+    """A version that gets a route and is not ready for it."""
+
+    replicas: tuple[int, int]
+    """Its minimum, and the number that the traffic needs."""
+    up: bool
+    """Whether it has any."""
+    config: dict[str, Any]
+    """Its application with the route and the wanted replicas."""
+
+
 def _stage(
     wanted: Mapping[str, dict[str, Any]], details: Application, desired: Desired
-) -> tuple[dict[str, dict[str, Any]], dict[str, Heir]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, _Incoming]]:
     """Return the step before the flip, and the applications that must be up before it with their replicas.
 
-    In that step everything live stays unchanged, no route moves, and new versions come up beside it. There are no heirs
+    In that step everything live stays unchanged, no route moves, and new versions come up beside it. There are none
     if each version that gets a route is up already. Each is first scaled to the replicas of its route's holder, since a
     flip sends it all the traffic at once.
     """
     live = divide(details, desired).ours
     holders = {config["route_prefix"]: name for name, config in live.items() if config.get("route_prefix")}
     staged = dict(live)
-    heirs: dict[str, Heir] = {}
+    incoming: dict[str, _Incoming] = {}
     for name, config in wanted.items():
         holder = holders.get(config["route_prefix"], name)
         if holder == name:
@@ -297,19 +302,19 @@ def _stage(
         if running < replicas or status != "RUNNING":
             up = running > 0 and status not in {"DEPLOY_FAILED", "UNHEALTHY"}
             scaled = _scaled(config, replicas)
-            heirs[name] = Heir(least, replicas, up, scaled)
+            incoming[name] = _Incoming((least, replicas), up, scaled)
             staged[name] = {**scaled, "route_prefix": None}
-    return staged, heirs
+    return staged, incoming
 
 
 def _held_back(
-    wanted: dict[str, dict[str, Any]], staged: Mapping[str, dict[str, Any]], heirs: Collection[str]
+    wanted: dict[str, dict[str, Any]], staged: Mapping[str, dict[str, Any]], names: Collection[str]
 ) -> dict[str, dict[str, Any]]:
     """Return the last step, without route flips of other models to a version that is not up.
 
     An earlier change that was interrupted may have left such a model. It continues unchanged; its new version comes up
     beside it, and the next apply that finds it up completes the change.
     """
-    held = {wanted[name]["args"]["name"] for name in heirs}
+    held = {wanted[name]["args"]["name"] for name in names}
     kept = {name: config for name, config in staged.items() if config["args"].get("name") in held}
     return {name: config for name, config in wanted.items() if config["args"].get("name") not in held} | kept

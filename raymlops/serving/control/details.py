@@ -52,9 +52,9 @@ def settled(live: Any, wanted: Mapping[str, Any] | None) -> bool:
     if live is None or wanted is None:
         return live is not None
     (options,) = wanted["deployments"]
-    told = {key: value for key, value in options["user_config"].items() if key not in {"access", "traffic"}}
+    settings = {key: value for key, value in options["user_config"].items() if key not in {"access", "traffic"}}
     kept = {key: value for key, value in options.items() if key not in {"autoscaling_config", "user_config"}}
-    return covers(live, {"args": wanted["args"], "deployments": [{**kept, "user_config": told}]})
+    return covers(live, {"args": wanted["args"], "deployments": [{**kept, "user_config": settings}]})
 
 
 def statuses(details: Details) -> dict[str, str]:

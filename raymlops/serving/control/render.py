@@ -88,9 +88,9 @@ def settings_of(item: Deployment) -> ServeSection:
 def _model_application(item: Deployment, desired: Desired, reach: str) -> dict[str, Any]:
     settings = settings_of(item)
     # A version with rare requests must not scale up from zero for each of them: every one would be late.
-    asked = item.weight > 0 or item.shadow > 0
+    has_traffic = item.weight > 0 or item.shadow > 0
     scaling: dict[str, Any] = {
-        "min_replicas": max(1, settings.min_replicas) if asked else settings.min_replicas,
+        "min_replicas": max(1, settings.min_replicas) if has_traffic else settings.min_replicas,
         "max_replicas": settings.max_replicas,
         "target_ongoing_requests": settings.target_ongoing_requests,
         "upscale_delay_s": settings.upscale_delay_s,

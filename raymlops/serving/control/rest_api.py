@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _PATH = "/api/serve/applications/"
-_LISTS = {
-    "nodes": "/api/v0/nodes",
-    "actors": "/api/v0/actors",
-}
 _STATUS = "/api/cluster_status"
 
 
@@ -81,12 +77,12 @@ class ServeApi:
         Raises:
             ClusterError: the dashboard does not answer, or refuses us.
         """
-        nodes, actors = (self._list(kind) for kind in _LISTS)
+        nodes, actors = self._list("nodes"), self._list("actors")
         return Room(nodes, actors, grows=_grows(self._call("GET", _STATUS).json(), nodes))
 
     def _list(self, kind: str) -> list[dict[str, Any]]:
         alive = "filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
-        answer = self._call("GET", f"{_LISTS[kind]}?detail=true&limit=10000&{alive}").json()
+        answer = self._call("GET", f"/api/v0/{kind}?detail=true&limit=10000&{alive}").json()
         if not answer.get("result"):
             raise ClusterError(f"the Ray dashboard at {self.dashboard_url} cannot list {kind}: {answer.get('msg')}")
         rows: list[dict[str, Any]] = answer["data"]["result"]["result"]
@@ -137,7 +133,7 @@ def _grows(answer: Mapping[str, Any], nodes: list[dict[str, Any]]) -> bool:
 
 
 def ray_token() -> str | None:
-    """Return the token that Ray would send, None if token authentication is off or there is none.
+    """Return the token that Ray would send, None if token authentication is off or no token exists.
 
     Ray 2.60 turns it on by ``RAY_AUTH_MODE=token``, and looks in ``RAY_AUTH_TOKEN``, the file
     ``RAY_AUTH_TOKEN_PATH`` and ``~/.ray/auth_token``, in this order. Without the variable an existing file still

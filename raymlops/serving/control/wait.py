@@ -9,7 +9,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
 
@@ -35,7 +35,6 @@ PROBE_TIMEOUTS_S = (0.3, 0.5, 1.0, 2.0, 5.0)
 """Of the probes of a route: the first may still reach a version that hangs."""
 
 Application = Mapping[str, Any]
-OnStatus = Callable[[Mapping[str, str]], None]
 
 
 class Api(Protocol):
@@ -50,16 +49,6 @@ class Api(Protocol):
 
     def put(self, config: dict[str, Any]) -> None:
         """Send a config."""
-
-
-class Heir(NamedTuple):
-    """A version that gets a route: its minimum and its wanted number of replicas, and whether it has any."""
-
-    least: int
-    replicas: int
-    up: bool
-    config: dict[str, Any]
-    """Its application with the route and the wanted replicas."""
 
 
 @dataclass(frozen=True)
@@ -91,19 +80,14 @@ def await_ready(
     ready: Callable[[Details, str], bool],
     *,
     deadline: float,
-    on_status: OnStatus | None,
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Wait until the awaited applications are ready; return Serve's details."""
-    shown: dict[str, str] = {}
+    """Wait until the awaited applications are ready; return Serve's details. ``check`` is called at each poll."""
     pauses = _pauses()
     while True:
         check()
         details = api.get()
         statuses = {name: status_of(details, name) for name in sorted(awaited)}
-        if on_status is not None and statuses != shown:
-            on_status(statuses)
-            shown = statuses
         for name, status in statuses.items():
             if status in {"DEPLOY_FAILED", "UNHEALTHY"}:
                 raise DeployError(f"{name} is {status}:\n{message_of(details, name)}", hint=_hint(details, name))
@@ -120,20 +104,30 @@ def await_ready(
         time.sleep(next(pauses))
 
 
-def await_heirs(api: Api, heirs: Mapping[str, Heir], *, deadline: float, on_status: OnStatus | None) -> None:
-    """Wait for each heir's minimum of replicas, then for a while for as many as the traffic needs."""
-    await_ready(
-        api,
-        heirs,
-        lambda details, name: running_replicas(details, name) >= heirs[name].least,
-        deadline=deadline,
-        on_status=on_status,
-    )
+def await_replicas(
+    api: Api,
+    replicas: Mapping[str, tuple[int, int]],
+    *,
+    deadline: float,
+    ready: Callable[[Details, str], bool] | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Wait for each application's minimum of replicas, then for a while for its wanted number.
+
+    ``replicas`` has both by name; ``ready`` is another condition in place of the minimum.
+    """
+
+    def has_minimum(details: Details, name: str) -> bool:
+        return running_replicas(details, name) >= replicas[name][0]
+
+    details = await_ready(api, replicas, ready or has_minimum, deadline=deadline, check=check)
     deadline = min(deadline, time.monotonic() + SCALE_WAIT_S)
-    while any(running_replicas(api.get(), name) < heir.replicas for name, heir in heirs.items()):
+    while any(running_replicas(details, name) < wanted for name, (_, wanted) in replicas.items()):
         if time.monotonic() > deadline:
             return
+        check()
         time.sleep(POLL_S)
+        details = api.get()
 
 
 def await_gone(api: Api, details: dict[str, Any], names: set[str], *, deadline: float) -> dict[str, Any]:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from raymlops.arrays import Column
     from raymlops.signature import Signature
 
+    _Route = tuple[str, dict[str, dict[str, Any]]]
+    """A path and the operations at it, by method."""
+
 _ERRORS = {
     "400": "the body is empty, not JSON, not UTF-8, repeats a key, or is not as long as declared",
     "401": "no valid API key, where the endpoint requires one",
@@ -47,6 +50,21 @@ _TRAFFIC_HEADERS = {
     "x-raymlops-version": "the version that shall answer, given once; a key needs the scope `pin` for it",
     "x-session-id": "one version answers all requests of a session, where traffic is split by it",
 }
+_ANSWER_HEADERS = {
+    "x-request-id": {"description": "identifies the request", "schema": {"type": "string"}},
+    "x-model-version": {"description": "the version that answered", "schema": {"type": "string"}},
+}
+_TENSOR_HEADER = {
+    HEADER.decode(): {
+        "description": "length of the JSON in bytes, where tensors follow it as bytes (the binary tensor extension)",
+        "schema": {"type": "integer"},
+    }
+}
+_RETRY_AFTER = {"retry-after": {"description": "whole seconds", "schema": {"type": "integer", "minimum": 1}}}
+_BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_CSV = {"text/csv": {"schema": {"type": "string"}}}
+_EXAMPLE_ID = "7f6f2c1e-0000-4000-8000-000000000000"
+_FEEDBACK = {"labels": [{"request_id": _EXAMPLE_ID, "row": 0, "label": 1}]}
 
 
 def openapi_document(
@@ -65,59 +83,41 @@ def openapi_document(
     """
     name, version = str(identity["name"]), str(identity["version"])
     model, versioned = f"/v2/models/{name}", f"/v2/models/{name}/versions/{version}"
-    predict = _post(
-        "predict",
-        f"Predict with {name} version {version}",
-        _json_body("Request", {"rows": list(example)}),
-        _json_answer("one output a row, in order", "Response", _answered(name, version, outputs=list(answer))),
-    )
-    invocations = _post(
-        "invocations",
-        "Predict in the protocol of MLflow's scoring server",
-        _json_body("Invocation", {"dataframe_records": list(example)}, **{"text/csv": {"schema": {"type": "string"}}}),
-        _json_answer("one prediction a row, in order", "Predictions", {"predictions": list(answer)}),
-    )
-    feedback = _post(
-        "feedback",
-        "Send true labels, by the request id of an answer",
-        _json_body("Feedback", {"labels": [{"request_id": _EXAMPLE_ID, "row": 0, "label": 1}]}),
-        _json_answer("the labels are stored", "Accepted", {"accepted": 1, "request_id": _EXAMPLE_ID}),
-        status="202",
-        more=("409",),
-    )
-    shown = _infer_example(signature, example)
-    paths: dict[str, Any] = {
-        "/predict": {"post": predict},
-        "/invocations": {"post": invocations},
-        "/feedback": {"post": feedback},
-        f"{model}/infer": {"post": _infer("infer", shown)},
-        f"{versioned}/infer": {"post": _infer("inferVersion", shown)},
-    }
-    metadata = _json_answer("names, types and shapes of its tensors", "ModelMetadata")
-    for path, operation, summary, answered, guarded in (
-        (
-            "/",
-            "describe",
-            "Version, digest, run and signature",
-            _object_answer("the model version behind this route"),
-            True,
+    rows, outputs = list(example), list(answer)
+    answered = {"outputs": outputs, "model": name, "model_version": version, "request_id": _EXAMPLE_ID}
+    accepted = {"accepted": 1, "request_id": _EXAMPLE_ID}
+    tensors = _json("InferenceRequest", _infer_example(signature, example))
+    routes = (
+        _post("/predict", "predict", "Predict rows", _json("Request", {"rows": rows}), _json("Response", answered)),
+        _post(
+            "/invocations",
+            "invocations",
+            "Predict in the protocol of MLflow's scoring server",
+            _json("Invocation", {"dataframe_records": rows}) | _CSV,
+            _json("Predictions", {"predictions": outputs}),
         ),
-        ("/v2", "serverMetadata", "Server metadata", _json_answer("name and extensions", "ServerMetadata"), True),
-        (model, "modelMetadata", "Model metadata", metadata, True),
-        (versioned, "versionMetadata", "Model metadata", metadata, True),
-        (f"{model}/ready", "modelReady", "The model is ready", _object_answer("yes"), False),
-        (f"{versioned}/ready", "versionReady", "The model is ready", _object_answer("yes"), False),
-        ("/v2/health/live", "live", "The process is alive", _object_answer("yes"), False),
-        ("/v2/health/ready", "ready", "The model is ready", _object_answer("yes"), False),
-        ("/ping", "ping", "The model is ready, in the form of MLflow's scoring server", _object_answer("yes"), False),
-        ("/healthz", "healthz", "The process is alive", _object_answer("yes"), False),
-        ("/readyz", "readyz", "The model is ready", _object_answer("yes"), False),
-        ("/openapi.json", "openapi", "This document", _object_answer("this document"), True),
-    ):
-        paths[path] = {"get": _get(operation, summary, answered, guarded=guarded)}
-    for path, operations in paths.items():
-        if path.startswith("/v2"):
-            _say_errors_as_text(operations)
+        _post(
+            "/feedback",
+            "feedback",
+            "Send true labels, by the request id of an answer",
+            _json("Feedback", _FEEDBACK),
+            _json("Accepted", accepted),
+        ),
+        _infer(f"{model}/infer", "infer", tensors),
+        _infer(f"{versioned}/infer", "inferVersion", tensors),
+        _get("/", "describe", "Version, digest, run and signature"),
+        _get("/openapi.json", "openapi", "This document"),
+        _get("/v2", "serverMetadata", "Server metadata", _json("ServerMetadata")),
+        _get(model, "modelMetadata", "Model metadata", _json("ModelMetadata")),
+        _get(versioned, "versionMetadata", "Model metadata", _json("ModelMetadata")),
+        _health(f"{model}/ready", "modelReady", "The model is ready"),
+        _health(f"{versioned}/ready", "versionReady", "The model is ready"),
+        _health("/v2/health/live", "live", "The process is alive"),
+        _health("/v2/health/ready", "ready", "The model is ready"),
+        _health("/ping", "ping", "The model is ready, in the form of MLflow's scoring server"),
+        _health("/healthz", "healthz", "The process is alive"),
+        _health("/readyz", "readyz", "The model is ready"),
+    )
     return {
         "openapi": "3.1.0",
         "info": {
@@ -127,7 +127,7 @@ def openapi_document(
         },
         "servers": [{"url": prefix or "/"}],
         "security": [{"bearer": []}, {"apiKey": []}, *([] if key_required else [{}])],
-        "paths": paths,
+        "paths": dict(routes),
         "components": {
             "schemas": schemas_of(signature, name=name, max_rows=max_rows),
             "securitySchemes": {
@@ -138,72 +138,69 @@ def openapi_document(
     }
 
 
-_EXAMPLE_ID = "7f6f2c1e-0000-4000-8000-000000000000"
+def _json(schema: str, example: Any = None) -> dict[str, Any]:
+    """Return a body of JSON, by its content type."""
+    return {"application/json": {"schema": ref(schema), **({} if example is None else {"example": example})}}
 
 
-def _answered(name: str, version: str, **values: Any) -> dict[str, Any]:
-    return {**values, "model": name, "model_version": version, "request_id": _EXAMPLE_ID}
+_ANY_OBJECT = {"application/json": {"schema": {"type": "object"}}}
 
 
-def _post(
-    operation: str,
-    summary: str,
-    body: dict[str, Any],
-    answered: dict[str, Any],
-    *,
-    status: str = "200",
-    more: Sequence[str] = (),
-) -> dict[str, Any]:
-    traffic = {} if operation == "feedback" else _TRAFFIC_HEADERS
-    return {
-        **_operation(operation, summary, answered, status=status, refusals=(*_GUARDED, *_POSTED, *more)),
-        "parameters": _headers({**_REQUEST_HEADERS, **traffic}),
-        "requestBody": {"required": True, **body},
-    }
+def _post(path: str, operation: str, summary: str, body: dict[str, Any], answer: dict[str, Any]) -> _Route:
+    labels = operation == "feedback"
+    headers = _REQUEST_HEADERS if labels else _REQUEST_HEADERS | _TRAFFIC_HEADERS
+    refusals = [*_GUARDED, *_POSTED, *(["409"] if labels else [])]
+    status = "202" if labels else "200"
+    described = _operation(path, operation, summary, answer, refusals=refusals, headers=headers, status=status)
+    return path, {"post": {**described, "requestBody": {"required": True, "content": body}}}
 
 
-def _get(operation: str, summary: str, answered: dict[str, Any], *, guarded: bool) -> dict[str, Any]:
-    described = _operation(operation, summary, answered, refusals=_GUARDED if guarded else ())
-    return described if guarded else {**described, "security": [{}]}
+def _infer(path: str, operation: str, body: dict[str, Any]) -> _Route:
+    answer = _json("InferenceResponse") | _BINARY
+    _, described = _post(path, operation, "Predict in the Open Inference Protocol", body, answer)
+    described["post"]["responses"]["200"]["headers"] = _ANSWER_HEADERS | _TENSOR_HEADER
+    described["post"]["description"] = f"Tensors may also follow the JSON as bytes, as `{HEADER.decode()}` says."
+    return path, described
+
+
+def _get(path: str, operation: str, summary: str, answer: dict[str, Any] = _ANY_OBJECT) -> _Route:
+    return path, {"get": _operation(path, operation, summary, answer, refusals=_GUARDED)}
+
+
+def _health(path: str, operation: str, summary: str) -> _Route:
+    return path, {"get": {**_operation(path, operation, summary, _ANY_OBJECT), "security": [{}]}}
 
 
 def _operation(
-    operation: str, summary: str, answered: dict[str, Any], *, status: str = "200", refusals: Sequence[str]
+    path: str,
+    operation: str,
+    summary: str,
+    answer: dict[str, Any],
+    *,
+    refusals: Sequence[str] = (),
+    headers: Mapping[str, str] = _REQUEST_HEADERS,
+    status: str = "200",
 ) -> dict[str, Any]:
+    answered = {"description": summary, "content": answer, "headers": _ANSWER_HEADERS}
     return {
         "summary": summary,
         "operationId": operation,
-        "parameters": _headers(_REQUEST_HEADERS),
-        "responses": {status: {**answered, "headers": _answer_headers()}, **_refusals([*_ALWAYS, *refusals])},
+        "parameters": [
+            {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
+            for name, text in headers.items()
+        ],
+        "responses": {status: answered, **{code: _error(code, path) for code in sorted([*_ALWAYS, *refusals])}},
     }
 
 
-def _say_errors_as_text(operations: Mapping[str, dict[str, Any]]) -> None:
-    """Replace the errors of a route by those of the Open Inference Protocol."""
-    for operation in operations.values():
-        for status, response in operation["responses"].items():
-            if status >= "400":
-                # A request that is rejected before its path is read gets the form of all other routes.
-                early = {"anyOf": [ref("InferenceError"), ref("Error")]} if status in {"400", "408", "431"} else None
-                response["content"]["application/json"]["schema"] = early or ref("InferenceError")
-
-
-def _infer(operation: str, shown: dict[str, Any]) -> dict[str, Any]:
-    binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-    answered = _json_answer("one tensor an output", "InferenceResponse")
-    answered["content"].update(binary)
-    posted = _post(
-        operation,
-        "Predict in the Open Inference Protocol",
-        _json_body("InferenceRequest", shown),
-        answered,
-    )
-    text = "length of the JSON in bytes, where tensors follow it as bytes (the binary tensor extension)"
-    posted["responses"]["200"]["headers"][HEADER.decode()] = {"description": text, "schema": {"type": "integer"}}
-    posted["description"] = (
-        f"Tensors may also follow the JSON as bytes: the request header `{HEADER.decode()}` is then the {text}."
-    )
-    return posted
+def _error(status: str, path: str) -> dict[str, Any]:
+    """Return the description of an error, which has the form of the Open Inference Protocol at its paths."""
+    forms = [ref("InferenceError")] if path.startswith("/v2") else [ref("Error")]
+    if path.startswith("/v2") and status in {"400", "408", "431"}:
+        forms.append(ref("Error"))  # a request that is rejected before its path is read has the form of other routes
+    schema = forms[0] if len(forms) == 1 else {"anyOf": forms}
+    described = {"description": _ERRORS[status], "content": {"application/json": {"schema": schema}}}
+    return described | ({"headers": _RETRY_AFTER} if status in {"429", "503"} else {})
 
 
 def _infer_example(signature: Signature, example: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -224,42 +221,3 @@ def _lengths(values: Any, column: Column) -> list[int]:
         values = values[0]
         lengths.append(len(values))
     return lengths
-
-
-def _json_body(schema: str, example: Any, **others: Any) -> dict[str, Any]:
-    return {"content": {"application/json": {"schema": ref(schema), "example": example}, **others}}
-
-
-def _json_answer(description: str, schema: str, example: Any = None) -> dict[str, Any]:
-    content = {"schema": ref(schema), **({} if example is None else {"example": example})}
-    return {"description": description, "content": {"application/json": content}}
-
-
-def _object_answer(description: str) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": {"type": "object"}}}}
-
-
-def _headers(described: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
-        for name, text in described.items()
-    ]
-
-
-def _answer_headers() -> dict[str, Any]:
-    return {
-        "x-request-id": {"description": "identifies the request", "schema": {"type": "string"}},
-        "x-model-version": {"description": "the version that answered", "schema": {"type": "string"}},
-    }
-
-
-def _refusals(statuses: Sequence[str]) -> dict[str, Any]:
-    later = {"retry-after": {"description": "whole seconds", "schema": {"type": "integer", "minimum": 1}}}
-    return {
-        status: {
-            "description": _ERRORS[status],
-            "content": {"application/json": {"schema": ref("Error")}},
-            **({"headers": later} if status in {"429", "503"} else {}),
-        }
-        for status in sorted(statuses)
-    }

@@ -1,16 +1,19 @@
-"""HTML page of a model's OpenAPI document, with a form that sends its example.
+"""HTML pages: a model's OpenAPI document with a form that sends its example, and the list of models.
 
-Owns the HTML. Pure; the page loads nothing from other hosts.
+Owns the values of the pages; ``*.html.jinja`` are the pages, in which every value is escaped. Pure; they load nothing
+from other hosts.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from jinja2 import Environment
 
     from raymlops.arrays import Column
     from raymlops.signature import Signature
@@ -19,61 +22,20 @@ if TYPE_CHECKING:
 def docs_page(document: Mapping[str, Any], signature: Signature) -> str:
     """Return the document as one HTML page with a form that sends the example."""
     info = document["info"]
-    prefix = document["servers"][0]["url"].rstrip("/")
-    operation = document["paths"]["/predict"]["post"]
-    example = operation["requestBody"]["content"]["application/json"]["example"]
-    answered = operation["responses"]["200"]["content"]["application/json"]["example"]
-    text = json.dumps(example, indent=2, ensure_ascii=False)
-    refused = "".join(
-        f"<tr><td>{status}</td><td>{escape(answer['description'])}</td></tr>"
-        for status, answer in operation["responses"].items()
-        if status != "200"
+    predict, feedback = (document["paths"][path]["post"] for path in ("/predict", "/feedback"))
+    responses = predict["responses"]
+    return _render(
+        "model.html.jinja",
+        title=f"{info['title']} version {info['version']}",
+        description=info["description"],
+        prefix=document["servers"][0]["url"].rstrip("/"),
+        signature=signature,
+        example=_example(predict["requestBody"]),
+        answer=_example(responses["200"]),
+        feedback=feedback["summary"],
+        labels=_example(feedback["requestBody"]),
+        errors={status: response["description"] for status, response in responses.items() if status != "200"},
     )
-    told = document["paths"]["/feedback"]["post"]
-    labels = told["requestBody"]["content"]["application/json"]["example"]
-    title = f"{info['title']} version {info['version']}"
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430 }}
-table {{ border-collapse: collapse; width: 100% }}
-td, th {{ border-bottom: 1px solid #d5dbe3; padding: .3rem .6rem; text-align: left; vertical-align: top }}
-pre, textarea {{ background: #f4f6f9; border: 1px solid #d5dbe3; border-radius: 4px; padding: .6rem; width: 100%;
-  box-sizing: border-box; font: 13px/1.4 ui-monospace, monospace; overflow: auto; margin: .4rem 0 }}
-button {{ font: inherit; padding: .3rem 1rem }}
-</style></head><body>
-<h1>{escape(title)}</h1>
-<p>{escape(info["description"])} <a href="{escape(prefix)}/openapi.json">openapi.json</a></p>
-<h2>Inputs</h2>{_table(signature.inputs)}
-<h2>Outputs</h2>{_table(signature.outputs)}
-<h2>POST {escape(prefix)}/predict</h2>
-<label for="body">One object per row:</label>
-<textarea id="body" rows="14">{escape(text)}</textarea>
-<label for="key">API key, where one is required:</label>
-<input id="key" type="password" autocomplete="off" size="40">
-<button id="send">Send</button>
-<pre id="answer" aria-live="polite">{escape(json.dumps(answered, indent=2, ensure_ascii=False))}</pre>
-<h2>POST {escape(prefix)}/feedback</h2>
-<p>{escape(told["summary"])}, rows counted from 0. The answer has status 202:</p>
-<pre>{escape(json.dumps(labels, indent=2, ensure_ascii=False))}</pre>
-<h2>Other protocols</h2>
-<p>POST {escape(prefix)}/invocations is MLflow's scoring protocol, {escape(prefix)}/v2 the Open Inference Protocol.</p>
-<h2>Errors</h2><table><tr><th>Status</th><th>Reason</th></tr>{refused}</table>
-<script>
-const key = document.getElementById("key");
-key.value = window.apiKey || "";
-document.getElementById("send").onclick = async () => {{
-  const headers = {{"content-type": "application/json", ...(key.value && {{"x-api-key": key.value}})}};
-  const body = document.getElementById("body").value, answer = document.getElementById("answer");
-  try {{
-    const response = await fetch({json.dumps(prefix)} + "/predict", {{
-      method: "POST", headers, body}});
-    answer.textContent = response.status + "\\n" + JSON.stringify(await response.json(), null, 2);
-  }} catch (error) {{ answer.textContent = String(error); }}
-}};
-</script></body></html>
-"""
 
 
 def key_page() -> str:
@@ -81,34 +43,31 @@ def key_page() -> str:
 
     It reveals nothing of the model. The key stays in the page's memory.
     """
-    return """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>API key</title></head>
-<body style="font: 15px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto">
-<h1>This model requires an API key</h1>
-<form id="form"><label for="key">API key:</label> <input id="key" type="password" autocomplete="off" size="40">
-<button>Show the docs</button></form><p id="answer" aria-live="polite"></p>
-<script>
-document.getElementById("form").onsubmit = async (event) => {
-  event.preventDefault();
-  window.apiKey = document.getElementById("key").value;
-  try {
-    const response = await fetch(location.href, {headers: {"x-api-key": window.apiKey}});
-    const text = await response.text();
-    if (response.ok) { document.open(); document.write(text); document.close(); }
-    else document.getElementById("answer").textContent = response.status + ": no key for this model";
-  } catch (error) { document.getElementById("answer").textContent = String(error); }
-};
-</script></body></html>
-"""
+    return _render("key.html.jinja")
 
 
-def _table(columns: Sequence[Column]) -> str:
-    rows = "".join(
-        f"<tr><td><code>{escape(column.name)}</code></td><td>{escape(_type_text(column))}</td>"
-        f"<td>{escape(column.description)}</td></tr>"
-        for column in columns
-    )
-    return f"<table><tr><th>Field</th><th>Type</th><th>Meaning</th></tr>{rows}</table>"
+def models_page(models: Sequence[Mapping[str, Any]], *, hidden: bool) -> str:
+    """Return the list of models as a page; ``hidden``: there are others, which need a key."""
+    return _render("models.html.jinja", models=models, hidden=hidden)
+
+
+def _render(name: str, **values: Any) -> str:
+    return _templates().get_template(name).render(values)
+
+
+@functools.cache
+def _templates() -> Environment:
+    from jinja2 import Environment, PackageLoader
+
+    loader = PackageLoader("raymlops.serving.docs", "")
+    templates = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    templates.filters["pretty"] = functools.partial(json.dumps, indent=2, ensure_ascii=False)
+    templates.filters["type_text"] = _type_text
+    return templates
+
+
+def _example(body: Mapping[str, Any]) -> Any:
+    return body["content"]["application/json"]["example"]
 
 
 def _type_text(column: Column) -> str:

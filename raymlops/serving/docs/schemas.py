@@ -10,10 +10,10 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from pydantic.json_schema import models_json_schema
 
-from raymlops.serving.protocols.tensors import accepted_types, datatype_of
+from raymlops.serving.protocols.tensors import accepted_types
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from raymlops.signature import Signature
 
 MAX_LABELS = 5000
-_ANY_ID = {"type": "string", "description": "repeated in the answer"}
 _TEXT = {"type": "string"}
 _REF = "#/components/schemas/{model}"
 
@@ -42,7 +41,7 @@ class ServerMetadata(_Closed):
 
 
 class TensorMetadata(_Closed):
-    """A tensor's datatype and shape; -1 stands for any length."""
+    """A tensor's datatype and shape; -1 is any length."""
 
     name: str
     datatype: str
@@ -57,6 +56,25 @@ class ModelMetadata(_Closed):
     platform: str
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
+
+
+class OutputTensor(_Closed):
+    """One output, in JSON or as so many bytes after it."""
+
+    name: str
+    datatype: str
+    shape: list[NonNegativeInt]
+    data: list[Any] | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class InferenceResponse(_Closed):
+    """The answer of the Open Inference Protocol; ``ModelMetadata`` has the model's tensors."""
+
+    model_name: str
+    model_version: str
+    id: str = Field(description="that of the request")
+    outputs: list[OutputTensor] = Field(min_length=1)
 
 
 class Label(_Closed):
@@ -131,14 +149,13 @@ def schemas_of(signature: Signature, *, name: str, max_rows: int) -> dict[str, d
         "Invocation": _invocation(signature, rows, max_rows=max_rows),
         "Predictions": _closed({"predictions": outputs}),
         "InferenceRequest": _inference_request(signature, max_rows=max_rows),
-        "InferenceResponse": _inference_response(signature, name=name),
         **_fixed_schemas(),
     }
 
 
 @functools.cache
 def _fixed_schemas() -> dict[str, dict[str, Any]]:
-    models = (ServerMetadata, ModelMetadata, Feedback, Accepted, Error, InferenceError)
+    models = (ServerMetadata, ModelMetadata, InferenceResponse, Feedback, Accepted, Error, InferenceError)
     _, schema = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
     definitions: dict[str, dict[str, Any]] = schema["$defs"]
     return definitions
@@ -197,7 +214,7 @@ def _inference_request(signature: Signature, *, max_rows: int) -> dict[str, Any]
     )
     return _closed(
         {
-            "id": {**_ANY_ID, "type": ["string", "null"]},
+            "id": {"type": ["string", "null"], "description": "repeated in the answer"},
             "model_name": {"description": "not read: the path names the model"},
             "model_version": {"description": "not read: the path names the version"},
             "parameters": {**parameters, "properties": {"binary_data_output": flag}},
@@ -240,28 +257,4 @@ def _input_tensor(column: Column, *, max_rows: int) -> dict[str, Any]:
             },
         },
         required=("name", "datatype", "shape"),
-    )
-
-
-def _inference_response(signature: Signature, *, name: str) -> dict[str, Any]:
-    tensors = [
-        _closed(
-            {
-                "name": {"const": column.name},
-                "datatype": {"const": datatype_of(column)},
-                "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-                "data": {"type": "array"},
-                "parameters": {"type": "object"},
-            },
-            required=("name", "datatype", "shape"),
-        )
-        for column in signature.outputs
-    ]
-    return _closed(
-        {
-            "model_name": {**_TEXT, "const": name},
-            "model_version": _TEXT,
-            "id": _ANY_ID,
-            "outputs": {"type": "array", "minItems": 1, "items": {"oneOf": tensors}},
-        }
     )

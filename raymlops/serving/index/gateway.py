@@ -9,30 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-
 from raymlops.serving.arrival import ARRIVED, Ages, refuse_late, stamp, with_stamp
-from raymlops.serving.asgi import BODY, header_map, read_body, request_id_of
+from raymlops.serving.asgi import BODY, read_body, refusal_reply
 from raymlops.serving.auth import secret_of
-from raymlops.serving.index.pages import Index, unknown_model
+from raymlops.serving.index.pages import Index, is_readiness, model_of, path_of, unknown_model
+from raymlops.serving.names import route_of
 from raymlops.serving.protocols import grpc as form
 from raymlops.serving.refusal import INTERNAL, Limits, Refusal
-from raymlops.serving.replica.grpc_front import GrpcReply, refused
-from raymlops.serving.replica.grpc_front import header_map as metadata_map
+from raymlops.serving.replica.grpc_front import GrpcReply, headers_in, refused
 from raymlops.serving.replica.peers import ServePeers
-from raymlops.serving.request import HEADERS
+from raymlops.serving.request import headers_of, request_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from ray.serve.handle import DeploymentHandle
-
     from raymlops.serving.asgi import Receive, Reply, Scope
-    from raymlops.serving.index.pages import Target
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
@@ -45,22 +39,25 @@ answer."""
 class _Champion:
     """The champion of one model, with its limits and requests in flight."""
 
-    version: int
-    limits: Limits
-    handle: Callable[[int], DeploymentHandle[Any]]
+    peers: ServePeers
+    version: int = 0
+    limits: Limits = field(default_factory=Limits)
     in_flight: int = 0
+
+    async def call(self, method: str, *given: Any) -> Any:
+        """Call a method of the champion's replicas, as ``ServePeers.call``."""
+        return await self.peers.call(self.version, method, *given)
 
 
 class Gateway:
     """Answer host-level requests, and forward those for one model, from one event loop.
 
-    ``configure`` may be called from any thread meanwhile. ``handles`` returns the versions of a model by its name.
+    ``configure`` may be called from any thread meanwhile. ``peers`` returns the versions of a model by its name.
     """
 
-    def __init__(self, handles: Callable[[str], ServePeers] = ServePeers) -> None:
-        self._index = Index(self._forward)
-        self._make_peers = handles
-        self._peers: dict[str, ServePeers] = {}
+    def __init__(self, peers: Callable[[str], ServePeers] = ServePeers) -> None:
+        self._index = Index()
+        self._make_peers = peers
         self._champions: dict[str, _Champion] = {}
         self._ages = Ages()
 
@@ -76,26 +73,30 @@ class Gateway:
     def configure(self, models: Sequence[Mapping[str, Any]]) -> None:
         """Apply the list of champions, each with its ``timeout_s``, ``max_body_bytes`` and ``access``."""
         self._index.configure(models)
-        peers, champions = {}, {}
+        champions = {}
         for model in models:
-            name, version = model["name"], int(model["version"])
-            peers[name] = self._peers.get(name) or self._make_peers(name)
-            peers[name].keep({version})
-            limits = Limits(**{key: model[key] for key in ("timeout_s", "max_body_bytes") if key in model})
-            before = self._champions.get(name)
-            champion = before or _Champion(version, limits, peers[name].handle)  # which counts the requests in flight
-            champion.version, champion.limits = version, limits
+            name = model["name"]
+            # One that stays counts its requests in flight.
+            champion = self._champions.get(name) or _Champion(self._make_peers(name))
+            champion.version = int(model["version"])
+            champion.limits = Limits(**{key: model[key] for key in ("timeout_s", "max_body_bytes") if key in model})
+            champion.peers.keep({champion.version})
             champions[name] = champion
-        self._peers, self._champions = peers, champions
+        self._champions = champions
 
     async def reply(self, scope: Scope, receive: Receive) -> Reply:
-        """Return the answer to one HTTP request."""
-        return await self._index.answer(scope, receive)
+        """Return the answer to one HTTP request, from the model if it is for one."""
+        try:
+            name = model_of(path_of(scope))
+            reply = self._index.reply(scope) if name is None else await self._forward(name, scope, receive)
+        except Exception as error:
+            reply = refusal_reply(_refusal(error), scope)
+        return replace(reply, body=b"") if scope["method"] == "HEAD" else reply
 
     async def grpc_call(self, method: str, body: bytes, metadata: list[tuple[str, Any]]) -> GrpcReply:
         """Return the answer to one gRPC call; never raises for what a client or the model did."""
         metadata = with_stamp(metadata, stamp())
-        headers = metadata_map(metadata, "x-session-id")
+        headers = headers_of(headers_in(metadata))
         try:
             if method == "ServerMetadata":
                 return GrpcReply(form.server_metadata())
@@ -107,33 +108,29 @@ class Gateway:
                 self._admit(name, headers)
             with self._place(name, champion):
                 async with asyncio.timeout(champion.limits.timeout_s):
-                    reply: GrpcReply = await _asked(name, champion, "grpc_call", method, body, metadata)
+                    reply: GrpcReply = await champion.call("grpc_call", method, body, metadata)
                     return reply
         except Exception as error:
-            return refused(_refusal(error), request_id_of(headers.get(b"x-request-id") or headers.get(b"request_id")))
+            return refused(_refusal(error), request_id_of(headers.get(b"x-request-id")))
 
-    async def _forward(self, target: Target, scope: Scope, receive: Receive) -> Reply:
-        headers = header_map(scope, HEADERS)
-        champion = self._champion(target.name, headers)
-        inner = target.scope(scope)
+    async def _forward(self, name: str, scope: Scope, receive: Receive) -> Reply:
+        headers = headers_of(scope["headers"])
+        champion = self._champion(name, headers)
+        path, route = path_of(scope), route_of(name)
         reads = scope["method"] in {"GET", "HEAD"}
-        if not (reads and target.is_readiness):
-            self._admit(target.name, headers)  # before the body is read from the process that accepted it
-        plain = {key: inner[key] for key in ("type", "method", "path", "root_path")}
+        if not (reads and is_readiness(path)):
+            self._admit(name, headers)  # before the body is read from the process that accepted it
         given = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
+        call = {"type": "http", "method": scope["method"], "path": route + path, "root_path": route, "headers": given}
         arrived = scope.get(ARRIVED) or stamp()
         left_s = champion.limits.timeout_s - self._ages.age_s(arrived)
-        try:
-            refuse_late(left_s <= 0)
-            async with asyncio.timeout(left_s):
-                limit = champion.limits.max_body_bytes
-                body = b"" if reads else await read_body(scope, receive, headers, limit=limit)
-                call = {**plain, "headers": given, BODY: body, ARRIVED: arrived}
-                with self._place(target.name, champion):  # not earlier: a body that never arrives would hold it
-                    reply: Reply = await _asked(target.name, champion, "http_call", call)
-                    return reply
-        except TimeoutError as error:
-            raise _refusal(error) from error
+        refuse_late(left_s <= 0)
+        async with asyncio.timeout(left_s):
+            limit = champion.limits.max_body_bytes
+            body = b"" if reads else await read_body(scope, receive, headers, limit=limit)
+            with self._place(name, champion):  # not earlier: a body that never arrives would hold it
+                reply: Reply = await champion.call("http_call", {**call, BODY: body, ARRIVED: arrived})
+                return reply
 
     def _champion(self, name: str, headers: Mapping[bytes, bytes]) -> _Champion:
         champion = self._champions.get(name)
@@ -172,16 +169,3 @@ def _refusal(error: Exception) -> Refusal:
         return Refusal(504, "timeout", "the model did not answer within its deadline", retry_after_s=1.0)
     logger.error("the gateway raised", exc_info=error)
     return INTERNAL
-
-
-async def _asked(name: str, champion: _Champion, method: str, *given: Any) -> Any:
-    call = getattr(champion.handle(champion.version), method).remote(*given)
-    try:
-        return await call
-    except asyncio.CancelledError:
-        call.cancel()  # otherwise the call continues, for a client that has disconnected or received a timeout
-        raise
-    except (RayError, RayServeException) as error:
-        raise Refusal(
-            503, "version_unavailable", f"{name} does not answer: {type(error).__name__}", retry_after_s=1.0
-        ) from error

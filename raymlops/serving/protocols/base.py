@@ -69,8 +69,3 @@ class Protocol(typing.Protocol):
         Raises:
             Refusal: the protocol cannot represent these outputs.
         """
-
-
-def usable_id(text: str) -> str | None:
-    """Return an id of 1 to 128 printable ASCII characters, None for others: they could split a header or a log line."""
-    return text if 0 < len(text) <= 128 and text.isascii() and text.isprintable() else None

@@ -1,18 +1,19 @@
 """Open Inference Protocol v2 over gRPC: conversion between its messages and columns.
 
-Owns the mapping between messages and tensors, and between our statuses and gRPC's. Messages are bytes here. Knows
+Owns the mapping between messages and tensors, and of an error to a call's details. Messages are bytes here. Knows
 nothing of gRPC servers and does not import grpc.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
 
 from raymlops.serving.protocols import oip
-from raymlops.serving.protocols.base import Encoded, Parsed, usable_id
+from raymlops.serving.protocols.base import Encoded, Parsed
 from raymlops.serving.protocols.binary import bad_data, read_tensor, write_tensor
 from raymlops.serving.protocols.grpc_messages import METHODS, Wire, request_class, response_class
 from raymlops.serving.protocols.json_body import wrong
@@ -26,6 +27,7 @@ from raymlops.serving.protocols.tensors import (
     texts_of,
 )
 from raymlops.serving.refusal import Refusal, error_body
+from raymlops.serving.request import usable_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,21 +47,6 @@ _CONTENTS = {
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
-}
-_OK, _CANCELLED, _INVALID, _LATE, _NOT_FOUND, _DENIED, _EXHAUSTED = 0, 1, 3, 4, 5, 7, 8
-_PRECONDITION, _UNIMPLEMENTED, _INTERNAL, _UNAVAILABLE, _UNAUTHENTICATED = 9, 12, 13, 14, 16
-_CODES = {
-    401: _UNAUTHENTICATED,
-    403: _DENIED,
-    404: _NOT_FOUND,
-    405: _UNIMPLEMENTED,
-    409: _PRECONDITION,
-    413: _EXHAUSTED,
-    429: _EXHAUSTED,
-    499: _CANCELLED,
-    501: _UNIMPLEMENTED,
-    503: _UNAVAILABLE,
-    504: _LATE,
 }
 _MAX_DETAILS_BYTES = 3500
 """Details travel as a header: Serve truncates them at 4,096 characters, clients reject headers of more than 8 KiB."""
@@ -169,23 +156,14 @@ def model_metadata(metadata: Mapping[str, Any]) -> Wire:
     return Wire(response_class("ModelMetadata")(**metadata).SerializeToString())
 
 
-def status_code(status: int) -> int:
-    """Return the gRPC status code of an HTTP status."""
-    if status < 400:
-        return _OK
-    return _CODES.get(status, _INVALID if status < 500 else _INTERNAL)
-
-
 def details(refusal: Refusal, request_id: str) -> str:
-    """Return the error as JSON in ASCII, with as many of its problems as fit into a header."""
-    problems = refusal.problems
-    message = refusal.message
+    """Return the error as JSON in ASCII, with as many of its problems and as much of its message as fit a header."""
+    message, problems = refusal.message, refusal.problems
     while True:
         fitting = Refusal(refusal.status, refusal.code, message, problems=problems)
-        text = error_body(fitting, request_id).decode()
-        escaped = "".join(char if char.isascii() else _escape(char) for char in text)
-        if len(escaped) <= _MAX_DETAILS_BYTES or not (message or problems):
-            return escaped
+        text = json.dumps(json.loads(error_body(fitting, request_id)), separators=(",", ":"))
+        if len(text) <= _MAX_DETAILS_BYTES or not (message or problems):
+            return text
         if len(problems) > 1:
             problems = problems[: len(problems) // 2]
         elif not message:  # a field's name alone is too long
@@ -193,10 +171,6 @@ def details(refusal: Refusal, request_id: str) -> str:
         else:
             message = message[: len(message) // 2]
             problems = tuple(replace(problem, message=problem.message[: len(message)]) for problem in problems)
-
-
-def _escape(char: str) -> str:
-    return "".join(f"\\u{unit:04x}" for unit in memoryview(char.encode("utf-16-le")).cast("H"))
 
 
 def _read(method: str, body: bytes) -> Any:

@@ -17,7 +17,7 @@ from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.serving.refusal import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 _COLON = re.compile(rb'"[ \t\r\n]*:')
 _TOKEN = re.compile(rb'[{}]|"([^"\\]*+(?:\\.[^"\\]*+)*+)"[ \t\r\n]*+(:?)', re.DOTALL)
@@ -26,11 +26,8 @@ a million escapes costs no memory."""
 _TOO_DEEP = "the body is nested too deeply"
 
 
-def read_json(body: bytes, *, keys: Callable[[Any], int] | None = None, expected: str = "a JSON object") -> Any:
+def read_json(body: bytes, *, expected: str = "a JSON object") -> Any:
     """Return the data of a JSON body.
-
-    ``keys`` counts the keys of the data, where a protocol can do so faster than by visiting every value; it may count
-    too few, which costs a second pass.
 
     Raises:
         Refusal: 400, the body is empty, not UTF-8, not JSON, too deep, or repeats a key.
@@ -41,20 +38,20 @@ def read_json(body: bytes, *, keys: Callable[[Any], int] | None = None, expected
         if not body.strip():
             raise Refusal(400, "empty_body", f"the body is empty; expected {expected}") from error
         data = _second_reading(body, error)
-    _refuse_duplicates(body, data, keys or count_keys)
+    _refuse_duplicates(body, data)
     return data
 
 
 def count_keys(data: Any) -> int:
-    """Return the number of keys of all objects within some JSON data."""
-    count, todo = 0, [data]
-    while todo:
-        item = todo.pop()
-        if isinstance(item, dict):
-            count += len(item)
-            todo.extend(item.values())
-        elif isinstance(item, list):
-            todo.extend(item)
+    """Return the number of keys of an object, of the objects in it, and of those in its lists."""
+    if not isinstance(data, dict):
+        return 0
+    count = len(data)
+    for value in data.values():
+        if isinstance(value, dict):
+            count += len(value)
+        elif isinstance(value, list):
+            count += sum([len(item) for item in value if isinstance(item, dict)])
     return count
 
 
@@ -127,18 +124,19 @@ def _holds_half_a_character(text: str, data: Any) -> bool:
     return False
 
 
-def _refuse_duplicates(body: bytes, data: Any, keys: Callable[[Any], int]) -> None:
+def _refuse_duplicates(body: bytes, data: Any) -> None:
     """Refuse a repeated key, of which orjson keeps the last.
 
     Each key has one colon after its quotation mark. If there are as many of those as keys were kept, none was lost.
-    Only a body with more (a text such as ":x") is scanned token by token. Each name is looked up in a set: comparing
-    it with all others would take hours for the largest bodies. In Python, since the standard library would hold the
-    interpreter, and so the event loop, until it has read the whole body.
+    Only a body with more (a text such as ":x", or keys that ``count_keys`` does not reach) is scanned token by
+    token. Each name is looked up in a set: comparing it with all others would take hours for the largest bodies. In
+    Python, since the standard library would hold the interpreter, and so the event loop, until it has read the
+    whole body.
     """
     colons = body.count(b":")
     if colons <= (len(data) if isinstance(data, dict) else 0):
         return
-    kept = keys(data)
+    kept = count_keys(data)
     if colons <= kept or len(_COLON.findall(body)) <= kept:
         return
     inside: list[set[str]] = []

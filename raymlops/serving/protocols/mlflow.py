@@ -86,7 +86,7 @@ def _kind(headers: Mapping[bytes, bytes]) -> str:
 
 def _from_json(body: bytes, signature: Signature) -> dict[str, list[Any]] | list[Any]:
     """Return columns by name, or rows."""
-    data = object_of(read_json(body, keys=_keys), known=(*FORMS, "params"))
+    data = object_of(read_json(body), known=(*FORMS, "params"))
     forms = [form for form in FORMS if form in data]
     if len(forms) != 1:
         raise wrong(None, f"expected one of the keys {', '.join(FORMS)}, got {', '.join(forms) or 'none'}")
@@ -188,15 +188,3 @@ def _record(row: dict[str, Any], nullable: set[str], integers: set[str]) -> dict
         elif name in integers:
             changed[name] = as_integer(value)
     return {**row, **changed} if changed else row
-
-
-def _keys(data: Any) -> int:
-    if not isinstance(data, dict):
-        return 0
-    count = len(data)
-    for value in data.values():
-        if isinstance(value, dict):
-            count += len(value)
-        elif isinstance(value, list):
-            count += sum(len(item) for item in value if isinstance(item, dict))
-    return count

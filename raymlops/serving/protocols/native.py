@@ -32,7 +32,7 @@ class Native:
         Raises:
             Refusal: 400 for invalid JSON, 413 for too many rows, 422 for rows that do not fit.
         """
-        data = read_json(body, keys=_keys, expected='{"rows": [{...}]}')
+        data = read_json(body, expected='{"rows": [{...}]}')
         if not isinstance(data, dict):
             raise invalid([RowProblem(None, None, 'expected an object with the key "rows"')])
         if len(data) > 1 or "rows" not in data:
@@ -81,10 +81,3 @@ def output_rows(outputs: Columns, signature: Signature) -> list[dict[str, Any]]:
     if len(names) == 1:
         return [{names[0]: value} for value in lists[0]]
     return [dict(zip(names, values, strict=True)) for values in zip(*lists, strict=True)]
-
-
-def _keys(data: Any) -> int:
-    if not isinstance(data, dict):
-        return 0
-    rows = data.get("rows")
-    return len(data) + (sum(len(row) for row in rows if isinstance(row, dict)) if isinstance(rows, list) else 0)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from raymlops.serving.protocols.base import BINARY, JSON, Encoded, Parsed, usable_id
+from raymlops.serving.protocols.base import BINARY, JSON, Encoded, Parsed
 from raymlops.serving.protocols.binary import HEADER, bad_data, read_tensor, split_body, write_tensor
 from raymlops.serving.protocols.json_body import object_of, read_json, wrong
 from raymlops.serving.protocols.tensors import (
@@ -25,6 +25,7 @@ from raymlops.serving.protocols.tensors import (
     output_array,
     requested,
 )
+from raymlops.serving.request import usable_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,7 +60,7 @@ class Oip:
                 for tensors that do not fit the signature.
         """
         head, rest = split_body(body, headers)
-        data = object_of(read_json(head, keys=_keys), known=REQUEST_KEYS, required=("inputs",))
+        data = object_of(read_json(head), known=REQUEST_KEYS, required=("inputs",))
         request_id = _text(data.get("id"), "id")
         parameters = _parameters(data, "parameters")
         options = _Options(request_id, _requested(data.get("outputs"), parameters, signature))
@@ -220,18 +221,3 @@ def _text(value: Any, field: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise wrong(field, "expected a string")
     return value
-
-
-def _keys(data: Any) -> int:
-    if not isinstance(data, dict):
-        return 0
-    count = len(data) + _size(data.get("parameters"))
-    for key in ("inputs", "outputs"):
-        items = data.get(key)
-        for item in items if isinstance(items, list) else ():
-            count += _size(item) + (_size(item.get("parameters")) if isinstance(item, dict) else 0)
-    return count
-
-
-def _size(item: Any) -> int:
-    return len(item) if isinstance(item, dict) else 0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
     from typing import Any
 
-TOLD = "raymlops.bounds"
+ANNOUNCED = "raymlops.bounds"
 """Key of a response's first ASGI message for the name of a model and its ``Bounds``."""
 INDEX = ""
 """In place of a model's name: the gateway to all models."""
@@ -47,21 +47,21 @@ UNKNOWN_BODY_S = Limits().timeout_s
 """How long a body for such a name may take."""
 
 
-class Known:
+class KnownBounds:
     """The known bounds of each model."""
 
     def __init__(self) -> None:
         self._bounds: dict[str, Bounds] = {}
 
-    def tell(self, name: str, bounds: Bounds) -> None:
+    def record(self, name: str, bounds: Bounds) -> None:
         """Record the bounds of a model, or of the index."""
         self._bounds[name] = bounds
 
     def take(self, message: MutableMapping[str, Any], *, path: str = "") -> None:
         """Record and remove the bounds in a response's first message; at ``path``, a model may have answered."""
-        told = message.pop(TOLD, None)
-        if told is not None:
-            name, bounds = told
+        announced = message.pop(ANNOUNCED, None)
+        if announced is not None:
+            name, bounds = announced
             self._bounds[name] = Bounds(*bounds)
         elif path.startswith(MODELS) and any(name == OF_MODEL for name, _ in message.get("headers", ())):
             self._bounds.setdefault(name_in(path), SILENT)
@@ -80,5 +80,5 @@ def name_in(path: str) -> str:
     return path[len(MODELS) :].partition("/")[0] if path.startswith(MODELS) else INDEX
 
 
-KNOWN = Known()
+KNOWN = KnownBounds()
 """The bounds that this process knows."""

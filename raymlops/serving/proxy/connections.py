@@ -62,21 +62,21 @@ def too_large(limit: int) -> Refusal:
 class Client:
     """The client of a connection, as far as an application cares: whether it has disconnected."""
 
-    __slots__ = ("_tell", "gone")
+    __slots__ = ("_on_disconnect", "gone")
 
     def __init__(self) -> None:
         self.gone = False
-        self._tell: Callable[[], object] | None = None
+        self._on_disconnect: Callable[[], object] | None = None
 
-    def watch(self, tell: Callable[[], object] | None) -> None:
+    def watch(self, on_disconnect: Callable[[], object] | None) -> None:
         """Call a function when the client disconnects with a request unanswered; None stops that."""
-        self._tell = tell
+        self._on_disconnect = on_disconnect
 
     def leave(self) -> None:
         """Record the disconnect."""
         self.gone = True
-        if self._tell is not None:
-            self._tell()
+        if self._on_disconnect is not None:
+            self._on_disconnect()
 
 
 class Connection(HttpToolsProtocol):

@@ -24,19 +24,20 @@ from urllib.parse import quote
 from starlette.middleware import Middleware
 
 from raymlops.serving.arrival import ARRIVED, stamp
-from raymlops.serving.asgi import BODY, JSON, make_reply, request_id_of, send_reply
+from raymlops.serving.asgi import BODY, JSON, refusal_reply, send_reply
+from raymlops.serving.auth import KEY_HEADERS
 from raymlops.serving.proxy.bodies import Account, Body, replayed
-from raymlops.serving.proxy.bounds import KNOWN, MODELS, TOLD, UNKNOWN, UNKNOWN_BODY_S, name_in
+from raymlops.serving.proxy.bounds import ANNOUNCED, KNOWN, MODELS, UNKNOWN, UNKNOWN_BODY_S, name_in
 from raymlops.serving.proxy.connections import CLIENT, MAX_HEADER_BYTES, Client, max_header_bytes, too_large
 from raymlops.serving.proxy.serve_patches import patch_serve
-from raymlops.serving.refusal import INTERNAL, Refusal, error_body, refusal_headers
-from raymlops.serving.request import PIN_HEADER
+from raymlops.serving.refusal import INTERNAL, Refusal
+from raymlops.serving.request import PIN_HEADER, request_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from raymlops.serving.asgi import Message, Receive, Reply, Scope, Send
-    from raymlops.serving.proxy.bounds import Bounds, Known
+    from raymlops.serving.asgi import Message, Receive, Scope, Send
+    from raymlops.serving.proxy.bounds import Bounds, KnownBounds
 
     App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -55,7 +56,6 @@ _DROPPED = frozenset(
         *(_MODEL_ID % separators for separators in itertools.product((b"-", b"_"), repeat=3)),
     }
 )
-_KEYS = frozenset({b"authorization", b"x-api-key"})
 _LEFT_TO_US = [(b"x-request-timeout-seconds", b"0"), (b"x-request-disconnect-disabled", b"?1")]
 _CLOSE = ((b"connection", b"close"),)
 
@@ -64,7 +64,7 @@ BUSY = Refusal(
 )
 LATE = Refusal(504, "timeout", "no answer within the server's own deadline", retry_after_s=1.0)
 NO_WEBSOCKET = Refusal(400, "no_websocket", "websockets are not supported; use HTTP")
-UNTOLD = Refusal(503, "retry", "the body limit of this model is not known here yet; try again", retry_after_s=1.0)
+LIMIT_UNKNOWN = Refusal(503, "retry", "this model's body limit is not known here yet; try again", retry_after_s=1.0)
 LOST = Refusal(503, "lost", "the replica that handled this request was lost")
 
 
@@ -87,7 +87,7 @@ class ProxyMiddleware:
         *,
         header_bytes: int = MAX_HEADER_BYTES,
         body_s: float = BODY_S,
-        known: Known = KNOWN,
+        known: KnownBounds = KNOWN,
         account: Account | None = None,
     ) -> None:
         self._app = app
@@ -127,7 +127,7 @@ class ProxyMiddleware:
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         with Body(self._account, declared) as body:
             if bounds is UNKNOWN and body.may_exceed(bounds.max_body_bytes):
-                bounds = await self._told(scope, client)
+                bounds = await self._probe_bounds(scope, client)
             until = arrived + bounds.timeout_s + MARGIN_S
             unknown = bounds is UNKNOWN
             seconds = self._body_s if body.small else UNKNOWN_BODY_S if unknown else bounds.timeout_s
@@ -140,7 +140,7 @@ class ProxyMiddleware:
                     pause_s=self._body_s,
                 )
             except Refusal as refusal:
-                await _refuse(UNTOLD if unknown and refusal.status == 413 else refusal, scope, send)
+                await _refuse(LIMIT_UNKNOWN if unknown and refusal.status == 413 else refusal, scope, send)
                 return
             if taken is None:
                 return
@@ -150,7 +150,7 @@ class ProxyMiddleware:
                 receive = replayed(taken, receive)  # fetched by the replica, once it has checked the key
             await self._model(scope, receive, send, client=client, until=until)
 
-    async def _told(self, scope: Scope, client: Client) -> Bounds:
+    async def _probe_bounds(self, scope: Scope, client: Client) -> Bounds:
         """Return a model's bounds, from its answer to a readiness probe, which needs no key.
 
         The request's body is not read meanwhile. Without an answer the known bounds stay.
@@ -225,7 +225,7 @@ class ProxyMiddleware:
                 logger.debug("no websocket at %s", scope["path"], exc_info=True)
             if answered:
                 return
-        reply = _reply(refusal or NO_WEBSOCKET, scope, extra=())
+        reply = refusal_reply(refusal or NO_WEBSOCKET, scope)
         if "websocket.http.response" in scope.get("extensions", {}):
             headers = [*reply.headers, (b"x-request-id", reply.request_id.encode())]
             await send({"type": "websocket.http.response.start", "status": reply.status, "headers": headers})
@@ -249,7 +249,7 @@ def clean_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes
             kept.append((name, request_id_of(value).encode()))
         elif value.isascii():
             kept.append((name, value))
-        elif name in _KEYS:
+        elif name in KEY_HEADERS:
             kept.append((b"x-api-key", b"?"))
         elif name == PIN_HEADER:
             kept.append((name, value.decode("latin-1").encode("ascii", "replace")))
@@ -259,7 +259,7 @@ def clean_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes
 class _Answer:
     """The messages of one response, with Serve's own errors converted to our form."""
 
-    def __init__(self, scope: Scope, send: Send, known: Known) -> None:
+    def __init__(self, scope: Scope, send: Send, known: KnownBounds) -> None:
         self.started = False
         self._known = known
         self._scope = scope
@@ -277,7 +277,7 @@ class _Answer:
             await self.refuse(self._refusal)
 
     async def refuse(self, refusal: Refusal) -> None:
-        await send_reply(_reply(refusal, self._scope, extra=refusal_headers(refusal)), self._send)
+        await send_reply(refusal_reply(refusal, self._scope), self._send)
 
 
 async def _nothing_more() -> Message:
@@ -289,11 +289,11 @@ async def _nowhere(message: Message) -> None:
     """Discard the response to a probe."""
 
 
-def _learning(send: Send, known: Known) -> Send:
+def _learning(send: Send, known: KnownBounds) -> Send:
     """Return a ``send`` that records the bounds in the index's response."""
 
     async def noting(message: Message) -> None:
-        if TOLD in message:
+        if ANNOUNCED in message:
             known.take(message)
         await send(message)
 
@@ -309,9 +309,4 @@ def _serves_own(start: Message) -> Refusal | None:
 
 async def _refuse(refusal: Refusal, scope: Scope, send: Send) -> None:
     """Answer with a refusal and close the connection, without reading the rest of the body."""
-    await send_reply(_reply(refusal, scope, extra=(*_CLOSE, *refusal_headers(refusal))), send)
-
-
-def _reply(refusal: Refusal, scope: Scope, *, extra: tuple[tuple[bytes, bytes], ...]) -> Reply:
-    request_id = request_id_of(next((value for name, value in scope["headers"] if name == b"x-request-id"), None))
-    return make_reply(refusal.status, error_body(refusal, request_id, path=scope["path"]), request_id, extra=extra)
+    await send_reply(refusal_reply(refusal, scope, extra=_CLOSE), send)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-import time
+import timeit
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -58,11 +58,11 @@ def compile_if_faster(loaded: LoadedModel) -> nn.Module:
 
 def _batches(loaded: LoadedModel) -> list[Columns]:
     example = loaded.signature.parse_rows(loaded.example)
-    return [example, *({name: _tiled(array, rows) for name, array in example.items()} for rows in (1, 8, 64))]
-
-
-def _tiled(array: np.ndarray, rows: int) -> np.ndarray:
-    return np.concatenate([array] * (rows // len(array) + 1))[:rows]
+    sizes = (1, 8, 64)
+    return [
+        example,
+        *({name: np.resize(array, (rows, *array.shape[1:])) for name, array in example.items()} for rows in sizes),
+    ]
 
 
 def _equal(one: Columns, other: Columns) -> bool:
@@ -75,9 +75,4 @@ def _equal(one: Columns, other: Columns) -> bool:
 
 
 def _median_s(loaded: LoadedModel, columns: Columns) -> float:
-    seconds = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        loaded.predict(columns)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median(timeit.repeat(lambda: loaded.predict(columns), number=1, repeat=ROUNDS))

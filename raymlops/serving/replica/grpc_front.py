@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raymlops.serving.arrival import refuse_late, stamp_in
-from raymlops.serving.asgi import request_id_of
 from raymlops.serving.protocols import grpc as form
-from raymlops.serving.refusal import INTERNAL, Refusal
-from raymlops.serving.replica.handler import join_pins
-from raymlops.serving.request import HEADERS, Exchange
+from raymlops.serving.refusal import INTERNAL, Refusal, grpc_code
+from raymlops.serving.request import request_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from raymlops.serving.replica.http_front import Front
+    from raymlops.serving.request import Exchange
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
@@ -52,9 +51,7 @@ async def _call(
     front: Front, method: str, body: bytes, metadata: Sequence[tuple[str, str | bytes]], *, age_s: float
 ) -> GrpcReply:
     handler = front.handler
-    headers = header_map(metadata, handler.settings.traffic.sticky_header)
-    given = headers.get(b"x-request-id") or headers.get(b"request_id")
-    exchange = Exchange(headers, request_id=request_id_of(given), version=handler.identity.version)
+    exchange = handler.begin(headers_in(metadata))
     left_s = handler.settings.limits.timeout_s - age_s
     work = _dispatch(front, method, body, exchange, late=left_s <= 0)
     handled = await handler.handle(exchange, work, left_s=left_s)
@@ -67,12 +64,11 @@ def refused(refusal: Refusal, request_id: str, *, metadata: tuple[tuple[str, str
     """Return a refusal in gRPC: the matching status, with our error as its details."""
     if refusal.retry_after_s is not None:
         metadata = (*metadata, ("retry-after", f"{refusal.retry_after_s:.3g}"))
-    return GrpcReply(b"", form.status_code(refusal.status), form.details(refusal, request_id), metadata)
+    return GrpcReply(b"", grpc_code(refusal.status), form.details(refusal, request_id), metadata)
 
 
-def header_map(metadata: Sequence[tuple[str, str | bytes]], sticky: str) -> dict[bytes, bytes]:
-    """Return the first value of each metadata entry that an answer depends on."""
-    wanted = {*HEADERS, b"request_id", sticky.encode()}
+def headers_in(metadata: Sequence[tuple[str, str | bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return a call's metadata as headers; ``request_id`` counts as ``x-request-id``, which takes precedence."""
     given = [
         (
             name.lower().encode("latin-1", "replace"),
@@ -80,12 +76,7 @@ def header_map(metadata: Sequence[tuple[str, str | bytes]], sticky: str) -> dict
         )
         for name, value in metadata
     ]
-    found: dict[bytes, bytes] = {}
-    for name, value in given:
-        if name in wanted:
-            found.setdefault(name, value)
-    join_pins(found, given)
-    return found
+    return given + [(b"x-request-id", value) for name, value in given if name == b"request_id"]
 
 
 def _metadata(exchange: Exchange) -> tuple[tuple[str, str], ...]:
@@ -114,7 +105,7 @@ async def _dispatch(front: Front, method: str, body: bytes, exchange: Exchange, 
             raise Refusal(404, "not_found", f"no model {requested[:80]!r} here; this is {name}")
         if method == "ModelMetadata":
             handler.admit(exchange)
-        version = handler.version_of(wanted) if wanted else handler.identity.version
+        version = handler.version_of(wanted or None)
         if method == "ModelMetadata":
             return 200, form.model_metadata(await handler.metadata(version, exchange.headers))
         # Another version is live because it came up and is desired. Serve checks the health of its replicas.

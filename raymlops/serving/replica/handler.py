@@ -22,7 +22,7 @@ from raymlops.serving.refusal import Refusal
 from raymlops.serving.replica.batcher import Batcher
 from raymlops.serving.replica.parse_pool import ParsePool
 from raymlops.serving.replica.shadows import Shadows
-from raymlops.serving.request import PIN_HEADER
+from raymlops.serving.request import PIN_HEADER, Exchange, headers_of, request_id_of
 from raymlops.serving.settings import Settings
 from raymlops.serving.traffic import choose, copies
 
@@ -30,11 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from raymlops.arrays import Columns
-    from raymlops.predictions.served import Route, Served
+    from raymlops.predictions.served import RequestRecord, Route
     from raymlops.serving.auth import Caller
     from raymlops.serving.protocols.base import Encoded, Parsed
     from raymlops.serving.protocols.base import Protocol as Form
-    from raymlops.serving.request import Exchange
     from raymlops.signature import Signature
 
 T = TypeVar("T")
@@ -78,18 +77,6 @@ class Peers(Protocol):
         """
 
 
-class NoPeers:
-    """The peers of a model with one live version."""
-
-    async def ask(self, version: int, columns: Columns, *, rows: int) -> tuple[Columns, float]:  # noqa: ARG002
-        """Raise: there is no other version."""
-        raise _unreachable(version)
-
-    async def metadata(self, version: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:  # noqa: ARG002
-        """Raise: there is no other version."""
-        raise _unreachable(version)
-
-
 @dataclass(frozen=True, slots=True)
 class Identity:
     """The version of a replica."""
@@ -106,9 +93,9 @@ class RequestHandler:
 
     model: Model
     identity: Identity
+    peers: Peers
     settings: Settings = field(default_factory=Settings)
-    peers: Peers = field(default_factory=NoPeers)
-    record: Callable[[Served], None] = lambda _served: None
+    record: Callable[[RequestRecord], None] = lambda _served: None
     draw: Callable[[], float] = random.random
     parsing: ParsePool = field(default_factory=ParsePool)
 
@@ -138,6 +125,13 @@ class RequestHandler:
         self.model = model
         self.batcher.close()
         self.batcher = Batcher(model.predict, max_rows=self.settings.limits.max_batch_rows)
+
+    def begin(self, given: Iterable[tuple[bytes, bytes]]) -> Exchange:
+        """Return the state of a new request with these headers."""
+        traffic = self.settings.traffic
+        headers = headers_of(given, *([traffic.sticky_header.encode()] if traffic.sticky == "header" else []))
+        request_id = request_id_of(headers.get(b"x-request-id"))
+        return Exchange(headers, request_id=request_id, version=self.identity.version)
 
     async def handle(
         self, exchange: Exchange, work: Coroutine[Any, Any, tuple[int, T]], *, left_s: float
@@ -272,9 +266,9 @@ class RequestHandler:
             exchange.route = "pinned"
             return pin, "pinned"
         if traffic.canaries:
-            choice = choose(traffic, sticky=self._sticky(exchange), draw=self.draw())
-            if choice.version is not None:
-                return choice.version, "canary"
+            canary = choose(traffic, sticky=self._sticky(exchange), draw=self.draw())
+            if canary is not None:
+                return canary, "canary"
         return self.identity.version, "champion"
 
     async def _predict_routed(self, exchange: Exchange, parsed: Parsed, *, version: int, route: Route) -> Columns:
@@ -353,12 +347,14 @@ class RequestHandler:
             text = wanted[0]
         return self.version_of(text)
 
-    def version_of(self, text: str) -> int:
-        """Return the number of a live version.
+    def version_of(self, text: str | None) -> int:
+        """Return the number of a live version; this one for None.
 
         Raises:
             Refusal: 404, it is not up, or the text is not a number.
         """
+        if text is None:
+            return self.identity.version
         up = self.up
         version = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
         if version is None or version not in up:
@@ -376,18 +372,8 @@ class RequestHandler:
         return None
 
 
-def join_pins(headers: dict[bytes, bytes], given: Iterable[tuple[bytes, bytes]]) -> None:
-    """Join repeated pin headers into one, as a proxy may do too, so that none is ignored."""
-    if PIN_HEADER in headers:
-        headers[PIN_HEADER] = b", ".join([value for name, value in given if name == PIN_HEADER])
-
-
 def _code_of(error: Exception) -> str:
     """Return why a canary did not answer; a model's own timeout counts as late, as a champion's is a 504."""
     if isinstance(error, Refusal):
         return error.code
     return "late" if isinstance(error, TimeoutError) else "error"
-
-
-def _unreachable(version: int) -> Refusal:
-    return Refusal(503, "version_unavailable", f"version {version} cannot be reached from here", retry_after_s=1.0)

@@ -27,20 +27,19 @@ import orjson
 from raymlops.errors import StorageError
 from raymlops.predictions.labels import parse_feedback
 from raymlops.serving.arrival import ARRIVED, Ages, refuse_late
-from raymlops.serving.asgi import HTML, JSON, header_map, make_reply, read_body, request_id_of, send_reply
+from raymlops.serving.asgi import HTML, JSON, make_reply, read_body, send_reply
 from raymlops.serving.docs.openapi import openapi_document
 from raymlops.serving.docs.page import docs_page, key_page
 from raymlops.serving.names import route_of
 from raymlops.serving.protocols import native, oip
-from raymlops.serving.protocols.base import Encoded, Parsed, Responder
+from raymlops.serving.protocols.base import Encoded
 from raymlops.serving.protocols.json_body import read_json
 from raymlops.serving.protocols.mlflow import PROTOCOL as MLFLOW
 from raymlops.serving.refusal import INTERNAL, Refusal, error_body, refusal_headers
-from raymlops.serving.replica.handler import join_pins
-from raymlops.serving.request import HEADERS, Exchange
+from raymlops.serving.request import request_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
     from raymlops.predictions.labels import Label
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from raymlops.serving.protocols.base import Protocol as Form
     from raymlops.serving.replica.handler import RequestHandler
     from raymlops.serving.replica.parse_pool import ParsePool
+    from raymlops.serving.request import Exchange
 
 
 class Labels(Protocol):
@@ -65,7 +65,7 @@ async def store_labels(body: bytes, labels: Labels | None, exchange: Exchange, *
     """
     exchange.body_bytes = len(body)
     try:
-        exchange.rows, kept = await parsing.run(_kept, body, labels, exchange.key_id)
+        exchange.rows, kept = await parsing.run(_parse_and_store, body, labels, exchange.key_id)
         await asyncio.wrap_future(kept)
     except StorageError as error:
         raise Refusal(
@@ -74,23 +74,16 @@ async def store_labels(body: bytes, labels: Labels | None, exchange: Exchange, *
     return {"accepted": exchange.rows, "request_id": exchange.request_id}
 
 
-def _kept(body: bytes, labels: Labels | None, key_id: str | None) -> tuple[int, Future[None]]:
-    found = parse_feedback(read_json(body, keys=_keys, expected='{"labels": [{...}]}'))
+def _parse_and_store(body: bytes, labels: Labels | None, key_id: str | None) -> tuple[int, Future[None]]:
+    found = parse_feedback(read_json(body, expected='{"labels": [{...}]}'))
     if labels is None:
         raise Refusal(409, "no_log", "this endpoint keeps no prediction log, so labels cannot be stored")
     return len(found), labels.add(found, key_id=key_id)
 
 
-def _keys(data: Any) -> int:
-    """Return the number of keys, by which ``read_json`` detects a repeated one."""
-    labels = data.get("labels") if isinstance(data, dict) else None
-    inner = sum(len(label) for label in labels if isinstance(label, dict)) if isinstance(labels, list) else 0
-    return inner + (len(data) if isinstance(data, dict) else 0)
-
+WARM_UP_ROUNDS = 5
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
-
-_ALIVE = Encoded(b'{"status":"alive"}')
 
 
 class Front:
@@ -116,35 +109,32 @@ class Front:
         }
         self._model = model = f"v2/models/{self._name}"
         self._versioned = f"{model}/versions/"
-        self._pages = {
+        self._pages: dict[str, Callable[[str], Encoded]] = {
             "": self._describe,
-            "openapi.json": self._openapi,
+            "openapi.json": lambda prefix: _json(self._document(prefix)),
             "docs": self._docs,
-            "healthz": lambda _prefix: _ALIVE,
-            "readyz": self._readyz,
-            "ping": self._readyz,
             "v2": lambda _prefix: _json(oip.server_metadata()),
-            "v2/health/live": lambda _prefix: _json(oip.server_live()),
-            "v2/health/ready": self._server_ready,
-            f"{model}/ready": self._model_ready,
         }
-        self._open = {"healthz", "readyz", "ping", "v2/health/live", "v2/health/ready", f"{model}/ready"}
+        self._health = {  # without a key; whether the model has to be ready
+            "healthz": (False, {"status": "alive"}),
+            "readyz": (True, {"status": "ready"}),
+            "ping": (True, {"status": "ready"}),
+            "v2/health/live": (False, oip.server_live()),
+            "v2/health/ready": (True, oip.server_ready()),
+        }
 
-    def warm_up(self, *, rounds: int = 5) -> None:
+    def warm_up(self) -> None:
         """Predict the bundle's own example a few times, which also measures the model.
 
         Raises:
             Exception: the model raised, or its signature refuses its own example.
         """
         model = self.handler.model
-        for _ in range(rounds):
+        for _ in range(WARM_UP_ROUNDS):
             columns = model.signature.parse_rows(model.example)
             outputs = self.handler.batcher.measure(columns, rows=len(model.example))
-            responder = Responder(self._name, self._version, "example")
-            body = native.PROTOCOL.encode(
-                outputs, Parsed(columns, len(model.example)), responder, signature=model.signature
-            ).body
-            self._example_answer = orjson.loads(body)["outputs"]
+        rows = native.output_rows(outputs, model.signature)
+        self._example_answer = orjson.loads(orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY))
         self.ready = True
 
     @property
@@ -174,13 +164,7 @@ class Front:
 
     async def _handle(self, scope: Scope, receive: Receive) -> Reply:
         handler = self.handler
-        wanted = HEADERS
-        if handler.settings.traffic.sticky == "header":
-            wanted = HEADERS | {handler.settings.traffic.sticky_header.encode()}
-        headers = header_map(scope, wanted)
-        join_pins(headers, scope["headers"])
-        request_id = request_id_of(headers.get(b"x-request-id"))
-        exchange = Exchange(headers, request_id=request_id, version=handler.identity.version)
+        exchange = handler.begin(scope["headers"])
         left_s = handler.settings.limits.timeout_s - self.ages.age_s(scope.get(ARRIVED))
         work = self._dispatch(scope, receive, exchange, late=left_s <= 0)
         handled = await handler.handle(exchange, work, left_s=left_s)
@@ -206,51 +190,47 @@ class Front:
         return Encoded(error_body(refusal, exchange.request_id, path=path))
 
     async def _dispatch(self, scope: Scope, receive: Receive, exchange: Exchange, *, late: bool) -> tuple[int, Encoded]:
-        path = self._path(scope).removeprefix("/")
-        limit = self.handler.settings.limits.max_body_bytes
+        handler = self.handler
+        path, version = self._path(scope).removeprefix("/"), None
+        if path.startswith(self._versioned):
+            version, slash, rest = path.removeprefix(self._versioned).partition("/")
+            path = self._model + slash + rest
+        limit = handler.settings.limits.max_body_bytes
         form = self._posts.get(path)
-        if form is None and path.startswith(self._versioned) and path.endswith("/infer"):
-            form, exchange.named = oip.PROTOCOL, path.removeprefix(self._versioned).removesuffix("/infer")
         if form is not None:
-            exchange.protocol = form.name
+            exchange.protocol, exchange.named = form.name, version
             _allow(scope, "POST")
             refuse_late(late)
-            caller = self.handler.admit(exchange)  # before the body is read from the process that accepted it
-            self.handler.expect(exchange, caller)
+            caller = handler.admit(exchange)  # before the body is read from the process that accepted it
+            handler.expect(exchange, caller)
             body = await read_body(scope, receive, exchange.headers, limit=limit)
-            return 200, await self.handler.predict(exchange, form, body, caller=caller)
+            return 200, await handler.predict(exchange, form, body, caller=caller)
         if path == "feedback":
             exchange.protocol = "feedback"
             _allow(scope, "POST")
             refuse_late(late)
-            self.handler.admit(exchange, scope="feedback")
+            handler.admit(exchange, scope="feedback")
             body = await read_body(scope, receive, exchange.headers, limit=limit)
-            return 202, _json(await store_labels(body, self.labels, exchange, parsing=self.handler.parsing))
-        version, _, what = path.removeprefix(self._versioned).partition("/")
-        if path == self._model or (path.startswith(self._versioned) and what in {"", "ready"}):
-            _allow(scope, "GET")
-            return 200, _json(await self._of_version(None if path == self._model else version, what, exchange))
-        page = self._pages.get(path)
-        if page is None:
+            return 202, _json(await store_labels(body, self.labels, exchange, parsing=handler.parsing))
+        page, health = self._pages.get(path), self._health.get(path)
+        if page is None and health is None and path not in {self._model, f"{self._model}/ready"}:
             raise self._unknown(scope["path"])
         _allow(scope, "GET")
-        if path not in self._open:
-            self.handler.admit(exchange)
+        if health is not None:
+            needs_model, answer = health
+            if needs_model:
+                self._require_ready()
+            return 200, _json(answer)
+        if path == f"{self._model}/ready":
+            # Another version is live because it came up and is desired. Serve checks the health of its replicas.
+            if handler.version_of(version) == handler.identity.version:
+                self._require_ready()
+            return 200, _json(oip.model_ready(self._name))
+        handler.admit(exchange)
+        if page is None:
+            return 200, _json(await handler.metadata(handler.version_of(version), exchange.headers))
         root = scope.get("root_path", "")
         return 200, page(root if root.endswith(self._route) else root + self._route)
-
-    async def _of_version(self, text: str | None, what: str, exchange: Exchange) -> dict[str, Any]:
-        """Return the metadata or, without a key, the readiness of a live version; of this one for None."""
-        handler = self.handler
-        if what != "ready":
-            handler.admit(exchange)
-        version = handler.identity.version if text is None else handler.version_of(text)
-        if what != "ready":
-            return await handler.metadata(version, exchange.headers)
-        if version == handler.identity.version:
-            self._require_ready()
-        # Another version is live because it came up and is desired. Serve checks the health of its replicas.
-        return oip.model_ready(self._name)
 
     def _unknown(self, path: str) -> Refusal:
         there = (
@@ -285,23 +265,8 @@ class Front:
             key_required=self.handler.settings.access.required,
         )
 
-    def _openapi(self, prefix: str) -> Encoded:
-        return _json(self._document(prefix))
-
     def _docs(self, prefix: str) -> Encoded:
         return Encoded(docs_page(self._document(prefix), self.handler.model.signature).encode(), HTML)
-
-    def _readyz(self, _prefix: str) -> Encoded:
-        self._require_ready()
-        return Encoded(b'{"status":"ready"}')
-
-    def _server_ready(self, _prefix: str) -> Encoded:
-        self._require_ready()
-        return _json(oip.server_ready())
-
-    def _model_ready(self, _prefix: str) -> Encoded:
-        self._require_ready()
-        return _json(oip.model_ready(self._name))
 
     def _require_ready(self) -> None:
         if not self.ready or self.stuck:

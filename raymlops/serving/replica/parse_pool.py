@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from raymlops.serving.refusal import Refusal
 
@@ -32,9 +32,7 @@ class ParsePool:
 
     def __init__(self, *, threads: int = THREADS, most: int = MOST) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="parse")
-        self._most = most
-        self._busy = 0
-        self._lock = threading.Lock()
+        self._places = threading.BoundedSemaphore(most)
 
     async def run(self, function: Callable[P, T], /, *given: P.args, **named: P.kwargs) -> T:
         """Run a function in the pool; one whose caller is cancelled before it starts never runs.
@@ -43,24 +41,16 @@ class ParsePool:
             Refusal: 503, the queue is full.
             Exception: what the function raised.
         """
-        with self._lock:
-            if self._busy >= self._most:
-                raise Refusal(
-                    503, "overloaded", f"{self._busy} bodies are queued for parsing; try again", retry_after_s=1.0
-                )
-            self._busy += 1
+        if not self._places.acquire(blocking=False):
+            raise Refusal(503, "overloaded", "too many bodies are queued for parsing; try again", retry_after_s=1.0)
         try:
             future = self._pool.submit(functools.partial(function, *given, **named))
         except RuntimeError:  # the pool is closed, or no thread can start
-            self._done()
+            self._places.release()
             raise
-        future.add_done_callback(self._done)
+        future.add_done_callback(lambda _done: self._places.release())
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """Stop the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _done(self, _future: Future[Any] | None = None) -> None:
-        with self._lock:
-            self._busy -= 1

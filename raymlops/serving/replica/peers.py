@@ -6,6 +6,7 @@ requests for a version that is not up wait until the caller's timeout.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -13,6 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from raymlops.serving.auth import KEY_HEADERS
 from raymlops.serving.names import DEPLOYMENT, app_name, route_of
 from raymlops.serving.refusal import Refusal
 
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 
     from raymlops.arrays import Columns
     from raymlops.serving.asgi import Reply
-
-_KEYS = (b"authorization", b"x-api-key")
 
 
 class ServePeers:
@@ -39,7 +39,7 @@ class ServePeers:
             Exception: what that version raised.
             Refusal: 503, it cannot be reached.
         """
-        answer: tuple[Columns, float] = await self._call(version, "answer", dict(columns), rows)
+        answer: tuple[Columns, float] = await self.call(version, "answer", dict(columns), rows)
         return answer
 
     async def metadata(self, version: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
@@ -50,30 +50,35 @@ class ServePeers:
             Refusal: that of the version; 503, it cannot be reached.
         """
         path = f"{route_of(self._name)}/v2/models/{self._name}/versions/{version}"
-        key = [(name, headers[name]) for name in _KEYS if name in headers]
+        key = [(name, headers[name]) for name in KEY_HEADERS if name in headers]
         scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": key}
-        reply: Reply = await self._call(version, "http_call", scope)
+        reply: Reply = await self.call(version, "http_call", scope)
         data: dict[str, Any] = orjson.loads(reply.body)
         if reply.status >= 400:
             raise Refusal(reply.status, data["code"], f"version {version}: {data['message']}")
         return data
 
-    async def _call(self, version: int, method: str, *given: Any) -> Any:
+    async def call(self, version: int, method: str, *given: Any) -> Any:
+        """Call a method of a version's replicas, which is cancelled there when the caller is cancelled.
+
+        Raises:
+            Exception: what that version raised.
+            Refusal: 503, it cannot be reached.
+        """
+        response = getattr(self.handle(version), method).remote(*given)
         try:
-            return await getattr(self.handle(version), method).remote(*given)
-        except RayTaskError as error:
-            if isinstance(error.cause, Exception):
-                raise error.cause from error
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()  # nobody waits for it any more
             raise
+        except RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else error) from error
         except BackPressureError as error:
-            raise Refusal(503, "overloaded", f"version {version} has too many requests", retry_after_s=1.0) from error
+            message = f"version {version} of {self._name} has too many requests"
+            raise Refusal(503, "overloaded", message, retry_after_s=1.0) from error
         except (RayError, RayServeException) as error:
-            raise Refusal(
-                503,
-                "version_unavailable",
-                f"version {version} does not answer: {type(error).__name__}",
-                retry_after_s=1.0,
-            ) from error
+            message = f"version {version} of {self._name} does not answer: {type(error).__name__}"
+            raise Refusal(503, "version_unavailable", message, retry_after_s=1.0) from error
 
     def handle(self, version: int) -> DeploymentHandle[Any]:
         """Return the handle of a version's replicas."""

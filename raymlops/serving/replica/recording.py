@@ -12,7 +12,7 @@ from raymlops.predictions.labels import LabelLog
 from raymlops.predictions.log import PredictionLog
 from raymlops.serving.telemetry.access_log import AccessLog, log_folder
 from raymlops.serving.telemetry.metrics import Metrics, Readings
-from raymlops.serving.telemetry.rollout_counts import Tally, find_controller
+from raymlops.serving.telemetry.rollout_counts import RolloutCounts, find_controller
 from raymlops.serving.telemetry.sink_queue import CLOSE_S, Recorder
 from raymlops.serving.telemetry.tracing import Tracing
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from raymlops.arrays import Columns
-    from raymlops.predictions.served import Route, Served
+    from raymlops.predictions.served import RequestRecord, Route
     from raymlops.serving.replica.handler import RequestHandler
     from raymlops.serving.settings import Settings
 
@@ -52,27 +52,22 @@ class Recording:
         self._tracing = Tracing(None, name=name, version=version, replica=replica)
         self._log = PredictionLog(handler.settings.log, name=name, signature=handler.model.signature, writer=replica)
         self._replica = replica
-        self._labels: LabelLog | None = None
-        light = (
-            Metrics(name=name, version=version, read=self._read),
-            self._access_log,
-            Tally(
-                name=name,
-                replica=replica,
-                traffic=lambda: handler.settings.traffic,
-                slow_s=lambda: handler.settings.slow_s,
-                find=lambda: find_controller(handler.settings.state),
-            ),
+        self.labels: LabelLog | None = None
+        """The storage of labels, None without a prediction log."""
+        light = (Metrics(name=name, version=version, read=self._read), self._access_log)
+        counts = RolloutCounts(
+            name=name,
+            replica=replica,
+            traffic=lambda: handler.settings.traffic,
+            slow_s=lambda: handler.settings.slow_s,
+            find=lambda: find_controller(handler.settings.state),
         )
         self._light = Recorder(light, period_s=PERIOD_S, max_pending=MAX_PENDING, name="light")
-        # A storage or a collector may be slow or down, which must not delay the metrics that show it.
+        # A controller, a storage or a collector may be slow or down, which must not delay the metrics that show it.
+        self._counts = Recorder((counts,), period_s=PERIOD_S, max_pending=MAX_PENDING, name="counts")
         self._kept = Recorder((self._log,), period_s=PERIOD_S, max_pending=MAX_PENDING, name="log", chunk=LOG_CHUNK)
         self._traces = Recorder((self._tracing,), period_s=1.0, max_pending=2_000, name="traces", chunk=20)
-
-    @property
-    def labels(self) -> LabelLog | None:
-        """Return the storage of labels, None without a prediction log."""
-        return self._labels
+        self._recorders = (self._kept, self._light, self._counts, self._traces)
 
     def configure(self, settings: Settings) -> None:
         """Apply new settings."""
@@ -81,15 +76,15 @@ class Recording:
         self._log.configure(settings.log)
         uri = settings.log.uri if settings.log.enabled else ""
         if not uri:
-            labels, self._labels = self._labels, None
+            labels, self.labels = self.labels, None
             if labels is not None:
                 labels.close()
-        elif self._labels is None:
-            self._labels = LabelLog(uri, name=self._handler.identity.name, writer=self._replica)
+        elif self.labels is None:
+            self.labels = LabelLog(uri, name=self._handler.identity.name, writer=self._replica)
         else:
-            self._labels.configure(uri)
+            self.labels.configure(uri)
 
-    def add(self, served: Served) -> None:
+    def add(self, served: RequestRecord) -> None:
         """Record one request. Never waits, never raises."""
         settings = self._handler.settings
         if served.outputs is not None and settings.log.enabled:
@@ -97,19 +92,20 @@ class Recording:
         # Queues are bounded by requests, and these sinks need no values, of which a full queue might hold gigabytes.
         facts = served._replace(columns=None if served.columns is None else _NO_COLUMNS, outputs=None)
         self._light.add(facts)
+        if facts.epoch or settings.traffic.canaries or settings.traffic.shadows:
+            self._counts.add(facts)
         if settings.otlp_endpoint:
             self._traces.add(facts)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Flush all sinks. What cannot be written within ``timeout_s`` in all is counted and logged."""
         until = time.monotonic() + timeout_s
-        recorders = (self._kept, self._light, self._traces)
-        for recorder in recorders:
+        for recorder in self._recorders:
             recorder.stop()
-        for recorder in recorders:
+        for recorder in self._recorders:
             recorder.close(until - time.monotonic())
-        if self._labels is not None:
-            self._labels.close(max(0.0, until - time.monotonic()))
+        if self.labels is not None:
+            self.labels.close(max(0.0, until - time.monotonic()))
 
     def _read(self) -> Readings:
         batcher = self._handler.batcher
@@ -118,11 +114,11 @@ class Recording:
             queue_rows=batcher.waiting_rows,
             batches=batches,
             shares=self._shares(),
-            shadow_dropped={version: counts.dropped for version, counts in dict(self._handler.shadows.counts).items()},
+            shadow_dropped=dict(self._handler.shadows.dropped),
             log_pending_rows=self._log.pending_rows,
             log_dropped_rows=self._log.dropped,
-            recorder_dropped=self._light.dropped + self._kept.dropped,
-            recorder_errors=self._light.errors + self._kept.errors + self._traces.errors + self._tracing.failures,
+            recorder_dropped=self._light.dropped + self._counts.dropped + self._kept.dropped,
+            recorder_errors=sum(recorder.errors for recorder in self._recorders) + self._tracing.failures,
         )
 
     def _shares(self) -> dict[tuple[int, Route], float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,17 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from raymlops.arrays import Columns
-    from raymlops.predictions.served import Served
+    from raymlops.predictions.served import RequestRecord
     from raymlops.serving.refusal import Refusal
     from raymlops.serving.request import Exchange
-
-
-@dataclass(slots=True)
-class ShadowCounts:
-    """Copies to one shadow: how many are in flight, and how many were not sent."""
-
-    in_flight: int = 0
-    dropped: int = 0
 
 
 class Shadows:
@@ -41,10 +33,12 @@ class Shadows:
         self,
         ask: Callable[..., Awaitable[tuple[Columns, float]]],
         *,
-        record: Callable[[Served], None],
+        record: Callable[[RequestRecord], None],
         refusal: Callable[[Exception, str], Refusal],
     ) -> None:
-        self.counts: dict[int, ShadowCounts] = {}
+        self.dropped: Counter[int] = Counter()
+        """Copies that were not sent, by version, since too many were in flight."""
+        self._in_flight: Counter[int] = Counter()
         self._ask = ask
         self._record = record
         self._refusal = refusal
@@ -52,16 +46,15 @@ class Shadows:
 
     def send(self, version: int, exchange: Exchange, *, max_in_flight: int, timeout_s: float) -> None:
         """Start to send a copy of an answered request, or count it as dropped."""
-        counts = self.counts.setdefault(version, ShadowCounts())
-        if counts.in_flight >= max_in_flight:
-            counts.dropped += 1
+        if self._in_flight[version] >= max_in_flight:
+            self.dropped[version] += 1
             return
-        counts.in_flight += 1
-        task = asyncio.get_running_loop().create_task(self._copy(version, exchange, counts, timeout_s))
+        self._in_flight[version] += 1
+        task = asyncio.get_running_loop().create_task(self._copy(version, exchange, timeout_s))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _copy(self, version: int, exchange: Exchange, counts: ShadowCounts, timeout_s: float) -> None:
+    async def _copy(self, version: int, exchange: Exchange, timeout_s: float) -> None:
         assert exchange.columns is not None
         assert exchange.outputs is not None
         start = time.perf_counter()
@@ -75,7 +68,7 @@ class Shadows:
             refusal = self._refusal(error, exchange.request_id)
             status, code = refusal.status, refusal.code
         finally:
-            counts.in_flight -= 1
+            self._in_flight[version] -= 1
         self._record(
             exchange.served(status, code)._replace(
                 version=version,

@@ -19,7 +19,7 @@ from raymlops.serving.telemetry.tracing import trace_id_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.predictions.served import Served
+    from raymlops.predictions.served import RequestRecord
 
 MAX_BYTES = 50_000_000
 FILES = 3
@@ -45,8 +45,8 @@ def log_folder() -> Path:
 class AccessLog:
     """Append a line for each request to ``raymlops-access-NAME--vN-REPLICA.log``.
 
-    ``enabled`` may be set from any thread. A line that cannot be written (a full disk) is lost and counted; the
-    file always ends with a whole line.
+    ``enabled`` may be set from any thread. A line that cannot be written (a full disk) is lost, which the
+    recorder counts as an error; the file always ends with a whole line.
     """
 
     def __init__(
@@ -58,19 +58,15 @@ class AccessLog:
         replica: str,
         enabled: bool = True,
         max_bytes: int = MAX_BYTES,
-        files: int = FILES,
     ) -> None:
         self.enabled = enabled
         self.path = Path(folder) / f"raymlops-access-{name}--v{version}-{_file_safe(replica)}.log"
-        self.dropped = 0
-        """Lines that were not written."""
         self._name = name
         self._max_bytes = max_bytes
-        self._files = files
         self._file: int | None = None
         self._size = 0
 
-    def take(self, batch: Sequence[Served]) -> None:
+    def take(self, batch: Sequence[RequestRecord]) -> None:
         """Write the lines of some requests at once.
 
         Raises:
@@ -78,12 +74,7 @@ class AccessLog:
         """
         if not batch or not self.enabled:
             return
-        data = b"".join([line(served, self._name) for served in batch])
-        try:
-            self._write(data)
-        except OSError:
-            self.dropped += len(batch)
-            raise
+        self._write(b"".join([line(served, self._name) for served in batch]))
 
     def close(self) -> None:
         """Close the file."""
@@ -114,9 +105,7 @@ class AccessLog:
 
     def _rotate(self) -> None:
         self.close()
-        if self._files == 1:
-            self.path.unlink(missing_ok=True)
-        for number in range(self._files - 1, 0, -1):
+        for number in range(FILES - 1, 0, -1):
             older = self._numbered(number - 1)
             if older.exists():
                 older.replace(self._numbered(number))
@@ -125,7 +114,7 @@ class AccessLog:
         return self.path if number == 0 else self.path.with_name(f"{self.path.name}.{number}")
 
 
-def line(served: Served, name: str) -> bytes:
+def line(served: RequestRecord, name: str) -> bytes:
     """Return a request as one line of ASCII.
 
     ``orjson`` escapes control characters, and this function all other non-ASCII ones, so that no terminal or line

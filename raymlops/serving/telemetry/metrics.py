@@ -1,7 +1,7 @@
 """Prometheus metrics of one replica, exported by Ray's metrics agent of each node.
 
-Owns the counting, and the bound of each label's values. Names and buckets are in ``metric_families``. Knows nothing of
-the replica; a function returns the figures that no request carries, about once a second.
+Owns the counting. Every label has few values: none comes from a client. Names and buckets are in ``metric_families``.
+Knows nothing of the replica; a function returns the figures that no request carries, about once a second.
 """
 
 from __future__ import annotations
@@ -9,28 +9,22 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_left
-from collections import Counter as Tally
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, get_args
+from typing import TYPE_CHECKING, Protocol
 
-from raymlops.predictions.served import Route
 from raymlops.serving.telemetry.metric_families import FAMILIES, ROWS, SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from raymlops.predictions.served import Served
+    from raymlops.predictions.served import RequestRecord, Route
     from raymlops.serving.telemetry.metric_families import Family
 
 PUBLISH_S = 1.0
 """Ray collects every 10 s; publishing more often would only cost more."""
 SAME = 1e-6
 """Differences of a shadow's answer up to this are rounding."""
-
-_PROTOCOLS = frozenset({"native", "oip", "mlflow", "grpc", "feedback"})
-_ROUTES = frozenset(get_args(Route))
-_MOST_VALUES = 64
-"""Values of one label in one replica; further ones become ``other``."""
 
 
 class Instrument(Protocol):
@@ -83,15 +77,13 @@ class Metrics:
         self._clock = clock
         self._publish_s = publish_s
         self._published = clock()
-        self._counts: Tally[tuple[str, tuple[str, ...]]] = Tally()
-        self._requests: Tally[tuple[int, str, str, int, str]] = Tally()
+        self._counts: Counter[tuple[str, tuple[str, ...]]] = Counter()
         self._latencies: dict[tuple[int, str], tuple[_Distribution, _Distribution]] = {}
         self._batches = _Distribution(ROWS)
         self._seen: dict[str, int] = {}
         self._shares: dict[tuple[str, ...], float] = {}
-        self._values: dict[str, set[str]] = {}
 
-    def take(self, batch: Sequence[Served]) -> None:
+    def take(self, batch: Sequence[RequestRecord]) -> None:
         """Count some requests, and publish when due."""
         for served in batch:
             self._count(served)
@@ -104,9 +96,10 @@ class Metrics:
         """Publish the remaining counts."""
         self._publish()
 
-    def _count(self, served: Served) -> None:
+    def _count(self, served: RequestRecord) -> None:
         version, route = served.version, served.route
-        self._requests[version, route, served.protocol, served.status, served.code] += 1
+        who = (self._name, str(version), route)
+        self._counts["raymlops_requests", (*who, served.protocol, str(served.status), served.code)] += 1
         reached = served.model_seconds > 0
         if reached or served.status == 504:  # the latency of a refusal is meaningless, that of a timeout is not
             pair = self._latencies.get((version, route))
@@ -116,7 +109,7 @@ class Metrics:
             if reached:
                 pair[1].observe(served.model_seconds)
         if served.status < 400 and reached:
-            self._counts["raymlops_rows", (self._name, str(version), route)] += served.rows
+            self._counts["raymlops_rows", who] += served.rows
         if served.fallback_from is not None:
             self._counts["raymlops_fallbacks", (self._name, str(served.fallback_from))] += 1
         if served.difference is not None and not served.difference <= SAME:  # a NaN differs too
@@ -141,15 +134,6 @@ class Metrics:
             who = (self._name, str(version), route)
             self._publish_distribution("raymlops_request_seconds", whole, who)
             self._publish_distribution("raymlops_model_seconds", model, who)
-        for (version, route, protocol, status, code), count in self._requests.items():
-            closed = (
-                route if route in _ROUTES else "other",
-                protocol if protocol in _PROTOCOLS else "other",
-                self._bounded("status", str(status)),
-                self._bounded("code", code),
-            )
-            self._counts["raymlops_requests", (self._name, str(version), *closed)] += count
-        self._requests.clear()
         for (name, labels), count in self._counts.items():
             self._add(name, count, labels)
         self._counts.clear()
@@ -180,14 +164,6 @@ class Metrics:
 
     def _gauge(self, name: str, value: float, labels: tuple[str, ...]) -> None:
         self._instruments[name].set(value, dict(zip(FAMILIES[name].labels, labels, strict=True)))
-
-    def _bounded(self, label: str, value: str) -> str:
-        values = self._values.setdefault(label, set())
-        if value not in values:
-            if len(values) >= _MOST_VALUES:
-                return "other"
-            values.add(value)
-        return value
 
 
 def ray_instrument(family: Family) -> Instrument:

@@ -8,7 +8,6 @@ is lost, duplicated or late is corrected by the next one.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from raymlops.predictions.counts import Counts
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.predictions.served import Served
+    from raymlops.predictions.served import RequestRecord
     from raymlops.serving.traffic import Traffic
 
 CONTROLLER = "raymlops-controller"
@@ -34,18 +33,19 @@ LOOK_AGAIN_S = 5.0
 
 OVERLOADED = "overloaded"
 """Code of a request that was refused because the queue was full."""
-CLIENT_LEFT = 499
+CLIENT_LEFT, TIMED_OUT = 499, 504
+"""Statuses of a caller that disconnected before the answer, and of a missed deadline, which for a canary is late."""
 
 Report = dict[str, dict[str, dict[str, Any]]]
 """Epoch to row to the fields of its ``Counts``."""
 Send = Callable[[str, str, int, Report], None]
 
 
-class Tally:
+class RolloutCounts:
     """Count requests by version, and report to the controller at most once a second while traffic is split.
 
-    A sink: ``take`` is called by one thread. ``find`` returns a function that sends a report, None without a
-    controller; it runs in a thread of its own, since it blocks in a cluster without its head.
+    A sink, for a recorder of its own: ``find``, which returns a function that sends a report, None without a
+    controller, blocks in a cluster without its head.
     """
 
     def __init__(
@@ -64,13 +64,15 @@ class Tally:
         self._slow_s = slow_s
         self._counts: OrderedDict[str, dict[str, Counts]] = OrderedDict()
         self._epoch = ""
-        self._link = _Link(find, clock=clock)
+        self._find = find
+        self._send: Send | None = None
         self._clock = clock
+        self._looked_at = float("-inf")
         self._pushed_at = float("-inf")
         self._sequence = 0
         self._changed = False
 
-    def take(self, batch: Sequence[Served]) -> None:
+    def take(self, batch: Sequence[RequestRecord]) -> None:
         """Count a batch, and report when due."""
         traffic = self._traffic()
         if traffic.epoch != self._epoch:
@@ -106,45 +108,18 @@ class Tally:
         now = self._clock()
         if not self._changed or now - self._pushed_at < PUSH_S:
             return
-        send = self._link.get()
-        if send is None:
+        if self._send is None and now - self._looked_at < LOOK_AGAIN_S:
             return
-        self._sequence += 1
-        self._pushed_at, self._changed = now, False
         try:
-            send(self._name, self._replica, self._sequence, self.report())
-        except Exception:  # whatever the controller raises, requests are served
-            self._changed = True
-            self._link.drop()
-
-
-class _Link:
-    """The connection to the controller, looked up again at most every few seconds."""
-
-    def __init__(self, find: Callable[[], Any], *, clock: Callable[[], float]) -> None:
-        self._find = find
-        self._clock = clock
-        self._send: Any = None
-        self._looked_at = float("-inf")
-        self._looking: threading.Thread | None = None
-
-    def get(self) -> Any:
-        """Return the function that sends a report; None while the controller is being looked up."""
-        looking = self._looking is not None and self._looking.is_alive()
-        if self._send is None and not looking and self._clock() - self._looked_at >= LOOK_AGAIN_S:
-            self._looked_at = self._clock()
-            self._looking = threading.Thread(target=self._look, name="raymlops-tally", daemon=True)
-            self._looking.start()
-            self._looking.join(0.1)  # usually it is found, and the first report need not wait for the next batch
-        return self._send
-
-    def drop(self) -> None:
-        self._send = None
-
-    def _look(self) -> None:
-        try:
-            self._send = self._find()
-        except Exception:  # no controller, or no cluster: looked for again later
+            if self._send is None:
+                self._looked_at = now
+                self._send = self._find()
+            if self._send is not None:
+                self._sequence += 1
+                self._pushed_at = now
+                self._send(self._name, self._replica, self._sequence, self.report())
+                self._changed = False
+        except Exception:  # no controller, or no cluster: the next one gets all counts
             self._send = None
 
 
@@ -189,49 +164,36 @@ def sending(report: Callable[..., Any], arrived: Callable[[Any], bool]) -> Send:
     return send
 
 
-def _row_of(served: Served) -> str | None:
+def _row_of(served: RequestRecord) -> str | None:
     """Return the row that a request counts for; None if it says nothing of a version: refused, pinned, a copy."""
     if served.fallback_from is not None:
         return None if served.fallback_code == OVERLOADED else str(served.fallback_from)
-    if served.columns is None or _refused(served):
+    # Overload, and rows that a recipe refuses.
+    refused = served.status >= 400 and not (_failed(served) or served.status in {TIMED_OUT, CLIENT_LEFT})
+    if served.columns is None or refused:
         return None
     if served.route == "champion":
         return CHAMPION
     return str(served.version) if served.route == "canary" else None
 
 
-def _refused(served: Served) -> bool:
-    """Return whether it was refused, which says nothing of a version: overload, rows that a recipe refuses."""
-    return served.status >= 400 and not (_failed(served) or _timed_out(served) or _left(served))
-
-
-def _failed(served: Served) -> bool:
+def _failed(served: RequestRecord) -> bool:
     """Return whether the model failed: overload does not count, a non-finite output does."""
     return (served.status >= 500 and served.status not in {503, 504}) or served.code == "not_finite"
 
 
-def _timed_out(served: Served) -> bool:
-    """Return whether the champion missed the request's deadline, which for a canary counts as late."""
-    return served.status == 504
-
-
-def _left(served: Served) -> bool:
-    """Return whether the caller disconnected before the answer."""
-    return served.status == CLIENT_LEFT
-
-
-def _counted(counts: Counts, served: Served, *, slow_s: float) -> Counts:
+def _counted(counts: Counts, served: RequestRecord, *, slow_s: float) -> Counts:
     if served.fallback_from is not None:
         late = served.fallback_code == "late"
         return replace(counts, requests=counts.requests + 1, errors=counts.errors + (not late), late=counts.late + late)
-    left = _left(served)
+    left = served.status == CLIENT_LEFT
     late = left and served.route == "canary"
     return replace(
         counts,
         requests=counts.requests + 1,
         errors=counts.errors + _failed(served),
         # A caller that leaves the champion would also have left the canary, where it counts as late.
-        slow=counts.slow + (served.model_seconds >= slow_s or (left and not late) or _timed_out(served)),
+        slow=counts.slow + (served.model_seconds >= slow_s or (left and not late) or served.status == TIMED_OUT),
         late=counts.late + late,
         seconds_sum=counts.seconds_sum + served.model_seconds,
     )

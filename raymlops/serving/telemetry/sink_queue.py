@@ -9,10 +9,10 @@ that sleeps releases the interpreter at once, so that the event loop never waits
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
-import weakref
 from collections import deque
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from raymlops.predictions.served import Served
+    from raymlops.predictions.served import RequestRecord
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
@@ -37,7 +37,7 @@ _REPEAT_S = 60.0
 class Sink(Protocol):
     """A consumer of records. Used by one thread only, unless its class says otherwise."""
 
-    def take(self, batch: Sequence[Served]) -> None:
+    def take(self, batch: Sequence[RequestRecord]) -> None:
         """Record a few requests. Called at least once per period, with an empty batch when there were none."""
 
     def close(self) -> None:
@@ -48,8 +48,8 @@ class Recorder:
     """Pass served requests to the sinks, in a thread of its own.
 
     ``add`` never waits: with ``max_pending`` requests queued it drops the newest and counts it. Without ``close``, the
-    recorder closes when it is garbage collected or the interpreter exits. A forked child gets no thread: its requests
-    are dropped once ``max_pending`` are queued, and nothing is written twice.
+    recorder closes when the interpreter exits. A forked child gets no thread: its requests are dropped once
+    ``max_pending`` are queued, and nothing is written twice.
     """
 
     def __init__(
@@ -64,30 +64,33 @@ class Recorder:
     ) -> None:
         self.dropped = 0
         """Requests that were dropped because the queue was full."""
-        self._pending: deque[Served] = deque()
+        self.errors = 0
+        """How often a sink raised, which loses that batch for it."""
+        self._sinks = tuple(sinks)
+        self._period_s = period_s
         self._most = max_pending
-        # The thread must not hold the recorder, or the recorder would never be collected.
-        self._worker = _Worker(self._pending, tuple(sinks), period_s=period_s, chunk=chunk, clock=clock)
-        self._thread = threading.Thread(target=self._worker.run, name=f"recorder-{name}", daemon=True)
+        self._chunk = chunk
+        self._clock = clock
+        self._pending: deque[RequestRecord] = deque()
+        self._logged: dict[int, tuple[float, int]] = {}
+        # Unlike an Event's set(), put() may be called by a finalizer that interrupts this thread's own get().
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=f"recorder-{name}", daemon=True)
         self._thread.start()
-        self._finalize = weakref.finalize(self, _end, self._worker, self._thread, CLOSE_S)
+        atexit.register(self.close)
 
-    def add(self, served: Served) -> None:
+    def add(self, served: RequestRecord) -> None:
         """Queue one request. Never waits, never raises."""
         if len(self._pending) >= self._most:
             self.dropped += 1
         else:
             self._pending.append(served)
 
-    @property
-    def waiting(self) -> int:
-        """Return how many requests are queued."""
-        return len(self._pending)
-
-    @property
-    def errors(self) -> int:
-        """Return how often a sink raised, which loses that batch for it."""
-        return self._worker.errors
+    def stop(self) -> None:
+        """Accept no more requests and start to end, without waiting; ``close`` waits."""
+        self._most = 0
+        self._wake.put(None)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Flush the queue, close the sinks, and end the thread; a second call does nothing.
@@ -96,43 +99,24 @@ class Recorder:
         queued by then are logged and counted as dropped.
         """
         self.stop()
-        if self._finalize.detach() is not None:
-            self.dropped += _end(self._worker, self._thread, timeout_s)
+        atexit.unregister(self.close)
+        # The garbage collector may close a replica in this very thread, which then ends by itself.
+        if self._closed or self._thread is threading.current_thread():
+            return
+        self._closed = True
+        self._thread.join(max(0.0, timeout_s))
+        if self._thread.is_alive():
+            lost = len(self._pending)
+            self.dropped += lost
+            text = "%s did not end within %.3g s; %d requests of it may be lost"
+            logger.warning(text, self._thread.name, timeout_s, lost)
 
-    def stop(self) -> None:
-        """Accept no more requests and start to end, without waiting; ``close`` waits."""
-        self._most = 0
-        self._worker.wake.put(None)
-
-
-class _Worker:
-    """The thread's work."""
-
-    def __init__(
-        self,
-        pending: deque[Served],
-        sinks: tuple[Sink, ...],
-        *,
-        period_s: float,
-        chunk: int,
-        clock: Callable[[], float],
-    ) -> None:
-        # Unlike an Event's set(), put() may be called by a finalizer that interrupts this thread's own get().
-        self.wake: SimpleQueue[None] = SimpleQueue()
-        self.pending = pending
-        self.errors = 0
-        self._sinks = sinks
-        self._period_s = period_s
-        self._chunk = chunk
-        self._clock = clock
-        self._logged: dict[int, tuple[float, int]] = {}
-
-    def run(self) -> None:
+    def _run(self) -> None:
         """Drain every period until woken up to end, then once more."""
         closing = False
         while not closing:
             try:
-                self.wake.get(timeout=self._period_s)
+                self._wake.get(timeout=self._period_s)
                 closing = True
             except Empty:
                 pass
@@ -141,9 +125,9 @@ class _Worker:
             self._guarded(sink, sink.close)
 
     def _drain(self, *, pause_s: float) -> None:
-        left = len(self.pending)  # later requests wait for the next period, so that this one ends
+        left = len(self._pending)  # later requests wait for the next period, so that this one ends
         while True:
-            batch = [self.pending.popleft() for _ in range(min(left, self._chunk))]
+            batch = [self._pending.popleft() for _ in range(min(left, self._chunk))]
             left -= len(batch)
             for sink in self._sinks:
                 self._guarded(sink, sink.take, batch)
@@ -152,7 +136,7 @@ class _Worker:
             if pause_s:
                 time.sleep(pause_s)
 
-    def _guarded(self, sink: Sink, call: Callable[..., None], *batch: Sequence[Served]) -> None:
+    def _guarded(self, sink: Sink, call: Callable[..., None], *batch: Sequence[RequestRecord]) -> None:
         try:
             call(*batch)
         except Exception:
@@ -166,16 +150,3 @@ class _Worker:
                     type(sink).__name__,
                     self.errors - before,
                 )
-
-
-def _end(worker: _Worker, thread: threading.Thread, timeout_s: float) -> int:
-    """Wait for the thread; return how many requests are lost."""
-    worker.wake.put(None)
-    if thread is threading.current_thread():
-        return 0  # collected while a sink was running: the thread ends by itself
-    thread.join(max(0.0, timeout_s))
-    if not thread.is_alive():
-        return 0
-    lost = len(worker.pending)
-    logger.warning("%s did not end within %.3g s; %d requests of it may be lost", thread.name, timeout_s, lost)
-    return lost

@@ -14,6 +14,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+import grpc
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -22,17 +23,19 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from raymlops.serving.refusal import grpc_code
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from opentelemetry.sdk.trace import ReadableSpan
 
-    from raymlops.predictions.served import Served
+    from raymlops.predictions.served import RequestRecord
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
 MAX_SPANS_PER_S = 100.0
-"""A span costs about as much as a small request; requests beyond this rate get none, and are counted."""
+"""A span costs about as much as a small request; requests beyond this rate get none."""
 TIMEOUT_S = 5.0
 """For one batch of spans, the exporter's own retries included."""
 HOLD_OFF_S = 60.0
@@ -43,16 +46,6 @@ _MAX_TRACEPARENT = 512
 """The propagator logs a warning for each longer one."""
 _PATHS = {"native": "predict", "oip": "v2/models/{name}/infer", "mlflow": "invocations", "feedback": "feedback"}
 _GRPC_METHOD = "inference.GRPCInferenceService/ModelInfer"
-_GRPC_STATUS = {
-    200: "OK",
-    401: "UNAUTHENTICATED",
-    403: "PERMISSION_DENIED",
-    404: "NOT_FOUND",
-    429: "RESOURCE_EXHAUSTED",
-    500: "INTERNAL",
-    503: "UNAVAILABLE",
-    504: "DEADLINE_EXCEEDED",
-}
 
 
 def parse_traceparent(text: str | None) -> Context:
@@ -113,8 +106,6 @@ class Tracing:
         max_spans_per_s: float = MAX_SPANS_PER_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.dropped = 0
-        """Requests without a span because there were too many a second."""
         self._name = name
         self._resource = {
             "service.name": name,
@@ -141,7 +132,7 @@ class Tracing:
         """Send to another collector from now on, or to none."""
         self._wanted = endpoint
 
-    def take(self, batch: Sequence[Served]) -> None:
+    def take(self, batch: Sequence[RequestRecord]) -> None:
         """Make the spans of some requests."""
         if self._wanted != self._opened:
             self._open(self._wanted)
@@ -156,11 +147,9 @@ class Tracing:
             caller = trace.get_current_span(context).get_span_context()
             if caller.is_valid and not caller.trace_flags.sampled:
                 continue
-            if self._allowance < 1:
-                self.dropped += 1
-                continue
-            self._allowance -= 1
-            _record(tracer, served, context, self._name)
+            if self._allowance >= 1:
+                self._allowance -= 1
+                _record(tracer, served, context, self._name)
 
     def close(self) -> None:
         """Send what is left and close the connection to the collector."""
@@ -217,7 +206,7 @@ class Collector(SpanExporter):
         self._exporter.shutdown()
 
 
-def _record(tracer: trace.Tracer, served: Served, context: Context, name: str) -> None:
+def _record(tracer: trace.Tracer, served: RequestRecord, context: Context, name: str) -> None:
     start_ns = int(served.ts * 1e9)
     span = tracer.start_span(
         _title(served, name),
@@ -231,7 +220,7 @@ def _record(tracer: trace.Tracer, served: Served, context: Context, name: str) -
     span.end(end_time=start_ns + int(served.seconds * 1e9))
 
 
-def _title(served: Served, name: str) -> str:
+def _title(served: RequestRecord, name: str) -> str:
     if served.route == "shadow":
         return f"shadow {name}"
     return _GRPC_METHOD if served.protocol == "grpc" else f"POST {_path(served.protocol, name)}"
@@ -241,7 +230,12 @@ def _path(protocol: str, name: str) -> str:
     return f"/models/{name}/" + _PATHS.get(protocol, "").format(name=name)
 
 
-def _attributes(served: Served, name: str) -> dict[str, str | int | float]:
+def _grpc_status(status: int) -> str:
+    name: str = next(code.name for code in grpc.StatusCode if code.value[0] == grpc_code(status))
+    return name
+
+
+def _attributes(served: RequestRecord, name: str) -> dict[str, str | int | float]:
     """Return the attributes of the semantic conventions for HTTP and RPC servers, and our own."""
     attributes: dict[str, str | int | float] = {
         "raymlops.model": name,
@@ -255,7 +249,7 @@ def _attributes(served: Served, name: str) -> dict[str, str | int | float]:
     if served.route != "shadow" and served.protocol == "grpc":
         attributes["rpc.system.name"] = "grpc"
         attributes["rpc.method"] = _GRPC_METHOD
-        attributes["rpc.response.status_code"] = _GRPC_STATUS.get(served.status, "INVALID_ARGUMENT")
+        attributes["rpc.response.status_code"] = _grpc_status(served.status)
     elif served.route != "shadow":
         attributes["http.request.method"] = "POST"
         attributes["http.route"] = _path(served.protocol, name)

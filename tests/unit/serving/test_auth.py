@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from raymlops.serving.auth import ANYBODY, SCOPES, Access, Guard, KeyEntry, access_of, secret_of
+from raymlops.serving.auth import ANONYMOUS, SCOPES, Access, Guard, KeyEntry, access_of, secret_of
 from raymlops.serving.refusal import Refusal
 from raymlops.state import keys
 
@@ -40,9 +40,9 @@ def refusal(guard, secret, scope="predict"):
 
 
 def test_a_good_key_is_admitted():
-    """The caller is known by the key's id and its scopes."""
+    """The caller is known by its key."""
     caller = guard(KEY).admit(SECRET, scope="predict")
-    assert (caller.key_id, caller.scopes) == ("00112233aabb", {"predict"})
+    assert (caller.key_id, caller.key) == ("00112233aabb", KEY)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_what_is_no_key_is_refused_in_one_way(secret, required):
 
 def test_without_a_key_an_open_endpoint_lets_all():
     """And one with keys lets nobody."""
-    assert guard(KEY, required=False).admit(None, scope="pin") is ANYBODY
+    assert guard(KEY, required=False).admit(None, scope="pin") is ANONYMOUS
     assert refusal(guard(KEY), None).status == 401
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from raymlops.serving.traffic import Choice, Share, Traffic, choose, copies
+from raymlops.serving.traffic import Share, Traffic, choose, copies
 
 CALLERS = [f"caller-{number}" for number in range(4000)]
 ALMOST_ONE = float(np.nextafter(1.0, 0.0))
@@ -16,34 +16,34 @@ def traffic(*weights, **fields):
 
 
 def answered(which):
-    return {caller: choose(which, sticky=caller, draw=0.5).version for caller in CALLERS}
+    return {caller: choose(which, sticky=caller, draw=0.5) for caller in CALLERS}
 
 
 def test_without_canaries_the_champion_answers():
     """Whatever the draw and the caller."""
-    assert choose(Traffic(), sticky="me", draw=0.0) == Choice(None, "champion")
+    assert choose(Traffic(), sticky="me", draw=0.0) is None
 
 
 @pytest.mark.parametrize(("draw", "version"), [(0.0, 7), (0.19, 7), (0.2, None), (0.69, None), (0.7, 8), (0.99, 8)])
 def test_a_draw_falls_to_a_version_by_its_share(draw, version):
     """Version 7 has the first fifth of the line, 8 the last three tenths, the champion what is between."""
     choice = choose(Traffic(canaries=(Share(7, 0.2), Share(8, 0.3))), sticky=None, draw=draw)
-    assert choice == Choice(version, "champion" if version is None else "canary")
+    assert choice == version
 
 
 @pytest.mark.parametrize("draw", [0.0, 0.5, ALMOST_ONE])
 def test_no_share_gets_nothing_and_a_whole_share_everything(draw):
     """At both ends of the line, on either side."""
-    assert choose(Traffic(canaries=(Share(7, 0.0), Share(8, 0.0))), sticky=None, draw=draw).version is None
-    assert choose(Traffic(canaries=(Share(7, 1.0), Share(8, 0.0))), sticky=None, draw=draw).version == 7
-    assert choose(Traffic(canaries=(Share(7, 0.0), Share(8, 1.0))), sticky=None, draw=draw).version == 8
+    assert choose(Traffic(canaries=(Share(7, 0.0), Share(8, 0.0))), sticky=None, draw=draw) is None
+    assert choose(Traffic(canaries=(Share(7, 1.0), Share(8, 0.0))), sticky=None, draw=draw) == 7
+    assert choose(Traffic(canaries=(Share(7, 0.0), Share(8, 1.0))), sticky=None, draw=draw) == 8
 
 
 def test_a_caller_keeps_its_version_in_every_process():
     """The draw does not matter, and the place is fixed: it is no Python hash, which differs by process."""
     split = traffic(0.5)
-    assert {choose(split, sticky="ada", draw=draw).version for draw in (0.0, 0.3, ALMOST_ONE)} == {7}
-    assert {choose(split, sticky="zoe", draw=draw).version for draw in (0.0, 0.3, ALMOST_ONE)} == {None}
+    assert {choose(split, sticky="ada", draw=draw) for draw in (0.0, 0.3, ALMOST_ONE)} == {7}
+    assert {choose(split, sticky="zoe", draw=draw) for draw in (0.0, 0.3, ALMOST_ONE)} == {None}
 
 
 def test_callers_are_spread_by_the_weights():
@@ -78,14 +78,14 @@ def test_models_are_independent():
 
 def test_requests_that_do_not_stick_go_by_the_draw():
     """A caller without a session, and every caller where nothing is to stick."""
-    assert choose(traffic(0.5), sticky=None, draw=0.4).version == 7
+    assert choose(traffic(0.5), sticky=None, draw=0.4) == 7
     loose = Traffic(canaries=(Share(7, 0.5),), sticky="request")
-    assert [choose(loose, sticky="ada", draw=draw).version for draw in (0.4, 0.6)] == [7, None]
+    assert [choose(loose, sticky="ada", draw=draw) for draw in (0.4, 0.6)] == [7, None]
 
 
 def test_any_text_is_a_caller():
     """A lone surrogate, which is no UTF-8, has its place too."""
-    assert choose(traffic(1.0), sticky="\ud800", draw=0.0).version == 7
+    assert choose(traffic(1.0), sticky="\ud800", draw=0.0) == 7
 
 
 def test_shadows_are_independent_of_each_other():

@@ -16,7 +16,7 @@ from raymlops.lifecycle.rollout.loss_reader import Window
 from raymlops.predictions.counts import Losses
 from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.log import PredictionLog
-from raymlops.predictions.served import Served
+from raymlops.predictions.served import RequestRecord
 from raymlops.predictions.settings import LogSettings
 from raymlops.records import BundleRef
 from raymlops.signature import Signature
@@ -46,7 +46,7 @@ def live(state, tmp_path, rule=RULE):
 def answer(request_id, *chances, version=1, route="champion", minute=0, **fields):
     arrived = (NOW + timedelta(minutes=minute)).timestamp()
     rows = len(chances)
-    served = Served(request_id, arrived, version, route, "native", 200, "", rows, 9, 0.1, 0.1, **fields)
+    served = RequestRecord(request_id, arrived, version, route, "native", 200, "", rows, 9, 0.1, 0.1, **fields)
     outputs = {"p": np.array(chances), "yes": np.array(chances) >= 0.5}
     return served._replace(columns={"x": np.ones(rows)}, outputs=outputs)
 

@@ -11,7 +11,7 @@ from raymlops.arrays import Column
 from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.read import read_predictions
-from raymlops.predictions.served import Served
+from raymlops.predictions.served import RequestRecord
 from raymlops.predictions.settings import LogSettings
 from raymlops.records import BundleRef
 from raymlops.signature import Signature
@@ -43,7 +43,7 @@ def write(tmp_path, moment, number):
     )
     columns = {"x": np.ones(1)}
     outputs = {"p": np.full(1, 0.5)}
-    served = Served(f"id{number}", moment.timestamp(), 1, "champion", "native", 200, "", 1, 9, 0.1, 0.1)
+    served = RequestRecord(f"id{number}", moment.timestamp(), 1, "champion", "native", 200, "", 1, 9, 0.1, 0.1)
     log.take([served._replace(columns=columns, outputs=outputs)])
     log.close()
 

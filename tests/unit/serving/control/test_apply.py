@@ -204,13 +204,6 @@ def test_a_version_that_is_too_slow_is_an_error():
         apply(desired(deployment(1, "champion")), api=Slow(), wait_s=0, probe=False)
 
 
-def test_progress_is_told_once_a_change():
-    """Each new status is reported, repetitions are not."""
-    told = []
-    apply(desired(deployment(1, "champion")), api=FakeServe(), wait_s=2, probe=False, on_status=told.append)
-    assert told == [{"flights--v1": "RUNNING", "raymlops": "RUNNING"}]
-
-
 def test_what_an_earlier_attempt_left_failed_is_tried_anew():
     """The failed application is deleted first, or Serve would only repeat its old failure."""
     serve = FakeServe()

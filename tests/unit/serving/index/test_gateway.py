@@ -16,6 +16,7 @@ from raymlops.serving.index.gateway import Gateway
 from raymlops.serving.protocols.grpc_messages import request_class
 from raymlops.serving.refusal import Limits
 from raymlops.serving.replica.grpc_front import GrpcReply
+from raymlops.serving.replica.peers import ServePeers
 
 SECRET = "rk_k1_" + "s" * 43
 KEY = KeyEntry("k1", sha256(SECRET.encode()).hexdigest(), frozenset({"predict"}), rate_per_s=1.0)
@@ -58,18 +59,11 @@ class FakeCall:
         self._front.cancelled += 1
 
 
-class FakePeers:
-    """The versions of one model, whose handles are kept."""
-
-    def __init__(self, name):
-        self.name = name
-        self.handles: dict[int, FakeFront] = {}
+class FakePeers(ServePeers):
+    """The versions of one model, with replicas in this process."""
 
     def handle(self, version):
-        return self.handles.setdefault(version, FakeFront(self.name, version))
-
-    def keep(self, versions):
-        self.handles = {version: handle for version, handle in self.handles.items() if version in versions}
+        return self._handles.setdefault(version, FakeFront(self._name, version))
 
 
 def model(name, version=7, **more):
@@ -116,7 +110,7 @@ def test_a_champion_that_hangs_is_waited_for_no_longer_than_its_deadline():
     assert (reply.status, code(reply), dict(reply.headers)[b"retry-after"]) == (504, "timeout", b"1")
     called = asyncio.run(grpc_infer(one, "hung"))
     assert (called.code, "retry-after" in dict(called.metadata)) == (LATE, True)
-    assert one._peers["hung"].handle(7).cancelled == 2
+    assert one._champions["hung"].peers.handle(7).cancelled == 2
 
 
 def test_a_champion_that_hangs_does_not_block_the_others():
@@ -125,7 +119,7 @@ def test_a_champion_that_hangs_does_not_block_the_others():
 
     async def scenario():
         waiting = [asyncio.create_task(infer(one, "hung")) for _ in range(gateway.IN_FLIGHT // 2)]
-        while len(one._peers["hung"].handle(7).asked) < len(waiting):  # noqa: ASYNC110 - until they have got that far
+        while len(one._champions["hung"].peers.handle(7).asked) < len(waiting):  # noqa: ASYNC110 - until they have got that far
             await asyncio.sleep(0)
         one.configure([model("hung", timeout_s=60.0), model("flights")])  # which forgets none of them
         refused, called = await infer(one, "hung"), await grpc_infer(one, "hung")
@@ -196,10 +190,10 @@ def test_a_call_that_comes_too_late_is_handed_to_nobody():
     one = make(model("flights", timeout_s=60.0))
     machine, now = stamp()
     late = asyncio.run(ask(one, "POST", "/v2/models/flights/infer", arrived=(machine, now - 61.0)))
-    assert (late.status, code(late), one._peers["flights"].handles) == (504, "timeout", {})
+    assert (late.status, code(late), one._champions["flights"].peers._handles) == (504, "timeout", {})
     asyncio.run(ask(one, "POST", "/v2/models/flights/infer", arrived=(machine, now - 30.0)))
     asyncio.run(grpc_infer(one, "flights"))
-    handed, called = one._peers["flights"].handle(7).given
+    handed, called = one._champions["flights"].peers.handle(7).given
     assert handed[0][ARRIVED] == (machine, now - 30.0)
     assert stamp_in(called[2])[1] >= now
 
@@ -209,10 +203,52 @@ def test_replicas_of_an_earlier_release_take_what_is_handed_on():
     one = make(model("flights"))
     before = stamp()[1]
     asyncio.run(grpc_infer(one, "flights", **{METADATA: "here 0.0", "x_tenant": "k"}))
-    ((method, _, metadata),) = one._peers["flights"].handle(7).given
+    ((method, _, metadata),) = one._champions["flights"].peers.handle(7).given
     assert (method, metadata[0]) == ("ModelInfer", ("x-tenant", "k"))
     assert [(name, type(value)) for name, value in metadata[1:]] == [(METADATA, str)]
     assert stamp_in(metadata)[1] >= before
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v2/models/flights/infer"),
+        ("POST", "/v2/models/flights/versions/7/infer"),
+        ("GET", "/v2/models/flights"),
+        ("GET", "/v2/models/flights/ready"),
+    ],
+)
+def test_what_is_for_a_model_is_handed_on(method, path):
+    """With the path that its own front knows."""
+    one = make(model("flights"))
+    assert asyncio.run(ask(one, method, path)).status == 200
+    ((scope,),) = one._champions["flights"].peers.handle(7).given
+    assert (scope["method"], scope["root_path"], scope["path"]) == (method, "/models/flights", f"/models/flights{path}")
+
+
+@pytest.mark.parametrize("path", ["/v2/models/fligths/infer", "/v2/models/flights2", "/v2/models//infer"])
+def test_a_model_that_is_not_there_is_not_found(path):
+    """And those that are there are named, with the caller's own request id."""
+    reply = asyncio.run(ask(make(model("flights")), "POST", path, x_request_id="abc"))
+    data = json.loads(reply.body)
+    assert (reply.status, data["request_id"]) == (404, "abc")
+    assert "/models/flights" in data["error"]
+
+
+def test_a_failure_of_the_gateway_is_an_answer():
+    """Whatever it raises."""
+    one = make(model("flights"))
+    one._champions["flights"].peers.handle(7).http_call = None
+    reply = asyncio.run(infer(one, "flights"))
+    assert (reply.status, code(reply)) == (500, "internal")
+
+
+def test_an_answer_to_head_has_no_body():
+    """Neither the index' own nor a refusal."""
+    for path in ("/models", "/nope"):
+        reply = asyncio.run(ask(make(), "HEAD", path))
+        assert reply.body == b""
+        assert int(dict(reply.headers)[b"content-length"]) > 0
 
 
 def test_the_largest_bounds_of_all_models_are_told():
@@ -240,9 +276,9 @@ def test_handles_of_versions_that_are_gone_are_let_go():
     """Of a model that stays, and of one that goes."""
     one = make(model("flights"), model("digits"))
     asyncio.run(infer(one, "flights"))
-    peers = one._peers["flights"]
-    assert set(peers.handles) == {7}
+    peers = one._champions["flights"].peers
+    assert set(peers._handles) == {7}
     one.configure([model("flights", 8)])
-    assert peers.handles == {}
-    assert set(one._peers) == {"flights"}
+    assert peers._handles == {}
+    assert set(one._champions) == {"flights"}
     assert asyncio.run(infer(one, "flights")).body == b"flights 8"

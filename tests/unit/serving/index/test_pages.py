@@ -6,10 +6,9 @@ from hashlib import sha256
 import httpx
 import pytest
 
-from raymlops.serving.asgi import make_reply
+from raymlops.serving.asgi import send_reply
 from raymlops.serving.auth import Access, KeyEntry
-from raymlops.serving.index.pages import Index, Target, target_of
-from raymlops.serving.refusal import Refusal
+from raymlops.serving.index.gateway import Gateway
 
 MODEL = {"name": "flights", "version": "7", "digest": "d" * 64, "path": "/models/flights"}
 
@@ -19,21 +18,18 @@ KEY = KeyEntry("k1", sha256(SECRET.encode()).hexdigest(), frozenset({"predict"})
 GUARDED = {**MODEL, "name": "digits", "path": "/models/digits", "access": Access(required=True, keys=(KEY,)).to_dict()}
 
 
-def ask(method: str, path: str, *, forward=None, models=(MODEL,), **headers) -> httpx.Response:
-    index = Index(forward)
+def ask(method: str, path: str, *, models=(MODEL,), **headers) -> httpx.Response:
+    index = Gateway()
     index.configure(models)
 
-    async def send():
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(index), base_url="http://test") as client:
+    async def app(scope, receive, send):
+        await send_reply(await index.reply(scope, receive), send)
+
+    async def sent():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             return await client.request(method, path, headers=headers)
 
-    return asyncio.run(send())
-
-
-async def echo(target: Target, scope, receive):
-    """Answer with the path that the model's front would see."""
-    inner = target.scope(scope)
-    return make_reply(200, f"{target.name} {inner['root_path']} {inner['path']}".encode(), "id-1")
+    return asyncio.run(sent())
 
 
 @pytest.mark.parametrize("path", ["/", "/models"])
@@ -60,55 +56,13 @@ def test_a_browser_gets_a_page():
     ],
 )
 def test_the_host_answers_for_itself(path, data):
-    """Liveness and the names of the models, with a hook for models or without."""
+    """Liveness and the names of the models."""
     assert ask("GET", path).json() == data
-    assert ask("GET", path, forward=echo).json() == data
 
 
 def test_the_host_says_what_it_speaks():
     """Server metadata of the Open Inference Protocol."""
     assert ask("GET", "/v2").json()["extensions"] == ["binary_tensor_data"]
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("POST", "/v2/models/flights/infer"),
-        ("POST", "/v2/models/flights/versions/7/infer"),
-        ("GET", "/v2/models/flights"),
-        ("GET", "/v2/models/flights/ready"),
-    ],
-)
-def test_what_is_for_a_model_is_handed_on(method, path):
-    """With the path that its own front knows."""
-    response = ask(method, path, forward=echo)
-    assert response.text == f"flights /models/flights /models/flights{path}"
-
-
-def test_a_model_that_does_not_answer_is_a_refusal():
-    """What the hook refuses, the host answers, with the time after which to try again."""
-
-    async def busy(target, scope, receive):
-        raise Refusal(503, "version_unavailable", "no replica", retry_after_s=0.2)
-
-    response = ask("POST", "/v2/models/flights/infer", forward=busy, **{"x-request-id": "abc"})
-    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-    assert response.json()["code"] == "version_unavailable"
-    assert (response.json()["error"], response.json()["request_id"]) == ("no replica", "abc")
-
-
-@pytest.mark.parametrize("path", ["/v2/models/fligths/infer", "/v2/models/flights2", "/v2/models//infer"])
-def test_a_model_that_is_not_there_is_not_found(path):
-    """And those that are there are named."""
-    response = ask("POST", path, forward=echo)
-    assert response.status_code == 404
-    assert "/models/flights" in response.json()["error"]
-
-
-def test_other_paths_are_for_no_model():
-    """Only what is below ``/v2/models/`` is handed on."""
-    assert target_of("/v2", [MODEL]) is None
-    assert target_of("/models/flights/predict", [MODEL]) is None
 
 
 def test_an_unknown_model_is_not_found_and_the_known_are_named():
@@ -130,29 +84,10 @@ def test_a_wrong_method_is_refused(path):
 def test_a_model_that_asks_for_a_key_is_named_to_callers_with_one_alone(path):
     """In lists and in refusals, to browsers too; no key, and no hash of one, is ever shown."""
     for accept in ("application/json", "text/html"):
-        asked = {"models": [MODEL, GUARDED], "forward": echo, "accept": accept}
+        asked = {"models": [MODEL, GUARDED], "accept": accept}
         without = ask("GET", path, **asked)
         forged = ask("GET", path, **asked, **{"x-api-key": SECRET[:-1]})
         known = ask("GET", path, **asked, authorization=f"Bearer {SECRET}")
         assert "digits" not in without.text + forged.text
         assert "digits" in known.text
         assert KEY.hash not in known.text
-
-
-def test_a_failure_of_the_hook_is_an_answer():
-    """Whatever it raises."""
-
-    async def broken(target, scope, receive):
-        raise ArithmeticError
-
-    answer = ask("POST", "/v2/models/flights/infer", forward=broken)
-    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
-
-
-def test_an_answer_to_head_has_no_body():
-    """Neither the index' own nor a refusal."""
-    for path in ("/models", "/nope"):
-        scope = {"type": "http", "method": "HEAD", "path": path, "headers": []}
-        reply = asyncio.run(Index().answer(scope, None))
-        assert reply.body == b""
-        assert int(dict(reply.headers)[b"content-length"]) > 0

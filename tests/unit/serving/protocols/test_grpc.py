@@ -11,7 +11,7 @@ from raymlops.serving.protocols import grpc as form
 from raymlops.serving.protocols import oip
 from raymlops.serving.protocols.grpc import PROTOCOL
 from raymlops.serving.protocols.grpc_messages import METHODS, request_class, response_class
-from raymlops.serving.refusal import Refusal
+from raymlops.serving.refusal import Refusal, grpc_code
 
 
 def ask(request) -> Refusal:
@@ -163,7 +163,7 @@ def test_statuses_have_a_code(status, code):
     """The number is the one that gRPC's own enumeration has."""
     from grpc import StatusCode
 
-    assert StatusCode[code].value[0] == form.status_code(status)
+    assert StatusCode[code].value[0] == grpc_code(status)
 
 
 def test_details_are_the_one_error_and_fit_a_header():

@@ -8,7 +8,7 @@ import pytest
 from raymlops.serving.arrival import ARRIVED, Ages
 from raymlops.serving.asgi import BODY
 from raymlops.serving.proxy.bodies import Account, Body
-from raymlops.serving.proxy.bounds import SILENT, TOLD, UNKNOWN, Bounds, Known
+from raymlops.serving.proxy.bounds import ANNOUNCED, SILENT, UNKNOWN, Bounds, KnownBounds
 from raymlops.serving.proxy.connections import CLIENT, Client
 from raymlops.serving.proxy.middleware import MAX_HEADERS, ProxyMiddleware, clean_headers
 from raymlops.serving.refusal import Refusal
@@ -126,9 +126,9 @@ def chunk(body, *, more=True):
 
 
 def known(**bounds):
-    one = Known()
+    one = KnownBounds()
     for name, (timeout_s, size) in bounds.items():
-        one.tell(name, Bounds(timeout_s, size))
+        one.record(name, Bounds(timeout_s, size))
     return one
 
 
@@ -166,7 +166,7 @@ def answering(log=None, *, told=None, headers=()):
         if log is not None:
             log.append((scope["method"], scope["path"], body and len(body["body"])))
         start = {"type": "http.response.start", "status": 200, "headers": list(headers)}
-        await send(start if told is None or name == "nobody" else {**start, TOLD: (name, told)})
+        await send(start if told is None or name == "nobody" else {**start, ANNOUNCED: (name, told)})
         await send({"type": "http.response.body", "body": b""})
 
     return app
@@ -174,7 +174,7 @@ def answering(log=None, *, told=None, headers=()):
 
 def test_bounds_come_with_a_models_answers():
     """They are taken out of the first one; other models keep theirs."""
-    bounds, app = Known(), answering(told=(30.0, 5))
+    bounds, app = KnownBounds(), answering(told=(30.0, 5))
     (start, _) = converse(app, [], method="GET", known=bounds)
     assert start == {"type": "http.response.start", "status": 200, "headers": []}
     six = [chunk(b"abcdef", more=False)]
@@ -188,7 +188,7 @@ def test_a_model_is_asked_for_its_bounds_before_a_larger_body_is_read(headers, t
     """Larger than what counts until it has told, or of unknown size: its own bounds are in force from the first."""
     log = []
     nine = [chunk(bytes(9_000_000), more=False)]
-    sent = converse(answering(log, told=told), nine, headers=headers, known=Known())
+    sent = converse(answering(log, told=told), nine, headers=headers, known=KnownBounds())
     assert sent[0]["status"] == status
     assert log[0] == ("GET", "/models/flights/readyz", None)
     assert log[1:] == ([("POST", "/models/flights/predict", 9_000_000)] if status == 200 else [])
@@ -198,7 +198,7 @@ def test_a_smaller_body_asks_for_nothing_before():
     """It is within what counts for a name of which nothing is known."""
     log = []
     eight = [chunk(bytes(8_000_000), more=False)]
-    converse(answering(log), eight, headers=[(b"content-length", b"8000000")], known=Known())
+    converse(answering(log), eight, headers=[(b"content-length", b"8000000")], known=KnownBounds())
     assert log == [("POST", "/models/flights/predict", 8_000_000)]
 
 
@@ -209,7 +209,7 @@ def test_a_large_body_for_nobody_is_to_come_again(headers):
     nine = [chunk(bytes(9_000_000), more=False)]
     path = "/models/nobody/predict"
     app = answering(told=(30.0, 9_000_000))
-    sent = converse(app, nine, path=path, headers=headers, known=Known(), account=account)
+    sent = converse(app, nine, path=path, headers=headers, known=KnownBounds(), account=account)
     assert status_and_code(sent) == (503, "retry")
     assert (b"retry-after", b"1") in sent[0]["headers"]
     assert account.held == 0
@@ -217,12 +217,12 @@ def test_a_large_body_for_nobody_is_to_come_again(headers):
 
 def test_a_model_of_an_earlier_release_tells_no_bounds():
     """Its answers show that it is a model; it has those that its own front then makes smaller."""
-    log, bounds = [], Known()
+    log, bounds = [], KnownBounds()
     nine = [chunk(bytes(9_000_000), more=False)]
     app = answering(log, headers=[(b"x-model-version", b"7")])
     assert converse(app, nine, known=bounds)[0]["status"] == 200
     assert bounds.of_path("/models/flights/predict") == SILENT
-    bounds.tell("digits", Bounds(30.0, 5))
+    bounds.record("digits", Bounds(30.0, 5))
     converse(app, [], method="GET", path="/models/digits", known=bounds)
     assert bounds.of_path("/models/digits") == Bounds(30.0, 5)
 

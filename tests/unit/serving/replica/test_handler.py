@@ -147,7 +147,7 @@ def test_a_shadow_that_hangs_is_left_behind():
 
     assert [response.status_code for response in asyncio.run(several())] == [200] * 5
     assert peers.asked == [10, 10]
-    assert front.handler.shadows.counts[10].dropped == 3
+    assert front.handler.shadows.dropped[10] == 3
 
 
 def test_a_request_may_be_pinned_to_a_version_that_is_up():

@@ -96,4 +96,4 @@ def test_the_docs_page_says_how_labels_are_sent():
     """With the body that the document has as its example."""
     page = ask(make_front(), "GET", "/docs").text
     assert "POST /models/flights/feedback" in page
-    assert "&quot;labels&quot;" in page
+    assert "&#34;labels&#34;" in page

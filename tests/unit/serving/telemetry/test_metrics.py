@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from raymlops.predictions.served import Served
+from raymlops.predictions.served import RequestRecord
 from raymlops.serving.telemetry.metric_families import FAMILIES, ROWS, SECONDS
 from raymlops.serving.telemetry.metrics import Metrics, Readings
 
@@ -52,7 +52,7 @@ class FakeInstrument:
         self.fake.values[self._key(tags)] = value
 
 
-def served(**more) -> Served:
+def served(**more) -> RequestRecord:
     facts = {
         "request_id": "r",
         "ts": 1_700_000_000.0,
@@ -66,7 +66,7 @@ def served(**more) -> Served:
         "seconds": 0.004,
         "model_seconds": 0.002,
     }
-    return Served(**(facts | more))
+    return RequestRecord(**(facts | more))
 
 
 def counted(*batch, read=Readings, **more):
@@ -157,13 +157,9 @@ def test_batches_are_counted_by_rows_and_requests():
     assert fake.of("raymlops_batch_requests") == 3
 
 
-def test_labels_take_few_values_whatever_comes():
-    """Unknown routes and protocols are other, and so is every code after the first 64; no id is a label."""
-    odd = [served(route="x", protocol=f"p{number}", status=400, code=f"c{number}") for number in range(100)]
-    fake = counted(*odd, served(key_id="secret-key", request_id="secret-id"))
-    codes = {dict(tags)["code"] for name, tags in fake.values if name == "raymlops_requests"}
-    assert len(codes) == 65
-    assert fake.of("raymlops_requests", code="other", status="400", route="other", protocol="other") == 100 - 64
+def test_no_label_comes_from_a_client():
+    """Neither a key nor the id of a request."""
+    fake = counted(served(key_id="secret-key", request_id="secret-id"))
     assert "secret" not in str(fake.values)
 
 
@@ -188,10 +184,10 @@ def test_nothing_is_published_twice_within_a_second():
 def test_ray_takes_every_family_and_needs_no_cluster():
     """Ray's own metrics accept the names, labels and values, in a process without a cluster."""
     program = (
-        "from raymlops.predictions.served import Served\n"
+        "from raymlops.predictions.served import RequestRecord\n"
         "from raymlops.serving.telemetry.metrics import Metrics\n"
         "metrics = Metrics(name='flights', version=7)\n"
-        "metrics.take([Served('r', 0.0, 7, 'champion', 'native', 200, '', 1, 1, 0.1, 0.1, fallback_from=8)])\n"
+        "metrics.take([RequestRecord('r', 0.0, 7, 'champion', 'native', 200, '', 1, 1, 0.1, 0.1, fallback_from=8)])\n"
         "metrics.close()\n"
     )
     command = [sys.executable, "-W", "error", "-c", program]

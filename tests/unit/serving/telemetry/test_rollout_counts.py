@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raymlops.predictions.served import Served
-from raymlops.serving.telemetry.rollout_counts import Tally, sending
+from raymlops.predictions.served import RequestRecord
+from raymlops.serving.telemetry.rollout_counts import RolloutCounts, sending
 from raymlops.serving.traffic import Share, Traffic
 
 CANARY = Traffic(epoch="r.0", canaries=(Share(2, 0.1),), canary_timeout_s=1.0)
@@ -17,7 +17,7 @@ COLUMNS = {"x": np.ones(1)}
 
 def served(route="champion", *, version=1, status=200, code="", model_seconds=0.01, seconds=0.02, **fields):
     fields = {"columns": COLUMNS, "epoch": "r.0", **fields}
-    return Served("id", 0.0, version, route, "native", status, code, 1, 10, seconds, model_seconds, **fields)
+    return RequestRecord("id", 0.0, version, route, "native", status, code, 1, 10, seconds, model_seconds, **fields)
 
 
 class Controller:
@@ -33,9 +33,9 @@ class Controller:
         self.looked += 1
         return (lambda *report: self.reports.append(report)) if self.there else None
 
-    def tally(self, traffic):
+    def counts(self, traffic):
         self.traffic = traffic
-        return Tally(
+        return RolloutCounts(
             name="m",
             replica="a",
             traffic=lambda: self.traffic,
@@ -50,8 +50,8 @@ def controller():
     return Controller()
 
 
-def rows(tally, epoch="r.0"):
-    return {row: {k: v for k, v in counts.items() if v} for row, counts in tally.report()[epoch].items()}
+def rows(counts, epoch="r.0"):
+    return {row: {k: v for k, v in counts.items() if v} for row, counts in counts.report()[epoch].items()}
 
 
 def test_each_version_is_counted_by_what_fell_to_it(controller):
@@ -59,8 +59,8 @@ def test_each_version_is_counted_by_what_fell_to_it(controller):
 
     The champion took its time over the second: that is no lateness of the canary.
     """
-    tally = controller.tally(CANARY)
-    tally.take(
+    counts = controller.counts(CANARY)
+    counts.take(
         [
             served(),
             served(status=500, model_seconds=0.0),
@@ -70,7 +70,7 @@ def test_each_version_is_counted_by_what_fell_to_it(controller):
             served(fallback_from=2, fallback_code="error", seconds=1.1),
         ]
     )
-    assert rows(tally) == {
+    assert rows(counts) == {
         "champion": {"requests": 2, "errors": 1, "seconds_sum": 0.01},
         "2": {"requests": 4, "errors": 1, "slow": 1, "late": 1, "seconds_sum": 0.51},
     }
@@ -78,31 +78,31 @@ def test_each_version_is_counted_by_what_fell_to_it(controller):
 
 def test_a_champion_that_does_not_answer_in_time_is_slow(controller):
     """As a canary is: the same stall is no error of one and lateness of the other."""
-    tally = controller.tally(CANARY)
-    tally.take([served(status=504, code="timeout", model_seconds=0.0)])
-    assert rows(tally) == {"champion": {"requests": 1, "slow": 1}}
+    counts = controller.counts(CANARY)
+    counts.take([served(status=504, code="timeout", model_seconds=0.0)])
+    assert rows(counts) == {"champion": {"requests": 1, "slow": 1}}
 
 
 def test_rows_that_a_recipe_refuses_are_left_out_for_both(controller):
     """Both answer 422, and neither failed."""
-    tally = controller.tally(CANARY)
+    counts = controller.counts(CANARY)
     refused = {"status": 422, "code": "invalid_rows"}
-    tally.take([served(**refused), served("canary", version=2, **refused)])
-    assert tally.report() == {}
+    counts.take([served(**refused), served("canary", version=2, **refused)])
+    assert counts.report() == {}
 
 
 def test_overload_is_left_out_for_both(controller):
     """A canary that turns requests away under load is no worse than a champion that does."""
-    tally = controller.tally(CANARY)
-    tally.take([served(fallback_from=2, fallback_code="overloaded"), served(status=503, code="overloaded")])
-    assert tally.report() == {}
+    counts = controller.counts(CANARY)
+    counts.take([served(fallback_from=2, fallback_code="overloaded"), served(status=503, code="overloaded")])
+    assert counts.report() == {}
 
 
 def test_a_caller_that_leaves_was_kept_waiting(controller):
     """By the canary, while the champion stood in for it, or by the champion."""
-    tally = controller.tally(CANARY)
+    counts = controller.counts(CANARY)
     left = {"status": 499, "code": "disconnected", "model_seconds": 0.0}
-    tally.take(
+    counts.take(
         [
             served("canary", version=2, **left),
             served(fallback_from=2, fallback_code="late", **left),
@@ -110,17 +110,17 @@ def test_a_caller_that_leaves_was_kept_waiting(controller):
             served(columns=None, **left),
         ]
     )
-    assert rows(tally) == {"2": {"requests": 2, "late": 2}, "champion": {"requests": 1, "slow": 1}}
+    assert rows(counts) == {"2": {"requests": 2, "late": 2}, "champion": {"requests": 1, "slow": 1}}
 
 
 def test_a_request_counts_where_it_was_chosen(controller):
     """The step went on while it was answered, or the rollout ended."""
-    tally = controller.tally(replace(CANARY, epoch="r.1"))
-    tally.take([served("canary", version=2), served("canary", version=2, epoch="r.1")])
-    assert (rows(tally)["2"]["requests"], rows(tally, "r.1")["2"]["requests"]) == (1, 1)
+    counts = controller.counts(replace(CANARY, epoch="r.1"))
+    counts.take([served("canary", version=2), served("canary", version=2, epoch="r.1")])
+    assert (rows(counts)["2"]["requests"], rows(counts, "r.1")["2"]["requests"]) == (1, 1)
     controller.traffic = Traffic()
-    tally.take([served("canary", version=2, epoch="r.1")])
-    assert rows(tally, "r.1")["2"]["requests"] == 2
+    counts.take([served("canary", version=2, epoch="r.1")])
+    assert rows(counts, "r.1")["2"]["requests"] == 2
 
 
 def test_a_replaced_controller_is_looked_for_again(controller):
@@ -139,18 +139,18 @@ def test_a_replaced_controller_is_looked_for_again(controller):
         return sending(lambda *report: controller.reports.append((handle, report)) or (handle, report), arrived)
 
     controller.find = find
-    tally = controller.tally(CANARY)
+    counts = controller.counts(CANARY)
     for now in (0.0, 1.0, 5.0):
         controller.now = now
-        tally.take([served()])
+        counts.take([served()])
     assert [handle for handle, _ in controller.reports] == ["old", "new"]
     assert controller.reports[-1][1][3]["r.0"]["champion"]["requests"] == 3
 
 
 def test_what_says_nothing_of_a_version_is_not_counted(controller):
     """Refused, pinned, a copy for a shadow, turned away under load; but an answer that is no number is an error."""
-    tally = controller.tally(CANARY)
-    tally.take(
+    counts = controller.counts(CANARY)
+    counts.take(
         [
             served(status=422, code="invalid_rows", columns=None),
             served(status=503, code="overloaded"),
@@ -160,41 +160,41 @@ def test_what_says_nothing_of_a_version_is_not_counted(controller):
             served(status=422, code="not_finite"),
         ]
     )
-    assert rows(tally) == {"champion": {"requests": 1, "errors": 1, "seconds_sum": 0.01}}
+    assert rows(counts) == {"champion": {"requests": 1, "errors": 1, "seconds_sum": 0.01}}
 
 
 def test_nothing_is_counted_or_looked_for_while_traffic_is_not_shared(controller):
     """Which is most of the time."""
-    tally = controller.tally(Traffic())
-    tally.take([served(epoch="")])
-    assert (tally.report(), controller.looked) == ({}, 0)
+    counts = controller.counts(Traffic())
+    counts.take([served(epoch="")])
+    assert (counts.report(), controller.looked) == ({}, 0)
 
 
 def test_totals_are_sent_once_a_second_with_a_rising_number(controller):
     """The second report holds all of the first."""
-    tally = controller.tally(CANARY)
+    counts = controller.counts(CANARY)
     for now in (0.0, 0.5, 1.0, 1.5):
         controller.now = now
-        tally.take([served()])
+        counts.take([served()])
     assert [(name, replica, number) for name, replica, number, _ in controller.reports] == [
         ("m", "a", 1),
         ("m", "a", 2),
     ]
     assert [report["r.0"]["champion"]["requests"] for *_, report in controller.reports] == [1, 3]
-    tally.close()
+    counts.close()
     assert controller.reports[-1][3]["r.0"]["champion"]["requests"] == 4
 
 
 def test_a_missing_controller_is_looked_for_every_five_seconds(controller):
     """And told everything once it is there."""
     controller.there = False
-    tally = controller.tally(CANARY)
+    counts = controller.counts(CANARY)
     for now in (0.0, 1.0, 4.9):
         controller.now = now
-        tally.take([served()])
+        counts.take([served()])
     assert controller.looked == 1
     controller.there, controller.now = True, 5.0
-    tally.take([served()])
+    counts.take([served()])
     assert controller.reports[0][3]["r.0"]["champion"]["requests"] == 4
 
 
@@ -209,20 +209,20 @@ def test_a_controller_that_raises_costs_nothing(controller):
         raise ConnectionError
 
     controller.find = find
-    tally = controller.tally(CANARY)
-    tally.take([served()])
+    counts = controller.counts(CANARY)
+    counts.take([served()])
     controller.now = 5.0
-    tally.take([served()])
+    counts.take([served()])
     assert controller.reports[0][3]["r.0"]["champion"]["requests"] == 2
 
 
 def test_epochs_are_kept_apart_and_the_old_ones_forgotten(controller):
     """Ten changes of the weights leave the last eight; weights that come back are counted anew."""
-    tally = controller.tally(CANARY)
+    counts = controller.counts(CANARY)
     for epoch in (*"0123456789", "3"):
         controller.traffic = Traffic(epoch=epoch, canaries=CANARY.canaries)
-        tally.take([served(epoch=epoch)] * 2)
-    assert sorted(tally.report()) == list("23456789")
+        counts.take([served(epoch=epoch)] * 2)
+    assert sorted(counts.report()) == list("23456789")
     controller.traffic = Traffic(epoch="5", canaries=CANARY.canaries)
-    tally.take([served(epoch="5")])
-    assert tally.report()["5"]["champion"]["requests"] == 1
+    counts.take([served(epoch="5")])
+    assert counts.report()["5"]["champion"]["requests"] == 1

@@ -186,7 +186,7 @@ def test_a_trial_says_how_its_sweep_ended_it(recorded: Recorded, tags: dict[str,
     assert (now.state, now.detail) == ("killed", detail)
 
 
-TOLD = RunStatus(
+ANNOUNCED = RunStatus(
     run_id="r1",
     name="flights-1",
     kind="run",
@@ -221,7 +221,7 @@ TOLD = RunStatus(
 
 def test_a_run_is_told_in_lines() -> None:
     """One line a question, more where there is more than one answer."""
-    assert TOLD.text().splitlines() == [
+    assert ANNOUNCED.text().splitlines() == [
         "run        r1 (flights-1)",
         "state      interrupted: MLflow says RUNNING, but no process holds its lease",
         "progress   epoch 3 of 10, step 120 of 400, 30% (at 2026-11-25 12:00:30 UTC)",
