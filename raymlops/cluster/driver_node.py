@@ -20,7 +20,7 @@ from raymlops.errors import ClusterError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    Report = Callable[[ClusterError], None]
+    Report = Callable[[ClusterError], object]
 
 _resume: list[str] = []
 _reports: list[Report] = []
