@@ -45,42 +45,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-__all__ = [
-    "BundleError",
-    "ClusterError",
-    "ConfigError",
-    "DeployError",
-    "EndpointDisconnectedError",
-    "EndpointTimeoutError",
-    "EndpointUnreachableError",
-    "GateRefusedError",
-    "InsufficientResourcesError",
-    "InvalidNameError",
-    "InvalidRowsError",
-    "NonFiniteError",
-    "NotFoundError",
-    "OutdatedStateError",
-    "OverloadedError",
-    "PortTakenError",
-    "Problem",
-    "ProcessSpoiledError",
-    "RaymlopsError",
-    "RecipeError",
-    "RecipeImportError",
-    "RefusedError",
-    "RowProblem",
-    "StorageError",
-    "SweepError",
-    "TakenError",
-    "TrackingError",
-    "TrainingError",
-    "TrialHungError",
-    "UnreachableError",
-    "UsageError",
-    "describe",
-    "error_class",
-]
-
 
 def describe(error: BaseException) -> str:
     """Return the error's class and the first line of its message."""

@@ -58,7 +58,7 @@ def diagnose(
 
     MLflow and Ray default to what the environment names, then to what ``raymlops up`` started under ``root``.
     """
-    folder = Path(root).expanduser().absolute() if root is not None else upfile.home()
+    folder = upfile.home(root)
     record, up = up_record(folder)
     url = dashboard_url or os.environ.get("RAY_API_SERVER_ADDRESS") or (record.dashboard_url if record else None)
     mlflow_url = record.mlflow_url if record else sqlite_url(folder / "mlflow.db")

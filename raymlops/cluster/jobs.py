@@ -173,7 +173,8 @@ class Jobs:
         from ray.job_submission import JobSubmissionClient
 
         try:
-            with _addressed(self.url):
+            # Ray's client prefers this variable to the address that it is given.
+            with auth.variables_set({VARIABLES[0]: self.url}):
                 client = JobSubmissionClient(self.url, headers=auth.headers(self._place.token_path))
             yield client
         except AuthenticationError as error:
@@ -251,18 +252,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-@contextmanager
-def _addressed(url: str) -> Iterator[None]:
-    """Name the cluster for the block: Ray's client prefers this variable to the address that it is given."""
-    name = VARIABLES[0]
-    before = os.environ.get(name)
-    os.environ[name] = url
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -159,7 +159,7 @@ def down(*, root: Path | str | None = None, grace_s: float = 15.0) -> DownRecord
     Raises:
         ClusterError: a process of the cluster cannot be ended; it is named.
     """
-    folder = Path(root).expanduser().absolute() if root is not None else upfile.home()
+    folder = upfile.home(root)
     if upfile.read(folder) is None:
         return None
     with _lock(folder), undisturbed():
@@ -169,7 +169,7 @@ def down(*, root: Path | str | None = None, grace_s: float = 15.0) -> DownRecord
 
 def status(*, root: Path | str | None = None) -> StatusRecord:
     """Ask each service, and look at every process and socket of the cluster."""
-    folder = Path(root).expanduser().absolute() if root is not None else upfile.home()
+    folder = upfile.home(root)
     record = upfile.read(folder)
     if record is None:
         return StatusRecord(str(folder), "down", {"ray": False, "mlflow": False, "serve": False}, {}, 0)
@@ -256,7 +256,7 @@ def _end(record: UpRecord, *, grace_s: float) -> DownRecord:
 
 
 def _folder(root: Path | str | None) -> Path:
-    folder = Path(root).expanduser().absolute() if root is not None else upfile.home()
+    folder = upfile.home(root)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder):

@@ -102,15 +102,16 @@ def room(asked: Ask, nodes: Sequence[Resources]) -> int | float:
     )
 
 
-_HINTS = {
-    "never": "lower the workers or the share of each (train.num_workers, train.cpus_per_worker), or add nodes",
-    "busy": "wait for the others, end them, or raise cluster.wait_s",
-}
-
-
 def some_end(holders: Sequence[Holder]) -> bool:
     """Return whether a holder ends by itself, as jobs do and what is served does not."""
     return any(not holder.name.startswith(SERVED) for holder in holders)
+
+
+def hint(verdict: Verdict, holders: Sequence[Holder]) -> str:
+    """Return what to do about workers that do not fit."""
+    if verdict.kind == "never":
+        return "lower the workers or the share of each (train.num_workers, train.cpus_per_worker), or add nodes"
+    return ". ".join(filter(None, ("wait for the others, end them, or raise cluster.wait_s", remedy(holders))))
 
 
 def remedy(holders: Sequence[Holder]) -> str:
