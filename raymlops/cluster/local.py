@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.cluster import services, upfile
 from raymlops.cluster.auth import ensure_token
 from raymlops.cluster.capacity import logical_cpus
-from raymlops.cluster.ports import HOST, Listener, check_free, listeners
+from raymlops.cluster.ports import HOST, check_free, listeners
 from raymlops.cluster.processes import ProcessRecord, belonging, end
 from raymlops.cluster.restart_mlflow import only_mlflow_ended, restart_mlflow
 from raymlops.cluster.upfile import UpRecord
@@ -100,10 +100,8 @@ def up(
     folder = _folder(root)
     cpus = logical_cpus(num_cpus)
     asked = {"Serve": http_port, "Ray's dashboard": dashboard_port, "MLflow": mlflow_port, "Ray": ray_port}
-    ports = {name: _PORTS[name] if port is None else port for name, port in asked.items()}
     asked["gRPC"] = grpc_port
-    if grpc_port is not None:
-        ports["gRPC"] = grpc_port
+    ports = _PORTS | {name: port for name, port in asked.items() if port is not None}
     extra = {"HAProxy's statistics": stats_port, "HAProxy's metrics": metrics_port} if haproxy else {}
     with _lock(folder):
         if (old := upfile.read(folder)) is not None:
@@ -179,17 +177,10 @@ def status(*, root: Path | str | None = None) -> StatusRecord:
         "mlflow": services.mlflow_ready(record.mlflow_url),
         "serve": services.serve_ready(record.dashboard_url, token=token, serve_url=record.serve_url),
     }
-    processes = belonging(record.cluster_id, record.processes)
-    state = record.state if record.state == "starting" or all(found.values()) else "broken"
-    pids = {process.pid for process in processes}
-    reachable = tuple(str(item) for item in listeners(pids) if not item.loopback) if pids else ()
-    return StatusRecord(str(folder), state, found, record.urls, len(processes), reachable, record.grpc_address)
-
-
-def sockets(record: UpRecord) -> list[Listener]:
-    """Return every listening socket of a cluster."""
     pids = {process.pid for process in belonging(record.cluster_id, record.processes)}
-    return listeners(pids) if pids else []
+    state = record.state if record.state == "starting" or all(found.values()) else "broken"
+    reachable = tuple(str(item) for item in listeners(pids) if not item.loopback)
+    return StatusRecord(str(folder), state, found, record.urls, len(pids), reachable, record.grpc_address)
 
 
 def _start(
@@ -229,8 +220,12 @@ def _start(
     services.start_serve(
         record.dashboard_url, token=token, port=ports["Serve"], grpc_port=record.grpc_port, timeout_s=timeout_s
     )
-    ready = {"token": token, "serve_url": record.serve_url}
-    wait("Serve", lambda: services.serve_ready(record.dashboard_url, **ready), head, ray_log)  # type: ignore[arg-type]
+    wait(
+        "Serve",
+        lambda: services.serve_ready(record.dashboard_url, token=token, serve_url=record.serve_url),
+        head,
+        ray_log,
+    )
     say(f"Serve answers at {record.serve_url}")
     wait("MLflow", lambda: services.mlflow_ready(record.mlflow_url), mlflow, mlflow_log)
     say(f"MLflow answers at {record.mlflow_url}")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from raymlops.cluster import local, services, upfile
-from raymlops.cluster.ports import free_port
+from raymlops.cluster.ports import free_port, listeners
 from raymlops.cluster.processes import belonging
 from raymlops.errors import ClusterError, PortTakenError, StorageError, UsageError
 
@@ -55,7 +55,8 @@ def test_every_service_answers_and_only_this_machine_reaches_them(cluster):
     assert status.state == "up"
     assert status.services == {"ray": True, "mlflow": True, "serve": True}
     assert status.open_to_others == ()
-    assert set(PORTS.values()) <= {item.port for item in local.sockets(cluster)}
+    pids = {process.pid for process in belonging(cluster.cluster_id, cluster.processes)}
+    assert set(PORTS.values()) <= {item.port for item in listeners(pids)}
 
 
 def test_the_dashboard_refuses_without_the_token(cluster):
