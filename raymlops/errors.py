@@ -43,7 +43,10 @@ an evaluation; a ``BaseException``, so that no recipe catches it).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def describe(error: BaseException) -> str:
@@ -110,7 +113,7 @@ class ConfigError(UsageError):
 
     problems: tuple[Problem, ...]
 
-    def __init__(self, problems: list[Problem] | tuple[Problem, ...], *, hint: str | None = None) -> None:
+    def __init__(self, problems: Sequence[Problem], *, hint: str | None = None) -> None:
         super().__init__("\n".join(map(str, problems)), hint=hint)
         self.problems = tuple(problems)
 
@@ -226,7 +229,7 @@ class InvalidRowsError(RaymlopsError):
     exit_code = 2
     problems: tuple[RowProblem, ...]
 
-    def __init__(self, problems: list[RowProblem] | tuple[RowProblem, ...]) -> None:
+    def __init__(self, problems: Sequence[RowProblem]) -> None:
         first = problems[0]
         where = "" if first.row is None else f"row {first.row}"
         if first.field is not None:

@@ -125,8 +125,7 @@ class Signature(_Reading):
                 columns[column.name] = missing_array(column, rows)
             else:
                 problems.append(RowProblem(None, column.name, f"is missing; expected {expected(column)}"))
-        if problems:
-            raise InvalidRowsError(problems[:MAX_PROBLEMS])
+        _raise_any(problems)
         return columns
 
     def rows(self, columns: Columns) -> list[dict[str, Any]]:
@@ -161,8 +160,7 @@ class Signature(_Reading):
                 problems += [RowProblem(index, str(name)[:80], self._unknown_field()) for name in unknown]
             if len(problems) >= MAX_PROBLEMS:
                 break
-        if problems:
-            raise InvalidRowsError(problems[:MAX_PROBLEMS])
+        _raise_any(problems)
         absent = {column.name: column.absent for column in self.inputs}
         return [[row.get(name, default) for row in rows] for name, default in absent.items()]
 
@@ -180,8 +178,7 @@ class Signature(_Reading):
             columns[column.name] = careful_array(column, values, problems) if array is None else array
             if len(problems) >= MAX_PROBLEMS:
                 break
-        if problems:
-            raise InvalidRowsError(problems[:MAX_PROBLEMS])
+        _raise_any(problems)
         return columns
 
     def _count_rows(self, lengths: Mapping[str, int]) -> int:
@@ -197,8 +194,7 @@ class Signature(_Reading):
             problems = [RowProblem(None, None, f"columns differ in length: {shown}")]
         if not problems and not any(lengths.values()):
             problems = [RowProblem(None, None, "expected at least one row, got none")]
-        if problems:
-            raise InvalidRowsError(problems[:MAX_PROBLEMS])
+        _raise_any(problems)
         return max(lengths.values())
 
     def _unknown_field(self) -> str:
@@ -212,6 +208,11 @@ class Signature(_Reading):
             plan: _Plan = (names, itemgetter(*names), [(column, known_texts(column)) for column in self.inputs])
             object.__setattr__(self, "_plan", plan)
             return plan
+
+
+def _raise_any(problems: Sequence[RowProblem]) -> None:
+    if problems:
+        raise InvalidRowsError(problems[:MAX_PROBLEMS])
 
 
 def _as_json(column: Column, values: Sequence[Any]) -> Sequence[Any]:
