@@ -25,7 +25,7 @@ def undisturbed() -> Iterator[None]:
     same effect.
     """
     held: list[int] = []
-    with _handled_by(lambda number, _frame: held.append(number), heeded()):
+    with _handled_by(lambda number, _frame: held.append(number), handled_signals()):
         yield
     if held and sys.exception() is None:
         signal.raise_signal(held[0])
@@ -71,7 +71,7 @@ def stop_asked() -> Iterator[Callable[[], bool]]:
         if len(asked) > 1:
             raise KeyboardInterrupt
 
-    with _handled_by(ask, heeded()):
+    with _handled_by(ask, handled_signals()):
         yield lambda: bool(asked)
 
 
@@ -87,8 +87,8 @@ def _handled_by(handler: Callable[[int, FrameType | None], object], numbers: Ite
             _put_back(number, previous)
 
 
-def heeded() -> list[signal.Signals]:
-    """Return those of SIGINT and SIGTERM that this process was not told to ignore, as a shell tells ``command &``."""
+def handled_signals() -> list[signal.Signals]:
+    """Return SIGINT and SIGTERM, without those that this process ignores, as the shell makes ``command &`` do."""
     return [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
 
 

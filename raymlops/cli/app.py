@@ -140,7 +140,7 @@ def main(arguments: list[str], *, result: bool = False) -> int:
         except BrokenPipeError:
             output.discard_stdout()
             return end({}, 0)
-        # A recipe may call sys.exit, and Ray does when it is told to stop while it starts.
+        # A recipe may call sys.exit, and Ray does when it is stopped while it starts.
         except (Exception, KeyboardInterrupt, SystemExit) as error:
             return fail(error)
         return end(found.data, found.exit_code) if isinstance(found, Answer) else end({}, found or 0)

@@ -44,7 +44,7 @@ def gate(
     ] = None,
     env: EnvOption = None,
 ) -> Answer:
-    """Ask the gate; a version that passes becomes challenger (exit code 4 if refused).
+    """Run the gate; a version that passes becomes challenger (exit code 4 if refused).
 
     The rules are those of --config; with a NAME those that the version was registered with. Default: @candidate.
     """

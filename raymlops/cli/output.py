@@ -105,7 +105,7 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def has_terminal() -> bool:
-    """Return whether somebody can be asked."""
+    """Return whether there is a terminal to ask a question on."""
     return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
 
 

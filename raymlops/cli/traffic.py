@@ -166,7 +166,7 @@ def deployment_text(record: Any) -> str:
 
 
 def _check_options(shares: Sequence[str], flags: Collection[str], *, follow: bool) -> None:
-    """Refuse options of ``deploy`` that exclude each other.
+    """Reject options of ``deploy`` that exclude each other.
 
     Raises:
         UsageError: naming them.
@@ -233,7 +233,7 @@ def _follow(chosen: Chosen, rollout_id: str) -> Answer:
 
 
 def _target(chosen: Chosen, version: str, *, yes: bool) -> str:
-    """Return the model and the version by its number, as far as somebody is asked about them."""
+    """Return the model and the version by its number where a terminal shows the question."""
     from raymlops.registry.versions import Registry
     from raymlops.tracking.client import tracker
 

@@ -56,7 +56,7 @@ def environment(token: Path | str) -> dict[str, str]:
 
 
 def headers(token: Path | str | None) -> dict[str, str]:
-    """Return the HTTP headers that Ray's dashboard asks for; none without a token file."""
+    """Return the HTTP headers that Ray's dashboard requires; empty without a token file."""
     if token is None:
         return {}
     try:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from raymlops.cluster.placement import Ask, room
+from raymlops.cluster.placement import WorkerRequest, room
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-def autoscaler_growth(asked: Ask) -> list[dict[str, float]] | None:
+def autoscaler_growth(requested: WorkerRequest) -> list[dict[str, float]] | None:
     """Return the nodes that the autoscaler may still add; empty without one, None when its limit cannot be read."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -32,15 +32,15 @@ def autoscaler_growth(asked: Ask) -> list[dict[str, float]] | None:
     except Exception:  # not knowing must not reject what may fit
         return None
     workers = [node["Resources"] for node in alive if node is not head]
-    return None if config is None else possible(config, workers=workers, asked=asked)
+    return None if config is None else possible(config, workers=workers, requested=requested)
 
 
 def possible(
-    config: Mapping[str, Any], *, workers: Sequence[Mapping[str, float]], asked: Ask
+    config: Mapping[str, Any], *, workers: Sequence[Mapping[str, float]], requested: WorkerRequest
 ) -> list[dict[str, float]]:
     """Return the nodes that a cluster launcher's configuration still allows beside the present ``workers``.
 
-    Where its overall ``max_workers`` does not allow them all, the types that hold most of what is asked come first.
+    Where its overall ``max_workers`` does not allow them all, the types that hold most of what is requested come first.
     """
     types = config.get("available_node_types") or {}
     present = dict.fromkeys(types, 0)
@@ -55,7 +55,7 @@ def possible(
         if name == config.get("head_node_type"):
             most = kind.get("max_workers", 0)
         more += [dict(kind.get("resources") or {})] * max(0, int(most) - present[name])
-    more.sort(key=lambda node: -room(asked, [node]))
+    more.sort(key=lambda node: -room(requested, [node]))
     return more[: max(0, int(config.get("max_workers", len(more))) - len(workers))]
 
 

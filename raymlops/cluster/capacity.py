@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.cluster import resource_usage
 from raymlops.cluster.autoscaler import autoscaler_growth
-from raymlops.cluster.placement import Ask, decide, hint, remedy, room, some_end
+from raymlops.cluster.placement import WorkerRequest, decide, hint, remedy, room, some_end
 from raymlops.errors import InsufficientResourcesError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Places:
     """Places for equal workers."""
 
     def __init__(self, *, cpus_per_worker: float, gpus_per_worker: float = 0.0, purpose: str) -> None:
-        self._one = Ask(1, cpus_per_worker, gpus_per_worker, purpose)
+        self._one = WorkerRequest(1, cpus_per_worker, gpus_per_worker, purpose)
 
     def count(self, *, without: Collection[str] = ()) -> float:
         """Return how many workers could start now, beside what runs, on other nodes than those in ``without``."""
@@ -37,8 +37,8 @@ class Places:
     def may_grow(self, workers: int) -> bool:
         """Return whether an autoscaler may make room for so many. Costs a task on the head."""
         total, available = resource_usage.nodes()
-        asked = replace(self._one, workers=workers)
-        verdict = decide(asked, total=total, available=available, growth=autoscaler_growth(asked))
+        requested = replace(self._one, workers=workers)
+        verdict = decide(requested, total=total, available=available, growth=autoscaler_growth(requested))
         return verdict.kind == "grows"
 
     def error(self, workers: int, *, waited_s: float) -> InsufficientResourcesError:
@@ -71,21 +71,21 @@ def check_fits(
     other jobs itself, and is rejected only where what is served, which does not end, holds the rest.
 
     Raises:
-        InsufficientResourcesError: they can never fit, or did not within ``wait_s``; it says what was asked,
+        InsufficientResourcesError: they can never fit, or did not within ``wait_s``; it says what was requested,
             what the cluster's maximum is (its autoscaler's included) and who holds what now.
     """
-    asked = Ask(workers, cpus_per_worker, gpus_per_worker, purpose)
+    requested = WorkerRequest(workers, cpus_per_worker, gpus_per_worker, purpose)
     deadline = time.monotonic() + wait_s
     growth: Sequence[Resources] | None = ()
     looked = False
     while True:
         total, available = resource_usage.nodes()
-        if decide(asked, total=total, available=available).kind == "fits":
+        if decide(requested, total=total, available=available).kind == "fits":
             return
         if not looked:  # asking for the limit costs a task on the head, so only where the nodes do not suffice
-            growth, looked = autoscaler_growth(asked), True
+            growth, looked = autoscaler_growth(requested), True
         holders = resource_usage.holders()
-        verdict = decide(asked, total=total, available=available, growth=growth, holders=holders)
+        verdict = decide(requested, total=total, available=available, growth=growth, holders=holders)
         if verdict.kind == "grows" or (queues and verdict.kind == "busy" and some_end(holders)):
             return
         left = deadline - time.monotonic()

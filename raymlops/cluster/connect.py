@@ -47,7 +47,7 @@ class Connection(Record):
     owned: bool
     """Whether leaving ends it."""
     token_path: str | None = None
-    """File of the token that the dashboard asks for."""
+    """File of the token that the dashboard requires."""
 
 
 @contextmanager
@@ -127,7 +127,7 @@ def _started(record: upfile.UpRecord | None, *, required: bool) -> tuple[str | N
 
 @contextmanager
 def _stdout_kept() -> Iterator[None]:
-    """Let Ray (2.60) say on stderr that a worker died: it prints that on stdout, which belongs to the answer."""
+    """Print on stderr what Ray (2.60) prints on stdout, that a worker died: stdout belongs to the answer."""
     from ray._private import worker
 
     before = worker.print_to_stdstream
@@ -160,7 +160,7 @@ def _join(spec: ProjectSpec, address: str, variables: dict[str, str], *, log_to_
             with suppress(Exception):
                 ray.shutdown()
             raise ClusterError(
-                f"the Ray cluster at {address} refused us: {error}",
+                f"the Ray cluster at {address} rejected the connection: {error}",
                 hint=f"set {auth.MODE}=token and {auth.TOKEN_PATH}; raymlops doctor says more",
             ) from error
         try:

@@ -166,7 +166,7 @@ def down(*, root: Path | str | None = None, grace_s: float = 15.0) -> DownRecord
 
 
 def status(*, root: Path | str | None = None) -> StatusRecord:
-    """Ask each service, and look at every process and socket of the cluster."""
+    """Check each service, and look at every process and socket of the cluster."""
     folder = upfile.home(root)
     record = upfile.read(folder)
     if record is None:
@@ -278,7 +278,7 @@ def _scratch(root: Path) -> str:
 
 
 def _opens(*, haproxy: bool, stats_port: int, metrics_port: int) -> tuple[str, ...]:
-    replicas = ("*:random one port for each replica: Serve's internal gRPC, which refuses calls without the token",)
+    replicas = ("*:random one port for each replica: Serve's internal gRPC, which rejects calls without the token",)
     if not haproxy:
         return replicas
     return (

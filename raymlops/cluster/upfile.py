@@ -111,7 +111,7 @@ class UpRecord(Record):
         return any(record.name == "ray" and record.find() for record in self.processes)
 
     def differences(self, *, ports: Mapping[str, int | None], haproxy: bool, num_cpus: int | None) -> list[str]:
-        """Return what runs otherwise than asked, a phrase each; a port of None, False and no CPUs ask for nothing."""
+        """Return how what runs differs from a request, a phrase each; None and False request nothing."""
         running = self.ports
         found = [
             f"{name} on port {running[name]}, not {port}" if name in running else f"Serve without {name}"

@@ -163,7 +163,7 @@ def test_more_workers_than_the_cluster_holds_are_refused_with_the_holders(cluste
         [sys.executable, "-c", script], check=False, env=env, capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stderr
-    busy, never = done.stdout.split("train.num_workers asks for ")[1:]
+    busy, never = done.stdout.split("train.num_workers requests ")[1:]
     assert "room for 1 now, and for 2 when nothing else runs" in busy
     assert "holds at most 2 of them" in never
     assert "held by Hold of job " in never

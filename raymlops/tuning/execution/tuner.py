@@ -20,7 +20,7 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.execution.tune_controller import TuneController
 
-from raymlops.signals import heeded
+from raymlops.signals import handled_signals
 from raymlops.storage.scratch import scratch
 from raymlops.tuning.execution.tune_hooks import SweepCallback, SweepSearcher, SweepStopper
 
@@ -155,7 +155,7 @@ def stop_on_signal(controller: SweepController) -> Iterator[None]:
 
     # SIGUSR1 too: Tune (2.60) installs a handler for it and keeps it.
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    for number in heeded():
+    for number in handled_signals():
         signal.signal(number, halt)
     try:
         yield
