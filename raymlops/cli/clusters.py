@@ -20,20 +20,18 @@ RootOption = Annotated[
 ]
 
 
+def _port(about: str) -> Any:
+    return typer.Option(min=1, max=65535, help=about)
+
+
 def up(
     *,
     root: RootOption = None,
-    http_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of the endpoints.  [default: 8000]")
-    ] = None,
-    dashboard_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of Ray's dashboard and job API.  [default: 8265]")
-    ] = None,
-    mlflow_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of MLflow.  [default: 5000]")] = None,
-    ray_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of Ray itself.  [default: 6379]")] = None,
-    grpc_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="gRPC port of the endpoints.  [default: not opened]")
-    ] = None,
+    http_port: Annotated[int | None, _port("Port of the endpoints.  [default: 8000]")] = None,
+    dashboard_port: Annotated[int | None, _port("Port of Ray's dashboard and job API.  [default: 8265]")] = None,
+    mlflow_port: Annotated[int | None, _port("Port of MLflow.  [default: 5000]")] = None,
+    ray_port: Annotated[int | None, _port("Port of Ray itself.  [default: 6379]")] = None,
+    grpc_port: Annotated[int | None, _port("gRPC port of the endpoints.  [default: not opened]")] = None,
     num_cpus: Annotated[float | None, typer.Option(min=1, help="CPUs that Ray may use.  [default: all]")] = None,
     haproxy: Annotated[
         bool, typer.Option("--haproxy", help="Serve through HAProxy: faster, opens more ports.")

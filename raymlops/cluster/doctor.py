@@ -18,6 +18,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from raymlops.cluster import auth, services, upfile
+from raymlops.cluster.local import PORTS
 from raymlops.cluster.ports import listeners
 from raymlops.cluster.restart_mlflow import only_mlflow_ended
 from raymlops.config.paths import sqlite_path, sqlite_url
@@ -48,19 +49,14 @@ class Finding(Record):
     fix: str = ""
 
 
-def diagnose(
-    *,
-    root: Path | str | None = None,
-    dashboard_url: str | None = None,
-    ports: tuple[int, ...] = (8000, 8265, 5000, 6379),
-) -> list[Finding]:
+def diagnose(*, root: Path | str | None = None) -> list[Finding]:
     """Check packages, token, disk, memory, storage, ports, Ray and MLflow; never raises for what is wrong there.
 
     MLflow and Ray default to what the environment names, then to what ``raymlops up`` started under ``root``.
     """
     folder = upfile.home(root)
     record, up = up_record(folder)
-    url = dashboard_url or os.environ.get("RAY_API_SERVER_ADDRESS") or (record.dashboard_url if record else None)
+    url = os.environ.get("RAY_API_SERVER_ADDRESS") or (record.dashboard_url if record else None)
     mlflow_url = record.mlflow_url if record else sqlite_url(folder / "mlflow.db")
     token = Path(record.token_path) if record else auth.current_token()
     existing = next(part for part in [folder, *folder.parents] if part.exists())
@@ -82,7 +78,7 @@ def diagnose(
         ),
         writable(existing),
         up,
-        *([] if record else ports_free(ports)),
+        *([] if record else ports_free()),
         *(dashboard(url, token) if url else []),
         mlflow(os.environ.get("MLFLOW_TRACKING_URI") or mlflow_url),
     ]
@@ -171,10 +167,10 @@ def up_record(root: Path) -> tuple[upfile.UpRecord | None, Finding]:
     return record, Finding("up", ok=False, message=f"raymlops up is partly dead: {', '.join(gone)} ended", fix=fix)
 
 
-def ports_free(ports: tuple[int, ...]) -> Iterator[Finding]:
-    """Name each process that holds a port which ``raymlops up`` wants."""
+def ports_free() -> Iterator[Finding]:
+    """Name each process that holds a port which ``raymlops up`` takes by default."""
     for holder in listeners():
-        if holder.port in ports:
+        if holder.port in PORTS.values():
             fix = "end that process, or give raymlops up another port"
             yield Finding(f"port {holder.port}", ok=False, message=f"taken: {holder}", fix=fix)
 

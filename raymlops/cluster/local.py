@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 WORKER_PORTS = range(10_002, 20_000)
 """Ray's default for what its workers listen on; it does not start where another of its ports is among them."""
-_PORTS = {"Serve": 8000, "Ray's dashboard": 8265, "MLflow": 5000, "Ray": 6379}
+PORTS = {"Serve": 8000, "Ray's dashboard": 8265, "MLflow": 5000, "Ray": 6379}
+"""Default port of each service."""
 
 _LONGEST_RAY_FOLDER = 34
 """Bytes: with a session's name and the longest socket's behind it a path stays under the system's 107, HAProxy's 97."""
@@ -101,7 +102,7 @@ def up(
     cpus = logical_cpus(num_cpus)
     asked = {"Serve": http_port, "Ray's dashboard": dashboard_port, "MLflow": mlflow_port, "Ray": ray_port}
     asked["gRPC"] = grpc_port
-    ports = _PORTS | {name: port for name, port in asked.items() if port is not None}
+    ports = PORTS | {name: port for name, port in asked.items() if port is not None}
     extra = {"HAProxy's statistics": stats_port, "HAProxy's metrics": metrics_port} if haproxy else {}
     with _lock(folder):
         if (old := upfile.read(folder)) is not None:

@@ -121,12 +121,10 @@ def test_the_database_of_another_mlflow_is_found(tmp_path):
     assert file.read_bytes() == before
 
 
-def test_this_machine_can_be_looked_at(tmp_path):
+def test_this_machine_can_be_looked_at(tmp_path, monkeypatch):
     """Every check, on a folder that does not exist yet and a port that nobody listens on."""
-    found = {
-        finding.name: finding
-        for finding in doctor.diagnose(root=tmp_path / "new", dashboard_url="http://127.0.0.1:22003", ports=())
-    }
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:22003")
+    found = {finding.name: finding for finding in doctor.diagnose(root=tmp_path / "new")}
     assert found["package ray"].ok
     assert found["storage"].ok
     assert not found["ray"].ok
