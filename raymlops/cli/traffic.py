@@ -264,15 +264,11 @@ def _percents(text: str) -> tuple[float, ...]:
 
 
 def _share(record: TrafficRecord) -> str:
-    champion = f"version {record.previous_version}"
+    version, champion = f"{record.name} version {record.version}", f"version {record.previous_version}"
     copies = f", copies of {100 * record.shadow:g}%" if record.shadow else ""
-    if record.rollout_id is not None and record.weight:
-        return (
-            f"{record.name} version {record.version} answers {100 * record.weight:g}%{copies}, {champion} the rest; "
-            f"rollout {record.rollout_id} continues by itself: raymlops status"
-        )
     if record.weight:
-        return f"{record.name} version {record.version} answers {100 * record.weight:g}%{copies}, {champion} the rest"
+        rollout = f"; rollout {record.rollout_id} continues by itself: raymlops status" if record.rollout_id else ""
+        return f"{version} answers {100 * record.weight:g}%{copies}, {champion} the rest{rollout}"
     took = record.changed or record.rollout_id is not None
     ever = copies or (" any more" if took else ", as before")
-    return f"{record.name} version {record.version} answers nothing{ever}; {champion} has all requests"
+    return f"{version} answers nothing{ever}; {champion} has all requests"
