@@ -20,11 +20,9 @@ from typer.exceptions import TyperException
 from raymlops.cli import clusters, keys, live, models, operations, output, predict, predictions, projects, runs, traffic
 from raymlops.cli.output import Answer, JsonFlag, error_data, report_error
 from raymlops.cluster.driver_node import reporting_by
+from raymlops.cluster.grace_period import JOB
 from raymlops.errors import UsageError
 from raymlops.version import __version__
-
-JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Variable that Ray sets for the entry point of a submitted job."""
 
 Verb = Callable[..., Answer | None]
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from raymlops.cli.app import JOB
+from raymlops.cluster.grace_period import JOB
 
 SCRIPT = """
 import os, signal, sys
