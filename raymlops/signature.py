@@ -87,7 +87,8 @@ class Signature(_Reading):
         Raises:
             InvalidRowsError: naming row and field of the first problems found (at most 20).
         """
-        return self._arrays(self._values_by_column(rows))
+        unknown: list[RowProblem] = []
+        return self._arrays(self._values_by_column(rows, unknown), unknown)
 
     def parse_columns(self, data: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
         """Turn named sequences or arrays (a DataFrame's columns, Arrow's ``to_pydict``) into input columns.
@@ -102,7 +103,7 @@ class Signature(_Reading):
         }
         rows = self._count_rows({name: len(values) for name, values in lists.items()})
         table = [lists.get(column.name, [column.absent] * rows) for column in self.inputs]
-        return self._arrays(table, as_json=_as_json)
+        return self._arrays(table, [], as_json=_as_json)
 
     def parse_arrays(self, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Turn whole arrays, one a column, into input columns, which are writable.
@@ -139,8 +140,11 @@ class Signature(_Reading):
             lists[name] = [int(v) if isinstance(v, float) and v.is_integer() else v for v in lists[name]]
         return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
-    def _values_by_column(self, rows: Any) -> Iterable[Sequence[Any]]:
-        """Return the values of each input column; a row without a nullable field has None there."""
+    def _values_by_column(self, rows: Any, unknown: list[RowProblem]) -> Iterable[Sequence[Any]]:
+        """Return the values of each input column; fields that no column has are added to ``unknown``.
+
+        A row without a nullable field has None there.
+        """
         if not isinstance(rows, list) or not rows:
             got = "an empty list" if isinstance(rows, list) else kind_of(rows)
             raise InvalidRowsError([RowProblem(None, None, f"expected a non-empty list of rows, got {got}")])
@@ -151,23 +155,31 @@ class Signature(_Reading):
             except KeyError:  # as many fields, but others
                 pass
         known = set(names)
-        problems: list[RowProblem] = []
         for index, row in enumerate(rows):
             if not isinstance(row, dict):
-                problems.append(RowProblem(index, None, f"expected an object of named fields, got {kind_of(row)}"))
+                unknown.append(RowProblem(index, None, f"expected an object of named fields, got {kind_of(row)}"))
             elif not row.keys() <= known:
-                unknown = sorted(row.keys() - known, key=str)[:MAX_PROBLEMS]
-                problems += [RowProblem(index, str(name)[:80], self._unknown_field()) for name in unknown]
-            if len(problems) >= MAX_PROBLEMS:
+                others = sorted(row.keys() - known, key=str)[:MAX_PROBLEMS]
+                unknown += [RowProblem(index, str(name)[:80], self._unknown_field()) for name in others]
+            if len(unknown) >= MAX_PROBLEMS:
                 break
-        _raise_any(problems)
+        if not all(isinstance(row, dict) for row in rows):
+            _raise_any(unknown)
         absent = {column.name: column.absent for column in self.inputs}
         return [[row.get(name, default) for row in rows] for name, default in absent.items()]
 
     def _arrays(
-        self, table: Iterable[Sequence[Any]], *, as_json: Callable[[Column, Sequence[Any]], Sequence[Any]] | None = None
+        self,
+        table: Iterable[Sequence[Any]],
+        unknown: Sequence[RowProblem],
+        *,
+        as_json: Callable[[Column, Sequence[Any]], Sequence[Any]] | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
-        """Return the arrays of the input columns' values; ``as_json`` converts those that are not valid as they are."""
+        """Return the arrays of the input columns' values; ``as_json`` converts those that are not valid as they are.
+
+        Raises:
+            InvalidRowsError: values are wrong, or fields ``unknown``: all in the order of their rows.
+        """
         problems: list[RowProblem] = []
         columns = {}
         for (column, known), given in zip(self._planned()[2], table, strict=True):
@@ -178,7 +190,7 @@ class Signature(_Reading):
             columns[column.name] = careful_array(column, values, problems) if array is None else array
             if len(problems) >= MAX_PROBLEMS:
                 break
-        _raise_any(problems)
+        _raise_any(sorted([*unknown, *problems], key=lambda problem: problem.row or 0))
         return columns
 
     def _count_rows(self, lengths: Mapping[str, int]) -> int:

@@ -136,6 +136,16 @@ def test_several_fields_are_told_together():
     assert [field for _, field, _ in found] == ["distance", "hour"]
 
 
+def test_an_unknown_field_does_not_hide_wrong_types():
+    """Rows come in order, each with its unknown fields first, and the wrong values of all rows beside them."""
+    rows = [{**ROW, "hour": "y"}, {**ROW, "extra": 1, "distance": "x"}]
+    found = problems(lambda: SIGNATURE.parse_rows(rows))
+    assert [(row, field) for row, field, _ in found] == [(0, "hour"), (1, "extra"), (1, "distance")]
+    many = problems(lambda: SIGNATURE.parse_rows(rows[1:] * 10_000))
+    assert len(many) == MAX_PROBLEMS
+    assert {field for _, field, _ in many} == {"extra", "distance"}
+
+
 def test_columns_are_read_as_rows_are():
     """Arrays and lists side by side; NaN is missing, 7.0 is an integer, a length that differs is an error."""
     data = {name: [value, value] for name, value in ROW.items()}
@@ -269,7 +279,8 @@ def test_the_quick_way_gives_what_the_careful_one_gives(seed):
         assert quick is None or (found == [] and _same(quick, careful[column.name]))
         expected += found
     if expected:
-        assert problems(lambda: SIGNATURE.parse_rows(rows)) == [(p.row, p.field, p.message) for p in expected]
+        in_order = sorted(expected, key=lambda problem: problem.row)
+        assert problems(lambda: SIGNATURE.parse_rows(rows)) == [(p.row, p.field, p.message) for p in in_order]
     else:
         assert all(_same(array, careful[name]) for name, array in SIGNATURE.parse_rows(rows).items())
 
