@@ -66,7 +66,7 @@ def diagnose(*, root: Path | str | None = None) -> list[Finding]:
     shm = [shutil.disk_usage(_SHM).free] if _SHM.is_dir() else []
     return [
         *packages(importlib.metadata.requires("raymlops") or []),
-        *([token_file(token)] if token is not None else []),
+        *([token_file(token, ours=record is not None)] if token is not None else []),
         *token_mode(os.environ.get(auth.MODE, ""), up=up.ok and record is not None, has_token=token is not None),
         enough("disk", disk, least_gib=LEAST_DISK_GIB, where=f"free at {folder}", fix=another_disk),
         enough("memory", memory, least_gib=LEAST_MEMORY_GIB, where="available", fix=more_memory),
@@ -100,16 +100,19 @@ def packages(requirements: list[str]) -> Iterator[Finding]:
         yield _finding(f"package {wanted.name}", ok, message, fix=f"pip install '{wanted.name}{wanted.specifier}'")
 
 
-def token_file(path: Path) -> Finding:
-    """Check that the token's file is there, and that others can neither read nor change it."""
+def token_file(path: Path, *, ours: bool) -> Finding:
+    """Check that the token's file is there, and that others can neither read nor change it; ``ours`` is that of up."""
+    fix = (
+        "raymlops down, then raymlops up writes a new token"
+        if ours
+        else f"write a token there that only you can read (chmod 600), or unset {auth.TOKEN_PATH}"
+    )
     try:
         mode, folder_mode = (stat.S_IMODE(place.stat().st_mode) for place in (path, path.parent))
     except OSError:
-        fix = "raymlops down, then raymlops up writes a new one"
         return Finding("token", ok=False, message=f"the token file {path} is missing", fix=fix)
     if mode & 0o077 or folder_mode & 0o022:
         message = f"{path}, mode {mode:04o} in a folder of {folder_mode:04o}: others can read or change it"
-        fix = "raymlops down, then raymlops up replaces the token; it may be known"
         return Finding("token", ok=False, message=message, fix=fix)
     return Finding("token", ok=True, message=f"{path}, mode {mode:04o}")
 

@@ -73,15 +73,17 @@ def test_a_shell_without_a_mode_is_well():
 
 
 def test_a_token_that_others_could_read_is_replaced(tmp_path):
-    """It may be known."""
+    """It may be known. `up` replaces its own token, and no other."""
     tmp_path.chmod(0o700)
     token = tmp_path / "token"
-    assert "raymlops up" in doctor.token_file(token).fix
+    assert "raymlops up" in doctor.token_file(token, ours=True).fix
     token.write_text("secret")
     token.chmod(0o600)
-    assert doctor.token_file(token).ok
+    assert doctor.token_file(token, ours=True).ok
     token.chmod(0o644)
-    assert "replaces the token" in doctor.token_file(token).fix
+    assert "others can read" in doctor.token_file(token, ours=True).message
+    assert "raymlops up" in doctor.token_file(token, ours=True).fix
+    assert "chmod 600" in doctor.token_file(token, ours=False).fix
 
 
 def test_a_folder_that_cannot_be_written_is_found(tmp_path):
