@@ -97,7 +97,7 @@ sweep.plot("history")
 
 # %% [markdown]
 # ## Any other kernel
-# The id is enough: everything is asked of MLflow and the study.
+# The id is enough: everything is read from MLflow and the study.
 
 # %%
 again = rm.attach(sweep.sweep_id)

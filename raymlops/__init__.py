@@ -12,20 +12,26 @@ from typing import TYPE_CHECKING, Any
 from raymlops.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from raymlops.arrays import Column
-    from raymlops.config.load import load
-    from raymlops.config.schema import ProjectSpec
-    from raymlops.errors import RaymlopsError
-    from raymlops.lifecycle.deploy import deploy, promote, rollback
-    from raymlops.lifecycle.pipeline import pipeline
-    from raymlops.lifecycle.registration.gate import gate
-    from raymlops.lifecycle.registration.register import register
-    from raymlops.lifecycle.sweeps.handle import Sweep, attach, sweep
-    from raymlops.lifecycle.train import train
-    from raymlops.recipe import RecipeBase, RecipeConfig, Splits
-    from raymlops.serving.client.async_client import AsyncClient
-    from raymlops.serving.client.client import Client
-    from raymlops.signature import Signature
+    from raymlops.arrays import Column as Column
+    from raymlops.config.load import load as load
+    from raymlops.config.schema import ProjectSpec as ProjectSpec
+    from raymlops.errors import RaymlopsError as RaymlopsError
+    from raymlops.lifecycle.deploy import deploy as deploy
+    from raymlops.lifecycle.deploy import promote as promote
+    from raymlops.lifecycle.deploy import rollback as rollback
+    from raymlops.lifecycle.pipeline import pipeline as pipeline
+    from raymlops.lifecycle.registration.gate import gate as gate
+    from raymlops.lifecycle.registration.register import register as register
+    from raymlops.lifecycle.sweeps.handle import Sweep as Sweep
+    from raymlops.lifecycle.sweeps.handle import attach as attach
+    from raymlops.lifecycle.sweeps.handle import sweep as sweep
+    from raymlops.lifecycle.train import train as train
+    from raymlops.recipe import RecipeBase as RecipeBase
+    from raymlops.recipe import RecipeConfig as RecipeConfig
+    from raymlops.recipe import Splits as Splits
+    from raymlops.serving.client.async_client import AsyncClient as AsyncClient
+    from raymlops.serving.client.client import Client as Client
+    from raymlops.signature import Signature as Signature
 
 
 _HOMES = {
@@ -51,28 +57,7 @@ _HOMES = {
     "train": "raymlops.lifecycle.train",
 }
 
-__all__ = [
-    "AsyncClient",
-    "Client",
-    "Column",
-    "ProjectSpec",
-    "RaymlopsError",
-    "RecipeBase",
-    "RecipeConfig",
-    "Signature",
-    "Splits",
-    "Sweep",
-    "attach",
-    "deploy",
-    "gate",
-    "load",
-    "pipeline",
-    "promote",
-    "register",
-    "rollback",
-    "sweep",
-    "train",
-]
+__all__ = list(_HOMES)
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from raymlops.signature import Signature
 
 Kind = Literal["probability", "class", "vector", "number", "recipe", "none"]
-KINDS: tuple[Kind, ...] = ("probability", "class", "vector", "number", "recipe", "none")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 SCALE_QUANTILE = 0.95
 """Of the absolute errors on validation. Of a version with the same errors 1 in 20 is clipped: few enough for a mean to
@@ -79,10 +79,9 @@ class AnswerLoss(Record):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> AnswerLoss:
         """Rebuild a rule; one that a newer raymlops wrote gives no losses."""
-        known = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
-        if known.get("kind") not in KINDS:
-            return cls.none(f"the bundle names the loss {known.get('kind')!r}, which this raymlops does not know")
-        return cls(**{**known, "probabilities": tuple(known.get("probabilities", ()))})
+        if data.get("kind") not in KINDS:
+            return cls.none(f"the bundle names the loss {data.get('kind')!r}, which this raymlops does not know")
+        return super().from_dict({**data, "probabilities": tuple(data.get("probabilities", ()))})
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -248,17 +247,18 @@ def _with_class(found: Column, parts: _Parts, answers: Columns, known: Sequence[
     every = len(names) > 1 and _are_all(np.stack([answers[name] for name in names], axis=1).tolist())
     likely = [name for name in names if _are_chances(answers[name])]
     two = _two_of(found, answers[found.name], known)
-    if sure or every or len(likely) != 1:
-        probabilities = tuple(sure[:1]) or (names if every else ())
-        return AnswerLoss("class", found.name, probabilities, *(two if not isinstance(two[0], str) else (None, None)))
-    if two[0] is not None:
-        classes = np.asarray(answers[found.name])
-        first, second = sorted(two, key=lambda value: _mean(answers[likely[0]][classes == value]), reverse=True)
-        positive, negative = (first, second) if isinstance(two[0], str) else two
-        if _is_of_one(answers[likely[0]], classes == positive):
-            return AnswerLoss("probability", found.name, tuple(likely), positive=positive, negative=negative)
-    positive, negative = (None, None) if isinstance(two[0], str) else two
-    return AnswerLoss("class", found.name, tuple(likely), positive=positive, negative=negative)
+    texts = isinstance(two[0], str)
+    if sure or every:
+        likely = sure[:1] or list(names)
+    elif len(likely) != 1:
+        likely = []
+    elif two[0] is not None:
+        classes, chances = np.asarray(answers[found.name]), answers[likely[0]]
+        # Which of two texts a probability is for, the answers say: the one where it is larger.
+        ranked = sorted(two, key=lambda value: _mean(chances[classes == value]), reverse=True) if texts else two
+        if _is_of_one(chances, classes == ranked[0]):
+            return AnswerLoss("probability", found.name, tuple(likely), *ranked)
+    return AnswerLoss("class", found.name, tuple(likely), *((None, None) if texts else two))
 
 
 def _without_class(

@@ -30,7 +30,7 @@ Columns = Mapping[str, npt.NDArray[Any]]
 
 MAX_PROBLEMS = 20
 MISSING = object()
-"""Marks a field that a row does not have."""
+"""Marks a required field that a row does not have."""
 INT64 = (-(2**63), 2**63 - 1)
 FLOAT64 = float(np.finfo(np.float64).max)
 DTYPES: dict[str, Any] = {"float": np.float64, "int": np.int64, "bool": np.bool_, "string": object}
@@ -73,6 +73,11 @@ class Column:
         if self.nullable and (self.type == "bool" or self.shape):
             msg = f"column {self.name!r}: only scalar float, int and string columns can be nullable"
             raise ValueError(msg)
+
+    @property
+    def absent(self) -> object:
+        """Return what stands for a value that a row does not have."""
+        return None if self.nullable else MISSING
 
     def json_schema(self) -> dict[str, Any]:
         """Return the JSON Schema of one value."""
@@ -164,7 +169,7 @@ def careful_array(column: Column, values: Sequence[Any], problems: list[RowProbl
         return ragged
     if column.nullable:
         filled = missing_array(column, len(values))
-        given = [index for index, value in enumerate(values) if value is not None and value is not MISSING]
+        given = [index for index, value in enumerate(values) if value is not None]
         filled[given] = [values[index] for index in given]
         return filled
     return np.array(values, dtype=DTYPES[column.type])

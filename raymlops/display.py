@@ -6,6 +6,7 @@ class, which derives from ``Progress``.
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
+
+from rich.filesize import decimal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -247,16 +250,10 @@ def utc_time(text: Any) -> str:
 
 
 def file_size(size_bytes: int) -> str:
-    """Return a size with three digits, in powers of ten."""
-    size = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
+    """Return a size with one decimal, in powers of ten."""
+    return decimal(size_bytes)
 
 
 def _quoted(value: str) -> str:
-    if value and not any(character in value for character in ' "=\n'):
-        return value
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    plain = value and not any(character in value for character in ' "=\n')
+    return value if plain else json.dumps(value, ensure_ascii=False)

@@ -43,43 +43,10 @@ an evaluation; a ``BaseException``, so that no recipe catches it).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-__all__ = [
-    "BundleError",
-    "ClusterError",
-    "ConfigError",
-    "DeployError",
-    "EndpointDisconnectedError",
-    "EndpointTimeoutError",
-    "EndpointUnreachableError",
-    "GateRefusedError",
-    "InsufficientResourcesError",
-    "InvalidNameError",
-    "InvalidRowsError",
-    "NonFiniteError",
-    "NotFoundError",
-    "OutdatedStateError",
-    "OverloadedError",
-    "PortTakenError",
-    "Problem",
-    "ProcessSpoiledError",
-    "RaymlopsError",
-    "RecipeError",
-    "RecipeImportError",
-    "RefusedError",
-    "RowProblem",
-    "StorageError",
-    "SweepError",
-    "TakenError",
-    "TrackingError",
-    "TrainingError",
-    "TrialHungError",
-    "UnreachableError",
-    "UsageError",
-    "describe",
-    "error_class",
-]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def describe(error: BaseException) -> str:
@@ -146,7 +113,7 @@ class ConfigError(UsageError):
 
     problems: tuple[Problem, ...]
 
-    def __init__(self, problems: list[Problem] | tuple[Problem, ...], *, hint: str | None = None) -> None:
+    def __init__(self, problems: Sequence[Problem], *, hint: str | None = None) -> None:
         super().__init__("\n".join(map(str, problems)), hint=hint)
         self.problems = tuple(problems)
 
@@ -262,7 +229,7 @@ class InvalidRowsError(RaymlopsError):
     exit_code = 2
     problems: tuple[RowProblem, ...]
 
-    def __init__(self, problems: list[RowProblem] | tuple[RowProblem, ...]) -> None:
+    def __init__(self, problems: Sequence[RowProblem]) -> None:
         first = problems[0]
         where = "" if first.row is None else f"row {first.row}"
         if first.field is not None:

@@ -14,6 +14,7 @@ import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -361,20 +362,15 @@ def _import(reference: str) -> Any:
         if isinstance(error, SystemExit) and from_handler(error):
             raise
         raise RecipeImportError(f"recipe {reference!r}: importing {module_name} {_done(error)}") from error
-    found: Any = module
-    for part in attribute.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError as error:
-            names = [name for name, value in vars(module).items() if inspect.isclass(value)]
-            near = get_close_matches(attribute, names, n=1)
-            raise RecipeImportError(
-                f"recipe {reference!r}: module {module_name} has no attribute {attribute!r}",
-                hint=f"Did you mean {module_name}:{near[0]}?"
-                if near
-                else f"Its classes: {', '.join(names) or 'none'}.",
-            ) from error
-    return found
+    try:
+        return attrgetter(attribute)(module)
+    except AttributeError as error:
+        names = [name for name, value in vars(module).items() if inspect.isclass(value)]
+        near = get_close_matches(attribute, names, n=1)
+        raise RecipeImportError(
+            f"recipe {reference!r}: module {module_name} has no attribute {attribute!r}",
+            hint=f"Did you mean {module_name}:{near[0]}?" if near else f"Its classes: {', '.join(names) or 'none'}.",
+        ) from error
 
 
 def _main_error(text: str) -> RecipeImportError:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import FrameType
 
 
@@ -24,18 +24,11 @@ def undisturbed() -> Iterator[None]:
     A signal during the block is delivered after it, unless an exception is propagating already, which has the
     same effect.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     held: list[int] = []
-    before = {number: signal.signal(number, lambda got, _frame: held.append(got)) for number in heeded()}
-    try:
+    with _handled_by(lambda number, _frame: held.append(number), handled_signals()):
         yield
-    finally:
-        for number, handler in before.items():
-            _put_back(number, handler)
-        if held and sys.exception() is None:
-            signal.raise_signal(held[0])
+    if held and sys.exception() is None:
+        signal.raise_signal(held[0])
 
 
 @contextmanager
@@ -51,26 +44,17 @@ def remembered() -> Iterator[Callable[[], None]]:
         if raised:
             raise raised[0].with_traceback(None)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield ask
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in handlers.items() if callable(handler)}
-
     def remember(number: int, frame: FrameType | None) -> None:
         try:
-            before[signal.Signals(number)](number, frame)
+            handlers[signal.Signals(number)](number, frame)
         except BaseException as error:
             raised.append(error)
             raise
 
-    try:
-        for number in before:
-            signal.signal(number, remember)
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in found.items() if callable(handler)}
+    with _handled_by(remember, handlers):
         yield ask
-    finally:
-        for number, handler in before.items():
-            _put_back(number, handler)
 
 
 @contextmanager
@@ -80,9 +64,6 @@ def stop_asked() -> Iterator[Callable[[], bool]]:
     A second signal raises KeyboardInterrupt at once, for those who do not want to wait.
     """
     asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
 
     def ask(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
@@ -90,16 +71,24 @@ def stop_asked() -> Iterator[Callable[[], bool]]:
         if len(asked) > 1:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, ask) for number in heeded()}
-    try:
+    with _handled_by(ask, handled_signals()):
         yield lambda: bool(asked)
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], object], numbers: Iterable[int]) -> Iterator[None]:
+    """Handle signals by ``handler`` during the block; in any thread but the main one do nothing."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in numbers} if main else {}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            _put_back(number, handler)
+        for number, previous in before.items():
+            _put_back(number, previous)
 
 
-def heeded() -> list[signal.Signals]:
-    """Return those of SIGINT and SIGTERM that this process was not told to ignore, as a shell tells ``command &``."""
+def handled_signals() -> list[signal.Signals]:
+    """Return SIGINT and SIGTERM, without those that this process ignores, as the shell makes ``command &`` do."""
     return [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
 
 

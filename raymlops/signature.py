@@ -21,7 +21,7 @@ A column whose shape has a None (variable length) is an object array of n arrays
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import itemgetter
 from typing import Any
@@ -31,7 +31,6 @@ import numpy.typing as npt
 
 from raymlops.arrays import (
     MAX_PROBLEMS,
-    MISSING,
     Column,
     Columns,
     as_integer,
@@ -45,6 +44,7 @@ from raymlops.arrays import (
 )
 from raymlops.errors import InvalidRowsError, RowProblem
 
+_JSON_KINDS = {float, int, bool, str, list, type(None)}
 _Plan = tuple[tuple[str, ...], Callable[[Any], Any], list[tuple[Column, frozenset[str | None] | None]]]
 
 
@@ -87,11 +87,13 @@ class Signature(_Reading):
         Raises:
             InvalidRowsError: naming row and field of the first problems found (at most 20).
         """
-        columns = self._quick_rows(rows)
-        return self._careful_rows(rows) if columns is None else columns
+        unknown: list[RowProblem] = []
+        return self._arrays(self._values_by_column(rows, unknown), unknown)
 
     def parse_columns(self, data: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
         """Turn named sequences or arrays (a DataFrame's columns, Arrow's ``to_pydict``) into input columns.
+
+        A nullable column may be left out.
 
         Raises:
             InvalidRowsError: as ``parse_rows``; NaN counts as missing.
@@ -99,22 +101,9 @@ class Signature(_Reading):
         lists = {
             str(name): values.tolist() if hasattr(values, "tolist") else list(values) for name, values in data.items()
         }
-        lengths = {name: len(values) for name, values in lists.items()}
-        if len(set(lengths.values())) > 1:
-            raise InvalidRowsError([RowProblem(None, None, _differing(lengths))])
-        columns = self._quick_columns(lists)
-        if columns is not None:
-            return columns
-        floats = {column.name for column in self.inputs if column.type == "float" and not column.nullable}
-        rows = [
-            {name: _plain(value, keep_nan=name in floats) for name, value in zip(lists, values, strict=True)}
-            for values in zip(*lists.values(), strict=True)
-        ]
-        integral = {column.name for column in self.inputs if column.type == "int"}
-        for row in rows:
-            for name in integral & row.keys():
-                row[name] = as_integer(row[name])
-        return self.parse_rows(rows)
+        rows = self._count_rows({name: len(values) for name, values in lists.items()})
+        table = [lists.get(column.name, [column.absent] * rows) for column in self.inputs]
+        return self._arrays(table, [], as_json=_as_json)
 
     def parse_arrays(self, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Turn whole arrays, one a column, into input columns, which are writable.
@@ -126,28 +115,18 @@ class Signature(_Reading):
         Raises:
             InvalidRowsError: as ``parse_rows``.
         """
-        known = {column.name for column in self.inputs}
-        problems = [
-            RowProblem(None, name[:80], f"unknown field; known: {', '.join(sorted(known))}")
-            for name in arrays
-            if name not in known
-        ]
-        lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
-        if not problems and len(set(lengths.values())) > 1:
-            problems.append(RowProblem(None, None, _differing(lengths)))
-        if not problems and not any(lengths.values()):
-            problems.append(RowProblem(None, None, "expected at least one row, got none"))
+        rows = self._count_rows({name: len(array) if array.ndim else 0 for name, array in arrays.items()})
+        problems: list[RowProblem] = []
         columns = {}
-        for column in self.inputs if not problems else ():
+        for column in self.inputs:
             array = arrays.get(column.name)
             if array is not None:
                 columns[column.name] = whole_array(column, array, problems)
             elif column.nullable:
-                columns[column.name] = missing_array(column, max(lengths.values()))
+                columns[column.name] = missing_array(column, rows)
             else:
                 problems.append(RowProblem(None, column.name, f"is missing; expected {expected(column)}"))
-        if problems:
-            raise InvalidRowsError(problems[:MAX_PROBLEMS])
+        _raise_any(problems)
         return columns
 
     def rows(self, columns: Columns) -> list[dict[str, Any]]:
@@ -161,43 +140,77 @@ class Signature(_Reading):
             lists[name] = [int(v) if isinstance(v, float) and v.is_integer() else v for v in lists[name]]
         return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
-    def _quick_rows(self, rows: Any) -> dict[str, npt.NDArray[Any]] | None:
-        """Return the columns of rows that are valid as they are; None where ``_careful_rows`` has to check."""
-        if type(rows) is not list or not rows or set(map(type, rows)) != {dict}:
-            return None
-        names, get, plan = self._planned()
-        fields = len(rows) * len(names)
-        table: Any
-        try:
-            table = zip(*map(get, rows), strict=True) if len(names) > 1 else [list(map(get, rows))]
-        except KeyError:  # a field is missing, which a nullable one may be
-            table = [[row.get(name, MISSING) for row in rows] for name in names]
-            fields -= sum(values.count(MISSING) for values in table)
-            table = [[None if value is MISSING else value for value in values] for values in table]
-        if sum(map(len, rows)) != fields:  # a row has a field that no column has
-            return None
+    def _values_by_column(self, rows: Any, unknown: list[RowProblem]) -> Iterable[Sequence[Any]]:
+        """Return the values of each input column; fields that no column has are added to ``unknown``.
+
+        A row without a nullable field has None there.
+        """
+        if not isinstance(rows, list) or not rows:
+            got = "an empty list" if isinstance(rows, list) else kind_of(rows)
+            raise InvalidRowsError([RowProblem(None, None, f"expected a non-empty list of rows, got {got}")])
+        names, get, _ = self._planned()
+        if set(map(type, rows)) == {dict} and sum(map(len, rows)) == len(rows) * len(names):
+            try:
+                return zip(*map(get, rows), strict=True) if len(names) > 1 else [list(map(get, rows))]
+            except KeyError:  # as many fields, but others
+                pass
+        known = set(names)
+        for index, row in enumerate(rows):
+            if not isinstance(row, dict):
+                unknown.append(RowProblem(index, None, f"expected an object of named fields, got {kind_of(row)}"))
+            elif not row.keys() <= known:
+                others = sorted(row.keys() - known, key=str)[:MAX_PROBLEMS]
+                unknown += [RowProblem(index, str(name)[:80], self._unknown_field()) for name in others]
+            if len(unknown) >= MAX_PROBLEMS:
+                break
+        if not all(isinstance(row, dict) for row in rows):
+            _raise_any(unknown)
+        absent = {column.name: column.absent for column in self.inputs}
+        return [[row.get(name, default) for row in rows] for name, default in absent.items()]
+
+    def _arrays(
+        self,
+        table: Iterable[Sequence[Any]],
+        unknown: Sequence[RowProblem],
+        *,
+        as_json: Callable[[Column, Sequence[Any]], Sequence[Any]] | None = None,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays of the input columns' values; ``as_json`` converts those that are not valid as they are.
+
+        Raises:
+            InvalidRowsError: values are wrong, or fields ``unknown``: all in the order of their rows.
+        """
+        problems: list[RowProblem] = []
         columns = {}
-        for (column, known), values in zip(plan, table, strict=True):
-            array = quick_array(column, values, known)
-            if array is None:
-                return None
-            columns[column.name] = array
+        for (column, known), given in zip(self._planned()[2], table, strict=True):
+            values, array = given, quick_array(column, given, known)
+            if array is None and as_json is not None:
+                values = as_json(column, given)
+                array = quick_array(column, values, known)
+            columns[column.name] = careful_array(column, values, problems) if array is None else array
+            if len(problems) >= MAX_PROBLEMS:
+                break
+        _raise_any(sorted([*unknown, *problems], key=lambda problem: problem.row or 0))
         return columns
 
-    def _quick_columns(self, lists: Mapping[str, list[Any]]) -> dict[str, npt.NDArray[Any]] | None:
-        names, _, plan = self._planned()
-        if lists.keys() != set(names) or not all(lists.values()):
-            return None
-        columns = {}
-        for column, known in plan:
-            values = lists[column.name]
-            array = quick_array(column, values, known)
-            if array is None:
-                array = quick_array(column, _jsonlike(column, values), known)
-            if array is None:
-                return None
-            columns[column.name] = array
-        return columns
+    def _count_rows(self, lengths: Mapping[str, int]) -> int:
+        """Return the number of rows that columns of these lengths hold.
+
+        Raises:
+            InvalidRowsError: a name is unknown, the lengths differ, or there are no rows.
+        """
+        known = {column.name for column in self.inputs}
+        problems = [RowProblem(None, name[:80], self._unknown_field()) for name in lengths if name not in known]
+        if not problems and len(set(lengths.values())) > 1:
+            shown = ", ".join(f"{name[:80]} {length}" for name, length in list(lengths.items())[:MAX_PROBLEMS])
+            problems = [RowProblem(None, None, f"columns differ in length: {shown}")]
+        if not problems and not any(lengths.values()):
+            problems = [RowProblem(None, None, "expected at least one row, got none")]
+        _raise_any(problems)
+        return max(lengths.values())
+
+    def _unknown_field(self) -> str:
+        return f"unknown field; known: {', '.join(sorted(column.name for column in self.inputs))}"
 
     def _planned(self) -> _Plan:
         try:
@@ -208,47 +221,19 @@ class Signature(_Reading):
             object.__setattr__(self, "_plan", plan)
             return plan
 
-    def _careful_rows(self, rows: Any) -> dict[str, npt.NDArray[Any]]:
-        if not isinstance(rows, list) or not rows:
-            got = "an empty list" if isinstance(rows, list) else kind_of(rows)
-            raise InvalidRowsError([RowProblem(None, None, f"expected a non-empty list of rows, got {got}")])
-        problems: list[RowProblem] = []
-        names = {column.name for column in self.inputs}
-        for index, row in enumerate(rows):
-            if not isinstance(row, dict):
-                problems.append(RowProblem(index, None, f"expected an object of named fields, got {kind_of(row)}"))
-            elif row.keys() - names:
-                problems += [
-                    RowProblem(index, str(key)[:80], f"unknown field; known: {', '.join(sorted(names))}")
-                    for key in sorted(row.keys() - names, key=str)[:MAX_PROBLEMS]
-                ]
-            if len(problems) >= MAX_PROBLEMS:
-                raise InvalidRowsError(problems[:MAX_PROBLEMS])
-        if problems:
-            raise InvalidRowsError(problems)
-        columns = {}
-        for column in self.inputs:
-            values = [row.get(column.name, MISSING) for row in rows]
-            columns[column.name] = careful_array(column, values, problems)
-            if len(problems) >= MAX_PROBLEMS:
-                break
-        if problems:
-            raise InvalidRowsError(problems[:MAX_PROBLEMS])
-        return columns
+
+def _raise_any(problems: Sequence[RowProblem]) -> None:
+    if problems:
+        raise InvalidRowsError(problems[:MAX_PROBLEMS])
 
 
-def _differing(lengths: Mapping[str, int]) -> str:
-    shown = ", ".join(f"{name[:80]} {length}" for name, length in list(lengths.items())[:MAX_PROBLEMS])
-    return f"columns differ in length: {shown}"
-
-
-def _jsonlike(column: Column, values: list[Any]) -> list[Any]:
-    """Return values as in JSON, where an array or a DataFrame holds NaN for null and 7.0 for 7."""
+def _as_json(column: Column, values: Sequence[Any]) -> Sequence[Any]:
+    """Return values as JSON has them, where an array or a DataFrame holds NaN for null and 7.0 for 7."""
+    if not set(map(type, values)) <= _JSON_KINDS:
+        values = [_plain(value, keep_nan=not column.nullable) for value in values]
     if column.nullable:
         values = [None if type(value) is float and math.isnan(value) else value for value in values]
-    if column.type == "int":
-        values = list(map(as_integer, values))
-    return values
+    return list(map(as_integer, values)) if column.type == "int" else values
 
 
 def _column(item: Mapping[str, Any]) -> Column:

@@ -1,4 +1,4 @@
-"""The contract that raymlops holds every recipe to, asked of this one."""
+"""The contract that raymlops holds every recipe to, checked for this one."""
 
 from iris_like import IrisLike
 

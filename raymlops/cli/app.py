@@ -1,4 +1,4 @@
-"""The verbs in one place; errors become exit codes.
+"""The verbs in one place: what each returns is printed, and errors become exit codes.
 
 Inside a Ray job the last line of stdout is ``RAYMLOPS_RESULT {json}``, whatever the outcome.
 """
@@ -6,10 +6,11 @@ Inside a Ray job the last line of stdout is ``RAYMLOPS_RESULT {json}``, whatever
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Annotated, Any
 
@@ -17,24 +18,30 @@ import typer
 from typer.exceptions import TyperException
 
 from raymlops.cli import clusters, keys, live, models, operations, output, predict, predictions, projects, runs, traffic
-from raymlops.cli.output import report_error
+from raymlops.cli.output import Answer, JsonFlag, error_data, report_error
 from raymlops.cluster.driver_node import reporting_by
-from raymlops.errors import ClusterError, UsageError
+from raymlops.cluster.grace_period import JOB
+from raymlops.errors import UsageError
 from raymlops.version import __version__
 
-JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Variable that Ray sets for the entry point of a submitted job."""
+Verb = Callable[..., Answer | None]
 
-app = typer.Typer(
-    name="raymlops",
-    help="From a PyTorch model to a live endpoint on one Ray cluster.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+VERBS: tuple[Verb, ...] = (
+    *(projects.init, projects.validate, runs.train, runs.sweep, operations.logs, operations.gc),
+    *(live.demo, live.pipeline, live.controller, live.audit, traffic.deploy, traffic.promote, traffic.rollback),
+    *(predict.predict, predictions.predictions, clusters.up, clusters.down, clusters.status, clusters.doctor),
 )
-for module in (projects, runs, operations, models, keys, live, traffic, predict, predictions, clusters):
-    module.add_to(app)
+GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
+    "config": ("Inspect a configuration.", {"show": projects.show, "schema": projects.schema}),
+    "models": (
+        "Registered model versions.",
+        {"register": models.register, "gate": models.gate, "list": models.list_versions},
+    ),
+    "keys": (
+        "API keys of the endpoints.",
+        {"create": keys.create, "list": keys.list_keys, "revoke": keys.revoke, "rotate": keys.rotate},
+    ),
+}
 
 
 class _InterruptedError(BaseException):
@@ -45,28 +52,47 @@ class _InterruptedError(BaseException):
         self.by = by
 
 
-def _carry_interrupts(group: typer.Typer) -> None:
-    """Let interrupts in every command of a group, and of its subgroups, pass through typer."""
-    for command in group.registered_commands:
-        assert command.callback is not None
-        command.callback = _carrying(command.callback)
-    for inner in group.registered_groups:
-        if inner.typer_instance is not None:
-            _carry_interrupts(inner.typer_instance)
+def command(verb: Verb) -> Verb:
+    """Return a verb with ``--json`` that prints the answer of ``verb``.
 
+    A verb that prints its answer itself, as it comes, has a parameter ``as_json`` of its own and returns None.
+    """
+    signature = inspect.signature(verb, eval_str=True)
+    prints_itself = "as_json" in signature.parameters
+    flag = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=JsonFlag)
+    parameters = {**signature.parameters, "as_json": flag}
 
-def _carrying(command: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(command)
-    def run_command(*arguments: Any, **options: Any) -> Any:
+    @functools.wraps(verb)
+    def run(*, as_json: bool, **options: Any) -> Answer | None:
         try:
-            return command(*arguments, **options)
+            found = verb(**options, as_json=as_json) if prints_itself else verb(**options)
+            if found is not None:
+                output.answer(found, as_json=as_json)
         except KeyboardInterrupt as error:
             raise _InterruptedError(error) from error
+        return found
 
-    return run_command
+    # typer reads both.
+    run.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
+    run.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+    return run
 
 
-_carry_interrupts(app)
+app = typer.Typer(
+    name="raymlops",
+    help="From a PyTorch model to a live endpoint on one Ray cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for verb in VERBS:
+    app.command()(command(verb))
+for name, (about, verbs) in GROUPS.items():
+    group = typer.Typer(help=about, no_args_is_help=True)
+    for word, verb in verbs.items():
+        group.command(word)(command(verb))
+    app.add_typer(group, name=name)
 
 
 @app.callback()
@@ -86,42 +112,36 @@ def main(arguments: list[str], *, result: bool = False) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     as_json = "--json" in arguments
     result = result or (JOB in os.environ and not as_json)
-    verb = arguments[0] if arguments else ""
-    output.last.clear()
 
-    def report_lost(error: ClusterError) -> None:
-        code = report_error(error, as_json=as_json)
+    def end(data: Mapping[str, Any], code: int) -> int:
         if result:
-            output.print_result(verb, code)
+            output.print_result(arguments[0] if arguments else "", data, code)
+        return code
 
-    with reporting_by(report_lost):
-        code = _run(arguments, as_json=as_json)
-    if result:
-        output.print_result(verb, code)
-    return code
+    def fail(error: BaseException) -> int:
+        return end({"error": error_data(error)}, report_error(error, as_json=as_json))
 
-
-def _run(arguments: list[str], *, as_json: bool) -> int:
-    try:
-        # With standalone_mode=False typer returns the code of typer.Exit and raises everything else.
-        code = app(arguments, standalone_mode=False)
-    except typer.Abort:
-        return report_error(KeyboardInterrupt(), as_json=as_json)
-    except _InterruptedError as interrupted:
-        return report_error(interrupted.by, as_json=as_json)
-    except TyperException as error:
-        if not arguments or type(error).__name__ == "NoArgsIsHelpError":
-            output.note(error.format_message())
-            return UsageError.exit_code
-        usage = UsageError(error.format_message(), hint="Commands: raymlops --help. Options: raymlops COMMAND --help.")
-        return report_error(usage, as_json=as_json)
-    except BrokenPipeError:
-        output.discard_stdout()
-        return 0
-    # A recipe may call sys.exit, and Ray does when it is told to stop while it starts.
-    except (Exception, KeyboardInterrupt, SystemExit) as error:
-        return report_error(error, as_json=as_json)
-    return code if isinstance(code, int) else 0
+    with reporting_by(fail):
+        try:
+            # With standalone_mode=False typer returns what the verb does, the code of typer.Exit, or raises.
+            found = app(arguments, standalone_mode=False)
+        except typer.Abort:
+            return fail(KeyboardInterrupt())
+        except _InterruptedError as interrupted:
+            return fail(interrupted.by)
+        except TyperException as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                output.note(error.format_message())
+                return end({}, UsageError.exit_code)
+            hint = "Commands: raymlops --help. Options: raymlops COMMAND --help."
+            return fail(UsageError(error.format_message(), hint=hint))
+        except BrokenPipeError:
+            output.discard_stdout()
+            return end({}, 0)
+        # A recipe may call sys.exit, and Ray does when it is stopped while it starts.
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            return fail(error)
+        return end(found.data, found.exit_code) if isinstance(found, Answer) else end({}, found or 0)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> Any:

@@ -7,20 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raymlops.cli.operations import show_run
-from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, answer, describe, note, table
+from raymlops.cli.operations import run_answer
+from raymlops.cli.output import Answer, EnvOption, OptionalConfig, error_data, note, table
 from raymlops.errors import RaymlopsError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from raymlops.lifecycle.overview import ModelOverview
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add this module's verbs."""
-    app.command()(up)
-    app.command()(down)
-    app.command()(status)
-    app.command()(doctor)
 
 
 RootOption = Annotated[
@@ -28,26 +20,23 @@ RootOption = Annotated[
 ]
 
 
+def _port(about: str) -> Any:
+    return typer.Option(min=1, max=65535, help=about)
+
+
 def up(
     *,
     root: RootOption = None,
-    http_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of the endpoints.  [default: 8000]")
-    ] = None,
-    dashboard_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of Ray's dashboard and job API.  [default: 8265]")
-    ] = None,
-    mlflow_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of MLflow.  [default: 5000]")] = None,
-    ray_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of Ray itself.  [default: 6379]")] = None,
-    grpc_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="gRPC port of the endpoints.  [default: not opened]")
-    ] = None,
+    http_port: Annotated[int | None, _port("Port of the endpoints.  [default: 8000]")] = None,
+    dashboard_port: Annotated[int | None, _port("Port of Ray's dashboard and job API.  [default: 8265]")] = None,
+    mlflow_port: Annotated[int | None, _port("Port of MLflow.  [default: 5000]")] = None,
+    ray_port: Annotated[int | None, _port("Port of Ray itself.  [default: 6379]")] = None,
+    grpc_port: Annotated[int | None, _port("gRPC port of the endpoints.  [default: not opened]")] = None,
     num_cpus: Annotated[float | None, typer.Option(min=1, help="CPUs that Ray may use.  [default: all]")] = None,
     haproxy: Annotated[
         bool, typer.Option("--haproxy", help="Serve through HAProxy: faster, opens more ports.")
     ] = False,
-    as_json: JsonFlag = False,
-) -> None:
+) -> Answer:
     """Start a Ray head with dashboard, an MLflow server and Serve on loopback, with token authentication."""
     from raymlops.cluster.local import up as start
     from raymlops.cluster.upfile import exports
@@ -76,18 +65,18 @@ def up(
         if (models := wanted(record.root)) and not answering(record.serve_url, models):
             note(_waiting(len(models)))
     note("to use it from this shell, export:")
-    answer({**record.to_dict(), "env": record.env, "urls": record.urls}, exports(record), as_json=as_json)
+    return Answer({**record.to_dict(), "env": record.env, "urls": record.urls}, exports(record))
 
 
-def down(*, root: RootOption = None, as_json: JsonFlag = False) -> None:
+def down(*, root: RootOption = None) -> Answer:
     """Stop what `up` started, and nothing else."""
     from raymlops.cluster.local import down as stop
 
     record = stop(root=root)
-    text = (
-        "nothing was up" if record is None else f"stopped {record.stopped} processes ({record.killed} had to be killed)"
-    )
-    answer({"down": record.to_dict() if record else None}, text, as_json=as_json)
+    if record is None:
+        return Answer({"down": None}, "nothing was up")
+    text = f"stopped {record.stopped} processes ({record.killed} had to be killed)"
+    return Answer({"down": record.to_dict()}, text)
 
 
 def status(
@@ -98,14 +87,12 @@ def status(
     config: OptionalConfig = None,
     env: EnvOption = None,
     root: RootOption = None,
-    as_json: JsonFlag = False,
-) -> None:
+) -> Answer:
     """Show what `up` started and which models are live, or the progress of a run, a sweep or a trial."""
     if run_id is not None:
         if root is not None:
             raise UsageError("--root is a cluster's folder; a run is found by its id alone")
-        show_run(run_id, config=config, env=env, as_json=as_json)
-        return
+        return run_answer(run_id, config=config, env=env)
     if config is not None and root is not None:
         raise UsageError("--config and --root both say where the state is", hint="Leave one of them out.")
     from raymlops.cluster.local import status as look
@@ -134,22 +121,20 @@ def status(
         lines += ["", table(live, dict.fromkeys(("name", "version", "path")))] if live else ["no model is live"]
         lines += [_waiting(len(models))] if models and record.services["serve"] and not live else []
     lines += [line for model in models for line in ("", model.text())]
-    said = seen.warning if seen is not None else None
-    lines += ["", f"warning: {said}"] if said is not None else []
-    data: dict[str, Any] = {"models": live, "desired": [model.to_dict() for model in models], "exposed": said}
+    exposed = seen.warning if seen is not None else None
+    lines += ["", f"warning: {exposed}"] if exposed is not None else []
+    data: dict[str, Any] = {"models": live, "desired": [model.to_dict() for model in models], "exposed": exposed}
     if problem is not None:
         lines += ["", f"what should be live is unknown: {problem}"]
-        data |= {"desired": None, "error": describe(problem)}
-    answer({**record.to_dict(), **data}, "\n".join(lines), as_json=as_json)
-    if problem is not None:
-        raise typer.Exit(problem.exit_code)
+        data |= {"desired": None, "error": error_data(problem)}
+    return Answer(record.to_dict() | data, "\n".join(lines), exit_code=problem.exit_code if problem is not None else 0)
 
 
 def _waiting(models: int) -> str:
     return f"{models} model{'' if models == 1 else 's'} should be live: raymlops deploy --restore"
 
 
-def doctor(*, root: RootOption = None, as_json: JsonFlag = False) -> None:
+def doctor(*, root: RootOption = None) -> Answer:
     """Diagnose this machine and say how to fix it (exit code 1 if something is wrong)."""
     from raymlops.cluster.doctor import diagnose
     from raymlops.lifecycle.unauthenticated import finding
@@ -158,6 +143,5 @@ def doctor(*, root: RootOption = None, as_json: JsonFlag = False) -> None:
     lines = [
         f"{'ok  ' if f.ok else 'FAIL'}  {f.name}: {f.message}" + ("" if f.ok else f"\n      {f.fix}") for f in findings
     ]
-    answer({"findings": [finding.to_dict() for finding in findings]}, "\n".join(lines), as_json=as_json)
-    if not all(finding.ok for finding in findings):
-        raise typer.Exit(1)
+    data = {"findings": [finding.to_dict() for finding in findings]}
+    return Answer(data, "\n".join(lines), exit_code=0 if all(finding.ok for finding in findings) else 1)

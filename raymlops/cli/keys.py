@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, YesFlag, answer, confirm, note, table
+from raymlops.cli.output import Answer, EnvOption, OptionalConfig, Overrides, YesFlag, confirm, note, table
 from raymlops.cli.source import choose
 from raymlops.config.durations import parse_duration
 from raymlops.errors import UsageError
@@ -20,16 +20,6 @@ if TYPE_CHECKING:
     from raymlops.state.keys import KeyRecord
 
 KeyArgument = Annotated[str, typer.Argument(metavar="ID_OR_NAME", help="A key, by its id or by its holder's name.")]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add this module's verbs."""
-    group = typer.Typer(help="API keys of the endpoints.", no_args_is_help=True)
-    group.command()(create)
-    group.command("list")(list_keys)
-    group.command()(revoke)
-    group.command()(rotate)
-    app.add_typer(group, name="keys")
 
 
 def create(
@@ -56,8 +46,7 @@ def create(
         typer.Option("--expires", metavar="TIME", help="Lifetime, such as 90d.  [default: never expires]"),
     ] = None,
     env: EnvOption = None,
-    as_json: JsonFlag = False,
-) -> None:
+) -> Answer:
     """Create a key; its secret is printed this once. Needs --config or --model."""
     from raymlops.lifecycle import keys
 
@@ -73,12 +62,10 @@ def create(
     )
     if change.open_models:
         note(f"{', '.join(change.open_models)}: open, answers without a key too; serve.auth: keys requires keys")
-    _tell_new(change, as_json=as_json)
+    return _new_key(change)
 
 
-def list_keys(
-    overrides: Overrides = None, *, config: OptionalConfig = None, env: EnvOption = None, as_json: JsonFlag = False
-) -> None:
+def list_keys(overrides: Overrides = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:
     """List every key, expired and revoked ones too."""
     from raymlops.lifecycle.keys import keys
 
@@ -93,7 +80,7 @@ def list_keys(
         "created_at": _day,
         "expires_at": _day,
     }
-    answer({"keys": data}, table(data, columns), as_json=as_json)
+    return Answer({"keys": data}, table(data, columns))
 
 
 def revoke(
@@ -103,16 +90,14 @@ def revoke(
     config: OptionalConfig = None,
     env: EnvOption = None,
     yes: YesFlag = False,
-    as_json: JsonFlag = False,
-) -> None:
+) -> Answer:
     """Revoke a key immediately and for good (exit code 1 if the cluster did not take it)."""
     from raymlops.lifecycle import keys
 
     source = _source(overrides, config=config, env=env)
     confirm(f"Revoke key {key}? Requests with it are rejected from then on.", yes=yes)
     change = keys.revoke(source, key)
-    answer(change.to_dict(), f"{_line(change.key)} is revoked", as_json=as_json)
-    _tell_live(change)
+    return _changed(change, f"{_line(change.key)} is revoked")
 
 
 def rotate(
@@ -122,15 +107,14 @@ def rotate(
     config: OptionalConfig = None,
     grace: Annotated[str, typer.Option("--grace", metavar="TIME", help="How long the old key stays valid.")] = "24h",
     env: EnvOption = None,
-    as_json: JsonFlag = False,
-) -> None:
+) -> Answer:
     """Replace a key by a new one; its secret is printed this once."""
     from raymlops.lifecycle import keys
 
     change = keys.rotate(_source(overrides, config=config, env=env), key, grace_s=parse_duration(grace))
     if change.old is not None and change.old.expires_at is not None:
         note(f"{_line(change.old)} is valid until {change.old.expires_at:%Y-%m-%d %H:%M:%S} UTC")
-    _tell_new(change, as_json=as_json)
+    return _new_key(change)
 
 
 def _source(
@@ -145,19 +129,19 @@ def _source(
     return nameless() if first is None else named(first)
 
 
-def _tell_new(change: KeyChange, *, as_json: bool) -> None:
+def _new_key(change: KeyChange) -> Answer:
+    found = _changed(change, change.secret or "")
     note(f"{_line(change.key)}: its secret follows; it is not stored and cannot be shown again:")
-    answer(change.to_dict(), change.secret or "", as_json=as_json)
-    _tell_live(change)
+    return found
 
 
-def _tell_live(change: KeyChange) -> None:
+def _changed(change: KeyChange, text: str) -> Answer:
+    """Return the answer to a change, and print whether what is served took it."""
     for warning in change.warnings:
         note(f"warning: {warning}")
     if change.note:
         note(f"warning: {change.note}" if change.failed else change.note)
-    if change.failed:
-        raise typer.Exit(1)
+    return Answer(change.to_dict(), text, exit_code=1 if change.failed else 0)
 
 
 def _line(key: KeyRecord) -> str:

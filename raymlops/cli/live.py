@@ -7,13 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from raymlops.cli.output import (
+    Answer,
     ConfigOption,
     EnvOption,
-    JsonFlag,
     OptionalConfig,
     Overrides,
     YesFlag,
-    answer,
     confirm,
     note,
     table,
@@ -22,26 +21,17 @@ from raymlops.cli.source import NamedArgument, choose, choose_if_named
 from raymlops.cli.traffic import deployment_text
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add this module's verbs."""
-    app.command()(demo)
-    app.command()(pipeline)
-    app.command()(controller)
-    app.command()(audit)
-
-
 def demo(
     *,
     root: Annotated[str, typer.Option("--root", metavar="DIR", help="Folder of the demo's files.")] = "raymlops-demo",
     keep: Annotated[bool, typer.Option("--keep", help="Keep it serving afterwards.")] = False,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials of the sweep.  [default: the file's]")] = None,
-    as_json: JsonFlag = False,
-) -> None:
+) -> Answer:
     """From real flights to a live endpoint: sweep, train on 2 workers, register, gate, deploy, ask."""
     from raymlops.lifecycle.demo import demo as run_demo
 
     record = run_demo(root=root, keep=keep, trials=trials, on_step=note)
-    answer(record.to_dict(), record.text(), as_json=as_json)
+    return Answer(record.to_dict(), record.text())
 
 
 def pipeline(
@@ -50,39 +40,34 @@ def pipeline(
     *,
     env: EnvOption = None,
     yes: YesFlag = False,
-    as_json: JsonFlag = False,
-) -> None:
+) -> Answer:
     """Sweep, train the winner, register it, ask the gate and make it live."""
     from raymlops.lifecycle.pipeline import pipeline as run_pipeline
 
     chosen = choose(overrides, config=config, env=env)
     confirm(f"Train {chosen.name}, and make it live if it passes its gate?", yes=yes)
     record = run_pipeline(chosen.source, on_step=note)
-    answer(record.to_dict(), deployment_text(record.deployment), as_json=as_json)
+    return Answer(record.to_dict(), deployment_text(record.deployment))
 
 
-def controller(
-    words: NamedArgument = None, *, config: OptionalConfig = None, env: EnvOption = None, as_json: JsonFlag = False
-) -> None:
+def controller(words: NamedArgument = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:
     """Start the controller on the cluster if none runs; deploy and rollback do that by themselves."""
     from raymlops.lifecycle.named_model import nameless
     from raymlops.lifecycle.rollout.actor import start_controller
 
     chosen = choose_if_named(words, config=config, env=env)
     record = start_controller(nameless() if chosen is None else chosen.spec)
-    answer(record.to_dict(), f"controller  running: {record.holder}", as_json=as_json)
+    return Answer(record.to_dict(), f"controller  running: {record.holder}")
 
 
-def audit(
-    words: NamedArgument = None, *, config: OptionalConfig = None, env: EnvOption = None, as_json: JsonFlag = False
-) -> None:
+def audit(words: NamedArgument = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:
     """Print who changed what, when and why, newest last; of one model, or of all."""
     from raymlops.lifecycle.deploy import events
 
     chosen = choose_if_named(words, config=config, env=env)
     rows: list[Any] = [event.to_dict() for event in events(None if chosen is None else chosen.spec)]
     columns = {**dict.fromkeys(("ts", "actor", "action", "subject")), "why": _first_line}
-    answer({"events": rows}, table(rows, columns), as_json=as_json)
+    return Answer({"events": rows}, table(rows, columns))
 
 
 def _first_line(text: str) -> str:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 def run() -> None:
     """Run the command line and exit with its code."""
-    heeded = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-    if heeded:
+    handles_sigint = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    if handles_sigint:
         signal.signal(signal.SIGINT, _leave)
     from raymlops.cli.app import main as run_command
 
-    if heeded:
+    if handles_sigint:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(run_command(sys.argv[1:]))
 

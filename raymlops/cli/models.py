@@ -6,19 +6,10 @@ from typing import Annotated
 
 import typer
 
-from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, answer, table
+from raymlops.cli.output import Answer, EnvOption, OptionalConfig, Overrides, number, table
 from raymlops.cli.source import NamedArgument, VersionOption, choose, choose_if_named
 from raymlops.errors import UsageError
 from raymlops.records import GateDecision, ModelVersionRef
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add this module's verbs."""
-    group = typer.Typer(help="Registered model versions.", no_args_is_help=True)
-    group.command()(register)
-    group.command()(gate)
-    group.command("list")(list_versions)
-    app.add_typer(group, name="models")
 
 
 def register(
@@ -27,8 +18,7 @@ def register(
     *,
     config: OptionalConfig = None,
     env: EnvOption = None,
-    as_json: JsonFlag = False,
-) -> None:
+) -> Answer:
     """Evaluate a run on its test split, write its bundle and register it as candidate."""
     from raymlops.lifecycle.named_model import of_run
     from raymlops.lifecycle.registration.register import register as register_run
@@ -38,7 +28,7 @@ def register(
         raise UsageError("values replace those of a file", hint="Name it with --config FILE.")
     ref = register_run(of_run(run_id) if chosen is None else chosen.spec, run_id)
     gating = f"raymlops models gate {ref.name}" if chosen is None else chosen.command("models gate")
-    answer(ref.to_dict(), f"{_line(ref)}\nnext  {gating} --version {ref.version}", as_json=as_json)
+    return Answer(ref.to_dict(), f"{_line(ref)}\nnext  {gating} --version {ref.version}")
 
 
 def gate(
@@ -53,9 +43,8 @@ def gate(
         ),
     ] = None,
     env: EnvOption = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Ask the gate; a version that passes becomes challenger (exit code 4 if refused).
+) -> Answer:
+    """Run the gate; a version that passes becomes challenger (exit code 4 if refused).
 
     The rules are those of --config; with a NAME those that the version was registered with. Default: @candidate.
     """
@@ -64,12 +53,10 @@ def gate(
     chosen = choose(words, config=config, env=env, version=version)
     ref, decision = ask_gate(chosen.spec, chosen.version or "@candidate", adopt=adopt, own_rules=chosen.named)
     data = {"version": ref.to_dict(), "decision": decision.to_dict()}
-    answer(data, f"{_line(ref)}\n{checks(decision)}\nnext  {chosen.command('deploy')}", as_json=as_json)
+    return Answer(data, f"{_line(ref)}\n{checks(decision)}\nnext  {chosen.command('deploy')}")
 
 
-def list_versions(
-    words: NamedArgument = None, *, config: OptionalConfig = None, env: EnvOption = None, as_json: JsonFlag = False
-) -> None:
+def list_versions(words: NamedArgument = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:
     """List the versions of one model, or of all."""
     from raymlops.lifecycle.sources import place_of
     from raymlops.registry.versions import Registry
@@ -81,7 +68,7 @@ def list_versions(
     refs = Registry(store).list(None if chosen is None else chosen.name)
     rows = [{**ref.to_dict(), "aliases": ", ".join(ref.aliases), "digest": ref.bundle.digest[:12]} for ref in refs]
     columns = dict.fromkeys(("name", "version", "aliases", "run_id", "digest"))
-    answer({"versions": [ref.to_dict() for ref in refs]}, table(rows, columns), as_json=as_json)
+    return Answer({"versions": [ref.to_dict() for ref in refs]}, table(rows, columns))
 
 
 def checks(decision: GateDecision) -> str:
@@ -90,16 +77,8 @@ def checks(decision: GateDecision) -> str:
         {"ok": "pass" if c.passed else "FAIL", "check": c.name, "got": c.got, "allowed": c.allowed}
         for c in decision.checks
     ]
-    lines = (
-        [table(rows, {"ok": None, "check": None, "got": _number, "allowed": None})]
-        if rows
-        else ["no checks configured"]
-    )
-    return "\n".join([*lines, *decision.notes])
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.5g}"
+    columns = {"ok": None, "check": None, "got": number, "allowed": None}
+    return "\n".join([table(rows, columns) if rows else "no checks configured", *decision.notes])
 
 
 def _line(ref: ModelVersionRef) -> str:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raymlops.cli.output import (
+    Answer,
     EnvOption,
     JsonFlag,
     OptionalConfig,
     Overrides,
     YesFlag,
-    answer,
     confirm,
     note,
     table,
@@ -23,12 +23,6 @@ from raymlops.records import to_json
 
 if TYPE_CHECKING:
     from raymlops.training.runs.garbage import CollectRecord
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add this module's verbs."""
-    app.command()(logs)
-    app.command()(gc)
 
 
 def logs(
@@ -53,8 +47,7 @@ def gc(
     config: OptionalConfig = None,
     env: EnvOption = None,
     yes: YesFlag = False,
-    as_json: JsonFlag = False,
-) -> None:
+) -> Answer:
     """Remove checkpoints of runs and trials that are no longer needed, under storage.path."""
     from raymlops.lifecycle.operations import collect
 
@@ -73,17 +66,16 @@ def gc(
         lines = [_waste(record), f"{'removed' if record.removed else 'would remove'} {what}"]
     lines += [f"left alone  {spared.run_id}: {spared.reason}" for spared in record.spared]
     lines += [f"not removed  {problem}" for problem in record.failed]
-    answer({**record.to_dict(), "size_bytes": record.size_bytes}, "\n".join(lines), as_json=as_json)
-    if record.failed:
-        raise typer.Exit(1)
+    data = {**record.to_dict(), "size_bytes": record.size_bytes}
+    return Answer(data, "\n".join(lines), exit_code=1 if record.failed else 0)
 
 
-def show_run(run_id: str, *, config: str | None, env: str | None, as_json: bool) -> None:
-    """Print the status of a run, a trial or a sweep."""
+def run_answer(run_id: str, *, config: str | None, env: str | None) -> Answer:
+    """Return the status of a run, a trial or a sweep."""
     from raymlops.lifecycle.operations import run_status
 
     status = run_status(run_id, config, env=env)
-    answer(status.to_dict(), status.text(), as_json=as_json)
+    return Answer(status.to_dict(), status.text())
 
 
 def _waste(record: CollectRecord) -> str:

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -34,18 +34,23 @@ YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confi
 
 RESULT = "RAYMLOPS_RESULT"
 
-last: dict[str, Any] = {}
-"""The answer of the running command, or its error, for the result line of a job."""
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command prints on stdout: ``data`` with ``--json``, otherwise ``text``."""
+
+    data: Mapping[str, Any]
+    text: str
+    exit_code: int = 0
 
 
-def answer(data: Mapping[str, Any], text: str, *, as_json: bool) -> None:
-    """Print the answer of a command on stdout: ``data`` as JSON, or ``text``.
+def answer(found: Answer, *, as_json: bool) -> None:
+    """Print an answer.
 
     Raises:
-        StorageError: stdout is closed, or the disk that it is redirected to is full.
+        StorageError: as ``printing``.
     """
-    last.update(data)
-    write(f"{to_json(data)}\n" if as_json else f"{text}\n")
+    write(f"{to_json(found.data) if as_json else found.text}\n")
 
 
 def write(text: str) -> None:
@@ -100,16 +105,15 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def has_terminal() -> bool:
-    """Return whether somebody can be asked."""
+    """Return whether there is a terminal to ask a question on."""
     return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
 
 
 def report_error(error: BaseException, *, as_json: bool) -> int:
     """Print an error, as JSON on stdout or as text on stderr, and return the exit code."""
-    last.update(error=describe(error))
     if as_json:
         with suppress(RaymlopsError, BrokenPipeError):  # stdout may be what failed
-            write(f"{to_json({'error': describe(error)})}\n")
+            write(f"{to_json({'error': error_data(error)})}\n")
     if isinstance(error, KeyboardInterrupt):
         for line in ("interrupted", *_notes(error)):
             note(line)
@@ -128,7 +132,7 @@ def report_error(error: BaseException, *, as_json: bool) -> int:
     return error.exit_code if isinstance(error, RaymlopsError) else 1
 
 
-def describe(error: BaseException) -> dict[str, Any]:
+def error_data(error: BaseException) -> dict[str, Any]:
     """Return an error as plain data."""
     data: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
     if isinstance(error, KeyboardInterrupt):
@@ -142,9 +146,9 @@ def describe(error: BaseException) -> dict[str, Any]:
     return data
 
 
-def print_result(verb: str, code: int) -> None:
+def print_result(verb: str, data: Mapping[str, Any], code: int) -> None:
     """Print the last line of a job's log: the answer, or the error with the exit code."""
-    data = {"error": last["error"], "exit_code": code} if "error" in last else last
+    data = {"error": data["error"], "exit_code": code} if "error" in data else data
     # Ray merges stdout and stderr of a job in the order of arrival.
     sys.stderr.flush()
     with suppress(RaymlopsError, BrokenPipeError):
@@ -157,6 +161,11 @@ def discard_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def given(options: Mapping[str, Any]) -> list[str]:
+    """Return the names of the options that the command line sets."""
+    return [name for name, value in options.items() if value not in (None, False, [])]
+
+
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str] | None]) -> str:
     """Return rows as an aligned text table; ``columns`` maps a key to its formatter, None for ``str``."""
     cells = [list(columns)] + [[(form or str)(row.get(key, "")) for key, form in columns.items()] for row in rows]
@@ -164,6 +173,11 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
     )
+
+
+def number(value: float | None) -> str:
+    """Return a value with five digits, ``-`` where there is none."""
+    return "-" if value is None else f"{value:.5g}"
 
 
 def _notes(error: BaseException) -> list[str]:

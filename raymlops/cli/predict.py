@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, answer, note
-from raymlops.cli.source import NamedArgument, choose
+from raymlops.cli.output import Answer, EnvOption, OptionalConfig, given, note
+from raymlops.cli.source import Chosen, NamedArgument, choose
 from raymlops.errors import UsageError
 
 TIMEOUT_S = 30.0
 
 _USAGE = "raymlops predict NAME --file ROWS, or raymlops predict NAME --batch IN --out OUT"
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add this module's verb."""
-    app.command()(predict)
 
 
 def predict(
@@ -51,8 +46,7 @@ def predict(
             "--keep", metavar="COLUMN", help="A column of IN to copy to OUT.  [default: those the model does not take]"
         ),
     ] = None,
-    as_json: JsonFlag = False,
-) -> None:
+) -> Answer:
     """Predict every row of a file at the endpoint; with --batch predict Parquet on the cluster, without an endpoint.
 
     `predict NAME -f rows.json` prints one JSON object per row; the API key comes from RAYMLOPS_API_KEY.
@@ -60,30 +54,19 @@ def predict(
     """
     asking = {"--file": file, "--url": url, "--timeout-s": timeout_s}
     batching = {"--batch": batch, "--out": out, "--config": config, "--env": env, "--keep": keep}
-    mixed = _given(asking) if batch is not None else _given(batching)
-    if mixed and (batch is not None or _given(asking) or len(words or ()) == 1):
-        raise UsageError(
-            f"{', '.join(mixed)} {'do' if len(mixed) > 1 else 'does'} not go with "
-            + ("--batch" if batch is not None else "asking an endpoint"),
-            hint=_USAGE,
-        )
+    if mixed := given(asking if batch is not None else batching):
+        place = "with" if batch is not None else "without"
+        raise UsageError(f"{', '.join(mixed)} cannot be used {place} --batch", hint=_USAGE)
     if batch is not None:
-        _predict_batch(words or [], batch, out, config=config, version=version, env=env, keep=keep, as_json=as_json)
-        return
-    if len(words or ()) != 1 or file is None or mixed:
-        raise UsageError(
-            "predict needs NAME and --file, or --batch",
-            hint=_USAGE,
-        )
-    assert words is not None
-    _ask(words[0], file, url=url, timeout_s=timeout_s or TIMEOUT_S, version=version, as_json=as_json)
+        if out is None:
+            raise UsageError("--batch needs --out", hint=_USAGE)
+        return _predict_batch(choose(words, config=config, env=env, version=version), batch, out, keep=keep)
+    if words is None or len(words) != 1 or file is None:
+        raise UsageError("predict needs NAME and --file, or --batch", hint=_USAGE)
+    return _ask(words[0], file, url=url, timeout_s=timeout_s or TIMEOUT_S, version=version)
 
 
-def _given(options: dict[str, Any]) -> list[str]:
-    return [name for name, value in options.items() if value not in (None, [])]
-
-
-def _ask(name: str, file: Path, *, url: str | None, timeout_s: float, version: str | None, as_json: bool) -> None:
+def _ask(name: str, file: Path, *, url: str | None, timeout_s: float, version: str | None) -> Answer:
     from raymlops.lifecycle.predict_file import ask_file
     from raymlops.serving.client.client import Client
 
@@ -93,37 +76,20 @@ def _ask(name: str, file: Path, *, url: str | None, timeout_s: float, version: s
     note(result.curl)
     if len(result.model_versions) > 1:
         note(f"the route changed meanwhile: versions {', '.join(result.model_versions)} answered")
-    text = "\n".join(json.dumps(row) for row in result.outputs)
-    answer(
-        {"outputs": result.outputs, "model_versions": result.model_versions, "request_ids": result.request_ids},
-        text,
-        as_json=as_json,
-    )
+    data = {"outputs": result.outputs, "model_versions": result.model_versions, "request_ids": result.request_ids}
+    return Answer(data, "\n".join(map(json.dumps, result.outputs)))
 
 
-def _predict_batch(
-    words: list[str],
-    batch: str,
-    out: str | None,
-    *,
-    config: str | None,
-    version: str | None,
-    env: str | None,
-    keep: list[str] | None,
-    as_json: bool,
-) -> None:
+def _predict_batch(chosen: Chosen, batch: str, out: str, *, keep: list[str] | None) -> Answer:
     from raymlops.lifecycle.batch.predict import batch_predict
 
-    if out is None:
-        raise UsageError("--batch needs --out", hint=_USAGE)
-    chosen = choose(words, config=config, env=env, version=version)
     record = batch_predict(chosen.spec, batch, out, version=chosen.version or "@champion", keep=keep or None)
     per_s = record.rows / max(record.duration_s, 1e-3)
     text = (
         f"{record.rows:,} rows by {record.name} version {record.version}, {record.duration_s:.1f} s "
         f"({per_s:,.0f} rows/s)\n{record.output}"
     )
-    answer(record.to_dict(), text, as_json=as_json)
+    return Answer(record.to_dict(), text)
 
 
 def _serve_url() -> str | None:

@@ -9,14 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, answer, note, printing
+from raymlops.cli.output import Answer, EnvOption, JsonFlag, OptionalConfig, Overrides, given, note, printing
 from raymlops.errors import UsageError
 from raymlops.records import to_json
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add this module's verb."""
-    app.command()(predictions)
 
 
 def predictions(
@@ -32,7 +27,7 @@ def predictions(
     config: OptionalConfig = None,
     env: EnvOption = None,
     as_json: JsonFlag = False,
-) -> None:
+) -> Answer | None:
     """Print the logged requests of a model with answers and labels, oldest first, one JSON object per row."""
     from raymlops.lifecycle.prediction_log import compact_predictions, parse_moment
     from raymlops.lifecycle.sources import place_of
@@ -40,15 +35,14 @@ def predictions(
 
     spec = place_of(config, overrides=overrides or (), env=env)
     if compact:
-        if out is not None or limit is not None or version is not None:
+        if mixed := given({"--version": version, "--limit": limit, "--out": out}):
             raise UsageError(
-                "--compact works on the files of all versions; it goes with no --version, --limit or --out",
+                f"--compact works on the files of all versions; it cannot be used with {', '.join(mixed)}",
                 hint="Leave --compact out to read.",
             )
         record = compact_predictions(name, spec)
         text = f"merged {record.merged} files of {record.folders} hours and days into {record.into}"
-        answer(record.to_dict(), text, as_json=as_json)
-        return
+        return Answer(record.to_dict(), text)
     now = datetime.now(UTC)
     reading = read_predictions(
         spec.storage.path,
@@ -62,14 +56,11 @@ def predictions(
         from raymlops.predictions.export import write_file
 
         write_file(reading, out)
-        counts = _counts(reading)
-        answer({"out": out, **counts}, out, as_json=as_json)
-    elif as_json:
-        counts = _print_object(reading)
-    else:
+    elif not as_json:
         _print_lines(reading)
-        counts = _counts(reading)
+    counts = _print_object(reading) if as_json and out is None else _counts(reading)
     note(_summary(counts, reading.looked_back_to))
+    return None if out is None else Answer({"out": out, **counts}, out)
 
 
 def _print_lines(reading: Any) -> None:
@@ -81,19 +72,15 @@ def _print_lines(reading: Any) -> None:
 
 
 def _print_object(reading: Any) -> dict[str, Any]:
-    """Print one object of all rows, and return its counts.
+    """Print one object with all rows, and return its counts.
 
     Rows are collected on disk first, so that an error leaves no half-written object.
     """
     from raymlops.predictions.export import json_rows
 
     with tempfile.TemporaryFile("w+", encoding="utf-8") as rows:
-        comma = ""
-        for batch in reading:
-            for row in json_rows(batch):
-                rows.write(comma + row.decode())
-                comma = ","
-        rows.seek(0)
+        rows.writelines(f",{row.decode()}" for batch in reading for row in json_rows(batch))
+        rows.seek(1)  # behind the first comma
         counts = _counts(reading)
         with printing() as stdout:
             stdout.write(f'{to_json(counts).removesuffix("}")}, "predictions": [')

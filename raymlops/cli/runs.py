@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, Overrides, answer, table
+from raymlops.cli.output import Answer, EnvOption, OptionalConfig, Overrides, number, table
 from raymlops.errors import UsageError
 
 if TYPE_CHECKING:
@@ -14,12 +14,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 10
 """Trials of a sweep that are printed."""
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add this module's verbs."""
-    app.command()(train)
-    app.command()(sweep)
 
 
 def train(
@@ -31,8 +25,7 @@ def train(
         typer.Option("--resume", metavar="RUN_ID", help="Resume this run from its newest checkpoint."),
     ] = None,
     env: EnvOption = None,
-    as_json: JsonFlag = False,
-) -> None:
+) -> Answer:
     """Train one configuration, or resume an earlier run; one MLflow run in either case."""
     from raymlops.lifecycle.train import train as run_training
 
@@ -48,7 +41,7 @@ def train(
         f"weights    {record.weights_uri}",
         f"next       raymlops models register {record.run_id}",
     ]
-    answer(record.to_dict(), "\n".join(lines), as_json=as_json)
+    return Answer(record.to_dict(), "\n".join(lines))
 
 
 def sweep(
@@ -74,8 +67,7 @@ def sweep(
         ),
     ] = None,
     env: EnvOption = None,
-    as_json: JsonFlag = False,
-) -> None:
+) -> Answer:
     """Search sweep.space for a better configuration; one MLflow run per trial under one parent."""
     from raymlops.lifecycle.sweeps.run import run_sweep, sweep_request
 
@@ -85,7 +77,7 @@ def sweep(
         )
     request = sweep_request(config, resume=resume, extend=extend or (), fork=fork, overrides=overrides or (), env=env)
     record = run_sweep(request)
-    answer(record.to_dict(), sweep_text(record), as_json=as_json)
+    return Answer(record.to_dict(), sweep_text(record))
 
 
 def sweep_text(record: SweepRecord) -> str:
@@ -120,7 +112,7 @@ def _trials(record: SweepRecord) -> str:
 
     columns: dict[str, Any] = {"trial": None, "status": None}
     columns |= {"front": None} if record.pareto else {}
-    columns |= dict.fromkeys(_metrics(record), _number) | {"epochs": None}
+    columns |= dict.fromkeys(_metrics(record), number) | {"epochs": None}
     columns |= {"from": None} if any(trial.carried_from for trial in record.trials) else {}
     rows = [
         {
@@ -138,7 +130,7 @@ def _trials(record: SweepRecord) -> str:
 
 def _winner(record: SweepRecord) -> str:
     best = record.best
-    values = ", ".join(f"{metric} {_number(value)}" for metric, value in _values(record, best).items())
+    values = ", ".join(f"{metric} {number(value)}" for metric, value in _values(record, best).items())
     found = f"{values} with {_params(best.params)}"
     if record.pareto:
         return f"chosen  trial {best.number} (best in {record.metric} of the front): {found}"
@@ -152,10 +144,6 @@ def _metrics(record: SweepRecord) -> list[str]:
 def _values(record: SweepRecord, trial: TrialRecord) -> dict[str, float | None]:
     metrics = _metrics(record)
     return dict.fromkeys(metrics) | dict(zip(metrics, trial.values or (trial.value,), strict=False))
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.5g}"
 
 
 def _params(params: dict[str, Any]) -> str:

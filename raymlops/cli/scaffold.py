@@ -20,6 +20,7 @@ from raymlops.errors import InvalidNameError, StorageError, UsageError
 from raymlops.version import __version__
 
 ROWS = 2000
+_TAKEN = sys.stdlib_module_names | {"raymlops", "ray", "torch", "mlflow", "optuna", "pandas", "numpy"}
 
 
 def scaffold(name: str) -> tuple[Path, list[str]]:
@@ -70,15 +71,7 @@ def _module_of(name: str) -> str:
     module = name.replace("-", "_")
     if not module.isidentifier() or keyword.iskeyword(module):
         raise InvalidNameError(f"{name!r} gives the module name {module!r}, which Python cannot import")
-    if module in sys.stdlib_module_names or module in {
-        "raymlops",
-        "ray",
-        "torch",
-        "mlflow",
-        "optuna",
-        "pandas",
-        "numpy",
-    }:
+    if module in _TAKEN:
         raise InvalidNameError(f"a module named {module!r} would hide the installed one", hint="Choose another name.")
     return module
 

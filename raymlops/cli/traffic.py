@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raymlops.cli.output import EnvOption, JsonFlag, OptionalConfig, YesFlag, answer, confirm, has_terminal, note
+from raymlops.cli.output import Answer, EnvOption, OptionalConfig, YesFlag, confirm, given, has_terminal, note
 from raymlops.cli.source import Chosen, NamedArgument, VersionOption, choose, choose_if_named
 from raymlops.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from raymlops.lifecycle.rollout.canary import TrafficRecord
 
@@ -21,13 +21,6 @@ CHALLENGER = "@challenger"
 BreakingFlag = Annotated[
     bool, typer.Option("--breaking", help="Accept that it takes or gives something else than what is live.")
 ]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add this module's verbs."""
-    app.command()(deploy)
-    app.command()(promote)
-    app.command()(rollback)
 
 
 def deploy(
@@ -66,41 +59,25 @@ def deploy(
     breaking: BreakingFlag = False,
     takeover: Annotated[bool, typer.Option("--takeover", help="With --restore: let an older backup count.")] = False,
     yes: YesFlag = False,
-    as_json: JsonFlag = False,
-) -> None:
+) -> Answer:
     """Bring a version up beside what is live, check it, then give it the route, or a share of the traffic."""
     from raymlops.config.durations import parse_duration
     from raymlops.lifecycle import deploy as live
 
-    shared = {"--canary": canary, "--steps": steps, "--bake": bake, "--shadow": shadow}
-    sharing = [option for option, value in shared.items() if value is not None]
+    shares = given({"--canary": canary, "--steps": steps, "--bake": bake, "--shadow": shadow})
+    flags = {"--beside": beside, "--remove": remove, "--restore": restore, "--abort": abort, "--wait": wait}
     follow = wait and steps is None and bake is None
-    _check_options(
-        sharing,
-        follow=follow,
-        **{
-            "--beside": beside,
-            "--remove": remove,
-            "--restore": restore,
-            "--abort": abort,
-            "--wait": wait,
-            "--breaking": breaking,
-            "--takeover": takeover,
-        },
-    )
+    _check_options(shares, given({**flags, "--breaking": breaking, "--takeover": takeover}), follow=follow)
     if restore:
         found = choose_if_named(words, config=config, env=env, version=version, deployed=True)
-        _restore(found, takeover=takeover, yes=yes, as_json=as_json)
-        return
+        return _restore(found, takeover=takeover, yes=yes)
     chosen = choose(words, config=config, env=env, version=version, deployed=True)
     if follow:
-        _follow(chosen, live.running_rollout(chosen.spec, chosen.version), as_json=as_json)
-        return
+        return _follow(chosen, live.running_rollout(chosen.spec, chosen.version))
     if remove:
-        _remove(chosen, yes=yes, as_json=as_json)
-        return
+        return _remove(chosen, yes=yes)
     version = chosen.version or CHALLENGER
-    if sharing:
+    if shares:
         confirm(f"Give {_target(chosen, version, yes=yes)} a share of the traffic?", yes=yes)
     elif not beside:
         confirm(f"Make {_target(chosen, version, yes=yes)} live?", yes=yes)
@@ -117,11 +94,10 @@ def deploy(
             breaking=breaking,
         )
     rollout_id = getattr(record, "rollout_id", None)
-    if wait and rollout_id is not None:
-        note(deployment_text(record))
-        _follow(chosen, rollout_id, as_json=as_json)
-        return
-    answer(record.to_dict(), deployment_text(record), as_json=as_json)
+    if not wait or rollout_id is None:
+        return _answer(record)
+    note(deployment_text(record))
+    return _follow(chosen, rollout_id)
 
 
 def promote(
@@ -132,8 +108,7 @@ def promote(
     env: EnvOption = None,
     breaking: BreakingFlag = False,
     yes: YesFlag = False,
-    as_json: JsonFlag = False,
-) -> None:
+) -> Answer:
     """Make a version champion; if the model is served, it takes the route."""
     from raymlops.lifecycle import deploy as live
 
@@ -142,7 +117,7 @@ def promote(
     confirm(f"Make {_target(chosen, version, yes=yes)} champion?", yes=yes)
     with _says_what_is_live(chosen):
         record = live.promote(chosen.spec, version, breaking=breaking)
-    answer(record.to_dict(), deployment_text(record), as_json=as_json)
+    return _answer(record)
 
 
 def rollback(
@@ -151,8 +126,7 @@ def rollback(
     config: OptionalConfig = None,
     env: EnvOption = None,
     yes: YesFlag = False,
-    as_json: JsonFlag = False,
-) -> None:
+) -> Answer:
     """Take a canary's share away; without a canary, give the route back to the previous champion."""
     from raymlops.lifecycle import deploy as live
 
@@ -170,7 +144,11 @@ def rollback(
         record = live.rollback(
             chosen.spec, on_live=lambda version: note(f"version {version} is live; setting the alias")
         )
-    answer(record.to_dict(), deployment_text(record), as_json=as_json)
+    return _answer(record)
+
+
+def _answer(record: Any) -> Answer:
+    return Answer(record.to_dict(), deployment_text(record))
 
 
 def deployment_text(record: Any) -> str:
@@ -187,26 +165,26 @@ def deployment_text(record: Any) -> str:
     return f"{record.name} version {record.version} is {record.role}{where}{before}"
 
 
-def _check_options(sharing: Sequence[str], *, follow: bool, **flags: bool) -> None:
-    """Refuse options of ``deploy`` that exclude each other.
+def _check_options(shares: Sequence[str], flags: Collection[str], *, follow: bool) -> None:
+    """Reject options of ``deploy`` that exclude each other.
 
     Raises:
         UsageError: naming them.
     """
-    given = {name for name, value in flags.items() if value}
-    if "--takeover" in given and ("--remove" in given or "--restore" not in given):
+    instead = [flag for flag in ("--remove", "--restore", "--beside") if flag in flags]
+    if "--takeover" in flags and instead != ["--restore"]:
         raise UsageError(
             "--takeover lets a state database that is an older backup count, and goes with --restore alone",
             hint="What another state deployed is not taken over: change it where that state is.",
         )
-    if follow and (sharing or given - {"--wait"}):
+    if follow and (shares or set(flags) - {"--wait"}):
         raise UsageError("--wait follows a rollout", hint="Begin one with --steps or --bake, or leave --wait out.")
-    moving = [*sharing, *sorted(given & {"--abort", "--wait", "--breaking"})]
-    if moving and given & {"--remove", "--restore", "--beside"}:
+    moving = [*shares, *sorted({"--abort", "--wait", "--breaking"} & set(flags))]
+    if moving and instead:
         raise UsageError(f"--remove, --restore and --beside move no traffic; they go with no {', '.join(moving)}")
-    if "--remove" in given and given & {"--beside", "--restore"}:
+    if "--remove" in flags and len(instead) > 1:
         raise UsageError("--remove takes down what is up; it goes with no --beside or --restore")
-    if {"--restore", "--beside"} <= given:
+    if len(instead) > 1:
         raise _restores_all()
 
 
@@ -217,7 +195,7 @@ def _restores_all() -> UsageError:
     )
 
 
-def _restore(chosen: Chosen | None, *, takeover: bool, yes: bool, as_json: bool) -> None:
+def _restore(chosen: Chosen | None, *, takeover: bool, yes: bool) -> Answer:
     """Bring every model back, so that nothing needs to be named."""
     from raymlops.lifecycle import deploy as live
     from raymlops.lifecycle.named_model import nameless, shown_state
@@ -230,12 +208,10 @@ def _restore(chosen: Chosen | None, *, takeover: bool, yes: bool, as_json: bool)
     note(f"restoring from the state {state}")
     desired = live.restore(spec, takeover=takeover, on_warning=lambda text: note(f"warning: {text}"))
     names = sorted({item.name for item in desired})
-    answer(
-        {"deployments": [item.to_dict() for item in desired]}, f"live: {', '.join(names) or 'nothing'}", as_json=as_json
-    )
+    return Answer({"deployments": [item.to_dict() for item in desired]}, f"live: {', '.join(names) or 'nothing'}")
 
 
-def _remove(chosen: Chosen, *, yes: bool, as_json: bool) -> None:
+def _remove(chosen: Chosen, *, yes: bool) -> Answer:
     """Take a model down, or one version that runs beside the champion."""
     from raymlops.lifecycle import deploy as live
     from raymlops.lifecycle.remove_version import number_of, remove_version
@@ -243,26 +219,23 @@ def _remove(chosen: Chosen, *, yes: bool, as_json: bool) -> None:
     if chosen.version is None:
         confirm(f"Take {chosen.name} down, with all its versions?", yes=yes)
         versions = live.remove(chosen.spec)
-        answer({"removed": versions}, f"removed {len(versions)} versions of {chosen.name}", as_json=as_json)
-        return
+        return Answer({"removed": versions}, f"removed {len(versions)} versions of {chosen.name}")
     number = number_of(chosen.version)
     confirm(f"Take version {number} of {chosen.name} down?", yes=yes)
     remove_version(chosen.spec, number)
     text = f"removed version {number} of {chosen.name}; {chosen.command('deploy', '--version', number)} brings it back"
-    answer({"removed": [number]}, text, as_json=as_json)
+    return Answer({"removed": [number]}, text)
 
 
-def _follow(chosen: Chosen, rollout_id: str, *, as_json: bool) -> None:
+def _follow(chosen: Chosen, rollout_id: str) -> Answer:
     from raymlops.lifecycle.overview import follow_rollout, line_of
 
     ended = follow_rollout(chosen.spec, rollout_id, on_line=note)
-    answer(ended.to_dict(), line_of(ended), as_json=as_json)
-    if ended.status != "promoted":
-        raise typer.Exit(4)
+    return Answer(ended.to_dict(), line_of(ended), exit_code=0 if ended.status == "promoted" else 4)
 
 
 def _target(chosen: Chosen, version: str, *, yes: bool) -> str:
-    """Return the model and the version by its number, as far as somebody is asked about them."""
+    """Return the model and the version by its number where a terminal shows the question."""
     from raymlops.registry.versions import Registry
     from raymlops.tracking.client import tracker
 
@@ -293,15 +266,11 @@ def _percents(text: str) -> tuple[float, ...]:
 
 
 def _share(record: TrafficRecord) -> str:
-    champion = f"version {record.previous_version}"
+    version, champion = f"{record.name} version {record.version}", f"version {record.previous_version}"
     copies = f", copies of {100 * record.shadow:g}%" if record.shadow else ""
-    if record.rollout_id is not None and record.weight:
-        return (
-            f"{record.name} version {record.version} answers {100 * record.weight:g}%{copies}, {champion} the rest; "
-            f"rollout {record.rollout_id} continues by itself: raymlops status"
-        )
     if record.weight:
-        return f"{record.name} version {record.version} answers {100 * record.weight:g}%{copies}, {champion} the rest"
+        rollout = f"; rollout {record.rollout_id} continues by itself: raymlops status" if record.rollout_id else ""
+        return f"{version} answers {100 * record.weight:g}%{copies}, {champion} the rest{rollout}"
     took = record.changed or record.rollout_id is not None
     ever = copies or (" any more" if took else ", as before")
-    return f"{record.name} version {record.version} answers nothing{ever}; {champion} has all requests"
+    return f"{version} answers nothing{ever}; {champion} has all requests"

@@ -26,7 +26,7 @@ LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 def ensure_token(folder: Path) -> Path:
-    """Return the token file in ``folder``, made where there is none, readable by its owner only.
+    """Return the token file in ``folder``, created if missing, readable by its owner only.
 
     A file that others could read is replaced: its token may be known.
 
@@ -56,7 +56,7 @@ def environment(token: Path | str) -> dict[str, str]:
 
 
 def headers(token: Path | str | None) -> dict[str, str]:
-    """Return the HTTP headers that Ray's dashboard asks for; none without a token file."""
+    """Return the HTTP headers that Ray's dashboard requires; empty without a token file."""
     if token is None:
         return {}
     try:
@@ -66,7 +66,7 @@ def headers(token: Path | str | None) -> dict[str, str]:
 
 
 def current_token() -> Path | None:
-    """Return the token file that this process is told to use, by Ray's own order of preference."""
+    """Return the token file that this process is to use, by Ray's own order of preference."""
     if os.environ.get(MODE, "token").lower() != "token":
         return None
     if path := os.environ.get(TOKEN_PATH):
@@ -76,19 +76,28 @@ def current_token() -> Path | None:
 
 
 @contextmanager
-def in_process(variables: Mapping[str, str | None]) -> Iterator[None]:
-    """Set environment variables for the block (None takes one away), seen by a loaded Ray, and put them back after it.
-
-    Ray reads its authentication once and keeps it in C++, and reads the loopback switch at import: both
-    would otherwise keep the values of the cluster that this process was connected to before.
-    """
+def variables_set(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Set environment variables for the block (None removes one), and restore them after it."""
     before = {key: os.environ.get(key) for key in variables}
     _set(variables)
-    _reread()
     try:
         yield
     finally:
         _set(before)
+
+
+@contextmanager
+def in_process(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Set environment variables for the block so that a loaded Ray sees them.
+
+    Ray reads its authentication once and keeps it in C++, and reads the loopback switch at import: both
+    would otherwise keep the values of the cluster that this process was connected to before.
+    """
+    try:
+        with variables_set(variables):
+            _reread()
+            yield
+    finally:
         _reread()
 
 

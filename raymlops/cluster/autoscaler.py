@@ -9,13 +9,13 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from raymlops.cluster.placement import Ask, room
+from raymlops.cluster.placement import WorkerRequest, room
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-def autoscaler_growth(asked: Ask) -> list[dict[str, float]] | None:
+def autoscaler_growth(requested: WorkerRequest) -> list[dict[str, float]] | None:
     """Return the nodes that the autoscaler may still add; empty without one, None when its limit cannot be read."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -28,21 +28,19 @@ def autoscaler_growth(asked: Ask) -> list[dict[str, float]] | None:
     task = ray.remote(num_cpus=0, max_retries=1)(_look).options(scheduling_strategy=pinned, name="raymlops.growth")
     address = ray.get_runtime_context().gcs_address
     try:
-        config, unknown = ray.get(task.remote(address), timeout=30)
-    except Exception:  # not knowing must not refuse what may fit
-        return None
-    if unknown:
+        config = ray.get(task.remote(address), timeout=30)
+    except Exception:  # not knowing must not reject what may fit
         return None
     workers = [node["Resources"] for node in alive if node is not head]
-    return [] if config is None else possible(config, workers=workers, asked=asked)
+    return None if config is None else possible(config, workers=workers, requested=requested)
 
 
 def possible(
-    config: Mapping[str, Any], *, workers: Sequence[Mapping[str, float]], asked: Ask
+    config: Mapping[str, Any], *, workers: Sequence[Mapping[str, float]], requested: WorkerRequest
 ) -> list[dict[str, float]]:
     """Return the nodes that a cluster launcher's configuration still allows beside the present ``workers``.
 
-    Where its overall ``max_workers`` does not allow them all, the types that hold most of what is asked come first.
+    Where its overall ``max_workers`` does not allow them all, the types that hold most of what is requested come first.
     """
     types = config.get("available_node_types") or {}
     present = dict.fromkeys(types, 0)
@@ -57,7 +55,7 @@ def possible(
         if name == config.get("head_node_type"):
             most = kind.get("max_workers", 0)
         more += [dict(kind.get("resources") or {})] * max(0, int(most) - present[name])
-    more.sort(key=lambda node: -room(asked, [node]))
+    more.sort(key=lambda node: -room(requested, [node]))
     return more[: max(0, int(config.get("max_workers", len(more))) - len(workers))]
 
 
@@ -65,8 +63,11 @@ def _same(kind: Mapping[str, float], worker: Mapping[str, float]) -> bool:
     return all(float(kind.get(name, 0)) == float(worker.get(name, 0)) for name in ("CPU", "GPU"))
 
 
-def _look(gcs_address: str) -> tuple[dict[str, Any] | None, bool]:
-    """Find this head's autoscaler's configuration, and whether there is one that cannot be read. Runs on the head."""
+def _look(gcs_address: str) -> dict[str, Any] | None:
+    """Return the configuration of this head's autoscaler, empty without one, None where it cannot be read.
+
+    Runs on the head.
+    """
     import os
     from pathlib import Path
 
@@ -75,7 +76,7 @@ def _look(gcs_address: str) -> tuple[dict[str, Any] | None, bool]:
 
     # KubeRay runs the autoscaler in a container of its own, and then starts the head without a monitor.
     if "--no-monitor" in os.environ.get("KUBERAY_GEN_RAY_START_CMD", ""):
-        return None, True
+        return None
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError, ValueError):
             command = process.cmdline()
@@ -87,5 +88,6 @@ def _look(gcs_address: str) -> tuple[dict[str, Any] | None, bool]:
             for part in command:
                 name, _, file = part.partition("=")
                 if name == "--autoscaling-config" and file:
-                    return YAML(typ="safe", pure=True).load(Path(file).expanduser().read_text(encoding="utf-8")), False
-    return None, False
+                    text = Path(file).expanduser().read_text(encoding="utf-8")
+                    return dict(YAML(typ="safe", pure=True).load(text))
+    return {}

@@ -1,26 +1,20 @@
 """Waiting for resources on the connected cluster, before workers start and while they run.
 
-Owns the wait. Whether something fits is decided by ``fit``; what the cluster has and who holds it is read by
-``holders``, and what its autoscaler may add by ``growth``.
+Owns the wait. Whether something fits is decided by ``placement``; what the cluster has and who holds it is read by
+``resource_usage``, and what its autoscaler may add by ``autoscaler``.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING
 
 from raymlops.cluster import resource_usage
 from raymlops.cluster.autoscaler import autoscaler_growth
-from raymlops.cluster.placement import (
-    _HINTS,
-    Ask,
-    decide,
-    remedy,
-    room,
-    some_end,
-)
+from raymlops.cluster.placement import WorkerRequest, decide, hint, remedy, room, some_end
 from raymlops.errors import InsufficientResourcesError
 
 if TYPE_CHECKING:
@@ -33,41 +27,32 @@ class Places:
     """Places for equal workers."""
 
     def __init__(self, *, cpus_per_worker: float, gpus_per_worker: float = 0.0, purpose: str) -> None:
-        self._cpus_per_worker = cpus_per_worker
-        self._gpus_per_worker = gpus_per_worker
-        self._purpose = purpose
+        self._one = WorkerRequest(1, cpus_per_worker, gpus_per_worker, purpose)
 
     def count(self, *, without: Collection[str] = ()) -> float:
         """Return how many workers could start now, beside what runs, on other nodes than those in ``without``."""
-        import ray
-        from ray._private import state  # the free share of each node has no public call in 2.60
-
-        free = state.available_resources_per_node()
-        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in without]
-        return room(self._ask(1), [free.get(node_id, {}) for node_id in alive])
+        alive = resource_usage.alive_nodes()
+        return room(self._one, [free for node, free in alive if node["NodeID"] not in without])
 
     def may_grow(self, workers: int) -> bool:
         """Return whether an autoscaler may make room for so many. Costs a task on the head."""
         total, available = resource_usage.nodes()
-        asked = self._ask(workers)
-        verdict = decide(asked, total=total, available=available, growth=autoscaler_growth(asked))
+        requested = replace(self._one, workers=workers)
+        verdict = decide(requested, total=total, available=available, growth=autoscaler_growth(requested))
         return verdict.kind == "grows"
 
     def error(self, workers: int, *, waited_s: float) -> InsufficientResourcesError:
         """Return the error that says what is there and who holds it, after a wait in vain."""
         total, available = resource_usage.nodes()
         found = resource_usage.holders()
-        verdict = decide(self._ask(workers), total=total, available=available, holders=found)
-        hint = (
+        verdict = decide(replace(self._one, workers=workers), total=total, available=available, holders=found)
+        what_next = (
             "lower train.num_workers or the share of each, add nodes, or raise cluster.wait_s; a run that had "
             "begun resumes with `raymlops train --resume RUN_ID`"
         )
         return InsufficientResourcesError(
-            f"{verdict.message}\n  waited {waited_s:.0f} s", hint=". ".join(filter(None, (hint, remedy(found))))
+            f"{verdict.message}\n  waited {waited_s:.0f} s", hint=". ".join(filter(None, (what_next, remedy(found))))
         )
-
-    def _ask(self, workers: int) -> Ask:
-        return Ask(workers, self._cpus_per_worker, self._gpus_per_worker, self._purpose)
 
 
 def check_fits(
@@ -82,35 +67,32 @@ def check_fits(
 ) -> None:
     """Check, on the connected cluster, that the workers can run together; wait while others hold what they need.
 
-    ``on_wait`` is called about once a second with a message and the seconds left. Who ``queues`` waits for other jobs
-    itself, and is refused only where what is served, which does not end, holds the rest.
+    ``on_wait`` is called about once a second with a message and the seconds left. A caller that ``queues`` waits for
+    other jobs itself, and is rejected only where what is served, which does not end, holds the rest.
 
     Raises:
-        InsufficientResourcesError: they can never fit, or did not within ``wait_s``; it says what was asked,
+        InsufficientResourcesError: they can never fit, or did not within ``wait_s``; it says what was requested,
             what the cluster's maximum is (its autoscaler's included) and who holds what now.
     """
-    from raymlops.cluster import resource_usage as cluster
-    from raymlops.cluster.autoscaler import autoscaler_growth
-
-    asked = Ask(workers, cpus_per_worker, gpus_per_worker, purpose)
+    requested = WorkerRequest(workers, cpus_per_worker, gpus_per_worker, purpose)
     deadline = time.monotonic() + wait_s
     growth: Sequence[Resources] | None = ()
     looked = False
     while True:
-        total, available = cluster.nodes()
-        if decide(asked, total=total, available=available).kind == "fits":
+        total, available = resource_usage.nodes()
+        if decide(requested, total=total, available=available).kind == "fits":
             return
         if not looked:  # asking for the limit costs a task on the head, so only where the nodes do not suffice
-            growth, looked = autoscaler_growth(asked), True
-        holders = cluster.holders()
-        verdict = decide(asked, total=total, available=available, growth=growth, holders=holders)
+            growth, looked = autoscaler_growth(requested), True
+        holders = resource_usage.holders()
+        verdict = decide(requested, total=total, available=available, growth=growth, holders=holders)
         if verdict.kind == "grows" or (queues and verdict.kind == "busy" and some_end(holders)):
             return
         left = deadline - time.monotonic()
         if verdict.kind == "never" or left <= 0:
             raise InsufficientResourcesError(
                 verdict.message if verdict.kind == "never" else f"{verdict.message}\n  waited {wait_s:g} s",
-                hint=". ".join(filter(None, (_HINTS[verdict.kind], remedy(holders) if verdict.kind == "busy" else ""))),
+                hint=hint(verdict, holders),
             )
         if on_wait is not None:
             on_wait(verdict.message, left)

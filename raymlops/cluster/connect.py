@@ -46,9 +46,8 @@ class Connection(Record):
     dashboard_url: str | None
     owned: bool
     """Whether leaving ends it."""
-    namespace: str
     token_path: str | None = None
-    """File of the token that the dashboard asks for."""
+    """File of the token that the dashboard requires."""
 
 
 @contextmanager
@@ -67,15 +66,7 @@ def connect(spec: ProjectSpec, *, dashboard: bool = False, log_to_driver: bool =
     import ray
 
     if ray.is_initialized():
-        context = ray.get_runtime_context()
-        token = auth.current_token()
-        yield Connection(
-            context.gcs_address,
-            spec.cluster.dashboard or _dashboard(),
-            owned=False,
-            namespace=context.namespace,
-            token_path=str(token) if token else None,
-        )
+        yield _connection(spec.cluster.dashboard or _dashboard(), owned=False)
         return
     address, variables = find(spec)
     with ExitStack() as stack:
@@ -136,7 +127,7 @@ def _started(record: upfile.UpRecord | None, *, required: bool) -> tuple[str | N
 
 @contextmanager
 def _stdout_kept() -> Iterator[None]:
-    """Let Ray (2.60) say on stderr that a worker died: it prints that on stdout, which belongs to the answer."""
+    """Print on stderr what Ray (2.60) prints on stdout, that a worker died: stdout belongs to the answer."""
     from ray._private import worker
 
     before = worker.print_to_stdstream
@@ -169,19 +160,12 @@ def _join(spec: ProjectSpec, address: str, variables: dict[str, str], *, log_to_
             with suppress(Exception):
                 ray.shutdown()
             raise ClusterError(
-                f"the Ray cluster at {address} refused us: {error}",
+                f"the Ray cluster at {address} rejected the connection: {error}",
                 hint=f"set {auth.MODE}=token and {auth.TOKEN_PATH}; raymlops doctor says more",
             ) from error
-        token = auth.current_token()
         try:
             with node_watched(*_node_sockets()):
-                yield Connection(
-                    address,
-                    spec.cluster.dashboard or _dashboard(),
-                    owned=False,
-                    namespace=NAMESPACE,
-                    token_path=str(token) if token else None,
-                )
+                yield _connection(spec.cluster.dashboard or _dashboard(), owned=False)
         finally:
             ray.shutdown()
 
@@ -196,9 +180,8 @@ def _own(spec: ProjectSpec, *, dashboard: bool, log_to_driver: bool) -> Iterator
     cleanup = ExitStack()
     cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
     try:
-        token = auth.ensure_token(folder / "auth")
         variables: dict[str, str | None] = {
-            **auth.environment(token),
+            **auth.environment(auth.ensure_token(folder / "auth")),
             **GUARD,
             **SPEED,
             MAX_HEADER_BYTES: str(spec.serve.max_header_bytes),
@@ -226,13 +209,7 @@ def _own(spec: ProjectSpec, *, dashboard: bool, log_to_driver: bool) -> Iterator
         cleanup.callback(end, cluster_id, grace_s=5.0, signal_first=False)
         cleanup.callback(ray.shutdown)
         _start(options, cluster_id)
-        yield Connection(
-            ray.get_runtime_context().gcs_address,
-            _dashboard() if dashboard else None,
-            owned=True,
-            namespace=NAMESPACE,
-            token_path=str(token),
-        )
+        yield _connection(_dashboard() if dashboard else None, owned=True)
     finally:
         with undisturbed():
             cleanup.close()
@@ -242,14 +219,19 @@ def _start(options: dict[str, Any], cluster_id: str) -> None:
     """Start a local Ray whose processes carry the mark; this process's later children do not."""
     import ray
 
-    os.environ[MARK] = cluster_id
     try:
-        with sigterm_kept(default_too=False):
+        with auth.variables_set({MARK: cluster_id}), sigterm_kept(default_too=False):
             ray.init(address="local", **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(f"Ray did not start: {error}", hint="raymlops doctor looks for the cause") from error
-    finally:
-        os.environ.pop(MARK, None)
+
+
+def _connection(dashboard_url: str | None, *, owned: bool) -> Connection:
+    import ray
+
+    token = auth.current_token()
+    address = ray.get_runtime_context().gcs_address
+    return Connection(address, dashboard_url, owned=owned, token_path=str(token) if token else None)
 
 
 def _node_sockets() -> tuple[str, str]:

@@ -25,7 +25,7 @@ VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
 
 @dataclass(frozen=True)
 class Dashboard:
-    """A dashboard's URL, and the file of the token that it asks for."""
+    """A dashboard's URL, and the file of the token that it requires."""
 
     url: str
     token_path: Path | None

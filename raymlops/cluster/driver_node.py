@@ -1,8 +1,8 @@
 """The Ray node that a driver is attached to. When it ends, the driver ends: this module reports it first.
 
 Ray (2.60) ends a driver whose node is gone by ``_Exit(1)``, in C++, as soon as it next touches the object store: no
-exception is raised and nothing is said. A thread that holds a connection to the node notices its end at once, reports
-a ``ClusterError`` with the command that resumes the work, and exits with that error's code.
+exception is raised and nothing is printed. A thread that holds a connection to the node notices its end at once,
+reports a ``ClusterError`` with the command that resumes the work, and exits with that error's code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raymlops.errors import ClusterError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    Report = Callable[[ClusterError], None]
+    Report = Callable[[ClusterError], object]
 
 _resume: list[str] = []
 _reports: list[Report] = []
@@ -66,7 +66,7 @@ def node_watched(*paths: str, leave: Callable[[int], object] = os._exit) -> Iter
 
         def watch() -> None:
             readable, _, _ = select.select([*connections, wake], [], [])
-            # Neither sends anything to a client that asks nothing, so what can be read is its end.
+            # Neither sends anything to a client that requests nothing, so what can be read is its end.
             if wake not in readable:
                 _report_lost()
                 leave(ClusterError.exit_code)

@@ -18,12 +18,13 @@ STOP_WAIT_S = 30
 CLOSING_S = 5.0
 """What a training needs behind its last checkpoint."""
 _RAYS_OWN_S = 3
-_IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Variable that Ray sets for the entry point of a submitted job."""
 
 
 def stop_wait_s(environment: Mapping[str, str]) -> int | None:
     """Return the seconds between SIGTERM and SIGKILL when this job is stopped; None in a process that is no Ray job."""
-    if _IN_A_JOB not in environment:
+    if JOB not in environment:
         return None
     try:
         return int(environment[VARIABLE])

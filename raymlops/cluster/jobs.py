@@ -95,10 +95,10 @@ class Jobs:
         """Run ``raymlops`` with these arguments in a copy of ``folder``, as a job of its own.
 
         Raises:
-            ClusterError: the cluster does not answer, or refuses us.
+            ClusterError: the cluster does not answer, or rejects the request.
             UsageError: the folder is larger than Ray takes.
         """
-        # Without exec the shell between Ray and the driver would be told to stop too, and end before it.
+        # Without exec the shell between Ray and the driver would be stopped too, and end before it.
         command = f"exec {shlex.join([self._python, '-c', _RUN, *arguments])}"
         variables = {SUBMISSION: submission_id, VARIABLE: str(STOP_WAIT_S)}
         with self._client() as client, _quiet():
@@ -173,12 +173,13 @@ class Jobs:
         from ray.job_submission import JobSubmissionClient
 
         try:
-            with _addressed(self.url):
+            # Ray's client prefers this variable to the address that it is given.
+            with auth.variables_set({VARIABLES[0]: self.url}):
                 client = JobSubmissionClient(self.url, headers=auth.headers(self._place.token_path))
             yield client
         except AuthenticationError as error:
             raise ClusterError(
-                f"the cluster at {self.url} refuses us: {str(error).splitlines()[0]}",
+                f"the cluster at {self.url} rejects the credentials: {str(error).splitlines()[0]}",
                 hint=f"Set {auth.MODE}=token and {auth.TOKEN_PATH}; raymlops doctor says more.",
             ) from error
         except (requests.RequestException, ConnectionError) as error:
@@ -188,7 +189,7 @@ class Jobs:
         except RuntimeError as error:
             if "status code 404" in str(error):
                 raise NotFoundError(f"the cluster at {self.url} does not know this job", hint=str(error)) from error
-            raise ClusterError(f"the cluster at {self.url} refuses: {error}") from error
+            raise ClusterError(f"the cluster at {self.url} rejects the request: {error}") from error
 
 
 @contextmanager
@@ -251,18 +252,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-@contextmanager
-def _addressed(url: str) -> Iterator[None]:
-    """Name the cluster for the block: Ray's client prefers this variable to the address that it is given."""
-    name = VARIABLES[0]
-    before = os.environ.get(name)
-    os.environ[name] = url
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.cluster import services, upfile
 from raymlops.cluster.auth import ensure_token
 from raymlops.cluster.capacity import logical_cpus
-from raymlops.cluster.ports import HOST, Listener, check_free, listeners
+from raymlops.cluster.ports import HOST, check_free, listeners
 from raymlops.cluster.processes import ProcessRecord, belonging, end
 from raymlops.cluster.restart_mlflow import only_mlflow_ended, restart_mlflow
 from raymlops.cluster.upfile import UpRecord
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 WORKER_PORTS = range(10_002, 20_000)
 """Ray's default for what its workers listen on; it does not start where another of its ports is among them."""
-_PORTS = {"Serve": 8000, "Ray's dashboard": 8265, "MLflow": 5000, "Ray": 6379}
+PORTS = {"Serve": 8000, "Ray's dashboard": 8265, "MLflow": 5000, "Ray": 6379}
+"""Default port of each service."""
 
 _LONGEST_RAY_FOLDER = 34
 """Bytes: with a session's name and the longest socket's behind it a path stays under the system's 107, HAProxy's 97."""
@@ -100,10 +101,8 @@ def up(
     folder = _folder(root)
     cpus = logical_cpus(num_cpus)
     asked = {"Serve": http_port, "Ray's dashboard": dashboard_port, "MLflow": mlflow_port, "Ray": ray_port}
-    ports = {name: _PORTS[name] if port is None else port for name, port in asked.items()}
     asked["gRPC"] = grpc_port
-    if grpc_port is not None:
-        ports["gRPC"] = grpc_port
+    ports = PORTS | {name: port for name, port in asked.items() if port is not None}
     extra = {"HAProxy's statistics": stats_port, "HAProxy's metrics": metrics_port} if haproxy else {}
     with _lock(folder):
         if (old := upfile.read(folder)) is not None:
@@ -159,7 +158,7 @@ def down(*, root: Path | str | None = None, grace_s: float = 15.0) -> DownRecord
     Raises:
         ClusterError: a process of the cluster cannot be ended; it is named.
     """
-    folder = Path(root).expanduser().absolute() if root is not None else upfile.home()
+    folder = upfile.home(root)
     if upfile.read(folder) is None:
         return None
     with _lock(folder), undisturbed():
@@ -168,8 +167,8 @@ def down(*, root: Path | str | None = None, grace_s: float = 15.0) -> DownRecord
 
 
 def status(*, root: Path | str | None = None) -> StatusRecord:
-    """Ask each service, and look at every process and socket of the cluster."""
-    folder = Path(root).expanduser().absolute() if root is not None else upfile.home()
+    """Check each service, and look at every process and socket of the cluster."""
+    folder = upfile.home(root)
     record = upfile.read(folder)
     if record is None:
         return StatusRecord(str(folder), "down", {"ray": False, "mlflow": False, "serve": False}, {}, 0)
@@ -179,17 +178,10 @@ def status(*, root: Path | str | None = None) -> StatusRecord:
         "mlflow": services.mlflow_ready(record.mlflow_url),
         "serve": services.serve_ready(record.dashboard_url, token=token, serve_url=record.serve_url),
     }
-    processes = belonging(record.cluster_id, record.processes)
-    state = record.state if record.state == "starting" or all(found.values()) else "broken"
-    pids = {process.pid for process in processes}
-    reachable = tuple(str(item) for item in listeners(pids) if not item.loopback) if pids else ()
-    return StatusRecord(str(folder), state, found, record.urls, len(processes), reachable, record.grpc_address)
-
-
-def sockets(record: UpRecord) -> list[Listener]:
-    """Return every listening socket of a cluster."""
     pids = {process.pid for process in belonging(record.cluster_id, record.processes)}
-    return listeners(pids) if pids else []
+    state = record.state if record.state == "starting" or all(found.values()) else "broken"
+    reachable = tuple(str(item) for item in listeners(pids) if not item.loopback)
+    return StatusRecord(str(folder), state, found, record.urls, len(pids), reachable, record.grpc_address)
 
 
 def _start(
@@ -229,8 +221,12 @@ def _start(
     services.start_serve(
         record.dashboard_url, token=token, port=ports["Serve"], grpc_port=record.grpc_port, timeout_s=timeout_s
     )
-    ready = {"token": token, "serve_url": record.serve_url}
-    wait("Serve", lambda: services.serve_ready(record.dashboard_url, **ready), head, ray_log)  # type: ignore[arg-type]
+    wait(
+        "Serve",
+        lambda: services.serve_ready(record.dashboard_url, token=token, serve_url=record.serve_url),
+        head,
+        ray_log,
+    )
     say(f"Serve answers at {record.serve_url}")
     wait("MLflow", lambda: services.mlflow_ready(record.mlflow_url), mlflow, mlflow_log)
     say(f"MLflow answers at {record.mlflow_url}")
@@ -256,7 +252,7 @@ def _end(record: UpRecord, *, grace_s: float) -> DownRecord:
 
 
 def _folder(root: Path | str | None) -> Path:
-    folder = Path(root).expanduser().absolute() if root is not None else upfile.home()
+    folder = upfile.home(root)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder):
@@ -283,7 +279,7 @@ def _scratch(root: Path) -> str:
 
 
 def _opens(*, haproxy: bool, stats_port: int, metrics_port: int) -> tuple[str, ...]:
-    replicas = ("*:random one port for each replica: Serve's internal gRPC, which refuses calls without the token",)
+    replicas = ("*:random one port for each replica: Serve's internal gRPC, which rejects calls without the token",)
     if not haproxy:
         return replicas
     return (

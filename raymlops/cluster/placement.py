@@ -26,7 +26,7 @@ _EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
-class Ask(Record):
+class WorkerRequest(Record):
     """Equal workers that must run at the same time."""
 
     workers: int
@@ -54,14 +54,14 @@ class Holder(Record):
 
 @dataclass(frozen=True)
 class Verdict(Record):
-    """``fits`` now, ``grows`` to fit when asked, is ``busy`` and may fit later, or can ``never`` fit."""
+    """``fits`` now, ``grows`` to fit when requested, is ``busy`` and may fit later, or can ``never`` fit."""
 
     kind: Literal["fits", "grows", "busy", "never"]
     message: str
 
 
 def decide(
-    asked: Ask,
+    requested: WorkerRequest,
     *,
     total: Sequence[Resources],
     available: Sequence[Resources],
@@ -74,18 +74,18 @@ def decide(
     may still add (None: it may add some, but its limit cannot be read). A worker never spans nodes, and all
     workers are equal, so that counting how many fit each node is exact.
     """
-    want = f"{asked.purpose} asks for {_plural(asked.workers, 'worker')} of {show(asked.each)}"
-    if (now := room(asked, available)) >= asked.workers:
+    want = f"{requested.purpose} requests {_plural(requested.workers, 'worker')} of {show(requested.each)}"
+    if (now := room(requested, available)) >= requested.workers:
         return Verdict("fits", f"{want}; there is room for {_count(now)}")
     if growth is None:
         return Verdict("grows", f"{want}; there is room for {now}, and the autoscaler's limit is not known here")
-    if now + room(asked, growth) >= asked.workers:
+    if now + room(requested, growth) >= requested.workers:
         return Verdict(
             "grows", f"{want}; there is room for {now}, and the autoscaler may add {_plural(len(growth), 'node')}"
         )
-    most = room(asked, [*total, *growth])
+    most = room(requested, [*total, *growth])
     held = "\n".join(f"  held by {holder}" for holder in holders) or "  nothing else is held"
-    if most >= asked.workers:
+    if most >= requested.workers:
         return Verdict("busy", f"{want}; there is room for {now} now, and for {most} when nothing else runs\n{held}")
     size = f"{show(add([*total, *growth])) or 'no CPU'} on {_plural(len(total) + len(growth), 'node')}"
     if growth:
@@ -93,24 +93,26 @@ def decide(
     return Verdict("never", f"{want}; this cluster holds at most {most} of them: it has {size}\n{held}")
 
 
-def room(asked: Ask, nodes: Sequence[Resources]) -> int | float:
+def room(requested: WorkerRequest, nodes: Sequence[Resources]) -> int | float:
     """Return how many workers the nodes can hold; infinite when a worker reserves nothing."""
-    if not asked.each:
+    if not requested.each:
         return inf
     return sum(
-        min(floor((node.get(name, 0.0) + _EPSILON) / amount) for name, amount in asked.each.items()) for node in nodes
+        min(floor((node.get(name, 0.0) + _EPSILON) / amount) for name, amount in requested.each.items())
+        for node in nodes
     )
-
-
-_HINTS = {
-    "never": "lower the workers or the share of each (train.num_workers, train.cpus_per_worker), or add nodes",
-    "busy": "wait for the others, end them, or raise cluster.wait_s",
-}
 
 
 def some_end(holders: Sequence[Holder]) -> bool:
     """Return whether a holder ends by itself, as jobs do and what is served does not."""
     return any(not holder.name.startswith(SERVED) for holder in holders)
+
+
+def hint(verdict: Verdict, holders: Sequence[Holder]) -> str:
+    """Return what to do about workers that do not fit."""
+    if verdict.kind == "never":
+        return "lower the workers or the share of each (train.num_workers, train.cpus_per_worker), or add nodes"
+    return ". ".join(filter(None, ("wait for the others, end them, or raise cluster.wait_s", remedy(holders))))
 
 
 def remedy(holders: Sequence[Holder]) -> str:

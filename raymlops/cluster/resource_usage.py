@@ -18,26 +18,29 @@ _JOB_DIGITS = 8
 """Of a job's id, with which Ray (2.60) ends the id of a placement group that the job made."""
 
 
-def nodes() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """Return the resources of each living node: all of them, and what is free."""
+def alive_nodes() -> list[tuple[dict[str, Any], dict[str, float]]]:
+    """Return Ray's row of each living node, and what is free on it."""
     import ray
     from ray._private import state  # the free share of each node has no public call in 2.60; Ray Train asks here too
 
     free = state.available_resources_per_node()
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    return [dict(node["Resources"]) for node in alive], [dict(free.get(node["NodeID"], {})) for node in alive]
+    return [(node, dict(free.get(node["NodeID"], {}))) for node in ray.nodes() if node["Alive"]]
+
+
+def nodes() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Return the resources of each living node: all of them, and what is free."""
+    alive = alive_nodes()
+    return [dict(node["Resources"]) for node, _ in alive], [free for _, free in alive]
 
 
 def usable() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Return what this job may use of each living node, and what it uses already by its placement groups."""
     import ray
-    from ray._private import state  # as in ``nodes``
     from ray.util import placement_group_table
 
-    free = state.available_resources_per_node()
-    alive = {node["NodeID"]: free.get(node["NodeID"], {}) for node in ray.nodes() if node["Alive"]}
     own = reserved(placement_group_table().values(), job_id=ray.get_runtime_context().get_job_id())
-    return [add([available, own.get(node_id, {})]) for node_id, available in alive.items()], list(own.values())
+    usable_now = [add([free, own.get(node["NodeID"], {})]) for node, free in alive_nodes()]
+    return usable_now, list(own.values())
 
 
 def reserved(groups: Iterable[Mapping[str, Any]], *, job_id: str) -> dict[str, dict[str, float]]:
@@ -55,11 +58,14 @@ def holders(*, without_job: str | None = None) -> list[Holder]:
     import ray
     from ray.util import placement_group_table
 
-    actors, tasks, jobs = _state("list_actors"), _state("list_tasks"), _jobs()
+    actors = [_picked(row) for row in _listed("list_actors", filters=[("state", "=", "ALIVE")])]
+    tasks = [_picked(row) for row in _listed("list_tasks", filters=[("state", "=", "RUNNING")])]
+    jobs = {row.job_id: (row.entrypoint or "")[:60] for row in _listed("list_jobs") if row.job_id}
     if not actors:  # without a dashboard only names are known
         actors = [
-            {"name": actor["Name"], "class_name": actor["ActorClassName"], "job_id": actor["JobID"]}
-            for actor in _tables(ray)
+            {"name": row["Name"], "class_name": row["ActorClassName"], "job_id": row["JobID"]}
+            for row in ray._private.state.actors().values()  # noqa: SLF001 - nothing public lists them
+            if row["State"] == "ALIVE"
         ]
     groups = [row for row in placement_group_table().values() if not _made_by(row, without_job)]
     return group(actors=actors, tasks=tasks, groups=groups, jobs=jobs)
@@ -113,38 +119,20 @@ def _job(job_id: str | None, jobs: Mapping[str, str]) -> str:
     return f"job {job_id} ({entry})" if entry else f"job {job_id}"
 
 
-def _state(call: str) -> list[dict[str, Any]]:
+def _listed(call: str, **options: Any) -> list[Any]:
     """Ask the state API, which needs the dashboard; an empty list where there is none."""
+    import ray
     from ray.util import state
 
-    wanted = "ALIVE" if call == "list_actors" else "RUNNING"
+    address = str(ray.get_runtime_context().gcs_address)
     try:
-        rows = getattr(state, call)(_address(), filters=[("state", "=", wanted)], **_ALL)
+        return list(
+            getattr(state, call)(address, limit=1000, detail=True, timeout=5, raise_on_missing_output=False, **options)
+        )
     except Exception:
         return []
-    return [{key: getattr(row, key, None) for key in _FIELDS} for row in rows]
 
 
-def _address() -> str:
-    import ray
-
-    return str(ray.get_runtime_context().gcs_address)
-
-
-_ALL: dict[str, Any] = {"limit": 1000, "detail": True, "timeout": 5, "raise_on_missing_output": False}
-_FIELDS = ("name", "class_name", "job_id", "required_resources", "placement_group_id")
-
-
-def _jobs() -> dict[str, str]:
-    from ray.util import state
-
-    try:
-        rows = state.list_jobs(_address(), **_ALL)
-    except Exception:
-        return {}
-    return {row.job_id: (row.entrypoint or "")[:60] for row in rows if row.job_id}
-
-
-def _tables(ray: Any) -> list[dict[str, Any]]:
-    rows = ray._private.state.actors().values()  # noqa: SLF001 - no public list of actors without the dashboard
-    return [row for row in rows if row["State"] == "ALIVE"]
+def _picked(row: Any) -> dict[str, Any]:
+    names = ("name", "class_name", "job_id", "required_resources", "placement_group_id")
+    return {name: getattr(row, name, None) for name in names}

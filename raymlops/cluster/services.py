@@ -51,7 +51,7 @@ SPEED = {
 """For the start of a cluster: what of Serve's throughput mode is a gain behind the Python proxy too.
 
 Not the whole mode, which also opens a port for each replica, beside the proxy. Not its router on the caller's loop,
-which is no gain and refuses calls from where there is no loop. Not its log buffer: at our level a line is a warning.
+which is no gain and rejects calls from where there is no loop. Not its log buffer: at our level a line is a warning.
 """
 
 MAX_HEADER_BYTES = "RAYMLOPS_MAX_HEADER_BYTES"
@@ -89,7 +89,7 @@ def serve_environment(*, scratch: str, stats_port: int = 8404, metrics_port: int
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "32768",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
-        # How long a replica that was told to stop still answers. Its 30 s are for balancers on other machines.
+        # How long a replica that is stopping still answers. Its 30 s are for balancers on other machines.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
         # A Python proxy behind HAProxy, for requests that no replica can take; loopback, and 8500 of every cluster.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
@@ -105,7 +105,7 @@ def serve_environment(*, scratch: str, stats_port: int = 8404, metrics_port: int
 def max_connections(files: int) -> int:
     """Return how many connections HAProxy may hold where a process may open so many files.
 
-    It asks for 2.5 files a connection (its two ends, and half a pipe's to splice between them) and some of its own, and
+    It needs 2.5 files a connection (its two ends, and half a pipe's to splice between them) and some of its own, and
     does not start without.
     """
     most = 16_384
@@ -164,7 +164,7 @@ def start_serve(dashboard_url: str, *, token: Path, port: int, timeout_s: float,
     """Start Serve's controller and its proxy on loopback, without any application; for gRPC only with a port for it.
 
     Raises:
-        ClusterError: Ray refused.
+        ClusterError: Ray rejected the request.
     """
     body: dict[str, Any] = {
         "proxy_location": "HeadOnly",
@@ -183,7 +183,7 @@ def start_serve(dashboard_url: str, *, token: Path, port: int, timeout_s: float,
 
 
 def stop_serve(dashboard_url: str, *, token: Path, timeout_s: float) -> None:
-    """Ask Serve to end its replicas, so that they answer what is in flight and write what they hold."""
+    """Let Serve stop its replicas, so that they answer what is in flight and write what they hold."""
     import httpx
 
     try:
@@ -246,7 +246,7 @@ def wait_ready(
 
 
 def ask(url: str, *, token: Path | None) -> tuple[int | None, dict[str, Any]]:
-    """Return the status of a GET, None when nothing answers, and its JSON object, empty when it is none."""
+    """Return the status of a GET, None when nothing answers, and its JSON object, empty for any other body."""
     import httpx
 
     try:
@@ -259,18 +259,6 @@ def ask(url: str, *, token: Path | None) -> tuple[int | None, dict[str, Any]]:
     except ValueError:
         body = None
     return answer.status_code, body if isinstance(body, dict) else {}
-
-
-def text(url: str) -> str | None:
-    """Return what a GET answers with 200, None otherwise."""
-    import httpx
-
-    try:
-        with _client() as client:
-            answer = client.get(url)
-    except (httpx.HTTPError, httpx.InvalidURL):
-        return None
-    return answer.text.strip() if answer.status_code == 200 else None
 
 
 def tail(log: Path, *, lines: int = 12) -> str:

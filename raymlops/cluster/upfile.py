@@ -25,9 +25,9 @@ HOME = "RAYMLOPS_HOME"
 """Variable that moves everything of ours from ``~/.raymlops`` to another folder."""
 
 
-def home() -> Path:
-    """Return the folder that holds our state on this machine."""
-    return Path(os.environ.get(HOME) or "~/.raymlops").expanduser().absolute()
+def home(root: Path | str | None = None) -> Path:
+    """Return the folder that holds our state on this machine, or ``root`` as an absolute path."""
+    return Path(root or os.environ.get(HOME) or "~/.raymlops").expanduser().absolute()
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class UpRecord(Record):
         return any(record.name == "ray" and record.find() for record in self.processes)
 
     def differences(self, *, ports: Mapping[str, int | None], haproxy: bool, num_cpus: int | None) -> list[str]:
-        """Return what runs otherwise than asked, a phrase each; a port of None, False and no CPUs ask for nothing."""
+        """Return how what runs differs from a request, a phrase each; None and False request nothing."""
         running = self.ports
         found = [
             f"{name} on port {running[name]}, not {port}" if name in running else f"Serve without {name}"
@@ -127,10 +127,8 @@ class UpRecord(Record):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Rebuild a record; keys that a newer version wrote are ignored."""
-        fields = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
-        fields["processes"] = tuple(ProcessRecord.from_dict(item) for item in data.get("processes", ()))
-        fields["opens"] = tuple(data.get("opens", ()))
-        return cls(**fields)
+        processes = tuple(map(ProcessRecord.from_dict, data.get("processes", ())))
+        return super().from_dict({**data, "processes": processes, "opens": tuple(data.get("opens", ()))})
 
 
 def exports(record: UpRecord) -> str:

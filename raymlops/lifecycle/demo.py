@@ -7,7 +7,6 @@ happens, Ctrl-C included, what it started is ended, unless it was asked to keep 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 from contextlib import contextmanager, suppress
@@ -154,6 +153,7 @@ def configs() -> Path:
 
 @contextmanager
 def _cluster(folder: Path, *, keep: bool, steps: Steps) -> Iterator[UpRecord]:
+    from raymlops.cluster.auth import variables_set
     from raymlops.cluster.local import down, up
     from raymlops.cluster.ports import free_port
 
@@ -168,14 +168,9 @@ def _cluster(folder: Path, *, keep: bool, steps: Steps) -> Iterator[UpRecord]:
                 ray_port=free_port(),
             )
             said.append(f"dashboard {record.dashboard_url}")
-        before = {name: os.environ.get(name) for name in record.env}
-        os.environ.update(record.env)
-        try:
+        with variables_set(record.env):
             yield record
             kept = keep
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name, None) if value is None else os.environ.update({name: value})
     finally:
         if not kept:
             try:

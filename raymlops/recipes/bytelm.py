@@ -1,10 +1,10 @@
 """Which byte comes next? A decoder-only transformer on the source text of Python's own standard library.
 
-Owns corpus, network and scoring. Between the default, about a minute of training, and a large model stands nothing but
+Owns corpus, network and scoring. From the default, about a minute of training, to a large model it takes nothing but
 configuration: ``layers``, ``heads``, ``width``, ``block``, ``dropout`` and ``corpus_bytes``.
 
-A row is a window of ``block`` bytes that starts without context: token 256 stands before its first byte, token 257
-behind its last where it is shorter. Windows do not overlap, so every byte is predicted exactly once.
+A row is a window of ``block`` bytes that starts without context: token 256 precedes its first byte, token 257
+follows its last where it is shorter. Windows do not overlap, so every byte is predicted exactly once.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ByteLM(RecipeBase):
     """
 
     class Config(RecipeConfig):
-        """What stands between a small model and a large one."""
+        """What makes a small model large."""
 
         layers: int = Field(2, ge=1, le=256, description="transformer blocks")
         heads: int = Field(4, ge=1, le=256, description="attention heads; they divide width into even parts")
@@ -112,7 +112,7 @@ class ByteLM(RecipeBase):
         return {"loss": loss, "bits_per_byte": loss / math.log(2), "perplexity": math.exp(loss)}
 
     def signature(self) -> Signature:
-        """Return text in, and how well it is predicted and how it goes on."""
+        """Return text in, and how well it is predicted and how it continues."""
         return Signature(
             inputs=(Column("text", "string", description=f"the last {self.config.block} bytes of its UTF-8 are read"),),
             outputs=(

@@ -6,7 +6,7 @@
         recipe = Mine
         config = {"hidden": 8}  # small, so that it takes seconds
 
-Owns what is asked of every recipe. Needs no cluster, writes no file, and imports no pytest: each test is a plain
+Owns what every recipe must do. Needs no cluster, writes no file, and imports no pytest: each test is a plain
 method with assertions that say what to change.
 """
 
@@ -223,7 +223,7 @@ class RecipeContract:
             _assert_column(column, self._case.ask(rows)[column.name], rows=len(rows))
 
     def test_unknown_categories_get_what_the_signature_says(self) -> None:
-        """A category that training never saw is answered, or refused where the signature says ``reject``."""
+        """A category that training never saw is answered, or rejected where the signature says ``reject``."""
         texts = [column for column in self._case.signature.inputs if column.type == "string"]
         if not texts:
             raise SkipTest("no input is text")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from raymlops.cluster.placement import Ask, room
+from raymlops.cluster.placement import WorkerRequest, room
 from raymlops.records import Objective
 from raymlops.tuning.search_space import how_many
 
@@ -71,7 +71,7 @@ def concurrency(spec: ProjectSpec, nodes: Sequence[Mapping[str, float]]) -> int:
     of several workers may span nodes.
     """
     section = spec.train
-    each = Ask(1, section.cpus_per_worker, section.gpus_per_worker)
+    each = WorkerRequest(1, section.cpus_per_worker, section.gpus_per_worker)
     fits = int(room(each, nodes)) // spec.sweep.workers_per_trial
     # At least one: it waits for resources that others hold, or for a node that an autoscaler adds.
     return max(1, min(fits, spec.sweep.max_concurrent or fits, num_own_trials(spec)))

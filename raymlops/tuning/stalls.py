@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raymlops.cluster.placement import Ask, add, remedy, room, show, some_end
+from raymlops.cluster.placement import WorkerRequest, add, remedy, room, show, some_end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,9 +31,9 @@ class Waiter:
     gpus: float
 
     @property
-    def ask(self) -> Ask:
+    def ask(self) -> WorkerRequest:
         """Return the resources of its process."""
-        return Ask(1, self.cpus, self.gpus)
+        return WorkerRequest(1, self.cpus, self.gpus)
 
 
 def stands_still(waiters: Sequence[Waiter], *, now_s: float, moved_s: float, told_s: float | None) -> float | None:
@@ -87,13 +87,13 @@ def _named(waiters: Sequence[Waiter]) -> str:
     return f"trial {numbers[0]} waits" if len(waiters) == 1 else f"trials {', '.join(numbers)}{more} wait"
 
 
-def _amounts(asks: Sequence[Ask]) -> str:
+def _amounts(asks: Sequence[WorkerRequest]) -> str:
     amounts = list(dict.fromkeys(show(ask.each) for ask in asks))
     each = " each" if len(asks) > 1 and len(amounts) == 1 else ""
     return " or ".join(amounts) + each
 
 
-def _advice(asks: Sequence[Ask], *, total: Sequence[Resources], holders: Sequence[Holder]) -> str:
+def _advice(asks: Sequence[WorkerRequest], *, total: Sequence[Resources], holders: Sequence[Holder]) -> str:
     if not any(room(ask, total) for ask in asks):
         return (
             "No node is large enough: the sweep continues once one joins. Or interrupt it, and resume it with a lower "

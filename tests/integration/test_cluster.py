@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from raymlops.cluster import local, services, upfile
-from raymlops.cluster.ports import free_port
+from raymlops.cluster.ports import free_port, listeners
 from raymlops.cluster.processes import belonging
 from raymlops.errors import ClusterError, PortTakenError, StorageError, UsageError
 
@@ -55,7 +55,8 @@ def test_every_service_answers_and_only_this_machine_reaches_them(cluster):
     assert status.state == "up"
     assert status.services == {"ray": True, "mlflow": True, "serve": True}
     assert status.open_to_others == ()
-    assert set(PORTS.values()) <= {item.port for item in local.sockets(cluster)}
+    pids = {process.pid for process in belonging(cluster.cluster_id, cluster.processes)}
+    assert set(PORTS.values()) <= {item.port for item in listeners(pids)}
 
 
 def test_the_dashboard_refuses_without_the_token(cluster):
@@ -162,7 +163,7 @@ def test_more_workers_than_the_cluster_holds_are_refused_with_the_holders(cluste
         [sys.executable, "-c", script], check=False, env=env, capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stderr
-    busy, never = done.stdout.split("train.num_workers asks for ")[1:]
+    busy, never = done.stdout.split("train.num_workers requests ")[1:]
     assert "room for 1 now, and for 2 when nothing else runs" in busy
     assert "holds at most 2 of them" in never
     assert "held by Hold of job " in never

@@ -182,7 +182,7 @@ def test_a_version_that_can_never_fit_is_refused_at_once(config, second):
     """Five CPUs a replica on a cluster of two: refused before anything is written, naming who holds what."""
     before = actions(config)
     greedy = {**config, "serve": {**config["serve"], "cpus_per_replica": 5.0}}
-    with pytest.raises(InsufficientResourcesError, match=r"asks for 1 x 5 CPU(.|\n)*iris-like--v1"):
+    with pytest.raises(InsufficientResourcesError, match=r"requests 1 x 5 CPU(.|\n)*iris-like--v1"):
         rm.deploy(greedy, "2")
     assert actions(config) == before
 

@@ -145,7 +145,7 @@ def test_a_grace_that_is_over_ends_the_workers(tmp_path: Path) -> None:
 def test_no_worker_is_asked_for_that_does_not_fit(tmp_path: Path) -> None:
     """After the configured wait it is said what is there; nothing was started."""
     recorder = Recorder()
-    with pytest.raises(InsufficientResourcesError, match=r"(?s)asks for 3 workers of 1 CPU.*waited \d+ s") as error:
+    with pytest.raises(InsufficientResourcesError, match=r"(?s)requests 3 workers of 1 CPU.*waited \d+ s") as error:
         run(project(tmp_path, num_workers=3, cpus_per_worker=1.0, wait_s=1.5), recorder)
     assert "this cluster holds at most 2" in error.value.message
     assert recorder.messages == ["waiting up to 1.5 s for room for 3 workers"]

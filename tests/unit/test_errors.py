@@ -30,13 +30,6 @@ def example(cls):
     return cls("what happened", hint="what to do")
 
 
-def test_every_class_is_exported():
-    """``__all__`` names what can be caught."""
-    assert {cls.__name__ for cls in every_class() if cls.__module__ == "raymlops.errors"} <= set(
-        raymlops.errors.__all__
-    )
-
-
 def test_a_full_disk_is_no_mistake_of_the_command_line():
     """Hour 30 of a run does not end in the exit code of a wrong option."""
     assert (StorageError("no space left").exit_code, issubclass(StorageError, UsageError)) == (5, False)

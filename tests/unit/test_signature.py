@@ -7,7 +7,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from raymlops.arrays import Column
+from raymlops.arrays import Column, careful_array, known_texts, quick_array
 from raymlops.errors import InvalidRowsError
 from raymlops.signature import MAX_PROBLEMS, Signature
 
@@ -136,6 +136,16 @@ def test_several_fields_are_told_together():
     assert [field for _, field, _ in found] == ["distance", "hour"]
 
 
+def test_an_unknown_field_does_not_hide_wrong_types():
+    """Rows come in order, each with its unknown fields first, and the wrong values of all rows beside them."""
+    rows = [{**ROW, "hour": "y"}, {**ROW, "extra": 1, "distance": "x"}]
+    found = problems(lambda: SIGNATURE.parse_rows(rows))
+    assert [(row, field) for row, field, _ in found] == [(0, "hour"), (1, "extra"), (1, "distance")]
+    many = problems(lambda: SIGNATURE.parse_rows(rows[1:] * 10_000))
+    assert len(many) == MAX_PROBLEMS
+    assert {field for _, field, _ in many} == {"extra", "distance"}
+
+
 def test_columns_are_read_as_rows_are():
     """Arrays and lists side by side; NaN is missing, 7.0 is an integer, a length that differs is an error."""
     data = {name: [value, value] for name, value in ROW.items()}
@@ -261,29 +271,32 @@ def test_the_quick_way_gives_what_the_careful_one_gives(seed):
     for row in rows:
         for name in [name for name in row if rng.random() < 0.02]:
             del row[name]
-        if rng.random() < 0.01:
-            row["extra"] = 1
-
-    def outcome(call):
-        try:
-            return call(), None
-        except InvalidRowsError as error:
-            return None, error.problems
-
-    quick, found = outcome(lambda: SIGNATURE.parse_rows(rows))
-    careful, expected = outcome(lambda: SIGNATURE._careful_rows(rows))
-    assert found == expected
-    if careful is not None:
-        assert all(_same(quick[name], array) for name, array in careful.items())
+    careful, expected = {}, []
+    for column in SIGNATURE.inputs:
+        values = [row.get(column.name, column.absent) for row in rows]
+        careful[column.name] = careful_array(column, values, found := [])
+        quick = quick_array(column, values, known_texts(column))
+        assert quick is None or (found == [] and _same(quick, careful[column.name]))
+        expected += found
+    if expected:
+        in_order = sorted(expected, key=lambda problem: problem.row)
+        assert problems(lambda: SIGNATURE.parse_rows(rows)) == [(p.row, p.field, p.message) for p in in_order]
+    else:
+        assert all(_same(array, careful[name]) for name, array in SIGNATURE.parse_rows(rows).items())
 
 
 def test_most_rows_go_the_quick_way():
     """Right values, also missing ones, are not read one by one."""
     rows = [ROW, {**ROW, "wind": None, "seats": None, "carrier": None, "tokens": []}]
-    left_out = [{name: value for name, value in row.items() if name != "wind"} for row in rows]
-    assert SIGNATURE._quick_rows(rows) is not None
-    assert SIGNATURE._quick_rows(left_out) is not None
-    assert SIGNATURE._quick_rows([{**ROW, "extra": 1}]) is None
+    for column in SIGNATURE.inputs:
+        assert quick_array(column, [row[column.name] for row in rows], known_texts(column)) is not None
+
+
+def test_a_field_that_no_column_has_is_found_among_good_rows():
+    """Also where another row lacks a nullable one, so that the number of fields is right."""
+    short = {name: value for name, value in ROW.items() if name != "wind"}
+    assert problems(lambda: SIGNATURE.parse_rows([short, {**ROW, "extra": 1}]))[0][:2] == (1, "extra")
+    assert problems(lambda: SIGNATURE.parse_rows([{**short, "extra": 1}]))[0][:2] == (0, "extra")
 
 
 def test_a_signature_that_has_read_rows_is_still_the_same_value():

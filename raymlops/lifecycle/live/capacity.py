@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from raymlops.cluster.placement import Ask, add, room, show
+from raymlops.cluster.placement import WorkerRequest, add, room, show
 from raymlops.cluster.resource_usage import group
 from raymlops.errors import InsufficientResourcesError
 from raymlops.serving.control.render import settings_of
@@ -42,7 +42,7 @@ def must_leave_first(new: Deployment, leaving: Sequence[Deployment], *, cluster:
     served = [actor for actor in _replicas(cluster) if _app(actor) not in mine | gone]
     holders = [holder for holder in group(actors=served, tasks=[], groups=[], jobs={}) if show(holder.resources)]
     raise InsufficientResourcesError(
-        f"{asked.purpose} asks for {asked.workers} x {show(asked.each)}, and beside what is served there is room for "
+        f"{asked.purpose} requests {asked.workers} x {show(asked.each)}, and beside what is served there is room for "
         f"{most}: the cluster has {show(add(total)) or 'no CPU'} on {len(total)} node{'s' * (len(total) != 1)}\n"
         + ("\n".join(f"  held by {holder}" for holder in holders) or "  nothing else is served"),
         hint="Lower serve.min_replicas or serve.cpus_per_replica, end a version with "
@@ -50,9 +50,9 @@ def must_leave_first(new: Deployment, leaving: Sequence[Deployment], *, cluster:
     )
 
 
-def _asked(new: Deployment) -> Ask:
+def _asked(new: Deployment) -> WorkerRequest:
     settings = settings_of(new)
-    return Ask(
+    return WorkerRequest(
         settings.min_replicas,
         settings.cpus_per_replica,
         settings.gpus_per_replica,

@@ -7,7 +7,6 @@ restored afterwards. Tune's own files serve its restore, which a sweep never mak
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
@@ -20,7 +19,8 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.execution.tune_controller import TuneController
 
-from raymlops.signals import heeded
+from raymlops.cluster.auth import variables_set
+from raymlops.signals import handled_signals
 from raymlops.storage.scratch import scratch
 from raymlops.tuning.execution.tune_hooks import SweepCallback, SweepSearcher, SweepStopper
 
@@ -78,20 +78,14 @@ def run_tune(controller: SweepController, *, trainable: Any, scheduler: Numbered
 @contextmanager
 def quiet_tune() -> Iterator[None]:
     """Apply the settings, and show only critical messages of Tune's log."""
-    before = {name: os.environ.get(name) for name in SETTINGS}
     logger = logging.getLogger("ray.tune")
     level = logger.level
-    os.environ.update(SETTINGS)
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with variables_set(SETTINGS):
+            yield
     finally:
         logger.setLevel(level)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager
@@ -155,7 +149,7 @@ def stop_on_signal(controller: SweepController) -> Iterator[None]:
 
     # SIGUSR1 too: Tune (2.60) installs a handler for it and keeps it.
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    for number in heeded():
+    for number in handled_signals():
         signal.signal(number, halt)
     try:
         yield

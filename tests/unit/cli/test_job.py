@@ -6,24 +6,23 @@ import sys
 
 import pytest
 
-from raymlops.cli.app import JOB
+from raymlops.cluster.grace_period import JOB
 
 SCRIPT = """
 import os, signal, sys
-import raymlops.cli.output
-from raymlops.cli.app import _carrying, app, main
+from raymlops.cli.app import app, command, main
 from raymlops.cli.job import run_job
-from raymlops.cli.output import ConfigOption, JsonFlag, Overrides, YesFlag, answer, confirm
+from raymlops.cli.output import Answer, ConfigOption, Overrides, YesFlag, confirm
 from raymlops.errors import ClusterError
 
-def stub(config: ConfigOption, overrides: Overrides = None, *, yes: YesFlag = False, as_json: JsonFlag = False) -> None:
+def stub(config: ConfigOption, overrides: Overrides = None, *, yes: YesFlag = False):
     print("progress", file=sys.stderr)
     confirm("Sure?", yes=yes)
     match config:
         case "good":
-            answer({"overrides": overrides}, "text", as_json=as_json)
+            return Answer({"overrides": overrides}, "text")
         case "nan":
-            answer({"value": float("nan"), "metrics": {"loss": float("inf")}}, "text", as_json=as_json)
+            return Answer({"value": float("nan"), "metrics": {"loss": float("inf")}}, "text")
         case "unreachable":
             raise ClusterError("nobody answers", hint="start one")
         case "defect":
@@ -33,8 +32,8 @@ def stub(config: ConfigOption, overrides: Overrides = None, *, yes: YesFlag = Fa
         case "stopped":
             os.kill(os.getpid(), signal.SIGTERM)
 
-app.registered_commands = [command for command in app.registered_commands if command.callback.__name__ != "deploy"]
-app.command("deploy")(_carrying(stub))
+app.registered_commands = [found for found in app.registered_commands if found.callback.__name__ != "deploy"]
+app.command("deploy")(command(stub))
 """
 AS_SCRIPT = f"{SCRIPT}\nrun_job('deploy')"
 AS_VERB = f"{SCRIPT}\nsys.exit(main(['deploy', *sys.argv[1:]]))"

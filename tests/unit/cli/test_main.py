@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from raymlops.cli.app import _carry_interrupts, _InterruptedError, app
+from raymlops.cli.app import _InterruptedError, app, command
 from raymlops.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -122,16 +122,15 @@ def test_an_interrupt_keeps_what_was_noted_on_it():
     """typer makes a bare exit code of it; how the work goes on would be lost."""
     app = typer.Typer()
 
-    @app.command()
-    def one() -> None:
+    def one():
         error = KeyboardInterrupt()
-        error.add_note("it goes on with two")
+        error.add_note("it resumes with two")
         raise error
 
-    _carry_interrupts(app)
+    app.command()(command(one))
     with pytest.raises(_InterruptedError) as raised:
         app([], standalone_mode=False)
-    assert raised.value.by.__notes__ == ["it goes on with two"]
+    assert raised.value.by.__notes__ == ["it resumes with two"]
 
 
 def test_without_arguments_the_help_is_shown(capsys):

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from shell_user import RAYMLOPS
 
-from raymlops.cli.output import confirm, describe, report_error
+from raymlops.cli.output import confirm, error_data, report_error
 from raymlops.errors import RefusedError, TrainingError
 
 
@@ -19,7 +19,7 @@ def test_what_was_added_to_an_error_is_shown(error, code, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines()[-1].strip() == "raymlops train --resume r1"
-    assert describe(error)["notes"] == ["raymlops train --resume r1"]
+    assert error_data(error)["notes"] == ["raymlops train --resume r1"]
 
 
 @pytest.mark.parametrize("as_json", [True, False])
@@ -67,4 +67,4 @@ def test_streams_that_are_closed_or_full_are_no_defect(redirect, code, message, 
 
 def test_an_error_without_notes_has_none():
     """No empty list in its JSON."""
-    assert "notes" not in describe(TrainingError("rank 1 died"))
+    assert "notes" not in error_data(TrainingError("rank 1 died"))

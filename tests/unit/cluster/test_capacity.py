@@ -3,19 +3,19 @@ from __future__ import annotations
 from math import inf
 
 from raymlops.cluster.capacity import logical_cpus
-from raymlops.cluster.placement import Ask, Holder, decide, remedy, room, some_end
+from raymlops.cluster.placement import Holder, WorkerRequest, decide, remedy, room, some_end
 
 TWO_NODES = [{"CPU": 4.0}, {"CPU": 4.0, "GPU": 1.0}]
 
 
 def test_workers_that_fit_the_free_resources_go_ahead():
     """Two free nodes of 4 CPUs hold four workers of 2."""
-    assert decide(Ask(4, 2), total=TWO_NODES, available=TWO_NODES).kind == "fits"
+    assert decide(WorkerRequest(4, 2), total=TWO_NODES, available=TWO_NODES).kind == "fits"
 
 
 def test_a_worker_never_spans_nodes():
     """8 CPUs in all, yet no node has 5 of them."""
-    verdict = decide(Ask(1, 5), total=TWO_NODES, available=TWO_NODES)
+    verdict = decide(WorkerRequest(1, 5), total=TWO_NODES, available=TWO_NODES)
     assert verdict.kind == "never"
     assert "at most 0 of them" in verdict.message
 
@@ -23,52 +23,54 @@ def test_a_worker_never_spans_nodes():
 def test_never_says_asked_maximum_and_holders():
     """Three things a person needs: what was asked, what there is at most, and who has it."""
     holders = [Holder("Serve application flights--v7 (x2)", {"CPU": 0.4})]
-    verdict = decide(Ask(9, 1, purpose="train.num_workers"), total=TWO_NODES, available=[{"CPU": 3.6}], holders=holders)
+    verdict = decide(
+        WorkerRequest(9, 1, purpose="train.num_workers"), total=TWO_NODES, available=[{"CPU": 3.6}], holders=holders
+    )
     assert verdict.message == (
-        "train.num_workers asks for 9 workers of 1 CPU; this cluster holds at most 8 of them: "
+        "train.num_workers requests 9 workers of 1 CPU; this cluster holds at most 8 of them: "
         "it has 8 CPU, 1 GPU on 2 nodes\n  held by Serve application flights--v7 (x2): 0.4 CPU"
     )
 
 
 def test_held_resources_mean_busy_and_not_never():
     """The nodes are large enough, but only 1 CPU of 8 is free."""
-    verdict = decide(Ask(2, 2), total=TWO_NODES, available=[{"CPU": 1.0}, {}])
+    verdict = decide(WorkerRequest(2, 2), total=TWO_NODES, available=[{"CPU": 1.0}, {}])
     assert verdict.kind == "busy"
     assert "room for 0 now, and for 4 when nothing else runs" in verdict.message
 
 
 def test_an_autoscaler_that_may_add_enough_is_not_waited_for():
     """It starts nodes for work that asks, never for work that waits politely outside."""
-    verdict = decide(Ask(3, 2), total=[{"CPU": 2.0}], available=[{"CPU": 2.0}], growth=[{"CPU": 4.0}])
+    verdict = decide(WorkerRequest(3, 2), total=[{"CPU": 2.0}], available=[{"CPU": 2.0}], growth=[{"CPU": 4.0}])
     assert verdict.kind == "grows"
 
 
 def test_the_autoscalers_maximum_counts_in_never():
     """2 CPUs now and 4 that may come hold three workers of 2, not four."""
-    verdict = decide(Ask(4, 2), total=[{"CPU": 2.0}], available=[{"CPU": 2.0}], growth=[{"CPU": 4.0}])
+    verdict = decide(WorkerRequest(4, 2), total=[{"CPU": 2.0}], available=[{"CPU": 2.0}], growth=[{"CPU": 4.0}])
     assert verdict.kind == "never"
     assert "it has 6 CPU on 2 nodes, 1 of which the autoscaler would add" in verdict.message
 
 
 def test_an_unreadable_limit_refuses_nothing():
     """What may fit is left to Ray, which knows."""
-    assert decide(Ask(99, 1), total=[{"CPU": 1.0}], available=[{"CPU": 1.0}], growth=None).kind == "grows"
+    assert decide(WorkerRequest(99, 1), total=[{"CPU": 1.0}], available=[{"CPU": 1.0}], growth=None).kind == "grows"
 
 
 def test_fractions_add_up_to_whole_cpus():
     """Ten workers of 0.1 fit one CPU, although 0.1 has no exact binary form."""
-    assert room(Ask(10, 0.1), [{"CPU": 1.0}]) == 10
+    assert room(WorkerRequest(10, 0.1), [{"CPU": 1.0}]) == 10
 
 
 def test_a_gpu_binds_where_cpus_are_plenty():
     """Four CPUs and one GPU hold one worker that wants a GPU, two that share it."""
-    assert room(Ask(4, 1, 1), TWO_NODES) == 1
-    assert room(Ask(4, 1, 0.5), TWO_NODES) == 2
+    assert room(WorkerRequest(4, 1, 1), TWO_NODES) == 1
+    assert room(WorkerRequest(4, 1, 0.5), TWO_NODES) == 2
 
 
 def test_workers_that_reserve_nothing_always_fit():
     """Nothing is counted, so nothing can be missing."""
-    assert room(Ask(4, 0), [{}]) == inf
+    assert room(WorkerRequest(4, 0), [{}]) == inf
 
 
 def test_a_cluster_of_our_own_has_at_least_two_cpus_unless_told():

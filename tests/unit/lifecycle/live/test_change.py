@@ -302,7 +302,7 @@ def test_a_version_without_room_is_refused_before_anything_changes(state, serve)
     """Two replicas of 1 CPU beside 0.5 CPU that are served do not fit 2 CPUs, and no training that ends would help."""
     deploy(state, serve, 1, cpus_per_replica=0.5)
     sent = len(serve.sent)
-    with pytest.raises(InsufficientResourcesError, match=r"version 2 asks for 2 x 1 CPU.* room for 1") as caught:
+    with pytest.raises(InsufficientResourcesError, match=r"version 2 requests 2 x 1 CPU.* room for 1") as caught:
         deploy(state, serve, 2, min_replicas=2, cpus_per_replica=1.0)
     assert "held by Serve application flights--v1: 0.5 CPU" in str(caught.value)
     assert (roles(state), len(serve.sent), len(state.events())) == ({"flights--v1": "champion"}, sent, 2)
