@@ -35,7 +35,7 @@ def check(project: Project) -> None:
     """Reject an invalid sweep.
 
     Raises:
-        UsageError: the space is empty, has circular conditions, or no point that the recipe accepts; a metric without
+        UsageError: the space is empty, or has no point that the recipe accepts; a metric without
             its mode; a budget or a target that no trial can reach; a scheduler that does not know a trial's length.
     """
     spec = project.spec

@@ -58,12 +58,6 @@ def num_own_trials(spec: ProjectSpec) -> int:
     return spec.sweep.num_trials if points is None else min(spec.sweep.num_trials, points)
 
 
-def has_no_more(spec: ProjectSpec) -> bool:
-    """Return whether the grid has no points beyond ``num_trials``."""
-    points = how_many(spec.sweep)
-    return points is not None and points <= spec.sweep.num_trials
-
-
 def concurrency(spec: ProjectSpec, nodes: Sequence[Mapping[str, float]]) -> int:
     """Return how many trials run at a time: as many as fit on the nodes, at most ``max_concurrent``.
 

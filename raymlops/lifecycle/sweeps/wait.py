@@ -64,7 +64,7 @@ def wait_for(
                 elapsed_s = spent_s if watched.ended else max(elapsed_s + now - polled_at, spent_s)
                 polled_at = now
                 left = max(0, status.num_trials - status.ended)
-                best = None if status.best is None else TrialView.ended(status.best)
+                best = None if status.best is None else TrialView.of(status.best, status.best.status)
                 event = SweepEvent(
                     kind="end" if watched.ended else "epoch",
                     counts=status.trials,

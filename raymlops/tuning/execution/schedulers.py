@@ -28,7 +28,7 @@ RESOURCE, VALUE = "resource", "value"
 
 @dataclass(frozen=True)
 class _Known:
-    """The part of a trial that a scheduler reads."""
+    """The part of a trial that a scheduler reads, as a key too."""
 
     trial_id: str
 

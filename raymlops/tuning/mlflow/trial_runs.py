@@ -61,7 +61,7 @@ class TrialRun(PendingRun):
     trial_status: str = ""
 
 
-class Children:
+class TrialRuns:
     """Writer of the child runs of one parent run."""
 
     def __init__(

@@ -16,7 +16,7 @@ from raymlops.tuning.objectives import num_own_trials, objectives_of
 from raymlops.tuning.reporting.progress import STATES, Board, TrialView
 from raymlops.tuning.study.records import ATTRIBUTE, last_value, record_of
 from raymlops.tuning.study.selection import select
-from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, quiet_optuna, storage_errors
+from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,7 +65,7 @@ class Snapshot:
         board = Board()
         for record in self.ended:
             if not record.carried_from:
-                board.put(TrialView.ended(record), best=record == self.best)
+                board.put(TrialView.of(record, record.status), best=record == self.best)
         for view in self.open:
             board.put(view)
         return board.rows()
@@ -86,7 +86,7 @@ class OpenStudy:
         Raises:
             StorageError, UnreachableError: the database cannot be read.
         """
-        with quiet_optuna(), storage_errors(f"Optuna's study {self.study.study_name}"):
+        with storage_errors(f"Optuna's study {self.study.study_name}"):
             trials = self.study.get_trials(deepcopy=False)
         opened = []
         for trial in trials:

@@ -67,7 +67,7 @@ class Stage:
         self.controller = SweepController(
             project,
             trials=self.trials,
-            children=self.runs,
+            trial_runs=self.runs,
             sweep_uri="/sweeps/s",
             slots=lambda: self.slots,
             before=before,
