@@ -20,13 +20,12 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from raymlops.config.base import Free, FreeInRun, Limit, Spec
+from raymlops.config.messages import got
 from raymlops.config.space import Distribution, parse_distribution, same
 from raymlops.config.train import MAX_WORKERS, TrainSection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    from raymlops.config.space import Scalar
 
 
 def _space_key(key: str) -> str:
@@ -173,7 +172,7 @@ def _broken_rules(sweep: SweepSection) -> Iterator[InitErrorDetails]:
 def words(distribution: Distribution) -> str:
     """Return the values of a parameter in words."""
     if distribution.kind == "categorical":
-        shown = [_shown(choice) for choice in distribution.choices]
+        shown = [got(choice) for choice in distribution.choices]
         return f"one of {', '.join(shown)}" if len(shown) > 1 else shown[0]
     ends = f"{distribution.low} to {distribution.high}"
     if distribution.step is not None:
@@ -237,12 +236,6 @@ def _start_point(index: int, point: Mapping[str, Any], space: Mapping[str, Distr
         else:
             for parent, values in space[key].when.items():
                 if parent in space and not (parent in point and any(same(point[parent], one) for one in values)):
-                    needed = " or ".join(map(_shown, values))
-                    now = f"is {_shown(point[parent])}" if parent in point else "is left out, which leaves it to chance"
+                    needed = " or ".join(map(got, values))
+                    now = f"is {got(point[parent])}" if parent in point else "is left out, which leaves it to chance"
                     yield _broken((*place, key), f"exists only where {parent} is {needed}; here it {now}")
-
-
-def _shown(value: Scalar) -> str:
-    if value is None:
-        return "nothing"
-    return str(value).lower() if isinstance(value, bool) else repr(value)

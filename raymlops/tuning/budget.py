@@ -6,12 +6,12 @@ chosen by ``selection``.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Self
 
+from raymlops.display import duration
 from raymlops.records import SpentRecord
 from raymlops.tuning.search_space import how_many
 from raymlops.tuning.stalls import Waiter
@@ -105,14 +105,18 @@ def nothing_left(sweep_id: str, section: SweepSection, *, tally: Tally, spent: S
 
 
 def words(so_far: SpentRecord) -> str:
-    """Format the resources used: ``0:01:05, 0.04 CPU-hours, 0.02 EUR``."""
-    minutes, seconds = divmod(math.floor(so_far.wall_s), 60)
-    parts = [f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}", f"{so_far.cpu_hours:.3g} CPU-hours"]
+    """Format the resources used: ``1:05, 0.04 CPU-hours, 0.02 EUR``."""
+    parts = [duration(so_far.wall_s), f"{so_far.cpu_hours:.3g} CPU-hours"]
     if so_far.gpu_hours:
         parts.append(f"{so_far.gpu_hours:.3g} GPU-hours")
     if so_far.cost:
         parts.append(f"{so_far.cost:.4g} {so_far.currency}")
     return ", ".join(parts)
+
+
+def priced(section: SweepSection, so_far: SpentRecord) -> str:
+    """Return the resources used in words where they have a price; empty where they have none."""
+    return words(so_far) if section.price.cpu_hour or section.price.gpu_hour else ""
 
 
 SHORT_S = 2.0

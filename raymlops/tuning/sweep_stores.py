@@ -12,7 +12,6 @@ from raymlops.errors import NotFoundError
 from raymlops.tuning.mlflow.sweep_run import STUDY, study_name
 from raymlops.tuning.mlflow.trial_runs import TrialRuns
 from raymlops.tuning.objectives import objectives_of
-from raymlops.tuning.search_space import point
 from raymlops.tuning.study.records import history_of, without_steps
 from raymlops.tuning.study.storage import create_study, load_study
 from raymlops.tuning.study.trials import Trials
@@ -46,9 +45,7 @@ class SweepStores:
             name=f"{spec.project.name}-trial",
             tags={**spec.project.tags, "raymlops.project": spec.project.name, "raymlops.recipe": project.reference},
         )
-        trials = Trials(
-            study, section=spec.sweep, objectives=objectives_of(spec), point=lambda index: point(spec.sweep, index)
-        )
+        trials = Trials(study, section=spec.sweep, objectives=objectives_of(spec))
         return cls(project, study, trials, trial_runs, parent)
 
     def sync_runs(self) -> None:

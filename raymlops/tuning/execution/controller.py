@@ -20,7 +20,7 @@ from raymlops.training.runs.garbage_of_sweeps import TRIALS
 from raymlops.tuning import budget
 from raymlops.tuning.budget import Meter, Tally
 from raymlops.tuning.execution.failures import death, decide_restart
-from raymlops.tuning.execution.slots import Slots, Standstill
+from raymlops.tuning.execution.slots import Slots, StallDetector
 from raymlops.tuning.mlflow.sweep_run import SPENT
 from raymlops.tuning.objectives import metric_of, mode_of, num_own_trials
 from raymlops.tuning.reporting.progress import Board, SweepEvent, TrialView
@@ -81,7 +81,7 @@ class SweepController:
         self._unreachable_s: float | None = None
         """Since when the study's database does not answer."""
         self._slots = Slots(slots, clock=clock)
-        self._standstill = Standstill(explain, clock=clock)
+        self._stalls = StallDetector(explain, clock=clock)
         self._meter = Meter(project.spec.sweep, before=before or SpentRecord(), clock=clock)
         self._metric = metric_of(project.spec)
         self._total = max(num_own_trials(project.spec), sum(not record.carried_from for record in trials.records))
@@ -181,17 +181,17 @@ class SweepController:
 
     def started(self, number: int) -> None:
         """Record that a trial has its process."""
-        self._standstill.moved()
+        self._stalls.moved()
         self._meter.start(number)
         if (opened := self._trials.open.get(number)) is not None:
             self._see(opened, "running")
 
     def tick(self) -> None:
-        """Do periodic work between Tune's steps: recount slots, report a standstill, write to study and MLflow."""
+        """Do periodic work between Tune's steps: recount slots, report a stall, write to study and MLflow."""
         self._handed_out = False
         self._slots.recount()
-        standstill = self._standstill.look(self._meter.waiters, busy=self._meter.busy)
-        for text in filter(None, (*self._trial_runs.news(), standstill)):
+        stall = self._stalls.look(self._meter.waiters, busy=self._meter.busy)
+        for text in filter(None, (*self._trial_runs.news(), stall)):
             self.notify(text)
         now = self._meter.clock()
         if now - self._noted_s >= SPENT_EVERY_S:
@@ -203,7 +203,7 @@ class SweepController:
         """Record a report of a trial's process: the epochs that its checkpoint restored, and the one it trained."""
         if number not in self._trials.open:
             return  # its process reported after the trial had ended
-        self._standstill.moved()
+        self._stalls.moved()
         if result["saved"]:
             self._saved.add(number)
         self._restore(number, json.loads(result["restored"]))
@@ -220,7 +220,7 @@ class SweepController:
         """Record the end of a trial."""
         if (opened := self._trials.open.get(number)) is None:
             return
-        self._standstill.moved()
+        self._stalls.moved()
         self._meter.end(number)
         record = self._trials.tell(number, status, reason=reason, run_id=self._trial_runs.run_id(number))
         self._trial_runs.end(number, record.status, reason=record.reason, history=without_steps(opened.history))
@@ -378,7 +378,7 @@ class SweepController:
             elapsed_s=spent.wall_s,
             eta_s=(self._total - self._tally.ended) / rate if rate else None,
             message=message,
-            cost=budget.words(spent) if self._section.price.cpu_hour or self._section.price.gpu_hour else "",
+            cost=budget.priced(self._section, spent),
         )
         try:
             self._on_event(event)

@@ -22,7 +22,7 @@ from raymlops.tuning.execution.tuner import run_tune
 from raymlops.tuning.mlflow.trial_runs import INTERRUPTED_WAIT_S
 from raymlops.tuning.objectives import concurrency
 from raymlops.tuning.reporting.results import folder_of, write_trials
-from raymlops.tuning.stalls import told
+from raymlops.tuning.stalls import stall_report
 from raymlops.tuning.study.records import history_of
 from raymlops.tuning.trial.actor import trainable
 
@@ -85,7 +85,7 @@ def _explain(waiters: Sequence[Waiter], *, still_s: float, running: int) -> str:
 
     total, free = resource_usage.nodes()
     used = resource_usage.holders(without_job=ray.get_runtime_context().get_job_id())
-    return told(
+    return stall_report(
         waiters,
         still_s=still_s,
         running=running,

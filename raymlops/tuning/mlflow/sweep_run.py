@@ -123,11 +123,7 @@ def study_of(recorded: Recorded) -> str:
 
 def before_of(recorded: Recorded) -> SpentRecord:
     """Return the budget that a sweep had spent when it last stored it."""
-    try:
-        data = json.loads(recorded.tags.get(SPENT) or "{}")
-    except ValueError:
-        return SpentRecord()
-    return SpentRecord.from_dict(data) if isinstance(data, dict) else SpentRecord()
+    return SpentRecord.from_dict(json.loads(recorded.tags.get(SPENT) or "{}"))
 
 
 def study_name(spec: ProjectSpec, sweep_id: str) -> str:

@@ -15,6 +15,7 @@ from datetime import UTC
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from raymlops.display import duration
 from raymlops.errors import UsageError
 from raymlops.tuning.objectives import num_own_trials
 from raymlops.tuning.reporting import plots, tables
@@ -197,7 +198,7 @@ def _facts(
     unfinished = counts["RUNNING"] + counts["WAITING"]
     facts += [
         ("Ended", stopped or ("not yet" if unfinished else "every trial ran")),
-        ("Took", tables.seconds(spent.wall_s)),
+        ("Took", duration(spent.wall_s)),
         ("CPU-hours", f"{spent.cpu_hours:,.3g}"),
         ("GPU-hours", f"{spent.gpu_hours:,.3g}"),
     ]

@@ -16,8 +16,8 @@ from raymlops.training.runs.status import Status, shared_fields
 from raymlops.tuning import budget
 from raymlops.tuning.budget import Tally
 from raymlops.tuning.mlflow.sweep_run import BEST_CONFIG, FORKED_FROM, REPORT, STOPPED, SUBMISSION, before_of
-from raymlops.tuning.objectives import metric_of, mode_of
-from raymlops.tuning.reporting.study_reader import Snapshot, open_study, total_of
+from raymlops.tuning.objectives import metric_of, mode_of, num_own_trials
+from raymlops.tuning.reporting.study_reader import Snapshot, open_study
 from raymlops.tuning.study.selection import failures
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ def summarize(
         **shared,
         sweep_id=recorded.run_id,
         metric=metric_of(spec) if spec else tags.get("raymlops.metric", ""),
-        trials=snapshot.counts,
-        num_trials=total_of(spec) if spec else 0,
+        trials=snapshot.board().counts,
+        num_trials=num_own_trials(spec) if spec else 0,
         carried=snapshot.carried,
         best=snapshot.best,
         failures=tuple(failures(snapshot.ended)),

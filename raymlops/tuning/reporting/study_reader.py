@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import SweepError, UsageError
+from raymlops.errors import SweepError
 from raymlops.tuning.mlflow.sweep_run import study_of
-from raymlops.tuning.objectives import num_own_trials, objectives_of
-from raymlops.tuning.reporting.progress import STATES, Board, TrialView
+from raymlops.tuning.objectives import objectives_of
+from raymlops.tuning.reporting.progress import Board, TrialView
 from raymlops.tuning.study.records import ATTRIBUTE, last_value, record_of
 from raymlops.tuning.study.selection import select
 from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, storage_errors
@@ -48,27 +48,19 @@ class Snapshot:
     best: TrialRecord | None = None
 
     @property
-    def counts(self) -> dict[str, int]:
-        """Return how many trials are in each state, without carried ones."""
-        counts = dict.fromkeys(STATES, 0)
-        for state in [*(view.state for view in self.open), *(r.status for r in self.ended if not r.carried_from)]:
-            counts[state] += 1
-        return counts
-
-    @property
     def carried(self) -> int:
         """Return how many trials were carried over from the forked sweep."""
         return sum(1 for record in self.ended if record.carried_from)
 
-    def rows(self) -> tuple[TrialView, ...]:
-        """Return the trials that a display shows."""
+    def board(self) -> Board:
+        """Return what a display shows of the trials, without carried ones."""
         board = Board()
         for record in self.ended:
             if not record.carried_from:
                 board.put(TrialView.of(record, record.status), best=record == self.best)
         for view in self.open:
             board.put(view)
-        return board.rows()
+        return board
 
 
 class OpenStudy:
@@ -122,14 +114,6 @@ def open_study(recorded: Recorded) -> Iterator[OpenStudy]:
     assert spec is not None
     with open_storage(optuna_url(spec)) as storage:
         yield OpenStudy(load_study(storage, study_of(recorded)), spec=spec)
-
-
-def total_of(spec: ProjectSpec) -> int:
-    """Return how many trials a sweep is to run."""
-    try:
-        return num_own_trials(spec)
-    except UsageError:
-        return spec.sweep.num_trials
 
 
 def _open(trial: Any) -> OpenView:

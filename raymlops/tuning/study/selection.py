@@ -82,24 +82,26 @@ def violations(metrics: Mapping[str, float], *, constraints: Mapping[str, Thresh
 
 def reasons(trials: Sequence[TrialRecord]) -> list[str]:
     """Return one line for each reason why trials gave no value, the most frequent first."""
-    ordered = by_reason(trials, said=_reason)
-    lines = []
-    for group in ordered[:MAX_REASONS]:
-        numbers = ", ".join(str(trial.number) for trial in group[:8]) + (", ..." if len(group) > 8 else "")
-        lines.append(f"{len(group)} x {_reason(group[0])}  (trial {numbers})")
+    ordered = by_reason(trials, reason_of=_reason)
+    lines = [f"{len(group)} x {_reason(group[0])}  (trial {numbers(group)})" for group in ordered[:MAX_REASONS]]
     if len(ordered) > MAX_REASONS:
         lines.append(f"and {len(ordered) - MAX_REASONS} more reasons")
     return lines
 
 
-def by_reason(trials: Iterable[TrialRecord], *, said: Callable[[TrialRecord], str]) -> list[list[TrialRecord]]:
+def numbers(trials: Sequence[TrialRecord]) -> str:
+    """Return the first numbers of trials: ``0, 1, 4, ...``."""
+    return ", ".join(str(trial.number) for trial in trials[:8]) + (", ..." if len(trials) > 8 else "")
+
+
+def by_reason(trials: Iterable[TrialRecord], *, reason_of: Callable[[TrialRecord], str]) -> list[list[TrialRecord]]:
     """Return trials grouped by reason, the most frequent first.
 
     Reasons that differ in numbers alone ("loss is NaN at step 31") are one reason.
     """
     groups: dict[str, list[TrialRecord]] = {}
     for trial in trials:
-        groups.setdefault(re.sub(r"\d[\d.e+-]*", "#", said(trial)), []).append(trial)
+        groups.setdefault(re.sub(r"\d[\d.e+-]*", "#", reason_of(trial)), []).append(trial)
     return sorted(groups.values(), key=lambda group: (-len(group), group[0].number))
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from raymlops.records import TrialRecord, TrialStatus
-from raymlops.tuning.search_space import draw, draw_order
+from raymlops.tuning.search_space import draw, draw_order, point
 from raymlops.tuning.study.records import ATTRIBUTE, history_of, last_value, record_of
 from raymlops.tuning.study.samplers import sampler_of
 from raymlops.tuning.study.selection import violations
@@ -69,7 +69,6 @@ class Trials:
         *,
         section: SweepSection,
         objectives: Sequence[Objective],
-        point: Callable[[int], Mapping[str, Scalar] | None] = lambda _index: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Read the study.
@@ -78,7 +77,6 @@ class Trials:
             study: an Optuna study, new or not.
             section: of the sweep.
             objectives: in the order of the study's directions.
-            point: the fixed parameters of the sweep's own trial at an index; None where it has none.
             clock: seconds.
 
         Raises:
@@ -89,7 +87,6 @@ class Trials:
         self._storage = study._storage  # noqa: SLF001 - one write a trial needs Optuna's documented storage interface
         self._section = section
         self.objectives = tuple(objectives)
-        self._point = point
         self._order = draw_order(section.space)
         self._clock = clock
         self.open: dict[int, OpenTrial] = {}
@@ -146,7 +143,7 @@ class Trials:
         self.flush()
         with storage_errors(self._name):
             if self._created is None:
-                self._created = self._create(self._point(self._asked))
+                self._created = self._create(point(self._section, self._asked))
             trial = self._draw(self._created, number=self._next)
         self._created = None
         self._asked += 1
@@ -252,7 +249,7 @@ class Trials:
                 self._storage.record_heartbeat(trial.optuna._trial_id)  # noqa: SLF001
         self._beaten_s = self._clock()
 
-    def _create(self, point: Mapping[str, Scalar] | None) -> int:
+    def _create(self, fixed: Mapping[str, Scalar] | None) -> int:
         """Create a running trial with its fixed parameters in one write, and return its id.
 
         Optuna's own ``ask`` first reads all trials to find a waiting one; here those are reopened once, at a resume.
@@ -260,8 +257,8 @@ class Trials:
         from optuna.trial import TrialState, create_trial
 
         made = None
-        if point:
-            made = create_trial(state=TrialState.RUNNING, system_attrs={"fixed_params": dict(point)})
+        if fixed:
+            made = create_trial(state=TrialState.RUNNING, system_attrs={"fixed_params": dict(fixed)})
         return int(self._storage.create_new_trial(self._study._study_id, template_trial=made))  # noqa: SLF001
 
     def _draw(self, trial_id: int, *, number: int) -> OpenTrial:

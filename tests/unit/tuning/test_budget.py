@@ -79,4 +79,4 @@ def test_a_tally_counts_a_trial_that_breaks_a_constraint_as_no_best_and_a_carrie
 def test_words_leave_out_what_was_not_used():
     assert words(SpentRecord(wall_s=3725.4, cpu_hours=0.25)) == "1:02:05, 0.25 CPU-hours"
     priced = SpentRecord(wall_s=5.0, cpu_hours=2.0, gpu_hours=1.0, cost=2.5, currency="EUR")
-    assert words(priced) == "0:00:05, 2 CPU-hours, 1 GPU-hours, 2.5 EUR"
+    assert words(priced) == "0:05, 2 CPU-hours, 1 GPU-hours, 2.5 EUR"

@@ -15,7 +15,6 @@ from raymlops.project import bind
 from raymlops.records import SpentRecord
 from raymlops.tuning.execution.controller import SweepController
 from raymlops.tuning.objectives import objectives_of
-from raymlops.tuning.search_space import point
 from raymlops.tuning.study.storage import create_study, open_storage
 from raymlops.tuning.study.trials import Trials
 
@@ -61,9 +60,7 @@ class Stage:
         objectives = objectives_of(project.spec)
         self.study = study or create_study(storage, "s", objectives=objectives)
         section = project.spec.sweep
-        self.trials = Trials(
-            self.study, section=section, objectives=objectives, point=lambda index: point(section, index)
-        )
+        self.trials = Trials(self.study, section=section, objectives=objectives)
         self.controller = SweepController(
             project,
             trials=self.trials,

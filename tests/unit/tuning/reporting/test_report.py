@@ -187,7 +187,7 @@ def test_the_header_counts_states_and_says_what_it_took():
     page = Page(html_of(study, stopped="max_cpu_hours 2.5 is used up"))
     assert "10 of 16: 7 complete, 1 stopped early, 1 failed, 1 running" in page.words
     assert "max_cpu_hours 2.5 is used up" in page.words
-    assert "1 h 2 min" in page.words
+    assert "1:02:00" in page.words
     assert "Trial 8 won: validation/auc 0.58." in page.words
     assert "Cost" not in page.words
 

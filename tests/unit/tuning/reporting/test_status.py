@@ -199,4 +199,4 @@ def test_a_sweep_is_told_in_lines(sweep: RecordedSweep) -> None:
     assert list(told) == ["sweep", "state", "trials", "best", "spent", "resume"]
     assert told["trials"] == "1 of 4 ended: 1 complete"
     assert told["best"].startswith(f"trial {number}: validation/loss 0.25 after 1 epochs with train.lr=")
-    assert told["spent"] == "0:01:05, 0.04 CPU-hours"
+    assert told["spent"] == "1:05, 0.04 CPU-hours"

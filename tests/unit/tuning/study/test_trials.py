@@ -192,16 +192,15 @@ def test_a_trial_that_another_process_ended_otherwise_is_an_error_and_stops_no_l
 
 
 def test_what_is_fixed_in_advance_is_not_drawn_and_the_rest_is(storage, study, clock):
-    points = [{"train.lr": 0.01, "train.optimizer": "adamw"}, {"train.optimizer": "sgd"}, None]
-    trials = Trials(study, section=SECTION, objectives=LOSS, point=lambda index: points[index], clock=clock)
+    points = [{"train.lr": 0.01, "train.optimizer": "adamw"}, {"train.optimizer": "sgd"}, {"train.lr": 0.02}]
+    section = SECTION.model_copy(update={"enqueue": points})
+    trials = Trials(study, section=section, objectives=LOSS, clock=clock)
     assert trials.ask().params == points[0]
     second = trials.ask().params
     assert second["train.optimizer"] == "sgd"
     assert {"train.lr", "train.momentum"} <= second.keys()
     # The third point is asked for by its index, also by another process.
-    third = Trials(
-        load_study(storage, "s"), section=SECTION, objectives=LOSS, point=lambda index: {"train.lr": index / 100}
-    )
+    third = again(storage, clock, section=section)
     assert third.ask().params["train.lr"] == 0.02
 
 
