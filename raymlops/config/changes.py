@@ -1,6 +1,6 @@
 """Compare two configurations: what differs, and whether a run or a sweep may be resumed with it.
 
-Pure. What may change stands in each field's annotation (see ``base.Resume``); this module compares by it.
+Pure. Each field's annotation says what may change (see ``base.Resume``); this module compares by it.
 """
 
 from __future__ import annotations

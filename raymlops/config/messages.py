@@ -80,7 +80,7 @@ def got(value: Any, *, kind: bool = False) -> str:
 
 
 def _with_flags(data: dict[str, Any], details: list[ErrorDetails], model: type[BaseModel]) -> dict[str, Any] | None:
-    """Return the data with flag words replaced where they stand for a bool; None where there are none."""
+    """Return the data with flag words replaced where they stand for a bool; None without any."""
     changed = copy.deepcopy(data)
     for detail in details:
         word = detail["input"]

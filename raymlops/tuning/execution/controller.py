@@ -22,19 +22,18 @@ from raymlops.tuning.budget import Meter, Tally
 from raymlops.tuning.execution.failures import death, decide_restart
 from raymlops.tuning.execution.slots import Slots, StallDetector
 from raymlops.tuning.mlflow.sweep_run import SPENT
-from raymlops.tuning.objectives import metric_of, mode_of, num_own_trials
+from raymlops.tuning.objectives import num_own_trials
 from raymlops.tuning.reporting.progress import Board, SweepEvent, TrialView
 from raymlops.tuning.study.records import STEP, without_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from raymlops.project import Project
     from raymlops.records import TrialStatus
     from raymlops.tuning.execution.slots import Explain
-    from raymlops.tuning.mlflow.trial_runs import TrialRuns
     from raymlops.tuning.reporting.progress import EventKind
-    from raymlops.tuning.study.trials import OpenTrial, Trials
+    from raymlops.tuning.study.trials import OpenTrial
+    from raymlops.tuning.sweep_stores import SweepStores
 
 Halt = Literal["interrupted", "used up", "good enough", "broken"]
 
@@ -48,17 +47,14 @@ class SweepController:
 
     def __init__(
         self,
-        project: Project,
+        stores: SweepStores,
         *,
-        trials: Trials,
-        trial_runs: TrialRuns,
         sweep_uri: str,
         slots: Callable[[], int],
         explain: Explain | None = None,
         before: SpentRecord | None = None,
         shared: Mapping[str, Any] | None = None,
         on_event: Callable[[SweepEvent], None] | None = None,
-        note: Callable[[Mapping[str, str]], None] = lambda _tags: None,
         discard: Callable[[int], None] = lambda _number: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -66,13 +62,12 @@ class SweepController:
         self.stopped = ""
         """Which budget ended the sweep, in words; empty where none did."""
         self.error: BaseException | None = None
-        self._project = project
-        self._section = project.spec.sweep
-        self._trials = trials
-        self._trial_runs = trial_runs
+        self._project = stores.project
+        self._section = section = stores.project.spec.sweep
+        self._trials = trials = stores.trials
+        self._trial_runs = stores.trial_runs
         self._sweep_uri = sweep_uri
         self._on_event = on_event
-        self._note = note
         self._discard = discard
         self._saved: set[int] = set()
         """Trials that have a checkpoint."""
@@ -82,9 +77,11 @@ class SweepController:
         """Since when the study's database does not answer."""
         self._slots = Slots(slots, clock=clock)
         self._stalls = StallDetector(explain, clock=clock)
-        self._meter = Meter(project.spec.sweep, before=before or SpentRecord(), clock=clock)
-        self._metric = metric_of(project.spec)
-        self._total = max(num_own_trials(project.spec), sum(not record.carried_from for record in trials.records))
+        self._meter = Meter(section, before=before or SpentRecord(), clock=clock)
+        self._objective = trials.objectives[0]
+        self._total = max(
+            num_own_trials(stores.project.spec), sum(not record.carried_from for record in trials.records)
+        )
         # A recipe need not be installed: a trial's process on this machine can import what this process can.
         self._common = {
             "shared": json.dumps(shared),  # the data that the driver has found
@@ -97,7 +94,7 @@ class SweepController:
         self._drawn: tuple[OpenTrial, str] | None = None
         """A trial that was drawn in advance, with its configuration."""
         self._deaths: Counter[tuple[int, str]] = Counter()
-        self._tally = Tally(mode_of(project.spec))
+        self._tally = Tally(self._objective.mode)
         self._handed_out = False
         self._noted_s = clock()
         self._closed = False
@@ -197,7 +194,7 @@ class SweepController:
         if now - self._noted_s >= SPENT_EVERY_S:
             self._noted_s = now
             self._flush()
-            self._note({SPENT: json.dumps(self.spent.to_dict())})
+            self._trial_runs.set_parent({SPENT: json.dumps(self.spent.to_dict())})
 
     def result(self, number: int, result: Mapping[str, Any]) -> None:
         """Record a report of a trial's process: the epochs that its checkpoint restored, and the one it trained."""
@@ -258,7 +255,7 @@ class SweepController:
         self._trials.flush()
         self._discard_obsolete()
         self._closed = True
-        self._note({SPENT: json.dumps(self.spent.to_dict())})
+        self._trial_runs.set_parent({SPENT: json.dumps(self.spent.to_dict())})
         self._emit("end", None)
 
     def fail(self, error: BaseException) -> None:
@@ -373,7 +370,7 @@ class SweepController:
             counts=self._board.counts,
             rows=self._board.rows(),
             total=self._total,
-            metric=self._metric,
+            metric=self._objective.metric,
             best=self._board.best,
             elapsed_s=spent.wall_s,
             eta_s=(self._total - self._tally.ended) / rate if rate else None,

@@ -54,16 +54,13 @@ def search(
             discarding.submit(_delete, filesystem.join(sweep_uri, TRIALS, str(number)))
 
         controller = SweepController(
-            stores.project,
-            trials=stores.trials,
-            trial_runs=stores.trial_runs,
+            stores,
             sweep_uri=sweep_uri,
             slots=lambda: concurrency(spec, resource_usage.usable()[0]),
             explain=_explain,
             before=before,
             shared=data.share(),
             on_event=on_event,
-            note=stores.trial_runs.set_parent,
             discard=discard,
         )
         try:

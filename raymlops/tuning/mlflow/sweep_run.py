@@ -62,10 +62,10 @@ class SweepRun:
         Raises:
             TrackingError: MLflow does not accept it.
         """
-        from raymlops.tuning.objectives import metric_of
+        from raymlops.tuning.objectives import objectives_of
 
         known = {
-            "raymlops.metric": metric_of(project.spec),
+            "raymlops.metric": objectives_of(project.spec)[0].metric,
             STORAGE_PATH: absolute(project.spec.storage.path),
             SUBMISSION: submission_id,
             FORKED_FROM: "" if forked_from is None else forked_from.run_id,

@@ -24,8 +24,8 @@ from raymlops.tuning.study.selection import pareto
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from raymlops.config.schema import ProjectSpec
     from raymlops.records import Objective, SpentRecord, TrialRecord
+    from raymlops.tuning.sweep_stores import SweepStores
 
 STATES = {
     "COMPLETE": "complete",
@@ -52,31 +52,26 @@ class _Section(NamedTuple):
 
 
 def html(
-    study: Any,
-    *,
+    stores: SweepStores,
     records: Sequence[TrialRecord],
-    objectives: Sequence[Objective],
-    spec: ProjectSpec,
-    spent: SpentRecord,
-    sweep_id: str,
-    stopped: str,
+    *,
     best: TrialRecord | None,
+    spent: SpentRecord,
+    stopped: str,
     best_config_text: str = "",
 ) -> str:
     """Return the report of a sweep as one self-contained HTML file.
 
     Args:
-        study: the Optuna study.
+        stores: of the sweep.
         records: of all ended trials, carried ones included.
-        objectives: of the sweep, in the study's order.
-        spec: the sweep's configuration.
-        spent: what the sweep has used so far.
-        sweep_id: the parent MLflow run.
-        stopped: which budget ended it, in words; empty where every trial ran.
         best: the winner, one of ``records``; None where nothing won.
+        spent: what the sweep has used so far.
+        stopped: which budget ended it, in words; empty where every trial ran.
         best_config_text: the winner's configuration as YAML; empty where nothing won.
     """
-    page = _Page(study, objectives)
+    spec, objectives = stores.project.spec, stores.trials.objectives
+    page = _Page(stores.study, objectives)
     order = tables.ranked(records, objectives=objectives)
     params = [name for name in spec.sweep.space if any(name in trial.params for trial in records)]
     front = pareto(records, objectives=objectives)
@@ -110,9 +105,9 @@ def html(
         page.sections.append(_Section("configuration", "Winning configuration", text=best_config_text))
     return page.render(
         project=spec.project.name,
-        sweep_id=sweep_id,
+        sweep_id=stores.parent.sweep_id,
         lead=f"Trial {best.number} won: {_reached(best, objectives)}." if best is not None else "No trial won.",
-        facts=_facts(study, records=records, objectives=objectives, spec=spec, spent=spent, stopped=stopped),
+        facts=_facts(stores, records, spent=spent, stopped=stopped),
     )
 
 
@@ -177,27 +172,21 @@ def _reached(winner: TrialRecord, objectives: Sequence[Objective]) -> str:
 
 
 def _facts(
-    study: Any,
-    *,
-    records: Sequence[TrialRecord],
-    objectives: Sequence[Objective],
-    spec: ProjectSpec,
-    spent: SpentRecord,
-    stopped: str,
+    stores: SweepStores, records: Sequence[TrialRecord], *, spent: SpentRecord, stopped: str
 ) -> list[tuple[str, str]]:
+    spec = stores.project.spec
     carried = {trial.number for trial in records if trial.carried_from}
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.number not in carried]
+    trials = [trial for trial in stores.study.get_trials(deepcopy=False) if trial.number not in carried]
     counts = Counter(trial.state.name for trial in trials)
     states = ", ".join(f"{counts[state]:,} {words}" for state, words in STATES.items() if counts[state]) or "none"
     if carried:
         states += f"; {len(carried):,} more known from another sweep"
     better = {"min": "lower is better", "max": "higher is better"}
-    facts = [(each.metric, better[each.mode]) for each in objectives]
+    facts = [(each.metric, better[each.mode]) for each in stores.trials.objectives]
     facts += [("Trials", f"{len(trials):,} of {max(len(trials), num_own_trials(spec)):,}: {states}")]
     facts += _when(trials)
-    unfinished = counts["RUNNING"] + counts["WAITING"]
     facts += [
-        ("Ended", stopped or ("not yet" if unfinished else "every trial ran")),
+        ("Ended", stopped or "every trial ran"),
         ("Took", duration(spent.wall_s)),
         ("CPU-hours", f"{spent.cpu_hours:,.3g}"),
         ("GPU-hours", f"{spent.gpu_hours:,.3g}"),

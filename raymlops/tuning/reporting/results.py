@@ -56,19 +56,10 @@ def write_report(
     """Write the HTML report into the sweep's folder, and return its URI, which the sweep's run has as a tag."""
     from raymlops.tuning.reporting.report import html
 
-    project, sweep_id = stores.project, stores.parent.sweep_id
-    text = html(
-        stores.study,
-        records=records,
-        objectives=stores.trials.objectives,
-        spec=project.spec,
-        spent=spent,
-        sweep_id=sweep_id,
-        stopped=stopped,
-        best=best,
-        best_config_text="" if best is None else dump(project.with_params(best.params).spec),
-    )
-    uri = join(folder_of(project.spec, sweep_id), "report.html")
+    project = stores.project
+    config = "" if best is None else dump(project.with_params(best.params).spec)
+    text = html(stores, records, best=best, spent=spent, stopped=stopped, best_config_text=config)
+    uri = join(folder_of(project.spec, stores.parent.sweep_id), "report.html")
     write_bytes(uri, text.encode())
     return uri
 

@@ -16,7 +16,7 @@ from raymlops.training.runs.status import Status, shared_fields
 from raymlops.tuning import budget
 from raymlops.tuning.budget import Tally
 from raymlops.tuning.mlflow.sweep_run import BEST_CONFIG, FORKED_FROM, REPORT, STOPPED, SUBMISSION, before_of
-from raymlops.tuning.objectives import metric_of, mode_of, num_own_trials
+from raymlops.tuning.objectives import num_own_trials, objectives_of
 from raymlops.tuning.reporting.study_reader import Snapshot, open_study
 from raymlops.tuning.study.selection import failures
 
@@ -51,7 +51,7 @@ class SweepStatus(Status):
     best_config: str = ""
     forked_from: str = ""
     submission_id: str = ""
-    """The Ray job that runs it; empty where there is none."""
+    """The Ray job that runs it; empty without one."""
 
     @property
     def ended(self) -> int:
@@ -109,7 +109,7 @@ def summarize(
     status = SweepStatus(
         **shared,
         sweep_id=recorded.run_id,
-        metric=metric_of(spec) if spec else tags.get("raymlops.metric", ""),
+        metric=objectives_of(spec)[0].metric if spec else tags.get("raymlops.metric", ""),
         trials=snapshot.board().counts,
         num_trials=num_own_trials(spec) if spec else 0,
         carried=snapshot.carried,
@@ -139,7 +139,7 @@ def _resume(spec: ProjectSpec | None, status: SweepStatus, *, snapshot: Snapshot
     trials = " and ".join(f"{count} {which}" for which, count in counts.items() if count)
     # A failed sweep whose budget is used up would end again at once.
     if status.state == "finished" or (status.state == "failed" and left):
-        tally = Tally.of(snapshot.ended, mode=mode_of(spec))
+        tally = Tally.of(snapshot.ended, mode=objectives_of(spec)[0].mode)
         why, command = budget.nothing_left(status.sweep_id, spec.sweep, tally=tally, spent=status.spent)
         if why:
             on = f" with {trials} trials" if trials else ""

@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import SweepError
 from raymlops.tuning.mlflow.sweep_run import study_of
 from raymlops.tuning.objectives import objectives_of
 from raymlops.tuning.reporting.progress import Board, TrialView
 from raymlops.tuning.study.records import ATTRIBUTE, last_value, record_of
-from raymlops.tuning.study.selection import select
+from raymlops.tuning.study.selection import select, winner
 from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, storage_errors
 
 if TYPE_CHECKING:
@@ -87,17 +86,13 @@ class OpenStudy:
             elif trial.number not in self._ended:
                 self._ended[trial.number] = record_of(trial, objectives=self.objectives)
         ended = tuple(self._ended[number] for number in sorted(self._ended))
-        try:
-            best = select(ended, objectives=self.objectives, constraints=self._constraints)
-        except SweepError:
-            best = None
-        return Snapshot(ended, tuple(opened), best)
+        return Snapshot(ended, tuple(opened), winner(ended, objectives=self.objectives))
 
     def best(self) -> TrialRecord:
         """Return the best trial of those that have ended.
 
         Raises:
-            SweepError: there is none yet; the message says how each failed.
+            SweepError: no trial has a usable value yet; the message says how each failed.
         """
         return select(self.snapshot().ended, objectives=self.objectives, constraints=self._constraints)
 

@@ -38,12 +38,8 @@ def select(
         SweepError: no trial has a finite value and keeps the constraints; the message groups the failures by reason, or
             names the trial nearest to the constraints and its violations.
     """
-    ranked = [
-        (costs[0], trial.epochs, trial.number, trial)
-        for trial, costs in _front(_eligible(trials, objectives=objectives))
-    ]
-    if ranked:
-        return min(ranked, key=lambda item: item[:3])[3]
+    if (best := winner(trials, objectives=objectives)) is not None:
+        return best
     hint = "Run one configuration by itself with `raymlops train` to see it fail."
     broken = [trial for trial in trials if _usable(trial, objectives=objectives)]
     if broken:
@@ -52,6 +48,13 @@ def select(
             hint="Loosen sweep.constraints, widen sweep.space, or extend the sweep with more trials.",
         )
     raise SweepError(_nothing(trials), hint=hint)
+
+
+def winner(trials: Sequence[TrialRecord], *, objectives: Sequence[Objective]) -> TrialRecord | None:
+    """Return the winner; None where no trial has a finite value and keeps the constraints."""
+    front = _front(_eligible(trials, objectives=objectives))
+    best = min(front, key=lambda item: (item[1][0], item[0].epochs, item[0].number), default=None)
+    return None if best is None else best[0]
 
 
 def pareto(trials: Sequence[TrialRecord], *, objectives: Sequence[Objective]) -> tuple[int, ...]:

@@ -298,7 +298,7 @@ def trainable(shared: SharedData | None) -> Iterator[type[TrialActor]]:
 
 
 def _broke_device(error: BaseException) -> bool:
-    """Return whether the device reported an error after which no call succeeds; running out of memory is none."""
+    """Return whether the device reported an error after which no call succeeds, unlike running out of memory."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, torch.AcceleratorError):

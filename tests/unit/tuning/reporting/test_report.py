@@ -8,16 +8,16 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from raymlops.config.schema import ProjectSpec
-from raymlops.errors import SweepError
 from raymlops.records import Objective, SpentRecord, TrialRecord
 from raymlops.tuning.reporting import report
-from raymlops.tuning.study.selection import select
+from raymlops.tuning.study.selection import winner
 
 AUC = (Objective("validation/auc", "max"),)
 BOTH = (*AUC, Objective("validation/cost", "min"))
@@ -107,14 +107,16 @@ def records_of(study, *, reason="ValueError: no"):
 
 
 def html_of(study, *, objectives=AUC, spec=None, records=None, **details):
-    options = {"spent": SpentRecord(wall_s=3720.0, cpu_hours=2.5), "sweep_id": "s1", "stopped": "", **details}
+    options = {"spent": SpentRecord(wall_s=3720.0, cpu_hours=2.5), "stopped": "", **details}
+    stores = SimpleNamespace(
+        study=study,
+        trials=SimpleNamespace(objectives=objectives),
+        project=SimpleNamespace(spec=spec or spec_of()),
+        parent=SimpleNamespace(sweep_id="s1"),
+    )
     found = records_of(study) if records is None else records
-    try:
-        best = select(found, objectives=objectives)
-    except SweepError:
-        best = None
-    options = {"best": best, **options}
-    return report.html(study, records=found, objectives=objectives, spec=spec or spec_of(), **options)
+    options = {"best": winner(found, objectives=objectives), **options}
+    return report.html(stores, found, **options)
 
 
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING

@@ -51,7 +51,7 @@ def test_no_more_than_five_are_compared():
 def test_failures_that_differ_in_numbers_alone_are_one_reason():
     records = [record(number, "failed", None, reason=f"loss is NaN at step {number}") for number in (3, 4, 5, 9)]
     table = tables.failures([*records, record(1, "failed", None, reason="MemoryError"), record(2)])
-    assert texts(table) == [["4", "loss is NaN at step 3", "3 to 5, 9"], ["1", "MemoryError", "1"]]
+    assert texts(table) == [["4", "loss is NaN at step 3", "3, 4, 5, 9"], ["1", "MemoryError", "1"]]
 
 
 def test_a_long_reason_is_folded():

@@ -246,8 +246,8 @@ def test_a_suspended_trial_waits_and_goes_on_with_all_it_knew(storage, clock, tr
 
 
 def test_a_failing_draw_leaves_one_trial_that_the_next_ask_draws(storage, study, clock):
-    points = iter([{"train.optimizer": "none of them"}])
-    trials = Trials(study, section=SECTION, objectives=LOSS, point=lambda _: next(points), clock=clock)
+    section = SECTION.model_copy(update={"enqueue": [{"train.optimizer": "none of them"}]})
+    trials = Trials(study, section=section, objectives=LOSS, clock=clock)
     for _ in range(2):
         with pytest.raises(ValueError, match="none of them"):
             trials.ask()
