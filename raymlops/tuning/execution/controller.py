@@ -154,13 +154,14 @@ class SweepController:
             if not self._handed_out:
                 self._prefetch()
             return None
-        following, resumed = self._next_resumed(), True
-        if following is None:
-            following, resumed, self._drawn = self._drawn or self._draw(), False, None
-        if following is None:
+        ready = self._next_resumed()
+        resumed = ready is not None
+        if ready is None:
+            ready, self._drawn = self._drawn or self._draw(), None
+        if ready is None:
             self._flush()
             return None
-        opened, config = following
+        opened, config = ready
         number = opened.number
         self._handed_out = True
         self._meter.hand_out(number)
