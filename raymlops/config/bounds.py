@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from raymlops.config.space import Distribution, Scalar
     from raymlops.config.yaml import KeyPath
 
+    Models = dict[str, tuple[type[BaseModel], dict[str, Any]]]
+
 RECIPE = "recipe.config."
 
 
@@ -36,19 +38,17 @@ def check_space(
     Both bounds of a range and every choice must be valid for the field together with the given ``train`` and
     ``config_data``; rules between several fields are left to the trial, which may vary the others too.
     """
-    models: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {"train.": (TrainSection, dict(train))}
+    models: Models = {"train.": (TrainSection, dict(train))}
     if config is not None:
         models[RECIPE] = (config, dict(config_data or {}))
     return [
         *(finding for key, searched in space.items() for finding in _ends(key, searched, models)),
-        *(finding for key, searched in space.items() for finding in _conditions(key, searched, space, models)),
+        *(finding for key in space for finding in _conditions(key, space, models)),
         *_cycles(space),
     ]
 
 
-def _ends(
-    key: str, searched: Distribution, models: Mapping[str, tuple[type[BaseModel], dict[str, Any]]]
-) -> Iterator[Finding]:
+def _ends(key: str, searched: Distribution, models: Models) -> Iterator[Finding]:
     path: KeyPath = ("sweep", "space", key)
     unknown = _unknown(key, models)
     if unknown:
@@ -63,7 +63,7 @@ def _ends(
             )
 
 
-def _unknown(key: str, models: Mapping[str, tuple[type[BaseModel], dict[str, Any]]]) -> str | None:
+def _unknown(key: str, models: Models) -> str | None:
     """Return the message for an unknown key; None where the key is known, or cannot be checked."""
     section = next((prefix for prefix in models if key.startswith(prefix)), None)
     if section is None or key.removeprefix(section) in shape.fields(models[section][0]):
@@ -71,7 +71,7 @@ def _unknown(key: str, models: Mapping[str, tuple[type[BaseModel], dict[str, Any
     return shape.unknown_key(key.removeprefix(section), (), root=models[section][0])
 
 
-def _refusal(key: str, value: Scalar, models: Mapping[str, tuple[type[BaseModel], dict[str, Any]]]) -> str | None:
+def _refusal(key: str, value: Scalar, models: Models) -> str | None:
     """Return why a field rejects a value; None where it accepts it, or cannot be checked."""
     section = next((prefix for prefix in models if key.startswith(prefix)), None)
     if section is None:
@@ -82,14 +82,9 @@ def _refusal(key: str, value: Scalar, models: Mapping[str, tuple[type[BaseModel]
     return next((finding.message for finding in findings if finding.path[:1] == (field,)), None)
 
 
-def _conditions(
-    key: str,
-    searched: Distribution,
-    space: Mapping[str, Distribution],
-    models: Mapping[str, tuple[type[BaseModel], dict[str, Any]]],
-) -> Iterator[Finding]:
+def _conditions(key: str, space: Mapping[str, Distribution], models: Models) -> Iterator[Finding]:
     path: KeyPath = ("sweep", "space", key)
-    for other, values in searched.when.items():
+    for other, values in space[key].when.items():
         if other not in space and not other.startswith(("train.", RECIPE)):
             yield Finding(path, f"when: {other!r} is neither a key of the space nor train.FIELD or {RECIPE}FIELD")
             continue
@@ -102,21 +97,14 @@ def _conditions(
 
 def _cycles(space: Mapping[str, Distribution]) -> Iterator[Finding]:
     """Yield each cycle of conditions once, at its first key: none of its parameters could ever be drawn."""
-    done: set[str] = set()
-    for start in space:
-        chain: list[str] = []
-        for found in _walk(start, chain, space, done):
-            yield Finding(("sweep", "space", found[0]), f"when: goes in a circle: {' -> '.join(found)}")
-
-
-def _walk(key: str, chain: list[str], space: Mapping[str, Distribution], done: set[str]) -> Iterator[list[str]]:
-    if key in chain:
-        yield [*chain[chain.index(key) :], key]
-        return
-    if key in done or key not in space:
-        return
-    chain.append(key)
-    for other in space[key].when:
-        yield from _walk(other, chain, space, done)
-    chain.pop()
-    done.add(key)
+    left = list(space)
+    while left:
+        found = [key for key in left if not space[key].when.keys() & set(left)]
+        if not found:  # each waits for another one
+            chain = [left[0]]
+            while chain[-1] not in chain[:-1]:
+                chain.append(next(other for other in space[chain[-1]].when if other in left))
+            found = chain[chain.index(chain[-1]) : -1]
+            message = f"when: goes in a circle: {' -> '.join([*found, found[0]])}"
+            yield Finding(("sweep", "space", found[0]), message)
+        left = [key for key in left if key not in found]

@@ -1,6 +1,6 @@
 """Compare two configurations: what differs, and whether a run or a sweep may be resumed with it.
 
-Pure. What may change stands in each field's annotation (see ``base.Resume``); this module compares by it.
+Pure. Each field's annotation says what may change (see ``base.Resume``); this module compares by it.
 """
 
 from __future__ import annotations
@@ -104,17 +104,11 @@ def refuse_forbidden(changes: Sequence[Change], *, run_id: str) -> None:
     Raises:
         UsageError: naming each such field with both values, and what may change.
     """
-    forbidden = [change for change in changes if not change.allowed]
-    if not forbidden:
-        return
-    lines = "\n".join(f"  {change}" for change in forbidden)
-    what = (
-        "differs in what decides its result"
-        if any(change.path.startswith(("train.", "recipe.")) for change in forbidden)
-        else "differs"
-    )
-    raise UsageError(
-        f"run {run_id} cannot be resumed with this configuration, which {what}:\n{lines}",
+    decides = any(change.path.startswith(("train.", "recipe.")) for change in changes if not change.allowed)
+    _refuse(
+        changes,
+        f"run {run_id} cannot be resumed with this configuration, which differs"
+        + (" in what decides its result" if decides else ""),
         hint="Restore these, or start a new run with `raymlops train`. What may change at a resume: the length "
         "(epochs, max_steps, patience), what it runs on (workers, resources, compile), checkpoints, failure policies "
         "and logging.",
@@ -135,17 +129,19 @@ def refuse_sweep_changes(changes: Sequence[Change], *, sweep_id: str) -> None:
     Raises:
         UsageError: naming each such field with both values, what may change, and how to fork the sweep.
     """
-    forbidden = [change for change in changes if not change.allowed]
-    if not forbidden:
-        return
-    lines = "\n".join(f"  {change}" for change in forbidden)
-    raise UsageError(
-        f"sweep {sweep_id} cannot be resumed with this configuration, which differs in what its trials are:\n{lines}",
+    _refuse(
+        changes,
+        f"sweep {sweep_id} cannot be resumed with this configuration, which differs in what its trials are",
         hint=f"Restore these, or start a new sweep that knows this one's trials: raymlops sweep --fork {sweep_id} "
         "--config FILE. What may change at a resume: num_trials, budgets, target, patience, max_concurrent, "
         "max_restarts, and of train resources, checkpoints and logging. Without --config the sweep keeps what it was "
         "started with.",
     )
+
+
+def _refuse(changes: Sequence[Change], message: str, *, hint: str) -> None:
+    if forbidden := [f"\n  {change}" for change in changes if not change.allowed]:
+        raise UsageError(f"{message}:{''.join(forbidden)}", hint=hint)
 
 
 def extended(spec_data: Mapping[str, Any], extensions: Sequence[str]) -> list[str]:

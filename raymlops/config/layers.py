@@ -50,11 +50,9 @@ class Stack:
     ) -> None:
         """Merge a mapping on top of the layers so far."""
         self._merge(self.data, data, ())
-        for path, place in keys.items():
-            self.keys[path] = place
-        for path, place in values.items():
-            self.values[path] = place
-            self.kinds[path] = kind
+        self.keys |= keys
+        self.values |= values
+        self.kinds |= dict.fromkeys(values, kind)
 
     def _merge(self, base: dict[str, Any], over: dict[str, Any], path: KeyPath) -> None:
         for key, value in over.items():
@@ -77,7 +75,7 @@ class Stack:
 
 def put_file(stack: Stack, path: Path, *, kind: Kind, chain: tuple[Path, ...] = (), named: Place | None = None) -> None:
     """Put a file on the stack, on top of the files that it extends; ``named`` is where another file names it."""
-    if any(_same(path, outer) for outer in chain):
+    if os.path.realpath(path) in map(os.path.realpath, chain):
         circle = " -> ".join(str(outer) for outer in (*chain, path))
         stack.report(named or Place(str(path)), "extends", f"goes in a circle: {circle}")
         stack.complete = False
@@ -98,11 +96,8 @@ def put_file(stack: Stack, path: Path, *, kind: Kind, chain: tuple[Path, ...] = 
     data = document.data
     for index, name in enumerate(_extended(stack, data.pop("extends", None), document.values)):
         place = document.values.get(("extends", index)) or document.values[("extends",)]
-        put_file(stack, _beside(path, name), kind=kind, chain=(*chain, path), named=place)
-    drop = {inner for inner in document.values if inner[:1] == ("extends",)}
-    keys = {inner: place for inner, place in document.keys.items() if inner not in drop}
-    values = {inner: place for inner, place in document.values.items() if inner not in drop}
-    stack.put(data, keys=keys, values=values, kind=kind)
+        put_file(stack, Path(os.path.normpath(path.parent / name)), kind=kind, chain=(*chain, path), named=place)
+    stack.put(data, keys=document.keys, values=document.values, kind=kind)
     if path not in stack.files:
         stack.files.append(path)
 
@@ -194,14 +189,6 @@ def _extended(stack: Stack, value: Any, places: dict[KeyPath, Place]) -> list[st
         stack.complete = False
         return []
     return names
-
-
-def _beside(file: Path, name: str) -> Path:
-    return Path(os.path.normpath(file.parent / name))
-
-
-def _same(one: Path, other: Path) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _noun(value: Any) -> str:

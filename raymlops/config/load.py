@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from raymlops.config.layers import Kind, Stack, put_file, put_overlay, put_overr
 from raymlops.config.messages import Finding, check
 from raymlops.config.schema import ProjectSpec
 from raymlops.config.space import Distribution, parse_distribution
+from raymlops.config.train import TrainSection
 from raymlops.config.yaml import NULL_BYTE, KeyPath, Place, dotted
 from raymlops.errors import ConfigError, Problem
 
@@ -152,16 +154,11 @@ def _space_findings(data: dict[str, Any]) -> list[Finding]:
     raw = sweep.get("space", {}) if isinstance(sweep, dict) else {}
     space: dict[str, Distribution] = {}
     for key, value in raw.items() if isinstance(raw, dict) else ():
-        try:
-            space[key] = parse_distribution(value)
-        except ValueError:
-            continue  # reported with the sections
-    known = {
-        key: searched
-        for key, searched in space.items()
-        if not key.startswith("train.") or key.removeprefix("train.") in shape.fields(shape.at(ProjectSpec, ("train",)))
-    }
-    return check_space(known, train=train if isinstance(train, dict) else {})
+        section, _, field = key.partition(".")
+        if section != "train" or field in TrainSection.model_fields:
+            with suppress(ValueError):  # reported with the sections
+                space[key] = parse_distribution(value)
+    return check_space(space, train=train if isinstance(train, dict) else {})
 
 
 def _placed(finding: Finding, stack: Stack, start: Place) -> tuple[Place, Problem]:

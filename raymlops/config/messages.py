@@ -6,6 +6,7 @@ Knows nothing of files; a finding has a path, and ``load`` and ``project`` know 
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -79,24 +80,16 @@ def got(value: Any, *, kind: bool = False) -> str:
 
 
 def _with_flags(data: dict[str, Any], details: list[ErrorDetails], model: type[BaseModel]) -> dict[str, Any] | None:
-    """Return the data with flag words replaced where they stand for a bool; None where there are none."""
-    changed = None
+    """Return the data with flag words replaced where they stand for a bool; None without any."""
+    changed = copy.deepcopy(data)
     for detail in details:
         word = detail["input"]
         if detail["type"] != "bool_type" or not isinstance(word, str) or word.lower() not in FLAG_WORDS:
             continue
         path, union = _locate(detail, data, model)
         if union is None:
-            changed = _replaced(data if changed is None else changed, path, FLAG_WORDS[word.lower()])
-    return changed
-
-
-def _replaced(data: Any, path: KeyPath, value: Any) -> Any:
-    if not path:
-        return value
-    copy = list(data) if isinstance(data, list) else dict(data)
-    copy[path[0]] = _replaced(data[path[0]], path[1:], value)  # type: ignore[index]
-    return copy
+            _value_at(changed, path[:-1])[path[-1]] = FLAG_WORDS[word.lower()]
+    return None if changed == data else changed
 
 
 def _findings(details: list[ErrorDetails], data: Any, model: type[BaseModel]) -> Iterator[Finding]:

@@ -70,7 +70,7 @@ class RolloutSection(Spec):
 class ServeSection(Spec):
     """How a version is served."""
 
-    host: str = Field("127.0.0.1", description="address the proxy listens on; loopback unless told otherwise")
+    host: str = Field("127.0.0.1", description="address the proxy listens on; loopback by default")
     port: int = Field(8000, ge=0, le=65535, description="HTTP port of the proxy; 0 picks a free one")
     proxy: Literal["python", "haproxy"] = Field("python", description="haproxy is faster and opens more ports")
     grpc_port: int | None = Field(None, ge=1, le=65535, description="port of gRPC; none is opened unless it is set")

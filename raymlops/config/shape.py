@@ -16,7 +16,7 @@ from raymlops.config.space import Distribution
 from raymlops.config.yaml import KeyPath, dotted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from pydantic.fields import FieldInfo
 
@@ -133,12 +133,7 @@ def unknown_key(key: str, path: KeyPath, *, root: Any) -> str:
     elsewhere = [dotted(other) for other in _paths(root) if other[-1] == key]
     if elsewhere:
         return f"unknown key {key!r} here; did you mean {' or '.join(elsewhere[:2])}?"
-    return f"unknown key {key!r}; {known(siblings)}"
-
-
-def known(names: Iterable[str]) -> str:
-    """List the known names."""
-    return f"known: {', '.join(names) or 'none'}"
+    return f"unknown key {key!r}; known: {', '.join(siblings) or 'none'}"
 
 
 def _paths(annotation: Any, prefix: KeyPath = ()) -> Iterator[KeyPath]:

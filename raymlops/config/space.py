@@ -44,9 +44,7 @@ class Distribution(BaseModel):
     def can_be(self, value: Scalar) -> bool:
         """Return whether the parameter can take a value: ``true`` is not 1 here, and steps count from ``low``."""
         if self.kind == "categorical":
-            return any(
-                choice == value and isinstance(choice, bool) == isinstance(value, bool) for choice in self.choices
-            )
+            return any(same(choice, value) for choice in self.choices)
         if isinstance(value, bool) or not isinstance(value, int | float) or self.low is None or self.high is None:
             return False
         if not self.low <= value <= self.high or (self.kind == "int" and value != int(value)):
@@ -164,9 +162,12 @@ def _is_scalar(value: Any) -> bool:
 
 def exists(distribution: Distribution, params: Mapping[str, Scalar]) -> bool:
     """Return whether a parameter exists beside others: each one in ``when`` exists, with one of the values given."""
-    return all(parent in params and _among(params[parent], values) for parent, values in distribution.when.items())
+    return all(
+        parent in params and any(same(params[parent], value) for value in values)
+        for parent, values in distribution.when.items()
+    )
 
 
-def _among(value: Scalar, allowed: tuple[Scalar, ...]) -> bool:
-    # Python holds True equal to 1; in a configuration they are different values. 2 and 2.0 are the same number.
-    return any(value == other and isinstance(value, bool) is isinstance(other, bool) for other in allowed)
+def same(one: Any, other: Any) -> bool:
+    """Return whether two values of a configuration are the same: 2 and 2.0 are, ``true`` and 1 are not."""
+    return bool(one == other) and isinstance(one, bool) is isinstance(other, bool)

@@ -7,7 +7,6 @@ violation has the path below ``sweep`` of the field to change, so that a problem
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,13 +20,12 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from raymlops.config.base import Free, FreeInRun, Limit, Spec
-from raymlops.config.space import Distribution, _among, parse_distribution
+from raymlops.config.messages import got
+from raymlops.config.space import Distribution, parse_distribution, same
 from raymlops.config.train import MAX_WORKERS, TrainSection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    from raymlops.config.space import Scalar
 
 
 def _space_key(key: str) -> str:
@@ -146,17 +144,7 @@ class SweepSection(Spec):
 
     @model_validator(mode="after")
     def _together(self) -> SweepSection:
-        errors = [
-            InitErrorDetails(
-                # With an input the sentence says what was got, as for any other field.
-                type=PydanticCustomError(
-                    "value_error" if rule.got is ... else "wrong_type", "{error}", {"error": rule.message}
-                ),
-                loc=rule.path,
-                input=rule.got,
-            )
-            for rule in broken(self)
-        ]
+        errors = list(_broken_rules(self))
         if errors:
             raise ValidationError.from_exception_data(type(self).__name__, errors, hide_input=True)
         return self
@@ -166,17 +154,13 @@ HALVING = ("asha", "hyperband")
 """Schedulers that need to know the resource of a whole trial."""
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """A violated rule. With ``got`` the message says only what is allowed instead of that value."""
-
-    path: tuple[str | int, ...]
-    message: str
-    got: Any = ...
+def _broken(path: tuple[str | int, ...], message: str, *, got: Any = ...) -> InitErrorDetails:
+    """Return the error of a broken rule. With ``got`` the message says only what is allowed instead of that value."""
+    kind = "value_error" if got is ... else "wrong_type"
+    return InitErrorDetails(type=PydanticCustomError(kind, "{error}", {"error": message}), loc=path, input=got)
 
 
-def broken(sweep: SweepSection) -> Iterator[Broken]:
-    """Yield the violated rules."""
+def _broken_rules(sweep: SweepSection) -> Iterator[InitErrorDetails]:
     yield from _objectives(sweep)
     yield from _limits(sweep)
     if sweep.sampler == "grid":
@@ -188,7 +172,7 @@ def broken(sweep: SweepSection) -> Iterator[Broken]:
 def words(distribution: Distribution) -> str:
     """Return the values of a parameter in words."""
     if distribution.kind == "categorical":
-        shown = [_shown(choice) for choice in distribution.choices]
+        shown = [got(choice) for choice in distribution.choices]
         return f"one of {', '.join(shown)}" if len(shown) > 1 else shown[0]
     ends = f"{distribution.low} to {distribution.high}"
     if distribution.step is not None:
@@ -196,68 +180,62 @@ def words(distribution: Distribution) -> str:
     return f"a whole number from {ends}" if distribution.kind == "int" else ends
 
 
-def _objectives(sweep: SweepSection) -> Iterator[Broken]:
+def _objectives(sweep: SweepSection) -> Iterator[InitErrorDetails]:
     if not sweep.objectives:
         return
     if len(sweep.objectives) == 1:
         ((metric, mode),) = sweep.objectives.items()
         instead = f"{{metric: {metric}, mode: {mode}}}"
-        yield Broken(("objectives",), f"got one metric; at least two, or instead of objectives {instead}")
+        yield _broken(("objectives",), f"got one metric; at least two, or instead of objectives {instead}")
         return
     for field in ("metric", "mode"):
         if getattr(sweep, field) is not None:
-            yield Broken((field,), "cannot be combined with objectives, which set both; write one or the other")
+            yield _broken((field,), "cannot be combined with objectives, which set both; write one or the other")
     if sweep.scheduler != "none":
         advice = "a scheduler stops trials by one metric, and there are several objectives"
-        yield Broken(("scheduler",), f"got {sweep.scheduler!r}; none: {advice}")
+        yield _broken(("scheduler",), f"got {sweep.scheduler!r}; none: {advice}")
     for field in ("target", "patience"):
         if getattr(sweep, field) is not None:
-            yield Broken((field,), "cannot be combined with objectives: there is no single best trial")
+            yield _broken((field,), "cannot be combined with objectives: there is no single best trial")
 
 
-def _limits(sweep: SweepSection) -> Iterator[Broken]:
+def _limits(sweep: SweepSection) -> Iterator[InitErrorDetails]:
     if sweep.max_cost is not None and not (sweep.price.cpu_hour or sweep.price.gpu_hour):
-        yield Broken(("max_cost",), "needs a price above 0: write for example price: {cpu_hour: 0.04, gpu_hour: 2.5}")
+        yield _broken(("max_cost",), "needs a price above 0: write for example price: {cpu_hour: 0.04, gpu_hour: 2.5}")
     counted = sweep.resource in {"epoch", "step"}
     if not counted and sweep.scheduler in HALVING and sweep.max_resource is None:
-        yield Broken(
+        yield _broken(
             ("resource",),
             f"got {sweep.resource!r}; {sweep.scheduler} needs max_resource with it, how much of it a whole trial takes",
         )
     if len(sweep.enqueue) > sweep.num_trials:
-        yield Broken(("enqueue",), f"got {len(sweep.enqueue)} start points; at most num_trials, {sweep.num_trials}")
+        yield _broken(("enqueue",), f"got {len(sweep.enqueue)} start points; at most num_trials, {sweep.num_trials}")
 
 
-def _endless(space: Mapping[str, Distribution]) -> Iterator[Broken]:
+def _endless(space: Mapping[str, Distribution]) -> Iterator[InitErrorDetails]:
     for key, searched in space.items():
         if searched.kind == "float" and searched.step is None and searched.low != searched.high:
-            yield Broken(
+            yield _broken(
                 ("space", key),
                 f"float: [{searched.low}, {searched.high}] is continuous, which sampler grid cannot enumerate; "
                 "write a step, an int range or categorical: [...]",
             )
 
 
-def _start_point(index: int, point: Mapping[str, Any], space: Mapping[str, Distribution]) -> Iterator[Broken]:
+def _start_point(index: int, point: Mapping[str, Any], space: Mapping[str, Distribution]) -> Iterator[InitErrorDetails]:
     place = ("enqueue", index)
     if not point:
-        yield Broken(place, "is empty; write at least one key of the space with its value")
+        yield _broken(place, "is empty; write at least one key of the space with its value")
     for key, value in point.items():
         if key not in space:
             near = get_close_matches(key, space, n=1)
             advice = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(space) or 'none'}"
-            yield Broken((*place, key), f"is not in the space; {advice}")
+            yield _broken((*place, key), f"is not in the space; {advice}")
         elif not space[key].can_be(value):
-            yield Broken((*place, key), words(space[key]), got=value)
+            yield _broken((*place, key), words(space[key]), got=value)
         else:
             for parent, values in space[key].when.items():
-                if parent in space and not (parent in point and _among(point[parent], values)):
-                    needed = " or ".join(map(_shown, values))
-                    now = f"is {_shown(point[parent])}" if parent in point else "is left out, which leaves it to chance"
-                    yield Broken((*place, key), f"exists only where {parent} is {needed}; here it {now}")
-
-
-def _shown(value: Scalar) -> str:
-    if value is None:
-        return "nothing"
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+                if parent in space and not (parent in point and any(same(point[parent], one) for one in values)):
+                    needed = " or ".join(map(got, values))
+                    now = f"is {got(point[parent])}" if parent in point else "is left out, which leaves it to chance"
+                    yield _broken((*place, key), f"exists only where {parent} is {needed}; here it {now}")

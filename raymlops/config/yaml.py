@@ -58,9 +58,7 @@ def read(text: str, source: str) -> Document:
     """Read one YAML document; errors become problems, nothing is raised."""
     document = Document()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ReusedAnchorWarning)  # YAML 1.2 allows it: the latest one counts
-            node = YAML(typ="safe", pure=True).compose(text)
+        node = _composed(text)
         if node is not None:
             document.data = _Reader(document, source).value(node, ())
     except RecursionError:
@@ -81,14 +79,19 @@ def read(text: str, source: str) -> Document:
 def read_value(text: str, source: str) -> Document:
     """Read the value of ``key=value``: a scalar or a flow collection; what looks like a block is text."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ReusedAnchorWarning)
-            node = YAML(typ="safe", pure=True).compose(text)
+        node = _composed(text)
     except (YAMLError, RecursionError):
         node = None
     if isinstance(node, MappingNode | SequenceNode) and not node.flow_style:
         return Document(data=text)
     return read(text, source)
+
+
+def _composed(text: str) -> Any:
+    """Return the root node of a text; None where it is empty."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReusedAnchorWarning)  # YAML 1.2 allows it: the latest one counts
+        return YAML(typ="safe", pure=True).compose(text)
 
 
 class _TooManyError(Exception):

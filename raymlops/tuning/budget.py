@@ -6,17 +6,18 @@ chosen by ``selection``.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Self
 
+from raymlops.display import duration
 from raymlops.records import SpentRecord
+from raymlops.tuning.search_space import how_many
 from raymlops.tuning.stalls import Waiter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from raymlops.config.sweep import SweepSection
     from raymlops.records import TrialRecord
@@ -58,25 +59,13 @@ class Tally:
         return True
 
 
-def spent(before: SpentRecord, *, wall_s: float, cpu_s: float, gpu_s: float, section: SweepSection) -> SpentRecord:
-    """Return the resources that a sweep has used, over all its resumes.
-
-    ``before`` is the usage when it was resumed, ``wall_s`` the seconds since then, ``cpu_s`` and ``gpu_s`` the CPU and
-    GPU seconds that its trials have reserved since. A repeated trial counts again.
-    """
-    cpu_hours, gpu_hours = before.cpu_hours + cpu_s / 3600, before.gpu_hours + gpu_s / 3600
-    price = section.price
-    return SpentRecord(
-        wall_s=before.wall_s + wall_s,
-        cpu_hours=cpu_hours,
-        gpu_hours=gpu_hours,
-        cost=cpu_hours * price.cpu_hour + gpu_hours * price.gpu_hour,
-        currency=price.currency,
-    )
-
-
 def used_up(section: SweepSection, so_far: SpentRecord) -> str:
     """Return which budget is used up, in words; empty where none is."""
+    return next((why for why, _ in _used_up(section, so_far)), "")
+
+
+def _used_up(section: SweepSection, so_far: SpentRecord) -> Iterator[tuple[str, str]]:
+    """Yield each budget that is used up, in words, with the option that extends it."""
     limits = (
         ("timeout_s", section.timeout_s, so_far.wall_s, "s"),
         ("max_cpu_hours", section.max_cpu_hours, so_far.cpu_hours, "CPU-hours"),
@@ -85,8 +74,7 @@ def used_up(section: SweepSection, so_far: SpentRecord) -> str:
     )
     for field, limit, taken, unit in limits:
         if limit is not None and taken >= limit:
-            return f"reached its {field} of {limit:g} {unit}"
-    return ""
+            yield f"reached its {field} of {limit:g} {unit}", f"--extend {field}=+{limit:.15g}"
 
 
 def good_enough(section: SweepSection, tally: Tally) -> str:
@@ -101,10 +89,24 @@ def good_enough(section: SweepSection, tally: Tally) -> str:
     return ""
 
 
+def nothing_left(sweep_id: str, section: SweepSection, *, tally: Tally, spent: SpentRecord) -> tuple[str, str]:
+    """Return why an ended sweep has nothing left to do, and the command that continues it; empty where it has."""
+    points = how_many(section)
+    if points is not None and tally.ended >= points:
+        command = f"raymlops sweep --fork {sweep_id} --config FILE, with a finer grid"
+        return f"has tried all {tally.ended} points of its grid", command
+    found = list(_used_up(section, spent))
+    if tally.ended >= section.num_trials:
+        found.insert(0, (f"has ended all {tally.ended} trials", f"--extend num_trials=+{section.num_trials}"))
+    if why := good_enough(section, tally):
+        found.append((why, "sweep.target=VALUE" if "target" in why else "sweep.patience=VALUE"))
+    options = " ".join(option for _, option in found)
+    return " and ".join(why for why, _ in found), f"raymlops sweep --resume {sweep_id} {options}" if found else ""
+
+
 def words(so_far: SpentRecord) -> str:
-    """Format the resources used: ``0:01:05, 0.04 CPU-hours, 0.02 EUR``."""
-    minutes, seconds = divmod(math.floor(so_far.wall_s), 60)
-    parts = [f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}", f"{so_far.cpu_hours:.3g} CPU-hours"]
+    """Format the resources used: ``1:05, 0.04 CPU-hours, 0.02 EUR``."""
+    parts = [duration(so_far.wall_s), f"{so_far.cpu_hours:.3g} CPU-hours"]
     if so_far.gpu_hours:
         parts.append(f"{so_far.gpu_hours:.3g} GPU-hours")
     if so_far.cost:
@@ -112,23 +114,36 @@ def words(so_far: SpentRecord) -> str:
     return ", ".join(parts)
 
 
+def priced(section: SweepSection, so_far: SpentRecord) -> str:
+    """Return the resources used in words where they have a price; empty where they have none."""
+    return words(so_far) if section.price.cpu_hour or section.price.gpu_hour else ""
+
+
 SHORT_S = 2.0
 _DURATIONS = 20
 
 
+@dataclass(slots=True)
+class _Reservation:
+    """What a trial reserves, when it was handed out and when it got its process, which may wait for resources."""
+
+    cpus: float
+    gpus: float
+    handed_out_s: float | None = None
+    started_s: float | None = None
+
+
 class Meter:
-    """Measures the CPU and GPU seconds that trials reserve."""
+    """Measures the CPU and GPU seconds that trials reserve, over all resumes."""
 
     def __init__(self, section: SweepSection, *, before: SpentRecord, clock: Callable[[], float]) -> None:
+        """Add to ``before``, what the sweep had used when it was resumed. A repeated trial counts again."""
         self.clock = clock
         self._section = section
         self._before = before
         self._began = clock()
-        self._reserved: dict[int, tuple[float, float]] = {}
-        """CPUs and GPUs of each trial that is drawn and has not ended."""
-        self._handed_out: dict[int, float] = {}
-        self._since: dict[int, float] = {}
-        """When each of them got its process, which may wait for resources."""
+        self._trials: dict[int, _Reservation] = {}
+        """Trials that are drawn and have not ended."""
         self._durations: deque[float] = deque(maxlen=_DURATIONS)
         self._cpu_s = self._gpu_s = 0.0
         """Of trials that no longer run."""
@@ -136,15 +151,15 @@ class Meter:
     @property
     def busy(self) -> int:
         """Return how many trials were handed out and have not ended."""
-        return len(self._handed_out)
+        return sum(trial.handed_out_s is not None for trial in self._trials.values())
 
     @property
     def waiters(self) -> list[Waiter]:
         """Return the trials that were handed out and have no process yet."""
         return [
-            Waiter(number, since_s, *self._reserved.get(number, (0.0, 0.0)))
-            for number, since_s in self._handed_out.items()
-            if number not in self._since
+            Waiter(number, trial.handed_out_s, trial.cpus, trial.gpus)
+            for number, trial in self._trials.items()
+            if trial.handed_out_s is not None and trial.started_s is None
         ]
 
     @property
@@ -159,32 +174,40 @@ class Meter:
 
     @property
     def spent(self) -> SpentRecord:
-        """Return the resources used so far, over all resumes."""
-        now, cpu_s, gpu_s = self.clock(), self._cpu_s, self._gpu_s
-        for number, since in self._since.items():
-            cpus, gpus = self._reserved[number]
-            cpu_s, gpu_s = cpu_s + cpus * (now - since), gpu_s + gpus * (now - since)
-        return spent(self._before, wall_s=now - self._began, cpu_s=cpu_s, gpu_s=gpu_s, section=self._section)
+        """Return the resources used so far."""
+        now, price = self.clock(), self._section.price
+        running = [(trial, now - trial.started_s) for trial in self._trials.values() if trial.started_s is not None]
+        cpu_s = self._cpu_s + sum(trial.cpus * taken_s for trial, taken_s in running)
+        gpu_s = self._gpu_s + sum(trial.gpus * taken_s for trial, taken_s in running)
+        cpu_hours, gpu_hours = self._before.cpu_hours + cpu_s / 3600, self._before.gpu_hours + gpu_s / 3600
+        return SpentRecord(
+            wall_s=self._before.wall_s + now - self._began,
+            cpu_hours=cpu_hours,
+            gpu_hours=gpu_hours,
+            cost=cpu_hours * price.cpu_hour + gpu_hours * price.gpu_hour,
+            currency=price.currency,
+        )
 
-    def reserves(self, number: int, *, cpus: float, gpus: float) -> None:
+    def reserve(self, number: int, *, cpus: float, gpus: float) -> None:
         """Record the reservation of a trial."""
-        self._reserved[number] = (cpus, gpus)
+        self._trials[number] = _Reservation(cpus, gpus)
 
     def hand_out(self, number: int) -> None:
         """Record that a trial was handed out."""
-        self._handed_out[number] = self.clock()
+        self._trials[number].handed_out_s = self.clock()
 
     def start(self, number: int) -> None:
         """Record that a trial has its process."""
-        if number in self._reserved:
-            self._since[number] = self.clock()
+        if number in self._trials:
+            self._trials[number].started_s = self.clock()
 
     def end(self, number: int) -> None:
         """Record that a trial no longer runs."""
+        if (trial := self._trials.pop(number, None)) is None:
+            return
         now = self.clock()
-        if (handed_out := self._handed_out.pop(number, None)) is not None:
-            self._durations.append(now - handed_out)
-        cpus, gpus = self._reserved.pop(number, (0.0, 0.0))
-        if (since := self._since.pop(number, None)) is not None:
-            self._cpu_s += cpus * (now - since)
-            self._gpu_s += gpus * (now - since)
+        if trial.handed_out_s is not None:
+            self._durations.append(now - trial.handed_out_s)
+        if trial.started_s is not None:
+            self._cpu_s += trial.cpus * (now - trial.started_s)
+            self._gpu_s += trial.gpus * (now - trial.started_s)

@@ -12,8 +12,8 @@ from raymlops.config.sweep import HALVING
 from raymlops.errors import ConfigError, UsageError, describe
 from raymlops.tuning.objectives import (
     max_resource,
-    metric_of,
     num_own_trials,
+    objectives_of,
 )
 from raymlops.tuning.search_space import draw_order, point, random_points
 from raymlops.tuning.study.storage import without_credentials
@@ -35,7 +35,7 @@ def check(project: Project) -> None:
     """Reject an invalid sweep.
 
     Raises:
-        UsageError: the space is empty, has circular conditions, or no point that the recipe accepts; a metric without
+        UsageError: the space is empty, or has no point that the recipe accepts; a metric without
             its mode; a budget or a target that no trial can reach; a scheduler that does not know a trial's length.
     """
     spec = project.spec
@@ -77,7 +77,7 @@ def _check_metric(spec: ProjectSpec) -> None:
 
 
 def _check_target(spec: ProjectSpec) -> None:
-    target, metric = spec.sweep.target, metric_of(spec)
+    target, metric = spec.sweep.target, objectives_of(spec)[0].metric
     kept = spec.sweep.constraints.get(metric)
     if target is None or kept is None:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.placement import WorkerRequest, room
 from raymlops.records import Objective
@@ -22,16 +22,6 @@ def objectives_of(spec: ProjectSpec) -> tuple[Objective, ...]:
         return tuple(Objective(metric, mode) for metric, mode in section.objectives.items())
     # train.mode belongs to train.metric; check() rejects another metric without its own mode.
     return (Objective(section.metric or spec.train.metric, section.mode or spec.train.mode),)
-
-
-def metric_of(spec: ProjectSpec) -> str:
-    """Return the name of the first objective."""
-    return objectives_of(spec)[0].metric
-
-
-def mode_of(spec: ProjectSpec) -> Literal["min", "max"]:
-    """Return the mode of the first objective."""
-    return objectives_of(spec)[0].mode
 
 
 def max_resource(spec: ProjectSpec) -> float:
@@ -56,12 +46,6 @@ def num_own_trials(spec: ProjectSpec) -> int:
     """
     points = how_many(spec.sweep)
     return spec.sweep.num_trials if points is None else min(spec.sweep.num_trials, points)
-
-
-def has_no_more(spec: ProjectSpec) -> bool:
-    """Return whether the grid has no points beyond ``num_trials``."""
-    points = how_many(spec.sweep)
-    return points is not None and points <= spec.sweep.num_trials
 
 
 def concurrency(spec: ProjectSpec, nodes: Sequence[Mapping[str, float]]) -> int:

@@ -9,7 +9,6 @@ draw repeated after a crash is another point.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from decimal import Decimal
@@ -17,21 +16,21 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from raymlops.config.space import exists, parse_distribution
+from raymlops.config.space import exists
+from raymlops.config.sweep import SweepSection
 from raymlops.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from raymlops.config.space import Distribution, Scalar
-    from raymlops.config.sweep import SweepSection
 
 
 def draw_order(space: Mapping[str, Distribution]) -> tuple[str, ...]:
     """Return the parameters, each after those that its ``when`` names, otherwise as written.
 
     Raises:
-        UsageError: a condition names a parameter that is not in the space, or conditions are circular.
+        UsageError: a condition names a parameter that is not in the space.
     """
     for key, distribution in space.items():
         missing = distribution.when.keys() - space.keys()
@@ -42,10 +41,8 @@ def draw_order(space: Mapping[str, Distribution]) -> tuple[str, ...]:
             )
     order: dict[str, None] = {}
     while len(order) < len(space):
-        waiting = [key for key in space if key not in order]
-        ready = next((key for key in waiting if space[key].when.keys() <= order.keys()), None)
-        if ready is None:
-            raise UsageError(f"sweep.space: the conditions of {', '.join(waiting)} are circular")
+        # There is one: a configuration with circular conditions is rejected.
+        ready = next(key for key in space if key not in order and space[key].when.keys() <= order.keys())
         order[ready] = None
     return tuple(order)
 
@@ -66,13 +63,10 @@ def _suggest(trial: Any, key: str, distribution: Distribution) -> Scalar:
     value: Scalar
     if distribution.kind == "categorical":
         value = trial.suggest_categorical(key, distribution.choices)
-    elif distribution.kind == "int":
-        step = 1 if distribution.step is None else distribution.step
-        value = trial.suggest_int(key, distribution.low, distribution.high, log=distribution.log, step=step)
     else:
-        value = trial.suggest_float(
-            key, distribution.low, distribution.high, log=distribution.log, step=distribution.step
-        )
+        whole = distribution.kind == "int"
+        suggest, step = (trial.suggest_int, 1) if whole else (trial.suggest_float, None)
+        value = suggest(key, distribution.low, distribution.high, log=distribution.log, step=distribution.step or step)
     return value
 
 
@@ -87,7 +81,7 @@ def point(spec: SweepSection, index: int) -> dict[str, Scalar] | None:
     None: the sampler draws everything.
 
     Raises:
-        UsageError: the grid is too large, or conditions are circular.
+        UsageError: the grid is too large.
     """
     if index < len(spec.enqueue):
         return _start(spec, index)
@@ -104,7 +98,7 @@ def how_many(spec: SweepSection) -> int | None:
     """Return the number of points to try; None where it is infinite.
 
     Raises:
-        UsageError: the grid is too large, or conditions are circular.
+        UsageError: the grid is too large.
     """
     return len(spec.enqueue) + len(_grid_after_starts(spec)) if spec.sampler == "grid" else None
 
@@ -161,17 +155,16 @@ def _start(spec: SweepSection, index: int) -> dict[str, Scalar]:
 
 
 def _grid_after_starts(spec: SweepSection) -> tuple[dict[str, Scalar], ...]:
-    space = {key: searched.model_dump() for key, searched in spec.space.items()}
-    starts = [_start(spec, index) for index in range(len(spec.enqueue))]
-    return _shuffled(json.dumps(space), json.dumps(starts), spec.seed)
+    return _shuffled(spec.model_dump_json(include={"space", "enqueue", "seed", "num_trials"}))
 
 
 @lru_cache(maxsize=2)
-def _shuffled(space: str, starts: str, seed: int) -> tuple[dict[str, Scalar], ...]:
-    """Return a grid's points in a seeded order. The arguments are text, which can be cached."""
-    points = grid({key: parse_distribution(searched) for key, searched in json.loads(space).items()})
-    random.Random(seed).shuffle(points)  # noqa: S311 - not for secrets
-    known = {_identity(start) for start in json.loads(starts)}
+def _shuffled(section: str) -> tuple[dict[str, Scalar], ...]:
+    """Return the points of a grid without the start points, in a seeded order. A section as text can be cached."""
+    spec = SweepSection.model_validate_json(section)
+    points = grid(spec.space)
+    random.Random(spec.seed).shuffle(points)  # noqa: S311 - not for secrets
+    known = {_identity(_start(spec, index)) for index in range(len(spec.enqueue))}
     return tuple(found for found in points if _identity(found) not in known)
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from raymlops.cluster.placement import Holder, Resources
 
-STILL_S = 30.0
-AGAIN_S = 300.0
+STALL_S = 30.0
+REPEAT_S = 300.0
 """Interval of repeated reports."""
 _SHOWN = 5
 
@@ -36,21 +36,23 @@ class Waiter:
         return WorkerRequest(1, self.cpus, self.gpus)
 
 
-def stands_still(waiters: Sequence[Waiter], *, now_s: float, moved_s: float, told_s: float | None) -> float | None:
+def unreported_stall_s(
+    waiters: Sequence[Waiter], *, now_s: float, moved_s: float, reported_s: float | None
+) -> float | None:
     """Return for how many seconds nothing has moved, if that is to be reported now, else None.
 
-    ``moved_s`` is when a trial last started, reported or ended, ``told_s`` when a stall was last reported. A trial
+    ``moved_s`` is when a trial last started, reported or ended, ``reported_s`` when a stall was last reported. A trial
     that started to wait later gets the same time. Without waiting trials, the others may have long epochs.
     """
     if not waiters:
         return None
     since_s = max(moved_s, min(waiter.since_s for waiter in waiters))
-    if told_s is not None and told_s >= since_s:
-        return now_s - since_s if now_s - told_s >= AGAIN_S else None
-    return now_s - since_s if now_s - since_s >= STILL_S else None
+    if reported_s is not None and reported_s >= since_s:
+        return now_s - since_s if now_s - reported_s >= REPEAT_S else None
+    return now_s - since_s if now_s - since_s >= STALL_S else None
 
 
-def told(
+def stall_report(
     waiters: Sequence[Waiter],
     *,
     still_s: float,

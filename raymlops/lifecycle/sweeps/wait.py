@@ -46,6 +46,7 @@ def wait_for(
         TimeoutError: it is still running after ``timeout_s``.
         StorageError, NotFoundError: its study cannot be read.
     """
+    from raymlops.tuning import budget
     from raymlops.tuning.mlflow.sweep_run import sweep_of
     from raymlops.tuning.reporting.progress import SweepEvent, TrialView
 
@@ -64,17 +65,17 @@ def wait_for(
                 elapsed_s = spent_s if watched.ended else max(elapsed_s + now - polled_at, spent_s)
                 polled_at = now
                 left = max(0, status.num_trials - status.ended)
-                best = None if status.best is None else TrialView.ended(status.best)
+                best = None if status.best is None else TrialView.of(status.best, status.best.status)
                 event = SweepEvent(
                     kind="end" if watched.ended else "epoch",
                     counts=status.trials,
-                    rows=snapshot.rows(),
+                    rows=snapshot.board().rows(),
                     total=status.num_trials,
                     metric=status.metric,
                     best=best,
                     elapsed_s=elapsed_s,
                     eta_s=elapsed_s / status.ended * left if status.ended else None,
-                    cost=watched.cost(status),
+                    cost=budget.priced(watched.spec.sweep, status.spent),
                 )
                 show(event)
                 if watched.ended:
@@ -94,7 +95,7 @@ class _Watched:
         self.ended = False
         self._tracker = tracker
         self._recorded = recorded
-        self._spec = recorded.spec
+        self.spec = recorded.spec
         self._stack = stack
         self._study: OpenStudy | None = None
         self._polls_without_driver = 0
@@ -111,7 +112,7 @@ class _Watched:
 
         # The lease before the run: a driver writes its final status before it releases its lease.
         lease = who_holds(self._recorded)
-        self._recorded = replace(of_mlflow(self._tracker.run(self._recorded.run_id)), spec=self._spec)
+        self._recorded = replace(of_mlflow(self._tracker.run(self._recorded.run_id)), spec=self.spec)
         held = lease[0] == "held"
         has_status = not held and self._recorded.status in _ENDED
         if self._study is None:
@@ -125,13 +126,6 @@ class _Watched:
         self._polls_without_driver = 0 if held else self._polls_without_driver + 1
         self.ended = has_status or (self._polls_without_driver >= _LOOKS and self._driver_is_gone(status))
         return status, snapshot
-
-    def cost(self, status: SweepStatus) -> str:
-        """Return what the sweep has spent, where resources have a price."""
-        from raymlops.tuning import budget
-
-        price = self._spec.sweep.price
-        return budget.words(status.spent) if price.cpu_hour or price.gpu_hour else ""
 
     def record(self, status: SweepStatus, snapshot: Snapshot) -> SweepRecord:
         """Return the record of the ended sweep.
@@ -150,9 +144,9 @@ class _Watched:
         first = study.objectives[0]
         return SweepRecord(
             sweep_id=status.sweep_id,
-            project=self._spec.project.name,
+            project=self.spec.project.name,
             study=str(study.study.study_name),
-            storage=without_credentials(optuna_url(self._spec)),
+            storage=without_credentials(optuna_url(self.spec)),
             metric=first.metric,
             mode=first.mode,
             trials=snapshot.ended,
@@ -175,7 +169,7 @@ class _Watched:
         if not status.submission_id:
             return released
         try:
-            return Jobs.of(self._spec).state(status.submission_id).ended
+            return Jobs.of(self.spec).state(status.submission_id).ended
         except NotFoundError:
             return True
         except ClusterError:

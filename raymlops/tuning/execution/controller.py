@@ -10,7 +10,6 @@ import json
 import sys
 import time
 from collections import Counter, deque
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,21 +20,20 @@ from raymlops.training.runs.garbage_of_sweeps import TRIALS
 from raymlops.tuning import budget
 from raymlops.tuning.budget import Meter, Tally
 from raymlops.tuning.execution.failures import death, decide_restart
-from raymlops.tuning.execution.slots import Slots, Standstill
+from raymlops.tuning.execution.slots import Slots, StallDetector
 from raymlops.tuning.mlflow.sweep_run import SPENT
-from raymlops.tuning.objectives import metric_of, mode_of, num_own_trials
+from raymlops.tuning.objectives import num_own_trials
 from raymlops.tuning.reporting.progress import Board, SweepEvent, TrialView
 from raymlops.tuning.study.records import STEP, without_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from raymlops.project import Project
     from raymlops.records import TrialStatus
     from raymlops.tuning.execution.slots import Explain
-    from raymlops.tuning.mlflow.trial_runs import Children
     from raymlops.tuning.reporting.progress import EventKind
-    from raymlops.tuning.study.trials import OpenTrial, Trials
+    from raymlops.tuning.study.trials import OpenTrial
+    from raymlops.tuning.sweep_stores import SweepStores
 
 Halt = Literal["interrupted", "used up", "good enough", "broken"]
 
@@ -49,17 +47,14 @@ class SweepController:
 
     def __init__(
         self,
-        project: Project,
+        stores: SweepStores,
         *,
-        trials: Trials,
-        children: Children,
         sweep_uri: str,
         slots: Callable[[], int],
         explain: Explain | None = None,
         before: SpentRecord | None = None,
         shared: Mapping[str, Any] | None = None,
         on_event: Callable[[SweepEvent], None] | None = None,
-        note: Callable[[Mapping[str, str]], None] = lambda _tags: None,
         discard: Callable[[int], None] = lambda _number: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -67,13 +62,12 @@ class SweepController:
         self.stopped = ""
         """Which budget ended the sweep, in words; empty where none did."""
         self.error: BaseException | None = None
-        self._project = project
-        self._section = project.spec.sweep
-        self._trials = trials
-        self._children = children
+        self._project = stores.project
+        self._section = section = stores.project.spec.sweep
+        self._trials = trials = stores.trials
+        self._trial_runs = stores.trial_runs
         self._sweep_uri = sweep_uri
         self._on_event = on_event
-        self._note = note
         self._discard = discard
         self._saved: set[int] = set()
         """Trials that have a checkpoint."""
@@ -82,10 +76,12 @@ class SweepController:
         self._unreachable_s: float | None = None
         """Since when the study's database does not answer."""
         self._slots = Slots(slots, clock=clock)
-        self._standstill = Standstill(explain, clock=clock)
-        self._meter = Meter(project.spec.sweep, before=before or SpentRecord(), clock=clock)
-        self._metric = metric_of(project.spec)
-        self._total = max(num_own_trials(project.spec), sum(not record.carried_from for record in trials.records))
+        self._stalls = StallDetector(explain, clock=clock)
+        self._meter = Meter(section, before=before or SpentRecord(), clock=clock)
+        self._objective = trials.objectives[0]
+        self._total = max(
+            num_own_trials(stores.project.spec), sum(not record.carried_from for record in trials.records)
+        )
         # A recipe need not be installed: a trial's process on this machine can import what this process can.
         self._common = {
             "shared": json.dumps(shared),  # the data that the driver has found
@@ -93,25 +89,21 @@ class SweepController:
             "cwd": str(Path.cwd()),
         }
         self._board = Board()
-        self._views: dict[int, TrialView] = {}
-        """Of open trials."""
-        self._opened: dict[int, OpenTrial] = {}
         self._pending: deque[OpenTrial] = deque()
         """Trials to resume when a slot is free."""
-        self._drawn: OpenTrial | None = None
-        self._configs: dict[int, str] = {}
-        """Configurations of trials that are drawn but not handed out."""
+        self._drawn: tuple[OpenTrial, str] | None = None
+        """A trial that was drawn in advance, with its configuration."""
         self._deaths: Counter[tuple[int, str]] = Counter()
-        self._tally = Tally(mode_of(project.spec))
+        self._tally = Tally(self._objective.mode)
         self._handed_out = False
         self._noted_s = clock()
         self._closed = False
         for record in trials.records:
             better = self._tally.take(record)
             if not record.carried_from:
-                self._board.put(TrialView.ended(record), best=better)
+                self._board.put(TrialView.of(record, record.status), best=better)
             elif better:
-                self._board.best = TrialView.ended(record)
+                self._board.best = TrialView.of(record, record.status)
         self._ended_before = self._tally.ended
         self._judge_enough()
 
@@ -144,13 +136,13 @@ class SweepController:
 
     def requeue(self, opened: OpenTrial) -> None:
         """Queue a trial that was open when the sweep was resumed."""
-        self._see(TrialView(opened.number, dict(opened.params), "waiting", opened.epochs, opened.value))
+        self._see(opened, "waiting")
         self._pending.append(opened)
 
     def end_stopped(self, opened: OpenTrial) -> None:
         """End an open trial that the scheduler had stopped: the driver died in between."""
-        self._see(TrialView(opened.number, dict(opened.params), "waiting", opened.epochs, opened.value))
-        self._children.start(opened.number, opened.params)
+        self._see(opened, "waiting")
+        self._trial_runs.start(opened.number, opened.params)
         self.end(opened.number, "pruned")
 
     def next_trial(self) -> dict[str, Any] | None:
@@ -162,16 +154,19 @@ class SweepController:
             if not self._handed_out:
                 self._prefetch()
             return None
-        resumed, opened = self._next()
-        if opened is None:
+        ready = self._next_resumed()
+        resumed = ready is not None
+        if ready is None:
+            ready, self._drawn = self._drawn or self._draw(), None
+        if ready is None:
             self._flush()
             return None
-        number, config = opened.number, self._configs.pop(opened.number)
+        opened, config = ready
+        number = opened.number
         self._handed_out = True
-        self._opened[number] = opened
         self._meter.hand_out(number)
-        self._children.start(number, opened.params)
-        self._see(TrialView(number, dict(opened.params), "waiting", opened.epochs, opened.value))
+        self._trial_runs.start(number, opened.params)
+        self._see(opened, "waiting")
         self._emit("started", number)
         # As text: Tune would search nested data for search spaces of its own.
         return {
@@ -184,29 +179,29 @@ class SweepController:
 
     def started(self, number: int) -> None:
         """Record that a trial has its process."""
-        self._standstill.moved()
+        self._stalls.moved()
         self._meter.start(number)
-        if (view := self._views.get(number)) is not None:
-            self._see(replace(view, state="running"))
+        if (opened := self._trials.open.get(number)) is not None:
+            self._see(opened, "running")
 
     def tick(self) -> None:
-        """Do periodic work between Tune's steps: recount slots, report a standstill, write to study and MLflow."""
+        """Do periodic work between Tune's steps: recount slots, report a stall, write to study and MLflow."""
         self._handed_out = False
         self._slots.recount()
-        standstill = self._standstill.look(self._meter.waiters, busy=self._meter.busy)
-        for text in filter(None, (*self._children.news(), standstill)):
+        stall = self._stalls.look(self._meter.waiters, busy=self._meter.busy)
+        for text in filter(None, (*self._trial_runs.news(), stall)):
             self.notify(text)
         now = self._meter.clock()
         if now - self._noted_s >= SPENT_EVERY_S:
             self._noted_s = now
             self._flush()
-            self._note({SPENT: json.dumps(self.spent.to_dict())})
+            self._trial_runs.set_parent({SPENT: json.dumps(self.spent.to_dict())})
 
     def result(self, number: int, result: Mapping[str, Any]) -> None:
         """Record a report of a trial's process: the epochs that its checkpoint restored, and the one it trained."""
-        if self._closed or number not in self._views:
+        if number not in self._trials.open:
             return  # its process reported after the trial had ended
-        self._standstill.moved()
+        self._stalls.moved()
         if result["saved"]:
             self._saved.add(number)
         self._restore(number, json.loads(result["restored"]))
@@ -215,30 +210,27 @@ class SweepController:
         epoch, value = result["epochs"], result["value"]
         metrics = {**result["metrics"], STEP: float(result["step"])}
         self._trials.report(number, epoch=epoch, value=value, metrics=metrics, best_metrics=result["best_metrics"])
-        self._children.log(number, epoch=epoch, metrics=result["metrics"])
-        self._see(TrialView(number, self._views[number].params, "running", epoch, value))
+        self._trial_runs.log(number, epoch=epoch, metrics=result["metrics"])
+        self._see(self._trials.open[number], "running")
         self._emit("epoch", number)
 
     def end(self, number: int, status: TrialStatus, *, reason: str = "") -> None:
         """Record the end of a trial."""
-        if self._closed or number not in self._views:
+        if (opened := self._trials.open.get(number)) is None:
             return
-        self._standstill.moved()
+        self._stalls.moved()
         self._meter.end(number)
-        opened = self._opened.pop(number, None)
-        record = self._trials.tell(number, status, reason=reason, run_id=self._children.run_id(number))
-        history = {} if opened is None else without_steps(opened.history)
-        self._children.end(number, record.status, reason=record.reason, history=history)
-        del self._views[number]
+        record = self._trials.tell(number, status, reason=reason, run_id=self._trial_runs.run_id(number))
+        self._trial_runs.end(number, record.status, reason=record.reason, history=without_steps(opened.history))
         if number in self._saved:
             self._obsolete.append(number)
-        self._board.put(TrialView.ended(record), best=self._tally.take(record))
+        self._board.put(TrialView.of(record, record.status), best=self._tally.take(record))
         self._judge_enough()
         self._emit("ended", number)
 
     def process_died(self, number: int, error: BaseException | None) -> None:
         """Fail a trial whose process died, or queue it to be resumed from its checkpoint."""
-        if self._closed or number not in self._views:
+        if (opened := self._trials.open.get(number)) is None:
             return
         of = death(error)
         previous = self._deaths[number, of.kind]
@@ -249,25 +241,22 @@ class SweepController:
         self._meter.end(number)
         self._deaths[number, of.kind] += 1
         self.notify(f"trial {number} resumes in another process: {decision.reason}")
-        opened, view = self._opened.pop(number), self._views[number]
         self._pending.append(opened)
-        self._see(TrialView(number, view.params, "waiting", view.epoch, view.value))
+        self._see(opened, "waiting")
 
     def close(self) -> None:
         """Suspend every open trial: it resumes with the sweep."""
         if self._closed:
             return
-        for number in self._trials.open:
-            view = self._views.get(number)
+        for number, opened in list(self._trials.open.items()):
             self._meter.end(number)
             self._trials.suspend(number)
-            if view is not None:  # otherwise it was drawn in advance, and has no child run
-                self._children.suspend(number)
-                self._see(TrialView(number, view.params, "waiting", view.epoch, view.value))
+            self._trial_runs.suspend(number)
+            self._see(opened, "waiting")
         self._trials.flush()
         self._discard_obsolete()
         self._closed = True
-        self._note({SPENT: json.dumps(self.spent.to_dict())})
+        self._trial_runs.set_parent({SPENT: json.dumps(self.spent.to_dict())})
         self._emit("end", None)
 
     def fail(self, error: BaseException) -> None:
@@ -279,16 +268,15 @@ class SweepController:
         """Emit a message to the progress display."""
         self._emit("message", None, message=message)
 
-    def _next(self) -> tuple[bool, OpenTrial | None]:
-        """Return the next trial with a valid configuration, and whether it is resumed; None where there is none now."""
+    def _next_resumed(self) -> tuple[OpenTrial, str] | None:
+        """Return the next trial to resume, with its configuration; the rejected ones fail."""
         while self._pending:
             opened = self._pending.popleft()
-            if self._is_valid(opened):
-                return True, opened
-        drawn, self._drawn = self._drawn, None
-        return False, drawn or self._draw()
+            if config := self._config(opened):
+                return opened, config
+        return None
 
-    def _draw(self) -> OpenTrial | None:
+    def _draw(self) -> tuple[OpenTrial, str] | None:
         """Draw the next trial whose configuration the recipe accepts; the others fail."""
         while self.wanted > 0:
             try:
@@ -296,28 +284,27 @@ class SweepController:
             except UnreachableError as error:
                 self._wait_for_database(error)
                 return None
-            if self._is_valid(opened):
-                return opened
+            if config := self._config(opened):
+                return opened, config
         return None
 
-    def _is_valid(self, opened: OpenTrial) -> bool:
-        """Build a trial's configuration and return True; fail the trial where the recipe rejects it.
+    def _config(self, opened: OpenTrial) -> str:
+        """Return a trial's configuration as JSON; fail the trial where the recipe rejects it, and return nothing.
 
         Each value is in its range, but a recipe may reject the combination, and its own code may raise anything.
         """
         try:
             data = self._project.with_params(opened.params).to_dict()
         except Exception as error:
-            self._children.start(opened.number, opened.params)
-            self._see(TrialView(opened.number, dict(opened.params), "running"))
+            self._trial_runs.start(opened.number, opened.params)
+            self._see(opened, "running")
             self.end(opened.number, "failed", reason=describe(error))
-            return False
-        self._configs[opened.number] = json.dumps(data)
+            return ""
         workers, train = self._section.workers_per_trial, data["train"]
-        self._meter.reserves(
+        self._meter.reserve(
             opened.number, cpus=workers * train["cpus_per_worker"], gpus=workers * train["gpus_per_worker"]
         )
-        return True
+        return json.dumps(data)
 
     def _prefetch(self) -> None:
         """Flush to the study, and draw the next trial in advance where several short ones run at a time."""
@@ -355,7 +342,7 @@ class SweepController:
     def _restore(self, number: int, restored: Sequence[Mapping[str, Any]]) -> None:
         """Record the epochs that a checkpoint restored: the previous driver may have died before it wrote them."""
         metrics = {entry["epoch"]: entry["metrics"] for entry in restored}
-        known = self._opened[number].history
+        known = self._trials.open[number].history
         for entry in restored:
             epoch = entry["epoch"]
             if epoch not in known and entry["best"]:
@@ -363,16 +350,15 @@ class SweepController:
                 self._trials.report(
                     number, epoch=epoch, value=entry["value"], metrics=entry["metrics"], best_metrics=best
                 )
-            self._children.log(number, epoch=epoch, metrics=entry["metrics"])
+            self._trial_runs.log(number, epoch=epoch, metrics=entry["metrics"])
 
     def _judge_enough(self) -> None:
         """Halt where no more trials are needed."""
         if self.halt is None and (why := budget.good_enough(self._section, self._tally)):
             self.halt, self.stopped = "good enough", why
 
-    def _see(self, view: TrialView) -> None:
-        self._views[view.number] = view
-        self._board.put(view)
+    def _see(self, opened: OpenTrial, state: str) -> None:
+        self._board.put(TrialView.of(opened, state))
 
     def _emit(self, kind: EventKind, number: int | None, *, message: str = "") -> None:
         if self._on_event is None:
@@ -385,12 +371,12 @@ class SweepController:
             counts=self._board.counts,
             rows=self._board.rows(),
             total=self._total,
-            metric=self._metric,
+            metric=self._objective.metric,
             best=self._board.best,
             elapsed_s=spent.wall_s,
             eta_s=(self._total - self._tally.ended) / rate if rate else None,
             message=message,
-            cost=budget.words(spent) if self._section.price.cpu_hour or self._section.price.gpu_hour else "",
+            cost=budget.priced(self._section, spent),
         )
         try:
             self._on_event(event)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
-from raymlops.tuning.objectives import max_resource, mode_of
+from raymlops.tuning.objectives import max_resource, objectives_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -28,7 +28,7 @@ RESOURCE, VALUE = "resource", "value"
 
 @dataclass(frozen=True)
 class _Known:
-    """The part of a trial that a scheduler reads."""
+    """The part of a trial that a scheduler reads, as a key too."""
 
     trial_id: str
 
@@ -95,7 +95,7 @@ class NumberedScheduler(FIFOScheduler):  # type: ignore[misc]
 def scheduler_of(spec: ProjectSpec) -> NumberedScheduler:
     """Return the scheduler named by ``sweep.scheduler``."""
     section, kind = spec.sweep, spec.sweep.scheduler
-    common = {"time_attr": RESOURCE, "metric": VALUE, "mode": mode_of(spec)}
+    common = {"time_attr": RESOURCE, "metric": VALUE, "mode": objectives_of(spec)[0].mode}
     scheduler: Any
     if kind == "none":
         scheduler = FIFOScheduler()

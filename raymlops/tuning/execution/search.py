@@ -20,33 +20,24 @@ from raymlops.tuning.execution.controller import SweepController
 from raymlops.tuning.execution.schedulers import reports, scheduler_of
 from raymlops.tuning.execution.tuner import run_tune
 from raymlops.tuning.mlflow.trial_runs import INTERRUPTED_WAIT_S
-from raymlops.tuning.objectives import concurrency, objectives_of
+from raymlops.tuning.objectives import concurrency
 from raymlops.tuning.reporting.results import folder_of, write_trials
-from raymlops.tuning.stalls import told
-from raymlops.tuning.study.trials import history_of
+from raymlops.tuning.stalls import stall_report
+from raymlops.tuning.study.records import history_of
 from raymlops.tuning.trial.actor import trainable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from raymlops.config.schema import ProjectSpec
     from raymlops.data.cache import DataCache
-    from raymlops.project import Project
     from raymlops.records import SpentRecord
-    from raymlops.tracking.client import Tracker
     from raymlops.tuning.reporting.progress import SweepEvent
     from raymlops.tuning.stalls import Waiter
     from raymlops.tuning.sweep_stores import SweepStores
 
 
 def search(
-    project: Project,
-    stores: SweepStores,
-    *,
-    tracker: Tracker,
-    data: DataCache,
-    before: SpentRecord,
-    on_event: Callable[[SweepEvent], None] | None,
+    stores: SweepStores, *, data: DataCache, before: SpentRecord, on_event: Callable[[SweepEvent], None] | None
 ) -> SweepController:
     """Run the trials that are left; no trial runs once this returns or raises.
 
@@ -55,7 +46,7 @@ def search(
         TrackingError: the trials are done, but MLflow did not accept their results.
         KeyboardInterrupt: the sweep was interrupted; running trials were suspended.
     """
-    spec, sweep_id = project.spec, stores.parent.sweep_id
+    spec, sweep_id = stores.project.spec, stores.parent.sweep_id
     sweep_uri = folder_of(spec, sweep_id)
     with ThreadPoolExecutor(1, thread_name_prefix="raymlops-discard") as discarding:
 
@@ -63,28 +54,25 @@ def search(
             discarding.submit(_delete, filesystem.join(sweep_uri, TRIALS, str(number)))
 
         controller = SweepController(
-            project,
-            trials=stores.trials,
-            children=stores.children,
+            stores,
             sweep_uri=sweep_uri,
             slots=lambda: concurrency(spec, resource_usage.usable()[0]),
             explain=_explain,
             before=before,
             shared=data.share(),
             on_event=on_event,
-            note=stores.children.set_parent,
             discard=discard,
         )
         try:
             controller.notify(f"sweep {sweep_id}")
-            _run(project, stores, controller=controller, data=data)
+            _run(stores, controller, data=data)
         except Exception as error:
             controller.fail(error)
         finally:
-            lost = _close(project, stores, controller=controller, tracker=tracker)
+            lost = _close(stores, controller)
         if controller.halt not in {"interrupted", "broken"} and not _unfinished(stores):
             discarding.submit(_delete, filesystem.join(sweep_uri, TRIALS))
-    _raise_error(controller, stores, lost=lost, spec=spec)
+    _raise_error(stores, controller, lost=lost)
     return controller
 
 
@@ -94,7 +82,7 @@ def _explain(waiters: Sequence[Waiter], *, still_s: float, running: int) -> str:
 
     total, free = resource_usage.nodes()
     used = resource_usage.holders(without_job=ray.get_runtime_context().get_job_id())
-    return told(
+    return stall_report(
         waiters,
         still_s=still_s,
         running=running,
@@ -105,9 +93,9 @@ def _explain(waiters: Sequence[Waiter], *, still_s: float, running: int) -> str:
     )
 
 
-def _run(project: Project, stores: SweepStores, *, controller: SweepController, data: DataCache) -> None:
+def _run(stores: SweepStores, controller: SweepController, *, data: DataCache) -> None:
     """Replay what is in the study, and let Tune run the trials that are left."""
-    spec = project.spec
+    spec = stores.project.spec
     scheduler = scheduler_of(spec)
     stopped = set()
     for frozen in stores.study.get_trials(deepcopy=False):
@@ -127,9 +115,7 @@ def _run(project: Project, stores: SweepStores, *, controller: SweepController, 
         run_tune(controller, trainable=actor_class, scheduler=scheduler, name=stores.parent.sweep_id)
 
 
-def _close(
-    project: Project, stores: SweepStores, *, controller: SweepController, tracker: Tracker
-) -> TrackingError | None:
+def _close(stores: SweepStores, controller: SweepController) -> TrackingError | None:
     """Close the stores, the study first: it does not depend on MLflow. Return MLflow's error."""
     with undisturbed():
         try:
@@ -142,21 +128,18 @@ def _close(
                 error.add_note(f"Trials are left open: {describe(again)}")
         try:
             if controller.halt == "interrupted":
-                stores.children.close(wait_s=INTERRUPTED_WAIT_S, patient=False)
+                stores.trial_runs.close(wait_s=INTERRUPTED_WAIT_S, patient=False)
             else:
-                stores.children.close()
-            objective = objectives_of(project.spec)[0]
-            write_trials(tracker, stores.records(), sweep_id=stores.parent.sweep_id, objective=objective)
+                stores.trial_runs.close()
+            write_trials(stores)
         except TrackingError as error:
             return error
     return None
 
 
-def _raise_error(
-    controller: SweepController, stores: SweepStores, *, lost: TrackingError | None, spec: ProjectSpec
-) -> None:
+def _raise_error(stores: SweepStores, controller: SweepController, *, lost: TrackingError | None) -> None:
     """Raise the error that ended the sweep, if any, with the command that resumes it."""
-    command = resume_command("sweep", stores.parent.sweep_id, spec=spec)
+    command = resume_command("sweep", stores.parent.sweep_id, spec=stores.project.spec)
     resume = f"Resume it with: {command}"
     if isinstance(controller.error, RaymlopsError):
         controller.error.add_note(resume)
@@ -170,7 +153,7 @@ def _raise_error(
     if lost is not None:
         raise TrackingError(
             f"the trials are done, but MLflow did not accept all their results: {lost.message}",
-            hint=f"The Optuna study {stores.trials.study_name} holds every trial. Once MLflow answers, "
+            hint=f"The Optuna study {stores.study.study_name} holds every trial. Once MLflow answers, "
             f"{command} writes what is missing.",
         ) from lost
 

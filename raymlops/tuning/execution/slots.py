@@ -1,6 +1,6 @@
 """How many trials of a sweep may run at a time, and whether the sweep makes progress.
 
-Owns when to count resources and when to report a standstill; the caller reads the cluster.
+Owns when to count resources and when to report a stall; the caller reads the cluster.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from raymlops.errors import describe
-from raymlops.tuning.stalls import stands_still
+from raymlops.tuning.stalls import unreported_stall_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,14 +52,14 @@ class Slots:
             self.now, self._seen = min(max(self.now, least), most), seen
 
 
-class Standstill:
+class StallDetector:
     """Detects that trials wait for resources and nothing else happens."""
 
     def __init__(self, explain: Explain | None, *, clock: Callable[[], float]) -> None:
         self._explain = explain
         self._clock = clock
         self._moved_s = clock()
-        self._told_s: float | None = None
+        self._reported_s: float | None = None
 
     def moved(self) -> None:
         """Record that a trial started, reported or ended."""
@@ -68,10 +68,10 @@ class Standstill:
     def look(self, waiters: Sequence[Waiter], *, busy: int) -> str:
         """Return the message to emit now about the ``waiters`` among ``busy`` trials; mostly empty."""
         now_s = self._clock()
-        still_s = stands_still(waiters, now_s=now_s, moved_s=self._moved_s, told_s=self._told_s)
+        still_s = unreported_stall_s(waiters, now_s=now_s, moved_s=self._moved_s, reported_s=self._reported_s)
         if still_s is None or self._explain is None:
             return ""
-        self._told_s = now_s
+        self._reported_s = now_s
         try:
             return self._explain(waiters, still_s=still_s, running=busy - len(waiters))
         except Exception as error:

@@ -1,4 +1,4 @@
-"""The hooks that Ray Tune calls during a sweep: a searcher, a callback and a stopper, thin over the sweep's controller.
+"""The hooks that Ray Tune calls during a sweep: a searcher, and a callback that also stops it, over the controller.
 
 Owns how Tune's results are read. Tune would turn an exception in a hook into the text of a ``TuneError`` and leave the
 sweep half stopped, so the controller keeps the exception and stops the sweep gracefully.
@@ -68,8 +68,8 @@ class SweepSearcher(_Hook, Searcher):  # type: ignore[misc]
         """Write nothing: the study is in SQL."""
 
 
-class SweepCallback(_Hook, Callback):  # type: ignore[misc]
-    """Forwards starts, epochs and ends."""
+class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]
+    """Forwards starts, epochs and ends, and stops the sweep when the controller says so."""
 
     def __init__(self, controller: SweepController) -> None:
         self.controller = controller
@@ -77,15 +77,9 @@ class SweepCallback(_Hook, Callback):  # type: ignore[misc]
 
     @_kept
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:  # noqa: ARG002
-        """Run the controller's periodic work, and keep Tune's list of trials for ``end_processes``."""
+        """Run the controller's periodic work, and keep Tune's list of trials for ``stop_all``."""
         self._trials = trials
         self.controller.tick()
-
-    def end_processes(self) -> None:
-        """Kill the processes of all trials, in the middle of an epoch."""
-        for trial in self._trials:
-            if trial.temporary_state.ray_actor is not None:
-                ray.kill(trial.temporary_state.ray_actor)
 
     @_kept
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
@@ -108,14 +102,6 @@ class SweepCallback(_Hook, Callback):  # type: ignore[misc]
         """Record that a trial's process died; an exception of the trial's own code comes as a result."""
         self.controller.process_died(trial.config["number"], _death(trial))
 
-
-class SweepStopper(_Hook, Stopper):  # type: ignore[misc]
-    """Stops the sweep when the controller says so."""
-
-    def __init__(self, controller: SweepController, *, callback: SweepCallback) -> None:
-        self.controller = controller
-        self._callback = callback
-
     def __call__(self, trial_id: str, result: Any) -> bool:  # noqa: ARG002
         """Stop no single trial: the scheduler does that."""
         return False
@@ -129,7 +115,9 @@ class SweepStopper(_Hook, Stopper):  # type: ignore[misc]
         if self.controller.halting:
             try:
                 self.controller.close()
-                self._callback.end_processes()
+                for trial in self._trials:
+                    if trial.temporary_state.ray_actor is not None:
+                        ray.kill(trial.temporary_state.ray_actor)
             except Exception as error:
                 self.controller.fail(error)
         return self.controller.halting

@@ -22,7 +22,7 @@ from ray.tune.execution.tune_controller import TuneController
 from raymlops.cluster.auth import variables_set
 from raymlops.signals import handled_signals
 from raymlops.storage.scratch import scratch
-from raymlops.tuning.execution.tune_hooks import SweepCallback, SweepSearcher, SweepStopper
+from raymlops.tuning.execution.tune_hooks import SweepCallback, SweepSearcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,7 +68,7 @@ def run_tune(controller: SweepController, *, trainable: Any, scheduler: Numbered
                 name=name,
                 storage_path=str(folder),
                 callbacks=[callback],
-                stop=SweepStopper(controller, callback=callback),
+                stop=callback,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),

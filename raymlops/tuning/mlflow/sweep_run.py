@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from raymlops.records import SpentRecord
@@ -38,15 +39,15 @@ ENDED = (STOPPED, REPORT, BEST_TRIAL, BEST_RUN, BEST_CONFIG)
 """Tags: the budget that ended the sweep, its report, its best trial."""
 
 
-class Parent:
+@dataclass(frozen=True)
+class SweepRun:
     """The MLflow run of one sweep."""
 
-    def __init__(self, tracker: Tracker, sweep_id: str) -> None:
-        self.sweep_id = sweep_id
-        self._tracker = tracker
+    tracker: Tracker
+    sweep_id: str
 
     @classmethod
-    def opened(
+    def create(
         cls,
         tracker: Tracker,
         project: Project,
@@ -61,27 +62,23 @@ class Parent:
         Raises:
             TrackingError: MLflow does not accept it.
         """
-        from raymlops.tuning.objectives import metric_of
+        from raymlops.tuning.objectives import objectives_of
 
         known = {
-            "raymlops.metric": metric_of(project.spec),
+            "raymlops.metric": objectives_of(project.spec)[0].metric,
             STORAGE_PATH: absolute(project.spec.storage.path),
             SUBMISSION: submission_id,
             FORKED_FROM: "" if forked_from is None else forked_from.run_id,
         }
         return cls(tracker, open_run(tracker, project, data, tags={**tags, **known}, kind="sweep"))
 
-    def study_name(self, spec: ProjectSpec) -> str:
-        """Return the name of the sweep's study."""
-        return _study_name(spec, self.sweep_id)
-
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags now."""
-        self._tracker.log_batch(self.sweep_id, tags=tags)
+        self.tracker.log_batch(self.sweep_id, tags=tags)
 
     def reopen(self, *, submission_id: str) -> None:
         """Mark the run as RUNNING again and remove the tags of its end."""
-        self._tracker.reopen_run(self.sweep_id, without_tags=[REASON, *ENDED])
+        self.tracker.reopen_run(self.sweep_id, without_tags=[REASON, *ENDED])
         if submission_id:
             self.tag({SUBMISSION: submission_id})
 
@@ -92,8 +89,8 @@ class Parent:
             for name, value in tags.items()
             if name.startswith("raymlops.best.")
         ]
-        self._tracker.log_batch(self.sweep_id, points, tags)
-        self._tracker.end_run(self.sweep_id, status)
+        self.tracker.log_batch(self.sweep_id, points, tags)
+        self.tracker.end_run(self.sweep_id, status)
 
     @contextmanager
     def closing_on_error(self) -> Iterator[None]:
@@ -102,7 +99,7 @@ class Parent:
             yield
         except BaseException as error:
             with undisturbed():
-                RunWriter(self._tracker, self.sweep_id).close_failed(error)
+                RunWriter(self.tracker, self.sweep_id).close_failed(error)
             raise
 
 
@@ -121,17 +118,14 @@ def sweep_of(tracker: Tracker, sweep_id: str) -> Recorded:
 def study_of(recorded: Recorded) -> str:
     """Return the name of a sweep's study, even if its driver died before it stored it."""
     assert recorded.spec is not None
-    return recorded.tags.get(STUDY) or _study_name(recorded.spec, recorded.run_id)
+    return recorded.tags.get(STUDY) or study_name(recorded.spec, recorded.run_id)
 
 
 def before_of(recorded: Recorded) -> SpentRecord:
     """Return the budget that a sweep had spent when it last stored it."""
-    try:
-        data = json.loads(recorded.tags.get(SPENT) or "{}")
-    except ValueError:
-        return SpentRecord()
-    return SpentRecord.from_dict(data) if isinstance(data, dict) else SpentRecord()
+    return SpentRecord.from_dict(json.loads(recorded.tags.get(SPENT) or "{}"))
 
 
-def _study_name(spec: ProjectSpec, sweep_id: str) -> str:
+def study_name(spec: ProjectSpec, sweep_id: str) -> str:
+    """Return the name of the study that a sweep creates."""
     return f"{spec.project.name}-{sweep_id}"

@@ -47,10 +47,6 @@ class KnownRun(NamedTuple):
     trial_status: str
     """Empty if MLflow may lack part of it."""
 
-    def is_complete(self, status: TrialStatus) -> bool:
-        """Return whether MLflow has all of a trial that ended with ``status``: a run is ended last."""
-        return (self.ending, self.trial_status) == (RUN_STATUS[status], status)
-
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class TrialRun(PendingRun):
@@ -61,7 +57,7 @@ class TrialRun(PendingRun):
     trial_status: str = ""
 
 
-class Children:
+class TrialRuns:
     """Writer of the child runs of one parent run."""
 
     def __init__(
@@ -145,7 +141,8 @@ class Children:
         now, duration_ms = now_ms(), int(record.duration_s * 1000)
         with self._changed:
             known = self._known.get(record.number)
-            if record.carried_from or (known is not None and known.is_complete(record.status)):
+            complete = (RUN_STATUS[record.status], record.status)  # a run is ended last
+            if record.carried_from or (known is not None and (known.ending, known.trial_status) == complete):
                 return
             run = self._open(record.number, record.params, started_ms=now - duration_ms)
             ended_ms = min(now, run.started_ms + duration_ms) if duration_ms else now

@@ -40,24 +40,26 @@ TEMPLATE = {
         "coloraxis": {"colorscale": SCALE},
     }
 }
+WHOLE = ("parallel", "pareto")
+"""Figures that show all objectives at once."""
 _INFEASIBLE = {"color": GREY, "symbol": "x", "size": 6}
 
 
-def figure(kind: str, study: Any, *, objectives: Sequence[Objective], objective: str | None = None) -> Any:
+def figure(kind: str, study: Any, *, objectives: Sequence[Objective], shown: Objective | None = None) -> Any:
     """Draw one figure of a sweep.
 
     Args:
         kind: ``history``, ``importances``, ``parallel``, ``slice`` or ``pareto``.
         study: the Optuna study of the sweep, running or ended.
         objectives: of the sweep, in the study's order.
-        objective: the metric to show, where the sweep has several; default: the first.
-            ``parallel`` shows all of them by default, ``pareto`` always.
+        shown: the objective to show, where the sweep has several; default: the first. ``parallel`` and ``pareto`` show
+            all of them.
 
     Returns:
         A ``plotly.graph_objects.Figure``.
 
     Raises:
-        UsageError: no such figure or objective, or the figure has nothing to show yet; the message says why, the hint
+        UsageError: no such figure, or the figure has nothing to show yet; the message says why, the hint
             what can be shown.
     """
     if kind not in KINDS:
@@ -66,23 +68,16 @@ def figure(kind: str, study: Any, *, objectives: Sequence[Objective], objective:
             f"there is no figure {kind!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
             hint=f"Figures: {', '.join(KINDS)}.",
         )
-    names = [each.metric for each in objectives]
-    if objective is not None and objective not in names:
-        raise UsageError(f"the sweep has no objective {objective!r}", hint=f"Its objectives: {', '.join(names)}.")
-    if kind == "pareto" and objective is not None:
-        raise UsageError("pareto is about all objectives at once", hint=f"Leave objective={objective!r} out.")
-    shown = list(objectives)
-    if kind != "pareto" and (kind != "parallel" or objective is not None):
-        shown = [objectives[0 if objective is None else names.index(objective)]]
+    chosen = list(objectives) if kind in WHOLE else [shown or objectives[0]]
     with quiet_optuna():
-        found = _copy(study, objectives, shown)
-        if why := _why_not(kind, found, shown):
+        found = _copy(study, objectives, chosen)
+        if why := _why_not(kind, found, chosen):
             others = [other for other in KINDS if not _why_not(other, found, objectives)]
             raise UsageError(
                 why if why.startswith("pareto") else f"nothing to show for {kind} yet: {why}",
                 hint=f"What can be shown now: {', '.join(others) or 'nothing; ask again when a trial has ended'}.",
             )
-        return KINDS[kind](found, shown)
+        return KINDS[kind](found, chosen)
 
 
 def short(name: str) -> str:

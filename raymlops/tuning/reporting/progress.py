@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from raymlops.config.space import Scalar
     from raymlops.records import TrialRecord
+    from raymlops.tuning.study.trials import OpenTrial
 
 EventKind = Literal["started", "epoch", "ended", "message", "end"]
 ROWS = 10
@@ -35,9 +36,9 @@ class TrialView:
     value: float | None = None
 
     @classmethod
-    def ended(cls, record: TrialRecord) -> TrialView:
-        """Return the view of a trial that has ended."""
-        return TrialView(record.number, record.params, record.status, record.epochs, record.value)
+    def of(cls, trial: TrialRecord | OpenTrial, state: str) -> TrialView:
+        """Return the view of a trial in a state."""
+        return TrialView(trial.number, trial.params, state, trial.epochs, trial.value)
 
     def cells(self) -> tuple[str, ...]:
         """Return number, state, epoch, value and parameters as text."""

@@ -15,16 +15,17 @@ from datetime import UTC
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raymlops.errors import SweepError, UsageError
+from raymlops.display import duration
+from raymlops.errors import UsageError
 from raymlops.tuning.objectives import num_own_trials
 from raymlops.tuning.reporting import plots, tables
-from raymlops.tuning.study.selection import pareto, select
+from raymlops.tuning.study.selection import pareto
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from raymlops.config.schema import ProjectSpec
     from raymlops.records import Objective, SpentRecord, TrialRecord
+    from raymlops.tuning.sweep_stores import SweepStores
 
 STATES = {
     "COMPLETE": "complete",
@@ -51,45 +52,39 @@ class _Section(NamedTuple):
 
 
 def html(
-    study: Any,
-    *,
+    stores: SweepStores,
     records: Sequence[TrialRecord],
-    objectives: Sequence[Objective],
-    spec: ProjectSpec,
+    *,
+    best: TrialRecord | None,
     spent: SpentRecord,
-    sweep_id: str,
     stopped: str,
-    best: TrialRecord | None = None,
     best_config_text: str = "",
 ) -> str:
     """Return the report of a sweep as one self-contained HTML file.
 
     Args:
-        study: the Optuna study.
+        stores: of the sweep.
         records: of all ended trials, carried ones included.
-        objectives: of the sweep, in the study's order.
-        spec: the sweep's configuration.
+        best: the winner, one of ``records``; None where nothing won.
         spent: what the sweep has used so far.
-        sweep_id: the parent MLflow run.
         stopped: which budget ended it, in words; empty where every trial ran.
-        best: the winner, where it is known already; one of ``records``.
         best_config_text: the winner's configuration as YAML; empty where nothing won.
     """
-    page = _Page(study, objectives)
-    winner = best or _winner(records, objectives)
+    spec, objectives = stores.project.spec, stores.trials.objectives
+    page = _Page(stores.study, objectives)
     order = tables.ranked(records, objectives=objectives)
     params = [name for name in spec.sweep.space if any(name in trial.params for trial in records)]
     front = pareto(records, objectives=objectives)
 
-    if winner is None:
+    if best is None:
         valued = any(trial.value is not None for trial in records)
         why = "no trial with a value keeps the constraints" if valued else "no trial ended with a usable value"
         page.leave_out(f"Nothing won: {why}.")
     else:
-        others = [trial for trial in order if trial.number != winner.number]
+        others = [trial for trial in order if trial.number != best.number]
         rivals = [trial for trial in others if trial.value is not None and trial.feasible]
         rivals.sort(key=lambda trial: trial.number not in front)  # of several objectives, the front before the beaten
-        table = tables.top([winner, *rivals], objectives=objectives, params=params)
+        table = tables.top([best, *rivals], objectives=objectives, params=params)
         page.sections.append(_Section("winner", "Winner and runners-up", table))
     columns = len(params) + len(objectives)
     page.draw("history", "History", height=380)
@@ -110,9 +105,9 @@ def html(
         page.sections.append(_Section("configuration", "Winning configuration", text=best_config_text))
     return page.render(
         project=spec.project.name,
-        sweep_id=sweep_id,
-        lead=f"Trial {winner.number} won: {_reached(winner, objectives)}." if winner is not None else "No trial won.",
-        facts=_facts(study, records=records, objectives=objectives, spec=spec, spent=spent, stopped=stopped),
+        sweep_id=stores.parent.sweep_id,
+        lead=f"Trial {best.number} won: {_reached(best, objectives)}." if best is not None else "No trial won.",
+        facts=_facts(stores, records, spent=spent, stopped=stopped),
     )
 
 
@@ -132,11 +127,10 @@ class _Page:
 
     def draw(self, kind: str, title: str, *, height: int, least_width: int = 0) -> None:
         """Add a section with one kind of figure, for each objective where one figure shows one."""
-        several = kind not in {"parallel", "pareto"}
         drawn = []
-        for objective in [each.metric for each in self._objectives] if several else [None]:
+        for objective in self._objectives[:1] if kind in plots.WHOLE else self._objectives:
             try:
-                figure = plots.figure(kind, self._study, objectives=self._objectives, objective=objective)
+                figure = plots.figure(kind, self._study, objectives=self._objectives, shown=objective)
             except UsageError as error:
                 self.leave_out(f"{error.message[0].upper()}{error.message[1:]}.")
                 continue
@@ -172,41 +166,28 @@ class _Page:
         )
 
 
-def _winner(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> TrialRecord | None:
-    try:
-        return select(records, objectives=objectives)
-    except SweepError:
-        return None
-
-
 def _reached(winner: TrialRecord, objectives: Sequence[Objective]) -> str:
     values = winner.values if len(objectives) > 1 else [winner.value or 0.0]
     return ", ".join(f"{each.metric} {value:.6g}" for each, value in zip(objectives, values, strict=False))
 
 
 def _facts(
-    study: Any,
-    *,
-    records: Sequence[TrialRecord],
-    objectives: Sequence[Objective],
-    spec: ProjectSpec,
-    spent: SpentRecord,
-    stopped: str,
+    stores: SweepStores, records: Sequence[TrialRecord], *, spent: SpentRecord, stopped: str
 ) -> list[tuple[str, str]]:
+    spec = stores.project.spec
     carried = {trial.number for trial in records if trial.carried_from}
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.number not in carried]
+    trials = [trial for trial in stores.study.get_trials(deepcopy=False) if trial.number not in carried]
     counts = Counter(trial.state.name for trial in trials)
     states = ", ".join(f"{counts[state]:,} {words}" for state, words in STATES.items() if counts[state]) or "none"
     if carried:
         states += f"; {len(carried):,} more known from another sweep"
-    best = {"min": "lower is better", "max": "higher is better"}
-    facts = [(each.metric, best[each.mode]) for each in objectives]
+    better = {"min": "lower is better", "max": "higher is better"}
+    facts = [(each.metric, better[each.mode]) for each in stores.trials.objectives]
     facts += [("Trials", f"{len(trials):,} of {max(len(trials), num_own_trials(spec)):,}: {states}")]
     facts += _when(trials)
-    unfinished = counts["RUNNING"] + counts["WAITING"]
     facts += [
-        ("Ended", stopped or ("not yet" if unfinished else "every trial ran")),
-        ("Took", tables.seconds(spent.wall_s)),
+        ("Ended", stopped or "every trial ran"),
+        ("Took", duration(spent.wall_s)),
         ("CPU-hours", f"{spent.cpu_hours:,.3g}"),
         ("GPU-hours", f"{spent.gpu_hours:,.3g}"),
     ]

@@ -6,10 +6,9 @@ Owns these files and their places. Knows nothing of how trials ran.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raymlops.config.load import dump
-from raymlops.errors import SweepError
 from raymlops.records import SCHEMA_VERSION
 from raymlops.storage.filesystem import join, write_bytes
 from raymlops.training.runs.garbage_of_sweeps import SWEEPS
@@ -19,9 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from raymlops.config.schema import ProjectSpec
-    from raymlops.project import Project
-    from raymlops.records import Objective, SpentRecord, SweepRecord, TrialRecord
-    from raymlops.tracking.client import Tracker
+    from raymlops.records import SpentRecord, SweepRecord, TrialRecord
+    from raymlops.tuning.sweep_stores import SweepStores
 
 
 def folder_of(spec: ProjectSpec, sweep_id: str) -> str:
@@ -29,56 +27,44 @@ def folder_of(spec: ProjectSpec, sweep_id: str) -> str:
     return join(spec.storage.path, SWEEPS, sweep_id)
 
 
-def write_best(project: Project, store: Tracker, best: TrialRecord, *, sweep_id: str, objective: Objective) -> str:
+def write_best(stores: SweepStores, best: TrialRecord) -> str:
     """Write the winner's whole configuration, which ``train`` takes, into the sweep's folder and its run.
 
     Raises:
         StorageError, TrackingError: it cannot be written.
     """
-    if best.value is None:
-        raise SweepError(f"trial {best.number} has no value")
+    project, parent, metric = stores.project, stores.parent, stores.trials.objectives[0].metric
     header = (
-        f"# Trial {best.number} of sweep {sweep_id}: {objective.metric} = {best.value:.6g} "
+        f"# Trial {best.number} of sweep {parent.sweep_id}: {metric} = {best.value:.6g} "
         f"after {best.epochs} epochs ({best.status}).\n"
     )
     text = header + dump(project.with_params(best.params).spec)
-    uri = join(folder_of(project.spec, sweep_id), "best.yaml")
+    uri = join(folder_of(project.spec, parent.sweep_id), "best.yaml")
     write_bytes(uri, text.encode())
-    store.log_text(sweep_id, text, "config/best.yaml")
+    parent.tracker.log_text(parent.sweep_id, text, "config/best.yaml")
     return uri
 
 
 def write_report(
-    study: Any,
-    project: Project,
-    *,
+    stores: SweepStores,
     records: Sequence[TrialRecord],
-    objectives: Sequence[Objective],
-    spent: SpentRecord,
-    sweep_id: str,
-    stopped: str,
+    *,
     best: TrialRecord | None,
+    spent: SpentRecord,
+    stopped: str,
 ) -> str:
     """Write the HTML report into the sweep's folder, and return its URI, which the sweep's run has as a tag."""
     from raymlops.tuning.reporting.report import html
 
-    text = html(
-        study,
-        records=records,
-        objectives=objectives,
-        spec=project.spec,
-        spent=spent,
-        sweep_id=sweep_id,
-        stopped=stopped,
-        best=best,
-        best_config_text="" if best is None else dump(project.with_params(best.params).spec),
-    )
-    uri = join(folder_of(project.spec, sweep_id), "report.html")
+    project = stores.project
+    config = "" if best is None else dump(project.with_params(best.params).spec)
+    text = html(stores, records, best=best, spent=spent, stopped=stopped, best_config_text=config)
+    uri = join(folder_of(project.spec, stores.parent.sweep_id), "report.html")
     write_bytes(uri, text.encode())
     return uri
 
 
-def write_trials(store: Tracker, records: Sequence[TrialRecord], *, sweep_id: str, objective: Objective) -> None:
+def write_trials(stores: SweepStores) -> None:
     """Write all trials as JSON to the sweep's MLflow run.
 
     Raises:
@@ -86,11 +72,10 @@ def write_trials(store: Tracker, records: Sequence[TrialRecord], *, sweep_id: st
     """
     data = {
         "schema_version": SCHEMA_VERSION,
-        "metric": objective.metric,
-        "mode": objective.mode,
-        "trials": [record.to_dict() for record in records],
+        **stores.trials.objectives[0].to_dict(),
+        "trials": [record.to_dict() for record in stores.records()],
     }
-    store.log_text(sweep_id, json.dumps(data, indent=1), "sweep/trials.json")
+    stores.parent.tracker.log_text(stores.parent.sweep_id, json.dumps(data, indent=1), "sweep/trials.json")
 
 
 def tags_of(record: SweepRecord) -> dict[str, str]:

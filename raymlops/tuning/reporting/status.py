@@ -5,20 +5,19 @@ Owns what resuming it would do. Summarizing is pure, reading is apart. Imports n
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from raymlops.config.changes import EXTENDABLE
 from raymlops.display import shown_value
 from raymlops.errors import RaymlopsError
 from raymlops.records import SpentRecord, TrialRecord
 from raymlops.training.runs.lookup import who_holds
 from raymlops.training.runs.status import Status, shared_fields
 from raymlops.tuning import budget
+from raymlops.tuning.budget import Tally
 from raymlops.tuning.mlflow.sweep_run import BEST_CONFIG, FORKED_FROM, REPORT, STOPPED, SUBMISSION, before_of
-from raymlops.tuning.objectives import has_no_more, metric_of
-from raymlops.tuning.reporting.study_reader import Snapshot, open_study, total_of
+from raymlops.tuning.objectives import num_own_trials, objectives_of
+from raymlops.tuning.reporting.study_reader import Snapshot, open_study
 from raymlops.tuning.study.selection import failures
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class SweepStatus(Status):
     best_config: str = ""
     forked_from: str = ""
     submission_id: str = ""
-    """The Ray job that runs it; empty where there is none."""
+    """The Ray job that runs it; empty without one."""
 
     @property
     def ended(self) -> int:
@@ -110,9 +109,9 @@ def summarize(
     status = SweepStatus(
         **shared,
         sweep_id=recorded.run_id,
-        metric=metric_of(spec) if spec else tags.get("raymlops.metric", ""),
-        trials=snapshot.counts,
-        num_trials=total_of(spec) if spec else 0,
+        metric=objectives_of(spec)[0].metric if spec else tags.get("raymlops.metric", ""),
+        trials=snapshot.board().counts,
+        num_trials=num_own_trials(spec) if spec else 0,
         carried=snapshot.carried,
         best=snapshot.best,
         failures=tuple(failures(snapshot.ended)),
@@ -124,51 +123,26 @@ def summarize(
         forked_from=tags.get(FORKED_FROM, ""),
         submission_id=tags.get(SUBMISSION, ""),
     )
-    return replace(status, resume=_resume(spec, status, who=lease[1], problem=problem))
+    return replace(status, resume=_resume(spec, status, snapshot=snapshot, problem=problem))
 
 
-def _resume(spec: ProjectSpec | None, status: SweepStatus, *, who: str, problem: str) -> str:
+def _resume(spec: ProjectSpec | None, status: SweepStatus, *, snapshot: Snapshot, problem: str) -> str:
     if status.state == "running":
-        return f"refused while {who} runs it"
+        return f"refused while {status.holder} runs it"
     if spec is None:
         return "refused: its configuration is missing or unreadable"
     if problem:
         return f"unknown: {problem}"
-    command = f"raymlops sweep --resume {status.sweep_id}"
     left = max(0, status.num_trials - status.ended)
     started = status.trials.get("running", 0) + status.trials.get("waiting", 0)
     counts = {"started": started, "new": max(0, left - started)}
     trials = " and ".join(f"{count} {which}" for which, count in counts.items() if count)
+    # A failed sweep whose budget is used up would end again at once.
     if status.state == "finished" or (status.state == "failed" and left):
-        if not left and has_no_more(spec):
-            fork = f"raymlops sweep --fork {status.sweep_id} --config FILE"
-            return f"nothing left to do: all points of its grid were tried; fork it with a finer grid: {fork}"
-        # A failed sweep whose budget is used up would end again at once.
-        why, options = _used_up(spec, status, left=left)
+        tally = Tally.of(snapshot.ended, mode=objectives_of(spec)[0].mode)
+        why, command = budget.nothing_left(status.sweep_id, spec.sweep, tally=tally, spent=status.spent)
         if why:
             on = f" with {trials} trials" if trials else ""
-            return f"nothing left to do: {' and '.join(why)}; to continue{on}: {command} {' '.join(options)}"
+            return f"nothing left to do: it {why}; to continue{on}: {command}"
+    command = f"raymlops sweep --resume {status.sweep_id}"
     return f"resumes {trials} trials: {command}" if trials else f"records its result: {command}"
-
-
-def _used_up(spec: ProjectSpec, status: SweepStatus, *, left: int) -> tuple[list[str], list[str]]:
-    """Return why an ended sweep has nothing to do, and the options that change that; empty where it has."""
-    section = spec.sweep
-    why, options = [], []
-    if not left:
-        why.append("all trials have ended")
-        options.append(f"--extend num_trials=+{section.num_trials}")
-    stopped = status.stopped or budget.used_up(section, status.spent)
-    if name := _field_in(stopped):
-        why.append(f"it {stopped}")
-        limit = getattr(section, name)
-        extends = name in EXTENDABLE and limit is not None
-        options.append(f"--extend {name}=+{limit:.15g}" if extends else f"sweep.{name}=VALUE")
-    return why, options
-
-
-def _field_in(stopped: str) -> str:
-    """Return the field of ``sweep`` that ended it, from the words of ``budget``; empty where none did."""
-    if found := re.match(r"reached its (\w+) of ", stopped):
-        return found[1]
-    return "patience" if stopped.endswith(")") and "(patience " in stopped else ""

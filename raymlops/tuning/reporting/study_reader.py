@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import SweepError, UsageError
 from raymlops.tuning.mlflow.sweep_run import study_of
-from raymlops.tuning.objectives import num_own_trials, objectives_of
-from raymlops.tuning.reporting.progress import STATES, Board, TrialView
+from raymlops.tuning.objectives import objectives_of
+from raymlops.tuning.reporting.progress import Board, TrialView
 from raymlops.tuning.study.records import ATTRIBUTE, last_value, record_of
-from raymlops.tuning.study.selection import select
-from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, quiet_optuna, storage_errors
+from raymlops.tuning.study.selection import select, winner
+from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,27 +47,19 @@ class Snapshot:
     best: TrialRecord | None = None
 
     @property
-    def counts(self) -> dict[str, int]:
-        """Return how many trials are in each state, without carried ones."""
-        counts = dict.fromkeys(STATES, 0)
-        for state in [*(view.state for view in self.open), *(r.status for r in self.ended if not r.carried_from)]:
-            counts[state] += 1
-        return counts
-
-    @property
     def carried(self) -> int:
         """Return how many trials were carried over from the forked sweep."""
         return sum(1 for record in self.ended if record.carried_from)
 
-    def rows(self) -> tuple[TrialView, ...]:
-        """Return the trials that a display shows."""
+    def board(self) -> Board:
+        """Return what a display shows of the trials, without carried ones."""
         board = Board()
         for record in self.ended:
             if not record.carried_from:
-                board.put(TrialView.ended(record), best=record == self.best)
+                board.put(TrialView.of(record, record.status), best=record == self.best)
         for view in self.open:
             board.put(view)
-        return board.rows()
+        return board
 
 
 class OpenStudy:
@@ -86,7 +77,7 @@ class OpenStudy:
         Raises:
             StorageError, UnreachableError: the database cannot be read.
         """
-        with quiet_optuna(), storage_errors(f"Optuna's study {self.study.study_name}"):
+        with storage_errors(f"Optuna's study {self.study.study_name}"):
             trials = self.study.get_trials(deepcopy=False)
         opened = []
         for trial in trials:
@@ -95,17 +86,13 @@ class OpenStudy:
             elif trial.number not in self._ended:
                 self._ended[trial.number] = record_of(trial, objectives=self.objectives)
         ended = tuple(self._ended[number] for number in sorted(self._ended))
-        try:
-            best = select(ended, objectives=self.objectives, constraints=self._constraints)
-        except SweepError:
-            best = None
-        return Snapshot(ended, tuple(opened), best)
+        return Snapshot(ended, tuple(opened), winner(ended, objectives=self.objectives))
 
     def best(self) -> TrialRecord:
         """Return the best trial of those that have ended.
 
         Raises:
-            SweepError: there is none yet; the message says how each failed.
+            SweepError: no trial has a usable value yet; the message says how each failed.
         """
         return select(self.snapshot().ended, objectives=self.objectives, constraints=self._constraints)
 
@@ -122,14 +109,6 @@ def open_study(recorded: Recorded) -> Iterator[OpenStudy]:
     assert spec is not None
     with open_storage(optuna_url(spec)) as storage:
         yield OpenStudy(load_study(storage, study_of(recorded)), spec=spec)
-
-
-def total_of(spec: ProjectSpec) -> int:
-    """Return how many trials a sweep is to run."""
-    try:
-        return num_own_trials(spec)
-    except UsageError:
-        return spec.sweep.num_trials
 
 
 def _open(trial: Any) -> OpenView:

@@ -7,11 +7,11 @@ Owns what a row says. Knows records alone, nothing of Optuna, files or the page 
 from __future__ import annotations
 
 import math
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from raymlops.display import duration
 from raymlops.tuning.reporting.plots import short
-from raymlops.tuning.study.selection import by_reason
+from raymlops.tuning.study.selection import by_reason, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -92,12 +92,12 @@ def failures(records: Iterable[TrialRecord]) -> Table | None:
     """
     rows = []
     failed = [trial for trial in records if trial.status == "failed"]
-    for group in by_reason(failed, said=lambda trial: _reason(trial).splitlines()[0]):
+    for group in by_reason(failed, reason_of=lambda trial: _reason(trial).splitlines()[0]):
         reason = _reason(group[0])
         first, _, rest = reason.partition("\n")
         long = bool(rest.strip()) or len(first) > 300
         text = first if len(first) <= 300 else f"{first[:297]}..."
-        which = Cell(spans(trial.number for trial in group), words=True)
+        which = Cell(numbers(group), words=True)
         rows.append([Cell(str(len(group))), Cell(text, words=True, detail=reason[:20_000] if long else ""), which])
     caption = "Why trials failed. Reasons that differ in numbers alone are one."
     return Table(caption, ["trials", "reason", "which"], rows) if rows else None
@@ -136,32 +136,6 @@ def everything(
     return Table(caption, [*head, *map(short, params)], rows, sortable=True)
 
 
-def spans(numbers: Iterable[int], *, at_most: int = 60) -> str:
-    """Write numbers as ``0 to 4, 7``; past ``at_most`` spans, how many more there are."""
-    runs = []
-    for _, run in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
-        members = [number for _, number in run]
-        if len(members) > 2:
-            runs.append((f"{members[0]} to {members[-1]}", len(members)))
-        else:
-            runs += [(str(number), 1) for number in members]
-    text = ", ".join(words for words, _ in runs[:at_most])
-    more = sum(count for _, count in runs[at_most:])
-    return f"{text} and {more:,} more" if more else text
-
-
-def seconds(duration_s: float) -> str:
-    """Write a duration with the two units that matter."""
-    if duration_s < 60:
-        return f"{duration_s:.3g} s"
-    whole = round(duration_s)
-    for size, unit, next_size, next_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            rest = whole % size // next_size
-            return f"{whole // size:,} {unit}" + (f" {rest} {next_unit}" if rest else "")
-    return f"{whole} s"
-
-
 def _reason(trial: TrialRecord) -> str:
     return trial.reason.strip() or "no reason was recorded"
 
@@ -181,7 +155,8 @@ def _value(value: float | None) -> Cell:
 
 
 def _duration(trial: TrialRecord) -> Cell:
-    return Cell(seconds(trial.duration_s), sort=trial.duration_s)
+    taken_s = trial.duration_s
+    return Cell(f"{taken_s:.3g} s" if taken_s < 60 else duration(taken_s), sort=taken_s)
 
 
 def _param(trial: TrialRecord, name: str, *, mark: bool = False) -> Cell:

@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.changes import rule
-from raymlops.config.space import exists
+from raymlops.config.shape import leaves
+from raymlops.config.space import exists, same
+from raymlops.config.yaml import dotted
 from raymlops.tuning.objectives import objectives_of
 from raymlops.tuning.search_space import draw_order
 from raymlops.tuning.study.records import ATTRIBUTE, attribute, history_of, record_of
 from raymlops.tuning.study.selection import violations
-from raymlops.tuning.study.storage import quiet_optuna, storage_errors
+from raymlops.tuning.study.storage import storage_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.config.space import Distribution, Scalar
     from raymlops.records import Objective, TrialRecord
+
+CARRIED = "raymlops.carried"
+"""Attribute of a fork's study: all trials of the previous sweep have been written."""
 
 _ABSENT = object()
 
@@ -51,49 +55,28 @@ def carried(old: ProjectSpec, new: ProjectSpec, *, record: TrialRecord) -> dict[
             return f"{key} outside the new space"
         params[key] = _as_drawn(space[key], value)
     for key in dict.fromkeys([*wanted, *ran]):
-        if key not in params and _decides(key) and not _same(ran.get(key, _ABSENT), wanted.get(key, _ABSENT)):
+        if key not in params and _decides(key) and not same(ran.get(key, _ABSENT), wanted.get(key, _ABSENT)):
             return f"{key} changed"
     return params
 
 
-def add_carried(
-    study: Any,
-    old: Any,
-    *,
-    old_spec: ProjectSpec,
-    new_spec: ProjectSpec,
-    sweep_id: str,
-    objectives: Sequence[Objective],
-) -> tuple[int, dict[str, int]]:
-    """Copy an old study's trials into a new one. Return how many were, and how many were not, by reason.
+def carry_over(
+    old: Any, *, old_spec: ProjectSpec, new_spec: ProjectSpec, sweep_id: str
+) -> tuple[dict[str, Any], Counter[str]]:
+    """Return an old study's trials as trials of the new one, by their source, and how many are left out, by reason.
 
-    Idempotent: trials that the new study has already are not added again.
-
-    Args:
-        study: the new Optuna study.
-        old: the old one.
-        old_spec: the configuration of its sweep.
-        new_spec: the new configuration.
-        sweep_id: of the old sweep.
-        objectives: of the new sweep.
+    ``old_spec`` and ``sweep_id`` are of the old sweep.
 
     Raises:
-        StorageError, UnreachableError: one of the databases does not answer.
+        StorageError, UnreachableError: the database does not answer.
     """
+    kept: dict[str, Any] = {}
     left: Counter[str] = Counter()
-    before = objectives_of(old_spec)
-    with quiet_optuna(), storage_errors(f"Optuna's study {old.study_name}"):
-        found = [trial for trial in old.get_trials(deepcopy=False) if trial.state.is_finished()]
-    with quiet_optuna(), storage_errors(f"Optuna's study {study.study_name}"):
-        known = {
-            record_of(trial, objectives=objectives).carried_from
-            for trial in study.get_trials(deepcopy=False)
-            if trial.state.is_finished()
-        }
-        kept = 0
-        for trial in found:
+    before, objectives = objectives_of(old_spec), objectives_of(new_spec)
+    with storage_errors(f"Optuna's study {old.study_name}"):
+        ended = [trial for trial in old.get_trials(deepcopy=False) if trial.state.is_finished()]
+        for trial in ended:
             record = record_of(trial, objectives=before)
-            source = record.carried_from or f"{sweep_id}/{record.number}"
             params = carried(old_spec, new_spec, record=record)
             if isinstance(params, str):
                 left[params] += 1
@@ -103,20 +86,31 @@ def add_carried(
             if values is None or not all(map(math.isfinite, broken.values())):
                 left["did not report a metric of the new sweep"] += 1
                 continue
-            kept += 1
+            new = replace(
+                record,
+                params=params,
+                value=values[0],
+                values=values if len(values) > 1 else (),
+                feasible=all(excess <= 0 for excess in broken.values()),
+                carried_from=record.carried_from or f"{sweep_id}/{record.number}",
+            )
+            same_metric = before[0].metric == objectives[0].metric
+            kept[new.carried_from] = _made(trial, new, broken=broken, space=new_spec.sweep.space, curve=same_metric)
+    return kept, left
+
+
+def add_carried(study: Any, carried_trials: Mapping[str, Any]) -> None:
+    """Add the trials of ``carry_over`` to a new study. Idempotent: those that it has already are not added again.
+
+    Raises:
+        StorageError, UnreachableError: the database does not answer.
+    """
+    with storage_errors(f"Optuna's study {study.study_name}"):
+        known = {trial.user_attrs.get(ATTRIBUTE, {}).get("carried_from") for trial in study.get_trials(deepcopy=False)}
+        for source, trial in carried_trials.items():
             if source not in known:
-                made = _made(
-                    trial,
-                    record,
-                    source=source,
-                    params=params,
-                    values=values,
-                    broken=broken,
-                    space=new_spec.sweep.space,
-                    same_metric=before[0].metric == objectives[0].metric,
-                )
-                study.add_trial(made)
-    return kept, dict(left)
+                study.add_trial(trial)
+        study.set_user_attr(CARRIED, True)
 
 
 def distribution_of(distribution: Distribution) -> Any:
@@ -132,37 +126,24 @@ def distribution_of(distribution: Distribution) -> Any:
 
 
 def _made(
-    trial: Any,
-    record: TrialRecord,
-    *,
-    source: str,
-    params: Mapping[str, Scalar],
-    values: tuple[float, ...],
-    broken: Mapping[str, float],
-    space: Mapping[str, Distribution],
-    same_metric: bool,
+    trial: Any, record: TrialRecord, *, broken: Mapping[str, float], space: Mapping[str, Distribution], curve: bool
 ) -> Any:
-    """Return the old trial (``FrozenTrial``) as a trial of the new study."""
+    """Return the old trial (``FrozenTrial``) as a trial of the new study.
+
+    Without its ``curve`` where that is of another metric: samplers read its last value.
+    """
     from optuna.trial import create_trial
 
-    several = len(values) > 1
-    # Samplers read a curve's last value; a curve of another metric is left out.
-    curve = trial.intermediate_values if same_metric else {}
-    kept = replace(
-        record,
-        params=dict(params),
-        value=values[0],
-        values=values if several else (),
-        feasible=all(excess <= 0 for excess in broken.values()),
-        carried_from=source,
-    )
+    several = bool(record.values)
+    values = record.values or (record.value,)
+    reported = trial.intermediate_values if curve else {}
     made = create_trial(
         state=trial.state,
         values=None if several and record.status == "pruned" else list(values),
-        params=dict(params),
-        distributions={key: distribution_of(space[key]) for key in params},
-        user_attrs={ATTRIBUTE: attribute(kept, history_of(trial))},
-        intermediate_values={} if several else dict(curve) or {record.epochs: values[0]},
+        params=record.params,
+        distributions={key: distribution_of(space[key]) for key in record.params},
+        user_attrs={ATTRIBUTE: attribute(record, history_of(trial))},
+        intermediate_values={} if several else dict(reported) or {record.epochs: record.value},
     )
     for key, excess in broken.items():
         made.set_constraint(key, excess)
@@ -186,7 +167,7 @@ def _values(
 def _fields(spec: ProjectSpec) -> dict[str, Any]:
     """Return each field of ``train`` and of the recipe, and the workers of a trial, by path."""
     data = spec.to_dict()
-    found = {path: value for section in ("train", "recipe") for path, value in _leaves(data[section], section)}
+    found = {dotted(path): value for path, value in leaves(data) if path[0] in {"train", "recipe"} and value != {}}
     return found | {"sweep.workers_per_trial": spec.sweep.workers_per_trial}
 
 
@@ -194,21 +175,8 @@ def _decides(path: str) -> bool:
     return not rule(tuple(path.split("."))).sweep
 
 
-def _leaves(data: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(data, Mapping):
-        yield path, data
-        return
-    for key, value in data.items():
-        yield from _leaves(value, f"{path}.{key}")
-
-
-def _same(one: Any, other: Any) -> bool:
-    # In Python True equals 1; in a configuration they are different values.
-    return bool(one == other) and isinstance(one, bool) is isinstance(other, bool)
-
-
 def _as_drawn(distribution: Distribution, value: Any) -> Scalar:
     """Return the value in the type that Optuna gives it."""
     if distribution.kind == "categorical":
-        return next(choice for choice in distribution.choices if _same(choice, value))
+        return next(choice for choice in distribution.choices if same(choice, value))
     return int(value) if distribution.kind == "int" else float(value)

@@ -38,12 +38,8 @@ def select(
         SweepError: no trial has a finite value and keeps the constraints; the message groups the failures by reason, or
             names the trial nearest to the constraints and its violations.
     """
-    ranked = [
-        (costs[0], trial.epochs, trial.number, trial)
-        for trial, costs in _front(_eligible(trials, objectives=objectives))
-    ]
-    if ranked:
-        return min(ranked, key=lambda item: item[:3])[3]
+    if (best := winner(trials, objectives=objectives)) is not None:
+        return best
     hint = "Run one configuration by itself with `raymlops train` to see it fail."
     broken = [trial for trial in trials if _usable(trial, objectives=objectives)]
     if broken:
@@ -52,6 +48,13 @@ def select(
             hint="Loosen sweep.constraints, widen sweep.space, or extend the sweep with more trials.",
         )
     raise SweepError(_nothing(trials), hint=hint)
+
+
+def winner(trials: Sequence[TrialRecord], *, objectives: Sequence[Objective]) -> TrialRecord | None:
+    """Return the winner; None where no trial has a finite value and keeps the constraints."""
+    front = _front(_eligible(trials, objectives=objectives))
+    best = min(front, key=lambda item: (item[1][0], item[0].epochs, item[0].number), default=None)
+    return None if best is None else best[0]
 
 
 def pareto(trials: Sequence[TrialRecord], *, objectives: Sequence[Objective]) -> tuple[int, ...]:
@@ -82,24 +85,26 @@ def violations(metrics: Mapping[str, float], *, constraints: Mapping[str, Thresh
 
 def reasons(trials: Sequence[TrialRecord]) -> list[str]:
     """Return one line for each reason why trials gave no value, the most frequent first."""
-    ordered = by_reason(trials, said=_reason)
-    lines = []
-    for group in ordered[:MAX_REASONS]:
-        numbers = ", ".join(str(trial.number) for trial in group[:8]) + (", ..." if len(group) > 8 else "")
-        lines.append(f"{len(group)} x {_reason(group[0])}  (trial {numbers})")
+    ordered = by_reason(trials, reason_of=_reason)
+    lines = [f"{len(group)} x {_reason(group[0])}  (trial {numbers(group)})" for group in ordered[:MAX_REASONS]]
     if len(ordered) > MAX_REASONS:
         lines.append(f"and {len(ordered) - MAX_REASONS} more reasons")
     return lines
 
 
-def by_reason(trials: Iterable[TrialRecord], *, said: Callable[[TrialRecord], str]) -> list[list[TrialRecord]]:
+def numbers(trials: Sequence[TrialRecord]) -> str:
+    """Return the first numbers of trials: ``0, 1, 4, ...``."""
+    return ", ".join(str(trial.number) for trial in trials[:8]) + (", ..." if len(trials) > 8 else "")
+
+
+def by_reason(trials: Iterable[TrialRecord], *, reason_of: Callable[[TrialRecord], str]) -> list[list[TrialRecord]]:
     """Return trials grouped by reason, the most frequent first.
 
     Reasons that differ in numbers alone ("loss is NaN at step 31") are one reason.
     """
     groups: dict[str, list[TrialRecord]] = {}
     for trial in trials:
-        groups.setdefault(re.sub(r"\d[\d.e+-]*", "#", said(trial)), []).append(trial)
+        groups.setdefault(re.sub(r"\d[\d.e+-]*", "#", reason_of(trial)), []).append(trial)
     return sorted(groups.values(), key=lambda group: (-len(group), group[0].number))
 
 

@@ -85,7 +85,7 @@ def open_storage(url: str, *, heartbeat_s: int = 60, busy_s: float = BUSY_S) -> 
 
     try:
         place = without_credentials(url)
-        with quiet_optuna(), storage_errors(f"Optuna's database {place}"):
+        with storage_errors(f"Optuna's database {place}"):
             storage = RDBStorage(
                 url.replace("{", "{{").replace("}", "}}"),  # Optuna fills in templates
                 engine_kwargs=_options(url, busy_s=busy_s),
@@ -115,7 +115,7 @@ def open_storage(url: str, *, heartbeat_s: int = 60, busy_s: float = BUSY_S) -> 
 
 @contextmanager
 def storage_errors(what: str) -> Iterator[None]:
-    """Translate the errors of Optuna and SQLAlchemy, without URL, values and statement.
+    """Silence Optuna, and translate its errors and SQLAlchemy's, without URL, values and statement.
 
     Raises:
         StorageError: a SQLite file that cannot be read or written, or a statement that the database rejects.
@@ -126,7 +126,8 @@ def storage_errors(what: str) -> Iterator[None]:
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
     try:
-        yield
+        with quiet_optuna():
+            yield
     except (ArgumentError, NoSuchModuleError):
         raise
     except (StorageInternalError, SQLAlchemyError) as error:
@@ -197,13 +198,11 @@ def create_study(storage: Any, name: str, *, objectives: Sequence[Objective]) ->
     """
     import optuna
 
-    with quiet_optuna(), storage_errors(f"Optuna's study {name}"):
+    with storage_errors(f"Optuna's study {name}"):
         try:
             study = optuna.create_study(
                 storage=storage,
                 study_name=name,
-                sampler=optuna.samplers.RandomSampler(seed=0),
-                pruner=optuna.pruners.NopPruner(),
                 directions=["minimize" if objective.mode == "min" else "maximize" for objective in objectives],
             )
         except optuna.exceptions.DuplicatedStudyError as error:
@@ -221,14 +220,9 @@ def load_study(storage: Any, name: str) -> Any:
     """
     import optuna
 
-    with quiet_optuna(), storage_errors(f"Optuna's study {name}"):
+    with storage_errors(f"Optuna's study {name}"):
         try:
-            return optuna.load_study(
-                storage=storage,
-                study_name=name,
-                sampler=optuna.samplers.RandomSampler(seed=0),
-                pruner=optuna.pruners.NopPruner(),
-            )
+            return optuna.load_study(storage=storage, study_name=name)
         except KeyError as error:
             raise NotFoundError(
                 f"there is no study {name} in this database",

@@ -14,137 +14,50 @@ RUNNING forever.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections import deque
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import StorageError
 from raymlops.records import TrialRecord, TrialStatus
-from raymlops.tuning.study.ask import OpenTrial, TrialFactory
-from raymlops.tuning.study.records import ATTRIBUTE, attribute, history_of, record_of
+from raymlops.tuning.search_space import draw, draw_order, point
+from raymlops.tuning.study.records import ATTRIBUTE, history_of, last_value, record_of
+from raymlops.tuning.study.samplers import sampler_of
 from raymlops.tuning.study.selection import violations
-from raymlops.tuning.study.storage import quiet_optuna, storage_errors
+from raymlops.tuning.study.storage import storage_errors
+from raymlops.tuning.study.writes import Writes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.config.space import Scalar
     from raymlops.config.sweep import SweepSection
     from raymlops.records import Objective
 
-
 _STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 
 
-@dataclass(frozen=True)
-class _Write:
-    """One idempotent write about a trial."""
+@dataclass
+class OpenTrial:
+    """A trial that has not ended yet."""
 
-    trial: Any
-    act: Callable[[], object]
-    state: str = ""
-    """Optuna's state that ends the trial; empty where it does not end."""
-
-
-class Writes:
-    """The queue of pending writes to one Optuna study."""
-
-    def __init__(self, study: Any) -> None:
-        self._study = study
-        self._storage = study._storage  # noqa: SLF001 - Optuna's storage interface, which is documented
-        self._queue: deque[_Write] = deque()
-
-    def report(self, trial: Any, *, epoch: int, value: float) -> None:
-        """Queue a value of an Optuna trial for an epoch. A later one for the same epoch replaces it.
-
-        Optuna's own ``report`` ignores an epoch that the trial reported before it was interrupted.
-        """
-        self._add(trial, lambda: self._storage.set_trial_intermediate_value(_id(trial), epoch, float(value)))
-
-    def end(
-        self,
-        trial: Any,
-        record: TrialRecord,
-        *,
-        history: Mapping[int, Mapping[str, float]],
-        values: Sequence[float] | None,
-        constraints: Mapping[str, float],
-    ) -> None:
-        """Queue the end of an Optuna trial, with the values and constraints for its sampler.
-
-        ``study.tell`` would read the whole trial first. It also calls the sampler's ``after_trial``, which in TPE, GP
-        and NSGA-II (Optuna 5.0) only calls a ``constraints_func``, which ``set_constraint`` replaces.
-        """
-        from optuna.trial import TrialState
-
-        state = _STATES[record.status]
-
-        def write() -> None:
-            known = trial.constraints if constraints else {}
-            for key, excess in constraints.items():
-                if key not in known:
-                    trial.set_constraint(key, excess)
-            self._storage.set_trial_user_attr(_id(trial), ATTRIBUTE, attribute(record, history))
-            self._storage.set_trial_state_values(_id(trial), TrialState[state], values)
-
-        self._add(trial, write, state)
-
-    def wait(self, trial: Any, record: TrialRecord, *, history: Mapping[int, Mapping[str, float]]) -> None:
-        """Queue the suspension of an Optuna trial, with its progress."""
-        from optuna.trial import TrialState
-
-        def write() -> None:
-            self._storage.set_trial_user_attr(_id(trial), ATTRIBUTE, attribute(record, history))
-            self._storage.set_trial_state_values(_id(trial), TrialState.WAITING)
-
-        self._add(trial, write)
-
-    def flush(self) -> None:
-        """Write everything in order. A write that fails stays in the queue, with those behind it.
-
-        Raises:
-            UnreachableError: the database does not answer.
-            StorageError: it rejects a write, or another process has ended the trial in another state, which is final;
-                this write alone is dropped.
-        """
-        if not self._queue:
-            return
-        with quiet_optuna(), storage_errors(f"Optuna's study {self._study.study_name}"):
-            while self._queue:
-                try:
-                    self._written(self._queue[0])
-                except StorageError:
-                    self._queue.popleft()
-                    raise
-                self._queue.popleft()
-
-    def _add(self, trial: Any, act: Callable[[], object], state: str = "") -> None:
-        self._queue.append(_Write(trial, act, state))
-
-    def _written(self, write: _Write) -> None:
-        from optuna.exceptions import UpdateFinishedTrialError
-
-        try:
-            write.act()
-        except UpdateFinishedTrialError as error:
-            # Written before, and the answer was lost? For a report, the end that follows it decides.
-            stored = self._storage.get_trial(_id(write.trial)).state.name
-            if write.state and write.state != stored:
-                raise StorageError(
-                    f"trial {write.trial.number} of Optuna's study {self._study.study_name} was ended by another "
-                    f"process: {stored} there, {write.state} here",
-                    hint="Let no other process optimize this study: only raymlops may run its trials.",
-                ) from error
-
-
-def _id(trial: Any) -> int:
-    return int(trial._trial_id)  # noqa: SLF001 - the storage interface asks for it, and a trial has no public id
-
-
-__all__ = ["OpenTrial", "Trials", "history_of"]
+    number: int
+    params: dict[str, Scalar]
+    optuna: Any
+    """The Optuna trial; its number is ours."""
+    started: float
+    value: float | None = None
+    """The sweep's metric, of several the first, at the best epoch so far."""
+    epochs: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the best epoch so far."""
+    history: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Metrics by epoch."""
+    reported: dict[int, float] = field(default_factory=dict)
+    """Value by epoch that the study has or will have at the next flush."""
+    before_s: float = 0.0
+    """Seconds that it ran in previous processes."""
 
 
 class Trials:
@@ -156,7 +69,6 @@ class Trials:
         *,
         section: SweepSection,
         objectives: Sequence[Objective],
-        point: Callable[[int], Mapping[str, Scalar] | None] = lambda _index: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Read the study.
@@ -165,38 +77,28 @@ class Trials:
             study: an Optuna study, new or not.
             section: of the sweep.
             objectives: in the order of the study's directions.
-            point: the fixed parameters of the sweep's own trial at an index; None where it has none.
             clock: seconds.
 
         Raises:
             StorageError, UnreachableError: the database cannot be read.
         """
         self._study = study
+        self._name = f"Optuna's study {study.study_name}"
         self._storage = study._storage  # noqa: SLF001 - one write a trial needs Optuna's documented storage interface
         self._section = section
-        self._objectives = tuple(objectives)
-        self._point = point
-        self._factory = TrialFactory(study, section=section, objectives=self._objectives, clock=clock)
+        self.objectives = tuple(objectives)
+        self._order = draw_order(section.space)
         self._clock = clock
-        self._open: dict[int, OpenTrial] = {}
+        self.open: dict[int, OpenTrial] = {}
+        """Drawn trials that have not ended, by number."""
         self._writes = Writes(study)
         self._created: int | None = None
         self._beaten_s = clock()
-        with self._errors():
+        with storage_errors(self._name):
             trials = study.get_trials(deepcopy=False)
-        self._ended = [record_of(trial, objectives=self._objectives) for trial in trials if trial.state.is_finished()]
+        self._ended = [record_of(trial, objectives=self.objectives) for trial in trials if trial.state.is_finished()]
         self._asked = len(trials) - sum(bool(record.carried_from) for record in self._ended)
         self._next = len(trials)
-
-    @property
-    def study_name(self) -> str:
-        """Return the name of the Optuna study."""
-        return str(self._study.study_name)
-
-    @property
-    def open(self) -> tuple[int, ...]:
-        """Return the numbers of the open trials."""
-        return tuple(self._open)
 
     @property
     def asked(self) -> int:
@@ -219,7 +121,7 @@ class Trials:
         from optuna.trial import TrialState
 
         unfinished = (TrialState.RUNNING, TrialState.WAITING)
-        with self._errors():
+        with storage_errors(self._name):
             found = self._study.get_trials(deepcopy=False, states=unfinished)
             # All of them first: the draw depends on which trials run.
             for trial in found:
@@ -227,9 +129,9 @@ class Trials:
                     self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)  # noqa: SLF001
             # A trial whose draw was interrupted is the last.
             for trial in sorted(found, key=lambda trial: trial.number):
-                if trial.number not in self._open:
-                    self._open[trial.number] = self._factory.reopen(trial)
-        return list(self._open.values())
+                if trial.number not in self.open:
+                    self.open[trial.number] = self._reopen(trial)
+        return list(self.open.values())
 
     def ask(self) -> OpenTrial:
         """Flush, and draw the parameters of a new trial.
@@ -239,14 +141,14 @@ class Trials:
                 the next call.
         """
         self.flush()
-        with self._errors():
+        with storage_errors(self._name):
             if self._created is None:
-                self._created = self._factory.create(self._point(self._asked))
-            trial = self._factory.draw(self._created, number=self._next)
+                self._created = self._create(point(self._section, self._asked))
+            trial = self._draw(self._created, number=self._next)
         self._created = None
         self._asked += 1
         self._next = trial.number + 1
-        self._open[trial.number] = trial
+        self.open[trial.number] = trial
         return trial
 
     def report(
@@ -265,23 +167,23 @@ class Trials:
         ``epoch``, from which the sampler learns about a trial that is stopped later; with several objectives Optuna
         keeps none.
         """
-        trial = self._open[number]
+        trial = self.open[number]
         trial.value, trial.epochs, trial.metrics = value, epoch, dict(best_metrics)
         trial.history[epoch] = dict(metrics)
-        if len(self._objectives) == 1 and math.isfinite(value) and trial.reported.get(epoch) != value:
+        if len(self.objectives) == 1 and math.isfinite(value) and trial.reported.get(epoch) != value:
             trial.reported[epoch] = value
             self._writes.report(trial.optuna, epoch=epoch, value=value)
 
     def tell(self, number: int, status: TrialStatus, *, reason: str = "", run_id: str | None = None) -> TrialRecord:
         """End a trial. Without a finite value of each objective and constraint its status is ``failed``."""
-        trial = self._open[number]
+        trial = self.open[number]
         broken = violations(trial.metrics, constraints=self._section.constraints)
         values = self._values(trial)
         wrong = "" if status == "failed" else self._unusable(trial, values, broken)
         if wrong:
             status, reason = "failed", reason or wrong
         usable = () if status == "failed" else tuple(value for value in values if value is not None)
-        several = len(self._objectives) > 1
+        several = len(self.objectives) > 1
         record = TrialRecord(
             number=number,
             params=trial.params,
@@ -298,12 +200,13 @@ class Trials:
         self._writes.end(
             trial.optuna,
             record,
+            _STATES[status],
             history=trial.history,
             # As Optuna's own `tell`: of a pruned trial the last intermediate value, and none of several objectives.
             values=usable if status == "complete" or (status == "pruned" and not several) else None,
             constraints=broken if usable else {},
         )
-        del self._open[number]
+        del self.open[number]
         self._ended.append(record)
         return record
 
@@ -312,7 +215,7 @@ class Trials:
 
         Its state is WAITING. Another program that optimizes the study with Optuna's ``ask`` would pick it up.
         """
-        trial = self._open.pop(number)
+        trial = self.open.pop(number)
         so_far = TrialRecord(
             number=number,
             params=trial.params,
@@ -322,7 +225,7 @@ class Trials:
             duration_s=self._duration_s(trial),
             metrics=trial.metrics,
         )
-        self._writes.wait(trial.optuna, so_far, history=trial.history)
+        self._writes.end(trial.optuna, so_far, "WAITING", history=trial.history)
 
     def flush(self) -> None:
         """Write reports and ends, in order. What cannot be written stays for the next call.
@@ -339,21 +242,62 @@ class Trials:
         Raises:
             StorageError, UnreachableError: the database does not answer.
         """
-        every_s = getattr(self._storage, "get_heartbeat_interval", lambda: None)()
-        if every_s is None or self._clock() - self._beaten_s < every_s:
+        if self._clock() - self._beaten_s < self._storage.get_heartbeat_interval():
             return
-        with self._errors():
-            for trial in self._open.values():
+        with storage_errors(self._name):
+            for trial in self.open.values():
                 self._storage.record_heartbeat(trial.optuna._trial_id)  # noqa: SLF001
         self._beaten_s = self._clock()
 
+    def _create(self, fixed: Mapping[str, Scalar] | None) -> int:
+        """Create a running trial with its fixed parameters in one write, and return its id.
+
+        Optuna's own ``ask`` first reads all trials to find a waiting one; here those are reopened once, at a resume.
+        """
+        from optuna.trial import TrialState, create_trial
+
+        made = None
+        if fixed:
+            made = create_trial(state=TrialState.RUNNING, system_attrs={"fixed_params": dict(fixed)})
+        return int(self._storage.create_new_trial(self._study._study_id, template_trial=made))  # noqa: SLF001
+
+    def _draw(self, trial_id: int, *, number: int) -> OpenTrial:
+        """Draw the missing parameters of a trial with the sampler for its number.
+
+        ``number`` is the expected one; it differs where another program has added trials.
+        """
+        from optuna.trial import Trial
+
+        # A copy has its own cache of ended trials, which is valid for one draw.
+        study = copy.copy(self._study)
+        study.sampler = sampler_of(self._section, objectives=self.objectives, number=number)
+        trial = Trial(study, trial_id)
+        if trial.number != number:
+            return self._draw(trial_id, number=trial.number)
+        params = draw(trial, self._section.space, order=self._order)
+        return OpenTrial(number, params, trial, self._clock())
+
+    def _reopen(self, trial: Any) -> OpenTrial:
+        """Return a trial of a previous process (``FrozenTrial``) with the state that the study has."""
+        opened = self._draw(trial._trial_id, number=trial.number)  # noqa: SLF001 - the storage interface's own key
+        kept = trial.user_attrs.get(ATTRIBUTE, {})
+        opened.reported = dict(trial.intermediate_values)
+        opened.history = history_of(trial)
+        opened.metrics = {name: value for name, value in kept.get("metrics", {}).items() if value is not None}
+        opened.value = last_value(trial)
+        if len(self.objectives) > 1:
+            opened.value = opened.metrics.get(self.objectives[0].metric)
+        opened.epochs = max(kept.get("epochs", 0), trial.last_step or 0)
+        opened.before_s = kept.get("duration_s", 0.0)
+        return opened
+
     def _values(self, trial: OpenTrial) -> list[float | None]:
         """Return the value of each objective, None where it was not reported."""
-        return [trial.value, *(trial.metrics.get(objective.metric) for objective in self._objectives[1:])]
+        return [trial.value, *(trial.metrics.get(objective.metric) for objective in self.objectives[1:])]
 
     def _unusable(self, trial: OpenTrial, values: Sequence[float | None], broken: Mapping[str, float]) -> str:
         """Return why a trial has no usable result; empty where it has."""
-        for objective, value in zip(self._objectives, values, strict=True):
+        for objective, value in zip(self.objectives, values, strict=True):
             if value is None or not math.isfinite(value):
                 what = "its metric" if len(values) == 1 else f"its objective {objective.metric}"
                 return f"{what} was never reported" if value is None else f"{what} is {value}"
@@ -366,8 +310,3 @@ class Trials:
 
     def _duration_s(self, trial: OpenTrial) -> float:
         return trial.before_s + self._clock() - trial.started
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        with quiet_optuna(), storage_errors(f"Optuna's study {self._study.study_name}"):
-            yield

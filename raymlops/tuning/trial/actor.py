@@ -41,7 +41,7 @@ from raymlops.training.runs.lookup import CHECKPOINTS
 from raymlops.tuning.trial.checkpoints import TrialSaver, section_of
 from raymlops.tuning.trial.epoch_stream import EpochStream, TrialThread
 from raymlops.tuning.trial.reported_values import judged_metrics, numbers, refusal
-from raymlops.tuning.trial.watchdog import ExitBackstop, Watchdog
+from raymlops.tuning.trial.watchdog import Watchdog, exit_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,7 +144,7 @@ class _Trial:
         self._watchdog = (
             Watchdog()  # its workers have a hang detector
             if self._nested
-            else Watchdog(hang_timeout_s=train["hang_timeout_s"], compiles=train["compile"], backstop=ExitBackstop())
+            else Watchdog(hang_timeout_s=train["hang_timeout_s"], compiles=train["compile"], backstop=exit_process)
         )
         self.stream = EpochStream(self._train, thread=thread, watchdog=self._watchdog, holds=not self._nested)
 
@@ -298,7 +298,7 @@ def trainable(shared: SharedData | None) -> Iterator[type[TrialActor]]:
 
 
 def _broke_device(error: BaseException) -> bool:
-    """Return whether the device reported an error after which no call succeeds; running out of memory is none."""
+    """Return whether the device reported an error after which no call succeeds, unlike running out of memory."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, torch.AcceleratorError):

@@ -28,30 +28,22 @@ _REARM_S = 1.0
 _FRAMES = 4
 
 
-class Backstop:
-    """Does nothing; ``ExitBackstop`` ends the process."""
+def exit_process(after_s: float | None) -> None:
+    """Print all stacks and exit in ``after_s`` seconds unless this is called again; None cancels it.
 
-    def arm(self, after_s: float) -> None:
-        """End the process in ``after_s`` seconds unless it is armed again or disarmed."""
-
-    def disarm(self) -> None:
-        """Cancel the end of the process."""
-
-
-class ExitBackstop(Backstop):
-    """The interpreter's faulthandler, a C thread that needs no lock: it prints all stacks to stderr and exits."""
-
-    def arm(self, after_s: float) -> None:  # noqa: D102 - inherited
-        faulthandler.dump_traceback_later(after_s, exit=True, file=2)
-
-    def disarm(self) -> None:  # noqa: D102 - inherited
+    The interpreter's faulthandler does that in a C thread, which needs no lock.
+    """
+    if after_s is None:
         faulthandler.cancel_dump_traceback_later()
+    else:
+        faulthandler.dump_traceback_later(after_s, exit=True, file=2)
 
 
 class Watchdog:
     """Watches one training: preparation, then training, with pauses in which it waits for the driver.
 
-    Steps, evaluation batches and rows read are heartbeats. ``hang_timeout_s`` may be infinite.
+    Steps, evaluation batches and rows read are heartbeats. ``hang_timeout_s`` may be infinite. ``backstop`` is called
+    with the seconds after which the process is to exit unless it is called again; None cancels that.
     """
 
     def __init__(
@@ -59,13 +51,13 @@ class Watchdog:
         *,
         hang_timeout_s: float = math.inf,
         compiles: bool = False,
-        backstop: Backstop | None = None,
+        backstop: Callable[[float | None], None] = lambda _after_s: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.step = 0
         """The last known optimizer step."""
         self._clock = clock
-        self._backstop = Backstop() if backstop is None else backstop
+        self._backstop = backstop
         self._hang_timeout_s = hang_timeout_s
         self._start_s = max(hang_timeout_s, COMPILED_START_S if compiles else START_S)
         self._allowed_s = max(hang_timeout_s, PREPARE_S)
@@ -93,7 +85,7 @@ class Watchdog:
         """Record that the training waits for the driver, or has ended."""
         self._paused = True
         self._armed_s = -math.inf
-        self._backstop.disarm()
+        self._backstop(None)
 
     def resume(self) -> None:
         """Record that it continues."""
@@ -129,7 +121,7 @@ class Watchdog:
     def _arm(self, now_s: float) -> None:
         if math.isfinite(self._allowed_s):
             self._armed_s = now_s
-            self._backstop.arm(_BACKSTOP_TIMES * self._allowed_s)
+            self._backstop(_BACKSTOP_TIMES * self._allowed_s)
 
 
 def innermost(thread_id: int | None) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from raymlops.config.load import load_data
 from raymlops.records import SpentRecord, TrialRecord
-from raymlops.tuning.budget import Tally, good_enough, spent, used_up, words
+from raymlops.tuning.budget import Meter, Tally, good_enough, used_up, words
 
 
 def section(**sweep):
@@ -16,9 +16,16 @@ def section(**sweep):
 def test_hours_are_those_that_trials_reserved_and_add_up_over_resumes():
     price = {"cpu_hour": 0.1, "gpu_hour": 2.0, "currency": "EUR"}
     before = SpentRecord(wall_s=100.0, cpu_hours=1.0, gpu_hours=0.5)
+    now_s = 10.0
+    meter = Meter(section(price=price), before=before, clock=lambda: now_s)
+    for number, cpus, gpus in ((0, 2.0, 1.0), (1, 2.0, 1.0)):
+        meter.reserve(number, cpus=cpus, gpus=gpus)
+        meter.hand_out(number)
+        meter.start(number)
+    now_s = 910.0
+    meter.end(0)
     # 2.0 * 0.1 + 1.0 * 2.0
-    got = spent(before, wall_s=50.0, cpu_s=3600.0, gpu_s=1800.0, section=section(price=price))
-    assert got == SpentRecord(wall_s=150.0, cpu_hours=2.0, gpu_hours=1.0, cost=2.2, currency="EUR")
+    assert meter.spent == SpentRecord(wall_s=1000.0, cpu_hours=2.0, gpu_hours=1.0, cost=2.2, currency="EUR")
 
 
 @pytest.mark.parametrize(
@@ -72,4 +79,4 @@ def test_a_tally_counts_a_trial_that_breaks_a_constraint_as_no_best_and_a_carrie
 def test_words_leave_out_what_was_not_used():
     assert words(SpentRecord(wall_s=3725.4, cpu_hours=0.25)) == "1:02:05, 0.25 CPU-hours"
     priced = SpentRecord(wall_s=5.0, cpu_hours=2.0, gpu_hours=1.0, cost=2.5, currency="EUR")
-    assert words(priced) == "0:00:05, 2 CPU-hours, 1 GPU-hours, 2.5 EUR"
+    assert words(priced) == "0:05, 2 CPU-hours, 1 GPU-hours, 2.5 EUR"

@@ -12,7 +12,7 @@ from raymlops.errors import UsageError
 from raymlops.project import bind
 from raymlops.records import Objective
 from raymlops.tuning.checks import check, refuse_sqlite
-from raymlops.tuning.objectives import concurrency, max_resource, metric_of, mode_of, num_own_trials, objectives_of
+from raymlops.tuning.objectives import concurrency, max_resource, num_own_trials, objectives_of
 
 LR = {"train.lr": {"float": [0.1, 0.2]}}
 TWO = {"validation/loss": "min", "validation/auc": "max"}
@@ -70,7 +70,11 @@ def test_objectives_are_the_one_metric_or_as_written():
     assert objectives_of(spec(metric="validation/auc", mode="max")) == (Objective("validation/auc", "max"),)
     several = spec(objectives=TWO)
     assert objectives_of(several) == (Objective("validation/loss", "min"), Objective("validation/auc", "max"))
-    assert (metric_of(several), mode_of(several), several.sweep.scheduler) == ("validation/loss", "min", "none")
+    assert (objectives_of(several)[0].metric, objectives_of(several)[0].mode, several.sweep.scheduler) == (
+        "validation/loss",
+        "min",
+        "none",
+    )
 
 
 @pytest.mark.parametrize(

@@ -67,12 +67,6 @@ def test_each_word_becomes_its_distribution():
     }
 
 
-def test_a_circle_of_conditions_is_refused():
-    parameters = space(a={"int": [1, 2], "when": {"b": 1}}, b={"int": [1, 2], "when": {"a": 1}}, c={"int": [1, 2]})
-    with pytest.raises(UsageError, match="a, b are circular"):
-        draw_order(parameters)
-
-
 def test_a_condition_on_what_is_not_searched_is_refused():
     with pytest.raises(UsageError, match=r"a exists only when b, which is not in the space"):
         draw_order(space(a={"int": [1, 2], "when": {"b": 1}}))

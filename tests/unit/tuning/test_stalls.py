@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raymlops.cluster.placement import Holder
-from raymlops.tuning.stalls import Waiter, stands_still, told
+from raymlops.tuning.stalls import Waiter, stall_report, unreported_stall_s
 
 TWO = (Waiter(4, 100.0, 1.0, 0.0), Waiter(5, 110.0, 1.0, 0.0))
 SERVED = Holder("Serve application flights--v7 (x2)", {"CPU": 0.4})
@@ -15,7 +15,7 @@ SWEEP = Holder(
 
 
 @pytest.mark.parametrize(
-    ("now_s", "moved_s", "told_s", "expected"),
+    ("now_s", "moved_s", "reported_s", "expected"),
     [
         (129.9, 90.0, None, None),  # the first of them has waited for 29.9 s
         (130.0, 90.0, None, 30.0),
@@ -26,18 +26,18 @@ SWEEP = Holder(
         (470.0, 440.0, 430.0, 30.0),  # it moved since, and stands still once more
     ],
 )
-def test_a_standstill_is_told_after_half_a_minute_and_each_five_minutes(now_s, moved_s, told_s, expected):
-    assert stands_still(TWO, now_s=now_s, moved_s=moved_s, told_s=told_s) == expected
+def test_a_standstill_is_told_after_half_a_minute_and_each_five_minutes(now_s, moved_s, reported_s, expected):
+    assert unreported_stall_s(TWO, now_s=now_s, moved_s=moved_s, reported_s=reported_s) == expected
 
 
 def test_long_epochs_are_no_standstill():
     """All trials that were handed out have a process."""
-    assert stands_still((), now_s=9000.0, moved_s=0.0, told_s=None) is None
+    assert unreported_stall_s((), now_s=9000.0, moved_s=0.0, reported_s=None) is None
 
 
 def said(waiters=TWO, *, running=0, total=2.0, free=0.5, own=0.0, holders=(SERVED, SWEEP)):
     nodes = {"total": [{"CPU": total}], "free": [{"CPU": free}], "own": [{"CPU": own}] if own else []}
-    return told(waiters, still_s=31.4, running=running, holders=holders, **nodes)
+    return stall_report(waiters, still_s=31.4, running=running, holders=holders, **nodes)
 
 
 def test_the_line_says_who_waits_for_what_who_holds_it_and_what_to_do():

@@ -15,9 +15,9 @@ from raymlops.project import bind
 from raymlops.records import SpentRecord
 from raymlops.tuning.execution.controller import SweepController
 from raymlops.tuning.objectives import objectives_of
-from raymlops.tuning.search_space import point
 from raymlops.tuning.study.storage import create_study, open_storage
 from raymlops.tuning.study.trials import Trials
+from raymlops.tuning.sweep_stores import SweepStores
 
 DIED = exceptions.RayActorError(None, "The actor died.\nWorker exits with an exit code 7.")
 
@@ -27,6 +27,7 @@ class Runs:
 
     def __init__(self) -> None:
         self.said = []
+        self.noted = []
 
     def start(self, number, params):
         self.said.append((number, "start"))
@@ -43,6 +44,9 @@ class Runs:
     def suspend(self, number):
         self.said.append((number, "waiting"))
 
+    def set_parent(self, tags):
+        self.noted.append(tags)
+
     def run_id(self, number):
         return f"run-{number}"
 
@@ -56,23 +60,19 @@ class Stage:
         project = bind(load_data({"project": {"name": "p"}, "recipe": {"import": Tiny}, "sweep": section}))
         self.now = 0.0
         self.slots = 2
-        self.events, self.noted, self.discarded = [], [], []
+        self.events, self.discarded = [], []
         self.runs = Runs()
+        self.noted = self.runs.noted
         objectives = objectives_of(project.spec)
         self.study = study or create_study(storage, "s", objectives=objectives)
         section = project.spec.sweep
-        self.trials = Trials(
-            self.study, section=section, objectives=objectives, point=lambda index: point(section, index)
-        )
+        self.trials = Trials(self.study, section=section, objectives=objectives)
         self.controller = SweepController(
-            project,
-            trials=self.trials,
-            children=self.runs,
+            SweepStores(project, self.study, self.trials, self.runs, parent=None),
             sweep_uri="/sweeps/s",
             slots=lambda: self.slots,
             before=before,
             on_event=self.events.append,
-            note=self.noted.append,
             discard=self.discarded.append,
             clock=lambda: self.now,
         )

@@ -12,7 +12,7 @@ from raymlops.errors import TrackingError
 from raymlops.records import TrialRecord
 from raymlops.tracking.client import Tracker
 from raymlops.tracking.sender import FLUSH_EVERY_S
-from raymlops.tuning.mlflow.trial_runs import Children
+from raymlops.tuning.mlflow.trial_runs import TrialRuns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,25 +89,25 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def children(line: Line, parent: str, clock: Clock) -> Children:
+def children(line: Line, parent: str, clock: Clock) -> TrialRuns:
     return over(line, parent, clock=clock)
 
 
-def over(line: Line | Tracker, parent: str, **options: Any) -> Children:
+def over(line: Line | Tracker, parent: str, **options: Any) -> TrialRuns:
     """Return the children of a sweep over a line; what fails is tried again almost at once."""
     tags = {"team": "a"}
     options = {"retry_s": 0.001, **options}
-    return Children(line, experiment="e", parent_run_id=parent, tags=tags, name="trial", **options)  # type: ignore[arg-type]
+    return TrialRuns(line, experiment="e", parent_run_id=parent, tags=tags, name="trial", **options)  # type: ignore[arg-type]
 
 
-def run(children: Children, number: int, status: Any = "complete", *, reason: str = "") -> None:
+def run(children: TrialRuns, number: int, status: Any = "complete", *, reason: str = "") -> None:
     children.start(number, PARAMS)
     for epoch, metrics in HISTORY.items():
         children.log(number, epoch=epoch, metrics=metrics)
     children.end(number, status, reason=reason)
 
 
-def created(children: Children, number: int) -> str:
+def created(children: TrialRuns, number: int) -> str:
     """Wait for the run of a trial, and return its id."""
     until(lambda: children.run_id(number))
     return str(children.run_id(number))
@@ -137,7 +137,7 @@ def complete(store: Tracker, parent: str, number: int, status: str) -> None:
     assert points(store, found) == [(1, 0.5), (2, 0.4)]
 
 
-def test_a_short_trial_takes_three_requests(store: Tracker, line: Line, parent: str, children: Children) -> None:
+def test_a_short_trial_takes_three_requests(store: Tracker, line: Line, parent: str, children: TrialRuns) -> None:
     """Its run has its parameters, its metrics by epoch, and the tags of the sweep."""
     run(children, 3)
     children.close()
@@ -149,7 +149,7 @@ def test_a_short_trial_takes_three_requests(store: Tracker, line: Line, parent: 
 
 
 @pytest.mark.parametrize("status", ["complete", "pruned", "failed"])
-def test_a_run_ends_as_its_trial_did(store: Tracker, parent: str, children: Children, status: str) -> None:
+def test_a_run_ends_as_its_trial_did(store: Tracker, parent: str, children: TrialRuns, status: str) -> None:
     """With the reason where there is one."""
     run(children, 0, status, reason="why")
     children.close()
@@ -158,7 +158,7 @@ def test_a_run_ends_as_its_trial_did(store: Tracker, parent: str, children: Chil
 
 
 def test_the_id_of_a_run_is_known_once_it_is_open_and_stays_known(
-    store: Tracker, parent: str, children: Children
+    store: Tracker, parent: str, children: TrialRuns
 ) -> None:
     """While it runs, and when it has been forgotten but for that."""
     children.start(0, PARAMS)
@@ -170,7 +170,7 @@ def test_the_id_of_a_run_is_known_once_it_is_open_and_stays_known(
 
 
 def test_a_long_trial_is_told_of_while_it_runs(
-    store: Tracker, line: Line, parent: str, children: Children, clock: Clock
+    store: Tracker, line: Line, parent: str, children: TrialRuns, clock: Clock
 ) -> None:
     """Parameters and metrics are gathered for a few seconds, and sent without its end."""
     children.start(0, PARAMS)
@@ -196,7 +196,7 @@ def until(true: Callable[[], Any]) -> None:
     raise AssertionError("never came true")
 
 
-def test_a_point_has_the_time_at_which_it_came(store: Tracker, parent: str, children: Children) -> None:
+def test_a_point_has_the_time_at_which_it_came(store: Tracker, parent: str, children: TrialRuns) -> None:
     """Not that of the request; an epoch that is logged again is left out."""
     children.start(0, PARAMS)
     children.log(0, epoch=1, metrics={"loss": 1.0}, at_ms=1000)
@@ -207,7 +207,7 @@ def test_a_point_has_the_time_at_which_it_came(store: Tracker, parent: str, chil
     assert [(point.step, point.timestamp) for point in history] == [(1, 1000)]
 
 
-def test_what_the_history_has_more_is_written_at_the_end(store: Tracker, parent: str, children: Children) -> None:
+def test_what_the_history_has_more_is_written_at_the_end(store: Tracker, parent: str, children: TrialRuns) -> None:
     """Epochs that nobody logged."""
     children.start(0, PARAMS)
     children.log(0, epoch=1, metrics=HISTORY[1])
@@ -216,7 +216,7 @@ def test_what_the_history_has_more_is_written_at_the_end(store: Tracker, parent:
     complete(store, parent, 0, "complete")
 
 
-def test_tags_of_the_sweep_are_gathered(store: Tracker, line: Line, parent: str, children: Children) -> None:
+def test_tags_of_the_sweep_are_gathered(store: Tracker, line: Line, parent: str, children: TrialRuns) -> None:
     """The last value of each is sent, at the latest at the end."""
     children.set_parent({"a": "0"})
     until(lambda: line.sent == [BATCH])
@@ -334,7 +334,7 @@ def test_what_mlflow_refuses_stops_nothing_and_is_an_error_at_the_end(store: Tra
     assert (found.info.status, points(store, found)) == ("FINISHED", [(1, 0.5), (2, 0.4)])
 
 
-def test_a_suspended_trial_goes_on_in_its_run(store: Tracker, line: Line, parent: str, children: Children) -> None:
+def test_a_suspended_trial_goes_on_in_its_run(store: Tracker, line: Line, parent: str, children: TrialRuns) -> None:
     """Killed and waiting meanwhile; then the same run goes on, without the points that it has."""
     children.start(0, PARAMS)
     children.log(0, epoch=1, metrics=HISTORY[1])
@@ -351,7 +351,7 @@ def test_a_suspended_trial_goes_on_in_its_run(store: Tracker, line: Line, parent
     complete(store, parent, 0, "complete")
 
 
-def test_a_trial_that_goes_on_is_running_again(store: Tracker, parent: str, children: Children) -> None:
+def test_a_trial_that_goes_on_is_running_again(store: Tracker, parent: str, children: TrialRuns) -> None:
     """Without what was said of its end."""
     run(children, 0, "failed", reason="why")
     children.close()
@@ -364,7 +364,7 @@ def test_a_trial_that_goes_on_is_running_again(store: Tracker, parent: str, chil
     resumed.close()
 
 
-def test_a_trial_that_mlflow_has_all_of_costs_no_request(line: Line, parent: str, children: Children) -> None:
+def test_a_trial_that_mlflow_has_all_of_costs_no_request(line: Line, parent: str, children: TrialRuns) -> None:
     """Whatever its status; a trial that another sweep ran has its run there."""
     for number, status in enumerate(("complete", "pruned", "failed")):
         run(children, number, status)
@@ -380,7 +380,7 @@ def test_a_trial_that_mlflow_has_all_of_costs_no_request(line: Line, parent: str
     assert line.sent == ["children_of", "children_of"]
 
 
-def test_a_trial_without_a_run_is_given_one(store: Tracker, line: Line, parent: str, children: Children) -> None:
+def test_a_trial_without_a_run_is_given_one(store: Tracker, line: Line, parent: str, children: TrialRuns) -> None:
     """As long as the trial was, ended as it did."""
     children.adopt()
     children.mirror(record(7, "failed", reason="why", duration_s=90.0), HISTORY)
@@ -391,7 +391,7 @@ def test_a_trial_without_a_run_is_given_one(store: Tracker, line: Line, parent: 
     assert line.sent.count(CREATE) == 1
 
 
-def test_of_doubled_runs_the_one_that_was_written_to_stays(store: Tracker, parent: str, children: Children) -> None:
+def test_of_doubled_runs_the_one_that_was_written_to_stays(store: Tracker, parent: str, children: TrialRuns) -> None:
     """Not the oldest: of a request that MLflow's client repeated, the last answer is known."""
     tags = {"raymlops.trial": "0"}
     store.start_run("e", name="trial-0", tags=tags, parent_run_id=parent)
@@ -419,7 +419,7 @@ def test_no_run_is_said_to_run_when_the_sweep_has_ended(store: Tracker, line: Li
     assert (found.info.status, found.data.tags["raymlops.trial_status"]) == ("KILLED", "waiting")
 
 
-def whole_sweep(children: Children) -> None:
+def whole_sweep(children: TrialRuns) -> None:
     """Run two trials to their ends, and one that is interrupted."""
     run(children, 0)
     run(children, 1, "failed", reason="why")
@@ -428,7 +428,7 @@ def whole_sweep(children: Children) -> None:
     children.suspend(2)
 
 
-def resumed_sweep(children: Children) -> None:
+def resumed_sweep(children: TrialRuns) -> None:
     """Bring the ended trials up to date, and go on with the one that was interrupted."""
     children.adopt()
     children.mirror(record(0), HISTORY)
@@ -436,7 +436,7 @@ def resumed_sweep(children: Children) -> None:
     run(children, 2)
 
 
-def killed_at(store: Tracker, parent: str, work: Callable[[Children], None], *, request: int, late: bool) -> bool:
+def killed_at(store: Tracker, parent: str, work: Callable[[TrialRuns], None], *, request: int, late: bool) -> bool:
     """Let a sweep work until its process is killed at a request; return whether it came so far."""
     line = Line(store, breaks_at=request, late=late, for_good=True)
     children = over(line, parent, retry_s=60.0)
@@ -456,7 +456,7 @@ def killed_at(store: Tracker, parent: str, work: Callable[[Children], None], *, 
 @pytest.mark.parametrize("late", [False, True], ids=["before it is carried out", "after it"])
 @pytest.mark.parametrize("work", [whole_sweep, resumed_sweep])
 def test_killed_at_any_request_a_sweep_leaves_nothing_that_a_resume_does_not_make_good(
-    store: Tracker, work: Callable[[Children], None], late: bool
+    store: Tracker, work: Callable[[TrialRuns], None], late: bool
 ) -> None:
     """One run a trial, with its status and parameters, and each point once; for each request at which it is killed."""
     request = 0
@@ -480,7 +480,7 @@ def test_killed_at_any_request_a_sweep_leaves_nothing_that_a_resume_does_not_mak
 @pytest.mark.parametrize("late", [False, True], ids=["before it is carried out", "after it"])
 @pytest.mark.parametrize("work", [whole_sweep, resumed_sweep])
 def test_whatever_request_fails_a_living_sweep_makes_it_good_itself(
-    store: Tracker, work: Callable[[Children], None], late: bool
+    store: Tracker, work: Callable[[TrialRuns], None], late: bool
 ) -> None:
     """Also one whose answer alone was lost: no run is made twice, not even for a while."""
     request = 0

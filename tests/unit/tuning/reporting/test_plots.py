@@ -111,10 +111,10 @@ def test_importances_are_those_of_the_objective_requested():
     study = study_of(trials, directions=("maximize", "minimize"))
 
     def most_important(objective):
-        bars = plots.figure("importances", study, objectives=BOTH, objective=objective).data[0]
+        bars = plots.figure("importances", study, objectives=BOTH, shown=objective).data[0]
         return max(zip(bars.x, bars.y, strict=True))[1]
 
-    assert [most_important(name) for name in (None, "validation/auc", "validation/cost")] == [
+    assert [most_important(name) for name in (None, *BOTH)] == [
         "train.lr",
         "train.lr",
         "hidden",
@@ -179,19 +179,9 @@ def test_an_unknown_figure_is_refused_with_the_known_ones(study):
         plots.figure("histroy", study, objectives=AUC)
 
 
-def test_an_unknown_objective_is_refused(trade):
-    with pytest.raises(UsageError, match=r"no objective 'validation/los'(.|\n)*validation/auc, validation/cost"):
-        plots.figure("history", trade, objectives=BOTH, objective="validation/los")
-
-
 def test_pareto_of_one_objective_is_refused(study):
     with pytest.raises(UsageError, match="needs several objectives, and this sweep has one, validation/auc"):
         plots.figure("pareto", study, objectives=AUC)
-
-
-def test_pareto_is_about_all_objectives(trade):
-    with pytest.raises(UsageError, match="all objectives at once"):
-        plots.figure("pareto", trade, objectives=BOTH, objective="validation/auc")
 
 
 @pytest.mark.parametrize("kind", ["history", "importances", "parallel", "slice"])

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -16,6 +17,7 @@ from optuna.trial import TrialState
 from raymlops.config.schema import ProjectSpec
 from raymlops.records import Objective, SpentRecord, TrialRecord
 from raymlops.tuning.reporting import report
+from raymlops.tuning.study.selection import winner
 
 AUC = (Objective("validation/auc", "max"),)
 BOTH = (*AUC, Objective("validation/cost", "min"))
@@ -105,9 +107,16 @@ def records_of(study, *, reason="ValueError: no"):
 
 
 def html_of(study, *, objectives=AUC, spec=None, records=None, **details):
-    options = {"spent": SpentRecord(wall_s=3720.0, cpu_hours=2.5), "sweep_id": "s1", "stopped": "", **details}
+    options = {"spent": SpentRecord(wall_s=3720.0, cpu_hours=2.5), "stopped": "", **details}
+    stores = SimpleNamespace(
+        study=study,
+        trials=SimpleNamespace(objectives=objectives),
+        project=SimpleNamespace(spec=spec or spec_of()),
+        parent=SimpleNamespace(sweep_id="s1"),
+    )
     found = records_of(study) if records is None else records
-    return report.html(study, records=found, objectives=objectives, spec=spec or spec_of(), **options)
+    options = {"best": winner(found, objectives=objectives), **options}
+    return report.html(stores, found, **options)
 
 
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
@@ -180,7 +189,7 @@ def test_the_header_counts_states_and_says_what_it_took():
     page = Page(html_of(study, stopped="max_cpu_hours 2.5 is used up"))
     assert "10 of 16: 7 complete, 1 stopped early, 1 failed, 1 running" in page.words
     assert "max_cpu_hours 2.5 is used up" in page.words
-    assert "1 h 2 min" in page.words
+    assert "1:02:00" in page.words
     assert "Trial 8 won: validation/auc 0.58." in page.words
     assert "Cost" not in page.words
 

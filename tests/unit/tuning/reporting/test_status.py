@@ -75,7 +75,9 @@ def test_a_finished_sweep_can_only_be_extended(sweep: RecordedSweep) -> None:
     status = now(sweep)
     assert (status.state, status.report, status.best_config) == ("finished", "/s/report.html", "/s/best.yaml")
     command = f"raymlops sweep --resume {sweep.sweep_id}"
-    assert status.resume == f"nothing left to do: all trials have ended; to continue: {command} --extend num_trials=+4"
+    assert (
+        status.resume == f"nothing left to do: it has ended all 4 trials; to continue: {command} --extend num_trials=+4"
+    )
 
 
 def test_a_budget_that_is_used_up_is_named_with_what_extends_it(storage_path: Path) -> None:
@@ -99,7 +101,7 @@ def test_trials_that_a_budget_cut_go_on_when_it_is_extended(storage_path: Path) 
         sweep.run(0.5)
         sweep.trials.suspend(sweep.report(0.4))
         sweep.trials.flush()
-        sweep.parent.end("FINISHED", {"raymlops.stopped": "reached its max_cpu_hours of 0.25 CPU-hours"})
+        sweep.parent.end("FINISHED", {"raymlops.spent": json.dumps(SpentRecord(cpu_hours=0.26).to_dict())})
         resume = now(sweep).resume
     assert resume.startswith("nothing left to do: it reached its max_cpu_hours of 0.25 CPU-hours; to continue with ")
     assert " with 1 started and 2 new trials: " in resume
@@ -113,7 +115,7 @@ def test_a_budget_that_all_trials_used_up_is_extended_with_them(storage_path: Pa
         sweep.parent.end("FINISHED", {"raymlops.spent": json.dumps(SpentRecord(wall_s=61.0).to_dict())})
         resume = now(sweep).resume
     assert resume.startswith(
-        "nothing left to do: all trials have ended and it reached its timeout_s of 60 s; to continue: "
+        "nothing left to do: it has ended all 1 trials and reached its timeout_s of 60 s; to continue: "
     )
     assert resume.endswith(" --extend num_trials=+1 --extend timeout_s=+60")
 
@@ -129,20 +131,21 @@ def test_a_failed_sweep_whose_budget_is_used_up_needs_more_of_it_too(storage_pat
 
 
 @pytest.mark.parametrize(
-    ("stopped", "override"),
+    ("field", "stopped"),
     [
-        ("reached its target of 0.6 with 0.5", "sweep.target=VALUE"),
-        ("found nothing better in 3 trials (patience 3)", "sweep.patience=VALUE"),
+        ({"target": 0.6}, "reached its target of 0.6 with 0.5"),
+        ({"patience": 1}, "found nothing better in 1 trials (patience 1)"),
     ],
 )
-def test_a_sweep_that_was_good_enough_says_so(sweep: RecordedSweep, stopped: str, override: str) -> None:
+def test_a_sweep_that_was_good_enough_says_so(storage_path: Path, field: dict[str, float], stopped: str) -> None:
     """And which field decides that."""
-    sweep.run(0.5)
-    sweep.parent.end("FINISHED", {"raymlops.stopped": stopped})
-    command = f"raymlops sweep --resume {sweep.sweep_id}"
-    assert now(sweep).resume == (
-        f"nothing left to do: it {stopped}; to continue with 3 new trials: {command} {override}"
-    )
+    with recorded_sweep(project_in(storage_path, **field)) as sweep:
+        sweep.run(0.5)
+        sweep.run(0.7)
+        sweep.parent.end("FINISHED", {"raymlops.stopped": stopped})
+        resume = now(sweep).resume
+    command = f"raymlops sweep --resume {sweep.sweep_id} sweep.{next(iter(field))}=VALUE"
+    assert resume == f"nothing left to do: it {stopped}; to continue with 2 new trials: {command}"
 
 
 @pytest.mark.parametrize("num_trials", [2, 9])
@@ -155,8 +158,8 @@ def test_an_exhausted_grid_is_only_forked(storage_path: Path, num_trials: int) -
         sweep.parent.end("FINISHED", {})
         status = now(sweep)
     assert status.resume == (
-        "nothing left to do: all points of its grid were tried; fork it with a finer grid: "
-        f"raymlops sweep --fork {status.sweep_id} --config FILE"
+        "nothing left to do: it has tried all 2 points of its grid; to continue: "
+        f"raymlops sweep --fork {status.sweep_id} --config FILE, with a finer grid"
     )
 
 
@@ -196,4 +199,4 @@ def test_a_sweep_is_told_in_lines(sweep: RecordedSweep) -> None:
     assert list(told) == ["sweep", "state", "trials", "best", "spent", "resume"]
     assert told["trials"] == "1 of 4 ended: 1 complete"
     assert told["best"].startswith(f"trial {number}: validation/loss 0.25 after 1 epochs with train.lr=")
-    assert told["spent"] == "0:01:05, 0.04 CPU-hours"
+    assert told["spent"] == "1:05, 0.04 CPU-hours"

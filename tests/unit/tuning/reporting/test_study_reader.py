@@ -75,15 +75,15 @@ def test_a_display_shows_the_best_and_those_that_run() -> None:
     """A carried trial is known and not counted; it is no row of the table, even if it is the best."""
     running = OpenView(1, {"train.lr": 0.1}, "running", 1, 0.7)
     snapshot = Snapshot((trial(0, 0.5), trial(2, None)), (running,), trial(0, 0.5))
-    assert [(view.number, view.state) for view in snapshot.rows()] == [
+    assert [(view.number, view.state) for view in snapshot.board().rows()] == [
         (0, "complete"),
         (1, "running"),
         (2, "failed"),
     ]
     carried = trial(0, 0.1, carried_from="other/3")
     snapshot = Snapshot((carried, trial(1, 0.5)), (), carried)
-    assert [view.number for view in snapshot.rows()] == [1]
-    assert (snapshot.carried, snapshot.counts["complete"]) == (1, 1)
+    assert [view.number for view in snapshot.board().rows()] == [1]
+    assert (snapshot.carried, snapshot.board().counts["complete"]) == (1, 1)
 
 
 def test_a_frame_has_a_row_for_each_trial() -> None:

@@ -11,9 +11,10 @@ from raymlops.config.space import parse_distribution
 from raymlops.records import TrialRecord
 from raymlops.tuning.objectives import objectives_of
 from raymlops.tuning.search_space import draw, draw_order
-from raymlops.tuning.study.fork import add_carried, carried, distribution_of
+from raymlops.tuning.study.fork import add_carried, carried, carry_over, distribution_of
+from raymlops.tuning.study.records import history_of
 from raymlops.tuning.study.storage import create_study
-from raymlops.tuning.study.trials import Trials, history_of
+from raymlops.tuning.study.trials import Trials
 
 LR = {"float": [1e-4, 1e-1], "log": True}
 MOMENTUM = {"float": [0.5, 0.99], "when": {"train.optimizer": "sgd"}}
@@ -140,10 +141,14 @@ def swept(storage, old, statuses, **best):
 
 
 def fork(storage, old, old_study, new, *, name="new"):
-    objectives = objectives_of(new)
-    study = create_study(storage, name, objectives=objectives)
-    found = add_carried(study, old_study, old_spec=old, new_spec=new, sweep_id="abc", objectives=objectives)
-    return study, found
+    study = create_study(storage, name, objectives=objectives_of(new))
+    return study, add(study, old_study, old, new)
+
+
+def add(study, old_study, old, new, *, sweep_id="abc"):
+    kept, left = carry_over(old_study, old_spec=old, new_spec=new, sweep_id=sweep_id)
+    add_carried(study, kept)
+    return len(kept), left
 
 
 def test_the_new_study_knows_the_old_trials_and_counts_none_as_its_own(storage):
@@ -167,7 +172,7 @@ def test_carrying_again_after_a_death_adds_nothing_twice(storage):
     old = spec({"train.lr": LR})
     old_study = swept(storage, old, ["complete", "complete"])
     study, first = fork(storage, old, old_study, old)
-    again = add_carried(study, old_study, old_spec=old, new_spec=old, sweep_id="abc", objectives=objectives_of(old))
+    again = add(study, old_study, old, old)
     assert (first, again, len(study.trials)) == ((2, {}), (2, {}), 2)
 
 
@@ -175,7 +180,7 @@ def test_a_fork_of_a_fork_says_where_a_trial_ran(storage):
     old = spec({"train.lr": LR})
     middle, _ = fork(storage, old, swept(storage, old, ["complete"]), old)
     last = create_study(storage, "last", objectives=objectives_of(old))
-    add_carried(last, middle, old_spec=old, new_spec=old, sweep_id="def", objectives=objectives_of(old))
+    add(last, middle, old, old, sweep_id="def")
     assert Trials(last, section=old.sweep, objectives=objectives_of(old)).records[0].carried_from == "abc/0"
 
 

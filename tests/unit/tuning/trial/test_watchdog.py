@@ -28,12 +28,9 @@ class Calls:
         self.armed_s = None
         self.times = 0
 
-    def arm(self, after_s):
+    def __call__(self, after_s):
         self.armed_s = after_s
-        self.times += 1
-
-    def disarm(self):
-        self.armed_s = None
+        self.times += after_s is not None
 
 
 @pytest.fixture
@@ -145,8 +142,8 @@ def test_a_process_whose_training_lets_no_python_run_ends_itself():
     """A call into C that keeps the interpreter's lock: neither the training's thread nor anyone else's runs."""
     code = """
 import ctypes
-from raymlops.tuning.trial.watchdog import ExitBackstop, Watchdog
-watchdog = Watchdog(hang_timeout_s=0.01, backstop=ExitBackstop())
+from raymlops.tuning.trial.watchdog import Watchdog, exit_process
+watchdog = Watchdog(hang_timeout_s=0.01, backstop=exit_process)
 watchdog.start(0)
 watchdog.alive(1)
 watchdog._armed_s = float("-inf")

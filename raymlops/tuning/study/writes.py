@@ -1,0 +1,111 @@
+"""Deferred writes to the study of a sweep: queued in order, idempotent, repeated until the database answers."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raymlops.errors import StorageError
+from raymlops.tuning.study.records import ATTRIBUTE, attribute
+from raymlops.tuning.study.storage import storage_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from raymlops.records import TrialRecord
+
+
+@dataclass(frozen=True)
+class _Write:
+    """One idempotent write about a trial."""
+
+    trial: Any
+    act: Callable[[], object]
+    state: str = ""
+    """Optuna's state that ends the trial; empty where it does not end."""
+
+
+class Writes:
+    """The queue of pending writes to one Optuna study."""
+
+    def __init__(self, study: Any) -> None:
+        self._study = study
+        self._storage = study._storage  # noqa: SLF001 - Optuna's storage interface, which is documented
+        self._queue: deque[_Write] = deque()
+
+    def report(self, trial: Any, *, epoch: int, value: float) -> None:
+        """Queue a value of an Optuna trial for an epoch. A later one for the same epoch replaces it.
+
+        Optuna's own ``report`` ignores an epoch that the trial reported before it was interrupted.
+        """
+        self._queue.append(
+            _Write(trial, lambda: self._storage.set_trial_intermediate_value(_id(trial), epoch, float(value)))
+        )
+
+    def end(
+        self,
+        trial: Any,
+        record: TrialRecord,
+        state: str,
+        *,
+        history: Mapping[int, Mapping[str, float]],
+        values: Sequence[float] | None = None,
+        constraints: Mapping[str, float] | None = None,
+    ) -> None:
+        """Queue the end of an Optuna trial in ``state``, with the values and constraints for its sampler.
+
+        A trial in the state WAITING is suspended.
+
+        ``study.tell`` would read the whole trial first. It also calls the sampler's ``after_trial``, which in TPE, GP
+        and NSGA-II (Optuna 5.0) only calls a ``constraints_func``, which ``set_constraint`` replaces.
+        """
+        from optuna.trial import TrialState
+
+        def write() -> None:
+            known = trial.constraints if constraints else {}
+            for key, excess in (constraints or {}).items():
+                if key not in known:
+                    trial.set_constraint(key, excess)
+            self._storage.set_trial_user_attr(_id(trial), ATTRIBUTE, attribute(record, history))
+            self._storage.set_trial_state_values(_id(trial), TrialState[state], values)
+
+        self._queue.append(_Write(trial, write, "" if state == "WAITING" else state))
+
+    def flush(self) -> None:
+        """Write everything in order. A write that fails stays in the queue, with those behind it.
+
+        Raises:
+            UnreachableError: the database does not answer.
+            StorageError: it rejects a write, or another process has ended the trial in another state, which is final;
+                this write alone is dropped.
+        """
+        if not self._queue:
+            return
+        with storage_errors(f"Optuna's study {self._study.study_name}"):
+            while self._queue:
+                try:
+                    self._written(self._queue[0])
+                except StorageError:
+                    self._queue.popleft()
+                    raise
+                self._queue.popleft()
+
+    def _written(self, write: _Write) -> None:
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        try:
+            write.act()
+        except UpdateFinishedTrialError as error:
+            # Written before, and the answer was lost? For a report, the end that follows it decides.
+            stored = self._storage.get_trial(_id(write.trial)).state.name
+            if write.state and write.state != stored:
+                raise StorageError(
+                    f"trial {write.trial.number} of Optuna's study {self._study.study_name} was ended by another "
+                    f"process: {stored} there, {write.state} here",
+                    hint="Let no other process optimize this study: only raymlops may run its trials.",
+                ) from error
+
+
+def _id(trial: Any) -> int:
+    return int(trial._trial_id)  # noqa: SLF001 - the storage interface asks for it, and a trial has no public id
