@@ -67,10 +67,14 @@ class SweepRun:
         known = {
             "raymlops.metric": objectives_of(project.spec)[0].metric,
             STORAGE_PATH: absolute(project.spec.storage.path),
-            SUBMISSION: submission_id,
             FORKED_FROM: "" if forked_from is None else forked_from.run_id,
         }
-        return cls(tracker, open_run(tracker, project, data, tags={**tags, **known}, kind="sweep"))
+        created = cls(tracker, open_run(tracker, project, data, tags={**tags, **known}, kind="sweep"))
+        if submission_id:
+            # Last: whoever submitted the job finds the run by this tag, and reads its configuration at once.
+            with created.closing_on_error():
+                created.tag({SUBMISSION: submission_id})
+        return created
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags now."""
