@@ -63,6 +63,11 @@ def local(uri: Location) -> Path:
     return path
 
 
+def absolute(uri: str) -> str:
+    """Return a path or URI that is independent of the working directory."""
+    return uri if is_remote(uri) else str(local(uri))
+
+
 def open_filesystem(uri: Location) -> tuple[Any, str]:
     """Return the ``pyarrow.fs`` filesystem of a file or folder, and its path there.
 

@@ -26,7 +26,7 @@ def payload_of(request: RunRequest) -> dict[str, Any]:
         "project": request.project.to_dict(),
         "state": request.prepared.state,
         "sources": request.prepared.sources(),
-        "checkpoints_uri": request.place.checkpoints_uri,
+        "checkpoints_uri": request.checkpoints_uri,
         "unused_parameters": request.unused_parameters,
         "sys_path": [str(Path(entry).absolute()) for entry in sys.path],
         "cwd": str(Path.cwd()),

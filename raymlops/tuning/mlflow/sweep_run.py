@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from raymlops.records import SpentRecord
 from raymlops.signals import undisturbed
 from raymlops.tracking.client import now_ms
-from raymlops.training.runs.lookup import STORAGE_PATH, absolute, check_kind, look_up
+from raymlops.training.runs.lookup import check_kind, look_up
 from raymlops.training.runs.mlflow_run import open_run
 from raymlops.training.runs.writer import REASON, RunWriter
 
@@ -65,7 +65,6 @@ class Parent:
 
         known = {
             "raymlops.metric": metric_of(project.spec),
-            STORAGE_PATH: absolute(project.spec.storage.path),
             SUBMISSION: submission_id,
             FORKED_FROM: "" if forked_from is None else forked_from.run_id,
         }
