@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 RUNS = "runs"
 """Folder of all runs under ``storage.path``; each run has a folder in it, with its checkpoints and its log."""
+SWEEPS = "sweeps"
+"""Folder of all sweeps under ``storage.path``; each sweep has a folder in it, with its configuration and its report."""
+TRIALS = "trials"
+"""Folder of a sweep's trials; each has a folder in it, with its checkpoints while it has not ended."""
 CHECKPOINTS = "checkpoints"
 LOG = "log.txt"
 EVALUATION = "evaluation/test.json"
