@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,16 +26,11 @@ if TYPE_CHECKING:
     from raymlops.training.checkpoints.saver import Saver
 
 
-@dataclass(frozen=True)
-class LocalResult:
-    """The result of a training; ``metrics`` and ``model_state`` are of the best epoch."""
+@dataclass
+class LocalResult(Outcome):
+    """The result of a training in memory; ``metrics`` and ``model_state`` are of the best epoch."""
 
-    metrics: dict[str, float]
-    history: list[dict[str, float]]
-    best_epoch: int
-    epochs: int
-    steps: int
-    model_state: dict[str, Any]
+    model_state: dict[str, Any] = field(default_factory=dict)
 
 
 def run_local(
@@ -53,14 +48,7 @@ def run_local(
     saver = MemorySaver()
     hooks = Hooks() if on_epoch is None else Hooks(should_stop=on_epoch)
     outcome = run_in_process(project, prepared or prepare(project), saver=saver, hooks=hooks)
-    return LocalResult(
-        metrics=outcome.metrics,
-        history=outcome.history,
-        best_epoch=outcome.best_epoch,
-        epochs=outcome.epochs,
-        steps=outcome.steps,
-        model_state=saver.model_state,
-    )
+    return LocalResult(**vars(outcome), model_state=saver.model_state)
 
 
 def run_in_process(

@@ -62,12 +62,10 @@ class Saver(Protocol):
     @property
     def last_uri(self) -> str | None:
         """Return the URI from which the last snapshot can be restored, if any."""
-        ...
 
     @property
     def kept(self) -> Kept | None:
         """Return which checkpoints exist, if any."""
-        ...
 
     @property
     def busy(self) -> bool:
@@ -76,15 +74,12 @@ class Saver(Protocol):
         A checkpoint that is due by time can be postponed. One that is due by steps waits for the previous one: at most
         one interval may have to be repeated.
         """
-        ...
 
     def save(self, snapshot: Snapshot, *, best: bool, last: bool) -> None:
         """Keep a snapshot; ``best`` of all reports so far, ``last`` before the loop ends."""
-        ...
 
     def wait(self) -> None:
         """Return once everything handed over is saved."""
-        ...
 
 
 class MemorySaver:
@@ -105,7 +100,7 @@ class MemorySaver:
         """Return at once: there is nothing to write."""
 
 
-class FolderSaver:
+class FolderSaver(Publisher):
     """Writes a run's checkpoints. Every rank has one and calls it equally often, with equal arguments.
 
     A whole checkpoint is written by rank 0 alone. A sharded one is written by all ranks into one folder: each reports
@@ -131,22 +126,19 @@ class FolderSaver:
         ``on_event`` is called from the writing thread, on rank 0. ``alive`` is called about every second while a call
         waits for that thread: a slow upload is no hang.
         """
-        self.uri = uri
+        super().__init__(
+            section, uri, kept=kept or Kept(), rank=rank, world_size=world_size, group=group, on_event=on_event
+        )
         self.stall_s = 0.0
         """How long ``save`` and ``wait`` kept the caller."""
         self._token = token
         self._metric = section.metric
         self._identity = dict(identity)
         self._stop_on_error = section.on_checkpoint_error == "stop"
-        self._rank, self._world_size, self._group = rank, world_size, group
-        self._sharded = section.strategy == "fsdp"
         self._alive = alive
         self._copies = HostCopies()
         self._saves = 0
         self._final = False
-        self._publisher = Publisher(
-            section, uri, kept=kept or Kept(), rank=rank, world_size=world_size, group=group, on_event=on_event
-        )
 
     @property
     def best_uri(self) -> str:
@@ -164,21 +156,6 @@ class FolderSaver:
         """Return the folder of the last complete checkpoint, None without one; on rank 0, or sharded, on all."""
         return None if self.kept.last is None else filesystem.join(self.uri, self.kept.last)
 
-    @property
-    def kept(self) -> Kept:
-        """Return which checkpoints exist: at first what ``recall`` found, later on rank 0, or sharded, on all."""
-        return self._publisher.kept
-
-    @property
-    def busy(self) -> bool:
-        """Return whether this rank is writing a checkpoint; a whole one is written by rank 0 alone."""
-        return self._publisher.busy
-
-    @property
-    def failures(self) -> int:
-        """Return how many checkpoints could not be written; on rank 0, or sharded, on all."""
-        return self._publisher.failures
-
     def save(self, snapshot: Snapshot, *, best: bool, last: bool) -> None:
         """Copy the snapshot and write it in a thread, after the previous one, whose failure may be raised here.
 
@@ -194,7 +171,7 @@ class FolderSaver:
             self._saves += 1
             self._final |= snapshot.state.finished
             if self._rank == 0 or self._sharded:
-                self._publisher.start(self._staged(snapshot, best=best, last=last))
+                self._start(self._staged(snapshot, best=best, last=last))
         finally:
             self.stall_s += time.monotonic() - started
 
@@ -211,14 +188,13 @@ class FolderSaver:
             self._settle()
         finally:
             self.stall_s += time.monotonic() - started
-        lost = self._publisher.lost
-        if "last" in lost:
-            raise lost["last"]
-        if "best" in lost and self._final:
-            raise lost["best"]
+        if "last" in self._lost:
+            raise self._lost["last"]
+        if "best" in self._lost and self._final:
+            raise self._lost["best"]
 
     def _settle(self) -> None:
-        failure = self._publisher.join(alive=self._alive)
+        failure = self._join(alive=self._alive)
         if failure is not None and (self._stop_on_error or not isinstance(failure, StorageError)):
             raise failure
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from raymlops.training.supervision.channel import DriverChannel
-    from raymlops.training.supervision.hang_detector import Hang, HangDetector
+    from raymlops.training.supervision.hang_detector import HangDetector
     from raymlops.training.supervision.notices import Notifier
     from raymlops.training.supervision.request import RunRequest
     from raymlops.training.supervision.worker_group import WorkerGroup
@@ -91,8 +92,9 @@ class Monitor:
             self._notify.observe(self._detector)
             self._check_stop(now_s)
             if hang is not None and self.failure is None:
-                self._save_stacks(hang)
-                self._kill(self._failure_of(hang))
+                self._save_stacks(hang.message)
+                info = None if hang.rank is None else self.inbox.infos.get(hang.rank)
+                self._kill(hang if info is None else replace(hang, node_id=info.node_id))
             self._kill_lingerers(now_s)
             if now_s - checked_s >= CLUSTER_EVERY_S:
                 checked_s = now_s
@@ -178,18 +180,7 @@ class Monitor:
             self._given_up_s = time.monotonic() + _END_S
         self._group.kill()
 
-    def _failure_of(self, hang: Hang) -> Failure:
-        info = None if hang.rank is None else self.inbox.infos.get(hang.rank)
-        return Failure(
-            "hang",
-            "HangError",
-            hang.message,
-            rank=hang.rank,
-            node_id="" if info is None else info.node_id,
-            step=self._detector.step,
-        )
-
-    def _save_stacks(self, hang: Hang) -> None:
+    def _save_stacks(self, hang: str) -> None:
         """Write the stacks of all ranks that still answer to a file."""
         with suppress(Exception):
             self._channel.dump()
@@ -201,7 +192,7 @@ class Monitor:
             if self._group.wait(EVERY_S) or self._channel.mailbox is None:
                 break
             self._poll()
-        parts = [f"{hang.message}\n"]
+        parts = [f"{hang}\n"]
         for rank, info in sorted(self.inbox.infos.items()):
             text = self.inbox.stacks.get(rank, "no answer: the process is stopped, or in code that holds the GIL\n")
             parts.append(f"=== rank {rank}: process {info.pid} on {info.host}, node {info.node_id}\n{text}")
@@ -209,6 +200,6 @@ class Monitor:
         uri = filesystem.join(self._request.files_uri, "stacks", name)
         try:
             filesystem.write_bytes(uri, "\n".join(parts).encode())
-            self._notify(f"{hang.message}; the stacks of all ranks are in {uri}")
+            self._notify(f"{hang}; the stacks of all ranks are in {uri}")
         except StorageError as error:
-            self._notify(f"{hang.message}; the stacks of the ranks could not be written: {error.message}")
+            self._notify(f"{hang}; the stacks of the ranks could not be written: {error.message}")

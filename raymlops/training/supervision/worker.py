@@ -49,9 +49,7 @@ def work(config: dict[str, Any]) -> tuple[Outcome, str] | None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     channel = RankChannel(config["mailbox"], attempt=config["attempt"], rank=rank)
-    heartbeat = HeartbeatThread(
-        rank, send=channel.heartbeat, send_stacks=channel.stacks, every_s=interval_s(world_size)
-    )
+    heartbeat = HeartbeatThread(rank, channel, every_s=interval_s(world_size))
     heartbeat.start()
     try:
         return _train(config, channel, heartbeat, rank=rank, world_size=world_size)
