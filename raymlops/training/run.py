@@ -26,9 +26,9 @@ from raymlops.storage import filesystem
 from raymlops.tracking.client import tracker as tracker_of
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.checkpoints.retention import POINTER
-from raymlops.training.checkpoints.saver import FolderSaver, load_weights
+from raymlops.training.checkpoints.saver import FolderSaver
 from raymlops.training.events import Event, words
-from raymlops.training.inprocess import LocalResult, run_in_process, run_local
+from raymlops.training.inprocess import run_in_process
 from raymlops.training.loop.context import Hooks
 from raymlops.training.preflight import preflight
 from raymlops.training.runs import resume as resuming
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from raymlops.training.loop.context import Outcome
     from raymlops.training.runs.lookup import Recorded
     from raymlops.training.supervision.scaling_policy import Room
-
-__all__ = ["LocalResult", "load_weights", "preflight", "run_local", "train"]
 
 _PURPOSE = "training it"
 

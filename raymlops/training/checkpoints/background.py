@@ -13,16 +13,17 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import NotFoundError, RaymlopsError, RefusedError, StorageError, TrainingError
+from raymlops.errors import RaymlopsError, RefusedError, StorageError, TrainingError
 from raymlops.storage import filesystem, manifest
-from raymlops.training.checkpoints.retention import POINTER, Kept
+from raymlops.training.checkpoints.format import read_pointer
+from raymlops.training.checkpoints.retention import POINTER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from raymlops.config.train import TrainSection
-    from raymlops.training.checkpoints.retention import Entry
+    from raymlops.training.checkpoints.retention import Entry, Kept
 
 _HEARTBEAT_S = 1.0
 """Interval of heartbeats while waiting for the thread."""
@@ -198,13 +199,12 @@ class Publisher:
         """Refuse to move the pointer of a later attempt; this one may have been partitioned, yet be alive."""
         if not self.kept.claim:
             return
-        with contextlib.suppress(NotFoundError):
-            current = Kept.from_json(filesystem.read_bytes(filesystem.join(self.uri, POINTER)))
-            if current is not None and current.claim != self.kept.claim:
-                raise RefusedError(
-                    f"another attempt of this run writes checkpoints to {self.uri!r} now",
-                    hint="This process was considered dead and must exit.",
-                )
+        current = read_pointer(self.uri)
+        if current is not None and current.claim != self.kept.claim:
+            raise RefusedError(
+                f"another attempt of this run writes checkpoints to {self.uri!r} now",
+                hint="This process was considered dead and must exit.",
+            )
 
     def _prune(self, names: Sequence[str]) -> None:
         for name in names:

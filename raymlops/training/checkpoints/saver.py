@@ -13,14 +13,13 @@ caller waits for copies in host memory alone; ``latest`` finds what a killed pro
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raymlops.errors import NonFiniteError, StorageError
 from raymlops.storage import filesystem, manifest
 from raymlops.training.checkpoints.background import Job, Publisher
-from raymlops.training.checkpoints.format import load_weights, restore, tensors, write_state, write_trainer, write_whole
+from raymlops.training.checkpoints.format import load_weights, restore, write_state, write_trainer, write_whole
 from raymlops.training.checkpoints.host_copies import HostCopies, model_state, not_finite
 from raymlops.training.checkpoints.retention import Entry, Kept
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from raymlops.training.checkpoints.host_copies import Entries
     from raymlops.training.checkpoints.state import RunState
 
-__all__ = ["FolderSaver", "MemorySaver", "Saver", "Snapshot", "load_weights", "restore", "tensors"]
+__all__ = ["FolderSaver", "Saver", "Snapshot", "load_weights", "restore"]
 
 _SLACK_BYTES = 1 << 20
 """Room for headers, JSON and the pointer beside the tensors."""
@@ -82,24 +81,6 @@ class Saver(Protocol):
         """Return once everything handed over is saved."""
 
 
-class MemorySaver:
-    """Keeps the best model's state in memory, for trials."""
-
-    def __init__(self) -> None:
-        self.model_state: dict[str, torch.Tensor] = {}
-        self.last_uri: str | None = None
-        self.kept: Kept | None = None
-        self.busy = False
-
-    def save(self, snapshot: Snapshot, *, best: bool, last: bool) -> None:  # noqa: ARG002 - only the best is kept
-        """Keep a copy if it is the best so far."""
-        if best:
-            self.model_state = tensors(snapshot.model)
-
-    def wait(self) -> None:
-        """Return at once: there is nothing to write."""
-
-
 class FolderSaver(Publisher):
     """Writes a run's checkpoints. Every rank has one and calls it equally often, with equal arguments.
 
@@ -129,8 +110,6 @@ class FolderSaver(Publisher):
         super().__init__(
             section, uri, kept=kept or Kept(), rank=rank, world_size=world_size, group=group, on_event=on_event
         )
-        self.stall_s = 0.0
-        """How long ``save`` and ``wait`` kept the caller."""
         self._token = token
         self._metric = section.metric
         self._identity = dict(identity)
@@ -165,15 +144,11 @@ class FolderSaver(Publisher):
             StorageError: the previous one could not be written, and ``on_error`` is "stop".
             RefusedError: another attempt of this run now writes here.
         """
-        started = time.monotonic()
-        try:
-            self._settle()
-            self._saves += 1
-            self._final |= snapshot.state.finished
-            if self._rank == 0 or self._sharded:
-                self._start(self._staged(snapshot, best=best, last=last))
-        finally:
-            self.stall_s += time.monotonic() - started
+        self._settle()
+        self._saves += 1
+        self._final |= snapshot.state.finished
+        if self._rank == 0 or self._sharded:
+            self._start(self._staged(snapshot, best=best, last=last))
 
     def wait(self) -> None:
         """Return once everything handed over is written.
@@ -183,11 +158,7 @@ class FolderSaver(Publisher):
                 finished and its best one could not be written.
             NonFiniteError, RefusedError: as in ``save``.
         """
-        started = time.monotonic()
-        try:
-            self._settle()
-        finally:
-            self.stall_s += time.monotonic() - started
+        self._settle()
         if "last" in self._lost:
             raise self._lost["last"]
         if "best" in self._lost and self._final:
