@@ -8,6 +8,7 @@ registered versions, and the configuration and report of a sweep, are not touche
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ from raymlops.records import Record
 from raymlops.state.database import state_url
 from raymlops.state.lease import holder_of, lease
 from raymlops.storage import filesystem, manifest
-from raymlops.training.checkpoints.retention import POINTER, Kept
+from raymlops.training.checkpoints.format import read_pointer
 from raymlops.training.runs.lookup import CHECKPOINTS, ORIGIN, RUNS, SWEEPS, TRIALS, find, origin, who_holds
 from raymlops.training.runs.resume import is_evaluated
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.tracking.client import Tracker
+    from raymlops.training.checkpoints.retention import Kept
     from raymlops.training.runs.lookup import Recorded
 
     Files = Mapping[str, Any]
@@ -165,14 +167,6 @@ def remove(tracker: Tracker, spec: ProjectSpec, waste: Sequence[Waste]) -> list[
     return failed
 
 
-def read_pointer(checkpoints_uri: str) -> Kept | None:
-    """Return the pointer of a run's checkpoints; None if it does not exist or cannot be read."""
-    try:
-        return Kept.from_json(filesystem.read_bytes(filesystem.join(checkpoints_uri, POINTER)))
-    except (NotFoundError, StorageError):
-        return None
-
-
 def newest_whole(checkpoints_uri: str) -> str | None:
     """Return the name of the complete checkpoint with the highest step, for where no pointer names it."""
     whole = [
@@ -236,9 +230,7 @@ def _owners(kind: Literal["run", "sweep"], spec: ProjectSpec, *, only: str = "")
         if rest and (kind == "run" or (info.is_file and rest.startswith(f"{TRIALS}/"))):
             found[run_id][rest] = info
     return [
-        Owner(
-            kind, run_id, uri := filesystem.join(root, run_id), files, read_pointer(filesystem.join(uri, CHECKPOINTS))
-        )
+        Owner(kind, run_id, uri := filesystem.join(root, run_id), files, _kept(uri))
         for run_id, files in sorted(found.items())
     ]
 
@@ -262,6 +254,12 @@ def _standing(tracker: Tracker, spec: ProjectSpec, owner: Owner, *, mine: bool =
         {"held": f"in use by {who}", "unknown": f"it may be in use: {who}"}.get(held, ""),
         evaluated=recorded.status == "FINISHED" and is_evaluated(tracker, owner.run_id),
     )
+
+
+def _kept(uri: str) -> Kept | None:
+    with suppress(StorageError):
+        return read_pointer(filesystem.join(uri, CHECKPOINTS))
+    return None
 
 
 def _find(tracker: Tracker, run_id: str) -> Recorded | None:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from raymlops.errors import NotFoundError, StorageError
 from raymlops.storage import filesystem
 from raymlops.tracking.tag_entries import entries
+from raymlops.training.checkpoints.format import read_pointer
 from raymlops.training.checkpoints.retention import STATE
-from raymlops.training.runs.garbage import newest_whole, read_pointer
+from raymlops.training.runs.garbage import newest_whole
 from raymlops.training.runs.lookup import CHECKPOINTS, LOG, Recorded, who_holds
 from raymlops.training.runs.resume import RESUMED_WITH_CHANGES, is_evaluated
 from raymlops.training.runs.status import CheckpointStatus, RunStatus, shared_fields
