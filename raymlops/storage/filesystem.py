@@ -276,7 +276,7 @@ def listing(uri: Location) -> dict[str, frozenset[str] | None]:
 
 
 def delete(uri: Location, *, first: str | None = None) -> None:
-    """Remove a file, or a folder with its file ``first`` before the others; do nothing where there is none.
+    """Remove a file, or a folder with its file ``first`` before the others; do nothing if it does not exist.
 
     Raises:
         StorageError: it cannot be removed.

@@ -124,7 +124,7 @@ class FolderSaver(Publisher):
         """Return the folder of the best checkpoint, on rank 0, or sharded, on all.
 
         Raises:
-            StorageError: there is none.
+            StorageError: no best checkpoint was written.
         """
         if self.kept.best is None:
             raise StorageError(f"no checkpoint of a report was written to {self.uri!r}, so there is no best one")

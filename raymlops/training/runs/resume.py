@@ -198,14 +198,17 @@ def write_changes(
         # The file first: a tag of a configuration that is not there would be worse than the previous tag.
         tracker.log_text(recorded.run_id, dump(project.spec), CONFIG)
         tags["raymlops.config_sha"] = project.spec.sha()
-    said = [f"{change} ({change.effect})" if change.effect else str(change) for change in changes]
-    said += [f"code changed: {name}" for name in files]
-    if said:
-        shown = said if len(said) <= _MAX_CHANGES else [*said[:_MAX_CHANGES], f"and {len(said) - _MAX_CHANGES} more"]
-        entry = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "changes": [text[:200] for text in shown]}
+    texts = [f"{change} ({change.effect})" if change.effect else str(change) for change in changes]
+    texts += [f"code changed: {name}" for name in files]
+    if texts:
+        more = [f"and {len(texts) - _MAX_CHANGES} more"] if len(texts) > _MAX_CHANGES else []
+        entry = {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "changes": [text[:200] for text in [*texts[:_MAX_CHANGES], *more]],
+        }
         tags[RESUMED_WITH_CHANGES] = appended(recorded.tags, RESUMED_WITH_CHANGES, entry)
         tracker.log_batch(recorded.run_id, tags=tags)
-    return tuple(said)
+    return tuple(texts)
 
 
 def _raised(before: TrainSection, now: TrainSection) -> bool:
