@@ -53,14 +53,9 @@ def run_status(tracker: Tracker, recorded: Recorded, *, now: datetime | None = N
     now = now or datetime.now(UTC)
     if recorded.kind != "run":
         return summarize(recorded, tracking_uri=tracker.shown_uri, now=now)
-    return summarize(
-        recorded,
-        tracking_uri=tracker.shown_uri,
-        now=now,
-        lease=who_holds(recorded),
-        found=_look(recorded, now=now),
-        evaluated=recorded.status == "FINISHED" and is_evaluated(tracker, recorded.run_id),
-    )
+    evaluated = recorded.status == "FINISHED" and is_evaluated(tracker, recorded.run_id)
+    lease, found = who_holds(recorded), _look(recorded, now=now)
+    return summarize(recorded, tracking_uri=tracker.shown_uri, now=now, lease=lease, found=found, evaluated=evaluated)
 
 
 def summarize(

@@ -174,7 +174,7 @@ def test_a_registered_run_stays_as_it_is(project: Project, mlflow: Tracker, reco
         check_unfinished(replace(recorded, status="FINISHED"), longer, finished=True, evaluated=True)
 
 
-def test_changed_files_are_named() -> None:
+def test_changed_keys_are_named() -> None:
     """Changed, gone and new ones; equal ones are not."""
     assert changed_keys({"a": "1", "b": "1", "c": "1"}, {"a": "1", "b": "2", "d": "1"}) == ["b", "c", "d"]
 
