@@ -88,16 +88,12 @@ def collect(
     Raises:
         StorageError, TrackingError: they do not answer; nothing was removed.
     """
-    from raymlops.training.runs import garbage as runs
-    from raymlops.training.runs import garbage_of_sweeps as sweeps
+    from raymlops.training.runs.garbage import look, remove
 
     spec = place_of(source, overrides=overrides, env=env)
     tracker = known_tracker(source, overrides=overrides, env=env)
-    found = sweeps.look(tracker, spec, runs=runs.look(tracker, spec))
+    found = look(tracker, spec)
     if dry_run or not found.waste:
         return found
     agree(found)
-    of_sweeps = [item for item in found.waste if sweeps.is_of_sweep(item, spec)]
-    of_runs = [item for item in found.waste if item not in of_sweeps]
-    failed = [*runs.remove(tracker, spec, of_runs), *sweeps.remove(tracker, spec, of_sweeps)]
-    return replace(found, removed=True, failed=tuple(failed))
+    return replace(found, removed=True, failed=tuple(remove(tracker, spec, found.waste)))

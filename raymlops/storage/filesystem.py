@@ -63,6 +63,11 @@ def local(uri: Location) -> Path:
     return path
 
 
+def absolute(uri: str) -> str:
+    """Return a path or URI that is independent of the working directory."""
+    return uri if is_remote(uri) else str(local(uri))
+
+
 def open_filesystem(uri: Location) -> tuple[Any, str]:
     """Return the ``pyarrow.fs`` filesystem of a file or folder, and its path there.
 
@@ -271,7 +276,7 @@ def listing(uri: Location) -> dict[str, frozenset[str] | None]:
 
 
 def delete(uri: Location, *, first: str | None = None) -> None:
-    """Remove a file, or a folder with its file ``first`` before the others; do nothing where there is none.
+    """Remove a file, or a folder with its file ``first`` before the others; do nothing if it does not exist.
 
     Raises:
         StorageError: it cannot be removed.

@@ -64,7 +64,7 @@ class Store:
         return filesystem.create(self._at(path))
 
     def remove(self, path: str) -> None:
-        """Remove a file, or a folder with all that it holds; do nothing where there is none."""
+        """Remove a file, or a folder with all its content; do nothing if it does not exist."""
         filesystem.delete(self._at(path))
 
     def remove_empty(self, path: str) -> None:

@@ -25,7 +25,7 @@ def database_file(uri: str) -> Path | None:
 
 
 def ensure_database(path: Path, *, artifacts: str) -> None:
-    """Make the MLflow database at ``path`` where there is none. Safe in several processes at once."""
+    """Create the MLflow database at ``path`` unless it exists. Safe in several processes at once."""
     if path.exists():
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore

@@ -30,7 +30,7 @@ class PendingRun:
     run_id: str | None = None
     """None until it is created."""
     create: Callable[[bool], str] | None = None
-    """Creates the run and returns its id; told whether an earlier request may have created it already."""
+    """Creates the run and returns its id; the argument says whether an earlier request may have created it already."""
     recoverable: bool = False
     """Whether its points can be logged again later: then the newest points are dropped when too many are pending, and
     rejected ones are given up at once."""

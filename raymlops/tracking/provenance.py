@@ -28,7 +28,7 @@ class GitRecord:
 
 
 def git_record(path: str | Path) -> GitRecord:
-    """Return the state of the repository that holds ``path``, or an empty record where there is none."""
+    """Return the state of the repository that holds ``path``, or an empty record outside a repository."""
     folder = Path(path)
     folder = folder if folder.is_dir() else folder.parent
     commit = _git(folder, "rev-parse", "HEAD")

@@ -84,7 +84,7 @@ def _first_that_fit(split: SplitData, signature: Signature, *, name: str) -> lis
         problem = _problem(signature, rows)
         raise RecipeError(
             f"none of the first {len(rows)} validation rows matches {name}.signature(): "
-            f"{problem.message if problem else 'there is none'}",
+            f"{problem.message if problem else 'the split is empty'}",
             hint="Correct the signature, or return a matching row from example().",
         )
     return fitting

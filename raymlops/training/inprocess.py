@@ -1,66 +1,28 @@
-"""Train in this process: a trial of a sweep without files, or a run with its checkpoints."""
+"""Train in this process: a trial of a sweep, or a run without workers."""
 
 from __future__ import annotations
 
 import random
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
-from raymlops.data.prepare import Prepared, prepare
-from raymlops.training.checkpoints.saver import MemorySaver
-from raymlops.training.loop.context import Hooks, Outcome, TrainContext
+from raymlops.training.loop.context import TrainContext
 from raymlops.training.loop.loop import default_loop
 from raymlops.training.loop.rank_sync import Ranks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import nn
 
     from raymlops.config.train import TrainSection
+    from raymlops.data.prepare import Prepared
     from raymlops.project import Project
     from raymlops.training.checkpoints.saver import Saver
-
-
-@dataclass(frozen=True)
-class LocalResult:
-    """The result of a training; ``metrics`` and ``model_state`` are of the best epoch."""
-
-    metrics: dict[str, float]
-    history: list[dict[str, float]]
-    best_epoch: int
-    epochs: int
-    steps: int
-    model_state: dict[str, Any]
-
-
-def run_local(
-    project: Project,
-    *,
-    prepared: Prepared | None = None,
-    on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
-) -> LocalResult:
-    """Train in this process and keep the best model in memory. ``on_epoch`` returns True to stop.
-
-    Raises:
-        RecipeError: the recipe's code raises or breaks its contract.
-        NonFiniteError: a loss or the deciding metric is NaN or infinite.
-    """
-    saver = MemorySaver()
-    hooks = Hooks() if on_epoch is None else Hooks(should_stop=on_epoch)
-    outcome = run_in_process(project, prepared or prepare(project), saver=saver, hooks=hooks)
-    return LocalResult(
-        metrics=outcome.metrics,
-        history=outcome.history,
-        best_epoch=outcome.best_epoch,
-        epochs=outcome.epochs,
-        steps=outcome.steps,
-        model_state=saver.model_state,
-    )
+    from raymlops.training.loop.context import Hooks, Outcome
 
 
 def run_in_process(

@@ -10,9 +10,9 @@ import json
 import platform
 import secrets
 import time
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raymlops.cluster.driver_node import resumable
 from raymlops.config.changes import identity
@@ -26,31 +26,21 @@ from raymlops.storage import filesystem
 from raymlops.tracking.client import tracker as tracker_of
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.checkpoints.retention import POINTER
-from raymlops.training.checkpoints.saver import FolderSaver, load_weights
+from raymlops.training.checkpoints.saver import FolderSaver
 from raymlops.training.events import Event, words
-from raymlops.training.inprocess import LocalResult, run_in_process, run_local
+from raymlops.training.inprocess import run_in_process
 from raymlops.training.loop.context import Hooks
 from raymlops.training.preflight import preflight
 from raymlops.training.runs import resume as resuming
-from raymlops.training.runs.lookup import (
-    CHECKPOINTS,
-    RUNS,
-    STORAGE_PATH,
-    Place,
-    absolute,
-    look_up,
-    mark_origin,
-    resume_command,
-)
+from raymlops.training.runs.lookup import CHECKPOINTS, LOG, RUNS, look_up, mark_origin, resume_command
 from raymlops.training.runs.mlflow_run import open_run
 from raymlops.training.runs.writer import CHECKPOINT_FAILURES, REASON, RunWriter
 from raymlops.training.supervision.request import RunRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from raymlops.config.changes import Change
-    from raymlops.config.schema import ProjectSpec
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
@@ -58,14 +48,13 @@ if TYPE_CHECKING:
     from raymlops.training.runs.lookup import Recorded
     from raymlops.training.supervision.scaling_policy import Room
 
-__all__ = ["LocalResult", "load_weights", "preflight", "run_local", "train"]
+_PURPOSE = "training it"
 
 
 def train(
     project: Project,
     *,
     tags: Mapping[str, str] | None = None,
-    parent_run_id: str | None = None,
     on_event: Callable[[Event], None] | None = None,
     resume: str | None = None,
     room: Room | None = None,
@@ -88,51 +77,53 @@ def train(
     spec = project.spec
     with remembered() as check_signals, ExitStack() as held:
         runs_uri = filesystem.join(spec.storage.path, RUNS)
-        origin = {STORAGE_PATH: absolute(spec.storage.path)}
         filesystem.check_writable(runs_uri)
         tracker = tracker_of(spec)
         tracker.check()
-        before, changes = None, []
+        before, changes, state, sources = None, [], None, None
         if resume is not None:
             before = look_up(tracker, resume)
             changes = resuming.check_resumable(before, spec)
-            there = bool(filesystem.listing(filesystem.join(runs_uri, before.run_id)))
-            resuming.check_files(before, there=there, host=platform.node())
-            held.enter_context(_lease(project, before.run_id))
-        state = None if before is None else _recorded_state(tracker, before, runs_uri=runs_uri)
-        prepared = prepare(
-            project,
-            state=state,
-            sources=None if before is None else resuming.recorded_sources(tracker, before),
-            refit=before is not None and resuming.code_differs(before, project),
-        )
+            files_uri = filesystem.join(runs_uri, before.run_id)
+            resuming.check_files(before, there=bool(filesystem.listing(files_uri)), host=platform.node())
+            held.enter_context(lease(state_url(spec), before.run_id, purpose=_PURPOSE))
+            state = resuming.recorded_state(tracker, before, checkpoints_uri=filesystem.join(files_uri, CHECKPOINTS))
+            sources = resuming.recorded_sources(tracker, before)
+        refit = before is not None and resuming.code_differs(before, project)
+        prepared = prepare(project, state=state, sources=sources, refit=refit)
         prepared.verify()
-        unservable: list[str] = []
-        unused = preflight(project, prepared, warn=None if before is None else unservable.append)
+        notices: list[str] = []
+        unused = preflight(project, prepared, warn=None if before is None else notices.append)
         check_signals()
 
-        if before is not None:
-            place = Place(runs_uri, before.run_id)
-            writer = _reopened(tracker, before, changes, project=project, prepared=prepared, place=place, show=on_event)
+        if before is None:
+            run_id, previous = open_run(tracker, project, prepared.data, tags=tags), None
+            notices += prepared.data.notes
         else:
-            run_id = open_run(
-                tracker, project, prepared.data, tags=origin | dict(tags or {}), parent_run_id=parent_run_id
-            )
-            place = Place(runs_uri, run_id)
-            writer = RunWriter(tracker, run_id, on_event=on_event, log_uri=place.log_uri)
-        try:
-            writer(words(f"run {place.run_id}"))
+            run_id = before.run_id
+            notices += resuming.fit_notices(prepared, known=state)
+            notices += _check_and_record(tracker, before, changes, project=project, prepared=prepared)
+            previous = tracker.reopen_run(run_id, without_tags=[REASON])
+        files_uri = filesystem.join(runs_uri, run_id)
+        writer = RunWriter(
+            tracker, run_id, on_event=on_event, previous=previous, log_uri=filesystem.join(files_uri, LOG)
+        )
+        request = RunRequest(project, prepared, files_uri, writer, writer.catch_up, unused, room)
+        command = resume_command("train", run_id, spec=spec)
+        with _closing_on_error(request, writer, command=command):
+            writer(words(f"run {run_id}"))
             if before is None:
-                held.enter_context(_lease(project, place.run_id))
-                mark_origin(filesystem.join(runs_uri, place.run_id), tracker)
-                tracker.log_text(place.run_id, json.dumps(prepared.sources()), SOURCES)
-            for text in unservable:
+                held.enter_context(lease(state_url(spec), run_id, purpose=_PURPOSE))
+                mark_origin(files_uri, tracker)
+                tracker.log_text(run_id, json.dumps(prepared.sources()), SOURCES)
+            if state is None:
+                tracker.log_text(run_id, json.dumps(prepared.state), FIT)
+            for text in notices:
                 writer(words(text))
-            _record_data(tracker, writer, prepared, before=before, state=state)
             check_signals()
-            outcome, weights_uri = _run(RunRequest(project, prepared, place, writer, unused, room))
+            outcome, weights_uri = _run(request, command=command)
             record = RunRecord(
-                run_id=place.run_id,
+                run_id=run_id,
                 project=spec.project.name,
                 metrics=outcome.metrics,
                 best_epoch=outcome.best_epoch,
@@ -146,79 +137,45 @@ def train(
                 num_workers=outcome.workers,
             )
             _close_finished(writer, record)
-        except RefusedError:
-            raise  # another driver trains it now, and closes it
-        except BaseException as error:
-            writer.close_failed(error)
-            with suppress(StorageError):
-                if set(filesystem.listing(place.checkpoints_uri)) - {POINTER}:
-                    error.add_note(_how_to_resume(error, place.run_id, spec=spec))
-            raise
     return record
 
 
-def _how_to_resume(error: BaseException, run_id: str, *, spec: ProjectSpec) -> str:
-    command = resume_command("train", run_id, spec=spec)
-    if isinstance(error, NonFiniteError):
-        return f"To resume from its newest checkpoint without such batches: {command} train.on_non_finite=skip"
-    return f"To resume from its newest checkpoint: {command}"
+@contextmanager
+def _closing_on_error(request: RunRequest, writer: RunWriter, *, command: str) -> Iterator[None]:
+    """End the run with the error that the block raises, which gets the command that resumes it."""
+    try:
+        yield
+    except RefusedError:
+        raise  # another driver trains it now, and closes it
+    except BaseException as error:
+        writer.close_failed(error)
+        with suppress(StorageError):
+            if set(filesystem.listing(request.checkpoints_uri)) - {POINTER}:
+                diverged = isinstance(error, NonFiniteError)
+                how, skip = (" without such batches", " train.on_non_finite=skip") if diverged else ("", "")
+                error.add_note(f"To resume from its newest checkpoint{how}: {command}{skip}")
+        raise
 
 
-def _recorded_state(tracker: Tracker, before: Recorded, *, runs_uri: str) -> dict[str, Any] | None:
-    checkpoints_uri = filesystem.join(runs_uri, before.run_id, CHECKPOINTS)
-    return resuming.recorded_state(tracker, before, checkpoints_uri=checkpoints_uri)
-
-
-def _lease(project: Project, run_id: str) -> AbstractContextManager[None]:
-    return lease(state_url(project.spec), run_id, purpose="training it")
-
-
-def _reopened(
-    tracker: Tracker,
-    before: Recorded,
-    changes: list[Change],
-    *,
-    project: Project,
-    prepared: Prepared,
-    place: Place,
-    show: Callable[[Event], None] | None,
-) -> RunWriter:
-    """Check the data and the checkpoints, record what has changed, and mark the run as running again."""
-    resuming.check_data(before, resuming.data_of(before, prepared))
+def _check_and_record(
+    tracker: Tracker, before: Recorded, changes: Sequence[Change], *, project: Project, prepared: Prepared
+) -> list[str]:
+    """Check the data and the checkpoints of a run that resumes, and record what has changed; return notices."""
+    data = resuming.data_of(before, prepared)
+    resuming.check_data(before, data)
     if before.status == "FINISHED":
         section = project.spec.train
-        state = recall(place.checkpoints_uri, metric=section.metric, mode=section.mode, repair=False).state
+        uri = filesystem.join(project.spec.storage.path, RUNS, before.run_id, CHECKPOINTS)
+        state = recall(uri, metric=section.metric, mode=section.mode, repair=False).state
         evaluated = resuming.is_evaluated(tracker, before.run_id)
         finished = state is None or state.finished
         resuming.check_unfinished(before, project.spec, finished=finished, evaluated=evaluated)
-    said = resuming.write_changes(tracker, before, project=project, changes=changes)
-    previous = tracker.reopen_run(before.run_id, without_tags=[REASON])
-    writer = RunWriter(tracker, before.run_id, on_event=show, previous=previous, log_uri=place.log_uri)
-    for text in said:
-        writer(words(f"resumed with a change: {text}"))
-    return writer
+    changed = resuming.write_changes(tracker, before, project=project, changes=changes)
+    return [*(f"resumed with a change: {text}" for text in changed), *data.notes]
 
 
-def _record_data(
-    tracker: Tracker,
-    writer: RunWriter,
-    prepared: Prepared,
-    *,
-    before: Recorded | None,
-    state: Mapping[str, Any] | None,
-) -> None:
-    """Record what ``fit`` learnt, if it is new, and emit notices about rows and state."""
-    if state is None:
-        tracker.log_text(writer.run_id, json.dumps(prepared.state), FIT)
-    data = prepared.data if before is None else resuming.data_of(before, prepared)
-    for text in (*data.notes, "" if before is None else resuming.fit_in_words(prepared, known=state)):
-        if text:
-            writer(words(text))
-
-
-def _run(request: RunRequest) -> tuple[Outcome, str]:
+def _run(request: RunRequest, *, command: str) -> tuple[Outcome, str]:
     """Train on workers or in this process, until it ends or a signal stops it."""
-    command = resume_command("train", request.place.run_id, spec=request.project.spec)
     with stop_asked() as asked, resumable(command):
         announced: list[bool] = []
 
@@ -246,15 +203,15 @@ def _run(request: RunRequest) -> tuple[Outcome, str]:
 
 def _run_here(request: RunRequest) -> tuple[Outcome, str]:
     section, writer, own = request.section, request.writer, identity(request.project.spec)
-    found = recall(request.place.checkpoints_uri, metric=section.metric, mode=section.mode)
+    found = recall(request.checkpoints_uri, metric=section.metric, mode=section.mode)
     for text in found.warnings():
         writer(words(text))
     if found.state is not None:
-        writer.catch_up(found.state.points)
-        writer.note_restart(f"resumed after step {found.state.step}", step=found.state.step, workers=0)
+        request.catch_up(found.state.points)
+        writer(Event("restart", step=found.state.step, message=f"resumed after step {found.state.step}"))
     saver = FolderSaver(
         section,
-        request.place.checkpoints_uri,
+        request.checkpoints_uri,
         token=secrets.token_hex(3),
         identity=own,
         kept=found.kept,
@@ -282,6 +239,8 @@ def _close_finished(writer: RunWriter, record: RunRecord) -> None:
             message=f"best epoch: {record.best_epoch} of {record.epochs}",
         )
     )
+    if writer.display_error is not None:
+        raise writer.display_error
     tags = {
         "raymlops.weights_uri": record.weights_uri,
         "raymlops.best_epoch": str(record.best_epoch),

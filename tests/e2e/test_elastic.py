@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import elastic_cluster
 import killed_cluster
 import pytest
+from local_training import run_local
 from supervised import project
-
-from raymlops.training.run import run_local
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from local_training import run_local
 
 from raymlops.config.load import load
 from raymlops.data.prepare import prepare
 from raymlops.project import bind
 from raymlops.training.loop.evaluation import totals
-from raymlops.training.run import run_local
 
 pytestmark = pytest.mark.integration
 

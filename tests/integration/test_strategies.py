@@ -10,7 +10,8 @@ from raymlops.cluster.capacity import Places
 from raymlops.config.load import load_data
 from raymlops.project import Project, bind
 from raymlops.tracking.client import tracker
-from raymlops.training.run import load_weights, train
+from raymlops.training.checkpoints.format import load_weights
+from raymlops.training.run import train
 
 if TYPE_CHECKING:
     from pathlib import Path

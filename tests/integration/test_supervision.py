@@ -139,7 +139,7 @@ def test_a_grace_that_is_over_ends_the_workers(tmp_path: Path) -> None:
             recorder,
             stop=lambda: "interrupted" if any(event.step >= 5 for event in recorder.events) else "",
         )
-    assert "the last checkpoint was not there within 2 s" in recorder.messages
+    assert "the last checkpoint was not written within 2 s" in recorder.messages
 
 
 def test_no_worker_is_asked_for_that_does_not_fit(tmp_path: Path) -> None:

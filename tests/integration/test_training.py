@@ -12,7 +12,7 @@ from raymlops.config.load import load_data
 from raymlops.errors import NonFiniteError, RecipeError
 from raymlops.project import Project, bind
 from raymlops.tracking.client import tracker
-from raymlops.training.run import load_weights
+from raymlops.training.checkpoints.format import load_weights
 from raymlops.training.run import train as run_training
 
 if TYPE_CHECKING:

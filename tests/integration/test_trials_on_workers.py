@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 import trial_recipes
+from local_training import run_local
 from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 from slow import Slow
@@ -19,7 +20,6 @@ from tiny import Tiny
 from raymlops.config.load import load_data
 from raymlops.data.cache import DataCache
 from raymlops.project import Project, bind
-from raymlops.training.inprocess import run_local
 from raymlops.tuning.trial.actor import TrialActor, trainable
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]

@@ -57,7 +57,7 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     from raymlops.state.store import State
     from raymlops.state.versions import record_version, recorded
     from raymlops.tracking.client import tracker as tracker_of
-    from raymlops.training.run import load_weights
+    from raymlops.training.checkpoints.format import load_weights
     from raymlops.training.runs.mlflow_run import CONFIG, FINGERPRINT, ROWS
 
     here = spec_of(source, overrides=overrides, env=env)

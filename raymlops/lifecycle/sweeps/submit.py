@@ -73,9 +73,9 @@ def explicit(spec: ProjectSpec, *, tags: Mapping[str, str]) -> ProjectSpec:
     """
     from raymlops.config.credentials import holds_credential
     from raymlops.config.paths import sqlite_url
+    from raymlops.storage.filesystem import absolute
     from raymlops.tracking.client import tracking_uri
     from raymlops.tracking.database import database_file
-    from raymlops.training.runs.lookup import absolute
 
     path = absolute(spec.storage.path)
     tracking, project = spec.tracking, spec.project

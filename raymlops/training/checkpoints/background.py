@@ -13,16 +13,17 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import NotFoundError, RaymlopsError, RefusedError, StorageError, TrainingError
+from raymlops.errors import RaymlopsError, RefusedError, StorageError, TrainingError
 from raymlops.storage import filesystem, manifest
-from raymlops.training.checkpoints.retention import POINTER, Kept
+from raymlops.training.checkpoints.format import read_pointer
+from raymlops.training.checkpoints.retention import POINTER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from raymlops.config.train import TrainSection
-    from raymlops.training.checkpoints.retention import Entry
+    from raymlops.training.checkpoints.retention import Entry, Kept
 
 _HEARTBEAT_S = 1.0
 """Interval of heartbeats while waiting for the thread."""
@@ -45,7 +46,7 @@ class Job:
 
 
 class Publisher:
-    """Writes one checkpoint at a time. Sharded, every rank has a publisher, and all learn the outcome."""
+    """The part of a saver that writes, one checkpoint at a time. Sharded, every rank has one and learns the outcome."""
 
     def __init__(
         self,
@@ -58,13 +59,15 @@ class Publisher:
         group: Any | None,
         on_event: Callable[[str], None],
     ) -> None:
+        self.uri = uri
         self.kept = kept
-        """Which checkpoints exist; changes in the thread."""
+        """Which checkpoints exist: at first what ``recall`` found, later on rank 0, or sharded, on all."""
         self.failures = 0
-        self.lost: dict[str, RaymlopsError] = {}
+        """How many checkpoints could not be written; on rank 0, or sharded, on all."""
+        self._lost: dict[str, RaymlopsError] = {}
         """Why the newest ``best`` or ``last`` could not be written."""
-        self._uri = uri
         self._section = section
+        self._sharded = section.strategy == "fsdp"
         self._rank, self._world_size, self._group = rank, world_size, group
         self._on_event = on_event
         self._thread: threading.Thread | None = None
@@ -75,15 +78,15 @@ class Publisher:
 
     @property
     def busy(self) -> bool:
-        """Return whether one is being written."""
+        """Return whether this rank is writing a checkpoint; a whole one is written by rank 0 alone."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start(self, job: Job) -> None:
+    def _start(self, job: Job) -> None:
         """Write a checkpoint in a thread. The previous one must have been joined."""
         self._thread = threading.Thread(target=self._work, args=(job,), daemon=True, name="checkpoint")
         self._thread.start()
 
-    def join(self, *, alive: Callable[[], None]) -> RaymlopsError | None:
+    def _join(self, *, alive: Callable[[], None]) -> RaymlopsError | None:
         """Wait for the thread, with a heartbeat about every second, and return its failure."""
         while self._thread is not None:
             self._thread.join(_HEARTBEAT_S)
@@ -95,21 +98,20 @@ class Publisher:
         return failure
 
     def _work(self, job: Job) -> None:
-        """Write one checkpoint and keep the outcome for ``join``."""
+        """Write one checkpoint and keep the outcome for ``_join``."""
         failure: RaymlopsError | None
         try:
             outcome = self._part(job)
-            sharded = self._section.strategy == "fsdp"
-            self.kept, failure = self._agreed(job, outcome) if sharded else self._verdict(job, [outcome])
+            self.kept, failure = self._agreed(job, outcome) if self._sharded else self._verdict(job, [outcome])
         except Exception as error:
             failure = _unforeseen(job, error)
         wanted = [kind for kind, asked in (("best", job.best), ("last", job.last)) if asked]
         if failure is None:
             for kind in wanted:
-                self.lost.pop(kind, None)
+                self._lost.pop(kind, None)
             self._report_success(job)
             return
-        self.lost |= dict.fromkeys(wanted, failure)
+        self._lost |= dict.fromkeys(wanted, failure)
         self.failures += 1
         self._failure = failure
         self._report_failure(job, failure)
@@ -186,7 +188,7 @@ class Publisher:
             self._check_claim()
             saved = self.kept.saved(job.entry, best=job.best)
             kept = saved.pruned(self._section)
-            filesystem.write_bytes(filesystem.join(self._uri, POINTER), kept.to_json())
+            filesystem.write_bytes(filesystem.join(self.uri, POINTER), kept.to_json())
         except Exception as error:
             job.draft.discard()
             return self.kept, self._explained(job, error)
@@ -197,18 +199,17 @@ class Publisher:
         """Refuse to move the pointer of a later attempt; this one may have been partitioned, yet be alive."""
         if not self.kept.claim:
             return
-        with contextlib.suppress(NotFoundError):
-            current = Kept.from_json(filesystem.read_bytes(filesystem.join(self._uri, POINTER)))
-            if current is not None and current.claim != self.kept.claim:
-                raise RefusedError(
-                    f"another attempt of this run writes checkpoints to {self._uri!r} now",
-                    hint="This process was considered dead and must exit.",
-                )
+        current = read_pointer(self.uri)
+        if current is not None and current.claim != self.kept.claim:
+            raise RefusedError(
+                f"another attempt of this run writes checkpoints to {self.uri!r} now",
+                hint="This process was considered dead and must exit.",
+            )
 
     def _prune(self, names: Sequence[str]) -> None:
         for name in names:
             try:
-                manifest.delete(filesystem.join(self._uri, name))
+                manifest.delete(filesystem.join(self.uri, name))
             except StorageError as error:
                 self._on_event(f"checkpoint {name} is no longer needed, but cannot be removed: {error.message}")
 
@@ -220,7 +221,7 @@ class Publisher:
         if self.kept.last is None:
             kept = "There is no earlier checkpoint"
         else:
-            kept = f"The last good one is kept: {filesystem.join(self._uri, self.kept.last)}"
+            kept = f"The last good one is kept: {filesystem.join(self.uri, self.kept.last)}"
         what = f"the {'best ' if job.best else ''}checkpoint of step {job.entry.step}"
         explained = StorageError(
             f"{what} could not be written: {error.message}", hint=f"{kept}. {error.hint or ''}".rstrip()

@@ -18,7 +18,7 @@ from torch import distributed
 from raymlops.errors import NotFoundError, RecipeError, StorageError, UsageError
 from raymlops.storage import filesystem, manifest
 from raymlops.training.checkpoints.host_copies import model_state
-from raymlops.training.checkpoints.retention import STATE, with_best_of
+from raymlops.training.checkpoints.retention import POINTER, STATE, Kept, with_best_of
 from raymlops.training.checkpoints.state import RunState
 
 if TYPE_CHECKING:
@@ -27,23 +27,12 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from raymlops.training.checkpoints.retention import Kept
-
 MODEL = "model.safetensors"
 TRAINER = "trainer.pt"
 SHARDS = ".metadata"
 """torch.distributed.checkpoint's index of tensors and files."""
 
 _SHOWN = 5
-
-
-def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return a copy of the model's state on the CPU; tied weights become equal copies.
-
-    Raises:
-        RecipeError: the state holds something other than tensors.
-    """
-    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model_state(model).items()}
 
 
 def write_whole(folder: Path, *, model: Mapping[str, torch.Tensor], trainer: Mapping[str, Any]) -> None:
@@ -86,6 +75,18 @@ def read_state(data: bytes, uri: str) -> dict[str, Any]:
     if version > manifest.CHECKPOINT.version:
         raise manifest.newer(uri, version)
     return state
+
+
+def read_pointer(checkpoints_uri: str) -> Kept | None:
+    """Return the pointer of a run's checkpoints; None if it does not exist or is damaged.
+
+    Raises:
+        StorageError: it cannot be read, or a newer raymlops wrote it.
+    """
+    try:
+        return Kept.from_json(filesystem.read_bytes(filesystem.join(checkpoints_uri, POINTER)))
+    except NotFoundError:
+        return None
 
 
 def needed(state: Mapping[str, Any]) -> tuple[str, ...]:

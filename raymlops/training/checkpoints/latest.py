@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import NotFoundError, StorageError, UsageError
 from raymlops.storage import filesystem, manifest
-from raymlops.training.checkpoints.format import needed, read_state
+from raymlops.training.checkpoints.format import needed, read_pointer, read_state
 from raymlops.training.checkpoints.retention import POINTER, STATE, Entry, Kept, ranked, with_best_of
 from raymlops.training.checkpoints.state import RunState
 
@@ -57,10 +57,9 @@ def recall(checkpoints_uri: str, *, metric: str, mode: str, repair: bool = True)
         StorageError: the storage cannot be read or, for repairs, written; or a newer raymlops wrote there.
         UsageError: an older raymlops wrote there, whose checkpoints hold weights alone.
     """
-    folders = {name: files for name, files in filesystem.listing(checkpoints_uri).items() if files is not None}
-    search = _Search(checkpoints_uri, folders=folders, metric=metric, repair=repair)
-    pointer = _pointer(checkpoints_uri)
-    if repair and not search.whole and any(name.startswith(_OLD_NAMED) for name in folders):
+    search = _Search(checkpoints_uri, metric=metric, repair=repair)
+    pointer = read_pointer(checkpoints_uri)
+    if repair and not search.whole and search.has_old_ones:
         raise UsageError(
             f"{checkpoints_uri!r} holds checkpoints of an older raymlops, from which no training can be resumed",
             hint="Their weights can still be used. Start a new run.",
@@ -96,9 +95,8 @@ def recorded_fit(checkpoints_uri: str) -> dict[str, Any] | None:
     Raises:
         StorageError: the storage cannot be read, or a newer raymlops wrote there.
     """
-    folders = {name: files for name, files in filesystem.listing(checkpoints_uri).items() if files is not None}
-    search = _Search(checkpoints_uri, folders=folders, metric="", repair=False, only_state=True)
-    forgotten, current = search.candidates(_pointer(checkpoints_uri))
+    search = _Search(checkpoints_uri, metric="", repair=False, only_state=True)
+    forgotten, current = search.candidates(read_pointer(checkpoints_uri))
     newest = search.newest_document([*forgotten, *current])
     return None if newest is None else dict(newest[1]["fit"])
 
@@ -106,19 +104,22 @@ def recorded_fit(checkpoints_uri: str) -> dict[str, Any] | None:
 class _Search:
     """A search through a run's checkpoints, which sets damaged ones aside."""
 
-    def __init__(
-        self, uri: str, *, folders: dict[str, frozenset[str]], metric: str, repair: bool, only_state: bool = False
-    ) -> None:
+    def __init__(self, uri: str, *, metric: str, repair: bool, only_state: bool = False) -> None:
         self.set_aside: list[str] = []
         self._uri = uri
         self._metric = metric
         self._repair = repair
         self._only_state = only_state
         self._unusable: set[str] = set()
-        mine = {name: files for name, files in folders.items() if name.startswith(_NAMED)}
-        mine = {name: files for name, files in mine.items() if not manifest.is_set_aside(name, files)}
-        self.whole = {name for name, files in mine.items() if manifest.MANIFEST in files}
-        self._unfinished = mine.keys() - self.whole
+        folders = {name: files for name, files in filesystem.listing(uri).items() if files is not None}
+        mine = {
+            name
+            for name, files in folders.items()
+            if name.startswith(_NAMED) and not manifest.is_set_aside(name, files)
+        }
+        self.whole = {name for name in mine if manifest.MANIFEST in folders[name]}
+        self.has_old_ones = any(name.startswith(_OLD_NAMED) for name in folders)
+        self._unfinished = mine - self.whole
 
     def candidates(self, pointer: Kept | None) -> tuple[list[Entry], list[Entry]]:
         """Return the checkpoints that the pointer dropped, and the current ones, each newest last.
@@ -233,10 +234,3 @@ class _Search:
             with contextlib.suppress(NotFoundError):
                 name = manifest.set_aside(self._uri, name, reason=problem)
         self.set_aside.append(f"{name}: {problem}")
-
-
-def _pointer(uri: str) -> Kept | None:
-    try:
-        return Kept.from_json(filesystem.read_bytes(filesystem.join(uri, POINTER)))
-    except NotFoundError:
-        return None

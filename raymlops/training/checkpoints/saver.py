@@ -13,14 +13,13 @@ caller waits for copies in host memory alone; ``latest`` finds what a killed pro
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raymlops.errors import NonFiniteError, StorageError
 from raymlops.storage import filesystem, manifest
 from raymlops.training.checkpoints.background import Job, Publisher
-from raymlops.training.checkpoints.format import load_weights, restore, tensors, write_state, write_trainer, write_whole
+from raymlops.training.checkpoints.format import load_weights, restore, write_state, write_trainer, write_whole
 from raymlops.training.checkpoints.host_copies import HostCopies, model_state, not_finite
 from raymlops.training.checkpoints.retention import Entry, Kept
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from raymlops.training.checkpoints.host_copies import Entries
     from raymlops.training.checkpoints.state import RunState
 
-__all__ = ["FolderSaver", "MemorySaver", "Saver", "Snapshot", "load_weights", "restore", "tensors"]
+__all__ = ["FolderSaver", "Saver", "Snapshot", "load_weights", "restore"]
 
 _SLACK_BYTES = 1 << 20
 """Room for headers, JSON and the pointer beside the tensors."""
@@ -62,12 +61,10 @@ class Saver(Protocol):
     @property
     def last_uri(self) -> str | None:
         """Return the URI from which the last snapshot can be restored, if any."""
-        ...
 
     @property
     def kept(self) -> Kept | None:
         """Return which checkpoints exist, if any."""
-        ...
 
     @property
     def busy(self) -> bool:
@@ -76,36 +73,15 @@ class Saver(Protocol):
         A checkpoint that is due by time can be postponed. One that is due by steps waits for the previous one: at most
         one interval may have to be repeated.
         """
-        ...
 
     def save(self, snapshot: Snapshot, *, best: bool, last: bool) -> None:
         """Keep a snapshot; ``best`` of all reports so far, ``last`` before the loop ends."""
-        ...
 
     def wait(self) -> None:
         """Return once everything handed over is saved."""
-        ...
 
 
-class MemorySaver:
-    """Keeps the best model's state in memory, for trials."""
-
-    def __init__(self) -> None:
-        self.model_state: dict[str, torch.Tensor] = {}
-        self.last_uri: str | None = None
-        self.kept: Kept | None = None
-        self.busy = False
-
-    def save(self, snapshot: Snapshot, *, best: bool, last: bool) -> None:  # noqa: ARG002 - only the best is kept
-        """Keep a copy if it is the best so far."""
-        if best:
-            self.model_state = tensors(snapshot.model)
-
-    def wait(self) -> None:
-        """Return at once: there is nothing to write."""
-
-
-class FolderSaver:
+class FolderSaver(Publisher):
     """Writes a run's checkpoints. Every rank has one and calls it equally often, with equal arguments.
 
     A whole checkpoint is written by rank 0 alone. A sharded one is written by all ranks into one folder: each reports
@@ -131,29 +107,24 @@ class FolderSaver:
         ``on_event`` is called from the writing thread, on rank 0. ``alive`` is called about every second while a call
         waits for that thread: a slow upload is no hang.
         """
-        self.uri = uri
-        self.stall_s = 0.0
-        """How long ``save`` and ``wait`` kept the caller."""
+        super().__init__(
+            section, uri, kept=kept or Kept(), rank=rank, world_size=world_size, group=group, on_event=on_event
+        )
         self._token = token
         self._metric = section.metric
         self._identity = dict(identity)
         self._stop_on_error = section.on_checkpoint_error == "stop"
-        self._rank, self._world_size, self._group = rank, world_size, group
-        self._sharded = section.strategy == "fsdp"
         self._alive = alive
         self._copies = HostCopies()
         self._saves = 0
         self._final = False
-        self._publisher = Publisher(
-            section, uri, kept=kept or Kept(), rank=rank, world_size=world_size, group=group, on_event=on_event
-        )
 
     @property
     def best_uri(self) -> str:
         """Return the folder of the best checkpoint, on rank 0, or sharded, on all.
 
         Raises:
-            StorageError: there is none.
+            StorageError: no best checkpoint was written.
         """
         if self.kept.best is None:
             raise StorageError(f"no checkpoint of a report was written to {self.uri!r}, so there is no best one")
@@ -164,21 +135,6 @@ class FolderSaver:
         """Return the folder of the last complete checkpoint, None without one; on rank 0, or sharded, on all."""
         return None if self.kept.last is None else filesystem.join(self.uri, self.kept.last)
 
-    @property
-    def kept(self) -> Kept:
-        """Return which checkpoints exist: at first what ``recall`` found, later on rank 0, or sharded, on all."""
-        return self._publisher.kept
-
-    @property
-    def busy(self) -> bool:
-        """Return whether this rank is writing a checkpoint; a whole one is written by rank 0 alone."""
-        return self._publisher.busy
-
-    @property
-    def failures(self) -> int:
-        """Return how many checkpoints could not be written; on rank 0, or sharded, on all."""
-        return self._publisher.failures
-
     def save(self, snapshot: Snapshot, *, best: bool, last: bool) -> None:
         """Copy the snapshot and write it in a thread, after the previous one, whose failure may be raised here.
 
@@ -188,15 +144,11 @@ class FolderSaver:
             StorageError: the previous one could not be written, and ``on_error`` is "stop".
             RefusedError: another attempt of this run now writes here.
         """
-        started = time.monotonic()
-        try:
-            self._settle()
-            self._saves += 1
-            self._final |= snapshot.state.finished
-            if self._rank == 0 or self._sharded:
-                self._publisher.start(self._staged(snapshot, best=best, last=last))
-        finally:
-            self.stall_s += time.monotonic() - started
+        self._settle()
+        self._saves += 1
+        self._final |= snapshot.state.finished
+        if self._rank == 0 or self._sharded:
+            self._start(self._staged(snapshot, best=best, last=last))
 
     def wait(self) -> None:
         """Return once everything handed over is written.
@@ -206,19 +158,14 @@ class FolderSaver:
                 finished and its best one could not be written.
             NonFiniteError, RefusedError: as in ``save``.
         """
-        started = time.monotonic()
-        try:
-            self._settle()
-        finally:
-            self.stall_s += time.monotonic() - started
-        lost = self._publisher.lost
-        if "last" in lost:
-            raise lost["last"]
-        if "best" in lost and self._final:
-            raise lost["best"]
+        self._settle()
+        if "last" in self._lost:
+            raise self._lost["last"]
+        if "best" in self._lost and self._final:
+            raise self._lost["best"]
 
     def _settle(self) -> None:
-        failure = self._publisher.join(alive=self._alive)
+        failure = self._join(alive=self._alive)
         if failure is not None and (self._stop_on_error or not isinstance(failure, StorageError)):
             raise failure
 

@@ -110,9 +110,7 @@ class TrainContext:
             self._hooks.orders,
             every_minutes=spec.checkpoint_every_minutes,
             ready=lambda: not saver.busy,
-            group=self.ranks.control,
-            rank=self.rank,
-            world_size=self.world_size,
+            ranks=self.ranks,
         )
         self._reporter = Reporter(self._hooks.emit, self.recipe, spec, steps=self.steps, ranks=self.ranks)
         self.watch = self._reporter.watch

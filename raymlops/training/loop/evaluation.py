@@ -103,10 +103,11 @@ def totals(
     rank: int = 0,
     world: int = 1,
     device: torch.device | str = "cpu",
-    before_batch: Callable[[], None] | None = None,
+    before_batch: Callable[[], None] = lambda: None,
     exchanges: bool = False,
+    indices: torch.Tensor | None = None,
 ) -> Totals:
-    """Return the sums over this rank's share of the rows, without padding.
+    """Return the sums over this rank's share of the rows, without padding, or over the rows of ``indices``.
 
     ``model`` is the plain module, never the DDP wrapper: its forward exchanges buffers, and a rank with one batch
     less would leave the others waiting. A rank without a row returns zeros of the right shapes. A model whose
@@ -116,18 +117,21 @@ def totals(
     Raises:
         RecipeError: ``metrics()`` breaks its contract.
     """
-    indices = split.share(rank=rank, world=world)
-    most = math.ceil(math.ceil(split.rows / world) / batch_size)
-    return _sums(
-        recipe,
-        model,
-        split,
-        indices,
-        batch_size=batch_size,
-        device=torch.device(device),
-        before_batch=before_batch,
-        passes=most if exchanges else 0,
-    )
+    if indices is None:
+        indices = split.share(rank=rank, world=world)
+    passes = math.ceil(math.ceil(split.rows / world) / batch_size) if exchanges else 0
+    total: Totals | None = None
+    done = 0
+    with _evaluating(model):
+        for batch in split.batches(indices, batch_size=batch_size):
+            before_batch()
+            total = add(total, batch_totals(recipe, model, to_device(batch, device)))
+            done += 1
+        while total is None or done < passes:
+            one = batch_totals(recipe, model, to_device(split.batch(torch.tensor([0])), device))
+            total = add(total, {name: np.zeros_like(value) for name, value in one.items()})
+            done += 1
+    return total
 
 
 def block_totals(
@@ -142,35 +146,9 @@ def block_totals(
     """Return the sums over each of ``blocks`` contiguous blocks of rows (at most one a row), for resampling."""
     parts = np.array_split(np.arange(split.rows), min(blocks, split.rows))
     return [
-        _sums(recipe, model, split, torch.from_numpy(part), batch_size=batch_size, device=torch.device(device))
+        totals(recipe, model, split, batch_size=batch_size, device=device, indices=torch.from_numpy(part))
         for part in parts
     ]
-
-
-def _sums(
-    recipe: RecipeBase,
-    model: nn.Module,
-    split: SplitData,
-    indices: torch.Tensor,
-    *,
-    batch_size: int,
-    device: torch.device,
-    before_batch: Callable[[], None] | None = None,
-    passes: int = 0,
-) -> Totals:
-    total: Totals | None = None
-    done = 0
-    with _evaluating(model):
-        for batch in split.batches(indices, batch_size=batch_size):
-            if before_batch is not None:
-                before_batch()
-            total = add(total, batch_totals(recipe, model, to_device(batch, device)))
-            done += 1
-        while total is None or done < passes:
-            one = batch_totals(recipe, model, to_device(split.batch(torch.tensor([0])), device))
-            total = add(total, {name: np.zeros_like(value) for name, value in one.items()})
-            done += 1
-    return total
 
 
 @contextmanager

@@ -142,7 +142,7 @@ def parallelize(
     model in every case.
 
     Args:
-        recipe: whose ``loss`` is computed, and whose ``shard_layers`` are asked for.
+        recipe: whose ``loss`` is computed, and whose ``shard_layers`` is called.
         model: on ``device``, with the same parameters on every rank.
         spec: ``strategy``, ``precision``, ``compile``, ``activation_checkpointing`` and ``shard_min_params`` count.
         world_size: the number of ranks.

@@ -76,17 +76,13 @@ class Agreement:
         *,
         every_minutes: float | None,
         ready: Callable[[], bool] = lambda: True,
-        group: Any = None,
-        rank: int = 0,
-        world_size: int = 1,
+        ranks: Ranks | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._orders = orders
         self._ready = ready
         self._every_s = None if every_minutes is None else every_minutes * 60
-        self._group = group
-        self._rank = rank
-        self._world_size = world_size
+        self._ranks = ranks or Ranks()
         self._clock = clock
         self._saved_at = clock()
         self._asked_at = self._saved_at
@@ -104,7 +100,7 @@ class Agreement:
 
     def at_step(self, step: int) -> Agreed:
         """Return what is agreed after a step; most steps need no exchange. Every rank must call it at every step."""
-        if self._world_size == 1:
+        if self._ranks.world_size == 1:
             return Agreed(self._orders(), due=self._due())
         if step < self._next_step:
             return Agreed()
@@ -121,7 +117,7 @@ class Agreement:
         Raises:
             RecipeError: a rank has reported less often, or has ended.
         """
-        if self._world_size == 1:
+        if self._ranks.world_size == 1:
             return stop, self._orders()
         order, stops, _ = self._exchange(0, stop, reports=reports)
         return bool(stops), ORDERS[order]
@@ -132,19 +128,19 @@ class Agreement:
         Raises:
             RecipeError: another rank reports again.
         """
-        if self._world_size > 1:
+        if self._ranks.world_size > 1:
             self._exchange(0, False, reports=reports, ended=True)
 
     def _due(self) -> bool:
         return self._every_s is not None and self._clock() - self._saved_at >= self._every_s and self._ready()
 
     def _exchange(self, wait: int, flag: bool, *, reports: int = -1, ended: bool = False) -> tuple[int, int, int]:
-        leads = self._rank == 0
+        leads = self._ranks.rank == 0
         # Rank 0's wait and flag count; -1 marks an exchange at a step, which a report must not meet.
         mine = [ORDERS.index(self._orders()), int(flag and leads), wait if leads else 0]
         both = [reports, -reports, int(ended), -int(ended)]
         vector = torch.tensor([*mine, *both])
-        torch.distributed.all_reduce(vector, op=torch.distributed.ReduceOp.MAX, group=self._group)
+        torch.distributed.all_reduce(vector, op=torch.distributed.ReduceOp.MAX, group=self._ranks.control)
         order, flags, wait, most, least, any_ended, all_ended = vector.tolist()
         if most != -least or any_ended != -all_ended:
             raise RecipeError(

@@ -10,7 +10,6 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from raymlops.config.paths import local_path
 from raymlops.display import Throttle
 from raymlops.training.checkpoints.state import MAX_POINTS
 from raymlops.training.events import COSTS, Event
@@ -32,17 +31,13 @@ _MB = 1e6
 
 
 class SystemMetrics:
-    """Samples the machine of this process; rates are those since the sample before, or since this was made.
+    """Samples the machine of this process; rates are those since the previous sample, or since the start."""
 
-    ``storage_uri`` names the disk to look at, where it is one of this machine.
-    """
-
-    def __init__(self, storage_uri: str | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         import psutil
 
         self._psutil: Any = psutil
         self._clock = clock
-        self._folder = None if storage_uri is None else local_path(storage_uri)
         self._process = psutil.Process()
         psutil.cpu_percent()  # the first call has nothing to compare with, and answers 0
         self._network = self._network_bytes()
@@ -55,8 +50,6 @@ class SystemMetrics:
             "system/system_memory_usage_percentage": float(self._psutil.virtual_memory().percent),
             "system/process_memory_gb": self._process.memory_info().rss / _GB,
         }
-        if (used := self._disk()) is not None:
-            found["system/disk_usage_percentage"] = used
         network, now_s = self._network_bytes(), self._clock()
         if network is not None and self._network is not None and now_s > self._at_s:
             # Counters go back where an interface goes.
@@ -65,13 +58,6 @@ class SystemMetrics:
             found["system/network_transmit_mb_per_s"] = sent / _MB / (now_s - self._at_s)
         self._network, self._at_s = network, now_s
         return found | _accelerator()
-
-    def _disk(self) -> float | None:
-        if self._folder is None:
-            return None
-        # The folder of a run that is about to begin may not be there yet; its disk is.
-        there = next((folder for folder in (self._folder, *self._folder.parents) if folder.exists()), None)
-        return None if there is None else float(self._psutil.disk_usage(str(there)).percent)
 
     def _network_bytes(self) -> tuple[int, int] | None:
         """Return the bytes received and sent so far; None where the machine does not say."""
@@ -130,9 +116,8 @@ class Reporter:
 
     def costs(self, *, rows: int) -> dict[str, float]:
         """Return throughput and shares of time since the last call, and every ten seconds the machine's load."""
-        self._throughput.add(rows=rows, tokens=rows * self._tokens_per_row)
         self.watch.mark("report")
-        found = {**self._throughput.take(), **self.watch.take()}
+        found = {**self._throughput.of(rows=rows, tokens=rows * self._tokens_per_row), **self.watch.take()}
         if self._system is not None and self._system_due.due():
             found |= self._system.sample()
         return found

@@ -49,7 +49,7 @@ class Stopwatch:
 
 
 class Throughput:
-    """Counts rows and tokens of the whole run, over all its workers.
+    """Measures rows and tokens per second of the whole run, over all its workers.
 
     ``flops_per_row`` are the model's floating point operations for one row, forward and backward, without the
     recomputation of activation checkpointing; ``peak_tflops`` is the peak of one worker's device.
@@ -66,24 +66,16 @@ class Throughput:
         self._flops_per_row = flops_per_row
         self._peak_flops = None if peak_tflops is None else peak_tflops * 1e12 * max(1, workers)
         self._clock = clock
-        self._rows = 0
-        self._tokens = 0
         self._since = clock()
 
-    def add(self, *, rows: int, tokens: int = 0) -> None:
-        """Count rows, and tokens where rows have such."""
-        self._rows += rows
-        self._tokens += tokens
-
-    def take(self) -> dict[str, float]:
-        """Return ``throughput/...`` since the last call: rows and tokens per second, and the model FLOPs use.
+    def of(self, *, rows: int, tokens: int = 0) -> dict[str, float]:
+        """Return ``throughput/...`` of the rows and tokens since the last call: their rates, and the model FLOPs use.
 
         ``mfu``, from 0 to 1, is the operations per second that the model needs over those that the devices could do
-        (PaLM, arXiv:2204.02311, appendix B). Empty where nothing was counted.
+        (PaLM, arXiv:2204.02311, appendix B). Empty without rows.
         """
         now = self._clock()
-        rows, tokens, seconds = self._rows, self._tokens, now - self._since
-        self._rows, self._tokens, self._since = 0, 0, now
+        seconds, self._since = now - self._since, now
         if not rows or seconds <= 0:
             return {}
         found = {"throughput/rows_per_s": rows / seconds}

@@ -97,7 +97,7 @@ class RunLog:
         try:
             if self._before is None:
                 # A run that resumes has a log already.
-                self._before = (_remote_text(self._uri) or "").splitlines(keepends=True)
+                self._before = (_text(self._uri) or "").splitlines(keepends=True)
             with self._lock:
                 lines = [*self._before, *self._lines][-MAX_LINES:]
             filesystem.write_bytes(self._uri, "".join(lines).encode())
@@ -116,71 +116,34 @@ def read(
         NotFoundError: there is no log.
         StorageError: it cannot be read.
     """
-    path = local_path(uri)
-    if path is None:
-        new_lines, pause_s = _remote_lines(uri), REMOTE_POLL_S
-    else:
-        new_lines, pause_s = _local_lines(path), POLL_S
+    if poll_s is None:
+        poll_s = REMOTE_POLL_S if filesystem.is_remote(uri) else POLL_S
     latest = ""
     while True:
         # Evaluated first, so that everything written before it became true is read below.
         over = not follow or ended()
-        lines = new_lines()
+        lines = _lines_after(uri, latest)
         yield from lines
         if over or (not lines and latest.split(" ")[1:2] == [CLOSED]):
             return
         latest = lines[-1] if lines else latest
-        time.sleep(pause_s if poll_s is None else poll_s)
+        time.sleep(poll_s)
 
 
-def _local_lines(path: Path) -> Callable[[], list[str]]:
-    """Return a function that reads the lines since its last call; an incomplete one is left for the next."""
-    position = 0
-
-    def new_lines() -> list[str]:
-        nonlocal position
-        try:
-            with path.open("rb") as file:
-                if file.seek(0, 2) < position:
-                    position = 0  # it was removed and created again
-                file.seek(position)
-                data = file.read()
-        except FileNotFoundError as error:
-            raise _missing(str(path)) from error
-        except OSError as error:
-            raise StorageError(f"cannot read the log {str(path)!r}: {error}") from error
-        whole = data[: data.rfind(b"\n") + 1]
-        position += len(whole)
-        return whole.decode(errors="replace").split("\n")[:-1]
-
-    return new_lines
+def _lines_after(uri: str, latest: str) -> list[str]:
+    """Return the complete lines after the latest known one; all of them if it is not there any more."""
+    text = _text(uri)
+    if text is None:
+        raise NotFoundError(
+            f"there is no log at {uri!r}", hint="Check the run id, and that storage.path is the one of the run."
+        )
+    lines = text.split("\n")[:-1]
+    known = next((index for index in reversed(range(len(lines))) if lines[index] == latest), -1)
+    return lines[known + 1 :]
 
 
-def _remote_lines(uri: str) -> Callable[[], list[str]]:
-    """Return a function that reads the object again and returns the lines after the last known one."""
-    latest = ""
-
-    def new_lines() -> list[str]:
-        nonlocal latest
-        text = _remote_text(uri)
-        if text is None:
-            raise _missing(uri)
-        lines = text.split("\n")[:-1]
-        known = next((index for index in reversed(range(len(lines))) if lines[index] == latest), -1)
-        latest = lines[-1] if lines else latest
-        return lines[known + 1 :]
-
-    return new_lines
-
-
-def _remote_text(uri: str) -> str | None:
+def _text(uri: str) -> str | None:
     try:
         return filesystem.read_bytes(uri).decode(errors="replace")
     except NotFoundError:
         return None
-
-
-def _missing(where: str) -> NotFoundError:
-    return NotFoundError(
-        f"there is no log at {where!r}", hint="Check the run id, and that storage.path is the one of the run."
-    )

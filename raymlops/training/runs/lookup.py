@@ -11,7 +11,6 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.config.messages import check
-from raymlops.config.paths import local_path
 from raymlops.config.schema import ProjectSpec, StorageSection
 from raymlops.errors import (
     ConfigError,
@@ -25,7 +24,7 @@ from raymlops.errors import (
 from raymlops.state.database import state_url
 from raymlops.state.lease import holder_of, was_held
 from raymlops.storage import filesystem
-from raymlops.training.runs.mlflow_run import CONFIG
+from raymlops.training.runs.mlflow_run import CONFIG, STORAGE_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,12 +33,14 @@ if TYPE_CHECKING:
 
 RUNS = "runs"
 """Folder of all runs under ``storage.path``; each run has a folder in it, with its checkpoints and its log."""
+SWEEPS = "sweeps"
+"""Folder of all sweeps under ``storage.path``; each sweep has a folder in it, with its configuration and its report."""
+TRIALS = "trials"
+"""Folder of a sweep's trials; each has a folder in it, with its checkpoints while it has not ended."""
 CHECKPOINTS = "checkpoints"
 LOG = "log.txt"
 EVALUATION = "evaluation/test.json"
 """Artifact: the test metrics of a run, written once."""
-STORAGE_PATH = "raymlops.storage_path"
-"""Tag: ``storage.path`` as an absolute folder, for processes with another working directory."""
 ORIGIN = "origin.json"
 """File in a run's folder: the URI of the MLflow that has the run."""
 _NEAR = 3
@@ -197,17 +198,12 @@ def origin(files_uri: str) -> str | None:
         return None
 
 
-def absolute(storage_path: str) -> str:
-    """Return a ``storage.path`` that is independent of the working directory."""
-    folder = local_path(storage_path)
-    return storage_path if folder is None else str(folder)
-
-
 def resume_command(verb: Literal["train", "sweep"], run_id: str, *, spec: ProjectSpec) -> str:
     """Return the command that resumes a run or a sweep from any folder of this machine."""
     command, default = f"raymlops {verb} --resume {run_id}", StorageSection().path
-    if absolute(spec.storage.path) != absolute(default):
-        command += f" storage.path={absolute(spec.storage.path)}"
+    path = filesystem.absolute(spec.storage.path)
+    if path != filesystem.absolute(default):
+        command += f" storage.path={path}"
     # A URI from an environment variable is taken from there again.
     if isinstance(spec.tracking.uri, str):
         command += f" tracking.uri={spec.tracking.uri}"
@@ -260,21 +256,3 @@ def _near(tracker: Tracker, run_id: str) -> str:
     found = list(dict.fromkeys(names[name].info.run_id for name in like))[:_NEAR]
     by_id = {run.info.run_id: run.info.run_name for run in runs}
     return f"Similar: {', '.join(f'{known} ({by_id[known]})' for known in found)}." if found else ""
-
-
-@dataclass(frozen=True)
-class Place:
-    """The location of a run's files: ``runs_uri`` is the folder of all runs."""
-
-    runs_uri: str
-    run_id: str
-
-    @property
-    def checkpoints_uri(self) -> str:
-        """Return the folder of the run's checkpoints."""
-        return filesystem.join(self.runs_uri, self.run_id, CHECKPOINTS)
-
-    @property
-    def log_uri(self) -> str:
-        """Return the file of the run's log."""
-        return filesystem.join(self.runs_uri, self.run_id, LOG)

@@ -16,6 +16,7 @@ from raymlops.bundle.code import collect
 from raymlops.config.load import dump
 from raymlops.errors import RecipeError
 from raymlops.signals import undisturbed
+from raymlops.storage.filesystem import absolute
 from raymlops.tracking.params import flatten
 from raymlops.tracking.provenance import git_record, hardware, packages
 from raymlops.training.runs.writer import RunWriter
@@ -35,6 +36,8 @@ CODE_SHA = "raymlops.code_sha"
 """Tag: the digest of the recipe's code."""
 FINGERPRINT, ROWS = "raymlops.data_fingerprint", "raymlops.data_rows"
 """Tags: what identifies the data, and the rows of each split as JSON."""
+STORAGE_PATH = "raymlops.storage_path"
+"""Tag: ``storage.path`` as an absolute folder, for processes with another working directory."""
 CWD = "raymlops.cwd"
 """Tag: the folder that the run was started in, which may hold a recipe that belongs to no package."""
 
@@ -45,7 +48,6 @@ def open_run(
     data: DataRecord,
     *,
     tags: Mapping[str, str] | None = None,
-    parent_run_id: str | None = None,
     kind: Literal["run", "sweep"] = "run",
 ) -> str:
     """Create the run with everything that is known before training.
@@ -63,6 +65,7 @@ def open_run(
         **(tags or {}),
         "raymlops.kind": kind,
         "raymlops.project": spec.project.name,
+        STORAGE_PATH: absolute(spec.storage.path),
         "raymlops.recipe": project.reference,
         "raymlops.config_sha": spec.sha(),
         FINGERPRINT: data.fingerprint,
@@ -92,7 +95,6 @@ def open_run(
                 spec.experiment,
                 name=f"{spec.project.name}-{'' if kind == 'run' else kind + '-'}{time.strftime('%Y%m%d-%H%M%S')}",
                 tags={key: value for key, value in all_tags.items() if value},
-                parent_run_id=parent_run_id,
             )
         tracker.log_batch(run_id, params=flatten(spec.to_dict()))
         for path, text in artifacts.items():

@@ -151,22 +151,17 @@ def code_differs(recorded: Recorded, project: Project) -> bool:
     return recorded.tags.get(CODE_SHA, "") != (code.sha() if code else "")
 
 
-def fit_in_words(prepared: Prepared, *, known: Mapping[str, Any] | None) -> str:
-    """Return a message about the state that a run resumes with; empty if it is the recorded one and fits the code.
-
-    ``known`` is the recorded state.
-    """
+def fit_notices(prepared: Prepared, *, known: Mapping[str, Any] | None) -> list[str]:
+    """Return notices about the state that a run resumes with; none if it is the ``known`` one and fits the code."""
     name = type(prepared.recipe).__name__
     if known is None:
-        return f"no state of {name}.fit() was recorded before the first checkpoint: it was called again"
+        return [f"no state of {name}.fit() was recorded before the first checkpoint: it was called again"]
     now = prepared.refitted
     if now is None or now == known:
-        return ""
-    keys = sorted(key for key in known.keys() | now.keys() if known.get(key) != now.get(key))
-    return (
-        f"the changed code's {name}.fit() returns another state ({', '.join(keys)}): the run keeps the state that its "
-        "weights were trained with; start a new run to train with the other one"
-    )
+        return []
+    keys = ", ".join(changed_keys(known, now))
+    text = f"the changed code's {name}.fit() returns another state ({keys}): the run keeps the state that its weights "
+    return [text + "were trained with; start a new run to train with the other one"]
 
 
 def is_evaluated(tracker: Tracker, run_id: str) -> bool:
@@ -174,9 +169,9 @@ def is_evaluated(tracker: Tracker, run_id: str) -> bool:
     return read_json(tracker, run_id, EVALUATION) is not None
 
 
-def changed_files(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return the names of files that were changed, added or removed."""
-    return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the keys whose value was changed, added or removed."""
+    return sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
 
 
 def write_changes(
@@ -195,7 +190,7 @@ def write_changes(
         tags, artifacts = code_record(project)
         artifacts[CODE_FILES] = artifacts[CODE_FILES] or "{}"
         then = read_json(tracker, recorded.run_id, CODE_FILES) or {}
-        files = changed_files(then, json.loads(artifacts[CODE_FILES])) or ["the recipe's code"]
+        files = changed_keys(then, json.loads(artifacts[CODE_FILES])) or ["the recipe's code"]
         for path, text in artifacts.items():
             if text:
                 tracker.log_text(recorded.run_id, text, path)
@@ -203,14 +198,17 @@ def write_changes(
         # The file first: a tag of a configuration that is not there would be worse than the previous tag.
         tracker.log_text(recorded.run_id, dump(project.spec), CONFIG)
         tags["raymlops.config_sha"] = project.spec.sha()
-    said = [f"{change} ({change.effect})" if change.effect else str(change) for change in changes]
-    said += [f"code changed: {name}" for name in files]
-    if said:
-        shown = said if len(said) <= _MAX_CHANGES else [*said[:_MAX_CHANGES], f"and {len(said) - _MAX_CHANGES} more"]
-        entry = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "changes": [text[:200] for text in shown]}
+    texts = [f"{change} ({change.effect})" if change.effect else str(change) for change in changes]
+    texts += [f"code changed: {name}" for name in files]
+    if texts:
+        more = [f"and {len(texts) - _MAX_CHANGES} more"] if len(texts) > _MAX_CHANGES else []
+        entry = {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "changes": [text[:200] for text in [*texts[:_MAX_CHANGES], *more]],
+        }
         tags[RESUMED_WITH_CHANGES] = appended(recorded.tags, RESUMED_WITH_CHANGES, entry)
         tracker.log_batch(recorded.run_id, tags=tags)
-    return tuple(said)
+    return tuple(texts)
 
 
 def _raised(before: TrainSection, now: TrainSection) -> bool:

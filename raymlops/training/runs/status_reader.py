@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from raymlops.errors import NotFoundError, StorageError
 from raymlops.storage import filesystem
 from raymlops.tracking.tag_entries import entries
+from raymlops.training.checkpoints.format import read_pointer
 from raymlops.training.checkpoints.retention import STATE
-from raymlops.training.runs.garbage import files_under, newest_whole, read_pointer
+from raymlops.training.runs.garbage import newest_whole
 from raymlops.training.runs.lookup import CHECKPOINTS, LOG, Recorded, who_holds
 from raymlops.training.runs.resume import RESUMED_WITH_CHANGES, is_evaluated
 from raymlops.training.runs.status import CheckpointStatus, RunStatus, shared_fields
@@ -52,14 +53,9 @@ def run_status(tracker: Tracker, recorded: Recorded, *, now: datetime | None = N
     now = now or datetime.now(UTC)
     if recorded.kind != "run":
         return summarize(recorded, tracking_uri=tracker.shown_uri, now=now)
-    return summarize(
-        recorded,
-        tracking_uri=tracker.shown_uri,
-        now=now,
-        lease=who_holds(recorded),
-        found=_look(recorded, now=now),
-        evaluated=recorded.status == "FINISHED" and is_evaluated(tracker, recorded.run_id),
-    )
+    evaluated = recorded.status == "FINISHED" and is_evaluated(tracker, recorded.run_id)
+    lease, found = who_holds(recorded), _look(recorded, now=now)
+    return summarize(recorded, tracking_uri=tracker.shown_uri, now=now, lease=lease, found=found, evaluated=evaluated)
 
 
 def summarize(
@@ -170,20 +166,20 @@ def _look(recorded: Recorded, *, now: datetime) -> Found:
         if name is None:
             return Found(kept)
         folder = filesystem.join(uri, name)
-        files = files_under(folder)
+        files = filesystem.entries(folder, recursive=True)
         state = _read_state(folder)
     except StorageError as error:
         return Found(problem=f"its last checkpoint cannot be read: {error.message}")
     if state is None:
         problem = "damaged; resuming sets it aside and" if files else "missing; resuming"
         return Found(kept, unusable=f"{name} is {problem}")
-    times = [file.written_at for file in files if file.written_at is not None]
+    times = [info.mtime.astimezone(UTC) for info in files.values() if info.mtime is not None]
     last = CheckpointStatus(
         name=name,
         step=_whole(state.get("step")) or 0,
         written_at=max(times).isoformat() if times else None,
         age_s=round((now - max(times)).total_seconds(), 1) if times else None,
-        size_bytes=sum(file.size_bytes for file in files),
+        size_bytes=sum(info.size or 0 for info in files.values()),
     )
     return Found(kept, last, state)
 

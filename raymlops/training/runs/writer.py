@@ -6,7 +6,6 @@ events.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from dataclasses import replace
@@ -48,6 +47,8 @@ RESTART_COUNT = "raymlops.restart_count"
 class RunWriter:
     """Writes one run, over all of its attempts. ``on_event`` gets every event too: it feeds the display.
 
+    A display that fails gets no more events, and does not stop the training: ``display_error`` is for its end.
+
     Taking in an event never waits for MLflow: data is buffered, up to a bound, until MLflow accepts it, at the latest
     when the run ends. ``previous`` is MLflow's ``Run`` of a run that resumes; ``log_uri`` is where its log is kept.
     """
@@ -63,6 +64,7 @@ class RunWriter:
         log_uri: str | None = None,
     ) -> None:
         self.run_id = run_id
+        self.display_error: Exception | None = None
         self._on_event = on_event
         tags: Mapping[str, str] = {} if previous is None else previous.data.tags
         self._sender = Sender(tracker, clock=clock)
@@ -81,8 +83,9 @@ class RunWriter:
         self._latest = Event("start")
 
     def __call__(self, event: Event) -> None:
-        """Take in an event: send its metrics, log it and show it."""
-        # First, so that a display that fails costs no metrics.
+        """Take in an event: send its metrics, log it and show it. A restart is counted."""
+        if event.kind == "restart":
+            event = self._count_restart(event)
         self._send(event)
         self._write_line(event)
         self._show(event)
@@ -93,16 +96,6 @@ class RunWriter:
         """Log those points of a checkpoint that a killed driver did not get to send; return how many."""
         return self._sender.put(self._run, points)
 
-    def note_restart(self, reason: str, *, step: int, workers: int) -> None:
-        """Record that a new attempt with ``workers`` workers starts from the checkpoint of ``step``."""
-        text = reason if len(reason) <= MAX_RESTART_REASON_CHARS else reason[: MAX_RESTART_REASON_CHARS - 3] + "..."
-        entry = {"at": _now(), "step": step, "workers": workers, "reason": text}
-        self._restarts = appended({RESTARTS: self._restarts}, RESTARTS, entry)
-        self._restart_count += 1
-        self._sender.put(self._run, tags={RESTARTS: self._restarts, RESTART_COUNT: str(self._restart_count)})
-        self._latest = replace(self._latest, workers=workers)
-        self(replace(self._words(reason), kind="restart", step=step))
-
     def close(self, status: RunStatus, *, tags: Mapping[str, str], wait_s: float = CLOSE_WAIT_S) -> None:
         """Flush everything and end the run; tell the user when MLflow has to be waited for.
 
@@ -112,10 +105,10 @@ class RunWriter:
         progress = {PROGRESS: self._progress()} if self._latest.step else {}
         try:
             self._sender.end(self._run, status, tags={**progress, **tags})
-            self._sender.finish(wait_s=wait_s, tell=self._tell_quietly)
+            self._sender.finish(wait_s=wait_s, tell=self._tell)
         finally:
             for text in self._notices():
-                self._tell_quietly(text)
+                self._tell(text)
             if self._log is not None:
                 why = {"reason": tags[REASON]} if REASON in tags else {}
                 self._log.append(logfmt_line({"event": "closed", "status": status, **why}))
@@ -133,6 +126,17 @@ class RunWriter:
             )
         except TrackingError as lost:
             error.add_note(f"Its MLflow run {self.run_id} may still be marked RUNNING: {lost.message}")
+
+    def _count_restart(self, event: Event) -> Event:
+        """Record that a new attempt starts from the checkpoint of the event's step; return it with the run's counts."""
+        reason = event.message
+        text = reason if len(reason) <= MAX_RESTART_REASON_CHARS else reason[: MAX_RESTART_REASON_CHARS - 3] + "..."
+        entry = {"at": _now(), "step": event.step, "workers": event.workers, "reason": text}
+        self._restarts = appended({RESTARTS: self._restarts}, RESTARTS, entry)
+        self._restart_count += 1
+        self._sender.put(self._run, tags={RESTARTS: self._restarts, RESTART_COUNT: str(self._restart_count)})
+        self._latest = replace(self._latest, workers=event.workers)
+        return replace(self._words(reason), kind="restart", step=event.step)
 
     def _send(self, event: Event) -> None:
         if event.kind == "end":
@@ -168,8 +172,13 @@ class RunWriter:
             self._log.append(logfmt(event))
 
     def _show(self, event: Event) -> None:
-        if self._on_event is not None:
+        if self._on_event is None or self.display_error is not None:
+            return
+        try:
             self._on_event(event)
+        except Exception as error:
+            self.display_error = error
+            self._write_line(self._words(f"the display failed: {type(error).__name__}: {error}"))
 
     def _notices(self) -> list[str]:
         return [*self._sender.notices(), *(self._log.notices() if self._log is not None else [])]
@@ -181,11 +190,6 @@ class RunWriter:
 
     def _words(self, text: str) -> Event:
         return replace(self._latest, kind="message", metrics={}, message=text, timestamp_ms=now_ms())
-
-    def _tell_quietly(self, text: str) -> None:
-        # A display that fails must not keep a run from being closed.
-        with contextlib.suppress(Exception):
-            self._tell(text)
 
 
 def _count(tags: Mapping[str, str], key: str) -> int | None:

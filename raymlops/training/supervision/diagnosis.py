@@ -6,31 +6,31 @@ Owns gathering the evidence; ``failure_policy`` decides which part of it is the 
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from raymlops.training.supervision.channel import log_tail
-from raymlops.training.supervision.failure_policy import Failure, Lost, Raised, cause
+from raymlops.training.supervision.failure_policy import Failure, Raised, cause
 from raymlops.training.supervision.worker_group import dead
 
 if TYPE_CHECKING:
-    from raymlops.errors import RaymlopsError
     from raymlops.training.supervision.messages import Inbox, Info
 
 _DETAIL = "Worker exit detail: "
-_UNSEEN = "connection error code"
+_CRASHED = "connection error code"
 """How Ray words the exit of a process without a message."""
-_ASKED = ("ray.kill", "owner has died", "ref_deleted", "all references")
+_INTENDED = ("ray.kill", "owner has died", "ref_deleted", "all references")
 """How Ray words an intended exit."""
 
 
-def diagnose(error: BaseException, *, inbox: Inbox, step: int) -> tuple[Failure, RaymlopsError | None]:
-    """Return the failure behind Ray Train's error, and the raymlops exception where it was one."""
+def diagnose(error: BaseException, *, inbox: Inbox, step: int) -> Failure:
+    """Return the failure behind Ray Train's error."""
     raised, infos = dict(inbox.raised), inbox.infos
     lost: dict[int, str] = {}
     for rank, failure in getattr(error, "worker_failures", {}).items():
         if _is_loss(failure):
             text = str(getattr(failure, "health_check_failure", failure))
-            if not (raised and _was_asked(text)):
+            if not (raised and _was_intended(text)):
                 lost[rank] = text
         else:
             raised.setdefault(rank, Raised.by(failure))
@@ -39,15 +39,13 @@ def diagnose(error: BaseException, *, inbox: Inbox, step: int) -> tuple[Failure,
     gone = dead(set(nodes.values()))
     found = {rank: _lost(infos.get(rank), text) for rank, text in lost.items()}
     found |= {
-        rank: Lost(f"its node {_where(infos[rank])} died", node_died=True)
+        rank: Failure("node_died", "NodeDiedError", f"its node {node_id[:12]} ({infos[rank].host}) died")
         for rank, node_id in nodes.items()
         if node_id in gone
     }
     if raised or found:
-        failure = cause(raised, found, nodes=nodes, step=step)
-        own = raised[failure.rank].own if failure.rank in raised and failure.rank is not None else None
-        return failure, own if failure.error_type == type(own).__name__ else None
-    return _of_controller(error, step=step), Raised.by(error).own
+        return cause(raised, found, nodes=nodes, step=step)
+    return replace(_of_controller(error, step=step), own=Raised.by(error).own)
 
 
 def never_started(error: BaseException | None) -> bool:
@@ -63,9 +61,8 @@ def _of_controller(error: BaseException, *, step: int) -> Failure:
     if type(inner).__name__ == "WorkerGroupStartupFailedError":
         return Failure("worker_died", "WorkerDiedError", "a worker died while it started", step=step)
     if isinstance(inner, RayActorError):
-        text = str(inner)
-        what = "was killed or crashed" if _UNSEEN in text else f"died: {_detail(text)}"
-        return Failure("controller_died", "ControllerDiedError", f"Ray Train's controller {what}", step=step)
+        text = f"Ray Train's controller {_how(str(inner))}"
+        return Failure("controller_died", "ControllerDiedError", text, step=step)
     return Failure("error", type(inner).__name__, str(inner), step=step)
 
 
@@ -86,26 +83,24 @@ def _ended_alone(infos: dict[int, Info]) -> dict[int, str]:
             # No public table shows this without a dashboard.
             row: Any = ray._private.state.actors(info.handle._actor_id.hex())  # noqa: SLF001
             text = row["DeathCause"].actor_died_error_context.error_message
-            if row["State"] == "DEAD" and text and not _was_asked(text):
+            if row["State"] == "DEAD" and text and not _was_intended(text):
                 found[rank] = text
     return found
 
 
-def _was_asked(text: str) -> bool:
-    return any(word in text for word in _ASKED)
+def _was_intended(text: str) -> bool:
+    return any(word in text for word in _INTENDED)
 
 
-def _lost(info: Info | None, text: str) -> Lost:
+def _lost(info: Info | None, text: str) -> Failure:
     who = "its process" if info is None else f"its process {info.pid} on {info.host}"
-    what = "was killed or crashed" if _UNSEEN in text else f"died: {_detail(text)}"
-    return Lost(f"{who} {what}", log="" if info is None else log_tail(info.log))
+    log = "" if info is None else log_tail(info.log)
+    return Failure("worker_died", "WorkerDiedError", f"{who} {_how(text)}", log=log)
 
 
-def _where(info: Info) -> str:
-    return f"{info.node_id[:12]} ({info.host})"
-
-
-def _detail(text: str) -> str:
-    """Return Ray's sentence of what happened, without its list of common causes."""
+def _how(text: str) -> str:
+    """Return how a process ended, by Ray's sentence without its list of common causes."""
+    if _CRASHED in text:
+        return "was killed or crashed"
     lines = (text.partition(_DETAIL)[2] or text).strip().splitlines() or [""]
-    return lines[0].partition(" Some common causes")[0]
+    return f"died: {lines[0].partition(' Some common causes')[0]}"

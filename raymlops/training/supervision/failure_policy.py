@@ -6,7 +6,7 @@ Pure: evidence of ranks and cluster in, a decision with its reason out.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Self
 
 from raymlops.errors import NonFiniteError, RaymlopsError, StorageError, UsageError
@@ -41,7 +41,7 @@ _PATH = re.compile(r"(?<![\w.\]])/[^\s:'\"\]]+")
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an attempt ended; ``rank`` and ``node_id`` where they are known, ``log`` a worker's last lines."""
+    """Why an attempt ended, or a rank of it; ``rank`` and ``node_id`` if known, ``log`` a worker's last lines."""
 
     kind: Kind
     error_type: str
@@ -50,6 +50,8 @@ class Failure:
     node_id: str = ""
     step: int = 0
     log: str = ""
+    own: RaymlopsError | None = None
+    """The exception itself where it is one of raymlops."""
 
     def __str__(self) -> str:
         where = "" if self.rank is None else f"rank {self.rank}: "
@@ -101,15 +103,6 @@ class Raised:
         return self.chain or (Link.in_text(self.error_type, message),)
 
 
-@dataclass(frozen=True)
-class Lost:
-    """A rank that ended without raising: its process or its node died."""
-
-    message: str
-    node_died: bool = False
-    log: str = ""
-
-
 def decide(
     failure: Failure,
     *,
@@ -154,34 +147,21 @@ def decide(
     return Decision(action, reason, delay_s)
 
 
-def cause(raised: Mapping[int, Raised], lost: Mapping[int, Lost], *, nodes: Mapping[int, str], step: int) -> Failure:
-    """Return the root cause of what happened to the ranks.
+def cause(raised: Mapping[int, Raised], lost: Mapping[int, Failure], *, nodes: Mapping[int, str], step: int) -> Failure:
+    """Return the root cause of what happened to the ranks. ``lost`` holds those whose process or node died.
 
     An exception other than a broken collective is the cause; else a lost rank; else the first broken collective.
     ``nodes`` maps ranks to nodes. At least one of ``raised`` and ``lost`` holds a rank.
     """
     order = sorted(raised, key=lambda rank: (raised[rank].at_s, rank))
-    for rank in [rank for rank in order if not is_torn(raised[rank])] or ([] if lost else order):
-        one = raised[rank]
-        return Failure(
-            kind_of(one),
-            one.error_type,
-            one.message,
-            rank=rank,
-            node_id=nodes.get(rank, ""),
-            step=step,
-            log=one.log,
-        )
-    rank = min(lost, key=lambda rank: (not lost[rank].node_died, rank))
-    return Failure(
-        "node_died" if lost[rank].node_died else "worker_died",
-        "NodeDiedError" if lost[rank].node_died else "WorkerDiedError",
-        lost[rank].message,
-        rank=rank,
-        node_id=nodes.get(rank, ""),
-        step=step,
-        log=lost[rank].log,
-    )
+    causes = [rank for rank in order if not is_torn(raised[rank])] or ([] if lost else order)
+    if causes:
+        rank, one = causes[0], raised[causes[0]]
+        failure = Failure(kind_of(one), one.error_type, one.message, log=one.log, own=one.own)
+    else:
+        rank = min(lost, key=lambda rank: (lost[rank].kind != "node_died", rank))
+        failure = lost[rank]
+    return replace(failure, rank=rank, node_id=nodes.get(rank, ""), step=step)
 
 
 def kind_of(raised: Raised) -> Kind:

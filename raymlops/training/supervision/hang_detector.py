@@ -5,8 +5,9 @@ Pure: heartbeats and a clock's seconds in. Knows nothing of what is done about a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from raymlops.training.supervision.failure_policy import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,14 +20,6 @@ and joins process groups, without a sign of life: a ``hang_timeout_s`` chosen by
 attempt there."""
 COMPILED_START_S = 600.0
 """The same with torch.compile, which compiles within the first step: minutes for a large model on a busy node."""
-
-
-@dataclass(frozen=True)
-class Hang:
-    """Ranks that hang. ``rank`` is the one at fault where only one is silent."""
-
-    message: str
-    rank: int | None = None
 
 
 class HangDetector:
@@ -47,8 +40,8 @@ class HangDetector:
         """Return whether a step was taken."""
         return self.first_step_s is not None
 
-    def observe(self, heartbeats: Mapping[int, Heartbeat], *, now_s: float) -> Hang | None:
-        """Take in the newest heartbeats and return a hang, if there is one."""
+    def observe(self, heartbeats: Mapping[int, Heartbeat], *, now_s: float) -> Failure | None:
+        """Take in the newest heartbeats and return a hang, if there is one; with the rank, if it alone is silent."""
         for beat in heartbeats.values():
             if beat.step > self.step or (beat.step > self._resumed and not self.stepping):
                 self.step = beat.step
@@ -60,13 +53,16 @@ class HangDetector:
         if silent:
             ranks = _ranks(silent)
             message = f"no heartbeat of {ranks} for {max(silent.values()):.0f} s (train.hang_timeout_s)"
-            return Hang(message, next(iter(silent)) if len(silent) == 1 else None)
+            return self._hang(message, rank=next(iter(silent)) if len(silent) == 1 else None)
         allowed_s = self._hang_timeout_s if self.stepping else self._start_s
         still_s = [beat.silent_s + beat.tick_age_s for beat in running.values()]
         if still_s and min(still_s) > allowed_s:
             where = f"after step {self.step}" if self.stepping else "before the first step"
-            return Hang(f"no rank has moved for {min(still_s):.0f} s {where} (train.hang_timeout_s)")
+            return self._hang(f"no rank has moved for {min(still_s):.0f} s {where} (train.hang_timeout_s)")
         return None
+
+    def _hang(self, message: str, *, rank: int | None = None) -> Failure:
+        return Failure("hang", "HangError", message, rank=rank, step=self.step)
 
 
 def _ranks(ranks: Mapping[int, float]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from raymlops.training.supervision.messages import Heartbeat, Orders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from raymlops.training.supervision.channel import RankChannel
 
 EVERY_S = 0.5
 RANKS_A_SECOND = 400
@@ -23,28 +23,17 @@ RANKS_A_SECOND = 400
 
 
 class HeartbeatThread:
-    """Sends the heartbeats of one rank. ``send`` returns the orders, or None where the attempt is over.
+    """Sends the heartbeats of one rank over its channel.
 
-    ``send`` may raise TimeoutError, and is called again; after any other exception, or None, the thread ends.
-    ``send_stacks`` sends stacks.
+    A heartbeat that raises TimeoutError is sent again; after any other exception, or without orders, the thread ends.
     """
 
-    def __init__(
-        self,
-        rank: int,
-        *,
-        send: Callable[[Heartbeat], Orders | None],
-        send_stacks: Callable[[str], None],
-        every_s: float = EVERY_S,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, rank: int, channel: RankChannel, *, every_s: float = EVERY_S) -> None:
         self._rank = rank
-        self._send = send
-        self._send_stacks = send_stacks
+        self._channel = channel
         self._every_s = every_s
-        self._clock = clock
         self._step = 0
-        self._ticked_s = self._stepped_s = clock()
+        self._ticked_s = self._stepped_s = time.monotonic()
         self._done = False
         self._orders = Orders()
         self._wake = threading.Event()
@@ -56,7 +45,7 @@ class HeartbeatThread:
 
     def alive(self, step: int) -> None:
         """Note a sign of life after this many steps of the run. Cheap: call it at every step."""
-        now_s = self._clock()
+        now_s = time.monotonic()
         if step != self._step:
             self._step, self._stepped_s = step, now_s
         self._ticked_s = now_s
@@ -81,13 +70,13 @@ class HeartbeatThread:
         while True:
             done = self._done
             try:
-                orders = self._send(self._heartbeat(done=done))
+                orders = self._channel.heartbeat(self._heartbeat(done=done))
                 if orders is None:
                     return
                 self._orders = orders
                 if orders.dump > shown:
                     shown = orders.dump
-                    self._send_stacks(stacks())
+                    self._channel.stacks(stacks())
             except TimeoutError:
                 pass
             except Exception:
@@ -97,7 +86,7 @@ class HeartbeatThread:
             self._wake.wait(self._every_s)
 
     def _heartbeat(self, *, done: bool) -> Heartbeat:
-        now_s = self._clock()
+        now_s = time.monotonic()
         return Heartbeat(
             self._rank,
             step=self._step,

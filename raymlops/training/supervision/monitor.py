@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
 
 from raymlops.errors import StorageError
 from raymlops.storage import filesystem
-from raymlops.training.supervision.channel import MailboxLostError
 from raymlops.training.supervision.failure_policy import Failure
 from raymlops.training.supervision.messages import Inbox
 from raymlops.training.supervision.scaling_policy import Growth
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from raymlops.training.supervision.channel import DriverChannel
-    from raymlops.training.supervision.hang_detector import Hang, HangDetector
+    from raymlops.training.supervision.hang_detector import HangDetector
     from raymlops.training.supervision.notices import Notifier
     from raymlops.training.supervision.request import RunRequest
     from raymlops.training.supervision.worker_group import WorkerGroup
@@ -85,15 +85,16 @@ class Monitor:
             now_s = time.monotonic()
             if now_s >= self._given_up_s:
                 return
-            if not self._poll():
+            self._poll()
+            if self._channel.mailbox is None:
                 self._kill(Failure("controller_died", "MailboxDiedError", "the mailbox of its workers died"))
-                continue
             hang = self._detector.observe(self.inbox.heartbeats, now_s=now_s)
             self._notify.observe(self._detector)
             self._check_stop(now_s)
             if hang is not None and self.failure is None:
-                self._save_stacks(hang)
-                self._kill(self._failure_of(hang))
+                self._save_stacks(hang.message)
+                info = None if hang.rank is None else self.inbox.infos.get(hang.rank)
+                self._kill(hang if info is None else replace(hang, node_id=info.node_id))
             self._kill_lingerers(now_s)
             if now_s - checked_s >= CLUSTER_EVERY_S:
                 checked_s = now_s
@@ -101,19 +102,14 @@ class Monitor:
         self._poll()
         self._detector.observe(self.inbox.heartbeats, now_s=time.monotonic())
 
-    def _poll(self) -> bool:
-        """Poll the mailbox and forward events; return whether the mailbox is alive."""
-        if self.failure is not None and self._channel.mailbox is None:
-            return True
-        try:
-            inbox = self._channel.take()
-        except MailboxLostError:
-            return False
+    def _poll(self) -> None:
+        """Poll the mailbox and forward events."""
+        inbox = self._channel.take()
         if inbox is not None:
             self.inbox = inbox
             self._group.learn(inbox)
-            self._notify.forward(inbox.events)
-        return True
+            for event in inbox.events:
+                self._request.writer(event)
 
     def _check_stop(self, now_s: float) -> None:
         if now_s >= self._deadline_s:
@@ -148,15 +144,15 @@ class Monitor:
         fewest, most = self._section.workers
         if most in {fewest, self._group.workers}:
             return
-        grow = self._growth.observe(
+        to = self._growth.observe(
             workers=self._group.workers,
             room=self._request.count_room(excluded=self._excluded),
             stepping=self._detector.stepping,
             now_s=now_s,
         )
-        if grow is not None:
-            self.to = grow.to
-            self._order("resized", str(grow))
+        if to is not None:
+            self.to = to
+            self._order("resized", f"there has been room for {to} workers for {self._section.grow_after_s:g} s")
 
     def _check_places(self) -> None:
         """Kill an attempt whose placement was lost, with a node or to others, before its workers started."""
@@ -184,18 +180,7 @@ class Monitor:
             self._given_up_s = time.monotonic() + _END_S
         self._group.kill()
 
-    def _failure_of(self, hang: Hang) -> Failure:
-        info = None if hang.rank is None else self.inbox.infos.get(hang.rank)
-        return Failure(
-            "hang",
-            "HangError",
-            hang.message,
-            rank=hang.rank,
-            node_id="" if info is None else info.node_id,
-            step=self._detector.step,
-        )
-
-    def _save_stacks(self, hang: Hang) -> None:
+    def _save_stacks(self, hang: str) -> None:
         """Write the stacks of all ranks that still answer to a file."""
         with suppress(Exception):
             self._channel.dump()
@@ -204,16 +189,17 @@ class Monitor:
             rank for rank, beat in self.inbox.heartbeats.items() if not beat.done and beat.silent_s < _STACKS_S
         }
         while time.monotonic() < deadline_s and not answering <= self.inbox.stacks.keys():
-            if self._group.wait(EVERY_S) or not self._poll():
+            if self._group.wait(EVERY_S) or self._channel.mailbox is None:
                 break
-        parts = [f"{hang.message}\n"]
+            self._poll()
+        parts = [f"{hang}\n"]
         for rank, info in sorted(self.inbox.infos.items()):
             text = self.inbox.stacks.get(rank, "no answer: the process is stopped, or in code that holds the GIL\n")
             parts.append(f"=== rank {rank}: process {info.pid} on {info.host}, node {info.node_id}\n{text}")
-        place, name = self._request.place, f"step-{self._detector.step:08d}-{time.strftime('%H%M%S')}.txt"
-        uri = filesystem.join(place.runs_uri, place.run_id, "stacks", name)
+        name = f"step-{self._detector.step:08d}-{time.strftime('%H%M%S')}.txt"
+        uri = filesystem.join(self._request.files_uri, "stacks", name)
         try:
             filesystem.write_bytes(uri, "\n".join(parts).encode())
-            self._notify(f"{hang.message}; the stacks of all ranks are in {uri}")
+            self._notify(f"{hang}; the stacks of all ranks are in {uri}")
         except StorageError as error:
-            self._notify(f"{hang.message}; the stacks of the ranks could not be written: {error.message}")
+            self._notify(f"{hang}; the stacks of the ranks could not be written: {error.message}")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
+
+from raymlops.storage import filesystem
+from raymlops.training.runs.lookup import CHECKPOINTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -14,40 +17,31 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.records import MetricPoint
     from raymlops.training.events import Event
-    from raymlops.training.runs.lookup import Place
     from raymlops.training.supervision.scaling_policy import Room
-
-
-class Writer(Protocol):
-    """Writes the run's record."""
-
-    def __call__(self, event: Event) -> None:
-        """Write an event."""
-        ...
-
-    def catch_up(self, points: Sequence[MetricPoint]) -> int:
-        """Write those points of a checkpoint that are not written yet."""
-        ...
-
-    def note_restart(self, reason: str, *, step: int, workers: int) -> None:
-        """Record that another attempt has started after ``step``."""
-        ...
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """A project to train, where its files are, and who is told."""
+    """A project to train, the folder of the run's files, and what receives its events."""
 
     project: Project
     prepared: Prepared
-    place: Place
-    writer: Writer
+    files_uri: str
+    writer: Callable[[Event], None]
+    """Receives each event; must not raise, since each may hold metrics that are nowhere else."""
+    catch_up: Callable[[Sequence[MetricPoint]], object] = lambda _points: None
+    """Receives the points of a checkpoint: the process that should have written them may have died."""
     unused_parameters: bool | None = False
     """Whether the loss leaves parameters without a gradient; None where the first worker has to find out."""
     room: Room | None = None
     """Counts the workers that fit; required where there are workers."""
     stop: Callable[[], str] = lambda: ""
     """Returns why to stop after a last checkpoint, once there is a reason; may raise KeyboardInterrupt."""
+
+    @property
+    def checkpoints_uri(self) -> str:
+        """Return the folder of the run's checkpoints."""
+        return filesystem.join(self.files_uri, CHECKPOINTS)
 
     @property
     def section(self) -> TrainSection:

@@ -5,7 +5,6 @@ Pure: counts and a clock's seconds in, a number or a decision with its numbers o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Protocol
 
@@ -39,18 +38,6 @@ def choose(workers: tuple[int, int], *, room: float) -> int | None:
     return most if room >= most else int(room)
 
 
-@dataclass(frozen=True)
-class Grow:
-    """There has been room for more for ``after_s`` seconds: grow from ``workers`` to ``to``."""
-
-    workers: int
-    to: int
-    after_s: float
-
-    def __str__(self) -> str:
-        return f"there has been room for {self.to} workers for {self.after_s:.0f} s"
-
-
 class Growth:
     """Decides when to grow.
 
@@ -64,8 +51,8 @@ class Growth:
         self._stepping_since: float | None = None
         self._room_since: float | None = None
 
-    def observe(self, *, workers: int, room: float, stepping: bool, now_s: float) -> Grow | None:
-        """Decide whether to grow, with room for ``room`` more workers beside the current ones.
+    def observe(self, *, workers: int, room: float, stepping: bool, now_s: float) -> int | None:
+        """Return how many workers to grow to, with room for ``room`` more beside the current ones; None to stay.
 
         ``stepping`` says whether the current workers have taken a step yet.
         """
@@ -77,9 +64,6 @@ class Growth:
         if self._room_since is None:
             self._room_since = now_s
         settled_s = -inf if self._stepping_since is None else now_s - self._stepping_since
-        lasted_s = now_s - self._room_since
-        if settled_s < self._after_s or lasted_s < self._after_s:
+        if settled_s < self._after_s or now_s - self._room_since < self._after_s:
             return None
-        to = choose((1, self._most), room=workers + room)
-        assert to is not None
-        return Grow(workers, to, lasted_s)
+        return choose((1, self._most), room=workers + room)

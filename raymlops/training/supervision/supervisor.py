@@ -15,7 +15,7 @@ from raymlops.storage.scratch import scratch
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.supervision.channel import DriverChannel
 from raymlops.training.supervision.diagnosis import diagnose, never_started
-from raymlops.training.supervision.failure_policy import decide
+from raymlops.training.supervision.failure_policy import Failure, decide
 from raymlops.training.supervision.hang_detector import HangDetector
 from raymlops.training.supervision.monitor import CLUSTER_EVERY_S, EVERY_S, Monitor
 from raymlops.training.supervision.notices import Notifier, plural
@@ -24,10 +24,8 @@ from raymlops.training.supervision.worker import payload_of
 from raymlops.training.supervision.worker_group import WorkerGroup, dead, draining, train_environment
 
 if TYPE_CHECKING:
-    from raymlops.errors import RaymlopsError
     from raymlops.training.checkpoints.latest import Recalled
     from raymlops.training.loop.context import Outcome
-    from raymlops.training.supervision.failure_policy import Failure
     from raymlops.training.supervision.request import RunRequest
 
 _SETTLE_S = 3.0
@@ -45,31 +43,24 @@ def fit(request: RunRequest) -> tuple[Outcome, str]:
         InsufficientResourcesError: there is no room for the workers.
         KeyboardInterrupt: ``request.stop`` had a reason; the run can be resumed from its newest checkpoint.
     """
-    notify = Notifier(request.writer)
-    try:
-        with (
-            # Ray Train needs a folder for files of its own; ours are elsewhere.
-            scratch() as folder,
-            train_environment(section=request.section, wait_s=request.project.spec.cluster.wait_s),
-            DriverChannel() as channel,
-        ):
-            result = _Supervisor(request, folder=str(folder), notify=notify, channel=channel).run()
-    except BaseException as error:
-        notify.add_deferred(error)
-        raise
-    notify.raise_deferred()
-    return result
+    with (
+        # Ray Train needs a folder for files of its own; ours are elsewhere.
+        scratch() as folder,
+        train_environment(section=request.section, wait_s=request.project.spec.cluster.wait_s),
+        DriverChannel() as channel,
+    ):
+        return _Supervisor(request, folder=str(folder), channel=channel).run()
 
 
 class _Supervisor:
     """Runs the attempts of one run."""
 
-    def __init__(self, request: RunRequest, *, folder: str, notify: Notifier, channel: DriverChannel) -> None:
+    def __init__(self, request: RunRequest, *, folder: str, channel: DriverChannel) -> None:
         self._request = request
         self._section = request.section
         self._payload = payload_of(request)
         self._folder = folder
-        self._notify = notify
+        self._notify = Notifier(request.writer)
         self._channel = channel
         self._attempts = 0
         self._restarts = 0
@@ -96,17 +87,17 @@ class _Supervisor:
             before, newest = newest, self._newest_checkpoint()
             if _step(newest) > _step(before):
                 self._restarts = 0
-            if isinstance(ended, _Failed):
+            if isinstance(ended, Failure):
                 self._handle(ended)
             elif ended[0].stopped == "interrupted":
                 raise KeyboardInterrupt
 
     def _newest_checkpoint(self) -> Recalled:
-        newest = recall(self._request.place.checkpoints_uri, metric=self._section.metric, mode=self._section.mode)
+        newest = recall(self._request.checkpoints_uri, metric=self._section.metric, mode=self._section.mode)
         for text in newest.warnings():
             self._notify(text)
         if newest.state is not None:
-            self._notify.catch_up(newest.state.points)
+            self._request.catch_up(newest.state.points)
         return newest
 
     def _wait_for_room(self) -> int:
@@ -134,7 +125,7 @@ class _Supervisor:
                     raise room.error(fewest, waited_s=now_s - began_s)
             time.sleep(EVERY_S)
 
-    def _attempt(self, workers: int, newest: Recalled) -> tuple[Outcome, str] | _Failed:
+    def _attempt(self, workers: int, newest: Recalled) -> tuple[Outcome, str] | Failure:
         self._attempts += 1
         self._channel.begin(self._attempts)
         payload = {
@@ -159,22 +150,22 @@ class _Supervisor:
         self._nodes = {rank: info.node_id for rank, info in monitor.inbox.infos.items()}
         self._reason, self._expected = monitor.reason, self._places_after(monitor)
         if monitor.failure is not None:
-            return _Failed(monitor.failure)
+            return monitor.failure
         if group.error is None:
             ended: tuple[Outcome, str] = group.value
             return ended
         if never_started(group.error):
             assert self._request.room is not None
             raise self._request.room.error(workers, waited_s=self._request.project.spec.cluster.wait_s)
-        return _Failed(*diagnose(group.error, inbox=monitor.inbox, step=detector.step))
+        return diagnose(group.error, inbox=monitor.inbox, step=detector.step)
 
-    def _handle(self, ended: _Failed) -> None:
+    def _handle(self, failure: Failure) -> None:
         """Apply the failure policy: raise, or wait for its backoff and exclude the node that it names.
 
         Raises:
             RaymlopsError: the policy is to stop.
         """
-        failure, section = ended.failure, self._section
+        section = self._section
         decision = decide(
             failure,
             rules=section.on_failure,
@@ -183,7 +174,7 @@ class _Supervisor:
             restart_ages_s=[time.monotonic() - at_s for at_s in self._restarted_s],
         )
         if decision.action == "stop":
-            raise ended.own or TrainingError(
+            raise failure.own or TrainingError(
                 f"the training failed: {failure}\n  {decision.reason}",
                 hint="The traceback is in the worker's log: in logs/train of Ray's session folder or in its dashboard.",
             )
@@ -207,14 +198,6 @@ class _Supervisor:
             return monitor.to
         without = self._without()
         return sum(node_id not in without for node_id in self._nodes.values())
-
-
-class _Failed:
-    """A failed attempt; ``own`` is the raymlops exception behind it, where there is one."""
-
-    def __init__(self, failure: Failure, own: RaymlopsError | None = None) -> None:
-        self.failure = failure
-        self.own = own
 
 
 def _step(recalled: Recalled) -> int:

@@ -66,7 +66,7 @@ class Link:
     types: tuple[str, ...]
     message: str
     code: int | None = None
-    """``errno``, where the system said one."""
+    """``errno``, if it has one."""
     status: int | None = None
     """Of HTTP."""
 
@@ -80,8 +80,8 @@ class Link:
     @classmethod
     def in_text(cls, error_type: str, message: str) -> Self:
         """Parse a message, ``... raised TYPE: MESSAGE at FILE:LINE``, or describe the error itself."""
-        told = _RAISED.search(message)
-        name, text = (told[1], told[2]) if told else (error_type, message)
+        raised = _RAISED.search(message)
+        name, text = (raised[1], raised[2]) if raised else (error_type, message)
         text = _PLACE.sub("", text.partition("\n")[0])
         code, status = _ERRNO.search(text), _STATUS.match(text) if "HTTP" in name else None
         return cls((name,), text, int(code[1]) if code else None, int(status[1]) if status else None)
@@ -97,7 +97,7 @@ def chain_of(error: BaseException) -> tuple[Link, ...]:
 
 
 def passing(chain: Sequence[Link]) -> str:
-    """Return the transient failure of the environment in words; empty where there is none."""
+    """Return the transient failure of the environment in words; empty if there was none."""
     return next(filter(None, map(_passing, chain)), "")
 
 
@@ -111,11 +111,11 @@ def _passing(link: Link) -> str:
     if link.code is not None and system:
         return "" if link.code in _LASTING else errno.errorcode.get(link.code, f"error {link.code}")
     store = {"OSError", "StorageError"} & set(link.types) or "HTTP" in link.types[0]
-    if store and (said := _STORE.search(link.message)):
-        return said[0]
+    if store and (match := _STORE.search(link.message)):
+        return match[0]
     cards = {"AcceleratorError", "RuntimeError"} & set(link.types) and "OutOfMemoryError" not in link.types
-    if cards and not _CARD_BUG.search(link.message) and (said := _CARD.search(link.message)):
-        return said[0]
+    if cards and not _CARD_BUG.search(link.message) and (match := _CARD.search(link.message)):
+        return match[0]
     return ""
 
 

@@ -26,7 +26,7 @@ def payload_of(request: RunRequest) -> dict[str, Any]:
         "project": request.project.to_dict(),
         "state": request.prepared.state,
         "sources": request.prepared.sources(),
-        "checkpoints_uri": request.place.checkpoints_uri,
+        "checkpoints_uri": request.checkpoints_uri,
         "unused_parameters": request.unused_parameters,
         "sys_path": [str(Path(entry).absolute()) for entry in sys.path],
         "cwd": str(Path.cwd()),
@@ -49,9 +49,7 @@ def work(config: dict[str, Any]) -> tuple[Outcome, str] | None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     channel = RankChannel(config["mailbox"], attempt=config["attempt"], rank=rank)
-    heartbeat = HeartbeatThread(
-        rank, send=channel.heartbeat, send_stacks=channel.stacks, every_s=interval_s(world_size)
-    )
+    heartbeat = HeartbeatThread(rank, channel, every_s=interval_s(world_size))
     heartbeat.start()
     try:
         return _train(config, channel, heartbeat, rank=rank, world_size=world_size)

@@ -195,7 +195,8 @@ class WorkerGroup:
                 import ray
 
                 del train_run_context
-                ray.get(self._mailbox.introduce.remote(_current_actor(), attempt=self._attempt))
+                controller = ray.get_runtime_context().current_actor
+                ray.get(self._mailbox.introduce.remote(controller, attempt=self._attempt))
 
         section = self._section
         resources = {"CPU": section.cpus_per_worker}
@@ -250,12 +251,6 @@ def _kill(handle: Any) -> None:
 
     with suppress(Exception):  # it may have ended, and the cluster with it
         ray.kill(handle)
-
-
-def _current_actor() -> Any:
-    import ray
-
-    return ray.get_runtime_context().current_actor
 
 
 def _id(handle: Any) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from raymlops.errors import UnreachableError, describe
 from raymlops.records import SpentRecord
 from raymlops.storage.filesystem import join
-from raymlops.training.runs.garbage_of_sweeps import TRIALS
+from raymlops.training.runs.lookup import TRIALS
 from raymlops.tuning import budget
 from raymlops.tuning.budget import Meter, Tally
 from raymlops.tuning.execution.failures import death, decide_restart

@@ -14,8 +14,7 @@ from raymlops.cluster.driver_node import resumable
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError, SweepError, TrackingError, describe
 from raymlops.signals import undisturbed
 from raymlops.storage import filesystem
-from raymlops.training.runs.garbage_of_sweeps import TRIALS
-from raymlops.training.runs.lookup import resume_command
+from raymlops.training.runs.lookup import TRIALS, resume_command
 from raymlops.tuning.execution.controller import SweepController
 from raymlops.tuning.execution.schedulers import reports, scheduler_of
 from raymlops.tuning.execution.tuner import run_tune

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from raymlops.records import SpentRecord
 from raymlops.signals import undisturbed
 from raymlops.tracking.client import now_ms
-from raymlops.training.runs.lookup import STORAGE_PATH, absolute, check_kind, look_up
+from raymlops.training.runs.lookup import check_kind, look_up
 from raymlops.training.runs.mlflow_run import open_run
 from raymlops.training.runs.writer import REASON, RunWriter
 
@@ -66,7 +66,6 @@ class SweepRun:
 
         known = {
             "raymlops.metric": objectives_of(project.spec)[0].metric,
-            STORAGE_PATH: absolute(project.spec.storage.path),
             FORKED_FROM: "" if forked_from is None else forked_from.run_id,
         }
         created = cls(tracker, open_run(tracker, project, data, tags={**tags, **known}, kind="sweep"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from raymlops.config.load import dump
 from raymlops.records import SCHEMA_VERSION
 from raymlops.storage.filesystem import join, write_bytes
-from raymlops.training.runs.garbage_of_sweeps import SWEEPS
+from raymlops.training.runs.lookup import SWEEPS
 from raymlops.tuning.mlflow.sweep_run import BEST_CONFIG, BEST_RUN, BEST_TRIAL, REPORT, STOPPED
 
 if TYPE_CHECKING:

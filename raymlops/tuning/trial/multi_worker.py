@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.capacity import Places
 from raymlops.training.preflight import has_unused_parameters
-from raymlops.training.runs.lookup import Place
 from raymlops.training.supervision import supervisor
 from raymlops.training.supervision.request import RunRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
-    from raymlops.records import MetricPoint
     from raymlops.training.events import Event
     from raymlops.training.loop.context import Outcome
 
@@ -41,14 +39,6 @@ class EpochWriter:
         """Forward an epoch."""
         if event.kind == "epoch":
             self._forward(event.epoch, dict(event.metrics), step=event.step)
-
-    def catch_up(self, points: Sequence[MetricPoint]) -> int:
-        """Ignore the points of a checkpoint: its epochs come from the history at the end."""
-        del points
-        return 0
-
-    def note_restart(self, reason: str, *, step: int, workers: int) -> None:
-        """Ignore restarts."""
 
     def close(self, outcome: Outcome) -> None:
         """Forward the epochs whose events were lost with their mailbox."""
@@ -93,7 +83,7 @@ def train_on_workers(
             RunRequest(
                 nested,
                 prepared,
-                place_of(folder),
+                folder,
                 writer,
                 unused_parameters=has_unused_parameters(nested, prepared),
                 room=room,
@@ -105,10 +95,3 @@ def train_on_workers(
             raise
     else:
         writer.close(outcome)
-
-
-def place_of(folder: str) -> Place:
-    """Return a trial's folder as the place of a run, with checkpoints below it."""
-    base, mark, query = folder.partition("?")
-    parent, _, name = base.rstrip("/").rpartition("/")
-    return Place(parent + mark + query, name)

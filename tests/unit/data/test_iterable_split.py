@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from local_training import run_local
 from sourced import Items
 
 from raymlops.data.iterable_split import IterableSplit
@@ -16,7 +17,6 @@ from raymlops.data.order import micro_batches
 from raymlops.data.prepare import prepare
 from raymlops.errors import RecipeError
 from raymlops.recipe import RecipeBase
-from raymlops.training.inprocess import run_local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

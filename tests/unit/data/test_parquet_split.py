@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import sourced
 import torch
+from local_training import run_local
 from tiny import make_table
 
 from raymlops.data.order import micro_batches
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.prepare import Memory, prepare
 from raymlops.errors import RecipeError, StorageError
-from raymlops.training.inprocess import run_local
 from raymlops.training.loop.evaluation import add, block_totals, totals
 from raymlops.training.preflight import preflight
 

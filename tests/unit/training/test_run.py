@@ -15,12 +15,14 @@ from tiny import Tiny
 
 from raymlops.bundle.code import collect
 from raymlops.config.load import load_data
+from raymlops.data.prepare import prepare
 from raymlops.errors import NonFiniteError, RecipeError, StorageError, TrackingError
 from raymlops.project import Project, bind
 from raymlops.records import DataRecord
 from raymlops.tracking.client import Tracker, tracker
+from raymlops.training.checkpoints.format import load_weights
 from raymlops.training.loop.evaluation import totals
-from raymlops.training.run import load_weights, prepare, train
+from raymlops.training.run import train
 from raymlops.training.runs.mlflow_run import open_run
 
 if TYPE_CHECKING:

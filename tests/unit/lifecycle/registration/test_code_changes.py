@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from local_training import run_local
 from tiny import Tiny, TinyModel
 
 from raymlops.config.load import load_data
@@ -16,7 +17,6 @@ from raymlops.data.prepare import prepare
 from raymlops.errors import NotFoundError, RefusedError
 from raymlops.lifecycle.registration.code_changes import CodeChange, check_repair, code_change, differing
 from raymlops.project import bind
-from raymlops.training.inprocess import run_local
 
 CHANGE = CodeChange("r1", "shop:Recipe", "a" * 64, "b" * 64, "changed: shop.py", "Restore the files")
 

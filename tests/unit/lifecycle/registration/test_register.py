@@ -21,8 +21,9 @@ from raymlops.errors import RefusedError
 from raymlops.lifecycle.registration.profiles import profiles
 from raymlops.lifecycle.registration.register import _sketch, register
 from raymlops.project import bind
+from raymlops.training.checkpoints.format import load_weights
 from raymlops.training.example import example_rows
-from raymlops.training.run import load_weights, train
+from raymlops.training.run import train
 
 
 @pytest.fixture

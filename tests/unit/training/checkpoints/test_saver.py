@@ -14,9 +14,10 @@ from snapshots import IDENTITY, folder_saver, snapshot, train_a_while
 from raymlops.config.train import TrainSection
 from raymlops.errors import NonFiniteError, RecipeError, RefusedError, StorageError, UsageError
 from raymlops.storage import filesystem
+from raymlops.training.checkpoints.host_copies import model_state
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.checkpoints.retention import Entry, Kept
-from raymlops.training.checkpoints.saver import FolderSaver, MemorySaver, load_weights, restore, tensors
+from raymlops.training.checkpoints.saver import FolderSaver, load_weights, restore
 from raymlops.training.supervision.transient import chain_of
 
 if TYPE_CHECKING:
@@ -407,32 +408,10 @@ def test_other_ranks_write_no_whole_checkpoints(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
-def test_the_time_that_the_caller_waited_is_counted(tmp_path: Path) -> None:
-    """Waiting for the thread counts, what it does meanwhile does not."""
-    saver = folder_saver(str(tmp_path))
-    assert saver.stall_s == 0.0
-    saver.save(snapshot(1), best=True, last=True)
-    saver.wait()
-    assert saver.stall_s > 0.0
-
-
-def test_memory_keeps_the_best() -> None:
-    """As a copy."""
-    saver, taken = MemorySaver(), snapshot(1, weight=3.0)
-    saver.save(taken, best=True, last=False)
-    torch.nn.init.zeros_(taken.model.weight)
-    saver.save(taken, best=False, last=True)
-    saver.wait()
-    assert saver.model_state["weight"].tolist() == [[3.0, 3.0]]
-    assert saver.last_uri is None
-
-
 def test_tied_weights_become_copies_that_load_back(tmp_path: Path) -> None:
     """Two names of one tensor are stored twice, which safetensors accepts and load_state_dict takes."""
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)})
     model["b"].weight = model["a"].weight
-    state = tensors(model)
-    assert state["a.weight"].data_ptr() != state["b.weight"].data_ptr()
     taken, saver = snapshot(1), folder_saver(str(tmp_path))
     saver.save(type(taken)(taken.state, {}, model, None, None, {}), best=True, last=True)
     saver.wait()
@@ -447,4 +426,4 @@ def test_a_state_of_more_than_tensors_is_refused() -> None:
             return {"vocabulary": ["a"]}
 
     with pytest.raises(RecipeError, match="_extra_state, which is not a tensor"):
-        tensors(Extra(1, 1))
+        model_state(Extra(1, 1))

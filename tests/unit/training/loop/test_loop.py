@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from local_training import run_local
 from loop_jobs import trained
 from ranks import ranks
 
@@ -13,7 +14,6 @@ from raymlops.config.load import load_data
 from raymlops.data.prepare import prepare
 from raymlops.errors import NonFiniteError, TrainingError
 from raymlops.project import bind
-from raymlops.training.run import run_local
 
 
 def test_it_learns(tiny_project: Any) -> None:

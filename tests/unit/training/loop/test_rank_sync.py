@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from raymlops.errors import RecipeError
-from raymlops.training.loop.rank_sync import Agreed, Agreement
+from raymlops.training.loop.rank_sync import Agreed, Agreement, Ranks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,8 +37,7 @@ def _steps(rank: int, rendezvous: str, results: Any) -> None:
     agreement = Agreement(
         lambda: "drained" if rank == 1 and step >= 40 else "",
         every_minutes=0.5 / 60 if rank == 0 else 1000.0,
-        rank=rank,
-        world_size=2,
+        ranks=Ranks(rank, 2),
         clock=lambda: step / 100,
     )
     due = []
@@ -88,7 +87,7 @@ def test_one_fast_step_does_not_make_ranks_deaf(tmp_path: Path) -> None:
     try:
         now = [0.0]
         agreement = Agreement(
-            lambda: "drained" if step > 3 else "", every_minutes=None, world_size=2, clock=lambda: now[0]
+            lambda: "drained" if step > 3 else "", every_minutes=None, ranks=Ranks(0, 2), clock=lambda: now[0]
         )
         for step in range(1, 100):
             now[0] += 0.0001 if step == 2 else 0.3

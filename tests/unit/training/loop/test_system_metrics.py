@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
 
 from raymlops.training.loop.telemetry import SystemMetrics
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
-
-def test_a_sample_of_this_machine(tmp_path: Path) -> None:
-    """Percentages are such, this process holds some memory, and the disk of a folder to come is known."""
-    sample = SystemMetrics(f"{tmp_path}/not/yet").sample()
+def test_a_sample_of_this_machine() -> None:
+    """Percentages are such, and this process holds some memory."""
+    sample = SystemMetrics().sample()
     percentages = [value for name, value in sample.items() if name.endswith("percentage")]
-    assert len(percentages) >= 3
+    assert len(percentages) >= 2
     assert all(0 <= value <= 100 for value in percentages)
     assert 0.01 < sample["system/process_memory_gb"] < 100
-    assert "system/disk_usage_percentage" in sample
     assert all(name.startswith("system/") for name in sample)
 
 
@@ -33,13 +28,8 @@ def test_rates_are_per_second() -> None:
     assert "system/network_receive_mb_per_s" not in metrics.sample()  # no time has passed
 
 
-def test_a_bucket_has_no_disk() -> None:
-    """Storage that is elsewhere says nothing of this machine."""
-    assert "system/disk_usage_percentage" not in SystemMetrics("s3://bucket/raymlops").sample()
-
-
 def test_looking_loads_no_torch() -> None:
     """A process without torch has no tensors on a GPU."""
-    sample = "from raymlops.training.loop.telemetry import SystemMetrics; SystemMetrics('.').sample()"
+    sample = "from raymlops.training.loop.telemetry import SystemMetrics; SystemMetrics().sample()"
     code = f"import sys; {sample}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -57,22 +57,19 @@ def test_rates_are_those_since_the_last_time() -> None:
     """200 rows and 6400 tokens in 4 s; of 2 devices with 1 TFLOPS, 10 GFLOP a row use 0.5e12 of 2e12."""
     clock = Clock()
     throughput = Throughput(workers=2, flops_per_row=1e10, peak_tflops=1.0, clock=clock)
-    for _ in range(2):
-        throughput.add(rows=100, tokens=3200)
     clock.now_s += 4.0
-    assert throughput.take() == {
+    assert throughput.of(rows=200, tokens=6400) == {
         "throughput/rows_per_s": 50.0,
         "throughput/tokens_per_s": 1600.0,
         "throughput/mfu": 0.25,
     }
     clock.now_s += 1.0
-    assert throughput.take() == {}
+    assert throughput.of(rows=0) == {}
 
 
 def test_what_is_not_known_is_left_out() -> None:
     """No tokens, no peak: rows alone."""
     clock = Clock()
     throughput = Throughput(workers=0, flops_per_row=1e10, clock=clock)
-    throughput.add(rows=10)
     clock.now_s += 2.0
-    assert throughput.take() == {"throughput/rows_per_s": 5.0}
+    assert throughput.of(rows=10) == {"throughput/rows_per_s": 5.0}

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from fake_s3 import fake_s3
+from pyarrow.fs import FileInfo, FileType
 
 from raymlops.records import DataRecord
 from raymlops.state.database import state_url
 from raymlops.state.lease import lease
 from raymlops.tracking.client import Tracker
 from raymlops.training.checkpoints.retention import Entry, Kept
-from raymlops.training.runs.garbage import (
-    File,
-    RunFiles,
-    Standing,
-    Waste,
-    decide,
-    files_under,
-    look,
-    newest_whole,
-    remove,
-)
+from raymlops.training.runs.garbage import Owner, Standing, Waste, decide, look, newest_whole, remove
 from raymlops.training.runs.lookup import EVALUATION, mark_origin
 from raymlops.training.runs.mlflow_run import open_run
 
@@ -38,20 +27,28 @@ KEPT = Kept((Entry("step-00000020-a-2", 20, 2), Entry("step-00000030-a-3", 30, 3
 KEPT = Kept(KEPT.entries, best=KEPT.best, last="step-00000030-a-3")
 
 
-def checkpoint(name: str, *files: str) -> list[File]:
+def file(path: str, size_bytes: int = 10) -> FileInfo:
+    return FileInfo(path, type=FileType.File, size=size_bytes)
+
+
+def checkpoint(name: str, *files: str) -> list[FileInfo]:
     """A folder as a listing shows it; each file has ten bytes."""
-    parts = [File(f"checkpoints/{name}/{file}", 10) for file in files]
-    return [File(f"checkpoints/{name}", is_folder=True), *parts]
+    parts = [file(f"checkpoints/{name}/{path}") for path in files]
+    return [FileInfo(f"checkpoints/{name}", type=FileType.Directory), *parts]
 
 
-def whole(name: str) -> list[File]:
+def whole(name: str) -> list[FileInfo]:
     return checkpoint(name, "state.json", "manifest.json")
 
 
-def waste(*files: File, standing: Standing | None = None, kept: Kept | None = KEPT) -> dict[str, str]:
+def run_of(*files: FileInfo, uri: str = "/s/runs/r1", kept: Kept | None = KEPT) -> Owner:
+    return Owner("run", "r1", uri, {info.path: info for info in files}, kept)
+
+
+def waste(*files: FileInfo, standing: Standing | None = None, kept: Kept | None = KEPT) -> dict[str, str]:
     """What of one run may go, by its place in the run's folder, with the reason."""
-    run = RunFiles("r1", (File("checkpoints/index.json", 5), *files), kept)
-    found = decide([run], {"r1": standing or Standing("active", "RUNNING")}, runs_uri="/s/runs")
+    run = run_of(file("checkpoints/index.json", 5), *files, kept=kept)
+    found = decide(run, standing or Standing("active", "RUNNING"))
     return {item.uri.removeprefix("/s/runs/r1").lstrip("/"): item.reason for item in found}
 
 
@@ -69,7 +66,7 @@ def test_what_no_run_can_use_goes() -> None:
         *whole("damaged-step-00000030-a-3"),
         *checkpoint("step-00000030-c-9", "state.json", "manifest.json", "damaged"),
         *whole("step-00000010-a-1"),
-        File("checkpoints/.index.json-1f", 3),
+        file("checkpoints/.index.json-1f", 3),
     ]
     assert waste(*files) == {
         "checkpoints/step-00000040-b-1": "never finished",
@@ -124,7 +121,7 @@ def test_a_run_that_can_go_on_keeps_what_it_goes_on_from(status: str) -> None:
 )
 def test_a_run_that_mlflow_has_no_more_goes_as_a_whole(place: Any, reason: str) -> None:
     """Its log too."""
-    assert waste(*whole("step-00000030-a-3"), File("log.txt", 9), standing=Standing(place)) == {"": reason}
+    assert waste(*whole("step-00000030-a-3"), file("log.txt", 9), standing=Standing(place)) == {"": reason}
 
 
 def test_what_is_spared_is_not_looked_at() -> None:
@@ -137,13 +134,13 @@ def test_what_is_spared_is_not_looked_at() -> None:
 def test_files_that_are_no_checkpoints_stay() -> None:
     """Whatever somebody put there."""
     done = Standing("active", "FINISHED", "/s/runs/r1/checkpoints/step-00000020-a-2")
-    assert waste(File("checkpoints/notes.txt", 3), File("log.txt", 3), *whole("step-00000020-a-2"), standing=done) == {}
+    assert waste(file("checkpoints/notes.txt", 3), file("log.txt", 3), *whole("step-00000020-a-2"), standing=done) == {}
 
 
 def test_sizes_are_of_all_files() -> None:
     """Two files of ten bytes."""
-    run = RunFiles("r1", (*whole("step-00000010-a-1"),), KEPT)
-    (item,) = decide([run], {"r1": Standing("active", "RUNNING")}, runs_uri="s3://b/runs")
+    run = run_of(*whole("step-00000010-a-1"), uri="s3://b/runs/r1")
+    (item,) = decide(run, Standing("active", "RUNNING"))
     assert item == Waste("r1", "s3://b/runs/r1/checkpoints/step-00000010-a-1", 20, "replaced by newer ones")
 
 
@@ -244,7 +241,7 @@ def test_a_deleted_run_goes_and_a_stranger_stays(run: Run, project: Project, mlf
     assert {path.name for path in run.folder.parent.iterdir()} == {"0" * 32, "1" * 32}
     reasons = {spared.run_id: spared.reason for spared in found.spared}
     assert "no origin.json says which MLflow" in reasons["0" * 32]
-    assert "it is of the MLflow at http://elsewhere:5000" in reasons["1" * 32]
+    assert "it belongs to the MLflow at http://elsewhere:5000" in reasons["1" * 32]
 
 
 def test_a_run_that_may_run_elsewhere_is_left_alone(run: Run, project: Project, mlflow: Tracker) -> None:
@@ -267,18 +264,6 @@ def test_bundles_are_not_looked_at(project: Project, run: Run, clean: Any) -> No
 def test_no_runs_no_waste(project: Project, mlflow: Tracker) -> None:
     """A fresh storage."""
     assert (look(mlflow, project.spec).runs, look(mlflow, project.spec).waste) == (0, ())
-
-
-def test_a_listing_is_the_same_by_path_and_by_uri(tmp_path: Path) -> None:
-    """Files with sizes and times, folders without."""
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "b.txt").write_text("12345")
-    os.utime(tmp_path / "a" / "b.txt", (time.time(), 1_000_000_000))
-    by_path = {file.path: (file.size_bytes, file.is_folder) for file in files_under(str(tmp_path))}
-    assert by_path == {"a": (0, True), "a/b.txt": (5, False)}
-    (file,) = [file for file in files_under(tmp_path.as_uri()) if not file.is_folder]
-    assert (file.path, file.written_at.timestamp()) == ("a/b.txt", 1_000_000_000)
-    assert files_under(str(tmp_path / "none")) == []
 
 
 def test_an_object_store_is_cleaned_too(project: Project, mlflow: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:

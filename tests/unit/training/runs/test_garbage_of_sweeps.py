@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fake_s3 import fake_s3
+from pyarrow.fs import FileInfo, FileType
 
 from raymlops.records import DataRecord
 from raymlops.state.database import state_url
 from raymlops.state.lease import lease
-from raymlops.training.runs import garbage, garbage_of_sweeps
-from raymlops.training.runs.garbage import Waste
-from raymlops.training.runs.garbage_of_sweeps import Standing, decide
+from raymlops.training.runs.garbage import Owner, Standing, Waste, decide, look, remove
 from raymlops.training.runs.mlflow_run import open_run
 
 if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
 
-FINISHED = "the sweep is finished: no trial goes on from it"
+FINISHED = "the sweep is finished: none of its trials is resumed"
 
 
 @pytest.mark.parametrize(
@@ -37,8 +36,9 @@ FINISHED = "the sweep is finished: no trial goes on from it"
 )
 def test_trials_go_where_none_of_them_goes_on(standing: Standing, reason: str | None) -> None:
     """A sweep that was stopped, however that was, can be resumed."""
+    files = {f"trials/3/{name}": FileInfo(name, type=FileType.File, size=10) for name in "ab"}
     expected = [] if reason is None else [Waste("s1", "s3://b/sweeps/s1/trials", 20, reason)]
-    assert decide({"s1": 20}, {"s1": standing}, sweeps_uri="s3://b/sweeps") == expected
+    assert decide(Owner("sweep", "s1", "s3://b/sweeps/s1", files), standing) == expected
 
 
 class Sweep:
@@ -71,7 +71,7 @@ def sweep(project: Project, mlflow: Tracker) -> Sweep:
 @pytest.fixture
 def found(project: Project, mlflow: Tracker) -> Any:
     """Look, and return what was found."""
-    return lambda: garbage_of_sweeps.look(mlflow, project.spec, runs=garbage.look(mlflow, project.spec))
+    return lambda: look(mlflow, project.spec)
 
 
 def test_a_finished_sweep_loses_its_trials_and_keeps_its_report(
@@ -81,8 +81,7 @@ def test_a_finished_sweep_loses_its_trials_and_keeps_its_report(
     mlflow.end_run(sweep.id, "FINISHED")
     before = found()
     assert before.waste == (Waste(sweep.id, str(sweep.folder / "trials"), 20, FINISHED),)
-    assert all(garbage_of_sweeps.is_of_sweep(item, project.spec) for item in before.waste)
-    assert garbage_of_sweeps.remove(mlflow, project.spec, before.waste) == []
+    assert remove(mlflow, project.spec, before.waste) == []
     assert sweep.names() == {"report.html"}
     assert (found().sweeps, found().waste) == (0, ())
 
@@ -112,7 +111,7 @@ def test_a_sweep_that_is_held_is_left_alone(sweep: Sweep, found: Any, project: P
             record = found()
             assert record.waste == ()
             assert [(spared.run_id, "sweeping" in spared.reason) for spared in record.spared] == [(sweep.id, True)]
-            (problem,) = garbage_of_sweeps.remove(mlflow, project.spec, before.waste)
+            (problem,) = remove(mlflow, project.spec, before.waste)
         assert "in use by" in problem
     assert "trials" in sweep.names()
 
@@ -125,7 +124,7 @@ def test_a_sweep_that_was_resumed_and_stopped_since_keeps_its_trials(
     before = found()
     mlflow.reopen_run(sweep.id)
     mlflow.end_run(sweep.id, "KILLED")
-    assert garbage_of_sweeps.remove(mlflow, project.spec, before.waste) == []
+    assert remove(mlflow, project.spec, before.waste) == []
     assert "trials" in sweep.names()
 
 
@@ -139,9 +138,9 @@ def test_what_this_mlflow_does_not_know_as_a_sweep_is_left_alone(
         fill(sweep.folder.with_name(name))
     record = found()
     reasons = {spared.run_id: spared.reason for spared in record.spared}
-    assert "has no such sweep, and nothing says which MLflow it is of" in reasons["0" * 32]
+    assert "has no such sweep, but no origin.json says which MLflow it belongs to" in reasons["0" * 32]
     assert "has no such sweep" in reasons["no id at all"]
-    assert "has it as run, which is no sweep" in reasons[run_id]
+    assert "has it as run, not a sweep" in reasons[run_id]
     assert record.waste == ()
 
 
@@ -163,8 +162,8 @@ def test_trials_in_an_object_store_go_too(project: Project, mlflow: Tracker, mon
         mlflow.end_run(sweep_id, "FINISHED")
         folder = f"bucket/x/sweeps/{sweep_id}"
         store.objects.update({f"{folder}/trials/0/checkpoints/s/a": b"0123", f"{folder}/report.html": b"1"})
-        (item,) = garbage_of_sweeps.look(mlflow, far.spec, runs=garbage.look(mlflow, far.spec)).waste
-        assert (item.size_bytes, garbage_of_sweeps.is_of_sweep(item, far.spec)) == (4, True)
-        assert garbage_of_sweeps.remove(mlflow, far.spec, [item]) == []
+        (item,) = look(mlflow, far.spec).waste
+        assert item.size_bytes == 4
+        assert remove(mlflow, far.spec, [item]) == []
         left = [key for key in store.objects if not key.endswith("/")]
     assert left == [f"{folder}/report.html"]

@@ -65,6 +65,10 @@ def loss(step: int, *, value: float | None = None, kind: Any = "step", **rest: A
     return Event(kind, step=step, metrics={"train/loss": value}, timestamp_ms=1000 + step, **rest)
 
 
+def restart(reason: str, *, step: int, workers: int) -> Event:
+    return Event("restart", step=step, workers=workers, message=reason)
+
+
 def history(store: Tracker, run_id: str, name: str = "train/loss") -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in store.client.get_metric_history(run_id, name)]
 
@@ -130,7 +134,7 @@ def test_a_step_counts_once(store: Watched, run_id: str) -> None:
 def test_a_run_goes_on_where_it_was(store: Watched, run_id: str) -> None:
     """Reopened, it is RUNNING, says no more why it ended, and takes only steps that it has not."""
     first = RunWriter(store, run_id)
-    first.note_restart("a worker died", step=10, workers=2)
+    first(restart("a worker died", step=10, workers=2))
     for step in (10, 20):
         first(loss(step))
     first.close_failed(ValueError("no"))
@@ -140,7 +144,7 @@ def test_a_run_goes_on_where_it_was(store: Watched, run_id: str) -> None:
     assert store.run(run_id).info.status == "RUNNING"
     assert "raymlops.reason" not in store.run(run_id).data.tags
     second = RunWriter(store, run_id, previous=previous)
-    second.note_restart("resumed", step=10, workers=1)
+    second(restart("resumed", step=10, workers=1))
     for step in (20, 30):
         second(loss(step))
     second.close("FINISHED", tags={})
@@ -242,7 +246,7 @@ def test_many_restarts_fit_a_tag(store: Watched, run_id: str) -> None:
     """The newest twenty at most, as JSON that can be read, however long their reasons; all are counted."""
     writer = RunWriter(store, run_id)
     for number in range(25):
-        writer.note_restart(f"{number} " + 'ä"' * 500, step=number, workers=2)
+        writer(restart(f"{number} " + 'ä"' * 500, step=number, workers=2))
     writer.close("FINISHED", tags={})
     tags = store.run(run_id).data.tags
     found = entries(tags, RESTARTS)
@@ -259,7 +263,7 @@ def test_a_run_has_a_log(store: Watched, run_id: str, tmp_path: Path) -> None:
         now[0] = float(step)
         writer(loss(step))
     writer(loss(12, kind="epoch", epoch=1, epochs=3))
-    writer.note_restart("a node left", step=10, workers=1)
+    writer(restart("a node left", step=10, workers=1))
     writer.close_failed(ValueError("no"))
     lines = [line.partition(" ")[2] for line in (tmp_path / "runs" / "log.txt").read_text().splitlines()]
     assert lines == [
@@ -269,6 +273,25 @@ def test_a_run_has_a_log(store: Watched, run_id: str, tmp_path: Path) -> None:
         'event=restart epoch=1/3 workers=1 msg="a node left"',
         'event=closed status=FAILED reason="ValueError: no"',
     ]
+
+
+def test_a_display_that_fails_is_in_the_log_and_gets_no_more(store: Watched, run_id: str, tmp_path: Path) -> None:
+    """The run is closed with all its metrics; a signal inside the display is no failure of it."""
+    seen: list[Event] = []
+
+    def fail(event: Event) -> None:
+        seen.append(event)
+        raise OSError("no terminal") if event.step < 3 else KeyboardInterrupt
+
+    writer = RunWriter(store, run_id, on_event=fail, log_uri=f"{tmp_path}/log.txt")
+    writer(loss(1))
+    writer(loss(2))
+    writer.close("FINISHED", tags={})
+    assert ([event.step for event in seen], str(writer.display_error)) == ([1], "no terminal")
+    assert "the display failed: OSError: no terminal" in (tmp_path / "log.txt").read_text()
+    assert [step for step, _ in history(store, run_id)] == [1, 2]
+    with pytest.raises(KeyboardInterrupt):
+        RunWriter(store, run_id, on_event=fail)(loss(3))
 
 
 def test_a_log_that_cannot_be_written_is_told_once(store: Watched, run_id: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from raymlops.tracking.tag_entries import entries
 from raymlops.training.runs.lookup import EVALUATION, Recorded, check_kind, look_up
 from raymlops.training.runs.mlflow_run import open_run
 from raymlops.training.runs.resume import (
-    changed_files,
+    changed_keys,
     check_data,
     check_files,
     check_resumable,
@@ -174,9 +174,9 @@ def test_a_registered_run_stays_as_it_is(project: Project, mlflow: Tracker, reco
         check_unfinished(replace(recorded, status="FINISHED"), longer, finished=True, evaluated=True)
 
 
-def test_changed_files_are_named() -> None:
+def test_changed_keys_are_named() -> None:
     """Changed, gone and new ones; equal ones are not."""
-    assert changed_files({"a": "1", "b": "1", "c": "1"}, {"a": "1", "b": "2", "d": "1"}) == ["b", "c", "d"]
+    assert changed_keys({"a": "1", "b": "1", "c": "1"}, {"a": "1", "b": "2", "d": "1"}) == ["b", "c", "d"]
 
 
 def test_nothing_is_written_where_nothing_changed(recorded: Recorded, project: Project, mlflow: Tracker) -> None:

@@ -12,7 +12,8 @@ import pytest
 from raymlops.data.prepare import FIT
 from raymlops.errors import NonFiniteError, RecipeError
 from raymlops.tracking.client import tracker
-from raymlops.training.run import load_weights, train
+from raymlops.training.checkpoints.format import load_weights
+from raymlops.training.run import train
 
 if TYPE_CHECKING:
     from raymlops.project import Project

@@ -9,7 +9,7 @@ import pytest
 
 from raymlops.config.train import FailureRule
 from raymlops.errors import NonFiniteError, RaymlopsError, RecipeError, StorageError, TrainingError, UsageError
-from raymlops.training.supervision.failure_policy import Decision, Failure, Lost, Raised, cause, decide
+from raymlops.training.supervision.failure_policy import Decision, Failure, Raised, cause, decide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,10 @@ GLOO = "[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1
 
 def failure(kind: Any, **fields: Any) -> Failure:
     return Failure(kind, **{"error_type": "RuntimeError", "message": "CUDA error: out of memory", **fields})
+
+
+def died(message: str) -> Failure:
+    return Failure("worker_died", "WorkerDiedError", message)
 
 
 def verdict(
@@ -109,13 +113,13 @@ def raised(message: str, own: RaymlopsError | None = None, *, at_s: float = 0) -
 
 def test_the_rank_that_died_is_the_cause_and_not_the_one_it_tore_away_from() -> None:
     """Rank 1 raises because rank 0 is gone."""
-    found = cause({1: raised(GLOO)}, {0: Lost("its process was killed")}, nodes={0: "a", 1: "b"}, step=7)
+    found = cause({1: raised(GLOO)}, {0: died("its process was killed")}, nodes={0: "a", 1: "b"}, step=7)
     assert (found.kind, found.rank, found.node_id, found.step) == ("worker_died", 0, "a", 7)
 
 
 def test_a_dead_node_explains_its_workers() -> None:
     """Of two ranks that are gone, the one whose node died is named."""
-    lost = {0: Lost("its process ended"), 1: Lost("node b died", node_died=True)}
+    lost = {0: died("its process ended"), 1: Failure("node_died", "NodeDiedError", "node b died")}
     assert str(cause({}, lost, nodes={1: "b"}, step=0)) == "rank 1: node b died"
 
 
@@ -133,7 +137,7 @@ def test_a_dead_node_explains_its_workers() -> None:
 def test_what_a_rank_raised_is_the_cause(own: RaymlopsError | None, kind: str) -> None:
     """Also where a later rank died of it, or was torn away."""
     found = cause(
-        {0: raised(str(own), own, at_s=5), 1: raised(GLOO, at_s=1)}, {2: Lost("exit code 1")}, nodes={}, step=0
+        {0: raised(str(own), own, at_s=5), 1: raised(GLOO, at_s=1)}, {2: died("exit code 1")}, nodes={}, step=0
     )
     assert (found.kind, found.rank) == (kind, 0)
 
@@ -141,7 +145,7 @@ def test_what_a_rank_raised_is_the_cause(own: RaymlopsError | None, kind: str) -
 def test_a_collective_inside_the_recipes_code_is_no_fault_of_the_recipe() -> None:
     """With sharded parameters forward() itself talks to other ranks, and its error comes wrapped as the recipe's."""
     wrapped = RecipeError(f"Tiny.loss() raised RuntimeError: {GLOO}")
-    assert cause({1: raised(str(wrapped), wrapped)}, {0: Lost("killed")}, nodes={}, step=0).kind == "worker_died"
+    assert cause({1: raised(str(wrapped), wrapped)}, {0: died("killed")}, nodes={}, step=0).kind == "worker_died"
     assert cause({1: raised(str(wrapped), wrapped)}, {}, nodes={}, step=0).kind == "error"
 
 

@@ -17,16 +17,19 @@ class Listener:
         self.beats: queue.Queue[Heartbeat] = queue.Queue()
         self.shown: queue.Queue[str] = queue.Queue()
 
-    def __call__(self, beat: Heartbeat) -> Orders | None:
+    def heartbeat(self, beat: Heartbeat) -> Orders | None:
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         self.beats.put(beat)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
+    def stacks(self, text: str) -> None:
+        self.shown.put(text)
+
 
 def pulse(listener: Listener) -> HeartbeatThread:
-    return HeartbeatThread(3, send=listener, send_stacks=listener.shown.put, every_s=0.001)
+    return HeartbeatThread(3, listener, every_s=0.001)
 
 
 def test_a_heartbeat_says_how_far_the_loop_is() -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
 from supervised import Recorder, Restart
 
-from raymlops.training.events import Event
 from raymlops.training.supervision.hang_detector import HangDetector
 from raymlops.training.supervision.messages import Heartbeat
 from raymlops.training.supervision.notices import Notifier
@@ -58,30 +54,3 @@ def test_a_run_that_goes_on_has_no_seconds_to_count() -> None:
     notify.starting(2, step=40, reason="the run is resumed after step 40")
     notify.observe(watch((41, 50), resumed=40))
     assert recorder.restarts[0].reason == "resumed with 2 workers: the run is resumed after step 40"
-
-
-def test_a_writer_that_fails_gets_every_event_and_is_heard_at_the_end() -> None:
-    """Each may hold metrics that are nowhere else."""
-
-    def fail(event: Event) -> None:
-        raise OSError(f"no terminal for step {event.step}")
-
-    recorder = Recorder(at=fail)
-    notify = Notifier(recorder)
-    notify.forward([Event("step", step=1), Event("step", step=2)])
-    assert [event.step for event in recorder.events] == [1, 2]
-    with pytest.raises(OSError, match="step 1"):
-        notify.raise_deferred()
-    error = ValueError("of the training")
-    notify.add_deferred(error)
-    assert "no terminal for step 1" in error.__notes__[0]
-
-
-def test_a_signal_is_no_failure_of_the_writer() -> None:
-    """What a handler raises inside the writer goes on."""
-
-    def interrupt(event: Any) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        Notifier(Recorder(at=interrupt))("starting")

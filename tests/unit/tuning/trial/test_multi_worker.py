@@ -6,7 +6,7 @@ import pytest
 
 from raymlops.training.events import Event, words
 from raymlops.training.loop.context import Outcome
-from raymlops.tuning.trial.multi_worker import EpochWriter, place_of
+from raymlops.tuning.trial.multi_worker import EpochWriter
 
 
 @pytest.fixture
@@ -37,14 +37,3 @@ def test_epochs_whose_events_were_lost_come_from_the_history(writer, passed):
     writer(epoch(3, 0.3))
     writer.close(Outcome(history=[{"loss": 0.1}, {"loss": 0.2}, {"loss": 0.3}, {"loss": 0.4}], steps=40))
     assert [(number, metrics["loss"]) for number, metrics, _ in passed] == [(3, 0.3), (2, 0.2), (4, 0.4)]
-
-
-@pytest.mark.parametrize(
-    ("folder", "checkpoints"),
-    [
-        ("/data/sweeps/s/trials/7", "/data/sweeps/s/trials/7/checkpoints"),
-        ("s3://b/sweeps/s/trials/7?region=eu", "s3://b/sweeps/s/trials/7/checkpoints?region=eu"),
-    ],
-)
-def test_checkpoints_are_where_every_trial_s_are(folder, checkpoints):
-    assert place_of(folder).checkpoints_uri == checkpoints

@@ -1,0 +1,114 @@
+"""What the driver does while an attempt runs, with a worker group and a mailbox that fail on request."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from supervised import Recorder
+
+from raymlops.data.prepare import prepare
+from raymlops.training.events import Event
+from raymlops.training.supervision import monitor as monitoring
+from raymlops.training.supervision.hang_detector import HangDetector
+from raymlops.training.supervision.messages import Heartbeat, Inbox, Info
+from raymlops.training.supervision.monitor import Monitor
+from raymlops.training.supervision.notices import Notifier
+from raymlops.training.supervision.request import RunRequest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Group:
+    """A worker group that ends once it is killed, or after a number of polls."""
+
+    workers = 2
+
+    def __init__(self, polls: int) -> None:
+        self.left, self.kills = polls, 0
+
+    def wait(self, _timeout_s: float) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+    def kill(self) -> None:
+        self.kills += 1
+        self.left = min(self.left, 1)
+
+    def learn(self, inbox: Inbox) -> None:
+        pass
+
+
+class Channel:
+    """A channel whose inboxes are given; after the last one the mailbox has died."""
+
+    def __init__(self, *inboxes: Inbox) -> None:
+        self.mailbox: Any = "mailbox"
+        self.ordered: list[str] = []
+        self._inboxes = list(inboxes)
+
+    def take(self) -> Inbox | None:
+        if not self._inboxes:
+            self.mailbox = None
+            return None
+        return self._inboxes.pop(0)
+
+    def dump(self) -> None:
+        pass
+
+    def order(self, reason: str) -> None:
+        self.ordered.append(reason)
+
+
+@pytest.fixture
+def watch(tiny_project: Any, storage_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that monitors an attempt to its end, and what it found."""
+    monkeypatch.setattr(monitoring, "_STACKS_S", 0.0)
+    project = tiny_project(num_workers=2, hang_timeout_s=5.0)
+
+    def run(group: Group, channel: Channel, stop: Any = lambda: "") -> Any:
+        recorder = Recorder()
+        request = RunRequest(project, prepare(project), f"{storage_path}/runs/r1", recorder, stop=stop)
+        detector = HangDetector(resumed=0, hang_timeout_s=5.0)
+        one = Monitor(group, detector, request, channel=channel, notify=Notifier(recorder), excluded=frozenset)
+        one.run()
+        return SimpleNamespace(monitor=one, recorder=recorder)
+
+    return run
+
+
+def beats(step: int, *, silent_s: float = 0.0, events: Any = ()) -> Inbox:
+    infos = {rank: Info(rank + 7, "abc", "host") for rank in (0, 1)}
+    heartbeats = {0: Heartbeat(0, step=step), 1: Heartbeat(1, step=step, silent_s=silent_s)}
+    return Inbox(list(events), heartbeats=heartbeats, infos=infos)
+
+
+def test_a_lost_mailbox_ends_the_attempt(watch: Any) -> None:
+    """Its workers are killed, and the events that had arrived are kept."""
+    group = Group(polls=9)
+    seen = watch(group, Channel(beats(1, events=[Event("step", step=1)])))
+    assert (seen.monitor.failure.kind, seen.monitor.failure.error_type) == ("controller_died", "MailboxDiedError")
+    assert group.kills >= 1
+    assert [event.step for event in seen.recorder.events if event.kind == "step"] == [1]
+
+
+def test_a_rank_that_hangs_is_named_with_its_node(watch: Any, storage_path: Path) -> None:
+    """The stacks go to the run's folder, and the workers are killed."""
+    group = Group(polls=2)
+    seen = watch(group, Channel(*[beats(3, silent_s=9.0)] * 9))
+    failure = seen.monitor.failure
+    assert (failure.kind, failure.rank, failure.node_id, failure.step) == ("hang", 1, "abc", 3)
+    assert group.kills >= 1
+    (stacks,) = (storage_path / "runs" / "r1" / "stacks").iterdir()
+    assert "no heartbeat of rank 1 for 9 s" in stacks.read_text()
+    assert "the stacks of all ranks are in" in seen.recorder.messages[0]
+
+
+def test_a_reason_to_stop_is_ordered_once(watch: Any) -> None:
+    """The workers write a last checkpoint and end by themselves."""
+    channel = Channel(*[beats(step) for step in range(1, 9)])
+    seen = watch(Group(polls=4), channel, stop=lambda: "interrupted")
+    assert channel.ordered == ["interrupted"]
+    assert seen.monitor.failure is None
