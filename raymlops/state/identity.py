@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import sqlalchemy as sa
 
 from raymlops.state.audit import changes_of
-from raymlops.state.engine import aware
 from raymlops.state.schema import audit, identity
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ class Recorded:
         """Return whether the audit record has this event, or the database was made to count in spite of it."""
         with self._database.reading() as connection:
             ts = connection.scalar(sa.select(audit.c.ts).where(audit.c.id == revision.number))
-            here = ts is not None and aware(ts).isoformat() == revision.at
+            here = ts is not None and ts.isoformat() == revision.at
             return here or [*revision] in _overruled(connection)
 
     def deployed(self, name: str, version: int, digest: str) -> bool:
@@ -110,7 +109,7 @@ def owner_in(connection: Connection, history: History) -> Owner:
     """Return who this database is, in the connection's transaction."""
     row = connection.execute(sa.select(identity.c.id, identity.c.made_by)).one()
     newest = connection.execute(sa.select(audit.c.id, audit.c.ts).order_by(audit.c.id.desc()).limit(1)).one_or_none()
-    revision = NEVER if newest is None else Revision(newest.id, aware(newest.ts).isoformat())
+    revision = NEVER if newest is None else Revision(newest.id, newest.ts.isoformat())
     return Owner(row.id, row.made_by, revision, history)
 
 

@@ -6,7 +6,7 @@ tags of a version, which whoever may write there can change; what loads or deplo
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
@@ -14,8 +14,7 @@ import sqlalchemy as sa
 from raymlops.errors import RefusedError
 from raymlops.records import BundleRef, Record
 from raymlops.state.audit import add_event
-from raymlops.state.engine import aware
-from raymlops.state.schema import deployments
+from raymlops.state.schema import deployments, from_row, to_row
 from raymlops.state.schema import versions as table
 
 if TYPE_CHECKING:
@@ -42,11 +41,6 @@ class VersionRecord(Record):
     verdict: Verdict | None = None
     """Of the gate; None where it was not asked yet."""
     decided_at: datetime | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        times = {"recorded_at": self.recorded_at, "decided_at": self.decided_at}
-        return {**asdict(self), **{key: None if at is None else at.isoformat() for key, at in times.items()}}
 
     def is_of(self, ref: ModelVersionRef | VersionRecord) -> bool:
         """Return whether this is a record of the same bundle, at the same place and of the same run."""
@@ -134,25 +128,14 @@ def _refuse_another(connection: Connection, ref: ModelVersionRef) -> None:
 
 
 def _read(connection: Connection, name: str, version: int) -> VersionRecord | None:
-    row = connection.execute(sa.select(table).where(table.c.name == name, table.c.version == version)).one_or_none()
-    if row is None:
-        return None
-    return VersionRecord(
-        name=row.name,
-        version=row.version,
-        run_id=row.run_id,
-        bundle=BundleRef(uri=row.bundle_uri, digest=row.digest),
-        recorded_at=aware(row.recorded_at),
-        verdict=row.verdict,
-        decided_at=None if row.decided_at is None else aware(row.decided_at),
-    )
+    query = sa.select(table).where(table.c.name == name, table.c.version == version)
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else VersionRecord(**from_row(row))
 
 
 def _put(connection: Connection, record: VersionRecord) -> None:
     connection.execute(sa.delete(table).where(table.c.name == record.name, table.c.version == record.version))
-    row = {**asdict(record), "digest": record.bundle.digest, "bundle_uri": record.bundle.uri}
-    del row["bundle"]
-    connection.execute(sa.insert(table).values(row))
+    connection.execute(sa.insert(table), to_row(record))
 
 
 def _event(

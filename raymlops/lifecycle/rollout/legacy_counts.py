@@ -12,7 +12,6 @@ import sqlalchemy as sa
 
 from raymlops.errors import ClusterError
 from raymlops.serving.telemetry.rollout_counts import CONTROLLER, NAMESPACE, find_controller
-from raymlops.state.engine import aware
 from raymlops.state.schema import deployments, identity
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def is_upgraded(state: State) -> bool:
     with state.reading() as connection:
         oldest = connection.scalar(sa.select(sa.func.min(deployments.c.created_at)))
         made_at = connection.scalar(sa.select(identity.c.made_at))
-    return oldest is not None and made_at is not None and aware(oldest) < aware(made_at)
+    return oldest is not None and made_at is not None and oldest < made_at
 
 
 def ensure_relay(state_id: str) -> None:

@@ -4,13 +4,7 @@ import pytest
 
 from raymlops.records import BundleRef
 from raymlops.state.aliases import owe, owed, settle_alias
-from raymlops.state.store import Deployment, State
-
-
-@pytest.fixture
-def state(tmp_path):
-    with State.open(f"sqlite:///{tmp_path}/state.db") as opened:
-        yield opened
+from raymlops.state.store import Deployment
 
 
 def put(state, version, *, name="m", debt=True):
