@@ -36,7 +36,7 @@ from raymlops.lifecycle.rollout.policy import after, baked_at, decide
 from raymlops.serving.control.apply import apply, refresh
 from raymlops.serving.control.ownership import divide
 from raymlops.serving.control.render import settings_of
-from raymlops.state.aliases import owed, settle_alias
+from raymlops.state.aliases import complete_alias, pending_aliases
 from raymlops.state.audit import changes_of
 from raymlops.state.engine import this_user
 from raymlops.state.rollouts import resume_rollout, running, update_rollout
@@ -245,7 +245,7 @@ class Controller:
         follow = self._follow
         if follow is None:
             return
-        debts = set(owed(self._state))
+        debts = set(pending_aliases(self._state))
         for name, version in sorted(debts & self._debts):  # whoever made it live may be setting it right now
             self._attempt(f"{name} (alias)", partial(self._follow_now, follow, name, version))
         self._debts = debts
@@ -256,7 +256,7 @@ class Controller:
             within(ALIAS_S, follow(name))(version)
             why = "it had not followed its version"
             self._state.record(action="alias.follow", subject=f"{name}/{version}", why=why, actor=self._actor)
-        settle_alias(self._state, name, version)
+        complete_alias(self._state, name, version)
 
     def _change(
         self,
