@@ -157,9 +157,9 @@ class TableSplit(SplitData):
 
     def batch(self, indices: torch.Tensor) -> Batch:
         """Return the rows at ``indices`` (int64) as one batch, in that order, on the CPU."""
-        if self._encoded is None:
+        if self.encoded is None:
             return encode(self.recipe, self.take(indices))
-        return select(self._encoded, indices)
+        return select(self.encoded, indices)
 
     def take(self, indices: torch.Tensor) -> dict[str, Array]:
         """Return the columns of the rows at ``indices``, in that order."""
@@ -184,7 +184,8 @@ class TableSplit(SplitData):
         return {**found, **digest, **self._files.to_dict()}
 
     @cached_property
-    def _encoded(self) -> Batch | None:
+    def encoded(self) -> Batch | None:
+        """Return all rows as one batch; None if they are encoded batch by batch."""
         return encode_all(self.recipe, self.columns)
 
 
@@ -201,11 +202,11 @@ class DatasetSplit(SplitData):
 
     def __init__(self, dataset: Any, *, name: str, recipe: RecipeBase) -> None:
         super().__init__(name=name, rows=len(dataset), recipe=recipe)
-        self._dataset = dataset
+        self.dataset = dataset
 
     def batch(self, indices: torch.Tensor) -> Batch:
         """Return the items at ``indices`` (int64) as one batch, in that order."""
-        dataset = self._dataset
+        dataset = self.dataset
         if isinstance(dataset, TensorDataset):
             return list(dataset[indices])
         if hasattr(dataset, "__getitems__"):
@@ -260,20 +261,20 @@ class DatasetSplit(SplitData):
 
     def for_recipe(self, recipe: RecipeBase) -> DatasetSplit:
         """Return the same items, which no recipe encodes."""
-        return DatasetSplit(self._dataset, name=self.name, recipe=recipe)
+        return DatasetSplit(self.dataset, name=self.name, recipe=recipe)
 
     @cached_property
     def _differs(self) -> bool:
-        if type(self._dataset) is TensorDataset:
+        if type(self.dataset) is TensorDataset:
             return False
         return self.mark("sample") != self.mark("sample")
 
     @cached_property
     def _own_fingerprint(self) -> str | None:
-        ask = getattr(self._dataset, "fingerprint", None)
+        ask = getattr(self.dataset, "fingerprint", None)
         if not callable(ask):
             return None
-        where = f"{self._where}: fingerprint() of a {type(self._dataset).__name__}"
+        where = f"{self._where}: fingerprint() of a {type(self.dataset).__name__}"
         found = call_recipe(where, ask)
         if not isinstance(found, str):
             raise RecipeError(f"{where} returned {described(found)}", hint="Return text that changes with the items.")
@@ -289,7 +290,7 @@ class DatasetSplit(SplitData):
 
     def _seeded(self, indices: torch.Tensor) -> Batch:
         """Return a batch whose items are each seeded by their number; items read together, by the first one's."""
-        dataset, together = self._dataset, hasattr(self._dataset, "__getitems__")
+        dataset, together = self.dataset, hasattr(self.dataset, "__getitems__")
         if type(dataset) is TensorDataset:
             return self.batch(indices)
 
