@@ -223,17 +223,19 @@ class Signature(_Reading):
                     for key in sorted(row.keys() - names, key=str)[:MAX_PROBLEMS]
                 ]
             if len(problems) >= MAX_PROBLEMS:
-                raise InvalidRowsError(problems[:MAX_PROBLEMS])
-        if problems:
-            raise InvalidRowsError(problems)
+                break
+        if not all(isinstance(row, dict) for row in rows):
+            raise InvalidRowsError(problems[:MAX_PROBLEMS])
         columns = {}
+        wrong: list[RowProblem] = []
         for column in self.inputs:
             values = [row.get(column.name, MISSING) for row in rows]
-            columns[column.name] = careful_array(column, values, problems)
-            if len(problems) >= MAX_PROBLEMS:
+            columns[column.name] = careful_array(column, values, wrong)
+            if len(wrong) >= MAX_PROBLEMS:
                 break
-        if problems:
-            raise InvalidRowsError(problems[:MAX_PROBLEMS])
+        if problems or wrong:
+            found = sorted([*problems, *wrong], key=lambda problem: problem.row or 0)
+            raise InvalidRowsError(found[:MAX_PROBLEMS])
         return columns
 
 

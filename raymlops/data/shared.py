@@ -15,7 +15,6 @@ import io
 import pickle
 import platform
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,8 @@ from raymlops.data.sources import open_source, stands_alone
 from raymlops.data.split import DatasetSplit, SplitData, TableSplit
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy.typing as npt
 
     from raymlops.recipe import RecipeBase

@@ -45,8 +45,8 @@ MAX_WAITING = 100_000
 MAX_PROBLEMS = 20
 CLOSE_S = 5.0
 _MAX_DEPTH = 8
-_PAUSE_S = 0.1
-"""Between two files, so that a stream of single labels makes at most ten files a second."""
+_PAUSE_S, _BURST_S = 0.1, 60.0
+"""A stream of single labels makes at most ten files a second, averaged over a minute: only then does one wait."""
 _KEYS = ("request_id", "row", "label", "correction")
 
 
@@ -161,6 +161,7 @@ class LabelLog:
                 done.set_exception(StorageError("the labels were not written in time", hint="Send them again."))
 
     def _work(self) -> None:
+        paid_until = 0.0
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
@@ -168,7 +169,8 @@ class LabelLog:
                 if not waiting:
                     return
             self._write([item for item in waiting if item[0].set_running_or_notify_cancel()])
-            self._closed.wait(_PAUSE_S)
+            paid_until = max(paid_until, time.monotonic()) + _PAUSE_S
+            self._closed.wait(max(0.0, paid_until - time.monotonic() - _BURST_S))
 
     def _write(self, waiting: Sequence[tuple[Future[None], pa.Table]]) -> None:
         if not waiting:

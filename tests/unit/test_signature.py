@@ -136,6 +136,16 @@ def test_several_fields_are_told_together():
     assert [field for _, field, _ in found] == ["distance", "hour"]
 
 
+def test_an_unknown_field_does_not_hide_wrong_types():
+    """Rows come in order, each with its unknown fields first, and the wrong values of all rows beside them."""
+    rows = [{**ROW, "hour": "y"}, {**ROW, "extra": 1, "distance": "x"}]
+    found = problems(lambda: SIGNATURE.parse_rows(rows))
+    assert [(row, field) for row, field, _ in found] == [(0, "hour"), (1, "extra"), (1, "distance")]
+    many = problems(lambda: SIGNATURE.parse_rows(rows[1:] * 10_000))
+    assert len(many) == MAX_PROBLEMS
+    assert {field for _, field, _ in many} == {"extra", "distance"}
+
+
 def test_columns_are_read_as_rows_are():
     """Arrays and lists side by side; NaN is missing, 7.0 is an integer, a length that differs is an error."""
     data = {name: [value, value] for name, value in ROW.items()}
