@@ -74,7 +74,6 @@ class DataRecord(Record):
     """What a run was trained on.
 
     ``fingerprint`` is the SHA-256 over every split's rows in order, after the version of how they are hashed: ``v2:``.
-    One that the first release made has no version.
     """
 
     fingerprint: str

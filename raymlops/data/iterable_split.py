@@ -108,10 +108,6 @@ class IterableSplit(SplitData):
             yield hash_columns(arrays(default_collate(chunk)))
             chunk.clear()
 
-    def fingerprint(self) -> Iterator[bytes]:
-        """Yield the split's part of a fingerprint without a version: known from the count."""
-        yield self._digest.encode()
-
     def digest(self) -> str:
         """Return the SHA-256 of all rows' hashes, in the order of the pass that counted them."""
         return self._digest
@@ -124,9 +120,8 @@ class IterableSplit(SplitData):
         self._pass(seed=0, epoch=1).read(min(SAMPLE_ROWS, self.rows), rows.append)
         return digest_of([hash_columns(arrays(default_collate(rows)))])
 
-    def is_repeatable(self, version: int) -> bool:
+    def is_repeatable(self) -> bool:
         """Return whether another pass over the first rows yields them again."""
-        del version
         return self.mark("head") == self.mark("head")
 
     def for_recipe(self, recipe: RecipeBase) -> IterableSplit:

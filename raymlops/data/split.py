@@ -103,11 +103,6 @@ class SplitData(ABC):
         """Return the hashes of all rows: 8 bytes each."""
         return np.concatenate(list(self.hashes()))
 
-    def fingerprint(self) -> Iterator[bytes]:
-        """Yield the split's part of a fingerprint of the first version: all rows' hashes."""
-        for chunk in self.hashes():
-            yield chunk.astype("<u8").tobytes()
-
     def digest(self) -> str:
         """Return the SHA-256 of all rows' hashes, which identifies the rows. They are read only once."""
         return self._digest_of_rows
@@ -116,9 +111,8 @@ class SplitData(ABC):
         """Return the mark ``kind`` of ``describe``, which another process compares; None where there is none."""
         return self.digest() if kind == "digest" else None
 
-    def is_repeatable(self, version: int) -> bool:
-        """Return whether rereading gives the same rows, as a fingerprint of ``version`` reads them."""
-        del version
+    def is_repeatable(self) -> bool:
+        """Return whether rereading gives the same rows."""
         return True
 
     @property
@@ -219,11 +213,6 @@ class DatasetSplit(SplitData):
             yield hash_columns(arrays(self._seeded(chunk)))
             self.on_progress()
 
-    def fingerprint(self) -> Iterator[bytes]:
-        """Yield the split's part of a fingerprint of the first version, which did not seed items."""
-        for chunk in super().hashes():
-            yield chunk.astype("<u8").tobytes()
-
     def digest(self) -> str:
         """Return what identifies the items: the SHA-256 of their hashes, or of length and ``fingerprint()``."""
         if self._differs:
@@ -233,14 +222,12 @@ class DatasetSplit(SplitData):
     def mark(self, kind: str) -> str | None:
         """Return ``sample``, a digest of a few items, or ``fingerprint``, the dataset's own."""
         if kind == "sample":
-            return self._sample(self._seeded)
+            return self._sample(SAMPLE_ROWS)
         return self._own_fingerprint if kind == "fingerprint" else None
 
-    def is_repeatable(self, version: int) -> bool:
-        """Return whether a few items are the same when they are drawn again."""
-        draw = self.batch if version == 1 else self._seeded
-        # Enough items to detect rare differences.
-        return self._sample(draw, rows=_HASH_ROWS) == self._sample(draw, rows=_HASH_ROWS)
+    def is_repeatable(self) -> bool:
+        """Return whether some items, enough to detect rare differences, are the same when they are drawn again."""
+        return self._sample(_HASH_ROWS) == self._sample(_HASH_ROWS)
 
     @property
     def note(self) -> str:
@@ -284,9 +271,9 @@ class DatasetSplit(SplitData):
     def _where(self) -> str:
         return f"{type(self.recipe).__name__}.datasets(): the {self.name} split"
 
-    def _sample(self, draw: Callable[[torch.Tensor], Batch], *, rows: int = SAMPLE_ROWS) -> str:
+    def _sample(self, rows: int) -> str:
         spread = torch.linspace(0, self.rows - 1, min(rows, self.rows), dtype=torch.float64).round().long()
-        return digest_of(hash_columns(arrays(draw(row))) for row in _chunks(spread, 1))
+        return digest_of(hash_columns(arrays(self._seeded(row))) for row in _chunks(spread, 1))
 
     def _seeded(self, indices: torch.Tensor) -> Batch:
         """Return a batch whose items are each seeded by their number; items read together, by the first one's."""
