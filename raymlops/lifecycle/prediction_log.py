@@ -30,7 +30,7 @@ def predictions(
     labels: bool = True,
     limit: int | None = None,
 ) -> Reading:
-    """Return the logged predictions of a model as an iterable of Arrow batches; see ``read_predictions``.
+    """Return the logged predictions of a model as an iterable of Arrow batches; see ``Reading``.
 
     ``source`` says where the log is; without one it is below ``RAYMLOPS_HOME``.
 
@@ -39,9 +39,9 @@ def predictions(
         UsageError: no such column, or a window that ends before it begins.
         StorageError: the storage cannot be used.
     """
-    from raymlops.predictions.read import read_predictions
+    from raymlops.predictions.read import Reading
 
-    return read_predictions(
+    return Reading(
         place_of(source).storage.path,
         name,
         since=since,

@@ -95,15 +95,13 @@ class LabelLosses:
 
 def _read(counted: Counted, root: str, name: str, *, window: Window, labels: Labels) -> None:
     """Count the labelled rows of the log that are in a window."""
-    from raymlops.predictions.read import read_predictions
+    from raymlops.predictions.read import Reading
 
     since, until = window
     if until is not None and until <= since:
         return
     try:
-        found = read_predictions(
-            root, name, since=since, until=until, columns=COLUMNS, labels=labels, only_labelled=True
-        )
+        found = Reading(root, name, since=since, until=until, columns=COLUMNS, labels=labels, only_labelled=True)
     except NotFoundError:
         return  # nothing was logged yet
     for batch in found:

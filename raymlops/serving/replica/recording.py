@@ -119,8 +119,8 @@ class Recording:
             batches=batches,
             shares=self._shares(),
             shadow_dropped={version: counts.dropped for version, counts in dict(self._handler.shadows.counts).items()},
-            log_pending_rows=self._log.pending_rows,
-            log_dropped_rows=self._log.dropped,
+            log_pending_rows=self._log.spool.pending_rows,
+            log_dropped_rows=self._log.spool.dropped,
             recorder_dropped=self._light.dropped + self._kept.dropped,
             recorder_errors=self._light.errors + self._kept.errors + self._traces.errors + self._tracing.failures,
         )
