@@ -24,7 +24,6 @@ import ray
 import torch
 from torch.utils.data import TensorDataset
 
-from raymlops.data.parquet_files import ParquetFiles
 from raymlops.data.prepare import SPLITS, Memory, Prepared
 from raymlops.data.sources import open_source, stands_alone
 from raymlops.data.split import DatasetSplit, SplitData, TableSplit
@@ -156,9 +155,7 @@ class _SharedTable(TableSplit):
     def __init__(self, packed: _Table, *, name: str, recipe: RecipeBase, known: Mapping[str, Any]) -> None:
         SplitData.__init__(self, name=name, rows=packed.rows, recipe=recipe)
         self._packed = packed
-        whole = stands_alone(known)
-        self._files = ParquetFiles.from_dict(known) if whole else None
-        self._written = whole and bool(known["written"])
+        self._known = known
         if packed.encoded is not None:
             self.encoded = packed.encoded.load()  # fills the cached property, so that nothing is encoded again
 
@@ -166,6 +163,10 @@ class _SharedTable(TableSplit):
     def columns(self) -> dict[str, Array]:  # type: ignore[override]
         """Return the columns."""
         return dict(self._packed.columns.load())
+
+    def describe(self) -> dict[str, Any]:
+        """Return the description that the driver made."""
+        return dict(self._known)
 
 
 def pack(splits: Mapping[str, SplitData], *, sources: Mapping[str, Any]) -> dict[str, _Table | _Dataset] | None:

@@ -108,7 +108,7 @@ class SplitData(ABC):
         return self._digest_of_rows
 
     def mark(self, kind: str) -> str | None:
-        """Return the mark ``kind`` of ``describe``, which another process compares; None where there is none."""
+        """Return the mark ``kind`` of ``describe``, which another process compares; None without one."""
         return self.digest() if kind == "digest" else None
 
     def is_repeatable(self) -> bool:

@@ -80,7 +80,7 @@ def keys_in(connection: Connection, *, now: datetime) -> list[KeyRecord]:
 
 
 def list_keys(database: Database) -> list[KeyRecord]:
-    """Return every key there ever was, oldest first."""
+    """Return all keys, also expired and revoked ones, oldest first."""
     query = sa.select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id)
     with database.reading() as connection:
         return _keys(connection, query)
@@ -133,9 +133,9 @@ def create_key(
 def revoke_key(
     database: Database, id_or_name: str, *, now: datetime, actor: str | None = None, why: str = "requested"
 ) -> KeyRecord:
-    """End a key for good and return it; one that was revoked before stays as it is, without another event.
+    """Revoke a key and return it; a revoked one stays as it is, without another event.
 
-    A whole secret is taken for its id, so that one that has leaked can be revoked as it was found.
+    A whole secret counts as its id, so that a leaked one can be revoked as it was found.
 
     Raises:
         NotFoundError: there is no such key.
@@ -178,8 +178,8 @@ def rotate_key(
         old = replace(before, expires_at=ends if before.expires_at is None else min(ends, before.expires_at))
         connection.execute(sa.insert(api_keys), asdict(new))
         connection.execute(sa.update(api_keys).where(api_keys.c.id == old.id).values(expires_at=old.expires_at))
-        _event(connection, "key.rotate", old, before=before, why=f"{new.id} takes its place", actor=actor)
-        _event(connection, "key.create", new, before=None, why=f"in the place of {old.id}", actor=actor)
+        _event(connection, "key.rotate", old, before=before, why=f"replaced by {new.id}", actor=actor)
+        _event(connection, "key.create", new, before=None, why=f"replaces {old.id}", actor=actor)
     return new, secret, old
 
 

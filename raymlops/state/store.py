@@ -15,7 +15,7 @@ from raymlops.errors import UsageError
 from raymlops.records import BundleRef, Record
 from raymlops.state.audit import AuditEvent, add_event, changes_of, events_in, now
 from raymlops.state.database import Database
-from raymlops.state.identity import Owner, Recorded, owner_in
+from raymlops.state.identity import AuditedHistory, Owner, owner_in
 from raymlops.state.keys import KeyRecord, keys_in
 from raymlops.state.schema import audit, deployments, from_row, rollouts, to_row
 
@@ -65,7 +65,7 @@ class Desired:
     epochs: Mapping[str, str] = field(default_factory=dict)
     """Of each model with a running rollout: which step of which one, so that counts of two are never mixed."""
     owner: Owner = field(default_factory=Owner)
-    """Whose desire it is."""
+    """The state database that desires it."""
 
     def without(self, name: str) -> Desired:
         """Return it without the deployments of one model."""
@@ -85,13 +85,13 @@ class State(Database):
             found = tuple(deployments_in(connection))
             steps = sa.select(rollouts.c.name, rollouts.c.id, rollouts.c.step).where(rollouts.c.status == "running")
             epochs = {row.name: f"{row.id}.{row.step}" for row in connection.execute(steps)}
-            owner = owner_in(connection, Recorded(self))
+            owner = owner_in(connection, AuditedHistory(self))
             return Desired(found, tuple(keys_in(connection, now=now())), epochs, owner)
 
     def owner(self) -> Owner:
-        """Return who this database is."""
+        """Return the identity of this database."""
         with self.reading() as connection:
-            return owner_in(connection, Recorded(self))
+            return owner_in(connection, AuditedHistory(self))
 
     def deployments(self, name: str | None = None) -> list[Deployment]:
         """Return what should be live, of one model or of all, by name and version."""

@@ -1,7 +1,7 @@
-"""Model versions as this state recorded them: what their bundles are, and what the gate said.
+"""Model versions as this state recorded them: their bundles and the verdicts of the gate.
 
 Owns the record, its table, and each change of it with its audit event in one transaction. MLflow shows the same as
-tags of a version, which whoever may write there can change; what loads or deploys code takes it from here.
+tags of a version, which every writer of MLflow can change; code is loaded and deployed by what is recorded here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class VersionRecord(Record):
     bundle: BundleRef
     recorded_at: datetime
     verdict: Verdict | None = None
-    """Of the gate; None where it was not asked yet."""
+    """Of the gate; None before it decided."""
     decided_at: datetime | None = None
 
     def is_of(self, ref: ModelVersionRef | VersionRecord) -> bool:
@@ -48,13 +48,13 @@ class VersionRecord(Record):
 
 
 def recorded(database: Database, name: str, version: int) -> VersionRecord | None:
-    """Return what this state recorded of a version; None where it did not."""
+    """Return the record of a version; None without one."""
     with database.reading() as connection:
         return _read(connection, name, version)
 
 
 def record_version(database: Database, ref: ModelVersionRef, *, why: str, now: datetime) -> None:
-    """Record a version whose bundle was made here; nothing happens where that is recorded already.
+    """Record a version whose bundle was made here; do nothing if it is recorded already.
 
     A verdict stays where only the place of the bundle is another one.
 
@@ -85,10 +85,10 @@ def record_verdict(
     why: str,
     now: datetime,
 ) -> None:
-    """Record what the gate said of a version, and adopt its bundle where ``seen``, the record so far, has another one.
+    """Record the gate's verdict on a version, and adopt its bundle if ``seen``, the record so far, has another one.
 
     Raises:
-        RefusedError: somebody else recorded the version meanwhile, or another bundle is deployed under this number;
+        RefusedError: another process recorded the version meanwhile, or another bundle is deployed under this number;
             nothing was changed.
         StorageError, UnreachableError: the database cannot be written; nothing was changed.
     """
@@ -97,7 +97,7 @@ def record_verdict(
         same = before is seen if before is None or seen is None else before.is_of(seen)
         if not same:
             raise RefusedError(
-                f"{ref.name} version {ref.version} was recorded by somebody else while the gate was asked",
+                f"{ref.name} version {ref.version} was recorded by another process while the gate decided",
                 hint="Run the same command again.",
             )
         adopted = before is None or not before.is_of(ref)
@@ -108,10 +108,10 @@ def record_verdict(
         after = VersionRecord(ref.name, ref.version, ref.run_id, ref.bundle, recorded_at, verdict, now)
         _put(connection, after)
         if adopted:
-            said = f"digest {ref.bundle.digest} was named to adopt"
-            _event(connection, "adopt", ref, before=before, after=ref.to_dict(), why=said)
-        told = {**decision, "digest": ref.bundle.digest}
-        _event(connection, "gate.pass" if passed else "gate.refuse", ref, before=None, after=told, why=why)
+            adoption = f"digest {ref.bundle.digest} was named to adopt"
+            _event(connection, "adopt", ref, before=before, after=ref.to_dict(), why=adoption)
+        after_gate = {**decision, "digest": ref.bundle.digest}
+        _event(connection, "gate.pass" if passed else "gate.refuse", ref, before=None, after=after_gate, why=why)
 
 
 def _refuse_another(connection: Connection, ref: ModelVersionRef) -> None:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def _split(dataset: Any, **options: Any) -> IterableSplit:
-    return IterableSplit(dataset, name="train", recipe=RecipeBase(), **options)
+def _split(dataset: Any, **known: Any) -> IterableSplit:
+    return IterableSplit(dataset, name="train", recipe=RecipeBase(), known=known or None)
 
 
 def _numbers(batch: Any) -> list[int]:

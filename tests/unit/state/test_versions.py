@@ -98,7 +98,7 @@ def test_a_verdict_on_what_was_exchanged_meanwhile_is_none(state):
     seen = recorded(state, "m", 7)
     record_version(state, ref(B, run_id="run8"), why="", now=START)
     for before in (None, seen):
-        with pytest.raises(RefusedError, match="recorded by somebody else"):
+        with pytest.raises(RefusedError, match="recorded by another process"):
             judge(state, ref(), seen=before)
     assert recorded(state, "m", 7).verdict is None
 
