@@ -12,9 +12,8 @@ import math
 import threading
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
@@ -50,8 +49,7 @@ _PAUSE_S, _BURST_S = 0.1, 60.0
 _KEYS = ("request_id", "row", "label", "correction")
 
 
-@dataclass(frozen=True, slots=True)
-class Label:
+class Label(NamedTuple):
     """The true value for one row of one request. ``label`` is JSON text."""
 
     request_id: str
@@ -191,15 +189,8 @@ class LabelLog:
 
     def _table(self, labels: Sequence[Label], key_id: str | None) -> pa.Table:
         received = round(self._now() * 1e6)
-        columns = [
-            [label.request_id for label in labels],
-            [label.row for label in labels],
-            [label.label for label in labels],
-            [label.correction for label in labels],
-            [received] * len(labels),
-            [key_id] * len(labels),
-        ]
-        return pa.table(columns, schema=SCHEMA)
+        rows = [{**label._asdict(), "received": received, "key_id": key_id} for label in labels]
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def _problem(entry: Any, max_label_bytes: int) -> tuple[str | None, str] | None:

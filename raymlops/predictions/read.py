@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raymlops.errors import UsageError
-from raymlops.predictions.labelled import SKEW, load_labels
+from raymlops.predictions.labelled import SKEW, load_labels, within
 from raymlops.predictions.partition import Faults, read_folder, schemas_in
 from raymlops.predictions.paths import check_known, prediction_hours
 from raymlops.predictions.schema import FEATURES, FIELDS, OUTPUT
@@ -157,7 +156,8 @@ class Reading:
         since = self.since if self.since is not None and self.since > folder.start else None
         until = self.until if self.until is not None and self.until < folder.end else None
         for found in read_folder(self.store, folder.path, self._faults, columns=columns):
-            batch = _cut(found, since, until)
+            inside = since is None and until is None
+            batch = found if inside else found.filter(pa.array(within(found["ts"], since, until)))
             if batch.num_rows:
                 yield batch
 
@@ -202,14 +202,6 @@ class Reading:
 
 def _aware(moment: datetime | None) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
-
-
-def _cut(batch: pa.RecordBatch, since: datetime | None, until: datetime | None) -> pa.RecordBatch:
-    if since is not None:
-        batch = batch.filter(pc.greater_equal(batch["ts"], pa.scalar(since, FIELDS["ts"])))
-    if until is not None:
-        batch = batch.filter(pc.less(batch["ts"], pa.scalar(until, FIELDS["ts"])))
-    return batch
 
 
 def _micros(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:

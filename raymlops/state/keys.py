@@ -106,6 +106,10 @@ def create_key(
         StorageError, UnreachableError: the database cannot be written; there is no key.
     """
     _check_name(name)
+    if rate_per_s is not None and not 0 < rate_per_s < math.inf:
+        raise UsageError(f"a rate is a number of requests a second above 0, got {rate_per_s}")
+    if expires_at is not None and expires_at <= now:
+        raise UsageError(f"a key cannot expire before it is made: got {expires_at:%Y-%m-%d %H:%M:%S}")
     key, secret = _made(
         KeyRecord(
             id="",
@@ -113,9 +117,9 @@ def create_key(
             hash="",
             models=_models(models),
             scopes=_scopes(scopes),
-            rate_per_s=_rate(rate_per_s),
+            rate_per_s=rate_per_s,
             created_at=now,
-            expires_at=_expiry(expires_at, now),
+            expires_at=expires_at,
             revoked_at=None,
         )
     )
@@ -235,18 +239,6 @@ def _scopes(scopes: Sequence[str]) -> tuple[str, ...]:
     if unknown or not scopes:
         raise UsageError(f"a key's scopes are some of {', '.join(SCOPES)}; got {', '.join(unknown) or 'none'}"[:300])
     return tuple(scope for scope in SCOPES if scope in scopes)
-
-
-def _rate(rate_per_s: float | None) -> float | None:
-    if rate_per_s is not None and not 0 < rate_per_s < math.inf:
-        raise UsageError(f"a rate is a number of requests a second above 0, got {rate_per_s}")
-    return rate_per_s
-
-
-def _expiry(expires_at: datetime | None, now: datetime) -> datetime | None:
-    if expires_at is not None and expires_at <= now:
-        raise UsageError(f"a key cannot expire before it is made: got {expires_at:%Y-%m-%d %H:%M:%S}")
-    return expires_at
 
 
 def _event(

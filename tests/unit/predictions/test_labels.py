@@ -86,13 +86,21 @@ def test_a_label_is_on_the_storage_when_its_future_is_done(tmp_path):
 
 def test_labels_that_come_together_are_one_file(tmp_path):
     """What gathers while a file is written is the next one; closing writes what waits and takes no more."""
-    log = LabelLog(str(tmp_path), name="flights", writer="replica", now=HOUR.timestamp)
+    added = threading.Event()
+
+    class Waiting(Store):
+        def write(self, path, data):
+            added.wait(30)
+            super().write(path, data)
+
+    log = LabelLog(str(tmp_path), name="flights", writer="replica", now=HOUR.timestamp, open_store=Waiting)
     done = [log.add([Label(str(number), 0, "1")]) for number in range(200)]
+    added.set()
     log.close()
     wait(done, timeout=30)
     assert all(future.exception() is None for future in done)
     files = list((tmp_path / "labels/flights/date=2026-11-25").iterdir())
-    assert len(files) <= 3
+    assert len(files) <= 2
     assert sum(pq.read_metadata(file).num_rows for file in files) == 200
     with pytest.raises(StorageError, match="shuts down"):
         log.add([Label("late", 0, "1")]).result(timeout=30)
