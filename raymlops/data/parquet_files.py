@@ -63,7 +63,8 @@ class ParquetFiles:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        return asdict(self)
+        files = [{**asdict(file), "group_rows": list(file.group_rows)} for file in self.files]
+        return {"files": files, "memory_bytes": self.memory_bytes}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ParquetFiles:
