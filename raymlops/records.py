@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
 from html import escape
 from typing import Any, Literal, Self
 
@@ -29,8 +30,8 @@ class Record:
     """
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
+        """Return plain JSON data; times as ISO 8601."""
+        return asdict(self, dict_factory=_plain)  # type: ignore[call-overload, no-any-return]
 
     def summary(self) -> dict[str, str | None]:
         """Return what a person reads, by name; a text of several lines is shown as such, an empty one left out."""
@@ -73,7 +74,6 @@ class DataRecord(Record):
     """What a run was trained on.
 
     ``fingerprint`` is the SHA-256 over every split's rows in order, after the version of how they are hashed: ``v2:``.
-    One that the first release made has no version.
     """
 
     fingerprint: str
@@ -256,6 +256,10 @@ class DeploymentRecord(Record):
     changed: bool = True
     warnings: tuple[str, ...] = ()
     """What did not follow, although the version is live."""
+
+
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in items}
 
 
 def _finite(value: Any) -> Any:

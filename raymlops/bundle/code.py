@@ -76,7 +76,6 @@ def collect(recipe_class: type[RecipeBase]) -> Code:
     root = module_name.partition(".")[0]
     if root == OWN_PACKAGE:
         return Code(distribution=OWN_PACKAGE, version=own_version())
-    found = _Found()
     start = _unit(module_name)
     if start is None:
         raise RecipeError(
@@ -85,20 +84,21 @@ def collect(recipe_class: type[RecipeBase]) -> Code:
             hint="Put it into a .py file in the working directory or in an installed package.",
         )
     distribution, version = _distribution(root) if _is_installed(start.path) else (None, None)
+    files: dict[str, bytes] = {}
+    left_out: list[str] = []
     queue, seen = [start], {start}
     while queue:
-        for name, source in found.add(queue.pop()):
-            for imported in _imports(source, module=name):
+        read = _read(queue.pop(), left_out, most_bytes=MAX_TOTAL_BYTES - sum(map(len, files.values())))
+        files |= read
+        for path, source in read.items():
+            if not path.endswith(".py"):
+                continue
+            for imported in _imports(source, module=path.removesuffix(".py").replace("/", ".")):
                 unit = _unit(imported)
                 if unit is not None and unit not in seen and not _is_installed(unit.path):
                     seen.add(unit)
                     queue.append(unit)
-    return Code(
-        files=dict(sorted(found.files.items())),
-        distribution=distribution,
-        version=version,
-        left_out=tuple(sorted(found.left_out)),
-    )
+    return Code(dict(sorted(files.items())), distribution, version, tuple(sorted(left_out)))
 
 
 def own_version() -> str:
@@ -115,38 +115,28 @@ class _Unit:
     is_package: bool
 
 
-class _Found:
-    """Collects files."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.left_out: list[str] = []
-        self._total = 0
-
-    def add(self, unit: _Unit) -> Iterator[tuple[str, bytes]]:
-        """Add a unit's files; yield each module's dotted name (a package's ends in ``.__init__``) and source."""
-        base = unit.name.replace(".", "/")
-        paths = _package_files(unit.path) if unit.is_package else [unit.path]
-        for path in paths:
-            relative = f"{base}/{path.relative_to(unit.path).as_posix()}" if unit.is_package else f"{base}.py"
-            try:
-                size = path.stat().st_size
-                if path.suffix != ".py" and (size > MAX_DATA_BYTES or _PRIVATE.search(path.name)):
-                    self.left_out.append(relative)
-                    continue
-                self._total += size
-                if self._total > MAX_TOTAL_BYTES:
-                    raise RecipeError(
-                        f"the code of package {unit.name} is larger than {MAX_TOTAL_BYTES >> 20} MiB, "
-                        f"at {path} ({size} bytes)",
-                        hint="Keep data out of the package, or put what a replica needs into the state fit() returns.",
-                    )
-                data = path.read_bytes()
-            except OSError as error:
-                raise RecipeError(f"the recipe's file {path} cannot be read: {error}") from error
-            self.files[relative] = data
-            if path.suffix == ".py":
-                yield relative.removesuffix(".py").replace("/", "."), data
+def _read(unit: _Unit, left_out: list[str], *, most_bytes: int) -> dict[str, bytes]:
+    """Return a unit's files by their path in the bundle; add the paths of those that are omitted to ``left_out``."""
+    base = unit.name.replace(".", "/")
+    files: dict[str, bytes] = {}
+    for path in _package_files(unit.path) if unit.is_package else [unit.path]:
+        relative = f"{base}/{path.relative_to(unit.path).as_posix()}" if unit.is_package else f"{base}.py"
+        try:
+            size = path.stat().st_size
+            if path.suffix != ".py" and (size > MAX_DATA_BYTES or _PRIVATE.search(path.name)):
+                left_out.append(relative)
+                continue
+            most_bytes -= size
+            if most_bytes < 0:
+                raise RecipeError(
+                    f"the code of package {unit.name} is larger than {MAX_TOTAL_BYTES >> 20} MiB, "
+                    f"at {path} ({size} bytes)",
+                    hint="Keep data out of the package, or put what a replica needs into the state fit() returns.",
+                )
+            files[relative] = path.read_bytes()
+        except OSError as error:
+            raise RecipeError(f"the recipe's file {path} cannot be read: {error}") from error
+    return files
 
 
 def _package_files(folder: Path) -> Iterator[Path]:

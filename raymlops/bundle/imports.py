@@ -25,20 +25,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from raymlops.bundle.verify import CODE, read_file
+from raymlops.bundle.verify import CODE
 from raymlops.errors import BundleError, RecipeImportError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raymlops.storage.manifest import Digests
+    from raymlops.bundle.verify import BundleFiles
 
 PREFIX = "raymlops_bundle_"
 
 _lock = threading.Lock()
 
 
-def import_module(folder: Path, name: str, *, manifest: Digests, digest: str, exclusive: bool) -> ModuleType:
+def import_module(files: BundleFiles, name: str, *, exclusive: bool) -> ModuleType:
     """Import a module of a verified local bundle.
 
     Raises:
@@ -47,7 +47,7 @@ def import_module(folder: Path, name: str, *, manifest: Digests, digest: str, ex
         BundleError: a file changed since the bundle was verified.
     """
     with _lock:
-        finder = _finder(folder, manifest=manifest, digest=digest, exclusive=exclusive)
+        finder = _finder(files, exclusive=exclusive)
     try:
         return importlib.import_module(finder.prefix + name)
     except (BundleError, RecipeImportError):
@@ -55,21 +55,21 @@ def import_module(folder: Path, name: str, *, manifest: Digests, digest: str, ex
     except Exception as error:
         missing = isinstance(error, ModuleNotFoundError)
         raise RecipeImportError(
-            f"importing {name} from bundle {digest[:12]} raised {type(error).__name__}: {error}",
+            f"importing {name} from bundle {files.digest[:12]} raised {type(error).__name__}: {error}",
             hint="Install what it needs here; only the recipe's own code travels." if missing else None,
         ) from error
 
 
-def _finder(folder: Path, *, manifest: Digests, digest: str, exclusive: bool) -> _Finder:
-    prefix = "" if exclusive else f"{PREFIX}{digest}."
+def _finder(files: BundleFiles, *, exclusive: bool) -> _Finder:
+    prefix = "" if exclusive else f"{PREFIX}{files.digest}."
     for finder in sys.meta_path:
-        if isinstance(finder, _Finder) and finder.digest == digest and finder.prefix == prefix:
+        if isinstance(finder, _Finder) and finder.digest == files.digest and finder.prefix == prefix:
             return finder
-    finder = _Finder(folder, manifest, digest=digest, prefix=prefix)
+    finder = _Finder(files, prefix=prefix)
     if exclusive:
         finder.refuse_others()
     else:
-        package = ModuleType(prefix.rstrip("."), f"The code of bundle {digest}.")
+        package = ModuleType(prefix.rstrip("."), f"The code of bundle {files.digest}.")
         package.__path__ = []
         sys.modules[package.__name__] = package
     sys.meta_path.insert(0, finder)
@@ -79,16 +79,17 @@ def _finder(folder: Path, *, manifest: Digests, digest: str, exclusive: bool) ->
 class _Finder(MetaPathFinder):
     """Finds the modules of one bundle under one prefix."""
 
-    def __init__(self, folder: Path, manifest: Digests, *, digest: str, prefix: str) -> None:
-        self.digest = digest
+    def __init__(self, files: BundleFiles, *, prefix: str) -> None:
+        self.digest = files.digest
         self.prefix = prefix
+        folder = Path(files.uri)
         self._root = folder / CODE
         self._paths: dict[str, Path] = {}
         self._sources: dict[str, bytes] = {}
         """Dotted name to source: read now, so that a late import needs no file and none can change before it."""
         self._folders: set[str] = set()
         """Dotted names of folders that hold modules: packages, and namespaces without ``__init__.py``."""
-        for path in manifest:
+        for path in files.manifest:
             if not (path.startswith(f"{CODE}/") and path.endswith(".py")):
                 continue
             parts = path.removesuffix(".py").split("/")[1:]
@@ -96,7 +97,7 @@ class _Finder(MetaPathFinder):
             name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
             if name not in self._paths or parts[-1] == "__init__":
                 self._paths[name] = folder / path
-                self._sources[name] = read_file(folder, path, manifest)
+                self._sources[name] = files.read(path)
 
     def owns(self, name: str) -> bool:
         """Tell whether an absolute import of ``name`` means the bundle's own code.

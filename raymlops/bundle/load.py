@@ -17,7 +17,7 @@ import numpy.typing as npt
 from raymlops.bundle import verify as names
 from raymlops.bundle.code import own_version
 from raymlops.bundle.imports import import_module
-from raymlops.errors import BundleError, NonFiniteError, RaymlopsError, RecipeError, RecipeImportError
+from raymlops.errors import NonFiniteError, RaymlopsError, RecipeError, RecipeImportError
 from raymlops.recipe import RecipeBase, call_recipe, map_tensors, resolve, to_device
 from raymlops.signature import Signature
 from raymlops.storage.filesystem import join
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from raymlops.arrays import Column, Columns
     from raymlops.storage.filesystem import Location
-    from raymlops.storage.manifest import Digests
 
 Array = npt.NDArray[Any]
 
@@ -131,26 +130,20 @@ def load(
     """
     folder = names.fetch(uri, digest, cache=cache)
     # Files may change after they were verified: each small file is verified again as it is read.
-    manifest = names.read_manifest(folder, digest)
-    files = {
-        name: _parse(folder, name, manifest) for name in (names.RECIPE, names.STATE, names.SIGNATURE, names.EXAMPLE)
-    }
-    about = {name: _parse(folder, name, manifest) for name in (names.PROFILE, names.EVALUATION, names.LINEAGE)}
-    recipe = _recipe(
-        folder, files[names.RECIPE], files[names.STATE], manifest=manifest, digest=digest, exclusive=exclusive
-    )
+    files = names.BundleFiles(folder, digest)
+    recipe = _recipe(files, exclusive=exclusive)
     return LoadedModel(
         uri=join(uri),
         digest=digest,
         recipe=recipe,
         model=_model(recipe, folder / names.WEIGHTS).to(device),
-        signature=Signature.from_dict(files[names.SIGNATURE]),
-        example=files[names.EXAMPLE],
-        config_yaml=names.read_file(folder, names.CONFIG, manifest).decode(),
-        profile=about[names.PROFILE],
-        evaluation=about[names.EVALUATION],
-        lineage=about[names.LINEAGE],
-        row_hashes=_row_hashes(names.read_file(folder, names.ROWS, manifest)),
+        signature=Signature.from_dict(files.json(names.SIGNATURE)),
+        example=files.json(names.EXAMPLE),
+        config_yaml=files.read(names.CONFIG).decode(),
+        profile=files.json(names.PROFILE),
+        evaluation=files.json(names.EVALUATION),
+        lineage=files.json(names.LINEAGE),
+        row_hashes=_row_hashes(files.read(names.ROWS)),
         device=device,
     )
 
@@ -161,10 +154,7 @@ def load_recipe(uri: Location, digest: str, *, cache: str | os.PathLike[str] = n
     Raises:
         BundleError, RecipeImportError, RecipeError, StorageError: as ``load``.
     """
-    folder = names.fetch(uri, digest, cache=cache)
-    manifest = names.read_manifest(folder, digest)
-    entry, state = (_parse(folder, name, manifest) for name in (names.RECIPE, names.STATE))
-    return _recipe(folder, entry, state, manifest=manifest, digest=digest, exclusive=False)
+    return _recipe(names.BundleFiles(names.fetch(uri, digest, cache=cache), digest), exclusive=False)
 
 
 def typed_outputs(
@@ -188,28 +178,14 @@ def typed_outputs(
     }
 
 
-def _parse(folder: Path, name: str, manifest: Digests) -> Any:
-    try:
-        return json.loads(names.read_file(folder, name, manifest))
-    except ValueError as error:
-        raise BundleError(f"{folder}/{name}: expected JSON, got {error}") from error
-
-
-def _recipe(
-    folder: Path,
-    entry: dict[str, Any],
-    state: dict[str, Any],
-    *,
-    manifest: Digests,
-    digest: str,
-    exclusive: bool,
-) -> RecipeBase:
+def _recipe(files: names.BundleFiles, *, exclusive: bool) -> RecipeBase:
+    entry, state = files.json(names.RECIPE), files.json(names.STATE)
     reference = str(entry["import"])
     if entry["code"] == "installed":
         if entry["raymlops_version"] != own_version():
             _log.warning(
                 "bundle %s was written with %s of raymlops %s; it runs with that of the installed %s",
-                digest[:12],
+                files.digest[:12],
                 reference,
                 entry["raymlops_version"],
                 own_version(),
@@ -217,7 +193,7 @@ def _recipe(
         recipe_class = resolve(reference)
     else:
         module_name, _, attribute = reference.partition(":")
-        found: Any = import_module(folder, module_name, manifest=manifest, digest=digest, exclusive=exclusive)
+        found: Any = import_module(files, module_name, exclusive=exclusive)
         for part in attribute.split("."):
             found = getattr(found, part, None)
         if found is None:

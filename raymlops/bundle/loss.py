@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raymlops.answer_loss import AnswerLoss, declared
 from raymlops.bundle import verify as names
 from raymlops.bundle.load import load_recipe
-from raymlops.errors import BundleError, RecipeError
+from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe
 from raymlops.signature import Signature
 
@@ -40,13 +39,10 @@ def read_loss(uri: Location, digest: str) -> AnswerLoss:
         BundleError: the bundle is not what the digest vouches for.
         StorageError: the storage cannot be read.
     """
-    manifest = names.read_manifest(uri, digest)
-    name = names.LOSS if names.LOSS in manifest else names.SIGNATURE
-    try:
-        data = json.loads(names.read_file(uri, name, manifest))
-    except ValueError as error:
-        raise BundleError(f"{uri}/{name}: expected JSON, got {error}") from error
-    return AnswerLoss.from_dict(data) if name == names.LOSS else declared(Signature.from_dict(data))
+    files = names.BundleFiles(uri, digest)
+    if names.LOSS in files.manifest:
+        return AnswerLoss.from_dict(files.json(names.LOSS))
+    return declared(Signature.from_dict(files.json(names.SIGNATURE)))
 
 
 def own_losses(uri: Location, digest: str, pairs: Sequence[Pair]) -> OwnLosses:

@@ -12,7 +12,6 @@ artifact store can make ``load_model`` run other code. ``raymlops.bundle.load.lo
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import warnings
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.bundle.code import own_version
 from raymlops.bundle.load import LoadedModel, load
-from raymlops.bundle.verify import SIGNATURE, fetch, read_file, read_manifest
+from raymlops.bundle.verify import SIGNATURE, BundleFiles, fetch
 from raymlops.errors import BundleError
 from raymlops.signature import Signature
 from raymlops.storage.manifest import MANIFEST
@@ -53,8 +52,7 @@ def save_pyfunc(ref: BundleRef, dest: str | os.PathLike[str]) -> None:
         from mlflow.models import Model
         from mlflow.pyfunc import add_to_model
     folder = fetch(ref.uri, ref.digest)
-    manifest = read_manifest(folder, ref.digest)
-    signature = Signature.from_dict(json.loads(read_file(folder, SIGNATURE, manifest)))
+    signature = Signature.from_dict(BundleFiles(folder, ref.digest).json(SIGNATURE))
     target = Path(dest)
     shutil.copytree(folder, target / _DATA)
     python_env, requirements = "python_env.yaml", "requirements.txt"

@@ -1,7 +1,7 @@
 """Which rows a model was trained on, in at most 512 KiB: the smallest hashes of them.
 
 Pure. Hashes are uniform over 64 bits, so the rows whose hash lies under a threshold are a fair sample of all
-rows, and the same sample whichever split they stand in (a bottom-k sketch; Cohen and Kaplan, 2007).
+rows, and the same sample whichever split they are in (a bottom-k sketch; Cohen and Kaplan, 2007).
 """
 
 from __future__ import annotations

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from raymlops.errors import BundleError, NotFoundError, StorageError
 from raymlops.storage import filesystem
@@ -134,24 +135,47 @@ def read_manifest(uri: Location, digest: str) -> Digests:
     return parse_manifest(_manifest_bytes(uri, digest), where=os.fspath(uri))
 
 
-def read_file(uri: Location, name: str, manifest: Digests) -> bytes:
-    """Return the bytes of one file of a bundle, verified as it is read; no other file is read.
+class BundleFiles:
+    """The files of a bundle, each verified as it is read.
 
     Raises:
-        BundleError: it is missing, or is no longer what the manifest says.
-        StorageError: the storage cannot be read.
+        BundleError, StorageError: as ``read_manifest``.
     """
-    entry = manifest[name]
-    try:
-        with _open(uri, name) as stream:
-            data = bytes(stream.read(entry.size + 1))
-    except NotFoundError as error:
-        raise _damage(uri, name, f"a file of {entry.size} bytes", "nothing") from error
-    got = hashlib.sha256(data).hexdigest()
-    if got != entry.sha256:
-        where = f"{os.fspath(uri)}/{name}"
-        raise BundleError(f"{where}: expected SHA-256 {entry.sha256}, got {got}: changed while it was loaded")
-    return data
+
+    def __init__(self, uri: Location, digest: str) -> None:
+        self.uri = uri
+        self.digest = digest
+        self.manifest = read_manifest(uri, digest)
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a file; no other file is read.
+
+        Raises:
+            BundleError: it is missing, or is no longer what the manifest says.
+            StorageError: the storage cannot be read.
+        """
+        entry = self.manifest[name]
+        try:
+            with _open(self.uri, name) as stream:
+                data = bytes(stream.read(entry.size + 1))
+        except NotFoundError as error:
+            raise _damage(self.uri, name, f"a file of {entry.size} bytes", "nothing") from error
+        got = hashlib.sha256(data).hexdigest()
+        if got != entry.sha256:
+            where = f"{os.fspath(self.uri)}/{name}"
+            raise BundleError(f"{where}: expected SHA-256 {entry.sha256}, got {got}: changed while it was loaded")
+        return data
+
+    def json(self, name: str) -> Any:
+        """Return the content of a JSON file.
+
+        Raises:
+            BundleError, StorageError: as ``read``.
+        """
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise BundleError(f"{os.fspath(self.uri)}/{name}: expected JSON, got {error}") from error
 
 
 def _manifest_bytes(uri: Location, digest: str) -> bytes:

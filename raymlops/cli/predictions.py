@@ -31,7 +31,7 @@ def predictions(
     """Print the logged requests of a model with answers and labels, oldest first, one JSON object per row."""
     from raymlops.lifecycle.prediction_log import compact_predictions, parse_moment
     from raymlops.lifecycle.sources import place_of
-    from raymlops.predictions.read import read_predictions
+    from raymlops.predictions.read import Reading
 
     spec = place_of(config, overrides=overrides or (), env=env)
     if compact:
@@ -44,7 +44,7 @@ def predictions(
         text = f"merged {record.merged} files of {record.folders} hours and days into {record.into}"
         return Answer(record.to_dict(), text)
     now = datetime.now(UTC)
-    reading = read_predictions(
+    reading = Reading(
         spec.storage.path,
         name,
         since=parse_moment(since, now=now),

@@ -33,7 +33,7 @@ from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy as np
     import numpy.typing as npt
@@ -48,31 +48,23 @@ _LOG = logging.getLogger(__name__)
 
 
 class IterableSplit(SplitData):
-    """Items of an iterable dataset. Where ``rows`` and ``digest`` are not known, one pass counts and hashes."""
+    """Items of an iterable dataset. Without a ``known`` description, one pass counts and hashes."""
 
     kind = "iterable"
 
-    def __init__(
-        self,
-        dataset: Any,
-        *,
-        name: str,
-        recipe: RecipeBase,
-        rows: int | None = None,
-        digest: str | None = None,
-        head: str | None = None,
-    ) -> None:
+    def __init__(self, dataset: Any, *, name: str, recipe: RecipeBase, known: Mapping[str, Any] | None = None) -> None:
         super().__init__(name=name, rows=0, recipe=recipe)
         self._dataset = dataset
         # Until an epoch is set, as in a count or an evaluation, all passes draw the same, whatever the run's seed.
         self._seed, self._epoch = 0, 1
-        if rows is None or digest is None:
-            rows, digest, head = self._counted()
-        self._digest, self._head = digest, head
-        self.rows = rows
+        if known is None or "digest" not in known:  # of another kind of split, which the caller rejects
+            known = self._counted()
+        self.rows = known["rows"]
+        self._digest: str = known["digest"]
+        self._head: str | None = known.get("head")
         self._cursor = _Cursor(
             lambda: self._pass(seed=self._seed, epoch=self._epoch),
-            rows,
+            self.rows,
             where=self._where,
             on_progress=lambda: self.on_progress(),  # noqa: PLW0108 - it is set later
         )
@@ -108,10 +100,6 @@ class IterableSplit(SplitData):
             yield hash_columns(arrays(default_collate(chunk)))
             chunk.clear()
 
-    def fingerprint(self) -> Iterator[bytes]:
-        """Yield the split's part of a fingerprint without a version: known from the count."""
-        yield self._digest.encode()
-
     def digest(self) -> str:
         """Return the SHA-256 of all rows' hashes, in the order of the pass that counted them."""
         return self._digest
@@ -124,16 +112,13 @@ class IterableSplit(SplitData):
         self._pass(seed=0, epoch=1).read(min(SAMPLE_ROWS, self.rows), rows.append)
         return digest_of([hash_columns(arrays(default_collate(rows)))])
 
-    def is_repeatable(self, version: int) -> bool:
+    def is_repeatable(self) -> bool:
         """Return whether another pass over the first rows yields them again."""
-        del version
         return self.mark("head") == self.mark("head")
 
     def for_recipe(self, recipe: RecipeBase) -> IterableSplit:
         """Return the same items: no recipe encodes them."""
-        return IterableSplit(
-            self._dataset, name=self.name, recipe=recipe, rows=self.rows, digest=self._digest, head=self._head
-        )
+        return IterableSplit(self._dataset, name=self.name, recipe=recipe, known=self.describe())
 
     def describe(self) -> dict[str, Any]:
         """Return as JSON data what another process needs to skip the count."""
@@ -146,7 +131,7 @@ class IterableSplit(SplitData):
     def _pass(self, *, seed: int, epoch: int) -> _Pass:
         return _Pass(self._dataset, epoch=epoch, stream=Stream(derived_seed(seed, epoch)), where=self._where)
 
-    def _counted(self) -> tuple[int, str, str]:
+    def _counted(self) -> dict[str, Any]:
         rows, digest, head, noticed = 0, sha256(), "", time.monotonic()
         for chunk in self.hashes():
             head = head or digest_of([chunk[:SAMPLE_ROWS]])
@@ -155,7 +140,7 @@ class IterableSplit(SplitData):
             if time.monotonic() - noticed > _NOTICE_S:
                 noticed = time.monotonic()
                 _LOG.warning("counting the %s split: %d rows so far; its iterator must be finite", self.name, rows)
-        return rows, digest.hexdigest(), head
+        return {"rows": rows, "digest": digest.hexdigest(), "head": head}
 
 
 class _Cursor:

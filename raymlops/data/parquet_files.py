@@ -6,10 +6,9 @@ no torch.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +68,7 @@ class ParquetFiles:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ParquetFiles:
-        """Rebuild a list that ``to_dict`` gave."""
+        """Rebuild a list from ``to_dict``."""
         files = tuple(
             DataFile(str(file["uri"]), int(file["size"]), file["mtime_ns"], tuple(file["group_rows"]))
             for file in data["files"]
@@ -143,7 +142,7 @@ class GroupReader:
     def __init__(self, files: ParquetFiles, *, copies: bool = False) -> None:
         self._places = files.places
         self._copies = copies
-        self._open: OrderedDict[str, Any] = OrderedDict()
+        self._file = lru_cache(_OPEN_FILES)(_opened_as_listed)
 
     def place(self, group: int) -> str:
         """Return a row group's file and number for error messages."""
@@ -168,23 +167,19 @@ class GroupReader:
             chosen = None if columns is None else [name for name in columns if name in names]
             table = opened.read_row_group(number, columns=chosen)
         except (OSError, pa.ArrowException) as error:
-            self._open.pop(file.uri, None)
+            self._file.cache_clear()
             raise unreadable(self.place(group), error) from error
         if table.num_rows != file.group_rows[number]:
             raise _changed(file, f"row group {number} has {table.num_rows} rows, not {file.group_rows[number]}")
         return table, names
 
-    def _file(self, file: DataFile) -> Any:
-        opened = self._open.pop(file.uri, None)
-        if opened is None:
-            opened = _opened(file.uri)
-            rows = tuple(opened.metadata.row_group(index).num_rows for index in range(opened.metadata.num_row_groups))
-            if rows != file.group_rows:
-                raise _changed(file, f"it has row groups of {list(rows)} rows, not {list(file.group_rows)}")
-            if len(self._open) >= _OPEN_FILES:
-                self._open.popitem(last=False)
-        self._open[file.uri] = opened
-        return opened
+
+def _opened_as_listed(file: DataFile) -> Any:
+    opened = _opened(file.uri)
+    rows = tuple(opened.metadata.row_group(index).num_rows for index in range(opened.metadata.num_row_groups))
+    if rows != file.group_rows:
+        raise _changed(file, f"it has row groups of {list(rows)} rows, not {list(file.group_rows)}")
+    return opened
 
 
 def _with_footer(uri: str, info: Any) -> tuple[DataFile, int]:

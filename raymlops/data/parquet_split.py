@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -85,22 +85,19 @@ def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
     return {name: array.shape[1:] for name, array in arrays(batch).items()}
 
 
-Value = TypeVar("Value")
-
-
-class GroupCache(Generic[Value]):
+class GroupCache:
     """An LRU cache of values by number, bounded in bytes. The latest one is kept whatever its size."""
 
-    def __init__(self, max_bytes: int, *, size_of: Callable[[Value], int]) -> None:
+    def __init__(self, max_bytes: int, *, size_of: Callable[[Any], int]) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
         """Current size of the cached values."""
         self.loads = 0
         """Cache misses."""
         self._size_of = size_of
-        self._kept: OrderedDict[int, tuple[Value, int]] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[Any, int]] = OrderedDict()
 
-    def get(self, number: int, load: Callable[[], Value], *, expected_bytes: int = 0) -> Value:
+    def get(self, number: int, load: Callable[[], Any], *, expected_bytes: int = 0) -> Any:
         """Return a cached value, or that of ``load``, after evicting others to make room for ``expected_bytes``."""
         if number in self._kept:
             self._kept.move_to_end(number)
@@ -142,7 +139,7 @@ class ParquetSplit(SplitData):
     ) -> None:
         super().__init__(name=name, rows=files.rows, recipe=recipe)
         self.files = files
-        self.cache: GroupCache[Any] = GroupCache(cache_bytes, size_of=_size)
+        self.cache = GroupCache(cache_bytes, size_of=_size)
         self._reader = GroupReader(files)
         self._ends = np.cumsum(files.group_rows)
         self._written = written

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["FIT", "SOURCES", "Memory", "Prepared", "SplitData", "prepare", "table_columns", "written"]
 
 VERSION = 2
-"""Of fingerprints. Those of the first version have no prefix and hashed random items without seeding them."""
+"""Of fingerprints."""
 SPLITS = ("train", "validation", "test")
 SOURCES = "data/sources.json"
 """Artifact of a run: the result of ``Prepared.sources()``, to find its rows again."""
@@ -59,38 +59,32 @@ class Prepared:
         return DataRecord(f"v{VERSION}:{digest.hexdigest()}", self._rows, notes)
 
     def data_as(self, fingerprint: str, *, rows: Mapping[str, int]) -> DataRecord:
-        """Return rows and fingerprint in the version of a recorded one: equal where the data is the same.
+        """Return rows and fingerprint, to be compared with a recorded one: equal where the data is the same.
 
         Items that differ each time they are read, which rereading some shows, cannot be compared: where splits have as
         many ``rows`` as were recorded, the recorded fingerprint is returned, with a note.
 
         Raises:
-            UsageError: a newer raymlops recorded it.
+            UsageError: another release of raymlops computed it in another way.
         """
-        version = _version_of(fingerprint)
-        here = self.data if version == VERSION else DataRecord(self._first_fingerprint, self._rows)
-        if here.fingerprint == fingerprint or not fingerprint:
-            return here
-        if any(here.rows.get(name) != count for name, count in rows.items()):
-            return here
-        loose = [name for name, split in self.splits.items() if not split.is_repeatable(version)]
-        if not loose:
-            return here
+        if fingerprint and not fingerprint.startswith(f"v{VERSION}:"):
+            raise UsageError(
+                f"the data's fingerprint {fingerprint[:12]} was made by another raymlops; this one compares "
+                f"fingerprints of version v{VERSION}",
+                hint="Use that release, or train again.",
+            )
+        if self.data.fingerprint == fingerprint or not fingerprint:
+            return self.data
+        if any(self.data.rows.get(name) != count for name, count in rows.items()):
+            return self.data
+        varying = [name for name, split in self.splits.items() if not split.is_repeatable()]
+        if not varying:
+            return self.data
         note = (
-            f"items of {' and '.join(loose)} differ each time they are read, so the data is assumed unchanged: only "
+            f"items of {' and '.join(varying)} differ each time they are read, so the data is assumed unchanged: only "
             "numbers of rows were compared"
         )
         return DataRecord(fingerprint, self._rows, (note,))
-
-    @cached_property
-    def _first_fingerprint(self) -> str:
-        """Return the fingerprint of the first version."""
-        digest = sha256()
-        for name, split in self.splits.items():
-            digest.update(f"{name}:{split.rows}:".encode())
-            for chunk in split.fingerprint():
-                digest.update(chunk)
-        return digest.hexdigest()
 
     @property
     def _rows(self) -> dict[str, int]:
@@ -164,20 +158,6 @@ def prepare(
 def written(sources: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of ``sources`` that were written from Ray Data, which later processes reuse."""
     return {part: known for part, known in sources.items() if known.get("written")}
-
-
-def _version_of(fingerprint: str) -> int:
-    version, colon, _ = fingerprint.partition(":")
-    if not fingerprint:
-        return VERSION
-    if not colon:
-        return 1
-    if version != f"v{VERSION}":
-        raise UsageError(
-            f"the data's fingerprint {fingerprint[:12]} was made by a newer raymlops; this one reads up to v{VERSION}",
-            hint="Upgrade raymlops.",
-        )
-    return VERSION
 
 
 def _json(state: Any, *, where: str) -> dict[str, Any]:

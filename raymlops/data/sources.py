@@ -98,14 +98,7 @@ class Source:
             return split
         if _has_index(self.data):
             return DatasetSplit(self.data, name=self.part, recipe=recipe)
-        found = IterableSplit(
-            self.data,
-            name=self.part,
-            recipe=recipe,
-            rows=known.get("rows"),
-            digest=known.get("digest"),
-            head=known.get("head"),
-        )
+        found = IterableSplit(self.data, name=self.part, recipe=recipe, known=self.known)
         _refuse_empty(found.rows, self.part, name=type(recipe).__name__)
         return found
 

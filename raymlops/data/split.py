@@ -103,22 +103,16 @@ class SplitData(ABC):
         """Return the hashes of all rows: 8 bytes each."""
         return np.concatenate(list(self.hashes()))
 
-    def fingerprint(self) -> Iterator[bytes]:
-        """Yield the split's part of a fingerprint of the first version: all rows' hashes."""
-        for chunk in self.hashes():
-            yield chunk.astype("<u8").tobytes()
-
     def digest(self) -> str:
         """Return the SHA-256 of all rows' hashes, which identifies the rows. They are read only once."""
         return self._digest_of_rows
 
     def mark(self, kind: str) -> str | None:
-        """Return the mark ``kind`` of ``describe``, which another process compares; None where there is none."""
+        """Return the mark ``kind`` of ``describe``, which another process compares; None without one."""
         return self.digest() if kind == "digest" else None
 
-    def is_repeatable(self, version: int) -> bool:
-        """Return whether rereading gives the same rows, as a fingerprint of ``version`` reads them."""
-        del version
+    def is_repeatable(self) -> bool:
+        """Return whether rereading gives the same rows."""
         return True
 
     @property
@@ -157,9 +151,9 @@ class TableSplit(SplitData):
 
     def batch(self, indices: torch.Tensor) -> Batch:
         """Return the rows at ``indices`` (int64) as one batch, in that order, on the CPU."""
-        if self._encoded is None:
+        if self.encoded is None:
             return encode(self.recipe, self.take(indices))
-        return select(self._encoded, indices)
+        return select(self.encoded, indices)
 
     def take(self, indices: torch.Tensor) -> dict[str, Array]:
         """Return the columns of the rows at ``indices``, in that order."""
@@ -184,7 +178,8 @@ class TableSplit(SplitData):
         return {**found, **digest, **self._files.to_dict()}
 
     @cached_property
-    def _encoded(self) -> Batch | None:
+    def encoded(self) -> Batch | None:
+        """Return all rows as one batch; None if they are encoded batch by batch."""
         return encode_all(self.recipe, self.columns)
 
 
@@ -201,11 +196,11 @@ class DatasetSplit(SplitData):
 
     def __init__(self, dataset: Any, *, name: str, recipe: RecipeBase) -> None:
         super().__init__(name=name, rows=len(dataset), recipe=recipe)
-        self._dataset = dataset
+        self.dataset = dataset
 
     def batch(self, indices: torch.Tensor) -> Batch:
         """Return the items at ``indices`` (int64) as one batch, in that order."""
-        dataset = self._dataset
+        dataset = self.dataset
         if isinstance(dataset, TensorDataset):
             return list(dataset[indices])
         if hasattr(dataset, "__getitems__"):
@@ -218,11 +213,6 @@ class DatasetSplit(SplitData):
             yield hash_columns(arrays(self._seeded(chunk)))
             self.on_progress()
 
-    def fingerprint(self) -> Iterator[bytes]:
-        """Yield the split's part of a fingerprint of the first version, which did not seed items."""
-        for chunk in super().hashes():
-            yield chunk.astype("<u8").tobytes()
-
     def digest(self) -> str:
         """Return what identifies the items: the SHA-256 of their hashes, or of length and ``fingerprint()``."""
         if self._differs:
@@ -232,14 +222,12 @@ class DatasetSplit(SplitData):
     def mark(self, kind: str) -> str | None:
         """Return ``sample``, a digest of a few items, or ``fingerprint``, the dataset's own."""
         if kind == "sample":
-            return self._sample(self._seeded)
+            return self._sample(SAMPLE_ROWS)
         return self._own_fingerprint if kind == "fingerprint" else None
 
-    def is_repeatable(self, version: int) -> bool:
-        """Return whether a few items are the same when they are drawn again."""
-        draw = self.batch if version == 1 else self._seeded
-        # Enough items to detect rare differences.
-        return self._sample(draw, rows=_HASH_ROWS) == self._sample(draw, rows=_HASH_ROWS)
+    def is_repeatable(self) -> bool:
+        """Return whether some items, enough to detect rare differences, are the same when they are drawn again."""
+        return self._sample(_HASH_ROWS) == self._sample(_HASH_ROWS)
 
     @property
     def note(self) -> str:
@@ -260,20 +248,20 @@ class DatasetSplit(SplitData):
 
     def for_recipe(self, recipe: RecipeBase) -> DatasetSplit:
         """Return the same items, which no recipe encodes."""
-        return DatasetSplit(self._dataset, name=self.name, recipe=recipe)
+        return DatasetSplit(self.dataset, name=self.name, recipe=recipe)
 
     @cached_property
     def _differs(self) -> bool:
-        if type(self._dataset) is TensorDataset:
+        if type(self.dataset) is TensorDataset:
             return False
         return self.mark("sample") != self.mark("sample")
 
     @cached_property
     def _own_fingerprint(self) -> str | None:
-        ask = getattr(self._dataset, "fingerprint", None)
+        ask = getattr(self.dataset, "fingerprint", None)
         if not callable(ask):
             return None
-        where = f"{self._where}: fingerprint() of a {type(self._dataset).__name__}"
+        where = f"{self._where}: fingerprint() of a {type(self.dataset).__name__}"
         found = call_recipe(where, ask)
         if not isinstance(found, str):
             raise RecipeError(f"{where} returned {described(found)}", hint="Return text that changes with the items.")
@@ -283,13 +271,13 @@ class DatasetSplit(SplitData):
     def _where(self) -> str:
         return f"{type(self.recipe).__name__}.datasets(): the {self.name} split"
 
-    def _sample(self, draw: Callable[[torch.Tensor], Batch], *, rows: int = SAMPLE_ROWS) -> str:
+    def _sample(self, rows: int) -> str:
         spread = torch.linspace(0, self.rows - 1, min(rows, self.rows), dtype=torch.float64).round().long()
-        return digest_of(hash_columns(arrays(draw(row))) for row in _chunks(spread, 1))
+        return digest_of(hash_columns(arrays(self._seeded(row))) for row in _chunks(spread, 1))
 
     def _seeded(self, indices: torch.Tensor) -> Batch:
         """Return a batch whose items are each seeded by their number; items read together, by the first one's."""
-        dataset, together = self._dataset, hasattr(self._dataset, "__getitems__")
+        dataset, together = self.dataset, hasattr(self.dataset, "__getitems__")
         if type(dataset) is TensorDataset:
             return self.batch(indices)
 

@@ -17,7 +17,7 @@ from raymlops.errors import NotFoundError, RaymlopsError, RefusedError
 from raymlops.lifecycle.live.lineup import asks_for_keys, champion_of, cools, taken_by
 from raymlops.lifecycle.sources import Source, place_of, spec_of
 from raymlops.records import Record, aligned
-from raymlops.state.aliases import owed
+from raymlops.state.aliases import pending_aliases
 from raymlops.state.database import state_url
 from raymlops.state.engine import open_engine
 from raymlops.state.lease import holder_of
@@ -232,7 +232,7 @@ def _promoted(state: State, rollout: Rollout, *, sleep: Callable[[float], None])
     with suppress(RefusedError), state.exclusive(f"following rollout {rollout.id}", wait_s=FLIP_S):
         rollout = find_rollout(state, rollout.id, name=rollout.name)
     for _ in range(ALIAS_POLLS):
-        if rollout.status != "promoted" or (rollout.name, rollout.version) not in owed(state):
+        if rollout.status != "promoted" or (rollout.name, rollout.version) not in pending_aliases(state):
             break
         sleep(POLL_S)
     return rollout

@@ -1,1 +1,1 @@
-"""What the model saw and said: profiles to compare with later, and the quality of answers."""
+"""Reference profiles of columns, and the quality of answers."""

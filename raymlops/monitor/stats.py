@@ -58,7 +58,7 @@ def numeric_summary(values: npt.NDArray[Any], *, bins: int = BINS) -> dict[str, 
 def category_summary(values: Iterable[Any], *, top: int = TOP) -> dict[str, Any]:
     """Count categories: ``counts`` holds the ``top`` commonest as ``[value, count]``, ``other`` the rest together.
 
-    Equal counts stand in the order of their text, so that the same data gives the same summary.
+    Equal counts are in the order of their text, so that the same data gives the same summary.
     """
     counter = Counter(None if value is None or value != value else value for value in values)  # noqa: PLR0124 - NaN
     missing = counter.pop(None, 0)

@@ -98,9 +98,9 @@ class Losses:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        said = {"clipped": self.clipped, "note": self.note}
+        extra = {"clipped": self.clipped, "note": self.note}
         levels: dict[str, Any] = {str(level): number for level, number in self.levels}
-        return levels | {name: value for name, value in said.items() if value}
+        return levels | {name: value for name, value in extra.items() if value}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Losses:

@@ -95,13 +95,7 @@ class Labels:
 
     def first_within(self, since: datetime | None, until: datetime | None) -> npt.NDArray[np.bool_]:
         """Return which labels are of rows whose first label came in from ``since`` until before ``until``."""
-        micros = np.asarray(self.received.cast(pa.int64()))
-        within = np.ones(len(micros), dtype=np.bool_)
-        if since is not None:
-            within &= micros >= _micros(since)
-        if until is not None:
-            within &= micros < _micros(until)
-        return within
+        return within(self.received, since, until)
 
 
 def load_labels(
@@ -123,7 +117,8 @@ def load_labels(
         return settle(pa.Table.from_batches(held) if held else None)
     sample = _Sample(max_bytes)
     for batch in batches:
-        sample.add(batch if earliest is None else _from(batch, earliest))
+        # A day's first labels may belong to requests long before the window.
+        sample.add(batch.filter(pa.array(within(batch["received"], earliest, None))))
     return replace(settle(sample.events()), every=sample.every)
 
 
@@ -201,13 +196,15 @@ def _deciding(events: pa.Table) -> pa.Table:
     return events.take(pa.array(np.union1d(starts, newest[newest >= 0]))).combine_chunks()
 
 
-def _from(batch: pa.RecordBatch, earliest: datetime) -> pa.RecordBatch:
-    """Return the labels received since then: a day's first may belong to requests long before the window."""
-    return batch.filter(pc.greater_equal(batch["received"], pa.scalar(earliest, _TIME)))
-
-
-def _micros(moment: datetime) -> int:
-    return int(pa.scalar(moment, _TIME).value)
+def within(times: pa.Array, since: datetime | None, until: datetime | None) -> npt.NDArray[np.bool_]:
+    """Return which times are from ``since`` until before ``until``."""
+    micros = np.asarray(times.cast(pa.int64()))
+    kept = np.ones(len(micros), dtype=np.bool_)
+    if since is not None:
+        kept &= micros >= pa.scalar(since, _TIME).value
+    if until is not None:
+        kept &= micros < pa.scalar(until, _TIME).value
+    return kept
 
 
 def _choose(labels: list[str], corrections: list[bool]) -> tuple[int, int]:

@@ -12,9 +12,8 @@ import math
 import threading
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
@@ -45,13 +44,12 @@ MAX_WAITING = 100_000
 MAX_PROBLEMS = 20
 CLOSE_S = 5.0
 _MAX_DEPTH = 8
-_PAUSE_S = 0.1
-"""Between two files, so that a stream of single labels makes at most ten files a second."""
+_PAUSE_S, _BURST_S = 0.1, 60.0
+"""A stream of single labels makes at most ten files a second, averaged over a minute: only then does one wait."""
 _KEYS = ("request_id", "row", "label", "correction")
 
 
-@dataclass(frozen=True, slots=True)
-class Label:
+class Label(NamedTuple):
     """The true value for one row of one request. ``label`` is JSON text."""
 
     request_id: str
@@ -161,6 +159,7 @@ class LabelLog:
                 done.set_exception(StorageError("the labels were not written in time", hint="Send them again."))
 
     def _work(self) -> None:
+        paid_until = 0.0
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
@@ -168,7 +167,8 @@ class LabelLog:
                 if not waiting:
                     return
             self._write([item for item in waiting if item[0].set_running_or_notify_cancel()])
-            self._closed.wait(_PAUSE_S)
+            paid_until = max(paid_until, time.monotonic()) + _PAUSE_S
+            self._closed.wait(max(0.0, paid_until - time.monotonic() - _BURST_S))
 
     def _write(self, waiting: Sequence[tuple[Future[None], pa.Table]]) -> None:
         if not waiting:
@@ -189,15 +189,8 @@ class LabelLog:
 
     def _table(self, labels: Sequence[Label], key_id: str | None) -> pa.Table:
         received = round(self._now() * 1e6)
-        columns = [
-            [label.request_id for label in labels],
-            [label.row for label in labels],
-            [label.label for label in labels],
-            [label.correction for label in labels],
-            [received] * len(labels),
-            [key_id] * len(labels),
-        ]
-        return pa.table(columns, schema=SCHEMA)
+        rows = [{**label._asdict(), "received": received, "key_id": key_id} for label in labels]
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def _problem(entry: Any, max_label_bytes: int) -> tuple[str | None, str] | None:

@@ -37,7 +37,7 @@ class PredictionLog:
     """Stores every answered request, one row for each of its rows, below ``predictions/NAME`` of the storage.
 
     Refused and failed requests are not included. Nothing is lost by ``close``, nor while the storage is unavailable, up
-    to ``max_pending_rows``; ``dropped`` counts what is lost.
+    to ``max_pending_rows``; ``spool`` counts what is pending, written and lost.
 
     A kill -9 can lose requests answered in the last ``flush_s``, plus the period of the recorder that calls ``take``,
     plus the write in progress (10 to 180 ms to a disk of a busy machine, a round trip to an object store). Nothing
@@ -62,7 +62,7 @@ class PredictionLog:
         self._redact = self._redacted(settings)
         self._open_store = open_store
         self._clock = clock
-        self._spool = Spool(
+        self.spool = Spool(
             name,
             Namer(writer, now=now),
             flush_s=settings.flush_s,
@@ -77,32 +77,12 @@ class PredictionLog:
             encode(schema_of(signature, redact=self._redact).empty_table())
             self._start()
 
-    @property
-    def written(self) -> int:
-        """Return how many rows were written."""
-        return self._spool.written
-
-    @property
-    def dropped(self) -> int:
-        """Return how many rows were lost."""
-        return self._spool.dropped
-
-    @property
-    def pending_rows(self) -> int:
-        """Return how many rows are pending."""
-        return self._spool.pending_rows
-
-    @property
-    def longest_write_s(self) -> float:
-        """Return the duration of the slowest write so far."""
-        return self._spool.longest_write_s
-
     def configure(self, settings: LogSettings) -> None:
         """Change the settings; pending rows are written to the new location."""
         if settings != self._settings:
             self._redact = self._redacted(settings)
         self._settings = settings
-        self._spool.flush_s, self._spool.max_pending_rows = settings.flush_s, settings.max_pending_rows
+        self.spool.flush_s, self.spool.max_pending_rows = settings.flush_s, settings.max_pending_rows
         if settings.enabled and self._thread is None:
             self._start()
         self._wake.set()
@@ -113,7 +93,7 @@ class PredictionLog:
         if not settings.enabled:
             return
         if self._closing_s is not None:
-            self._spool.drop(_rows(batch))
+            self.spool.drop(_rows(batch))
             return
         for piece in pieces(batch):
             self._convert(piece, self._redact)
@@ -125,10 +105,10 @@ class PredictionLog:
         self._wake.set()
         if self._thread is not None:
             self._thread.join(timeout_s + GRACE_S)  # a hanging write ends with the process
-        before = self.dropped
-        self._spool.give_up()
-        if self.dropped > before:
-            lost = self.dropped - before
+        before = self.spool.dropped
+        self.spool.give_up()
+        if self.spool.dropped > before:
+            lost = self.spool.dropped - before
             logger.error("prediction log: %d rows were lost, not written within %g s of shutdown", lost, timeout_s)
 
     def _start(self) -> None:
@@ -164,9 +144,9 @@ class PredictionLog:
                     self._convert([served], redact)
                 return
             logger.warning("prediction log: a request does not fit the signature and is dropped", exc_info=True)
-            self._spool.drop(_rows(piece))
+            self.spool.drop(_rows(piece))
             return
-        if self._spool.add(tables):
+        if self.spool.add(tables):
             self._wake.set()
 
     def _work(self) -> None:
@@ -182,7 +162,7 @@ class PredictionLog:
 
     def _step(self, *, force: bool = False) -> float | None:
         try:
-            return self._spool.step(self._open_store(self._settings.uri), force=force)
+            return self.spool.step(self._open_store(self._settings.uri), force=force)
         except Exception:  # a thread that ended would lose all later rows
             logger.exception("prediction log")
             return 1.0

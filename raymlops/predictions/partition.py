@@ -160,9 +160,9 @@ def _footer(store: Store, folder: str, name: str, files: dict[str, int], faults:
     try:
         with open_file(store, path, size=files[name]) as file:
             metadata = file.metadata.metadata or {}
-            said = json.loads(zlib.decompress(bytes.fromhex(metadata[_SOURCES].decode())))
-            sources = tuple((str(source), int(rows)) for source, rows in said["sources"])
-            return Live(name, files[name], sources, frozenset(map(str, said["replaces"])))
+            data = json.loads(zlib.decompress(bytes.fromhex(metadata[_SOURCES].decode())))
+            sources = tuple((str(source), int(rows)) for source, rows in data["sources"])
+            return Live(name, files[name], sources, frozenset(map(str, data["replaces"])))
     except FileNotFoundError as error:
         raise _GoneError from error
     except (OSError, pa.ArrowException, KeyError, ValueError, zlib.error) as error:

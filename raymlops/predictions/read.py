@@ -7,16 +7,15 @@ rows from one file at a time; labels take what ``labelled`` says, ``limit`` its 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raymlops.errors import UsageError
-from raymlops.predictions.labelled import SKEW, load_labels
+from raymlops.predictions.labelled import SKEW, load_labels, within
 from raymlops.predictions.partition import Faults, read_folder, schemas_in
 from raymlops.predictions.paths import check_known, prediction_hours
 from raymlops.predictions.schema import FEATURES, FIELDS, OUTPUT
@@ -36,68 +35,33 @@ BEFORE = timedelta(days=1)
 """How long before the window rows of labels received within it are searched."""
 
 
-def read_predictions(
-    uri: str,
-    name: str,
-    *,
-    since: datetime | None = None,
-    until: datetime | None = None,
-    version: int | None = None,
-    columns: Sequence[str] | None = None,
-    labels: bool | Labels = True,
-    only_labelled: bool = False,
-    limit: int | None = None,
-) -> Reading:
-    """Return the rows that arrived from ``since`` until before ``until``, the oldest first, to be iterated in batches.
+@dataclass(eq=False)
+class Reading:
+    """The rows that arrived from ``since`` until before ``until``, the oldest first, to be iterated in batches.
 
     The order is that of hours and, within one, of writing: exact to about the log's ``flush_s``. With ``limit`` it is
     the newest rows of the window, in the order of arrival. ``columns`` may name fields, such as ``features.carrier``.
     With ``labels``, ``label`` is the JSON text of the row's label, null without one; loaded labels may be passed, for
     several readings. ``only_labelled`` skips rows without one, also of the newest ``limit``, and opens no file where
     there is no label. Rows of one version have one schema, unless redaction changed; damaged files are skipped and
-    listed.
+    listed. The counts are complete after a full iteration.
 
     Raises:
         NotFoundError: no such model or version has predictions; the message suggests similar names.
         UsageError: no such column, or a window that ends before it begins.
         StorageError: the storage cannot be used; also while it is read.
     """
-    for column in columns or ():
-        if column.partition(".")[0] not in COLUMNS:
-            raise UsageError(f"no column {column!r}", hint=f"There are {', '.join(COLUMNS)}, and features.FIELD.")
-    if limit is not None and limit < 1:
-        raise UsageError(f"got a limit of {limit} rows; expected at least 1")
-    since, until = _aware(since), _aware(until)
-    if since is not None and until is not None and until <= since:
-        raise UsageError(f"the window ends at {until}, before it begins at {since}")
-    store = Store(uri)
-    check_known(store, name, version=version)
-    return Reading(
-        store=store,
-        name=name,
-        since=since,
-        until=until,
-        version=version,
-        columns=columns,
-        labels=labels,
-        only_labelled=only_labelled,
-        limit=limit,
-    )
 
-
-@dataclass(eq=False, kw_only=True)
-class Reading:
-    """Batches of predictions; the counts are complete after a full iteration."""
-
-    store: Store
+    uri: str
     name: str
-    since: datetime | None
-    until: datetime | None
-    version: int | None
-    columns: Sequence[str] | None
-    labels: bool | Labels
-    only_labelled: bool
-    limit: int | None
+    _: KW_ONLY
+    since: datetime | None = None
+    until: datetime | None = None
+    version: int | None = None
+    columns: Sequence[str] | None = None
+    labels: bool | Labels = True
+    only_labelled: bool = False
+    limit: int | None = None
     rows: int = field(default=0, init=False)
     labelled: int = field(default=0, init=False)
     conflicts: int = field(default=0, init=False)
@@ -106,6 +70,18 @@ class Reading:
     _labels: Labels | None = field(default=None, init=False)
     _known: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_), init=False)
     """Which labels are of rows that were read."""
+
+    def __post_init__(self) -> None:
+        for column in self.columns or ():
+            if column.partition(".")[0] not in COLUMNS:
+                raise UsageError(f"no column {column!r}", hint=f"There are {', '.join(COLUMNS)}, and features.FIELD.")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"got a limit of {self.limit} rows; expected at least 1")
+        self.since, self.until = _aware(self.since), _aware(self.until)
+        if self.since is not None and self.until is not None and self.until <= self.since:
+            raise UsageError(f"the window ends at {self.until}, before it begins at {self.since}")
+        self.store = Store(self.uri)
+        check_known(self.store, self.name, version=self.version)
 
     @property
     def damaged(self) -> tuple[str, ...]:
@@ -180,7 +156,8 @@ class Reading:
         since = self.since if self.since is not None and self.since > folder.start else None
         until = self.until if self.until is not None and self.until < folder.end else None
         for found in read_folder(self.store, folder.path, self._faults, columns=columns):
-            batch = _cut(found, since, until)
+            inside = since is None and until is None
+            batch = found if inside else found.filter(pa.array(within(found["ts"], since, until)))
             if batch.num_rows:
                 yield batch
 
@@ -225,14 +202,6 @@ class Reading:
 
 def _aware(moment: datetime | None) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
-
-
-def _cut(batch: pa.RecordBatch, since: datetime | None, until: datetime | None) -> pa.RecordBatch:
-    if since is not None:
-        batch = batch.filter(pc.greater_equal(batch["ts"], pa.scalar(since, FIELDS["ts"])))
-    if until is not None:
-        batch = batch.filter(pc.less(batch["ts"], pa.scalar(until, FIELDS["ts"])))
-    return batch
 
 
 def _micros(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from raymlops.predictions.paths import HOUR_S
+from raymlops.predictions.served import RequestRecord
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from raymlops.arrays import Column, Columns
-    from raymlops.predictions.served import RequestRecord
     from raymlops.signature import Signature
 
 FIELDS: dict[str, Any] = {
@@ -43,6 +43,7 @@ FIELDS: dict[str, Any] = {
 }
 """Columns that every row has, whatever the model; ``features`` and ``output`` follow them."""
 FEATURES, OUTPUT = "features", "output"
+_COPIED = ("route", "status", "seconds", "model_seconds", "fallback_from", "difference")
 
 _TYPES: dict[str, Any] = {"float": pa.float64(), "int": pa.int64(), "bool": pa.bool_(), "string": pa.string()}
 _DTYPES: dict[str, Any] = {"float": np.float64, "int": np.int64, "bool": np.bool_}
@@ -101,39 +102,15 @@ def _table(group: Sequence[RequestRecord], signature: Signature, *, name: str, r
 
 def _once(group: Sequence[RequestRecord], *, name: str) -> dict[str, pa.Array]:
     """Return the columns with one value a request."""
-    (
-        ids,
-        ts,
-        versions,
-        routes,
-        protocols,
-        statuses,
-        _,
-        _,
-        _,
-        seconds,
-        in_model,
-        keys,
-        fallbacks,
-        _,
-        _,
-        differences,
-        *_,
-    ) = zip(*group, strict=True)
-    micros = np.rint(np.array(ts) * 1e6).astype(np.int64)
+    of = dict(zip(RequestRecord._fields, zip(*group, strict=True), strict=True))
     return {
-        "request_id": _texts(ids),
-        "ts": pa.array(micros).cast(FIELDS["ts"]),
+        "request_id": _texts(of["request_id"]),
+        "ts": pa.array(np.rint(np.array(of["ts"]) * 1e6).astype(np.int64)).cast(FIELDS["ts"]),
         "model": pa.repeat(pa.scalar(name), len(group)),
-        "model_version": pa.array(versions, pa.int64()),
-        "route": pa.array(routes, pa.string()),
-        "protocol": _texts(protocols),
-        "status": pa.array(statuses, pa.int16()),
-        "seconds": pa.array(seconds, pa.float64()),
-        "model_seconds": pa.array(in_model, pa.float64()),
-        "key_id": _texts(keys),
-        "fallback_from": pa.array(fallbacks, pa.int64()),
-        "difference": pa.array(differences, pa.float64()),
+        "model_version": pa.array(of["version"], pa.int64()),
+        "protocol": _texts(of["protocol"]),
+        "key_id": _texts(of["key_id"]),
+        **{field: pa.array(of[field], FIELDS[field]) for field in _COPIED},
     }
 
 

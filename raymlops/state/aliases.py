@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from raymlops.state.database import Database
 
 
-def owe(connection: Connection, name: str, version: int) -> None:
+def add_pending_alias(connection: Connection, name: str, version: int) -> None:
     """Record that the alias of a model is to be set to a version, in place of an earlier pending update."""
     connection.execute(sa.delete(table).where(table.c.name == name))
     connection.execute(sa.insert(table).values(name=name, version=version))
 
 
-def owed(database: Database) -> list[tuple[str, int]]:
+def pending_aliases(database: Database) -> list[tuple[str, int]]:
     """Return each model with a pending alias update, and the version to set it to."""
     with database.reading() as connection:
         return [(row.name, row.version) for row in connection.execute(sa.select(table).order_by(table.c.name))]
 
 
-def settle_alias(database: Database, name: str, version: int) -> None:
+def complete_alias(database: Database, name: str, version: int) -> None:
     """Record that the alias of a model was set to a version just now.
 
     If another version is champion by then, the update to that one becomes pending: aliases may be set in another order
@@ -39,8 +39,8 @@ def settle_alias(database: Database, name: str, version: int) -> None:
     """
     champion = sa.select(deployments.c.version).where(deployments.c.name == name, deployments.c.role == "champion")
     with database.writing() as connection:
-        now = connection.scalar(champion)
-        if now is None or now == version:
+        live = connection.scalar(champion)
+        if live is None or live == version:
             connection.execute(sa.delete(table).where(table.c.name == name))
         else:
-            owe(connection, name, now)
+            add_pending_alias(connection, name, live)

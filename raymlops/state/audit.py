@@ -5,14 +5,14 @@ An event is written in the transaction of its change.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from raymlops.records import Record
-from raymlops.state.engine import aware, this_user
+from raymlops.state.engine import this_user
 from raymlops.state.schema import audit
 
 if TYPE_CHECKING:
@@ -44,10 +44,6 @@ class AuditEvent(Record):
     after: Any
     why: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {**asdict(self), "ts": self.ts.isoformat()}
-
 
 def add_event(
     connection: Connection,
@@ -66,10 +62,7 @@ def add_event(
 
 def events_in(connection: Connection, query: sa.Select[Any]) -> list[AuditEvent]:
     """Return the events that a query on ``audit`` finds, newest first."""
-    return [
-        AuditEvent(**{**row._mapping, "ts": aware(row.ts)})  # noqa: SLF001 - SQLAlchemy's public name
-        for row in connection.execute(query.order_by(audit.c.id.desc()))
-    ]
+    return [AuditEvent(**row) for row in connection.execute(query.order_by(audit.c.id.desc())).mappings()]
 
 
 def changes_of(database: Database, name: str) -> Iterator[AuditEvent]:

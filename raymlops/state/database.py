@@ -17,7 +17,7 @@ from raymlops.config.base import resolve
 from raymlops.config.paths import local_path, sqlite_url
 from raymlops.errors import ConfigError, Problem, RefusedError
 from raymlops.state.engine import database_path, errors, open_engine, this_user
-from raymlops.state.locks import open_lock, open_shared, take
+from raymlops.state.locks import hold, open_shared
 from raymlops.state.migrate import is_newest, migrate
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Database:
         state = cls(open_engine(url))
         try:
             _share(database_path(state._engine))
-            # Reading first lets those who may only read run ``status`` and ``audit``.
+            # Reading first lets users without write permission run ``status`` and ``audit``.
             with state.reading() as connection:
                 newest = is_newest(connection)
             if not newest:
@@ -68,12 +68,12 @@ class Database:
         self.close()
 
     def close(self) -> None:
-        """Give back the connections."""
+        """Close the connections."""
         self._engine.dispose()
 
     @contextlib.contextmanager
     def exclusive(self, purpose: str, *, wait_s: float) -> Iterator[None]:
-        """Hold the one lock over changing what is live: whatever reads, writes and sends does so inside it.
+        """Hold the one lock over changes of what is live; a change reads, writes and sends within it.
 
         Waits for another holder. The lock is released when its holder dies. It is not reentrant.
 
@@ -84,10 +84,7 @@ class Database:
         me = f"{this_user()} (process {os.getpid()}: {purpose})"
         database = database_path(self._engine)
         file = None if database is None else Path(f"{database}.lock")
-        with contextlib.ExitStack() as stack:
-            with errors(self._engine):
-                lock = stack.enter_context(open_lock(self._engine, file=file, key=_CHANGES_KEY, me=me))
-                holder = None if lock is None else take(lock, wait_s=wait_s, on_wait=_say_waiting)
+        with hold(self._engine, file=file, key=_CHANGES_KEY, me=me, wait_s=wait_s, on_wait=_warn_waiting) as holder:
             if holder is not None:
                 raise RefusedError(
                     f"{holder} is changing what is live; waited {wait_s:g} s, nothing was changed",
@@ -136,5 +133,5 @@ def _share(file: Path | None) -> None:
             os.close(open_shared(file))
 
 
-def _say_waiting(holder: str) -> None:
+def _warn_waiting(holder: str) -> None:
     _log.warning("waiting for %s, which is changing what is live", holder)

@@ -9,7 +9,6 @@ import contextlib
 import getpass
 import os
 import socket
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,11 +93,6 @@ def errors(engine: Engine) -> Iterator[None]:
         ) from error
     except sa.exc.SQLAlchemyError as error:
         raise StorageError(f"the state database {shown}: {type(error).__name__}") from error
-
-
-def aware(value: datetime) -> datetime:
-    """Give a time its zone back: SQLite stores none, and all ours are UTC."""
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def this_user() -> str:

@@ -1,18 +1,17 @@
-"""Which state database this is, how far its record of changes goes, and what it deployed.
+"""Identify a state database: its id, its newest change, and what it deployed.
 
-Owns the id, made once by a migration and kept by every copy, and what the audit record says of the past. Knows nothing
+Owns the id, created with the tables and kept by every copy, and what the audit record says of the past. Knows nothing
 of Serve, whose applications carry both.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import sqlalchemy as sa
 
 from raymlops.state.audit import changes_of
-from raymlops.state.engine import aware
 from raymlops.state.schema import audit, identity
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from raymlops.state.database import Database
 
 TAKEOVER = "takeover"
-"""Action of the event by which a state that was restored from a backup is made to count again."""
+"""Action of the event by which a state that was restored from a backup takes effect again."""
 SELF = "state"
 """Subject of that event."""
 SHORT = 8
@@ -30,7 +29,7 @@ SHORT = 8
 class Revision(NamedTuple):
     """One change: its number in the audit record, and when it was made.
 
-    Both, since a copy of the database goes on counting from the same number.
+    Both, since a copy of the database continues counting from the same number.
     """
 
     number: int
@@ -44,56 +43,46 @@ class Revision(NamedTuple):
 NEVER = Revision(0, "")
 
 
-class History(Protocol):
-    """What a state database knows of its past."""
+class History:
+    """What a state database knows of its past; without a database, every change counts as its own."""
 
-    def wrote(self, revision: Revision) -> bool:
+    def wrote(self, revision: Revision) -> bool:  # noqa: ARG002 - for subclasses
         """Return whether a change was made in this database, or in the one that it is a later copy of."""
-
-    def deployed(self, name: str, version: int, digest: str) -> bool:
-        """Return whether a version with this digest was ever to be live by this database."""
-
-
-class Unrecorded:
-    """The past of what no database holds: all that carries no id is taken for its own."""
-
-    def wrote(self, revision: Revision) -> bool:  # noqa: ARG002 - as the protocol has it
-        """Return that it was."""
         return True
 
-    def deployed(self, name: str, version: int, digest: str) -> bool:  # noqa: ARG002 - as the protocol has it
-        """Return that it was."""
+    def deployed(self, name: str, version: int, digest: str) -> bool:  # noqa: ARG002 - for subclasses
+        """Return whether this database ever deployed a version with this digest."""
         return True
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who desires: a state database by its id, and its newest change."""
+    """A state database by its id and its newest change."""
 
     id: str = ""
-    """Empty where no database is behind what is desired."""
+    """Empty without a database."""
     made_by: str = ""
-    """Who made the database: user and machine."""
+    """User and machine that created the database."""
     revision: Revision = NEVER
-    history: History = field(default_factory=Unrecorded, compare=False, repr=False)
+    history: History = field(default_factory=History, compare=False, repr=False)
 
     @property
     def short(self) -> str:
-        """Return the start of the id, as people are told."""
+        """Return the start of the id, as messages show it."""
         return self.id[:SHORT]
 
 
-class Recorded:
+class AuditedHistory(History):
     """The past by the audit record, read lazily."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def wrote(self, revision: Revision) -> bool:
-        """Return whether the audit record has this event, or the database was made to count in spite of it."""
+        """Return whether the audit record has this event, or a takeover overruled it."""
         with self._database.reading() as connection:
             ts = connection.scalar(sa.select(audit.c.ts).where(audit.c.id == revision.number))
-            here = ts is not None and aware(ts).isoformat() == revision.at
+            here = ts is not None and ts.isoformat() == revision.at
             return here or [*revision] in _overruled(connection)
 
     def deployed(self, name: str, version: int, digest: str) -> bool:
@@ -110,11 +99,11 @@ def owner_in(connection: Connection, history: History) -> Owner:
     """Return who this database is, in the connection's transaction."""
     row = connection.execute(sa.select(identity.c.id, identity.c.made_by)).one()
     newest = connection.execute(sa.select(audit.c.id, audit.c.ts).order_by(audit.c.id.desc()).limit(1)).one_or_none()
-    revision = NEVER if newest is None else Revision(newest.id, aware(newest.ts).isoformat())
+    revision = NEVER if newest is None else Revision(newest.id, newest.ts.isoformat())
     return Owner(row.id, row.made_by, revision, history)
 
 
 def _overruled(connection: Connection) -> list[object]:
-    """Return the changes of newer copies in spite of which this database counts."""
+    """Return the changes of newer copies that this database overruled."""
     query = sa.select(audit.c.after).where(audit.c.subject == SELF, audit.c.action == TAKEOVER)
     return [after["revision"] for after in connection.scalars(query) if isinstance(after, dict) and "revision" in after]

@@ -21,7 +21,6 @@ from raymlops.config.base import Name
 from raymlops.errors import NotFoundError, RefusedError, UsageError
 from raymlops.records import Record
 from raymlops.state.audit import add_event
-from raymlops.state.engine import aware
 from raymlops.state.schema import api_keys
 
 if TYPE_CHECKING:
@@ -71,24 +70,20 @@ class KeyRecord(Record):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data for people and the audit: all but the hash."""
-        data = {**asdict(self), "models": list(self.models), "scopes": list(self.scopes)}
-        del data["hash"]
-        times = ("created_at", "expires_at", "revoked_at")
-        return data | {name: None if data[name] is None else data[name].isoformat() for name in times}
+        return {name: value for name, value in super().to_dict().items() if name != "hash"}
 
 
 def keys_in(connection: Connection, *, now: datetime) -> list[KeyRecord]:
     """Return the keys that are good at ``now``: neither revoked nor expired."""
     query = sa.select(api_keys).where(api_keys.c.revoked_at.is_(None)).order_by(api_keys.c.id)
-    found = [_key(row) for row in connection.execute(query)]
-    return [key for key in found if key.status(now) == "good"]
+    return [key for key in _keys(connection, query) if key.status(now) == "good"]
 
 
 def list_keys(database: Database) -> list[KeyRecord]:
-    """Return every key there ever was, oldest first."""
+    """Return all keys, also expired and revoked ones, oldest first."""
     query = sa.select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id)
     with database.reading() as connection:
-        return [_key(row) for row in connection.execute(query)]
+        return _keys(connection, query)
 
 
 def create_key(
@@ -111,6 +106,10 @@ def create_key(
         StorageError, UnreachableError: the database cannot be written; there is no key.
     """
     _check_name(name)
+    if rate_per_s is not None and not 0 < rate_per_s < math.inf:
+        raise UsageError(f"a rate is a number of requests a second above 0, got {rate_per_s}")
+    if expires_at is not None and expires_at <= now:
+        raise UsageError(f"a key cannot expire before it is made: got {expires_at:%Y-%m-%d %H:%M:%S}")
     key, secret = _made(
         KeyRecord(
             id="",
@@ -118,9 +117,9 @@ def create_key(
             hash="",
             models=_models(models),
             scopes=_scopes(scopes),
-            rate_per_s=_rate(rate_per_s),
+            rate_per_s=rate_per_s,
             created_at=now,
-            expires_at=_expiry(expires_at, now),
+            expires_at=expires_at,
             revoked_at=None,
         )
     )
@@ -130,7 +129,7 @@ def create_key(
                 f"{name!r} has a key already: {namesakes[0].id}",
                 hint=f"Replace it with raymlops keys rotate {namesakes[0].id}, or choose another name.",
             )
-        connection.execute(sa.insert(api_keys), [_row(key)])
+        connection.execute(sa.insert(api_keys), asdict(key))
         _event(connection, "key.create", key, before=None, why=f"requested for {name!r}", actor=actor)
     return key, secret
 
@@ -138,9 +137,9 @@ def create_key(
 def revoke_key(
     database: Database, id_or_name: str, *, now: datetime, actor: str | None = None, why: str = "requested"
 ) -> KeyRecord:
-    """End a key for good and return it; one that was revoked before stays as it is, without another event.
+    """Revoke a key and return it; a revoked one stays as it is, without another event.
 
-    A whole secret is taken for its id, so that one that has leaked can be revoked as it was found.
+    A whole secret counts as its id, so that a leaked one can be revoked as it was found.
 
     Raises:
         NotFoundError: there is no such key.
@@ -181,10 +180,10 @@ def rotate_key(
         new, secret = _made(replace(before, created_at=now, expires_at=lasting))
         ends = now + timedelta(seconds=grace_s)
         old = replace(before, expires_at=ends if before.expires_at is None else min(ends, before.expires_at))
-        connection.execute(sa.insert(api_keys), [_row(new)])
+        connection.execute(sa.insert(api_keys), asdict(new))
         connection.execute(sa.update(api_keys).where(api_keys.c.id == old.id).values(expires_at=old.expires_at))
-        _event(connection, "key.rotate", old, before=before, why=f"{new.id} takes its place", actor=actor)
-        _event(connection, "key.create", new, before=None, why=f"in the place of {old.id}", actor=actor)
+        _event(connection, "key.rotate", old, before=before, why=f"replaced by {new.id}", actor=actor)
+        _event(connection, "key.create", new, before=None, why=f"replaces {old.id}", actor=actor)
     return new, secret, old
 
 
@@ -198,9 +197,8 @@ def _made(key: KeyRecord) -> tuple[KeyRecord, str]:
 def _find(connection: Connection, id_or_name: str, now: datetime) -> KeyRecord:
     secret = _SECRET.fullmatch(id_or_name)
     wanted = secret[1] if secret else id_or_name
-    row = connection.execute(sa.select(api_keys).where(api_keys.c.id == wanted)).one_or_none()
-    if row is not None:
-        return _key(row)
+    if by_id := _keys(connection, sa.select(api_keys).where(api_keys.c.id == wanted)):
+        return by_id[0]
     found = _good(connection, wanted, now)
     if not found:
         shown = "that secret" if wanted.startswith("rk_") else repr(wanted[:60])
@@ -243,18 +241,6 @@ def _scopes(scopes: Sequence[str]) -> tuple[str, ...]:
     return tuple(scope for scope in SCOPES if scope in scopes)
 
 
-def _rate(rate_per_s: float | None) -> float | None:
-    if rate_per_s is not None and not 0 < rate_per_s < math.inf:
-        raise UsageError(f"a rate is a number of requests a second above 0, got {rate_per_s}")
-    return rate_per_s
-
-
-def _expiry(expires_at: datetime | None, now: datetime) -> datetime | None:
-    if expires_at is not None and expires_at <= now:
-        raise UsageError(f"a key cannot expire before it is made: got {expires_at:%Y-%m-%d %H:%M:%S}")
-    return expires_at
-
-
 def _event(
     connection: Connection, action: str, key: KeyRecord, *, before: KeyRecord | None, why: str, actor: str | None
 ) -> None:
@@ -269,13 +255,5 @@ def _event(
     )
 
 
-def _row(key: KeyRecord) -> dict[str, Any]:
-    return {**asdict(key), "models": list(key.models), "scopes": list(key.scopes)}
-
-
-def _key(row: Any) -> KeyRecord:
-    data = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name
-    times = {
-        name: None if data[name] is None else aware(data[name]) for name in ("created_at", "expires_at", "revoked_at")
-    }
-    return KeyRecord(**{**data, "models": tuple(data["models"]), "scopes": tuple(data["scopes"]), **times})
+def _keys(connection: Connection, query: sa.Select[Any]) -> list[KeyRecord]:
+    return [KeyRecord(**row) for row in connection.execute(query).mappings()]

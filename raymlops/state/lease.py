@@ -1,7 +1,7 @@
 """Leases: one name held by one process for as long as it lives, such as a run by its driver.
 
-Owns the names of these locks and what others are told. The operating system, or the server, gives a lease back when
-its holder dies; a Postgres that restarts forgets them all.
+Owns the names of these locks and what others see of the holder. The operating system, or the server, releases a lease
+when its holder dies; a Postgres that restarts releases all of them.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from raymlops.errors import RefusedError, UsageError
-from raymlops.state.engine import database_path, errors, open_engine, this_user
-from raymlops.state.locks import file_holder, open_lock, take
+from raymlops.state import locks
+from raymlops.state.engine import database_path, open_engine, this_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FOLDER = "leases"
 DEFAULT = "state.db"
 WAIT_S = 1.0
-"""Long enough for somebody who only asks who holds it, and for a server to notice that a killed holder is gone."""
+"""Long enough for another process that checks who holds it, and for a server to notice that a holder was killed."""
 
 
 @contextmanager
@@ -39,12 +39,10 @@ def lease(url: str, name: str, *, purpose: str, wait_s: float = WAIT_S) -> Itera
     """
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     me = f"{this_user()} (process {os.getpid()} since {since}: {purpose})"
-    with ExitStack() as stack:
-        engine = open_engine(url)
-        stack.callback(engine.dispose)
-        with errors(engine):
-            lock = stack.enter_context(open_lock(engine, file=_file(engine, name), key=_key(name), me=me))
-            holder = None if lock is None else take(lock, wait_s=wait_s)
+    with (
+        _engine(url) as engine,
+        locks.hold(engine, file=_file(engine, name), key=_key(name), me=me, wait_s=wait_s) as holder,
+    ):
         if holder is not None:
             raise RefusedError(
                 f"{name} is in use by {holder}", hint="Let it finish, or end that process, then try again."
@@ -53,28 +51,27 @@ def lease(url: str, name: str, *, purpose: str, wait_s: float = WAIT_S) -> Itera
 
 
 def holder_of(url: str, name: str) -> str | None:
-    """Return who holds ``name`` now, None where nobody does.
+    """Return who holds ``name`` now; None if nobody does.
 
     Raises:
         StorageError, UnreachableError: that cannot be found out.
     """
-    engine = open_engine(url)
-    try:
-        file = _file(engine, name)
-        if file is not None:
-            return file_holder(file)
-        with errors(engine), open_lock(engine, file=None, key=_key(name), me="asking") as lock:
-            return None if lock is None else lock.holder()
-    finally:
-        engine.dispose()
+    with _engine(url) as engine:
+        return locks.holder_of(engine, file=_file(engine, name), key=_key(name))
 
 
 def was_held(url: str, name: str) -> bool:
-    """Return whether ``name`` may have been held beside this database; false where it never was, or was elsewhere."""
-    engine = open_engine(url)
-    try:
+    """Return whether ``name`` may ever have been held beside this database."""
+    with _engine(url) as engine:
         file = _file(engine, name)
         return file is None or file.exists()
+
+
+@contextmanager
+def _engine(url: str) -> Iterator[Engine]:
+    engine = open_engine(url)
+    try:
+        yield engine
     finally:
         engine.dispose()
 
@@ -91,5 +88,5 @@ def _file(engine: Engine, name: str) -> Path | None:
 
 
 def _key(name: str) -> int:
-    """Return 63 bits that stand for a name in Postgres, whose advisory locks are numbers."""
+    """Return the key of a name in Postgres, whose advisory locks are numbers: 63 bits."""
     return int.from_bytes(hashlib.sha256(f"raymlops lease {name}".encode()).digest()[:8]) >> 1

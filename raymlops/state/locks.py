@@ -1,7 +1,7 @@
 """Locks beside the state database, released when their holder dies, however that happens.
 
 For SQLite a lock is a file with the operating system's ``flock`` on it; for Postgres an advisory lock, held by a
-connection of its own. Owns taking and asking who has it. Knows nothing of what is locked.
+connection of its own. Knows nothing of what is locked.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.util import register_after_fork
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from raymlops.errors import StorageError
-from raymlops.state.engine import database_path
+from raymlops.state.engine import errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,68 +31,69 @@ _MAX_NAME = 63
 _MAX_TEXT = 500
 
 
-class Lock(Protocol):
-    """A lock that can be tried, and asked who has it."""
+@contextmanager
+def hold(
+    engine: Engine,
+    *,
+    file: Path | None,
+    key: int,
+    me: str,
+    wait_s: float,
+    on_wait: Callable[[str], None] | None = None,
+) -> Iterator[str | None]:
+    """Hold a lock of a database for the block; yield None if it is ours, or who still holds it after ``wait_s``.
 
-    def try_take(self) -> bool:
-        """Take the lock if it is free; return whether it is ours now."""
+    ``file`` is the lock file for SQLite, which stays; without one, in memory, nothing is locked. ``key`` identifies the
+    lock in Postgres. Others see ``me`` while it is held. ``on_wait`` is called once with the holder that is waited for.
 
-    def holder(self) -> str | None:
-        """Return who has it, as far as that can be told; None where nobody seems to."""
-
-
-def take(lock: Lock, *, wait_s: float, on_wait: Callable[[str], None] | None = None) -> str | None:
-    """Take a lock, waiting for its holder; return None once it is ours, or who still holds it after ``wait_s``.
-
-    ``on_wait`` is told once that there is a wait, and for whom.
+    Raises:
+        StorageError, UnreachableError: the lock cannot be taken.
     """
+    with ExitStack() as stack:
+        with errors(engine):
+            lock: _ServerLock | _FileLock | None = None
+            if engine.dialect.name == "postgresql":
+                # Closed afterwards instead of returned to the pool with our lock and our name.
+                connection = stack.enter_context(engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
+                connection.detach()
+                lock = _ServerLock(connection, key, me)
+            elif file is not None:
+                lock = _FileLock(file, me)
+                stack.callback(lock.close)
+            holder = None if lock is None else _take(lock, wait_s=wait_s, on_wait=on_wait)
+        yield holder
+
+
+def holder_of(engine: Engine, *, file: Path | None, key: int) -> str | None:
+    """Return who holds a lock; None if it is free. The arguments are those of ``hold``.
+
+    Raises:
+        StorageError, UnreachableError: that cannot be found out.
+    """
+    if engine.dialect.name == "postgresql":
+        with errors(engine), engine.connect() as connection:
+            return _server_holder(connection, key)
+    return None if file is None else _file_holder(file)
+
+
+def _take(lock: _ServerLock | _FileLock, *, wait_s: float, on_wait: Callable[[str], None] | None) -> str | None:
     deadline = time.monotonic() + wait_s
-    told = on_wait is None
     while not lock.try_take():
         holder = lock.holder() or UNKNOWN
         if time.monotonic() > deadline:
             return holder
-        if not told and on_wait is not None:
+        if on_wait is not None:
             on_wait(holder)
-            told = True
+            on_wait = None
         time.sleep(POLL_S)
     return None
 
 
-@contextmanager
-def open_lock(engine: Engine, *, file: Path | None, key: int, me: str) -> Iterator[Lock | None]:
-    """Open a lock of a database, untaken; leaving gives it back. None for a database in memory.
-
-    ``file`` is the lock file for SQLite; it stays when the lock is given back. ``key`` stands for the lock in
-    Postgres, ``me`` is what others are told while we hold it.
-
-    Raises:
-        StorageError: the file cannot be made.
-    """
-    if engine.dialect.name == "postgresql":
-        # Closed for good afterwards, not lent again with our lock and our name.
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.detach()
-            yield _Server(connection, key, me)
-    elif database_path(engine) is None or file is None:
-        yield None
-    else:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = open_shared(file)
-        except OSError as error:
-            raise StorageError(f"cannot open the lock file {file}: {error.strerror}") from error
-        try:
-            yield _File(descriptor, me)
-        finally:
-            os.close(descriptor)  # which gives the lock back
-
-
 def open_shared(file: Path) -> int:
-    """Open a file to read and write, made if it does not exist; return its descriptor.
+    """Open a file to read and write, created if it does not exist; return its descriptor.
 
-    Who may write in its folder may write in it: users who share a group's folder share its locks and database,
-    whatever their umask. What earlier releases made for their user alone is opened up by that user.
+    Everyone who may write in its folder may write in it: users who share a group's folder share its locks and database,
+    whatever their umask. A file that an earlier release made for its user alone is opened up by that user.
     """
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     found, wanted = os.fstat(descriptor), 0o600 | file.parent.stat().st_mode & 0o066
@@ -101,12 +102,8 @@ def open_shared(file: Path) -> int:
     return descriptor
 
 
-def file_holder(file: Path) -> str | None:
-    """Return who holds a lock file; None where nobody does. Touches it for an instant, and makes none.
-
-    Raises:
-        StorageError: the file cannot be read, so that nobody knows.
-    """
+def _file_holder(file: Path) -> str | None:
+    """Return who holds a lock file, without creating it."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -123,11 +120,15 @@ def file_holder(file: Path) -> str | None:
         os.close(descriptor)
 
 
-class _File:
-    def __init__(self, descriptor: int, me: str) -> None:
-        self._descriptor = descriptor
+class _FileLock:
+    def __init__(self, file: Path, me: str) -> None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = open_shared(file)
+        except OSError as error:
+            raise StorageError(f"cannot open the lock file {file}: {error.strerror}") from error
         self._me = me
-        _stay_out_of_children(self, descriptor)
+        _stay_out_of_children(self, self._descriptor)
 
     def try_take(self) -> bool:
         try:
@@ -139,11 +140,14 @@ class _File:
         return True
 
     def holder(self) -> str | None:
-        # Between taking the lock and writing the name the file is empty, or names the holder before.
+        # Between taking the lock and writing the name, the file is empty or names the previous holder.
         return _read(self._descriptor)
 
+    def close(self) -> None:
+        os.close(self._descriptor)  # releases the lock
 
-class _Server:
+
+class _ServerLock:
     def __init__(self, connection: Connection, key: int, me: str) -> None:
         self._connection = connection
         self._key = key
@@ -158,27 +162,31 @@ class _Server:
         return bool(self._connection.scalar(sa.text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key}))
 
     def holder(self) -> str | None:
-        query = sa.text(
-            "SELECT activity.application_name FROM pg_locks AS locks JOIN pg_stat_activity AS activity USING (pid) "
-            "WHERE locks.locktype = 'advisory' AND locks.granted AND locks.classid = :high AND locks.objid = :low "
-            "AND locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-        )
-        name = self._connection.scalar(query, {"high": self._key >> 32, "low": self._key & 0xFFFFFFFF})
-        return None if name is None else name.removeprefix("raymlops ") or UNKNOWN
+        return _server_holder(self._connection, self._key)
+
+
+def _server_holder(connection: Connection, key: int) -> str | None:
+    query = sa.text(
+        "SELECT activity.application_name FROM pg_locks AS locks JOIN pg_stat_activity AS activity USING (pid) "
+        "WHERE locks.locktype = 'advisory' AND locks.granted AND locks.classid = :high AND locks.objid = :low "
+        "AND locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    name = connection.scalar(query, {"high": key >> 32, "low": key & 0xFFFFFFFF})
+    return None if name is None else name.removeprefix("raymlops ") or UNKNOWN
 
 
 def _read(descriptor: int) -> str | None:
     return os.pread(descriptor, _MAX_TEXT, 0).decode(errors="replace") or None
 
 
-def _stay_out_of_children(lock: Lock, descriptor: int) -> None:
+def _stay_out_of_children(lock: _ServerLock | _FileLock, descriptor: int) -> None:
     """Let a forked child, such as a torch data loader's, not keep a lock alive whose holder was killed.
 
     A copy of the descriptor holds the file's lock, or the server's connection, as well as the original does. The child
     gets a descriptor of nothing in its place, since closing it could close what is opened under its number next.
     """
 
-    def forget(_lock: Lock) -> None:
+    def forget(_lock: object) -> None:
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         os.dup2(nothing, descriptor, inheritable=False)
         os.close(nothing)

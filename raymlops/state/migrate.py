@@ -1,4 +1,4 @@
-"""Migrate a database to the newest schema, or say why that is impossible.
+"""Create the tables of a new database, or migrate an existing one to the newest schema.
 
 Owns the revision check and the run of alembic's scripts, in one transaction under a lock. Knows nothing of what the
 tables mean.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from raymlops.errors import StorageError
-from raymlops.state.schema import HEAD, VERSION_TABLE
+from raymlops.state.schema import HEAD, VERSION_TABLE, create_tables, deployments
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -29,33 +29,34 @@ def is_newest(connection: Connection) -> bool:
 
 
 def migrate(connection: Connection) -> None:
-    """Upgrade the schema inside the connection's open write transaction; nothing where it is the newest already.
+    """Create or upgrade the schema inside the connection's open write transaction; do nothing if it is the newest.
 
     Raises:
-        StorageError: a newer raymlops has changed the schema.
+        StorageError: this raymlops does not know the database's schema, which a newer one made.
     """
-    if is_newest(connection):
-        return
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    if is_newest(connection):
+        return
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
-    config = Config()
+    config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     found = _revision_in(connection, VERSION_TABLE)
-    if found is None and (shared := _revision_in(connection, _SHARED_TABLE)) is not None and _is_ours(connection):
-        found = shared
-    if found is not None and found not in known:
+    if found is None and sa.inspect(connection).has_table(deployments.name):
+        connection.execute(sa.text(f"ALTER TABLE {_SHARED_TABLE} RENAME TO {VERSION_TABLE}"))
+        found = _revision_in(connection, VERSION_TABLE)
+    if found is None:
+        create_tables(connection)
+        command.stamp(config, "head")
+        return
+    if found not in {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}:
         raise StorageError(
-            f"the state database has schema {found}, which a newer raymlops made; this one knows up to {HEAD}",
+            f"the state database has schema {found}, which this raymlops does not know; it knows up to {HEAD}",
             hint="Upgrade raymlops: pip install -U raymlops.",
         )
-    if found is not None and not sa.inspect(connection).has_table(VERSION_TABLE):
-        connection.execute(sa.text(f"ALTER TABLE {_SHARED_TABLE} RENAME TO {VERSION_TABLE}"))
-    config.attributes["connection"] = connection
     command.upgrade(config, "head")
 
 
@@ -65,8 +66,3 @@ def _revision_in(connection: Connection, table: str) -> str | None:
         return None
     found: str | None = connection.scalar(sa.text(f"SELECT version_num FROM {table}"))  # noqa: S608 - our own names
     return found
-
-
-def _is_ours(connection: Connection) -> bool:
-    """Return whether the shared version table is ours: the first migration made our tables."""
-    return sa.inspect(connection).has_table("deployments")

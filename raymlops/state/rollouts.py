@@ -7,23 +7,20 @@ the audit event are one transaction. Knows nothing of what moves a rollout.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
 
 from raymlops.errors import NotFoundError, RefusedError
 from raymlops.records import Record
-from raymlops.state.engine import aware
 from raymlops.state.schema import rollouts as table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from datetime import datetime
 
     from sqlalchemy import Connection
 
 RolloutStatus = Literal["running", "promoted", "aborted", "stopped"]
-_TIMES = ("started_at", "step_started_at", "ended_at")
 
 
 @dataclass(frozen=True)
@@ -56,18 +53,6 @@ class Rollout(Record):
         """Return its share of the traffic at this step."""
         return self.steps[self.step]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        data = asdict(self)
-        times = {key: None if data[key] is None else data[key].isoformat() for key in _TIMES}
-        return {**data, "steps": list(self.steps), **times}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild a rollout, as an audit event holds it."""
-        times = {key: None if data.get(key) is None else aware(_time(data[key])) for key in _TIMES}
-        return super().from_dict({**data, **times, "steps": tuple(data["steps"])})
-
 
 def start_rollout(connection: Connection, rollout: Rollout) -> None:
     """Add a rollout.
@@ -80,7 +65,7 @@ def start_rollout(connection: Connection, rollout: Rollout) -> None:
     try:
         # In a transaction of its own, so that the outer one can still be asked who came first.
         with connection.begin_nested():
-            connection.execute(sa.insert(table), _row(rollout))
+            connection.execute(sa.insert(table), asdict(rollout))
     except sa.exc.IntegrityError:
         if found := running(connection, rollout.name):
             raise _refused(found[0]) from None
@@ -94,7 +79,7 @@ def update_rollout(connection: Connection, rollout: Rollout) -> None:
         NotFoundError: no rollout has this id.
         RefusedError: it has ended meanwhile; an end is final, also for decisions on an outdated reading.
     """
-    query = sa.update(table).where(table.c.id == rollout.id, table.c.status == "running").values(_row(rollout))
+    query = sa.update(table).where(table.c.id == rollout.id, table.c.status == "running").values(asdict(rollout))
     if connection.execute(query).rowcount:
         return
     status = connection.scalar(sa.select(table.c.status).where(table.c.id == rollout.id))
@@ -105,7 +90,7 @@ def update_rollout(connection: Connection, rollout: Rollout) -> None:
 
 def resume_rollout(connection: Connection, rollout: Rollout) -> None:
     """Let a rollout run again whose promotion is taken back by the change that wrote it, under the same lock."""
-    query = sa.update(table).where(table.c.id == rollout.id, table.c.status == "promoted").values(_row(rollout))
+    query = sa.update(table).where(table.c.id == rollout.id, table.c.status == "promoted").values(asdict(rollout))
     connection.execute(query)
 
 
@@ -124,11 +109,7 @@ def rollouts(connection: Connection, name: str | None = None, *, limit: int | No
 def _read(connection: Connection, query: sa.Select[Any], name: str | None) -> list[Rollout]:
     if name is not None:
         query = query.where(table.c.name == name)
-    return [Rollout.from_dict(dict(row._mapping)) for row in connection.execute(query)]  # noqa: SLF001 - SQLAlchemy's public name
-
-
-def _row(rollout: Rollout) -> dict[str, Any]:
-    return {**asdict(rollout), "steps": list(rollout.steps)}
+    return [Rollout(**row) for row in connection.execute(query).mappings()]
 
 
 def _refused(found: Rollout) -> RefusedError:
@@ -137,7 +118,3 @@ def _refused(found: Rollout) -> RefusedError:
         f"(rollout {found.id}, at {100 * found.weight:g} percent)",
         hint="Wait until it ends, or end it first: raymlops rollback, or deploy with --abort.",
     )
-
-
-def _time(value: Any) -> datetime:
-    return value if isinstance(value, datetime) else datetime.fromisoformat(value)

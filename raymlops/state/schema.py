@@ -1,18 +1,56 @@
 """The tables, as the newest migration leaves them.
 
 Owns the columns and the guarantees that the database itself keeps: one champion and one running rollout a name, an
-audit that is only added to. Knows nothing of connections. A change here needs a migration and a new ``HEAD``.
+append-only audit. A change here needs a migration for existing databases and a new ``HEAD``.
 """
 
 from __future__ import annotations
 
+import uuid
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
 import sqlalchemy as sa
+
+from raymlops.records import BundleRef
+from raymlops.state.engine import this_user
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, RowMapping
 
 HEAD = "0005"
 """Revision of the newest migration; a test holds it equal to the newest file."""
 
 VERSION_TABLE = "raymlops_version"
 """Where alembic keeps our revision: a table of its own, so that Optuna or MLflow may share the database."""
+
+_ABORT = "BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END"
+_RAISE = "$$ BEGIN RAISE EXCEPTION 'audit is append-only'; END $$"
+_CALL = "FOR EACH STATEMENT EXECUTE FUNCTION audit_is_append_only()"
+
+
+class _Time(sa.TypeDecorator[datetime]):
+    """A time in UTC, with its zone, which SQLite does not store."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class _Tuple(sa.TypeDecorator[tuple[Any, ...]]):
+    """A tuple, stored as a JSON list."""
+
+    impl = sa.JSON
+    cache_ok = True
+
+    def process_result_value(self, value: list[Any] | None, dialect: sa.Dialect) -> tuple[Any, ...] | None:  # noqa: ARG002
+        return None if value is None else tuple(value)
+
 
 metadata = sa.MetaData()
 
@@ -26,8 +64,8 @@ deployments = sa.Table(
     sa.Column("run_id", sa.String(64), nullable=False),
     sa.Column("role", sa.String(16), nullable=False),
     sa.Column("serve", sa.JSON, nullable=False),
-    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-    sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("created_at", _Time, nullable=False),
+    sa.Column("updated_at", _Time, nullable=False, default=lambda: datetime.now(UTC)),
     sa.Column("weight", sa.Float, nullable=False, server_default="0"),
     sa.Column("shadow", sa.Float, nullable=False, server_default="0"),
     sa.CheckConstraint("role IN ('champion', 'warm')", name="deployments_role"),
@@ -44,7 +82,7 @@ audit = sa.Table(
     "audit",
     metadata,
     sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
-    sa.Column("ts", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("ts", _Time, nullable=False),
     sa.Column("actor", sa.Text, nullable=False),
     sa.Column("action", sa.String(64), nullable=False),
     sa.Column("subject", sa.Text, nullable=False),
@@ -53,6 +91,13 @@ audit = sa.Table(
     sa.Column("why", sa.Text, nullable=False),
     sa.Index("audit_subject", "subject"),
 )
+for _dialect, _statement in (
+    ("sqlite", f"CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit {_ABORT}"),
+    ("sqlite", f"CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit {_ABORT}"),
+    ("postgresql", f"CREATE FUNCTION audit_is_append_only() RETURNS trigger LANGUAGE plpgsql AS {_RAISE}"),
+    ("postgresql", f"CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit {_CALL}"),
+):
+    sa.event.listen(audit, "after_create", sa.DDL(_statement).execute_if(dialect=_dialect))  # type: ignore[no-untyped-call]
 
 alias_debts = sa.Table(
     "alias_debts",
@@ -67,7 +112,7 @@ identity = sa.Table(
     sa.Column("slot", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("id", sa.String(36), nullable=False),
     sa.Column("made_by", sa.Text, nullable=False),
-    sa.Column("made_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("made_at", _Time, nullable=False),
     sa.CheckConstraint("slot = 1", name="identity_one_row"),
 )
 
@@ -79,9 +124,9 @@ versions = sa.Table(
     sa.Column("digest", sa.String(64), nullable=False),
     sa.Column("bundle_uri", sa.Text, nullable=False),
     sa.Column("run_id", sa.String(64), nullable=False),
-    sa.Column("recorded_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("recorded_at", _Time, nullable=False),
     sa.Column("verdict", sa.String(16), nullable=True),
-    sa.Column("decided_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Column("decided_at", _Time, nullable=True),
     sa.CheckConstraint("verdict IN ('passed', 'refused')", name="versions_verdict"),
 )
 
@@ -91,12 +136,12 @@ api_keys = sa.Table(
     sa.Column("id", sa.String(16), primary_key=True),
     sa.Column("name", sa.String(200), nullable=False),
     sa.Column("hash", sa.String(64), nullable=False),
-    sa.Column("models", sa.JSON, nullable=False),
-    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("models", _Tuple, nullable=False),
+    sa.Column("scopes", _Tuple, nullable=False),
     sa.Column("rate_per_s", sa.Float, nullable=True),
-    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-    sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
-    sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Column("created_at", _Time, nullable=False),
+    sa.Column("expires_at", _Time, nullable=True),
+    sa.Column("revoked_at", _Time, nullable=True),
 )
 
 rollouts = sa.Table(
@@ -106,15 +151,15 @@ rollouts = sa.Table(
     sa.Column("name", sa.String(63), nullable=False),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("champion", sa.Integer, nullable=False),
-    sa.Column("steps", sa.JSON, nullable=False),
+    sa.Column("steps", _Tuple, nullable=False),
     sa.Column("step", sa.Integer, nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("settings", sa.JSON, nullable=False),
     sa.Column("evidence", sa.JSON, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
-    sa.Column("step_started_at", sa.DateTime(timezone=True), nullable=False),
-    sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Column("started_at", _Time, nullable=False),
+    sa.Column("step_started_at", _Time, nullable=False),
+    sa.Column("ended_at", _Time, nullable=True),
 )
 sa.Index(
     "rollouts_one_running",
@@ -123,3 +168,23 @@ sa.Index(
     sqlite_where=rollouts.c.status == "running",
     postgresql_where=rollouts.c.status == "running",
 )
+
+
+def create_tables(connection: Connection) -> None:
+    """Create all tables in an empty database, and give it a random id."""
+    metadata.create_all(connection)
+    row = {"slot": 1, "id": str(uuid.uuid4()), "made_by": this_user(), "made_at": datetime.now(UTC)}
+    connection.execute(sa.insert(identity), row)
+
+
+def to_row(record: Any) -> dict[str, Any]:
+    """Return a record with a ``bundle`` as the columns of its table."""
+    row = {item.name: getattr(record, item.name) for item in fields(record)}
+    bundle = row.pop("bundle")
+    return {**row, "digest": bundle.digest, "bundle_uri": bundle.uri}
+
+
+def from_row(row: RowMapping) -> dict[str, Any]:
+    """Return the fields of a record with a ``bundle`` from the columns of its table."""
+    data = {name: value for name, value in row.items() if name not in {"digest", "bundle_uri", "updated_at"}}
+    return {**data, "bundle": BundleRef(uri=row["bundle_uri"], digest=row["digest"])}

@@ -5,7 +5,7 @@ A change and its audit event are one transaction: both are written or neither. K
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -15,10 +15,9 @@ from raymlops.errors import UsageError
 from raymlops.records import BundleRef, Record
 from raymlops.state.audit import AuditEvent, add_event, changes_of, events_in, now
 from raymlops.state.database import Database
-from raymlops.state.engine import aware
-from raymlops.state.identity import Owner, Recorded, owner_in
+from raymlops.state.identity import AuditedHistory, Owner, owner_in
 from raymlops.state.keys import KeyRecord, keys_in
-from raymlops.state.schema import audit, deployments, rollouts
+from raymlops.state.schema import audit, deployments, from_row, rollouts, to_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,10 +46,6 @@ class Deployment(Record):
     created_at: datetime = field(default_factory=now, compare=False)
     """When this version was first deployed; kept while it stays, and no part of what makes two deployments equal."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {**asdict(self), "created_at": self.created_at.isoformat()}
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Rebuild a deployment, as an audit event holds it."""
@@ -70,7 +65,7 @@ class Desired:
     epochs: Mapping[str, str] = field(default_factory=dict)
     """Of each model with a running rollout: which step of which one, so that counts of two are never mixed."""
     owner: Owner = field(default_factory=Owner)
-    """Whose desire it is."""
+    """The state database that desires it."""
 
     def without(self, name: str) -> Desired:
         """Return it without the deployments of one model."""
@@ -86,18 +81,17 @@ class State(Database):
 
     def desired(self) -> Desired:
         """Return all that should be live, read in one transaction."""
-        query = sa.select(deployments).order_by(deployments.c.name, deployments.c.version)
         with self.reading() as connection:
-            found = tuple(_deployment(row) for row in connection.execute(query))
+            found = tuple(deployments_in(connection))
             steps = sa.select(rollouts.c.name, rollouts.c.id, rollouts.c.step).where(rollouts.c.status == "running")
             epochs = {row.name: f"{row.id}.{row.step}" for row in connection.execute(steps)}
-            owner = owner_in(connection, Recorded(self))
+            owner = owner_in(connection, AuditedHistory(self))
             return Desired(found, tuple(keys_in(connection, now=now())), epochs, owner)
 
     def owner(self) -> Owner:
-        """Return who this database is."""
+        """Return the identity of this database."""
         with self.reading() as connection:
-            return owner_in(connection, Recorded(self))
+            return owner_in(connection, AuditedHistory(self))
 
     def deployments(self, name: str | None = None) -> list[Deployment]:
         """Return what should be live, of one model or of all, by name and version."""
@@ -134,7 +128,7 @@ class State(Database):
                 after = [replace(item, created_at=since.get(item.version, item.created_at)) for item in wanted]
                 connection.execute(sa.delete(deployments).where(deployments.c.name == name))
                 if after:
-                    connection.execute(sa.insert(deployments), [_row(item) for item in after])
+                    connection.execute(sa.insert(deployments), [to_row(item) for item in after])
                 add_event(
                     connection,
                     actor=actor,
@@ -185,7 +179,7 @@ def deployments_in(connection: Connection, name: str | None = None) -> list[Depl
     query = sa.select(deployments).order_by(deployments.c.name, deployments.c.version)
     if name is not None:
         query = query.where(deployments.c.name == name)
-    return [_deployment(row) for row in connection.execute(query)]
+    return [Deployment(**from_row(row)) for row in connection.execute(query).mappings()]
 
 
 def _check(name: str, wanted: Sequence[Deployment]) -> None:
@@ -200,33 +194,3 @@ def _check(name: str, wanted: Sequence[Deployment]) -> None:
     champions = [item.version for item in wanted if item.role == "champion"]
     if len(champions) > 1:
         raise UsageError(f"{name}: one champion at a time, got versions {champions}")
-
-
-def _row(item: Deployment) -> dict[str, Any]:
-    return {
-        "name": item.name,
-        "version": item.version,
-        "digest": item.bundle.digest,
-        "bundle_uri": item.bundle.uri,
-        "run_id": item.run_id,
-        "role": item.role,
-        "serve": item.serve,
-        "weight": item.weight,
-        "shadow": item.shadow,
-        "created_at": item.created_at,
-        "updated_at": now(),
-    }
-
-
-def _deployment(row: Any) -> Deployment:
-    return Deployment(
-        name=row.name,
-        version=row.version,
-        bundle=BundleRef(uri=row.bundle_uri, digest=row.digest),
-        run_id=row.run_id,
-        role=row.role,
-        serve=row.serve,
-        weight=row.weight,
-        shadow=row.shadow,
-        created_at=aware(row.created_at),
-    )

@@ -1,12 +1,12 @@
-"""Model versions as this state recorded them: what their bundles are, and what the gate said.
+"""Model versions as this state recorded them: their bundles and the verdicts of the gate.
 
 Owns the record, its table, and each change of it with its audit event in one transaction. MLflow shows the same as
-tags of a version, which whoever may write there can change; what loads or deploys code takes it from here.
+tags of a version, which every writer of MLflow can change; code is loaded and deployed by what is recorded here.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
@@ -14,8 +14,7 @@ import sqlalchemy as sa
 from raymlops.errors import RefusedError
 from raymlops.records import BundleRef, Record
 from raymlops.state.audit import add_event
-from raymlops.state.engine import aware
-from raymlops.state.schema import deployments
+from raymlops.state.schema import deployments, from_row, to_row
 from raymlops.state.schema import versions as table
 
 if TYPE_CHECKING:
@@ -40,13 +39,8 @@ class VersionRecord(Record):
     bundle: BundleRef
     recorded_at: datetime
     verdict: Verdict | None = None
-    """Of the gate; None where it was not asked yet."""
+    """Of the gate; None before it decided."""
     decided_at: datetime | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        times = {"recorded_at": self.recorded_at, "decided_at": self.decided_at}
-        return {**asdict(self), **{key: None if at is None else at.isoformat() for key, at in times.items()}}
 
     def is_of(self, ref: ModelVersionRef | VersionRecord) -> bool:
         """Return whether this is a record of the same bundle, at the same place and of the same run."""
@@ -54,13 +48,13 @@ class VersionRecord(Record):
 
 
 def recorded(database: Database, name: str, version: int) -> VersionRecord | None:
-    """Return what this state recorded of a version; None where it did not."""
+    """Return the record of a version; None without one."""
     with database.reading() as connection:
         return _read(connection, name, version)
 
 
 def record_version(database: Database, ref: ModelVersionRef, *, why: str, now: datetime) -> None:
-    """Record a version whose bundle was made here; nothing happens where that is recorded already.
+    """Record a version whose bundle was made here; do nothing if it is recorded already.
 
     A verdict stays where only the place of the bundle is another one.
 
@@ -91,10 +85,10 @@ def record_verdict(
     why: str,
     now: datetime,
 ) -> None:
-    """Record what the gate said of a version, and adopt its bundle where ``seen``, the record so far, has another one.
+    """Record the gate's verdict on a version, and adopt its bundle if ``seen``, the record so far, has another one.
 
     Raises:
-        RefusedError: somebody else recorded the version meanwhile, or another bundle is deployed under this number;
+        RefusedError: another process recorded the version meanwhile, or another bundle is deployed under this number;
             nothing was changed.
         StorageError, UnreachableError: the database cannot be written; nothing was changed.
     """
@@ -103,7 +97,7 @@ def record_verdict(
         same = before is seen if before is None or seen is None else before.is_of(seen)
         if not same:
             raise RefusedError(
-                f"{ref.name} version {ref.version} was recorded by somebody else while the gate was asked",
+                f"{ref.name} version {ref.version} was recorded by another process while the gate decided",
                 hint="Run the same command again.",
             )
         adopted = before is None or not before.is_of(ref)
@@ -114,10 +108,10 @@ def record_verdict(
         after = VersionRecord(ref.name, ref.version, ref.run_id, ref.bundle, recorded_at, verdict, now)
         _put(connection, after)
         if adopted:
-            said = f"digest {ref.bundle.digest} was named to adopt"
-            _event(connection, "adopt", ref, before=before, after=ref.to_dict(), why=said)
-        told = {**decision, "digest": ref.bundle.digest}
-        _event(connection, "gate.pass" if passed else "gate.refuse", ref, before=None, after=told, why=why)
+            adoption = f"digest {ref.bundle.digest} was named to adopt"
+            _event(connection, "adopt", ref, before=before, after=ref.to_dict(), why=adoption)
+        after_gate = {**decision, "digest": ref.bundle.digest}
+        _event(connection, "gate.pass" if passed else "gate.refuse", ref, before=None, after=after_gate, why=why)
 
 
 def _refuse_another(connection: Connection, ref: ModelVersionRef) -> None:
@@ -134,25 +128,14 @@ def _refuse_another(connection: Connection, ref: ModelVersionRef) -> None:
 
 
 def _read(connection: Connection, name: str, version: int) -> VersionRecord | None:
-    row = connection.execute(sa.select(table).where(table.c.name == name, table.c.version == version)).one_or_none()
-    if row is None:
-        return None
-    return VersionRecord(
-        name=row.name,
-        version=row.version,
-        run_id=row.run_id,
-        bundle=BundleRef(uri=row.bundle_uri, digest=row.digest),
-        recorded_at=aware(row.recorded_at),
-        verdict=row.verdict,
-        decided_at=None if row.decided_at is None else aware(row.decided_at),
-    )
+    query = sa.select(table).where(table.c.name == name, table.c.version == version)
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else VersionRecord(**from_row(row))
 
 
 def _put(connection: Connection, record: VersionRecord) -> None:
     connection.execute(sa.delete(table).where(table.c.name == record.name, table.c.version == record.version))
-    row = {**asdict(record), "digest": record.bundle.digest, "bundle_uri": record.bundle.uri}
-    del row["bundle"]
-    connection.execute(sa.insert(table).values(row))
+    connection.execute(sa.insert(table), to_row(record))
 
 
 def _event(

@@ -23,7 +23,7 @@ from served_requests import flights
 from raymlops.predictions.compact import compact
 from raymlops.predictions.labels import SCHEMA
 from raymlops.predictions.log import PredictionLog, pieces
-from raymlops.predictions.read import read_predictions
+from raymlops.predictions.read import Reading
 from raymlops.predictions.schema import to_tables
 from raymlops.predictions.settings import LogSettings
 from raymlops.predictions.spool import encode
@@ -111,15 +111,15 @@ def write(folder: str, rows: int) -> None:
     for number in range(0, rows, BATCH):
         ts = START.timestamp() + 3600 * HOURS * number / rows
         log.take([one._replace(ts=ts, request_id=f"{number + i:036d}") for i, one in enumerate(requests)])
-        while log.pending_rows > 20_000:
+        while log.spool.pending_rows > 20_000:
             time.sleep(0.001)
     log.close()
-    assert (log.written, log.dropped) == (rows, 0)
+    assert (log.spool.written, log.spool.dropped) == (rows, 0)
 
 
 def read(folder: str, rows: int, **how) -> None:
     """Read every row once."""
-    reading = read_predictions(folder, "flights", **{"labels": False} | how)
+    reading = Reading(folder, "flights", **{"labels": False} | how)
     assert sum(batch.num_rows for batch in reading) == rows
     assert not reading.damaged
 
@@ -139,7 +139,7 @@ def export(folder: str, _rows: int) -> None:
     from raymlops.predictions.export import write_file
 
     with tempfile.TemporaryDirectory() as out:
-        write_file(read_predictions(folder, "flights", labels=False), f"{out}/rows.parquet")
+        write_file(Reading(folder, "flights", labels=False), f"{out}/rows.parquet")
 
 
 def label(folder: str, rows: int) -> None:

@@ -21,7 +21,7 @@ from raymlops.errors import DeployError, InsufficientResourcesError, NotFoundErr
 from raymlops.lifecycle.deploy import events, remove, restore
 from raymlops.lifecycle.sources import spec_of
 from raymlops.predictions.log import PredictionLog
-from raymlops.predictions.read import read_predictions
+from raymlops.predictions.read import Reading
 from raymlops.predictions.served import RequestRecord
 from raymlops.predictions.settings import LogSettings
 from raymlops.registry.versions import Registry
@@ -76,7 +76,7 @@ def requests(config):
     try:
         return [
             text
-            for batch in read_predictions(spec_of(config).storage.path, "iris-like")
+            for batch in Reading(spec_of(config).storage.path, "iris-like")
             for text in batch["request_id"].to_pylist()
         ]
     except NotFoundError:  # not one

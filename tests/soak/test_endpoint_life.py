@@ -19,7 +19,7 @@ from raymlops.cluster.ports import free_port
 from raymlops.lifecycle import keys
 from raymlops.lifecycle.deploy import remove
 from raymlops.lifecycle.sources import spec_of
-from raymlops.predictions.read import read_predictions
+from raymlops.predictions.read import Reading
 from raymlops.serving.control.rest_api import ServeApi
 
 pytestmark = pytest.mark.soak
@@ -99,9 +99,7 @@ def status(config, secret):
 def logged(config):
     """Return the id of every request in the prediction log, once for each of its rows."""
     return [
-        value
-        for batch in read_predictions(spec_of(config).storage.path, "flower")
-        for value in batch["request_id"].to_pylist()
+        value for batch in Reading(spec_of(config).storage.path, "flower") for value in batch["request_id"].to_pylist()
     ]
 
 

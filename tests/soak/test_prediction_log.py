@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from raymlops.predictions.read import read_predictions
+from raymlops.predictions.read import Reading
 
 pytestmark = pytest.mark.soak
 
@@ -43,7 +43,7 @@ def test_a_kill_loses_at_most_what_was_promised(tmp_path):
     for kill in range(KILLS):
         uri = str(tmp_path / f"kill-{kill}")
         answered, slowest_s, killed_at = answered_until_killed(uri, 2 + rng.random())
-        reading = read_predictions(uri, "flights")
+        reading = Reading(uri, "flights")
         kept = [value for batch in reading for value in batch["request_id"].to_pylist()]
         assert reading.damaged == ()
         assert len(kept) == len(set(kept))

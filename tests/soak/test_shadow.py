@@ -19,7 +19,7 @@ from steady_load import steady_load, table
 
 import raymlops as rm
 from raymlops.lifecycle.sources import spec_of
-from raymlops.predictions.read import read_predictions
+from raymlops.predictions.read import Reading
 from raymlops.serving.control.rest_api import ServeApi
 from raymlops.serving.telemetry.metric_families import FAMILIES
 
@@ -95,9 +95,7 @@ def until(condition):
 def shadows(config, version):
     """Return the differences of the copies that a version answered, as the prediction log has them."""
     columns = ["route", "difference"]
-    batches = read_predictions(
-        spec_of(config).storage.path, "flower", version=int(version), columns=columns, labels=False
-    )
+    batches = Reading(spec_of(config).storage.path, "flower", version=int(version), columns=columns, labels=False)
     rows = [row for batch in batches for row in batch.to_pylist()]
     assert {row["route"] for row in rows} == {"shadow"}
     return [row["difference"] for row in rows]

@@ -20,7 +20,7 @@ from raymlops.lifecycle.live.lineup import Decide, Follow, LineUp, champion_of
 from raymlops.records import DeploymentRecord
 from raymlops.serving.control.apply import apply
 from raymlops.serving.control.ownership import divide
-from raymlops.state.aliases import owe, settle_alias
+from raymlops.state.aliases import add_pending_alias, complete_alias
 from raymlops.state.audit import add_event
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _finish(
         if now.also is not None:
             now.also(connection)
         if owes and now.subject is not None:
-            owe(connection, name, now.subject)
+            add_pending_alias(connection, name, now.subject)
 
     if written:
         state.put_deployments({name: now.wanted}, action=action, why=why, actor=actor, also=also)
@@ -234,13 +234,13 @@ def _followed(state: State, follow: Follow | None, name: str, version: int | Non
         warning = f"version {version} is live, but the alias champion was not set: {error.message}"
         try:
             with state.writing() as connection:
-                owe(connection, name, version)
+                add_pending_alias(connection, name, version)
                 add_event(connection, action=f"{action}.alias", subject=f"{name}/{version}", why=warning)
         except RaymlopsError as second:
             return warning, f"that is not in the audit record: {second.message}"
         return (warning,)
     try:
-        settle_alias(state, name, version)
+        complete_alias(state, name, version)
     except RaymlopsError as error:
         return (f"version {version} is live, and its alias is set once more later: {error.message}",)
     return ()

@@ -6,7 +6,6 @@ has parsed, so that their arrays must have the same types too.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from raymlops.errors import RefusedError, UsageError
@@ -65,10 +64,9 @@ def signature_of(bundle: BundleRef) -> Signature:
         BundleError: it is missing, or does not match its digest.
         StorageError: the storage cannot be read.
     """
-    from raymlops.bundle.verify import SIGNATURE, read_file, read_manifest
+    from raymlops.bundle.verify import SIGNATURE, BundleFiles
 
-    data = read_file(bundle.uri, SIGNATURE, read_manifest(bundle.uri, bundle.digest))
-    return Signature.from_dict(json.loads(data))
+    return Signature.from_dict(BundleFiles(bundle.uri, bundle.digest).json(SIGNATURE))
 
 
 def _input(mine: Column, theirs: Column) -> Iterator[str]:

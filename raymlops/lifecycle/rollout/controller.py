@@ -33,7 +33,7 @@ from raymlops.lifecycle.rollout.policy import after, baked_at, decide
 from raymlops.serving.control.apply import apply, refresh
 from raymlops.serving.control.ownership import divide
 from raymlops.serving.control.render import settings_of
-from raymlops.state.aliases import owed, settle_alias
+from raymlops.state.aliases import complete_alias, pending_aliases
 from raymlops.state.audit import changes_of
 from raymlops.state.engine import this_user
 from raymlops.state.rollouts import resume_rollout, running, update_rollout
@@ -230,7 +230,7 @@ class Controller:
 
         The verb that made a version live may be setting a new one right now.
         """
-        pending = set(owed(self._state))
+        pending = set(pending_aliases(self._state))
         for name, version in sorted(pending & self._pending_aliases):
             self._attempt(f"{name} (alias)", partial(self._set_alias, name, version))
         self._pending_aliases = pending
@@ -241,7 +241,7 @@ class Controller:
             within(ALIAS_S, self._follow(name))(version)
             why = "it had not followed its version"
             self._state.record(action="alias.follow", subject=f"{name}/{version}", why=why, actor=self._actor)
-        settle_alias(self._state, name, version)
+        complete_alias(self._state, name, version)
 
     def _change(
         self,

@@ -88,7 +88,7 @@ class LabelLosses:
         """
         from raymlops.predictions.labelled import load_labels
         from raymlops.predictions.partition import Faults
-        from raymlops.predictions.read import read_predictions
+        from raymlops.predictions.read import Reading
         from raymlops.storage.store import Store
 
         champion = champion_of(self._state.deployments(name))
@@ -111,7 +111,7 @@ class LabelLosses:
             counted = Counted(rule, partial(self._ask, champion.bundle))
             if window.until is None or window.until > window.since:
                 with suppress(NotFoundError):  # nothing was logged yet
-                    for batch in read_predictions(
+                    for batch in Reading(
                         root, name, **window._asdict(), columns=COLUMNS, labels=labels, only_labelled=True
                     ):
                         counted.add(batch.to_pylist())

@@ -115,8 +115,8 @@ class Recording:
             batches=batches,
             shares=self._shares(),
             shadow_dropped=dict(self._handler.shadows.dropped),
-            log_pending_rows=self._log.pending_rows,
-            log_dropped_rows=self._log.dropped,
+            log_pending_rows=self._log.spool.pending_rows,
+            log_dropped_rows=self._log.spool.dropped,
             recorder_dropped=self._light.dropped + self._counts.dropped + self._kept.dropped,
             recorder_errors=sum(recorder.errors for recorder in self._recorders) + self._tracing.failures,
         )

@@ -73,7 +73,7 @@ def test_many_files_are_read_with_few_open(folder: Path) -> None:
     for number in [*range(12), *range(12)]:
         table, names = reader.read(number, ["x", "y"])
         assert (table["x"].to_pylist(), names) == ([number], ["x"])
-    assert len(reader._open) == 8
+    assert reader._file.cache_info().currsize == 8
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from raymlops.errors import NotFoundError
 from raymlops.lifecycle.overview import follow_rollout, overview, wanted
 from raymlops.lifecycle.rollout.policy import begin
 from raymlops.records import BundleRef
-from raymlops.state.aliases import owe
+from raymlops.state.aliases import add_pending_alias
 from raymlops.state.rollouts import resume_rollout, start_rollout, update_rollout
 from raymlops.state.store import Deployment, State
 
@@ -136,12 +136,12 @@ def test_a_promotion_is_told_with_its_alias(root, config):
     url = f"sqlite:///{root}/state.db"
     with State.open(url) as state, state.writing() as connection:
         update_rollout(connection, replace(ROLLOUT, status="promoted", ended_at=NOW))
-        owe(connection, "m", 3)
+        add_pending_alias(connection, "m", 3)
 
     def sleep(_seconds):
         looks.append(len(looks))
         with State.open(url) as state, state.writing() as connection:
-            owe(connection, "m", 3 if len(looks) < 2 else 4)
+            add_pending_alias(connection, "m", 3 if len(looks) < 2 else 4)
 
     assert follow_rollout(config, "r1", on_line=print, sleep=sleep).status == "promoted"
     assert looks == [0, 1]
@@ -151,7 +151,7 @@ def test_an_alias_that_does_not_follow_is_not_waited_for(root, config):
     """MLflow is away: the controller sets it later."""
     with State.open(f"sqlite:///{root}/state.db") as state, state.writing() as connection:
         update_rollout(connection, replace(ROLLOUT, status="promoted", ended_at=NOW))
-        owe(connection, "m", 3)
+        add_pending_alias(connection, "m", 3)
     looks = []
     assert follow_rollout(config, "r1", on_line=print, sleep=looks.append).status == "promoted"
     assert len(looks) == 12

@@ -22,7 +22,7 @@ def write(tmp_path):
         for log, batch in zip(logs, batches, strict=True):
             log.take(batch)
             log.close()
-        return sum(log.written for log in logs)
+        return sum(log.spool.written for log in logs)
 
     return write_files
 

@@ -10,7 +10,7 @@ import pytest
 from served_requests import HOUR, at, served
 
 from raymlops.predictions.compact import compact, retain
-from raymlops.predictions.read import read_predictions
+from raymlops.predictions.read import Reading
 from raymlops.storage.store import Store
 
 NEXT_DAY = HOUR + timedelta(days=1)
@@ -18,7 +18,7 @@ FOLDER = "predictions/flights/version=3/date=2026-11-25/hour=12"
 
 
 def found(uri):
-    reading = read_predictions(str(uri), "flights")
+    reading = Reading(str(uri), "flights")
     counts = Counter(value for batch in reading for value in batch["request_id"].to_pylist())
     assert reading.damaged == ()
     return counts
@@ -68,11 +68,11 @@ class Killing(Store):
 def test_many_small_files_become_one(tmp_path, write):
     """In the order of writing; the rows are the same, and a second call has nothing to do."""
     write(*(numbered(n, n + 3) for n in range(0, 12, 3)))
-    before = [row for batch in read_predictions(str(tmp_path), "flights") for row in batch.to_pylist()]
+    before = [row for batch in Reading(str(tmp_path), "flights") for row in batch.to_pylist()]
     record = compact(str(tmp_path), "flights", now=NEXT_DAY)
     assert (record.folders, record.merged, record.into, record.rows) == (1, 4, 1, 12)
     assert len(files(tmp_path)) == 1
-    assert [row for batch in read_predictions(str(tmp_path), "flights") for row in batch.to_pylist()] == before
+    assert [row for batch in Reading(str(tmp_path), "flights") for row in batch.to_pylist()] == before
     assert compact(str(tmp_path), "flights", now=NEXT_DAY).merged == 0
 
 
@@ -136,7 +136,7 @@ def test_a_damaged_file_is_left_where_it_is(tmp_path, write):
     record = compact(str(tmp_path), "flights", now=NEXT_DAY)
     assert record.damaged == (f"{FOLDER}/{first}", f"{FOLDER}/{second}")
     assert (record.merged, record.rows) == (2, 4)
-    reading = read_predictions(str(tmp_path), "flights")
+    reading = Reading(str(tmp_path), "flights")
     assert [value for batch in reading for value in batch["request_id"].to_pylist()] == list("4567")
     assert reading.damaged == record.damaged
 
@@ -151,7 +151,7 @@ def test_a_merged_file_that_broke_off_does_not_count(tmp_path, write):
     (tmp_path / FOLDER / merged).write_bytes(whole[: len(whole) // 2])
     for name, data in parts.items():
         (tmp_path / FOLDER / name).write_bytes(data)
-    reading = read_predictions(str(tmp_path), "flights")
+    reading = Reading(str(tmp_path), "flights")
     assert sum(map(len, reading)) == 4
     assert reading.damaged == (f"{FOLDER}/{merged}",)
     compact(str(tmp_path), "flights", now=NEXT_DAY)

@@ -11,7 +11,7 @@ from raymlops.arrays import Column
 from raymlops.errors import StorageError, UsageError
 from raymlops.predictions.export import write_file
 from raymlops.predictions.labels import Label, LabelLog
-from raymlops.predictions.read import read_predictions
+from raymlops.predictions.read import Reading
 from raymlops.signature import Signature
 
 WIDER = Signature(
@@ -35,7 +35,7 @@ def two_versions(tmp_path, write):
 
 def test_json_lines_nest_fields_and_labels(tmp_path, two_versions):
     """Each row has its version's fields alone; infinity, which JSON has not, is null."""
-    write_file(read_predictions(two_versions, "flights"), str(tmp_path / "rows.jsonl"))
+    write_file(Reading(two_versions, "flights"), str(tmp_path / "rows.jsonl"))
     first, second = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
     assert (first["ts"], first["label"]) == ("2026-11-25T12:00:00Z", ["x"])
     assert first["features"] == {"distance": 0.5, "carrier": "AA"}
@@ -45,7 +45,7 @@ def test_json_lines_nest_fields_and_labels(tmp_path, two_versions):
 
 def test_csv_has_a_column_for_each_field(tmp_path, two_versions):
     """Of any version; empty for one that has it not."""
-    write_file(read_predictions(two_versions, "flights"), str(tmp_path / "rows.csv"))
+    write_file(Reading(two_versions, "flights"), str(tmp_path / "rows.csv"))
     with (tmp_path / "rows.csv").open(newline="") as file:
         first, second = csv.DictReader(file)
     assert (first["ts"], first["features.carrier"], first["features.bins"], first["label"]) == (
@@ -60,7 +60,7 @@ def test_csv_has_a_column_for_each_field(tmp_path, two_versions):
 
 def test_parquet_has_one_schema(tmp_path, two_versions):
     """That rows of all versions fit."""
-    write_file(read_predictions(two_versions, "flights"), str(tmp_path / "rows.parquet"))
+    write_file(Reading(two_versions, "flights"), str(tmp_path / "rows.parquet"))
     rows = pq.read_table(tmp_path / "rows.parquet").to_pylist()
     assert rows[0]["features"] == {"distance": 0.5, "carrier": "AA", "bins": None, "night": None}
     assert rows[1]["features"] == {"distance": math.inf, "carrier": None, "bins": [1, 2], "night": True}
@@ -69,7 +69,7 @@ def test_parquet_has_one_schema(tmp_path, two_versions):
 def test_an_empty_window_is_an_empty_file(tmp_path, two_versions):
     """With its header, where there is one."""
     for ending in ("jsonl", "csv", "parquet"):
-        reading = read_predictions(two_versions, "flights", since=HOUR.replace(year=2027))
+        reading = Reading(two_versions, "flights", since=HOUR.replace(year=2027))
         write_file(reading, str(tmp_path / f"rows.{ending}"))
         assert (tmp_path / f"rows.{ending}").exists()
 
@@ -82,15 +82,15 @@ def test_a_field_of_two_types_is_told(tmp_path, write):
     write([served("a")], uri=uri)
     write([served("b", version=4, columns=columns)], uri=uri, signature=other)
     (tmp_path / "out").mkdir()
-    with pytest.raises(UsageError, match=r"features\.distance is double for one version and string"):
-        write_file(read_predictions(uri, "flights"), str(tmp_path / "out/rows.parquet"))
+    with pytest.raises(UsageError, match=r"two types: .*Field distance .*double vs string"):
+        write_file(Reading(uri, "flights"), str(tmp_path / "out/rows.parquet"))
     assert list((tmp_path / "out").iterdir()) == []
-    write_file(read_predictions(uri, "flights"), str(tmp_path / "out/rows.jsonl"))
+    write_file(Reading(uri, "flights"), str(tmp_path / "out/rows.jsonl"))
 
 
 def test_what_cannot_be_written_is_told(tmp_path, two_versions):
     """A form that nobody knows, a folder that is not there."""
     with pytest.raises(UsageError, match=r"\.jsonl, \.csv, \.parquet"):
-        write_file(read_predictions(two_versions, "flights"), str(tmp_path / "rows.xlsx"))
+        write_file(Reading(two_versions, "flights"), str(tmp_path / "rows.xlsx"))
     with pytest.raises(StorageError, match="cannot be written"):
-        write_file(read_predictions(two_versions, "flights"), str(tmp_path / "no/rows.csv"))
+        write_file(Reading(two_versions, "flights"), str(tmp_path / "no/rows.csv"))

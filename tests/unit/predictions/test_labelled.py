@@ -10,7 +10,7 @@ from raymlops.predictions.compact import compact
 from raymlops.predictions.labelled import load_labels, settle
 from raymlops.predictions.labels import SCHEMA, Label, LabelLog
 from raymlops.predictions.partition import Faults
-from raymlops.predictions.read import read_predictions
+from raymlops.predictions.read import Reading
 from raymlops.storage.store import Store
 
 
@@ -73,13 +73,13 @@ def test_predictions_come_with_their_labels(tmp_path, write):
         log.add(labels).result(timeout=30)
         log.close()
     for _ in range(2):
-        reading = read_predictions(str(tmp_path), "flights", since=HOUR)
+        reading = Reading(str(tmp_path), "flights", since=HOUR)
         labels = [value for batch in reading for value in batch["label"].to_pylist()]
         assert labels == [None, "true", "2"]
         assert (reading.labelled, reading.conflicts) == (2, 1)
         compact(str(tmp_path), "flights", now=HOUR + timedelta(days=3))
     assert len(list((tmp_path / "labels/flights/date=2026-11-26").iterdir())) == 1
-    (batch,) = read_predictions(str(tmp_path), "flights", labels=False)
+    (batch,) = Reading(str(tmp_path), "flights", labels=False)
     assert "label" not in batch.schema.names
 
 
@@ -89,11 +89,11 @@ def test_only_labelled_rows_are_read(tmp_path, write):
     (file,) = (tmp_path / "predictions").rglob("*.parquet")
     whole = file.read_bytes()
     file.write_bytes(whole[:-9])
-    reading = read_predictions(str(tmp_path), "flights", only_labelled=True)
+    reading = Reading(str(tmp_path), "flights", only_labelled=True)
     assert (list(reading), reading.damaged) == ([], ())
     file.write_bytes(whole)
     send(tmp_path, HOUR, Label("a", 1, "true"))
-    (batch,) = read_predictions(str(tmp_path), "flights", columns=["request_id", "row"], only_labelled=True)
+    (batch,) = Reading(str(tmp_path), "flights", columns=["request_id", "row"], only_labelled=True)
     assert batch.to_pylist() == [{"request_id": "a", "row": 1, "label": "true"}]
 
 
@@ -157,7 +157,7 @@ def labelled(tmp_path, write):
 
 def unknown(uri, **window):
     """Return how many labels of a window match nothing."""
-    reading = read_predictions(uri, "flights", **window)
+    reading = Reading(uri, "flights", **window)
     for _ in reading:
         pass
     return reading.count_unknown()
@@ -189,7 +189,7 @@ def test_a_label_that_comes_later_than_a_day_is_counted(labelled):
     """Its row is not looked for any further back; the message of the command says since when."""
     uri, label = labelled
     label(12, Label("a", 0, "1"))
-    reading = read_predictions(uri, "flights", since=HOUR)
+    reading = Reading(uri, "flights", since=HOUR)
     assert reading.looked_back_to == HOUR - timedelta(days=1)
     log = LabelLog(uri, name="flights", writer="late", now=(HOUR + timedelta(days=2)).timestamp)
     log.add([Label("b", 0, "1")]).result(timeout=30)

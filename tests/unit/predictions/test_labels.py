@@ -7,6 +7,7 @@ import pytest
 from served_requests import HOUR
 
 from raymlops.errors import InvalidRowsError, StorageError
+from raymlops.predictions import labels
 from raymlops.predictions.labels import MAX_WAITING, SCHEMA, Label, LabelLog, parse_feedback
 from raymlops.storage.store import Store
 
@@ -85,16 +86,45 @@ def test_a_label_is_on_the_storage_when_its_future_is_done(tmp_path):
 
 def test_labels_that_come_together_are_one_file(tmp_path):
     """What gathers while a file is written is the next one; closing writes what waits and takes no more."""
-    log = LabelLog(str(tmp_path), name="flights", writer="replica", now=HOUR.timestamp)
+    added = threading.Event()
+
+    class Waiting(Store):
+        def write(self, path, data):
+            added.wait(30)
+            super().write(path, data)
+
+    log = LabelLog(str(tmp_path), name="flights", writer="replica", now=HOUR.timestamp, open_store=Waiting)
     done = [log.add([Label(str(number), 0, "1")]) for number in range(200)]
+    added.set()
     log.close()
     wait(done, timeout=30)
     assert all(future.exception() is None for future in done)
     files = list((tmp_path / "labels/flights/date=2026-11-25").iterdir())
-    assert len(files) <= 3
+    assert len(files) <= 2
     assert sum(pq.read_metadata(file).num_rows for file in files) == 200
     with pytest.raises(StorageError, match="shuts down"):
         log.add([Label("late", 0, "1")]).result(timeout=30)
+
+
+class _NullStore(Store):
+    def write(self, path, data):
+        """Keep nothing."""
+
+
+def test_one_label_after_another_does_not_wait_for_a_pause(monkeypatch):
+    """Files are limited to ten a second over a minute only: a person who sends labels one by one does not notice."""
+    monkeypatch.setattr(labels, "_BURST_S", 5.0)
+    clock = [100.0]
+    monkeypatch.setattr(labels.time, "monotonic", lambda: clock[0])
+    log = LabelLog("/x", name="m", writer="w", open_store=_NullStore)
+    pauses = []
+    monkeypatch.setattr(log._closed, "wait", pauses.append)
+    for _ in range(60):
+        log.add([Label("a", 0, "1")]).result(5)
+    log.close()
+    assert len(pauses) == 60
+    assert pauses[:50] == pytest.approx([0.0] * 50)
+    assert pauses[51:] == pytest.approx([0.2 + 0.1 * index for index in range(9)])
 
 
 def test_a_label_that_cannot_be_written_is_not_accepted(s3):

@@ -6,7 +6,7 @@ import pytest
 from served_requests import SIGNATURE, at, served
 
 from raymlops.predictions.log import PredictionLog, pieces
-from raymlops.predictions.read import read_predictions
+from raymlops.predictions.read import Reading
 from raymlops.predictions.settings import LogSettings, unknown_redactions
 from raymlops.storage.store import Store
 
@@ -17,7 +17,7 @@ def make(uri, **changes):
 
 
 def ids(uri):
-    return [value for batch in read_predictions(str(uri), "flights") for value in batch["request_id"].to_pylist()]
+    return [value for batch in Reading(str(uri), "flights") for value in batch["request_id"].to_pylist()]
 
 
 def test_what_is_closed_is_complete(tmp_path):
@@ -26,7 +26,7 @@ def test_what_is_closed_is_complete(tmp_path):
     log.take([served("a", rows=2), served("b", version=4, route="shadow"), served("c", outputs=None)])
     log.take([served("d", ts=at(61))])
     log.close()
-    assert (log.written, log.dropped) == (4, 0)
+    assert (log.spool.written, log.spool.dropped) == (4, 0)
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert [path.rpartition("/")[0] for path in files] == [
         "predictions/flights/version=3/date=2026-11-25/hour=12",
@@ -42,7 +42,7 @@ def test_a_request_that_does_not_fit_is_dropped_alone(tmp_path):
     odd = served("odd", columns={"distance": np.zeros(7), "carrier": np.array([1], dtype=object)})
     log.take([served("a"), odd, served("b", rows=3)])
     log.close()
-    assert (log.written, log.dropped) == (4, 1)
+    assert (log.spool.written, log.spool.dropped) == (4, 1)
     assert ids(tmp_path) == ["a", "b", "b", "b"]
 
 
@@ -62,7 +62,7 @@ def test_settings_change_in_place(tmp_path):
     log.configure(LogSettings(enabled=True, uri=str(tmp_path / "two"), redact=("carrier",)))
     log.take([served("a")])
     log.close()
-    (batch,) = read_predictions(str(tmp_path / "two"), "flights")
+    (batch,) = Reading(str(tmp_path / "two"), "flights")
     assert batch.to_pylist()[0]["features"] == {"distance": 0.5}
     assert not (tmp_path / "one").exists()
 
@@ -74,7 +74,7 @@ def test_what_the_storage_does_not_take_in_time_is_dropped_and_counted(tmp_path)
     log.take([served(rows=5)])
     log.close(timeout_s=0)
     log.take([served(rows=2)])
-    assert (log.written, log.dropped) == (0, 7)
+    assert (log.spool.written, log.spool.dropped) == (0, 7)
 
 
 def test_a_storage_that_hangs_does_not_hold_up_the_end(tmp_path, caplog):
@@ -92,7 +92,7 @@ def test_a_storage_that_hangs_does_not_hold_up_the_end(tmp_path, caplog):
     log.take([served(rows=5)])
     assert began.wait(30)
     log.close(timeout_s=0)
-    assert log.dropped == 5
+    assert log.spool.dropped == 5
     assert "5 rows were lost" in caplog.text
     go_on.set()
     log._thread.join(30)
@@ -107,7 +107,7 @@ def test_a_misspelt_field_to_redact_keeps_all_of_them_out(tmp_path, caplog, chan
         log.configure(LogSettings(enabled=True, uri=str(tmp_path), redact=("carier",)))
     log.take([served("a")])
     log.close()
-    (batch,) = read_predictions(str(tmp_path), "flights")
+    (batch,) = Reading(str(tmp_path), "flights")
     assert not {"features", "output"} & set(batch.schema.names)
     assert batch["request_id"].to_pylist() == ["a"]
     assert "carier" in caplog.text
@@ -124,7 +124,7 @@ def test_a_scheme_that_nobody_knows_harms_nobody():
     log = make("nowhere://x")
     log.take([served()])
     log.close(timeout_s=0)
-    assert log.dropped == 1
+    assert log.spool.dropped == 1
 
 
 def test_an_object_store_holds_whole_files(s3):
@@ -133,11 +133,11 @@ def test_an_object_store_holds_whole_files(s3):
     s3.refuse = lambda method, _path: method == "PUT"
     log = make(uri, flush_s=60.0)
     log.take([served("a", rows=3)])
-    log._spool.step(Store(uri), force=True)
-    assert log.pending_rows == 3
+    log.spool.step(Store(uri), force=True)
+    assert log.spool.pending_rows == 3
     s3.refuse = lambda _method, _path: False
     log.close()
-    assert (log.written, log.dropped) == (3, 0)
+    assert (log.spool.written, log.spool.dropped) == (3, 0)
     assert len([key for key in s3.objects if key.endswith(".parquet")]) == 1
     assert ids(uri) == ["a", "a", "a"]
 

@@ -8,7 +8,7 @@ from raymlops.arrays import Column
 from raymlops.errors import NotFoundError, StorageError, UsageError
 from raymlops.predictions.compact import compact
 from raymlops.predictions.partition import Faults, read_folder, survey
-from raymlops.predictions.read import read_predictions
+from raymlops.predictions.read import Reading
 from raymlops.signature import Signature
 
 FOLDER = "predictions/flights/version=3/date=2026-11-25/hour=12"
@@ -29,9 +29,7 @@ def day(tmp_path, write):
 
 def test_a_window_begins_with_its_first_moment_and_ends_before_its_last(day):
     """Hours outside of it are not opened; those at its edges are cut."""
-    reading = read_predictions(
-        day, "flights", since=HOUR.replace(hour=11, minute=20), until=HOUR.replace(hour=12, minute=40)
-    )
+    reading = Reading(day, "flights", since=HOUR.replace(hour=11, minute=20), until=HOUR.replace(hour=12, minute=40))
     assert [folder.path.rpartition("/date=2026-11-25/")[2] for folder in reading.folders()] == [
         "hour=11",
         "hour=12",
@@ -43,7 +41,7 @@ def test_a_window_begins_with_its_first_moment_and_ends_before_its_last(day):
 
 def test_a_time_without_a_zone_is_utc(day):
     """As everything that is stored."""
-    assert ids(read_predictions(day, "flights", since=HOUR.replace(tzinfo=None, hour=13))) == [
+    assert ids(Reading(day, "flights", since=HOUR.replace(tzinfo=None, hour=13))) == [
         "13:00",
         "13:20",
         "13:40",
@@ -52,45 +50,45 @@ def test_a_time_without_a_zone_is_utc(day):
 
 def test_one_version_alone(day):
     """Nothing of the others is looked at."""
-    assert ids(read_predictions(day, "flights", version=4)) == ["12:20"]
+    assert ids(Reading(day, "flights", version=4)) == ["12:20"]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 100])
 def test_a_limit_gives_the_newest_rows_in_order(day, limit):
     """Over hours and versions alike."""
-    everything = sorted(ids(read_predictions(day, "flights")))
-    assert ids(read_predictions(day, "flights", limit=limit)) == everything[-limit:]
+    everything = sorted(ids(Reading(day, "flights")))
+    assert ids(Reading(day, "flights", limit=limit)) == everything[-limit:]
 
 
 def test_columns_are_chosen_down_to_fields(day):
     """What the window and the labels need is read besides, and not given."""
-    (batch, *_) = read_predictions(day, "flights", columns=["features.carrier", "model_version"], labels=False)
+    (batch, *_) = Reading(day, "flights", columns=["features.carrier", "model_version"], labels=False)
     assert batch.to_pylist()[0] == {"features": {"carrier": "AA"}, "model_version": 3}
 
 
 def test_wrong_questions_are_told_what_there_is(day):
     """Near names, the versions, the columns."""
     with pytest.raises(NotFoundError, match="Models with predictions: flights"):
-        read_predictions(day, "fligths")
+        Reading(day, "fligths")
     with pytest.raises(NotFoundError, match="Versions with predictions: 3, 4"):
-        read_predictions(day, "flights", version=5)
+        Reading(day, "flights", version=5)
     with pytest.raises(UsageError, match="request_id"):
-        read_predictions(day, "flights", columns=["nonsense"])
+        Reading(day, "flights", columns=["nonsense"])
     with pytest.raises(UsageError, match="before it begins"):
-        read_predictions(day, "flights", since=HOUR, until=HOUR)
+        Reading(day, "flights", since=HOUR, until=HOUR)
 
 
 def test_a_model_without_rows_is_not_suggested_for_itself(tmp_path):
     """Its folder may be left: retention removed every hour, or a writer made it and was killed."""
     (tmp_path / "predictions" / "flights").mkdir(parents=True)
     with pytest.raises(NotFoundError, match="there are no predictions of 'flights'") as caught:
-        read_predictions(str(tmp_path), "flights")
+        Reading(str(tmp_path), "flights")
     assert "flights" not in caught.value.hint
 
 
 def test_an_empty_window_is_no_error(day):
     """Nothing was asked then."""
-    assert list(read_predictions(day, "flights", since=NEXT_DAY)) == []
+    assert list(Reading(day, "flights", since=NEXT_DAY)) == []
 
 
 def test_foreign_files_and_folders_are_left_alone(tmp_path, write):
@@ -100,7 +98,7 @@ def test_foreign_files_and_folders_are_left_alone(tmp_path, write):
     (tmp_path / FOLDER / "notes.txt").write_text("")
     for name in ("version=new", "version=3/date=today", "version=3/date=2026-11-25/hour=24"):
         (tmp_path / "predictions/flights" / name).mkdir()
-    reading = read_predictions(str(tmp_path), "flights")
+    reading = Reading(str(tmp_path), "flights")
     assert ids(reading) == ["a"]
     assert reading.damaged == ()
 
@@ -158,8 +156,8 @@ def test_versions_of_other_columns_are_read_together(tmp_path, write):
 
     columns = {"distance": np.array(["far"], dtype=object)}
     write([served("b", ts=at(2), version=4, columns=columns, outputs={"late": np.array([True])})], signature=other)
-    assert sorted(ids(read_predictions(str(tmp_path), "flights"))) == ["a", "b", "c"]
-    batches = list(read_predictions(str(tmp_path), "flights", limit=3))
+    assert sorted(ids(Reading(str(tmp_path), "flights"))) == ["a", "b", "c"]
+    batches = list(Reading(str(tmp_path), "flights", limit=3))
     assert ids(batches) == ["a", "b", "c"]
     assert [batch.to_pylist()[0]["output"]["late"] for batch in batches] == [0.0, True, 0.0]
 
@@ -168,7 +166,7 @@ def test_a_storage_that_goes_away_is_no_damage(s3, write):
     """It is told, rather than that rows are missing."""
     uri = s3.uri("bucket/base")
     write([served("a")], [served("b")], uri=uri)
-    reading = read_predictions(uri, "flights")
+    reading = Reading(uri, "flights")
     s3.refuse = lambda _method, path: path.endswith(".parquet")
     with pytest.raises(StorageError):
         list(reading)
@@ -191,7 +189,7 @@ def test_an_object_that_is_removed_while_it_is_read_is_looked_for_again(s3, stor
 
 def test_a_schema_is_the_signatures(day):
     """Every batch can be relied on."""
-    (batch, *_) = read_predictions(day, "flights")
+    (batch, *_) = Reading(day, "flights")
     assert batch.schema.field("features").type == pa.struct([("distance", pa.float64()), ("carrier", pa.string())])
     assert [column.name for column in SIGNATURE.outputs] == [field.name for field in batch.schema.field("output").type]
     assert batch.schema.field("ts").type == pa.timestamp("us", "UTC")

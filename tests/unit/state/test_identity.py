@@ -13,17 +13,6 @@ from raymlops.state.keys import create_key, revoke_key, rotate_key
 from raymlops.state.store import Deployment, State
 
 
-@pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'state.db'}"
-
-
-@pytest.fixture
-def state(url):
-    with State.open(url) as opened:
-        yield opened
-
-
 def put(state, version=1, digest="d" * 64):
     item = Deployment("m", version, BundleRef("/bundles", digest), "run", "champion", {})
     state.put_deployments({"m": [item]}, action="deploy", why="a test")
@@ -42,19 +31,6 @@ def test_an_id_is_kept_and_an_empty_database_at_the_same_place_has_another(url, 
         assert state.owner().id != first.id
     with State.open(f"sqlite:///{tmp_path / 'backup.db'}") as state:
         assert state.owner().id == first.id
-
-
-def test_a_database_of_the_schema_before_gets_an_id_and_keeps_its_rows(url, state):
-    """As one that an earlier raymlops made, with what it deployed."""
-    put(state)
-    with state.writing() as connection:
-        connection.execute(sa.text("DROP TABLE versions"))
-        connection.execute(sa.text("DROP TABLE identity"))
-        connection.execute(sa.text("UPDATE raymlops_version SET version_num = '0003'"))
-    with State.open(url) as migrated:
-        assert migrated.owner().id
-        assert [item.version for item in migrated.deployments()] == [1]
-        assert migrated.owner().history.deployed("m", 1, "d" * 64)
 
 
 def test_there_is_one_row(state):

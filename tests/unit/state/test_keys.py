@@ -17,12 +17,6 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
-@pytest.fixture
-def state(tmp_path):
-    with State.open(f"sqlite:///{tmp_path / 'state.db'}") as opened:
-        yield opened
-
-
 def create(state, name="shop", **options):
     return create_key(state, **{"name": name, "models": ["flights"], "now": NOW, **options})
 

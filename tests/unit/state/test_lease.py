@@ -22,11 +22,6 @@ with lease(sys.argv[1], "run1", purpose="train"):
 """
 
 
-@pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path}/state.db"
-
-
 @contextmanager
 def holding(url, how="plain"):
     """A process that holds run1 until it is killed or the block ends."""

@@ -8,14 +8,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from raymlops.errors import StorageError
+from raymlops.state.engine import open_engine
 from raymlops.state.migrate import SCRIPTS
 from raymlops.state.schema import HEAD, metadata
 from raymlops.state.store import State
-
-
-@pytest.fixture
-def url(tmp_path) -> str:
-    return f"sqlite:///{tmp_path / 'state.db'}"
 
 
 def test_the_head_is_the_newest_script():
@@ -25,8 +21,8 @@ def test_the_head_is_the_newest_script():
     assert ScriptDirectory.from_config(config).get_current_head() == HEAD
 
 
-def test_the_migrations_make_the_tables_that_the_code_uses(url):
-    """Alembic finds no difference between a migrated database and the schema."""
+def test_a_new_database_has_the_tables_that_the_code_uses(url):
+    """Alembic finds no difference between it and the schema."""
     with State.open(url) as state, state._engine.connect() as connection:
         assert (
             compare_metadata(
@@ -44,12 +40,17 @@ def test_opening_again_changes_nothing(url):
         assert len(state.events()) == 1
 
 
-def test_a_newer_schema_is_refused_and_left_alone(url):
-    """An old raymlops says so before it touches a row."""
+@pytest.mark.parametrize("table", ["raymlops_version", "alembic_version"])
+def test_a_newer_schema_is_refused_and_left_alone(url, table):
+    """An old raymlops says so before it touches a row, whichever table holds the revision."""
     with State.open(url) as state, state._engine.begin() as connection:
-        connection.execute(sa.text("UPDATE raymlops_version SET version_num = '9999'"))
+        if table != "raymlops_version":
+            connection.execute(sa.text(f"ALTER TABLE raymlops_version RENAME TO {table}"))
+        connection.execute(sa.text(f"UPDATE {table} SET version_num = '9999'"))
     with pytest.raises(StorageError, match=f"has schema 9999.*knows up to {HEAD}"):
         State.open(url)
+    with open_engine(url).connect() as connection:
+        assert connection.scalar(sa.text(f"SELECT version_num FROM {table}")) == "9999"
 
 
 def test_optuna_may_share_the_database(url):

@@ -7,15 +7,8 @@ import pytest
 
 from raymlops.errors import NotFoundError, RefusedError
 from raymlops.state.rollouts import Rollout, rollouts, running, start_rollout, update_rollout
-from raymlops.state.store import State
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-def state(tmp_path):
-    with State.open(f"sqlite:///{tmp_path}/state.db") as opened:
-        yield opened
 
 
 def rollout(number=1, *, name="flights", **fields):
@@ -31,7 +24,7 @@ def test_a_rollout_is_read_as_it_was_written(state):
         assert running(connection) == running(connection, "flights") == [rollout()]
         assert running(connection, "digits") == []
     assert rollout().weight == 0.1
-    assert Rollout.from_dict(json.loads(json.dumps(rollout(ended_at=NOW).to_dict()))) == rollout(ended_at=NOW)
+    assert json.loads(json.dumps(rollout(ended_at=NOW).to_dict()))["ended_at"] == NOW.isoformat()
 
 
 def test_a_second_one_of_a_model_is_refused_by_the_name_of_the_first(state):

@@ -21,17 +21,6 @@ from raymlops.state.store import Deployment, State
 URL_WITH_PASSWORD = "postgresql://someone:hunter2@127.0.0.1:1/raymlops"
 
 
-@pytest.fixture
-def url(tmp_path) -> str:
-    return f"sqlite:///{tmp_path / 'deep' / 'state.db'}"
-
-
-@pytest.fixture
-def state(url):
-    with State.open(url) as opened:
-        yield opened
-
-
 def deployment(version: int, role: str, *, name: str = "flights") -> Deployment:
     return Deployment(name, version, BundleRef(f"/b/{version}", "d" * 64), f"run{version}", role, {"min_replicas": 1})
 

@@ -15,7 +15,7 @@ from raymlops.lifecycle.keys import bring
 from raymlops.lifecycle.live.change import change, record_of
 from raymlops.lifecycle.live.lineup import LineUp, previous_champion, spare_of, with_champion
 from raymlops.records import BundleRef
-from raymlops.state.aliases import owed
+from raymlops.state.aliases import pending_aliases
 from raymlops.state.keys import create_key, revoke_key
 from raymlops.state.store import Deployment, State
 
@@ -272,7 +272,7 @@ def test_an_mlflow_that_hangs_holds_nobody(state, serve):
     over.set()
     assert told == [1]
     assert "MLflow did not answer within 0.01 s" in done.warnings[0]
-    assert owed(state) == [("flights", 1)]
+    assert pending_aliases(state) == [("flights", 1)]
 
 
 def test_a_line_up_says_why(state, serve):

@@ -10,7 +10,7 @@ import pytest
 from raymlops.arrays import Column
 from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.predictions.log import PredictionLog
-from raymlops.predictions.read import read_predictions
+from raymlops.predictions.read import Reading
 from raymlops.predictions.served import RequestRecord
 from raymlops.predictions.settings import LogSettings
 from raymlops.records import BundleRef
@@ -49,9 +49,7 @@ def write(tmp_path, moment, number):
 
 
 def requests(tmp_path):
-    return sorted(
-        text for batch in read_predictions(str(tmp_path), "m") for text in batch.column("request_id").to_pylist()
-    )
+    return sorted(text for batch in Reading(str(tmp_path), "m") for text in batch.column("request_id").to_pylist())
 
 
 def test_small_files_are_merged_and_old_hours_go(state, url, tmp_path):
