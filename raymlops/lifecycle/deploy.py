@@ -161,18 +161,36 @@ def rollback(
         NotFoundError: the model is not served, or no version was champion before.
         RefusedError, InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
     """
-    from raymlops.lifecycle.live.change import change, record_of
-    from raymlops.lifecycle.live.lineup import LineUp
     from raymlops.lifecycle.rollout.actor import ensure_controller
-    from raymlops.lifecycle.rollout.canary import abort
-
-    spec = spec_of(source, overrides=overrides, env=env)
-    name, serve, now = spec.project.name, spec.serve, datetime.now(UTC)
 
     def live(version: int) -> None:
         if on_live is not None:
             on_live(version)
         import mlflow  # noqa: F401 - takes seconds, in which MLflow's server has nothing to answer
+
+    spec = spec_of(source, overrides=overrides, env=env)
+    with opened(spec) as (state, api):
+        record = roll_back(spec, state, api, follow=champion_alias(spec, spec.project.name), on_live=live)
+        warnings = ensure_controller(spec, state, dashboard_url=api.dashboard_url)
+    return replace(record, warnings=(*record.warnings, *warnings))
+
+
+def roll_back(
+    spec: ProjectSpec,
+    state: State,
+    api: ServeApi,
+    *,
+    follow: Callable[[int], None] = lambda _: None,
+    on_live: Callable[[int], None] = lambda _: None,
+) -> DeploymentRecord:
+    """Remove a canary's share, or give the route back; ``follow`` sets the alias of the version that then has it."""
+    from raymlops.lifecycle.live.change import change, record_of
+    from raymlops.lifecycle.live.lineup import LineUp
+    from raymlops.lifecycle.rollout.canary import abort
+
+    name, serve, now = spec.project.name, spec.serve, datetime.now(UTC)
+    if aborted := abort(state, api, name, serve=serve, why="rolled back", now=now, action="rollback.canary"):
+        return aborted
 
     def decide(before: Sequence[Deployment]) -> LineUp:
         target = previous_champion(before, state.changes(name))
@@ -180,26 +198,19 @@ def rollback(
         why = f"from version {left.version if left else None} to version {target.version}"
         return LineUp(with_champion(before, target), target.version, why=why)
 
-    with opened(spec) as (state, api):
-        record: DeploymentRecord | None = abort(
-            state, api, name, serve=serve, why="rolled back", now=now, action="rollback.canary"
-        )
-        if record is None:
-            done = change(
-                state,
-                api,
-                name,
-                decide=decide,
-                serve=serve,
-                action="rollback",
-                why="requested",
-                follow=champion_alias(spec, name),
-                on_live=live,
-                hurry=True,
-            )
-            record = record_of(done)
-        warnings = ensure_controller(spec, state, dashboard_url=api.dashboard_url)
-    return replace(record, warnings=(*record.warnings, *warnings))
+    done = change(
+        state,
+        api,
+        name,
+        decide=decide,
+        serve=serve,
+        action="rollback",
+        why="requested",
+        follow=follow,
+        on_live=on_live,
+        hurry=True,
+    )
+    return record_of(done)
 
 
 def rollback_target(source: Source) -> str:

@@ -1,4 +1,4 @@
-"""The tables, as the newest migration leaves them.
+"""The tables of a new database; the migrations bring an older one to the same, which a test compares.
 
 Owns the columns and the guarantees that the database itself keeps: one champion and one running rollout a name, an
 append-only audit. A change here needs a migration for existing databases and a new ``HEAD``.

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 import sqlalchemy as sa
+from older_state import OLD_DEPLOYMENTS, OLD_EVENTS, TAKEN_OVER, digests_in, write_older
 from postgres import NEEDS_POSTGRES, postgres
 
 from raymlops.errors import RefusedError
@@ -55,6 +56,16 @@ def test_the_database_keeps_its_guarantees(url, statement, refusal):
     refused = pytest.raises(sa.exc.DBAPIError, match=refusal)
     with State.open(url) as state, state._engine.connect() as connection, refused:
         connection.execute(sa.text(statement))
+
+
+def test_versions_of_an_older_state_are_taken_over(url):
+    """From its own audit, as on SQLite."""
+    with State.open(url) as state, state._engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT").execute(sa.text("CREATE DATABASE older"))
+    older = url.removesuffix("postgres") + "older"
+    write_older(older, events=OLD_EVENTS, deployments=OLD_DEPLOYMENTS)
+    with State.open(older) as state:
+        assert digests_in(state) == TAKEN_OVER
 
 
 def test_writers_wait_for_each_other(url):

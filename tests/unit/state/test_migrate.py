@@ -6,6 +6,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from older_state import OLD_DEPLOYMENTS, OLD_EVENTS, write_older
 
 from raymlops.errors import StorageError
 from raymlops.state.engine import open_engine
@@ -21,8 +22,11 @@ def test_the_head_is_the_newest_script():
     assert ScriptDirectory.from_config(config).get_current_head() == HEAD
 
 
-def test_a_new_database_has_the_tables_that_the_code_uses(url):
-    """Alembic finds no difference between it and the schema."""
+@pytest.mark.parametrize("older", [False, True])
+def test_a_new_and_a_migrated_database_have_the_tables_that_the_code_uses(url, older):
+    """Alembic finds no difference between them and the schema; a migrated one keeps its rows and has an id."""
+    if older:
+        write_older(url, events=OLD_EVENTS, deployments=OLD_DEPLOYMENTS)
     with State.open(url) as state, state._engine.connect() as connection:
         assert (
             compare_metadata(
@@ -30,6 +34,11 @@ def test_a_new_database_has_the_tables_that_the_code_uses(url):
             )
             == []
         )
+        assert state.owner().id
+        assert len(state.deployments()) == (len(OLD_DEPLOYMENTS) if older else 0)
+        state.record(action="a", subject="s")
+    with open_engine(url).begin() as connection, pytest.raises(sa.exc.DatabaseError, match="append-only"):
+        connection.execute(sa.text("DELETE FROM audit"))
 
 
 def test_opening_again_changes_nothing(url):

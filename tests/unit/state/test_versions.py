@@ -1,14 +1,15 @@
-"""What a state records of versions, with the audit."""
+"""What a state records of versions, with the audit, and what it takes over from a state that had no such records."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from older_state import OLD_DEPLOYMENTS, OLD_EVENTS, TAKEN_OVER, digests_in, write_older
 
 from raymlops.errors import RefusedError, StorageError
 from raymlops.records import BundleRef, ModelVersionRef
-from raymlops.state.store import Deployment
+from raymlops.state.store import Deployment, State
 from raymlops.state.versions import VersionRecord, record_verdict, record_version, recorded
 
 A, B = "a" * 64, "b" * 64
@@ -113,3 +114,15 @@ def test_a_number_that_is_deployed_keeps_its_bundle(state):
     with pytest.raises(RefusedError, match=refused):
         record_version(state, ref(B), why="", now=START)
     assert recorded(state, "m", 7) is None
+
+
+def test_versions_of_a_state_without_such_records_are_taken_over_once(url):
+    """From its own audit: where they came from, and the newest verdict since."""
+    write_older(url, events=OLD_EVENTS, deployments=OLD_DEPLOYMENTS)
+    for _ in range(2):
+        with State.open(url) as state:
+            assert digests_in(state) == TAKEN_OVER
+            found = recorded(state, "m", 2)
+    assert found == VersionRecord(
+        "m", 2, "run2", BundleRef("/b/2", A), START + timedelta(seconds=1), "passed", START + timedelta(seconds=3)
+    )

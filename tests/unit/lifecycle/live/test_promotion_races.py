@@ -18,7 +18,7 @@ from waiting import told_of_waiting
 from raymlops.cli.traffic import deployment_text
 from raymlops.config.load import load_data
 from raymlops.config.serve import RolloutSection
-from raymlops.lifecycle.deploy import _back
+from raymlops.lifecycle.deploy import roll_back
 from raymlops.lifecycle.live.change import change
 from raymlops.lifecycle.live.lineup import LineUp, beside, with_champion
 from raymlops.lifecycle.rollout.canary import TrafficRequest, abort, settle, share
@@ -119,10 +119,10 @@ def begin(state, serve):
         return running(connection, "m")[0]
 
 
-def roll_back(url, serve):
+def roll_back_elsewhere(url, serve):
     """Roll back as another process does; the alias follows at once."""
     with State.open(url) as state:
-        return _back(SPEC, state=state, api=serve, on_live=lambda _version: None, follow=lambda _version: None)
+        return roll_back(SPEC, state, serve)
 
 
 def once(function):
@@ -175,7 +175,7 @@ BACK = "m version 1 is champion at http://127.0.0.1:21050/models/m/predict, vers
 
 def test_a_rollback_while_the_alias_of_a_promotion_follows_gives_the_route_back(state, serve, reports, url):
     """The version has the route by then, so that no share is left to be taken away."""
-    second = once(lambda: roll_back(url, serve))
+    second = once(lambda: roll_back_elsewhere(url, serve))
     Controller(state, serve, reports=reports, follow=lambda _name: second).step(LATER)
     assert deployment_text(second.results[0]) == BACK
     assert (champion(state), route(serve), shares(state)) == (1, "m--v1", {})
@@ -187,7 +187,7 @@ def test_a_rollback_while_the_alias_of_a_promotion_follows_gives_the_route_back(
 def test_a_rollback_that_waits_for_a_promotion_gives_the_route_back(state, serve, reports, url):
     """It saw a rollout that runs, and has the lock once the version has the route."""
     results = []
-    thread = threading.Thread(target=lambda: results.append(roll_back(url, serve)))
+    thread = threading.Thread(target=lambda: results.append(roll_back_elsewhere(url, serve)))
     with told_of_waiting() as waits:
 
         def promoting():
@@ -207,7 +207,7 @@ def test_a_rollback_that_waits_for_a_promotion_gives_the_route_back(state, serve
 def test_a_rollback_before_a_promotion_takes_the_share_away(state, serve, reports, url):
     """The controller has decided, and looks at Serve: what it decided on is over when it has the lock."""
     steering = Controller(state, serve, reports=reports)
-    serve.on_get = second = once(lambda: roll_back(url, serve))
+    serve.on_get = second = once(lambda: roll_back_elsewhere(url, serve))
     steering.step(LATER)
     assert deployment_text(second.results[0]) == "m version 2 answers nothing any more; version 1 has all requests"
     assert (champion(state), route(serve), shares(state)) == (1, "m--v1", {})
@@ -234,10 +234,10 @@ def test_a_second_rollback_at_once_takes_no_champion(state, serve, url):
     for version in (3, 1, 2):
         put(state, serve, version, champion=version != 2)
     begin(state, serve)
-    first = once(lambda: roll_back(url, serve))
+    first = once(lambda: roll_back_elsewhere(url, serve))
     with Interrupted.open(url) as other:
         other.after_reading = first
-        record = _back(SPEC, state=other, api=serve, on_live=lambda _version: None, follow=lambda _version: None)
+        record = roll_back(SPEC, other, serve)
     assert [deployment_text(one) for one in (first.results[0], record)] == [
         "m version 2 answers nothing any more; version 1 has all requests",
         "m version 2 answers nothing, as before; version 1 has all requests",
@@ -278,7 +278,7 @@ def test_a_promotion_by_hand_that_was_killed_can_be_rolled_back(state, serve, ur
         put(state, serve, version, champion=version == 1)
     begin(state, serve)
     put(state, serve, 2, champion=True)
-    assert deployment_text(roll_back(url, serve)) == BACK
+    assert deployment_text(roll_back_elsewhere(url, serve)) == BACK
     assert (champion(state), route(serve), ends(state)) == (1, "m--v1", [(2, "promoted")])
     assert actions(state) == ["deploy", "rollout.end", "rollback"]
 
@@ -308,7 +308,7 @@ def test_a_promotion_that_is_killed_anywhere_is_completed_by_the_next_controller
 def test_a_promotion_that_is_killed_anywhere_can_be_rolled_back(kills):
     """The version has neither the route nor a share, and no rollout gives it one; after its abort it never has."""
     for url, serve in kills[:2]:
-        roll_back(url, serve)
+        roll_back_elsewhere(url, serve)
         with State.open(url) as state:
             assert (champion(state), route(serve), shares(state)) == (1, "m--v1", {})
             assert [status for _, status in ends(state) if status == "running"] == []
