@@ -34,7 +34,7 @@ class DriverChannel:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._drop()
+        self.close()
 
     def begin(self, attempt: int) -> None:
         """Prepare the mailbox for an attempt; events that have not been taken yet stay in it."""
@@ -45,7 +45,7 @@ class DriverChannel:
                 ray.get(self.mailbox.begin.remote(attempt), timeout=_BEAT_S)
                 return
         except Exception:
-            self._drop()
+            self.close()
         here = ray.get_runtime_context().get_node_id()
         # On this node: nothing is lost when another node dies.
         actor = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": here})(Mailbox)
@@ -75,12 +75,13 @@ class DriverChannel:
         except TimeoutError:
             return None
         except Exception:
-            self._drop()
+            self.close()
             return None
         self._answer = None
         return inbox
 
-    def _drop(self) -> None:
+    def close(self) -> None:
+        """Kill the mailbox: a controller that starts later cannot introduce itself, and fails before its workers."""
         import ray
 
         mailbox, self.mailbox, self._answer = self.mailbox, None, None

@@ -86,9 +86,14 @@ class Mailbox:
         self._inbox.events.append(event)
 
     def introduce(self, controller: Any, *, attempt: int) -> None:
-        """Set the handle of the attempt's controller."""
-        if attempt == self._attempt:
-            self._inbox.controller = controller
+        """Set the handle of the attempt's controller.
+
+        Raises:
+            RuntimeError: the attempt has ended, so that its controller must not start workers.
+        """
+        if attempt != self._attempt:
+            raise RuntimeError(f"attempt {attempt} has ended")
+        self._inbox.controller = controller
 
     def heartbeat(self, heartbeat: Heartbeat, *, attempt: int, info: Info | None = None) -> Orders | None:
         """Add a heartbeat and return the orders, or None to a rank of an earlier attempt."""

@@ -140,7 +140,14 @@ class _Supervisor:
             resumed=_step(newest), hang_timeout_s=self._section.hang_timeout_s, compiles=self._section.compile
         )
         self._notify.starting(workers, step=_step(newest), reason=self._reason)
-        group = WorkerGroup(payload, self._section, workers=workers, folder=self._folder, without=self._without())
+        group = WorkerGroup(
+            payload,
+            self._section,
+            channel=self._channel,
+            workers=workers,
+            folder=self._folder,
+            without=self._without(),
+        )
         monitor = Monitor(
             group, detector, self._request, channel=self._channel, notify=self._notify, excluded=self._without
         )

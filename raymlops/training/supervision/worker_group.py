@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from raymlops.config.train import TrainSection
+    from raymlops.training.supervision.channel import DriverChannel
     from raymlops.training.supervision.messages import Inbox
 
 
@@ -90,11 +91,13 @@ class WorkerGroup:
         payload: dict[str, Any],
         section: TrainSection,
         *,
+        channel: DriverChannel,
         workers: int,
         folder: str,
         without: Collection[str] = (),
     ) -> None:
         """Prepare an attempt with the payload of its workers, in Ray Train's ``folder``, ``without`` these nodes."""
+        self._channel = channel
         self.workers = workers
         self.error: BaseException | None = None
         """What Ray Train raised."""
@@ -151,15 +154,13 @@ class WorkerGroup:
     def _end(self) -> None:
         quiet_s = 0.0 if self.done else _QUIET_S
         deadline = time.monotonic() + _KILL_S
-        while not self.done and not self._handles and time.monotonic() < deadline:
-            # The handles have not arrived yet.
-            with suppress(Exception):
-                import ray
-
-                self.learn(ray.get(self._payload["mailbox"].take.remote(), timeout=_LOOK_S))
-            if self._controller is not None:
-                break
+        while not self.done and not self._handles and self._controller is None and time.monotonic() < deadline:
+            # Nothing can be killed before it has introduced itself.
+            if (inbox := self._channel.take()) is not None:
+                self.learn(inbox)
             self.wait(_LOOK_S)
+        if self._controller is None:
+            self._channel.close()
         self.kill()
         self.wait(_KILL_S)
         if self._controller is not None:

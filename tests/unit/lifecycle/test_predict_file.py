@@ -47,7 +47,7 @@ class Endpoint:
         self.fronts = [front_of(Echo(), name="echo", version=n, limits=limits) for n in (7, 8)]
         self.asked = 0
         for front in self.fronts:
-            front.warm_up(rounds=1)
+            front.warm_up()
 
     async def __call__(self, scope, receive, send):
         if scope["path"].endswith("/predict"):

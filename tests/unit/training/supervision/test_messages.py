@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from raymlops.training.events import Event
 from raymlops.training.supervision.failure_policy import Raised
 from raymlops.training.supervision.messages import Heartbeat, Info, Mailbox, Orders
@@ -57,7 +59,8 @@ def test_a_former_attempt_is_not_heard() -> None:
     assert box.heartbeat(Heartbeat(0, step=9), attempt=1) is None
     box.failed(0, Raised("RuntimeError", "late"), attempt=1)
     box.stacks(0, "late", attempt=1)
-    box.introduce("late", attempt=1)
+    with pytest.raises(RuntimeError, match="attempt 1 has ended"):  # which keeps a late controller from its workers
+        box.introduce("late", attempt=1)
     box.put(Event("step", step=9))
     inbox = box.take()
     assert (inbox.heartbeats, inbox.raised, inbox.stacks, inbox.controller) == ({}, {}, {}, None)
