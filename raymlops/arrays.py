@@ -256,7 +256,7 @@ def _quick_scalars(
     missing = 0
     if nullable and _NONE in types:
         types.discard(_NONE)
-        missing = values.count(None)
+        missing = sum(value is None for value in values)  # not count(), which compares: a cell may be an array
     if kind == "string":
         fits = types <= {str} and (known is None or known.issuperset(values))
         return np.array(values, dtype=object) if fits else None

@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -78,9 +78,12 @@ def stop_asked() -> Iterator[Callable[[], bool]]:
 @contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], object], numbers: Iterable[int]) -> Iterator[None]:
     """Handle signals by ``handler`` during the block; in any thread but the main one do nothing."""
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handler) for number in numbers} if main else {}
+    before: dict[int, Any] = {}
     try:
+        if threading.current_thread() is threading.main_thread():
+            for number in numbers:
+                before[number] = signal.getsignal(number)
+                signal.signal(number, handler)
         yield
     finally:
         for number, previous in before.items():

@@ -44,7 +44,7 @@ from raymlops.arrays import (
 )
 from raymlops.errors import InvalidRowsError, RowProblem
 
-_JSON_KINDS = {float, int, bool, str, list, type(None)}
+_JSON_KINDS = {float, int, bool, str, type(None)}
 _Plan = tuple[tuple[str, ...], Callable[[Any], Any], list[tuple[Column, frozenset[str | None] | None]]]
 
 
@@ -96,7 +96,7 @@ class Signature(_Reading):
         A nullable column may be left out.
 
         Raises:
-            InvalidRowsError: as ``parse_rows``; NaN counts as missing.
+            InvalidRowsError: as ``parse_rows``; NaN counts as missing in a nullable column.
         """
         lists = {
             str(name): values.tolist() if hasattr(values, "tolist") else list(values) for name, values in data.items()

@@ -163,7 +163,7 @@ def discard_stdout() -> None:
 
 def given(options: Mapping[str, Any]) -> list[str]:
     """Return the names of the options that the command line sets."""
-    return [name for name, value in options.items() if value not in (None, False, [])]
+    return [name for name, value in options.items() if not (value is None or value is False or value == [])]
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str] | None]) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
+import sqlite3
 import stat
 import tempfile
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,6 +69,7 @@ def diagnose(*, root: Path | str | None = None) -> list[Finding]:
     return [
         *packages(importlib.metadata.requires("raymlops") or []),
         *([token_file(token, ours=record is not None)] if token is not None else []),
+        *stray_token(Path.home() / ".ray" / "auth_token", ours=token),
         *token_mode(os.environ.get(auth.MODE, ""), up=up.ok and record is not None, has_token=token is not None),
         enough("disk", disk, least_gib=LEAST_DISK_GIB, where=f"free at {folder}", fix=another_disk),
         enough("memory", memory, least_gib=LEAST_MEMORY_GIB, where="available", fix=more_memory),
@@ -90,13 +93,9 @@ def packages(requirements: list[str]) -> Iterator[Finding]:
         if wanted.marker is not None:
             continue
         allowed = str(wanted.specifier) or "any"
-        try:
-            version = importlib.metadata.version(wanted.name)
-        except importlib.metadata.PackageNotFoundError:
-            ok, message = False, f"{wanted.name} is not installed, allowed {allowed}"
-        else:
-            ok = wanted.specifier.contains(version, prereleases=True)
-            message = f"{wanted.name} {version}, allowed {allowed}"
+        version = _installed(wanted.name)
+        ok = version is not None and wanted.specifier.contains(version, prereleases=True)
+        message = f"{wanted.name} {version or 'is not installed'}, allowed {allowed}"
         yield _finding(f"package {wanted.name}", ok, message, fix=f"pip install '{wanted.name}{wanted.specifier}'")
 
 
@@ -115,6 +114,15 @@ def token_file(path: Path, *, ours: bool) -> Finding:
         message = f"{path}, mode {mode:04o} in a folder of {folder_mode:04o}: others can read or change it"
         return Finding("token", ok=False, message=message, fix=fix)
     return Finding("token", ok=True, message=f"{path}, mode {mode:04o}")
+
+
+def stray_token(path: Path, *, ours: Path | None) -> Iterator[Finding]:
+    """Look for a token that is not the one in use: ``ray.init()`` writes it, and ``ray start`` uses it."""
+    if path == ours or not path.exists():
+        return
+    mode = stat.S_IMODE(path.stat().st_mode)
+    message = f"{path} exists, mode {mode:04o}: a plain `ray.init()` wrote it, and `ray start` will use it"
+    yield _finding("stray token", not mode & 0o077, message, fix=f"chmod 600 {path}, or remove it")
 
 
 def token_mode(mode: str, *, up: bool, has_token: bool) -> Iterator[Finding]:
@@ -182,13 +190,13 @@ def dashboard(url: str, token: Path | None) -> Iterator[Finding]:
     """Check that Ray's dashboard answers us, in our version, and nobody without a token."""
     address = f"{url.rstrip('/')}/api/version"
     status, answer = services.ask(address, token=token)
-    yield ray(url, status, version=answer.get("ray_version"), installed=importlib.metadata.version("ray"))
+    yield ray(url, status, version=answer.get("ray_version"), installed=_installed("ray"))
     without_token, _ = services.ask(address, token=None)
     if without_token is not None:
         yield guarded(url, without_token)
 
 
-def ray(url: str, status: int | None, *, version: str | None, installed: str) -> Finding:
+def ray(url: str, status: int | None, *, version: str | None, installed: str | None) -> Finding:
     """Judge what the dashboard answered; a status of None is no answer."""
     if status is None:
         fix = "raymlops up, or unset RAY_API_SERVER_ADDRESS"
@@ -213,16 +221,48 @@ def guarded(url: str, status: int) -> Finding:
 
 
 def mlflow(uri: str) -> Finding:
-    """Check that MLflow answers, or that its database has the schema of the installed MLflow."""
-    store = Tracker(uri)
-    file = sqlite_path(uri)
-    if file is not None and not file.exists():
+    """Check that a server answers in our major version, or that a SQLite file has the schema of the installed MLflow.
+
+    A server with authentication is not asked for more than its health; other databases are not looked into.
+    """
+    shown, file = Tracker(uri).shown_uri, sqlite_path(uri)
+    if file is not None:
+        return _mlflow_file(uri, file)
+    if not uri.startswith(("http://", "https://")):
+        return Finding("mlflow", ok=True, message=f"{shown.partition(':')[0]} database, not looked into")
+    status, _ = services.ask(f"{uri.rstrip('/')}/health", token=None)
+    if status != 200:
+        got = "does not answer" if status is None else f"answered {status}"
+        return Finding(
+            "mlflow", ok=False, message=f"{shown} {got}", fix="start it (raymlops up), or change tracking.uri"
+        )
+    version, installed = services.text(f"{uri.rstrip('/')}/version"), _installed("mlflow")
+    if version and installed and version.split(".")[0] != installed.split(".")[0]:
+        message = f"{shown} runs MLflow {version}, this environment has {installed}"
+        return Finding("mlflow", ok=False, message=message, fix=f"pip install 'mlflow=={version}'")
+    return Finding("mlflow", ok=True, message=f"{shown} answers, MLflow {version or 'of unknown version'}")
+
+
+def _mlflow_file(uri: str, file: Path) -> Finding:
+    # MLflow would create its tables in a file that has none.
+    found = False
+    if file.exists():
+        with suppress(sqlite3.Error), closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
+            found = database.execute("SELECT version_num FROM alembic_version").fetchone() is not None
+    if not found:
         return Finding("mlflow", ok=True, message=f"{uri} will be created by the first run")
     try:
-        store.check()
+        Tracker(uri).check()
     except TrackingError as error:
         return Finding("mlflow", ok=False, message=error.message, fix=error.hint or "change tracking.uri")
-    return Finding("mlflow", ok=True, message=f"{store.shown_uri} answers")
+    return Finding("mlflow", ok=True, message=f"{uri} has the schema of the installed MLflow")
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _finding(name: str, ok: bool, message: str, *, fix: str) -> Finding:

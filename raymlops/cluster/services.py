@@ -261,6 +261,18 @@ def ask(url: str, *, token: Path | None) -> tuple[int | None, dict[str, Any]]:
     return answer.status_code, body if isinstance(body, dict) else {}
 
 
+def text(url: str) -> str | None:
+    """Return the text that a GET answers with 200, None otherwise."""
+    import httpx
+
+    try:
+        with _client() as client:
+            answer = client.get(url)
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return None
+    return answer.text.strip() if answer.status_code == 200 else None
+
+
 def tail(log: Path, *, lines: int = 12) -> str:
     """Return the last lines of a log that say something, indented."""
     try:

@@ -96,7 +96,10 @@ def _conditions(key: str, space: Mapping[str, Distribution], models: Models) -> 
 
 
 def _cycles(space: Mapping[str, Distribution]) -> Iterator[Finding]:
-    """Yield each cycle of conditions once, at its first key: none of its parameters could ever be drawn."""
+    """Yield cycles of conditions, whose parameters could never be drawn, at their first keys.
+
+    One that shares a key with another is reported once that is mended.
+    """
     left = list(space)
     while left:
         found = [key for key in left if not space[key].when.keys() & set(left)]

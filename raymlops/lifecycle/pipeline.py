@@ -53,6 +53,7 @@ def pipeline(
     Raises:
         ClusterError: no running cluster to deploy to; nothing was started.
         RefusedError: a rollout of the model is running; nothing was started.
+        StorageError, UnreachableError: the state database cannot be used; nothing was started.
         GateRefusedError: the version stays candidate, and what is live stays live.
         RaymlopsError: a step failed.
     """
@@ -60,10 +61,8 @@ def pipeline(
 
     project = project_of(source, overrides=overrides, env=env, recipe=recipe)
     # What the deploy would reject after minutes of training is rejected here.
-    with state_of(project.spec) as state:
+    with dashboard(project.spec), state_of(project.spec) as state:
         refuse_running(state, project.spec.project.name)
-    with dashboard(project.spec):
-        pass
     return run_steps(project, steps=Steps(STEPS, sink=on_step or (lambda _line: None)), on_event=on_event)
 
 

@@ -45,7 +45,8 @@ def train(
     ``resume`` is the id of an unfinished run, however it was stopped: it resumes from its newest checkpoint, and ends
     with the metrics that it would have had. Without a ``source`` its own configuration is used, with ``overrides`` for
     what may change; ``env`` needs a ``source``. ``train.num_workers: 0`` trains in this process and needs no cluster.
-    ``on_event`` gets every progress event; by default they are shown on stderr, or in the notebook's cell.
+    ``on_event`` gets every progress event; by default they are shown on stderr, or in the notebook's cell. If it
+    raises, it gets no more of them, and its error is raised once the training has ended.
 
     Raises:
         ConfigError, RecipeError, StorageError, InsufficientResourcesError: before any worker starts.

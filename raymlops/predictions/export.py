@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymlops.errors import StorageError, UsageError
-from raymlops.predictions.read import COLUMNS, LABEL
+from raymlops.predictions.read import LABEL
+from raymlops.predictions.schema import FEATURES, OUTPUT
 from raymlops.storage.filesystem import create
 
 if TYPE_CHECKING:
@@ -69,42 +70,78 @@ def write_file(reading: Reading, path: str) -> None:
             _write_parquet(reading, file)
 
 
-def _common_schema(reading: Reading) -> pa.Schema:
-    """Return one schema for the rows of all versions.
+def union(schemas: Iterator[pa.Schema]) -> pa.Schema:
+    """Return one schema for rows of all these.
 
     Raises:
         UsageError: a field is of two types.
     """
-    try:
-        schema = pa.unify_schemas([pa.schema([]), *reading.schemas()], promote_options="permissive")
-    except pa.ArrowTypeError as error:
+    fields: dict[str, pa.DataType] = {}
+    for schema in schemas:
+        for field in schema:
+            fields[field.name] = _wider(fields.get(field.name), field.type, where=field.name)
+    last = [name for name in (FEATURES, OUTPUT, LABEL) if name in fields]
+    return pa.schema([(name, fields[name]) for name in (*(name for name in fields if name not in last), *last)])
+
+
+def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Return the rows with the columns and fields of a schema, null where they are missing."""
+    columns = {name: batch[name] for name in batch.schema.names}
+    arrays = [_fitted(columns.get(field.name), field.type, rows=batch.num_rows) for field in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _wider(known: pa.DataType | None, new: pa.DataType, *, where: str) -> pa.DataType:
+    if known is None or known == new:
+        return new
+    if not (pa.types.is_struct(known) and pa.types.is_struct(new)):
         raise UsageError(
-            f"two versions have a field of one name and two types: {error}",
+            f"{where} is {known} for one version and {new} for another",
             hint="Choose one with --version, or write .jsonl.",
-        ) from error
-    return pa.schema([schema.field(name) for name in (*COLUMNS, LABEL) if name in schema.names])
+        )
+    fields = {field.name: field.type for field in known}
+    for field in new:
+        fields[field.name] = _wider(fields.get(field.name), field.type, where=f"{where}.{field.name}")
+    return pa.struct(list(fields.items()))
+
+
+def _fitted(array: pa.Array | None, kind: pa.DataType, *, rows: int) -> pa.Array:
+    if array is None:
+        return pa.nulls(rows, kind)
+    if array.type == kind:
+        return array
+    parts = dict(zip((field.name for field in array.type), array.flatten(), strict=True))
+    fitted = [_fitted(parts.get(field.name), field.type, rows=rows) for field in kind]
+    return pa.StructArray.from_arrays(fitted, fields=list(kind))
 
 
 def _write_parquet(reading: Reading, file: IO[bytes]) -> None:
-    schema = _common_schema(reading)
+    schema = union(reading.schemas())
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for batch in reading:
-            tables = [schema.empty_table(), pa.Table.from_batches([batch])]
-            writer.write_table(pa.concat_tables(tables, promote_options="permissive"))
+            writer.write_batch(conform(batch, schema))
 
 
 def _write_csv(reading: Reading, file: IO[bytes]) -> None:
-    names = _common_schema(reading).empty_table().flatten().column_names
+    schema = union(reading.schemas())
+    names = [name for field in schema for name in _leaves(field)]
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    rows = csv.DictWriter(text, names)
+    rows = csv.DictWriter(text, names, extrasaction="ignore")
     rows.writeheader()
     for batch in reading:
-        flat = pa.Table.from_batches([batch]).flatten().to_pylist()
-        rows.writerows({name: _cell(value) for name, value in row.items()} for row in flat)
+        rows.writerows(_flat(row) for row in batch.to_pylist())
     text.detach()
 
 
-def _cell(value: Any) -> Any:
-    if isinstance(value, list | bool | datetime):
-        return orjson.dumps(value, option=orjson.OPT_UTC_Z).decode().strip('"')
-    return value
+def _leaves(field: pa.Field) -> list[str]:
+    return [f"{field.name}.{inner.name}" for inner in field.type] if pa.types.is_struct(field.type) else [field.name]
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    cells: dict[str, Any] = {}
+    for name, value in row.items():
+        inner = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+        for key, item in inner.items():
+            as_json = isinstance(item, list | bool | datetime)
+            cells[key] = orjson.dumps(item, option=orjson.OPT_UTC_Z).decode().strip('"') if as_json else item
+    return cells

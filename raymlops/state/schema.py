@@ -172,7 +172,8 @@ sa.Index(
 
 def create_tables(connection: Connection) -> None:
     """Create all tables in an empty database, and give it a random id."""
-    metadata.create_all(connection)
+    # A table of the same name that another program made must not be taken for ours.
+    metadata.create_all(connection, checkfirst=False)
     row = {"slot": 1, "id": str(uuid.uuid4()), "made_by": this_user(), "made_at": datetime.now(UTC)}
     connection.execute(sa.insert(identity), row)
 

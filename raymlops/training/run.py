@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from raymlops.cluster.driver_node import resumable
 from raymlops.config.changes import identity
 from raymlops.data.prepare import FIT, SOURCES, prepare
-from raymlops.errors import NonFiniteError, RefusedError, StorageError, TrackingError
+from raymlops.errors import NonFiniteError, RefusedError, StorageError, TrackingError, describe
 from raymlops.records import RunRecord
 from raymlops.signals import remembered, stop_asked
 from raymlops.state.database import state_url
@@ -149,6 +149,8 @@ def _closing_on_error(request: RunRequest, writer: RunWriter, *, command: str) -
         raise  # another driver trains it now, and closes it
     except BaseException as error:
         writer.close_failed(error)
+        if writer.display_error is not None and error is not writer.display_error:
+            error.add_note(f"The display had failed before: {describe(writer.display_error)}")
         with suppress(StorageError):
             if set(filesystem.listing(request.checkpoints_uri)) - {POINTER}:
                 diverged = isinstance(error, NonFiniteError)

@@ -239,7 +239,7 @@ def test_a_rollout_that_nobody_moves_is_moved_again_by_a_restore(config, version
 def test_a_canary_that_gives_something_else_is_refused(config, versions):
     """Callers would not find what they know; as champion it needs a word that they have changed."""
     for options in ({"canary": 10}, {"shadow": 100}, {}):
-        with pytest.raises(RefusedError, match="'virginica' is not given"):
+        with pytest.raises(RefusedError, match="output 'virginica' is no longer returned"):
             rm.deploy(config, str(versions[3]), **options)
     assert look(config).champion == 1
 

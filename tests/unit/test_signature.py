@@ -409,3 +409,17 @@ def test_columns_nested_without_end_are_refused():
         deep = [deep]
     data = {name: [value] for name, value in ROW.items()} | {"image": [deep]}
     assert problems(lambda: SIGNATURE.parse_columns(data))[0][:2] == (0, "image")
+
+
+def test_a_frame_of_arrays_may_hold_lists_of_numpy_numbers():
+    """As a DataFrame does whose cells were made by ``list(array)``."""
+    signature = Signature(inputs=(Column("v", "float", shape=(2,)),), outputs=(Column("y", "float"),))
+    cells = [list(np.float32([1, 2])), list(np.float32([3, 4]))]
+    assert signature.parse_columns({"v": cells})["v"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+def test_an_array_beside_a_null_is_a_problem_of_its_row():
+    """And no comparison of an array with None."""
+    signature = Signature(inputs=(Column("x", "float", nullable=True),), outputs=(Column("y", "float"),))
+    with pytest.raises(InvalidRowsError, match="row 1"):
+        signature.parse_columns({"x": [None, np.zeros(2)]})

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from raymlops.state.store import State
 
 LEASE = "controller"
+PURPOSE = f"moves what is live, raymlops {__version__}"
+"""What the lease's holder says of itself."""
 RETRY_S = 5.0
 ANSWER_S = 30.0
 """How long a new controller may take to answer: it imports its modules first."""
@@ -89,7 +91,7 @@ def ensure_controller(spec: ProjectSpec, state: State, *, dashboard_url: str) ->
     """Start the controller if anything should be live and none is running; return a warning if that fails.
 
     It moves rollouts, takes warm versions down, completes interrupted changes, and compacts the prediction log. While
-    a rollout is running it must answer; otherwise holding the lease is enough.
+    a rollout is running it must answer; otherwise it is enough that one of this release holds the lease.
     """
     if not state.deployments():
         return ()
@@ -105,12 +107,17 @@ def ensure_running(spec: ProjectSpec, state: State, *, dashboard_url: str, must_
     Controllers of other states on the cluster are left alone.
     """
     try:
-        if not must_answer and holder_of(state_url(spec), LEASE) is not None:
+        if not must_answer and _is_ours(holder_of(state_url(spec), LEASE)):
             return None
         return _start(spec, state.owner().id, dashboard_url=dashboard_url, must_answer=must_answer)
     except Exception as error:  # the change itself has been applied, whatever happens to the controller
         why = error.message if isinstance(error, RaymlopsError) else f"{type(error).__name__}: {error}"
         return f"the controller could not be started, so that {CONSEQUENCE}: {why}"
+
+
+def _is_ours(holder: str | None) -> bool:
+    """Return whether a controller of this release holds the lease; Postgres cuts names, and one that was cut counts."""
+    return holder is not None and (PURPOSE in holder or not holder.endswith(")"))
 
 
 def controller_config(spec: ProjectSpec, *, dashboard_url: str) -> dict[str, Any]:
@@ -173,7 +180,7 @@ class ControllerActor:
                 raise ClusterError(
                     f"the database of this controller's state {self._id[:SHORT]} now belongs to state {found[:SHORT]}"
                 )
-            with lease(state_url(spec), LEASE, purpose="moves what is live"):
+            with lease(state_url(spec), LEASE, purpose=PURPOSE):
                 controller = self._controller(spec, state)
                 self._phase = "running"
                 while not self._stopped.is_set():
@@ -210,8 +217,8 @@ def _start(spec: ProjectSpec, state_id: str, *, dashboard_url: str, must_answer:
             status = ray.get(actor.status.remote(), timeout=ANSWER_S)
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
             raise ClusterError(f"the controller does not answer: {type(error).__name__}") from error
-        if status["phase"] not in {"starting", "running"}:
-            return f"the controller is retrying, so that {CONSEQUENCE} meanwhile: {status['phase']}"
+        if (phase := status.get("phase", "starting")) not in {"starting", "running"}:
+            return f"the controller is retrying, so that {CONSEQUENCE} meanwhile: {phase}"
     return None
 
 

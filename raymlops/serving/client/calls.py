@@ -184,11 +184,9 @@ def _refused(reply: Reply, *, url: str, tries: str) -> RaymlopsError:
     reason = error.get("message") or f"{reply.reason}, not from a model"
     message = f"{url} answered {status}{tries}: {reason}"
     if error.get("code") == "unknown_version":  # from the model, which names the versions that are up
-        return NotFoundError(f"{url}: {reason}", hint="`raymlops status` lists what is live.")
+        return NotFoundError(f"{url}: {reason}", hint=_LIVE)
     if status == HTTPStatus.NOT_FOUND:
-        return NotFoundError(
-            f"no model answers at {url}{tries}: {reason}", hint="`raymlops status` lists what is live."
-        )
+        return NotFoundError(f"no model answers at {url}{tries}: {reason}", hint=_LIVE)
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         return RefusedError(message, hint="Set RAYMLOPS_API_KEY, or the client's api_key.")
     if status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:

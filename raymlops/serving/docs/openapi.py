@@ -6,6 +6,7 @@ fields. ``schemas`` has the schemas of the bodies, and ``page`` shows the docume
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from raymlops.serving.docs.schemas import ref, schemas_of
@@ -181,7 +182,7 @@ def _operation(
     headers: Mapping[str, str] = _REQUEST_HEADERS,
     status: str = "200",
 ) -> dict[str, Any]:
-    answered = {"description": summary, "content": answer, "headers": _ANSWER_HEADERS}
+    answered = {"description": HTTPStatus(int(status)).phrase, "content": answer, "headers": _ANSWER_HEADERS}
     return {
         "summary": summary,
         "operationId": operation,

@@ -90,7 +90,7 @@ class Gateway:
             name = model_of(path_of(scope))
             reply = self._index.reply(scope) if name is None else await self._forward(name, scope, receive)
         except Exception as error:
-            reply = refusal_reply(_refusal(error), scope)
+            reply = refusal_reply(_refusal(error, of=path_of(scope)), scope)
         return replace(reply, body=b"") if scope["method"] == "HEAD" else reply
 
     async def grpc_call(self, method: str, body: bytes, metadata: list[tuple[str, Any]]) -> GrpcReply:
@@ -111,7 +111,8 @@ class Gateway:
                     reply: GrpcReply = await champion.call("grpc_call", method, body, metadata)
                     return reply
         except Exception as error:
-            return refused(_refusal(error), request_id_of(headers.get(b"x-request-id")))
+            request_id = request_id_of(headers.get(b"x-request-id"))
+            return refused(_refusal(error, of=f"{method}, request {request_id}"), request_id)
 
     async def _forward(self, name: str, scope: Scope, receive: Receive) -> Reply:
         headers = headers_of(scope["headers"])
@@ -162,10 +163,10 @@ class Gateway:
             champion.in_flight -= 1
 
 
-def _refusal(error: Exception) -> Refusal:
+def _refusal(error: Exception, *, of: str) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, TimeoutError):
         return Refusal(504, "timeout", "the model did not answer within its deadline", retry_after_s=1.0)
-    logger.error("the gateway raised", exc_info=error)
+    logger.error("%s: the gateway raised", of, exc_info=error)
     return INTERNAL

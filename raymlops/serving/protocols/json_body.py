@@ -42,8 +42,11 @@ def read_json(body: bytes, *, expected: str = "a JSON object") -> Any:
     return data
 
 
-def count_keys(data: Any) -> int:
-    """Return the number of keys of an object, of the objects in it, and of those in its lists."""
+def count_keys(data: Any, *, deep: bool = False) -> int:
+    """Return the number of keys of an object, of the objects in it, and of those in its lists.
+
+    ``deep`` also counts those of objects in objects in lists: the ``parameters`` of a tensor.
+    """
     if not isinstance(data, dict):
         return 0
     count = len(data)
@@ -51,7 +54,10 @@ def count_keys(data: Any) -> int:
         if isinstance(value, dict):
             count += len(value)
         elif isinstance(value, list):
-            count += sum([len(item) for item in value if isinstance(item, dict)])
+            found = [item for item in value if isinstance(item, dict)]
+            count += sum(map(len, found))
+            if deep:
+                count += sum(len(inner) for item in found for inner in item.values() if isinstance(inner, dict))
     return count
 
 
@@ -136,8 +142,10 @@ def _refuse_duplicates(body: bytes, data: Any) -> None:
     colons = body.count(b":")
     if colons <= (len(data) if isinstance(data, dict) else 0):
         return
-    kept = count_keys(data)
-    if colons <= kept or len(_COLON.findall(body)) <= kept:
+    if colons <= (kept := count_keys(data)):
+        return
+    keys = len(_COLON.findall(body))
+    if keys <= kept or keys <= count_keys(data, deep=True):
         return
     inside: list[set[str]] = []
     for token in _TOKEN.finditer(body):

@@ -65,14 +65,17 @@ class ServePeers:
             Exception: what that version raised.
             Refusal: 503, it cannot be reached.
         """
-        response = getattr(self.handle(version), method).remote(*given)
         try:
-            return await response
-        except asyncio.CancelledError:
-            response.cancel()  # nobody waits for it any more
-            raise
+            response = getattr(self.handle(version), method).remote(*given)
+            try:
+                return await response
+            except asyncio.CancelledError:
+                response.cancel()  # nobody waits for it any more
+                raise
         except RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, Exception) else error) from error
+            if isinstance(error.cause, Exception):
+                raise error.cause from error
+            raise
         except BackPressureError as error:
             message = f"version {version} of {self._name} has too many requests"
             raise Refusal(503, "overloaded", message, retry_after_s=1.0) from error

@@ -54,7 +54,6 @@ class Recording:
         self._replica = replica
         self.labels: LabelLog | None = None
         """The storage of labels, None without a prediction log."""
-        light = (Metrics(name=name, version=version, read=self._read), self._access_log)
         counts = RolloutCounts(
             name=name,
             replica=replica,
@@ -62,12 +61,12 @@ class Recording:
             slow_s=lambda: handler.settings.slow_s,
             find=lambda: find_controller(handler.settings.state),
         )
+        light = (Metrics(name=name, version=version, read=self._read), self._access_log, counts)
         self._light = Recorder(light, period_s=PERIOD_S, max_pending=MAX_PENDING, name="light")
-        # A controller, a storage or a collector may be slow or down, which must not delay the metrics that show it.
-        self._counts = Recorder((counts,), period_s=PERIOD_S, max_pending=MAX_PENDING, name="counts")
+        # A storage or a collector may be slow or down, which must not delay the metrics that show it.
         self._kept = Recorder((self._log,), period_s=PERIOD_S, max_pending=MAX_PENDING, name="log", chunk=LOG_CHUNK)
         self._traces = Recorder((self._tracing,), period_s=1.0, max_pending=2_000, name="traces", chunk=20)
-        self._recorders = (self._kept, self._light, self._counts, self._traces)
+        self._recorders = (self._kept, self._light, self._traces)
 
     def configure(self, settings: Settings) -> None:
         """Apply new settings."""
@@ -92,8 +91,6 @@ class Recording:
         # Queues are bounded by requests, and these sinks need no values, of which a full queue might hold gigabytes.
         facts = served._replace(columns=None if served.columns is None else _NO_COLUMNS, outputs=None)
         self._light.add(facts)
-        if facts.epoch or settings.traffic.canaries or settings.traffic.shadows:
-            self._counts.add(facts)
         if settings.otlp_endpoint:
             self._traces.add(facts)
 
@@ -117,7 +114,7 @@ class Recording:
             shadow_dropped=dict(self._handler.shadows.dropped),
             log_pending_rows=self._log.spool.pending_rows,
             log_dropped_rows=self._log.spool.dropped,
-            recorder_dropped=self._light.dropped + self._counts.dropped + self._kept.dropped,
+            recorder_dropped=self._light.dropped + self._kept.dropped,
             recorder_errors=sum(recorder.errors for recorder in self._recorders) + self._tracing.failures,
         )
 

@@ -8,6 +8,7 @@ is lost, duplicated or late is corrected by the next one.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -44,8 +45,7 @@ Send = Callable[[str, str, int, Report], None]
 class RolloutCounts:
     """Count requests by version, and report to the controller at most once a second while traffic is split.
 
-    A sink, for a recorder of its own: ``find``, which returns a function that sends a report, None without a
-    controller, blocks in a cluster without its head.
+    A sink. ``find`` returns a function that sends a report, None without a controller.
     """
 
     def __init__(
@@ -64,10 +64,8 @@ class RolloutCounts:
         self._slow_s = slow_s
         self._counts: OrderedDict[str, dict[str, Counts]] = OrderedDict()
         self._epoch = ""
-        self._find = find
-        self._send: Send | None = None
+        self._link = _Link(find, clock=clock)
         self._clock = clock
-        self._looked_at = float("-inf")
         self._pushed_at = float("-inf")
         self._sequence = 0
         self._changed = False
@@ -108,18 +106,48 @@ class RolloutCounts:
         now = self._clock()
         if not self._changed or now - self._pushed_at < PUSH_S:
             return
-        if self._send is None and now - self._looked_at < LOOK_AGAIN_S:
+        if (send := self._link.get()) is None:
             return
+        self._sequence += 1
+        self._pushed_at, self._changed = now, False
         try:
-            if self._send is None:
-                self._looked_at = now
-                self._send = self._find()
-            if self._send is not None:
-                self._sequence += 1
-                self._pushed_at = now
-                self._send(self._name, self._replica, self._sequence, self.report())
-                self._changed = False
-        except Exception:  # no controller, or no cluster: the next one gets all counts
+            send(self._name, self._replica, self._sequence, self.report())
+        except Exception:  # the controller was replaced: the next one gets all counts
+            self._changed = True
+            self._link.drop()
+
+
+class _Link:
+    """The connection to the controller, looked up at most every few seconds, in a thread of its own.
+
+    In a cluster without its head the lookup blocks, which must delay neither counting nor closing.
+    """
+
+    def __init__(self, find: Callable[[], Send | None], *, clock: Callable[[], float]) -> None:
+        self._find = find
+        self._clock = clock
+        self._send: Send | None = None
+        self._looked_at = float("-inf")
+        self._looking: threading.Thread | None = None
+
+    def get(self) -> Send | None:
+        """Return the function that sends a report; None while the controller is being looked up."""
+        looking = self._looking is not None and self._looking.is_alive()
+        if self._send is None and not looking and self._clock() - self._looked_at >= LOOK_AGAIN_S:
+            self._looked_at = self._clock()
+            self._looking = threading.Thread(target=self._look, name="raymlops-find-controller", daemon=True)
+            self._looking.start()
+            self._looking.join(0.1)  # usually it is found, and the first report need not wait for the next batch
+        return self._send
+
+    def drop(self) -> None:
+        """Look the controller up again."""
+        self._send = None
+
+    def _look(self) -> None:
+        try:
+            self._send = self._find()
+        except Exception:  # no controller, or no cluster: looked up again later
             self._send = None
 
 

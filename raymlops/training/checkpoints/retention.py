@@ -101,12 +101,23 @@ class Kept:
                 )
             if version < FORMAT_VERSION:
                 return None
-            entries = tuple(Entry(**item) for item in read["checkpoints"])
+            entries = tuple(_entry(item) for item in read["checkpoints"])
             kept = cls(entries, best=read["best"], last=read["last"], claim=str(read["claim"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
         names = {entry.name for entry in entries} | {None}
         return kept if {kept.best, kept.last} <= names else None
+
+
+def _entry(item: dict[str, Any]) -> Entry:
+    value = item["value"]
+    return Entry(
+        name=str(item["name"]),
+        step=int(item["step"]),
+        order=int(item["order"]),
+        reports=int(item["reports"]),
+        value=None if value is None else float(value),
+    )
 
 
 def ranked(entries: Sequence[Entry], *, mode: str) -> list[Entry]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from raymlops.errors import NotFoundError, RaymlopsError, StorageError
+from raymlops.errors import NotFoundError, RaymlopsError, StorageError, UnreachableError, UsageError
 from raymlops.records import Record
 from raymlops.state.database import state_url
 from raymlops.state.lease import holder_of, lease
@@ -244,8 +244,9 @@ def _standing(tracker: Tracker, spec: ProjectSpec, owner: Owner, *, mine: bool =
     if recorded is not None and recorded.kind != owner.kind:
         return Standing("active", spared=f"{mlflow} has it as {recorded.kind or 'something else'}, not a {owner.kind}")
     if recorded is None or recorded.deleted:
-        holder = None if mine else holder_of(_lease_url(recorded, spec), owner.run_id)
-        return Standing("missing" if recorded is None else "deleted", spared=f"in use by {holder}" if holder else "")
+        return Standing(
+            "missing" if recorded is None else "deleted", spared="" if mine else _in_use(recorded, spec, owner.run_id)
+        )
     held, who = ("free", "") if mine else who_holds(recorded)
     return Standing(
         "active",
@@ -254,6 +255,15 @@ def _standing(tracker: Tracker, spec: ProjectSpec, owner: Owner, *, mine: bool =
         {"held": f"in use by {who}", "unknown": f"it may be in use: {who}"}.get(held, ""),
         evaluated=recorded.status == "FINISHED" and is_evaluated(tracker, owner.run_id),
     )
+
+
+def _in_use(recorded: Recorded | None, spec: ProjectSpec, run_id: str) -> str:
+    """Return who holds the lease of what MLflow has no longer, or why that is unknown; empty if nobody does."""
+    try:
+        holder = holder_of(_lease_url(recorded, spec), run_id)
+    except (UsageError, StorageError, UnreachableError) as error:
+        return f"its lease cannot be read: {error.message}"
+    return f"in use by {holder}" if holder else ""
 
 
 def _kept(uri: str) -> Kept | None:

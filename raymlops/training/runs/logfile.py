@@ -83,7 +83,7 @@ class RunLog:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Opened for each of its few lines, so that a file that was moved or removed is created again.
-            with path.open("a", encoding="utf-8") as file:
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(line)
         except OSError as error:
             self._lost(error)
@@ -100,7 +100,7 @@ class RunLog:
                 self._before = (_text(self._uri) or "").splitlines(keepends=True)
             with self._lock:
                 lines = [*self._before, *self._lines][-MAX_LINES:]
-            filesystem.write_bytes(self._uri, "".join(lines).encode())
+            filesystem.write_bytes(self._uri, "".join(lines).encode(errors="backslashreplace"))
         except StorageError as error:
             self._lost(error)
 
@@ -116,30 +116,58 @@ def read(
         NotFoundError: there is no log.
         StorageError: it cannot be read.
     """
-    if poll_s is None:
-        poll_s = REMOTE_POLL_S if filesystem.is_remote(uri) else POLL_S
+    path = local_path(uri)
+    new_lines, pause_s = (_remote_lines(uri), REMOTE_POLL_S) if path is None else (_local_lines(path), POLL_S)
     latest = ""
     while True:
         # Evaluated first, so that everything written before it became true is read below.
         over = not follow or ended()
-        lines = _lines_after(uri, latest)
+        lines = new_lines()
         yield from lines
         if over or (not lines and latest.split(" ")[1:2] == [CLOSED]):
             return
         latest = lines[-1] if lines else latest
-        time.sleep(poll_s)
+        time.sleep(pause_s if poll_s is None else poll_s)
 
 
-def _lines_after(uri: str, latest: str) -> list[str]:
-    """Return the complete lines after the latest known one; all of them if it is not there any more."""
-    text = _text(uri)
-    if text is None:
-        raise NotFoundError(
-            f"there is no log at {uri!r}", hint="Check the run id, and that storage.path is the one of the run."
-        )
-    lines = text.split("\n")[:-1]
-    known = next((index for index in reversed(range(len(lines))) if lines[index] == latest), -1)
-    return lines[known + 1 :]
+def _local_lines(path: Path) -> Callable[[], list[str]]:
+    """Return a function that reads the lines since its last call; an incomplete one is left for the next."""
+    position = 0
+
+    def new_lines() -> list[str]:
+        nonlocal position
+        try:
+            with path.open("rb") as file:
+                if file.seek(0, 2) < position:
+                    position = 0  # it was removed and created again
+                file.seek(position)
+                data = file.read()
+        except FileNotFoundError as error:
+            raise _missing(str(path)) from error
+        except OSError as error:
+            raise StorageError(f"cannot read the log {str(path)!r}: {error}") from error
+        whole = data[: data.rfind(b"\n") + 1]
+        position += len(whole)
+        return whole.decode(errors="replace").split("\n")[:-1]
+
+    return new_lines
+
+
+def _remote_lines(uri: str) -> Callable[[], list[str]]:
+    """Return a function that reads the object again and returns the lines after the last known one."""
+    latest: str | None = None
+
+    def new_lines() -> list[str]:
+        nonlocal latest
+        text = _text(uri)
+        if text is None:
+            raise _missing(uri)
+        lines = text.split("\n")[:-1]
+        known = next((index for index in reversed(range(len(lines))) if lines[index] == latest), -1)
+        latest = lines[-1] if lines else latest
+        return lines[known + 1 :]
+
+    return new_lines
 
 
 def _text(uri: str) -> str | None:
@@ -147,3 +175,9 @@ def _text(uri: str) -> str | None:
         return filesystem.read_bytes(uri).decode(errors="replace")
     except NotFoundError:
         return None
+
+
+def _missing(where: str) -> NotFoundError:
+    return NotFoundError(
+        f"there is no log at {where!r}", hint="Check the run id, and that storage.path is the one of the run."
+    )

@@ -49,8 +49,8 @@ class DriverChannel:
         here = ray.get_runtime_context().get_node_id()
         # On this node: nothing is lost when another node dies.
         actor = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": here})(Mailbox)
-        self.mailbox = actor.remote()
-        self.mailbox.begin.remote(attempt)
+        # Not by a call: calls of others, who may be sooner, are not in order with ours.
+        self.mailbox = actor.remote(attempt)
 
     def order(self, reason: str) -> None:
         """Order all ranks to stop after a last checkpoint."""

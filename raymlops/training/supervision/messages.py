@@ -69,11 +69,11 @@ class Inbox:
 class Mailbox:
     """Holds the messages of one run's attempts. Messages from ranks of an earlier attempt are dropped."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, attempt: int = 0, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._inbox = Inbox()
         self._heard_s: dict[int, float] = {}
-        self._attempt = 0
+        self._attempt = attempt
         self._orders = Orders()
 
     def begin(self, attempt: int) -> None:

@@ -126,7 +126,11 @@ def study_of(recorded: Recorded) -> str:
 
 def before_of(recorded: Recorded) -> SpentRecord:
     """Return the budget that a sweep had spent when it last stored it."""
-    return SpentRecord.from_dict(json.loads(recorded.tags.get(SPENT) or "{}"))
+    try:
+        data = json.loads(recorded.tags.get(SPENT) or "{}")
+    except ValueError:
+        return SpentRecord()
+    return SpentRecord.from_dict(data) if isinstance(data, dict) else SpentRecord()
 
 
 def study_name(spec: ProjectSpec, sweep_id: str) -> str:

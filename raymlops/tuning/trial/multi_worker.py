@@ -60,7 +60,7 @@ def train_on_workers(
     nothing is raised.
 
     Raises:
-        RaymlopsError: as ``supervise.fit``.
+        RaymlopsError: as ``supervisor.fit``.
     """
     spec = project.spec
     section = spec.train.model_copy(

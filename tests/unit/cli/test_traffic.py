@@ -240,3 +240,12 @@ def test_a_named_model_needs_its_cluster_and_nothing_else(deployed, capsys):
     """No file is read: that no cluster runs is all that is missing."""
     assert main(["rollback", "m", "--yes"]) == 5
     assert "no running cluster" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--remove"], ["--wait"], ["--beside"], ["--restore"]])
+@pytest.mark.parametrize("share", ["--canary", "--shadow"])
+def test_a_share_of_nothing_is_a_share(share, options, capsys, monkeypatch, tmp_path):
+    """0 takes a version's share away; it is no option that was left out."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
+    assert main(["deploy", "m@3", *options, share, "0", "--yes"]) == 2
+    assert ("--wait follows a rollout" if options == ["--wait"] else share) in capsys.readouterr().err

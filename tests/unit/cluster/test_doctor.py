@@ -123,6 +123,26 @@ def test_the_database_of_another_mlflow_is_found(tmp_path):
     assert file.read_bytes() == before
 
 
+def test_an_empty_database_stays_empty(tmp_path):
+    """MLflow would create its tables in it, which is the first run's to do; other databases are not looked into."""
+    file = tmp_path / "mlflow.db"
+    file.touch()
+    assert doctor.mlflow(f"sqlite:///{file}").ok
+    assert file.stat().st_size == 0
+    assert doctor.mlflow("postgresql://u:secret@127.0.0.1:1/db").message == "postgresql database, not looked into"
+
+
+def test_a_token_that_ray_wrote_by_itself_is_found(tmp_path):
+    """Unless it is the one in use."""
+    token = tmp_path / "auth_token"
+    assert list(doctor.stray_token(token, ours=None)) == []
+    token.touch()
+    token.chmod(0o644)
+    (finding,) = doctor.stray_token(token, ours=tmp_path / "other")
+    assert f"chmod 600 {token}" in finding.fix
+    assert list(doctor.stray_token(token, ours=token)) == []
+
+
 def test_this_machine_can_be_looked_at(tmp_path, monkeypatch):
     """Every check, on a folder that does not exist yet and a port that nobody listens on."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:22003")

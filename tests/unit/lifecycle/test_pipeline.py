@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from answering_cluster import answering_cluster
 
 from raymlops.config.serve import RolloutSection
 from raymlops.errors import RefusedError
@@ -27,6 +28,8 @@ def test_a_running_rollout_is_in_the_way_before_anything_is_trained(tmp_path):
     )
     with state_of(spec_of(source)) as state, state.writing() as connection:
         start_rollout(connection, rollout)
-    with pytest.raises(RefusedError, match="version 2 of tiny is being rolled out: r1") as caught:
-        pipeline(source)
+    with answering_cluster() as running:
+        source["cluster"] = {"dashboard": running.url}
+        with pytest.raises(RefusedError, match="version 2 of tiny is being rolled out: r1") as caught:
+            pipeline(source)
     assert "raymlops rollback" in caught.value.hint

@@ -82,7 +82,7 @@ def test_a_field_of_two_types_is_told(tmp_path, write):
     write([served("a")], uri=uri)
     write([served("b", version=4, columns=columns)], uri=uri, signature=other)
     (tmp_path / "out").mkdir()
-    with pytest.raises(UsageError, match=r"two types: .*Field distance .*double vs string"):
+    with pytest.raises(UsageError, match=r"features\.distance is double for one version and string"):
         write_file(Reading(uri, "flights"), str(tmp_path / "out/rows.parquet"))
     assert list((tmp_path / "out").iterdir()) == []
     write_file(Reading(uri, "flights"), str(tmp_path / "out/rows.jsonl"))

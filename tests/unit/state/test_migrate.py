@@ -85,3 +85,13 @@ def test_an_up_to_date_database_is_opened_while_somebody_writes(url):
     """Opening only reads then, so that ``status`` and ``audit`` need no permission to write."""
     with State.open(url) as state, state.writing(), State.open(url) as other:
         assert other.deployments() == []
+
+
+def test_a_table_of_another_program_is_not_taken_for_ours(url):
+    """Its columns are others: nothing is created beside it."""
+    with open_engine(url).begin() as connection:
+        connection.execute(sa.text("CREATE TABLE audit (x INTEGER)"))
+    with pytest.raises(StorageError, match="audit already exists"):
+        State.open(url)
+    with open_engine(url).connect() as connection:
+        assert sa.inspect(connection).get_table_names() == ["audit"]

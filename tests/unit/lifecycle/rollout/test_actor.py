@@ -9,6 +9,7 @@ from raymlops.config.schema import ProjectSpec
 from raymlops.config.serve import RolloutSection
 from raymlops.lifecycle.rollout.actor import (
     LEASE,
+    PURPOSE,
     ControllerActor,
     controller_config,
     ensure_controller,
@@ -73,8 +74,10 @@ def test_a_controller_that_holds_its_lease_is_taken_for_granted(tmp_path):
     """Nothing is connected to; one that is needed must answer, and there is no cluster here."""
     where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
     with State.open(state_url(where)) as state:
-        with lease(state_url(where), LEASE, purpose="a test"):
+        with lease(state_url(where), LEASE, purpose=PURPOSE):
             assert ensure_running(where, state, dashboard_url="http://d:1", must_answer=False) is None
+        with lease(state_url(where), LEASE, purpose="moves what is live"):  # as a release before 0.2 says
+            assert ensure_running(where, state, dashboard_url="http://d:1", must_answer=False) is not None
         why = ensure_running(where, state, dashboard_url="http://d:1", must_answer=True)
     assert why is not None
     assert "weights do not move" in why
@@ -114,14 +117,14 @@ def test_a_controller_is_seen_to_wherever_anything_is_live(tmp_path):
         state.put_deployments({"m": [one]}, action="deploy", why="a test")
         (why,) = ensure_controller(where, state, dashboard_url="http://d:1")
         assert "the controller could not be started" in why
-        with lease(state_url(where), LEASE, purpose="a test"):
+        with lease(state_url(where), LEASE, purpose=PURPOSE):
             assert ensure_controller(where, state, dashboard_url="http://d:1") == ()
 
 
 def test_a_rollout_needs_a_controller_that_answers(tmp_path):
     """One that only holds the lease may hang, or be on a cluster that is gone."""
     where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
-    with State.open(state_url(where)) as state, lease(state_url(where), LEASE, purpose="a test"):
+    with State.open(state_url(where)) as state, lease(state_url(where), LEASE, purpose=PURPOSE):
         two = [Deployment("m", version, BundleRef("/bundles", "d" * 64), "run", "warm", {}) for version in (1, 2)]
         state.put_deployments({"m": [replace(two[0], role="champion"), replace(two[1], weight=0.1)]}, action="", why="")
         assert ensure_controller(where, state, dashboard_url="http://d:1") == ()

@@ -124,3 +124,11 @@ def test_half_a_line_waits_for_its_other_half(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"ep\n")
     assert next(followed) == "2025 event=step"
+
+
+def test_what_no_encoding_can_hold_is_written_all_the_same(tmp_path: Path) -> None:
+    """Such as a file name whose bytes are not UTF-8: a notice of it must not end a training."""
+    log = RunLog(str(tmp_path / "log.txt"))
+    log.append("cannot read '\udcff.parquet'")
+    assert log.notices() == []
+    assert [line.split(" ", 1)[1] for line in read(str(tmp_path / "log.txt"))] == ["cannot read '\\udcff.parquet'"]

@@ -52,6 +52,13 @@ def test_orders_come_with_the_answer_to_a_beat() -> None:
     assert box.heartbeat(Heartbeat(0), attempt=2) == Orders()
 
 
+def test_a_new_mailbox_knows_its_attempt() -> None:
+    """A controller may be sooner than the driver's next call: calls of two processes have no order."""
+    box = Mailbox(3)
+    box.introduce("early", attempt=3)
+    assert box.take().controller == "early"
+
+
 def test_a_former_attempt_is_not_heard() -> None:
     """Its ranks learn that nobody waits for them; what they say is dropped, but for events, which are facts."""
     box = Mailbox()
