@@ -1,4 +1,4 @@
-"""Create the tables of a new database, or migrate an existing one to the newest schema.
+"""Migrate a database to the newest schema, from nothing if it is new.
 
 Owns the revision check and the run of alembic's scripts, in one transaction under a lock. Knows nothing of what the
 tables mean.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from raymlops.errors import StorageError
-from raymlops.state.schema import HEAD, VERSION_TABLE, create_tables, deployments
+from raymlops.state.schema import HEAD, VERSION_TABLE, deployments
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -29,10 +29,10 @@ def is_newest(connection: Connection) -> bool:
 
 
 def migrate(connection: Connection) -> None:
-    """Create or upgrade the schema inside the connection's open write transaction; do nothing if it is the newest.
+    """Upgrade the schema inside the connection's open write transaction; do nothing if it is the newest.
 
     Raises:
-        StorageError: this raymlops does not know the database's schema, which a newer one made.
+        StorageError: a newer raymlops has changed the schema.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
@@ -45,16 +45,14 @@ def migrate(connection: Connection) -> None:
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
     found = _revision_in(connection, VERSION_TABLE)
-    if found is None and sa.inspect(connection).has_table(deployments.name):
+    shared = _revision_in(connection, _SHARED_TABLE)
+    if found is None and shared is not None and sa.inspect(connection).has_table(deployments.name):
         connection.execute(sa.text(f"ALTER TABLE {_SHARED_TABLE} RENAME TO {VERSION_TABLE}"))
-        found = _revision_in(connection, VERSION_TABLE)
-    if found is None:
-        create_tables(connection)
-        command.stamp(config, "head")
-        return
-    if found not in {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}:
+        found = shared
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is not None and found not in known:
         raise StorageError(
-            f"the state database has schema {found}, which this raymlops does not know; it knows up to {HEAD}",
+            f"the state database has schema {found}, which a newer raymlops made; this one knows up to {HEAD}",
             hint="Upgrade raymlops: pip install -U raymlops.",
         )
     command.upgrade(config, "head")

@@ -1,12 +1,11 @@
-"""The tables of a new database; the migrations bring an older one to the same, which a test compares.
+"""The tables, as the newest migration leaves them.
 
 Owns the columns and the guarantees that the database itself keeps: one champion and one running rollout a name, an
-append-only audit. A change here needs a migration for existing databases and a new ``HEAD``.
+append-only audit. Knows nothing of connections. A change here needs a migration and a new ``HEAD``.
 """
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -14,20 +13,15 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from raymlops.records import BundleRef
-from raymlops.state.engine import this_user
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, RowMapping
+    from sqlalchemy import RowMapping
 
 HEAD = "0005"
 """Revision of the newest migration; a test holds it equal to the newest file."""
 
 VERSION_TABLE = "raymlops_version"
 """Where alembic keeps our revision: a table of its own, so that Optuna or MLflow may share the database."""
-
-_ABORT = "BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END"
-_RAISE = "$$ BEGIN RAISE EXCEPTION 'audit is append-only'; END $$"
-_CALL = "FOR EACH STATEMENT EXECUTE FUNCTION audit_is_append_only()"
 
 
 class _Time(sa.TypeDecorator[datetime]):
@@ -91,13 +85,6 @@ audit = sa.Table(
     sa.Column("why", sa.Text, nullable=False),
     sa.Index("audit_subject", "subject"),
 )
-for _dialect, _statement in (
-    ("sqlite", f"CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit {_ABORT}"),
-    ("sqlite", f"CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit {_ABORT}"),
-    ("postgresql", f"CREATE FUNCTION audit_is_append_only() RETURNS trigger LANGUAGE plpgsql AS {_RAISE}"),
-    ("postgresql", f"CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit {_CALL}"),
-):
-    sa.event.listen(audit, "after_create", sa.DDL(_statement).execute_if(dialect=_dialect))  # type: ignore[no-untyped-call]
 
 alias_debts = sa.Table(
     "alias_debts",
@@ -168,14 +155,6 @@ sa.Index(
     sqlite_where=rollouts.c.status == "running",
     postgresql_where=rollouts.c.status == "running",
 )
-
-
-def create_tables(connection: Connection) -> None:
-    """Create all tables in an empty database, and give it a random id."""
-    # A table of the same name that another program made must not be taken for ours.
-    metadata.create_all(connection, checkfirst=False)
-    row = {"slot": 1, "id": str(uuid.uuid4()), "made_by": this_user(), "made_at": datetime.now(UTC)}
-    connection.execute(sa.insert(identity), row)
 
 
 def to_row(record: Any) -> dict[str, Any]:
