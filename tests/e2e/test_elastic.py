@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.e2e
 
 
+@pytest.mark.soak
 def test_an_elastic_run_follows_its_cluster(tmp_path: Path) -> None:
     """2 -> 1 where a node is killed, -> 2 when one comes, -> 1 when it is told to leave: the curve stays the same.
 

@@ -98,6 +98,7 @@ def test_optuna_dashboard_reads_the_study(killed: Killed) -> None:
     assert all(trial["state"] == "Complete" for trial in shown["trials"][:TRIALS])
 
 
+@pytest.mark.soak
 def test_another_space_is_refused_at_a_resume_and_taken_by_a_fork(killed: Killed) -> None:
     """--resume says what differs and names --fork; the fork knows every trial that lies in the new space."""
     user = killed.user

@@ -169,7 +169,6 @@ def test_a_killed_driver_takes_its_workers_along(undisturbed: Ended, ray_local: 
     assert re.match(r"starting 2 workers after step \d+", recorder.messages[0])
 
 
-@pytest.mark.soak
 def test_an_elastic_run_takes_what_there_is(undisturbed: Ended, tmp_path: Path) -> None:
     """Between one and four workers of a whole CPU on two CPUs: two, with the same numbers."""
     recorder = Recorder()
