@@ -176,7 +176,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any
 
 
 def number(value: float | None) -> str:
-    """Return a value with five digits, ``-`` where there is none."""
+    """Return a value with five digits, ``-`` for None."""
     return "-" if value is None else f"{value:.5g}"
 
 

@@ -77,7 +77,7 @@ class Jobs:
         """Return the jobs of the cluster that ``spec`` means: as ``cluster.dashboard``'s, so never one of our own.
 
         Raises:
-            ClusterError: there is none that outlives this process.
+            ClusterError: no cluster outlives this process.
         """
         named = spec.cluster.dashboard or any(map(os.environ.get, VARIABLES))
         if not named and find(spec)[0] is None:

@@ -120,7 +120,7 @@ def _job(job_id: str | None, jobs: Mapping[str, str]) -> str:
 
 
 def _listed(call: str, **options: Any) -> list[Any]:
-    """Ask the state API, which needs the dashboard; an empty list where there is none."""
+    """Ask the state API, which needs the dashboard; an empty list without one."""
     import ray
     from ray.util import state
 

@@ -129,7 +129,7 @@ def start_head(
         *(f"--dashboard-port={dashboard_port}", "--dashboard-agent-listen-port=0"),
         *(f"--num-cpus={num_cpus}", f"--temp-dir={scratch}"),
     ]
-    # The drain before a SIGTERM moves work to other nodes; here there are none and it would only take 30 s.
+    # The drain before a SIGTERM moves work to other nodes; this cluster has only one, and the drain would take 30 s.
     drain = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     # A job that is stopped gets the time to write a last checkpoint.
     grace = {VARIABLE: str(STOP_WAIT_S)}
@@ -247,12 +247,8 @@ def wait_ready(
 
 def ask(url: str, *, token: Path | None) -> tuple[int | None, dict[str, Any]]:
     """Return the status of a GET, None when nothing answers, and its JSON object, empty for any other body."""
-    import httpx
-
-    try:
-        with _client() as client:
-            answer = client.get(url, headers=headers(token))
-    except (httpx.HTTPError, httpx.InvalidURL):
+    answer = _get(url, token=token)
+    if answer is None:
         return None, {}
     try:
         body = answer.json()
@@ -263,14 +259,18 @@ def ask(url: str, *, token: Path | None) -> tuple[int | None, dict[str, Any]]:
 
 def text(url: str) -> str | None:
     """Return the text that a GET answers with 200, None otherwise."""
+    answer = _get(url, token=None)
+    return answer.text.strip() if answer is not None and answer.status_code == 200 else None
+
+
+def _get(url: str, *, token: Path | None) -> httpx.Response | None:
     import httpx
 
     try:
         with _client() as client:
-            answer = client.get(url)
+            return client.get(url, headers=headers(token))
     except (httpx.HTTPError, httpx.InvalidURL):
         return None
-    return answer.text.strip() if answer.status_code == 200 else None
 
 
 def tail(log: Path, *, lines: int = 12) -> str:

@@ -26,7 +26,7 @@ class Exposure:
     reach: str
     """The host that decides whether keys are required by default."""
     warning: str | None
-    """About models that answer other machines without a key; None if there are none."""
+    """About models that answer other machines without a key; None without such models."""
 
 
 def exposure(source: Source | None = None, *, root: str | None = None, env: str | None = None) -> Exposure | None:

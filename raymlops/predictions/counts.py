@@ -68,7 +68,7 @@ class Losses:
     clipped: int = 0
     """Requests whose loss is not meaningful: most of their errors exceed the scale or are not numbers."""
     note: str = ""
-    """Why there are none, or which failed; empty otherwise."""
+    """Why none was counted, or which failed; empty otherwise."""
 
     @classmethod
     def of(cls, values: Iterable[float], *, clipped: int = 0, note: str = "") -> Losses:
@@ -87,7 +87,7 @@ class Losses:
 
     @property
     def mean(self) -> float:
-        """Return their mean; NaN where there are none."""
+        """Return their mean; NaN without any."""
         total = self.count
         return sum(level * number for level, number in self.levels) / (100 * total) if total else math.nan
 

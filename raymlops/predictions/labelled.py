@@ -71,7 +71,7 @@ class Labels:
         return self.table["label"].combine_chunks().take(pa.array(places, mask=places < 0))
 
     def places(self, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-        """Return where in the table the label of each row of a batch is, -1 where there is none."""
+        """Return where in the table the label of each row of a batch is, -1 without one."""
         if not len(self.hashes):
             return np.full(batch.num_rows, -1)
         wanted = self.hash_of(batch["request_id"], batch["row"])

@@ -30,7 +30,7 @@ def example_rows(prepared: Prepared) -> list[dict[str, Any]]:
     """Return valid request rows: the recipe's own, or the first validation rows of a table.
 
     Raises:
-        RecipeError: there are none, or they do not match the recipe's signature.
+        RecipeError: no rows were found, or they do not match the recipe's signature.
     """
     recipe, signature = prepared.recipe, signature_of(prepared.recipe)
     name = type(recipe).__name__

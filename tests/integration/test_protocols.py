@@ -38,7 +38,7 @@ OWN = {"application": app_name("mixed", 3)}
 BAD_ROWS = [MIXED_ROWS[0], {**MIXED_ROWS[1], "origin": "XXX"}]
 
 
-class RequestRecord(NamedTuple):
+class Served(NamedTuple):
     """A Serve of its own with one model."""
 
     host: str
@@ -56,7 +56,7 @@ def bundle(tmp_path_factory) -> BundleRef:
 
 
 @pytest.fixture(scope="module")
-def served(ray_local, bundle) -> Iterator[RequestRecord]:
+def served(ray_local, bundle) -> Iterator[Served]:
     from ray import serve
 
     token = Path(ray_local.token_path).read_text(encoding="utf-8").strip() if ray_local.token_path else None
@@ -70,13 +70,13 @@ def served(ray_local, bundle) -> Iterator[RequestRecord]:
         return applying.apply(Desired((deployment,), keys), api=api, wait_s=120, grpc_port=grpc_port).base_url
 
     host = change()
-    yield RequestRecord(
+    yield Served(
         host, f"{host}/models/mixed", grpc_port, load(bundle.uri, bundle.digest).predict_rows(MIXED_ROWS), change
     )
     serve.shutdown()
 
 
-def infer(served: RequestRecord, rows, metadata, *, raw: bool = True, name: str = "mixed", version: str = ""):
+def infer(served: Served, rows, metadata, *, raw: bool = True, name: str = "mixed", version: str = ""):
     """Ask over gRPC and return rows, the response and its metadata."""
     request = forms.message(rows, raw=raw, name=name, version=version)
     response, trailing = forms.call(served.grpc_port, "ModelInfer", request, metadata)
@@ -84,7 +84,7 @@ def infer(served: RequestRecord, rows, metadata, *, raw: bool = True, name: str 
 
 
 def refused(
-    served: RequestRecord, method: str, request: Any, metadata: dict[str, str]
+    served: Served, method: str, request: Any, metadata: dict[str, str]
 ) -> tuple[grpc.StatusCode, dict[str, Any]]:
     """Return status and error of a call that is refused."""
     with pytest.raises(grpc.RpcError) as caught:
@@ -233,7 +233,7 @@ def test_a_key_opens_every_protocol_and_a_wrong_one_none(served):
         served.change()
 
 
-def _only_with(served: RequestRecord, key: dict[str, str]) -> None:
+def _only_with(served: Served, key: dict[str, str]) -> None:
     body, headers = forms.binary(MIXED_ROWS)
     asks: list[tuple[str, dict[str, Any]]] = [
         (f"{served.url}/predict", {"json": {"rows": MIXED_ROWS}}),

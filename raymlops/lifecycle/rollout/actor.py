@@ -285,7 +285,7 @@ def _holder(spec: ProjectSpec) -> str | None:
 
 
 def _actor(spec: ProjectSpec, state_id: str, *, dashboard_url: str) -> Any:
-    """Return the state's controller on the cluster; start it if there is none."""
+    """Return the state's controller on the cluster; start it if it does not exist."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -300,7 +300,7 @@ def settle(state: State, name: str, *, now: datetime) -> Rollout | None:
 
 
 def shared_now(state: State, name: str) -> str:
-    """Return the versions whose traffic a rollback would remove, as text; empty if there are none."""
+    """Return the versions whose traffic a rollback would remove, as text; empty without any."""
     with state.reading() as connection:
         rolled = {found.version for found in running(connection, name)}
     return ", ".join(map(str, sorted(rolled | {item.version for item in canaries_of(state.deployments(name))})))

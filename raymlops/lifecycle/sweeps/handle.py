@@ -144,7 +144,7 @@ class Sweep:
         """The best trial of those that have ended.
 
         Raises:
-            SweepError: there is none yet.
+            SweepError: no trial has ended with a value yet.
         """
         with self._study() as study:
             return study.best()
@@ -154,7 +154,7 @@ class Sweep:
         """Path or URI of the HTML report, which is written when the sweep ends.
 
         Raises:
-            NotFoundError: there is none yet.
+            NotFoundError: no report was written yet.
         """
         from raymlops.tuning.mlflow.sweep_run import REPORT
 

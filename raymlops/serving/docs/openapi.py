@@ -103,6 +103,9 @@ def openapi_document(
             "Send true labels, by the request id of an answer",
             _json("Feedback", _FEEDBACK),
             _json("Accepted", accepted),
+            status="202",
+            refusals=("409",),
+            headers=_REQUEST_HEADERS,
         ),
         _infer(f"{model}/infer", "infer", tensors),
         _infer(f"{versioned}/infer", "inferVersion", tensors),
@@ -147,11 +150,18 @@ def _json(schema: str, example: Any = None) -> dict[str, Any]:
 _ANY_OBJECT = {"application/json": {"schema": {"type": "object"}}}
 
 
-def _post(path: str, operation: str, summary: str, body: dict[str, Any], answer: dict[str, Any]) -> _Route:
-    labels = operation == "feedback"
-    headers = _REQUEST_HEADERS if labels else _REQUEST_HEADERS | _TRAFFIC_HEADERS
-    refusals = [*_GUARDED, *_POSTED, *(["409"] if labels else [])]
-    status = "202" if labels else "200"
+def _post(
+    path: str,
+    operation: str,
+    summary: str,
+    body: dict[str, Any],
+    answer: dict[str, Any],
+    *,
+    status: str = "200",
+    refusals: Sequence[str] = (),
+    headers: Mapping[str, str] = _REQUEST_HEADERS | _TRAFFIC_HEADERS,
+) -> _Route:
+    refusals = [*_GUARDED, *_POSTED, *refusals]
     described = _operation(path, operation, summary, answer, refusals=refusals, headers=headers, status=status)
     return path, {"post": {**described, "requestBody": {"required": True, "content": body}}}
 

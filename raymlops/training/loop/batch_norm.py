@@ -36,9 +36,8 @@ def one_row_is_too_few(model: nn.Module, forward: Callable[[], object]) -> bool:
         (given,) = (*args, *kwargs.values())
         if module.training and given.numel() == given.size(1) and not _is_shared(module):
             starved.append(module)
-            module.training = (
-                False  # the forward pass continues: under FSDP, a forward pass that ends early confuses the next
-            )
+            # The forward pass continues: under FSDP, one that ends early confuses the next.
+            module.training = False
 
     buffers = [buffer.clone() for buffer in model.buffers()]
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]

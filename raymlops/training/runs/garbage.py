@@ -12,13 +12,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from raymlops.errors import NotFoundError, RaymlopsError, StorageError, UnreachableError, UsageError
+from raymlops.errors import NotFoundError, RaymlopsError, StorageError
 from raymlops.records import Record
 from raymlops.state.database import state_url
-from raymlops.state.lease import holder_of, lease
+from raymlops.state.lease import lease
 from raymlops.storage import filesystem, manifest
 from raymlops.training.checkpoints.format import read_pointer
-from raymlops.training.runs.lookup import CHECKPOINTS, ORIGIN, RUNS, SWEEPS, TRIALS, find, origin, who_holds
+from raymlops.training.runs.lookup import (
+    CHECKPOINTS,
+    ORIGIN,
+    RUNS,
+    SWEEPS,
+    TRIALS,
+    find,
+    origin,
+    who_holds,
+    who_holds_in,
+)
 from raymlops.training.runs.resume import is_evaluated
 
 if TYPE_CHECKING:
@@ -157,7 +167,7 @@ def remove(tracker: Tracker, spec: ProjectSpec, waste: Sequence[Waste]) -> list[
     for run_id in dict.fromkeys(item.run_id for item in waste):
         uris = {item.uri for item in waste if item.run_id == run_id}
         try:
-            with lease(_lease_url(_find(tracker, run_id), spec), run_id, purpose="gc"):
+            with lease(state_url(_lease_spec(_find(tracker, run_id), spec)), run_id, purpose="gc"):
                 for owner in (*_owners("run", spec, only=run_id), *_owners("sweep", spec, only=run_id)):
                     for item in decide(owner, _standing(tracker, spec, owner, mine=True)):
                         if item.uri in uris:
@@ -243,27 +253,21 @@ def _standing(tracker: Tracker, spec: ProjectSpec, owner: Owner, *, mine: bool =
         return Standing("missing", spared=f"{mlflow} has no such {owner.kind}, but {whose}")
     if recorded is not None and recorded.kind != owner.kind:
         return Standing("active", spared=f"{mlflow} has it as {recorded.kind or 'something else'}, not a {owner.kind}")
+    held, who = "free", ""
+    if not mine and (recorded is None or recorded.deleted):
+        held, who = who_holds_in(_lease_spec(recorded, spec), owner.run_id)
+    elif not mine and recorded is not None:
+        held, who = who_holds(recorded)
+    spared = {"held": f"in use by {who}", "unknown": f"it may be in use: {who}"}.get(held, "")
     if recorded is None or recorded.deleted:
-        return Standing(
-            "missing" if recorded is None else "deleted", spared="" if mine else _in_use(recorded, spec, owner.run_id)
-        )
-    held, who = ("free", "") if mine else who_holds(recorded)
+        return Standing("missing" if recorded is None else "deleted", spared=spared)
     return Standing(
         "active",
         recorded.status,
         recorded.tags.get("raymlops.weights_uri", ""),
-        {"held": f"in use by {who}", "unknown": f"it may be in use: {who}"}.get(held, ""),
+        spared,
         evaluated=recorded.status == "FINISHED" and is_evaluated(tracker, owner.run_id),
     )
-
-
-def _in_use(recorded: Recorded | None, spec: ProjectSpec, run_id: str) -> str:
-    """Return who holds the lease of what MLflow has no longer, or why that is unknown; empty if nobody does."""
-    try:
-        holder = holder_of(_lease_url(recorded, spec), run_id)
-    except (UsageError, StorageError, UnreachableError) as error:
-        return f"its lease cannot be read: {error.message}"
-    return f"in use by {holder}" if holder else ""
 
 
 def _kept(uri: str) -> Kept | None:
@@ -279,6 +283,6 @@ def _find(tracker: Tracker, run_id: str) -> Recorded | None:
         return None
 
 
-def _lease_url(recorded: Recorded | None, spec: ProjectSpec) -> str:
-    """Return the state database with the lease of a run or a sweep: that of its own configuration, else of ``spec``."""
-    return state_url(spec if recorded is None or recorded.spec is None else recorded.spec)
+def _lease_spec(recorded: Recorded | None, spec: ProjectSpec) -> ProjectSpec:
+    """Return the configuration whose state has the lease of a run or a sweep: its own, else ``spec``."""
+    return spec if recorded is None or recorded.spec is None else recorded.spec

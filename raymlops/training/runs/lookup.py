@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from raymlops.tracking.client import Tracker
 
+Holding = Literal["held", "free", "unknown"]
+"""Whether a process holds the lease of a run."""
+
 RUNS = "runs"
 """Folder of all runs under ``storage.path``; each run has a folder in it, with its checkpoints and its log."""
 SWEEPS = "sweeps"
@@ -164,17 +167,25 @@ def of_mlflow(run: Any) -> Recorded:
     )
 
 
-def who_holds(recorded: Recorded) -> tuple[Literal["held", "free", "unknown"], str]:
+def who_holds(recorded: Recorded) -> tuple[Holding, str]:
     """Return whether a run's lease is held, and by whom, or why that is unknown."""
     if recorded.spec is None:
         return "unknown", f"it has no {CONFIG}, which says where its lease would be"
+    runs_on = recorded.tags.get("raymlops.host", "another machine") if recorded.status == "RUNNING" else None
+    return who_holds_in(recorded.spec, recorded.run_id, runs_on=runs_on)
+
+
+def who_holds_in(spec: ProjectSpec, run_id: str, *, runs_on: str | None = None) -> tuple[Holding, str]:
+    """Return whether a lease is held in the state of ``spec``, and by whom, or why that is unknown.
+
+    It is unknown too if the run is said to run on a machine, and was never held here.
+    """
     try:
-        url = state_url(recorded.spec)
-        if (holder := holder_of(url, recorded.run_id)) is not None:
+        url = state_url(spec)
+        if (holder := holder_of(url, run_id)) is not None:
             return "held", holder
-        if recorded.status == "RUNNING" and not was_held(url, recorded.run_id):
-            started_on = recorded.tags.get("raymlops.host", "another machine")
-            return "unknown", f"its lease is not kept here; it was started on {started_on}"
+        if runs_on is not None and not was_held(url, run_id):
+            return "unknown", f"its lease is not kept here; it was started on {runs_on}"
     except (UsageError, StorageError, UnreachableError) as error:
         return "unknown", f"its lease cannot be read: {error.message}"
     return "free", ""
@@ -243,7 +254,7 @@ _ELSEWHERE = "Is it in another MLflow? Name that with --config FILE, MLFLOW_TRAC
 
 
 def _near(tracker: Tracker, run_id: str) -> str:
-    """Return a sentence with the newest runs whose id or name is similar; empty if there are none."""
+    """Return a sentence with the newest runs whose id or name is similar; empty without any."""
     client = tracker.client
     experiments = [found.experiment_id for found in client.search_experiments()]
     runs = client.search_runs(experiments, max_results=_SEARCHED, order_by=["attributes.start_time DESC"])

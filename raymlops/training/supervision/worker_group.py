@@ -51,7 +51,7 @@ def dead(node_ids: Collection[str]) -> frozenset[str]:
 
 
 def excluding(node_ids: Collection[str]) -> dict[str, str] | None:
-    """Return Ray's label selector that keeps workers off these nodes; None where there are none."""
+    """Return Ray's label selector that keeps workers off these nodes; None for an empty collection."""
     if not node_ids:
         return None
     return {"ray.io/node-id": f"!in({','.join(sorted(node_ids))})"}
