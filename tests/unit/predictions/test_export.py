@@ -94,3 +94,21 @@ def test_what_cannot_be_written_is_told(tmp_path, two_versions):
         write_file(Reading(two_versions, "flights"), str(tmp_path / "rows.xlsx"))
     with pytest.raises(StorageError, match="cannot be written"):
         write_file(Reading(two_versions, "flights"), str(tmp_path / "no/rows.csv"))
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_field_that_came_after_the_columns_were_read_is_left_out(tmp_path, two_versions, ending):
+    """A version may begin to log while the file is written."""
+
+    class Early(Reading):
+        def schemas(self):
+            yield from list(super().schemas())[:1]
+
+    path = tmp_path / f"rows.{ending}"
+    write_file(Early(two_versions, "flights"), str(path))
+    if ending == "csv":
+        with path.open(newline="") as file:
+            ids = [row["request_id"] for row in csv.DictReader(file)]
+    else:
+        ids = pq.read_table(path)["request_id"].to_pylist()
+    assert ids == ["a", "b"]

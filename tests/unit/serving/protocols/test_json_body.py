@@ -95,7 +95,14 @@ def test_what_json_cannot_say_comes_out_as_a_float(literal, value):
 
 def test_keys_are_counted_to_the_depth_of_a_row():
     """Two outside, one within a list, one within an object."""
-    assert count_keys({"a": [{"b": 1}], "c": {"d": []}}) == 4
+    data = {"a": [{"b": 1}], "c": {"d": []}}
+    assert (count_keys(data), count_keys(data, deep=True)) == (4, 4)
+
+
+def test_parameters_of_tensors_are_counted_before_a_body_is_scanned():
+    """One key outside, two of the tensor, one of its parameters."""
+    data = {"inputs": [{"name": "x", "parameters": {"binary": False}}]}
+    assert (count_keys(data), count_keys(data, deep=True)) == (3, 4)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from hashlib import sha256
+from types import SimpleNamespace
 
 import pytest
+from ray.serve.exceptions import RayServeException
 from serving_fakes import make_front
 
 from raymlops.serving.auth import Access, KeyEntry
@@ -57,3 +59,18 @@ def test_what_another_version_refuses_is_refused():
         with pytest.raises(Refusal, match=f"version {version}: ") as caught:
             asked(version, **headers)
         assert (caught.value.status, caught.value.code) == (status, code)
+
+
+def test_a_handle_that_cannot_even_be_asked_is_a_version_that_does_not_answer():
+    """Serve's controller is away where the handle's router is made: that is no error of the version."""
+
+    class Away(ServePeers):
+        def handle(self, version):
+            def remote(*_given):
+                raise RayServeException("the controller is away")
+
+            return SimpleNamespace(http_call=SimpleNamespace(remote=remote))
+
+    with pytest.raises(Refusal, match="version 8 of flights does not answer") as caught:
+        asyncio.run(Away("flights").metadata(8, {}))
+    assert (caught.value.status, caught.value.code) == (503, "version_unavailable")

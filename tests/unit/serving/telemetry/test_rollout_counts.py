@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -226,3 +227,16 @@ def test_epochs_are_kept_apart_and_the_old_ones_forgotten(controller):
     controller.traffic = Traffic(epoch="5", canaries=CANARY.canaries)
     counts.take([served(epoch="5")])
     assert counts.report()["5"]["champion"]["requests"] == 1
+
+
+def test_a_lookup_that_blocks_delays_neither_counting_nor_closing(controller):
+    """As in a cluster without its head: the replica goes on, and the thread ends with the process."""
+    found = threading.Event()
+    controller.find = lambda: found.wait(60) and None
+    counts = controller.counts(CANARY)
+    ended = threading.Thread(target=lambda: (counts.take([served()]), counts.take([served()]), counts.close()))
+    ended.start()
+    ended.join(20)
+    assert not ended.is_alive()
+    found.set()
+    assert rows(counts)["champion"]["requests"] == 2

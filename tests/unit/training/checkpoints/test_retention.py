@@ -103,3 +103,14 @@ def test_a_best_that_is_lost_is_followed_by_the_best_that_is_there() -> None:
     mended = with_best_of(state, Kept())
     assert (mended.best_epoch, mended.best_value, mended.waited) == (0, None, 0)
     assert with_best_of(state, run_of(3, 2, 1, best=3)) is state
+
+
+def test_what_a_later_release_says_of_a_checkpoint_is_left_out() -> None:
+    """A pointer of this format with a key that is not known here is no damaged one."""
+    data = json.loads(run_of(1.0).to_json())
+    data["checkpoints"][0]["node"] = "a"
+    kept = Kept.from_json(json.dumps(data).encode())
+    assert kept is not None
+    assert names(kept) == ["c1"]
+    data["checkpoints"][0]["step"] = "ten"
+    assert Kept.from_json(json.dumps(data).encode()) is None

@@ -11,6 +11,7 @@ import pytest
 from fake_s3 import fake_s3
 from pyarrow.fs import FileInfo, FileType
 
+from raymlops.config.load import dump
 from raymlops.records import DataRecord
 from raymlops.state.database import state_url
 from raymlops.state.lease import lease
@@ -18,7 +19,7 @@ from raymlops.tracking.client import Tracker
 from raymlops.training.checkpoints.retention import Entry, Kept
 from raymlops.training.runs.garbage import Owner, Standing, Waste, decide, look, newest_whole, remove
 from raymlops.training.runs.lookup import EVALUATION, mark_origin
-from raymlops.training.runs.mlflow_run import open_run
+from raymlops.training.runs.mlflow_run import CONFIG, open_run
 
 if TYPE_CHECKING:
     from raymlops.project import Project
@@ -303,3 +304,15 @@ def test_the_record_is_plain_data(run: Run, project: Project, mlflow: Tracker) -
     """As --json prints it."""
     data = json.loads(json.dumps(look(mlflow, project.spec).to_dict()))
     assert data["waste"][0]["run_id"] == run.id
+
+
+def test_a_deleted_run_whose_lease_cannot_be_read_is_left_alone(run: Run, project: Project, mlflow: Tracker) -> None:
+    """Its own state may be on another machine; the others are looked at all the same."""
+    storage = project.spec.storage.model_copy(update={"state": "sqlite:////proc/nowhere/state.db"})
+    mlflow.log_text(run.id, dump(project.spec.model_copy(update={"storage": storage})), CONFIG)
+    other = Run(project, mlflow)
+    for one in (run, other):
+        mlflow.client.delete_run(one.id)
+    found = look(mlflow, project.spec)
+    assert [(spared.run_id, "its lease cannot be read" in spared.reason) for spared in found.spared] == [(run.id, True)]
+    assert {item.run_id for item in found.waste} == {other.id}
