@@ -15,14 +15,14 @@ from raymlops.config.changes import refuse_sweep_changes, sweep_changes
 from raymlops.errors import SweepError, UsageError, describe
 from raymlops.records import SpentRecord, SweepRecord
 from raymlops.tuning.budget import Tally, nothing_left
-from raymlops.tuning.checks import check, refuse_sqlite
+from raymlops.tuning.checks import check
 from raymlops.tuning.execution.search import search
 from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, REPORT, SweepRun, before_of, study_of, sweep_of
 from raymlops.tuning.reporting.progress import SweepEvent
 from raymlops.tuning.reporting.results import tags_of, write_best, write_report
 from raymlops.tuning.study.fork import CARRIED, add_carried, carry_over
 from raymlops.tuning.study.selection import pareto, select
-from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, without_credentials
+from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, refuse_sqlite, without_credentials
 from raymlops.tuning.sweep_stores import SweepStores, linked_study
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Self
 from raymlops.errors import NotFoundError
 from raymlops.tuning.mlflow.sweep_run import STUDY, study_name
 from raymlops.tuning.mlflow.trial_runs import TrialRuns
-from raymlops.tuning.objectives import objectives_of
 from raymlops.tuning.study.records import history_of, without_steps
 from raymlops.tuning.study.storage import create_study, load_study
 from raymlops.tuning.study.trials import Trials
@@ -45,7 +44,7 @@ class SweepStores:
             name=f"{spec.project.name}-trial",
             tags={**spec.project.tags, "raymlops.project": spec.project.name, "raymlops.recipe": project.reference},
         )
-        trials = Trials(study, section=spec.sweep, objectives=objectives_of(spec))
+        trials = Trials(study, section=spec.sweep, objectives=spec.objectives)
         return cls(project, study, trials, trial_runs, parent)
 
     def sync_runs(self) -> None:
@@ -84,9 +83,9 @@ def linked_study(storage: Any, parent: SweepRun, *, spec: ProjectSpec, recorded:
             if linked is not None:
                 raise
     if study is None:
-        study = create_study(storage, name, objectives=objectives_of(spec))
+        study = create_study(storage, name, objectives=spec.objectives)
     if linked is None:
         study.set_user_attr("raymlops.sweep_id", parent.sweep_id)
-        study.set_user_attr("raymlops.metric", objectives_of(spec)[0].metric)
+        study.set_user_attr("raymlops.metric", spec.objectives[0].metric)
         parent.tag({STUDY: name})
     return study

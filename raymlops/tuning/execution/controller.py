@@ -22,7 +22,6 @@ from raymlops.tuning.budget import Meter, Tally
 from raymlops.tuning.execution.failures import death, decide_restart
 from raymlops.tuning.execution.slots import Slots, StallDetector
 from raymlops.tuning.mlflow.sweep_run import SPENT
-from raymlops.tuning.objectives import num_own_trials
 from raymlops.tuning.reporting.progress import Board, SweepEvent, TrialView
 from raymlops.tuning.study.records import STEP, without_steps
 
@@ -79,9 +78,6 @@ class SweepController:
         self._stalls = StallDetector(explain, clock=clock)
         self._meter = Meter(section, before=before or SpentRecord(), clock=clock)
         self._objective = trials.objectives[0]
-        self._total = max(
-            num_own_trials(stores.project.spec), sum(not record.carried_from for record in trials.records)
-        )
         # A recipe need not be installed: a trial's process on this machine can import what this process can.
         self._common = {
             "shared": json.dumps(shared),  # the data that the driver has found
@@ -110,7 +106,7 @@ class SweepController:
     @property
     def wanted(self) -> int:
         """Return how many more trials to draw."""
-        return 0 if self.halting else max(0, self._total - self._trials.asked)
+        return 0 if self.halting else self._trials.total - self._trials.asked
 
     @property
     def done(self) -> bool:
@@ -363,18 +359,18 @@ class SweepController:
     def _emit(self, kind: EventKind, number: int | None, *, message: str = "") -> None:
         if self._on_event is None:
             return
-        here_s, spent = self._meter.here_s, self.spent
+        here_s, spent, total = self._meter.here_s, self.spent, self._trials.total
         rate = (self._tally.ended - self._ended_before) / here_s if here_s > 0 else 0.0
         event = SweepEvent(
             kind=kind,
             number=number,
             counts=self._board.counts,
             rows=self._board.rows(),
-            total=self._total,
+            total=total,
             metric=self._objective.metric,
             best=self._board.best,
             elapsed_s=spent.wall_s,
-            eta_s=(self._total - self._tally.ended) / rate if rate else None,
+            eta_s=(total - self._tally.ended) / rate if rate else None,
             message=message,
             cost=budget.priced(self._section, spent),
         )

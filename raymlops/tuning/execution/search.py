@@ -17,9 +17,9 @@ from raymlops.storage import filesystem
 from raymlops.training.runs.lookup import TRIALS, resume_command
 from raymlops.tuning.execution.controller import SweepController
 from raymlops.tuning.execution.schedulers import reports, scheduler_of
+from raymlops.tuning.execution.slots import concurrency
 from raymlops.tuning.execution.tuner import run_tune
 from raymlops.tuning.mlflow.trial_runs import INTERRUPTED_WAIT_S
-from raymlops.tuning.objectives import concurrency
 from raymlops.tuning.reporting.results import folder_of, write_trials
 from raymlops.tuning.stalls import stall_report
 from raymlops.tuning.study.records import history_of

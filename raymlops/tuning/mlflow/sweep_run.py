@@ -62,10 +62,8 @@ class SweepRun:
         Raises:
             TrackingError: MLflow does not accept it.
         """
-        from raymlops.tuning.objectives import objectives_of
-
         known = {
-            "raymlops.metric": objectives_of(project.spec)[0].metric,
+            "raymlops.metric": project.spec.objectives[0].metric,
             FORKED_FROM: "" if forked_from is None else forked_from.run_id,
         }
         created = cls(tracker, open_run(tracker, project, data, tags={**tags, **known}, kind="sweep"))

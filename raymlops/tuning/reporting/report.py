@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raymlops.display import duration
 from raymlops.errors import UsageError
-from raymlops.tuning.objectives import num_own_trials
 from raymlops.tuning.reporting import plots, tables
 from raymlops.tuning.study.selection import pareto
 
@@ -183,7 +182,7 @@ def _facts(
         states += f"; {len(carried):,} more known from another sweep"
     better = {"min": "lower is better", "max": "higher is better"}
     facts = [(each.metric, better[each.mode]) for each in stores.trials.objectives]
-    facts += [("Trials", f"{len(trials):,} of {max(len(trials), num_own_trials(spec)):,}: {states}")]
+    facts += [("Trials", f"{len(trials):,} of {stores.trials.total:,}: {states}")]
     facts += _when(trials)
     facts += [
         ("Ended", stopped or "every trial ran"),

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from raymlops.records import TrialRecord, TrialStatus
-from raymlops.tuning.search_space import draw, draw_order, point
+from raymlops.tuning.search_space import draw, draw_order, num_trials, point
 from raymlops.tuning.study.records import ATTRIBUTE, history_of, last_value, record_of
 from raymlops.tuning.study.samplers import sampler_of
 from raymlops.tuning.study.selection import violations
@@ -88,6 +88,7 @@ class Trials:
         self._section = section
         self.objectives = tuple(objectives)
         self._order = draw_order(section.space)
+        self._num_trials = num_trials(section)
         self._clock = clock
         self.open: dict[int, OpenTrial] = {}
         """Drawn trials that have not ended, by number."""
@@ -104,6 +105,11 @@ class Trials:
     def asked(self) -> int:
         """Return the number of the sweep's own trials, ended or not, without carried ones."""
         return self._asked
+
+    @property
+    def total(self) -> int:
+        """Return the number of the sweep's own trials at its end, more than wanted where more were drawn before."""
+        return max(self._num_trials, self._asked)
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:

@@ -14,7 +14,6 @@ from raymlops.errors import UnreachableError, UsageError
 from raymlops.project import bind
 from raymlops.records import SpentRecord
 from raymlops.tuning.execution.controller import SweepController
-from raymlops.tuning.objectives import objectives_of
 from raymlops.tuning.study.storage import create_study, open_storage
 from raymlops.tuning.study.trials import Trials
 from raymlops.tuning.sweep_stores import SweepStores
@@ -63,7 +62,7 @@ class Stage:
         self.events, self.discarded = [], []
         self.runs = Runs()
         self.noted = self.runs.noted
-        objectives = objectives_of(project.spec)
+        objectives = project.spec.objectives
         self.study = study or create_study(storage, "s", objectives=objectives)
         section = project.spec.sweep
         self.trials = Trials(self.study, section=section, objectives=objectives)
