@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.changes import refuse_sweep_changes, sweep_changes
-from raymlops.errors import SweepError, UsageError, describe
+from raymlops.errors import UsageError
 from raymlops.records import SpentRecord, SweepRecord
 from raymlops.tuning.budget import Tally, nothing_left
 from raymlops.tuning.checks import check
 from raymlops.tuning.execution.search import search
-from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, REPORT, SweepRun, before_of, study_of, sweep_of
+from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, SweepRun, before_of, study_of, sweep_of
 from raymlops.tuning.reporting.progress import SweepEvent
-from raymlops.tuning.reporting.results import tags_of, write_best, write_report
+from raymlops.tuning.reporting.results import conclude
 from raymlops.tuning.study.fork import CARRIED, add_carried, carry_over
-from raymlops.tuning.study.selection import pareto, select
 from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, refuse_sqlite, without_credentials
 from raymlops.tuning.sweep_stores import SweepStores, linked_study
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
     from raymlops.training.runs.lookup import Recorded
-    from raymlops.tuning.execution.controller import SweepController
 
     Carried = tuple[dict[str, Any], Counter[str]]
 
@@ -107,12 +105,17 @@ def sweep(
             stores = opener.start(prepared, fork=fork, tags=tags or {}, hold=hold)
         else:
             before, forked_from = before_of(recorded), recorded.tags.get(FORKED_FROM, "")
-            stores = opener.resume(recorded, prepared, changes=changes, unservable=unservable)
+            stores = opener.resume(recorded, prepared, changes=changes, unservable=unservable, spent=before)
         with stores.parent.closing_on_error():
             controller = search(stores, data=data, before=before, on_event=on_event)
-            record = _result(stores, controller, storage=without_credentials(url), forked_from=forked_from)
-            stores.parent.end("FINISHED", tags_of(record))
-            return record
+            return conclude(
+                stores,
+                spent=controller.spent,
+                stopped=controller.stopped,
+                notify=controller.notify,
+                storage=without_credentials(url),
+                forked_from=forked_from,
+            )
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,13 @@ class _Opener:
             return stores
 
     def resume(
-        self, recorded: Recorded, prepared: Prepared, *, changes: list[Change], unservable: Sequence[str]
+        self,
+        recorded: Recorded,
+        prepared: Prepared,
+        *,
+        changes: list[Change],
+        unservable: Sequence[str],
+        spent: SpentRecord,
     ) -> SweepStores:
         """Open the study and the parent run of a previous driver."""
         from raymlops.training.runs.resume import check_data, data_of, write_changes
@@ -157,7 +166,8 @@ class _Opener:
             fork = sweep_of(self.tracker, forked_from)
             self._add(study, self._carried(fork), fork=fork)
         stores = SweepStores.open(self.project, parent, study)
-        _refuse_nothing_left(stores, recorded)
+        if recorded.status == "FINISHED":
+            _refuse_nothing_left(stores, spent)
         changed = write_changes(self.tracker, recorded, project=self.project, changes=changes)
         parent.reopen(submission_id=_submission())
         with parent.closing_on_error():
@@ -202,68 +212,13 @@ class _Opener:
         self.notify(f"carried over {len(kept)} trials of the sweep {fork.run_id}{why}")
 
 
-def _refuse_nothing_left(stores: SweepStores, recorded: Recorded) -> None:
-    """Refuse to resume a sweep that is finished.
-
-    Raises:
-        UsageError: the sweep is FINISHED, and no trial is left or a budget is used up.
-    """
-    if recorded.status != "FINISHED":
-        return
-    records = stores.trials.records
-    tally = Tally.of(records, mode=stores.trials.objectives[0].mode)
-    why, command = nothing_left(recorded.run_id, stores.project.spec.sweep, tally=tally, spent=before_of(recorded))
+def _refuse_nothing_left(stores: SweepStores, spent: SpentRecord) -> None:
+    """Refuse to resume a finished sweep of which no trial is left, or whose budget is used up."""
+    sweep_id, trials = stores.parent.sweep_id, stores.trials
+    tally = Tally.of(trials.records, mode=trials.objectives[0].mode)
+    why, command = nothing_left(sweep_id, stores.project.spec.sweep, tally=tally, spent=spent)
     if why:
-        raise UsageError(f"the sweep {recorded.run_id} is finished: it {why}", hint=f"To continue: {command}")
-
-
-def _result(stores: SweepStores, controller: SweepController, *, storage: str, forked_from: str) -> SweepRecord:
-    """Choose the winner, write the report and the winner's configuration, and return the sweep's record.
-
-    Raises:
-        SweepError: no trial gave a usable value.
-    """
-    spec, objectives = stores.project.spec, stores.trials.objectives
-    sweep_id, records, stopped, spent = stores.parent.sweep_id, stores.records(), controller.stopped, controller.spent
-    best, failure = None, None
-    try:
-        best = select(records, objectives=objectives, constraints=spec.sweep.constraints)
-    except SweepError as error:
-        failure = error
-        if stopped and not records:
-            failure = SweepError(
-                f"the sweep {stopped} before its first trial ended",
-                hint=f"raymlops sweep --resume {sweep_id} --extend with more of that resumes its trials.",
-            )
-    report = ""
-    try:
-        report = write_report(stores, records, best=best, spent=spent, stopped=stopped)
-    except Exception as error:  # a sweep does not fail for its report
-        controller.notify(f"no report was written: {describe(error)}")
-    if best is None:
-        assert failure is not None
-        if report:
-            failure.add_note(f"Report: {report}")
-            stores.parent.tag({REPORT: report})
-        raise failure
-    return SweepRecord(
-        sweep_id=sweep_id,
-        project=spec.project.name,
-        study=stores.study.study_name,
-        storage=storage,
-        metric=objectives[0].metric,
-        mode=objectives[0].mode,
-        trials=records,
-        best=best,
-        best_config=write_best(stores, best),
-        duration_s=spent.wall_s,
-        stopped=stopped,
-        objectives=objectives if len(objectives) > 1 else (),
-        spent=spent,
-        pareto=pareto(records, objectives=objectives),
-        forked_from=forked_from,
-        report=report,
-    )
+        raise UsageError(f"the sweep {sweep_id} is finished: it {why}", hint=f"To continue: {command}")
 
 
 def _submission() -> str:

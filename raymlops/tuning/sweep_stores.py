@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from raymlops.errors import NotFoundError
+from raymlops.storage.filesystem import join
+from raymlops.training.runs.lookup import SWEEPS
 from raymlops.tuning.mlflow.sweep_run import STUDY, study_name
 from raymlops.tuning.mlflow.trial_runs import TrialRuns
 from raymlops.tuning.study.records import history_of, without_steps
@@ -32,6 +34,11 @@ class SweepStores:
     trials: Trials
     trial_runs: TrialRuns
     parent: SweepRun
+
+    @property
+    def uri(self) -> str:
+        """Return the folder of the sweep's files."""
+        return join(self.project.spec.storage.path, SWEEPS, self.parent.sweep_id)
 
     @classmethod
     def open(cls, project: Project, parent: SweepRun, study: Any) -> Self:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from raymlops.errors import UnreachableError, describe
 from raymlops.records import SpentRecord
 from raymlops.storage.filesystem import join
-from raymlops.training.runs.lookup import TRIALS
 from raymlops.tuning import budget
 from raymlops.tuning.budget import Meter, Tally
 from raymlops.tuning.execution.failures import death, decide_restart
@@ -48,7 +47,7 @@ class SweepController:
         self,
         stores: SweepStores,
         *,
-        sweep_uri: str,
+        trials_uri: str,
         slots: Callable[[], int],
         explain: Explain | None = None,
         before: SpentRecord | None = None,
@@ -65,7 +64,7 @@ class SweepController:
         self._section = section = stores.project.spec.sweep
         self._trials = trials = stores.trials
         self._trial_runs = stores.trial_runs
-        self._sweep_uri = sweep_uri
+        self._trials_uri = trials_uri
         self._on_event = on_event
         self._discard = discard
         self._saved: set[int] = set()
@@ -169,7 +168,7 @@ class SweepController:
             **self._common,
             "number": number,
             "project": config,
-            "folder": join(self._sweep_uri, TRIALS, str(number)),
+            "folder": join(self._trials_uri, str(number)),
             "resume": resumed,
         }
 

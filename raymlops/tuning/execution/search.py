@@ -20,7 +20,7 @@ from raymlops.tuning.execution.schedulers import reports, scheduler_of
 from raymlops.tuning.execution.slots import concurrency
 from raymlops.tuning.execution.tuner import run_tune
 from raymlops.tuning.mlflow.trial_runs import INTERRUPTED_WAIT_S
-from raymlops.tuning.reporting.results import folder_of, write_trials
+from raymlops.tuning.reporting.results import write_trials
 from raymlops.tuning.stalls import stall_report
 from raymlops.tuning.study.records import history_of
 from raymlops.tuning.trial.actor import trainable
@@ -46,15 +46,16 @@ def search(
         KeyboardInterrupt: the sweep was interrupted; running trials were suspended.
     """
     spec, sweep_id = stores.project.spec, stores.parent.sweep_id
-    sweep_uri = folder_of(spec, sweep_id)
+    command = resume_command("sweep", sweep_id, spec=spec)
+    trials_uri = filesystem.join(stores.uri, TRIALS)
     with ThreadPoolExecutor(1, thread_name_prefix="raymlops-discard") as discarding:
 
         def discard(number: int) -> None:
-            discarding.submit(_delete, filesystem.join(sweep_uri, TRIALS, str(number)))
+            discarding.submit(_delete, filesystem.join(trials_uri, str(number)))
 
         controller = SweepController(
             stores,
-            sweep_uri=sweep_uri,
+            trials_uri=trials_uri,
             slots=lambda: concurrency(spec, resource_usage.usable()[0]),
             explain=_explain,
             before=before,
@@ -64,14 +65,14 @@ def search(
         )
         try:
             controller.notify(f"sweep {sweep_id}")
-            _run(stores, controller, data=data)
+            _run(stores, controller, data=data, command=command)
         except Exception as error:
             controller.fail(error)
         finally:
             lost = _close(stores, controller)
         if controller.halt not in {"interrupted", "broken"} and not _unfinished(stores):
-            discarding.submit(_delete, filesystem.join(sweep_uri, TRIALS))
-    _raise_error(stores, controller, lost=lost)
+            discarding.submit(_delete, trials_uri)
+    _raise_error(stores, controller, lost=lost, command=command)
     return controller
 
 
@@ -92,7 +93,7 @@ def _explain(waiters: Sequence[Waiter], *, still_s: float, running: int) -> str:
     )
 
 
-def _run(stores: SweepStores, controller: SweepController, *, data: DataCache) -> None:
+def _run(stores: SweepStores, controller: SweepController, *, data: DataCache, command: str) -> None:
     """Replay what is in the study, and let Tune run the trials that are left."""
     spec = stores.project.spec
     scheduler = scheduler_of(spec)
@@ -108,7 +109,6 @@ def _run(stores: SweepStores, controller: SweepController, *, data: DataCache) -
             controller.requeue(opened)
     if controller.done:
         return
-    command = resume_command("sweep", stores.parent.sweep_id, spec=spec)
     shared = data.shared_data() if spec.sweep.workers_per_trial == 1 else None
     with trainable(shared) as actor_class, resumable(command):
         run_tune(controller, trainable=actor_class, scheduler=scheduler, name=stores.parent.sweep_id)
@@ -136,9 +136,8 @@ def _close(stores: SweepStores, controller: SweepController) -> TrackingError | 
     return None
 
 
-def _raise_error(stores: SweepStores, controller: SweepController, *, lost: TrackingError | None) -> None:
+def _raise_error(stores: SweepStores, controller: SweepController, *, lost: TrackingError | None, command: str) -> None:
     """Raise the error that ended the sweep, if any, with the command that resumes it."""
-    command = resume_command("sweep", stores.parent.sweep_id, spec=stores.project.spec)
     resume = f"Resume it with: {command}"
     if isinstance(controller.error, RaymlopsError):
         controller.error.add_note(resume)

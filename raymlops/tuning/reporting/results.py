@@ -1,4 +1,4 @@
-"""The results that a sweep writes when it ends: the winner's configuration, the report, the trials as JSON, the tags.
+"""The results of a sweep as it ends: the winner and its configuration, the report, the trials as JSON, the tags.
 
 Owns these files and their places. Knows nothing of how trials ran.
 """
@@ -9,59 +9,101 @@ import json
 from typing import TYPE_CHECKING
 
 from raymlops.config.load import dump
-from raymlops.records import SCHEMA_VERSION
+from raymlops.errors import SweepError, describe
+from raymlops.records import SCHEMA_VERSION, SweepRecord
 from raymlops.storage.filesystem import join, write_bytes
-from raymlops.training.runs.lookup import SWEEPS
 from raymlops.tuning.mlflow.sweep_run import BEST_CONFIG, BEST_RUN, BEST_TRIAL, REPORT, STOPPED
+from raymlops.tuning.study.selection import pareto, select
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
-    from raymlops.config.schema import ProjectSpec
-    from raymlops.records import SpentRecord, SweepRecord, TrialRecord
+    from raymlops.records import SpentRecord
     from raymlops.tuning.sweep_stores import SweepStores
 
 
-def folder_of(spec: ProjectSpec, sweep_id: str) -> str:
-    """Return the folder of a sweep's files."""
-    return join(spec.storage.path, SWEEPS, sweep_id)
-
-
-def write_best(stores: SweepStores, best: TrialRecord) -> str:
-    """Write the winner's whole configuration, which ``train`` takes, into the sweep's folder and its run.
-
-    Raises:
-        StorageError, TrackingError: it cannot be written.
-    """
-    project, parent, metric = stores.project, stores.parent, stores.trials.objectives[0].metric
-    header = (
-        f"# Trial {best.number} of sweep {parent.sweep_id}: {metric} = {best.value:.6g} "
-        f"after {best.epochs} epochs ({best.status}).\n"
-    )
-    text = header + dump(project.with_params(best.params).spec)
-    uri = join(folder_of(project.spec, parent.sweep_id), "best.yaml")
-    write_bytes(uri, text.encode())
-    parent.tracker.log_text(parent.sweep_id, text, "config/best.yaml")
-    return uri
-
-
-def write_report(
+def conclude(
     stores: SweepStores,
-    records: Sequence[TrialRecord],
     *,
-    best: TrialRecord | None,
     spent: SpentRecord,
     stopped: str,
-) -> str:
-    """Write the HTML report into the sweep's folder, and return its URI, which the sweep's run has as a tag."""
+    notify: Callable[[str], None],
+    storage: str,
+    forked_from: str,
+) -> SweepRecord:
+    """Choose the winner, write the report and the winner's configuration, end the sweep's run, and return its record.
+
+    ``stopped`` is the budget that ended it, in words; ``storage`` the study's database without credentials.
+
+    Raises:
+        SweepError: no trial gave a usable value.
+        StorageError, TrackingError: the configuration, or the run's end, cannot be written.
+    """
     from raymlops.tuning.reporting.report import html
 
-    project = stores.project
-    config = "" if best is None else dump(project.with_params(best.params).spec)
-    text = html(stores, records, best=best, spent=spent, stopped=stopped, best_config_text=config)
-    uri = join(folder_of(project.spec, stores.parent.sweep_id), "report.html")
-    write_bytes(uri, text.encode())
-    return uri
+    spec, parent, objectives = stores.project.spec, stores.parent, stores.trials.objectives
+    records = stores.records()
+    front = pareto(records, objectives=objectives)
+    best, failure, config = None, None, ""
+    try:
+        best = select(records, objectives=objectives, constraints=spec.sweep.constraints)
+        config = dump(stores.project.with_params(best.params).spec)
+    except SweepError as error:
+        failure = error
+        if stopped and not records:
+            failure = SweepError(
+                f"the sweep {stopped} before its first trial ended",
+                hint=f"raymlops sweep --resume {parent.sweep_id} --extend with more of that resumes its trials.",
+            )
+    report = ""
+    try:
+        page = html(stores, records, best=best, front=front, spent=spent, stopped=stopped, best_config_text=config)
+        uri = join(stores.uri, "report.html")
+        write_bytes(uri, page.encode())
+        report = uri
+    except Exception as error:  # a sweep does not fail for its report
+        notify(f"no report was written: {describe(error)}")
+    if best is None:
+        assert failure is not None
+        if report:
+            failure.add_note(f"Report: {report}")
+            parent.tag({REPORT: report})
+        raise failure
+
+    header = (
+        f"# Trial {best.number} of sweep {parent.sweep_id}: {objectives[0].metric} = {best.value:.6g} "
+        f"after {best.epochs} epochs ({best.status}).\n"
+    )
+    best_config = join(stores.uri, "best.yaml")
+    write_bytes(best_config, (header + config).encode())
+    parent.tracker.log_text(parent.sweep_id, header + config, "config/best.yaml")
+    tags = {
+        BEST_TRIAL: str(best.number),
+        BEST_RUN: best.run_id or "",
+        BEST_CONFIG: best_config,
+        REPORT: report,
+        STOPPED: stopped,
+        f"raymlops.best.{objectives[0].metric}": repr(best.value),
+    }
+    parent.end("FINISHED", {name: text for name, text in tags.items() if text})
+    return SweepRecord(
+        sweep_id=parent.sweep_id,
+        project=spec.project.name,
+        study=stores.study.study_name,
+        storage=storage,
+        metric=objectives[0].metric,
+        mode=objectives[0].mode,
+        trials=records,
+        best=best,
+        best_config=best_config,
+        duration_s=spent.wall_s,
+        stopped=stopped,
+        objectives=objectives if len(objectives) > 1 else (),
+        spent=spent,
+        pareto=front,
+        forked_from=forked_from,
+        report=report,
+    )
 
 
 def write_trials(stores: SweepStores) -> None:
@@ -76,16 +118,3 @@ def write_trials(stores: SweepStores) -> None:
         "trials": [record.to_dict() for record in stores.records()],
     }
     stores.parent.tracker.log_text(stores.parent.sweep_id, json.dumps(data, indent=1), "sweep/trials.json")
-
-
-def tags_of(record: SweepRecord) -> dict[str, str]:
-    """Return the tags of the sweep's run that describe how it ended."""
-    found = {
-        BEST_TRIAL: str(record.best.number),
-        BEST_RUN: record.best.run_id or "",
-        BEST_CONFIG: record.best_config,
-        REPORT: record.report,
-        STOPPED: record.stopped,
-        f"raymlops.best.{record.metric}": repr(record.best.value),
-    }
-    return {name: text for name, text in found.items() if text}

@@ -68,7 +68,7 @@ class Stage:
         self.trials = Trials(self.study, section=section, objectives=objectives)
         self.controller = SweepController(
             SweepStores(project, self.study, self.trials, self.runs, parent=None),
-            sweep_uri="/sweeps/s",
+            trials_uri="/sweeps/s/trials",
             slots=lambda: self.slots,
             before=before,
             on_event=self.events.append,
