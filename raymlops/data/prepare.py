@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from raymlops.project import Project
+    from raymlops.signature import Signature
 
 __all__ = ["FIT", "SOURCES", "Memory", "Prepared", "SplitData", "prepare", "table_columns", "written"]
 
@@ -48,6 +49,11 @@ class Prepared:
     state: dict[str, Any]
     refitted: dict[str, Any] | None = None
     """What ``fit`` returns now, with ``refit`` and a known state."""
+
+    @cached_property
+    def signature(self) -> Signature:
+        """Return the recipe's signature."""
+        return signature_of(self.recipe)
 
     @cached_property
     def data(self) -> DataRecord:

@@ -23,7 +23,7 @@ from raymlops.training.checkpoints.state import RunState
 from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.evaluation import merge_over_ranks, named_values, totals
 from raymlops.training.loop.optimizer import total_steps
-from raymlops.training.loop.parallel import explained, parallelize
+from raymlops.training.loop.parallel import parallelize
 from raymlops.training.loop.precision import autocast
 from raymlops.training.loop.rank_sync import Agreed, Agreement, Ranks
 from raymlops.training.loop.telemetry import Reporter
@@ -192,7 +192,7 @@ class TrainContext:
         if self.world_size > 1:
             for buffer in model.buffers():  # running statistics drift apart between ranks
                 torch.distributed.broadcast(buffer, src=0)
-        with autocast(self.spec, self.device), explained():
+        with autocast(self.spec, self.device):
             sums = totals(
                 self.recipe,
                 model,

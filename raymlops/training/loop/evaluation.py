@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Totals = dict[str, npt.NDArray[np.float64]]
 
 
-def batch_totals(recipe: RecipeBase, model: nn.Module, batch: Batch) -> Totals:
+def _batch_totals(recipe: RecipeBase, model: nn.Module, batch: Batch) -> Totals:
     """Return the recipe's sums over one batch.
 
     Raises:
@@ -125,10 +125,10 @@ def totals(
     with _evaluating(model):
         for batch in split.batches(indices, batch_size=batch_size):
             before_batch()
-            total = add(total, batch_totals(recipe, model, to_device(batch, device)))
+            total = add(total, _batch_totals(recipe, model, to_device(batch, device)))
             done += 1
         while total is None or done < passes:
-            one = batch_totals(recipe, model, to_device(split.batch(torch.tensor([0])), device))
+            one = _batch_totals(recipe, model, to_device(split.batch(torch.tensor([0])), device))
             total = add(total, {name: np.zeros_like(value) for name, value in one.items()})
             done += 1
     return total
