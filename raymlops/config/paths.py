@@ -5,21 +5,23 @@ Reads the text alone and touches no file, so that ``~``, ``file://`` and a plain
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from urllib.parse import unquote
 
 _SQLITE = "sqlite:///"
 
 
-def local_path(storage_path: str) -> Path | None:
-    """Return the absolute folder of a path (``~`` is expanded) or ``file:`` URI; None for any other URI."""
-    if storage_path.startswith("file:"):
-        rest = storage_path.removeprefix("file:").removeprefix("//")
+def local_path(uri: str | os.PathLike[str]) -> Path | None:
+    """Return the absolute form of a path (``~`` is expanded) or ``file:`` URI; None for any other URI."""
+    text = os.fspath(uri)
+    if text.startswith("file:"):
+        rest = text.removeprefix("file:").removeprefix("//")
         rest = rest.removeprefix("localhost") if rest.startswith("localhost/") else rest
         return Path(unquote(rest)).expanduser().absolute()
-    if "://" in storage_path:
+    if "://" in text:
         return None
-    return Path(storage_path).expanduser().absolute()
+    return Path(text).expanduser().absolute()
 
 
 def sqlite_url(file: Path) -> str:
