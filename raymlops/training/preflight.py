@@ -294,17 +294,17 @@ def _check_metrics(project: Project, prepared: Prepared, model: nn.Module, *, de
     # Sums of parts take three rows, and an evaluation takes no gradient.
     rows = min(_ROWS, section.eval_batch_size, max(3, _training_rows(section)), split.rows)
 
-    def sums(start: int, end: int) -> Totals:
-        return totals(recipe, model, split, batch_size=rows, device=device, indices=torch.arange(start, end))
+    def sums(start: int, end: int, spec: TrainSection | None = None) -> Totals:
+        indices = torch.arange(start, end)
+        return totals(recipe, model, split, batch_size=rows, device=device, indices=indices, spec=spec)
 
     if rows >= 3:
         _check_sums(sums, rows=rows, name=type(recipe).__name__, exact=section.precision == "fp32")
-    with autocast(section, device):
-        found = sums(0, rows)
-        try:
-            values = named_values(recipe, found, split="validation")
-        except RecipeError:  # it may need rows of each class
-            values = named_values(recipe, sums(0, min(_MOST_ROWS, split.rows)), split="validation")
+    found = sums(0, rows, section)
+    try:
+        values = named_values(recipe, found, split="validation")
+    except RecipeError:  # it may need rows of each class
+        values = named_values(recipe, sums(0, min(_MOST_ROWS, split.rows), section), split="validation")
     for key, metric in () if recipe.train_loop is not None else _asked(project.spec):
         if metric != "train/loss" and metric not in values:
             raise RecipeError(

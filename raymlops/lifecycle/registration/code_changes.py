@@ -174,19 +174,12 @@ def _evaluated(project: Project, prepared: Prepared, weights: Mapping[str, Any])
     """Return the metrics on validation, as an evaluation in the training computes them."""
     from raymlops.training.inprocess import local_device
     from raymlops.training.loop.evaluation import named_values, totals
-    from raymlops.training.loop.precision import autocast
 
     section = project.spec.train
     device = local_device(section)
     model = trained_model(prepared, weights).to(device)
-    with autocast(section, device):
-        sums = totals(
-            prepared.recipe,
-            model,
-            prepared.splits["validation"],
-            batch_size=section.eval_batch_size,
-            device=device,
-        )
+    split, size = prepared.splits["validation"], section.eval_batch_size
+    sums = totals(prepared.recipe, model, split, batch_size=size, device=device, spec=section)
     return named_values(prepared.recipe, sums, split="validation")
 
 

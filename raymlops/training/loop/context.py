@@ -24,7 +24,6 @@ from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.evaluation import merge_over_ranks, named_values, totals
 from raymlops.training.loop.optimizer import total_steps
 from raymlops.training.loop.parallel import parallelize
-from raymlops.training.loop.precision import autocast
 from raymlops.training.loop.rank_sync import Agreed, Agreement, Ranks
 from raymlops.training.loop.telemetry import Reporter
 
@@ -192,18 +191,18 @@ class TrainContext:
         if self.world_size > 1:
             for buffer in model.buffers():  # running statistics drift apart between ranks
                 torch.distributed.broadcast(buffer, src=0)
-        with autocast(self.spec, self.device):
-            sums = totals(
-                self.recipe,
-                model,
-                self.prepared.splits[split],
-                batch_size=self.spec.eval_batch_size,
-                rank=self.rank,
-                world=self.world_size,
-                device=self.device,
-                before_batch=self._before_evaluation_batch,
-                exchanges=self.sharded,
-            )
+        sums = totals(
+            self.recipe,
+            model,
+            self.prepared.splits[split],
+            batch_size=self.spec.eval_batch_size,
+            rank=self.rank,
+            world=self.world_size,
+            device=self.device,
+            before_batch=self._before_evaluation_batch,
+            exchanges=self.sharded,
+            spec=self.spec,
+        )
         if self.world_size > 1:
             sums = merge_over_ranks(sums, device=self.device)
         return named_values(self.recipe, sums, split=split)

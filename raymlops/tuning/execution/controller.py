@@ -22,7 +22,7 @@ from raymlops.tuning.execution.failures import death, decide_restart
 from raymlops.tuning.execution.slots import Slots, StallDetector
 from raymlops.tuning.mlflow.sweep_run import SPENT
 from raymlops.tuning.reporting.progress import Board, SweepEvent, TrialView
-from raymlops.tuning.study.records import STEP, without_steps
+from raymlops.tuning.trial.reported_values import STEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -216,7 +216,7 @@ class SweepController:
         self._stalls.moved()
         self._meter.end(number)
         record = self._trials.tell(number, status, reason=reason, run_id=self._trial_runs.run_id(number))
-        self._trial_runs.end(number, record.status, reason=record.reason, history=without_steps(opened.history))
+        self._trial_runs.end(number, record.status, reason=record.reason, history=opened.history)
         if number in self._saved:
             self._obsolete.append(number)
         self._board.put(TrialView.of(record, record.status), best=self._tally.take(record))

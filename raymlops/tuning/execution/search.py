@@ -20,7 +20,6 @@ from raymlops.tuning.execution.schedulers import reports, scheduler_of
 from raymlops.tuning.execution.slots import concurrency
 from raymlops.tuning.execution.tuner import run_tune
 from raymlops.tuning.mlflow.trial_runs import INTERRUPTED_WAIT_S
-from raymlops.tuning.reporting.results import write_trials
 from raymlops.tuning.stalls import stall_report
 from raymlops.tuning.study.records import history_of
 from raymlops.tuning.trial.actor import trainable
@@ -130,7 +129,7 @@ def _close(stores: SweepStores, controller: SweepController) -> TrackingError | 
                 stores.trial_runs.close(wait_s=INTERRUPTED_WAIT_S, patient=False)
             else:
                 stores.trial_runs.close()
-            write_trials(stores)
+            stores.write_trials()
         except TrackingError as error:
             return error
     return None

@@ -1,16 +1,15 @@
-"""The results of a sweep as it ends: the winner and its configuration, the report, the trials as JSON, the tags.
+"""The results of a sweep as it ends: the winner and its configuration, the report, the tags.
 
 Owns these files and their places. Knows nothing of how trials ran.
 """
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from raymlops.config.load import dump
 from raymlops.errors import SweepError, describe
-from raymlops.records import SCHEMA_VERSION, SweepRecord
+from raymlops.records import SweepRecord
 from raymlops.storage.filesystem import join, write_bytes
 from raymlops.tuning.mlflow.sweep_run import BEST_CONFIG, BEST_RUN, BEST_TRIAL, REPORT, STOPPED
 from raymlops.tuning.study.selection import pareto, select
@@ -104,17 +103,3 @@ def conclude(
         forked_from=forked_from,
         report=report,
     )
-
-
-def write_trials(stores: SweepStores) -> None:
-    """Write all trials as JSON to the sweep's MLflow run.
-
-    Raises:
-        TrackingError: MLflow rejects it.
-    """
-    data = {
-        "schema_version": SCHEMA_VERSION,
-        **stores.trials.objectives[0].to_dict(),
-        "trials": [record.to_dict() for record in stores.records()],
-    }
-    stores.parent.tracker.log_text(stores.parent.sweep_id, json.dumps(data, indent=1), "sweep/trials.json")
