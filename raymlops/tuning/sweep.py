@@ -15,13 +15,12 @@ from raymlops.config.changes import refuse_sweep_changes, sweep_changes
 from raymlops.errors import UsageError
 from raymlops.records import SpentRecord, SweepRecord
 from raymlops.tuning.budget import Tally, nothing_left
-from raymlops.tuning.checks import check
 from raymlops.tuning.execution.search import search
 from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, SweepRun, before_of, study_of, sweep_of
 from raymlops.tuning.reporting.progress import SweepEvent
 from raymlops.tuning.reporting.results import conclude
 from raymlops.tuning.study.fork import CARRIED, add_carried, carry_over
-from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, refuse_sqlite, without_credentials
+from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, without_credentials
 from raymlops.tuning.sweep_stores import SweepStores, linked_study
 
 if TYPE_CHECKING:
@@ -47,13 +46,13 @@ def sweep(
 ) -> SweepRecord:
     """Search ``sweep.space`` and return every trial, the best one, and the path of its configuration.
 
-    ``resume`` is the id of a sweep to resume: its finished trials stay, the others resume from their checkpoints.
-    ``fork`` is a previous sweep whose trials the new one starts with, where they fit its space.
+    ``project`` has passed ``checks.check``. ``resume`` is the id of a sweep to resume: its finished trials stay, the
+    others resume from their checkpoints. ``fork`` is a previous sweep whose trials the new one starts with, where they
+    fit its space.
 
     Raises:
-        UsageError: before anything starts: nothing to search, a metric that the recipe never reports, a recipe that
-            fails on this configuration, SQLite with more than one node, or a sweep that cannot be resumed with this
-            configuration or has nothing left to do.
+        UsageError: before anything starts: a metric that the recipe never reports, a recipe that fails on this
+            configuration, or a sweep that cannot be resumed with this configuration or has nothing left to do.
         NotFoundError: there is no such sweep, or its study was deleted.
         RefusedError: another driver is running it.
         StorageError: ``storage.path`` or Optuna's file cannot be written.
@@ -62,8 +61,6 @@ def sweep(
         KeyboardInterrupt: the sweep was interrupted; its processes are ended, its parent run is KILLED, and it can be
             resumed.
     """
-    import ray
-
     from raymlops.data.cache import DataCache
     from raymlops.state.database import state_url
     from raymlops.state.lease import lease
@@ -76,9 +73,7 @@ def sweep(
             on_event(SweepEvent("message", message=text))
 
     spec = project.spec
-    check(project)
     url = optuna_url(spec)
-    refuse_sqlite(url, nodes=sum(node["Alive"] for node in ray.nodes()))
     check_writable(spec.storage.path)
     store = tracker(spec)
     store.check()

@@ -98,11 +98,12 @@ def run_sweep(
     """
     from raymlops.cluster.capacity import check_fits
     from raymlops.cluster.connect import connect
+    from raymlops.tuning.study.storage import optuna_url
     from raymlops.tuning.sweep import sweep
 
     spec = request.project.spec
     with connect(spec):
-        check_sharing(spec)
+        check_sharing(spec, databases={"storage.optuna": optuna_url(spec)})
         check_fits(
             workers=spec.sweep.workers_per_trial,
             cpus_per_worker=spec.train.cpus_per_worker,

@@ -45,20 +45,6 @@ def optuna_url(spec: ProjectSpec) -> str:
     return spec.storage.sqlite("optuna.db", instead="storage.optuna", hint=hint)
 
 
-def refuse_sqlite(url: str, *, nodes: int) -> None:
-    """Reject a SQLite file where the cluster has several nodes.
-
-    Raises:
-        UsageError: with the setting to use instead.
-    """
-    if nodes > 1 and url.startswith("sqlite"):
-        raise UsageError(
-            f"storage.optuna is {without_credentials(url)}, and the cluster has {nodes} nodes: "
-            "a SQLite file lives on one",
-            hint="Set storage.optuna to a PostgreSQL URL, as {env: NAME} where it holds a password.",
-        )
-
-
 def without_credentials(url: str) -> str:
     """Return a SQL URL without user, password and options, as records and logs may hold it."""
     from sqlalchemy import URL, make_url

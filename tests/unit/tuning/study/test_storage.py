@@ -19,7 +19,6 @@ from raymlops.tuning.study.storage import (
     load_study,
     open_storage,
     optuna_url,
-    refuse_sqlite,
     without_credentials,
 )
 
@@ -173,10 +172,3 @@ def test_a_trial_without_a_heartbeat_is_failed_by_nobody(url):
         with pytest.warns(match="fail_stale_trials is experimental"):
             fail_stale_trials(study)
         assert study.trials[0].state == TrialState.RUNNING
-
-
-def test_sqlite_is_refused_where_there_are_several_nodes():
-    refuse_sqlite("sqlite:////x/optuna.db", nodes=1)
-    refuse_sqlite("postgresql://db/optuna", nodes=3)
-    with pytest.raises(UsageError, match="has 2 nodes: a SQLite file lives on one"):
-        refuse_sqlite("sqlite:////x/optuna.db", nodes=2)
