@@ -18,7 +18,7 @@ from raymlops.bundle import verify as names
 from raymlops.bundle.code import own_version
 from raymlops.bundle.imports import import_module
 from raymlops.errors import NonFiniteError, RecipeError, RecipeImportError
-from raymlops.recipe import RecipeBase, call_recipe, map_tensors, resolve, to_device
+from raymlops.recipe import RecipeBase, call_recipe, map_tensors, model_of, resolve, to_device
 from raymlops.signature import Signature
 from raymlops.storage.filesystem import join
 
@@ -212,15 +212,14 @@ def _model(recipe: RecipeBase, weights: Path) -> nn.Module:
     import torch
     from safetensors.torch import load_file
 
-    name = type(recipe).__name__
     # Initial weights are drawn and discarded; the caller's random state is preserved.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        model: nn.Module = call_recipe(f"{name}.model()", recipe.model)
+        model = model_of(recipe)
     try:
         model.load_state_dict(load_file(weights, device="cpu"), strict=True)
     except RuntimeError as error:
         raise RecipeError(
-            f"the bundle's weights do not fit {name}.model(): {error}",
+            f"the bundle's weights do not fit {type(recipe).__name__}.model(): {error}",
             hint="The recipe builds a different model from the one that was trained.",
         ) from error
     return model.eval().requires_grad_(requires_grad=False)

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from urllib.parse import unquote
 
+from raymlops.errors import ConfigError, Problem
+
 _SQLITE = "sqlite:///"
 
 
@@ -27,6 +29,19 @@ def local_path(uri: str | os.PathLike[str]) -> Path | None:
 def sqlite_url(file: Path) -> str:
     """Return the SQL URL of a SQLite file, whatever characters its path has (Jenkins' workspaces hold ``%2F``)."""
     return _SQLITE + str(file).replace("%", "%25").replace("?", "%3F")
+
+
+def sqlite_under(storage_path: str, name: str, *, instead: str, hint: str) -> str:
+    """Return the SQL URL of a SQLite file under ``storage.path``.
+
+    Raises:
+        ConfigError: that is a URI, which holds no such file; the field ``instead`` is to be set.
+    """
+    folder = local_path(storage_path)
+    if folder is None:
+        message = f"is required, because storage.path is {storage_path!r}, which cannot hold SQLite files"
+        raise ConfigError([Problem(instead, message)], hint=hint)
+    return sqlite_url(folder / name)
 
 
 def sqlite_path(url: str) -> Path | None:

@@ -18,11 +18,9 @@ from pydantic import (
 )
 
 from raymlops.config.base import Fixed, Free, Name, SecretRef, Spec, Uri, UriOrRef
-from raymlops.config.paths import local_path, sqlite_url
 from raymlops.config.serve import ServeSection
 from raymlops.config.sweep import Mode, SweepSection, Threshold
 from raymlops.config.train import TrainSection
-from raymlops.errors import ConfigError, Problem
 from raymlops.records import Objective
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
@@ -88,18 +86,6 @@ class StorageSection(Spec):
     state: Free[UriOrRef | None] = Field(
         None, description="SQL URL of raymlops' own tables; default: SQLite under path"
     )
-
-    def sqlite(self, name: str, *, instead: str, hint: str) -> str:
-        """Return the SQL URL of a SQLite file under ``path``.
-
-        Raises:
-            ConfigError: ``path`` is a URI, which holds no such file; the field ``instead`` is to be set.
-        """
-        folder = local_path(self.path)
-        if folder is None:
-            message = f"is required, because storage.path is {self.path!r}, which cannot hold SQLite files"
-            raise ConfigError([Problem(instead, message)], hint=hint)
-        return sqlite_url(folder / name)
 
 
 class ClusterSection(Spec):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import sqlalchemy as sa
 
 from raymlops.config.base import resolve
+from raymlops.config.paths import sqlite_under
 from raymlops.errors import RefusedError
 from raymlops.state.engine import database_path, errors, open_engine, this_user
 from raymlops.state.locks import hold, open_shared
@@ -116,7 +117,7 @@ def state_url(spec: ProjectSpec) -> str:
     if spec.storage.state is not None:
         return resolve(spec.storage.state, "storage.state")
     hint = "storage.state: {env: RAYMLOPS_STATE_URL} with postgresql+psycopg://user:password@host/database"
-    return spec.storage.sqlite("state.db", instead="storage.state", hint=hint)
+    return sqlite_under(spec.storage.path, "state.db", instead="storage.state", hint=hint)
 
 
 def _share(file: Path | None) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.config.base import resolve
 from raymlops.config.credentials import redact
-from raymlops.config.paths import local_path
+from raymlops.config.paths import local_path, sqlite_under
 from raymlops.errors import NotFoundError, TrackingError
 from raymlops.tracking.database import database_file, ensure_database
 from raymlops.tracking.params import MAX_VALUE_CHARS
@@ -74,7 +74,7 @@ def tracking_uri(spec: ProjectSpec) -> str:
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     hint = "Name an MLflow server or a PostgreSQL URL."
-    return spec.storage.sqlite("mlflow.db", instead="tracking.uri", hint=hint)
+    return sqlite_under(spec.storage.path, "mlflow.db", instead="tracking.uri", hint=hint)
 
 
 class Tracker:

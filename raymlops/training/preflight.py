@@ -20,7 +20,7 @@ import torch
 from raymlops.bundle.code import collect
 from raymlops.data.order import micro_batch_rows
 from raymlops.errors import RaymlopsError, RecipeError
-from raymlops.recipe import call_recipe, described, to_device
+from raymlops.recipe import call_recipe, described, model_of, to_device
 from raymlops.training.example import check_answer, check_encode
 from raymlops.training.inprocess import local_device
 from raymlops.training.loop.batch_norm import normalizes_batches
@@ -118,7 +118,7 @@ def has_unused_parameters(project: Project, prepared: Prepared, *, has_gpu: bool
     if device == "worker's":
         return None
     with _aside(section, device):
-        model = _model(prepared).to(device)
+        model = model_of(prepared.recipe).to(device)
         return _unused(model, _check_loss(section, prepared, model, device=device))
 
 
@@ -166,7 +166,7 @@ def try_model(
     """
     section = project.spec.train
     with _aside(section, device):
-        model = _model(prepared)
+        model = model_of(prepared.recipe)
         check(prepared.recipe, model, spec=section)
         model = model.to(device)
         loss = _check_loss(section, prepared, model, device=device)
@@ -221,14 +221,6 @@ def _aside(section: TrainSection, device: str) -> Iterator[None]:
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (error is not None and _is_out_of_memory(error.__cause__))
-
-
-def _model(prepared: Prepared) -> nn.Module:
-    where = f"{type(prepared.recipe).__name__}.model()"
-    model = call_recipe(where, prepared.recipe.model)
-    if not isinstance(model, torch.nn.Module):
-        raise RecipeError(f"{where} returned {described(model)}; return a torch.nn.Module")
-    return model
 
 
 def _check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, *, device: str) -> torch.Tensor:
@@ -298,13 +290,13 @@ def _check_metrics(project: Project, prepared: Prepared, model: nn.Module, *, de
         indices = torch.arange(start, end)
         return totals(recipe, model, split, batch_size=rows, device=device, indices=indices, spec=spec)
 
-    if rows >= 3:
-        _check_sums(sums, rows=rows, name=type(recipe).__name__, exact=section.precision == "fp32")
     found = sums(0, rows, section)
     try:
         values = named_values(recipe, found, split="validation")
     except RecipeError:  # it may need rows of each class
         values = named_values(recipe, sums(0, min(_MOST_ROWS, split.rows), section), split="validation")
+    if rows >= 3:
+        _check_sums(sums, rows=rows, name=type(recipe).__name__, exact=section.precision == "fp32")
     for key, metric in () if recipe.train_loop is not None else _asked(project.spec):
         if metric != "train/loss" and metric not in values:
             raise RecipeError(
@@ -331,7 +323,7 @@ def _check_sums(sums: Callable[[int, int], Totals], *, rows: int, name: str, exa
     except RecipeError:
         if exact:
             raise
-        return  # an error in low precision too is found with the values
+        return
     both = add(left, right)
     for key, expected in whole.items():
         got = both[key]

@@ -162,10 +162,10 @@ def trained_model(prepared: Prepared, weights: Mapping[str, Any]) -> nn.Module:
     """
     import torch
 
-    from raymlops.recipe import call_recipe
+    from raymlops.recipe import model_of
 
     with torch.random.fork_rng(devices=[]):
-        model: nn.Module = call_recipe(f"{type(prepared.recipe).__name__}.model()", prepared.recipe.model)
+        model = model_of(prepared.recipe)
     model.load_state_dict(weights)
     return model.eval()
 

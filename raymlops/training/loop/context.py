@@ -16,7 +16,7 @@ import torch
 
 from raymlops.data.order import seed_all
 from raymlops.errors import NonFiniteError, RecipeError, TrainingError
-from raymlops.recipe import RecipeBase, call_recipe
+from raymlops.recipe import RecipeBase, call_recipe, model_of
 from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.checkpoints.saver import Snapshot, restore
 from raymlops.training.checkpoints.state import RunState
@@ -121,8 +121,7 @@ class TrainContext:
     def model(self) -> nn.Module:
         """Return the untrained model on this rank's device, the same on every rank."""
         torch.manual_seed(self.spec.seed)
-        model: nn.Module = call_recipe(f"{type(self.recipe).__name__}.model()", self.recipe.model)
-        model = model.to(self.device)
+        model = model_of(self.recipe).to(self.device)
         self._not_finite_at_start = entries_not_finite(model.state_dict())
         return model
 

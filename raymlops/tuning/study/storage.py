@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.base import resolve
+from raymlops.config.paths import sqlite_under
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def optuna_url(spec: ProjectSpec) -> str:
     if spec.storage.optuna is not None:
         return resolve(spec.storage.optuna, "storage.optuna")
     hint = "A SQL URL such as postgresql+psycopg://host/optuna ({env: NAME} for one with a password)."
-    return spec.storage.sqlite("optuna.db", instead="storage.optuna", hint=hint)
+    return sqlite_under(spec.storage.path, "optuna.db", instead="storage.optuna", hint=hint)
 
 
 def without_credentials(url: str) -> str:
