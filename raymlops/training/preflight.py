@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import math
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -100,9 +99,9 @@ def preflight_sweep(
     if preflight(project, prepared, workers=workers, has_gpu=has_gpu, warn=warn) is not None:
         return
     exact = project.spec.train.model_copy(update={"precision": "fp32"})  # not every low precision is the CPU's
-    on_cpu = replace(project, spec=project.spec.model_copy(update={"train": exact}))
+    warn = None if warn is None else lambda _text: None
     try:
-        try_model(on_cpu, prepared, device="cpu", distributed=False, warn=None if warn is None else lambda _text: None)
+        try_model(project.with_train(exact), prepared, device="cpu", distributed=False, warn=warn)
     except Exception as error:
         if _is_ours(error):
             raise

@@ -7,12 +7,11 @@ or is suspended. Knows nothing of Ray Tune, whose hooks call it, so that a test 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections import Counter, deque
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from raymlops.cluster.import_paths import own_paths
 from raymlops.errors import UnreachableError, describe
 from raymlops.records import SpentRecord
 from raymlops.storage.filesystem import join
@@ -77,12 +76,8 @@ class SweepController:
         self._stalls = StallDetector(explain, clock=clock)
         self._meter = Meter(section, before=before or SpentRecord(), clock=clock)
         self._objective = trials.objectives[0]
-        # A recipe need not be installed: a trial's process on this machine can import what this process can.
-        self._common = {
-            "shared": json.dumps(shared),  # the data that the driver has found
-            "sys_path": json.dumps([str(Path(entry).absolute()) for entry in sys.path]),
-            "cwd": str(Path.cwd()),
-        }
+        self._common = {"shared": json.dumps(shared), **own_paths()}
+        """The data that the driver has found, and what it can import."""
         self._board = Board()
         self._pending: deque[OpenTrial] = deque()
         """Trials to resume when a slot is free."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.config.base import resolve
 from raymlops.config.paths import sqlite_under
+from raymlops.display import quiet
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
@@ -219,13 +220,7 @@ def load_study(storage: Any, name: str) -> Any:
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
     """Silence Optuna's warnings about experimental arguments and its progress log."""
-    logger = logging.getLogger("optuna")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"optuna\..*")
-            warnings.filterwarnings("ignore", message=".*experimental.*")
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet("optuna", level=logging.ERROR), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"optuna\..*")
+        warnings.filterwarnings("ignore", message=".*experimental.*")
+        yield

@@ -6,7 +6,6 @@ run. Knows nothing of Ray Tune.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.capacity import Places
@@ -73,7 +72,7 @@ def train_on_workers(
             "keep_best": 1,
         }
     )
-    nested = replace(project, spec=spec.model_copy(update={"train": section}))
+    nested = project.with_train(section)
     room = Places(
         cpus_per_worker=section.cpus_per_worker, gpus_per_worker=section.gpus_per_worker, purpose="a trial's workers"
     )
