@@ -18,9 +18,9 @@ from raymlops.tuning.budget import Tally, nothing_left
 from raymlops.tuning.execution.search import search
 from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, SweepRun, before_of, study_of, sweep_of
 from raymlops.tuning.reporting.progress import SweepEvent
-from raymlops.tuning.reporting.results import conclude
+from raymlops.tuning.results import conclude
 from raymlops.tuning.study.fork import CARRIED, add_carried, carry_over
-from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, without_credentials
+from raymlops.tuning.study.storage import load_study, open_storage, optuna_url
 from raymlops.tuning.sweep_stores import SweepStores, linked_study
 
 if TYPE_CHECKING:
@@ -73,7 +73,6 @@ def sweep(
             on_event(SweepEvent("message", message=text))
 
     spec = project.spec
-    url = optuna_url(spec)
     check_writable(spec.storage.path)
     store = tracker(spec)
     store.check()
@@ -94,23 +93,15 @@ def sweep(
         prepared = data.get(project)
         unservable: list[str] = []
         preflight_sweep(project, prepared, warn=None if recorded is None else unservable.append)
-        opener = _Opener(project, store, held.enter_context(open_storage(url)), url, notify)
+        opener = _Opener(project, store, held.enter_context(open_storage(optuna_url(spec))), notify)
         if recorded is None:
-            before, forked_from = SpentRecord(), "" if fork is None else fork.run_id
+            before = SpentRecord()
             stores = opener.start(prepared, fork=fork, tags=tags or {}, hold=hold)
         else:
-            before, forked_from = before_of(recorded), recorded.tags.get(FORKED_FROM, "")
+            before = before_of(recorded)
             stores = opener.resume(recorded, prepared, changes=changes, unservable=unservable, spent=before)
         with stores.parent.closing_on_error():
-            controller = search(stores, data=data, before=before, on_event=on_event)
-            return conclude(
-                stores,
-                spent=controller.spent,
-                stopped=controller.stopped,
-                notify=controller.notify,
-                storage=without_credentials(url),
-                forked_from=forked_from,
-            )
+            return conclude(stores, search(stores, data=data, before=before, on_event=on_event))
 
 
 @dataclass(frozen=True)
@@ -120,7 +111,6 @@ class _Opener:
     project: Project
     tracker: Tracker
     storage: Any
-    url: str
     notify: Callable[[str], None]
 
     def start(
@@ -129,13 +119,18 @@ class _Opener:
         """Create the parent run and the study."""
         carried = None if fork is None else self._carried_from_fork(fork, prepared)
         parent = SweepRun.create(
-            self.tracker, self.project, prepared.data, tags=tags, submission_id=_submission(), forked_from=fork
+            self.tracker,
+            self.project,
+            prepared.data,
+            tags=tags,
+            submission_id=_submission(),
+            forked_from="" if fork is None else fork.run_id,
         )
         with parent.closing_on_error():
             hold(parent.sweep_id)
             study = linked_study(self.storage, parent, spec=self.project.spec)
-            if fork is not None and carried is not None:
-                self._add(study, carried, fork=fork)
+            if carried is not None:
+                self._add(study, carried, sweep_id=parent.forked_from)
             stores = SweepStores.open(self.project, parent, study)
             for note in prepared.data.notes:
                 self.notify(note)
@@ -155,11 +150,11 @@ class _Opener:
 
         data = data_of(recorded, prepared)
         check_data(recorded, data)
-        parent = SweepRun(self.tracker, recorded.run_id)
+        parent = SweepRun(self.tracker, recorded.run_id, recorded.tags.get(FORKED_FROM, ""))
         study = linked_study(self.storage, parent, spec=self.project.spec, recorded=recorded)
-        if (forked_from := recorded.tags.get(FORKED_FROM)) and not study.user_attrs.get(CARRIED):
-            fork = sweep_of(self.tracker, forked_from)
-            self._add(study, self._carried(fork), fork=fork)
+        if parent.forked_from and not study.user_attrs.get(CARRIED):
+            carried = self._carried(sweep_of(self.tracker, parent.forked_from))
+            self._add(study, carried, sweep_id=parent.forked_from)
         stores = SweepStores.open(self.project, parent, study)
         if recorded.status == "FINISHED":
             _refuse_nothing_left(stores, spent)
@@ -194,17 +189,15 @@ class _Opener:
 
     def _carried(self, fork: Recorded) -> Carried:
         assert fork.spec is not None
-        with ExitStack() as opened:
-            url = optuna_url(fork.spec)
-            storage = self.storage if url == self.url else opened.enter_context(open_storage(url))
+        with open_storage(optuna_url(fork.spec)) as storage:
             study = load_study(storage, study_of(fork))
             return carry_over(study, old_spec=fork.spec, new_spec=self.project.spec, sweep_id=fork.run_id)
 
-    def _add(self, study: Any, carried: Carried, *, fork: Recorded) -> None:
+    def _add(self, study: Any, carried: Carried, *, sweep_id: str) -> None:
         kept, left = carried
         add_carried(study, kept)
         why = "".join(f"; {count} left out: {reason}" for reason, count in left.items())
-        self.notify(f"carried over {len(kept)} trials of the sweep {fork.run_id}{why}")
+        self.notify(f"carried over {len(kept)} trials of the sweep {sweep_id}{why}")
 
 
 def _refuse_nothing_left(stores: SweepStores, spent: SpentRecord) -> None:

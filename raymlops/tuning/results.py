@@ -13,26 +13,15 @@ from raymlops.records import SweepRecord
 from raymlops.storage.filesystem import join, write_bytes
 from raymlops.tuning.mlflow.sweep_run import BEST_CONFIG, BEST_RUN, BEST_TRIAL, REPORT, STOPPED
 from raymlops.tuning.study.selection import pareto, select
+from raymlops.tuning.study.storage import optuna_url, without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from raymlops.records import SpentRecord
+    from raymlops.tuning.execution.controller import SweepController
     from raymlops.tuning.sweep_stores import SweepStores
 
 
-def conclude(
-    stores: SweepStores,
-    *,
-    spent: SpentRecord,
-    stopped: str,
-    notify: Callable[[str], None],
-    storage: str,
-    forked_from: str,
-) -> SweepRecord:
+def conclude(stores: SweepStores, controller: SweepController) -> SweepRecord:
     """Choose the winner, write the report and the winner's configuration, end the sweep's run, and return its record.
-
-    ``stopped`` is the budget that ended it, in words; ``storage`` the study's database without credentials.
 
     Raises:
         SweepError: no trial gave a usable value.
@@ -40,6 +29,7 @@ def conclude(
     """
     from raymlops.tuning.reporting.report import html
 
+    spent, stopped = controller.spent, controller.stopped
     spec, parent, objectives = stores.project.spec, stores.parent, stores.trials.objectives
     records = stores.records()
     front = pareto(records, objectives=objectives)
@@ -61,7 +51,7 @@ def conclude(
         write_bytes(uri, page.encode())
         report = uri
     except Exception as error:  # a sweep does not fail for its report
-        notify(f"no report was written: {describe(error)}")
+        controller.notify(f"no report was written: {describe(error)}")
     if best is None:
         assert failure is not None
         if report:
@@ -89,7 +79,7 @@ def conclude(
         sweep_id=parent.sweep_id,
         project=spec.project.name,
         study=stores.study.study_name,
-        storage=storage,
+        storage=without_credentials(optuna_url(spec)),
         metric=objectives[0].metric,
         mode=objectives[0].mode,
         trials=records,
@@ -100,6 +90,6 @@ def conclude(
         objectives=objectives if len(objectives) > 1 else (),
         spent=spent,
         pareto=front,
-        forked_from=forked_from,
+        forked_from=parent.forked_from,
         report=report,
     )
