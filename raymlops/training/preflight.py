@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from raymlops.bundle.code import collect
-from raymlops.data.order import micro_batch_rows
 from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.recipe import call_recipe, described, model_of, to_device
 from raymlops.training.example import check_answer, check_encode
@@ -226,7 +225,7 @@ def _check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, *, 
     """Return the loss of the first training rows."""
     where = f"{type(prepared.recipe).__name__}.loss()"
     split = prepared.splits["train"]
-    rows = min(_ROWS, split.rows, _training_rows(section))
+    rows = min(_ROWS, split.rows, section.micro_batch_rows)
     batch = to_device(split.batch(torch.arange(rows)), device)
     model.train()
     try:
@@ -248,10 +247,6 @@ def _check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, *, 
     if trainable and not loss.requires_grad:
         raise RecipeError(f"{where} has no gradient", hint="Compute it from the model's output, not detached.")
     return loss
-
-
-def _training_rows(section: TrainSection) -> int:
-    return micro_batch_rows(section.batch_size, world=max(1, section.workers[0]), pieces=section.accumulate)
 
 
 def _too_few_rows(section: TrainSection, error: RecipeError, *, rows: int) -> RecipeError:
@@ -283,7 +278,7 @@ def _check_metrics(project: Project, prepared: Prepared, model: nn.Module, *, de
     """Check what ``metrics`` and ``finalize`` return for the first validation rows."""
     section, recipe, split = project.spec.train, prepared.recipe, prepared.splits["validation"]
     # Sums of parts take three rows, and an evaluation takes no gradient.
-    rows = min(_ROWS, section.eval_batch_size, max(3, _training_rows(section)), split.rows)
+    rows = min(_ROWS, section.eval_batch_size, max(3, section.micro_batch_rows), split.rows)
 
     def sums(start: int, end: int, spec: TrainSection | None = None) -> Totals:
         indices = torch.arange(start, end)
