@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import pickle
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from raymlops.display import OnEvent, quiet, shown
@@ -158,7 +158,8 @@ def _run(job: Job, chunks: Sequence[Chunk], *, spec: ProjectSpec, concurrency: i
 
 def _workers(spec: ProjectSpec, chunks: int, concurrency: int | None) -> int:
     from raymlops.cluster.capacity import Places, check_fits
+    from raymlops.cluster.placement import WorkerRequest
 
-    cpus, purpose = spec.train.cpus_per_worker, "a batch prediction"
-    check_fits(workers=concurrency or 1, wait_s=spec.cluster.wait_s, cpus_per_worker=cpus, purpose=purpose)
-    return min(chunks, concurrency or max(1, int(Places(cpus_per_worker=cpus, purpose=purpose).count())))
+    one = WorkerRequest(1, spec.train.cpus_per_worker, purpose="a batch prediction")
+    check_fits(replace(one, workers=concurrency or 1), wait_s=spec.cluster.wait_s)
+    return min(chunks, concurrency or max(1, int(Places(one).count())))

@@ -23,8 +23,7 @@ from raymlops.tuning.study.selection import failures
 if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
     from raymlops.tracking.client import Tracker
-    from raymlops.training.runs.lookup import Recorded
-    from raymlops.training.runs.status import Lease
+    from raymlops.training.runs.lookup import Lease, Recorded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,18 +98,14 @@ class Trials:
         with storage_errors(self._name):
             trials = study.get_trials(deepcopy=False)
         self._ended = [record_of(trial, objectives=self.objectives) for trial in trials if trial.state.is_finished()]
-        self._asked = len(trials) - sum(bool(record.carried_from) for record in self._ended)
+        self.asked = len(trials) - sum(bool(record.carried_from) for record in self._ended)
+        """The number of the sweep's own trials, ended or not, without carried ones."""
         self._next = len(trials)
-
-    @property
-    def asked(self) -> int:
-        """Return the number of the sweep's own trials, ended or not, without carried ones."""
-        return self._asked
 
     @property
     def total(self) -> int:
         """Return the number of the sweep's own trials at its end, more than wanted where more were drawn before."""
-        return max(self._num_trials, self._asked)
+        return max(self._num_trials, self.asked)
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
@@ -149,10 +145,10 @@ class Trials:
         self.flush()
         with storage_errors(self._name):
             if self._created is None:
-                self._created = self._create(point(self._section, self._asked))
+                self._created = self._create(point(self._section, self.asked))
             trial = self._draw(self._created, number=self._next)
         self._created = None
-        self._asked += 1
+        self.asked += 1
         self._next = trial.number + 1
         self.open[trial.number] = trial
         return trial

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.capacity import Places
+from raymlops.cluster.placement import WorkerRequest
 from raymlops.training.preflight import has_unused_parameters
 from raymlops.training.supervision import supervisor
 from raymlops.training.supervision.request import RunRequest
@@ -73,9 +74,7 @@ def train_on_workers(
         }
     )
     nested = project.with_train(section)
-    room = Places(
-        cpus_per_worker=section.cpus_per_worker, gpus_per_worker=section.gpus_per_worker, purpose="a trial's workers"
-    )
+    room = Places(WorkerRequest(1, section.cpus_per_worker, section.gpus_per_worker, "a trial's workers"))
     writer = EpochWriter(on_epoch, after=after)
     try:
         outcome, _ = supervisor.fit(
