@@ -99,4 +99,5 @@ def _problem(signature: Signature, rows: Any) -> InvalidRowsError | None:
 
 
 def _columns(prepared: Prepared) -> Columns:
-    return prepared.signature.parse_rows(example_rows(prepared))
+    rows = example_rows(prepared)
+    return prepared.signature.parse_rows(rows)

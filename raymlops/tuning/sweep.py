@@ -101,7 +101,8 @@ def sweep(
             before = before_of(recorded)
             stores = opener.resume(recorded, prepared, changes=changes, unservable=unservable, spent=before)
         with stores.parent.closing_on_error():
-            return conclude(stores, search(stores, data=data, before=before, on_event=on_event))
+            controller = search(stores, data=data, before=before, on_event=on_event)
+            return conclude(stores, controller)
 
 
 @dataclass(frozen=True)

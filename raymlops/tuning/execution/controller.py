@@ -59,6 +59,8 @@ class SweepController:
         self.stopped = ""
         """Which budget ended the sweep, in words; empty where none did."""
         self.error: BaseException | None = None
+        self.suspended = False
+        """Whether a trial is left that resumes with the sweep, from its checkpoint."""
         self._project = stores.project
         self._section = section = stores.project.spec.sweep
         self._trials = trials = stores.trials
@@ -239,6 +241,7 @@ class SweepController:
         if self._closed:
             return
         for number, opened in list(self._trials.open.items()):
+            self.suspended = True
             self._meter.end(number)
             self._trials.suspend(number)
             self._trial_runs.suspend(number)

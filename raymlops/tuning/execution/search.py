@@ -69,7 +69,7 @@ def search(
             controller.fail(error)
         finally:
             lost = _close(stores, controller)
-        if controller.halt not in {"interrupted", "broken"} and not _unfinished(stores):
+        if controller.halt not in {"interrupted", "broken"} and not controller.suspended:
             discarding.submit(_delete, trials_uri)
     _raise_error(stores, controller, lost=lost, command=command)
     return controller
@@ -80,16 +80,9 @@ def _explain(waiters: Sequence[Waiter], *, still_s: float, running: int) -> str:
     import ray
 
     total, free = resource_usage.nodes()
+    own = resource_usage.usable()[1]
     used = resource_usage.holders(without_job=ray.get_runtime_context().get_job_id())
-    return stall_report(
-        waiters,
-        still_s=still_s,
-        running=running,
-        total=total,
-        free=free,
-        own=resource_usage.usable()[1],
-        holders=used,
-    )
+    return stall_report(waiters, still_s=still_s, running=running, total=total, free=free, own=own, holders=used)
 
 
 def _run(stores: SweepStores, controller: SweepController, *, data: DataCache, command: str) -> None:
@@ -153,13 +146,6 @@ def _raise_error(stores: SweepStores, controller: SweepController, *, lost: Trac
             hint=f"The Optuna study {stores.study.study_name} holds every trial. Once MLflow answers, "
             f"{command} writes what is missing.",
         ) from lost
-
-
-def _unfinished(stores: SweepStores) -> bool:
-    """Return whether a trial may be resumed later, from its checkpoint."""
-    from optuna.trial import TrialState
-
-    return bool(stores.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)))
 
 
 def _delete(uri: str) -> None:

@@ -198,6 +198,7 @@ def test_a_used_up_budget_halts_the_sweep_and_puts_back_what_runs(storage):
     stage.now = 60.0
     assert stage.controller.halting
     stage.controller.close()
+    assert stage.controller.suspended  # whose checkpoints are kept
     assert stage.states() == [TrialState.WAITING] * 2
     assert (stage.controller.stopped, stage.controller.next_trial()) == ("reached its timeout_s of 60 s", None)
 
