@@ -7,6 +7,7 @@ class, which derives from ``Progress``.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
@@ -229,6 +230,19 @@ def logfmt_line(pairs: Mapping[str, Any]) -> str:
 def shown_value(value: Any) -> str:
     """Return a parameter's value in short."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def quiet(*loggers: str, level: int) -> Iterator[None]:
+    """Show only messages of at least ``level`` of these loggers for the block."""
+    before = {logger: logger.level for logger in map(logging.getLogger, loggers)}
+    for logger in before:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, own in before.items():
+            logger.setLevel(own)
 
 
 def duration(seconds: float) -> str:

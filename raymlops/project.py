@@ -5,7 +5,7 @@ Owns the pair of a spec and a recipe that every later stage gets. Knows nothing 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config import shape
@@ -19,6 +19,8 @@ from raymlops.recipe import RecipeBase, RecipeConfig, reference_of, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from raymlops.config.train import TrainSection
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ class Project:
         if problems:
             raise ConfigError(problems)
         return bind(load_data(data), recipe=self.recipe_class)
+
+    def with_train(self, section: TrainSection) -> Project:
+        """Return the project with another ``train`` section, which is valid already."""
+        return replace(self, spec=self.spec.model_copy(update={"train": section}))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for another process; ``from_dict`` imports the recipe there."""

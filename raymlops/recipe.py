@@ -315,6 +315,21 @@ def signature_of(recipe: RecipeBase) -> Signature:
     return found
 
 
+def model_of(recipe: RecipeBase) -> nn.Module:
+    """Return a recipe's untrained model.
+
+    Raises:
+        RecipeError: ``model()`` raises or returns something else.
+    """
+    from torch import nn
+
+    where = f"{type(recipe).__name__}.model()"
+    found = call_recipe(where, recipe.model)
+    if not isinstance(found, nn.Module):
+        raise RecipeError(f"{where} returned {described(found)}; return a torch.nn.Module")
+    return found
+
+
 def described(value: Any) -> str:
     """Describe a value for an error message."""
     if value is None:

@@ -17,14 +17,13 @@ import numpy.typing as npt
 from raymlops.bundle import verify as names
 from raymlops.bundle.code import own_version
 from raymlops.bundle.imports import import_module
-from raymlops.errors import NonFiniteError, RaymlopsError, RecipeError, RecipeImportError
-from raymlops.recipe import RecipeBase, call_recipe, map_tensors, resolve, to_device
+from raymlops.errors import NonFiniteError, RecipeError, RecipeImportError
+from raymlops.recipe import RecipeBase, call_recipe, map_tensors, model_of, resolve, to_device
 from raymlops.signature import Signature
 from raymlops.storage.filesystem import join
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
     from pathlib import Path
 
     from torch import nn
@@ -99,13 +98,13 @@ def answer(
     name = type(recipe).__name__
     rows = len(next(iter(columns.values())))
     with torch.inference_mode():
-        batch = _call(f"{name}.encode()", lambda: recipe.encode(columns))
+        batch = call_recipe(f"{name}.encode()", lambda: recipe.encode(columns))
         if device != "cpu":
             batch = to_device(batch, device)
-        output = _call(f"{name}.predict()", lambda: recipe.predict(model, batch))
+        output = call_recipe(f"{name}.predict()", lambda: recipe.predict(model, batch))
         if device != "cpu":
             output = map_tensors(output, lambda tensor: tensor.cpu())
-        decoded = _call(f"{name}.decode()", lambda: recipe.decode(output))
+        decoded = call_recipe(f"{name}.decode()", lambda: recipe.decode(output))
     return typed_outputs(decoded, signature, rows=rows, where=f"{name}.decode()", finite=finite)
 
 
@@ -205,7 +204,7 @@ def _recipe(files: names.BundleFiles, *, exclusive: bool) -> RecipeBase:
         config = recipe_class.Config.model_validate_json(json.dumps(entry["config"]))
         return recipe_class(config, state=state, seed=int(entry["seed"]))
 
-    built: RecipeBase = _call(f"{recipe_class.__name__} with the bundle's config", build)
+    built: RecipeBase = call_recipe(f"{recipe_class.__name__} with the bundle's config", build)
     return built
 
 
@@ -213,15 +212,14 @@ def _model(recipe: RecipeBase, weights: Path) -> nn.Module:
     import torch
     from safetensors.torch import load_file
 
-    name = type(recipe).__name__
     # Initial weights are drawn and discarded; the caller's random state is preserved.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        model: nn.Module = _call(f"{name}.model()", recipe.model)
+        model = model_of(recipe)
     try:
         model.load_state_dict(load_file(weights, device="cpu"), strict=True)
     except RuntimeError as error:
         raise RecipeError(
-            f"the bundle's weights do not fit {name}.model(): {error}",
+            f"the bundle's weights do not fit {type(recipe).__name__}.model(): {error}",
             hint="The recipe builds a different model from the one that was trained.",
         ) from error
     return model.eval().requires_grad_(requires_grad=False)
@@ -232,16 +230,6 @@ def _row_hashes(data: bytes) -> npt.NDArray[np.uint64]:
 
     hashes: npt.NDArray[np.int64] = load(data)["row_hashes"]
     return hashes.view(np.uint64)
-
-
-def _call(where: str, function: Callable[[], Any]) -> Any:
-    """Call the recipe's code; pass on errors of ours that it raises, such as one about a row."""
-    try:
-        return call_recipe(where, function)
-    except RecipeError as error:
-        if isinstance(error.__cause__, RaymlopsError):
-            raise error.__cause__ from error.__cause__.__cause__
-        raise
 
 
 def _output(column: Column, values: Any, *, rows: int, where: str, finite: bool) -> Array:

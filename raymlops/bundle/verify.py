@@ -17,6 +17,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from raymlops.config.paths import local_path
 from raymlops.errors import BundleError, NotFoundError, StorageError
 from raymlops.storage import filesystem
 from raymlops.storage.manifest import BUNDLE, MANIFEST, Digests, mismatch
@@ -73,9 +74,9 @@ def fetch(uri: Location, digest: str, *, cache: str | os.PathLike[str] = DEFAULT
         BundleError: as ``verify``.
         StorageError: the storage cannot be read, or the cache not written.
     """
-    if not filesystem.is_remote(uri):
+    if (local := local_path(uri)) is not None:
         verify(uri, digest)
-        return filesystem.local(uri)
+        return local
     data = _manifest_bytes(uri, digest)
     folder = Path(cache).expanduser() / digest
     if folder.exists():
@@ -216,10 +217,10 @@ def _damage(uri: Location, name: str, expected: str, got: str) -> BundleError:
 
 def _check_sizes(uri: Location, manifest: Digests) -> None:
     """Compare the names and sizes of all files with the manifest, before any is read."""
-    if filesystem.is_remote(uri):
+    if (folder := local_path(uri)) is None:
         found = {name: info.size for name, info in filesystem.entries(uri, recursive=True).items() if info.is_file}
     else:
-        found = dict(_local_files(filesystem.local(uri)))
+        found = dict(_local_files(folder))
     found.pop(MANIFEST, None)
     for name in sorted(found.keys() - manifest.keys()):
         raise _damage(uri, name, "no such file: the manifest does not list it", f"one of {found[name]} bytes")

@@ -19,6 +19,7 @@ import numpy as np
 from raymlops.bundle import verify as names
 from raymlops.bundle.code import collect, own_version
 from raymlops.bundle.trained_rows import sketch
+from raymlops.config.paths import local_path
 from raymlops.errors import RecipeError
 from raymlops.recipe import reference_of
 from raymlops.records import BundleRef
@@ -80,8 +81,8 @@ def write_bundle(
     """
     files = _render(contents)
     bundles = filesystem.join(root_uri, FOLDER)
-    remote = filesystem.is_remote(bundles)
-    parent = Path(cache).expanduser() if remote else filesystem.local(bundles)
+    local = local_path(bundles)
+    parent, remote = local or Path(cache).expanduser(), local is None
     with filesystem.errors(bundles), filesystem.temporary_folder(parent) as folder:
         _write_weights(folder / names.WEIGHTS, contents.weights)
         for name, data in files.items():

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING
 
 from raymlops.cluster import resource_usage
 from raymlops.cluster.autoscaler import autoscaler_growth
-from raymlops.cluster.placement import WorkerRequest, decide, hint, remedy, room, some_end
+from raymlops.cluster.placement import decide, hint, remedy, room, some_end
 from raymlops.errors import InsufficientResourcesError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Collection, Sequence
 
-    from raymlops.cluster.placement import Resources
+    from raymlops.cluster.placement import Resources, WorkerRequest
 
 
 class Places:
-    """Places for equal workers."""
+    """Places for workers like ``one``."""
 
-    def __init__(self, *, cpus_per_worker: float, gpus_per_worker: float = 0.0, purpose: str) -> None:
-        self._one = WorkerRequest(1, cpus_per_worker, gpus_per_worker, purpose)
+    def __init__(self, one: WorkerRequest) -> None:
+        self._one = one
 
     def count(self, *, without: Collection[str] = ()) -> float:
         """Return how many workers could start now, beside what runs, on other nodes than those in ``without``."""
@@ -55,26 +55,16 @@ class Places:
         )
 
 
-def check_fits(
-    *,
-    workers: int,
-    cpus_per_worker: float,
-    gpus_per_worker: float = 0.0,
-    purpose: str,
-    wait_s: float = 60.0,
-    queues: bool = False,
-    on_wait: Callable[[str, float], None] | None = None,
-) -> None:
+def check_fits(requested: WorkerRequest, *, wait_s: float, queues: bool = False) -> None:
     """Check, on the connected cluster, that the workers can run together; wait while others hold what they need.
 
-    ``on_wait`` is called about once a second with a message and the seconds left. A caller that ``queues`` waits for
-    other jobs itself, and is rejected only where what is served, which does not end, holds the rest.
+    A caller that ``queues`` waits for other jobs itself, and is rejected only where what is served, which does not
+    end, holds the rest.
 
     Raises:
         InsufficientResourcesError: they can never fit, or did not within ``wait_s``; it says what was requested,
             what the cluster's maximum is (its autoscaler's included) and who holds what now.
     """
-    requested = WorkerRequest(workers, cpus_per_worker, gpus_per_worker, purpose)
     deadline = time.monotonic() + wait_s
     growth: Sequence[Resources] | None = ()
     looked = False
@@ -94,8 +84,6 @@ def check_fits(
                 verdict.message if verdict.kind == "never" else f"{verdict.message}\n  waited {wait_s:g} s",
                 hint=hint(verdict, holders),
             )
-        if on_wait is not None:
-            on_wait(verdict.message, left)
         time.sleep(min(1.0, left))
 
 

@@ -51,14 +51,13 @@ class Connection(Record):
 
 
 @contextmanager
-def connect(spec: ProjectSpec, *, dashboard: bool = False, log_to_driver: bool = False) -> Iterator[Connection]:
+def connect(spec: ProjectSpec, *, dashboard: bool = False) -> Iterator[Connection]:
     """Connect this process to Ray for the block.
 
     In this order: a Ray that this process is already connected to; ``cluster.address``; ``RAY_ADDRESS``, which is
     how jobs find theirs; what ``raymlops up`` started; a local one of our own, which ends with the block,
     however that ends. An address of ``auto`` never gets as far as a local one.
     ``dashboard`` starts one with our own; an existing cluster has it or not.
-    ``log_to_driver`` prints what workers print.
 
     Raises:
         ClusterError: a requested cluster does not answer or rejects us.
@@ -73,9 +72,9 @@ def connect(spec: ProjectSpec, *, dashboard: bool = False, log_to_driver: bool =
         stack.enter_context(sigterm_kept(default_too=True))
         stack.enter_context(_stdout_kept())
         if address is None:
-            yield stack.enter_context(_own(spec, dashboard=dashboard, log_to_driver=log_to_driver))
+            yield stack.enter_context(_own(spec, dashboard=dashboard))
         else:
-            yield stack.enter_context(_join(spec, address, variables, log_to_driver=log_to_driver))
+            yield stack.enter_context(_join(spec, address, variables))
 
 
 def find(spec: ProjectSpec) -> tuple[str | None, dict[str, str]]:
@@ -143,7 +142,7 @@ def _stdout_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _join(spec: ProjectSpec, address: str, variables: dict[str, str], *, log_to_driver: bool) -> Iterator[Connection]:
+def _join(spec: ProjectSpec, address: str, variables: dict[str, str]) -> Iterator[Connection]:
     import ray
 
     host, _, port = address.rpartition(":")
@@ -155,7 +154,7 @@ def _join(spec: ProjectSpec, address: str, variables: dict[str, str], *, log_to_
     with auth.in_process({**variables, "RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": spec.cluster.dashboard}):
         try:
             with sigterm_kept(default_too=False):
-                ray.init(address=address, namespace=NAMESPACE, log_to_driver=log_to_driver, logging_level=logging.ERROR)
+                ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
             with suppress(Exception):
                 ray.shutdown()
@@ -171,7 +170,7 @@ def _join(spec: ProjectSpec, address: str, variables: dict[str, str], *, log_to_
 
 
 @contextmanager
-def _own(spec: ProjectSpec, *, dashboard: bool, log_to_driver: bool) -> Iterator[Connection]:
+def _own(spec: ProjectSpec, *, dashboard: bool) -> Iterator[Connection]:
     import ray
 
     # A short path: a socket's has at most 107 bytes. mkdtemp makes it readable by us only.
@@ -202,7 +201,7 @@ def _own(spec: ProjectSpec, *, dashboard: bool, log_to_driver: bool) -> Iterator
             "dashboard_port": port,
             "_temp_dir": str(folder / "ray"),  # Ray opens it to everyone; the one around it is ours alone
             "namespace": NAMESPACE,
-            "log_to_driver": log_to_driver,
+            "log_to_driver": False,
             "logging_level": logging.ERROR,
         }
         # Ray returns while some of its processes are leaving, and an interrupted start leaves all of them.

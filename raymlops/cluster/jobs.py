@@ -21,6 +21,7 @@ from raymlops.cluster import auth, upfile
 from raymlops.cluster.connect import find
 from raymlops.cluster.dashboard import VARIABLES, Dashboard, dashboard
 from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
+from raymlops.display import quiet
 from raymlops.errors import (
     ClusterError,
     ConfigError,
@@ -47,7 +48,7 @@ CONFIG = "raymlops-job.yaml"
 _POLL_S = 0.5
 _RUN = "from raymlops.cli.main import run; run()"
 _LOG_LINES = 15
-_CHATTY = ("dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging")
+_CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Jobs:
         # Without exec the shell between Ray and the driver would be stopped too, and end before it.
         command = f"exec {shlex.join([self._python, '-c', _RUN, *arguments])}"
         variables = {SUBMISSION: submission_id, VARIABLE: str(STOP_WAIT_S)}
-        with self._client() as client, _quiet():
+        with self._client() as client, quiet(*_CHATTY, level=logging.WARNING):
             try:
                 client.submit_job(
                     entrypoint=command,
@@ -238,17 +239,3 @@ def _raised(data: Mapping[str, Any]) -> RaymlopsError:
     if kind is not None and kind is not InvalidRowsError:
         return kind(message, hint=hint)
     return RaymlopsError(f"{data['type']}: {message}", hint=hint)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep off the user's screen, for the block, what Ray says while it packs and sends a folder; not its warnings."""
-    loggers = [logging.getLogger(f"ray.{name}") for name in _CHATTY]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

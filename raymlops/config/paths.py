@@ -5,26 +5,43 @@ Reads the text alone and touches no file, so that ``~``, ``file://`` and a plain
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from urllib.parse import unquote
+
+from raymlops.errors import ConfigError, Problem
 
 _SQLITE = "sqlite:///"
 
 
-def local_path(storage_path: str) -> Path | None:
-    """Return the absolute folder of a path (``~`` is expanded) or ``file:`` URI; None for any other URI."""
-    if storage_path.startswith("file:"):
-        rest = storage_path.removeprefix("file:").removeprefix("//")
+def local_path(uri: str | os.PathLike[str]) -> Path | None:
+    """Return the absolute form of a path (``~`` is expanded) or ``file:`` URI; None for any other URI."""
+    text = os.fspath(uri)
+    if text.startswith("file:"):
+        rest = text.removeprefix("file:").removeprefix("//")
         rest = rest.removeprefix("localhost") if rest.startswith("localhost/") else rest
         return Path(unquote(rest)).expanduser().absolute()
-    if "://" in storage_path:
+    if "://" in text:
         return None
-    return Path(storage_path).expanduser().absolute()
+    return Path(text).expanduser().absolute()
 
 
 def sqlite_url(file: Path) -> str:
     """Return the SQL URL of a SQLite file, whatever characters its path has (Jenkins' workspaces hold ``%2F``)."""
     return _SQLITE + str(file).replace("%", "%25").replace("?", "%3F")
+
+
+def sqlite_under(storage_path: str, name: str, *, instead: str, hint: str) -> str:
+    """Return the SQL URL of a SQLite file under ``storage.path``.
+
+    Raises:
+        ConfigError: that is a URI, which holds no such file; the field ``instead`` is to be set.
+    """
+    folder = local_path(storage_path)
+    if folder is None:
+        message = f"is required, because storage.path is {storage_path!r}, which cannot hold SQLite files"
+        raise ConfigError([Problem(instead, message)], hint=hint)
+    return sqlite_url(folder / name)
 
 
 def sqlite_path(url: str) -> Path | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from typing import Any
 
@@ -20,6 +21,7 @@ from raymlops.config.base import Fixed, Free, Name, SecretRef, Spec, Uri, UriOrR
 from raymlops.config.serve import ServeSection
 from raymlops.config.sweep import Mode, SweepSection, Threshold
 from raymlops.config.train import TrainSection
+from raymlops.records import Objective
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
@@ -116,6 +118,26 @@ class ProjectSpec(Spec):
     def experiment(self) -> str:
         """Return the name of the MLflow experiment."""
         return self.tracking.experiment or self.project.name
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """Return the objectives of a sweep: one metric, or those of ``sweep.objectives``."""
+        sweep = self.sweep
+        if sweep.objectives:
+            return tuple(Objective(metric, mode) for metric, mode in sweep.objectives.items())
+        # train.mode belongs to train.metric; a sweep rejects another metric without its own mode.
+        return (Objective(sweep.metric or self.train.metric, sweep.mode or self.train.mode),)
+
+    @property
+    def trial_length(self) -> float:
+        """Return the length of a whole trial in ``sweep.resource``, the longest of several; infinity if unset."""
+        sweep = self.sweep
+        if sweep.max_resource is not None:
+            return sweep.max_resource
+        lengths = {"epoch": ("train.epochs", self.train.epochs), "step": ("train.max_steps", self.train.max_steps)}
+        key, length = lengths.get(sweep.resource, ("", None))
+        found: tuple[Any, ...] = sweep.space[key].ends() if key in sweep.space else (length,)
+        return math.inf if None in found else float(max(found))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain YAML data that loads back to an equal spec."""

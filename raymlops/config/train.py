@@ -143,6 +143,11 @@ class TrainSection(Spec):
         """Return the minimum and maximum number of workers; equal where it is fixed."""
         return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
 
+    @property
+    def micro_batch_rows(self) -> int:
+        """Return the rows of a micro-batch of a full global batch: the most that a rank holds at a time."""
+        return -(-self.batch_size // (max(1, self.workers[0]) * self.accumulate))
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainSection:
         if self.strategy == "fsdp" and self.workers[1] == 0:

@@ -29,16 +29,10 @@ class _Entry:
     watched: WatchedConfig
     prepared: Prepared
 
-    def fits(self, project: Project) -> bool:
-        """Return whether ``project`` would prepare the same data. Training may read more fields, so this may change."""
-        return (
-            self.project.recipe_class is project.recipe_class
-            and self.project.spec.train.seed == project.spec.train.seed
-            and all(
-                getattr(self.project.recipe_config, name) == getattr(project.recipe_config, name)
-                for name in self.watched.read_fields()
-            )
-        )
+    @property
+    def key(self) -> dict[str, Any]:
+        """Return what decides the data. Training may read more fields, so this may change."""
+        return _key(self.project, self.watched.read_fields())
 
 
 class DataCache:
@@ -68,14 +62,13 @@ class DataCache:
         def has_state(found: Mapping[str, Any]) -> bool:
             return state is None or found == state
 
-        if self._entry is not None and self._entry.fits(project) and has_state(self._entry.prepared.state):
-            kept = self._entry.prepared
+        if (entry := self._entry) is not None and has_state(entry.prepared.state) and _same(project, entry.key):
+            kept = entry.prepared
             return Prepared(project.recipe(state=kept.state), kept.splits, kept.state)
         self._entry = None
         watched = WatchedConfig(project.recipe_config)
         ready = self._shared
-        same = ready is not None and ready.fits_here and ready.key == _key(project, ready.key)
-        if ready is not None and same and has_state(ready.state):
+        if ready is not None and ready.fits_here and has_state(ready.state) and _same(project, ready.key):
             watched.count_as_read(ready.key["config"])
             recipe = replace(project, recipe_config=watched).recipe(state=ready.state)  # type: ignore[arg-type]
             made = ready.prepared(recipe)
@@ -83,7 +76,7 @@ class DataCache:
         else:
             self.prepared += 1
             sources = None
-            if shared is not None and shared["key"] == _key(project, shared["key"]):
+            if shared is not None and _same(project, shared["key"]):
                 sources = shared["sources"]
                 watched.count_as_read(shared["key"]["config"])  # in that process: ``datasets`` may not be called here
             made = prepare(replace(project, recipe_config=watched), state=state, sources=sources)  # type: ignore[arg-type]
@@ -95,8 +88,7 @@ class DataCache:
         """Return, as JSON data, the sources of the data that was prepared last, for another process."""
         entry = self._entry
         assert entry is not None, "nothing was prepared"
-        fields = dict.fromkeys(entry.watched.read_fields())
-        return {"key": _key(entry.project, {"config": fields}), "sources": entry.prepared.sources()}
+        return {"key": entry.key, "sources": entry.prepared.sources()}
 
     def shared_data(self) -> SharedData | None:
         """Return the data that was prepared last for another process's cache; None where it cannot be shared.
@@ -107,19 +99,23 @@ class DataCache:
         entry = self._entry
         assert entry is not None, "nothing was prepared"
         sources = entry.prepared.sources()
-        parts = pack(
-            entry.prepared.splits, sources=sources
-        )  # encodes, which reads the remaining fields that decide the data
+        # It encodes, which reads the remaining fields that decide the data.
+        parts = pack(entry.prepared.splits, sources=sources)
         if parts is None:
             return None
-        return SharedData(self.share()["key"], sources, entry.prepared.state, parts, host=platform.node())
+        return SharedData(entry.key, sources, entry.prepared.state, parts, host=platform.node())
 
 
-def _key(project: Project, like: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a project's data depends on, with the fields of another project's key."""
+def _key(project: Project, fields: Iterable[str]) -> dict[str, Any]:
+    """Return what a project's data depends on, where it reads these fields of the recipe's configuration."""
     values = project.recipe_config.model_dump(mode="json")
-    config = {name: values.get(name) for name in sorted(like["config"])}
+    config = {name: values.get(name) for name in sorted(fields)}
     return {"recipe": project.reference, "seed": project.spec.train.seed, "config": config}
+
+
+def _same(project: Project, key: Mapping[str, Any]) -> bool:
+    """Return whether a project would prepare the data of another one's key."""
+    return _key(project, key["config"]) == key
 
 
 class WatchedConfig:

@@ -48,11 +48,6 @@ def global_batches(rows: int, *, batch_size: int, seed: int, epoch: int, skip: i
         yield order[start : start + batch_size]
 
 
-def micro_batch_rows(batch_size: int, *, world: int, pieces: int) -> int:
-    """Return the rows of a micro-batch of a full global batch: the most that a rank holds at a time."""
-    return -(-batch_size // (world * pieces))
-
-
 def leaves_single_rows(rows: int, *, world: int, pieces: int) -> bool:
     """Return whether any rank has a micro-batch of a single row in a global batch of ``rows``.
 

@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.data.columns import table_columns
 from raymlops.data.parquet_split import ParquetSplit
-from raymlops.data.ray_dataset import FOLDER
 from raymlops.data.sources import Memory, open_source, stands_alone
 from raymlops.data.split import SplitData
 from raymlops.errors import RecipeError, UsageError
 from raymlops.recipe import RecipeBase, call_recipe, signature_of
 from raymlops.records import DataRecord
-from raymlops.storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from raymlops.project import Project
+    from raymlops.signature import Signature
 
 __all__ = ["FIT", "SOURCES", "Memory", "Prepared", "SplitData", "prepare", "table_columns", "written"]
 
@@ -48,6 +47,11 @@ class Prepared:
     state: dict[str, Any]
     refitted: dict[str, Any] | None = None
     """What ``fit`` returns now, with ``refit`` and a known state."""
+
+    @cached_property
+    def signature(self) -> Signature:
+        """Return the recipe's signature."""
+        return signature_of(self.recipe)
 
     @cached_property
     def data(self) -> DataRecord:
@@ -133,10 +137,9 @@ def prepare(
     splits: Any = None
     if not all(stands_alone(known[part]) for part in SPLITS):
         splits = call_recipe(f"{name}.datasets()", recipe.datasets)
-    data_uri = filesystem.join(project.spec.storage.path, FOLDER)
+    root, memory = project.spec.storage.path, memory or Memory()
     opened = {
-        part: open_source(splits, part, name=name, known=known[part], data_uri=data_uri, memory=memory or Memory())
-        for part in SPLITS
+        part: open_source(splits, part, name=name, known=known[part], root_uri=root, memory=memory) for part in SPLITS
     }
     fitted: dict[str, Any] | None = None
     if state is None or refit:

@@ -14,10 +14,11 @@ from raymlops.data.columns import conform, is_table, table_columns
 from raymlops.data.iterable_split import IterableSplit
 from raymlops.data.parquet_files import ParquetFiles, is_parquet, list_parquet
 from raymlops.data.parquet_split import ParquetSplit, Plan
-from raymlops.data.ray_dataset import is_ray_dataset, materialize
+from raymlops.data.ray_dataset import FOLDER, is_ray_dataset, materialize
 from raymlops.data.split import DatasetSplit, SplitData, TableSplit
 from raymlops.errors import RecipeError
 from raymlops.recipe import described
+from raymlops.storage.filesystem import join
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,13 +110,13 @@ def stands_alone(known: Mapping[str, Any] | None) -> bool:
 
 
 def open_source(
-    splits: Any, part: str, *, name: str, known: Mapping[str, Any] | None, data_uri: str, memory: Memory
+    splits: Any, part: str, *, name: str, known: Mapping[str, Any] | None, root_uri: str, memory: Memory
 ) -> Source:
     """Return a split of the result of ``datasets()`` of the recipe ``name``, or of its ``known`` description.
 
     Raises:
         RecipeError: the split is missing, or of an unsupported kind.
-        StorageError: a Parquet file is damaged, or Ray Data could not be written under ``data_uri``.
+        StorageError: a Parquet file is damaged, or Ray Data could not be written under ``root_uri``.
     """
     if known is not None and stands_alone(known):
         files, whole = ParquetFiles.from_dict(known), bool(known["whole"])
@@ -129,7 +130,7 @@ def open_source(
         )
     written = is_ray_dataset(source)
     if written or is_parquet(source):
-        files = materialize(source, data_uri, part=part) if written else list_parquet(source)
+        files = materialize(source, join(root_uri, FOLDER), part=part) if written else list_parquet(source)
         _refuse_empty(files.rows, part, name=name)
         data = files.columns() if files.memory_bytes <= memory.whole_bytes else files
         return Source(part, data, memory, files=files, written=written, known=known)

@@ -44,8 +44,10 @@ def refuse_local_storage(
         raise UsageError(f"the cluster has {machines} machines, but {', '.join(problems)}", hint=" ".join(advice))
 
 
-def check_sharing(spec: ProjectSpec, *uris: str) -> None:
+def check_sharing(spec: ProjectSpec, *uris: str, databases: Mapping[str, str] | None = None) -> None:
     """Ask the connected cluster for its machines, and reject what only one of them can reach.
+
+    ``databases`` are those of a command beside MLflow's and the state's, ``uris`` the places of its own files.
 
     Raises:
         UsageError: as ``refuse_local_storage``.
@@ -59,5 +61,5 @@ def check_sharing(spec: ProjectSpec, *uris: str) -> None:
     # Several nodes may be processes of one machine, which share its disk.
     machines = len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
     if machines > 1:
-        databases = {"tracking.uri": tracking_uri(spec), "storage.state": state_url(spec)}
-        refuse_local_storage(spec, machines=machines, databases=databases, uris=uris)
+        used = {"tracking.uri": tracking_uri(spec), "storage.state": state_url(spec), **(databases or {})}
+        refuse_local_storage(spec, machines=machines, databases=used, uris=uris)

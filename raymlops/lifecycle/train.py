@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,19 +88,14 @@ def _connect(project: Project, *, workers: int, stack: ExitStack) -> Places:
     """Connect to the cluster and check that it has room for ``workers``."""
     from raymlops.cluster.capacity import Places, check_fits
     from raymlops.cluster.connect import connect
+    from raymlops.cluster.placement import WorkerRequest
 
     section = project.spec.train
-    cpus, gpus = section.cpus_per_worker, section.gpus_per_worker
+    requested = WorkerRequest(workers, section.cpus_per_worker, section.gpus_per_worker, "train.num_workers")
     stack.enter_context(connect(project.spec))
     check_sharing(project.spec)
-    check_fits(
-        workers=workers,
-        cpus_per_worker=cpus,
-        gpus_per_worker=gpus,
-        purpose="train.num_workers",
-        wait_s=project.spec.cluster.wait_s,
-    )
-    return Places(cpus_per_worker=cpus, gpus_per_worker=gpus, purpose="train.num_workers")
+    check_fits(requested, wait_s=project.spec.cluster.wait_s)
+    return Places(replace(requested, workers=1))
 
 
 def refuse_held(recorded: Recorded) -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Self
 import sqlalchemy as sa
 
 from raymlops.config.base import resolve
-from raymlops.config.paths import local_path, sqlite_url
-from raymlops.errors import ConfigError, Problem, RefusedError
+from raymlops.config.paths import sqlite_under
+from raymlops.errors import RefusedError
 from raymlops.state.engine import database_path, errors, open_engine, this_user
 from raymlops.state.locks import hold, open_shared
 from raymlops.state.migrate import is_newest, migrate
@@ -114,16 +114,10 @@ def state_url(spec: ProjectSpec) -> str:
     Raises:
         ConfigError: ``storage.path`` is a URI, where no SQLite file can live, or the reference cannot be read.
     """
-    where = spec.storage.state
-    if where is not None:
-        return resolve(where, "storage.state")
-    folder = local_path(spec.storage.path)
-    if folder is None:
-        raise ConfigError(
-            [Problem("storage.state", "must be set where storage.path is a URI: SQLite needs a local file")],
-            hint="storage.state: {env: RAYMLOPS_STATE_URL} with postgresql+psycopg://user:password@host/database",
-        )
-    return sqlite_url(folder / "state.db")
+    if spec.storage.state is not None:
+        return resolve(spec.storage.state, "storage.state")
+    hint = "storage.state: {env: RAYMLOPS_STATE_URL} with postgresql+psycopg://user:password@host/database"
+    return sqlite_under(spec.storage.path, "state.db", instead="storage.state", hint=hint)
 
 
 def _share(file: Path | None) -> None:

@@ -45,27 +45,16 @@ def root_of(bundle_uri: str) -> str:
 
 def join(uri: Location, *parts: str) -> str:
     """Return the URI or absolute path of something below ``uri``; a URI keeps its query."""
-    if not is_remote(uri):
-        return str(local(uri).joinpath(*parts))
+    if (path := local_path(uri)) is not None:
+        return str(path.joinpath(*parts))
     base, mark, query = os.fspath(uri).partition("?")
     return "/".join([base.rstrip("/"), *parts]) + mark + query
 
 
-def is_remote(uri: Location) -> bool:
-    """Return whether ``uri`` is on a filesystem that pyarrow opens, rather than a path."""
-    return local_path(os.fspath(uri)) is None
-
-
-def local(uri: Location) -> Path:
-    """Return the path that a local ``uri`` names."""
-    path = local_path(os.fspath(uri))
-    assert path is not None
-    return path
-
-
 def absolute(uri: str) -> str:
     """Return a path or URI that is independent of the working directory."""
-    return uri if is_remote(uri) else str(local(uri))
+    path = local_path(uri)
+    return uri if path is None else str(path)
 
 
 def open_filesystem(uri: Location) -> tuple[Any, str]:
@@ -76,8 +65,8 @@ def open_filesystem(uri: Location) -> tuple[Any, str]:
     """
     from pyarrow import fs
 
-    if not is_remote(uri):
-        return fs.LocalFileSystem(), str(local(uri))
+    if (local := local_path(uri)) is not None:
+        return fs.LocalFileSystem(), str(local)
     parts = urlsplit(os.fspath(uri))
     filesystem, root = _client(urlunsplit((parts.scheme, parts.netloc, "/", parts.query, "")))
     path = f"{root.rstrip('/')}{unquote(parts.path)}".rstrip("/")
@@ -124,11 +113,11 @@ def reader(uri: Location, *, flags: int = 0) -> Iterator[BinaryIO]:
     stream: Any
     with errors(uri):
         try:
-            if is_remote(uri):
+            if (local := local_path(uri)) is not None:
+                stream = os.fdopen(os.open(local, os.O_RDONLY | flags), "rb")
+            else:
                 filesystem, path = open_filesystem(uri)
                 stream = filesystem.open_input_stream(path)
-            else:
-                stream = os.fdopen(os.open(local(uri), os.O_RDONLY | flags), "rb")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise NotFoundError(f"there is no file {os.fspath(uri)!r}") from error
         with stream:
@@ -167,7 +156,7 @@ def create(uri: Location, *, mode: int = 0o666) -> Iterator[BinaryIO]:
         StorageError: it cannot be written.
     """
     with errors(uri):
-        if is_remote(uri):
+        if (target := local_path(uri)) is None:
             # Closing an upload completes it, also after an error: it starts once all of it is here.
             filesystem, path = open_filesystem(uri)
             with tempfile.TemporaryFile() as buffer:
@@ -176,7 +165,6 @@ def create(uri: Location, *, mode: int = 0o666) -> Iterator[BinaryIO]:
                 with filesystem.open_output_stream(path) as stream:
                     shutil.copyfileobj(buffer, stream, CHUNK_BYTES)
             return
-        target = local(uri)
         _make_folder(target.parent)
         temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
         try:
@@ -196,7 +184,7 @@ def write_bytes(uri: Location, data: Any, *, mode: int = 0o666) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    if not is_remote(uri):
+    if local_path(uri) is not None:
         with create(uri, mode=mode) as file:
             file.write(data)
         return
@@ -340,7 +328,8 @@ def check_writable(uri: Location) -> None:
     probe = join(uri, f".probe-{uuid.uuid4().hex}")
     write_bytes(probe, b"raymlops" * 512)
     delete(probe)
-    if not is_remote(uri) and (free := _free_bytes(uri)) < _FREE_BYTES:
+    folder = local_path(uri)
+    if folder is not None and (free := _free_bytes(folder)) < _FREE_BYTES:
         raise StorageError(
             f"{os.fspath(uri)!r} has {free / 1e6:.0f} MB free; a run needs at least {_FREE_BYTES / 1e6:.0f}",
             hint="Free some space, or set storage.path to another disk.",
@@ -353,7 +342,7 @@ def check_space(uri: Location, *, need_bytes: int) -> None:
     Raises:
         StorageError: less than ``need_bytes`` is free.
     """
-    folder = tempfile.gettempdir() if is_remote(uri) else uri
+    folder = local_path(uri) or Path(tempfile.gettempdir())
     if (free := _free_bytes(folder)) < need_bytes:
         raise StorageError(
             f"{str(folder)!r} has {free / 1e6:.1f} MB free, {need_bytes / 1e6:.1f} MB are needed",
@@ -361,9 +350,8 @@ def check_space(uri: Location, *, need_bytes: int) -> None:
         )
 
 
-def _free_bytes(uri: Location) -> int:
-    folder = local(uri)
-    with errors(uri):
+def _free_bytes(folder: Path) -> int:
+    with errors(folder):
         while not folder.exists():
             folder = folder.parent
         return shutil.disk_usage(folder).free

@@ -14,6 +14,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
+from raymlops.config.paths import local_path
 from raymlops.errors import NotFoundError, StorageError
 from raymlops.storage import filesystem
 from raymlops.storage.scratch import scratch, scratch_path
@@ -79,7 +80,8 @@ class Draft:
 
     def __init__(self, uri: str, *, rank: int = 0) -> None:
         self.uri = uri
-        self.folder = scratch_path() if filesystem.is_remote(uri) else filesystem.local(uri) / f".part-{rank}"
+        self._local = local_path(uri)
+        self.folder = scratch_path() if self._local is None else self._local / f".part-{rank}"
         """Where this rank's files are prepared."""
         self.digests: Digests = {}
         """The files that this rank wrote."""
@@ -91,7 +93,7 @@ class Draft:
         Raises:
             StorageError: they cannot be written.
         """
-        remote = filesystem.is_remote(self.uri)
+        remote = self._local is None
         with contextlib.ExitStack() as stack:
             stack.enter_context(filesystem.errors(self.uri))
             if remote:
@@ -115,14 +117,13 @@ class Draft:
             StorageError: the manifest cannot be written.
         """
         manifest, data = filesystem.join(self.uri, MANIFEST), CHECKPOINT.encode(digests)
-        if filesystem.is_remote(self.uri):
+        if self._local is None:
             filesystem.write_bytes(manifest, data)
             return
-        folder = filesystem.local(self.uri)
         with filesystem.errors(self.uri):
-            filesystem.sync(folder)
+            filesystem.sync(self._local)
             filesystem.write_bytes(manifest, data)
-            filesystem.sync(folder.parent)
+            filesystem.sync(self._local.parent)
 
     def discard(self) -> None:
         """Remove what was written; what cannot be removed has no manifest and does not exist."""
@@ -226,13 +227,11 @@ def verified(uri: str, *, needs: Sequence[str] = ()) -> Iterator[Path]:
         StorageError: a file is damaged or missing, or the storage cannot be read.
     """
     with contextlib.ExitStack() as stack:
-        if filesystem.is_remote(uri):
+        if (folder := local_path(uri)) is None:
             folder = stack.enter_context(scratch())
             for name in filesystem.entries(uri):
                 with contextlib.suppress(NotFoundError):  # a folder, or a file that was removed since
                     filesystem.download(filesystem.join(uri, name), folder / name)
-        else:
-            folder = filesystem.local(uri)
         try:
             problem = damage(str(folder), needs=needs)
         except NotFoundError as error:
@@ -258,10 +257,9 @@ def set_aside(uri: str, name: str, *, reason: str) -> str:
     Raises:
         StorageError: it can be neither renamed nor marked.
     """
-    if filesystem.is_remote(uri):
+    if (folder := local_path(uri)) is None:
         filesystem.write_bytes(filesystem.join(uri, name, DAMAGED), reason.encode())
         return name
-    folder = filesystem.local(uri)
     new = f"{DAMAGED}-{name}"
     with filesystem.errors(uri):
         (folder / name).rename(folder / new)

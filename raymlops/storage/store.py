@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from raymlops.config.paths import local_path
 from raymlops.storage import filesystem
 
 if TYPE_CHECKING:
@@ -69,9 +70,9 @@ class Store:
 
     def remove_empty(self, path: str) -> None:
         """Remove a folder that holds nothing; an object store has none."""
-        if not filesystem.is_remote(self.uri):
+        if (folder := local_path(self._at(path))) is not None:
             with contextlib.suppress(OSError):
-                filesystem.local(self._at(path)).rmdir()
+                folder.rmdir()
 
     def _at(self, path: str) -> str:
         return filesystem.join(self.uri, path)

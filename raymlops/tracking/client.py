@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.config.base import resolve
 from raymlops.config.credentials import redact
-from raymlops.config.paths import local_path, sqlite_url
-from raymlops.errors import ConfigError, NotFoundError, Problem, TrackingError
+from raymlops.config.paths import local_path, sqlite_under
+from raymlops.errors import NotFoundError, TrackingError
 from raymlops.tracking.database import database_file, ensure_database
 from raymlops.tracking.params import MAX_VALUE_CHARS
 
@@ -73,14 +73,8 @@ def tracking_uri(spec: ProjectSpec) -> str:
         return resolve(spec.tracking.uri, "tracking.uri")
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    folder = local_path(spec.storage.path)
-    if folder is None:
-        problem = Problem(
-            "tracking.uri",
-            f"is required, because storage.path is {spec.storage.path!r}, which cannot hold SQLite files",
-        )
-        raise ConfigError([problem], hint="Name an MLflow server or a PostgreSQL URL.")
-    return sqlite_url(folder / "mlflow.db")
+    hint = "Name an MLflow server or a PostgreSQL URL."
+    return sqlite_under(spec.storage.path, "mlflow.db", instead="tracking.uri", hint=hint)
 
 
 class Tracker:

@@ -13,7 +13,7 @@ import torch
 
 from raymlops.bundle.load import answer
 from raymlops.errors import InvalidRowsError, NonFiniteError, RecipeError
-from raymlops.recipe import call_recipe, signature_of
+from raymlops.recipe import call_recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +32,7 @@ def example_rows(prepared: Prepared) -> list[dict[str, Any]]:
     Raises:
         RecipeError: no rows were found, or they do not match the recipe's signature.
     """
-    recipe, signature = prepared.recipe, signature_of(prepared.recipe)
+    recipe, signature = prepared.recipe, prepared.signature
     name = type(recipe).__name__
     rows: list[dict[str, Any]] | None = call_recipe(f"{name}.example()", recipe.example)
     if rows is None:
@@ -64,7 +64,7 @@ def check_answer(prepared: Prepared, model: nn.Module, *, device: str) -> None:
     Raises:
         RecipeError: names the method that fails.
     """
-    signature = signature_of(prepared.recipe)
+    signature = prepared.signature
     with suppress(NonFiniteError):
         signature.rows(answer(prepared.recipe, model, _columns(prepared), signature=signature, device=device))
 
@@ -99,4 +99,5 @@ def _problem(signature: Signature, rows: Any) -> InvalidRowsError | None:
 
 
 def _columns(prepared: Prepared) -> Columns:
-    return signature_of(prepared.recipe).parse_rows(example_rows(prepared))
+    rows = example_rows(prepared)
+    return prepared.signature.parse_rows(rows)

@@ -11,21 +11,19 @@ from __future__ import annotations
 import gc
 import math
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from raymlops.bundle.code import collect
-from raymlops.data.order import micro_batch_rows
 from raymlops.errors import RaymlopsError, RecipeError
-from raymlops.recipe import call_recipe, described, to_device
+from raymlops.recipe import call_recipe, described, model_of, to_device
 from raymlops.training.example import check_answer, check_encode
 from raymlops.training.inprocess import local_device
 from raymlops.training.loop.batch_norm import normalizes_batches
-from raymlops.training.loop.evaluation import Totals, add, batch_totals, named_values
-from raymlops.training.loop.parallel import check, explained
+from raymlops.training.loop.evaluation import Totals, add, named_values, totals
+from raymlops.training.loop.parallel import check
 from raymlops.training.loop.precision import autocast
 
 if TYPE_CHECKING:
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
     from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
-    from raymlops.recipe import Batch
 
     Warn = Callable[[str], None]
 
@@ -101,9 +98,9 @@ def preflight_sweep(
     if preflight(project, prepared, workers=workers, has_gpu=has_gpu, warn=warn) is not None:
         return
     exact = project.spec.train.model_copy(update={"precision": "fp32"})  # not every low precision is the CPU's
-    on_cpu = replace(project, spec=project.spec.model_copy(update={"train": exact}))
+    warn = None if warn is None else lambda _text: None
     try:
-        try_model(on_cpu, prepared, device="cpu", distributed=False, warn=None if warn is None else lambda _text: None)
+        try_model(project.with_train(exact), prepared, device="cpu", distributed=False, warn=warn)
     except Exception as error:
         if _is_ours(error):
             raise
@@ -119,7 +116,7 @@ def has_unused_parameters(project: Project, prepared: Prepared, *, has_gpu: bool
     if device == "worker's":
         return None
     with _aside(section, device):
-        model = _model(prepared).to(device)
+        model = model_of(prepared.recipe).to(device)
         return _unused(model, _check_loss(section, prepared, model, device=device))
 
 
@@ -167,17 +164,14 @@ def try_model(
     """
     section = project.spec.train
     with _aside(section, device):
-        model = _model(prepared)
+        model = model_of(prepared.recipe)
         check(prepared.recipe, model, spec=section)
         model = model.to(device)
         loss = _check_loss(section, prepared, model, device=device)
         unused = distributed and _unused(model, loss)
         del loss
         model.eval()
-        with torch.no_grad():
-            tried = _Metrics(project, prepared, model, device=device)
-            tried.check_sums()
-            tried.check_names()
+        _check_metrics(project, prepared, model, device=device)
         with _only_warned(warn):
             check_answer(prepared, model, device=device)
         return unused
@@ -227,23 +221,15 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (error is not None and _is_out_of_memory(error.__cause__))
 
 
-def _model(prepared: Prepared) -> nn.Module:
-    where = f"{type(prepared.recipe).__name__}.model()"
-    model = call_recipe(where, prepared.recipe.model)
-    if not isinstance(model, torch.nn.Module):
-        raise RecipeError(f"{where} returned {described(model)}; return a torch.nn.Module")
-    return model
-
-
 def _check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, *, device: str) -> torch.Tensor:
     """Return the loss of the first training rows."""
     where = f"{type(prepared.recipe).__name__}.loss()"
     split = prepared.splits["train"]
-    rows = min(_ROWS, split.rows, _training_rows(section))
+    rows = min(_ROWS, split.rows, section.micro_batch_rows)
     batch = to_device(split.batch(torch.arange(rows)), device)
     model.train()
     try:
-        with autocast(section, device), explained():
+        with autocast(section, device):
             loss = call_recipe(where, lambda: prepared.recipe.loss(model, batch))
     except RecipeError as error:
         if rows == 1 and normalizes_batches(model):
@@ -261,10 +247,6 @@ def _check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, *, 
     if trainable and not loss.requires_grad:
         raise RecipeError(f"{where} has no gradient", hint="Compute it from the model's output, not detached.")
     return loss
-
-
-def _training_rows(section: TrainSection) -> int:
-    return micro_batch_rows(section.batch_size, world=max(1, section.workers[0]), pieces=section.accumulate)
 
 
 def _too_few_rows(section: TrainSection, error: RecipeError, *, rows: int) -> RecipeError:
@@ -292,85 +274,59 @@ def _unused(model: nn.Module, loss: torch.Tensor) -> bool:
     return unused
 
 
-class _Metrics:
-    """Checks of what ``metrics`` and ``finalize`` return for the first validation rows."""
+def _check_metrics(project: Project, prepared: Prepared, model: nn.Module, *, device: str) -> None:
+    """Check what ``metrics`` and ``finalize`` return for the first validation rows."""
+    section, recipe, split = project.spec.train, prepared.recipe, prepared.splits["validation"]
+    # Sums of parts take three rows, and an evaluation takes no gradient.
+    rows = min(_ROWS, section.eval_batch_size, max(3, section.micro_batch_rows), split.rows)
 
-    def __init__(self, project: Project, prepared: Prepared, model: nn.Module, *, device: str) -> None:
-        self._project = project
-        self._prepared = prepared
-        self._model = model
-        self._device = device
-        self._split = prepared.splits["validation"]
-        section = project.spec.train
-        # Sums of parts take three rows, and an evaluation takes no gradient.
-        self._rows = min(_ROWS, section.eval_batch_size, max(3, _training_rows(section)), self._split.rows)
+    def sums(start: int, end: int, spec: TrainSection | None = None) -> Totals:
+        indices = torch.arange(start, end)
+        return totals(recipe, model, split, batch_size=rows, device=device, indices=indices, spec=spec)
 
-    def check_sums(self) -> None:
-        """Check that sums over two parts add up to the sums over both, which a mean does not.
+    found = sums(0, rows, section)
+    try:
+        values = named_values(recipe, found, split="validation")
+    except RecipeError:  # it may need rows of each class
+        values = named_values(recipe, sums(0, min(_MOST_ROWS, split.rows), section), split="validation")
+    if rows >= 3:
+        _check_sums(sums, rows=rows, name=type(recipe).__name__, exact=section.precision == "fp32")
+    for key, metric in () if recipe.train_loop is not None else _asked(project.spec):
+        if metric != "train/loss" and metric not in values:
+            raise RecipeError(
+                f"{key} {'names' if key in _SEVERAL else 'is'} {metric!r}, which is never reported",
+                hint=f"Reported: {', '.join(sorted([*values, 'train/loss']))}.",
+            )
+    gate, tested = project.spec.gate, {f"test/{name.partition('/')[2]}" for name in values}
+    for metric in [*([gate.metric] if gate.metric is not None else []), *gate.thresholds]:
+        if f"test/{metric.removeprefix('test/')}" not in tested:
+            raise RecipeError(
+                f"gate names the metric {metric!r}, which is never reported",
+                hint=f"Reported: {', '.join(sorted(tested))}.",
+            )
 
-        In float32, so that rounding is not mistaken for a mean. A model that runs only in low precision is not checked.
-        """
-        rows = self._rows
-        cut = rows // 3
-        if cut == 0:
-            return
-        low_precision = self._project.spec.train.precision != "fp32"
-        try:
-            whole, left, right = (self._sums(*ends, exact=True) for ends in ((0, rows), (0, cut), (cut, rows)))
-        except RecipeError:
-            if low_precision:
-                return  # an error in low precision too is found by check_names
-            raise
-        both = add(left, right)
-        for name, expected in whole.items():
-            got = both[name]
-            if got.shape != expected.shape or not np.allclose(got, expected, rtol=1e-3, atol=1e-4, equal_nan=True):
-                raise RecipeError(
-                    f"{type(self._prepared.recipe).__name__}.metrics()[{name!r}] does not add up: {_show(expected)} "
-                    f"over {rows} rows, but {_show(left[name])} + {_show(right[name])} over its parts of {cut} and "
-                    f"{rows - cut}",
-                    hint="Return sums over the rows (a mean times the rows); finalize() divides them by the count.",
-                )
 
-    def check_names(self) -> None:
-        """Check that every metric that the configuration names is reported."""
-        spec, recipe = self._project.spec, self._prepared.recipe
-        values = self._values()
-        names = {name.partition("/")[2] for name in values}
-        for key, metric in () if recipe.train_loop is not None else _asked(spec):
-            if metric != "train/loss" and metric not in values:
-                raise RecipeError(
-                    f"{key} {'names' if key in _SEVERAL else 'is'} {metric!r}, which is never reported",
-                    hint=f"Reported: {', '.join(sorted([*values, 'train/loss']))}.",
-                )
-        judged = [spec.gate.metric] if spec.gate.metric is not None else []
-        for metric in [*judged, *spec.gate.thresholds]:
-            if metric.removeprefix("test/") not in names:
-                raise RecipeError(
-                    f"gate names the metric {metric!r}, which is never reported",
-                    hint=f"Reported: {', '.join(f'test/{name}' for name in sorted(names))}.",
-                )
+def _check_sums(sums: Callable[[int, int], Totals], *, rows: int, name: str, exact: bool) -> None:
+    """Check that sums over two parts add up to the sums over both, which a mean does not.
 
-    def _values(self) -> dict[str, float]:
-        """Return the metrics of a few rows, or of more where ``finalize`` raises: it may need rows of each class."""
-        sums: Totals | None = None
-        most = min(_MOST_ROWS, self._split.rows)
-        for start in range(0, most, self._rows):
-            end = min(start + self._rows, most)
-            sums = add(sums, self._sums(start, end))
-            try:
-                return named_values(self._prepared.recipe, sums, split="validation")
-            except RecipeError:
-                if end == most:
-                    raise
-        raise AssertionError
-
-    def _sums(self, start: int, end: int, *, exact: bool = False) -> Totals:
-        batch: Batch = to_device(self._split.batch(torch.arange(start, end)), self._device)
+    In float32, so that rounding is not mistaken for a mean. A model that runs only in low precision is not checked.
+    """
+    cut = rows // 3
+    try:
+        whole, left, right = sums(0, rows), sums(0, cut), sums(cut, rows)
+    except RecipeError:
         if exact:
-            return batch_totals(self._prepared.recipe, self._model, batch)
-        with autocast(self._project.spec.train, self._device), explained():
-            return batch_totals(self._prepared.recipe, self._model, batch)
+            raise
+        return
+    both = add(left, right)
+    for key, expected in whole.items():
+        got = both[key]
+        if got.shape != expected.shape or not np.allclose(got, expected, rtol=1e-3, atol=1e-4, equal_nan=True):
+            raise RecipeError(
+                f"{name}.metrics()[{key!r}] does not add up: {_show(expected)} over {rows} rows, but "
+                f"{_show(left[key])} + {_show(right[key])} over its parts of {cut} and {rows - cut}",
+                hint="Return sums over the rows (a mean times the rows); finalize() divides them by the count.",
+            )
 
 
 def _asked(spec: ProjectSpec) -> Iterator[tuple[str, str]]:

@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from raymlops.training.runs.lookup import Recorded
     from raymlops.training.supervision.scaling_policy import Room
 
-_PURPOSE = "training it"
-
 
 def train(
     project: Project,
@@ -76,6 +74,10 @@ def train(
     started = time.monotonic()
     spec = project.spec
     with remembered() as check_signals, ExitStack() as held:
+
+        def hold(run_id: str) -> None:
+            held.enter_context(lease(state_url(spec), run_id, purpose="training it"))
+
         runs_uri = filesystem.join(spec.storage.path, RUNS)
         filesystem.check_writable(runs_uri)
         tracker = tracker_of(spec)
@@ -86,7 +88,7 @@ def train(
             changes = resuming.check_resumable(before, spec)
             files_uri = filesystem.join(runs_uri, before.run_id)
             resuming.check_files(before, there=bool(filesystem.listing(files_uri)), host=platform.node())
-            held.enter_context(lease(state_url(spec), before.run_id, purpose=_PURPOSE))
+            hold(before.run_id)
             state = resuming.recorded_state(tracker, before, checkpoints_uri=filesystem.join(files_uri, CHECKPOINTS))
             sources = resuming.recorded_sources(tracker, before)
         refit = before is not None and resuming.code_differs(before, project)
@@ -113,7 +115,7 @@ def train(
         with _closing_on_error(request, writer, command=command):
             writer(words(f"run {run_id}"))
             if before is None:
-                held.enter_context(lease(state_url(spec), run_id, purpose=_PURPOSE))
+                hold(run_id)
                 mark_origin(files_uri, tracker)
                 tracker.log_text(run_id, json.dumps(prepared.sources()), SOURCES)
             if state is None:

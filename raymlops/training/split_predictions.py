@@ -33,7 +33,7 @@ def answer_loss(prepared: Prepared, model: nn.Module, *, batch_size: int, device
     recipe = prepared.recipe
     if type(recipe).loss_of is not RecipeBase.loss_of:
         return AnswerLoss("recipe")
-    signature = signature_of(recipe)
+    signature = prepared.signature
     sample = prepared.splits["validation"].sample(about_rows=LOSS_ROWS)
     if sample is None:
         found = declared(signature)

@@ -7,27 +7,19 @@ from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from raymlops.config.space import exists
 from raymlops.config.sweep import HALVING
 from raymlops.errors import ConfigError, UsageError, describe
-from raymlops.tuning.objectives import (
-    max_resource,
-    num_own_trials,
-    objectives_of,
-)
-from raymlops.tuning.search_space import draw_order, point, random_points
-from raymlops.tuning.study.storage import without_credentials
+from raymlops.tuning.search_space import LISTED, draw_order, later_points, num_trials, whole_starts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from raymlops.config.schema import ProjectSpec
-    from raymlops.config.space import Distribution
     from raymlops.project import Project
 
 _DRAWS = 64
 """Random points of which one must be valid: where one in twenty is, all are invalid in 4 sweeps of 100."""
-_LISTED = 2_000
+_KNOWN = 2_000
 """Grid or Sobol points of which one must be valid; each check takes a millisecond."""
 
 
@@ -44,27 +36,12 @@ def check(project: Project) -> None:
             "sweep.space is empty: there is nothing to search",
             hint="Write for example sweep: {space: {train.lr: {float: [1e-4, 1e-1], log: true}}}.",
         )
-    draw_order(spec.sweep.space)
     _check_metric(spec)
     _check_target(spec)
     _check_resource(spec)
     _check_budgets(spec)
-    num_own_trials(spec)
+    draw_order(spec.sweep.space)
     _check_points(project)
-
-
-def refuse_sqlite(url: str, *, nodes: int) -> None:
-    """Reject a SQLite file where the cluster has several nodes.
-
-    Raises:
-        UsageError: with the setting to use instead.
-    """
-    if nodes > 1 and url.startswith("sqlite"):
-        raise UsageError(
-            f"storage.optuna is {without_credentials(url)}, and the cluster has {nodes} nodes: "
-            "a SQLite file lives on one",
-            hint="Set storage.optuna to a PostgreSQL URL, as {env: NAME} where it holds a password.",
-        )
 
 
 def _check_metric(spec: ProjectSpec) -> None:
@@ -77,7 +54,7 @@ def _check_metric(spec: ProjectSpec) -> None:
 
 
 def _check_target(spec: ProjectSpec) -> None:
-    target, metric = spec.sweep.target, objectives_of(spec)[0].metric
+    target, metric = spec.sweep.target, spec.objectives[0].metric
     kept = spec.sweep.constraints.get(metric)
     if target is None or kept is None:
         return
@@ -92,7 +69,7 @@ def _check_target(spec: ProjectSpec) -> None:
 
 
 def _check_resource(spec: ProjectSpec) -> None:
-    section, scheduler, whole = spec.sweep, spec.sweep.scheduler, max_resource(spec)
+    section, scheduler, whole = spec.sweep, spec.sweep.scheduler, spec.trial_length
     if scheduler in HALVING and whole == math.inf:
         raise UsageError(
             f"sweep.resource is {section.resource!r}, and the length of a whole trial is not set, "
@@ -127,46 +104,30 @@ def _check_budgets(spec: ProjectSpec) -> None:
 def _check_points(project: Project) -> None:
     """Reject start points that the recipe rejects, and a space without a point that it accepts."""
     sweep = project.spec.sweep
-    for index in range(len(sweep.enqueue)):
-        start = point(sweep, index) or {}
-        if _whole(start, sweep.space) and (reason := _rejection(project, start)):
+    for index, start in whole_starts(sweep).items():
+        if reason := _rejection(project, start):
             raise UsageError(f"sweep.enqueue[{index}] is rejected: {reason}", hint="Change or remove it.")
-    points, problem = _beside_starts(project.spec)
-    reasons: Counter[str] = Counter()
-    first: Mapping[str, Any] = {}
-    for params in points:
-        reason = _rejection(project, params)
-        if not reason:
+    # A sampler's known points are exactly those that the sweep tries; random ones may miss the few valid ones.
+    known = sweep.sampler in LISTED
+    rejected = []
+    for params in islice(later_points(sweep), _KNOWN if known else _DRAWS):
+        if not (reason := _rejection(project, params)):
             return
-        first = first or params
-        reasons[reason] += 1
-    if not reasons:
+        rejected.append((params, reason))
+    if not rejected:
         return
-    ((reason, count),) = reasons.most_common(1)
-    shown = ", ".join(f"{key}={value}" for key, value in first.items())
+    tried, left = len(rejected), num_trials(sweep) - len(sweep.enqueue)
+    if known:
+        which = f"the first {tried:,} of {left:,}" if tried < left else f"all {tried:,}"
+        problem = f"the recipe accepts no point of sampler {sweep.sampler}: {which}"
+    else:
+        problem = f"the recipe accepts no point of sweep.space: all {tried} random ones"
+    ((reason, count),) = Counter(reason for _, reason in rejected).most_common(1)
+    shown = ", ".join(f"{key}={value}" for key, value in rejected[0][0].items())
     raise UsageError(
         f"{problem} are rejected, {count:,} of them with: {reason}\n  for example {shown}",
         hint="Change the ranges, or make a parameter depend on another with when: {key.path: value}.",
     )
-
-
-def _beside_starts(spec: ProjectSpec) -> tuple[Iterable[Mapping[str, Any]], str]:
-    """Return points that the sweep may try after its start points, and the error where the recipe accepts none."""
-    sweep, starts = spec.sweep, len(spec.sweep.enqueue)
-    left = num_own_trials(spec) - starts
-    if sweep.sampler not in {"grid", "qmc"}:
-        drawn = islice(random_points(sweep.space, seed=sweep.seed), _DRAWS if left > 0 else 0)
-        return drawn, f"the recipe accepts no point of sweep.space: all {_DRAWS} random ones"
-    # The sweep tries exactly these points; random ones may miss the few valid ones.
-    listed = min(left, _LISTED)
-    which = f"the first {listed:,} of {left:,}" if listed < left else f"all {listed:,}"
-    problem = f"the recipe accepts no point of sampler {sweep.sampler}: {which}"
-    return (point(sweep, index) or {} for index in range(starts, starts + listed)), problem
-
-
-def _whole(params: Mapping[str, Any], space: Mapping[str, Distribution]) -> bool:
-    """Return whether a start point sets every parameter; drawn values may make a partial one valid or not."""
-    return all(key in params or not exists(searched, params) for key, searched in space.items())
 
 
 def _rejection(project: Project, params: Mapping[str, Any]) -> str:

@@ -72,6 +72,8 @@ def _suggest(trial: Any, key: str, distribution: Distribution) -> Scalar:
 
 MAX_GRID = 100_000
 """The most points of a grid, which are all in memory."""
+LISTED = ("grid", "qmc")
+"""Samplers whose points are known in advance."""
 
 
 def point(spec: SweepSection, index: int) -> dict[str, Scalar] | None:
@@ -101,6 +103,41 @@ def how_many(spec: SweepSection) -> int | None:
         UsageError: the grid is too large.
     """
     return len(spec.enqueue) + len(_grid_after_starts(spec)) if spec.sampler == "grid" else None
+
+
+def num_trials(spec: SweepSection) -> int:
+    """Return the number of trials: ``num_trials``, or fewer where a grid has fewer points.
+
+    Raises:
+        UsageError: the grid is too large.
+    """
+    points = how_many(spec)
+    return spec.num_trials if points is None else min(spec.num_trials, points)
+
+
+def whole_starts(spec: SweepSection) -> dict[int, dict[str, Scalar]]:
+    """Return by index the start points that set every parameter; drawn values may make a partial one valid or not."""
+    starts = {index: _start(spec, index) for index in range(len(spec.enqueue))}
+    return {
+        index: start
+        for index, start in starts.items()
+        if all(key in start or not exists(searched, start) for key, searched in spec.space.items())
+    }
+
+
+def later_points(spec: SweepSection) -> Iterator[dict[str, Scalar]]:
+    """Yield the points that follow the start points; without end random ones where they are not known in advance.
+
+    Raises:
+        UsageError: the grid is too large.
+    """
+    starts, total = len(spec.enqueue), num_trials(spec)
+    if spec.sampler in LISTED:
+        yield from (point(spec, index) or {} for index in range(starts, total))
+        return
+    rng = random.Random(spec.seed)  # noqa: S311 - not for secrets
+    while starts < total:
+        yield at(spec.space, [rng.random() for _ in spec.space])
 
 
 def grid(space: Mapping[str, Distribution]) -> list[dict[str, Scalar]]:
@@ -134,13 +171,6 @@ def at(space: Mapping[str, Distribution], unit: Sequence[float]) -> dict[str, Sc
         if exists(space[key], params):
             params[key] = _at(space[key], share)
     return params
-
-
-def random_points(space: Mapping[str, Distribution], *, seed: int) -> Iterator[dict[str, Scalar]]:
-    """Yield random points of a space, infinitely many."""
-    rng = random.Random(seed)  # noqa: S311 - not for secrets
-    while True:
-        yield at(space, [rng.random() for _ in space])
 
 
 def _start(spec: SweepSection, index: int) -> dict[str, Scalar]:

@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.changes import refuse_sweep_changes, sweep_changes
-from raymlops.errors import SweepError, UsageError, describe
+from raymlops.errors import UsageError
 from raymlops.records import SpentRecord, SweepRecord
 from raymlops.tuning.budget import Tally, nothing_left
-from raymlops.tuning.checks import check, refuse_sqlite
 from raymlops.tuning.execution.search import search
-from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, REPORT, SweepRun, before_of, study_of, sweep_of
+from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, SweepRun, before_of, study_of, sweep_of
 from raymlops.tuning.reporting.progress import SweepEvent
-from raymlops.tuning.reporting.results import tags_of, write_best, write_report
+from raymlops.tuning.results import conclude
 from raymlops.tuning.study.fork import CARRIED, add_carried, carry_over
-from raymlops.tuning.study.selection import pareto, select
-from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, without_credentials
+from raymlops.tuning.study.storage import load_study, open_storage, optuna_url
 from raymlops.tuning.sweep_stores import SweepStores, linked_study
 
 if TYPE_CHECKING:
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
     from raymlops.training.runs.lookup import Recorded
-    from raymlops.tuning.execution.controller import SweepController
 
     Carried = tuple[dict[str, Any], Counter[str]]
 
@@ -49,13 +46,13 @@ def sweep(
 ) -> SweepRecord:
     """Search ``sweep.space`` and return every trial, the best one, and the path of its configuration.
 
-    ``resume`` is the id of a sweep to resume: its finished trials stay, the others resume from their checkpoints.
-    ``fork`` is a previous sweep whose trials the new one starts with, where they fit its space.
+    ``project`` has passed ``checks.check``. ``resume`` is the id of a sweep to resume: its finished trials stay, the
+    others resume from their checkpoints. ``fork`` is a previous sweep whose trials the new one starts with, where they
+    fit its space.
 
     Raises:
-        UsageError: before anything starts: nothing to search, a metric that the recipe never reports, a recipe that
-            fails on this configuration, SQLite with more than one node, or a sweep that cannot be resumed with this
-            configuration or has nothing left to do.
+        UsageError: before anything starts: a metric that the recipe never reports, a recipe that fails on this
+            configuration, or a sweep that cannot be resumed with this configuration or has nothing left to do.
         NotFoundError: there is no such sweep, or its study was deleted.
         RefusedError: another driver is running it.
         StorageError: ``storage.path`` or Optuna's file cannot be written.
@@ -64,8 +61,6 @@ def sweep(
         KeyboardInterrupt: the sweep was interrupted; its processes are ended, its parent run is KILLED, and it can be
             resumed.
     """
-    import ray
-
     from raymlops.data.cache import DataCache
     from raymlops.state.database import state_url
     from raymlops.state.lease import lease
@@ -78,9 +73,6 @@ def sweep(
             on_event(SweepEvent("message", message=text))
 
     spec = project.spec
-    check(project)
-    url = optuna_url(spec)
-    refuse_sqlite(url, nodes=sum(node["Alive"] for node in ray.nodes()))
     check_writable(spec.storage.path)
     store = tracker(spec)
     store.check()
@@ -101,18 +93,16 @@ def sweep(
         prepared = data.get(project)
         unservable: list[str] = []
         preflight_sweep(project, prepared, warn=None if recorded is None else unservable.append)
-        opener = _Opener(project, store, held.enter_context(open_storage(url)), url, notify)
+        opener = _Opener(project, store, held.enter_context(open_storage(optuna_url(spec))), notify)
         if recorded is None:
-            before, forked_from = SpentRecord(), "" if fork is None else fork.run_id
+            before = SpentRecord()
             stores = opener.start(prepared, fork=fork, tags=tags or {}, hold=hold)
         else:
-            before, forked_from = before_of(recorded), recorded.tags.get(FORKED_FROM, "")
-            stores = opener.resume(recorded, prepared, changes=changes, unservable=unservable)
+            before = before_of(recorded)
+            stores = opener.resume(recorded, prepared, changes=changes, unservable=unservable, spent=before)
         with stores.parent.closing_on_error():
             controller = search(stores, data=data, before=before, on_event=on_event)
-            record = _result(stores, controller, storage=without_credentials(url), forked_from=forked_from)
-            stores.parent.end("FINISHED", tags_of(record))
-            return record
+            return conclude(stores, controller)
 
 
 @dataclass(frozen=True)
@@ -122,7 +112,6 @@ class _Opener:
     project: Project
     tracker: Tracker
     storage: Any
-    url: str
     notify: Callable[[str], None]
 
     def start(
@@ -131,33 +120,45 @@ class _Opener:
         """Create the parent run and the study."""
         carried = None if fork is None else self._carried_from_fork(fork, prepared)
         parent = SweepRun.create(
-            self.tracker, self.project, prepared.data, tags=tags, submission_id=_submission(), forked_from=fork
+            self.tracker,
+            self.project,
+            prepared.data,
+            tags=tags,
+            submission_id=_submission(),
+            forked_from="" if fork is None else fork.run_id,
         )
         with parent.closing_on_error():
             hold(parent.sweep_id)
             study = linked_study(self.storage, parent, spec=self.project.spec)
-            if fork is not None and carried is not None:
-                self._add(study, carried, fork=fork)
+            if carried is not None:
+                self._add(study, carried, sweep_id=parent.forked_from)
             stores = SweepStores.open(self.project, parent, study)
             for note in prepared.data.notes:
                 self.notify(note)
             return stores
 
     def resume(
-        self, recorded: Recorded, prepared: Prepared, *, changes: list[Change], unservable: Sequence[str]
+        self,
+        recorded: Recorded,
+        prepared: Prepared,
+        *,
+        changes: list[Change],
+        unservable: Sequence[str],
+        spent: SpentRecord,
     ) -> SweepStores:
         """Open the study and the parent run of a previous driver."""
         from raymlops.training.runs.resume import check_data, data_of, write_changes
 
         data = data_of(recorded, prepared)
         check_data(recorded, data)
-        parent = SweepRun(self.tracker, recorded.run_id)
+        parent = SweepRun(self.tracker, recorded.run_id, recorded.tags.get(FORKED_FROM, ""))
         study = linked_study(self.storage, parent, spec=self.project.spec, recorded=recorded)
-        if (forked_from := recorded.tags.get(FORKED_FROM)) and not study.user_attrs.get(CARRIED):
-            fork = sweep_of(self.tracker, forked_from)
-            self._add(study, self._carried(fork), fork=fork)
+        if parent.forked_from and not study.user_attrs.get(CARRIED):
+            carried = self._carried(sweep_of(self.tracker, parent.forked_from))
+            self._add(study, carried, sweep_id=parent.forked_from)
         stores = SweepStores.open(self.project, parent, study)
-        _refuse_nothing_left(stores, recorded)
+        if recorded.status == "FINISHED":
+            _refuse_nothing_left(stores, spent)
         changed = write_changes(self.tracker, recorded, project=self.project, changes=changes)
         parent.reopen(submission_id=_submission())
         with parent.closing_on_error():
@@ -189,81 +190,24 @@ class _Opener:
 
     def _carried(self, fork: Recorded) -> Carried:
         assert fork.spec is not None
-        with ExitStack() as opened:
-            url = optuna_url(fork.spec)
-            storage = self.storage if url == self.url else opened.enter_context(open_storage(url))
+        with open_storage(optuna_url(fork.spec)) as storage:
             study = load_study(storage, study_of(fork))
             return carry_over(study, old_spec=fork.spec, new_spec=self.project.spec, sweep_id=fork.run_id)
 
-    def _add(self, study: Any, carried: Carried, *, fork: Recorded) -> None:
+    def _add(self, study: Any, carried: Carried, *, sweep_id: str) -> None:
         kept, left = carried
         add_carried(study, kept)
         why = "".join(f"; {count} left out: {reason}" for reason, count in left.items())
-        self.notify(f"carried over {len(kept)} trials of the sweep {fork.run_id}{why}")
+        self.notify(f"carried over {len(kept)} trials of the sweep {sweep_id}{why}")
 
 
-def _refuse_nothing_left(stores: SweepStores, recorded: Recorded) -> None:
-    """Refuse to resume a sweep that is finished.
-
-    Raises:
-        UsageError: the sweep is FINISHED, and no trial is left or a budget is used up.
-    """
-    if recorded.status != "FINISHED":
-        return
-    records = stores.trials.records
-    tally = Tally.of(records, mode=stores.trials.objectives[0].mode)
-    why, command = nothing_left(recorded.run_id, stores.project.spec.sweep, tally=tally, spent=before_of(recorded))
+def _refuse_nothing_left(stores: SweepStores, spent: SpentRecord) -> None:
+    """Refuse to resume a finished sweep of which no trial is left, or whose budget is used up."""
+    sweep_id, trials = stores.parent.sweep_id, stores.trials
+    tally = Tally.of(trials.records, mode=trials.objectives[0].mode)
+    why, command = nothing_left(sweep_id, stores.project.spec.sweep, tally=tally, spent=spent)
     if why:
-        raise UsageError(f"the sweep {recorded.run_id} is finished: it {why}", hint=f"To continue: {command}")
-
-
-def _result(stores: SweepStores, controller: SweepController, *, storage: str, forked_from: str) -> SweepRecord:
-    """Choose the winner, write the report and the winner's configuration, and return the sweep's record.
-
-    Raises:
-        SweepError: no trial gave a usable value.
-    """
-    spec, objectives = stores.project.spec, stores.trials.objectives
-    sweep_id, records, stopped, spent = stores.parent.sweep_id, stores.records(), controller.stopped, controller.spent
-    best, failure = None, None
-    try:
-        best = select(records, objectives=objectives, constraints=spec.sweep.constraints)
-    except SweepError as error:
-        failure = error
-        if stopped and not records:
-            failure = SweepError(
-                f"the sweep {stopped} before its first trial ended",
-                hint=f"raymlops sweep --resume {sweep_id} --extend with more of that resumes its trials.",
-            )
-    report = ""
-    try:
-        report = write_report(stores, records, best=best, spent=spent, stopped=stopped)
-    except Exception as error:  # a sweep does not fail for its report
-        controller.notify(f"no report was written: {describe(error)}")
-    if best is None:
-        assert failure is not None
-        if report:
-            failure.add_note(f"Report: {report}")
-            stores.parent.tag({REPORT: report})
-        raise failure
-    return SweepRecord(
-        sweep_id=sweep_id,
-        project=spec.project.name,
-        study=stores.study.study_name,
-        storage=storage,
-        metric=objectives[0].metric,
-        mode=objectives[0].mode,
-        trials=records,
-        best=best,
-        best_config=write_best(stores, best),
-        duration_s=spent.wall_s,
-        stopped=stopped,
-        objectives=objectives if len(objectives) > 1 else (),
-        spent=spent,
-        pareto=pareto(records, objectives=objectives),
-        forked_from=forked_from,
-        report=report,
-    )
+        raise UsageError(f"the sweep {sweep_id} is finished: it {why}", hint=f"To continue: {command}")
 
 
 def _submission() -> str:

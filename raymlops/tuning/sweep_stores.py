@@ -5,14 +5,17 @@ Owns how they are created for a new sweep and opened for a resumed one. Knows no
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from raymlops.errors import NotFoundError
+from raymlops.records import SCHEMA_VERSION
+from raymlops.storage.filesystem import join
+from raymlops.training.runs.lookup import SWEEPS
 from raymlops.tuning.mlflow.sweep_run import STUDY, study_name
 from raymlops.tuning.mlflow.trial_runs import TrialRuns
-from raymlops.tuning.objectives import objectives_of
-from raymlops.tuning.study.records import history_of, without_steps
+from raymlops.tuning.study.records import history_of
 from raymlops.tuning.study.storage import create_study, load_study
 from raymlops.tuning.study.trials import Trials
 
@@ -34,6 +37,11 @@ class SweepStores:
     trial_runs: TrialRuns
     parent: SweepRun
 
+    @property
+    def uri(self) -> str:
+        """Return the folder of the sweep's files."""
+        return join(self.project.spec.storage.path, SWEEPS, self.parent.sweep_id)
+
     @classmethod
     def open(cls, project: Project, parent: SweepRun, study: Any) -> Self:
         """Open the stores of a study, which has all carried trials already."""
@@ -45,7 +53,7 @@ class SweepStores:
             name=f"{spec.project.name}-trial",
             tags={**spec.project.tags, "raymlops.project": spec.project.name, "raymlops.recipe": project.reference},
         )
-        trials = Trials(study, section=spec.sweep, objectives=objectives_of(spec))
+        trials = Trials(study, section=spec.sweep, objectives=spec.objectives)
         return cls(project, study, trials, trial_runs, parent)
 
     def sync_runs(self) -> None:
@@ -57,7 +65,20 @@ class SweepStores:
         self.trial_runs.adopt()
         trials = self.study.get_trials(deepcopy=False)
         for record in self.trials.records:
-            self.trial_runs.mirror(record, without_steps(history_of(trials[record.number])))
+            self.trial_runs.mirror(record, history_of(trials[record.number]))
+
+    def write_trials(self) -> None:
+        """Write all trials as JSON to the sweep's MLflow run.
+
+        Raises:
+            TrackingError: MLflow rejects it.
+        """
+        data = {
+            "schema_version": SCHEMA_VERSION,
+            **self.trials.objectives[0].to_dict(),
+            "trials": [record.to_dict() for record in self.records()],
+        }
+        self.parent.tracker.log_text(self.parent.sweep_id, json.dumps(data, indent=1), "sweep/trials.json")
 
     def records(self) -> tuple[TrialRecord, ...]:
         """Return the trials that ended, each with the id of its child run."""
@@ -84,9 +105,9 @@ def linked_study(storage: Any, parent: SweepRun, *, spec: ProjectSpec, recorded:
             if linked is not None:
                 raise
     if study is None:
-        study = create_study(storage, name, objectives=objectives_of(spec))
+        study = create_study(storage, name, objectives=spec.objectives)
     if linked is None:
         study.set_user_attr("raymlops.sweep_id", parent.sweep_id)
-        study.set_user_attr("raymlops.metric", objectives_of(spec)[0].metric)
+        study.set_user_attr("raymlops.metric", spec.objectives[0].metric)
         parent.tag({STUDY: name})
     return study

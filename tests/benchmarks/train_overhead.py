@@ -26,6 +26,7 @@ from wide import network
 
 from raymlops.cluster.capacity import Places
 from raymlops.cluster.connect import connect
+from raymlops.cluster.placement import WorkerRequest
 from raymlops.config.load import load_data
 from raymlops.config.train import TrainSection
 from raymlops.project import bind
@@ -60,7 +61,7 @@ def project(folder, *, steps=STEPS, log_every=LOG_EVERY):
 
 
 def train(made, on_event):
-    room = Places(cpus_per_worker=1.0, gpus_per_worker=0.0, purpose="train.num_workers")
+    room = Places(WorkerRequest(1, 1.0, purpose="train.num_workers"))
     return run_training(made, on_event=on_event, room=room)
 
 

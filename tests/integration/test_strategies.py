@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from raymlops.cluster.capacity import Places
+from raymlops.cluster.placement import WorkerRequest
 from raymlops.config.load import load_data
 from raymlops.project import Project, bind
 from raymlops.tracking.client import tracker
@@ -55,7 +56,7 @@ def bytelm(storage: Path, **fields: Any) -> Project:
 
 
 def fit(project: Project, *, resume: str | None = None) -> RunRecord:
-    room = Places(cpus_per_worker=0.5, gpus_per_worker=0.0, purpose="train.num_workers")
+    room = Places(WorkerRequest(1, 0.5, purpose="train.num_workers"))
     return train(project, room=room, resume=resume)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from raymlops.cluster.capacity import Places
+from raymlops.cluster.placement import WorkerRequest
 from raymlops.config.load import load_data
 from raymlops.errors import NonFiniteError, RecipeError
 from raymlops.project import Project, bind
@@ -48,7 +49,7 @@ def project(
 def train(of: Project, **rest: Any) -> RunRecord:
     """Train with whatever room this Ray has."""
     section = of.spec.train
-    room = Places(cpus_per_worker=section.cpus_per_worker, gpus_per_worker=0.0, purpose="train.num_workers")
+    room = Places(WorkerRequest(1, section.cpus_per_worker, purpose="train.num_workers"))
     return run_training(of, room=room, **rest)
 
 

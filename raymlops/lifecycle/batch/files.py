@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.credentials import holds_credential, redact
+from raymlops.config.paths import local_path
 from raymlops.errors import RaymlopsError, RecipeError, StorageError, UsageError
 from raymlops.lifecycle.batch.chunks import VERSION_COLUMN
 from raymlops.records import Record, to_json
@@ -33,12 +34,11 @@ def place(uri: str, what: str) -> str:
     Raises:
         UsageError: the URI holds a credential.
     """
-    from raymlops.config.paths import local_path
+    from raymlops.storage.filesystem import absolute
 
     if holds_credential(uri):
         raise UsageError(f"the {what}'s URI holds a credential", hint="Give it by environment variables or a role.")
-    local = local_path(uri)
-    return uri if local is None else str(local)
+    return absolute(uri)
 
 
 def refuse_existing(output: str) -> None:
@@ -50,7 +50,7 @@ def refuse_existing(output: str) -> None:
     from raymlops.storage import filesystem
 
     found = filesystem.entries(output)
-    if not found and (filesystem.is_remote(output) or not Path(output).is_file()):
+    if not found and (local_path(output) is None or not Path(output).is_file()):
         return
     complete = MANIFEST in found or not found
     raise UsageError(
@@ -117,7 +117,7 @@ def published(output: str, chunks: Sequence[Chunk]) -> Iterator[str]:
     """Yield the folder to write to; publish it as the output when the block succeeds, delete it otherwise."""
     from raymlops.storage import filesystem
 
-    remote = filesystem.is_remote(output)
+    remote = local_path(output) is None
     path = Path(output)
     folder = output if remote else str(path.with_name(f".{path.name}-{uuid.uuid4().hex[:12]}.tmp"))
     try:

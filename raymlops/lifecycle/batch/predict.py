@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 import pickle
 import time
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from raymlops.display import OnEvent, shown
+from raymlops.display import OnEvent, quiet, shown
 from raymlops.errors import ClusterError, UsageError
 from raymlops.lifecycle.batch.chunks import ChunkWorker, Job, plan
 from raymlops.lifecycle.batch.files import (
@@ -30,7 +29,7 @@ from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.batch.chunks import Chunk
@@ -143,7 +142,7 @@ def _run(job: Job, chunks: Sequence[Chunk], *, spec: ProjectSpec, concurrency: i
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
     try:
-        with _quiet():
+        with quiet("ray.data", level=logging.ERROR):  # progress goes to ``on_event``
             for result in dataset.iter_rows():
                 if result["error"]:
                     raise without_hint(pickle.loads(result["error"]))  # noqa: S301 - a worker of ours wrote it
@@ -157,21 +156,10 @@ def _run(job: Job, chunks: Sequence[Chunk], *, spec: ProjectSpec, concurrency: i
         ) from error
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Show only errors of Ray Data (2.60) on stderr: progress goes to ``on_event``."""
-    logger = logging.getLogger("ray.data")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
 def _workers(spec: ProjectSpec, chunks: int, concurrency: int | None) -> int:
     from raymlops.cluster.capacity import Places, check_fits
+    from raymlops.cluster.placement import WorkerRequest
 
-    cpus, purpose = spec.train.cpus_per_worker, "a batch prediction"
-    check_fits(workers=concurrency or 1, wait_s=spec.cluster.wait_s, cpus_per_worker=cpus, purpose=purpose)
-    return min(chunks, concurrency or max(1, int(Places(cpus_per_worker=cpus, purpose=purpose).count())))
+    one = WorkerRequest(1, spec.train.cpus_per_worker, purpose="a batch prediction")
+    check_fits(replace(one, workers=concurrency or 1), wait_s=spec.cluster.wait_s)
+    return min(chunks, concurrency or max(1, int(Places(one).count())))

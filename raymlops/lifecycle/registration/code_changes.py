@@ -162,10 +162,10 @@ def trained_model(prepared: Prepared, weights: Mapping[str, Any]) -> nn.Module:
     """
     import torch
 
-    from raymlops.recipe import call_recipe
+    from raymlops.recipe import model_of
 
     with torch.random.fork_rng(devices=[]):
-        model: nn.Module = call_recipe(f"{type(prepared.recipe).__name__}.model()", prepared.recipe.model)
+        model = model_of(prepared.recipe)
     model.load_state_dict(weights)
     return model.eval()
 
@@ -174,19 +174,12 @@ def _evaluated(project: Project, prepared: Prepared, weights: Mapping[str, Any])
     """Return the metrics on validation, as an evaluation in the training computes them."""
     from raymlops.training.inprocess import local_device
     from raymlops.training.loop.evaluation import named_values, totals
-    from raymlops.training.loop.precision import autocast
 
     section = project.spec.train
     device = local_device(section)
     model = trained_model(prepared, weights).to(device)
-    with autocast(section, device):
-        sums = totals(
-            prepared.recipe,
-            model,
-            prepared.splits["validation"],
-            batch_size=section.eval_batch_size,
-            device=device,
-        )
+    split, size = prepared.splits["validation"], section.eval_batch_size
+    sums = totals(prepared.recipe, model, split, batch_size=size, device=device, spec=section)
     return named_values(prepared.recipe, sums, split="validation")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raymlops.monitor.profile import profile
-from raymlops.recipe import signature_of
 from raymlops.training.split_predictions import typed_answers
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def profiles(prepared: Prepared, model: nn.Module, *, batch_size: int, device: s
 
     ``model`` is in evaluation mode, on ``device``. A prediction may be NaN or infinite: that is for the gate to judge.
     """
-    inputs = [column.name for column in signature_of(prepared.recipe).inputs]
+    inputs = [column.name for column in prepared.signature.inputs]
     found: dict[str, Any] = {}
     for name in ("train", "validation"):
         split = prepared.splits[name]

@@ -98,18 +98,15 @@ def run_sweep(
     """
     from raymlops.cluster.capacity import check_fits
     from raymlops.cluster.connect import connect
+    from raymlops.cluster.placement import WorkerRequest
+    from raymlops.tuning.study.storage import optuna_url
     from raymlops.tuning.sweep import sweep
 
     spec = request.project.spec
     with connect(spec):
-        check_sharing(spec)
-        check_fits(
-            workers=spec.sweep.workers_per_trial,
-            cpus_per_worker=spec.train.cpus_per_worker,
-            gpus_per_worker=spec.train.gpus_per_worker,
-            purpose="one trial",
-            wait_s=spec.cluster.wait_s,
-            queues=True,
-        )
+        check_sharing(spec, databases={"storage.optuna": optuna_url(spec)})
+        each = spec.train.cpus_per_worker, spec.train.gpus_per_worker
+        one = WorkerRequest(spec.sweep.workers_per_trial, *each, purpose="one trial")
+        check_fits(one, wait_s=spec.cluster.wait_s, queues=True)
         with shown(on_event) as emit:
             return sweep(request.project, resume=request.resume, fork=request.fork, tags=tags, on_event=emit)

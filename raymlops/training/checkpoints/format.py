@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed
 
+from raymlops.config.paths import local_path
 from raymlops.errors import NotFoundError, RecipeError, StorageError, UsageError
 from raymlops.storage import filesystem, manifest
 from raymlops.training.checkpoints.host_copies import model_state
@@ -161,9 +162,10 @@ def restore(
 def _verified(uri: str, *, together: bool) -> Iterator[Path]:
     """Yield a verified folder; where all ranks see it, each verifies a part of the shards."""
     world = distributed.get_world_size() if together and distributed.is_initialized() else 1
-    if world == 1 or filesystem.is_remote(uri):
-        with manifest.verified(uri, needs=(STATE,)) as folder:
-            yield folder
+    folder = local_path(uri)
+    if world == 1 or folder is None:
+        with manifest.verified(uri, needs=(STATE,)) as verified:
+            yield verified
         return
     rank, own = distributed.get_rank(), {STATE, SHARDS, TRAINER}
     problem: str | None
@@ -175,7 +177,7 @@ def _verified(uri: str, *, together: bool) -> Iterator[Path]:
     distributed.all_gather_object(problems, problem)
     if found := next(filter(None, problems), None):
         raise manifest.unusable(uri, found)
-    yield filesystem.local(uri)
+    yield folder
 
 
 def _whole_state(folder: Path, uri: str) -> dict[str, Any]:

@@ -16,15 +16,14 @@ import torch
 
 from raymlops.data.order import seed_all
 from raymlops.errors import NonFiniteError, RecipeError, TrainingError
-from raymlops.recipe import RecipeBase, call_recipe
+from raymlops.recipe import RecipeBase, call_recipe, model_of
 from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.checkpoints.saver import Snapshot, restore
 from raymlops.training.checkpoints.state import RunState
 from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.evaluation import merge_over_ranks, named_values, totals
 from raymlops.training.loop.optimizer import total_steps
-from raymlops.training.loop.parallel import explained, parallelize
-from raymlops.training.loop.precision import autocast
+from raymlops.training.loop.parallel import parallelize
 from raymlops.training.loop.rank_sync import Agreed, Agreement, Ranks
 from raymlops.training.loop.telemetry import Reporter
 
@@ -122,8 +121,7 @@ class TrainContext:
     def model(self) -> nn.Module:
         """Return the untrained model on this rank's device, the same on every rank."""
         torch.manual_seed(self.spec.seed)
-        model: nn.Module = call_recipe(f"{type(self.recipe).__name__}.model()", self.recipe.model)
-        model = model.to(self.device)
+        model = model_of(self.recipe).to(self.device)
         self._not_finite_at_start = entries_not_finite(model.state_dict())
         return model
 
@@ -192,18 +190,18 @@ class TrainContext:
         if self.world_size > 1:
             for buffer in model.buffers():  # running statistics drift apart between ranks
                 torch.distributed.broadcast(buffer, src=0)
-        with autocast(self.spec, self.device), explained():
-            sums = totals(
-                self.recipe,
-                model,
-                self.prepared.splits[split],
-                batch_size=self.spec.eval_batch_size,
-                rank=self.rank,
-                world=self.world_size,
-                device=self.device,
-                before_batch=self._before_evaluation_batch,
-                exchanges=self.sharded,
-            )
+        sums = totals(
+            self.recipe,
+            model,
+            self.prepared.splits[split],
+            batch_size=self.spec.eval_batch_size,
+            rank=self.rank,
+            world=self.world_size,
+            device=self.device,
+            before_batch=self._before_evaluation_batch,
+            exchanges=self.sharded,
+            spec=self.spec,
+        )
         if self.world_size > 1:
             sums = merge_over_ranks(sums, device=self.device)
         return named_values(self.recipe, sums, split=split)

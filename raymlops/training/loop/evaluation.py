@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,19 +17,21 @@ import torch
 
 from raymlops.errors import RecipeError
 from raymlops.recipe import Batch, RecipeBase, call_recipe, to_device
+from raymlops.training.loop.precision import autocast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import nn
 
+    from raymlops.config.train import TrainSection
     from raymlops.data.prepare import SplitData
 
 
 Totals = dict[str, npt.NDArray[np.float64]]
 
 
-def batch_totals(recipe: RecipeBase, model: nn.Module, batch: Batch) -> Totals:
+def _batch_totals(recipe: RecipeBase, model: nn.Module, batch: Batch) -> Totals:
     """Return the recipe's sums over one batch.
 
     Raises:
@@ -106,8 +108,11 @@ def totals(
     before_batch: Callable[[], None] = lambda: None,
     exchanges: bool = False,
     indices: torch.Tensor | None = None,
+    spec: TrainSection | None = None,
 ) -> Totals:
     """Return the sums over this rank's share of the rows, without padding, or over the rows of ``indices``.
+
+    They are computed in the precision of ``spec``, by default in float32.
 
     ``model`` is the plain module, never the DDP wrapper: its forward exchanges buffers, and a rank with one batch
     less would leave the others waiting. A rank without a row returns zeros of the right shapes. A model whose
@@ -122,13 +127,13 @@ def totals(
     passes = math.ceil(math.ceil(split.rows / world) / batch_size) if exchanges else 0
     total: Totals | None = None
     done = 0
-    with _evaluating(model):
+    with _evaluating(model), nullcontext() if spec is None else autocast(spec, device):
         for batch in split.batches(indices, batch_size=batch_size):
             before_batch()
-            total = add(total, batch_totals(recipe, model, to_device(batch, device)))
+            total = add(total, _batch_totals(recipe, model, to_device(batch, device)))
             done += 1
         while total is None or done < passes:
-            one = batch_totals(recipe, model, to_device(split.batch(torch.tensor([0])), device))
+            one = _batch_totals(recipe, model, to_device(split.batch(torch.tensor([0])), device))
             total = add(total, {name: np.zeros_like(value) for name, value in one.items()})
             done += 1
     return total

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raymlops.data.order import leaves_single_rows, micro_batch_rows, micro_batches
+from raymlops.data.order import leaves_single_rows, micro_batches
 from raymlops.recipe import call_recipe, to_device
 from raymlops.training.loop.batch_norm import normalizes_batches, one_row_is_too_few, running_statistics
 from raymlops.training.loop.gradients import backward, clip_gradient
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from raymlops.config.train import TrainSection
     from raymlops.training.loop.context import TrainContext
 
 
@@ -46,7 +45,7 @@ def default_loop(ctx: TrainContext) -> None:
     model = ctx.model()
     loss_of = ctx.parallel(model)
     optimizer = build_optimizer(model, ctx.spec)
-    may_need_pairs = normalizes_batches(model) and _may_pair(ctx.spec)
+    may_need_pairs = normalizes_batches(model) and ctx.spec.micro_batch_rows > 1
     trained = _Trained(model, loss_of, optimizer, scaler_of(ctx.spec, ctx.device), None if may_need_pairs else False)
     ctx.restore(model=model, optimizer=optimizer, scaler=trained.scaler)
     losses = Losses(ctx)
@@ -172,11 +171,6 @@ def _one_row_is_too_few(ctx: TrainContext, model: nn.Module, row: torch.Tensor) 
 
     found = torch.tensor(float(one_row_is_too_few(model, forward)), device=ctx.device)
     return bool(ctx.sum_over_ranks(found) > 0)
-
-
-def _may_pair(spec: TrainSection) -> bool:
-    """Return whether micro-batches of two rows are possible: not where the configuration makes all single rows."""
-    return micro_batch_rows(spec.batch_size, world=max(1, spec.workers[0]), pieces=spec.accumulate) > 1
 
 
 def _normalization(trained: _Trained, *, counts: bool) -> AbstractContextManager[None]:

@@ -237,7 +237,7 @@ def local_only(loss_of: nn.Module, *, last: bool) -> AbstractContextManager[None
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Explain the error of a recipe whose loss or metrics mix FSDP's shards with plain tensors.
+    """Explain the error of a recipe whose loss mixes FSDP's shards with plain tensors.
 
     Raises:
         RecipeError: instead of torch's RuntimeError about DTensors.

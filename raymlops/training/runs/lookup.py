@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from raymlops.tracking.client import Tracker
 
-Holding = Literal["held", "free", "unknown"]
-"""Whether a process holds the lease of a run."""
+Lease = tuple[Literal["held", "free", "unknown"], str]
+"""Whether a process holds the lease of a run, and which one, or why that is unknown."""
 
 RUNS = "runs"
 """Folder of all runs under ``storage.path``; each run has a folder in it, with its checkpoints and its log."""
@@ -167,7 +167,7 @@ def of_mlflow(run: Any) -> Recorded:
     )
 
 
-def who_holds(recorded: Recorded) -> tuple[Holding, str]:
+def who_holds(recorded: Recorded) -> Lease:
     """Return whether a run's lease is held, and by whom, or why that is unknown."""
     if recorded.spec is None:
         return "unknown", f"it has no {CONFIG}, which says where its lease would be"
@@ -175,7 +175,7 @@ def who_holds(recorded: Recorded) -> tuple[Holding, str]:
     return who_holds_in(recorded.spec, recorded.run_id, runs_on=runs_on)
 
 
-def who_holds_in(spec: ProjectSpec, run_id: str, *, runs_on: str | None = None) -> tuple[Holding, str]:
+def who_holds_in(spec: ProjectSpec, run_id: str, *, runs_on: str | None = None) -> Lease:
     """Return whether a lease is held in the state of ``spec``, and by whom, or why that is unknown.
 
     It is unknown too if the run is said to run on a machine, and was never held here.

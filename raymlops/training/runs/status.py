@@ -14,11 +14,9 @@ from raymlops.records import Record
 from raymlops.training.runs.writer import REASON
 
 if TYPE_CHECKING:
-    from raymlops.training.runs.lookup import Recorded
+    from raymlops.training.runs.lookup import Lease, Recorded
 
 State = Literal["running", "interrupted", "finished", "failed", "killed", "unknown"]
-Lease = tuple[Literal["held", "free", "unknown"], str]
-"""Whether a lease is held, and by whom or why that is unknown."""
 _ENDED: dict[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
 _SHOWN_RESTARTS = 5
 _SHOWN_STEPS = 10

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from raymlops.tracking.client import Tracker
     from raymlops.training.checkpoints.retention import Kept
-    from raymlops.training.runs.status import Lease, State
+    from raymlops.training.runs.lookup import Lease
+    from raymlops.training.runs.status import State
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,10 @@ Runs on a Ray Train worker. Knows nothing of other attempts.
 
 from __future__ import annotations
 
-import os
-import sys
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raymlops.cluster.import_paths import own_paths, take_over
 from raymlops.training.supervision.channel import RankChannel
 from raymlops.training.supervision.heartbeat import HeartbeatThread, interval_s
 
@@ -28,8 +26,7 @@ def payload_of(request: RunRequest) -> dict[str, Any]:
         "sources": request.prepared.sources(),
         "checkpoints_uri": request.checkpoints_uri,
         "unused_parameters": request.unused_parameters,
-        "sys_path": [str(Path(entry).absolute()) for entry in sys.path],
-        "cwd": str(Path.cwd()),
+        **own_paths(),
     }
 
 
@@ -40,9 +37,7 @@ def collective_timeout_s(section: TrainSection) -> int:
 
 def work(config: dict[str, Any]) -> tuple[Outcome, str] | None:
     """Run one rank; rank 0 returns the outcome and the URI of the best checkpoint."""
-    if Path(config["cwd"]).is_dir():
-        os.chdir(config["cwd"])
-    sys.path += [entry for entry in config["sys_path"] if entry not in sys.path and Path(entry).exists()]
+    take_over(config)
 
     import ray.train
 

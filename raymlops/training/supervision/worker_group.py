@@ -13,6 +13,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
+from raymlops.cluster.auth import variables_set
 from raymlops.signals import undisturbed
 from raymlops.training.supervision.worker import collective_timeout_s, work
 
@@ -238,13 +239,8 @@ def train_environment(*, section: TrainSection, wait_s: float) -> Iterator[None]
         # The monitor checks for drains; Train's watcher is another process for each attempt.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
-    added = [name for name in variables if name not in os.environ]
-    os.environ.update({name: variables[name] for name in added})
-    try:
+    with variables_set({name: value for name, value in variables.items() if name not in os.environ}):
         yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 def _kill(handle: Any) -> None:

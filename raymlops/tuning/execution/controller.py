@@ -7,24 +7,21 @@ or is suspended. Knows nothing of Ray Tune, whose hooks call it, so that a test 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections import Counter, deque
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from raymlops.cluster.import_paths import own_paths
 from raymlops.errors import UnreachableError, describe
 from raymlops.records import SpentRecord
 from raymlops.storage.filesystem import join
-from raymlops.training.runs.lookup import TRIALS
 from raymlops.tuning import budget
 from raymlops.tuning.budget import Meter, Tally
 from raymlops.tuning.execution.failures import death, decide_restart
 from raymlops.tuning.execution.slots import Slots, StallDetector
 from raymlops.tuning.mlflow.sweep_run import SPENT
-from raymlops.tuning.objectives import num_own_trials
 from raymlops.tuning.reporting.progress import Board, SweepEvent, TrialView
-from raymlops.tuning.study.records import STEP, without_steps
+from raymlops.tuning.trial.reported_values import STEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +46,7 @@ class SweepController:
         self,
         stores: SweepStores,
         *,
-        sweep_uri: str,
+        trials_uri: str,
         slots: Callable[[], int],
         explain: Explain | None = None,
         before: SpentRecord | None = None,
@@ -62,11 +59,13 @@ class SweepController:
         self.stopped = ""
         """Which budget ended the sweep, in words; empty where none did."""
         self.error: BaseException | None = None
+        self.suspended = False
+        """Whether a trial is left that resumes with the sweep, from its checkpoint."""
         self._project = stores.project
         self._section = section = stores.project.spec.sweep
         self._trials = trials = stores.trials
         self._trial_runs = stores.trial_runs
-        self._sweep_uri = sweep_uri
+        self._trials_uri = trials_uri
         self._on_event = on_event
         self._discard = discard
         self._saved: set[int] = set()
@@ -79,15 +78,8 @@ class SweepController:
         self._stalls = StallDetector(explain, clock=clock)
         self._meter = Meter(section, before=before or SpentRecord(), clock=clock)
         self._objective = trials.objectives[0]
-        self._total = max(
-            num_own_trials(stores.project.spec), sum(not record.carried_from for record in trials.records)
-        )
-        # A recipe need not be installed: a trial's process on this machine can import what this process can.
-        self._common = {
-            "shared": json.dumps(shared),  # the data that the driver has found
-            "sys_path": json.dumps([str(Path(entry).absolute()) for entry in sys.path]),
-            "cwd": str(Path.cwd()),
-        }
+        self._common = {"shared": json.dumps(shared), **own_paths()}
+        """The data that the driver has found, and what it can import."""
         self._board = Board()
         self._pending: deque[OpenTrial] = deque()
         """Trials to resume when a slot is free."""
@@ -110,7 +102,7 @@ class SweepController:
     @property
     def wanted(self) -> int:
         """Return how many more trials to draw."""
-        return 0 if self.halting else max(0, self._total - self._trials.asked)
+        return 0 if self.halting else self._trials.total - self._trials.asked
 
     @property
     def done(self) -> bool:
@@ -173,7 +165,7 @@ class SweepController:
             **self._common,
             "number": number,
             "project": config,
-            "folder": join(self._sweep_uri, TRIALS, str(number)),
+            "folder": join(self._trials_uri, str(number)),
             "resume": resumed,
         }
 
@@ -221,7 +213,7 @@ class SweepController:
         self._stalls.moved()
         self._meter.end(number)
         record = self._trials.tell(number, status, reason=reason, run_id=self._trial_runs.run_id(number))
-        self._trial_runs.end(number, record.status, reason=record.reason, history=without_steps(opened.history))
+        self._trial_runs.end(number, record.status, reason=record.reason, history=opened.history)
         if number in self._saved:
             self._obsolete.append(number)
         self._board.put(TrialView.of(record, record.status), best=self._tally.take(record))
@@ -249,6 +241,7 @@ class SweepController:
         if self._closed:
             return
         for number, opened in list(self._trials.open.items()):
+            self.suspended = True
             self._meter.end(number)
             self._trials.suspend(number)
             self._trial_runs.suspend(number)
@@ -363,18 +356,18 @@ class SweepController:
     def _emit(self, kind: EventKind, number: int | None, *, message: str = "") -> None:
         if self._on_event is None:
             return
-        here_s, spent = self._meter.here_s, self.spent
+        here_s, spent, total = self._meter.here_s, self.spent, self._trials.total
         rate = (self._tally.ended - self._ended_before) / here_s if here_s > 0 else 0.0
         event = SweepEvent(
             kind=kind,
             number=number,
             counts=self._board.counts,
             rows=self._board.rows(),
-            total=self._total,
+            total=total,
             metric=self._objective.metric,
             best=self._board.best,
             elapsed_s=spent.wall_s,
-            eta_s=(self._total - self._tally.ended) / rate if rate else None,
+            eta_s=(total - self._tally.ended) / rate if rate else None,
             message=message,
             cost=budget.priced(self._section, spent),
         )

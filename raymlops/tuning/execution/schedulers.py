@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
-from raymlops.tuning.objectives import max_resource, objectives_of
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from raymlops.config.schema import ProjectSpec
+    from raymlops.config.sweep import SweepSection
 
 RESOURCE, VALUE = "resource", "value"
 """Keys of a trial's result: the scheduler's clock, and the value it compares."""
@@ -95,7 +94,7 @@ class NumberedScheduler(FIFOScheduler):  # type: ignore[misc]
 def scheduler_of(spec: ProjectSpec) -> NumberedScheduler:
     """Return the scheduler named by ``sweep.scheduler``."""
     section, kind = spec.sweep, spec.sweep.scheduler
-    common = {"time_attr": RESOURCE, "metric": VALUE, "mode": objectives_of(spec)[0].mode}
+    common = {"time_attr": RESOURCE, "metric": VALUE, "mode": spec.objectives[0].mode}
     scheduler: Any
     if kind == "none":
         scheduler = FIFOScheduler()
@@ -103,12 +102,12 @@ def scheduler_of(spec: ProjectSpec) -> NumberedScheduler:
         # With an infinite time slice it never pauses a trial while there are too few others to compare with.
         scheduler = MedianStoppingRule(grace_period=section.grace_period, min_time_slice=math.inf, **common)
     else:
-        longest = max_resource(spec)
+        longest = spec.trial_length
         scheduler = ASHAScheduler(
             max_t=longest,
             grace_period=min(section.grace_period, longest),
             reduction_factor=section.reduction_factor,
-            brackets=_halvings(spec) if kind == "hyperband" else 1,
+            brackets=_halvings(section, longest) if kind == "hyperband" else 1,
             # Otherwise Tune cuts at every rung that a trial skipped, one a report; a whole trial ends by itself.
             stop_last_trials=False,
             **common,
@@ -125,9 +124,8 @@ def reports(spec: ProjectSpec, values: Mapping[int, float], history: Mapping[int
             yield float(resource), value
 
 
-def _halvings(spec: ProjectSpec) -> int:
+def _halvings(section: SweepSection, longest: float) -> int:
     """Return how many brackets there are: floor(log(most / least) / log(reduction)) + 1 (Li et al., 2018)."""
-    section, longest = spec.sweep, max_resource(spec)
     ratio = longest / min(section.grace_period, longest)
     return math.floor(math.log(ratio) / math.log(section.reduction_factor) + 1e-9) + 1
 

@@ -17,10 +17,9 @@ from raymlops.storage import filesystem
 from raymlops.training.runs.lookup import TRIALS, resume_command
 from raymlops.tuning.execution.controller import SweepController
 from raymlops.tuning.execution.schedulers import reports, scheduler_of
+from raymlops.tuning.execution.slots import concurrency
 from raymlops.tuning.execution.tuner import run_tune
 from raymlops.tuning.mlflow.trial_runs import INTERRUPTED_WAIT_S
-from raymlops.tuning.objectives import concurrency
-from raymlops.tuning.reporting.results import folder_of, write_trials
 from raymlops.tuning.stalls import stall_report
 from raymlops.tuning.study.records import history_of
 from raymlops.tuning.trial.actor import trainable
@@ -46,15 +45,16 @@ def search(
         KeyboardInterrupt: the sweep was interrupted; running trials were suspended.
     """
     spec, sweep_id = stores.project.spec, stores.parent.sweep_id
-    sweep_uri = folder_of(spec, sweep_id)
+    command = resume_command("sweep", sweep_id, spec=spec)
+    trials_uri = filesystem.join(stores.uri, TRIALS)
     with ThreadPoolExecutor(1, thread_name_prefix="raymlops-discard") as discarding:
 
         def discard(number: int) -> None:
-            discarding.submit(_delete, filesystem.join(sweep_uri, TRIALS, str(number)))
+            discarding.submit(_delete, filesystem.join(trials_uri, str(number)))
 
         controller = SweepController(
             stores,
-            sweep_uri=sweep_uri,
+            trials_uri=trials_uri,
             slots=lambda: concurrency(spec, resource_usage.usable()[0]),
             explain=_explain,
             before=before,
@@ -64,14 +64,14 @@ def search(
         )
         try:
             controller.notify(f"sweep {sweep_id}")
-            _run(stores, controller, data=data)
+            _run(stores, controller, data=data, command=command)
         except Exception as error:
             controller.fail(error)
         finally:
             lost = _close(stores, controller)
-        if controller.halt not in {"interrupted", "broken"} and not _unfinished(stores):
-            discarding.submit(_delete, filesystem.join(sweep_uri, TRIALS))
-    _raise_error(stores, controller, lost=lost)
+        if controller.halt not in {"interrupted", "broken"} and not controller.suspended:
+            discarding.submit(_delete, trials_uri)
+    _raise_error(stores, controller, lost=lost, command=command)
     return controller
 
 
@@ -80,19 +80,12 @@ def _explain(waiters: Sequence[Waiter], *, still_s: float, running: int) -> str:
     import ray
 
     total, free = resource_usage.nodes()
+    own = resource_usage.usable()[1]
     used = resource_usage.holders(without_job=ray.get_runtime_context().get_job_id())
-    return stall_report(
-        waiters,
-        still_s=still_s,
-        running=running,
-        total=total,
-        free=free,
-        own=resource_usage.usable()[1],
-        holders=used,
-    )
+    return stall_report(waiters, still_s=still_s, running=running, total=total, free=free, own=own, holders=used)
 
 
-def _run(stores: SweepStores, controller: SweepController, *, data: DataCache) -> None:
+def _run(stores: SweepStores, controller: SweepController, *, data: DataCache, command: str) -> None:
     """Replay what is in the study, and let Tune run the trials that are left."""
     spec = stores.project.spec
     scheduler = scheduler_of(spec)
@@ -108,7 +101,6 @@ def _run(stores: SweepStores, controller: SweepController, *, data: DataCache) -
             controller.requeue(opened)
     if controller.done:
         return
-    command = resume_command("sweep", stores.parent.sweep_id, spec=spec)
     shared = data.shared_data() if spec.sweep.workers_per_trial == 1 else None
     with trainable(shared) as actor_class, resumable(command):
         run_tune(controller, trainable=actor_class, scheduler=scheduler, name=stores.parent.sweep_id)
@@ -130,15 +122,14 @@ def _close(stores: SweepStores, controller: SweepController) -> TrackingError | 
                 stores.trial_runs.close(wait_s=INTERRUPTED_WAIT_S, patient=False)
             else:
                 stores.trial_runs.close()
-            write_trials(stores)
+            stores.write_trials()
         except TrackingError as error:
             return error
     return None
 
 
-def _raise_error(stores: SweepStores, controller: SweepController, *, lost: TrackingError | None) -> None:
+def _raise_error(stores: SweepStores, controller: SweepController, *, lost: TrackingError | None, command: str) -> None:
     """Raise the error that ended the sweep, if any, with the command that resumes it."""
-    command = resume_command("sweep", stores.parent.sweep_id, spec=stores.project.spec)
     resume = f"Resume it with: {command}"
     if isinstance(controller.error, RaymlopsError):
         controller.error.add_note(resume)
@@ -155,13 +146,6 @@ def _raise_error(stores: SweepStores, controller: SweepController, *, lost: Trac
             hint=f"The Optuna study {stores.study.study_name} holds every trial. Once MLflow answers, "
             f"{command} writes what is missing.",
         ) from lost
-
-
-def _unfinished(stores: SweepStores) -> bool:
-    """Return whether a trial may be resumed later, from its checkpoint."""
-    from optuna.trial import TrialState
-
-    return bool(stores.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)))
 
 
 def _delete(uri: str) -> None:

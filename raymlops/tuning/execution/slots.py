@@ -8,15 +8,29 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
+from raymlops.cluster.placement import WorkerRequest, room
 from raymlops.errors import describe
 from raymlops.tuning.stalls import unreported_stall_s
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from raymlops.config.schema import ProjectSpec
     from raymlops.tuning.stalls import Waiter
 
 COUNT_EVERY_S = 5.0
+
+
+def concurrency(spec: ProjectSpec, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Return how many trials run at a time: as many as fit on the nodes, at most ``max_concurrent``.
+
+    ``nodes`` are the resources that the sweep may use on each node: free ones, and those that it uses already. A trial
+    of several workers may span nodes.
+    """
+    each = WorkerRequest(1, spec.train.cpus_per_worker, spec.train.gpus_per_worker)
+    fits = int(room(each, nodes)) // spec.sweep.workers_per_trial
+    # At least one: it waits for resources that others hold, or for a node that an autoscaler adds.
+    return max(1, min(fits, spec.sweep.max_concurrent or fits))
 
 
 class Explain(Protocol):

@@ -20,6 +20,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.execution.tune_controller import TuneController
 
 from raymlops.cluster.auth import variables_set
+from raymlops.display import quiet
 from raymlops.signals import handled_signals
 from raymlops.storage.scratch import scratch
 from raymlops.tuning.execution.tune_hooks import SweepCallback, SweepSearcher
@@ -78,14 +79,8 @@ def run_tune(controller: SweepController, *, trainable: Any, scheduler: Numbered
 @contextmanager
 def quiet_tune() -> Iterator[None]:
     """Apply the settings, and show only critical messages of Tune's log."""
-    logger = logging.getLogger("ray.tune")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with variables_set(SETTINGS):
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet("ray.tune", level=logging.CRITICAL), variables_set(SETTINGS):
+        yield
 
 
 @contextmanager

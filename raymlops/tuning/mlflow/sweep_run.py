@@ -45,6 +45,8 @@ class SweepRun:
 
     tracker: Tracker
     sweep_id: str
+    forked_from: str = ""
+    """The sweep whose trials this one started with."""
 
     @classmethod
     def create(
@@ -55,20 +57,15 @@ class SweepRun:
         *,
         tags: Mapping[str, str],
         submission_id: str,
-        forked_from: Recorded | None,
+        forked_from: str = "",
     ) -> Self:
         """Create the run with everything that is known before the first trial.
 
         Raises:
             TrackingError: MLflow does not accept it.
         """
-        from raymlops.tuning.objectives import objectives_of
-
-        known = {
-            "raymlops.metric": objectives_of(project.spec)[0].metric,
-            FORKED_FROM: "" if forked_from is None else forked_from.run_id,
-        }
-        created = cls(tracker, open_run(tracker, project, data, tags={**tags, **known}, kind="sweep"))
+        known = {**tags, "raymlops.metric": project.spec.objectives[0].metric, FORKED_FROM: forked_from}
+        created = cls(tracker, open_run(tracker, project, data, tags=known, kind="sweep"), forked_from)
         if submission_id:
             # Last: whoever submitted the job finds the run by this tag, and reads its configuration at once.
             with created.closing_on_error():

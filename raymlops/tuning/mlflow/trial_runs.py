@@ -19,6 +19,7 @@ from raymlops.tracking.params import flatten
 from raymlops.tracking.pending import DROPPED, PendingRun
 from raymlops.tracking.sender import FLUSH_EVERY_S, MAX_PENDING, MAX_RETRY_S, Sender
 from raymlops.training.runs.writer import REASON
+from raymlops.tuning.trial.reported_values import STEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -224,9 +225,8 @@ class TrialRuns:
     ) -> None:
         if history and self._sender.has_room():
             run.dropped = 0  # the history has them
-        self._sender.put(
-            run, [(name, value, epoch, ended_ms) for epoch in sorted(history) for name, value in history[epoch].items()]
-        )
+        points = [(name, value, epoch, ended_ms) for epoch in sorted(history) for name, value in history[epoch].items()]
+        self._sender.put(run, [point for point in points if point[0] != STEP])
         run.trial_status = status
         tags = {TRIAL_STATUS: status} | ({REASON: reason} if reason else {})
         self._sender.end(run, RUN_STATUS[status], tags=tags, at_ms=ended_ms)

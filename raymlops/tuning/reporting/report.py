@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raymlops.display import duration
 from raymlops.errors import UsageError
-from raymlops.tuning.objectives import num_own_trials
 from raymlops.tuning.reporting import plots, tables
-from raymlops.tuning.study.selection import pareto
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,6 +54,7 @@ def html(
     records: Sequence[TrialRecord],
     *,
     best: TrialRecord | None,
+    front: Sequence[int],
     spent: SpentRecord,
     stopped: str,
     best_config_text: str = "",
@@ -66,26 +65,25 @@ def html(
         stores: of the sweep.
         records: of all ended trials, carried ones included.
         best: the winner, one of ``records``; None where nothing won.
+        front: the numbers of the trials on the Pareto front; empty where there is one objective.
         spent: what the sweep has used so far.
         stopped: which budget ended it, in words; empty where every trial ran.
         best_config_text: the winner's configuration as YAML; empty where nothing won.
     """
     spec, objectives = stores.project.spec, stores.trials.objectives
     page = _Page(stores.study, objectives)
-    order = tables.ranked(records, objectives=objectives)
     params = [name for name in spec.sweep.space if any(name in trial.params for trial in records)]
-    front = pareto(records, objectives=objectives)
+    constrained = bool(spec.sweep.constraints)
+    shown = tables.tables_of(
+        records, best=best, objectives=objectives, params=params, front=front, constrained=constrained
+    )
 
     if best is None:
         valued = any(trial.value is not None for trial in records)
         why = "no trial with a value keeps the constraints" if valued else "no trial ended with a usable value"
         page.leave_out(f"Nothing won: {why}.")
     else:
-        others = [trial for trial in order if trial.number != best.number]
-        rivals = [trial for trial in others if trial.value is not None and trial.feasible]
-        rivals.sort(key=lambda trial: trial.number not in front)  # of several objectives, the front before the beaten
-        table = tables.top([best, *rivals], objectives=objectives, params=params)
-        page.sections.append(_Section("winner", "Winner and runners-up", table))
+        page.sections.append(_Section("winner", "Winner and runners-up", shown["winner"]))
     columns = len(params) + len(objectives)
     page.draw("history", "History", height=380)
     page.draw("importances", "Importances", height=110 + 34 * len(params))
@@ -93,14 +91,12 @@ def html(
     page.draw("slice", "Slices", height=340, least_width=240 * len(params))
     if len(objectives) > 1:
         page.draw("pareto", "Pareto front", height=480)
-    if failed := tables.failures(records):
-        page.sections.append(_Section("failed", "Failed trials", failed))
+    if "failed" in shown:
+        page.sections.append(_Section("failed", "Failed trials", shown["failed"]))
     else:
         page.leave_out("No trial failed." if records else "No trial has ended.")
-    if records:
-        constrained = bool(spec.sweep.constraints)
-        table = tables.everything(order, objectives=objectives, params=params, front=front, constrained=constrained)
-        page.sections.append(_Section("trials", "All trials", table))
+    if "trials" in shown:
+        page.sections.append(_Section("trials", "All trials", shown["trials"]))
     if best_config_text:
         page.sections.append(_Section("configuration", "Winning configuration", text=best_config_text))
     return page.render(
@@ -183,7 +179,7 @@ def _facts(
         states += f"; {len(carried):,} more known from another sweep"
     better = {"min": "lower is better", "max": "higher is better"}
     facts = [(each.metric, better[each.mode]) for each in stores.trials.objectives]
-    facts += [("Trials", f"{len(trials):,} of {max(len(trials), num_own_trials(spec)):,}: {states}")]
+    facts += [("Trials", f"{len(trials):,} of {stores.trials.total:,}: {states}")]
     facts += _when(trials)
     facts += [
         ("Ended", stopped or "every trial ran"),

@@ -16,15 +16,14 @@ from raymlops.training.runs.status import Status, shared_fields
 from raymlops.tuning import budget
 from raymlops.tuning.budget import Tally
 from raymlops.tuning.mlflow.sweep_run import BEST_CONFIG, FORKED_FROM, REPORT, STOPPED, SUBMISSION, before_of
-from raymlops.tuning.objectives import num_own_trials, objectives_of
 from raymlops.tuning.reporting.study_reader import Snapshot, open_study
+from raymlops.tuning.search_space import num_trials
 from raymlops.tuning.study.selection import failures
 
 if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
     from raymlops.tracking.client import Tracker
-    from raymlops.training.runs.lookup import Recorded
-    from raymlops.training.runs.status import Lease
+    from raymlops.training.runs.lookup import Lease, Recorded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +108,9 @@ def summarize(
     status = SweepStatus(
         **shared,
         sweep_id=recorded.run_id,
-        metric=objectives_of(spec)[0].metric if spec else tags.get("raymlops.metric", ""),
+        metric=spec.objectives[0].metric if spec else tags.get("raymlops.metric", ""),
         trials=snapshot.board().counts,
-        num_trials=num_own_trials(spec) if spec else 0,
+        num_trials=num_trials(spec.sweep) if spec else 0,
         carried=snapshot.carried,
         best=snapshot.best,
         failures=tuple(failures(snapshot.ended)),
@@ -139,7 +138,7 @@ def _resume(spec: ProjectSpec | None, status: SweepStatus, *, snapshot: Snapshot
     trials = " and ".join(f"{count} {which}" for which, count in counts.items() if count)
     # A failed sweep whose budget is used up would end again at once.
     if status.state == "finished" or (status.state == "failed" and left):
-        tally = Tally.of(snapshot.ended, mode=objectives_of(spec)[0].mode)
+        tally = Tally.of(snapshot.ended, mode=spec.objectives[0].mode)
         why, command = budget.nothing_left(status.sweep_id, spec.sweep, tally=tally, spent=status.spent)
         if why:
             on = f" with {trials} trials" if trials else ""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymlops.tuning.mlflow.sweep_run import study_of
-from raymlops.tuning.objectives import objectives_of
 from raymlops.tuning.reporting.progress import Board, TrialView
 from raymlops.tuning.study.records import ATTRIBUTE, last_value, record_of
 from raymlops.tuning.study.selection import select, winner
@@ -67,7 +66,7 @@ class OpenStudy:
 
     def __init__(self, study: Any, *, spec: ProjectSpec) -> None:
         self.study = study
-        self.objectives = objectives_of(spec)
+        self.objectives = spec.objectives
         self._constraints = spec.sweep.constraints
         self._ended: dict[int, TrialRecord] = {}
 

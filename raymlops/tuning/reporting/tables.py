@@ -47,6 +47,30 @@ class Table(NamedTuple):
 EMPTY = Cell("–", sort="")
 
 
+def tables_of(
+    records: Sequence[TrialRecord],
+    *,
+    best: TrialRecord | None,
+    objectives: Sequence[Objective],
+    params: Sequence[str],
+    front: Sequence[int],
+    constrained: bool,
+) -> dict[str, Table]:
+    """Return the tables ``winner``, ``failed`` and ``trials`` of a sweep, those that have rows.
+
+    Each of ``params`` has a column, and so has whether a trial keeps the constraints, where the sweep is
+    ``constrained``. ``front`` are the numbers of the trials on the Pareto front.
+    """
+    order = ranked(records, objectives=objectives)
+    found = {"failed": failures(records)}
+    if best is not None:
+        rivals = [trial for trial in order if trial != best and trial.value is not None and trial.feasible]
+        rivals.sort(key=lambda trial: trial.number not in front)  # of several objectives, the front before the beaten
+        found["winner"] = top([best, *rivals], objectives=objectives, params=params)
+    found["trials"] = everything(order, objectives=objectives, params=params, front=front, constrained=constrained)
+    return {name: table for name, table in found.items() if table.rows}
+
+
 def ranked(records: Iterable[TrialRecord], *, objectives: Sequence[Objective]) -> list[TrialRecord]:
     """Return the trials from best to worst by the first objective.
 
@@ -85,8 +109,8 @@ def top(order: Sequence[TrialRecord], *, objectives: Sequence[Objective], params
     return Table(caption, [*head, "epochs", "duration", *map(short, params)], rows)
 
 
-def failures(records: Iterable[TrialRecord]) -> Table | None:
-    """Return the table of failed trials by reason, most frequent first; None where none failed.
+def failures(records: Iterable[TrialRecord]) -> Table:
+    """Return the table of failed trials by reason, most frequent first.
 
     Reasons that differ in numbers alone ("loss is NaN at step 31") are one reason.
     """
@@ -100,7 +124,7 @@ def failures(records: Iterable[TrialRecord]) -> Table | None:
         which = Cell(numbers(group), words=True)
         rows.append([Cell(str(len(group))), Cell(text, words=True, detail=reason[:20_000] if long else ""), which])
     caption = "Why trials failed. Reasons that differ in numbers alone are one."
-    return Table(caption, ["trials", "reason", "which"], rows) if rows else None
+    return Table(caption, ["trials", "reason", "which"], rows)
 
 
 def everything(
@@ -111,11 +135,7 @@ def everything(
     front: Sequence[int],
     constrained: bool,
 ) -> Table:
-    """Return the table of all trials in the order given; past ``MAX_ROWS`` of them it says how many there are.
-
-    ``front`` are the numbers of the trials on the Pareto front; ``constrained`` says whether the sweep has
-    constraints, which get a column.
-    """
+    """Return the table of all trials in the order given; past ``MAX_ROWS`` of them it says how many there are."""
     several = len(objectives) > 1
     head = ["trial", "state", *(objective.metric for objective in objectives), "epochs", "duration"]
     head += ["beaten"] if several else []

@@ -16,7 +16,6 @@ from raymlops.config.changes import rule
 from raymlops.config.shape import leaves
 from raymlops.config.space import exists, same
 from raymlops.config.yaml import dotted
-from raymlops.tuning.objectives import objectives_of
 from raymlops.tuning.search_space import draw_order
 from raymlops.tuning.study.records import ATTRIBUTE, attribute, history_of, record_of
 from raymlops.tuning.study.selection import violations
@@ -72,7 +71,7 @@ def carry_over(
     """
     kept: dict[str, Any] = {}
     left: Counter[str] = Counter()
-    before, objectives = objectives_of(old_spec), objectives_of(new_spec)
+    before, objectives = old_spec.objectives, new_spec.objectives
     with storage_errors(f"Optuna's study {old.study_name}"):
         ended = [trial for trial in old.get_trials(deepcopy=False) if trial.state.is_finished()]
         for trial in ended:

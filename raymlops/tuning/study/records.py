@@ -19,17 +19,8 @@ if TYPE_CHECKING:
 ATTRIBUTE = "raymlops"
 MAX_HISTORY = 1000
 """Number of newest epochs whose metrics are kept."""
-STEP = "step"
-"""Key of the step among an epoch's metrics, which schedulers may count."""
 
 _STATUS: dict[str, TrialStatus] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
-
-
-def without_steps(history: Mapping[int, Mapping[str, float]]) -> dict[int, dict[str, float]]:
-    """Return a trial's history without steps, as MLflow has it."""
-    return {
-        epoch: {name: value for name, value in metrics.items() if name != STEP} for epoch, metrics in history.items()
-    }
 
 
 def attribute(record: TrialRecord, history: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:

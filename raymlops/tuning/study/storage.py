@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.base import resolve
-from raymlops.config.paths import local_path, sqlite_url
+from raymlops.config.paths import sqlite_under
+from raymlops.display import quiet
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
@@ -37,27 +38,13 @@ _SQLITE_HINTS = {
 def optuna_url(spec: ProjectSpec) -> str:
     """Return the SQL URL of the studies: ``storage.optuna``, else a SQLite file under ``storage.path``.
 
-    A missing folder is created.
-
     Raises:
-        UsageError: ``storage.path`` is not a local folder and ``storage.optuna`` is not set.
-        ConfigError: the credential cannot be read.
-        StorageError: the folder cannot be created.
+        ConfigError: ``storage.path`` is a URI and ``storage.optuna`` is not set, or the credential cannot be read.
     """
     if spec.storage.optuna is not None:
         return resolve(spec.storage.optuna, "storage.optuna")
-    folder = local_path(spec.storage.path)
-    if folder is None:
-        raise UsageError(
-            f"storage.path {spec.storage.path} is not a local folder, so Optuna's SQLite file cannot be there",
-            hint="Set storage.optuna to a SQL URL such as postgresql+psycopg://host/optuna ({env: NAME} for one "
-            "with a password).",
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"storage.path {folder} cannot be created: {error}") from error
-    return sqlite_url(folder / "optuna.db")
+    hint = "A SQL URL such as postgresql+psycopg://host/optuna ({env: NAME} for one with a password)."
+    return sqlite_under(spec.storage.path, "optuna.db", instead="storage.optuna", hint=hint)
 
 
 def without_credentials(url: str) -> str:
@@ -233,13 +220,7 @@ def load_study(storage: Any, name: str) -> Any:
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
     """Silence Optuna's warnings about experimental arguments and its progress log."""
-    logger = logging.getLogger("optuna")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"optuna\..*")
-            warnings.filterwarnings("ignore", message=".*experimental.*")
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet("optuna", level=logging.ERROR), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"optuna\..*")
+        warnings.filterwarnings("ignore", message=".*experimental.*")
+        yield

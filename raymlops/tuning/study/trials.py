@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from raymlops.records import TrialRecord, TrialStatus
-from raymlops.tuning.search_space import draw, draw_order, point
+from raymlops.tuning.search_space import draw, draw_order, num_trials, point
 from raymlops.tuning.study.records import ATTRIBUTE, history_of, last_value, record_of
 from raymlops.tuning.study.samplers import sampler_of
 from raymlops.tuning.study.selection import violations
@@ -88,6 +88,7 @@ class Trials:
         self._section = section
         self.objectives = tuple(objectives)
         self._order = draw_order(section.space)
+        self._num_trials = num_trials(section)
         self._clock = clock
         self.open: dict[int, OpenTrial] = {}
         """Drawn trials that have not ended, by number."""
@@ -97,13 +98,14 @@ class Trials:
         with storage_errors(self._name):
             trials = study.get_trials(deepcopy=False)
         self._ended = [record_of(trial, objectives=self.objectives) for trial in trials if trial.state.is_finished()]
-        self._asked = len(trials) - sum(bool(record.carried_from) for record in self._ended)
+        self.asked = len(trials) - sum(bool(record.carried_from) for record in self._ended)
+        """The number of the sweep's own trials, ended or not, without carried ones."""
         self._next = len(trials)
 
     @property
-    def asked(self) -> int:
-        """Return the number of the sweep's own trials, ended or not, without carried ones."""
-        return self._asked
+    def total(self) -> int:
+        """Return the number of the sweep's own trials at its end, more than wanted where more were drawn before."""
+        return max(self._num_trials, self.asked)
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
@@ -143,10 +145,10 @@ class Trials:
         self.flush()
         with storage_errors(self._name):
             if self._created is None:
-                self._created = self._create(point(self._section, self._asked))
+                self._created = self._create(point(self._section, self.asked))
             trial = self._draw(self._created, number=self._next)
         self._created = None
-        self._asked += 1
+        self.asked += 1
         self._next = trial.number + 1
         self.open[trial.number] = trial
         return trial

@@ -17,16 +17,15 @@ import json
 import math
 import os
 import secrets
-import sys
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
 from ray.tune import PlacementGroupFactory, Trainable
 
+from raymlops.cluster.import_paths import take_over
 from raymlops.config.changes import identity
 from raymlops.data.cache import DataCache
 from raymlops.data.shared import StoredObject
@@ -117,11 +116,7 @@ class _Trial:
     """One trial, from its first epoch or from a checkpoint."""
 
     def __init__(self, config: dict[str, Any], *, data: DataCache, thread: TrialThread) -> None:
-        sys.path += [
-            entry for entry in json.loads(config["sys_path"]) if entry not in sys.path and Path(entry).exists()
-        ]
-        if Path(config["cwd"]).is_dir():
-            os.chdir(config["cwd"])
+        take_over(config)
         self._config = config
         self._data = data
         self._spec = json.loads(config["project"])
@@ -248,7 +243,7 @@ class _Trial:
             return stream.report(number, metrics, step=watchdog.step, last=saver.finished)
 
         run_in_process(
-            replace(project, spec=project.spec.model_copy(update={"train": section})),
+            project.with_train(section),
             prepared,
             saver=saver,
             hooks=Hooks(

@@ -6,10 +6,10 @@ run. Knows nothing of Ray Tune.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.capacity import Places
+from raymlops.cluster.placement import WorkerRequest
 from raymlops.training.preflight import has_unused_parameters
 from raymlops.training.supervision import supervisor
 from raymlops.training.supervision.request import RunRequest
@@ -73,10 +73,8 @@ def train_on_workers(
             "keep_best": 1,
         }
     )
-    nested = replace(project, spec=spec.model_copy(update={"train": section}))
-    room = Places(
-        cpus_per_worker=section.cpus_per_worker, gpus_per_worker=section.gpus_per_worker, purpose="a trial's workers"
-    )
+    nested = project.with_train(section)
+    room = Places(WorkerRequest(1, section.cpus_per_worker, section.gpus_per_worker, "a trial's workers"))
     writer = EpochWriter(on_epoch, after=after)
     try:
         outcome, _ = supervisor.fit(

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+STEP = "step"
+"""Key of the step among an epoch's metrics, which schedulers may count; MLflow does not get it."""
+
+
 def judged_metrics(project: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the metrics that every trial must report, the first objective first; ``project`` is plain data."""
     train, sweep = project["train"], project["sweep"]

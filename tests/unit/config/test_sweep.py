@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from raymlops.config.load import dump, load, load_data
 from raymlops.config.schema import ProjectSpec
+from raymlops.records import Objective
 
 SPACE = """\
 space:
@@ -17,8 +20,9 @@ space:
 """
 
 
-def spec(**sweep):
-    return load_data({"project": {"name": "a"}, "recipe": {"import": "m:C"}, "sweep": sweep}).spec
+def spec(*overrides, **sweep):
+    data = {"project": {"name": "a"}, "recipe": {"import": "m:C"}, "sweep": sweep}
+    return load_data(data, overrides=overrides).spec
 
 
 @pytest.mark.parametrize(
@@ -174,3 +178,28 @@ def test_what_goes_together_is_taken(sweep):
 def test_a_spec_made_in_python_is_held_to_the_same_rules():
     with pytest.raises(ValueError, match="needs a price above 0"):
         ProjectSpec.model_validate({"project": {"name": "a"}, "recipe": {"import": "m:C"}, "sweep": {"max_cost": 1}})
+
+
+def test_objectives_are_the_one_metric_or_as_written():
+    assert spec().objectives == (Objective("validation/loss", "min"),)
+    assert spec(metric="validation/auc", mode="max").objectives == (Objective("validation/auc", "max"),)
+    several = spec(objectives={"validation/loss": "min", "validation/auc": "max"})
+    assert several.objectives == (Objective("validation/loss", "min"), Objective("validation/auc", "max"))
+    assert several.sweep.scheduler == "none"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "overrides", "expected"),
+    [
+        ({}, ["train.epochs=7"], 7.0),
+        ({"resource": "step"}, ["train.max_steps=300"], 300.0),
+        ({"resource": "step"}, [], math.inf),
+        ({"resource": "train/tokens", "max_resource": 1e6}, [], 1e6),
+        ({"max_resource": 3}, ["train.epochs=7"], 3.0),
+        ({"space": {"train.epochs": {"int": [2, 9]}}}, [], 9.0),
+        ({"space": {"train.epochs": {"categorical": [4, 2]}}}, [], 4.0),
+        ({"resource": "step", "space": {"train.max_steps": {"categorical": [4, None]}}}, [], math.inf),
+    ],
+)
+def test_a_whole_trial_takes_what_the_longest_may(sweep, overrides, expected):
+    assert spec(*overrides, **sweep).trial_length == expected

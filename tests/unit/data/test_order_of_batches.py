@@ -9,7 +9,8 @@ from typing import Literal
 import pytest
 import torch
 
-from raymlops.data.order import derived_seed, global_batches, leaves_single_rows, micro_batch_rows, micro_batches
+from raymlops.config.train import TrainSection
+from raymlops.data.order import derived_seed, global_batches, leaves_single_rows, micro_batches
 
 
 def test_an_epoch_holds_every_row_once() -> None:
@@ -52,7 +53,7 @@ def test_weighted_means_average_to_the_mean_of_the_batch(
 @pytest.mark.parametrize("pieces", [1, 2, 3, 8])
 def test_no_piece_has_a_single_row_where_there_are_two(world: int, pieces: int) -> None:
     """For each size that the last of the batches of 256 may have, on every rank: exact, and hardly larger."""
-    full = micro_batch_rows(256, world=world, pieces=pieces)
+    full = TrainSection(batch_size=256, num_workers=world, accumulate=pieces).micro_batch_rows
     assert full == ceil(ceil(256 / world) / pieces)
     for rows in range(1, 257):
         ranks = [

@@ -253,7 +253,7 @@ def test_the_url_can_come_from_the_environment(monkeypatch):
 
 def test_a_bucket_holds_no_sqlite_file():
     """With storage.path on an object store the state needs a database of its own."""
-    with pytest.raises(ConfigError, match="must be set"):
+    with pytest.raises(ConfigError, match=r"storage\.state: is required"):
         state_url(spec(path="s3://bucket/raymlops"))
 
 

@@ -1,8 +1,6 @@
-"""What a sweep refuses before anything starts, and how many trials a cluster holds."""
+"""What a sweep refuses before anything starts."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 from tiny import Tiny
@@ -10,9 +8,7 @@ from tiny import Tiny
 from raymlops.config.load import load_data
 from raymlops.errors import UsageError
 from raymlops.project import bind
-from raymlops.records import Objective
-from raymlops.tuning.checks import check, refuse_sqlite
-from raymlops.tuning.objectives import concurrency, max_resource, num_own_trials, objectives_of
+from raymlops.tuning.checks import check
 
 LR = {"train.lr": {"float": [0.1, 0.2]}}
 TWO = {"validation/loss": "min", "validation/auc": "max"}
@@ -20,25 +16,6 @@ TWO = {"validation/loss": "min", "validation/auc": "max"}
 
 def project(**sweep):
     return bind(load_data({"project": {"name": "p"}, "recipe": {"import": Tiny}, "sweep": sweep}))
-
-
-def nodes(*resources):
-    return [dict(zip(("CPU", "GPU"), pair, strict=False)) for pair in resources]
-
-
-@pytest.mark.parametrize(
-    ("cluster", "cpus", "gpus", "expected"),
-    [
-        (nodes((2.0,)), 1.0, 0.0, 2),
-        (nodes((1.2,)), 0.2, 0.0, 6),  # 1.2 / 0.2 is 5.999... in floating point
-        (nodes((3.0,), (3.0,)), 2.0, 0.0, 2),  # a trial does not stretch over two nodes
-        (nodes((8.0, 1.0), (8.0,)), 1.0, 0.5, 2),  # the node without a GPU holds none
-        (nodes((1.0,)), 2.0, 0.0, 1),  # none fits now, but one may wait for room
-    ],
-)
-def test_trials_are_counted_node_by_node(cluster, cpus, gpus, expected):
-    shares = [f"train.cpus_per_worker={cpus}", f"train.gpus_per_worker={gpus}"]
-    assert concurrency(spec(*shares), cluster) == expected
 
 
 def test_an_empty_space_is_refused():
@@ -51,69 +28,6 @@ def test_a_metric_of_its_own_needs_its_mode():
     with pytest.raises(UsageError, match=r"sweep\.mode is not set"):
         check(project(space=space, metric="validation/auc"))
     check(project(space=space, metric="validation/auc", mode="max"))
-
-
-def test_sqlite_is_refused_where_there_are_several_nodes():
-    refuse_sqlite("sqlite:////x/optuna.db", nodes=1)
-    refuse_sqlite("postgresql://db/optuna", nodes=3)
-    with pytest.raises(UsageError, match="has 2 nodes: a SQLite file lives on one"):
-        refuse_sqlite("sqlite:////x/optuna.db", nodes=2)
-
-
-def spec(*overrides, **sweep):
-    data = {"project": {"name": "p"}, "recipe": {"import": Tiny}, "sweep": {"space": LR, **sweep}}
-    return load_data(data, overrides=overrides).spec
-
-
-def test_objectives_are_the_one_metric_or_as_written():
-    assert objectives_of(spec()) == (Objective("validation/loss", "min"),)
-    assert objectives_of(spec(metric="validation/auc", mode="max")) == (Objective("validation/auc", "max"),)
-    several = spec(objectives=TWO)
-    assert objectives_of(several) == (Objective("validation/loss", "min"), Objective("validation/auc", "max"))
-    assert (objectives_of(several)[0].metric, objectives_of(several)[0].mode, several.sweep.scheduler) == (
-        "validation/loss",
-        "min",
-        "none",
-    )
-
-
-@pytest.mark.parametrize(
-    ("sweep", "overrides", "expected"),
-    [
-        ({}, ["train.epochs=7"], 7.0),
-        ({"resource": "step"}, ["train.max_steps=300"], 300.0),
-        ({"resource": "step"}, [], math.inf),
-        ({"resource": "train/tokens", "max_resource": 1e6}, [], 1e6),
-        ({"max_resource": 3}, ["train.epochs=7"], 3.0),
-        ({"space": {"train.epochs": {"int": [2, 9]}}}, [], 9.0),
-        ({"space": {"train.epochs": {"categorical": [4, 2]}}}, [], 4.0),
-        ({"resource": "step", "space": {"train.max_steps": {"categorical": [4, None]}}}, [], math.inf),
-    ],
-)
-def test_a_whole_trial_takes_what_the_longest_may(sweep, overrides, expected):
-    assert max_resource(spec(*overrides, **sweep)) == expected
-
-
-@pytest.mark.parametrize(
-    ("sweep", "expected"),
-    [
-        ({}, 3),  # 4 + 2 CPUs, two each: the second node holds one, the first two
-        ({"max_concurrent": 2}, 2),
-        ({"num_trials": 1}, 1),
-        ({"workers_per_trial": 2}, 1),  # three workers fit: one pair
-        ({"workers_per_trial": 4}, 1),  # none fits now, but an autoscaler may add a node
-        ({"sampler": "grid", "space": {"train.epochs": {"int": [1, 2]}}}, 2),  # two points
-    ],
-)
-def test_as_many_trials_run_as_the_nodes_hold_and_there_are(sweep, expected):
-    assert concurrency(spec("train.cpus_per_worker=2", **sweep), nodes((5.0,), (3.0,))) == expected
-
-
-def test_a_grid_may_have_fewer_points_than_there_are_trials():
-    grid = {"sampler": "grid", "space": {"train.epochs": {"int": [1, 5]}}}
-    assert num_own_trials(spec(**grid)) == 5
-    assert num_own_trials(spec(num_trials=3, **grid)) == 3
-    assert num_own_trials(spec()) == 16
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from raymlops.config.space import parse_distribution
 from raymlops.config.sweep import SweepSection
 from raymlops.errors import UsageError
-from raymlops.tuning.search_space import MAX_GRID, at, grid, how_many, point, random_points
+from raymlops.tuning.search_space import MAX_GRID, at, grid, how_many, later_points, num_trials, point
 
 SGD = {"float": [0.5, 0.9], "step": 0.2, "when": {"train.optimizer": "sgd"}}
 CONDITIONAL = {"train.momentum": SGD, "train.optimizer": {"categorical": ["sgd", "adam"]}}
@@ -169,8 +169,16 @@ def test_a_share_of_the_unit_interval_is_a_share_of_the_range(written, share, ex
 
 
 def test_random_points_lie_in_the_space_and_follow_from_the_seed():
-    parameters = {key: parse_distribution(value) for key, value in MIXED.items()}
-    found = list(islice(random_points(parameters, seed=3), 50))
-    assert found == list(islice(random_points(parameters, seed=3), 50))
+    section = sweep(space=MIXED, seed=3)
+    parameters = section.space
+    found = list(islice(later_points(section), 50))
+    assert found == list(islice(later_points(section), 50))
     assert all(parameters[key].can_be(value) for params in found for key, value in params.items())
     assert {params["train.epochs"] for params in found} == {1, 2, 3, 4}
+
+
+def test_a_grid_may_have_fewer_points_than_there_are_trials():
+    section = {"sampler": "grid", "space": {"train.epochs": {"int": [1, 5]}}}
+    assert num_trials(sweep(**section)) == 5
+    assert num_trials(sweep(num_trials=3, **section)) == 3
+    assert num_trials(sweep()) == 16

@@ -11,6 +11,7 @@ import pytest
 import torch
 from snapshots import IDENTITY, folder_saver, snapshot, train_a_while
 
+from raymlops.config.paths import local_path
 from raymlops.config.train import TrainSection
 from raymlops.errors import NonFiniteError, RecipeError, RefusedError, StorageError, UsageError
 from raymlops.storage import filesystem
@@ -122,7 +123,7 @@ def test_checkpoints_of_the_first_format_still_give_weights(tmp_path: Path) -> N
     saver = folder_saver(str(tmp_path))
     saver.save(snapshot(1, weight=3.0), best=True, last=True)
     saver.wait()
-    folder = filesystem.local(saver.best_uri)
+    folder = local_path(saver.best_uri)
     state = json.dumps({"format_version": 1, "epoch": 1, "step": 1, "metrics": {}, "fit": {"mean": 2.0}})
     (folder / "state.json").write_text(state)
     manifest = json.loads((folder / "manifest.json").read_text()) | {"format_version": 1}
@@ -141,7 +142,7 @@ def test_damage_is_found_before_anything_is_loaded(tmp_path: Path, name: str) ->
     saver = folder_saver(str(tmp_path))
     saver.save(snapshot(1, weight=3.0), best=True, last=True)
     saver.wait()
-    path = filesystem.local(saver.best_uri) / name
+    path = local_path(saver.best_uri) / name
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -160,7 +161,7 @@ def test_a_file_that_the_manifest_does_not_name_is_not_loaded(tmp_path: Path) ->
     saver = folder_saver(str(tmp_path))
     saver.save(snapshot(1), best=True, last=True)
     saver.wait()
-    path = filesystem.local(saver.best_uri) / "manifest.json"
+    path = local_path(saver.best_uri) / "manifest.json"
     manifest = json.loads(path.read_text())
     del manifest["files"]["trainer.pt"]
     path.write_text(json.dumps(manifest))

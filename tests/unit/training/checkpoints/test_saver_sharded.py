@@ -10,6 +10,7 @@ import pytest
 import torch
 from ranks import ranks
 
+from raymlops.config.paths import local_path
 from raymlops.storage import filesystem
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.checkpoints.saver import load_weights
@@ -109,7 +110,7 @@ def test_infinity_that_was_there_from_the_start_is_saved(tmp_path: Path) -> None
 def test_damage_in_any_shard_is_found_by_all(tmp_path: Path, file: str) -> None:
     """Each rank hashes a part of the shards, and whatever it unpickles itself; all refuse."""
     wrote = ranks().run(2, partial(jobs.save, place=str(tmp_path), steps=1))
-    path = filesystem.local(wrote[0]["last"]) / file
+    path = local_path(wrote[0]["last"]) / file
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -120,7 +121,7 @@ def test_damage_in_any_shard_is_found_by_all(tmp_path: Path, file: str) -> None:
 def test_a_missing_shard_is_found_before_a_run_goes_on(tmp_path: Path) -> None:
     """The checkpoint before it is taken."""
     wrote = ranks().run(2, partial(jobs.save, place=str(tmp_path)))
-    (filesystem.local(wrote[0]["last"]) / "__1_0.distcp").unlink()
+    (local_path(wrote[0]["last"]) / "__1_0.distcp").unlink()
     recalled = recall(str(tmp_path), metric="loss", mode="min")
     assert recalled.uri == f"{tmp_path}/step-00000002-aaa-2"
     assert "__1_0.distcp is damaged: expected a file of" in recalled.set_aside[0]

@@ -14,7 +14,6 @@ from raymlops.errors import UnreachableError, UsageError
 from raymlops.project import bind
 from raymlops.records import SpentRecord
 from raymlops.tuning.execution.controller import SweepController
-from raymlops.tuning.objectives import objectives_of
 from raymlops.tuning.study.storage import create_study, open_storage
 from raymlops.tuning.study.trials import Trials
 from raymlops.tuning.sweep_stores import SweepStores
@@ -63,13 +62,13 @@ class Stage:
         self.events, self.discarded = [], []
         self.runs = Runs()
         self.noted = self.runs.noted
-        objectives = objectives_of(project.spec)
+        objectives = project.spec.objectives
         self.study = study or create_study(storage, "s", objectives=objectives)
         section = project.spec.sweep
         self.trials = Trials(self.study, section=section, objectives=objectives)
         self.controller = SweepController(
             SweepStores(project, self.study, self.trials, self.runs, parent=None),
-            sweep_uri="/sweeps/s",
+            trials_uri="/sweeps/s/trials",
             slots=lambda: self.slots,
             before=before,
             on_event=self.events.append,
@@ -199,6 +198,7 @@ def test_a_used_up_budget_halts_the_sweep_and_puts_back_what_runs(storage):
     stage.now = 60.0
     assert stage.controller.halting
     stage.controller.close()
+    assert stage.controller.suspended  # whose checkpoints are kept
     assert stage.states() == [TrialState.WAITING] * 2
     assert (stage.controller.stopped, stage.controller.next_trial()) == ("reached its timeout_s of 60 s", None)
 

@@ -17,7 +17,8 @@ from optuna.trial import TrialState
 from raymlops.config.schema import ProjectSpec
 from raymlops.records import Objective, SpentRecord, TrialRecord
 from raymlops.tuning.reporting import report
-from raymlops.tuning.study.selection import winner
+from raymlops.tuning.search_space import num_trials
+from raymlops.tuning.study.selection import pareto, winner
 
 AUC = (Objective("validation/auc", "max"),)
 BOTH = (*AUC, Objective("validation/cost", "min"))
@@ -108,14 +109,16 @@ def records_of(study, *, reason="ValueError: no"):
 
 def html_of(study, *, objectives=AUC, spec=None, records=None, **details):
     options = {"spent": SpentRecord(wall_s=3720.0, cpu_hours=2.5), "stopped": "", **details}
+    found, spec = records_of(study) if records is None else records, spec or spec_of()
+    own = len(study.trials) - sum(bool(record.carried_from) for record in found)
     stores = SimpleNamespace(
         study=study,
-        trials=SimpleNamespace(objectives=objectives),
-        project=SimpleNamespace(spec=spec or spec_of()),
+        trials=SimpleNamespace(objectives=objectives, total=max(own, num_trials(spec.sweep))),
+        project=SimpleNamespace(spec=spec),
         parent=SimpleNamespace(sweep_id="s1"),
     )
-    found = records_of(study) if records is None else records
-    options = {"best": winner(found, objectives=objectives), **options}
+    front = pareto(found, objectives=objectives)
+    options = {"best": winner(found, objectives=objectives), "front": front, **options}
     return report.html(stores, found, **options)
 
 

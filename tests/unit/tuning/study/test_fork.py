@@ -9,7 +9,6 @@ from optuna.trial import TrialState
 from raymlops.config.schema import ProjectSpec
 from raymlops.config.space import parse_distribution
 from raymlops.records import TrialRecord
-from raymlops.tuning.objectives import objectives_of
 from raymlops.tuning.search_space import draw, draw_order
 from raymlops.tuning.study.fork import add_carried, carried, carry_over, distribution_of
 from raymlops.tuning.study.records import history_of
@@ -113,7 +112,7 @@ def test_a_failed_trial_is_not_carried():
 )
 def test_a_carried_parameter_has_the_distribution_that_a_drawn_one_has(storage, words):
     space = {"train.lr": parse_distribution(words)}
-    study = create_study(storage, "s", objectives=objectives_of(spec({})))
+    study = create_study(storage, "s", objectives=spec({}).objectives)
     trial = study.ask()
     draw(trial, space, order=draw_order(space))
     assert trial.distributions == {"train.lr": distribution_of(space["train.lr"])}
@@ -126,7 +125,7 @@ def storage():
 
 def swept(storage, old, statuses, **best):
     """Return the study of a sweep whose trials ended as told, with a loss of 0.5, 0.625, ... after two epochs."""
-    objectives = objectives_of(old)
+    objectives = old.objectives
     study = create_study(storage, "old", objectives=objectives)
     trials = Trials(study, section=old.sweep, objectives=objectives)
     for number, status in enumerate(statuses):
@@ -141,7 +140,7 @@ def swept(storage, old, statuses, **best):
 
 
 def fork(storage, old, old_study, new, *, name="new"):
-    study = create_study(storage, name, objectives=objectives_of(new))
+    study = create_study(storage, name, objectives=new.objectives)
     return study, add(study, old_study, old, new)
 
 
@@ -162,7 +161,7 @@ def test_the_new_study_knows_the_old_trials_and_counts_none_as_its_own(storage):
     assert after[1].intermediate_values == {1: 1.625, 2: 0.625}
     assert [trial.params for trial in after] == [trial.params for trial in before[:2]]
     assert history_of(after[0]) == history_of(before[0])
-    trials = Trials(study, section=old.sweep, objectives=objectives_of(old))
+    trials = Trials(study, section=old.sweep, objectives=old.objectives)
     assert [record.carried_from for record in trials.records] == ["abc/0", "abc/1"]
     assert (trials.records[0].run_id, trials.asked) == ("run0", 0)
     assert trials.ask().number == 2
@@ -179,9 +178,9 @@ def test_carrying_again_after_a_death_adds_nothing_twice(storage):
 def test_a_fork_of_a_fork_says_where_a_trial_ran(storage):
     old = spec({"train.lr": LR})
     middle, _ = fork(storage, old, swept(storage, old, ["complete"]), old)
-    last = create_study(storage, "last", objectives=objectives_of(old))
+    last = create_study(storage, "last", objectives=old.objectives)
     add(last, middle, old, old, sweep_id="def")
-    assert Trials(last, section=old.sweep, objectives=objectives_of(old)).records[0].carried_from == "abc/0"
+    assert Trials(last, section=old.sweep, objectives=old.objectives).records[0].carried_from == "abc/0"
 
 
 def test_a_sweep_of_another_metric_takes_its_value_from_what_was_reported(storage):
@@ -203,7 +202,7 @@ def test_several_objectives_and_constraints_are_taken_from_what_was_reported(sto
     study, found = fork(storage, old, swept(storage, old, ["complete", "pruned"], latency_ms=3.0), new)
     assert found == (2, {})
     assert (study.trials[0].values, study.trials[0].constraints) == ([0.5, 3.0], {"latency_ms max": 1.0})
-    records = Trials(study, section=new.sweep, objectives=objectives_of(new)).records
+    records = Trials(study, section=new.sweep, objectives=new.objectives).records
     assert [(record.values, record.feasible) for record in records] == [((0.5, 3.0), False), ((0.625, 3.0), False)]
 
 
