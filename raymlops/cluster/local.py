@@ -215,7 +215,11 @@ def _start(
     upfile.write(record)
 
     def wait(name: str, check: Callable[[], bool], process: Any, log: Path) -> None:
-        services.wait_ready(name, check, process=process, log=log, timeout_s=timeout_s)
+        def ready() -> bool:
+            services.check_alive("MLflow", mlflow, log=mlflow_log)  # its end is not only noticed when its turn comes
+            return check()
+
+        services.wait_ready(name, ready, process=process, log=log, timeout_s=timeout_s)
 
     wait("Ray", lambda: services.ray_ready(record.dashboard_url, token=token), head, ray_log)
     say(f"Ray answers at {record.dashboard_url}, with the token only")

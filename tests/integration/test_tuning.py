@@ -181,7 +181,7 @@ def test_an_interrupted_sweep_keeps_what_finished_and_goes_on(tmp_path):
     with pytest.raises(UsageError, match="has ended all 6 trials") as over:
         sweep(swept, resume=parent.info.run_id)
     assert "--extend num_trials=+" in over.value.hint
-    longer = run_sweep(sweep_request(swept.spec, resume=parent.info.run_id, extend=["num_trials=+1"]))
+    longer = run_sweep(sweep_request(swept.spec.to_dict(), resume=parent.info.run_id, extend=["num_trials=+1"]))
     assert [trial.value for trial in longer.trials[:6]] == [trial.value for trial in record.trials]
     assert [trial.status for trial in longer.trials] == ["complete"] * 7
 
