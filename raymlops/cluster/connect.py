@@ -163,7 +163,7 @@ def _join(spec: ProjectSpec, address: str, variables: dict[str, str]) -> Iterato
                 hint=f"set {auth.MODE}=token and {auth.TOKEN_PATH}; raymlops doctor says more",
             ) from error
         try:
-            with node_watched(*_node_sockets()):
+            with node_watched(*_node_sockets(), drivers=_drivers(address)):
                 yield _connection(spec.cluster.dashboard or _dashboard(), owned=False)
         finally:
             ray.shutdown()
@@ -238,6 +238,12 @@ def _node_sockets() -> tuple[str, str]:
 
     node = ray._private.worker.global_worker.node  # noqa: SLF001 - nothing public names its sockets
     return str(node.raylet_socket_name), str(node.plasma_store_socket_name)
+
+
+def _drivers(address: str) -> Path | None:
+    """Return where ``raymlops down`` finds the drivers of the cluster at an address; None where it did not start it."""
+    record = upfile.read()
+    return record.drivers if record is not None and record.alive and record.ray_address == address else None
 
 
 def _dashboard() -> str | None:

@@ -2,7 +2,8 @@
 
 Ray (2.60) ends a driver whose node is gone by ``_Exit(1)``, in C++, as soon as it next touches the object store: no
 exception is raised and nothing is printed. A thread that holds a connection to the node notices its end at once,
-reports a ``ClusterError`` with the command that resumes the work, and exits with that error's code.
+reports a ``ClusterError`` with the command that resumes the work, and exits with that error's code. It may come second
+to Ray; ``raymlops down`` therefore asks each driver to leave, and waits, before it ends anything.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import select
 import socket
 import sys
 import threading
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ from raymlops.errors import ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     Report = Callable[[ClusterError], object]
 
@@ -47,16 +50,18 @@ def reporting_by(report: Report) -> Iterator[None]:
 
 
 @contextmanager
-def node_watched(*paths: str, leave: Callable[[int], object] = os._exit) -> Iterator[None]:
+def node_watched(*paths: str, drivers: Path | None = None, leave: Callable[[int], object] = os._exit) -> Iterator[None]:
     """Watch the node that listens on these Unix sockets, its raylet's and its store's; when one ends, report and exit.
 
     The store's closes first where a node ends in good order. A node that cannot be reached is not watched.
+    ``drivers`` is the folder where ``end_drivers`` finds this driver.
     """
     with ExitStack() as stack:
         connections = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in paths]
         try:
             for connection, path in zip(connections, paths, strict=True):
                 connection.connect(path)
+            down = [stack.enter_context(_listening(drivers))] if drivers else []
         except OSError:
             yield
             return
@@ -65,11 +70,14 @@ def node_watched(*paths: str, leave: Callable[[int], object] = os._exit) -> Iter
         stack.callback(done.close)
 
         def watch() -> None:
-            readable, _, _ = select.select([*connections, wake], [], [])
+            readable, _, _ = select.select([*connections, *down, wake], [], [])
             # Neither sends anything to a client that requests nothing, so what can be read is its end.
-            if wake not in readable:
-                _report_lost()
-                leave(ClusterError.exit_code)
+            if wake in readable:
+                return
+            # Closed by the end of this process alone, which is what `down` waits for; a forked child has no copy.
+            calls = [listener.accept() for listener in down if listener in readable]
+            _report_lost(by_down=bool(calls))
+            leave(ClusterError.exit_code)
 
         thread = threading.Thread(target=watch, name="raymlops-driver-node", daemon=True)
         thread.start()
@@ -80,12 +88,44 @@ def node_watched(*paths: str, leave: Callable[[int], object] = os._exit) -> Iter
             thread.join()
 
 
-def _report_lost() -> None:
-    then = f", then resume: {_resume[-1]}" if _resume else ", then run the same command again"
-    error = ClusterError(
-        "the Ray node that this process is attached to has ended; the cluster was stopped, or the node died",
-        hint=f"Start the cluster again{then}",
+def end_drivers(drivers: Path, *, timeout_s: float = 5.0) -> None:
+    """Ask the drivers that listen in a folder to leave, and wait until they have; one that hangs is not waited for."""
+    with ExitStack() as stack:
+        asked = []
+        for path in drivers.glob("*"):
+            connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+            with suppress(OSError):  # a driver that was killed listens no more
+                connection.connect(str(path))
+                asked.append(connection)
+        deadline = time.monotonic() + timeout_s
+        for connection in asked:
+            connection.settimeout(max(0.01, deadline - time.monotonic()))
+            with suppress(OSError):
+                connection.recv(1)  # nothing is ever sent, so what can be read is its end
+
+
+@contextmanager
+def _listening(drivers: Path) -> Iterator[socket.socket]:
+    drivers.mkdir(exist_ok=True)
+    path = drivers / str(os.getpid())
+    path.unlink(missing_ok=True)  # of an earlier process with this pid
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        try:
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _report_lost(*, by_down: bool) -> None:
+    happened = (
+        "raymlops down stops the cluster that this process is attached to"
+        if by_down
+        else "the Ray node that this process is attached to has ended; the cluster was stopped, or the node died"
     )
+    then = f", then resume: {_resume[-1]}" if _resume else ", then run the same command again"
+    error = ClusterError(happened, hint=f"Start the cluster again{then}")
     with suppress(Exception):  # whatever happens, the process has to leave with the right code
         if _reports:
             _reports[-1](error)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.cluster import services, upfile
 from raymlops.cluster.auth import ensure_token
 from raymlops.cluster.capacity import logical_cpus
+from raymlops.cluster.driver_node import end_drivers
 from raymlops.cluster.ports import HOST, check_free, listeners
 from raymlops.cluster.processes import ProcessRecord, belonging, end
 from raymlops.cluster.restart_mlflow import only_mlflow_ended, restart_mlflow
@@ -153,7 +154,7 @@ def up(
 def down(*, root: Path | str | None = None, grace_s: float = 15.0) -> DownRecord | None:
     """End what ``up`` started and nothing else; None when nothing was up.
 
-    Replicas are asked to finish first; after ``grace_s`` what is left is killed.
+    Drivers are asked to leave first, then replicas to finish; after ``grace_s`` what is left is killed.
 
     Raises:
         ClusterError: a process of the cluster cannot be ended; it is named.
@@ -214,7 +215,11 @@ def _start(
     upfile.write(record)
 
     def wait(name: str, check: Callable[[], bool], process: Any, log: Path) -> None:
-        services.wait_ready(name, check, process=process, log=log, timeout_s=timeout_s)
+        def ready() -> bool:
+            services.check_alive("MLflow", mlflow, log=mlflow_log)  # its end is not only noticed when its turn comes
+            return check()
+
+        services.wait_ready(name, ready, process=process, log=log, timeout_s=timeout_s)
 
     wait("Ray", lambda: services.ray_ready(record.dashboard_url, token=token), head, ray_log)
     say(f"Ray answers at {record.dashboard_url}, with the token only")
@@ -237,6 +242,7 @@ def _start(
 
 def _end(record: UpRecord, *, grace_s: float) -> DownRecord:
     before = belonging(record.cluster_id, record.processes)
+    end_drivers(record.drivers)
     if record.state == "up" and record.alive:
         services.stop_serve(record.dashboard_url, token=Path(record.token_path), timeout_s=grace_s)
     killed = end(record.cluster_id, record.processes, grace_s=grace_s)

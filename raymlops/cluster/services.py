@@ -238,11 +238,16 @@ def wait_ready(
     """
     deadline = time.monotonic() + timeout_s
     while not check():
-        if (code := process.poll()) is not None:
-            raise ClusterError(f"{name} ended with exit code {code} while starting\n{tail(log)}", hint=f"see {log}")
+        check_alive(name, process, log=log)
         if time.monotonic() > deadline:
             raise ClusterError(f"{name} did not answer within {timeout_s:g} s\n{tail(log)}", hint=f"see {log}")
         time.sleep(0.2)
+
+
+def check_alive(name: str, process: subprocess.Popen[bytes], *, log: Path) -> None:
+    """Raise ClusterError, with the last lines of its log, if a service that is starting has ended."""
+    if (code := process.poll()) is not None:
+        raise ClusterError(f"{name} ended with exit code {code} while starting\n{tail(log)}", hint=f"see {log}")
 
 
 def ask(url: str, *, token: Path | None) -> tuple[int | None, dict[str, Any]]:

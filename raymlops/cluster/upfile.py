@@ -83,6 +83,11 @@ class UpRecord(Record):
         }
 
     @property
+    def drivers(self) -> Path:
+        """Return the folder in which each driver of this machine has a socket, by which ``down`` asks it to leave."""
+        return Path(self.scratch) / "drivers"
+
+    @property
     def grpc_address(self) -> str | None:
         """Return where Serve listens for gRPC, None where it does not."""
         host = self.serve_url.removeprefix("http://").rpartition(":")[0]

@@ -47,9 +47,9 @@ def git_record(path: str | Path) -> GitRecord:
 
 def packages() -> dict[str, str]:
     """Return every installed distribution with its version, by name."""
-    found = {
-        str(item.metadata["Name"]): str(item.version) for item in metadata.distributions() if item.metadata["Name"]
-    }
+    # Each access to `metadata` parses the distribution's whole description.
+    every = (item.metadata for item in metadata.distributions())
+    found = {str(about["Name"]): str(about["Version"]) for about in every if about["Name"]}
     return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))
 
 

@@ -1,11 +1,35 @@
 """End-to-end tests run ``raymlops`` as a user does; those that need a cluster share one from ``raymlops up``."""
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import pytest
 from shell_user import ROOT, User, free_ports, visiting
+
+from raymlops.cluster.ports import free_port
+
+# HAProxy's own two ports have no option on the command line; other checkouts may test on the defaults.
+RAYMLOPS = """
+from functools import partial
+from raymlops.cluster import local
+from raymlops.cli.main import run
+local.up = partial(local.up, stats_port={}, metrics_port={})
+run()
+"""
+DRIVER = """
+import ray
+from raymlops.cluster.connect import connect
+from raymlops.cluster.driver_node import resumable
+from raymlops.config.schema import ProjectSpec
+spec = ProjectSpec.model_validate({"project": {"name": "x"}, "recipe": {"import": "a:B"}})
+with connect(spec), resumable("resume it"):
+    print("attached", flush=True)
+    while True:  # a driver that touches the object store is ended by Ray as soon as its node is gone
+        ray.get(ray.put(bytes(1_000_000)))
+"""
 
 
 def pytest_collection_modifyitems(items):
@@ -43,14 +67,30 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory, mlflow_database):
-    """Hold one cluster with gRPC; ``down`` ends every process of it."""
+    """Hold one cluster with HAProxy and gRPC; ``down`` ends every process of it, and drivers elsewhere in words."""
     with visiting(tmp_path_factory.mktemp("cluster"), mlflow_database) as owner:
         ports = free_ports()
-        env = owner.up(ports, "--num-cpus", "2")
+        flags = [text for name, port in ports.items() for text in (f"--{name}-port", port)]
+        up = [sys.executable, "-c", RAYMLOPS.format(free_port(), free_port()), "up", "--haproxy", "--num-cpus", "2"]
+        env = json.loads(owner.run(*up, *flags, "--json").stdout)["env"]
         assert urlsplit(env["MLFLOW_TRACKING_URI"]).port == ports["mlflow"]
         yield Cluster(owner, ports, env)
-        assert json.loads(owner.raymlops("down", "--json").stdout)["down"]["stopped"] > 0
+        with attached(owner) as driver:
+            assert json.loads(owner.raymlops("down", "--json").stdout)["down"]["stopped"] > 0
+            said = driver.communicate(timeout=60)[1]
+        # Not Ray's own exit with 1, which says nothing: the code of a lost cluster, and how to go on.
+        assert driver.returncode == 5, said
+        assert "raymlops down stops the cluster" in said
+        assert "resume it" in said
         assert owner.processes() == []
+
+
+def attached(user):
+    """Return a driver that is attached to the user's cluster, from another shell."""
+    command, pipe = [sys.executable, "-c", DRIVER], subprocess.PIPE
+    driver = subprocess.Popen(command, cwd=user.cwd, env=user.env, stdout=pipe, stderr=pipe, text=True)
+    assert driver.stdout.readline() == "attached\n"
+    return driver
 
 
 @pytest.fixture

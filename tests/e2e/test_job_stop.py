@@ -5,6 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
+from sweep_driver import wait_for
+
+from raymlops.tracking.client import Tracker, steps_of
 
 pytestmark = pytest.mark.e2e
 
@@ -17,20 +20,20 @@ def test_a_stopped_job_goes_on_as_another_one(cluster_user):
     user = cluster_user
     user.copy_project()
     before = runs(user)
+    store = Tracker(user.env["MLFLOW_TRACKING_URI"])
 
     job = ["--", "python", "jobs/train.py"]
     user.run("ray", "job", "submit", "--no-wait", "--submission-id", "long", "--working-dir", ".", *job,
              "--config", "configs/digits.yaml", *LONG)  # fmt: skip
     run_id = wait_for(lambda: next(iter(runs(user) - before), None))
-    wait_for(lambda: (status(user, run_id)["step"] or 0) > 20 or None)
+    wait_for(lambda: steps_of(store.run(run_id)).get("train/loss", 0) > 20 or None)
     began = time.monotonic()
     user.run("ray", "job", "stop", "long")
     wait_for(lambda: workers(user) == [] or None)
     assert time.monotonic() - began < FREE_WITHIN_S
     # The driver writes how the run ended after its workers have.
-    stopped = wait_for(
-        lambda: ((now := status(user, run_id))["state"] not in {"running", "interrupted"} and now) or None
-    )
+    wait_for(lambda: store.run(run_id).info.status != "RUNNING" or None)
+    stopped = json.loads(user.raymlops("status", run_id, "--json").stdout)
     assert stopped["state"] == "killed"
     assert stopped["checkpoint"]["step"] >= stopped["step"] > 20
 
@@ -39,19 +42,7 @@ def test_a_stopped_job_goes_on_as_another_one(cluster_user):
     own = [line for line in more.stdout.splitlines() if line.startswith("RAYMLOPS_RESULT ")]
     result = json.loads(own[-1].removeprefix("RAYMLOPS_RESULT "))
     assert result["run_id"] == run_id
-    assert status(user, run_id)["state"] == "finished"
-
-
-def wait_for(ask, *, timeout_s=120):
-    """Ask until there is an answer, each question being a process of its own."""
-    deadline = time.monotonic() + timeout_s
-    while (answer := ask()) is None:
-        assert time.monotonic() < deadline, "waited in vain"
-    return answer
-
-
-def status(user, run_id):
-    return json.loads(user.raymlops("status", run_id, "--json").stdout)
+    assert store.run(run_id).info.status == "FINISHED"
 
 
 def runs(user):

@@ -1,5 +1,6 @@
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import asking_forms
 import httpx
@@ -14,7 +15,7 @@ from raymlops.serving.protocols.grpc_messages import request_class
 pytestmark = pytest.mark.e2e
 
 TINY = [
-    "sweep.num_trials=2",
+    "sweep.num_trials=1",
     "train.epochs=1",
     "train.num_workers=1",
     "train.cpus_per_worker=0.4",
@@ -30,7 +31,7 @@ def result_of(log):
 
 
 def test_every_job_script_runs_on_a_cluster_from_up(cluster, cluster_user):
-    """sweep, pipeline, deploy and predict by ``ray job submit``; the endpoint answers over HTTP and gRPC.
+    """sweep, pipeline, deploy and predict by ``ray job submit``, two at once; the endpoint answers over HTTP and gRPC.
 
     ``jobs/train.py`` is what ``test_job_stop`` stops and resumes.
     """
@@ -42,16 +43,23 @@ def test_every_job_script_runs_on_a_cluster_from_up(cluster, cluster_user):
         return result_of(user.run(*command, "--config", "configs/digits.yaml", *arguments).stdout)
 
     http = f"serve.port={cluster.ports['http']}"
-    assert len(submit("sweep", *TINY)["trials"]) == 2
-    first = submit("pipeline", *TINY, SMALL, "gate.thresholds.test/accuracy.min=0.1", http)
-    assert first["deployment"]["role"] == "champion"
-    again = submit("deploy", "--version", "@champion", SMALL, http)
-    assert (again["version"], again["changed"]) == (first["version"]["version"], False)
+    with ThreadPoolExecutor() as at_once:
+        sweep = at_once.submit(submit, "sweep", *TINY)
+        first = submit("pipeline", *TINY, SMALL, "gate.thresholds.test/accuracy.min=0.1", http)
+        assert len(sweep.result()["trials"]) == 1
+        assert first["deployment"]["role"] == "champion"
+
+        images = Digits().datasets().test["image"][:3].tolist()
+        pq.write_table(pa.table({"image": images}), user.cwd / "rows.parquet")
+        out = user.cwd / "out"
+        batch = at_once.submit(submit, "predict", "--batch", f"{user.cwd}/rows.parquet", "--out", str(out))
+        again = submit("deploy", "--version", "@champion", SMALL, http)
+        assert (again["version"], again["changed"]) == (first["version"]["version"], False)
+        assert batch.result()["rows"] == 3
 
     about = httpx.get(f"{cluster.url}/models/digits").json()
     assert about["digest"] == first["version"]["bundle"]["digest"]
     assert about["run_id"] == first["run"]["run_id"]
-    images = Digits().datasets().test["image"][:3].tolist()
     (user.cwd / "rows.json").write_text(json.dumps([{"image": image} for image in images]))
     asked = user.raymlops("predict", "digits", "--file", "rows.json")
     answers = [json.loads(line) for line in asked.stdout.splitlines()]
@@ -59,9 +67,6 @@ def test_every_job_script_runs_on_a_cluster_from_up(cluster, cluster_user):
     (output,) = json.loads(user.run("bash", "-c", curl).stdout)["outputs"]
     assert output == pytest.approx(answers[0], rel=1e-5)  # one row alone is not rounded as in a batch of three
 
-    pq.write_table(pa.table({"image": images}), user.cwd / "rows.parquet")
-    out = user.cwd / "out"
-    assert submit("predict", "--batch", f"{user.cwd}/rows.parquet", "--out", str(out))["rows"] == 3
     assert pq.read_table(out).column("digit").to_pylist() == [answer["digit"] for answer in answers]
 
     request = request_class("ModelInfer")(model_name="digits", raw_input_contents=[np.array(images, float).tobytes()])

@@ -21,12 +21,12 @@ def test_a_scaffolded_project_keeps_its_contract_and_trains(user):
 def test_a_recipe_outside_the_package_goes_live_by_configuration_alone(cluster, cluster_user, repository):
     """The example is swept, trained, registered, gated and served, and the endpoint names the run that it came from.
 
-    Beside it a scaffolded project goes live, and its second version beside its first: replicas hold parts of both CPUs.
+    Beside its replica a scaffolded project goes live, as a job.
     """
     user = cluster_user
     shutil.copytree(repository / "examples" / "own_recipe", user.cwd / "own")
     user.cwd /= "own"
-    arguments = ["--config", "config.yaml", "sweep.num_trials=3", "train.cpus_per_worker=0.5", "--json", "--yes"]
+    arguments = ["--config", "config.yaml", "sweep.num_trials=2", "train.cpus_per_worker=0.5", "--json", "--yes"]
     record = json.loads(user.raymlops("pipeline", *arguments).stdout)
     assert [trial["status"] for trial in record["sweep"]["trials"]].count("failed") == 0
     assert record["run"]["config_sha"]
@@ -48,25 +48,16 @@ def test_a_recipe_outside_the_package_goes_live_by_configuration_alone(cluster, 
     user.cwd = user.cwd.parent
     user.raymlops("init", "my-model")
     user.cwd /= "my-model"
-    for pipeline in (_pipeline, _pipeline_as_a_job):
-        trials = pipeline(user)["sweep"]["trials"]
-        assert len([trial for trial in trials if trial["status"] != "failed"]) == 6, pipeline
-    removed = user.raymlops("deploy", "my-model@1", "--remove", "--yes").stdout
-    assert removed.startswith("removed version 1 of my-model; ")
+    trials = _pipeline_as_a_job(user)["sweep"]["trials"]
+    assert [trial["status"] for trial in trials].count("failed") == 0
     for name in ("my-model", "iris-like"):
         user.raymlops("deploy", name, "--remove", "--yes")
 
 
 def _pipeline_as_a_job(user):
     """Any project's verb runs on the cluster; the last line that it prints is its result."""
-    words = ["raymlops", "pipeline", "--config", "config.yaml", "sweep.num_trials=6", "--yes"]
+    words = ["raymlops", "pipeline", "--config", "config.yaml", "sweep.num_trials=2", "--yes"]
     log = user.run("ray", "job", "submit", "--working-dir", ".", "--", *words).stdout
     own = [line for line in log.splitlines() if not re.search(r" cli\.py:\d+ -- ", line)]
     assert own[-1].startswith("RAYMLOPS_RESULT ")
     return json.loads(own[-1].removeprefix("RAYMLOPS_RESULT "))
-
-
-def _pipeline(user):
-    return json.loads(
-        user.raymlops("pipeline", "--config", "config.yaml", "sweep.num_trials=6", "--json", "--yes").stdout
-    )

@@ -27,7 +27,7 @@ def steps(text):
 
 def test_demo_answers_held_out_flights_and_cleans_up(user, readme):
     """The demo's AUC is the one that scikit-learn computes from the answers it saved, and nothing of it runs on."""
-    done = user.raymlops("demo", "--trials", "3", "--json")
+    done = user.raymlops("demo", "--trials", "2", "--json")
     report = json.loads(done.stdout)
     answers = json.loads((user.cwd / "raymlops-demo" / "answers.json").read_text())
 

@@ -88,6 +88,6 @@ def test_files_are_predicted_as_the_model_predicts(config, tmp_path):
     columns["a"][4321] = np.nan  # row 921 of the third file
     write(tmp_path / "broken", columns)
     with pytest.raises(InvalidRowsError, match=r"row 921, field 'a': .*broken/rows-2\.parquet"):
-        batch_predict(config, str(tmp_path / "broken"), str(tmp_path / "never"), on_event=events.append)
+        batch_predict(config, str(tmp_path / "broken"), str(tmp_path / "never"), concurrency=1)
     shutil.rmtree(out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "in", "storage"]

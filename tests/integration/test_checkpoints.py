@@ -135,17 +135,18 @@ saver.wait()
     assert folders(str(tmp_path)) == ["step-00000001-aaa-1", "step-00000003-aaa-3"]
 
 
+@pytest.mark.parametrize("kills", [6, pytest.param(40, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("kind", ["path", "s3"])
 def test_whenever_a_writer_is_killed_the_newest_whole_one_is_found(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str, kills: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """kill -9 at 20 moments: no checkpoint that was said to be there is lost, and nothing else is left."""
+    """kill -9 at drawn moments: no checkpoint that was said to be there is lost, and nothing else is left."""
     place = str(tmp_path / "c") if kind == "path" else request.getfixturevalue("s3").uri("bucket/run/checkpoints")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["raymlops.training.checkpoints.latest", "snapshots", "pyarrow.fs", "torch._dynamo"])
     moments = random.Random(kind)
     acknowledged = 0
-    for attempt in range(20):
+    for attempt in range(kills):
         ours, theirs = context.Pipe(duplex=False)
         child = context.Process(target=write_until_killed, args=(place, f"t{attempt}", theirs), daemon=True)
         child.start()

@@ -19,6 +19,7 @@ from raymlops.arrays import Column
 from raymlops.bundle.load import load
 from raymlops.errors import DeployError, InsufficientResourcesError, NotFoundError
 from raymlops.lifecycle.deploy import events, remove, restore
+from raymlops.lifecycle.remove_version import remove_version
 from raymlops.lifecycle.sources import spec_of
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.read import Reading
@@ -210,7 +211,10 @@ def test_an_idle_model_goes_and_its_next_caller_is_answered(config, first):
 
 
 def test_a_removed_model_is_gone_and_its_past_is_not(config, second):
-    """No route, no desired state; deployed again, a rollback still knows which champion came before."""
+    """No route, no desired state; deployed again, a rollback still knows which champion came before.
+
+    One version is removed by its number.
+    """
     assert remove(config) == [1, 2]
     assert desired(config) == {}
     with pytest.raises(NotFoundError, match="not served"):
@@ -220,5 +224,8 @@ def test_a_removed_model_is_gone_and_its_past_is_not(config, second):
     record = rm.deploy(config, "2")
     assert answered(record, second)
     assert rm.rollback(config).version == 1
+    remove_version(config, 2)
+    assert desired(config) == {1: "champion"}
     remove(config)
-    assert actions(config)[-6:] == ["remove", "deploy.start", "deploy", "rollback.start", "rollback", "remove"]
+    last = ["remove", "deploy.start", "deploy", "rollback.start", "rollback", "remove.version", "remove"]
+    assert actions(config)[-7:] == last

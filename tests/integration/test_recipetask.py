@@ -55,7 +55,7 @@ def test_a_recipe_is_asked_in_another_process(ray_local, bundle):
 
 @pytest.mark.parametrize(
     ("label", "timeout_s", "message"),
-    [("hang", 8.0, "loss_of did not answer for 1 rows within 8 s"), ("end", 120.0, "that ran loss_of ended")],
+    [("hang", 2.0, "loss_of did not answer for 1 rows within 2 s"), ("end", 120.0, "that ran loss_of ended")],
 )
 def test_a_recipe_that_hangs_or_ends_its_process_is_an_error_here(ray_local, bundle, label, timeout_s, message):
     with pytest.raises(RecipeError, match=message):

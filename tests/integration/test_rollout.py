@@ -53,6 +53,8 @@ LABELLED = [
 """Rows and what is true of them: by the output's name, and by its index."""
 WAIT_S = 90.0
 CALLERS = 4
+PAUSE_S = 0.01
+"""Between two requests of a caller: without one it takes the CPU from the controller and new replicas."""
 LABELS = 20
 """That a caller sends at once."""
 
@@ -112,7 +114,7 @@ def load(config, rows=ROWS, *, label=None):
     def call():
         labels = []
         with Client(f"http://127.0.0.1:{config['serve']['port']}", retries=0) as client:
-            while not over.is_set():
+            while not over.wait(PAUSE_S):
                 try:
                     answer = client.predict("flower", rows)
                     got.versions.append(answer.model_version)

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from raymlops.config.load import load, load_data
 from raymlops.errors import SweepError, UsageError
+from raymlops.lifecycle.sweeps.run import run_sweep, sweep_request
 from raymlops.project import bind
 from raymlops.tracking.client import tracker
 from raymlops.tuning.study.storage import open_storage, optuna_url
@@ -119,7 +120,10 @@ def test_a_sweep_whose_every_trial_fails_says_how(tmp_path):
 
 
 def test_an_interrupted_sweep_keeps_what_finished_and_goes_on(tmp_path):
-    """Ctrl-C: the parent run is KILLED, nothing runs on; what was not finished waits, and goes on at the resume."""
+    """Ctrl-C: the parent run is KILLED, nothing runs on; what was not finished waits, and goes on at the resume.
+
+    Once all trials have ended it is extended.
+    """
     swept = project(
         tmp_path,
         recipe="tiny:Tiny",
@@ -174,8 +178,12 @@ def test_an_interrupted_sweep_keeps_what_finished_and_goes_on(tmp_path):
     assert not list((tmp_path / "sweeps" / record.sweep_id).glob("trials/*"))
     curve = tracker(swept.spec).client.get_metric_history(record.trials[unfinished[0]].run_id, "validation/auc")
     assert [point.step for point in curve] == list(range(1, 13))
-    with pytest.raises(UsageError, match="has ended all 6 trials"):
+    with pytest.raises(UsageError, match="has ended all 6 trials") as over:
         sweep(swept, resume=parent.info.run_id)
+    assert "--extend num_trials=+" in over.value.hint
+    longer = run_sweep(sweep_request(swept.spec.to_dict(), resume=parent.info.run_id, extend=["num_trials=+1"]))
+    assert [trial.value for trial in longer.trials[:6]] == [trial.value for trial in record.trials]
+    assert [trial.status for trial in longer.trials] == ["complete"] * 7
 
 
 def test_an_error_in_the_caller_s_own_display_breaks_the_sweep_off_in_order(tmp_path):

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from raymlops.cluster.driver_node import node_watched, reporting_by, resumable
+from raymlops.cluster.driver_node import end_drivers, node_watched, reporting_by, resumable
+
+DRIVER = """
+import os, sys, threading
+from pathlib import Path
+from raymlops.cluster.driver_node import node_watched
+with node_watched(sys.argv[1], drivers=Path(sys.argv[2])):
+    if os.fork() == 0:
+        sys.stdin.read()  # until the test has ended
+        os._exit(0)
+    print("attached", flush=True)
+    threading.Event().wait()
+"""
 
 
 @pytest.fixture
@@ -58,3 +73,42 @@ def test_a_node_that_cannot_be_reached_is_not_watched(tmp_path):
     """The work is done all the same."""
     with node_watched(str(tmp_path / "none"), leave=pytest.fail):
         pass
+
+
+@pytest.fixture
+def driver(raylet, tmp_path):
+    """Yield a driver in a process of its own, with a forked child, and the folder in which it is found."""
+    command = [sys.executable, "-c", DRIVER, raylet[0], str(tmp_path / "drivers")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout.readline() == "attached\n"
+        yield process, tmp_path / "drivers"
+        process.kill()
+        process.stdin.close()
+
+
+def test_a_driver_has_left_when_its_node_may_be_ended(driver):
+    """The node still runs, so that Ray has no reason to end the driver first; its forked child lives on."""
+    process, folder = driver
+    end_drivers(folder, timeout_s=60)
+    assert process.wait(60) == 5
+    assert "raymlops down stops the cluster" in process.stderr.readline()
+
+
+def test_drivers_that_were_killed_are_not_waited_for(tmp_path):
+    """Nor is there a folder where no driver ever was."""
+    end_drivers(tmp_path / "drivers", timeout_s=60)
+    (tmp_path / "drivers").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "drivers" / "1"))
+    end_drivers(tmp_path / "drivers", timeout_s=60)
+
+
+def test_a_driver_that_has_ended_by_itself_leaves_no_socket(raylet, tmp_path):
+    """It takes the place of one that was killed, whose pid it has."""
+    folder = tmp_path / "drivers"
+    folder.mkdir()
+    (folder / str(os.getpid())).touch()
+    with node_watched(raylet[0], drivers=folder, leave=pytest.fail):
+        assert [path.is_socket() for path in folder.iterdir()] == [True]
+    assert list(folder.iterdir()) == []

@@ -1,6 +1,8 @@
-"""One MLflow in a SQLite file for all tests of the registry: making its tables takes longer than the tests."""
+"""One MLflow in a SQLite file for all tests of the registry."""
 
 from __future__ import annotations
+
+import shutil
 
 import pytest
 from tiny_bundle import tiny_contents
@@ -10,9 +12,10 @@ from raymlops.tracking.client import Tracker
 
 
 @pytest.fixture(scope="session")
-def tracker(tmp_path_factory) -> Tracker:
+def tracker(tmp_path_factory, mlflow_database) -> Tracker:
     """Return a tracker of a store of its own."""
-    folder = tmp_path_factory.mktemp("mlflow")
+    folder = tmp_path_factory.mktemp("registry")
+    shutil.copy(mlflow_database, folder / "mlflow.db")
     return Tracker(f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"))
 
 
