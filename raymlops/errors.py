@@ -158,6 +158,10 @@ class BundleError(RefusedError):
     """A bundle that is damaged, tampered with, or written by a newer raymlops."""
 
 
+class BusyError(RefusedError):
+    """Another process changes what is live just now."""
+
+
 class TakenError(RefusedError):
     """A model on Serve that belongs to another state database."""
 

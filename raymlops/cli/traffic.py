@@ -214,7 +214,7 @@ def _restore(chosen: Chosen | None, *, takeover: bool, yes: bool) -> Answer:
 def _remove(chosen: Chosen, *, yes: bool) -> Answer:
     """Take a model down, or one version that runs beside the champion."""
     from raymlops.lifecycle import deploy as live
-    from raymlops.lifecycle.remove_version import number_of, remove_version
+    from raymlops.lifecycle.deploy import number_of, remove_version
 
     if chosen.version is None:
         confirm(f"Take {chosen.name} down, with all its versions?", yes=yes)

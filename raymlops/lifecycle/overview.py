@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.config.paths import sqlite_path, sqlite_url
 from raymlops.display import utc_time
-from raymlops.errors import NotFoundError, RaymlopsError, RefusedError
+from raymlops.errors import NotFoundError, RaymlopsError
 from raymlops.lifecycle.live.lineup import asks_for_keys, champion_of, cools, taken_by
 from raymlops.lifecycle.sources import Source, place_of, spec_of
 from raymlops.records import Record, aligned
-from raymlops.state.aliases import pending_aliases
 from raymlops.state.database import state_url
 from raymlops.state.engine import open_engine
 from raymlops.state.lease import holder_of
@@ -31,10 +30,6 @@ if TYPE_CHECKING:
 
 POLL_S = 1.0
 ANSWER_S = 5.0
-FLIP_S = 60.0
-"""Longest wait for a promotion to be applied or reverted."""
-ALIAS_POLLS = 12
-"""Polls for MLflow's alias once its version is live; the controller updates it later too."""
 REPORT_EVERY_S = 10.0
 """Interval of the lines about a step that is still waiting."""
 UNMOVED = "it does not progress: no controller of this state is running. Start it: raymlops controller"
@@ -214,28 +209,12 @@ def follow_rollout(
     with State.open(state_url(spec)) as state:
         while True:
             found = find_rollout(state, rollout_id, name=spec.project.name)
-            if found.status == "promoted":
-                found = _promoted(state, found, sleep=sleep)
             if found.status != "running":
                 return found
             if found.step != reported or (found.reason and clock() - reported_at >= REPORT_EVERY_S):
                 on_line(line_of(found))
                 reported, reported_at = found.step, clock()
             sleep(POLL_S)
-
-
-def _promoted(state: State, rollout: Rollout, *, sleep: Callable[[float], None]) -> Rollout:
-    """Wait until Serve has applied a promotion and the alias has followed, and return the rollout as it is then.
-
-    It is recorded as promoted, under the lock, before Serve is updated, and runs again if its version does not start.
-    """
-    with suppress(RefusedError), state.exclusive(f"following rollout {rollout.id}", wait_s=FLIP_S):
-        rollout = find_rollout(state, rollout.id, name=rollout.name)
-    for _ in range(ALIAS_POLLS):
-        if rollout.status != "promoted" or (rollout.name, rollout.version) not in pending_aliases(state):
-            break
-        sleep(POLL_S)
-    return rollout
 
 
 def line_of(rollout: Rollout) -> str:

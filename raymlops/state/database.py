@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from raymlops.config.base import resolve
 from raymlops.config.paths import local_path, sqlite_url
-from raymlops.errors import ConfigError, Problem, RefusedError
+from raymlops.errors import BusyError, ConfigError, Problem
 from raymlops.state.engine import database_path, errors, open_engine, this_user
 from raymlops.state.locks import hold, open_shared
 from raymlops.state.migrate import is_newest, migrate
@@ -78,7 +78,7 @@ class Database:
         Waits for another holder. The lock is released when its holder dies. It is not reentrant.
 
         Raises:
-            RefusedError: it was not free within ``wait_s``; the message names who holds it, and for what.
+            BusyError: it was not free within ``wait_s``; the message names who holds it, and for what.
             StorageError, UnreachableError: the lock cannot be queried.
         """
         me = f"{this_user()} (process {os.getpid()}: {purpose})"
@@ -86,7 +86,7 @@ class Database:
         file = None if database is None else Path(f"{database}.lock")
         with hold(self._engine, file=file, key=_CHANGES_KEY, me=me, wait_s=wait_s, on_wait=_warn_waiting) as holder:
             if holder is not None:
-                raise RefusedError(
+                raise BusyError(
                     f"{holder} is changing what is live; waited {wait_s:g} s, nothing was changed",
                     hint="Let it finish, or end that process, then run the same command again.",
                 )

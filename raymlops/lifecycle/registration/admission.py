@@ -16,8 +16,6 @@ from raymlops.records import ModelVersionRef
 from raymlops.registry.lineage import GATE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from raymlops.config.schema import ProjectSpec
     from raymlops.registry.versions import Registry
     from raymlops.state.store import State
@@ -74,16 +72,26 @@ def loadable(registry: Registry, state: State, name: str, version: str) -> Model
     return as_recorded(ref, recorded(state, ref.name, ref.version))
 
 
-def champion_alias(spec: ProjectSpec, name: str) -> Callable[[int], None]:
-    """Return a function that points a model's alias ``champion`` to a version; it connects to MLflow when called."""
+class MlflowAliases:
+    """The alias ``champion`` of models; connects to MLflow when asked."""
 
-    def point(version: int) -> None:
+    def __init__(self, spec: ProjectSpec) -> None:
+        self._spec = spec
+
+    def champion(self, name: str) -> int | None:
+        """Return the version that the alias of a model names, None without one."""
+        found = self._registry().by_alias(name, CHAMPION)
+        return None if found is None else found.version
+
+    def set_champion(self, name: str, version: int) -> None:
+        """Point the alias of a model to a version."""
+        self._registry().set_alias(name, CHAMPION, version)
+
+    def _registry(self) -> Registry:
         from raymlops.registry.versions import Registry
         from raymlops.tracking.client import tracker
 
-        Registry(tracker(spec)).set_alias(name, CHAMPION, version)
-
-    return point
+        return Registry(tracker(self._spec))
 
 
 def live_champion(state: State, name: str) -> ModelVersionRef | None:

@@ -16,14 +16,13 @@ import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.credentials import holds_credential
 from raymlops.config.paths import local_path
 from raymlops.errors import ClusterError, RaymlopsError
-from raymlops.lifecycle.registration.admission import champion_alias
+from raymlops.lifecycle.registration.admission import MlflowAliases
 from raymlops.lifecycle.rollout.controller import Controller
 from raymlops.lifecycle.sources import spec_of, state_of
 from raymlops.records import Record
@@ -88,13 +87,11 @@ def start_controller(source: Source) -> ControllerRecord:
 
 
 def ensure_controller(spec: ProjectSpec, state: State, *, dashboard_url: str) -> tuple[str, ...]:
-    """Start the controller if anything should be live and none is running; return a warning if that fails.
+    """Start the controller if none is running, before anything is changed; return a warning if that fails.
 
-    It moves rollouts, takes warm versions down, completes interrupted changes, and compacts the prediction log. While
-    a rollout is running it must answer; otherwise it is enough that one of this release holds the lease.
+    It completes changes, moves rollouts, ends warm versions, keeps aliases right, and compacts the prediction log.
+    While a rollout is running it must answer; otherwise it is enough that one of this release holds the lease.
     """
-    if not state.deployments():
-        return ()
     with state.reading() as connection:
         rolling_out = bool(running(connection))
     problem = ensure_running(spec, state, dashboard_url=dashboard_url, must_answer=rolling_out)
@@ -194,8 +191,9 @@ class ControllerActor:
         return Controller(
             state,
             ServeApi(_dashboard(spec)),
+            serve=spec.serve,
             reports=self._reports,
-            follow=partial(champion_alias, spec),
+            aliases=MlflowAliases(spec),
             losses=LabelLosses(state, ask_recipe=ask_in_task),
             maintain=LogMaintenance(state, state_url(spec)),
         )

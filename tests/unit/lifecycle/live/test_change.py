@@ -12,10 +12,13 @@ from fake_serve import FakeServe
 from raymlops.config.serve import ServeSection
 from raymlops.errors import ConfigError, DeployError, InsufficientResourcesError, NotFoundError, RefusedError
 from raymlops.lifecycle.keys import bring
+from raymlops.config.load import load_data
+from raymlops.lifecycle.deploy import roll_back
+from raymlops.lifecycle.live.capacity import leaving_first
 from raymlops.lifecycle.live.change import change, record_of
-from raymlops.lifecycle.live.lineup import LineUp, previous_champion, spare_of, with_champion
+from raymlops.lifecycle.live.reconcile import is_up
+from raymlops.lifecycle.live.transitions import ROUTE, Request, bring, removed
 from raymlops.records import BundleRef
-from raymlops.state.aliases import pending_aliases
 from raymlops.state.keys import create_key, revoke_key
 from raymlops.state.store import Deployment, State
 
@@ -39,26 +42,22 @@ def serve():
     return FakeServe(dashboard_url=ELSEWHERE)
 
 
-def deploy(state, serve, version, *, name="flights", uri="/bundles", follow=None, **settings):
+def deploy(state, serve, version, *, name="flights", uri="/bundles", **settings):
     new = Deployment(name, version, BundleRef(uri, "d" * 64), f"run{version}", "champion", settings)
-    return change(
-        state,
-        serve,
-        name,
-        decide=lambda before: LineUp(with_champion(before, new, configured=True), version, spare=spare_of(before, new)),
-        serve=SERVE,
-        action="deploy",
-        why="a test",
-        follow=follow,
-    )
+    leaving = leaving_first(serve, state.deployments(name), new)
+    request = Request("deploy", "a test", "me", datetime.now(UTC), 2.0)
+    goal = {**ROUTE, "configured": True}
+
+    def decide(model, plan):
+        up = is_up(plan, new, goal=goal)
+        return bring(model, new, goal=goal, request=request, up=up, leaving=leaving)
+
+    return change(state, serve, name, decide=decide, serve=SERVE, action="deploy", subject=version)
 
 
-def rollback(state, serve, *, name="flights", follow=None):
-    def decide(before):
-        target = previous_champion(before, state.changes(name))
-        return LineUp(with_champion(before, target), target.version)
-
-    return change(state, serve, name, decide=decide, serve=SERVE, action="rollback", why="a test", follow=follow)
+def rollback(state, serve, *, name="flights"):
+    spec = load_data({"project": {"name": name}, "recipe": {"import": "any:Recipe"}, "serve": {"ready_timeout_s": 2}}).spec
+    return roll_back(spec, state, serve)
 
 
 def roles(state):
