@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 from fake_serve import FakeServe
+from raymlops.serving.control.apply import apply
 from states import copied, deploy, opened
 
 from raymlops.errors import OutdatedStateError
 from raymlops.lifecycle.live.restored_state import make_count
-from raymlops.serving.control.apply import apply
 
 
 @pytest.fixture
