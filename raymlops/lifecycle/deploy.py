@@ -19,7 +19,7 @@ from raymlops.lifecycle.live.lineup import canaries_of, champion_of, opens, prev
 from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.live.restored_state import make_count
-from raymlops.lifecycle.live.transitions import BESIDE, ROUTE, Request
+from raymlops.lifecycle.live.transitions import BESIDE, ROLLBACK, ROUTE, Request
 from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.registration.admission import MlflowAliases, admitted, check_callers
 from raymlops.lifecycle.rollout.canary import lost_by, requested_traffic, traffic_record
@@ -61,6 +61,7 @@ def deploy(
     shadow: float | None = None,
     abort: bool = False,
     breaking: bool = False,
+    again: bool = False,
 ) -> DeploymentRecord:
     """Bring a version up beside what is live, check that it answers, then give it the route and the alias ``champion``.
 
@@ -78,6 +79,8 @@ def deploy(
 
     A canary or a shadow must have the champion's signature. So must a new champion, since products call the route by
     it: a version with another one needs ``breaking=True``, and callers that have changed.
+
+    A version that a rollback or an aborted rollout took back from traffic comes back only by its number and ``again``.
 
     A model that another state database has on the same Serve is refused.
 
@@ -98,7 +101,7 @@ def deploy(
     traffic = requested_traffic(canary=canary, steps=steps, bake_s=bake_s, shadow=shadow, settings=settings)
     if traffic.changes and breaking:
         raise UsageError("a canary and a shadow answer the champion's callers, so they cannot break what it takes")
-    registry, ref = admitted(spec, version)
+    registry, ref = admitted(spec, version, again=again)
     with opened(spec) as (state, api):
         doubts = doubts_of(state, ref)
         call = _Call(spec, ref, _why(version, ref), state, api, registry)
@@ -117,6 +120,7 @@ def promote(
     overrides: Sequence[str] = (),
     env: str | None = None,
     breaking: bool = False,
+    again: bool = False,
 ) -> DeploymentRecord:
     """Make a version champion; a rollout of it ends with that, one of another version is stopped.
 
@@ -131,7 +135,7 @@ def promote(
         InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
     """
     spec = spec_of(source, overrides=overrides, env=env)
-    registry, ref = admitted(spec, version)
+    registry, ref = admitted(spec, version, again=again)
     with state_of(spec) as state:
         if not state.deployments(ref.name):
             return _name_champion(ref, state=state, registry=registry, why=_why(version, ref))
@@ -181,7 +185,7 @@ def rollback(
 def roll_back(spec: ProjectSpec, state: State, api: ServeApi) -> DeploymentRecord:
     """Take back a version on its way or a canary's share, or give the route back."""
     name, serve = spec.project.name, spec.serve
-    request = Request("rollback", "requested", this_user(), now(), serve.ready_timeout_s, hurry=True)
+    request = Request(ROLLBACK, "requested", this_user(), now(), serve.ready_timeout_s, hurry=True)
 
     def decide(model: Model, plan: Plan | None) -> Change:
         def up(item: Deployment) -> bool:
@@ -208,7 +212,7 @@ def rollback_target(source: Source) -> str:
     name = spec.project.name
     with state_of(spec) as state:
         model = state.model(name)
-        if coming := [one.version for one in model.coming if one.goal == ROUTE and one.action != "rollback"]:
+        if coming := [one.version for one in model.coming if one.goal == ROUTE and one.action != ROLLBACK]:
             return f"takes back version {coming[0]} of {name}, which is on its way to the route"
         if canaries_of(model.deployments) or model.rollout is not None:
             return f"takes the share of the traffic away from version {lost_by(model)} of {name}"

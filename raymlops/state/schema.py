@@ -136,6 +136,7 @@ versions = sa.Table(
     sa.Column("recorded_at", _Time, nullable=False),
     sa.Column("verdict", sa.String(16), nullable=True),
     sa.Column("decided_at", _Time, nullable=True),
+    sa.Column("withdrawn", sa.Text, nullable=True),
     sa.CheckConstraint("verdict IN ('passed', 'refused')", name="versions_verdict"),
 )
 

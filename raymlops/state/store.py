@@ -20,6 +20,7 @@ from raymlops.state.keys import KeyRecord, keys_in
 from raymlops.state.rollouts import Rollout, running, start_rollout, update_rollout
 from raymlops.state.schema import audit, deployments, from_row, to_row
 from raymlops.state.transitions import Transition, put_transition, transitions_in
+from raymlops.state.versions import withdraw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -86,6 +87,8 @@ class Change:
     model: Model
     action: str
     why: str
+    withdraws: Mapping[int, str | None] = field(default_factory=dict)
+    """Versions that it takes back from traffic, and why; None for one that it brings back."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,8 @@ class State(Database):
             ended = [one for one in after.transitions if one not in before.transitions]
             for transition in ended:
                 put_transition(connection, transition)
+            for version, why in change.withdraws.items():
+                withdraw(connection, name, version, why)
             same = (after.deployments, after.rollout) == (before.deployments, before.rollout)
             if not same or any(transition.status != "done" for transition in ended):
                 add_event(

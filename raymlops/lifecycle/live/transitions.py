@@ -41,6 +41,7 @@ BESIDE = "deploy.beside"
 """Action by which a version comes up without the route, also one that gets a share of the traffic then."""
 PROMOTED = "rollout.promote"
 """Action by which a rollout makes its version champion."""
+ROLLBACK = "rollback"
 ROUTE = {"role": "champion"}
 AGAIN = "Run the same command again."
 
@@ -118,7 +119,7 @@ def reached(model: Model, transition_id: str, *, now: datetime) -> Change:
         change = _reached(model, transition.version, transition.goal, transition.action, transition.why, now=now)
     except RaymlopsError as error:  # the line-up has changed meanwhile
         return failed(model, transition_id, error.message, now=now)
-    done = replace(transition, status="done", reason="")
+    done = replace(transition, status="done")
     return replace(change, model=_with(change.model, done))
 
 
@@ -154,7 +155,8 @@ def roll_back(
         for one in pending:
             model = _taken_back(model, one, "superseded", "rolled back")
         versions = ", ".join(str(one.version) for one in pending)
-        return Change(model, request.action, f"version {versions}, which was on its way to the route, is taken back")
+        why = f"version {versions}, which was on its way to the route, is taken back"
+        return Change(model, request.action, why, {one.version: why for one in pending})
     if (change := aborted(model, why="rolled back", now=request.now, action=f"{request.action}.canary")) is not None:
         return change
     target = previous_champion(model.deployments, changes)
@@ -177,7 +179,9 @@ def aborted(model: Model, *, why: str, now: datetime, action: str) -> Change | N
     if rollout is not None:
         said.append(f"rollout {rollout.id} of version {rollout.version} ends")
         model = replace(model, rollout=replace(rollout, status="stopped", ended_at=now, reason=why))
-    return Change(model, action, f"{why}: {', '.join(said)}")
+    lost = {item.version for item in canaries} | ({rollout.version} if rollout is not None else set())
+    why = f"{why}: {', '.join(said)}"
+    return Change(model, action, why, dict.fromkeys(lost, why))
 
 
 def removed(model: Model, *, now: datetime, why: str) -> Change:
@@ -273,9 +277,14 @@ def _reached(model: Model, version: int, goal: dict[str, Any], action: str, why:
     if item is None:
         raise RefusedError(f"version {version} of {model.name} was taken down while it came up", hint=AGAIN)
     if goal.get("role") == "champion":
-        wanted = with_champion(model.deployments, item, configured=bool(goal.get("configured")))
+        target = with_champion(model.deployments, item, configured=bool(goal.get("configured")))
         by = None if action == PROMOTED else action
-        return Change(_settled(replace(model, deployments=tuple(wanted)), now=now, by=by), action, why)
+        withdraws: dict[int, str | None] = {version: None}
+        old = champion_of(model.deployments)
+        if action == ROLLBACK and old is not None and old.version != version:
+            withdraws[old.version] = f"rolled back {why}"
+        model = _settled(replace(model, deployments=tuple(target)), now=now, by=by)
+        return Change(model, action, why, withdraws)
     if _shares(goal):
         model = _shared(model, version, goal, now=now)
     return Change(model, action, why)

@@ -30,9 +30,10 @@ from raymlops.state.audit import changes_of
 from raymlops.state.engine import this_user
 from raymlops.state.rollouts import running, update_rollout
 from raymlops.state.store import Change
+from raymlops.state.versions import withdrawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from datetime import datetime
 
     from raymlops.config.serve import ServeSection
@@ -65,6 +66,9 @@ class Aliases(Protocol):
 
     def set_champion(self, name: str, version: int) -> None:
         """Point the alias ``champion`` to a version."""
+
+    def withdraw(self, name: str, versions: Collection[int]) -> None:
+        """Remove the alias ``challenger`` if it names one of these versions."""
 
 
 class Controller:
@@ -170,7 +174,8 @@ class Controller:
         _check_same(rollout, model)
         weight = done.weight if done.status == "running" else 0.0
         deployments = tuple(with_canary(model.deployments, rollout.version, weight=weight))
-        return Change(replace(model, deployments=deployments, rollout=done), action, done.reason)
+        lost = {rollout.version: done.reason} if done.status == "aborted" else {}
+        return Change(replace(model, deployments=deployments, rollout=done), action, done.reason, lost)
 
     def _promoted(self, rollout: Rollout, done: Rollout, plan: Plan, now: datetime, model: Model) -> Change:
         """Return a model whose rollout makes its version champion, once it has the replicas that the traffic needs."""
@@ -212,9 +217,15 @@ class Controller:
         self._state.change(name, ended, actor=self._actor)
 
     def _follow(self, name: str, aliases: Aliases) -> None:
-        """Compare the alias of a model with what is live, and set it right."""
+        """Compare the aliases of a model with what is live and what was taken back, and set them right."""
         found: list[int | None] = []
-        within(ALIAS_S, lambda _version: found.append(aliases.champion(name)))(0)
+
+        def look(_version: int) -> None:
+            if lost := withdrawn(self._state, name):
+                aliases.withdraw(name, lost)
+            found.append(aliases.champion(name))
+
+        within(ALIAS_S, look)(0)
         champion = champion_of(self._state.deployments(name))
         if champion is None or found == [champion.version]:
             return

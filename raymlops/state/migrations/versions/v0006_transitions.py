@@ -1,4 +1,7 @@
-"""Versions that come up, and why what is live is not as desired. Aliases are compared with MLflow instead of owed."""
+"""Versions that come up, why what is live is not as desired, and versions that were taken back.
+
+Aliases are compared with MLflow instead of owed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ down_revision = "0005"
 
 
 def upgrade() -> None:
-    """Make both tables, and drop that of owed aliases."""
+    """Make both tables and the column, and drop the table of owed aliases."""
     op.create_table(
         "transitions",
         sa.Column("name", sa.String(63), primary_key=True),
@@ -37,3 +40,4 @@ def upgrade() -> None:
         sa.Column("retry_at", sa.DateTime(timezone=True), nullable=True),
     )
     op.drop_table("alias_debts")
+    op.add_column("versions", sa.Column("withdrawn", sa.Text, nullable=True))
