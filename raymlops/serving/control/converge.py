@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raymlops.serving.control.details import configs, covers, message_of, routes, running_replicas, status_of
+from raymlops.serving.control.details import configs, covers, message_of, routes, running_replicas, settled, status_of
 from raymlops.serving.control.ownership import model_of
 from raymlops.serving.names import app_name, route_of
 
@@ -67,10 +67,10 @@ def needed_replicas(config: Mapping[str, Any], details: Details, holder: str | N
 
 
 def broken(plan: Plan, item: Deployment) -> bool:
-    """Return whether a deployment runs with its settings, and fails."""
+    """Return whether a deployment runs with its settings, and fails; its route may be held back for that reason."""
     name = app_name(item.name, item.version)
-    sent = covers(configs(plan.details).get(name), plan.wanted.get(name))
-    return sent and status_of(plan.details, name) in BROKEN
+    live, wanted = configs(plan.details).get(name), plan.wanted.get(name)
+    return live is not None and settled(live, wanted) and status_of(plan.details, name) in BROKEN
 
 
 def lacking(plan: Plan, items: Iterable[Deployment], *, hurry: bool = False) -> str | None:
@@ -84,7 +84,7 @@ def lacking(plan: Plan, items: Iterable[Deployment], *, hurry: bool = False) -> 
         if name not in plan.wanted:
             continue  # another state has the model
         status = status_of(plan.details, name)
-        if not covers(live.get(name), plan.wanted[name]):
+        if not covers(live.get(name), plan.wanted[name]) and not broken(plan, item):
             return f"{name} does not have its settings yet"
         if status != "RUNNING" and not (hurry and takes_requests(plan.details, name)):
             return "\n".join(part for part in (f"{name} is {status}", message_of(plan.details, name)) if part)
