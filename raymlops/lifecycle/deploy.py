@@ -7,6 +7,7 @@ verb makes of a model; ``live.change`` writes it and waits until Serve runs it.
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,21 +19,23 @@ from raymlops.lifecycle.live.change import change, converged, followed, record_o
 from raymlops.lifecycle.live.lineup import canaries_of, champion_of, opens, previous_champion
 from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.reconciler import Reconciler
-from raymlops.lifecycle.live.restored_state import make_count
+from raymlops.lifecycle.live.restored_state import make_count, settle
 from raymlops.lifecycle.live.transitions import BESIDE, ROLLBACK, ROUTE, Request
 from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.registration.admission import MlflowAliases, admitted, check_callers
 from raymlops.lifecycle.rollout.canary import lost_by, requested_traffic, traffic_record
-from raymlops.lifecycle.sources import Source, opened, place_of, serve_of, spec_of, state_of
+from raymlops.lifecycle.sources import Source, opened, place_of, spec_of, state_of
 from raymlops.records import DeploymentRecord
 from raymlops.serving.control.address import is_local, listening
 from raymlops.serving.control.ownership import divide
 from raymlops.state.audit import now
+from raymlops.state.database import state_url
 from raymlops.state.engine import this_user
+from raymlops.state.lease import holder_of
 from raymlops.state.store import Deployment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.rollout.canary import TrafficRequest
@@ -102,7 +105,7 @@ def deploy(
     if traffic.changes and breaking:
         raise UsageError("a canary and a shadow answer the champion's callers, so they cannot break what it takes")
     registry, ref = admitted(spec, version, again=again)
-    with opened(spec) as (state, api):
+    with _live(spec) as (state, api):
         doubts = doubts_of(state, ref)
         call = _Call(spec, ref, _why(version, ref), state, api, registry)
         if traffic.changes:
@@ -170,7 +173,7 @@ def rollback(
 
     spec = spec_of(source, overrides=overrides, env=env)
     name = spec.project.name
-    with opened(spec) as (state, api):
+    with _live(spec) as (state, api):
         warnings = ensure_controller(spec, state, dashboard_url=api.dashboard_url)
         record = roll_back(spec, state, api)
         if record.role == "champion":
@@ -251,7 +254,7 @@ def remove(source: Source) -> list[int]:
     def decide(model: Model, _plan: Plan | None) -> Change:
         return transitions.removed(model, now=now(), why="requested")
 
-    with opened(spec) as (state, api):
+    with _live(spec) as (state, api):
         done = change(state, api, spec.project.name, decide=decide, serve=spec.serve, action="remove", blind=True)
     return [deployment.version for deployment in done.before.deployments]
 
@@ -284,7 +287,7 @@ def remove_version(source: Source, version: int) -> None:
     def decide(model: Model, _plan: Plan | None) -> Change:
         return transitions.version_removed(model, version, why=f"version {version} requested")
 
-    with opened(spec) as (state, api):
+    with _live(spec) as (state, api):
         change(state, api, spec.project.name, decide=decide, serve=spec.serve, action="remove.version", champion=False)
 
 
@@ -293,18 +296,19 @@ def restore(
 ) -> list[Deployment]:
     """Bring Serve to the desired state of every model, as after a restart of the cluster; return that state.
 
-    A running rollout resumes. With ``takeover`` this database counts although it is older than what Serve runs: for
-    when the newer one is lost.
+    A running rollout resumes. With ``takeover`` this database counts although it is older than what Serve runs, for
+    when the newer one is lost; and it moves here although another cluster's controller moves it.
 
     Raises:
         DeployError: a champion did not come up; the others are sent all the same.
         TakenError: another state has a model of such a name; the others are brought back all the same.
-        RefusedError, ClusterError: as ``deploy``.
+        RefusedError: another cluster's controller moves this database; with ``takeover`` it moves here.
+        ClusterError: as ``deploy``.
     """
     from raymlops.lifecycle.rollout.actor import ensure_controller
 
     spec = spec_of(source)
-    with opened(spec) as (state, api):
+    with _live(spec, restore=True, takeover=takeover) as (state, api):
         notes = make_count(state, api) if takeover else ()
         desired = state.desired()
         division = divide(api.get(), desired)
@@ -338,6 +342,16 @@ def champion_line(source: Source) -> str:
         return f"what is live of {name} is unknown: {error.message}"
     live = f"version {champion.version} is live" if champion else "no version is live"
     return f"{live} of {name}; raymlops status shows the rest, and the same command again completes the change"
+
+
+@contextmanager
+def _live(spec: ProjectSpec, *, restore: bool = False, takeover: bool = False) -> Iterator[tuple[State, ServeApi]]:
+    """Open the state and Serve's API of the cluster on which the state is live."""
+    from raymlops.lifecycle.rollout.actor import LEASE
+
+    with opened(spec) as (state, api):
+        settle(state, api, holder=lambda: holder_of(state_url(spec), LEASE), restore=restore, takeover=takeover)
+        yield state, api
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ identity = sa.Table(
     sa.Column("id", sa.String(36), nullable=False),
     sa.Column("made_by", sa.Text, nullable=False),
     sa.Column("made_at", _Time, nullable=False),
+    sa.Column("cluster", sa.String(64), nullable=True),
     sa.CheckConstraint("slot = 1", name="identity_one_row"),
 )
 

@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 class Cluster(Api, Protocol):
     """The part of ``ServeApi`` that changes of what is live use."""
 
+    def cluster_id(self) -> str:
+        """Return Ray's id of the cluster."""
+
     def room(self) -> Room:
         """Return the cluster's resources, and those that its actors hold."""
 

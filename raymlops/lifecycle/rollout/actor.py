@@ -26,6 +26,7 @@ from raymlops.lifecycle.registration.admission import MlflowAliases
 from raymlops.lifecycle.rollout.controller import Controller
 from raymlops.lifecycle.sources import spec_of, state_of
 from raymlops.records import Record
+from raymlops.serving.control.rest_api import ServeApi
 from raymlops.serving.telemetry.rollout_counts import NAMESPACE, controller_of
 from raymlops.state.database import state_url
 from raymlops.state.identity import SHORT
@@ -177,26 +178,40 @@ class ControllerActor:
                 raise ClusterError(
                     f"the database of this controller's state {self._id[:SHORT]} now belongs to state {found[:SHORT]}"
                 )
+            api = ServeApi(_dashboard(spec))
+            here = api.cluster_id()
+            _check_home(state, here)
             with lease(state_url(spec), LEASE, purpose=PURPOSE):
-                controller = self._controller(spec, state)
+                controller = self._controller(spec, state, api)
                 self._phase = "running"
                 while not self._stopped.is_set():
+                    _check_home(state, here)
                     self._stopped.wait(controller.step(datetime.now(UTC)))
 
-    def _controller(self, spec: ProjectSpec, state: State) -> Controller:
+    def _controller(self, spec: ProjectSpec, state: State, api: ServeApi) -> Controller:
         from raymlops.lifecycle.rollout.label_losses import LabelLosses, ask_in_task
         from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
-        from raymlops.serving.control.rest_api import ServeApi
 
         return Controller(
             state,
-            ServeApi(_dashboard(spec)),
+            api,
             serve=spec.serve,
             reports=self._reports,
             aliases=MlflowAliases(spec),
             losses=LabelLosses(state, ask_recipe=ask_in_task),
             maintain=LogMaintenance(state, state_url(spec)),
         )
+
+
+def _check_home(state: State, here: str) -> None:
+    """Refuse to move what is live on another cluster; its own controller does.
+
+    Raises:
+        ClusterError: naming the cluster.
+    """
+    there = state.owner().cluster
+    if there not in {"", here}:
+        raise ClusterError(f"the database of this controller's state is live on another cluster: {there[:SHORT]}")
 
 
 def _start(spec: ProjectSpec, state_id: str, *, dashboard_url: str, must_answer: bool) -> str | None:

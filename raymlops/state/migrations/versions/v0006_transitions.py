@@ -1,4 +1,4 @@
-"""Versions that come up, why what is live is not as desired, and versions that were taken back.
+"""Versions that come up, why what is live is not as desired, the cluster, and versions taken back.
 
 Aliases are compared with MLflow instead of owed.
 """
@@ -13,7 +13,7 @@ down_revision = "0005"
 
 
 def upgrade() -> None:
-    """Make both tables and the column, and drop the table of owed aliases."""
+    """Make both tables and the columns, and drop the table of owed aliases."""
     op.create_table(
         "transitions",
         sa.Column("name", sa.String(63), primary_key=True),
@@ -41,3 +41,4 @@ def upgrade() -> None:
     )
     op.drop_table("alias_debts")
     op.add_column("versions", sa.Column("withdrawn", sa.Text, nullable=True))
+    op.add_column("identity", sa.Column("cluster", sa.String(64), nullable=True))
