@@ -142,10 +142,9 @@ def promote(
     with state_of(spec) as state:
         if not state.deployments(ref.name):
             return _name_champion(ref, state=state, registry=registry, why=_why(version, ref))
-        with serve_of(spec) as api:
-            return _bring(
-                _Call(spec, ref, _why(version, ref), state, api, registry), action="promote", breaking=breaking
-            )
+    with _live(spec) as (state, api):
+        call = _Call(spec, ref, _why(version, ref), state, api, registry)
+        return _bring(call, action="promote", breaking=breaking)
 
 
 def rollback(
