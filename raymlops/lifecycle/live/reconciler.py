@@ -11,12 +11,13 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from raymlops.errors import BusyError, DeployError, RaymlopsError
+from raymlops.errors import BusyError, DeployError, ElsewhereError, RaymlopsError
 from raymlops.lifecycle.live.reconcile import Drop, Fail, Reach, Send, next_step
 from raymlops.lifecycle.live.transitions import failed, reached
 from raymlops.serving.control.plan import Plan, plan_of
 from raymlops.serving.control.wait import Api
 from raymlops.state.conditions import EVERYTHING, Condition, conditions, put_conditions
+from raymlops.state.identity import SHORT
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -59,12 +60,14 @@ class Reconciler:
         self._state = state
         self._cluster = cluster
         self._actor = actor
+        self._here = ""
         self._places: dict[str, Any] = {"host": serve.host, "port": serve.port, "grpc_port": serve.grpc_port}
 
     def step(self, now: datetime) -> Look | None:
         """Take one step, if one is due; None if another process takes one.
 
         Raises:
+            ElsewhereError: the database is live on another cluster.
             OutdatedStateError: Serve runs what a newer copy of the state database desired; nothing was changed.
             ClusterError: the dashboard does not answer, or refuses us.
             DeployError: Serve refuses the config.
@@ -81,7 +84,14 @@ class Reconciler:
 
     def look(self) -> Plan:
         """Return what Serve runs and what is desired, without taking a step; raises as ``step``."""
-        return plan_of(self._state.desired(), self._cluster, concerned=(), **self._places)
+        desired = self._state.desired()
+        self._here = self._here or self._cluster.cluster_id()
+        if desired.owner.cluster not in {"", self._here}:
+            raise ElsewhereError(
+                f"this state database is live on another cluster: {desired.owner.cluster[:SHORT]}",
+                hint="raymlops deploy --restore moves it here, as after a restart of the cluster.",
+            )
+        return plan_of(desired, self._cluster, concerned=(), **self._places)
 
     def _step(self, now: datetime) -> Look:
         before = conditions(self._state)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raymlops.errors import RefusedError
+from raymlops.errors import ElsewhereError
 from raymlops.serving.control.ownership import divide, mark_of
 from raymlops.state.identity import SELF, SHORT, TAKEOVER, settle_on
 
@@ -34,7 +34,7 @@ def settle(
     restart of the cluster, and while another cluster's controller moves it (``holder``) only by ``takeover``.
 
     Raises:
-        RefusedError: it is live on another cluster.
+        ElsewhereError: it is live on another cluster.
         ClusterError: the cluster does not answer.
     """
     here, there = cluster.cluster_id(), state.owner().cluster
@@ -43,13 +43,13 @@ def settle(
     if there and state.deployments():
         which = f"what this state database desires is live on another cluster, {there[:SHORT]}, not on this one"
         if not restore:
-            raise RefusedError(
+            raise ElsewhereError(
                 f"{which}, {here[:SHORT]}",
                 hint="After a restart of the cluster: raymlops deploy --restore brings it up here. Another cluster "
                 "needs a database of its own: storage.state.",
             )
         if (found := holder()) is not None and not takeover:
-            raise RefusedError(
+            raise ElsewhereError(
                 f"{which}: its controller runs: {found}",
                 hint="Give this cluster a database of its own (storage.state), or move everything here: "
                 "raymlops deploy --restore --takeover. The applications on the other one are left as they are.",

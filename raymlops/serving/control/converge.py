@@ -18,22 +18,23 @@ if TYPE_CHECKING:
 
     from raymlops.serving.control.details import Details
     from raymlops.serving.control.plan import Plan
-    from raymlops.state.store import Deployment, Desired
+    from raymlops.state.store import Deployment
 
 BROKEN = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 
 
 def next_applications(plan: Plan) -> dict[str, dict[str, Any]]:
     """Return our applications as Serve should run them next."""
-    claims = _claims(plan.desired)
-    applications = dict(plan.wanted)
+    desired, applications = plan.desired, dict(plan.wanted)
+    coming = {app_name(one.name, one.version) for one in desired.coming if one.goal.get("role") == "champion"}
+    champions = {app_name(item.name, item.version) for item in desired.deployments if item.role == "champion"}
     for name, config in plan.wanted.items():
         model = model_of(config)
         holder = None if model is None else holder_of(plan.ours, model)
-        if name not in claims or holder is None or holder == name:
+        if name not in coming | champions or holder is None or holder == name:
             continue
         needed = needed_replicas(config, plan.details, holder)
-        if running_replicas(plan.details, name) < needed:
+        if name in coming or running_replicas(plan.details, name) < needed:
             applications[name] = _scaled(config, needed)
         if config["route_prefix"] is not None and not takes_requests(plan.details, name):
             applications[name] = {**applications[name], "route_prefix": None}
@@ -99,12 +100,6 @@ def _gets_traffic(config: Mapping[str, Any], holder: Mapping[str, Any]) -> bool:
     traffic = (options.get("user_config") or {}).get("traffic") or {}
     shares = [*traffic.get("canaries", ()), *traffic.get("shadows", ())]
     return config["args"]["version"] in {share["version"] for share in shares}
-
-
-def _claims(desired: Desired) -> set[str]:
-    """Return the applications that hold a route by the desired state, or get one once they are up."""
-    claims = {app_name(item.name, item.version) for item in desired.deployments if item.role == "champion"}
-    return claims | {app_name(one.name, one.version) for one in desired.coming if one.goal.get("role") == "champion"}
 
 
 def _scaled(config: dict[str, Any], replicas: int) -> dict[str, Any]:
