@@ -129,10 +129,9 @@ class Controller:
         return ROUND_S if moving or self._errors else IDLE_S
 
     def _reconcile(self, now: datetime) -> None:
-        """Take steps until nothing is left to be done now.
+        """Take steps until nothing is left to be done now. Applications of other states are recorded once.
 
-        A Serve that runs no application of this state is left alone unless a version is on its way: after a restart of
-        the cluster ``deploy --restore`` asks for that. Applications of other states are recorded once.
+        A state of an earlier release does not know its cluster: it is left alone where Serve runs nothing of it.
         """
         desired = self._state.desired()
         division = divide(self._cluster.get(), desired)
@@ -141,7 +140,7 @@ class Controller:
             for text in seen:
                 _log.warning(text)
                 self._state.record(action="controller.saw", subject="serve", why=text, actor=self._actor)
-        if not division.ours and not desired.coming:
+        if not division.ours and not desired.owner.cluster:
             return
         for _ in range(STEPS):
             look = self._reconciler.step(now)
