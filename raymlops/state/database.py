@@ -6,7 +6,6 @@ Credentials in the URL appear in no message.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
 
 _CHANGES_KEY = 7_206_517_312  # any number that is ours: Postgres' advisory locks share one space
-_log = logging.getLogger(__name__)
 
 
 class Database:
@@ -84,7 +82,7 @@ class Database:
         me = f"{this_user()} (process {os.getpid()}: {purpose})"
         database = database_path(self._engine)
         file = None if database is None else Path(f"{database}.lock")
-        with hold(self._engine, file=file, key=_CHANGES_KEY, me=me, wait_s=wait_s, on_wait=_warn_waiting) as holder:
+        with hold(self._engine, file=file, key=_CHANGES_KEY, me=me, wait_s=wait_s) as holder:
             if holder is not None:
                 raise BusyError(
                     f"{holder} is changing what is live; waited {wait_s:g} s, nothing was changed",
@@ -131,7 +129,3 @@ def _share(file: Path | None) -> None:
     if file is not None and not file.exists():
         with contextlib.suppress(OSError):  # connecting says what is wrong
             os.close(open_shared(file))
-
-
-def _warn_waiting(holder: str) -> None:
-    _log.warning("waiting for %s, which is changing what is live", holder)
