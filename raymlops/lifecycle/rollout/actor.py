@@ -324,9 +324,10 @@ def _dashboard(spec: ProjectSpec) -> str:
 
     The process that started the controller may have used another address, such as a forwarded port.
     """
+    import ray
     from ray._private.services import get_webui_url_from_internal_kv  # Ray 2.60 has no public way in a worker
 
-    found: str | None = get_webui_url_from_internal_kv()
+    found: str | None = get_webui_url_from_internal_kv() if ray.is_initialized() else None
     if not found:
         return str(spec.cluster.dashboard)
     return found if "://" in found else f"http://{found}"
