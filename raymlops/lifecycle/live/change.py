@@ -183,7 +183,8 @@ def converged(
         if (lack := lacking(plan, wanted, hurry=hurry)) is None:
             break
         if failing := [item for item in wanted if broken(plan, item)]:
-            raise DeployError(f"version {failing[0].version} of {failing[0].name} does not run: {lack}", hint=CONTINUES)
+            which = f"version {failing[0].version} of {failing[0].name}"
+            raise DeployError(f"{which} does not run: {lacking(plan, failing)}", hint=CONTINUES)
         if time.monotonic() > deadline:
             raise DeployError(f"Serve has not taken it in {wait_s:g} s: {lack}", hint=CONTINUES)
     return plan, any_step
