@@ -19,7 +19,7 @@ from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.live.reconciler import Cluster, Reconciler
 from raymlops.lifecycle.live.transitions import AGAIN
 from raymlops.records import DeploymentRecord
-from raymlops.serving.control.converge import broken, lacking
+from raymlops.serving.control.converge import broken, index_starts, lacking
 from raymlops.serving.control.details import routes, status_of
 from raymlops.serving.control.ownership import divide
 from raymlops.serving.control.wait import ROUTE_WAIT_S, applied_of, await_answers
@@ -181,7 +181,9 @@ def converged(
             continue
         wanted = items()
         if (lack := lacking(plan, wanted, hurry=hurry)) is None:
-            break
+            if hurry or not index_starts(plan):
+                break
+            lack = "the list of models is being started"
         if failing := [item for item in wanted if broken(plan, item)]:
             which = f"version {failing[0].version} of {failing[0].name}"
             raise DeployError(f"{which} does not run: {lacking(plan, failing)}", hint=CONTINUES)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.serving.control.details import configs, covers, message_of, routes, running_replicas, settled, status_of
 from raymlops.serving.control.ownership import model_of
-from raymlops.serving.names import app_name, route_of
+from raymlops.serving.names import INDEX_APP, app_name, route_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -92,6 +92,12 @@ def lacking(plan: Plan, items: Iterable[Deployment], *, hurry: bool = False) -> 
         if item.role == "champion" and held.get(route_of(item.name)) != name:
             return f"{name} does not hold {route_of(item.name)} yet"
     return None
+
+
+def index_starts(plan: Plan) -> bool:
+    """Return whether the list of models at / is ours and has no replica yet."""
+    starts = status_of(plan.details, INDEX_APP) == "DEPLOYING" and not running_replicas(plan.details, INDEX_APP)
+    return INDEX_APP in plan.wanted and starts
 
 
 def _gets_traffic(config: Mapping[str, Any], holder: Mapping[str, Any]) -> bool:

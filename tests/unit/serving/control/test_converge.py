@@ -9,7 +9,7 @@ import pytest
 from fake_serve import FakeServe
 
 from raymlops.records import BundleRef
-from raymlops.serving.control.converge import broken, lacking, next_applications
+from raymlops.serving.control.converge import broken, index_starts, lacking, next_applications
 from raymlops.serving.control.details import same, settled
 from raymlops.serving.control.plan import plan_of
 from raymlops.serving.names import DEPLOYMENT
@@ -200,6 +200,16 @@ def test_what_serve_lacks_is_said():
     plan.details["applications"]["flights--v1"]["deployments"][DEPLOYMENT]["replicas"] = [{"state": "RUNNING"}]
     assert lacking(plan, [one], hurry=True) is None
     assert lacking(plan, [deployment(9, "champion", name="theirs")]) is None
+
+
+def test_a_list_of_models_that_starts_is_seen():
+    """Until it has its first replica; new contents of it are no start."""
+    serve = FakeServe(slow={"raymlops"})
+    plan = bring(serve, deployment(1, "champion"))
+    assert index_starts(plan)
+    plan.details["applications"]["raymlops"]["deployments"][DEPLOYMENT]["replicas"] = [{"state": "RUNNING"}]
+    assert not index_starts(plan)
+    assert not index_starts(planned(FakeServe()))
 
 
 def test_a_version_has_its_settings_whatever_others_change_meanwhile():
