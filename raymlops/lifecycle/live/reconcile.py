@@ -138,12 +138,13 @@ def _come_up(
     status, running = status_of(details, name), running_replicas(details, name)
     renewed = any(item["version"] == transition.version for item in transition.restores)
     least, needed = _replicas(plan, name, transition.goal, renewed=renewed)
+    sent = live is not None and settled(live, plan.wanted[name])
     if status in BROKEN and live is not None:
         if status == "DEPLOY_FAILED" and not running and _older(live, transition):
             return Drop(frozenset({name})), ""  # it failed in an earlier attempt
-        if not _older(live, transition) or status == "UNHEALTHY":
+        if not _older(live, transition) or (status == "UNHEALTHY" and sent):  # other settings may mend it
             return Fail(transition, f"{name} is {status}:\n{message_of(details, name)}"), ""
-    if live is None or not settled(live, plan.wanted[name]):
+    if not sent:
         reason = f"{which} is being started"
     elif running < least or (renewed and status != "RUNNING" and not transition.hurry):
         reason = f"{which} comes up: {running} of {least} replicas run, {name} is {status}"
