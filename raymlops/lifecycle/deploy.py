@@ -32,7 +32,7 @@ from raymlops.state.audit import now
 from raymlops.state.database import state_url
 from raymlops.state.engine import this_user
 from raymlops.state.lease import holder_of
-from raymlops.state.store import Deployment
+from raymlops.state.store import Change, Deployment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from raymlops.serving.control.plan import Plan
     from raymlops.serving.control.rest_api import ServeApi
     from raymlops.state.audit import AuditEvent
-    from raymlops.state.store import Change, Model, Role, State
+    from raymlops.state.store import Model, Role, State
 
 OPENED = "serve.auth: open takes the API keys away, and the endpoint answers anybody from now on"
 
@@ -394,12 +394,6 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         champion = champion_of(before)
         if action == "promote" and not before:
             raise RefusedError(f"{ref.name} was taken off Serve just now", hint="Run the same command again.")
-        if (
-            abort
-            and (ended := transitions.aborted(model, why=f"for version {ref.version}", now=now(), action="abort"))
-            is not None
-        ):
-            model, why = ended.model, f"{why}; {ended.why}"
         if action == "deploy" and (champion is None or champion.version != ref.version):
             transitions.refuse_running(model)
         wanted = transitions.wanted(before, new, goal)
@@ -409,6 +403,8 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         return transitions.bring(model, new, goal=goal, request=call.request(action, why), up=up, leaving=leaving)
 
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
+    if abort:
+        _abort(call)
     done = change(
         state,
         api,
@@ -453,12 +449,6 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
 
     def decide(model: Model, plan: Plan | None) -> Change:
         why = f"{call.why}: {traffic.words()}"
-        if (
-            abort
-            and (ended := transitions.aborted(model, why=f"for version {version}", now=now(), action="abort"))
-            is not None
-        ):
-            model, why = ended.model, f"{why}; {ended.why}"
         if traffic.removes:
             return transitions.unshared(model, version, goal, action=traffic.action, why=why)
         if traffic.weight is not None:
@@ -468,6 +458,8 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving)
 
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
+    if abort:
+        _abort(call)
     subject = None if traffic.removes else version
     done = change(state, api, name, decide=decide, serve=call.spec.serve, action=traffic.action, subject=subject)
     record = traffic_record(done, version, digest=ref.bundle.digest)
@@ -478,6 +470,16 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         if reason := unasked(champion):
             warnings += (f"quality is not judged in this rollout, whatever labels arrive: {reason}",)
     return replace(record, warnings=(*record.warnings, *warnings))
+
+
+def _abort(call: _Call) -> None:
+    """End what has a share of the traffic by a change of its own, so that what follows is decided without it."""
+
+    def decide(model: Model) -> Change:
+        ended = transitions.aborted(model, why=f"for version {call.ref.version}", now=now(), action="abort")
+        return ended or Change(model, "abort", "")
+
+    call.state.change(call.ref.name, decide)
 
 
 def _name_champion(ref: ModelVersionRef, *, state: State, registry: Registry, why: str) -> DeploymentRecord:
