@@ -108,10 +108,6 @@ class Desired:
         """Return it without the deployments of one model."""
         return replace(self, deployments=tuple(item for item in self.deployments if item.name != name))
 
-    def plus(self, deployments: Sequence[Deployment]) -> Desired:
-        """Return it with more deployments."""
-        return replace(self, deployments=(*self.deployments, *deployments))
-
 
 class State(Database):
     """The state database and what should be live by it. Use as a context manager, or call ``close``."""
