@@ -28,6 +28,10 @@ def next_applications(plan: Plan) -> dict[str, dict[str, Any]]:
     desired, applications = plan.desired, dict(plan.wanted)
     coming = {app_name(one.name, one.version) for one in desired.coming if one.goal.get("role") == "champion"}
     champions = {app_name(item.name, item.version) for item in desired.deployments if item.role == "champion"}
+    for one in desired.coming:
+        name = app_name(one.name, one.version)
+        if name in applications and (one.goal.get("weight") or one.goal.get("shadow")):
+            applications[name] = _scaled(applications[name], 1)  # it may sleep, and gets no request that wakes it
     for name, config in plan.wanted.items():
         model = model_of(config)
         holder = None if model is None else holder_of(plan.ours, model)
