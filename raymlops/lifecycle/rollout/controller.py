@@ -126,7 +126,7 @@ class Controller:
                 self._attempt("maintenance", partial(self._maintain, now))
         except RaymlopsError as error:  # the state database does not answer
             self._report("the state", error)
-        return ROUND_S if moving or self._errors else IDLE_S
+        return ROUND_S if moving or "Serve" in self._errors else IDLE_S
 
     def _reconcile(self, now: datetime) -> None:
         """Take steps until nothing is left to be done now. Applications of other states are recorded once.
