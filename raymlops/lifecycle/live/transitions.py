@@ -80,11 +80,13 @@ def bring(
     before, was = model.deployments, model.item(version)
     target = wanted(before, new, goal)
     item = next(one for one in target if one.version == version)
+    earlier = next((one for one in model.coming if one.version == version), None)
     if up and was is not None and was.serve == item.serve:
+        if earlier is not None:  # what it came up for before must not be given to it later
+            model = _with(model, replace(earlier, status="superseded", reason=f"{action} of version {version}"))
         return _reached(model, version, goal, action, why, now=now)
     first = tuple(beside(without(before, leaving), item if was is None else replace(was, serve=item.serve)))
     final = first == tuple(without(target, leaving)) and not _shares(goal)
-    earlier = next((one for one in model.coming if one.version == version), None)
     if final:
         began_as, goal = action, {}
     else:
