@@ -14,6 +14,8 @@
     ├── RefusedError                      4  a rule refused it; nothing was changed
     │   ├── GateRefusedError                 the gate's decision, with its numbers
     │   ├── BundleError                      a bundle that is damaged, tampered with or too new
+    │   ├── BusyError                        another process changes what is live just now
+    │   ├── ElsewhereError                   a state database that is live on another cluster
     │   ├── TakenError                       a model on Serve that belongs to another state database
     │   └── OutdatedStateError               a state database that is older than what Serve runs
     ├── UnreachableError                  5  a service that raymlops needs does not answer
@@ -158,12 +160,20 @@ class BundleError(RefusedError):
     """A bundle that is damaged, tampered with, or written by a newer raymlops."""
 
 
+class BusyError(RefusedError):
+    """Another process changes what is live just now."""
+
+
 class TakenError(RefusedError):
     """A model on Serve that belongs to another state database."""
 
 
 class OutdatedStateError(RefusedError):
     """A state database that is older than what Serve runs: a restored backup, or a copy."""
+
+
+class ElsewhereError(RefusedError):
+    """A state database that is live on another cluster."""
 
 
 class UnreachableError(RaymlopsError):

@@ -23,6 +23,9 @@ BreakingFlag = Annotated[
 ]
 
 
+AgainFlag = Annotated[bool, typer.Option("--again", help="Bring back a version that a rollback or an abort took back.")]
+
+
 def deploy(
     words: NamedArgument = None,
     *,
@@ -57,6 +60,7 @@ def deploy(
         typer.Option("--wait", help="Follow the rollout to its end; alone: the running one (exit code 4: aborted)."),
     ] = False,
     breaking: BreakingFlag = False,
+    again: AgainFlag = False,
     takeover: Annotated[bool, typer.Option("--takeover", help="With --restore: let an older backup count.")] = False,
     yes: YesFlag = False,
 ) -> Answer:
@@ -67,7 +71,9 @@ def deploy(
     shares = given({"--canary": canary, "--steps": steps, "--bake": bake, "--shadow": shadow})
     flags = {"--beside": beside, "--remove": remove, "--restore": restore, "--abort": abort, "--wait": wait}
     follow = wait and steps is None and bake is None
-    _check_options(shares, given({**flags, "--breaking": breaking, "--takeover": takeover}), follow=follow)
+    _check_options(
+        shares, given({**flags, "--breaking": breaking, "--again": again, "--takeover": takeover}), follow=follow
+    )
     if restore:
         found = choose_if_named(words, config=config, env=env, version=version, deployed=True)
         return _restore(found, takeover=takeover, yes=yes)
@@ -92,6 +98,7 @@ def deploy(
             shadow=shadow,
             abort=abort,
             breaking=breaking,
+            again=again,
         )
     rollout_id = getattr(record, "rollout_id", None)
     if not wait or rollout_id is None:
@@ -107,6 +114,7 @@ def promote(
     version: VersionOption = None,
     env: EnvOption = None,
     breaking: BreakingFlag = False,
+    again: AgainFlag = False,
     yes: YesFlag = False,
 ) -> Answer:
     """Make a version champion; if the model is served, it takes the route."""
@@ -116,7 +124,7 @@ def promote(
     version = chosen.version or CHALLENGER
     confirm(f"Make {_target(chosen, version, yes=yes)} champion?", yes=yes)
     with _says_what_is_live(chosen):
-        record = live.promote(chosen.spec, version, breaking=breaking)
+        record = live.promote(chosen.spec, version, breaking=breaking, again=again)
     return _answer(record)
 
 
@@ -180,6 +188,7 @@ def _check_options(shares: Sequence[str], flags: Collection[str], *, follow: boo
     if follow and (shares or set(flags) - {"--wait"}):
         raise UsageError("--wait follows a rollout", hint="Begin one with --steps or --bake, or leave --wait out.")
     moving = [*shares, *sorted({"--abort", "--wait", "--breaking"} & set(flags))]
+    moving += ["--again"] if "--again" in flags and instead != ["--beside"] else []
     if moving and instead:
         raise UsageError(f"--remove, --restore and --beside move no traffic; they go with no {', '.join(moving)}")
     if "--remove" in flags and len(instead) > 1:
@@ -214,7 +223,7 @@ def _restore(chosen: Chosen | None, *, takeover: bool, yes: bool) -> Answer:
 def _remove(chosen: Chosen, *, yes: bool) -> Answer:
     """Take a model down, or one version that runs beside the champion."""
     from raymlops.lifecycle import deploy as live
-    from raymlops.lifecycle.remove_version import number_of, remove_version
+    from raymlops.lifecycle.deploy import number_of, remove_version
 
     if chosen.version is None:
         confirm(f"Take {chosen.name} down, with all its versions?", yes=yes)

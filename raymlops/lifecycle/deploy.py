@@ -1,44 +1,50 @@
 """``deploy``, ``promote``, ``rollback``, ``remove`` and ``restore``: which version is live, and who gets what traffic.
 
-Owns the arguments of each verb and which version may become live. ``live.change`` carries out a change, ``canary`` a
-share of the traffic; the pure functions of ``lineup`` decide the roles.
+Owns the arguments of each verb and which version may become live. The pure functions of ``live.transitions`` say what a
+verb makes of a model; ``live.change`` writes it and waits until Serve runs it.
 """
 
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from raymlops.errors import RaymlopsError, RefusedError, UsageError
-from raymlops.lifecycle.live.lineup import (
-    as_asked,
-    beside,
-    champion_of,
-    opens,
-    previous_champion,
-    spare_of,
-    with_champion,
-)
-from raymlops.lifecycle.live.restored_state import make_count
+from raymlops.lifecycle.live import transitions
+from raymlops.lifecycle.live.capacity import leaving_first
+from raymlops.lifecycle.live.change import change, converged, followed, record_of
+from raymlops.lifecycle.live.lineup import canaries_of, champion_of, opens, previous_champion
+from raymlops.lifecycle.live.reconcile import is_up
+from raymlops.lifecycle.live.reconciler import Reconciler
+from raymlops.lifecycle.live.restored_state import make_count, settle
+from raymlops.lifecycle.live.transitions import BESIDE, ROLLBACK, ROUTE, Request
 from raymlops.lifecycle.overview import doubts_of
-from raymlops.lifecycle.registration.admission import admitted, champion_alias, check_callers
-from raymlops.lifecycle.sources import Source, opened, place_of, serve_of, spec_of, state_of
+from raymlops.lifecycle.registration.admission import MlflowAliases, admitted, check_callers
+from raymlops.lifecycle.rollout.canary import lost_by, requested_traffic, traffic_record
+from raymlops.lifecycle.sources import Source, opened, place_of, spec_of, state_of
 from raymlops.records import DeploymentRecord
+from raymlops.serving.control.address import is_local, listening
+from raymlops.serving.control.ownership import divide
+from raymlops.state.audit import now
+from raymlops.state.database import state_url
+from raymlops.state.engine import this_user
+from raymlops.state.lease import holder_of
+from raymlops.state.store import Change, Deployment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from raymlops.config.schema import ProjectSpec
-    from raymlops.lifecycle.live.change import Change
-    from raymlops.lifecycle.live.lineup import LineUp
     from raymlops.lifecycle.rollout.canary import TrafficRequest
     from raymlops.records import ModelVersionRef
     from raymlops.registry.versions import Registry
+    from raymlops.serving.control.plan import Plan
     from raymlops.serving.control.rest_api import ServeApi
     from raymlops.state.audit import AuditEvent
-    from raymlops.state.store import Deployment, State
+    from raymlops.state.store import Model, Role, State
 
 OPENED = "serve.auth: open takes the API keys away, and the endpoint answers anybody from now on"
 
@@ -58,6 +64,7 @@ def deploy(
     shadow: float | None = None,
     abort: bool = False,
     breaking: bool = False,
+    again: bool = False,
 ) -> DeploymentRecord:
     """Bring a version up beside what is live, check that it answers, then give it the route and the alias ``champion``.
 
@@ -76,6 +83,8 @@ def deploy(
     A canary or a shadow must have the champion's signature. So must a new champion, since products call the route by
     it: a version with another one needs ``breaking=True``, and callers that have changed.
 
+    A version that a rollback or an aborted rollout took back from traffic comes back only by its number and ``again``.
+
     A model that another state database has on the same Serve is refused.
 
     Raises:
@@ -90,22 +99,20 @@ def deploy(
         DeployError: it did not come up; what was live still is, and the desired state is as before.
         ClusterError: there is no running cluster.
     """
-    from raymlops.lifecycle.rollout.canary import requested_traffic
-
     spec = spec_of(source, overrides=overrides, env=env)
     settings = spec.serve.rollout
     traffic = requested_traffic(canary=canary, steps=steps, bake_s=bake_s, shadow=shadow, settings=settings)
     if traffic.changes and breaking:
         raise UsageError("a canary and a shadow answer the champion's callers, so they cannot break what it takes")
-    registry, ref = admitted(spec, version)
-    with opened(spec) as (state, api):
+    registry, ref = admitted(spec, version, again=again)
+    with _live(spec) as (state, api):
         doubts = doubts_of(state, ref)
-        request = _Request(spec, ref, _why(version, ref), state, api, registry)
+        call = _Call(spec, ref, _why(version, ref), state, api, registry)
         if traffic.changes:
-            record = _share(request, traffic, abort=abort)
+            record = _share(call, traffic, abort=abort)
         else:
-            action = "deploy" if promote else "deploy.beside"
-            record = _bring(request, action=action, breaking=breaking or not promote, abort=abort and promote)
+            action = "deploy" if promote else BESIDE
+            record = _bring(call, action=action, breaking=breaking or not promote, abort=abort and promote)
     return replace(record, warnings=(*doubts, *record.warnings))
 
 
@@ -116,6 +123,7 @@ def promote(
     overrides: Sequence[str] = (),
     env: str | None = None,
     breaking: bool = False,
+    again: bool = False,
 ) -> DeploymentRecord:
     """Make a version champion; a rollout of it ends with that, one of another version is stopped.
 
@@ -130,14 +138,13 @@ def promote(
         InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
     """
     spec = spec_of(source, overrides=overrides, env=env)
-    registry, ref = admitted(spec, version)
+    registry, ref = admitted(spec, version, again=again)
     with state_of(spec) as state:
-        with state.exclusive(f"promote {ref.name}", wait_s=spec.serve.ready_timeout_s):
-            if not state.deployments(ref.name):
-                return _name_champion(ref, state=state, registry=registry, why=_why(version, ref))
-        with serve_of(spec) as api:
-            request = _Request(spec, ref, _why(version, ref), state, api, registry)
-            return _bring(request, action="promote", breaking=breaking)
+        if not state.deployments(ref.name):
+            return _name_champion(ref, state=state, registry=registry, why=_why(version, ref))
+    with _live(spec) as (state, api):
+        call = _Call(spec, ref, _why(version, ref), state, api, registry)
+        return _bring(call, action="promote", breaking=breaking)
 
 
 def rollback(
@@ -163,54 +170,38 @@ def rollback(
     """
     from raymlops.lifecycle.rollout.actor import ensure_controller
 
-    def live(version: int) -> None:
-        if on_live is not None:
-            on_live(version)
-        import mlflow  # noqa: F401 - takes seconds, in which MLflow's server has nothing to answer
-
     spec = spec_of(source, overrides=overrides, env=env)
-    with opened(spec) as (state, api):
-        record = roll_back(spec, state, api, follow=champion_alias(spec, spec.project.name), on_live=live)
+    name = spec.project.name
+    with _live(spec) as (state, api):
         warnings = ensure_controller(spec, state, dashboard_url=api.dashboard_url)
+        record = roll_back(spec, state, api)
+        if record.role == "champion":
+            if on_live is not None:
+                on_live(record.version)
+            import mlflow  # noqa: F401 - takes seconds, in which MLflow's server has nothing to answer
+
+            warnings += followed(partial(MlflowAliases(spec).set_champion, name), record.version)
     return replace(record, warnings=(*record.warnings, *warnings))
 
 
-def roll_back(
-    spec: ProjectSpec,
-    state: State,
-    api: ServeApi,
-    *,
-    follow: Callable[[int], None] = lambda _: None,
-    on_live: Callable[[int], None] = lambda _: None,
-) -> DeploymentRecord:
-    """Remove a canary's share, or give the route back; ``follow`` sets the alias of the version that then has it."""
-    from raymlops.lifecycle.live.change import change, record_of
-    from raymlops.lifecycle.live.lineup import LineUp
-    from raymlops.lifecycle.rollout.canary import abort
+def roll_back(spec: ProjectSpec, state: State, api: ServeApi) -> DeploymentRecord:
+    """Take back a version on its way or a canary's share, or give the route back."""
+    name, serve = spec.project.name, spec.serve
+    request = Request(ROLLBACK, "requested", this_user(), now(), serve.ready_timeout_s, hurry=True)
 
-    name, serve, now = spec.project.name, spec.serve, datetime.now(UTC)
-    if aborted := abort(state, api, name, serve=serve, why="rolled back", now=now, action="rollback.canary"):
-        return aborted
+    def decide(model: Model, plan: Plan | None) -> Change:
+        def up(item: Deployment) -> bool:
+            return plan is not None and is_up(plan, item, goal=ROUTE, hurry=True)
 
-    def decide(before: Sequence[Deployment]) -> LineUp:
-        target = previous_champion(before, state.changes(name))
-        left = champion_of(before)
-        why = f"from version {left.version if left else None} to version {target.version}"
-        return LineUp(with_champion(before, target), target.version, why=why)
+        return transitions.roll_back(model, state.changes(name), request=request, up=up)
 
-    done = change(
-        state,
-        api,
-        name,
-        decide=decide,
-        serve=serve,
-        action="rollback",
-        why="requested",
-        follow=follow,
-        on_live=on_live,
-        hurry=True,
-    )
-    return record_of(done)
+    done = change(state, api, name, decide=decide, serve=serve, action=request.action, hurry=True, blind=True)
+    old, new = champion_of(done.before.deployments), champion_of(done.after.deployments)
+    if new is not None and (old is None or old.version != new.version):
+        return record_of(done, new.version)
+    before = done.before
+    lost = [one.version for one in before.coming] + [item.version for item in canaries_of(before.deployments)]
+    return traffic_record(done, before.rollout.version if before.rollout else lost[0])
 
 
 def rollback_target(source: Source) -> str:
@@ -219,16 +210,16 @@ def rollback_target(source: Source) -> str:
     Raises:
         NotFoundError: as ``rollback``.
     """
-    from raymlops.lifecycle.rollout.canary import shared_now
-
     spec = spec_of(source)
     name = spec.project.name
     with state_of(spec) as state:
-        before = state.deployments(name)
-        if lost := shared_now(state, name):
-            return f"takes the share of the traffic away from version {lost} of {name}"
-        target = previous_champion(before, state.changes(name))
-        champion = champion_of(before)
+        model = state.model(name)
+        if coming := [one.version for one in model.coming if one.goal == ROUTE and one.action != ROLLBACK]:
+            return f"takes back version {coming[0]} of {name}, which is on its way to the route"
+        if canaries_of(model.deployments) or model.rollout is not None:
+            return f"takes the share of the traffic away from version {lost_by(model)} of {name}"
+        target = previous_champion(model.deployments, state.changes(name))
+        champion = champion_of(model.deployments)
         left = f" back from version {champion.version}" if champion else ""
         return f"gives the route of {name}{left} to version {target.version}"
 
@@ -239,13 +230,11 @@ def running_rollout(source: Source, version: str | None = None) -> str:
     Raises:
         UsageError: no rollout is running.
     """
-    from raymlops.state.rollouts import running
-
     spec = spec_of(source)
-    with state_of(spec) as state, state.reading() as connection:
-        for found in running(connection, spec.project.name):
-            if version is None or not version.isdigit() or int(version) == found.version:
-                return found.id
+    with state_of(spec) as state:
+        found = state.model(spec.project.name).rollout
+    if found is not None and (version is None or not version.isdigit() or int(version) == found.version):
+        return found.id
     of = f" of version {version}" if version else ""
     raise UsageError(
         f"--wait follows a rollout, and none{of} runs for {spec.project.name}",
@@ -259,23 +248,46 @@ def remove(source: Source) -> list[int]:
     Raises:
         RefusedError, ClusterError: as ``deploy``.
     """
-    from raymlops.lifecycle.live.change import change
-    from raymlops.lifecycle.live.lineup import LineUp
-    from raymlops.lifecycle.rollout.canary import settle
-
     spec = spec_of(source)
-    with opened(spec) as (state, api):
-        done = change(
-            state,
-            api,
-            spec.project.name,
-            decide=lambda _before: LineUp([], None),
-            serve=spec.serve,
-            action="remove",
-            why="requested",
+
+    def decide(model: Model, _plan: Plan | None) -> Change:
+        return transitions.removed(model, now=now(), why="requested")
+
+    with _live(spec) as (state, api):
+        done = change(state, api, spec.project.name, decide=decide, serve=spec.serve, action="remove", blind=True)
+    return [deployment.version for deployment in done.before.deployments]
+
+
+def number_of(version: str) -> int:
+    """Return a version's number as it was given.
+
+    Raises:
+        UsageError: it is an alias, which may point to another version by the time of the removal.
+    """
+    if not version.isdigit():
+        raise UsageError(
+            f"--remove takes a version by its number, not {version!r}", hint="raymlops status shows which are up."
         )
-        settle(state, spec.project.name, now=datetime.now(UTC))
-    return [deployment.version for deployment in done.before]
+    return int(version)
+
+
+def remove_version(source: Source, version: int) -> None:
+    """Remove one version from Serve that is not the champion: warm, a shadow, or a canary without a rollout.
+
+    It stops once it gets no more requests. The registry is unchanged, so that it can be deployed again.
+
+    Raises:
+        NotFoundError: it is not up.
+        RefusedError: it is the champion or is being rolled out.
+        DeployError, ClusterError: as ``deploy``.
+    """
+    spec = spec_of(source)
+
+    def decide(model: Model, _plan: Plan | None) -> Change:
+        return transitions.version_removed(model, version, why=f"version {version} requested")
+
+    with _live(spec) as (state, api):
+        change(state, api, spec.project.name, decide=decide, serve=spec.serve, action="remove.version", champion=False)
 
 
 def restore(
@@ -283,26 +295,32 @@ def restore(
 ) -> list[Deployment]:
     """Bring Serve to the desired state of every model, as after a restart of the cluster; return that state.
 
-    A running rollout resumes. With ``takeover`` this database counts although it is older than what Serve runs: for
-    when the newer one is lost.
+    A running rollout resumes. With ``takeover`` this database counts although it is older than what Serve runs, for
+    when the newer one is lost; and it moves here although another cluster's controller moves it.
 
     Raises:
         DeployError: a champion did not come up; the others are sent all the same.
         TakenError: another state has a model of such a name; the others are brought back all the same.
-        RefusedError, ClusterError: as ``deploy``.
+        RefusedError: another cluster's controller moves this database; with ``takeover`` it moves here.
+        ClusterError: as ``deploy``.
     """
-    from raymlops.lifecycle.live.bring_up import restored
     from raymlops.lifecycle.rollout.actor import ensure_controller
 
     spec = spec_of(source)
-    with opened(spec) as (state, api):
+    with _live(spec, restore=True, takeover=takeover) as (state, api):
         notes = make_count(state, api) if takeover else ()
-        back = restored(state, api, serve=spec.serve)
-        for warning in (*notes, *back.notes, *ensure_controller(spec, state, dashboard_url=api.dashboard_url)):
-            on_warning(warning)
-        if back.held is not None:
-            raise back.held
-    return list(back.desired.deployments)
+        desired = state.desired()
+        division = divide(api.get(), desired)
+        champions = [item for item in desired.deployments if item.role == "champion"]
+        for note in (*notes, *ensure_controller(spec, state, dashboard_url=api.dashboard_url)):
+            on_warning(note)
+        back = [item for item in champions if item.name not in division.holders()]
+        reconciler = Reconciler(state, api, serve=spec.serve)
+        plan, _ = converged(reconciler, lambda: back, wait_s=spec.serve.ready_timeout_s)
+        for note in plan.notes:
+            on_warning(note)
+        division.refuse_held({item.name for item in champions})
+    return list(desired.deployments)
 
 
 def events(source: Source | None = None) -> list[AuditEvent]:
@@ -325,8 +343,18 @@ def champion_line(source: Source) -> str:
     return f"{live} of {name}; raymlops status shows the rest, and the same command again completes the change"
 
 
+@contextmanager
+def _live(spec: ProjectSpec, *, restore: bool = False, takeover: bool = False) -> Iterator[tuple[State, ServeApi]]:
+    """Open the state and Serve's API of the cluster on which the state is live."""
+    from raymlops.lifecycle.rollout.actor import LEASE
+
+    with opened(spec) as (state, api):
+        settle(state, api, holder=lambda: holder_of(state_url(spec), LEASE), restore=restore, takeover=takeover)
+        yield state, api
+
+
 @dataclass(frozen=True)
-class _Request:
+class _Call:
     """A version to bring up, and where."""
 
     spec: ProjectSpec
@@ -336,145 +364,122 @@ class _Request:
     api: ServeApi
     registry: Registry
 
+    def new(self, role: Role) -> Deployment:
+        """Return the deployment of the version."""
+        ref, serve = self.ref, self.spec.serve.model_dump(mode="json")
+        return Deployment(ref.name, ref.version, ref.bundle, ref.run_id, role, serve)
 
-def _bring(request: _Request, *, action: str, breaking: bool, abort: bool = False) -> DeploymentRecord:
+    def request(self, action: str, why: str | None = None) -> Request:
+        """Return who asks for it, and for how long."""
+        timeout_s = self.spec.serve.ready_timeout_s
+        return Request(action, why or self.why, this_user(), now(), timeout_s)
+
+
+def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> DeploymentRecord:
     """Bring a version up: beside the champion, or as the champion."""
-    from raymlops.lifecycle.live.change import record_of
     from raymlops.lifecycle.rollout.actor import ensure_controller
-    from raymlops.lifecycle.rollout.canary import settle
 
-    state, api = request.state, request.api
+    ref, state, api = call.ref, call.state, call.api
     if not breaking:
-        check_callers(request.ref, state)
-    if abort:
-        _abort(request)
-    done, opened = _up(request, action=action)
-    if action != "deploy.beside":
-        settle(state, request.ref.name, now=datetime.now(UTC))
-    record = record_of(done)
-    warnings = [OPENED] if opened else []
-    warnings += ensure_controller(request.spec, state, dashboard_url=api.dashboard_url)
-    return replace(record, warnings=(*record.warnings, *warnings))
-
-
-def _abort(request: _Request) -> None:
-    """End the rollout that is in the way of a version."""
-    from raymlops.lifecycle.rollout.canary import abort
-
-    why, now = f"for version {request.ref.version}", datetime.now(UTC)
-    serve = request.spec.serve
-    abort(request.state, request.api, request.ref.name, serve=serve, why=why, now=now, action="abort")
-
-
-def _up(request: _Request, *, action: str) -> tuple[Change, bool]:
-    """Bring a version up, and return also whether the model no longer requires keys."""
-    from raymlops.lifecycle.live.change import change
-    from raymlops.lifecycle.live.lineup import LineUp
-    from raymlops.lifecycle.rollout.canary import refuse_running
-    from raymlops.serving.control.address import is_local, listening
-    from raymlops.state.store import Deployment
-
-    ref, state, api = request.ref, request.state, request.api
-    stays_beside = action == "deploy.beside"
-    new = Deployment(
-        name=ref.name,
-        version=ref.version,
-        bundle=ref.bundle,
-        run_id=ref.run_id,
-        role="warm" if stays_beside else "champion",
-        serve=request.spec.serve.model_dump(mode="json"),
-    )
-
-    opened = False
+        check_callers(ref, state)
+    new = call.new("warm" if action == BESIDE else "champion")
+    goal = {} if action == BESIDE else {**ROUTE, "configured": True}
+    leaving = leaving_first(api, state.deployments(ref.name), new)
     listens = listening(api.get(), local=is_local(api.dashboard_url))
+    is_opened = False
 
-    def decide(before: Sequence[Deployment]) -> LineUp:
-        nonlocal opened
+    def decide(model: Model, plan: Plan | None) -> Change:
+        nonlocal is_opened
+        before, why = model.deployments, call.why
         champion = champion_of(before)
-        live = champion is not None and champion.version == new.version
-        if action == "deploy" and not live:
-            refuse_running(state, ref.name)
         if action == "promote" and not before:
             raise RefusedError(f"{ref.name} was taken off Serve just now", hint="Run the same command again.")
-        wanted = (
-            beside(before, as_asked(before, new))
-            if stays_beside and not live
-            else with_champion(before, new, configured=True)
-        )
-        # Once it has come up with that, it is so before as well.
-        opened = opened or opens(before, wanted, listens.reach if listens else None)
-        why = f"{request.why}: {OPENED}" if opened else request.why
-        return LineUp(wanted, new.version, spare=spare_of(before, new), why=why)
+        if action == "deploy" and (champion is None or champion.version != ref.version):
+            transitions.refuse_running(model)
+        wanted = transitions.wanted(before, new, goal)
+        if is_opened := opens(before, wanted, listens.reach if listens else None):
+            why = f"{why}: {OPENED}"
+        up = plan is not None and is_up(plan, new, goal=goal)
+        return transitions.bring(model, new, goal=goal, request=call.request(action, why), up=up, leaving=leaving)
 
-    def follow(version: int) -> None:
-        request.registry.set_alias(ref.name, "champion", version)
-
+    warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
+    if abort:
+        _abort(call)
     done = change(
         state,
         api,
         ref.name,
         decide=decide,
-        serve=request.spec.serve,
+        serve=call.spec.serve,
         action=action,
-        why=request.why,
-        follow=None if stays_beside else follow,
+        subject=ref.version,
+        champion=action != BESIDE,
     )
-    return done, opened
+    warnings += (OPENED,) if is_opened else ()
+    if action != BESIDE:
+        warnings += followed(lambda version: call.registry.set_alias(ref.name, "champion", version), ref.version)
+    record = record_of(done, ref.version)
+    return replace(record, warnings=(*record.warnings, *warnings))
 
 
-def _share(request: _Request, traffic: TrafficRequest, *, abort: bool) -> DeploymentRecord:
+def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRecord:
     """Bring a version up beside the champion and give it a share of the traffic."""
-    from raymlops.lifecycle.rollout import canary
     from raymlops.lifecycle.rollout.actor import ensure_controller
     from raymlops.lifecycle.rollout.loss_rule import unasked
     from raymlops.serving.control.render import settings_of
 
-    ref, state, api = request.ref, request.state, request.api
-    name = ref.name
+    ref, state, api = call.ref, call.state, call.api
+    name, version = ref.name, ref.version
     champion = champion_of(state.deployments(name))
     if champion is None:
         raise RefusedError(
             f"no version of {name} is live, so none can be a canary or a shadow",
             hint="Deploy without them: all of the traffic.",
         )
-    if champion.version == ref.version:
+    if champion.version == version:
         raise RefusedError(
-            f"version {ref.version} of {name} is champion already: it answers all that no canary does",
+            f"version {version} of {name} is champion already: it answers all that no canary does",
             hint="Name another one with --version.",
         )
     if traffic.weight or traffic.shadow:
         check_callers(ref, state, share=True)
-    if traffic.weight is not None:
-        if abort:
-            _abort(request)
-        canary.refuse_running(state, name)
-    if traffic.removes:
-        nothing = canary.untouched(state.deployments(name), name, ref.version, digest=ref.bundle.digest)
-        if nothing is not None:
-            return nothing
-    else:
-        _up(request, action="deploy.beside")
-    record = canary.share(
-        state,
-        api,
-        name,
-        version=ref.version,
-        champion=champion.version,
-        asked=traffic,
-        serve=request.spec.serve,
-        why=request.why,
-        now=datetime.now(UTC),
-    )
-    warnings = [*record.warnings, *ensure_controller(request.spec, state, dashboard_url=api.dashboard_url)]
-    if record.rollout_id is not None:
+    new = call.new("warm")
+    leaving = () if traffic.removes else leaving_first(api, state.deployments(name), new)
+    goal = traffic.goal(champion.version)
+
+    def decide(model: Model, plan: Plan | None) -> Change:
+        why = f"{call.why}: {traffic.words()}"
+        if traffic.removes:
+            return transitions.unshared(model, version, goal, action=traffic.action, why=why)
+        if traffic.weight is not None:
+            transitions.refuse_running(model)
+        up = plan is not None and is_up(plan, new, goal=goal)
+        request = call.request(traffic.action, why)
+        return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving)
+
+    warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
+    if abort:
+        _abort(call)
+    subject = None if traffic.removes else version
+    done = change(state, api, name, decide=decide, serve=call.spec.serve, action=traffic.action, subject=subject)
+    record = traffic_record(done, version, digest=ref.bundle.digest)
+    if traffic.rollout is not None and record.rollout_id is not None:
         if (sticky := settings_of(champion).traffic.sticky) != "request":
-            warnings.append(
-                f"callers keep to one version (serve.traffic.sticky: {sticky}), so that an equally good version is "
-                "aborted more often than serve.rollout.alpha says if callers differ"
-            )
+            differ = "an equally good version is aborted more often than serve.rollout.alpha says if callers differ"
+            warnings += (f"callers keep to one version (serve.traffic.sticky: {sticky}), so that {differ}",)
         if reason := unasked(champion):
-            warnings.append(f"quality is not judged in this rollout, whatever labels arrive: {reason}")
-    return replace(record, warnings=tuple(warnings))
+            warnings += (f"quality is not judged in this rollout, whatever labels arrive: {reason}",)
+    return replace(record, warnings=(*record.warnings, *warnings))
+
+
+def _abort(call: _Call) -> None:
+    """End what has a share of the traffic by a change of its own, so that what follows is decided without it."""
+
+    def decide(model: Model) -> Change:
+        ended = transitions.aborted(model, why=f"for version {call.ref.version}", now=now(), action="abort")
+        return ended or Change(model, "abort", "")
+
+    call.state.change(call.ref.name, decide)
 
 
 def _name_champion(ref: ModelVersionRef, *, state: State, registry: Registry, why: str) -> DeploymentRecord:

@@ -2,9 +2,8 @@
 
 Owns what is reported of both. What a key is belongs to ``state``, what a replica does with one to ``serving``.
 
-The state changes in a transaction of its own, without a lock: a revoked key is revoked from then on, whatever happens
-to the cluster. Sending it takes the lock of every change of what is live, so that neither undoes the other. After a
-kill between the two the controller reconciles Serve with the state.
+The state changes in a transaction of its own: a revoked key is revoked from then on, whatever happens to the cluster.
+After a kill before it is sent the controller reconciles Serve with the state.
 """
 
 from __future__ import annotations
@@ -15,9 +14,11 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import ClusterError, OutdatedStateError, RaymlopsError, TakenError
-from raymlops.lifecycle.live.bring_up import places
+from raymlops.lifecycle.live.change import converged
+from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import Record
+from raymlops.serving.control.ownership import divide
 from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
 from raymlops.state.keys import EVERY_MODEL, KeyRecord, create_key, list_keys, revoke_key, rotate_key
@@ -27,13 +28,12 @@ if TYPE_CHECKING:
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.config.serve import ServeSection
-    from raymlops.serving.control.apply import Api, Applied
-    from raymlops.state.store import State
+    from raymlops.lifecycle.live.change import Cluster
+    from raymlops.serving.control.plan import Plan
+    from raymlops.state.store import Deployment, State
 
 WAIT_S = 20.0
 """Longest wait for the replicas of the key's models to confirm the change."""
-LOCK_WAIT_S = 90.0
-"""Longest wait for another change of what is live: most hold the lock for seconds, the slowest for half a minute."""
 SENT_LATER = "the controller sends it as soon as it can"
 NO_CLUSTER = "no cluster is running; it takes effect with the next deployment"
 
@@ -95,7 +95,7 @@ def create(
             expires_at=None if expires_in_s is None else now + timedelta(seconds=expires_in_s),
             now=now,
         )
-        change, reach = _send(spec, state, KeyChange(key, secret, warnings=warnings), purpose=f"key of {name}")
+        change, reach = _send(spec, state, KeyChange(key, secret, warnings=warnings))
         return replace(change, open_models=_open_models(opened, spec=spec, state=state, reach=reach))
 
 
@@ -112,7 +112,7 @@ def revoke(source: Source, id_or_name: str) -> KeyChange:
     spec = spec_of(source)
     with state_of(spec) as state:
         key = revoke_key(state, id_or_name, now=datetime.now(UTC))
-        change, _ = _send(spec, state, KeyChange(key), purpose=f"revoke key {key.id}")
+        change, _ = _send(spec, state, KeyChange(key))
     return change
 
 
@@ -128,7 +128,7 @@ def rotate(source: Source, id_or_name: str, *, grace_s: float) -> KeyChange:
     spec = spec_of(source)
     with state_of(spec) as state:
         key, secret, old = rotate_key(state, id_or_name, grace_s=grace_s, now=datetime.now(UTC))
-        change, _ = _send(spec, state, KeyChange(key, secret, old), purpose=f"rotate key {old.id}")
+        change, _ = _send(spec, state, KeyChange(key, secret, old))
     return change
 
 
@@ -138,25 +138,21 @@ def keys(source: Source) -> list[KeyRecord]:
         return list_keys(state)
 
 
-def bring(
-    state: State, api: Api, key: KeyRecord, *, serve: ServeSection, purpose: str, lock_wait_s: float = LOCK_WAIT_S
-) -> Applied:
-    """Send the desired state, and wait until every model that the key opens has taken it.
+def bring(state: State, api: Cluster, key: KeyRecord, *, serve: ServeSection) -> Plan:
+    """Send the desired state, and wait until every model that the key opens has taken it; return what Serve runs.
 
     Raises:
         TakenError, OutdatedStateError: such a model on Serve is another state's, or a newer copy's of this one.
-        RefusedError: another change of what is live takes too long.
         DeployError: a model did not take it in time.
         ClusterError: Serve does not answer.
     """
-    from raymlops.serving.control.apply import apply
 
-    with state.exclusive(purpose, wait_s=lock_wait_s):
-        desired = state.desired()
-        champions = (item for item in desired.deployments if item.role == "champion")
-        concerned = {(item.name, item.version) for item in champions if key.opens(item.name)}
-        # No route moves, so that none is probed.
-        return apply(desired, api=api, wait_s=WAIT_S, concerned=concerned, probe=False, **places(serve))
+    def opened() -> list[Deployment]:
+        return [item for item in state.deployments() if item.role == "champion" and key.opens(item.name)]
+
+    divide(api.get(), state.desired()).refuse_held({item.name for item in opened()})
+    plan, _ = converged(Reconciler(state, api, serve=serve), opened, wait_s=WAIT_S)
+    return plan
 
 
 def _served(state: State) -> dict[str, ServeSection]:
@@ -186,7 +182,7 @@ def _open_models(models: Sequence[str], *, spec: ProjectSpec, state: State, reac
     return tuple(sorted(name for name in opened if not settings[name].key_required_at(reach)))
 
 
-def _send(spec: ProjectSpec, state: State, change: KeyChange, *, purpose: str) -> tuple[KeyChange, str | None]:
+def _send(spec: ProjectSpec, state: State, change: KeyChange) -> tuple[KeyChange, str | None]:
     """Send a change that the state already holds; return it with the result, and the host at which Serve is reached."""
     from raymlops.cluster.dashboard import dashboard
     from raymlops.lifecycle.rollout.actor import ensure_running
@@ -198,7 +194,7 @@ def _send(spec: ProjectSpec, state: State, change: KeyChange, *, purpose: str) -
         except ClusterError:
             return replace(change, note=NO_CLUSTER), None
         try:
-            applied = bring(state, ServeApi(found.url, found.token()), change.key, serve=spec.serve, purpose=purpose)
+            plan = bring(state, ServeApi(found.url, found.token()), change.key, serve=spec.serve)
         except RaymlopsError as error:
             note = f"the cluster has not taken it: {error}"
             if not isinstance(error, TakenError | OutdatedStateError):  # which no retry ends
@@ -208,5 +204,5 @@ def _send(spec: ProjectSpec, state: State, change: KeyChange, *, purpose: str) -
         problem = None
         if state.deployments():
             problem = ensure_running(spec, state, dashboard_url=found.url, must_answer=False)
-        warnings = (*change.warnings, *applied.notes)
-        return replace(change, live=True, note=problem or "", warnings=warnings), applied.reach
+        warnings = (*change.warnings, *plan.notes)
+        return replace(change, live=True, note=problem or "", warnings=warnings), plan.listens.reach

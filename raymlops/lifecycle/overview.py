@@ -7,34 +7,31 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.paths import sqlite_path, sqlite_url
 from raymlops.display import utc_time
-from raymlops.errors import NotFoundError, RaymlopsError, RefusedError
+from raymlops.errors import NotFoundError, RaymlopsError
 from raymlops.lifecycle.live.lineup import asks_for_keys, champion_of, cools, taken_by
 from raymlops.lifecycle.sources import Source, place_of, spec_of
 from raymlops.records import Record, aligned
-from raymlops.state.aliases import pending_aliases
+from raymlops.state.conditions import EVERYTHING, conditions
 from raymlops.state.database import state_url
 from raymlops.state.engine import open_engine
 from raymlops.state.lease import holder_of
-from raymlops.state.rollouts import Rollout, rollouts, running
+from raymlops.state.rollouts import Rollout, rollouts
 from raymlops.state.store import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from raymlops.records import ModelVersionRef
+    from raymlops.state.transitions import Transition
 
 POLL_S = 1.0
 ANSWER_S = 5.0
-FLIP_S = 60.0
-"""Longest wait for a promotion to be applied or reverted."""
-ALIAS_POLLS = 12
-"""Polls for MLflow's alias once its version is live; the controller updates it later too."""
 REPORT_EVERY_S = 10.0
 """Interval of the lines about a step that is still waiting."""
 UNMOVED = "it does not progress: no controller of this state is running. Start it: raymlops controller"
@@ -59,6 +56,10 @@ class ModelOverview(Record):
     """Versions without requests, with the time when each is removed; None for one that stays until it is removed."""
     rollout: dict[str, Any] | None
     """The running one, with its evidence and its last decision."""
+    coming: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Versions on their way up: what each gets then (``goal``), since when, by whom, and until when it may take."""
+    condition: dict[str, Any] | None = None
+    """Why Serve does not run it as desired yet, since when, and when that is tried again; None if it does."""
     keys: bool = False
     """Whether its callers need an API key."""
     aborted: dict[str, Any] | None = None
@@ -78,6 +79,8 @@ class ModelOverview(Record):
             "warm": "\n".join(
                 f"version {n} until {utc_time(end) if end else 'removed'}" for n, end in self.warm.items()
             ),
+            "coming": "\n".join(self._coming()),
+            "waits": self._waits(),
             "rollout": "\n".join(self._rollout()),
             "aborted": self._aborted(),
         }
@@ -102,6 +105,21 @@ class ModelOverview(Record):
             )
             lines.append(f"{100 * seen['weight']:g}%: {sides}")
         return lines if self.moved_by else [*lines, UNMOVED]
+
+    def _coming(self) -> list[str]:
+        lines = []
+        for version, one in self.coming.items():
+            goal = one["goal"]
+            purpose = "for the route" if goal.get("role") else "for its traffic" if goal else "beside the champion"
+            lines.append(f"version {version} {purpose}, since {utc_time(one['since'])} by {one['by']}")
+        return lines if self.moved_by or not lines else [*lines, UNMOVED]
+
+    def _waits(self) -> str | None:
+        if self.condition is None:
+            return None
+        again = self.condition["retry_at"]
+        tried = f"; tried again at {utc_time(again)}" if again else ""
+        return f"{self.condition['reason']}\nsince {utc_time(self.condition['since'])}{tried}"
 
     def _aborted(self) -> str | None:
         ended = self.aborted
@@ -214,28 +232,12 @@ def follow_rollout(
     with State.open(state_url(spec)) as state:
         while True:
             found = find_rollout(state, rollout_id, name=spec.project.name)
-            if found.status == "promoted":
-                found = _promoted(state, found, sleep=sleep)
             if found.status != "running":
                 return found
             if found.step != reported or (found.reason and clock() - reported_at >= REPORT_EVERY_S):
                 on_line(line_of(found))
                 reported, reported_at = found.step, clock()
             sleep(POLL_S)
-
-
-def _promoted(state: State, rollout: Rollout, *, sleep: Callable[[float], None]) -> Rollout:
-    """Wait until Serve has applied a promotion and the alias has followed, and return the rollout as it is then.
-
-    It is recorded as promoted, under the lock, before Serve is updated, and runs again if its version does not start.
-    """
-    with suppress(RefusedError), state.exclusive(f"following rollout {rollout.id}", wait_s=FLIP_S):
-        rollout = find_rollout(state, rollout.id, name=rollout.name)
-    for _ in range(ALIAS_POLLS):
-        if rollout.status != "promoted" or (rollout.name, rollout.version) not in pending_aliases(state):
-            break
-        sleep(POLL_S)
-    return rollout
 
 
 def line_of(rollout: Rollout) -> str:
@@ -250,10 +252,11 @@ def _begins(step: int, steps: Sequence[float]) -> str:
 
 
 def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> ModelOverview:
-    items = state.deployments(name)
-    changes = state.changes(name)
+    model = state.model(name)
+    items, rollout = model.deployments, model.rollout
+    changes, found = state.changes(name), conditions(state)
+    condition = found.get(name) or found.get(EVERYTHING)
     with state.reading() as connection:
-        rollout = next(iter(running(connection, name)), None)
         newest = next(iter(rollouts(connection, name, limit=1)), None)
     champion = champion_of(items)
     taken = None if champion is None else taken_by(champion.version, changes)
@@ -270,7 +273,14 @@ def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> Mod
         keys=champion is not None and asks_for_keys(champion, reach),
         aborted=_shown(newest) if newest is not None and newest.status == "aborted" else None,
         moved_by=mover,
+        coming={one.version: _begun(one) for one in model.coming},
+        condition=None if condition is None else condition.to_dict(),
     )
+
+
+def _begun(transition: Transition) -> dict[str, Any]:
+    since, until = transition.began_at.isoformat(), transition.deadline_at.isoformat()
+    return {"goal": transition.goal, "since": since, "by": transition.actor, "until": until}
 
 
 def _shown(rollout: Rollout) -> dict[str, Any]:

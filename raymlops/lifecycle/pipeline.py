@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.display import OnEvent, Sink, Steps
 from raymlops.lifecycle.deploy import deploy
+from raymlops.lifecycle.live.transitions import refuse_running
 from raymlops.lifecycle.registration.gate import gate
 from raymlops.lifecycle.registration.register import register
-from raymlops.lifecycle.rollout.canary import refuse_running
 from raymlops.lifecycle.sources import Source, project_of, state_of
 from raymlops.lifecycle.sweeps.run import run_sweep, sweep_request
 from raymlops.lifecycle.train import train
@@ -62,7 +62,7 @@ def pipeline(
     project = project_of(source, overrides=overrides, env=env, recipe=recipe)
     # What the deploy would reject after minutes of training is rejected here.
     with dashboard(project.spec), state_of(project.spec) as state:
-        refuse_running(state, project.spec.project.name)
+        refuse_running(state.model(project.spec.project.name))
     return run_steps(project, steps=Steps(STEPS, sink=on_step or (lambda _line: None)), on_event=on_event)
 
 

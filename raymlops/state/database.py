@@ -6,7 +6,6 @@ Credentials in the URL appear in no message.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -15,7 +14,7 @@ import sqlalchemy as sa
 
 from raymlops.config.base import resolve
 from raymlops.config.paths import sqlite_under
-from raymlops.errors import RefusedError
+from raymlops.errors import BusyError
 from raymlops.state.engine import database_path, errors, open_engine, this_user
 from raymlops.state.locks import hold, open_shared
 from raymlops.state.migrate import is_newest, migrate
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
 
 _CHANGES_KEY = 7_206_517_312  # any number that is ours: Postgres' advisory locks share one space
-_log = logging.getLogger(__name__)
 
 
 class Database:
@@ -78,15 +76,15 @@ class Database:
         Waits for another holder. The lock is released when its holder dies. It is not reentrant.
 
         Raises:
-            RefusedError: it was not free within ``wait_s``; the message names who holds it, and for what.
+            BusyError: it was not free within ``wait_s``; the message names who holds it, and for what.
             StorageError, UnreachableError: the lock cannot be queried.
         """
         me = f"{this_user()} (process {os.getpid()}: {purpose})"
         database = database_path(self._engine)
         file = None if database is None else Path(f"{database}.lock")
-        with hold(self._engine, file=file, key=_CHANGES_KEY, me=me, wait_s=wait_s, on_wait=_warn_waiting) as holder:
+        with hold(self._engine, file=file, key=_CHANGES_KEY, me=me, wait_s=wait_s) as holder:
             if holder is not None:
-                raise RefusedError(
+                raise BusyError(
                     f"{holder} is changing what is live; waited {wait_s:g} s, nothing was changed",
                     hint="Let it finish, or end that process, then run the same command again.",
                 )
@@ -125,7 +123,3 @@ def _share(file: Path | None) -> None:
     if file is not None and not file.exists():
         with contextlib.suppress(OSError):  # connecting says what is wrong
             os.close(open_shared(file))
-
-
-def _warn_waiting(holder: str) -> None:
-    _log.warning("waiting for %s, which is changing what is live", holder)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import sqlalchemy as sa
 
-from raymlops.state.audit import changes_of
+from raymlops.state.audit import add_event, changes_of
 from raymlops.state.schema import audit, identity
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class Owner:
     made_by: str = ""
     """User and machine that created the database."""
     revision: Revision = NEVER
+    cluster: str = ""
+    """Id of the cluster on which it is live; empty before anything was."""
     history: History = field(default_factory=History, compare=False, repr=False)
 
     @property
@@ -97,10 +99,17 @@ class AuditedHistory(History):
 
 def owner_in(connection: Connection, history: History) -> Owner:
     """Return who this database is, in the connection's transaction."""
-    row = connection.execute(sa.select(identity.c.id, identity.c.made_by)).one()
+    row = connection.execute(sa.select(identity)).one()
     newest = connection.execute(sa.select(audit.c.id, audit.c.ts).order_by(audit.c.id.desc()).limit(1)).one_or_none()
     revision = NEVER if newest is None else Revision(newest.id, newest.ts.isoformat())
-    return Owner(row.id, row.made_by, revision, history)
+    return Owner(row.id, row.made_by, revision, row.cluster or "", history)
+
+
+def settle_on(connection: Connection, cluster: str, *, why: str) -> None:
+    """Record in a transaction that this database is live on another cluster from now on."""
+    before = connection.scalar(sa.select(identity.c.cluster))
+    connection.execute(sa.update(identity).values(cluster=cluster))
+    add_event(connection, action="cluster", subject=SELF, before=before, after=cluster, why=why)
 
 
 def _overruled(connection: Connection) -> list[object]:

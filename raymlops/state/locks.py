@@ -19,7 +19,7 @@ from raymlops.errors import StorageError
 from raymlops.state.engine import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from sqlalchemy import Connection, Engine
@@ -39,12 +39,11 @@ def hold(
     key: int,
     me: str,
     wait_s: float,
-    on_wait: Callable[[str], None] | None = None,
 ) -> Iterator[str | None]:
     """Hold a lock of a database for the block; yield None if it is ours, or who still holds it after ``wait_s``.
 
     ``file`` is the lock file for SQLite, which stays; without one, in memory, nothing is locked. ``key`` identifies the
-    lock in Postgres. Others see ``me`` while it is held. ``on_wait`` is called once with the holder that is waited for.
+    lock in Postgres. Others see ``me`` while it is held.
 
     Raises:
         StorageError, UnreachableError: the lock cannot be taken.
@@ -60,7 +59,7 @@ def hold(
             elif file is not None:
                 lock = _FileLock(file, me)
                 stack.callback(lock.close)
-            holder = None if lock is None else _take(lock, wait_s=wait_s, on_wait=on_wait)
+            holder = None if lock is None else _take(lock, wait_s=wait_s)
         yield holder
 
 
@@ -76,15 +75,12 @@ def holder_of(engine: Engine, *, file: Path | None, key: int) -> str | None:
     return None if file is None else _file_holder(file)
 
 
-def _take(lock: _ServerLock | _FileLock, *, wait_s: float, on_wait: Callable[[str], None] | None) -> str | None:
+def _take(lock: _ServerLock | _FileLock, *, wait_s: float) -> str | None:
     deadline = time.monotonic() + wait_s
     while not lock.try_take():
         holder = lock.holder() or UNKNOWN
         if time.monotonic() > deadline:
             return holder
-        if on_wait is not None:
-            on_wait(holder)
-            on_wait = None
         time.sleep(POLL_S)
     return None
 

@@ -88,12 +88,6 @@ def update_rollout(connection: Connection, rollout: Rollout) -> None:
     raise RefusedError(f"the rollout {rollout.id} of {rollout.name} has ended: it is {status}")
 
 
-def resume_rollout(connection: Connection, rollout: Rollout) -> None:
-    """Let a rollout run again whose promotion is taken back by the change that wrote it, under the same lock."""
-    query = sa.update(table).where(table.c.id == rollout.id, table.c.status == "promoted").values(asdict(rollout))
-    connection.execute(query)
-
-
 def running(connection: Connection, name: str | None = None) -> list[Rollout]:
     """Return the rollouts that run, by model: all, or the one of a model, if any."""
     query = sa.select(table).where(table.c.status == "running").order_by(table.c.name)

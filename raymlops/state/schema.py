@@ -17,7 +17,7 @@ from raymlops.records import BundleRef
 if TYPE_CHECKING:
     from sqlalchemy import RowMapping
 
-HEAD = "0005"
+HEAD = "0006"
 """Revision of the newest migration; a test holds it equal to the newest file."""
 
 VERSION_TABLE = "raymlops_version"
@@ -86,11 +86,33 @@ audit = sa.Table(
     sa.Index("audit_subject", "subject"),
 )
 
-alias_debts = sa.Table(
-    "alias_debts",
+transitions = sa.Table(
+    "transitions",
     metadata,
     sa.Column("name", sa.String(63), primary_key=True),
-    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("id", sa.String(32), nullable=False),
+    sa.Column("goal", sa.JSON, nullable=False),
+    sa.Column("action", sa.String(64), nullable=False),
+    sa.Column("began_as", sa.String(64), nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("began_at", _Time, nullable=False),
+    sa.Column("deadline_at", _Time, nullable=False),
+    sa.Column("hurry", sa.Boolean, nullable=False),
+    sa.Column("restores", sa.JSON, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+
+conditions = sa.Table(
+    "conditions",
+    metadata,
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("since", _Time, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("retry_at", _Time, nullable=True),
 )
 
 identity = sa.Table(
@@ -100,6 +122,7 @@ identity = sa.Table(
     sa.Column("id", sa.String(36), nullable=False),
     sa.Column("made_by", sa.Text, nullable=False),
     sa.Column("made_at", _Time, nullable=False),
+    sa.Column("cluster", sa.String(64), nullable=True),
     sa.CheckConstraint("slot = 1", name="identity_one_row"),
 )
 
@@ -114,6 +137,7 @@ versions = sa.Table(
     sa.Column("recorded_at", _Time, nullable=False),
     sa.Column("verdict", sa.String(16), nullable=True),
     sa.Column("decided_at", _Time, nullable=True),
+    sa.Column("withdrawn", sa.Text, nullable=True),
     sa.CheckConstraint("verdict IN ('passed', 'refused')", name="versions_verdict"),
 )
 

@@ -17,7 +17,10 @@ from raymlops.state.audit import AuditEvent, add_event, changes_of, events_in, n
 from raymlops.state.database import Database
 from raymlops.state.identity import AuditedHistory, Owner, owner_in
 from raymlops.state.keys import KeyRecord, keys_in
-from raymlops.state.schema import audit, deployments, from_row, rollouts, to_row
+from raymlops.state.rollouts import Rollout, running, start_rollout, update_rollout
+from raymlops.state.schema import audit, deployments, from_row, to_row
+from raymlops.state.transitions import Transition, put_transition, transitions_in
+from raymlops.state.versions import withdraw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +60,38 @@ class Deployment(Record):
 
 
 @dataclass(frozen=True)
+class Model:
+    """What is desired of one model."""
+
+    name: str
+    deployments: tuple[Deployment, ...] = ()
+    rollout: Rollout | None = None
+    """The running one. A change may return it as ended."""
+    transitions: tuple[Transition, ...] = ()
+    """The newest of each version, oldest first, those that ended included."""
+
+    def item(self, version: int) -> Deployment | None:
+        """Return the deployment of a version."""
+        return next((item for item in self.deployments if item.version == version), None)
+
+    @property
+    def coming(self) -> tuple[Transition, ...]:
+        """Return the running transitions."""
+        return tuple(transition for transition in self.transitions if transition.status == "running")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is desired of a model from now on, and what the audit record says of it."""
+
+    model: Model
+    action: str
+    why: str
+    withdraws: Mapping[int, str | None] = field(default_factory=dict)
+    """Versions that it takes back from traffic, and why; None for one that it brings back."""
+
+
+@dataclass(frozen=True)
 class Desired:
     """All that should be live: the deployments of every model, and the API keys that are good for them."""
 
@@ -64,16 +99,14 @@ class Desired:
     keys: tuple[KeyRecord, ...] = ()
     epochs: Mapping[str, str] = field(default_factory=dict)
     """Of each model with a running rollout: which step of which one, so that counts of two are never mixed."""
+    coming: tuple[Transition, ...] = ()
+    """The running transitions, oldest first."""
     owner: Owner = field(default_factory=Owner)
     """The state database that desires it."""
 
     def without(self, name: str) -> Desired:
         """Return it without the deployments of one model."""
         return replace(self, deployments=tuple(item for item in self.deployments if item.name != name))
-
-    def plus(self, deployments: Sequence[Deployment]) -> Desired:
-        """Return it with more deployments."""
-        return replace(self, deployments=(*self.deployments, *deployments))
 
 
 class State(Database):
@@ -83,10 +116,10 @@ class State(Database):
         """Return all that should be live, read in one transaction."""
         with self.reading() as connection:
             found = tuple(deployments_in(connection))
-            steps = sa.select(rollouts.c.name, rollouts.c.id, rollouts.c.step).where(rollouts.c.status == "running")
-            epochs = {row.name: f"{row.id}.{row.step}" for row in connection.execute(steps)}
+            epochs = {rollout.name: f"{rollout.id}.{rollout.step}" for rollout in running(connection)}
+            coming = tuple(one for one in transitions_in(connection) if one.status == "running")
             owner = owner_in(connection, AuditedHistory(self))
-            return Desired(found, tuple(keys_in(connection, now=now())), epochs, owner)
+            return Desired(found, tuple(keys_in(connection, now=now())), epochs, coming, owner)
 
     def owner(self) -> Owner:
         """Return the identity of this database."""
@@ -97,6 +130,54 @@ class State(Database):
         """Return what should be live, of one model or of all, by name and version."""
         with self.reading() as connection:
             return deployments_in(connection, name)
+
+    def model(self, name: str) -> Model:
+        """Return what is desired of one model, read in one transaction."""
+        with self.reading() as connection:
+            return _model_in(connection, name)
+
+    def change(self, name: str, decide: Callable[[Model], Change], *, actor: str | None = None) -> tuple[Model, Model]:
+        """Change what is desired of one model, with its audit event, in one transaction; return it before and after.
+
+        ``decide`` gets what is desired, which no other writer changes meanwhile. Without a difference, nothing is
+        written. A transition that is done is no change: its event is that of what its version got.
+
+        Raises:
+            UsageError: two champions, one version twice, or a deployment under another model's name.
+            RefusedError: a rollout that was to be changed has ended.
+            StorageError, UnreachableError: the database cannot be written; nothing was changed.
+            RaymlopsError: of ``decide``; nothing was changed.
+        """
+        with self.writing() as connection:
+            before = _model_in(connection, name)
+            change = decide(before)
+            after = change.model
+            if after == before:
+                return before, before
+            _check(name, after.deployments)
+            if after.deployments != before.deployments:
+                _replace(connection, name, before.deployments, after.deployments)
+            if before.rollout is None and after.rollout is not None:
+                start_rollout(connection, after.rollout)
+            elif after.rollout is not None and after.rollout != before.rollout:
+                update_rollout(connection, after.rollout)
+            ended = [one for one in after.transitions if one not in before.transitions]
+            for transition in ended:
+                put_transition(connection, transition)
+            for version, why in change.withdraws.items():
+                withdraw(connection, name, version, why)
+            same = (after.deployments, after.rollout) == (before.deployments, before.rollout)
+            if not same or any(transition.status != "done" for transition in ended):
+                add_event(
+                    connection,
+                    actor=actor,
+                    action=change.action,
+                    subject=name,
+                    before=[item.to_dict() for item in before.deployments],
+                    after=[item.to_dict() for item in after.deployments],
+                    why=change.why,
+                )
+        return before, after
 
     def put_deployments(
         self,
@@ -124,11 +205,7 @@ class State(Database):
             for name, wanted in changes.items():
                 before = deployments_in(connection, name)
                 previous[name] = before
-                since = {item.version: item.created_at for item in before}
-                after = [replace(item, created_at=since.get(item.version, item.created_at)) for item in wanted]
-                connection.execute(sa.delete(deployments).where(deployments.c.name == name))
-                if after:
-                    connection.execute(sa.insert(deployments), [to_row(item) for item in after])
+                after = _replace(connection, name, before, wanted)
                 add_event(
                     connection,
                     actor=actor,
@@ -180,6 +257,26 @@ def deployments_in(connection: Connection, name: str | None = None) -> list[Depl
     if name is not None:
         query = query.where(deployments.c.name == name)
     return [Deployment(**from_row(row)) for row in connection.execute(query).mappings()]
+
+
+def _model_in(connection: Connection, name: str) -> Model:
+    return Model(
+        name,
+        tuple(deployments_in(connection, name)),
+        next(iter(running(connection, name)), None),
+        tuple(transitions_in(connection, name)),
+    )
+
+
+def _replace(
+    connection: Connection, name: str, before: Sequence[Deployment], wanted: Sequence[Deployment]
+) -> list[Deployment]:
+    since = {item.version: item.created_at for item in before}
+    after = [replace(item, created_at=since.get(item.version, item.created_at)) for item in wanted]
+    connection.execute(sa.delete(deployments).where(deployments.c.name == name))
+    if after:
+        connection.execute(sa.insert(deployments), [to_row(item) for item in after])
+    return after
 
 
 def _check(name: str, wanted: Sequence[Deployment]) -> None:

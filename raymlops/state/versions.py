@@ -41,6 +41,8 @@ class VersionRecord(Record):
     verdict: Verdict | None = None
     """Of the gate; None before it decided."""
     decided_at: datetime | None = None
+    withdrawn: str | None = None
+    """Why it was taken back from traffic, by a rollback or an aborted rollout; None unless it was."""
 
     def is_of(self, ref: ModelVersionRef | VersionRecord) -> bool:
         """Return whether this is a record of the same bundle, at the same place and of the same run."""
@@ -105,13 +107,27 @@ def record_verdict(
             _refuse_another(connection, ref)
         recorded_at = now if before is None or adopted else before.recorded_at
         verdict: Verdict = "passed" if passed else "refused"
-        after = VersionRecord(ref.name, ref.version, ref.run_id, ref.bundle, recorded_at, verdict, now)
+        withdrawn = None if before is None or adopted else before.withdrawn
+        after = VersionRecord(ref.name, ref.version, ref.run_id, ref.bundle, recorded_at, verdict, now, withdrawn)
         _put(connection, after)
         if adopted:
             adoption = f"digest {ref.bundle.digest} was named to adopt"
             _event(connection, "adopt", ref, before=before, after=ref.to_dict(), why=adoption)
         after_gate = {**decision, "digest": ref.bundle.digest}
         _event(connection, "gate.pass" if passed else "gate.refuse", ref, before=None, after=after_gate, why=why)
+
+
+def withdraw(connection: Connection, name: str, version: int, why: str | None) -> None:
+    """Record in the transaction of a change that it took a version back from traffic; None if it brings it back."""
+    mine = (table.c.name == name) & (table.c.version == version)
+    connection.execute(sa.update(table).where(mine).values(withdrawn=why))
+
+
+def withdrawn(database: Database, name: str) -> set[int]:
+    """Return the versions of a model that were taken back from traffic."""
+    query = sa.select(table.c.version).where(table.c.name == name, table.c.withdrawn.is_not(None))
+    with database.reading() as connection:
+        return set(connection.scalars(query))
 
 
 def _refuse_another(connection: Connection, ref: ModelVersionRef) -> None:

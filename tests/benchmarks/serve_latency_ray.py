@@ -79,8 +79,9 @@ def main(port: int, proxy: str, kind: str, *rest: str) -> None:
 
 
 def serve_ours(dashboard: str, port: int, proxy: str, folder: str, digest: str) -> None:
+    from serve_apply import apply
+
     from raymlops.records import BundleRef
-    from raymlops.serving.control.apply import apply
     from raymlops.serving.control.rest_api import ServeApi
     from raymlops.state.store import Deployment, Desired
 
@@ -107,5 +108,5 @@ def serve_bare(port: int, weights: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "fixtures")]
     main(int(sys.argv[1]), *sys.argv[2:])

@@ -184,7 +184,7 @@ def test_a_version_that_can_never_fit_is_refused_at_once(config, second):
     before = actions(config)
     greedy = {**config, "serve": {**config["serve"], "cpus_per_replica": 5.0}}
     with pytest.raises(InsufficientResourcesError, match=r"requests 1 x 5 CPU(.|\n)*iris-like--v1"):
-        rm.deploy(greedy, "2")
+        rm.deploy(greedy, "2", again=True)
     assert actions(config) == before
 
 
@@ -221,7 +221,7 @@ def test_a_removed_model_is_gone_and_its_past_is_not(config, second):
         rm.rollback(config)
     base = f"http://127.0.0.1:{config['serve']['port']}"
     assert httpx.get(f"{base}/models/iris-like").status_code == 404
-    record = rm.deploy(config, "2")
+    record = rm.deploy(config, "2", again=True)
     assert answered(record, second)
     assert rm.rollback(config).version == 1
     remove_version(config, 2)

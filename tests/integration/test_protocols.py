@@ -13,12 +13,12 @@ import bad_requests
 import grpc
 import httpx
 import pytest
+from serve_apply import apply
 from serve_proxy import start_proxy
 from serving_bundles import MIXED_ROWS, mixed_bundle
 
 from raymlops.bundle.load import load
 from raymlops.cluster.ports import free_port
-from raymlops.serving.control import apply as applying
 from raymlops.serving.control.rest_api import ServeApi
 from raymlops.serving.names import INDEX_APP, app_name
 from raymlops.serving.protocols.grpc_messages import request_class
@@ -67,7 +67,7 @@ def served(ray_local, bundle) -> Iterator[Served]:
     def change(*, keys: tuple[KeyRecord, ...] = (), **settings: Any) -> str:
         options = {"max_replicas": 1, "cpus_per_replica": 0.1, "log": {"enabled": False}, **settings}
         deployment = Deployment("mixed", 3, bundle, "run3", "champion", options)
-        return applying.apply(Desired((deployment,), keys), api=api, wait_s=120, grpc_port=grpc_port).base_url
+        return apply(Desired((deployment,), keys), api=api, wait_s=120, grpc_port=grpc_port).base_url
 
     host = change()
     yield Served(

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from older_state import OLD_DEPLOYMENTS, OLD_EVENTS, TAKEN_OVER, digests_in, write_older
 from postgres import NEEDS_POSTGRES, postgres
+from stored import put
 
 from raymlops.errors import RefusedError
 from raymlops.records import BundleRef
@@ -36,7 +37,7 @@ def test_a_change_and_its_audit_are_one(url):
     """Rows, roles, times with zone and JSON come back as they went in."""
     with State.open(url) as state:
         wanted = [deployment(6, "warm"), deployment(7, "champion")]
-        state.put_deployments({"flights": wanted}, actor="ada", action="deploy", why="a test")
+        put(state, "flights", wanted, actor="ada")
         assert state.deployments("flights") == wanted
         (event,) = state.events("flights")
         assert [Deployment.from_dict(item) for item in event.after] == wanted
@@ -74,7 +75,7 @@ def test_writers_wait_for_each_other(url):
 
     def work(state, start):
         for version in range(start, start + 10):
-            state.put_deployments({"flights": [deployment(version, "champion")]}, action="race", why="")
+            put(state, "flights", [deployment(version, "champion")], action="race")
 
     threads = [threading.Thread(target=work, args=(state, 100 * index)) for index, state in enumerate(states, 1)]
     for thread in threads:

@@ -17,24 +17,19 @@ from own_versions import end_serving
 from ray.util import list_named_actors
 from serve_proxy import start_proxy
 from serving_bundles import scale_bundle
-from states import opened, take_down
+from states import converge, deploy, opened, take_down
 
 from raymlops.config.schema import ProjectSpec
 from raymlops.config.serve import ServeSection
 from raymlops.errors import TakenError
 from raymlops.lifecycle.keys import bring
-from raymlops.lifecycle.live.bring_up import restored
-from raymlops.lifecycle.live.change import change
-from raymlops.lifecycle.live.lineup import LineUp, with_champion
 from raymlops.lifecycle.rollout.actor import ensure_running
 from raymlops.lifecycle.rollout.controller import Controller
 from raymlops.lifecycle.rollout.evidence import Reports
-from raymlops.serving.control.apply import apply, refresh
 from raymlops.serving.control.details import configs
 from raymlops.serving.control.rest_api import ServeApi
 from raymlops.serving.telemetry.rollout_counts import CONTROLLER, NAMESPACE, controller_of
 from raymlops.state.keys import create_key
-from raymlops.state.store import Deployment
 from raymlops.version import __version__
 
 pytestmark = pytest.mark.integration
@@ -84,20 +79,11 @@ def states(specs):
 
 
 @pytest.fixture(scope="module")
-def deploy(states, api, bundle):
+def deployed(states, api, bundle):
     """Return how a version of a project's model is made live."""
 
     def do(project, version, *, name=None):
-        name = name or project
-        new = Deployment(name, version, bundle, "run", "warm", SECTION.model_dump(mode="json"))
-        options = {"serve": SECTION, "action": "deploy", "why": "a test"}
-        return change(
-            states[project],
-            api,
-            name,
-            decide=lambda before: LineUp(with_champion(before, new, configured=True), version),
-            **options,
-        )
+        return deploy(states[project], api, name or project, version, bundle=bundle, section=SECTION)
 
     return do
 
@@ -133,20 +119,20 @@ def answering(where):
     assert set(got) == {200}
 
 
-def test_a_second_state_leaves_the_first_ones_model_answering(api, states, deploy):
+def test_a_second_state_leaves_the_first_ones_model_answering(api, states, deployed):
     """Through a deploy, a new version, a key, a restore, its controller's first step, a refusal and a removal."""
-    deploy("shop", 1)
+    deployed("shop", 1)
     before = replicas(api, "shop--v1")
     with answering(url(api, "shop")):
-        (said, *_) = deploy("lab", 1).warnings
+        (said, *_) = deployed("lab", 1).warnings
         assert "left alone: raymlops, shop--v1" in said
-        deploy("lab", 2)
+        deployed("lab", 2)
         key, _ = create_key(states["lab"], name="caller", models=["lab"], now=datetime.now(UTC))
-        bring(states["lab"], api, key, serve=SECTION, purpose="a test")
-        restored(states["lab"], api, serve=SECTION)
-        Controller(states["lab"], api, reports=Reports()).step(datetime.now(UTC))
+        bring(states["lab"], api, key, serve=SECTION)
+        converge(states["lab"], api)
+        Controller(states["lab"], api, serve=SECTION, reports=Reports()).step(datetime.now(UTC))
         with pytest.raises(TakenError, match="belongs to state"):
-            deploy("lab", 2, name="shop")
+            deployed("lab", 2, name="shop")
         assert httpx.post(url(api, "lab"), json=ROWS).json()["outputs"] == [{"y": 6.0}]
         owners = {name: config["deployments"][0]["user_config"]["state"]["id"] for name, config in live(api).items()}
         mine = states["lab"].owner().id
@@ -168,9 +154,8 @@ def test_a_mark_is_added_without_a_restart(api, states):
     api.put({"http_options": api.get()["http_options"], "applications": list(bare.values())})
     before = replicas(api, "shop--v1")
     with answering(url(api, "shop")):
-        assert refresh(states["shop"].desired(), api=api)
-        assert not refresh(states["shop"].desired(), api=api)
-        apply(states["shop"].desired(), api=api, wait_s=60)  # which waits until it runs with that
+        converge(states["shop"], api)
+        deployed("shop", 1)  # which waits until it runs with that
     assert replicas(api, "shop--v1") == before
     assert {config["deployments"][0]["user_config"]["state"]["id"] for config in live(api).values()} == {
         states["shop"].owner().id

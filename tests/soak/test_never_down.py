@@ -151,7 +151,7 @@ def test_nobody_fails_while_everything_changes(config, versions, tmp_path, capsy
         os.kill(serve_controller_pid(), signal.SIGKILL)
         go_on()
         load.phase("one replica again")
-        rm.deploy(config, str(good))  # live anew, so that a rollback goes to it again
+        rm.deploy(config, str(good), again=True)  # live anew, so that a rollback goes to it again
         rm.deploy({**config, "serve": {**config["serve"], "downscale_delay_s": 1.0}}, str(other))
         go_on()
         load.phase("the champion hangs")

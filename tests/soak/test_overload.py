@@ -14,10 +14,10 @@ from collections import Counter
 import numpy as np
 import pytest
 from local_ray import local_ray
+from serve_apply import apply
 from serve_proxy import start_proxy
 from serving_bundles import scale_bundle
 
-from raymlops.serving.control.apply import apply
 from raymlops.serving.control.rest_api import ServeApi
 from raymlops.state.store import Deployment, Desired
 

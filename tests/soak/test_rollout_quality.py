@@ -60,8 +60,8 @@ def versions_of(world, folder, seed):
 
 def judged(data, champion, canary, rows):
     """Roll a version out at a half of the traffic while every answer is labelled; return how it ended."""
-    rm.deploy(data, champion, abort=True)
-    record = rm.deploy(data, canary, canary=50, steps=[50], bake_s=10)
+    rm.deploy(data, champion, abort=True, again=True)
+    record = rm.deploy(data, canary, canary=50, steps=[50], bake_s=10, again=True)
     assert not [warning for warning in record.warnings if "quality" in warning]
     began = time.monotonic()
     with labelled_load(f"http://127.0.0.1:{data['serve']['port']}", data["project"]["name"], rows) as failed:

@@ -11,17 +11,36 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.placement import WorkerRequest, add, room, show
 from raymlops.cluster.resource_usage import group
-from raymlops.errors import InsufficientResourcesError
+from raymlops.errors import ClusterError, InsufficientResourcesError
+from raymlops.lifecycle.live.lineup import spare_of
 from raymlops.serving.control.render import settings_of
 from raymlops.serving.names import app_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from raymlops.lifecycle.live.reconciler import Cluster
     from raymlops.serving.control.rest_api import Room
     from raymlops.state.store import Deployment
 
 _REPLICA = "SERVE_REPLICA::"
+
+
+def leaving_first(cluster: Cluster, before: Sequence[Deployment], new: Deployment) -> tuple[int, ...]:
+    """Return the idle versions that are removed before ``new`` comes up, since there is no room beside them.
+
+    Raises:
+        InsufficientResourcesError: it does not fit even then, and no autoscaler may add nodes.
+    """
+    if any((item.version, item.serve) == (new.version, new.serve) for item in before):
+        return ()
+    try:
+        room = cluster.room()
+    except ClusterError:
+        return ()  # what may fit must not be rejected; a dashboard that is down is reported by the next request
+    idle = spare_of(before, new)
+    leaving = [item for item in before if item.version in idle]
+    return tuple(sorted(idle)) if must_leave_first(new, leaving, cluster=room) else ()
 
 
 def must_leave_first(new: Deployment, leaving: Sequence[Deployment], *, cluster: Room) -> bool:

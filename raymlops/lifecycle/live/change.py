@@ -1,44 +1,63 @@
-"""One change of what is live, as a whole: line-up, state, Serve, alias.
+"""One change of what is live, as a verb makes it: refuse what can never be, write what is desired, wait until it is so.
 
-A version that is not up is first brought up beside what is live (see ``bring_up``), which may take minutes and holds no
-lock. The rest is short, under the lock of every change: the line-up is decided again, the desired state is written with
-its audit event, then Serve is brought to it and read back. A failed change restores what was read under the lock. A
-kill in between loses nothing: what is live stays live, and the same verb, or the controller, completes the change. The
-caller decides the line-up.
+Owns the order, the waiting, and what is said of the end. The change is one transaction with its audit event; from then
+on the controller completes it, whatever happens to the verb. While the verb waits it takes the same steps itself.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
-from contextlib import suppress
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from raymlops.errors import ClusterError, RaymlopsError, TrackingError
-from raymlops.lifecycle.live.bring_up import SHORT_S, Cluster, begin, coming_up, give_up, places
-from raymlops.lifecycle.live.lineup import Decide, Follow, LineUp, champion_of
+from raymlops.errors import ClusterError, DeployError, RaymlopsError, RefusedError, TrackingError
+from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.lifecycle.live.reconciler import Cluster, Reconciler
+from raymlops.lifecycle.live.transitions import AGAIN
 from raymlops.records import DeploymentRecord
-from raymlops.serving.control.apply import apply
+from raymlops.serving.control.converge import broken, index_starts, lacking
+from raymlops.serving.control.details import routes, status_of
 from raymlops.serving.control.ownership import divide
-from raymlops.state.aliases import add_pending_alias, complete_alias
-from raymlops.state.audit import add_event
+from raymlops.serving.control.wait import ROUTE_WAIT_S, applied_of, await_answers
+from raymlops.serving.names import app_name, route_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sqlalchemy import Connection
+    from collections.abc import Iterator, Sequence
 
     from raymlops.config.serve import ServeSection
-    from raymlops.lifecycle.live.bring_up import Coming
-    from raymlops.serving.control.apply import Applied
-    from raymlops.state.store import Deployment, State
+    from raymlops.serving.control.plan import Plan
+    from raymlops.serving.control.wait import Applied
+    from raymlops.state.store import Change, Deployment, Model, State
+    from raymlops.state.transitions import Transition
 
-__all__ = ["Change", "Cluster", "Decide", "Follow", "LineUp", "change", "record_of"]
+__all__ = ["Changed", "Cluster", "Follow", "change", "record_of", "within"]
 
-LOCK_MARGIN_S = 60.0
-"""How much longer than a version's own time to come up a change waits for the previous one."""
+FIRST_POLL_S, POLL_S = 0.03, 0.25
+"""Polling interval: short at first, since most changes take effect at once."""
+SHORT_S = 30.0
+"""Longest wait for Serve to take a change of which every version is up, and for an absent Serve to come back."""
+GONE_S = 20.0
+"""Longest wait for removed versions to release their resources; Serve ends a hung one later."""
 ALIAS_S = 10.0
 """Longest wait for MLflow. The version is live by then, and the controller sets the alias later."""
+CONTINUES = "It stays desired, and the controller continues with it; raymlops status shows how far it is."
+
+Follow = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What was desired of a model and what is, and what Serve runs."""
+
+    before: Model
+    after: Model
+    applied: Applied
+    changed: bool
+    warnings: tuple[str, ...] = ()
 
 
 def change(
@@ -46,156 +65,81 @@ def change(
     cluster: Cluster,
     name: str,
     *,
-    decide: Decide,
+    decide: Callable[[Model, Plan | None], Change],
     serve: ServeSection,
     action: str,
-    why: str,
-    actor: str | None = None,
-    follow: Follow | None = None,
+    subject: int | None = None,
+    champion: bool = True,
     hurry: bool = False,
-    lock_wait_s: float | None = None,
-    on_live: Follow | None = None,
-    alias_wait_s: float = ALIAS_S,
-) -> Change:
-    """Change the deployments of one model; if its version does not come up, the previous state is restored.
+    blind: bool = False,
+    actor: str | None = None,
+    wait_s: float = SHORT_S,
+) -> Changed:
+    """Change what is desired of a model, and wait until Serve runs it.
 
-    ``decide`` returns the line-up, under the lock; it is called again after the version has come up. ``on_live`` and
-    then ``follow`` are called with the version once it is live, without the lock. If ``follow`` fails, or takes longer
-    than ``alias_wait_s``, that is recorded and returned as a warning. ``hurry`` gives the route to a version that is up
-    at once.
+    ``decide`` is called in the transaction, with what Serve runs; with None if Serve does not answer and the change is
+    ``blind``. At the end the version that came up by ``action``, the ``subject``, and the ``champion`` run as desired,
+    in a ``hurry`` with one replica.
 
     Raises:
-        InsufficientResourcesError: the cluster can never hold the version; nothing was changed.
         TakenError, OutdatedStateError: the model on Serve is another state's, or a newer copy's of this one; nothing
             was changed.
-        RefusedError: another change took too long, or removed the version or changed the champion meanwhile.
-        DeployError: the version did not come up.
+        RefusedError: another verb took the version away, or asked for the route, while it came up.
+        DeployError: the version did not come up, and what was live still is; or Serve has not taken a change yet.
+        ClusterError: Serve does not answer; a blind change is desired all the same.
         RaymlopsError: of ``decide``; nothing was changed.
     """
-    wait_s = serve.ready_timeout_s + LOCK_MARGIN_S if lock_wait_s is None else lock_wait_s
-    coming: list[Coming] = []
+    reconciler = Reconciler(state, cluster, serve=serve)
+    plan: Plan | None = None
     try:
-        while True:
-            with state.exclusive(f"{action} {name}", wait_s=wait_s):
-                before = state.deployments(name)
-                if coming:
-                    coming[-1].check(before)
-                now = decide(before)
-                _refuse_foreign(state, cluster, name, before, now)
-                said = now.why or why
-                following = coming_up(cluster, before, now, after=coming[-1] if coming else None, hurry=hurry)
-                if following is None:
-                    if any(one.final for one in coming):
-                        now = replace(now, also=None)  # it was written when the version began to come up
-                    done = _finish(
-                        state,
-                        cluster,
-                        name,
-                        before,
-                        now,
-                        serve=serve,
-                        action=action,
-                        why=said,
-                        actor=actor,
-                        hurry=hurry or bool(coming),
-                        owed=follow is not None,
-                    )
-                    break
-                coming.append(
-                    begin(state, cluster, following, before, now, serve=serve, action=action, why=said, actor=actor)
-                )
-            coming[-1].wait(state, cluster, wait_s=serve.ready_timeout_s)
-    except BaseException as error:
-        for one in reversed(coming):
-            give_up(state, cluster, one, error, serve=serve, actor=actor, wait_s=wait_s)
-        raise
-    if any(one.changed for one in coming):
-        done = replace(done, applied=replace(done.applied, changed=True))
-    if on_live is not None and done.now.subject is not None:
-        on_live(done.now.subject)
-    later = None if follow is None else within(alias_wait_s, follow)
-    followed = _followed(state, later, name, done.now.subject, action=action)
-    return replace(done, warnings=(*done.applied.notes, *followed))
+        plan = reconciler.look()
+    except ClusterError:
+        if not blind:
+            raise
+
+    def decided(model: Model) -> Change:
+        found = decide(model, plan)
+        # A model that another state took over can be removed from this one.
+        if plan is not None and (found.model.deployments or not model.deployments):
+            divide(plan.details, plan.desired).refuse_held({name})
+        return found
+
+    held = None if plan is None else routes(plan.details).get(route_of(name))
+    before, after = state.change(name, decided, actor=actor)
+    mine = [one for one in after.coming if one.action == action and subject in {None, one.version}]
+    plan, acted = _carried_out(
+        state, reconciler, after, mine, subject=subject, champion=champion, hurry=hurry, wait_s=wait_s
+    )
+    after, applied = state.model(name), applied_of(plan)
+    new = champion_of(after.deployments)
+    if plan.local and new is not None and champion and applied.routes.get(route_of(name)) != held:
+        await_answers(applied, [new], deadline=time.monotonic() + ROUTE_WAIT_S)
+    return Changed(before, after, applied, acted or before.deployments != after.deployments, plan.notes)
 
 
-def record_of(change: Change) -> DeploymentRecord:
-    """Return the record of a change whose subject is served."""
-    version = change.now.subject
-    new = next(item for item in change.now.wanted if item.version == version)
-    old = champion_of(change.before)
+def record_of(done: Changed, version: int) -> DeploymentRecord:
+    """Return the record of a change by which a version is up."""
+    new, old = done.after.item(version), champion_of(done.before.deployments)
+    assert new is not None
     return DeploymentRecord(
         name=new.name,
-        version=new.version,
+        version=version,
         digest=new.bundle.digest,
         role=new.role,
-        url=f"{change.applied.base_url}/models/{new.name}/predict" if new.role == "champion" else None,
+        url=f"{done.applied.base_url}/models/{new.name}/predict" if new.role == "champion" else None,
         previous_version=old.version if old and old.version != version else None,
-        changed=change.applied.changed,
-        warnings=change.warnings,
+        changed=done.changed,
+        warnings=done.warnings,
     )
 
 
-def _refuse_foreign(state: State, cluster: Cluster, name: str, before: Sequence[Deployment], now: LineUp) -> None:
-    """Refuse to change a model of another state, before anything is written; without an answer of Serve, do nothing.
-
-    A model that another state took over can still be removed from this one.
-    """
-    with suppress(ClusterError):
-        division = divide(cluster.get(), state.desired())
-        if now.wanted or not before:
-            division.refuse_held({name})
-
-
-def _finish(
-    state: State,
-    cluster: Cluster,
-    name: str,
-    before: list[Deployment],
-    now: LineUp,
-    *,
-    serve: ServeSection,
-    action: str,
-    why: str,
-    actor: str | None,
-    hurry: bool,
-    owed: bool,
-) -> Change:
-    """Write a line-up of which every version is up, and bring Serve to it."""
-    written = before != now.wanted or now.also is not None
-    champion = champion_of(now.wanted)
-    owes = owed and champion is not None and champion.version == now.subject
-
-    def also(connection: Connection) -> None:
-        if now.also is not None:
-            now.also(connection)
-        if owes and now.subject is not None:
-            add_pending_alias(connection, name, now.subject)
-
-    if written:
-        state.put_deployments({name: now.wanted}, action=action, why=why, actor=actor, also=also)
-    subject = frozenset() if now.subject is None else frozenset({now.subject})
-    concerned = {(name, version) for version in (subject if now.concerned is None else now.concerned)}
-    wait_s = min(serve.ready_timeout_s, SHORT_S)
+def followed(follow: Follow, version: int) -> tuple[str, ...]:
+    """Set the alias of a version that is live; a failure is a warning, since the controller sets it later."""
     try:
-        applied = apply(state.desired(), api=cluster, wait_s=wait_s, concerned=concerned, hurry=hurry, **places(serve))
-    except BaseException as error:
-        if written and not now.kept:
-            reason = f"{action} failed: {type(error).__name__}: {error}"[:2000]
-            state.put_deployments({name: before}, action=f"{action}.undone", why=reason, actor=actor, also=now.undo)
-            _undo(state, cluster, before, serve=serve)
-        raise
-    return Change(before, now, applied)
-
-
-def _undo(state: State, cluster: Cluster, before: Sequence[Deployment], *, serve: ServeSection) -> None:
-    """Send the previous state, and wait briefly for its champion."""
-    old = champion_of(before)
-    concerned = {(old.name, old.version)} if old is not None else set()
-    try:
-        apply(state.desired(), api=cluster, wait_s=10, concerned=concerned, **places(serve))
-    except RaymlopsError:
-        # Serve does not answer: the desired state is right again, and the next verb brings Serve to it.
-        return
+        within(ALIAS_S, follow)(version)
+    except RaymlopsError as error:
+        return (f"version {version} is live, but the alias champion was not set: {error.message}",)
+    return ()
 
 
 def within(seconds: float, follow: Follow) -> Follow:
@@ -221,36 +165,104 @@ def within(seconds: float, follow: Follow) -> Follow:
     return bounded
 
 
-def _followed(state: State, follow: Follow | None, name: str, version: int | None, *, action: str) -> tuple[str, ...]:
-    """Set the alias. The version is live already, so that a failure here must not look like a failed change.
+def converged(
+    reconciler: Reconciler, items: Callable[[], Sequence[Deployment]], *, wait_s: float, hurry: bool = False
+) -> tuple[Plan, bool]:
+    """Take steps until these deployments run as desired; return what Serve runs then, and whether a step was needed.
 
-    The state has recorded it as pending, so that the controller sets it whatever happens here.
+    Raises:
+        DeployError: one fails, or Serve has not taken them in ``wait_s``.
+        ClusterError: Serve does not answer.
     """
-    if follow is None or version is None:
-        return ()
-    try:
-        follow(version)
-    except RaymlopsError as error:
-        warning = f"version {version} is live, but the alias champion was not set: {error.message}"
+    any_step, deadline = False, time.monotonic() + wait_s
+    for plan, acted in _looks(reconciler):
+        any_step |= acted
+        if acted:
+            continue
+        wanted = items()
+        if (lack := lacking(plan, wanted, hurry=hurry)) is None:
+            if hurry or not index_starts(plan):
+                break
+            lack = "the list of models is being started"
+        if failing := [item for item in wanted if broken(plan, item)]:
+            which = f"version {failing[0].version} of {failing[0].name}"
+            raise DeployError(f"{which} does not run: {lacking(plan, failing)}", hint=CONTINUES)
+        if time.monotonic() > deadline:
+            raise DeployError(f"Serve has not taken it in {wait_s:g} s: {lack}", hint=CONTINUES)
+    return plan, any_step
+
+
+def _carried_out(
+    state: State,
+    reconciler: Reconciler,
+    wanted: Model,
+    mine: Sequence[Transition],
+    *,
+    subject: int | None,
+    champion: bool,
+    hurry: bool,
+    wait_s: float,
+) -> tuple[Plan, bool]:
+    """Take steps until a change is carried out; return what Serve runs then, and whether any step was needed."""
+    came_up = False
+    for coming in mine:
+        for _, acted in _looks(reconciler):
+            came_up |= acted
+            if not acted and _ended(state.model(wanted.name), coming):
+                break
+    versions = {subject, *(one.version for one in mine)}
+
+    def concerned() -> list[Deployment]:
+        items = state.model(wanted.name).deployments
+        return [item for item in items if item.version in versions or (champion and item.role == "champion")]
+
+    plan, acted = converged(reconciler, concerned, wait_s=wait_s, hurry=hurry)
+    deadline = time.monotonic() + GONE_S
+    for plan, _ in _looks(reconciler):
+        if not _leaving(plan, state.model(wanted.name)) or time.monotonic() > deadline:
+            break
+    return plan, acted or came_up
+
+
+def _looks(reconciler: Reconciler) -> Iterator[tuple[Plan, bool]]:
+    """Yield what Serve runs, and whether a step was taken, again and again."""
+    pauses = itertools.chain((FIRST_POLL_S * 2**index for index in range(3)), itertools.repeat(POLL_S))
+    away_since: float | None = None
+    while True:
         try:
-            with state.writing() as connection:
-                add_pending_alias(connection, name, version)
-                add_event(connection, action=f"{action}.alias", subject=f"{name}/{version}", why=warning)
-        except RaymlopsError as second:
-            return warning, f"that is not in the audit record: {second.message}"
-        return (warning,)
-    try:
-        complete_alias(state, name, version)
-    except RaymlopsError as error:
-        return (f"version {version} is live, and its alias is set once more later: {error.message}",)
-    return ()
+            look = reconciler.step(datetime.now(UTC))
+            plan = reconciler.look() if look is None else look.plan
+        except ClusterError as error:
+            away_since = away_since or time.monotonic()
+            if time.monotonic() - away_since > SHORT_S:
+                raise ClusterError(error.message, hint=CONTINUES) from error
+            acted = False
+        else:
+            away_since, acted = None, look is not None and look.acted
+            yield plan, acted
+        if not acted:
+            time.sleep(next(pauses))
 
 
-@dataclass(frozen=True)
-class Change:
-    """The previous and the new line-up, and what is still pending although the version is live."""
+def _ended(model: Model, coming: Transition) -> bool:
+    """Return whether a version has what it came up for.
 
-    before: list[Deployment]
-    now: LineUp
-    applied: Applied
-    warnings: tuple[str, ...] = ()
+    Raises:
+        DeployError: it did not come up.
+        RefusedError: it was superseded.
+    """
+    found = next((one for one in model.transitions if one.id == coming.id), None)
+    if found is None or found.status == "superseded":
+        why = "it was requested anew" if found is None else found.reason
+        raise RefusedError(f"version {coming.version} of {model.name} no longer comes up: {why}", hint=AGAIN)
+    if found.status == "failed":
+        raise DeployError(found.reason, hint="What was live still is. raymlops doctor shows whether there is room.")
+    return found.status == "done"
+
+
+def _leaving(plan: Plan, model: Model) -> bool:
+    """Return whether Serve still runs versions of a model that are not desired."""
+    desired = {app_name(item.name, item.version) for item in model.deployments}
+    prefix = app_name(model.name, 0).removesuffix("0")
+    standing = {app for app in plan.details["applications"] if app.startswith(prefix)} - desired
+    return any(app in plan.ours or status_of(plan.details, app) == "DELETING" for app in standing)

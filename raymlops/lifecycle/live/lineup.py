@@ -6,8 +6,7 @@ setting. Without a setting it depends on the address at which Serve listens, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,8 @@ from raymlops.config.serve import ServeSection
 from raymlops.errors import NotFoundError, RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
     from datetime import datetime
-
-    from sqlalchemy import Connection
 
     from raymlops.state.audit import AuditEvent
     from raymlops.state.store import Deployment
@@ -285,35 +282,3 @@ def _state_in(version: int, deployments: Sequence[dict[str, Any]]) -> str | None
         if item["version"] == version:
             return "busy" if item["role"] == "champion" or item.get("weight") or item.get("shadow") else "idle"
     return None
-
-
-Write = Callable[["Connection"], None]
-
-
-@dataclass(frozen=True)
-class LineUp:
-    """The desired deployments of a model. ``subject`` is the version that changes, if it stays."""
-
-    wanted: list[Deployment]
-    subject: int | None
-    concerned: frozenset[int] | None = None
-    """Versions that must confirm the change; by default the subject."""
-    spare: frozenset[int] = frozenset()
-    """Versions that are removed if there is no room for the subject beside them."""
-    also: Write | None = None
-    """Written in the same transaction."""
-    undo: Write | None = None
-    """Written in the transaction that restores the previous state."""
-    kept: bool = False
-    """Whether it stays desired even if Serve cannot be brought to it now."""
-    why: str | None = None
-    """For the audit record, if it depends on the line-up."""
-
-    def item(self) -> Deployment | None:
-        """Return the deployment of the subject."""
-        return next((item for item in self.wanted if item.version == self.subject), None)
-
-
-Decide = Callable[[Sequence["Deployment"]], LineUp]
-
-Follow = Callable[[int], None]

@@ -16,7 +16,7 @@ from raymlops.records import ModelVersionRef
 from raymlops.registry.lineage import GATE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Collection
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.registry.versions import Registry
@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from raymlops.state.versions import VersionRecord
 
 CHAMPION = "champion"
+CHALLENGER = "challenger"
 
 _log = logging.getLogger(__name__)
 
 
-def admitted(spec: ProjectSpec, version: str) -> tuple[Registry, ModelVersionRef]:
+def admitted(spec: ProjectSpec, version: str, *, again: bool = False) -> tuple[Registry, ModelVersionRef]:
     """Return a version that has passed its gate and whose files are intact.
+
+    One that was taken back from traffic is returned only ``again``, and by its number.
 
     Raises:
         NotFoundError: there is no such version.
@@ -51,6 +54,7 @@ def admitted(spec: ProjectSpec, version: str) -> tuple[Registry, ModelVersionRef
         record = recorded(state, ref.name, ref.version)
     ref = as_recorded(ref, record)
     assert record is not None
+    check_withdrawn(record, again=again and version.isdigit())
     check_verdict(record, registry.tags(ref.name, ref.version).get(GATE))
     verify(ref.bundle.uri, ref.bundle.digest)
     check_redacted(spec.serve.log.redact, signature_of(ref.bundle), name=ref.name)
@@ -74,16 +78,33 @@ def loadable(registry: Registry, state: State, name: str, version: str) -> Model
     return as_recorded(ref, recorded(state, ref.name, ref.version))
 
 
-def champion_alias(spec: ProjectSpec, name: str) -> Callable[[int], None]:
-    """Return a function that points a model's alias ``champion`` to a version; it connects to MLflow when called."""
+class MlflowAliases:
+    """The alias ``champion`` of models; connects to MLflow when asked."""
 
-    def point(version: int) -> None:
+    def __init__(self, spec: ProjectSpec) -> None:
+        self._spec = spec
+
+    def champion(self, name: str) -> int | None:
+        """Return the version that the alias of a model names, None without one."""
+        found = self._registry().by_alias(name, CHAMPION)
+        return None if found is None else found.version
+
+    def set_champion(self, name: str, version: int) -> None:
+        """Point the alias of a model to a version."""
+        self._registry().set_alias(name, CHAMPION, version)
+
+    def withdraw(self, name: str, versions: Collection[int]) -> None:
+        """Remove the alias ``challenger`` if it names one of these versions."""
+        registry = self._registry()
+        found = registry.by_alias(name, CHALLENGER)
+        if found is not None and found.version in versions:
+            registry.delete_alias(name, CHALLENGER)
+
+    def _registry(self) -> Registry:
         from raymlops.registry.versions import Registry
         from raymlops.tracking.client import tracker
 
-        Registry(tracker(spec)).set_alias(name, CHAMPION, version)
-
-    return point
+        return Registry(tracker(self._spec))
 
 
 def live_champion(state: State, name: str) -> ModelVersionRef | None:
@@ -161,6 +182,19 @@ def check_verdict(record: VersionRecord, said: str | None) -> None:
             f"{which}: MLflow says {said or 'nothing'} of its gate, this state recorded passed at "
             f"{record.decided_at:%Y-%m-%d %H:%M} UTC",
             hint=f"The gate was interrupted, asked from another state, or its tag was changed. Ask it again:\n  {hint}",
+        )
+
+
+def check_withdrawn(record: VersionRecord, *, again: bool) -> None:
+    """Refuse a version that was taken back from traffic, unless it is to come back. Pure.
+
+    Raises:
+        RefusedError: naming why it was taken back.
+    """
+    if record.withdrawn is not None and not again:
+        raise RefusedError(
+            f"version {record.version} of {record.name} was taken back: {record.withdrawn}",
+            hint=f"raymlops deploy {record.name} --version {record.version} --again brings it back all the same.",
         )
 
 

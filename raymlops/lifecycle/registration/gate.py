@@ -24,7 +24,7 @@ from raymlops.errors import (
     RefusedError,
     UnreachableError,
 )
-from raymlops.lifecycle.registration.admission import CHAMPION, adoptable, as_recorded, live_champion
+from raymlops.lifecycle.registration.admission import CHALLENGER, CHAMPION, adoptable, as_recorded, live_champion
 from raymlops.lifecycle.registration.register import written_sources
 from raymlops.lifecycle.registration.request_path import answers_requests, rows_of
 from raymlops.lifecycle.sources import Source, spec_of
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from raymlops.state.store import State
     from raymlops.state.versions import VersionRecord
     from raymlops.tracking.client import Tracker
-
-CHALLENGER = "challenger"
 
 
 def gate(

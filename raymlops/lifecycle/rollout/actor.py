@@ -16,17 +16,17 @@ import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.credentials import holds_credential
 from raymlops.config.paths import local_path
 from raymlops.errors import ClusterError, RaymlopsError
-from raymlops.lifecycle.registration.admission import champion_alias
+from raymlops.lifecycle.registration.admission import MlflowAliases
 from raymlops.lifecycle.rollout.controller import Controller
 from raymlops.lifecycle.sources import spec_of, state_of
 from raymlops.records import Record
+from raymlops.serving.control.rest_api import ServeApi
 from raymlops.serving.telemetry.rollout_counts import NAMESPACE, controller_of
 from raymlops.state.database import state_url
 from raymlops.state.identity import SHORT
@@ -88,13 +88,11 @@ def start_controller(source: Source) -> ControllerRecord:
 
 
 def ensure_controller(spec: ProjectSpec, state: State, *, dashboard_url: str) -> tuple[str, ...]:
-    """Start the controller if anything should be live and none is running; return a warning if that fails.
+    """Start the controller if none is running, before anything is changed; return a warning if that fails.
 
-    It moves rollouts, takes warm versions down, completes interrupted changes, and compacts the prediction log. While
-    a rollout is running it must answer; otherwise it is enough that one of this release holds the lease.
+    It completes changes, moves rollouts, ends warm versions, keeps aliases right, and compacts the prediction log.
+    While a rollout is running it must answer; otherwise it is enough that one of this release holds the lease.
     """
-    if not state.deployments():
-        return ()
     with state.reading() as connection:
         rolling_out = bool(running(connection))
     problem = ensure_running(spec, state, dashboard_url=dashboard_url, must_answer=rolling_out)
@@ -180,25 +178,40 @@ class ControllerActor:
                 raise ClusterError(
                     f"the database of this controller's state {self._id[:SHORT]} now belongs to state {found[:SHORT]}"
                 )
+            api = ServeApi(_dashboard(spec))
+            here = api.cluster_id()
+            _check_home(state, here)
             with lease(state_url(spec), LEASE, purpose=PURPOSE):
-                controller = self._controller(spec, state)
+                controller = self._controller(spec, state, api)
                 self._phase = "running"
                 while not self._stopped.is_set():
+                    _check_home(state, here)
                     self._stopped.wait(controller.step(datetime.now(UTC)))
 
-    def _controller(self, spec: ProjectSpec, state: State) -> Controller:
+    def _controller(self, spec: ProjectSpec, state: State, api: ServeApi) -> Controller:
         from raymlops.lifecycle.rollout.label_losses import LabelLosses, ask_in_task
         from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
-        from raymlops.serving.control.rest_api import ServeApi
 
         return Controller(
             state,
-            ServeApi(_dashboard(spec)),
+            api,
+            serve=spec.serve,
             reports=self._reports,
-            follow=partial(champion_alias, spec),
+            aliases=MlflowAliases(spec),
             losses=LabelLosses(state, ask_recipe=ask_in_task),
             maintain=LogMaintenance(state, state_url(spec)),
         )
+
+
+def _check_home(state: State, here: str) -> None:
+    """Refuse to move what is live on another cluster; its own controller does.
+
+    Raises:
+        ClusterError: naming the cluster.
+    """
+    there = state.owner().cluster
+    if there not in {"", here}:
+        raise ClusterError(f"the database of this controller's state is live on another cluster: {there[:SHORT]}")
 
 
 def _start(spec: ProjectSpec, state_id: str, *, dashboard_url: str, must_answer: bool) -> str | None:
@@ -311,9 +324,10 @@ def _dashboard(spec: ProjectSpec) -> str:
 
     The process that started the controller may have used another address, such as a forwarded port.
     """
+    import ray
     from ray._private.services import get_webui_url_from_internal_kv  # Ray 2.60 has no public way in a worker
 
-    found: str | None = get_webui_url_from_internal_kv()
+    found: str | None = get_webui_url_from_internal_kv() if ray.is_initialized() else None
     if not found:
         return str(spec.cluster.dashboard)
     return found if "://" in found else f"http://{found}"

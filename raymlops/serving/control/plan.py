@@ -77,7 +77,6 @@ def plan_of(
     port: int,
     grpc_port: int | None,
     concerned: Collection[str],
-    check: bool = True,
 ) -> Plan:
     """Read Serve's present state, and plan the change to the desired one.
 
@@ -95,7 +94,7 @@ def plan_of(
     details = api.get()
     listens = listening(details, local=local)
     if listens is None:
-        if check and desired.deployments and local:
+        if desired.deployments and local:
             port = port or free_port()
             check_port(host, port)
         listens = Listening(host, port)

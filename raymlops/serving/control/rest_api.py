@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _PATH = "/api/serve/applications/"
+_CLUSTER = "/cluster_id"
 _STATUS = "/api/cluster_status"
+_CLUSTER = "/cluster_id"
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,15 @@ class ServeApi:
             DeployError: Serve refuses the config; nothing was changed.
         """
         self._call("PUT", _PATH, config)
+
+    def cluster_id(self) -> str:
+        """Return Ray's id of the cluster, which a restart of its head changes unless its state is kept (GCS).
+
+        Raises:
+            ClusterError: the dashboard does not answer, or refuses us.
+        """
+        found: str = self._call("GET", _CLUSTER).json()["data"]["clusterId"]
+        return found
 
     def room(self) -> Room:
         """Return the cluster's nodes and actors that are alive, with the resources of each.

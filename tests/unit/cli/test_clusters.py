@@ -7,6 +7,7 @@ import os
 
 import pytest
 from answering_cluster import answering_cluster
+from stored import put
 
 from raymlops.cli.main import main
 from raymlops.cluster.processes import ProcessRecord
@@ -21,7 +22,7 @@ def cluster(tmp_path):
     """Yield a cluster that runs nothing, whose state says that a model should be live."""
     with State.open(f"sqlite:///{tmp_path}/state.db") as state:
         model = Deployment("m", 1, BundleRef("/b", "d" * 64), "run1", "champion", {})
-        state.put_deployments({"m": [model]}, action="deploy", why="a test")
+        put(state, "m", [model])
     with answering_cluster() as running:
         running.record(tmp_path, grpc_port=9000, processes=(ProcessRecord.of("ray", os.getpid()),))
         yield running

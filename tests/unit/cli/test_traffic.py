@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from stored import put
 
 from raymlops.cli.main import main
 from raymlops.cli.source import choose
@@ -125,8 +126,8 @@ def deployed(tmp_path, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     item = Deployment("m", 1, BundleRef("/bundles", "d" * 64), "run", "champion", {"port": 8765, "min_replicas": 2})
     with State.open(f"sqlite:///{tmp_path}/state.db") as state:
-        state.put_deployments({"m": [item]}, action="deploy", why="")
-        state.put_deployments({"m": []}, action="remove", why="")
+        put(state, "m", [item])
+        put(state, "m", [], action="remove")
 
 
 @pytest.mark.parametrize(("text", "version"), [("m", None), ("m@challenger", "@challenger"), ("m@7", "7")])
@@ -189,7 +190,7 @@ def test_an_interrupted_deploy_says_what_is_live(deployed, tmp_path, monkeypatch
     """The interrupt may have come after the route was given away."""
     item = Deployment("m", 2, BundleRef("/bundles", "d" * 64), "run", "champion", {"port": 8765})
     with State.open(f"sqlite:///{tmp_path}/state.db") as state:
-        state.put_deployments({"m": [item]}, action="deploy", why="")
+        put(state, "m", [item])
 
     def interrupted(*_arguments, **_options):
         raise KeyboardInterrupt
@@ -215,7 +216,7 @@ def test_every_model_is_restored_without_naming_one(deployed, capsys, tmp_path):
     """Where Serve listens is what they were deployed with; that no cluster runs is all that is missing."""
     item = Deployment("m", 2, BundleRef("/bundles", "d" * 64), "run", "champion", {"port": 8765})
     with State.open(f"sqlite:///{tmp_path}/state.db") as state:
-        state.put_deployments({"m": [item]}, action="deploy", why="")
+        put(state, "m", [item])
     assert nameless().serve.port == 8765
     assert main(["deploy", "--restore", "--yes"]) == 5
     assert "no running cluster" in capsys.readouterr().err

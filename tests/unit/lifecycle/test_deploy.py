@@ -1,23 +1,44 @@
-"""What a deploy may do while a rollout runs, and what it says of keys, against a state database and Serve in memory."""
+"""The verbs of what is live, against a state database and Serve in memory."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import itertools
+from dataclasses import replace
 
 import pytest
+from canaries import beside, share, version_of
+from fake_dashboard import fake_dashboard
 from fake_serve import FakeServe
 from states import deploy, marks, opened
+from stored import put
+from tiny_bundle import tiny_contents
 
+from raymlops.bundle.write import write_bundle
 from raymlops.config.load import load_data
 from raymlops.config.serve import RolloutSection
-from raymlops.errors import RefusedError, TakenError, UsageError
-from raymlops.lifecycle.deploy import OPENED, _bring, _Request, _share, rollback_target, running_rollout
-from raymlops.lifecycle.live.bring_up import restored
-from raymlops.lifecycle.rollout.canary import TrafficRequest, share
+from raymlops.errors import NotFoundError, RefusedError, TakenError, UsageError
+from raymlops.lifecycle.deploy import (
+    OPENED,
+    _bring,
+    _Call,
+    _share,
+    number_of,
+    remove,
+    remove_version,
+    restore,
+    rollback,
+    rollback_target,
+    running_rollout,
+)
+from raymlops.lifecycle.rollout.canary import TrafficRequest
 from raymlops.records import BundleRef, ModelVersionRef
 from raymlops.state.database import state_url
 from raymlops.state.rollouts import rollouts
 from raymlops.state.store import State
+from raymlops.state.versions import record_version, withdrawn
+
+ROLLOUT = TrafficRequest(weight=0.1, rollout=RolloutSection())
+NO_CONTROLLER = "the controller could not be started"
 
 
 class Aliases:
@@ -28,7 +49,13 @@ class Aliases:
 
 
 @pytest.fixture
-def configured(tmp_path, monkeypatch):
+def dashboard():
+    with fake_dashboard() as running:
+        yield running
+
+
+@pytest.fixture
+def configured(tmp_path, monkeypatch, dashboard):
     """Return the configuration with these settings of ``serve``; nothing of this machine says where a cluster is."""
     for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"):
         monkeypatch.delenv(variable, raising=False)
@@ -36,7 +63,8 @@ def configured(tmp_path, monkeypatch):
 
     def make(**serve):
         data = {"project": {"name": "m"}, "recipe": {"import": "tiny:Tiny"}, "storage": {"path": str(tmp_path)}}
-        return load_data({**data, "serve": {"ready_timeout_s": 1, **serve}}).spec
+        data["cluster"] = {"dashboard": dashboard.url}
+        return load_data({**data, "serve": {"ready_timeout_s": 2, **serve}}).spec
 
     return make
 
@@ -48,36 +76,48 @@ def state(configured):
 
 
 @pytest.fixture
-def bring(state, configured):
+def serve(dashboard):
+    """Return the Serve of that dashboard; what asks it directly probes no route."""
+    dashboard.serve.dashboard_url = "http://dashboard:8265"
+    return dashboard.serve
+
+
+@pytest.fixture
+def called(state, serve, configured):
+    """Return the call for a version with these settings."""
+
+    def make(version, *, bundle=None, **settings):
+        ref = ModelVersionRef("m", version, "run", bundle or BundleRef("/bundles", "d" * 64))
+        return _Call(configured(**settings), ref, "a test", state, serve, Aliases())
+
+    return make
+
+
+@pytest.fixture
+def bring(called):
     """Return how a version is brought up, with these settings."""
-    serve = FakeServe(dashboard_url="http://dashboard:8265")
 
     def do(version, action="deploy", *, abort=False, **settings):
-        ref = ModelVersionRef("m", version, "run", BundleRef("/bundles", "d" * 64))
-        request = _Request(configured(**settings), ref, "a test", state, serve, Aliases())
-        return _bring(request, action=action, breaking=True, abort=abort)
+        return _bring(called(version, **settings), action=action, breaking=True, abort=abort)
 
-    do.serve = serve
     return do
 
 
 @pytest.fixture
-def rollout(state, bring, configured):
+def rollout(state, serve, bring):
     """Return the id of the rollout of version 2 beside the champion 1."""
     bring(1)
     bring(2, "deploy.beside")
-    asked = TrafficRequest(weight=0.1, rollout=RolloutSection())
-    options = {"asked": asked, "serve": configured().serve, "why": "", "now": datetime.now(UTC)}
-    return share(state, bring.serve, "m", version=2, champion=1, **options).rollout_id
+    return share(state, serve, 2, ROLLOUT).rollout_id
 
 
-def ended(state):
+def newest(state):
     with state.reading() as connection:
-        return rollouts(connection, "m")[0].status
+        return rollouts(connection, "m")[0]
 
 
-def champion(state):
-    return next(item.version for item in state.deployments("m") if item.role == "champion")
+def line_up(state):
+    return {item.version: "champion" if item.role == "champion" else item.weight for item in state.deployments("m")}
 
 
 def test_a_deploy_ends_no_rollout_unless_told_to(state, bring, rollout):
@@ -87,31 +127,74 @@ def test_a_deploy_ends_no_rollout_unless_told_to(state, bring, rollout):
             bring(version)
         assert "--abort" in caught.value.hint
     bring(1, max_rows=9)
-    assert (ended(state), champion(state), len(state.deployments())) == ("running", 1, 2)
+    assert (newest(state).status, line_up(state)) == ("running", {1: "champion", 2: 0.1})
     bring(3, abort=True)
-    assert (ended(state), champion(state)) == ("stopped", 3)
+    assert (newest(state).status, line_up(state)) == ("stopped", {1: 0, 2: 0, 3: "champion"})
+    actions = [event.action for event in state.events("m")[:3]]
+    assert actions == ["deploy", "deploy.start", "abort"]
 
 
-def test_the_champion_gets_no_share_beside_a_canary(state, bring, rollout, configured):
+def test_a_rollout_is_replaced_by_another_one(state, bring, rollout, called, tmp_path):
+    """The first has ended when the second begins; its version is taken back, and comes back only by name."""
+    bundle = write_bundle(tmp_path, tiny_contents())
+    put(state, "m", [replace(item, bundle=bundle) for item in state.deployments("m")])
+    record_version(state, called(2, bundle=bundle).ref, why="", now=state.events()[0].ts)
+    three = called(3, bundle=bundle)
+    _bring(three, action="deploy.beside", breaking=True)
+    record = _share(three, ROLLOUT, abort=True)
+    with state.reading() as connection:
+        assert {one.id: one.status for one in rollouts(connection, "m")} == {
+            rollout: "stopped",
+            record.rollout_id: "running",
+        }
+    assert line_up(state) == {1: "champion", 2: 0, 3: 0.1}
+    assert withdrawn(state, "m") == {2}
+
+
+def test_a_rollout_that_begins_while_a_deploy_looks_at_serve_goes_on(state, serve, bring, called):
+    """What the deploy decides on is read in its own transaction, so that it finds the rollout, and is refused."""
+    bring(1)
+    bring(2, "deploy.beside")
+    rollout, looks = [], itertools.count()
+
+    class Looked(FakeServe):
+        def get(self):
+            if next(looks) == 1:  # of the change; the one before it is where Serve listens
+                rollout.append(share(state, serve, 2, ROLLOUT).rollout_id)
+            return super().get()
+
+    call = replace(called(3), api=Looked(dashboard_url=serve.dashboard_url, live=serve.live))
+    with pytest.raises(RefusedError, match="version 2 of m is being rolled out"):
+        _bring(call, action="deploy", breaking=True)
+    assert ([newest(state).id], newest(state).status) == (rollout, "running")
+    assert line_up(state) == {1: "champion", 2: 0.1}
+
+
+def test_a_version_that_has_to_come_up_begins_its_rollout_then(state, called, tmp_path):
+    """With its share, by one event; that nobody moves it is said."""
+    one, two = (called(version, bundle=write_bundle(tmp_path, tiny_contents())) for version in (1, 2))
+    _bring(one, action="deploy", breaking=True)
+    record = _share(two, ROLLOUT, abort=False)
+    assert (record.rollout_id, record.weight, record.previous_version) == (newest(state).id, 0.1, 1)
+    assert [event.action for event in state.events("m")[:2]] == ["rollout.start", "deploy.beside"]
+    assert NO_CONTROLLER in record.warnings[0]
+
+
+def test_the_champion_gets_no_share_beside_a_canary(called, rollout):
     """It does not have all of the traffic, and is not told so."""
-    ref = ModelVersionRef("m", 1, "run", BundleRef("/bundles", "d" * 64))
-    request = _Request(configured(), ref, "", state, bring.serve, Aliases())
     with pytest.raises(RefusedError, match="version 1 of m is champion already: it answers all that no canary does"):
-        _share(request, TrafficRequest(weight=0.2), abort=False)
+        _share(called(1), TrafficRequest(weight=0.2), abort=False)
 
 
 def test_promoting_what_is_rolled_out_ends_its_rollout(state, bring, rollout):
-    """As promoted, with an event that says by what."""
+    """As promoted, by the same change, saying by what."""
     bring(2, "promote")
-    assert (ended(state), champion(state)) == ("promoted", 2)
-    event = state.events()[0]
-    assert (event.action, event.why) == (
-        "rollout.end",
-        f"rollout {rollout} promoted: version 2 was made champion by promote",
-    )
+    assert (newest(state).status, line_up(state)) == ("promoted", {1: 0, 2: "champion"})
+    assert newest(state).reason == "version 2 was made champion by promote"
+    assert state.events("m")[0].action == "promote"
 
 
-def test_a_wait_finds_the_rollout_that_runs(configured, state, bring, rollout):
+def test_a_wait_finds_the_rollout_that_runs(configured, bring, rollout):
     """Of the version that is named, if one is."""
     assert running_rollout(configured()) == running_rollout(configured(), "2") == rollout
     with pytest.raises(UsageError, match="none of version 3 runs for m"):
@@ -139,33 +222,117 @@ def test_an_endpoint_is_opened_only_by_saying_so(state, bring):
     assert state.events()[0].why == f"a test: {OPENED}"
 
 
-def test_an_endpoint_is_opened_by_the_address_that_serve_listens_on(state, bring):
+def test_an_endpoint_is_opened_by_the_address_that_serve_listens_on(serve, bring):
     """Its callers need a key where others reach it, though no setting says so; to open it must be said, and is told."""
-    bring.serve.host = "0.0.0.0"
+    serve.host = "0.0.0.0"
     bring(1)
     assert OPENED in bring(1, auth="open").warnings
     assert "answers without an API key" in "".join(bring(1).warnings)
 
 
-def test_a_first_deploy_asks_for_a_controller(state, bring):
-    """Nothing is warm yet, but the log must be kept to its days; that none could be started here is said."""
+def test_a_first_deploy_asks_for_a_controller(bring):
+    """It completes the deploy if its verb is killed, and keeps the log to its days; that none could start is said."""
     (warning,) = bring(1).warnings
-    assert "the controller could not be started" in warning
+    assert NO_CONTROLLER in warning
 
 
-def test_a_restore_leaves_models_of_another_state_alone(configured, tmp_path):
+def test_a_rollback_asks_for_a_controller(state, configured, rollout):
+    """That none could be started keeps it from nothing."""
+    record = rollback(configured())
+    assert (record.version, newest(state).status, line_up(state)) == (2, "stopped", {1: "champion", 2: 0})
+    (warning,) = record.warnings
+    assert NO_CONTROLLER in warning
+
+
+def test_a_restore_asks_for_a_controller_for_the_rollout_that_resumes(state, serve, configured, rollout):
+    """After a restart of the cluster, on which nothing runs."""
+    serve.live, said = {}, []
+    serve.cluster = "another"
+    restore(configured(), on_warning=said.append)
+    (options,) = serve.live["m--v1"]["deployments"]
+    assert [one["version"] for one in options["user_config"]["traffic"]["canaries"]] == [2]
+    assert newest(state).status == "running"
+    (warning,) = said
+    assert NO_CONTROLLER in warning
+
+
+def test_a_restore_leaves_models_of_another_state_alone(configured, serve, state, tmp_path):
     """With a state that holds nothing, nothing changes, and that is said; one of the same name keeps no other."""
-    serve = FakeServe(dashboard_url="http://dashboard:8265")
-    with opened(tmp_path, "theirs") as theirs, opened(tmp_path, "mine") as mine:
-        deploy(theirs, serve, "shop")
+    said = []
+    with opened(tmp_path, "theirs") as theirs:
+        deploy(theirs, serve, "m")
         live = dict(serve.live)
-        back = restored(mine, serve, serve=configured().serve)
-        assert (serve.live, back.desired.deployments, back.held) == (live, (), None)
-        assert "left alone: raymlops, shop--v1" in back.notes[0]
-        elsewhere = FakeServe(dashboard_url="http://elsewhere:8265")
-        for name in ("shop", "lab"):
-            deploy(mine, elsewhere, name)
-        back = restored(mine, serve, serve=configured().serve)
-        assert isinstance(back.held, TakenError)
-        assert marks(serve)["shop--v1"] == theirs.owner().id
-        assert marks(serve)["lab--v1"] == mine.owner().id
+        restore(configured(), on_warning=said.append)
+        assert serve.live == live
+        assert "left alone: m--v1, raymlops" in said[-1]
+        for name in ("m", "lab"):
+            put(state, name, [replace(version_of(1, name), role="champion")])
+        with pytest.raises(TakenError, match="the model m on this Serve belongs to"):
+            restore(configured(), on_warning=said.append)
+        assert marks(serve)["m--v1"] == theirs.owner().id
+    assert marks(serve)["lab--v1"] == state.owner().id
+
+
+def test_a_model_that_is_removed_is_gone_from_serve(state, serve, configured, bring):
+    """With all of its versions."""
+    for version in (1, 2):
+        bring(version)
+    assert remove(configured()) == [1, 2]
+    assert (state.deployments(), set(serve.live)) == ([], set())
+
+
+@pytest.fixture
+def three(state, serve):
+    """Have version 1 champion, and 2 and 3 beside it."""
+    deploy(state, serve, "m")
+    for version in (2, 3):
+        beside(state, serve, version)
+
+
+def test_a_warm_version_goes_and_the_others_stay(state, serve, configured, three):
+    """On Serve, in the desired state and on the record."""
+    remove_version(configured(), 2)
+    assert list(line_up(state)) == [1, 3]
+    assert set(serve.live) == {"m--v1", "m--v3", "raymlops"}
+    event = state.events("m")[0]
+    assert (event.action, event.why) == ("remove.version", "version 2 requested")
+    assert [len(side) for side in (event.before, event.after)] == [3, 2]
+
+
+@pytest.mark.parametrize("traffic", [{"weight": 0.2}, {"shadow": 0.5}])
+def test_a_version_with_traffic_loses_it_before_it_goes(state, serve, configured, three, traffic):
+    """The champion sends it nothing any more by the time that it goes."""
+    share(state, serve, 2, TrafficRequest(**traffic))
+    remove_version(configured(), 2)
+    assert set(serve.live) == {"m--v1", "m--v3", "raymlops"}
+    told, gone = ([item["name"] for item in sent["applications"]] for sent in serve.sent[-2:])
+    assert "m--v2" in told
+    assert "m--v2" not in gone
+    assert state.events("m")[0].action == "remove.version"
+
+
+def test_the_champion_is_not_removed_by_its_number(state, configured, three):
+    with pytest.raises(RefusedError, match="version 1 of m is the champion") as caught:
+        remove_version(configured(), 1)
+    assert "--remove without --version" in caught.value.hint
+    assert len(state.deployments("m")) == 3
+
+
+def test_a_version_that_is_rolled_out_is_not_removed(state, serve, configured, three):
+    """Its rollout is ended first, by name."""
+    rollout = share(state, serve, 2, ROLLOUT).rollout_id
+    with pytest.raises(RefusedError, match=f"version 2 of m is being rolled out: {rollout}") as caught:
+        remove_version(configured(), 2)
+    assert "raymlops rollback" in caught.value.hint
+
+
+def test_a_version_that_is_not_up_is_not_found(configured, three):
+    with pytest.raises(NotFoundError, match=r"version 9 of m is not up; versions that are: 1 \(champion\), 2 \(warm\)"):
+        remove_version(configured(), 9)
+
+
+def test_a_version_is_removed_by_its_number():
+    """An alias may name another one a moment later."""
+    assert number_of("12") == 12
+    with pytest.raises(UsageError, match="not '@challenger'"):
+        number_of("@challenger")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from fake_serve import FakeServe
 from states import copied, deploy, opened
+from stored import put
 
 from raymlops.config.schema import ProjectSpec
 from raymlops.errors import DeployError, NotFoundError, OutdatedStateError
@@ -31,9 +32,9 @@ def state(spec):
         yield opened
 
 
-def put(state, version, *, name="flights", uri="/bundles"):
-    new = Deployment(name, version, BundleRef(uri, "d" * 64), f"run{version}", "champion", {})
-    state.put_deployments({name: [new]}, action="deploy", why="a test")
+def put_one(state, *, name="flights", uri="/bundles", **serve):
+    """Write version 1 as champion."""
+    put(state, name, [Deployment(name, 1, BundleRef(uri, "d" * 64), "run1", "champion", serve)])
 
 
 def ids(serve, app):
@@ -83,44 +84,43 @@ def test_a_cluster_that_does_not_answer_is_said(spec, monkeypatch):
 def test_replicas_get_the_keys_of_their_model(spec, state):
     """Those of another model do not reach them; a revoked one is gone with the next config."""
     serve = FakeServe()
-    put(state, 1)
-    put(state, 1, name="digits")
+    put_one(state)
+    put_one(state, name="digits")
     mine, others = create(spec, "shop").key, create(spec, "lab", models=["digits"]).key
-    bring(state, serve, mine, serve=spec.serve, purpose="a test")
+    bring(state, serve, mine, serve=spec.serve)
     assert (ids(serve, "flights--v1"), ids(serve, "digits--v1")) == ([mine.id], [others.id])
-    bring(state, serve, revoke(spec, mine.id).key, serve=spec.serve, purpose="a test")
+    bring(state, serve, revoke(spec, mine.id).key, serve=spec.serve)
     assert (ids(serve, "flights--v1"), ids(serve, "digits--v1")) == ([], [others.id])
 
 
 def test_a_model_that_does_not_take_it_is_said(spec, state):
     """Only where the key is for that model: another broken one keeps nobody's key from ending."""
     serve = FakeServe()
-    put(state, 1)
-    put(state, 1, name="digits", uri="/broken")
+    put_one(state)
+    put_one(state, name="digits", uri="/broken")
     key, others = create(spec, "shop").key, create(spec, "lab", models=["digits"]).key
-    bring(state, serve, key, serve=spec.serve, purpose="a test")
+    bring(state, serve, key, serve=spec.serve)
     with pytest.raises(DeployError, match="digits--v1"):
-        bring(state, serve, others, serve=spec.serve, purpose="a test")
+        bring(state, serve, others, serve=spec.serve)
 
 
 def test_a_key_that_may_not_do_what_it_is_for_is_doubted(spec, state):
     """It is made all the same: pin without predict, and a name that nobody ever deployed."""
-    put(state, 1, name="digits")
+    put_one(state, name="digits")
     change = create(spec, "shop", models=["digits", "digit"], scopes=["pin"])
     assert [text.partition(":")[0] for text in change.warnings] == [
         "the key cannot predict",
         "no model digit was ever deployed, as far as the state here knows; live are",
     ]
-    state.put_deployments({"digits": []}, action="remove", why="a test")
+    put(state, "digits", [], action="remove")
     for name, models in (("own", ()), ("all", ["*"]), ("gone", ["digits"])):
         assert create(spec, name, models=models).warnings == ()
 
 
 def test_open_models_of_a_key_are_named(spec, state):
     """The one that asks for keys is not, nor one that the key does not open."""
-    guarded = Deployment("digits", 1, BundleRef("/b", "d" * 64), "run1", "champion", {"auth": "keys"})
-    state.put_deployments({"digits": [guarded]}, action="deploy", why="a test")
-    put(state, 1)
+    put_one(state, name="digits", auth="keys")
+    put_one(state)
     assert create(spec, "all", models=["*"]).open_models == ("flights",)
     assert create(spec, "one", models=["digits"]).open_models == ()
 
@@ -131,9 +131,9 @@ def test_a_key_leaves_models_of_another_state_alone(spec, state, tmp_path):
     with opened(tmp_path, "other") as other:
         deploy(other, serve, "flights")
     live = dict(serve.live)
-    applied = bring(state, serve, create(spec, "shop").key, serve=spec.serve, purpose="a test")
+    plan = bring(state, serve, create(spec, "shop").key, serve=spec.serve)
     assert serve.live == live
-    assert "left alone: flights--v1, raymlops" in applied.notes[0]
+    assert "left alone: flights--v1, raymlops" in plan.notes[0]
 
 
 def test_a_key_that_was_revoked_since_a_backup_does_not_become_good_again(tmp_path, spec):
@@ -143,14 +143,14 @@ def test_a_key_that_was_revoked_since_a_backup_does_not_become_good_again(tmp_pa
         deploy(state, serve, "flights")
         now = state.events()[0].ts
         key, _ = create_key(state, name="left", models=["flights"], now=now)
-        bring(state, serve, key, serve=spec.serve, purpose="a test")
+        bring(state, serve, key, serve=spec.serve)
     copied(tmp_path, "state", "backup")
     with opened(tmp_path, "state") as state:
-        bring(state, serve, revoke_key(state, key.id, now=now), serve=spec.serve, purpose="a test")
+        bring(state, serve, revoke_key(state, key.id, now=now), serve=spec.serve)
     with opened(tmp_path, "backup") as old:
         fresh, _ = create_key(old, name="new", models=["flights"], now=now)
         with pytest.raises(OutdatedStateError):
-            bring(old, serve, fresh, serve=spec.serve, purpose="a test")
+            bring(old, serve, fresh, serve=spec.serve)
     assert ids(serve, "flights--v1") == []
 
 
@@ -158,6 +158,6 @@ def test_whether_a_model_is_open_goes_by_where_serve_listens(spec, state):
     """Keys are asked for on every address, though the configuration of the model has loopback."""
     serve = FakeServe(dashboard_url="http://dashboard:8265", host="0.0.0.0")
     deploy(state, serve, "flights")
-    applied = bring(state, serve, create(spec, "shop").key, serve=spec.serve, purpose="a test")
-    for reach, names in ((applied.reach, ()), ("127.0.0.1", ("flights",)), (None, ("flights",))):
+    plan = bring(state, serve, create(spec, "shop").key, serve=spec.serve)
+    for reach, names in ((plan.listens.reach, ()), ("127.0.0.1", ("flights",)), (None, ("flights",))):
         assert _open_models(["flights"], spec=spec, state=state, reach=reach) == names

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from waiting import told_of_waiting
+from canaries import version_of
+from fake_serve import FakeServe
+from stored import put
 
-from raymlops.config.serve import RolloutSection
+from raymlops.config.serve import RolloutSection, ServeSection
 from raymlops.errors import NotFoundError
-from raymlops.lifecycle.overview import follow_rollout, overview, wanted
+from raymlops.lifecycle.live.reconciler import Reconciler
+from raymlops.lifecycle.live.transitions import ROUTE, Request, bring
+from raymlops.lifecycle.overview import UNMOVED, follow_rollout, overview, wanted
 from raymlops.lifecycle.rollout.policy import begin
 from raymlops.records import BundleRef
-from raymlops.state.aliases import add_pending_alias
-from raymlops.state.rollouts import resume_rollout, start_rollout, update_rollout
+from raymlops.state.rollouts import start_rollout, update_rollout
 from raymlops.state.store import Deployment, State
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -30,7 +32,7 @@ def version(number, role="warm", **shares):
 def root(tmp_path):
     """Return a folder whose state holds a champion, a canary, a shadow, and two that stand warm."""
     with State.open(f"sqlite:///{tmp_path}/state.db") as state:
-        state.put_deployments({"m": [version(1, "champion")]}, action="deploy", why="first", actor="ann@here")
+        put(state, "m", [version(1, "champion")], why="first", actor="ann@here")
         after = [
             version(1),
             version(2, "champion"),
@@ -38,8 +40,8 @@ def root(tmp_path):
             version(4, shadow=0.5),
             version(5),
         ]
-        state.put_deployments({"m": after}, action="promote", why="better", actor="bob@here")
-        state.put_deployments({"m": after[:-1]}, action="deploy.beside", why="", actor="eve@here")
+        put(state, "m", after, action="promote", why="better", actor="bob@here")
+        put(state, "m", after[:-1], action="deploy.beside", actor="eve@here")
         with state.writing() as connection:
             start_rollout(connection, ROLLOUT)
     return tmp_path
@@ -66,8 +68,27 @@ def test_whether_callers_need_a_key_is_told(root):
     items = [version(1, serve={"auth": "open"}), version(2, "champion", serve={"auth": "keys"})]
     items = [replace(item, name="closed") for item in items]
     with State.open(f"sqlite:///{root}/state.db") as state:
-        state.put_deployments({"closed": items}, action="deploy", why="")
+        put(state, "closed", items)
     assert {model.name: model.keys for model in overview(root=str(root))} == {"closed": True, "m": False}
+
+
+def test_what_comes_up_and_why_it_waits_is_told(root, config):
+    """Version 6 is on its way to the route, and its replica does not start yet; without a controller nobody goes on."""
+    serve = FakeServe(dashboard_url="http://dashboard:8265", slow={"m--v6"})
+    request = Request("deploy", "a test", "ann@here", NOW, 60.0)
+    with State.open(f"sqlite:///{root}/state.db") as state:
+        state.change("m", lambda model: bring(model, version_of(6), goal=ROUTE, request=request, up=False))
+        reconciler = Reconciler(state, serve, serve=ServeSection())
+        while reconciler.step(NOW).acted:
+            pass
+    (model,) = overview(config)
+    assert model.coming == {
+        6: {"goal": ROUTE, "since": NOW.isoformat(), "by": "ann@here", "until": "2026-01-01T00:01:00+00:00"}
+    }
+    assert f"coming    version 6 for the route, since 2026-01-01 00:00:00 UTC by ann@here\n            {UNMOVED}" in (
+        model.text()
+    )
+    assert "waits     version 6 of m comes up: 0 of 1 replicas run, m--v6 is DEPLOYING\n" in model.text()
 
 
 def test_asking_makes_no_database(tmp_path):
@@ -103,58 +124,6 @@ def test_a_wait_tells_each_decision_once(root, config):
         "step 1 of 2 at 10 percent begins",
         "step 1 passed",
     ]
-
-
-def test_a_promotion_is_told_once_serve_has_taken_it(root, config):
-    """It is written before, under the lock; here the version falls, so that the rollout runs again and is aborted."""
-    promoted = replace(ROLLOUT, status="promoted", reason="all passed", ended_at=NOW)
-    results, url = [], f"sqlite:///{root}/state.db"
-
-    def sleep(_seconds):
-        with State.open(url) as state, state.writing() as connection:
-            update_rollout(connection, replace(ROLLOUT, status="aborted", reason="it fell", ended_at=NOW))
-
-    def follow():
-        results.append(follow_rollout(config, "r1", on_line=lambda _line: None, sleep=sleep, clock=lambda: 0.0))
-
-    thread = threading.Thread(target=follow)
-    with State.open(url) as state, told_of_waiting() as waits:
-        with state.exclusive("rollout.promote m", wait_s=0):
-            with state.writing() as connection:
-                update_rollout(connection, promoted)
-            thread.start()
-            assert waits.wait(30)
-            with state.writing() as connection:
-                resume_rollout(connection, ROLLOUT)
-        thread.join(30)
-    assert [(ended.status, ended.reason) for ended in results] == [("aborted", "it fell")]
-
-
-def test_a_promotion_is_told_with_its_alias(root, config):
-    """Two looks later MLflow has it."""
-    looks = []
-    url = f"sqlite:///{root}/state.db"
-    with State.open(url) as state, state.writing() as connection:
-        update_rollout(connection, replace(ROLLOUT, status="promoted", ended_at=NOW))
-        add_pending_alias(connection, "m", 3)
-
-    def sleep(_seconds):
-        looks.append(len(looks))
-        with State.open(url) as state, state.writing() as connection:
-            add_pending_alias(connection, "m", 3 if len(looks) < 2 else 4)
-
-    assert follow_rollout(config, "r1", on_line=print, sleep=sleep).status == "promoted"
-    assert looks == [0, 1]
-
-
-def test_an_alias_that_does_not_follow_is_not_waited_for(root, config):
-    """MLflow is away: the controller sets it later."""
-    with State.open(f"sqlite:///{root}/state.db") as state, state.writing() as connection:
-        update_rollout(connection, replace(ROLLOUT, status="promoted", ended_at=NOW))
-        add_pending_alias(connection, "m", 3)
-    looks = []
-    assert follow_rollout(config, "r1", on_line=print, sleep=looks.append).status == "promoted"
-    assert len(looks) == 12
 
 
 def test_no_such_rollout(config):

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import sqlalchemy as sa
+import stored
 
 from raymlops.records import BundleRef
 from raymlops.state.identity import NEVER, SELF, TAKEOVER, Revision
@@ -15,7 +16,7 @@ from raymlops.state.store import Deployment, State
 
 def put(state, version=1, digest="d" * 64):
     item = Deployment("m", version, BundleRef("/bundles", digest), "run", "champion", {})
-    state.put_deployments({"m": [item]}, action="deploy", why="a test")
+    stored.put(state, "m", [item])
 
 
 def test_an_id_is_kept_and_an_empty_database_at_the_same_place_has_another(url, tmp_path):
@@ -35,7 +36,7 @@ def test_an_id_is_kept_and_an_empty_database_at_the_same_place_has_another(url, 
 
 def test_there_is_one_row(state):
     """Whoever writes."""
-    statement = "INSERT INTO identity SELECT 2, id, made_by, made_at FROM identity"
+    statement = "INSERT INTO identity (slot, id, made_by, made_at) SELECT 2, id, made_by, made_at FROM identity"
     with pytest.raises(sa.exc.IntegrityError), state._engine.begin() as connection:
         connection.execute(sa.text(statement))
 

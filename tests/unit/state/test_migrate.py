@@ -9,6 +9,7 @@ from alembic.script import ScriptDirectory
 from older_state import OLD_DEPLOYMENTS, OLD_EVENTS, write_older
 
 from raymlops.errors import StorageError
+from raymlops.state.conditions import conditions
 from raymlops.state.engine import open_engine
 from raymlops.state.migrate import SCRIPTS
 from raymlops.state.schema import HEAD, metadata
@@ -39,6 +40,17 @@ def test_a_new_and_a_migrated_database_have_the_tables_that_the_code_uses(url, o
         state.record(action="a", subject="s")
     with open_engine(url).begin() as connection, pytest.raises(sa.exc.DatabaseError, match="append-only"):
         connection.execute(sa.text("DELETE FROM audit"))
+
+
+def test_what_owed_an_alias_is_deployed_as_before(url):
+    """Aliases are compared with what is live from then on; nothing is on its way."""
+    aliases = [{"name": "m", "version": 3}, {"name": "gone", "version": 1}]
+    write_older(url, schema="0005", events=OLD_EVENTS, deployments=OLD_DEPLOYMENTS, aliases=aliases)
+    with State.open(url) as state, state._engine.connect() as connection:
+        assert [item.version for item in state.deployments("m")] == [3, 5, 6]
+        assert len(state.events()) == len(OLD_EVENTS)
+        assert (state.model("m").transitions, conditions(state)) == ((), {})
+        assert "alias_debts" not in sa.inspect(connection).get_table_names()
 
 
 def test_opening_again_changes_nothing(url):

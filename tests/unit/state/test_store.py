@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
+from stored import put
 
 from raymlops.config.paths import sqlite_path
 from raymlops.config.schema import ProjectSpec
@@ -16,7 +19,9 @@ from raymlops.records import BundleRef
 from raymlops.state.audit import add_event, changes_of
 from raymlops.state.database import state_url
 from raymlops.state.engine import database_path
-from raymlops.state.store import Deployment, State
+from raymlops.state.rollouts import Rollout
+from raymlops.state.store import Change, Deployment, Model, State
+from raymlops.state.transitions import Transition
 
 URL_WITH_PASSWORD = "postgresql://someone:hunter2@127.0.0.1:1/raymlops"
 
@@ -25,36 +30,32 @@ def deployment(version: int, role: str, *, name: str = "flights") -> Deployment:
     return Deployment(name, version, BundleRef(f"/b/{version}", "d" * 64), f"run{version}", role, {"min_replicas": 1})
 
 
+def transition(version: int) -> Transition:
+    at = datetime(2026, 1, 1, version, tzinfo=UTC)
+    return Transition(
+        f"t{version}", "flights", version, {"role": "champion"}, "deploy", "deploy.start", "", "ada", at, at
+    )
+
+
 def test_what_is_put_is_what_is_read(state):
     """Every field comes back, the time with its zone."""
     champion, warm = deployment(7, "champion"), deployment(6, "warm")
-    state.put_deployments({"flights": [champion, warm]}, action="deploy", why="a test")
+    put(state, "flights", [champion, warm])
     assert state.deployments() == [warm, champion]
     assert state.deployments()[1].created_at == champion.created_at
-
-
-def test_a_put_returns_what_was_there_and_can_be_taken_back(state):
-    """Putting the returned deployments undoes the change; the audit has both."""
-    before = [deployment(6, "champion")]
-    state.put_deployments({"flights": before}, action="deploy", why="first")
-    previous = state.put_deployments({"flights": [deployment(7, "champion")]}, action="deploy", why="second")
-    assert previous == {"flights": before}
-    state.put_deployments(previous, action="deploy.undo", why="it did not come up")
-    assert state.deployments() == before
-    assert [event.action for event in state.events()] == ["deploy.undo", "deploy", "deploy"]
 
 
 def test_a_version_that_stays_keeps_its_date(state):
     """Becoming champion again does not make a version look newly deployed."""
     first = deployment(7, "champion")
-    state.put_deployments({"flights": [first]}, action="deploy", why="")
-    state.put_deployments({"flights": [deployment(7, "warm")]}, action="demote", why="")
+    put(state, "flights", [first])
+    put(state, "flights", [deployment(7, "warm")], action="demote")
     assert state.deployments()[0].created_at == first.created_at
 
 
 def test_the_audit_says_who_what_and_why(state):
     """Before and after are the whole deployments, and rebuild to equal ones."""
-    state.put_deployments({"flights": [deployment(7, "champion")]}, actor="ada", action="deploy", why="it is better")
+    put(state, "flights", [deployment(7, "champion")], actor="ada", action="deploy", why="it is better")
     (event,) = state.events("flights")
     assert (event.actor, event.action, event.subject, event.why) == ("ada", "deploy", "flights", "it is better")
     assert event.before == []
@@ -64,16 +65,16 @@ def test_the_audit_says_who_what_and_why(state):
 
 def test_other_models_are_left_alone(state):
     """A change of one model touches no other, and an empty list removes it."""
-    state.put_deployments({"flights": [deployment(7, "champion")]}, action="deploy", why="")
-    state.put_deployments({"digits": [deployment(1, "champion", name="digits")]}, action="deploy", why="")
-    state.put_deployments({"flights": []}, action="delete", why="")
+    put(state, "flights", [deployment(7, "champion")])
+    put(state, "digits", [deployment(1, "champion", name="digits")])
+    put(state, "flights", [], action="delete")
     assert [item.name for item in state.deployments()] == ["digits"]
 
 
 def test_changes_are_all_there_however_many_questions_the_gate_was_asked(state):
     """Two changes behind 150 gate events: no limit hides them, and the gate's are none of them."""
-    state.put_deployments({"flights": [deployment(6, "champion")]}, action="deploy", why="")
-    state.put_deployments({"flights": [deployment(7, "champion")]}, action="deploy", why="")
+    put(state, "flights", [deployment(6, "champion")])
+    put(state, "flights", [deployment(7, "champion")])
     for version in range(150):
         state.record(action="gate.refuse", subject=f"flights/{version}")
     state.record(action="restore", subject="flights")
@@ -131,34 +132,70 @@ def test_events_of_one_model_include_its_versions(state):
     assert len(state.events(limit=1)) == 1
 
 
-def test_a_refused_change_leaves_neither_state_nor_audit(state, monkeypatch):
-    """The insert of the second champion fails after the first model's rows were written: all of it is undone."""
-    state.put_deployments({"flights": [deployment(6, "champion")]}, action="deploy", why="")
-    with state._engine.connect() as connection:
-        connection.execute(
-            sa.text(
-                "CREATE TRIGGER refuse BEFORE INSERT ON deployments WHEN NEW.name = 'digits' "
-                "BEGIN SELECT RAISE(ABORT, 'no digits today'); END"
-            )
+def test_what_is_done_is_no_event_of_its_own_and_no_difference_is_none_at_all(state):
+    """A version that comes up is one, with what is desired meanwhile; that it has come up is that of what it got."""
+    item, came = deployment(7, "warm"), transition(7)
+    before, after = state.change(
+        "flights", lambda model: Change(replace(model, deployments=(item,), transitions=(came,)), "start", "it")
+    )
+    assert (before, after) == (Model("flights"), state.model("flights"))
+    assert after.coming == state.desired().coming == (came,)
+    assert state.change("flights", lambda model: Change(model, "nothing", "")) == (after, after)
+    done = replace(came, status="done")
+    state.change("flights", lambda model: Change(replace(model, transitions=(done,)), "never said", ""))
+    assert state.model("flights").transitions == (done,)
+    state.change("flights", lambda model: Change(replace(model, transitions=(transition(8),)), "start", "another"))
+    assert [(event.action, event.why) for event in state.events()] == [("start", "another"), ("start", "it")]
+
+
+def test_a_rollout_begins_and_ends_with_the_change_that_says_so(state):
+    """One event each; an end is final, also for a change that was decided before it."""
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    running = Rollout("r", "flights", 7, 6, (0.1, 1.0), 0, "running", {}, at, at)
+    ended = replace(running, status="stopped", ended_at=at, reason="enough")
+    for rollout in (running, ended):
+        state.change(
+            "flights", lambda model, rollout=rollout: Change(replace(model, rollout=rollout), rollout.status, "")
         )
-        connection.commit()
-    changes = {"flights": [deployment(7, "champion")], "digits": [deployment(1, "champion", name="digits")]}
-    with pytest.raises(StorageError, match="no digits today"):
-        state.put_deployments(changes, action="deploy", why="")
-    assert state.deployments() == [deployment(6, "champion")]
+    assert state.model("flights").rollout is None
+    assert [event.action for event in state.events()] == ["stopped", "running"]
+
+
+@pytest.mark.parametrize("fails", ["deployments", "rollouts", "transitions", "audit"])
+def test_a_change_that_cannot_be_written_leaves_neither_state_nor_audit(state, fails):
+    """Whichever of its rows is refused: all of it is undone."""
+    put(state, "flights", [deployment(6, "champion")])
+    before, at = state.model("flights"), datetime(2026, 1, 1, tzinfo=UTC)
+    with state._engine.begin() as connection:
+        connection.execute(
+            sa.text(f"CREATE TRIGGER refuse BEFORE INSERT ON {fails} BEGIN SELECT RAISE(ABORT, 'not today'); END")
+        )
+    after = Model(
+        "flights",
+        (deployment(7, "champion"),),
+        Rollout("r", "flights", 8, 7, (1.0,), 0, "running", {}, at, at),
+        (transition(7),),
+    )
+    with pytest.raises(StorageError, match="not today"):
+        state.change("flights", lambda _: Change(after, "deploy", ""))
+    assert state.model("flights") == before
     assert len(state.events()) == 1
 
 
-def test_a_failed_audit_leaves_the_state_as_it_was(state):
-    """What cannot be recorded does not happen."""
-    with pytest.raises(StorageError):
-        state.put_deployments({"flights": [deployment(7, "champion")]}, action=None, why="")
-    assert state.deployments() == []
+def test_a_change_that_is_refused_by_who_decides_changes_nothing(state):
+    """What it read is what nobody else changes meanwhile."""
+
+    def refuse(model):
+        raise RefusedError(f"{model.name} is frozen")
+
+    with pytest.raises(RefusedError, match="flights is frozen"):
+        state.change("flights", refuse)
+    assert state.events() == []
 
 
 def test_the_schema_itself_allows_one_champion_a_name(state):
     """Even a row written by hand cannot make a second."""
-    state.put_deployments({"flights": [deployment(6, "champion"), deployment(7, "warm")]}, action="deploy", why="")
+    put(state, "flights", [deployment(6, "champion"), deployment(7, "warm")])
     with state._engine.connect() as connection, pytest.raises(sa.exc.IntegrityError):
         connection.execute(sa.text("UPDATE deployments SET role = 'champion' WHERE version = 7"))
 
@@ -182,7 +219,7 @@ def test_the_audit_is_only_added_to(state, statement):
 def test_impossible_states_are_refused_by_name(state, wanted):
     """Two champions, one version twice, and a stranger's version."""
     with pytest.raises(UsageError):
-        state.put_deployments({"flights": wanted}, action="deploy", why="")
+        put(state, "flights", wanted)
 
 
 def test_writers_wait_for_each_other(url):
@@ -191,7 +228,7 @@ def test_writers_wait_for_each_other(url):
 
     def work(state, start):
         for version in range(start, start + 10):
-            state.put_deployments({"flights": [deployment(version, "champion")]}, action="deploy", why="")
+            put(state, "flights", [deployment(version, "champion")])
 
     threads = [threading.Thread(target=work, args=(state, 100 * index)) for index, state in enumerate(states, start=1)]
     for thread in threads:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from older_state import OLD_DEPLOYMENTS, OLD_EVENTS, TAKEN_OVER, digests_in, write_older
+from stored import put
 
 from raymlops.errors import RefusedError, StorageError
 from raymlops.records import BundleRef, ModelVersionRef
@@ -107,7 +108,7 @@ def test_a_verdict_on_what_was_exchanged_meanwhile_is_none(state):
 def test_a_number_that_is_deployed_keeps_its_bundle(state):
     """Replicas of two bundles under one number would be one version to everybody."""
     live = Deployment("m", 7, BundleRef("/bundles/a", A), "run7", "champion")
-    state.put_deployments({"m": [live]}, action="deploy", why="")
+    put(state, "m", [live])
     refused = rf"version 7 of m is deployed here with digest {A}, not {B}"
     with pytest.raises(RefusedError, match=refused):
         judge(state, ref(B), seen=None)

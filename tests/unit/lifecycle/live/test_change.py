@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
+import time
 from datetime import UTC, datetime
 
 import pytest
 from fake_serve import FakeServe
 
+from raymlops.config.load import load_data
 from raymlops.config.serve import ServeSection
-from raymlops.errors import ConfigError, DeployError, InsufficientResourcesError, NotFoundError, RefusedError
-from raymlops.lifecycle.keys import bring
-from raymlops.lifecycle.live.change import change, record_of
-from raymlops.lifecycle.live.lineup import LineUp, previous_champion, spare_of, with_champion
+from raymlops.errors import (
+    ConfigError,
+    DeployError,
+    InsufficientResourcesError,
+    NotFoundError,
+    RefusedError,
+    TrackingError,
+)
+from raymlops.lifecycle.deploy import roll_back
+from raymlops.lifecycle.keys import bring as send_key
+from raymlops.lifecycle.live.capacity import leaving_first
+from raymlops.lifecycle.live.change import change, followed, record_of, within
+from raymlops.lifecycle.live.reconcile import is_up
+from raymlops.lifecycle.live.transitions import ROUTE, Request, bring, removed
 from raymlops.records import BundleRef
-from raymlops.state.aliases import pending_aliases
 from raymlops.state.keys import create_key, revoke_key
 from raymlops.state.store import Deployment, State
 
@@ -39,26 +49,31 @@ def serve():
     return FakeServe(dashboard_url=ELSEWHERE)
 
 
-def deploy(state, serve, version, *, name="flights", uri="/bundles", follow=None, **settings):
+def deploy(state, serve, version, *, name="flights", uri="/bundles", timeout_s=2.0, **settings):
     new = Deployment(name, version, BundleRef(uri, "d" * 64), f"run{version}", "champion", settings)
-    return change(
-        state,
-        serve,
-        name,
-        decide=lambda before: LineUp(with_champion(before, new, configured=True), version, spare=spare_of(before, new)),
-        serve=SERVE,
-        action="deploy",
-        why="a test",
-        follow=follow,
-    )
+    leaving = leaving_first(serve, state.deployments(name), new)
+    request = Request("deploy", "a test", "me", datetime.now(UTC), timeout_s)
+    goal = {**ROUTE, "configured": True}
+
+    def decide(model, plan):
+        up = is_up(plan, new, goal=goal)
+        return bring(model, new, goal=goal, request=request, up=up, leaving=leaving)
+
+    return change(state, serve, name, decide=decide, serve=SERVE, action="deploy", subject=version)
 
 
-def rollback(state, serve, *, name="flights", follow=None):
-    def decide(before):
-        target = previous_champion(before, state.changes(name))
-        return LineUp(with_champion(before, target), target.version)
+def rollback(state, serve, *, name="flights"):
+    spec = load_data(
+        {"project": {"name": name}, "recipe": {"import": "any:Recipe"}, "serve": {"ready_timeout_s": 2}}
+    ).spec
+    return roll_back(spec, state, serve)
 
-    return change(state, serve, name, decide=decide, serve=SERVE, action="rollback", why="a test", follow=follow)
+
+def remove(state, serve, *, name="flights"):
+    def decide(model, _plan):
+        return removed(model, now=datetime.now(UTC), why="a test")
+
+    return change(state, serve, name, decide=decide, serve=SERVE, action="remove")
 
 
 def roles(state):
@@ -102,86 +117,88 @@ def test_a_version_that_does_not_come_up_leaves_all_as_it_was(state, serve):
     ]
 
 
-class Meanwhile(FakeServe):
-    """Serve in which ``act`` is called once while version 2 is looked at on its way up."""
+def while_it_comes_up(state, serve, act):
+    """Deploy version 2 in a thread, call ``act`` while it comes up, and return what the deploy raised."""
+    errors = []
 
-    def __init__(self, act, **fields):
-        super().__init__(dashboard_url=ELSEWHERE, **fields)
-        self.act = act
+    def deploy_two():
+        with State.open(str(state._engine.url)) as other:
+            try:
+                deploy(other, serve, 2, timeout_s=30.0)
+            except RefusedError as error:
+                errors.append(error)
 
-    def get(self):
-        if "flights--v2" in self.live and self.act is not None:
-            act, self.act = self.act, None
-            act()
-        return super().get()
+    serve.slow = {"flights--v2"}
+    thread = threading.Thread(target=deploy_two)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while "flights--v2" not in serve.live:
+        assert time.monotonic() < deadline
+    act()
+    serve.slow = set()
+    thread.join(30)
+    return errors
 
 
-def test_a_version_on_its_way_up_keeps_nobody_waiting(url):
-    """While it comes up the lock is free: a key is revoked, and Serve knows before the version is there."""
-    key = {}
+def test_a_version_on_its_way_up_keeps_nobody_waiting(state, serve):
+    """While it comes up a key is revoked, and Serve knows before the version is there."""
+    deploy(state, serve, 1)
+    record, _ = create_key(state, name="shop", models=["flights"], now=datetime.now(UTC))
 
     def revoke():
-        with State.open(url) as other:
-            revoke_key(other, key["id"], now=datetime.now(UTC))
-            bring(other, serve, key["record"], serve=SERVE, purpose="a test", lock_wait_s=0)
+        revoke_key(state, record.id, now=datetime.now(UTC))
+        send_key(state, serve, record, serve=SERVE)
         (options,) = serve.live["flights--v1"]["deployments"]
-        key["left"] = options["user_config"]["access"]["keys"]
+        assert options["user_config"]["access"]["keys"] == []
 
-    serve = Meanwhile(revoke)
-    with State.open(url) as state:
-        deploy(state, serve, 1)
-        record, _ = create_key(state, name="shop", models=["flights"], now=datetime.now(UTC))
-        key |= {"id": record.id, "record": record}
-        done = deploy(state, serve, 2)
-    assert key["left"] == []
-    assert done.applied.routes["/models/flights"] == "flights--v2"
+    assert while_it_comes_up(state, serve, revoke) == []
+    assert serve.live["flights--v2"]["route_prefix"] == "/models/flights"
 
 
 @pytest.mark.parametrize(
-    ("act", "message", "left"),
+    ("act", "said", "left"),
     [
-        ("remove", "version 2 of flights was taken down while it came up", {}),
-        ("roll back", "version 0 of flights was made live while version 2 came up", {0: "champion", 1: "warm"}),
-        ("deploy 3", "version 3 of flights was made live while", {0: "warm", 1: "warm", 3: "champion"}),
-        ("set up", "version 2 of flights was given other settings", {0: "warm", 1: "champion", 2: "warm"}),
+        ("remove", "version 2 of flights no longer comes up: the model was removed", {}),
+        ("roll back", "no longer comes up: rolled back", {0: "warm", 1: "champion"}),
+        ("deploy 3", "no longer comes up: deploy of version 3", {0: "warm", 1: "warm", 3: "champion"}),
     ],
 )
-def test_what_others_do_while_a_version_comes_up_is_said(url, act, message, left):
-    """Who waits for version 2 changes nothing of theirs, takes it away again, and says what happened."""
+def test_what_others_do_while_a_version_comes_up_is_said(state, serve, act, said, left):
+    """Who waits for version 2 changes nothing of theirs, and says what happened; a rollback takes version 2 back."""
 
-    def others():
-        with State.open(url) as other:
-            if act == "remove":
-                change(other, serve, "flights", decide=lambda _: LineUp([], None), serve=SERVE, action="remove", why="")
-            elif act == "roll back":
-                rollback(other, serve)
-            elif act == "deploy 3":
-                deploy(other, serve, 3)
-            else:
-                items = [replace(item, serve={"max_rows": 1 + item.version}) for item in other.deployments()]
-                other.put_deployments({"flights": items}, action="deploy.beside", why="")
-
-    serve = Meanwhile(others, cpus=8.0)
-    with State.open(url) as state:
-        for version in (0, 1):
-            deploy(state, serve, version)
-        with pytest.raises(RefusedError, match=message):
-            deploy(state, serve, 2)
-        assert {item.version: item.role for item in state.deployments()} == left
+    serve.cpus = 8.0
+    for version in (0, 1):
+        deploy(state, serve, version)
+    verbs = {
+        "remove": lambda: remove(state, serve),
+        "roll back": lambda: rollback(state, serve),
+        "deploy 3": lambda: deploy(state, serve, 3),
+    }
+    (error,) = while_it_comes_up(state, serve, verbs[act])
+    assert said in str(error)
+    assert {item.version: item.role for item in state.deployments()} == left
     assert {name for name in serve.live if name != "raymlops"} == {f"flights--v{version}" for version in left}
 
 
 def test_a_kill_while_a_version_comes_up_is_made_good_by_the_same_verb(state, serve):
-    """It stands warm, as its event says; deployed again it has the route, and the one before is known."""
+    """It is on its way; the same verb waits for it, writes nothing twice, and the version before it is known."""
+
+    class Killed(BaseException):
+        pass
+
+    class Falling(FakeServe):
+        def put(self, config):
+            raise Killed
 
     deploy(state, serve, 1)
-    item = Deployment("flights", 2, BundleRef("/bundles", "d" * 64), "run2", "warm", {})
-    state.put_deployments({"flights": [*state.deployments(), item]}, action="deploy.start", why="killed here")
+    with pytest.raises(Killed):
+        deploy(state, Falling(dashboard_url=ELSEWHERE, live=serve.live), 2)
+    assert [one.version for one in state.model("flights").coming] == [2]
     done = deploy(state, serve, 2)
     assert roles(state) == {"flights--v1": "warm", "flights--v2": "champion"}
     assert [event.action for event in state.events()] == ["deploy", "deploy.start", "deploy", "deploy.start"]
-    assert record_of(done).previous_version == 1
-    assert record_of(rollback(state, serve)).version == 1
+    assert record_of(done, 2).previous_version == 1
+    assert rollback(state, serve).version == 1
 
 
 def test_a_flip_to_what_is_up_is_one_event_and_one_config(state, serve):
@@ -212,8 +229,8 @@ def test_a_neighbours_broken_model_fails_no_change(state, serve):
     deploy(state, serve, 1)
     serve.unhealthy = {"digits--v1"}
     assert deploy(state, serve, 2).applied.routes["/models/flights"] == "flights--v2"
-    assert not deploy(state, serve, 2).applied.changed
-    assert rollback(state, serve).applied.routes["/models/flights"] == "flights--v1"
+    assert not deploy(state, serve, 2).changed
+    assert rollback(state, serve).version == 1
 
 
 def test_a_rollback_does_not_wait_for_the_version_it_leaves(state, serve):
@@ -222,7 +239,7 @@ def test_a_rollback_does_not_wait_for_the_version_it_leaves(state, serve):
     deploy(state, serve, 2)
     serve.live = {}
     serve.unhealthy = {"flights--v2"}
-    assert record_of(rollback(state, serve)).version == 1
+    assert rollback(state, serve).version == 1
     assert roles(state) == {"flights--v1": "champion", "flights--v2": "warm"}
 
 
@@ -230,61 +247,31 @@ def test_a_rollback_finds_what_was_live_behind_any_number_of_gates(state, serve)
     """Also when the model was taken down and deployed again in between."""
     deploy(state, serve, 1)
     deploy(state, serve, 2)
-    change(state, serve, "flights", decide=lambda _: LineUp([], None), serve=SERVE, action="remove", why="")
+    remove(state, serve)
     for version in range(150):
         state.record(action="gate.refuse", subject=f"flights/{version}")
     with pytest.raises(NotFoundError, match="not served"):
         rollback(state, serve)
     deploy(state, serve, 2)
-    assert record_of(rollback(state, serve)).version == 1
+    assert rollback(state, serve).version == 1
 
 
-def test_an_alias_that_does_not_follow_is_a_warning_on_the_record(state, serve):
+def test_an_alias_that_does_not_follow_is_a_warning():
     """Whatever of ours it raises: the version is live, which is what the caller must hear."""
 
     def follow(version):
         raise ConfigError([], hint="tracking.password cannot be read")
 
-    done = deploy(state, serve, 1, follow=follow)
-    (warning,) = record_of(done).warnings
+    (warning,) = followed(follow, 1)
     assert warning.startswith("version 1 is live, but the alias champion was not set")
-    assert roles(state) == {"flights--v1": "champion"}
-    event = state.events()[0]
-    assert (event.action, event.subject, event.why) == ("deploy.alias", "flights/1", warning)
 
 
-def test_an_mlflow_that_hangs_holds_nobody(state, serve):
-    """The version is told of as live, then the alias is given up on; what is owed stays for the controller."""
-    over, told = threading.Event(), []
-    new = Deployment("flights", 1, BundleRef("/bundles", "d" * 64), "run1", "champion")
-    done = change(
-        state,
-        serve,
-        "flights",
-        decide=lambda before: LineUp(with_champion(before, new), 1),
-        serve=SERVE,
-        action="deploy",
-        why="a test",
-        on_live=told.append,
-        follow=lambda _version: over.wait(60),
-        alias_wait_s=0.01,
-    )
+def test_an_mlflow_that_hangs_holds_nobody():
+    """The alias is given up on; the controller sets it."""
+    over = threading.Event()
+    with pytest.raises(TrackingError, match=r"did not answer within 0\.01 s"):
+        within(0.01, lambda _version: over.wait(60))(1)
     over.set()
-    assert told == [1]
-    assert "MLflow did not answer within 0.01 s" in done.warnings[0]
-    assert pending_aliases(state) == [("flights", 1)]
-
-
-def test_a_line_up_says_why(state, serve):
-    """What is known only under the lock: the record has that, both as a version begins and as it is live."""
-    new = Deployment("flights", 1, BundleRef("/bundles", "d" * 64), "run1", "champion")
-
-    def decide(before):
-        return LineUp(with_champion(before, new), 1, why="from nothing to version 1")
-
-    change(state, serve, "flights", decide=decide, serve=SERVE, action="deploy", why="asked for")
-    live, begun = state.events()
-    assert (live.why, begun.why.partition(":")[0]) == ("from nothing to version 1",) * 2
 
 
 def test_a_rollback_opens_no_endpoint(state, serve):
@@ -314,7 +301,6 @@ def test_the_oldest_version_makes_room_for_the_newest(state, serve):
         deploy(state, serve, version, cpus_per_replica=0.8, max_replicas=1)
     assert roles(state) == {"flights--v2": "warm", "flights--v3": "champion"}
     alive = [{name for name in serve.routes(index) if name != "raymlops"} for index in range(len(serve.sent))]
-    assert {"flights--v2"} in alive
     assert all(len(names) <= 2 for names in alive)
 
 

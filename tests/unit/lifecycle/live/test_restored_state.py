@@ -1,14 +1,13 @@
-"""Making a restored state count: real state databases, Serve in memory."""
+"""Making a restored state count, and where a state is live: real state databases, Serve in memory."""
 
 from __future__ import annotations
 
 import pytest
 from fake_serve import FakeServe
-from states import copied, deploy, opened
+from states import converge, copied, deploy, opened, take_down
 
-from raymlops.errors import OutdatedStateError
-from raymlops.lifecycle.live.restored_state import make_count
-from raymlops.serving.control.apply import apply
+from raymlops.errors import ElsewhereError, OutdatedStateError
+from raymlops.lifecycle.live.restored_state import make_count, settle
 
 
 @pytest.fixture
@@ -31,10 +30,10 @@ def test_a_backup_can_be_made_to_count(serve, tmp_path):
         deploy(state, serve, "shop", 2)
     with opened(tmp_path, "backup") as old:
         with pytest.raises(OutdatedStateError):
-            apply(old.desired(), api=serve, wait_s=2)
+            converge(old, serve)
         assert make_count(old, serve)
         assert make_count(old, serve) == ()
-        apply(old.desired(), api=serve, wait_s=2)
+        converge(old, serve)
         assert sorted(serve.live) == ["raymlops", "shop--v1"]
     with opened(tmp_path, "state") as state, pytest.raises(OutdatedStateError):
         deploy(state, serve, "shop", 3)
@@ -48,5 +47,39 @@ def test_what_another_state_deployed_stays_its_own(serve, tmp_path, state):
     deploy(state, serve, "lab")
     before, live = len(state.events()), dict(serve.live)
     assert make_count(state, serve) == ()
-    apply(state.desired(), api=serve, wait_s=2)
+    converge(state, serve)
     assert (len(state.events()), serve.live) == (before, live)
+
+
+def nobody():
+    """Return who moves what is live."""
+
+
+def test_a_state_is_live_on_one_cluster(serve, state):
+    """On that of its first verb; on another one nothing is changed, with what is wrong and the two ways on."""
+    settle(state, serve, holder=nobody)
+    deploy(state, serve, "shop")
+    other = FakeServe(dashboard_url="http://other:8265", cluster="o" * 56)
+    with pytest.raises(ElsewhereError, match="live on another cluster, cccccccc, not on this one, oooooooo") as caught:
+        settle(state, other, holder=nobody)
+    assert "deploy --restore" in caught.value.hint
+    with pytest.raises(ElsewhereError, match="live on another cluster: cccccccc"):
+        converge(state, other)
+    assert (state.owner().cluster, other.sent) == (serve.cluster, [])
+
+
+def test_a_state_moves_to_another_cluster_by_a_restore_and_from_a_living_one_by_a_takeover(serve, state):
+    """As after a restart of the cluster; each move is on the record. With nothing live it moves by itself."""
+    settle(state, serve, holder=nobody)
+    deploy(state, serve, "shop")
+    second, third, fourth = (FakeServe(cluster=name) for name in ("second", "third", "fourth"))
+    settle(state, second, holder=nobody, restore=True)
+    with pytest.raises(ElsewhereError, match="its controller runs: ann@there"):
+        settle(state, third, holder=lambda: "ann@there", restore=True)
+    settle(state, third, holder=lambda: "ann@there", restore=True, takeover=True)
+    event = state.events()[0]
+    assert (event.action, event.before, event.after, event.why) == ("cluster", "second", "third", "restored")
+    third.live = {}
+    take_down(state, third, "shop")
+    settle(state, fourth, holder=nobody)
+    assert state.owner().cluster == "fourth"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from serving_bundles import scale_bundle
+from stored import put
 
 from raymlops.config.load import load_data
 from raymlops.errors import BundleError, RefusedError
@@ -160,7 +161,7 @@ def test_a_damaged_bundle_is_refused(spec, passed):
 def test_the_champion_that_is_loaded_is_the_one_that_is_live(passed, registry, state):
     """An alias that somebody moved, or that has not followed yet, moves nobody's predictions."""
     live = Deployment("scale", 7, BundleRef("/b/7", "7" * 64), "run7", "champion")
-    state.put_deployments({"scale": [live]}, action="deploy", why="")
+    put(state, "scale", [live])
     registry.set_alias("scale", "champion", 1)
     for which in ("@champion", "champion"):
         assert loadable(registry, state, "scale", which).bundle == live.bundle

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import pytest
+from answering_cluster import answering_cluster
+from stored import put
+
 from raymlops.config.schema import ProjectSpec
 from raymlops.config.serve import RolloutSection
 from raymlops.lifecycle.rollout.actor import (
@@ -20,6 +24,7 @@ from raymlops.lifecycle.sources import spec_of
 from raymlops.records import BundleRef
 from raymlops.serving.telemetry.rollout_counts import controller_of
 from raymlops.state.database import state_url
+from raymlops.state.identity import settle_on
 from raymlops.state.lease import lease
 from raymlops.state.rollouts import start_rollout
 from raymlops.state.store import Deployment, State
@@ -83,10 +88,18 @@ def test_a_controller_that_holds_its_lease_is_taken_for_granted(tmp_path):
     assert "weights do not move" in why
 
 
-def test_two_controllers_of_one_database(tmp_path):
+@pytest.fixture
+def cluster():
+    """Yield the dashboard of the cluster ``here``."""
+    with answering_cluster() as running:
+        running.details = {"data": {"clusterId": "here"}}
+        yield running
+
+
+def test_two_controllers_of_one_database(tmp_path, cluster):
     """The second waits and says for whom; once the first has stopped the lease is free."""
     where = spec(storage={"path": str(tmp_path)})
-    data = controller_config(where, dashboard_url="http://127.0.0.1:9")
+    data = controller_config(where, dashboard_url=cluster.url)
     with lease(state_url(where), "controller", purpose="a test"):
         second = ControllerActor(data, id_of(where))
         assert "in use by" in phase_of(second)
@@ -94,6 +107,18 @@ def test_two_controllers_of_one_database(tmp_path):
     assert second.status()["state"] == id_of(where)
     with lease(state_url(where), "controller", purpose="a test"):
         pass
+
+
+def test_a_controller_moves_nothing_on_another_cluster(tmp_path, cluster):
+    """What its database desires is live elsewhere: it leaves the lease to the controller there."""
+    where = spec(storage={"path": str(tmp_path)})
+    with State.open(state_url(where)) as state, state.writing() as connection:
+        settle_on(connection, "there", why="a test")
+    one = ControllerActor(controller_config(where, dashboard_url=cluster.url), id_of(where))
+    assert "is live on another cluster: there" in phase_of(one)
+    with lease(state_url(where), "controller", purpose="a test"):
+        pass
+    one.stop()
 
 
 def test_a_controller_works_on_its_own_state_alone(tmp_path):
@@ -108,13 +133,10 @@ def test_a_controller_works_on_its_own_state_alone(tmp_path):
     assert len({controller_of(lost), controller_of(id_of(where)), controller_of("")}) == 3
 
 
-def test_a_controller_is_seen_to_wherever_anything_is_live(tmp_path):
-    """After a first deploy too, of which nothing is kept warm; what comes of it is said. Not where nothing is live."""
+def test_a_controller_is_seen_to_before_anything_is_live(tmp_path):
+    """Before a first deploy too, which it completes if its verb is killed; what comes of it is said."""
     where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
     with State.open(state_url(where)) as state:
-        assert ensure_controller(where, state, dashboard_url="http://d:1") == ()
-        one = Deployment("m", 1, BundleRef("/bundles", "d" * 64), "run", "champion", {})
-        state.put_deployments({"m": [one]}, action="deploy", why="a test")
         (why,) = ensure_controller(where, state, dashboard_url="http://d:1")
         assert "the controller could not be started" in why
         with lease(state_url(where), LEASE, purpose=PURPOSE):
@@ -126,7 +148,7 @@ def test_a_rollout_needs_a_controller_that_answers(tmp_path):
     where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
     with State.open(state_url(where)) as state, lease(state_url(where), LEASE, purpose=PURPOSE):
         two = [Deployment("m", version, BundleRef("/bundles", "d" * 64), "run", "warm", {}) for version in (1, 2)]
-        state.put_deployments({"m": [replace(two[0], role="champion"), replace(two[1], weight=0.1)]}, action="", why="")
+        put(state, "m", [replace(two[0], role="champion"), replace(two[1], weight=0.1)])
         assert ensure_controller(where, state, dashboard_url="http://d:1") == ()
         rollout = begin(
             rollout_id="r", name="m", version=2, champion=1, settings=RolloutSection(), now=datetime.now(UTC)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from canaries import beside, share, take_back, version_of
 from fake_serve import FakeServe
-from states import copied, marks, opened, unmark
+from states import converge, copied, deploy, marks, opened, unmark
+from stored import put
 
 from raymlops.config.serve import RolloutSection, ServeSection
 from raymlops.errors import ClusterError, StorageError, TrackingError
-from raymlops.lifecycle.live.change import change
-from raymlops.lifecycle.live.lineup import LineUp, beside, with_champion
-from raymlops.lifecycle.rollout.canary import TrafficRequest, abort, share
-from raymlops.lifecycle.rollout.controller import IDLE_PAUSE_S, ROLLOUT_PAUSE_S, Controller
+from raymlops.lifecycle.live.change import within
+from raymlops.lifecycle.rollout.canary import TrafficRequest
+from raymlops.lifecycle.rollout.controller import ALIAS_EVERY_S, IDLE_S, ROUND_S, Controller
 from raymlops.lifecycle.rollout.evidence import Reports, epoch_of
 from raymlops.lifecycle.rollout.loss_reader import LogLosses, Window
 from raymlops.predictions.counts import Losses
-from raymlops.records import BundleRef
-from raymlops.serving.control.apply import apply
+from raymlops.records import ModelVersionRef
 from raymlops.state.keys import create_key, revoke_key
 from raymlops.state.rollouts import rollouts, running
-from raymlops.state.store import Deployment, State
+from raymlops.state.store import State
+from raymlops.state.versions import record_version
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SERVE = ServeSection(ready_timeout_s=2)
@@ -42,23 +44,12 @@ def serve():
     return FakeServe(dashboard_url="http://dashboard:8265")  # where no proxy is asked whether it answers
 
 
-def put(state, serve, version, *, champion, name="m", settings=SERVE, follow=None):
-    settings = settings.model_dump(mode="json")
-    new = Deployment(name, version, BundleRef("/bundles", "d" * 64), f"run{version}", "warm", settings)
-
-    def decide(before):
-        return LineUp(with_champion(before, new) if champion else beside(before, new), version)
-
-    change(state, serve, name, decide=decide, serve=SERVE, action="deploy", why="a test", follow=follow)
-
-
 @pytest.fixture
 def rollout(state, serve):
     """Return the rollout of version 2 beside the champion 1, at its first step."""
-    put(state, serve, 1, champion=True)
-    put(state, serve, 2, champion=False)
-    asked = TrafficRequest(weight=0.1, rollout=SETTINGS)
-    share(state, serve, "m", version=2, champion=1, asked=asked, serve=SERVE, why="a test", now=START)
+    deploy(state, serve)
+    beside(state, serve, 2)
+    share(state, serve, 2, TrafficRequest(weight=0.1, rollout=SETTINGS), now=START)
     return now_running(state)
 
 
@@ -83,7 +74,7 @@ class Stepper(Controller):
 
 
 def controller(state, serve, reports=None, **options):
-    made = Stepper(state, serve, reports=reports or Reports(), clock=lambda: made.seconds, **options)
+    made = Stepper(state, serve, serve=SERVE, reports=reports or Reports(), clock=lambda: made.seconds, **options)
     return made
 
 
@@ -111,7 +102,7 @@ def test_a_good_version_goes_through_its_steps_and_takes_the_route(state, serve,
     steering = controller(state, serve, reports)
     assert canaries(serve, 1) == [(2, 0.1)]
     told(reports, rollout, canary=GOOD)
-    assert steering.step(at(30)) == ROLLOUT_PAUSE_S
+    assert steering.step(at(30)) == ROUND_S
     assert line_up(state) == {1: ("champion", 0), 2: ("warm", 0.1)}
     steering.step(at(61))
     assert line_up(state) == {1: ("champion", 0), 2: ("warm", 0.5)}
@@ -124,10 +115,10 @@ def test_a_good_version_goes_through_its_steps_and_takes_the_route(state, serve,
     assert (ended.status, ended.step, ended.ended_at) == ("promoted", 1, at(122))
     assert ended.evidence["numbers"]["questions"]["errors"]
     actions = [event.action for event in state.events()][::-1]
-    assert actions == ["deploy.start", *["deploy"] * 2, "rollout.start", "rollout.advance", "rollout.promote"]
+    assert actions == ["deploy.start", "deploy", "deploy.beside", "rollout.start", "rollout.advance", "rollout.promote"]
     assert state.events()[0].actor.startswith("controller of ")
     assert "passed" in state.events()[0].why
-    assert steering.step(at(130)) == IDLE_PAUSE_S
+    assert steering.step(at(130)) == IDLE_S
 
 
 def test_an_erring_version_loses_its_share_at_once(state, serve, rollout):
@@ -206,10 +197,9 @@ def test_while_serve_is_away_nothing_is_decided(state, serve, rollout):
 
 def test_a_version_that_does_not_come_up_as_champion_is_aborted(state, serve):
     """Its replicas crash once it is to have the route: the old champion keeps it, the reason is on the record."""
-    put(state, serve, 1, champion=True)
-    put(state, serve, 2, champion=False)
-    asked = TrafficRequest(weight=0.1, rollout=RolloutSection(steps=(10.0,), bake_s=0.0))
-    share(state, serve, "m", version=2, champion=1, asked=asked, serve=SERVE, why="a test", now=START)
+    deploy(state, serve)
+    beside(state, serve, 2)
+    share(state, serve, 2, TrafficRequest(weight=0.1, rollout=RolloutSection(steps=(10.0,), bake_s=0.0)), now=START)
     serve.unhealthy = {"m--v2"}
     reports = Reports()
     told(reports, now_running(state), canary=GOOD)
@@ -222,7 +212,7 @@ def test_a_version_that_does_not_come_up_as_champion_is_aborted(state, serve):
 
 def test_a_promotion_by_hand_ends_the_rollout(state, serve, rollout):
     """Also where the verb was killed before it said so."""
-    put(state, serve, 2, champion=True)
+    deploy(state, serve, version=2)
     controller(state, serve).step(at(5))
     assert newest(state).status == "promoted"
     assert "was made champion" in newest(state).reason
@@ -230,7 +220,7 @@ def test_a_promotion_by_hand_ends_the_rollout(state, serve, rollout):
 
 def test_another_champion_stops_the_rollout(state, serve, rollout):
     """It was compared with version 1, which is champion no more."""
-    put(state, serve, 3, champion=True)
+    deploy(state, serve, version=3)
     controller(state, serve).step(at(5))
     assert newest(state).status == "stopped"
     assert line_up(state)[2] == ("warm", 0)
@@ -240,18 +230,17 @@ def test_an_abort_by_hand_is_final(state, serve, rollout):
     """The share is gone with the rollout, in one event; evidence that comes later moves nothing."""
     reports = Reports()
     told(reports, rollout, canary=GOOD)
-    done = abort(state, serve, "m", serve=SERVE, why="rolled back", now=at(5), action="rollback.canary")
+    done = take_back(state, serve)
     assert (done.version, done.weight, done.rollout_id) == (2, 0.0, rollout.id)
     controller(state, serve, reports).step(at(90))
     assert (newest(state).status, line_up(state)[2]) == ("stopped", ("warm", 0))
     assert state.events()[0].action == "rollback.canary"
-    assert abort(state, serve, "m", serve=SERVE, why="", now=at(9), action="rollback.canary") is None
 
 
 def revoked_meanwhile(state, serve):
     """Leave Serve with a key that is not good any more, as a verb does that is killed before it sends."""
     key, _ = create_key(state, name="shop", models=["m"], now=START)
-    apply(state.desired(), api=serve, wait_s=1)
+    converge(state, serve)
     revoke_key(state, key.id, now=START)
     return key
 
@@ -263,90 +252,153 @@ def keys(serve, version):
 
 def test_a_revocation_that_was_cut_off_reaches_serve(state, serve):
     """Within the pause of an idle controller; where Serve has what it should, nothing is sent."""
-    put(state, serve, 1, champion=True)
+    deploy(state, serve)
     steering = controller(state, serve)
     steering.step(START)
     key = revoked_meanwhile(state, serve)
     assert keys(serve, 1) == [key.id]
-    steering.step(at(IDLE_PAUSE_S))
+    steering.step(at(IDLE_S))
     assert keys(serve, 1) == []
     sent = len(serve.sent)
-    steering.step(at(2 * IDLE_PAUSE_S))
+    steering.step(at(2 * IDLE_S))
     assert len(serve.sent) == sent
 
 
-def test_settings_are_sent_past_a_change_that_is_not_finished(state, serve):
-    """Version 2 is desired and not up, 1 holds the route: the key goes, the route stays, nothing comes up."""
-    put(state, serve, 1, champion=True)
+def test_settings_are_sent_past_a_version_that_does_not_come_up(state, serve):
+    """Version 2 is to have the route, and starts no replica: the key goes, and the route stays until it has one."""
+    deploy(state, serve)
     steering = controller(state, serve)
     steering.step(START)
     revoked_meanwhile(state, serve)
-    one, two = state.deployments("m")[0], replace(state.deployments("m")[0], version=2)
-    state.put_deployments({"m": [replace(one, role="warm"), two]}, action="deploy", why="killed here")
-    steering.step(at(IDLE_PAUSE_S))
+    serve.slow = {"m--v2"}
+    one, two = state.deployments("m")[0], version_of(2)
+    put(state, "m", [replace(one, role="warm"), replace(two, role="champion")])
+    steering.step(at(IDLE_S))
     assert keys(serve, 1) == []
     assert serve.live["m--v1"]["route_prefix"] == "/models/m"
-    assert "m--v2" not in serve.live
+    serve.slow = set()
+    steering.step(at(2 * IDLE_S))
+    assert serve.live["m--v2"]["route_prefix"] == "/models/m"
 
 
 def test_a_clock_that_is_set_back_stops_no_job(state, serve):
     """Maintenance is done an hour after the last time, though the wall says that it is before it."""
     times, seconds = [], [0.0]
-    steering = Controller(state, serve, reports=Reports(), maintain=times.append, clock=lambda: seconds[0])
+    steering = Controller(state, serve, serve=SERVE, reports=Reports(), maintain=times.append, clock=lambda: seconds[0])
     steering.step(at(0))
     seconds[0] = 3600.0
     steering.step(at(-3600))
     assert times == [at(0), at(-3600)]
 
 
-def test_an_alias_is_owed_from_the_moment_that_its_version_is_live(state, serve):
-    """Killed before it was set; a hundred events of keys later the controller sets it, once."""
-
-    class KilledError(BaseException):
-        """What ends a process between two lines, as far as a test can have it."""
-
-    def killed(_version):
-        raise KilledError
-
-    with pytest.raises(KilledError):
-        put(state, serve, 1, champion=True, follow=killed)
-    for number in range(100):
-        state.record(action="key.create", subject=f"api-key:{number}")
-    set_to = []
-    steering = controller(state, serve, follow=lambda name: lambda version: set_to.append((name, version)))
-    for minutes in range(4):
-        steering.step(at(60 * minutes))
-    assert set_to == [("m", 1)]
-
-
 def test_what_was_kept_warm_for_long_enough_is_taken_down(state, serve):
     """An hour after it lost the route, with its event; a version that only stands beside stays."""
     for version in (1, 2):
-        put(state, serve, version, champion=True)
-    put(state, serve, 3, champion=False)
+        deploy(state, serve, version=version)
+    beside(state, serve, 3)
     lost = state.changes("m")[1].ts
     steering = controller(state, serve)
     steering.step(lost + timedelta(seconds=3599))
     assert set(line_up(state)) == {1, 2, 3}
     steering.step(lost + timedelta(seconds=3660))
     assert set(line_up(state)) == {2, 3}
+    steering.step(lost + timedelta(seconds=3661))
     assert "m--v1" not in serve.live
     assert (state.events()[0].action, state.events()[0].subject) == ("keep_warm.end", "m")
 
 
+class Mlflow:
+    """The aliases of ``m`` in MLflow: ``away`` it answers nobody."""
+
+    def __init__(self, champion=None):
+        self.named, self.away, self.calls, self.withdrawn = champion, False, 0, set()
+
+    def champion(self, _name):
+        self.calls += 1
+        if self.away:
+            raise TrackingError("MLflow does not answer")
+        return self.named
+
+    def set_champion(self, _name, version):
+        self.named = version
+
+    def withdraw(self, _name, versions):
+        self.withdrawn |= versions
+
+
+def follows(state):
+    return [(event.subject, event.why) for event in state.events() if event.action == "alias.follow"]
+
+
+def test_an_alias_that_was_not_set_follows(state, serve):
+    """The verb that made the version live was killed before: the controller sets it, once, and says so."""
+    deploy(state, serve)
+    mlflow = Mlflow()
+    steering = controller(state, serve, aliases=mlflow)
+    for minutes in range(3):
+        steering.step(at(60 * minutes))
+    assert (mlflow.named, follows(state)) == (1, [("m/1", "MLflow named none")])
+
+
+def test_an_alias_that_was_moved_by_hand_is_set_right(state, serve):
+    """Within half a minute, and no more often is MLflow asked."""
+    deploy(state, serve)
+    mlflow = Mlflow(1)
+    steering = controller(state, serve, aliases=mlflow)
+    steering.step(at(0))
+    mlflow.named = 7
+    for second in range(1, int(ALIAS_EVERY_S) + 1):
+        assert mlflow.named == 7
+        steering.step(at(second))
+    assert (mlflow.named, mlflow.calls, follows(state)) == (1, 2, [("m/1", "MLflow named version 7")])
+
+
+def test_an_alias_that_is_set_late_is_set_right(state, serve):
+    """MLflow hung while 2 went live, and answers the request of then once 1 has the route and its alias back."""
+    mlflow, answers, set_late = Mlflow(), threading.Event(), threading.Event()
+
+    def late(version):
+        answers.wait(30)
+        mlflow.named = version
+        set_late.set()
+
+    for version in (1, 2):
+        deploy(state, serve, version=version)
+    with pytest.raises(TrackingError):
+        within(0.01, late)(2)
+    assert take_back(state, serve).version == 1
+    steering = controller(state, serve, aliases=mlflow)
+    steering.step(at(0))
+    assert mlflow.named == 1
+    answers.set()
+    assert set_late.wait(30)
+    assert mlflow.named == 2
+    steering.step(at(ALIAS_EVERY_S))
+    assert mlflow.named == 1
+
+
 def test_an_alias_follows_when_mlflow_answers_again(state, serve):
-    """The promotion stood without it; the controller sets it once, and says so."""
-    set_to = []
+    """That it did not is told once."""
+    deploy(state, serve)
+    mlflow = Mlflow()
+    mlflow.away = True
+    steering = controller(state, serve, aliases=mlflow)
+    for minutes in range(3):
+        steering.step(at(60 * minutes))
+        mlflow.away = minutes == 0
+    assert mlflow.named == 1
+    assert [event.action for event in state.events()].count("controller.error") == 1
 
-    def away(_version):
-        raise TrackingError("MLflow does not answer")
 
-    put(state, serve, 1, champion=True, follow=away)
-    steering = controller(state, serve, follow=lambda name: lambda version: set_to.append((name, version)))
-    for minutes in (0, 5, 10):
-        steering.step(START + timedelta(minutes=minutes))
-    assert set_to == [("m", 1)]
-    assert state.events()[0].action == "alias.follow"
+def test_a_version_that_a_rollout_aborted_is_no_challenger_any_more(state, serve, rollout):
+    """The state remembers it, and MLflow's alias is taken from it."""
+    item = state.deployments("m")[1]
+    record_version(state, ModelVersionRef("m", 2, item.run_id, item.bundle), why="", now=START)
+    reports, mlflow = Reports(), Mlflow()
+    told(reports, rollout, canary=BAD)
+    controller(state, serve, reports, aliases=mlflow).step(at(3))
+    assert newest(state).status == "aborted"
+    assert mlflow.withdrawn == {2}
 
 
 def at_once(work, _what):
@@ -421,8 +473,8 @@ def test_errors_are_judged_while_the_log_is_away(state, serve, rollout):
 
 def test_nothing_waits_for_a_reading_that_does_not_end(state, serve, rollout):
     """The rollout that it is for is aborted by its errors, and what was kept warm for long enough goes."""
-    put(state, serve, 1, champion=True, name="other")
-    put(state, serve, 2, champion=True, name="other")
+    deploy(state, serve, "other")
+    deploy(state, serve, "other", 2)
     reports, readings = Reports(), Readings()
     steering = controller(state, serve, reports, losses=found({}), start=readings)
     steering.step(at(1))
@@ -440,10 +492,11 @@ def test_a_step_passes_on_labels_that_are_read_after_its_bake(state, serve):
     What was read as the step began knew none of them. The log holds what was answered within its ``flush_s`` of 1
     second and 2 more.
     """
-    put(state, serve, 1, champion=True)
-    put(state, serve, 2, champion=False)
-    asked = TrafficRequest(weight=0.1, rollout=RolloutSection(steps=(10.0, 50.0), bake_s=5.0))
-    share(state, serve, "m", version=2, champion=1, asked=asked, serve=SERVE, why="a test", now=START)
+    deploy(state, serve)
+    beside(state, serve, 2)
+    share(
+        state, serve, 2, TrafficRequest(weight=0.1, rollout=RolloutSection(steps=(10.0, 50.0), bake_s=5.0)), now=START
+    )
     reports, losses = Reports(), {}
     told(reports, now_running(state), canary=GOOD)
     steering = controller(state, serve, reports, losses=found(losses), start=at_once)
@@ -476,10 +529,9 @@ def test_a_step_passes_without_labels_once_a_reading_found_none(state, serve, ro
 def test_a_log_that_is_switched_off_is_not_read(state, serve):
     """The step passes as soon as it has baked, and says so."""
     off = SERVE.model_copy(update={"log": SERVE.log.model_copy(update={"enabled": False})})
-    put(state, serve, 1, champion=True, settings=off)
-    put(state, serve, 2, champion=False)
-    asked = TrafficRequest(weight=0.1, rollout=SETTINGS)
-    share(state, serve, "m", version=2, champion=1, asked=asked, serve=SERVE, why="a test", now=START)
+    deploy(state, serve, section=off)
+    beside(state, serve, 2)
+    share(state, serve, 2, TrafficRequest(weight=0.1, rollout=SETTINGS), now=START)
     reports = Reports()
     told(reports, now_running(state), canary=GOOD)
     controller(state, serve, reports, losses=away, start=at_once).step(at(60))
@@ -509,27 +561,27 @@ def test_maintenance_is_done_once_an_hour_and_its_trouble_ends_nothing(state, se
 
     steering = controller(state, serve, maintain=maintain)
     for minutes in (0, 30, 61):
-        assert steering.step(START + timedelta(minutes=minutes)) == IDLE_PAUSE_S
+        assert steering.step(START + timedelta(minutes=minutes)) == IDLE_S
     assert [(now - START).total_seconds() for now in times] == [0, 3660]
     assert "the disk is full" in state.events()[0].why
 
 
-def test_a_rollout_waits_for_whoever_changes_what_is_live(state, serve, rollout):
-    """While a verb holds the lock nothing is decided; afterwards it is."""
+def test_a_step_that_another_process_takes_is_not_waited_for(state, serve, rollout):
+    """It is decided and written meanwhile; Serve is told by whoever takes the next step."""
     reports = Reports()
     told(reports, rollout, canary=BAD)
     steering = controller(state, serve, reports)
-    with state.exclusive("a deploy", wait_s=1):
+    with state.exclusive("reconciling", wait_s=1):
         steering.step(at(3))
-        assert line_up(state)[2] == ("warm", 0.1)
+        assert (newest(state).status, canaries(serve, 1)) == ("aborted", [(2, 0.1)])
     steering.step(at(4))
-    assert newest(state).status == "aborted"
+    assert canaries(serve, 1) == []
     assert [event.action for event in state.events()].count("controller.error") == 0
 
 
 def test_a_controller_on_an_empty_database_removes_nothing_and_says_what_it_saw(state, serve, tmp_path):
     """The database of what is live was lost, or is another one: once, also after later steps."""
-    put(state, serve, 1, champion=True)
+    deploy(state, serve)
     live, sent = dict(serve.live), len(serve.sent)
     with State.open(f"sqlite:///{tmp_path}/empty.db") as empty:
         steering = controller(empty, serve)
@@ -543,10 +595,10 @@ def test_a_controller_on_an_empty_database_removes_nothing_and_says_what_it_saw(
 def test_a_controller_on_an_older_backup_says_so_and_changes_nothing(serve, tmp_path):
     """Its rollout too stands still, which no waiting would end."""
     with opened(tmp_path, "state") as state:
-        put(state, serve, 1, champion=True)
+        deploy(state, serve)
     copied(tmp_path, "state", "backup")
     with opened(tmp_path, "state") as state:
-        put(state, serve, 2, champion=True)
+        deploy(state, serve, version=2)
     live = dict(serve.live)
     with opened(tmp_path, "backup") as old:
         steering = controller(old, serve)
@@ -559,7 +611,7 @@ def test_a_controller_on_an_older_backup_says_so_and_changes_nothing(serve, tmp_
 
 def test_what_carries_no_mark_gets_one_from_the_controller(state, serve):
     """After an upgrade, without a restart of what runs."""
-    put(state, serve, 1, champion=True)
+    deploy(state, serve)
     unmark(serve)
     started = list(serve.started)
     controller(state, serve).step(at(0))

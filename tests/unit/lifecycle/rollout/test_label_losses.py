@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from stored import put
 from tiny_bundle import tiny_contents
 
 from raymlops.answer_loss import AnswerLoss
@@ -40,7 +41,7 @@ def live(state, tmp_path, rule=RULE):
     bundle = write_bundle(tmp_path, tiny_contents(signature=SIGNATURE, loss=rule.to_dict()))
     elsewhere = BundleRef(f"{tmp_path}/elsewhere/bundles/{'d' * 64}", "d" * 64)
     items = [Deployment("m", 1, bundle, "run", "champion"), Deployment("m", 2, elsewhere, "run", "warm")]
-    state.put_deployments({"m": items}, action="deploy", why="")
+    put(state, "m", items)
 
 
 def answer(request_id, *chances, version=1, route="champion", minute=0, **fields):

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from stored import put
 
 from raymlops.arrays import Column
 from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
@@ -32,7 +33,7 @@ def state(url, tmp_path):
     with State.open(url) as state:
         bundle = BundleRef(f"{tmp_path}/bundles/{'d' * 64}", "d" * 64)
         item = Deployment("m", 1, bundle, "run", "champion", {"log": {"retention_days": 10.0}})
-        state.put_deployments({"m": [item]}, action="deploy", why="")
+        put(state, "m", [item])
         yield state
 
 
@@ -79,7 +80,7 @@ def test_trouble_with_one_log_is_on_the_record(state, url, tmp_path):
     write(tmp_path, NOW - timedelta(hours=3), 1)
     (file,) = tmp_path.rglob("*.parquet")
     other = Deployment("n", 1, BundleRef("no-such-scheme://x/bundles/d", "d" * 64), "run", "champion")
-    state.put_deployments({"n": [other]}, action="deploy", why="")
+    put(state, "n", [other])
     LogMaintenance(state, url).run(NOW)
     event = state.events()[0]
     assert (event.action, event.subject) == ("controller.error", "n")

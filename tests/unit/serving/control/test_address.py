@@ -6,11 +6,10 @@ import socket
 
 import pytest
 from fake_serve import FakeServe
-from states import deploy, opened
+from states import converge, deploy, opened
 
 from raymlops.config.serve import ServeSection
 from raymlops.serving.control.address import Listening, is_local, listening
-from raymlops.serving.control.apply import refresh
 
 GRPC = {"port": 9000, "grpc_servicer_functions": ["a:b"]}
 
@@ -73,12 +72,12 @@ def test_what_was_said_explicitly_stays_and_is_warned_of(state):
 
 
 def test_a_serve_that_begins_to_listen_elsewhere_asks_for_keys_from_then_on(state):
-    """It was ended, and started again on every address: the controller's look at the settings sends it."""
+    """It was ended, and started again on every address: a step of the controller sends it."""
     serve = FakeServe(dashboard_url="http://dashboard:8265")
     deploy(state, serve)
     assert asks(serve) is False
     serve.host = "0.0.0.0"
-    assert refresh(state.desired(), api=serve)
+    converge(state, serve)
     assert asks(serve) is True
 
 

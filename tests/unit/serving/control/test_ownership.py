@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 from fake_serve import FakeServe
-from states import copied, deploy, marks, opened, take_down, unmark
+from states import converge, copied, deploy, marks, opened, take_down, unmark
 
 from raymlops.errors import OutdatedStateError, TakenError
-from raymlops.serving.control.apply import apply, refresh
 from raymlops.serving.control.ownership import divide
 from raymlops.state.keys import create_key, revoke_key
 
@@ -39,7 +38,7 @@ def test_what_another_state_deployed_stays_as_it_is(serve, first, second):
     before, touched = theirs(serve, "shop"), serve.reconfigured["shop--v1"]
     deploy(second, serve, "lab")
     deploy(second, serve, "lab", 2)
-    apply(second.desired(), api=serve, wait_s=2, probe=False)
+    converge(second, serve)
     take_down(second, serve, "lab")
     assert theirs(serve, "shop") == before
     assert (serve.started.count("shop--v1"), serve.reconfigured["shop--v1"]) == (1, touched)
@@ -47,16 +46,13 @@ def test_what_another_state_deployed_stays_as_it_is(serve, first, second):
 
 
 def test_an_empty_state_removes_nothing(serve, first, second):
-    """Neither what is desired of nothing nor its settings."""
+    """Its controller has nothing to do, and says what it saw."""
     deploy(first, serve, "shop")
     sent = len(serve.sent)
-    applied = apply(second.desired(), api=serve, wait_s=2)
-    assert not applied.changed
-    assert not refresh(second.desired(), api=serve)
+    (note,) = converge(second, serve).plan.notes
     assert len(serve.sent) == sent
-    short = first.owner().short
-    assert applied.notes[0].startswith("2 applications of another state on this Serve, left alone: raymlops, shop--v1")
-    assert short in applied.notes[0]
+    assert note.startswith("2 applications of another state on this Serve, left alone: raymlops, shop--v1")
+    assert first.owner().short in note
 
 
 def test_a_second_state_is_told_of_the_first_and_has_no_index(serve, first, second):
@@ -97,21 +93,20 @@ def test_a_name_that_is_lost_keeps_no_other_model_from_changing(serve, first, se
     assert marks(serve)["shop--v1"] == first.owner().id
     assert any("another state has a model of that name here: shop" in text for text in done.warnings)
     with pytest.raises(TakenError, match="shop"):
-        apply(second.desired(), api=serve, wait_s=2)
+        deploy(second, serve, "shop")
     take_down(second, serve, "shop")
     assert [item.name for item in second.deployments()] == ["lab"]
     assert "shop--v1" in serve.live
 
 
 def test_what_carries_no_mark_is_marked_where_this_state_deployed_it_and_no_replica_restarts(serve, first):
-    """As after an upgrade: the version is known by its digest; the controller's look at the settings is enough."""
+    """As after an upgrade: the version is known by its digest; a step of the controller is enough."""
     deploy(first, serve, "shop")
     unmark(serve)
     started = list(serve.started)
-    assert refresh(first.desired(), api=serve)
+    converge(first, serve)
     assert set(marks(serve).values()) == {first.owner().id}
     assert serve.started == started
-    assert not refresh(first.desired(), api=serve)
     take_down(first, serve, "shop")
     assert serve.live == {}
 
@@ -122,7 +117,7 @@ def test_what_carries_no_mark_and_was_not_deployed_here_is_another_states(serve,
     deploy(first, serve, "shop")
     unmark(serve)
     before = dict(serve.live)
-    apply(second.desired(), api=serve, wait_s=2)
+    converge(second, serve)
     deploy(second, serve, "lab")
     with pytest.raises(TakenError, match="belongs to a state of which an earlier raymlops left no mark"):
         deploy(second, serve, "shop", digest=digest)
@@ -156,8 +151,7 @@ def test_an_older_backup_is_recognised_and_changes_nothing(serve, tmp_path):
         for _ in range(5):
             old.record(action="something", subject="else")  # its numbers pass those that Serve has
         for attempt in (
-            lambda: apply(old.desired(), api=serve, wait_s=2),
-            lambda: refresh(old.desired(), api=serve),
+            lambda: converge(old, serve),
             lambda: deploy(old, serve, "shop", 2),
             lambda: take_down(old, serve, "shop"),
         ):
@@ -167,7 +161,7 @@ def test_an_older_backup_is_recognised_and_changes_nothing(serve, tmp_path):
         assert [item.version for item in old.deployments()] == [1]
     assert (len(serve.sent), serve.live) == (sent, live)
     with opened(tmp_path, "state") as state:
-        assert not deploy(state, serve, "lab").applied.changed
+        assert not deploy(state, serve, "lab").changed
 
 
 def test_what_was_ended_by_serve_itself_is_free(serve, first, second):

@@ -9,6 +9,7 @@ from fake_serve import FakeServe
 from states import deploy, marks, opened
 
 from raymlops.cluster.ports import free_port
+from raymlops.config.serve import ServeSection
 from raymlops.errors import PortTakenError, TakenError, UsageError
 from raymlops.serving.control.plan import check_port, plan_of
 
@@ -62,6 +63,19 @@ def test_a_taken_port_is_found_before_anything_starts():
         with pytest.raises(PortTakenError, match=str(port)) as caught:
             check_port("127.0.0.1", port)
         assert caught.value.hint == "Set serve.port to another one, or to 0 for any free one."
+
+
+def test_a_taken_port_is_found_before_serve_starts(states):
+    """Serve does not run and somebody listens on its port: nothing is sent."""
+
+    class NotRunning(FakeServe):
+        def get(self):
+            return {"applications": {}, "proxies": {}}
+
+    serve = NotRunning()
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(PortTakenError):
+        deploy(states[0], serve, section=ServeSection(port=other.getsockname()[1]))
+    assert serve.sent == []
 
 
 def test_a_free_port_can_be_listened_on():

@@ -1,0 +1,196 @@
+"""The next step from what Serve runs to what is desired. Pure: desired state, Serve's details and time in, a step out.
+
+Decides when a version that comes up is ready, when it has failed, and when a failing application is started anew. One
+step at a time: who takes it reads both sides again before the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from raymlops.serving.control.converge import (
+    BROKEN,
+    holder_of,
+    lacking,
+    needed_replicas,
+    next_applications,
+    takes_requests,
+)
+from raymlops.serving.control.details import configs, message_of, running_replicas, same, settled, status_of
+from raymlops.serving.control.ownership import mark_of, model_of
+from raymlops.serving.names import app_name
+from raymlops.state.conditions import Condition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
+
+    from raymlops.serving.control.plan import Plan
+    from raymlops.state.store import Deployment
+    from raymlops.state.transitions import Transition
+
+SCALE_WAIT_S = 20.0
+"""How long a flip waits for the new champion to have as many replicas as the old one; then it flips anyway."""
+RETRY_S = (5.0, 300.0)
+"""Shortest and longest pause before a failing application is started anew; it doubles."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """A version is up, and gets what it came up for."""
+
+    transition: Transition
+
+
+@dataclass(frozen=True)
+class Fail:
+    """A version does not come up."""
+
+    transition: Transition
+    reason: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Applications that failed are deleted, so that sending them again starts them anew."""
+
+    names: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Send:
+    """Our applications differ from what Serve should run next."""
+
+    applications: dict[str, dict[str, Any]]
+
+
+Step = Reach | Fail | Drop | Send
+
+
+def next_step(
+    plan: Plan, before: Mapping[str, Condition], *, now: datetime
+) -> tuple[Step | None, dict[str, Condition]]:
+    """Return the next step, None if there is nothing to do now, and why each model stands still.
+
+    ``before`` are the conditions as they were last written.
+    """
+    conditions: dict[str, Condition] = {}
+    for transition in plan.desired.coming:
+        step, reason = _come_up(plan, transition, before.get(transition.name), now=now)
+        if step is not None:
+            return step, dict(before)
+        _say(conditions, before, transition.name, reason, now=now)
+    coming = {app_name(one.name, one.version) for one in plan.desired.coming}
+    for item in plan.desired.deployments:
+        name = app_name(item.name, item.version)
+        if name in coming or status_of(plan.details, name) != "DEPLOY_FAILED" or running_replicas(plan.details, name):
+            continue
+        reason = f"version {item.version} does not start: {message_of(plan.details, name)}"
+        condition, due = _failing(before.get(item.name), item.name, reason, now=now)
+        if due:
+            return Drop(frozenset({name})), {**before, item.name: condition}
+        conditions[item.name] = condition
+    applications = next_applications(plan)
+    if not same(applications, plan.ours):
+        return Send(applications), dict(before)
+    for model, items in _by_model(plan.desired.deployments).items():
+        if model not in conditions and (lack := lacking(plan, items)) is not None:
+            _say(conditions, before, model, lack, now=now)
+    return None, conditions
+
+
+def is_up(plan: Plan, item: Deployment, *, goal: Mapping[str, Any], hurry: bool = False) -> bool:
+    """Return whether a version runs as it is desired, with the replicas that its goal needs."""
+    name = app_name(item.name, item.version)
+    live, config = configs(plan.details).get(name), plan.wanted.get(name)
+    if live is None or config is None or not settled(live, config):
+        return False
+    least, needed = _replicas(plan, name, goal, renewed=True)
+    if hurry:
+        return takes_requests(plan.details, name) and running_replicas(plan.details, name) >= min(1, needed)
+    return status_of(plan.details, name) == "RUNNING" and running_replicas(plan.details, name) >= max(least, needed)
+
+
+def _replicas(plan: Plan, name: str, goal: Mapping[str, Any], *, renewed: bool) -> tuple[int, int]:
+    """Return how many replicas a version needs at least, and how many for its goal."""
+    (options,) = plan.wanted[name]["deployments"]
+    least: int = options["autoscaling_config"]["min_replicas"]
+    least = max(1, least) if not renewed or goal.get("weight") or goal.get("shadow") else least
+    model = model_of(plan.wanted[name])
+    holder = None if model is None else holder_of(plan.ours, model)
+    if goal.get("role") != "champion" or holder == name:
+        return least, least
+    needed = needed_replicas(plan.wanted[name], plan.details, holder)
+    return min(max(1, least), needed), needed
+
+
+def _come_up(
+    plan: Plan, transition: Transition, condition: Condition | None, *, now: datetime
+) -> tuple[Step | None, str]:
+    """Return the step that a version on its way up needs, or what it waits for."""
+    name = app_name(transition.name, transition.version)
+    which = f"version {transition.version} of {transition.name}"
+    if name not in plan.wanted:
+        return Fail(transition, f"{which} is not desired, or the model is another state's"), ""
+    details, live = plan.details, configs(plan.details).get(name)
+    status, running = status_of(details, name), running_replicas(details, name)
+    renewed = any(item["version"] == transition.version for item in transition.restores)
+    least, needed = _replicas(plan, name, transition.goal, renewed=renewed)
+    sent = live is not None and settled(live, plan.wanted[name])
+    if status in BROKEN and live is not None:
+        if status == "DEPLOY_FAILED" and not running and _older(live, transition):
+            return Drop(frozenset({name})), ""  # it failed in an earlier attempt
+        if not _older(live, transition) or (status == "UNHEALTHY" and sent):  # other settings may mend it
+            return Fail(transition, f"{name} is {status}:\n{message_of(details, name)}"), ""
+    if not sent:
+        reason = f"{which} is being started"
+    elif running < least or (renewed and status != "RUNNING" and not transition.hurry):
+        reason = f"{which} comes up: {running} of {least} replicas run, {name} is {status}"
+    elif running >= needed or (transition.hurry and takes_requests(details, name)):
+        return Reach(transition), ""
+    else:
+        reason = f"{which} gets as many replicas as the version that has the route"
+        if condition is not None and condition.reason == reason and _passed(condition.since, SCALE_WAIT_S, now):
+            return Reach(transition), ""
+    if now >= transition.deadline_at:
+        late = "\n".join(part for part in (f"not ready in time: {reason}", message_of(details, name)) if part)
+        return Fail(transition, late), ""
+    return None, reason
+
+
+def _older(live: Mapping[str, Any], transition: Transition) -> bool:
+    """Return whether an application was sent before a transition began."""
+    revision = mark_of(live).revision
+    return revision is not None and revision.at < transition.began_at.isoformat()
+
+
+def _passed(since: datetime, seconds: float, now: datetime) -> bool:
+    return now - since >= timedelta(seconds=seconds)
+
+
+def _say(
+    conditions: dict[str, Condition], before: Mapping[str, Condition], model: str, reason: str, *, now: datetime
+) -> None:
+    old = before.get(model, Condition(model, "", now))
+    conditions[model] = old if old.reason == reason else replace(old, reason=reason, since=now)
+
+
+def _failing(old: Condition | None, model: str, reason: str, *, now: datetime) -> tuple[Condition, bool]:
+    """Return the condition of a failing application, and whether it is started anew now."""
+    shortest, longest = RETRY_S
+    if old is None or old.retry_at is None:
+        return Condition(model, reason, now, retry_at=now + timedelta(seconds=shortest)), False
+    if now < old.retry_at:
+        return replace(old, reason=reason), False
+    pause_s = min(longest, shortest * 2 ** (old.attempts + 1))
+    retry_at = now + timedelta(seconds=pause_s)
+    return replace(old, reason=reason, attempts=old.attempts + 1, retry_at=retry_at), True
+
+
+def _by_model(deployments: Iterable[Deployment]) -> dict[str, list[Deployment]]:
+    found: dict[str, list[Deployment]] = {}
+    for item in deployments:
+        found.setdefault(item.name, []).append(item)
+    return found

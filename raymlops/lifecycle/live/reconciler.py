@@ -1,0 +1,140 @@
+"""The one loop that brings Serve to the desired state. The controller runs it each second, a verb while it waits.
+
+Owns how a step is taken: under the lock of every step, so that there are never two at once; with the desired revision
+read again before Serve is written; and never more than one. After a kill anywhere, whoever comes next continues from
+what is written. What the next step is, ``reconcile`` decides.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from raymlops.errors import BusyError, DeployError, ElsewhereError, RaymlopsError
+from raymlops.lifecycle.live.reconcile import Drop, Fail, Reach, Send, next_step
+from raymlops.lifecycle.live.transitions import failed, reached
+from raymlops.serving.control.plan import Plan, plan_of
+from raymlops.serving.control.wait import Api
+from raymlops.state.conditions import EVERYTHING, Condition, conditions, put_conditions
+from raymlops.state.identity import SHORT
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from raymlops.config.serve import ServeSection
+    from raymlops.lifecycle.live.reconcile import Step
+    from raymlops.serving.control.rest_api import Room
+    from raymlops.state.store import State
+
+LOCK_WAIT_S = 0.2
+"""Another step is not waited for: it is taken for the same desired state."""
+
+_log = logging.getLogger(__name__)
+
+
+class Cluster(Api, Protocol):
+    """The part of ``ServeApi`` that changes of what is live use."""
+
+    def cluster_id(self) -> str:
+        """Return Ray's id of the cluster."""
+
+    def room(self) -> Room:
+        """Return the cluster's resources, and those that its actors hold."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a step saw, and whether it did anything."""
+
+    plan: Plan
+    acted: bool = False
+    conditions: dict[str, Condition] = field(default_factory=dict)
+
+
+class Reconciler:
+    """Take steps towards the desired state of one database on one Serve."""
+
+    def __init__(self, state: State, cluster: Cluster, *, serve: ServeSection, actor: str | None = None) -> None:
+        """Take the state and Serve. ``serve`` says where it listens if it does not run yet."""
+        self._state = state
+        self._cluster = cluster
+        self._actor = actor
+        self._here = ""
+        self._places: dict[str, Any] = {"host": serve.host, "port": serve.port, "grpc_port": serve.grpc_port}
+
+    def step(self, now: datetime) -> Look | None:
+        """Take one step, if one is due; None if another process takes one.
+
+        Raises:
+            ElsewhereError: the database is live on another cluster.
+            OutdatedStateError: Serve runs what a newer copy of the state database desired; nothing was changed.
+            ClusterError: the dashboard does not answer, or refuses us.
+            DeployError: Serve refuses the config.
+            StorageError, UnreachableError: the state database.
+        """
+        try:
+            with self._state.exclusive("reconciling", wait_s=LOCK_WAIT_S):
+                return self._step(now)
+        except BusyError:
+            return None
+        except RaymlopsError as error:
+            self._stand_still(error, now)
+            raise
+
+    def look(self) -> Plan:
+        """Return what Serve runs and what is desired, without taking a step; raises as ``step``."""
+        desired = self._state.desired()
+        self._here = self._here or self._cluster.cluster_id()
+        if desired.owner.cluster not in {"", self._here}:
+            raise ElsewhereError(
+                f"this state database is live on another cluster: {desired.owner.cluster[:SHORT]}",
+                hint="raymlops deploy --restore moves it here, as after a restart of the cluster.",
+            )
+        return plan_of(desired, self._cluster, concerned=(), **self._places)
+
+    def _step(self, now: datetime) -> Look:
+        before = conditions(self._state)
+        plan = self.look()
+        step, found = next_step(plan, before, now=now)
+        put_conditions(self._state, found.values())
+        if step is not None:
+            _log.info("reconciling: %s", step)
+            self._take(step, plan, now)
+        return Look(plan, step is not None, found)
+
+    def _take(self, step: Step, plan: Plan, now: datetime) -> None:
+        match step:
+            case Reach(transition):
+                self._state.change(
+                    transition.name, lambda model: reached(model, transition.id, now=now), actor=transition.actor
+                )
+            case Fail(transition, reason):
+                self._state.change(
+                    transition.name, lambda model: failed(model, transition.id, reason, now=now), actor=self._actor
+                )
+            case Drop(names):
+                self._put(plan, {name: config for name, config in plan.ours.items() if name not in names}, now)
+            case Send(applications):
+                self._put(plan, applications, now)
+
+    def _put(self, plan: Plan, applications: dict[str, dict[str, Any]], now: datetime) -> None:
+        if self._state.owner().revision != plan.desired.owner.revision:
+            return  # superseded
+        try:
+            plan.put(self._cluster, applications)
+        except DeployError as error:  # Serve refuses the config: what is newest in it is at fault
+            for transition in plan.desired.coming[-1:]:
+                self._take(Fail(transition, error.message), plan, now)
+            raise
+
+    def _stand_still(self, error: RaymlopsError, now: datetime) -> None:
+        """Write why nothing is done, if the state can be written."""
+        try:
+            before = conditions(self._state)
+            old = before.get(EVERYTHING)
+            same = old is not None and old.reason == error.message
+            found = old if same and old is not None else Condition(EVERYTHING, error.message, now)
+            put_conditions(self._state, [*(one for name, one in before.items() if name != EVERYTHING), found])
+        except RaymlopsError as second:
+            _log.warning("not written: %s: %s", error.message, second.message)

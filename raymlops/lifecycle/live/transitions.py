@@ -1,0 +1,367 @@
+"""What a verb makes of a model, and what becomes of a version that comes up. Pure: desired state in, desired state out.
+
+A version that is not up yet is desired beside what is live, and its transition says what it gets once it is up. Then it
+is ``reached``; a version that does not come up has ``failed``, and what it replaced is desired again. A newer request
+for the route supersedes an older one. ``lineup`` says who becomes what.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from raymlops.config.serve import RolloutSection
+from raymlops.errors import NotFoundError, RaymlopsError, RefusedError
+from raymlops.lifecycle.live.lineup import (
+    BEGUN,
+    as_asked,
+    beside,
+    canaries_of,
+    champion_of,
+    previous_champion,
+    with_canary,
+    with_champion,
+    with_shadow,
+    without,
+    without_traffic,
+)
+from raymlops.state.rollouts import Rollout
+from raymlops.state.store import Change, Deployment, Model
+from raymlops.state.transitions import Transition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+    from datetime import datetime
+
+    from raymlops.state.audit import AuditEvent
+
+BESIDE = "deploy.beside"
+"""Action by which a version comes up without the route, also one that gets a share of the traffic then."""
+PROMOTED = "rollout.promote"
+"""Action by which a rollout makes its version champion."""
+ROLLBACK = "rollback"
+ROUTE = {"role": "champion"}
+AGAIN = "Run the same command again."
+
+
+@dataclass(frozen=True)
+class Request:
+    """A version that is to come up, and who asked for it."""
+
+    action: str
+    why: str
+    actor: str
+    now: datetime
+    timeout_s: float
+    """How long it may take to come up."""
+    hurry: bool = False
+
+
+def bring(
+    model: Model,
+    new: Deployment,
+    *,
+    goal: dict[str, Any],
+    request: Request,
+    up: bool,
+    leaving: Collection[int] = (),
+) -> Change:
+    """Return a model of which a version gets its goal: at once if it is ``up``, or else once it has come up.
+
+    ``leaving`` are versions that are removed first, since there is no room beside them.
+    """
+    action, why, now, version = request.action, request.why, request.now, new.version
+    if goal.get("role") == "champion":
+        for one in model.coming:
+            if one.goal.get("role") == "champion" and one.version != version:
+                model = _taken_back(model, one, "superseded", f"{action} of version {version}")
+    before, was = model.deployments, model.item(version)
+    target = wanted(before, new, goal)
+    item = next(one for one in target if one.version == version)
+    earlier = next((one for one in model.coming if one.version == version), None)
+    if up and was is not None and was.serve == item.serve:
+        if earlier is not None:  # what it came up for before must not be given to it later
+            model = _with(model, replace(earlier, status="superseded", reason=f"{action} of version {version}"))
+        return _reached(model, version, goal, action, why, now=now)
+    first = tuple(beside(without(before, leaving), item if was is None else replace(was, serve=item.serve)))
+    final = first == tuple(without(target, leaving)) and not _shares(goal)
+    if final:
+        began_as, goal = action, {}
+    else:
+        began_as = BESIDE if _shares(goal) else f"{action}{BEGUN}"
+    if earlier is not None and (earlier.began_as, earlier.goal, first) == (began_as, goal, before):
+        return Change(model, action, why)  # it is on its way
+    kept = ([] if was is None else [was]) + [one for one in before if one.version in leaving]
+    transition = Transition(
+        id=uuid.uuid4().hex[:12],
+        name=model.name,
+        version=version,
+        goal=goal,
+        action=action,
+        began_as=began_as,
+        why=why,
+        actor=request.actor,
+        began_at=now,
+        deadline_at=now + timedelta(seconds=request.timeout_s),
+        hurry=request.hurry,
+        restores=[one.to_dict() for one in kept] if earlier is None else earlier.restores,
+    )
+    model = _settled(_with(replace(model, deployments=first), transition), now=now, by=action)
+    return Change(model, began_as, why if final else f"{why}: first it comes up")
+
+
+def reached(model: Model, transition_id: str, *, now: datetime) -> Change:
+    """Return a model of which a version is up, and has what it came up for; unchanged if that was superseded."""
+    transition = next((one for one in model.coming if one.id == transition_id), None)
+    if transition is None:
+        return Change(model, "", "")
+    try:
+        change = _reached(model, transition.version, transition.goal, transition.action, transition.why, now=now)
+    except RaymlopsError as error:  # the line-up has changed meanwhile
+        return failed(model, transition_id, error.message, now=now)
+    done = replace(transition, status="done")
+    return replace(change, model=_with(change.model, done))
+
+
+def failed(model: Model, transition_id: str, reason: str, *, now: datetime) -> Change:
+    """Return a model without a version that does not come up; unchanged if it was superseded."""
+    transition = next((one for one in model.coming if one.id == transition_id), None)
+    if transition is None:
+        return Change(model, "", "")
+    model = _taken_back(model, transition, "failed", reason[:2000])
+    rollout = model.rollout
+    if rollout is not None and transition.action == PROMOTED:
+        why = f"version {transition.version} did not come up as champion: {reason}"[:2000]
+        model = replace(
+            model,
+            deployments=tuple(without_traffic(model.deployments, {rollout.version})),
+            rollout=replace(rollout, status="aborted", ended_at=now, reason=why),
+        )
+    return Change(model, f"{transition.began_as}.undone", f"{transition.began_as} failed: {reason}"[:2000])
+
+
+def roll_back(
+    model: Model, changes: Sequence[AuditEvent], *, request: Request, up: Callable[[Deployment], bool]
+) -> Change:
+    """Return a model whose last change is reverted: a version on its way, a share of the traffic, or the route.
+
+    Raises:
+        NotFoundError: the model is not served, or no version was champion before.
+    """
+    if any(one.action == request.action for one in model.coming):
+        return Change(model, request.action, request.why)  # it is on its way back
+    pending = [one for one in model.coming if one.goal.get("role") == "champion" and one.action != PROMOTED]
+    if pending:
+        for one in pending:
+            model = _taken_back(model, one, "superseded", "rolled back")
+        versions = ", ".join(str(one.version) for one in pending)
+        why = f"version {versions}, which was on its way to the route, is taken back"
+        return Change(model, request.action, why, {one.version: why for one in pending})
+    if (change := aborted(model, why="rolled back", now=request.now, action=f"{request.action}.canary")) is not None:
+        return change
+    target = previous_champion(model.deployments, changes)
+    left = champion_of(model.deployments)
+    why = f"from version {left.version if left else None} to version {target.version}"
+    return bring(model, target, goal=ROUTE, request=replace(request, why=why, hurry=True), up=up(target))
+
+
+def aborted(model: Model, *, why: str, now: datetime, action: str) -> Change | None:
+    """Return a model without canaries' shares and without a rollout; None if it has neither."""
+    canaries, rollout = canaries_of(model.deployments), model.rollout
+    pending = [one for one in model.coming if one.goal.get("weight") or one.action == PROMOTED]
+    if not canaries and rollout is None and not pending:
+        return None
+    for one in pending:
+        model = _taken_back(model, one, "superseded", why)
+    said = [f"version {item.version} answered {100 * item.weight:g}%" for item in canaries]
+    said += [f"version {one.version} was coming up for its share" for one in pending if one.action != PROMOTED]
+    model = replace(model, deployments=tuple(without_traffic(model.deployments)))
+    if rollout is not None:
+        said.append(f"rollout {rollout.id} of version {rollout.version} ends")
+        model = replace(model, rollout=replace(rollout, status="stopped", ended_at=now, reason=why))
+    lost = {item.version for item in canaries} | ({rollout.version} if rollout is not None else set())
+    why = f"{why}: {', '.join(said)}"
+    return Change(model, action, why, dict.fromkeys(lost, why))
+
+
+def removed(model: Model, *, now: datetime, why: str) -> Change:
+    """Return a model of which nothing is desired any more."""
+    for one in model.coming:
+        model = _with(model, replace(one, status="superseded", reason="the model was removed"))
+    return Change(_settled(replace(model, deployments=()), now=now, by="remove"), "remove", why)
+
+
+def version_removed(model: Model, version: int, *, why: str) -> Change:
+    """Return a model without one version beside its champion.
+
+    Raises:
+        NotFoundError: it is not up.
+        RefusedError: it is the champion, or is being rolled out.
+    """
+    item = model.item(version)
+    if item is None:
+        up = ", ".join(f"{one.version} ({one.role})" for one in model.deployments) or "none"
+        raise NotFoundError(f"version {version} of {model.name} is not up; versions that are: {up}")
+    if item.role == "champion":
+        raise RefusedError(
+            f"version {version} of {model.name} is the champion, which answers the requests",
+            hint="Make another version live first (raymlops rollback or deploy), or take the whole model down: "
+            "--remove without --version.",
+        )
+    if model.rollout is not None and model.rollout.version == version:
+        refuse_running(model)
+    for one in model.coming:
+        if one.version == version:
+            model = _with(model, replace(one, status="superseded", reason="the version was removed"))
+    return Change(replace(model, deployments=tuple(without(model.deployments, {version}))), "remove.version", why)
+
+
+def wanted(before: Sequence[Deployment], new: Deployment, goal: dict[str, Any]) -> list[Deployment]:
+    """Return the line-up with a version in the role of its goal, and with its settings."""
+    champion = champion_of(before)
+    if goal.get("role") == "champion" or (champion is not None and champion.version == new.version):
+        return with_champion(before, new, configured=bool(goal.get("configured")))
+    return beside(before, as_asked(before, new))
+
+
+def unshared(model: Model, version: int, goal: dict[str, Any], *, action: str, why: str) -> Change:
+    """Return a model of which a version lost the shares that its goal sets to 0; unchanged if it is not up.
+
+    Raises:
+        RefusedError: its share is a rollout's.
+    """
+    if model.item(version) is None:
+        return Change(model, action, why)
+    return Change(_shared(model, version, goal), action, why)
+
+
+def refuse_running(model: Model) -> None:
+    """Refuse to change traffic that a rollout controls.
+
+    Raises:
+        RefusedError: naming the rollout.
+    """
+    if (found := model.rollout) is not None:
+        raise RefusedError(
+            f"version {found.version} of {model.name} is being rolled out: {found.id}, at {100 * found.weight:g}%",
+            hint="raymlops status shows it; raymlops rollback or deploy --abort ends it.",
+        )
+
+
+def settled(
+    rollout: Rollout, deployments: Sequence[Deployment], *, now: datetime, by: str | None = None
+) -> Rollout | None:
+    """Return how a running rollout has ended according to the desired state; None if it continues.
+
+    ``by`` is the verb by which the champion took the route, if that was not the rollout itself.
+    """
+    champion = champion_of(deployments)
+    if champion is not None and champion.version == rollout.version:
+        made = f"version {rollout.version} was made champion"
+        reason = f"{made} by {by}" if by else rollout.reason or made
+        return replace(rollout, status="promoted", ended_at=now, reason=reason)
+    standing = {item.version: item for item in deployments}
+    if champion is None or champion.version != rollout.champion:
+        reason = f"version {rollout.champion}, with which it was compared, is no longer champion"
+    elif rollout.version not in standing:
+        reason = f"version {rollout.version} was taken down"
+    elif standing[rollout.version].weight == 0:
+        reason = f"version {rollout.version} no longer has a share of the traffic"
+    else:
+        return None
+    return replace(rollout, status="stopped", ended_at=now, reason=reason)
+
+
+def _reached(model: Model, version: int, goal: dict[str, Any], action: str, why: str, *, now: datetime) -> Change:
+    item = model.item(version)
+    if item is None:
+        raise RefusedError(f"version {version} of {model.name} was taken down while it came up", hint=AGAIN)
+    if goal.get("role") == "champion":
+        target = with_champion(model.deployments, item, configured=bool(goal.get("configured")))
+        by = None if action == PROMOTED else action
+        withdraws: dict[int, str | None] = {version: None}
+        old = champion_of(model.deployments)
+        if action == ROLLBACK and old is not None and old.version != version:
+            withdraws[old.version] = f"rolled back {why}"
+        model = _settled(replace(model, deployments=tuple(target)), now=now, by=by)
+        return Change(model, action, why, withdraws)
+    if _shares(goal):
+        model = _shared(model, version, goal, now=now)
+    return Change(model, action, why)
+
+
+def _shares(goal: dict[str, Any]) -> bool:
+    return goal.get("weight") is not None or goal.get("shadow") is not None
+
+
+def _shared(model: Model, version: int, goal: dict[str, Any], *, now: datetime | None = None) -> Model:
+    """Return a model of which a version has the shares of its goal, and is rolled out from there if that says so.
+
+    Raises:
+        RefusedError: another version is champion by now, a rollout is running, or shares would exceed 100%.
+    """
+    name, champion = model.name, champion_of(model.deployments)
+    if champion is None or champion.version != goal["champion"]:
+        raise RefusedError(f"version {goal['champion']} of {name} is no longer live", hint=AGAIN)
+    wanted, rollout = list(model.deployments), None
+    if (weight := goal.get("weight")) is not None:
+        refuse_running(model)
+        if now is not None and goal.get("rollout") is not None:
+            others = [item.version for item in canaries_of(wanted) if item.version != version]
+            if others:
+                raise RefusedError(
+                    f"version {others[0]} of {name} has a share of the traffic, and a rollout compares two versions",
+                    hint="raymlops rollback takes the share away.",
+                )
+            settings = RolloutSection.model_validate(goal["rollout"])
+            rollout = _begun(name, version, champion.version, settings, now=now)
+        wanted = with_canary(wanted, version, weight=weight)
+    if (shadow := goal.get("shadow")) is not None:
+        wanted = with_shadow(wanted, version, share=shadow)
+    return replace(model, deployments=tuple(wanted), rollout=rollout or model.rollout)
+
+
+def _begun(name: str, version: int, champion: int, settings: RolloutSection, *, now: datetime) -> Rollout:
+    """Return the rollout of a version at its first step."""
+    return Rollout(
+        id=uuid.uuid4().hex[:12],
+        name=name,
+        version=version,
+        champion=champion,
+        steps=tuple(percent / 100 for percent in settings.steps),
+        step=0,
+        status="running",
+        settings=settings.model_dump(mode="json"),
+        started_at=now,
+        step_started_at=now,
+    )
+
+
+def _settled(model: Model, *, now: datetime, by: str | None) -> Model:
+    """Return a model whose rollout has ended if its deployments ended it."""
+    if model.rollout is None or (ended := settled(model.rollout, model.deployments, now=now, by=by)) is None:
+        return model
+    return replace(model, rollout=ended)
+
+
+def _taken_back(model: Model, transition: Transition, status: Any, reason: str) -> Model:
+    """Return a model without a version on its way; what made room for it, and its earlier settings, are restored."""
+    model = _with(model, replace(transition, status=status, reason=reason))
+    restored = [Deployment.from_dict(item) for item in transition.restores]
+    was = next((one for one in restored if one.version == transition.version), None)
+    item = model.item(transition.version)
+    items = list(model.deployments)
+    if item is not None and was is not None:
+        items = [replace(one, serve=was.serve) if one is item else one for one in items]
+    elif item is not None and item.role != "champion" and not item.weight and not item.shadow:
+        items.remove(item)
+    standing = {one.version for one in items} | {transition.version}
+    items += [one for one in restored if one.version not in standing]
+    return replace(model, deployments=tuple(sorted(items, key=lambda one: one.version)))
+
+
+def _with(model: Model, transition: Transition) -> Model:
+    others = tuple(one for one in model.transitions if one.version != transition.version)
+    return replace(model, transitions=(*others, transition))

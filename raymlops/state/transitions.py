@@ -1,0 +1,63 @@
+"""Transitions: versions that come up for a purpose, such as the route, and how each ended.
+
+Owns the record and its table, one row a version: its newest transition. Every function takes a connection, so that a
+transition and the deployments that it changes are one transaction. Knows nothing of how a version comes up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import sqlalchemy as sa
+
+from raymlops.records import Record
+from raymlops.state.schema import transitions as table
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+TransitionStatus = Literal["running", "done", "failed", "superseded"]
+
+
+@dataclass(frozen=True)
+class Transition(Record):
+    """A version that comes up, what it gets once it is up, and what is restored if it does not."""
+
+    id: str
+    name: str
+    version: int
+    goal: dict[str, Any]
+    """What it gets once it is up; empty if it only comes up, or takes other settings."""
+    action: str
+    """Of the audit event by which it gets that."""
+    began_as: str
+    """Action of the audit event by which it began."""
+    why: str
+    actor: str
+    began_at: datetime
+    deadline_at: datetime
+    hurry: bool = False
+    """Whether one replica is enough to take the route."""
+    restores: list[dict[str, Any]] = field(default_factory=list)
+    """Deployments that are desired again if it fails: its own previous one, and those that made room for it."""
+    status: TransitionStatus = "running"
+    reason: str = ""
+    """How it ended."""
+
+
+def put_transition(connection: Connection, transition: Transition) -> None:
+    """Write a transition in place of an earlier one of the same version."""
+    mine = (table.c.name == transition.name) & (table.c.version == transition.version)
+    connection.execute(sa.delete(table).where(mine))
+    connection.execute(sa.insert(table), asdict(transition))
+
+
+def transitions_in(connection: Connection, name: str | None = None) -> list[Transition]:
+    """Return the newest transition of each version, of one model or of all; oldest first."""
+    query = sa.select(table).order_by(table.c.began_at, table.c.name, table.c.version)
+    if name is not None:
+        query = query.where(table.c.name == name)
+    return [Transition(**row) for row in connection.execute(query).mappings()]

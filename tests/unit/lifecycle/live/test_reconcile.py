@@ -1,0 +1,163 @@
+"""Steps towards the desired state, against a real state database and Serve's API in memory."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import ClassVar
+
+import pytest
+from fake_serve import FakeServe
+from states import SERVE, deploy, opened
+
+from raymlops.errors import DeployError
+from raymlops.lifecycle.live.reconciler import Reconciler
+from raymlops.lifecycle.live.transitions import ROUTE, Request, bring
+from raymlops.records import BundleRef
+from raymlops.serving.names import DEPLOYMENT
+from raymlops.state.store import Deployment
+
+MENDED = SERVE.model_copy(update={"max_rows": 5})
+
+
+class Mending(FakeServe):
+    """Serve on which new settings make an unhealthy version healthy."""
+
+    def put(self, config):
+        super().put(config)
+        self.unhealthy = set()
+
+
+@pytest.fixture
+def state(tmp_path):
+    with opened(tmp_path, "state") as state:
+        yield state
+
+
+def test_new_settings_can_mend_a_champion_that_is_unhealthy(state):
+    """What it was before they were sent says nothing of them."""
+    serve = Mending(dashboard_url="http://dashboard:8265")
+    deploy(state, serve)
+    serve.unhealthy = {"m--v1"}
+    assert deploy(state, serve, section=MENDED).changed
+    assert [item.serve["max_rows"] for item in state.deployments()] == [5]
+
+
+def test_a_warm_version_that_is_unhealthy_gets_no_route(state):
+    """Nothing new would be sent to it: it fails at once."""
+    serve = FakeServe(dashboard_url="http://dashboard:8265")
+    for version in (1, 2, 1):
+        deploy(state, serve, version=version)
+    serve.unhealthy, sent = {"m--v2"}, len(serve.sent)
+    with pytest.raises(DeployError, match="m--v2 is UNHEALTHY"):
+        deploy(state, serve, version=2)
+    assert len(serve.sent) == sent
+    assert {item.version: item.role for item in state.deployments()} == {1: "champion", 2: "warm"}
+
+
+class Rationed(FakeServe):
+    """Serve that has room for some replicas of a version only, and on which some fail."""
+
+    room: ClassVar[dict[str, int]] = {}
+    """Most replicas of an application; none of one that fails."""
+
+    def _details(self, config):
+        details, most = super()._details(config), self.room.get(config["name"])
+        if most is not None:
+            details["deployments"][DEPLOYMENT]["replicas"] = [{"state": "RUNNING"}] * most
+            details |= (
+                {"status": "DEPLOYING", "message": "waiting for 0.2 CPU"} if most else {"status": "DEPLOY_FAILED"}
+            )
+        return details
+
+
+@pytest.fixture
+def serve():
+    return Rationed(dashboard_url="http://dashboard:8265")
+
+
+@pytest.fixture
+def reconciler(state, serve):
+    return Reconciler(state, serve, serve=SERVE)
+
+
+def begin(state, version, *, timeout_s=60.0, **settings):
+    """Desire that a version comes up for the route, and return when."""
+    began = datetime.now(UTC)
+    new = Deployment("m", version, BundleRef("/bundles", "d" * 64), "run", "champion", settings)
+    request = Request("deploy", "a test", "me", began, timeout_s)
+    state.change("m", lambda model: bring(model, new, goal={**ROUTE, "configured": True}, request=request, up=False))
+    return began
+
+
+def steps(reconciler, at):
+    """Take the steps that are due at a time, and return how many, and the last look."""
+    taken = 0
+    while (look := reconciler.step(at)).acted:
+        taken += 1
+    return taken, look
+
+
+def champion(state):
+    return next((item.version for item in state.deployments() if item.role == "champion"), None)
+
+
+def test_a_version_that_does_not_come_up_in_time_is_taken_back(state, serve, reconciler):
+    """It is said what it did instead; the version before it still has the route."""
+    deploy(state, serve)
+    serve.slow = {"m--v2"}
+    began = begin(state, 2)
+    _, look = steps(reconciler, began + timedelta(seconds=59))
+    assert look.conditions["m"].reason.startswith("version 2 of m comes up: 0 of 1 replicas run")
+    _, look = steps(reconciler, began + timedelta(seconds=60))
+    assert look.conditions == {}
+    assert (champion(state), set(serve.live)) == (1, {"m--v1", "raymlops"})
+    (failed,) = (one for one in state.model("m").transitions if one.version == 2)
+    assert failed.reason.startswith("not ready in time: version 2 of m comes up")
+
+
+def test_a_version_takes_the_route_where_there_is_no_room_for_all_its_replicas(state, serve, reconciler):
+    """The holder runs three, and two more never come: it goes ahead after a while."""
+    deploy(state, serve, section=SERVE.model_copy(update={"min_replicas": 3, "max_replicas": 3}))
+    serve.room = {"m--v2": 1}
+    began = begin(state, 2, max_replicas=3)
+    steps(reconciler, began)
+    _, look = steps(reconciler, began + timedelta(seconds=19))
+    assert (champion(state), look.conditions["m"].since) == (1, began)
+    steps(reconciler, began + timedelta(seconds=20))
+    assert champion(state) == 2
+    assert serve.live["m--v2"]["route_prefix"] == "/models/m"
+
+
+def test_what_fails_is_started_anew_after_pauses_that_double(state, serve, reconciler):
+    """Serve has given it up, and would not try again by itself; what is not due is not touched."""
+    deploy(state, serve)
+    serve.room = {"m--v1": 0}
+    at, started = datetime.now(UTC), []
+    for second in range(40):
+        before = serve.started.count("m--v1")
+        _, look = steps(reconciler, at + timedelta(seconds=second))
+        if serve.started.count("m--v1") > before:
+            started.append(second)
+    assert started == [5, 15, 35]
+    condition = look.conditions["m"]
+    assert (condition.attempts, condition.since) == (3, at)
+    serve.room = {}
+    assert steps(reconciler, at + timedelta(seconds=80))[1].conditions == {}
+
+
+def test_a_config_that_serve_refuses_fails_the_version_that_came_last(state, serve, reconciler):
+    """What was desired before is sent again."""
+    deploy(state, serve)
+    put = serve.put
+
+    def refuse(config):
+        if any(one["name"] == "m--v2" for one in config["applications"]):
+            raise DeployError("Serve refuses it: no such field")
+        put(config)
+
+    serve.put = refuse
+    began = begin(state, 2)
+    with pytest.raises(DeployError, match="no such field"):
+        reconciler.step(began)
+    assert (steps(reconciler, began)[1].conditions, champion(state)) == ({}, 1)
+    assert [event.action for event in state.events()][:2] == ["deploy.start.undone", "deploy.start"]

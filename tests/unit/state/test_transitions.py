@@ -1,0 +1,27 @@
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from raymlops.state.transitions import Transition, put_transition, transitions_in
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def test_the_newest_of_each_version_is_kept(state):
+    """Every field comes back, times with their zone, oldest first; another model's are its own."""
+    first = Transition(
+        *("t1", "flights", 7, {"role": "champion"}, "deploy", "deploy.start", "a test", "ada"),
+        *(NOW, NOW + timedelta(minutes=1), True, [{"version": 6}], "failed", "no such layer"),
+    )
+    again = replace(first, id="t3", began_at=NOW + timedelta(seconds=3), status="running", reason="")
+    others = [
+        replace(first, id="t2", version=8, began_at=NOW + timedelta(seconds=1)),
+        replace(first, id="t4", name="digits", began_at=NOW + timedelta(seconds=2)),
+    ]
+    with state.writing() as connection:
+        put_transition(connection, first)
+        assert transitions_in(connection) == [first]
+        for one in (*others, again):
+            put_transition(connection, one)
+        assert transitions_in(connection) == [*others, again]
+        assert transitions_in(connection, "flights") == [others[0], again]
+    assert state.desired().coming == state.model("flights").coming == (again,)
