@@ -8,20 +8,10 @@ import pytest
 pytestmark = pytest.mark.e2e
 
 
-def test_a_scaffolded_project_keeps_its_contract_and_trains(user):
-    """``raymlops init`` gives a project whose contract test passes and whose configuration trains as it stands."""
-    user.raymlops("init", "my-model")
-    user.cwd /= "my-model"
-    assert "passed" in user.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider").stdout
-    user.raymlops("validate", "config.yaml")
-    assert "validation/accuracy" in user.raymlops("train", "--config", "config.yaml").stdout
-    assert user.processes() == []
-
-
 def test_a_recipe_outside_the_package_goes_live_by_configuration_alone(cluster, cluster_user, repository):
     """The example is swept, trained, registered, gated and served, and the endpoint names the run that it came from.
 
-    Beside its replica a scaffolded project goes live, as a job.
+    Beside its replica a scaffolded project, whose contract test passes, goes live as it stands, by a job.
     """
     user = cluster_user
     shutil.copytree(repository / "examples" / "own_recipe", user.cwd / "own")
@@ -48,6 +38,8 @@ def test_a_recipe_outside_the_package_goes_live_by_configuration_alone(cluster, 
     user.cwd = user.cwd.parent
     user.raymlops("init", "my-model")
     user.cwd /= "my-model"
+    assert "passed" in user.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider").stdout
+    user.raymlops("validate", "config.yaml")
     trials = _pipeline_as_a_job(user)["sweep"]["trials"]
     assert [trial["status"] for trial in trials].count("failed") == 0
     for name in ("my-model", "iris-like"):

@@ -101,6 +101,7 @@ def test_a_job_goes_on_without_its_kernel_and_is_stopped_from_another(cluster_us
     assert rest == f"{['complete'] * 12} {sweep_id}"
 
 
+@pytest.mark.soak
 def test_what_is_wrong_fails_in_the_cell(cluster_user: User) -> None:
     """A recipe that the job cannot train: the error of the job, with the line of the recipe."""
     user = cluster_user

@@ -298,6 +298,7 @@ def test_a_constant_is_aborted_by_the_labels_of_its_answers(config, versions):
     assert "labelled requests" in ended.reason
 
 
+@pytest.mark.soak
 def test_a_trained_model_takes_over_from_a_constant(config, versions):
     """Its answers are better, surely, before the rollout would have to end without a verdict on them."""
     rm.deploy(config, str(versions[4]), again=True)

@@ -138,6 +138,7 @@ def test_a_display_that_fails_is_raised_and_costs_no_metrics(storage: Path, reco
     assert run.data.metrics["validation/rows"] == 501
 
 
+@pytest.mark.soak
 def test_interrupt_ends_the_workers_and_marks_the_run_killed(storage: Path) -> None:
     """Ctrl-C in the middle of a training ends the workers, marks the run KILLED and raises KeyboardInterrupt."""
     import os
