@@ -188,20 +188,20 @@ def roll_back(spec: ProjectSpec, state: State, api: ServeApi) -> DeploymentRecor
     """Take back a version on its way or a canary's share, or give the route back."""
     name, serve = spec.project.name, spec.serve
     request = Request(ROLLBACK, "requested", this_user(), now(), serve.ready_timeout_s, hurry=True)
+    seen = transitions.in_question(state.model(name))
 
     def decide(model: Model, plan: Plan | None) -> Change:
         def up(item: Deployment) -> bool:
             return plan is not None and is_up(plan, item, goal=ROUTE, hurry=True)
 
-        return transitions.roll_back(model, state.changes(name), request=request, up=up)
+        return transitions.roll_back(model, state.changes(name), request=request, up=up, seen=seen)
 
     done = change(state, api, name, decide=decide, serve=serve, action=request.action, hurry=True, blind=True)
     old, new = champion_of(done.before.deployments), champion_of(done.after.deployments)
-    if new is not None and (old is None or old.version != new.version):
+    lost = transitions.in_question(done.before) or seen
+    if new is not None and (not lost or old is None or old.version != new.version):
         return record_of(done, new.version)
-    before = done.before
-    lost = [one.version for one in before.coming] + [item.version for item in canaries_of(before.deployments)]
-    return traffic_record(done, before.rollout.version if before.rollout else lost[0])
+    return traffic_record(done, lost[0])
 
 
 def rollback_target(source: Source) -> str:

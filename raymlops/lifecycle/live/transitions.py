@@ -142,10 +142,25 @@ def failed(model: Model, transition_id: str, reason: str, *, now: datetime) -> C
     return Change(model, f"{transition.began_as}.undone", f"{transition.began_as} failed: {reason}"[:2000])
 
 
+def in_question(model: Model) -> list[int]:
+    """Return the versions that a rollback takes back instead of the route: rolled out, on their way, with a share."""
+    rolled_out = [] if model.rollout is None else [model.rollout.version]
+    coming = [one.version for one in model.coming if one.goal and one.action != ROLLBACK]
+    return [*rolled_out, *coming, *(item.version for item in canaries_of(model.deployments))]
+
+
 def roll_back(
-    model: Model, changes: Sequence[AuditEvent], *, request: Request, up: Callable[[Deployment], bool]
+    model: Model,
+    changes: Sequence[AuditEvent],
+    *,
+    request: Request,
+    up: Callable[[Deployment], bool],
+    seen: Collection[int] = (),
 ) -> Change:
     """Return a model whose last change is reverted: a version on its way, a share of the traffic, or the route.
+
+    ``seen`` are the versions that were in question when it was requested: where another one took them back since, the
+    champion stays, unless it is one of them.
 
     Raises:
         NotFoundError: the model is not served, or no version was champion before.
@@ -161,8 +176,10 @@ def roll_back(
         return Change(model, request.action, why, {one.version: why for one in pending})
     if (change := aborted(model, why="rolled back", now=request.now, action=f"{request.action}.canary")) is not None:
         return change
-    target = previous_champion(model.deployments, changes)
     left = champion_of(model.deployments)
+    if seen and left is not None and left.version not in seen:
+        return Change(model, request.action, request.why)
+    target = previous_champion(model.deployments, changes)
     why = f"from version {left.version if left else None} to version {target.version}"
     return bring(model, target, goal=ROUTE, request=replace(request, why=why, hurry=True), up=up(target))
 
