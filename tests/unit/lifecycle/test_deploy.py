@@ -64,7 +64,7 @@ def configured(tmp_path, monkeypatch, dashboard):
     def make(**serve):
         data = {"project": {"name": "m"}, "recipe": {"import": "tiny:Tiny"}, "storage": {"path": str(tmp_path)}}
         data["cluster"] = {"dashboard": dashboard.url}
-        return load_data({**data, "serve": {"ready_timeout_s": 2, **serve}}).spec
+        return load_data({**data, "serve": {"ready_timeout_s": 30, **serve}}).spec
 
     return make
 

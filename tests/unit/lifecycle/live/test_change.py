@@ -29,7 +29,7 @@ from raymlops.records import BundleRef
 from raymlops.state.keys import create_key, revoke_key
 from raymlops.state.store import Deployment, State
 
-SERVE = ServeSection(ready_timeout_s=2)
+SERVE = ServeSection(ready_timeout_s=30)
 ELSEWHERE = "http://dashboard:8265"  # where no proxy is asked whether it answers
 
 
@@ -49,7 +49,7 @@ def serve():
     return FakeServe(dashboard_url=ELSEWHERE)
 
 
-def deploy(state, serve, version, *, name="flights", uri="/bundles", timeout_s=2.0, **settings):
+def deploy(state, serve, version, *, name="flights", uri="/bundles", timeout_s=30.0, **settings):
     new = Deployment(name, version, BundleRef(uri, "d" * 64), f"run{version}", "champion", settings)
     leaving = leaving_first(serve, state.deployments(name), new)
     request = Request("deploy", "a test", "me", datetime.now(UTC), timeout_s)
@@ -64,7 +64,7 @@ def deploy(state, serve, version, *, name="flights", uri="/bundles", timeout_s=2
 
 def rollback(state, serve, *, name="flights"):
     spec = load_data(
-        {"project": {"name": name}, "recipe": {"import": "any:Recipe"}, "serve": {"ready_timeout_s": 2}}
+        {"project": {"name": name}, "recipe": {"import": "any:Recipe"}, "serve": {"ready_timeout_s": 30}}
     ).spec
     return roll_back(spec, state, serve)
 
