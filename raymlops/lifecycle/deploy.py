@@ -199,9 +199,11 @@ def roll_back(spec: ProjectSpec, state: State, api: ServeApi) -> DeploymentRecor
     done = change(state, api, name, decide=decide, serve=serve, action=request.action, hurry=True, blind=True)
     old, new = champion_of(done.before.deployments), champion_of(done.after.deployments)
     lost = transitions.in_question(done.before) or seen
-    if new is not None and (not lost or old is None or old.version != new.version):
-        return record_of(done, new.version)
-    return traffic_record(done, lost[0])
+    if lost and (new is None or (old is not None and old.version == new.version)):
+        return traffic_record(done, lost[0])
+    if new is None:
+        raise RefusedError(f"{name} was taken off Serve just now", hint="Run the same command again.")
+    return record_of(done, new.version)
 
 
 def rollback_target(source: Source) -> str:

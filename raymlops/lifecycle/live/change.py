@@ -118,9 +118,14 @@ def change(
 
 
 def record_of(done: Changed, version: int) -> DeploymentRecord:
-    """Return the record of a change by which a version is up."""
+    """Return the record of a change by which a version is up.
+
+    Raises:
+        RefusedError: another verb took it down just after it had come up.
+    """
     new, old = done.after.item(version), champion_of(done.before.deployments)
-    assert new is not None
+    if new is None:
+        raise RefusedError(f"version {version} of {done.after.name} came up, and was then taken down", hint=AGAIN)
     return DeploymentRecord(
         name=new.name,
         version=version,
