@@ -282,4 +282,5 @@ def _share(record: TrafficRecord) -> str:
         return f"{version} answers {100 * record.weight:g}%{copies}, {champion} the rest{rollout}"
     took = record.changed or record.rollout_id is not None
     ever = copies or (" any more" if took else ", as before")
-    return f"{version} answers nothing{ever}; {champion} has all requests"
+    rest = f"{champion} has all requests" if record.previous_version is not None else "no version is live"
+    return f"{version} answers nothing{ever}; {rest}"
