@@ -110,7 +110,7 @@ def test_two_controllers_of_one_database(tmp_path, cluster):
 
 
 def test_a_controller_moves_nothing_on_another_cluster(tmp_path, cluster):
-    """What its database desires is live elsewhere: it does not even ask for the lease, which the controller there has."""
+    """What its database desires is live elsewhere: it does not even ask for the lease, which the one there has."""
     where = spec(storage={"path": str(tmp_path)})
     with State.open(state_url(where)) as state, state.writing() as connection:
         settle_on(connection, "there", why="a test")
