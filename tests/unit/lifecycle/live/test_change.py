@@ -19,12 +19,12 @@ from raymlops.errors import (
     RefusedError,
     TrackingError,
 )
-from raymlops.lifecycle.deploy import roll_back
 from raymlops.lifecycle.keys import bring as send_key
 from raymlops.lifecycle.live.capacity import leaving_first
 from raymlops.lifecycle.live.change import change, followed, record_of, within
 from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.transitions import ROUTE, Request, bring, removed
+from raymlops.lifecycle.rollback import roll_back
 from raymlops.records import BundleRef
 from raymlops.state.keys import create_key, revoke_key
 from raymlops.state.store import Deployment, State
