@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from raymlops.errors import RaymlopsError as RaymlopsError
     from raymlops.lifecycle.deploy import deploy as deploy
     from raymlops.lifecycle.deploy import promote as promote
-    from raymlops.lifecycle.deploy import rollback as rollback
     from raymlops.lifecycle.pipeline import pipeline as pipeline
     from raymlops.lifecycle.registration.gate import gate as gate
     from raymlops.lifecycle.registration.register import register as register
+    from raymlops.lifecycle.rollback import rollback as rollback
     from raymlops.lifecycle.sweeps.handle import Sweep as Sweep
     from raymlops.lifecycle.sweeps.handle import attach as attach
     from raymlops.lifecycle.sweeps.handle import sweep as sweep
@@ -52,7 +52,7 @@ _HOMES = {
     "pipeline": "raymlops.lifecycle.pipeline",
     "promote": "raymlops.lifecycle.deploy",
     "register": "raymlops.lifecycle.registration.register",
-    "rollback": "raymlops.lifecycle.deploy",
+    "rollback": "raymlops.lifecycle.rollback",
     "sweep": "raymlops.lifecycle.sweeps.handle",
     "train": "raymlops.lifecycle.train",
 }

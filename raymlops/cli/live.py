@@ -62,7 +62,7 @@ def controller(words: NamedArgument = None, *, config: OptionalConfig = None, en
 
 def audit(words: NamedArgument = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:
     """Print who changed what, when and why, newest last; of one model, or of all."""
-    from raymlops.lifecycle.deploy import events
+    from raymlops.lifecycle.overview import events
 
     chosen = choose_if_named(words, config=config, env=env)
     rows: list[Any] = [event.to_dict() for event in events(None if chosen is None else chosen.spec)]

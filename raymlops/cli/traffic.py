@@ -67,6 +67,7 @@ def deploy(
     """Bring a version up beside what is live, check it, then give it the route, or a share of the traffic."""
     from raymlops.config.durations import parse_duration
     from raymlops.lifecycle import deploy as live
+    from raymlops.lifecycle.overview import running_rollout
 
     shares = given({"--canary": canary, "--steps": steps, "--bake": bake, "--shadow": shadow})
     flags = {"--beside": beside, "--remove": remove, "--restore": restore, "--abort": abort, "--wait": wait}
@@ -79,7 +80,7 @@ def deploy(
         return _restore(found, takeover=takeover, yes=yes)
     chosen = choose(words, config=config, env=env, version=version, deployed=True)
     if follow:
-        return _follow(chosen, live.running_rollout(chosen.spec, chosen.version))
+        return _follow(chosen, running_rollout(chosen.spec, chosen.version))
     if remove:
         return _remove(chosen, yes=yes)
     version = chosen.version or CHALLENGER
@@ -135,8 +136,8 @@ def rollback(
     env: EnvOption = None,
     yes: YesFlag = False,
 ) -> Answer:
-    """Take a canary's share away; without a canary, give the route back to the previous champion."""
-    from raymlops.lifecycle import deploy as live
+    """Take back a version on its way or a canary's share; without one, give the route to the previous champion."""
+    from raymlops.lifecycle import rollback as live
 
     chosen = choose(words, config=config, env=env, deployed=True)
     if chosen.version is not None:
@@ -206,8 +207,8 @@ def _restores_all() -> UsageError:
 
 def _restore(chosen: Chosen | None, *, takeover: bool, yes: bool) -> Answer:
     """Bring every model back, so that nothing needs to be named."""
-    from raymlops.lifecycle import deploy as live
     from raymlops.lifecycle.named_model import nameless, shown_state
+    from raymlops.lifecycle.restore import restore
 
     if chosen is not None and chosen.version is not None:
         raise _restores_all()
@@ -215,19 +216,18 @@ def _restore(chosen: Chosen | None, *, takeover: bool, yes: bool) -> Answer:
     state = shown_state(spec)
     confirm(f"Bring back every model that should be live according to {state}?", yes=yes)
     note(f"restoring from the state {state}")
-    desired = live.restore(spec, takeover=takeover, on_warning=lambda text: note(f"warning: {text}"))
+    desired = restore(spec, takeover=takeover, on_warning=lambda text: note(f"warning: {text}"))
     names = sorted({item.name for item in desired})
     return Answer({"deployments": [item.to_dict() for item in desired]}, f"live: {', '.join(names) or 'nothing'}")
 
 
 def _remove(chosen: Chosen, *, yes: bool) -> Answer:
     """Take a model down, or one version that runs beside the champion."""
-    from raymlops.lifecycle import deploy as live
-    from raymlops.lifecycle.deploy import number_of, remove_version
+    from raymlops.lifecycle.remove import number_of, remove, remove_version
 
     if chosen.version is None:
         confirm(f"Take {chosen.name} down, with all its versions?", yes=yes)
-        versions = live.remove(chosen.spec)
+        versions = remove(chosen.spec)
         return Answer({"removed": versions}, f"removed {len(versions)} versions of {chosen.name}")
     number = number_of(chosen.version)
     confirm(f"Take version {number} of {chosen.name} down?", yes=yes)
@@ -258,7 +258,7 @@ def _target(chosen: Chosen, version: str, *, yes: bool) -> str:
 @contextmanager
 def _says_what_is_live(chosen: Chosen) -> Iterator[None]:
     """Note on an interrupt which version is live: it may have come after the change."""
-    from raymlops.lifecycle.deploy import champion_line
+    from raymlops.lifecycle.overview import champion_line
 
     try:
         yield
@@ -282,4 +282,5 @@ def _share(record: TrafficRecord) -> str:
         return f"{version} answers {100 * record.weight:g}%{copies}, {champion} the rest{rollout}"
     took = record.changed or record.rollout_id is not None
     ever = copies or (" any more" if took else ", as before")
-    return f"{version} answers nothing{ever}; {champion} has all requests"
+    rest = f"{champion} has all requests" if record.previous_version is not None else "no version is live"
+    return f"{version} answers nothing{ever}; {rest}"

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.config.paths import sqlite_path, sqlite_url
 from raymlops.display import utc_time
-from raymlops.errors import NotFoundError, RaymlopsError
+from raymlops.errors import NotFoundError, RaymlopsError, UsageError
 from raymlops.lifecycle.live.lineup import asks_for_keys, champion_of, cools, taken_by
-from raymlops.lifecycle.sources import Source, place_of, spec_of
+from raymlops.lifecycle.sources import Source, place_of, spec_of, state_of
 from raymlops.records import Record, aligned
 from raymlops.state.conditions import EVERYTHING, conditions
 from raymlops.state.database import state_url
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from raymlops.records import ModelVersionRef
+    from raymlops.state.audit import AuditEvent
     from raymlops.state.transitions import Transition
 
 POLL_S = 1.0
@@ -200,6 +201,26 @@ def find_rollout(state: State, rollout_id: str, *, name: str) -> Rollout:
     raise NotFoundError(f"{name} has no rollout {rollout_id}")
 
 
+def events(source: Source | None = None) -> list[AuditEvent]:
+    """Return the whole audit record of the project's model, without a source of every model; oldest first."""
+    spec = place_of(source)
+    with state_of(spec) as state:
+        return state.events(None if source is None else spec.project.name)[::-1]
+
+
+def champion_line(source: Source) -> str:
+    """Return a line that names the live version according to the state, for an interrupted command."""
+    spec = spec_of(source)
+    name = spec.project.name
+    try:
+        with state_of(spec) as state:
+            champion = champion_of(state.deployments(name))
+    except RaymlopsError as error:
+        return f"what is live of {name} is unknown: {error.message}"
+    live = f"version {champion.version} is live" if champion else "no version is live"
+    return f"{live} of {name}; raymlops status shows the rest, and the same command again completes the change"
+
+
 def doubts_of(state: State, ref: ModelVersionRef) -> tuple[str, ...]:
     """Return a warning if the last rollout of this version was aborted."""
     with state.reading() as connection:
@@ -207,6 +228,24 @@ def doubts_of(state: State, ref: ModelVersionRef) -> tuple[str, ...]:
     if newest is None or newest.status != "aborted":
         return ()
     return (f"the last rollout of version {ref.version} was aborted: {newest.reason}",)
+
+
+def running_rollout(source: Source, version: str | None = None) -> str:
+    """Return the id of the running rollout, of this version if one is named.
+
+    Raises:
+        UsageError: no rollout is running.
+    """
+    spec = spec_of(source)
+    with state_of(spec) as state:
+        found = state.model(spec.project.name).rollout
+    if found is not None and (version is None or not version.isdigit() or int(version) == found.version):
+        return found.id
+    of = f" of version {version}" if version else ""
+    raise UsageError(
+        f"--wait follows a rollout, and none{of} runs for {spec.project.name}",
+        hint="Begin one with --steps or --bake; without them a deploy waits until the version is live anyway.",
+    )
 
 
 def follow_rollout(

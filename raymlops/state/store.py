@@ -151,12 +151,12 @@ class State(Database):
         with self.writing() as connection:
             before = _model_in(connection, name)
             change = decide(before)
-            after = change.model
+            after = _dated(change.model, before)
             if after == before:
                 return before, before
             _check(name, after.deployments)
             if after.deployments != before.deployments:
-                _replace(connection, name, before.deployments, after.deployments)
+                _replace(connection, name, after.deployments)
             if before.rollout is None and after.rollout is not None:
                 start_rollout(connection, after.rollout)
             elif after.rollout is not None and after.rollout != before.rollout:
@@ -178,46 +178,6 @@ class State(Database):
                     why=change.why,
                 )
         return before, after
-
-    def put_deployments(
-        self,
-        changes: Mapping[str, Sequence[Deployment]],
-        *,
-        actor: str | None = None,
-        action: str,
-        why: str,
-        also: Callable[[Connection], None] | None = None,
-    ) -> dict[str, list[Deployment]]:
-        """Replace the deployments of each named model and return what they were, for taking the change back.
-
-        ``changes`` maps a model's name to all its deployments from now on; an empty list removes it. Other models
-        stay as they are. Each name gets one audit event in the same transaction. ``also`` is called within it, for what
-        belongs to the change, such as its rollout.
-
-        Raises:
-            UsageError: two champions of one model, one version twice, or a deployment under another model's name.
-            StorageError, UnreachableError: the database cannot be written; nothing was changed.
-        """
-        for name, wanted in changes.items():
-            _check(name, wanted)
-        previous: dict[str, list[Deployment]] = {}
-        with self.writing() as connection:
-            for name, wanted in changes.items():
-                before = deployments_in(connection, name)
-                previous[name] = before
-                after = _replace(connection, name, before, wanted)
-                add_event(
-                    connection,
-                    actor=actor,
-                    action=action,
-                    subject=name,
-                    before=[item.to_dict() for item in before],
-                    after=[item.to_dict() for item in after],
-                    why=why,
-                )
-            if also is not None:
-                also(connection)
-        return previous
 
     def record(
         self,
@@ -268,15 +228,17 @@ def _model_in(connection: Connection, name: str) -> Model:
     )
 
 
-def _replace(
-    connection: Connection, name: str, before: Sequence[Deployment], wanted: Sequence[Deployment]
-) -> list[Deployment]:
-    since = {item.version: item.created_at for item in before}
-    after = [replace(item, created_at=since.get(item.version, item.created_at)) for item in wanted]
+def _dated(model: Model, before: Model) -> Model:
+    """Return a model of which each version that stays keeps its date."""
+    since = {item.version: item.created_at for item in before.deployments}
+    items = (replace(item, created_at=since.get(item.version, item.created_at)) for item in model.deployments)
+    return replace(model, deployments=tuple(items))
+
+
+def _replace(connection: Connection, name: str, wanted: Sequence[Deployment]) -> None:
     connection.execute(sa.delete(deployments).where(deployments.c.name == name))
-    if after:
-        connection.execute(sa.insert(deployments), [to_row(item) for item in after])
-    return after
+    if wanted:
+        connection.execute(sa.insert(deployments), [to_row(item) for item in wanted])
 
 
 def _check(name: str, wanted: Sequence[Deployment]) -> None:

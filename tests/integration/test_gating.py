@@ -10,7 +10,7 @@ import pytest
 import raymlops as rm
 from raymlops.bundle.load import load
 from raymlops.errors import BundleError, GateRefusedError, NotFoundError, RefusedError, StorageError
-from raymlops.lifecycle.deploy import events
+from raymlops.lifecycle.overview import events
 from raymlops.lifecycle.registration.gate import _project_of
 from raymlops.lifecycle.sources import spec_of
 from raymlops.registry.versions import Registry

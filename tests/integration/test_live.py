@@ -18,8 +18,9 @@ import raymlops as rm
 from raymlops.arrays import Column
 from raymlops.bundle.load import load
 from raymlops.errors import DeployError, InsufficientResourcesError, NotFoundError
-from raymlops.lifecycle.deploy import events, remove, restore
-from raymlops.lifecycle.remove_version import remove_version
+from raymlops.lifecycle.overview import events
+from raymlops.lifecycle.remove import remove, remove_version
+from raymlops.lifecycle.restore import restore
 from raymlops.lifecycle.sources import spec_of
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.read import Reading

@@ -146,7 +146,7 @@ def live(api):
     return configs(api.get())
 
 
-def test_a_mark_is_added_without_a_restart(api, states):
+def test_a_mark_is_added_without_a_restart(api, states, deployed):
     """What an earlier raymlops deployed carries none: the same replica gets it, answering all the while."""
     bare = live(api)
     for config in bare.values():

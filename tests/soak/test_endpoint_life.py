@@ -17,7 +17,7 @@ import raymlops as rm
 from raymlops.bundle.load import load
 from raymlops.cluster.ports import free_port
 from raymlops.lifecycle import keys
-from raymlops.lifecycle.deploy import remove
+from raymlops.lifecycle.remove import remove
 from raymlops.lifecycle.sources import spec_of
 from raymlops.predictions.read import Reading
 from raymlops.serving.control.rest_api import ServeApi

@@ -20,8 +20,7 @@ from steady_load import steady_load, table
 
 import raymlops as rm
 from raymlops.errors import DeployError
-from raymlops.lifecycle.deploy import events
-from raymlops.lifecycle.overview import follow_rollout, overview
+from raymlops.lifecycle.overview import events, follow_rollout, overview
 from raymlops.serving.control.rest_api import ServeApi
 
 pytestmark = pytest.mark.soak

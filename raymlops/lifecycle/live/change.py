@@ -107,8 +107,18 @@ def change(
     held = None if plan is None else routes(plan.details).get(route_of(name))
     before, after = state.change(name, decided, actor=actor)
     mine = [one for one in after.coming if one.action == action and subject in {None, one.version}]
+    old, new = champion_of(before.deployments), champion_of(after.deployments)
+    stays = not mine and old is not None and new is not None and old.version == new.version
     plan, acted = _carried_out(
-        state, reconciler, after, mine, subject=subject, champion=champion, hurry=hurry, wait_s=wait_s
+        state,
+        reconciler,
+        after,
+        mine,
+        subject=subject,
+        champion=champion,
+        hurry=hurry,
+        sent=hurry and stays,  # where no route moves, a hurry does not wait for a champion that fails meanwhile
+        wait_s=wait_s,
     )
     after, applied = state.model(name), applied_of(plan)
     new = champion_of(after.deployments)
@@ -118,9 +128,14 @@ def change(
 
 
 def record_of(done: Changed, version: int) -> DeploymentRecord:
-    """Return the record of a change by which a version is up."""
+    """Return the record of a change by which a version is up.
+
+    Raises:
+        RefusedError: another verb took it down just after it had come up.
+    """
     new, old = done.after.item(version), champion_of(done.before.deployments)
-    assert new is not None
+    if new is None:
+        raise RefusedError(f"version {version} of {done.after.name} came up, and was then taken down", hint=AGAIN)
     return DeploymentRecord(
         name=new.name,
         version=version,
@@ -166,9 +181,16 @@ def within(seconds: float, follow: Follow) -> Follow:
 
 
 def converged(
-    reconciler: Reconciler, items: Callable[[], Sequence[Deployment]], *, wait_s: float, hurry: bool = False
+    reconciler: Reconciler,
+    items: Callable[[], Sequence[Deployment]],
+    *,
+    wait_s: float,
+    hurry: bool = False,
+    sent: bool = False,
 ) -> tuple[Plan, bool]:
     """Take steps until these deployments run as desired; return what Serve runs then, and whether a step was needed.
+
+    ``hurry`` and ``sent`` as of ``lacking``.
 
     Raises:
         DeployError: one fails, or Serve has not taken them in ``wait_s``.
@@ -180,11 +202,11 @@ def converged(
         if acted:
             continue
         wanted = items()
-        if (lack := lacking(plan, wanted, hurry=hurry)) is None:
+        if (lack := lacking(plan, wanted, hurry=hurry, sent=sent)) is None:
             if hurry or not index_starts(plan):
                 break
             lack = "the list of models is being started"
-        if failing := [item for item in wanted if broken(plan, item)]:
+        if not sent and (failing := [item for item in wanted if broken(plan, item)]):
             which = f"version {failing[0].version} of {failing[0].name}"
             raise DeployError(f"{which} does not run: {lacking(plan, failing)}", hint=CONTINUES)
         if time.monotonic() > deadline:
@@ -201,6 +223,7 @@ def _carried_out(
     subject: int | None,
     champion: bool,
     hurry: bool,
+    sent: bool,
     wait_s: float,
 ) -> tuple[Plan, bool]:
     """Take steps until a change is carried out; return what Serve runs then, and whether any step was needed."""
@@ -216,7 +239,7 @@ def _carried_out(
         items = state.model(wanted.name).deployments
         return [item for item in items if item.version in versions or (champion and item.role == "champion")]
 
-    plan, acted = converged(reconciler, concerned, wait_s=wait_s, hurry=hurry)
+    plan, acted = converged(reconciler, concerned, wait_s=wait_s, hurry=hurry, sent=sent)
     deadline = time.monotonic() + GONE_S
     for plan, _ in _looks(reconciler):
         if not _leaving(plan, state.model(wanted.name)) or time.monotonic() > deadline:

@@ -43,6 +43,9 @@ class Reach:
 
     transition: Transition
 
+    def __str__(self) -> str:
+        return f"version {self.transition.version} of {self.transition.name} is up"
+
 
 @dataclass(frozen=True)
 class Fail:
@@ -51,6 +54,9 @@ class Fail:
     transition: Transition
     reason: str
 
+    def __str__(self) -> str:
+        return f"version {self.transition.version} of {self.transition.name} fails: {self.reason}"
+
 
 @dataclass(frozen=True)
 class Drop:
@@ -58,12 +64,19 @@ class Drop:
 
     names: frozenset[str]
 
+    def __str__(self) -> str:
+        return f"ends {', '.join(sorted(self.names))}"
+
 
 @dataclass(frozen=True)
 class Send:
     """Our applications differ from what Serve should run next."""
 
     applications: dict[str, dict[str, Any]]
+
+    def __str__(self) -> str:
+        sent = ((name, config["route_prefix"]) for name, config in sorted(self.applications.items()))
+        return f"sends {', '.join(f'{name} at {route}' if route else name for name, route in sent) or 'none'}"
 
 
 Step = Reach | Fail | Drop | Send

@@ -142,29 +142,55 @@ def failed(model: Model, transition_id: str, reason: str, *, now: datetime) -> C
     return Change(model, f"{transition.began_as}.undone", f"{transition.began_as} failed: {reason}"[:2000])
 
 
+def in_question(model: Model) -> list[int]:
+    """Return the versions that a rollback takes back instead of the route: rolled out, on their way, with a share."""
+    rolled_out = [] if model.rollout is None else [model.rollout.version]
+    champion = champion_of(model.deployments)
+    pending = [one for one in model.coming if one.action != ROLLBACK]
+    coming = [one.version for one in pending if one.goal or _moves_route(one, champion)]
+    return [*rolled_out, *coming, *(item.version for item in canaries_of(model.deployments))]
+
+
 def roll_back(
-    model: Model, changes: Sequence[AuditEvent], *, request: Request, up: Callable[[Deployment], bool]
+    model: Model,
+    changes: Sequence[AuditEvent],
+    *,
+    request: Request,
+    up: Callable[[Deployment], bool],
+    seen: Collection[int] = (),
 ) -> Change:
     """Return a model whose last change is reverted: a version on its way, a share of the traffic, or the route.
+
+    ``seen`` are the versions that were in question when it was requested: where another one took them back since, the
+    champion stays, unless it is one of them.
 
     Raises:
         NotFoundError: the model is not served, or no version was champion before.
     """
     if any(one.action == request.action for one in model.coming):
         return Change(model, request.action, request.why)  # it is on its way back
-    pending = [one for one in model.coming if one.goal.get("role") == "champion" and one.action != PROMOTED]
+    left = champion_of(model.deployments)
+    pending = [one for one in model.coming if one.action != PROMOTED and _moves_route(one, left)]
     if pending:
         for one in pending:
             model = _taken_back(model, one, "superseded", "rolled back")
         versions = ", ".join(str(one.version) for one in pending)
         why = f"version {versions}, which was on its way to the route, is taken back"
-        return Change(model, request.action, why, {one.version: why for one in pending})
+        new = {one.version for one in pending} - ({left.version} if left is not None else set())
+        return Change(model, request.action, why, dict.fromkeys(new, why))
     if (change := aborted(model, why="rolled back", now=request.now, action=f"{request.action}.canary")) is not None:
         return change
+    if seen and left is not None and left.version not in seen:
+        return Change(model, request.action, request.why)
     target = previous_champion(model.deployments, changes)
-    left = champion_of(model.deployments)
     why = f"from version {left.version if left else None} to version {target.version}"
     return bring(model, target, goal=ROUTE, request=replace(request, why=why, hurry=True), up=up(target))
+
+
+def _moves_route(transition: Transition, champion: Deployment | None) -> bool:
+    """Return whether a version comes up for the route, or as the champion with other settings."""
+    renewed = champion is not None and transition.version == champion.version
+    return renewed or transition.goal.get("role") == "champion"
 
 
 def aborted(model: Model, *, why: str, now: datetime, action: str) -> Change | None:

@@ -109,8 +109,7 @@ class Controller:
         """Do what is due at ``now`` and return the seconds until the next step. Never raises a ``RaymlopsError``."""
         moving = False
         try:
-            with self._state.reading() as connection:
-                rollouts = running(connection)
+            rollouts = self._running()
             moving = bool(rollouts) or bool(self._state.desired().coming)
             self._attempt("Serve", partial(self._reconcile, now))
             for rollout in rollouts:
@@ -118,6 +117,9 @@ class Controller:
             if self._is_due("warm", WARM_EVERY_S):
                 for name in sorted({item.name for item in self._state.deployments()}):
                     self._attempt(f"{name} (keep warm)", partial(self._end_warm, name, now))
+            still = {found.id for found in self._running()}
+            if any(rollout.id not in still for rollout in rollouts):
+                self._due.pop("aliases", None)  # of a promotion; a verb sets its own
             if self._aliases is not None and self._is_due("aliases", ALIAS_EVERY_S):
                 for item in self._state.deployments():
                     if item.role == "champion":
@@ -127,6 +129,10 @@ class Controller:
         except RaymlopsError as error:  # the state database does not answer
             self._report("the state", error)
         return ROUND_S if moving or "Serve" in self._errors else IDLE_S
+
+    def _running(self) -> list[Rollout]:
+        with self._state.reading() as connection:
+            return running(connection)
 
     def _reconcile(self, now: datetime) -> None:
         """Take steps until nothing is left to be done now. Applications of other states are recorded once.

@@ -78,10 +78,10 @@ def broken(plan: Plan, item: Deployment) -> bool:
     return live is not None and settled(live, wanted) and status_of(plan.details, name) in BROKEN
 
 
-def lacking(plan: Plan, items: Iterable[Deployment], *, hurry: bool = False) -> str | None:
+def lacking(plan: Plan, items: Iterable[Deployment], *, hurry: bool = False, sent: bool = False) -> str | None:
     """Return what Serve lacks of these deployments, as text; None if it runs all of them as desired.
 
-    In a ``hurry`` one running replica is enough.
+    In a ``hurry`` one running replica is enough; with ``sent`` that Serve has their settings.
     """
     live, held = configs(plan.details), routes(plan.details)
     for item in items:
@@ -91,6 +91,8 @@ def lacking(plan: Plan, items: Iterable[Deployment], *, hurry: bool = False) -> 
         status = status_of(plan.details, name)
         if not covers(live.get(name), plan.wanted[name]) and not broken(plan, item):
             return f"{name} does not have its settings yet"
+        if sent:
+            continue
         if status != "RUNNING" and not (hurry and takes_requests(plan.details, name)):
             return "\n".join(part for part in (f"{name} is {status}", message_of(plan.details, name)) if part)
         if item.role == "champion" and held.get(route_of(item.name)) != name:

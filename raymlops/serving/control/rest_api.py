@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _PATH = "/api/serve/applications/"
 _CLUSTER = "/cluster_id"
 _STATUS = "/api/cluster_status"
-_CLUSTER = "/cluster_id"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def traffic(**fields):
         (traffic(weight=0.25, shadow=1.0), "m version 3 answers 25%, copies of 100%, version 2 the rest"),
         (traffic(rollout_id="r1"), "m version 3 answers nothing any more; version 2 has all requests"),
         (traffic(changed=False), "m version 3 answers nothing, as before; version 2 has all requests"),
+        (replace(traffic(), previous_version=None), "m version 3 answers nothing any more; no version is live"),
         (traffic(shadow=0.5), "m version 3 answers nothing, copies of 50%; version 2 has all requests"),
         (
             DeploymentRecord("m", 3, "d", "champion", "http://h/models/m/predict", previous_version=2),

@@ -22,14 +22,11 @@ from raymlops.lifecycle.deploy import (
     _bring,
     _Call,
     _share,
-    number_of,
-    remove,
-    remove_version,
-    restore,
-    rollback,
-    rollback_target,
-    running_rollout,
 )
+from raymlops.lifecycle.overview import running_rollout
+from raymlops.lifecycle.remove import number_of, remove, remove_version
+from raymlops.lifecycle.restore import restore
+from raymlops.lifecycle.rollback import rollback, rollback_target
 from raymlops.lifecycle.rollout.canary import TrafficRequest
 from raymlops.records import BundleRef, ModelVersionRef
 from raymlops.state.database import state_url
@@ -64,7 +61,7 @@ def configured(tmp_path, monkeypatch, dashboard):
     def make(**serve):
         data = {"project": {"name": "m"}, "recipe": {"import": "tiny:Tiny"}, "storage": {"path": str(tmp_path)}}
         data["cluster"] = {"dashboard": dashboard.url}
-        return load_data({**data, "serve": {"ready_timeout_s": 2, **serve}}).spec
+        return load_data({**data, "serve": {"ready_timeout_s": 30, **serve}}).spec
 
     return make
 

@@ -51,6 +51,7 @@ def test_a_version_that_stays_keeps_its_date(state):
     put(state, "flights", [first])
     put(state, "flights", [deployment(7, "warm")], action="demote")
     assert state.deployments()[0].created_at == first.created_at
+    assert state.events()[0].after == [state.deployments()[0].to_dict()]
 
 
 def test_the_audit_says_who_what_and_why(state):

@@ -19,17 +19,17 @@ from raymlops.errors import (
     RefusedError,
     TrackingError,
 )
-from raymlops.lifecycle.deploy import roll_back
 from raymlops.lifecycle.keys import bring as send_key
 from raymlops.lifecycle.live.capacity import leaving_first
 from raymlops.lifecycle.live.change import change, followed, record_of, within
 from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.transitions import ROUTE, Request, bring, removed
+from raymlops.lifecycle.rollback import roll_back
 from raymlops.records import BundleRef
 from raymlops.state.keys import create_key, revoke_key
 from raymlops.state.store import Deployment, State
 
-SERVE = ServeSection(ready_timeout_s=2)
+SERVE = ServeSection(ready_timeout_s=30)
 ELSEWHERE = "http://dashboard:8265"  # where no proxy is asked whether it answers
 
 
@@ -49,7 +49,7 @@ def serve():
     return FakeServe(dashboard_url=ELSEWHERE)
 
 
-def deploy(state, serve, version, *, name="flights", uri="/bundles", timeout_s=2.0, **settings):
+def deploy(state, serve, version, *, name="flights", uri="/bundles", timeout_s=30.0, **settings):
     new = Deployment(name, version, BundleRef(uri, "d" * 64), f"run{version}", "champion", settings)
     leaving = leaving_first(serve, state.deployments(name), new)
     request = Request("deploy", "a test", "me", datetime.now(UTC), timeout_s)
@@ -64,7 +64,7 @@ def deploy(state, serve, version, *, name="flights", uri="/bundles", timeout_s=2
 
 def rollback(state, serve, *, name="flights"):
     spec = load_data(
-        {"project": {"name": name}, "recipe": {"import": "any:Recipe"}, "serve": {"ready_timeout_s": 2}}
+        {"project": {"name": name}, "recipe": {"import": "any:Recipe"}, "serve": {"ready_timeout_s": 30}}
     ).spec
     return roll_back(spec, state, serve)
 

@@ -161,3 +161,20 @@ def test_a_config_that_serve_refuses_fails_the_version_that_came_last(state, ser
         reconciler.step(began)
     assert (steps(reconciler, began)[1].conditions, champion(state)) == ({}, 1)
     assert [event.action for event in state.events()][:2] == ["deploy.start.undone", "deploy.start"]
+
+
+def test_a_config_for_what_is_no_longer_desired_is_not_sent(state, serve, reconciler):
+    """A key was revoked after the state was read: that config would make it good again."""
+    deploy(state, serve)
+    began, read, sent = begin(state, 2), serve.get, len(serve.sent)
+
+    def get():
+        if len(state.events()) == events:
+            state.record(action="key.revoke", subject="api-key:k")
+        return read()
+
+    events, serve.get = len(state.events()), get
+    assert reconciler.step(began).acted
+    assert len(serve.sent) == sent
+    steps(reconciler, began)
+    assert "m--v2" in serve.live

@@ -110,15 +110,14 @@ def test_two_controllers_of_one_database(tmp_path, cluster):
 
 
 def test_a_controller_moves_nothing_on_another_cluster(tmp_path, cluster):
-    """What its database desires is live elsewhere: it leaves the lease to the controller there."""
+    """What its database desires is live elsewhere: it does not even ask for the lease, which the one there has."""
     where = spec(storage={"path": str(tmp_path)})
     with State.open(state_url(where)) as state, state.writing() as connection:
         settle_on(connection, "there", why="a test")
-    one = ControllerActor(controller_config(where, dashboard_url=cluster.url), id_of(where))
-    assert "is live on another cluster: there" in phase_of(one)
     with lease(state_url(where), "controller", purpose="a test"):
-        pass
-    one.stop()
+        one = ControllerActor(controller_config(where, dashboard_url=cluster.url), id_of(where))
+        assert "is live on another cluster: there" in phase_of(one)
+        one.stop()
 
 
 def test_a_controller_works_on_its_own_state_alone(tmp_path):

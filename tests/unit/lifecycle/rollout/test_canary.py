@@ -207,8 +207,7 @@ def test_a_canary_is_aborted_whatever_becomes_of_serve(state, serve):
     """The champion hangs and the canary is broken: its share is gone from what is desired, and from Serve's config."""
     share(state, serve, 2, ROLLOUT)
     serve.unhealthy = {"m--v1", "m--v2"}
-    with pytest.raises(DeployError, match="m--v1 is UNHEALTHY"):
-        take_back(state, serve)
+    take_back(state, serve)
     assert (newest(state).status, shares(state)[2]) == ("stopped", (0, 0))
     (options,) = serve.live["m--v1"]["deployments"]
     assert options["user_config"]["traffic"]["canaries"] == []

@@ -27,7 +27,7 @@ from raymlops.state.store import State
 from raymlops.state.versions import record_version
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-SERVE = ServeSection(ready_timeout_s=2)
+SERVE = ServeSection(ready_timeout_s=30)
 SETTINGS = RolloutSection(steps=(10.0, 50.0, 100.0), bake_s=60.0, max_wait_s=600.0)
 GOOD = {"requests": 4000, "errors": 0, "slow": 0, "late": 0, "seconds_sum": 1.0}
 BAD = {**GOOD, "errors": 2000}

@@ -199,6 +199,8 @@ def test_what_serve_lacks_is_said():
     assert lacking(plan, [two]) is None
     plan.details["applications"]["flights--v1"]["deployments"][DEPLOYMENT]["replicas"] = [{"state": "RUNNING"}]
     assert lacking(plan, [one], hurry=True) is None
+    plan.details["applications"]["flights--v1"]["route_prefix"] = None
+    assert lacking(plan, [one], hurry=True) == "flights--v1 does not hold /models/flights yet"
     assert lacking(plan, [deployment(9, "champion", name="theirs")]) is None
 
 

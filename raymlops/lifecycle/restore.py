@@ -1,0 +1,52 @@
+"""``deploy --restore``: bring every model back, as after a restart of the cluster."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from raymlops.lifecycle.live.change import converged
+from raymlops.lifecycle.live.reconciler import Reconciler
+from raymlops.lifecycle.live.restored_state import make_count
+from raymlops.lifecycle.opening import live
+from raymlops.lifecycle.rollout.actor import ensure_controller
+from raymlops.lifecycle.sources import Source, spec_of
+from raymlops.serving.control.ownership import divide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from raymlops.state.store import Deployment
+
+_log = logging.getLogger(__name__)
+
+
+def restore(
+    source: Source, *, takeover: bool = False, on_warning: Callable[[str], None] = _log.warning
+) -> list[Deployment]:
+    """Bring Serve to the desired state of every model, as after a restart of the cluster; return that state.
+
+    A running rollout resumes. With ``takeover`` this database counts although it is older than what Serve runs, for
+    when the newer one is lost; and it moves here although another cluster's controller moves it.
+
+    Raises:
+        DeployError: a champion did not come up; the others are sent all the same.
+        TakenError: another state has a model of such a name; the others are brought back all the same.
+        RefusedError: another cluster's controller moves this database; with ``takeover`` it moves here.
+        ClusterError: as ``deploy``.
+    """
+    spec = spec_of(source)
+    with live(spec, restore=True, takeover=takeover) as (state, api):
+        notes = make_count(state, api) if takeover else ()
+        desired = state.desired()
+        division = divide(api.get(), desired)
+        champions = [item for item in desired.deployments if item.role == "champion"]
+        for note in (*notes, *ensure_controller(spec, state, dashboard_url=api.dashboard_url)):
+            on_warning(note)
+        back = [item for item in champions if item.name not in division.holders()]
+        reconciler = Reconciler(state, api, serve=spec.serve)
+        plan, _ = converged(reconciler, lambda: back, wait_s=spec.serve.ready_timeout_s)
+        for note in plan.notes:
+            on_warning(note)
+        division.refuse_held({item.name for item in champions})
+    return list(desired.deployments)

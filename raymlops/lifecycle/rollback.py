@@ -1,0 +1,107 @@
+"""``rollback``: take back a version on its way, a share of the traffic, or the last change of the route."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from raymlops.errors import RefusedError
+from raymlops.lifecycle.live import transitions
+from raymlops.lifecycle.live.change import change, followed, record_of
+from raymlops.lifecycle.live.lineup import canaries_of, champion_of, previous_champion
+from raymlops.lifecycle.live.reconcile import is_up
+from raymlops.lifecycle.live.transitions import ROLLBACK, ROUTE, Request
+from raymlops.lifecycle.opening import live
+from raymlops.lifecycle.registration.admission import MlflowAliases
+from raymlops.lifecycle.rollout.actor import ensure_controller
+from raymlops.lifecycle.rollout.canary import lost_by, traffic_record
+from raymlops.lifecycle.sources import Source, spec_of, state_of
+from raymlops.state.audit import now
+from raymlops.state.engine import this_user
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from raymlops.config.schema import ProjectSpec
+    from raymlops.records import DeploymentRecord
+    from raymlops.serving.control.plan import Plan
+    from raymlops.serving.control.rest_api import ServeApi
+    from raymlops.state.store import Change, Deployment, Model, State
+
+
+def rollback(
+    source: Source,
+    *,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+    on_live: Callable[[int], None] | None = None,
+) -> DeploymentRecord:
+    """Revert the last change: a canary's share of the traffic, or else the route of the champion.
+
+    If a version is being rolled out or has a share, its share is removed, its rollout ends, and the champion stays.
+    Otherwise, or if it has just become champion, the route goes back to the previous champion. That takes about a
+    second while it is warm, and does not depend on the version that loses the route, which may hang.
+
+    Needs the state database and Serve, but not MLflow: if its alias cannot be set, the record has a warning, and the
+    controller sets it later. ``on_live`` is called with the version once it answers, before the alias is set, which
+    takes longer.
+
+    Raises:
+        NotFoundError: the model is not served, or no version was champion before.
+        RefusedError, InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
+    """
+    spec = spec_of(source, overrides=overrides, env=env)
+    name = spec.project.name
+    with live(spec) as (state, api):
+        warnings = ensure_controller(spec, state, dashboard_url=api.dashboard_url)
+        record = roll_back(spec, state, api)
+        if record.role == "champion":
+            if on_live is not None:
+                on_live(record.version)
+            import mlflow  # noqa: F401 - takes seconds, in which MLflow's server has nothing to answer
+
+            warnings += followed(partial(MlflowAliases(spec).set_champion, name), record.version)
+    return replace(record, warnings=(*record.warnings, *warnings))
+
+
+def roll_back(spec: ProjectSpec, state: State, api: ServeApi) -> DeploymentRecord:
+    """Take back a version on its way or a canary's share, or give the route back."""
+    name, serve = spec.project.name, spec.serve
+    request = Request(ROLLBACK, "requested", this_user(), now(), serve.ready_timeout_s, hurry=True)
+    seen = transitions.in_question(state.model(name))
+
+    def decide(model: Model, plan: Plan | None) -> Change:
+        def up(item: Deployment) -> bool:
+            return plan is not None and is_up(plan, item, goal=ROUTE, hurry=True)
+
+        return transitions.roll_back(model, state.changes(name), request=request, up=up, seen=seen)
+
+    done = change(state, api, name, decide=decide, serve=serve, action=request.action, hurry=True, blind=True)
+    old, new = champion_of(done.before.deployments), champion_of(done.after.deployments)
+    lost = transitions.in_question(done.before) or seen
+    if lost and (new is None or (old is not None and old.version == new.version and new.version not in lost)):
+        return traffic_record(done, lost[0])
+    if new is None:
+        raise RefusedError(f"{name} was taken off Serve just now", hint="Run the same command again.")
+    return record_of(done, new.version)
+
+
+def rollback_target(source: Source) -> str:
+    """Return what ``rollback`` would do now, as text, according to the state.
+
+    Raises:
+        NotFoundError: as ``rollback``.
+    """
+    spec = spec_of(source)
+    name = spec.project.name
+    with state_of(spec) as state:
+        model = state.model(name)
+        if coming := [one.version for one in model.coming if one.goal == ROUTE and one.action != ROLLBACK]:
+            return f"takes back version {coming[0]} of {name}, which is on its way to the route"
+        if canaries_of(model.deployments) or model.rollout is not None:
+            return f"takes the share of the traffic away from version {lost_by(model)} of {name}"
+        target = previous_champion(model.deployments, state.changes(name))
+        champion = champion_of(model.deployments)
+        left = f" back from version {champion.version}" if champion else ""
+        return f"gives the route of {name}{left} to version {target.version}"

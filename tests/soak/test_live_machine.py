@@ -1,0 +1,21 @@
+"""A thousand drawn histories of what is live, and two hundred on a Postgres server."""
+
+from __future__ import annotations
+
+import pytest
+from live_machine import LiveMachine, draw_histories, emptied_engine
+from postgres import NEEDS_POSTGRES, postgres
+
+pytestmark = pytest.mark.soak
+
+
+def test_a_thousand_histories():
+    """Once nothing moves, the desired state, Serve, the aliases and the audit record agree."""
+    draw_histories(LiveMachine, 1000, steps=40, database=None)
+
+
+@NEEDS_POSTGRES
+def test_two_hundred_histories_on_a_server(tmp_path):
+    """The same with Postgres, whose transactions wait for each other otherwise than SQLite's."""
+    with postgres(tmp_path) as url:
+        draw_histories(lambda: LiveMachine(emptied_engine(url)), 200, steps=40, database=None)
