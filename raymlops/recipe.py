@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _OURS = str(Path(__file__).parent / "_")[:-1]
 _SHIPPED = str(Path(__file__).parent / "recipes" / "_")[:-1]
 _LIBRARIES = tuple(sorted({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}))
+T = TypeVar("T")
 Batch = Any
 """What ``loss`` and ``metrics`` get: by default a dict of tensors, rows first."""
 
@@ -258,9 +259,7 @@ def resolve(reference: str | type) -> type[RecipeBase]:
         RecipeImportError: the module or attribute is missing, is not a recipe, or is in ``__main__``,
             which no worker can import.
     """
-    found: Any = reference
-    if isinstance(reference, str):
-        found = _import(reference)
+    found: Any = _import(reference) if isinstance(reference, str) else reference
     text = reference if isinstance(reference, str) else f"{reference.__module__}:{reference.__qualname__}"
     if not (inspect.isclass(found) and issubclass(found, RecipeBase)):
         raise RecipeImportError(
@@ -303,30 +302,22 @@ def call_recipe(where: str, function: Callable[[], Any]) -> Any:
 
 
 def signature_of(recipe: RecipeBase) -> Signature:
-    """Return a recipe's signature.
-
-    Raises:
-        RecipeError: ``signature()`` raises or returns something else.
-    """
-    where = f"{type(recipe).__name__}.signature()"
-    found = call_recipe(where, recipe.signature)
-    if not isinstance(found, Signature):
-        raise RecipeError(f"{where} returned {described(found)}; return a raymlops.Signature")
-    return found
+    """Return a recipe's signature, or raise RecipeError: ``signature()`` raises or returns something else."""
+    return _returned(recipe, "signature", Signature, expected="raymlops.Signature")
 
 
 def model_of(recipe: RecipeBase) -> nn.Module:
-    """Return a recipe's untrained model.
-
-    Raises:
-        RecipeError: ``model()`` raises or returns something else.
-    """
+    """Return a recipe's untrained model, or raise RecipeError: ``model()`` raises or returns something else."""
     from torch import nn
 
-    where = f"{type(recipe).__name__}.model()"
-    found = call_recipe(where, recipe.model)
-    if not isinstance(found, nn.Module):
-        raise RecipeError(f"{where} returned {described(found)}; return a torch.nn.Module")
+    return _returned(recipe, "model", nn.Module, expected="torch.nn.Module")
+
+
+def _returned(recipe: RecipeBase, method: str, kind: type[T], *, expected: str) -> T:
+    where = f"{type(recipe).__name__}.{method}()"
+    found = call_recipe(where, getattr(recipe, method))
+    if not isinstance(found, kind):
+        raise RecipeError(f"{where} returned {described(found)}; return a {expected}")
     return found
 
 

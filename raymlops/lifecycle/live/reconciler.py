@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from raymlops.errors import BusyError, DeployError, ElsewhereError, RaymlopsError
 from raymlops.lifecycle.live.reconcile import Drop, Fail, Reach, Send, next_step
 from raymlops.lifecycle.live.transitions import failed, reached
-from raymlops.serving.control.plan import Plan, plan_of
-from raymlops.serving.control.wait import Api
+from raymlops.serving.control.plan import Api, Plan, plan_of
 from raymlops.state.conditions import EVERYTHING, Condition, conditions, put_conditions
 from raymlops.state.identity import SHORT
 

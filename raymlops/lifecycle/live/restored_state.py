@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from raymlops.lifecycle.live.reconciler import Cluster
-    from raymlops.serving.control.wait import Api
+    from raymlops.serving.control.plan import Api
     from raymlops.state.store import State
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from raymlops.cluster.ports import free_port
 from raymlops.errors import PortTakenError, UsageError
@@ -21,8 +21,21 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from raymlops.serving.control.ownership import Division
-    from raymlops.serving.control.wait import Api
     from raymlops.state.store import Desired
+
+
+class Api(Protocol):
+    """The part of ``ServeApi`` by which Serve is read and written."""
+
+    @property
+    def dashboard_url(self) -> str:
+        """Return the URL of the Ray dashboard."""
+
+    def get(self) -> dict[str, Any]:
+        """Return Serve's details."""
+
+    def put(self, config: dict[str, Any]) -> None:
+        """Send a config."""
 
 
 @dataclass

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -29,22 +28,6 @@ ROUTE_WAIT_S = 15.0
 """How long a flipped route may take to reach the proxies."""
 PROBE_TIMEOUTS_S = (0.3, 0.5, 1.0, 2.0, 5.0)
 """Of the probes of a route: the first may still reach a version that hangs."""
-
-Application = Mapping[str, Any]
-
-
-class Api(Protocol):
-    """The part of ``ServeApi`` by which Serve is read and written."""
-
-    @property
-    def dashboard_url(self) -> str:
-        """Return the URL of the Ray dashboard."""
-
-    def get(self) -> dict[str, Any]:
-        """Return Serve's details."""
-
-    def put(self, config: dict[str, Any]) -> None:
-        """Send a config."""
 
 
 @dataclass(frozen=True)
