@@ -153,7 +153,7 @@ def _come_up(
     least, needed = _replicas(plan, name, transition.goal, renewed=renewed)
     sent = live is not None and settled(live, plan.wanted[name])
     if status in BROKEN and live is not None:
-        if status == "DEPLOY_FAILED" and not running and _older(live, transition):
+        if status == "DEPLOY_FAILED" and not running and _older(live, transition) and now < transition.deadline_at:
             return Drop(frozenset({name})), ""  # it failed in an earlier attempt
         if not _older(live, transition) or (status == "UNHEALTHY" and sent):  # other settings may mend it
             return Fail(transition, f"{name} is {status}:\n{message_of(details, name)}"), ""
