@@ -59,8 +59,6 @@ class SweepController:
         self.stopped = ""
         """Which budget ended the sweep, in words; empty where none did."""
         self.error: BaseException | None = None
-        self.suspended = False
-        """Whether a trial is left that resumes with the sweep, from its checkpoint."""
         self._project = stores.project
         self._section = section = stores.project.spec.sweep
         self._trials = trials = stores.trials
@@ -89,7 +87,10 @@ class SweepController:
         self._tally = Tally(self._objective.mode)
         self._handed_out = False
         self._noted_s = clock()
+        self._suspended = False
+        """Whether a trial resumes with the sweep, from its checkpoint."""
         self._closed = False
+        """Whether the study has all that happened."""
         for record in trials.records:
             better = self._tally.take(record)
             if not record.carried_from:
@@ -120,6 +121,11 @@ class SweepController:
         if self.halt is None and (why := budget.used_up(self._section, self.spent)):
             self.halt, self.stopped = "used up", why
         return self.halt is not None
+
+    @property
+    def all_ended(self) -> bool:
+        """Return whether every trial has ended and the study has it, so that none resumes from its checkpoint."""
+        return self._closed and not self._suspended and self.error is None and self.halt != "interrupted"
 
     @property
     def spent(self) -> SpentRecord:
@@ -241,7 +247,7 @@ class SweepController:
         if self._closed:
             return
         for number, opened in list(self._trials.open.items()):
-            self.suspended = True
+            self._suspended = True
             self._meter.end(number)
             self._trials.suspend(number)
             self._trial_runs.suspend(number)

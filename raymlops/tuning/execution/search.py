@@ -69,7 +69,7 @@ def search(
             controller.fail(error)
         finally:
             lost = _close(stores, controller)
-        if controller.halt not in {"interrupted", "broken"} and not controller.suspended:
+        if controller.all_ended:
             discarding.submit(_delete, trials_uri)
     _raise_error(stores, controller, lost=lost, command=command)
     return controller

@@ -198,7 +198,7 @@ def test_a_used_up_budget_halts_the_sweep_and_puts_back_what_runs(storage):
     stage.now = 60.0
     assert stage.controller.halting
     stage.controller.close()
-    assert stage.controller.suspended  # whose checkpoints are kept
+    assert not stage.controller.all_ended  # their checkpoints are kept
     assert stage.states() == [TrialState.WAITING] * 2
     assert (stage.controller.stopped, stage.controller.next_trial()) == ("reached its timeout_s of 60 s", None)
 
@@ -239,6 +239,25 @@ def test_a_target_ends_the_sweep(storage):
     stage.trials.flush()
     again = Stage(storage, study=stage.study, target=0.9)
     assert (again.controller.next_trial(), again.controller.done) == (None, True)
+
+
+def test_checkpoints_are_kept_until_the_study_has_every_end(storage):
+    """A last write that failed leaves the trial running in the study, and it resumes from its checkpoint."""
+    stage = Stage(storage, target=0.9)
+    stage.run("complete", 0.95)
+    assert not stage.controller.all_ended
+    flush = stage.trials.flush
+
+    def failing():
+        raise UnreachableError("the database does not answer")
+
+    stage.trials.flush = failing
+    with pytest.raises(UnreachableError):
+        stage.controller.close()
+    assert (stage.controller.halt, stage.controller.all_ended) == ("good enough", False)
+    stage.trials.flush = flush
+    stage.controller.close()
+    assert (stage.states(), stage.controller.all_ended) == ([TrialState.COMPLETE], True)
 
 
 def test_patience_counts_trials_without_a_better_one(storage):
