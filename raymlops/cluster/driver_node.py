@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.util import register_after_fork
 from typing import TYPE_CHECKING
 
 from raymlops.errors import ClusterError
@@ -61,10 +62,13 @@ def node_watched(*paths: str, drivers: Path | None = None, leave: Callable[[int]
         try:
             for connection, path in zip(connections, paths, strict=True):
                 connection.connect(path)
-            down = [stack.enter_context(_listening(drivers))] if drivers else []
         except OSError:
             yield
             return
+        down: list[socket.socket] = []
+        if drivers is not None:
+            with suppress(OSError):  # a folder that cannot be used costs only what `down` says
+                down.append(stack.enter_context(_listening(drivers)))
         wake, done = socket.socketpair()
         stack.callback(wake.close)
         stack.callback(done.close)
@@ -74,7 +78,7 @@ def node_watched(*paths: str, drivers: Path | None = None, leave: Callable[[int]
             # Neither sends anything to a client that requests nothing, so what can be read is its end.
             if wake in readable:
                 return
-            # Closed by the end of this process alone, which is what `down` waits for; a forked child has no copy.
+            # Closed by the end of this process, which is what `down` waits for.
             calls = [listener.accept() for listener in down if listener in readable]
             _report_lost(by_down=bool(calls))
             leave(ClusterError.exit_code)
@@ -106,12 +110,14 @@ def end_drivers(drivers: Path, *, timeout_s: float = 5.0) -> None:
 
 @contextmanager
 def _listening(drivers: Path) -> Iterator[socket.socket]:
-    drivers.mkdir(exist_ok=True)
     path = drivers / str(os.getpid())
     path.unlink(missing_ok=True)  # of an earlier process with this pid
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
+        # A data loader's process may outlive a driver that was killed, and `down` would wait for its copy. One that
+        # os.fork alone made keeps it.
+        register_after_fork(listener, socket.socket.close)
         try:
             yield listener
         finally:

@@ -201,6 +201,7 @@ def _start(
     say("starting Ray and MLflow")
     # Recorded before the first start, so that `down` finds the marked processes even after a kill -9 of this one.
     upfile.write(record)
+    record.drivers.mkdir()  # not by a driver, which may be another user's: the next `up` could not remove it
     head = services.start_head(
         scratch=record.scratch,
         token=token,
@@ -274,7 +275,12 @@ def _scratch(root: Path) -> str:
     """Return a fresh folder of ours for Ray's sessions, by a path short enough for its sockets."""
     private = root / "ray"
     shutil.rmtree(private, ignore_errors=True)  # logs of the cluster before, kept until now for reading
-    private.mkdir(mode=0o700)
+    try:
+        private.mkdir(mode=0o700)
+    except OSError as error:  # another user wrote into it
+        raise StorageError(
+            f"cannot replace {private}: {error.strerror}", hint="remove it, or choose another folder with --root"
+        ) from error
     ray = private / "s"  # Ray opens its folder to everyone, so it is placed in one that is ours alone
     (ray / "h").mkdir(parents=True)
     if len(os.fsencode(ray)) <= _LONGEST_RAY_FOLDER:

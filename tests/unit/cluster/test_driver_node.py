@@ -13,14 +13,15 @@ import pytest
 from raymlops.cluster.driver_node import end_drivers, node_watched, reporting_by, resumable
 
 DRIVER = """
-import os, sys, threading
+import multiprocessing, os, sys, threading
 from pathlib import Path
 from raymlops.cluster.driver_node import node_watched
 with node_watched(sys.argv[1], drivers=Path(sys.argv[2])):
-    if os.fork() == 0:
-        sys.stdin.read()  # until the test has ended
-        os._exit(0)
-    print("attached", flush=True)
+    until = os.dup(0)
+    def child():
+        print("attached", flush=True)
+        os.read(until, 1)  # until the test has ended
+    multiprocessing.get_context("fork").Process(target=child).start()
     threading.Event().wait()
 """
 
@@ -61,6 +62,19 @@ def test_the_end_of_a_node_is_reported_with_how_to_resume(raylet):
     assert reported[0].hint.endswith("resume: raymlops sweep --resume s1")
 
 
+def test_a_node_is_watched_where_down_cannot_find_its_driver(raylet, tmp_path):
+    """The folder is another user's, or the disk is full."""
+    path, end = raylet
+    gone = threading.Event()
+    (tmp_path / "drivers").touch()
+    with (
+        reporting_by(lambda _error: None),
+        node_watched(path, drivers=tmp_path / "drivers", leave=lambda _code: gone.set()),
+    ):
+        end()
+        assert gone.wait(10)
+
+
 def test_a_node_that_goes_on_is_let_go_of(raylet, capfd):
     """Leaving the block ends the watch, and nothing is said."""
     with node_watched(raylet[0], leave=pytest.fail):
@@ -78,6 +92,7 @@ def test_a_node_that_cannot_be_reached_is_not_watched(tmp_path):
 @pytest.fixture
 def driver(raylet, tmp_path):
     """Yield a driver in a process of its own, with a forked child, and the folder in which it is found."""
+    (tmp_path / "drivers").mkdir()
     command = [sys.executable, "-c", DRIVER, raylet[0], str(tmp_path / "drivers")]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
@@ -93,6 +108,15 @@ def test_a_driver_has_left_when_its_node_may_be_ended(driver):
     end_drivers(folder, timeout_s=60)
     assert process.wait(60) == 5
     assert "raymlops down stops the cluster" in process.stderr.readline()
+
+
+def test_a_killed_driver_does_not_listen_on_in_its_child(driver):
+    """So that nothing waits for an answer that never comes."""
+    process, folder = driver
+    process.kill()
+    process.wait()
+    with socket.socket(socket.AF_UNIX) as connection, pytest.raises(ConnectionRefusedError):
+        connection.connect(str(folder / str(process.pid)))
 
 
 def test_drivers_that_were_killed_are_not_waited_for(tmp_path):
