@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
+    from raymlops.recipe import RecipeBase
 
     Warn = Callable[[str], None]
 
@@ -284,13 +285,10 @@ def _check_metrics(project: Project, prepared: Prepared, model: nn.Module, *, de
         indices = torch.arange(start, end)
         return totals(recipe, model, split, batch_size=rows, device=device, indices=indices, spec=spec)
 
-    found = sums(0, rows, section)
-    try:
-        values = named_values(recipe, found, split="validation")
-    except RecipeError:  # it may need rows of each class
-        values = named_values(recipe, sums(0, min(_MOST_ROWS, split.rows), section), split="validation")
+    # First: sums that do not add up may be why finalize() raises.
     if rows >= 3:
         _check_sums(sums, rows=rows, name=type(recipe).__name__, exact=section.precision == "fp32")
+    values = _first_values(lambda start, end: sums(start, end, section), recipe, rows=rows, most=split.rows)
     for key, metric in () if recipe.train_loop is not None else _asked(project.spec):
         if metric != "train/loss" and metric not in values:
             raise RecipeError(
@@ -304,6 +302,20 @@ def _check_metrics(project: Project, prepared: Prepared, model: nn.Module, *, de
                 f"gate names the metric {metric!r}, which is never reported",
                 hint=f"Reported: {', '.join(sorted(tested))}.",
             )
+
+
+def _first_values(sums: Callable[[int, int], Totals], recipe: RecipeBase, *, rows: int, most: int) -> dict[str, float]:
+    """Return the metrics of a few rows, or of more where ``finalize`` raises: it may need rows of each class."""
+    most, end = min(_MOST_ROWS, most), 0
+    found: Totals | None = None
+    while True:
+        start, end = end, min(end + rows, most)
+        found = add(found, sums(start, end))
+        try:
+            return named_values(recipe, found, split="validation")
+        except RecipeError:
+            if end == most:
+                raise
 
 
 def _check_sums(sums: Callable[[int, int], Totals], *, rows: int, name: str, exact: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from broken import Items, Seen
+from broken import Items, NeedsManyRows, Seen
 from preflight_jobs import tried
 from ranks import ranks
 from tiny import Tiny
@@ -35,6 +35,7 @@ def test_a_recipe_that_keeps_its_contract_passes(tiny_project: Any, recipe: str)
         ("broken:NanLoss", r"NanLoss\.loss\(\) is nan on the first rows of train"),
         ("broken:Detached", r"Detached\.loss\(\) has no gradient"),
         ("broken:Means", r"Means\.metrics\(\)\['loss'\] does not add up"),
+        ("broken:JudgedMeans", r"JudgedMeans\.metrics\(\)\['loss'\] does not add up"),
     ],
 )
 def test_a_broken_recipe_is_refused(tiny_project: Any, recipe: str, message: str) -> None:
@@ -161,6 +162,19 @@ def test_a_metric_that_needs_many_rows_gets_them(tiny_project: Any) -> None:
     check(tiny_project(recipe="broken:NeedsManyRows"))
     with pytest.raises(RecipeError, match=r"finalize\(\) raised ValueError: rows of one class only"):
         check(tiny_project(recipe="broken:NeedsManyRows", config={"validation_rows": 59}))
+
+
+def test_a_metric_gets_no_more_rows_than_it_needs(tiny_project: Any) -> None:
+    """Three batches for the sums, then one after the other until there is a value; a batch may cost seconds."""
+    rows: list[int] = []
+
+    def metrics(recipe: Any, model: torch.nn.Module, batch: Any) -> Any:
+        rows.append(len(batch["label"]))
+        return Tiny.metrics(recipe, model, batch)
+
+    counted = type("NeedsManyRows", (NeedsManyRows,), {"metrics": metrics})
+    check(dataclasses.replace(tiny_project(), recipe_class=counted))
+    assert rows == [16, 5, 11, 16, 16, 16, 16]
 
 
 @pytest.mark.parametrize(
