@@ -9,7 +9,6 @@ import inspect
 import json
 import platform
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +24,7 @@ from raymlops.training.runs.writer import RunWriter
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from raymlops.bundle.code import Code
     from raymlops.project import Project
     from raymlops.records import DataRecord
     from raymlops.tracking.client import Tracker
@@ -109,9 +109,7 @@ def open_run(
 
 def code_record(project: Project) -> tuple[dict[str, str], dict[str, str]]:
     """Return the tags and the artifacts that describe the code that a bundle would hold; empty texts where unknown."""
-    code, git = None, git_record(inspect.getfile(project.recipe_class))
-    with suppress(RecipeError):  # nothing is known where it cannot be collected
-        code = collect(project.recipe_class)
+    code, git = code_of(project), git_record(inspect.getfile(project.recipe_class))
     tags = {
         CODE_SHA: code.sha() if code else "",
         "raymlops.git_commit": git.commit,
@@ -120,6 +118,14 @@ def code_record(project: Project) -> tuple[dict[str, str], dict[str, str]]:
     }
     diff = git.diff and git.diff + "\n"
     return tags, {CODE_FILES: _json(code.digests()) if code else "", "code/uncommitted.diff": diff}
+
+
+def code_of(project: Project) -> Code | None:
+    """Return the code that a bundle would hold; None where it cannot be collected."""
+    try:
+        return collect(project.recipe_class)
+    except RecipeError:
+        return None
 
 
 def _json(data: Any) -> str:

@@ -18,7 +18,7 @@ from raymlops.errors import UsageError
 from raymlops.tracking.tag_entries import appended
 from raymlops.training.checkpoints.latest import recorded_fit
 from raymlops.training.runs.lookup import EVALUATION, Recorded, check_kind, read_json
-from raymlops.training.runs.mlflow_run import CODE_FILES, CODE_SHA, CONFIG, FINGERPRINT, ROWS, code_record
+from raymlops.training.runs.mlflow_run import CODE_FILES, CODE_SHA, CONFIG, FINGERPRINT, ROWS, code_of, code_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -147,7 +147,8 @@ def recorded_state(tracker: Tracker, recorded: Recorded, *, checkpoints_uri: str
 
 def code_differs(recorded: Recorded, project: Project) -> bool:
     """Return whether the recipe's code differs from what the run was started or last resumed with."""
-    return recorded.tags.get(CODE_SHA, "") != code_record(project)[0][CODE_SHA]
+    code = code_of(project)
+    return recorded.tags.get(CODE_SHA, "") != (code.sha() if code else "")
 
 
 def fit_notices(prepared: Prepared, *, known: Mapping[str, Any] | None) -> list[str]:

@@ -18,11 +18,14 @@ from raymlops.training.runs.resume import (
     check_files,
     check_resumable,
     check_unfinished,
+    code_differs,
     is_evaluated,
     write_changes,
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
 
@@ -211,6 +214,18 @@ def test_changed_code_is_allowed_told_and_registered_later(
     code = collect(project.recipe_class)
     assert look_up(mlflow, recorded.run_id).tags["raymlops.code_sha"] == code.sha()
     assert json.loads(mlflow.read_text(recorded.run_id, "code/files.json")) == code.digests()
+
+
+def test_code_is_compared_by_its_digest_alone(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Git, which reads every changed file of a repository, is not asked."""
+    (tmp_path / "git").write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert code_differs(known(project, tags={"raymlops.code_sha": "0" * 64}), project)
+    assert not code_differs(known(project, tags={"raymlops.code_sha": collect(project.recipe_class).sha()}), project)
+    assert not (tmp_path / "asked").exists()
 
 
 def test_the_tag_of_changes_stays_within_its_bounds(recorded: Recorded, project: Project, mlflow: Tracker) -> None:
