@@ -13,15 +13,16 @@ from raymlops.records import SweepRecord
 from raymlops.storage.filesystem import join, write_bytes
 from raymlops.tuning.mlflow.sweep_run import BEST_CONFIG, BEST_RUN, BEST_TRIAL, REPORT, STOPPED
 from raymlops.tuning.study.selection import pareto, select
-from raymlops.tuning.study.storage import optuna_url, without_credentials
 
 if TYPE_CHECKING:
     from raymlops.tuning.execution.controller import SweepController
     from raymlops.tuning.sweep_stores import SweepStores
 
 
-def conclude(stores: SweepStores, controller: SweepController) -> SweepRecord:
+def conclude(stores: SweepStores, controller: SweepController, *, storage: str) -> SweepRecord:
     """Choose the winner, write the report and the winner's configuration, end the sweep's run, and return its record.
+
+    ``storage`` is the URL of its database without credentials.
 
     Raises:
         SweepError: no trial gave a usable value.
@@ -79,7 +80,7 @@ def conclude(stores: SweepStores, controller: SweepController) -> SweepRecord:
         sweep_id=parent.sweep_id,
         project=spec.project.name,
         study=stores.study.study_name,
-        storage=without_credentials(optuna_url(spec)),
+        storage=storage,
         metric=objectives[0].metric,
         mode=objectives[0].mode,
         trials=records,

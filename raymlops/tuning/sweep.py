@@ -20,7 +20,7 @@ from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, SweepRun, before_of, s
 from raymlops.tuning.reporting.progress import SweepEvent
 from raymlops.tuning.results import conclude
 from raymlops.tuning.study.fork import CARRIED, add_carried, carry_over
-from raymlops.tuning.study.storage import load_study, open_storage, optuna_url
+from raymlops.tuning.study.storage import open_recorded, open_storage, optuna_url, without_credentials
 from raymlops.tuning.sweep_stores import SweepStores, linked_study
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def sweep(
             on_event(SweepEvent("message", message=text))
 
     spec = project.spec
+    url = optuna_url(spec)  # once: the secret that it refers to may have been replaced by the end
     check_writable(spec.storage.path)
     store = tracker(spec)
     store.check()
@@ -93,7 +94,7 @@ def sweep(
         prepared = data.get(project)
         unservable: list[str] = []
         preflight_sweep(project, prepared, warn=None if recorded is None else unservable.append)
-        opener = _Opener(project, store, held.enter_context(open_storage(optuna_url(spec))), notify)
+        opener = _Opener(project, store, held.enter_context(open_storage(url)), notify)
         if recorded is None:
             before = SpentRecord()
             stores = opener.start(prepared, fork=fork, tags=tags or {}, hold=hold)
@@ -102,7 +103,7 @@ def sweep(
             stores = opener.resume(recorded, prepared, changes=changes, unservable=unservable, spent=before)
         with stores.parent.closing_on_error():
             controller = search(stores, data=data, before=before, on_event=on_event)
-            return conclude(stores, controller)
+            return conclude(stores, controller, storage=without_credentials(url))
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,7 @@ class _Opener:
 
     def _carried(self, fork: Recorded) -> Carried:
         assert fork.spec is not None
-        with open_storage(optuna_url(fork.spec)) as storage:
-            study = load_study(storage, study_of(fork))
+        with open_recorded(optuna_url(fork.spec), study_of(fork)) as study:
             return carry_over(study, old_spec=fork.spec, new_spec=self.project.spec, sweep_id=fork.run_id)
 
     def _add(self, study: Any, carried: Carried, *, sweep_id: str) -> None:

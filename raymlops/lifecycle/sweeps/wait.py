@@ -135,7 +135,6 @@ class _Watched:
         """
         from raymlops.records import SweepRecord
         from raymlops.tuning.study.selection import pareto
-        from raymlops.tuning.study.storage import optuna_url, without_credentials
 
         if self._recorded.status != "FINISHED":
             raise _stopped_early(status)
@@ -146,7 +145,7 @@ class _Watched:
             sweep_id=status.sweep_id,
             project=self.spec.project.name,
             study=str(study.study.study_name),
-            storage=without_credentials(optuna_url(self.spec)),
+            storage=study.storage,
             metric=first.metric,
             mode=first.mode,
             trials=snapshot.ended,

@@ -14,7 +14,7 @@ from raymlops.tuning.mlflow.sweep_run import study_of
 from raymlops.tuning.reporting.progress import Board, TrialView
 from raymlops.tuning.study.records import ATTRIBUTE, last_value, record_of
 from raymlops.tuning.study.selection import select, winner
-from raymlops.tuning.study.storage import load_study, open_storage, optuna_url, storage_errors
+from raymlops.tuning.study.storage import open_recorded, optuna_url, storage_errors, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -64,8 +64,10 @@ class Snapshot:
 class OpenStudy:
     """The study of one sweep, open."""
 
-    def __init__(self, study: Any, *, spec: ProjectSpec) -> None:
+    def __init__(self, study: Any, *, spec: ProjectSpec, storage: str) -> None:
         self.study = study
+        self.storage = storage
+        """The URL of its database, without credentials."""
         self.objectives = spec.objectives
         self._constraints = spec.sweep.constraints
         self._ended: dict[int, TrialRecord] = {}
@@ -106,8 +108,9 @@ def open_study(recorded: Recorded) -> Iterator[OpenStudy]:
     """
     spec = recorded.spec
     assert spec is not None
-    with open_storage(optuna_url(spec)) as storage:
-        yield OpenStudy(load_study(storage, study_of(recorded)), spec=spec)
+    url = optuna_url(spec)
+    with open_recorded(url, study_of(recorded)) as study:
+        yield OpenStudy(study, spec=spec, storage=without_credentials(url))
 
 
 def _open(trial: Any) -> OpenView:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.base import resolve
-from raymlops.config.paths import sqlite_under
+from raymlops.config.paths import sqlite_path, sqlite_under
 from raymlops.display import quiet
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError, UnreachableError, UsageError
 
@@ -43,7 +43,7 @@ def optuna_url(spec: ProjectSpec) -> str:
     """
     if spec.storage.optuna is not None:
         return resolve(spec.storage.optuna, "storage.optuna")
-    hint = "A SQL URL such as postgresql+psycopg://host/optuna ({env: NAME} for one with a password)."
+    hint = "Set it to a SQL URL such as postgresql+psycopg://host/optuna, or {env: NAME} for one with a password."
     return sqlite_under(spec.storage.path, "optuna.db", instead="storage.optuna", hint=hint)
 
 
@@ -211,10 +211,29 @@ def load_study(storage: Any, name: str) -> Any:
         try:
             return optuna.load_study(storage=storage, study_name=name)
         except KeyError as error:
-            raise NotFoundError(
-                f"there is no study {name} in this database",
-                hint="It was deleted, or storage.optuna or storage.path differ from those that its sweep started with.",
-            ) from error
+            raise _no_study(name, "in this database") from error
+
+
+@contextmanager
+def open_recorded(url: str, name: str) -> Iterator[Any]:
+    """Yield the study of this name, which a sweep created; create no database in place of one that is not there.
+
+    Raises:
+        NotFoundError: it is not in this database, or there is no such SQLite file on this machine.
+        StorageError, UnreachableError, UsageError: the database cannot be opened or read.
+    """
+    file = sqlite_path(url)
+    if file is not None and not file.exists():
+        raise _no_study(name, f"here: {file} does not exist")
+    with open_storage(url) as storage:
+        yield load_study(storage, name)
+
+
+def _no_study(name: str, where: str) -> NotFoundError:
+    return NotFoundError(
+        f"there is no study {name} {where}",
+        hint="It was deleted, or storage.optuna or storage.path differ from those that its sweep started with.",
+    )
 
 
 @contextmanager

@@ -84,6 +84,7 @@ def test_waiting_for_an_ended_sweep_returns_its_record(ended: Sweep) -> None:
     assert (record.sweep_id, record.best.number, len(record.trials)) == (ended.sweep_id, 1, 4)
     assert (record.duration_s, record.best_config, record.report) == (7.0, "/s/best.yaml", "/s/report.html")
     assert [event.kind for event in events] == ["end"]
+    assert record.storage.endswith("/optuna.db")
 
 
 def test_waiting_shows_what_happens_until_the_end(begun: RecordedSweep) -> None:

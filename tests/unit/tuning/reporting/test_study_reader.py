@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,15 @@ def test_a_study_that_is_gone_is_not_found(sweep: RecordedSweep) -> None:
         open_study(look_up(sweep.tracker, sweep.sweep_id)),
     ):
         pass
+
+
+def test_a_study_of_another_machine_is_not_found(sweep: RecordedSweep, tmp_path: Path) -> None:
+    """Its storage.path is not here, and is not created."""
+    recorded = replace(look_up(sweep.tracker, sweep.sweep_id), spec=project_in(tmp_path / "elsewhere").spec)
+    with pytest.raises(NotFoundError, match=r"elsewhere/optuna\.db does not exist") as raised, open_study(recorded):
+        pass
+    assert "storage.path differ from those that its sweep started with" in str(raised.value.hint)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def trial(number: int, value: float | None, **fields) -> TrialRecord:
