@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from recorded_sweep import project_in, recorded_sweep
+
+from raymlops.cli.main import main
 from raymlops.cli.runs import sweep_text
 from raymlops.records import Objective, SweepRecord, TrialRecord
 
@@ -80,3 +83,27 @@ def test_only_the_best_trials_are_printed():
     """The others are counted."""
     many = tuple(replace(TRIALS[0], number=number) for number in range(12))
     assert sweep_text(replace(RECORD, trials=many)).splitlines()[11] == "... and 2 more"
+
+
+def test_a_resumed_sweep_is_extended(storage_path, monkeypatch, capsys):
+    """By more trials than the four that it was started with; nothing else changes."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(storage_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    requests = []
+
+    def run_sweep(request):
+        requests.append(request)
+        return RECORD
+
+    monkeypatch.setattr("raymlops.lifecycle.sweeps.run.run_sweep", run_sweep)
+    with recorded_sweep(project_in(storage_path)) as recorded:
+        sweep_id, before = recorded.sweep_id, recorded.project.spec
+    extend = ["--extend", "num_trials=+2", "--extend", "timeout_s=+60"]
+    assert main(["sweep", "--resume", sweep_id, *extend]) == 2
+    assert "timeout_s" in capsys.readouterr().err
+    assert main(["sweep", "--resume", sweep_id, *extend[:2]]) == 0
+    (request,) = requests
+    after = request.project.spec
+    assert (request.resume, after.sweep.num_trials) == (sweep_id, 6)
+    assert after.model_copy(update={"sweep": before.sweep}) == before
+    assert capsys.readouterr().out == sweep_text(RECORD) + "\n"

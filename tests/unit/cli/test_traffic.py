@@ -213,6 +213,18 @@ def test_taking_one_version_down_asks_for_it_by_name_and_number(deployed, capsys
     assert "no running cluster" in capsys.readouterr().err
 
 
+def test_a_version_that_was_taken_down_is_named_with_its_way_back(deployed, monkeypatch, capsys):
+    """The registry has it still."""
+    removed = []
+    monkeypatch.setattr(
+        "raymlops.lifecycle.remove.remove_version",
+        lambda source, version: removed.append((source.project.name, version)),
+    )
+    assert main(["deploy", "m@7", "--remove", "--yes"]) == 0
+    assert removed == [("m", 7)]
+    assert capsys.readouterr().out == "removed version 7 of m; raymlops deploy m --version 7 brings it back\n"
+
+
 def test_every_model_is_restored_without_naming_one(deployed, capsys, tmp_path):
     """Where Serve listens is what they were deployed with; that no cluster runs is all that is missing."""
     item = Deployment("m", 2, BundleRef("/bundles", "d" * 64), "run", "champion", {"port": 8765})

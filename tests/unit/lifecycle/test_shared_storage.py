@@ -1,8 +1,10 @@
+from contextlib import nullcontext
+
 import pytest
 
 from raymlops.config.schema import ProjectSpec
 from raymlops.errors import UsageError
-from raymlops.lifecycle.shared_storage import refuse_local_storage
+from raymlops.lifecycle.shared_storage import check_sharing, refuse_local_storage
 
 FILES = {"tracking.uri": "sqlite:////data/mlflow.db", "storage.state": "sqlite:////data/state.db"}
 SERVERS = {"tracking.uri": "http://mlflow:5000", "storage.state": "postgresql://db/state"}
@@ -32,3 +34,19 @@ def test_sqlite_is_refused_also_on_a_shared_folder():
     with pytest.raises(UsageError, match=r"but tracking\.uri is a SQLite file, storage\.state is a SQLite") as raised:
         refuse_local_storage(spec(path="/nfs", shared=True), machines=3, databases=FILES)
     assert "Set tracking.uri to an MLflow server; Set storage.state to a PostgreSQL URL" in raised.value.hint
+
+
+@pytest.mark.parametrize(("addresses", "refused"), [(["10.0.0.1", "10.0.0.2"], True), (["10.0.0.1"] * 2, False)])
+def test_a_study_in_sqlite_is_refused_on_several_machines(addresses, refused, monkeypatch):
+    """Nodes of one machine share its disk, and one that has ended shares nothing."""
+    nodes = [{"NodeManagerAddress": address, "Alive": True} for address in addresses]
+    monkeypatch.setattr("ray.nodes", lambda: [*nodes, {"NodeManagerAddress": "10.0.0.9", "Alive": False}])
+    monkeypatch.setenv("STATE_URL", SERVERS["storage.state"])
+    data = {"project": {"name": "m"}, "recipe": {"import": "tiny:Tiny"}, "tracking": {"uri": SERVERS["tracking.uri"]}}
+    storage = {"path": "s3://bucket/data", "state": {"env": "STATE_URL"}}
+    made = ProjectSpec.model_validate({**data, "storage": storage})
+    check_sharing(made, databases={"storage.optuna": "postgresql://db/optuna"})
+    with pytest.raises(UsageError) if refused else nullcontext() as raised:
+        check_sharing(made, databases={"storage.optuna": "sqlite:////data/optuna.db"})
+    if refused:
+        assert raised.value.message == "the cluster has 2 machines, but storage.optuna is a SQLite file"
