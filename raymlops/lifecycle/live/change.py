@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from raymlops.errors import ClusterError, DeployError, RaymlopsError, RefusedError, TrackingError
@@ -271,7 +271,7 @@ def _ended(model: Model, coming: Transition) -> bool:
     """Return whether a version has what it came up for.
 
     Raises:
-        DeployError: it did not come up.
+        DeployError: it did not come up, or nobody has said so long after it had to.
         RefusedError: it was superseded.
     """
     found = next((one for one in model.transitions if one.id == coming.id), None)
@@ -280,6 +280,9 @@ def _ended(model: Model, coming: Transition) -> bool:
         raise RefusedError(f"version {coming.version} of {model.name} no longer comes up: {why}", hint=AGAIN)
     if found.status == "failed":
         raise DeployError(found.reason, hint="What was live still is. raymlops doctor shows whether there is room.")
+    if found.status == "running" and datetime.now(UTC) > found.deadline_at + timedelta(seconds=SHORT_S):
+        why = "another process holds the lock over changes of what is live, and takes no step"
+        raise DeployError(f"version {coming.version} of {model.name} is not up: {why}", hint=CONTINUES)
     return found.status == "done"
 
 

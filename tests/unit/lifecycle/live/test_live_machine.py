@@ -7,4 +7,17 @@ from live_machine import LiveMachine, draw_histories
 
 def test_whatever_happens_all_agree_once_nothing_moves():
     """The desired state, Serve, the aliases and the audit record."""
-    draw_histories(LiveMachine, 50, derandomize=True)
+    draw_histories(LiveMachine, 50, steps=20, derandomize=True)
+
+
+def test_a_verb_ends_although_a_process_that_hangs_holds_the_lock():
+    """No step can be taken, so that nobody says whether the version came up: the verb waited for ever."""
+    machine = LiveMachine()
+    machine.world.holder = "a process that was stopped"
+    machine.deploy("m", 1, "plain", abort=False, fate={})
+    for _ in range(100):
+        if machine.callers:
+            machine.go(machine.callers[0])
+    assert "another process holds the lock over changes of what is live" in machine.world.said[0]
+    machine.world.holder = None
+    machine.teardown()  # the controller brings it up
