@@ -260,6 +260,17 @@ def test_checkpoints_are_kept_until_the_study_has_every_end(storage):
     assert (stage.states(), stage.controller.all_ended) == ([TrialState.COMPLETE], True)
 
 
+@pytest.mark.parametrize("halt", ["interrupted", "broken"])
+def test_a_sweep_that_was_stopped_early_keeps_checkpoints(storage, halt):
+    """The trials of the driver before may not have been reopened yet."""
+    controller = Stage(storage).controller
+    if halt == "broken":
+        controller.fail(ValueError("x"))
+    controller.halt = halt
+    controller.close()
+    assert not controller.all_ended
+
+
 def test_patience_counts_trials_without_a_better_one(storage):
     stage = Stage(storage, patience=2)
     for value in (0.5, 0.6, 0.4):
