@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from live_machine import LiveMachine, draw_histories, emptied_engine
+from live_machine import LiveMachine, draw_histories, on_server
 from postgres import NEEDS_POSTGRES, postgres
 
 pytestmark = pytest.mark.soak
@@ -18,4 +18,5 @@ def test_a_thousand_histories():
 def test_two_hundred_histories_on_a_server(tmp_path):
     """The same with Postgres, whose transactions wait for each other otherwise than SQLite's."""
     with postgres(tmp_path) as url:
-        draw_histories(lambda: LiveMachine(emptied_engine(url)), 200, steps=40, database=None)
+        new = on_server(url)
+        draw_histories(lambda: LiveMachine(new()), 200, steps=40, database=None)

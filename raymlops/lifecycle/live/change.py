@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.errors import ClusterError, DeployError, RaymlopsError, RefusedError, TrackingError
 from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.lifecycle.live.reconcile import seen_by
 from raymlops.lifecycle.live.reconciler import Cluster, Reconciler
 from raymlops.lifecycle.live.transitions import AGAIN
 from raymlops.records import DeploymentRecord
@@ -77,9 +78,9 @@ def change(
 ) -> Changed:
     """Change what is desired of a model, and wait until Serve runs it.
 
-    ``decide`` is called in the transaction, with what Serve runs; with None if Serve does not answer and the change is
-    ``blind``. At the end the version that came up by ``action``, the ``subject``, and the ``champion`` run as desired,
-    in a ``hurry`` with one replica.
+    ``decide`` is called in the transaction, with what Serve runs; with None if another change came in between, or if
+    Serve does not answer and the change is ``blind``. At the end the version that came up by ``action``, the
+    ``subject``, and the ``champion`` run as desired, in a ``hurry`` with one replica.
 
     Raises:
         TakenError, OutdatedStateError: the model on Serve is another state's, or a newer copy's of this one; nothing
@@ -98,7 +99,7 @@ def change(
             raise
 
     def decided(model: Model) -> Change:
-        found = decide(model, plan)
+        found = decide(model, seen_by(plan, model))
         # A model that another state took over can be removed from this one.
         if plan is not None and (found.model.deployments or not model.deployments):
             divide(plan.details, plan.desired).refuse_held({name})

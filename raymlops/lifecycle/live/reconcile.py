@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from raymlops.serving.control.plan import Plan
-    from raymlops.state.store import Deployment
+    from raymlops.state.store import Deployment, Model
     from raymlops.state.transitions import Transition
 
 SCALE_WAIT_S = 20.0
@@ -112,6 +112,17 @@ def next_step(
         if model not in conditions and (lack := lacking(plan, items)) is not None:
             _say(conditions, before, model, lack, now=now)
     return None, conditions
+
+
+def seen_by(plan: Plan | None, model: Model) -> Plan | None:
+    """Return what Serve runs if that was read for what is desired of a model; None if it has changed since.
+
+    Otherwise a version could count as up by settings that it does not run with yet.
+    """
+    if plan is None:
+        return None
+    desired = tuple(item for item in plan.desired.deployments if item.name == model.name)
+    return plan if desired == model.deployments else None
 
 
 def is_up(plan: Plan, item: Deployment, *, goal: Mapping[str, Any], hurry: bool = False) -> bool:

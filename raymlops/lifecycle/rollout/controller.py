@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from raymlops.errors import OutdatedStateError, RaymlopsError, RefusedError, TakenError
 from raymlops.lifecycle.live.change import ALIAS_S, within
 from raymlops.lifecycle.live.lineup import champion_of, cooled, idle_of, with_canary, without
-from raymlops.lifecycle.live.reconcile import is_up
+from raymlops.lifecycle.live.reconcile import is_up, seen_by
 from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.live.transitions import PROMOTED, ROUTE, Request, bring
 from raymlops.lifecycle.rollout.evidence import gathered, windows_of, with_sources
@@ -189,7 +189,8 @@ class Controller:
         assert new is not None
         timeout_s = settings_of(new).ready_timeout_s
         request = Request(PROMOTED, done.reason, self._actor, now, timeout_s)
-        up = is_up(plan, new, goal=ROUTE)
+        seen = seen_by(plan, model)
+        up = seen is not None and is_up(seen, new, goal=ROUTE)
         return bring(replace(model, rollout=done), new, goal=ROUTE, request=request, up=up)
 
     def _known_losses(self, rollout: Rollout, now: datetime) -> LossReport | None:

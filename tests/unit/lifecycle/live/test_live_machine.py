@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from live_machine import LiveMachine, draw_histories
 
 
@@ -21,3 +22,17 @@ def test_a_verb_ends_although_a_process_that_hangs_holds_the_lock():
     assert "another process holds the lock over changes of what is live" in machine.world.said[0]
     machine.world.holder = None
     machine.teardown()  # the controller brings it up
+
+
+@pytest.mark.parametrize("stop", range(4, 10))
+def test_settings_that_another_verb_wrote_meanwhile_are_not_taken_as_running(stop):
+    """Two verbs ask for settings with which the version does not start; one looked at Serve before the other wrote.
+
+    It saw the version run, with the settings before, took those for the new ones, and ended the other's transition.
+    """
+    machine = LiveMachine()
+    machine.live_already([1], 0, None, controlled=False)
+    machine.beside("m", 2, "plain", {})
+    machine.beside("m", 2, "broken", {"stop": stop, "loses_lock": True})
+    machine.beside("m", 2, "broken", {"kill": 9})
+    machine.teardown()
