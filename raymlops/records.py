@@ -225,7 +225,7 @@ class GateDecision(Record):
     def reason(self) -> str:
         """Return what failed, in one line unless an error has several, or how many checks passed."""
         failed = [
-            f"{check.name}: got {check.got}, allowed {check.allowed}"
+            f"{check.name}: got {check.got if check.got is None else f'{check.got:.5g}'}, allowed {check.allowed}"
             + (f": {check.detail}" if check.got is None and check.detail else "")
             for check in self.checks
             if not check.passed

@@ -48,12 +48,15 @@ def gate(
 
     The rules are those of --config; with a NAME those that the version was registered with. Default: @candidate.
     """
+    from raymlops.lifecycle.named_model import was_deployed
     from raymlops.lifecycle.registration.gate import gate as ask_gate
 
     chosen = choose(words, config=config, env=env, version=version)
     ref, decision = ask_gate(chosen.spec, chosen.version or "@candidate", adopt=adopt, own_rules=chosen.named)
     data = {"version": ref.to_dict(), "decision": decision.to_dict()}
-    return Answer(data, f"{_line(ref)}\n{checks(decision)}\nnext  {chosen.command('deploy')}")
+    by_name = chosen.named and not was_deployed(chosen.name)  # whose serve settings are in its configuration alone
+    following = "raymlops deploy --config FILE" if by_name else chosen.command("deploy")
+    return Answer(data, f"{_line(ref)}\n{checks(decision)}\nnext  {following}")
 
 
 def list_versions(words: NamedArgument = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:

@@ -55,6 +55,14 @@ def named(name: str, *, overrides: Sequence[str] = (), deployed: bool = False) -
     return load_data({**data, **serve}, overrides=overrides).spec
 
 
+def was_deployed(name: str) -> bool:
+    """Return whether a model was ever deployed by the state here, so that its name alone is enough to deploy it."""
+    if (url := _known(place_of(None))) is None:
+        return False
+    with State.open(url) as state:
+        return _last_champion(state, name) is not None
+
+
 def shown_state(spec: ProjectSpec) -> str:
     """Return the URL of the state without its password, and the variable that set it, if one did."""
     variable = getattr(spec.storage.state, "env", None)

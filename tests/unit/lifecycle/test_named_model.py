@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from stored import put
+
+from raymlops.lifecycle.named_model import was_deployed
+from raymlops.lifecycle.sources import place_of
+from raymlops.records import BundleRef
+from raymlops.state.database import state_url
+from raymlops.state.store import Deployment, State
+
+
+def test_a_name_alone_is_enough_once_the_model_was_deployed(tmp_path, monkeypatch):
+    """Also after it was taken down; before, its configuration has to be named, and the gate's answer says so."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
+    assert not was_deployed("m")
+    with State.open(state_url(place_of(None))) as state:
+        assert not was_deployed("m")
+        put(state, "m", [Deployment("m", 1, BundleRef("/b", "d" * 64), "r1", "champion")])
+        put(state, "m", [])
+    assert was_deployed("m")
