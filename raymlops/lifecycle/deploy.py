@@ -65,7 +65,8 @@ def deploy(
     ``canary`` and ``shadow`` are percentages: it stays beside the champion and answers that share of the requests, or
     gets copies of them. ``canary`` alone is a fixed share, 0 removes it. With ``steps`` (percentages, rising) or
     ``bake_s`` a rollout begins, and this returns once the version has its first share: the controller moves it, and
-    promotes the version or removes its share. While it is running no other version is deployed, unless ``abort`` ends it first.
+    promotes the version or removes its share. While it is running no other version is deployed, unless ``abort`` ends
+    it first.
 
     Whether callers need an API key belongs to the model: without ``serve.auth`` it stays as with the champion.
     ``auth: open`` opens it, which is recorded in the audit record and in ``warnings``.
