@@ -184,7 +184,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         wanted = transitions.wanted(before, new, goal)
         if is_opened := opens(before, wanted, listens.reach if listens else None):
             why = f"{why}: {OPENED}"
-        up = plan is not None and is_up(plan, new, goal=goal)
+        up = is_up(plan, new, goal=goal)
         return transitions.bring(model, new, goal=goal, request=call.request(action, why), up=up, leaving=leaving)
 
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
@@ -238,7 +238,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
             return transitions.unshared(model, version, goal, action=traffic.action, why=why)
         if traffic.weight is not None:
             transitions.refuse_running(model)
-        up = plan is not None and is_up(plan, new, goal=goal)
+        up = is_up(plan, new, goal=goal)
         request = call.request(traffic.action, why)
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving)
 

@@ -69,13 +69,15 @@ def roll_back(spec: ProjectSpec, state: State, api: ServeApi) -> DeploymentRecor
     """Take back a version on its way or a canary's share, or give the route back."""
     name, serve = spec.project.name, spec.serve
     request = Request(ROLLBACK, "requested", this_user(), now(), serve.ready_timeout_s, hurry=True)
-    seen = transitions.in_question(state.model(name))
+    standing = state.model(name)
+    seen, live_now = transitions.in_question(standing), champion_of(standing.deployments)
+    champion = None if live_now is None else live_now.version
 
     def decide(model: Model, plan: Plan | None) -> Change:
         def up(item: Deployment) -> bool:
-            return plan is not None and is_up(plan, item, goal=ROUTE, hurry=True)
+            return is_up(plan, item, goal=ROUTE, hurry=True)
 
-        return transitions.roll_back(model, state.changes(name), request=request, up=up, seen=seen)
+        return transitions.roll_back(model, state.changes(name), request=request, up=up, seen=seen, champion=champion)
 
     done = change(state, api, name, decide=decide, serve=serve, action=request.action, hurry=True, blind=True)
     old, new = champion_of(done.before.deployments), champion_of(done.after.deployments)
@@ -97,8 +99,8 @@ def rollback_target(source: Source) -> str:
     name = spec.project.name
     with state_of(spec) as state:
         model = state.model(name)
-        if coming := [one.version for one in model.coming if one.goal == ROUTE and one.action != ROLLBACK]:
-            return f"takes back version {coming[0]} of {name}, which is on its way to the route"
+        if coming := transitions.route_takers(model):
+            return f"takes back version {coming[0].version} of {name}, which is on its way to the route"
         if canaries_of(model.deployments) or model.rollout is not None:
             return f"takes the share of the traffic away from version {lost_by(model)} of {name}"
         target = previous_champion(model.deployments, state.changes(name))

@@ -92,8 +92,11 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Open a transaction that reads."""
-        with errors(self._engine), self._engine.begin() as connection:
+        """Open a transaction that reads, all of it as of its first statement."""
+        engine = self._engine
+        if engine.dialect.name == "postgresql":  # SQLite reads a snapshot anyway
+            engine = engine.execution_options(isolation_level="REPEATABLE READ")
+        with errors(engine), engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -102,6 +105,7 @@ class Database:
         with errors(self._engine), self._engine.execution_options(raymlops_write=True).begin() as connection:
             if connection.dialect.name == "postgresql" and sa.inspect(connection).has_table("deployments"):
                 # Two writers one after the other, as SQLite has it: each sees what the other left as "before".
+                connection.execute(sa.text("SET LOCAL lock_timeout = '30s'"))
                 connection.execute(sa.text("LOCK TABLE deployments IN SHARE ROW EXCLUSIVE MODE"))
             yield connection
 

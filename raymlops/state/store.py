@@ -248,7 +248,7 @@ def _check(name: str, wanted: Sequence[Deployment]) -> None:
     if len(set(versions)) != len(versions):
         raise UsageError(f"{name}: one version is given twice, got {versions}")
     shares = [item.weight for item in wanted] + [item.shadow for item in wanted]
-    if not all(0 <= share <= 1 for share in shares) or sum(item.weight for item in wanted) > 1:
+    if not all(0 <= share <= 1 for share in shares) or sum(item.weight for item in wanted) > 1 + 1e-9:
         raise UsageError(f"{name}: weights are shares that add up to at most 1, got {shares}")
     champions = [item.version for item in wanted if item.role == "champion"]
     if len(champions) > 1:

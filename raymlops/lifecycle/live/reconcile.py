@@ -96,11 +96,15 @@ def next_step(
             return step, dict(before)
         _say(conditions, before, transition.name, reason, now=now)
     coming = {app_name(one.name, one.version) for one in plan.desired.coming}
-    for item in plan.desired.deployments:
+    failing: set[str] = set()
+    for item in sorted(plan.desired.deployments, key=lambda item: item.role != "champion"):
         name = app_name(item.name, item.version)
+        if item.name in failing:
+            continue  # one version of a model at a time, the champion first
         if name in coming or status_of(plan.details, name) != "DEPLOY_FAILED" or running_replicas(plan.details, name):
             continue
         reason = f"version {item.version} does not start: {message_of(plan.details, name)}"
+        failing.add(item.name)
         condition, due = _failing(before.get(item.name), item.name, reason, now=now)
         if due:
             return Drop(frozenset({name})), {**before, item.name: condition}
@@ -125,8 +129,10 @@ def seen_by(plan: Plan | None, model: Model) -> Plan | None:
     return plan if desired == model.deployments else None
 
 
-def is_up(plan: Plan, item: Deployment, *, goal: Mapping[str, Any], hurry: bool = False) -> bool:
-    """Return whether a version runs as it is desired, with the replicas that its goal needs."""
+def is_up(plan: Plan | None, item: Deployment, *, goal: Mapping[str, Any], hurry: bool = False) -> bool:
+    """Return whether a version runs as it is desired, with the replicas that its goal needs; False without a plan."""
+    if plan is None:
+        return False
     name = app_name(item.name, item.version)
     live, config = configs(plan.details).get(name), plan.wanted.get(name)
     if live is None or config is None or not settled(live, config):

@@ -11,20 +11,24 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from raymlops.errors import BusyError, DeployError, ElsewhereError, RaymlopsError
+from raymlops.errors import BusyError, DeployError, ElsewhereError, RaymlopsError, RefusedError, UsageError
 from raymlops.lifecycle.live.reconcile import Drop, Fail, Reach, Send, next_step
 from raymlops.lifecycle.live.transitions import failed, reached
+from raymlops.serving.control.details import covers
 from raymlops.serving.control.plan import Api, Plan, plan_of
+from raymlops.serving.names import app_name
 from raymlops.state.conditions import EVERYTHING, Condition, conditions, put_conditions
 from raymlops.state.identity import SHORT
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from raymlops.config.serve import ServeSection
     from raymlops.lifecycle.live.reconcile import Step
     from raymlops.serving.control.rest_api import Room
     from raymlops.state.store import State
+    from raymlops.state.transitions import Transition
 
 LOCK_WAIT_S = 0.2
 """Another step is not waited for: it is taken for the same desired state."""
@@ -77,6 +81,8 @@ class Reconciler:
                 return self._step(now)
         except BusyError:
             return None
+        except ElsewhereError:
+            raise  # which is no condition of what is live there
         except RaymlopsError as error:
             self._stand_still(error, now)
             raise
@@ -105,9 +111,12 @@ class Reconciler:
     def _take(self, step: Step, plan: Plan, now: datetime) -> None:
         match step:
             case Reach(transition):
-                self._state.change(
-                    transition.name, lambda model: reached(model, transition.id, now=now), actor=transition.actor
-                )
+                try:
+                    self._state.change(
+                        transition.name, lambda model: reached(model, transition.id, now=now), actor=transition.actor
+                    )
+                except (UsageError, RefusedError) as error:  # what cannot be written must not stop every other model
+                    self._take(Fail(transition, error.message), plan, now)
             case Fail(transition, reason):
                 self._state.change(
                     transition.name, lambda model: failed(model, transition.id, reason, now=now), actor=self._actor
@@ -123,9 +132,10 @@ class Reconciler:
         try:
             plan.put(self._cluster, applications)
         except DeployError as error:  # Serve refuses the config: what is newest in it is at fault
-            for transition in plan.desired.coming[-1:]:
-                self._take(Fail(transition, error.message), plan, now)
-            raise
+            new = [one for one in plan.desired.coming if _changes(one, plan, applications)]
+            if not new:
+                raise
+            self._take(Fail(new[-1], error.message), plan, now)
 
     def _stand_still(self, error: RaymlopsError, now: datetime) -> None:
         """Write why nothing is done, if the state can be written."""
@@ -137,3 +147,9 @@ class Reconciler:
             put_conditions(self._state, [*(one for name, one in before.items() if name != EVERYTHING), found])
         except RaymlopsError as second:
             _log.warning("not written: %s: %s", error.message, second.message)
+
+
+def _changes(transition: Transition, plan: Plan, applications: Mapping[str, Any]) -> bool:
+    """Return whether a config starts the version of a transition, or gives it other settings."""
+    name = app_name(transition.name, transition.version)
+    return not covers(plan.ours.get(name), applications.get(name))

@@ -20,6 +20,7 @@ from raymlops.lifecycle.live.lineup import (
     beside,
     canaries_of,
     champion_of,
+    idle_of,
     previous_champion,
     with_canary,
     with_champion,
@@ -78,6 +79,9 @@ def bring(
             if one.goal.get("role") == "champion" and one.version != version:
                 model = _taken_back(model, one, "superseded", f"{action} of version {version}")
     before, was = model.deployments, model.item(version)
+    # Whoever took the route, or a share, or is on its way meanwhile, makes no room.
+    on_their_way = {one.version for one in model.coming}
+    leaving = {item.version for item in idle_of(before) if item.version in leaving} - on_their_way - {version}
     target = wanted(before, new, goal)
     item = next(one for one in target if one.version == version)
     earlier = next((one for one in model.coming if one.version == version), None)
@@ -131,6 +135,7 @@ def failed(model: Model, transition_id: str, reason: str, *, now: datetime) -> C
     if transition is None:
         return Change(model, "", "")
     model = _taken_back(model, transition, "failed", reason[:2000])
+    lost: dict[int, str | None] = {}
     rollout = model.rollout
     if rollout is not None and transition.action == PROMOTED:
         why = f"version {transition.version} did not come up as champion: {reason}"[:2000]
@@ -139,7 +144,8 @@ def failed(model: Model, transition_id: str, reason: str, *, now: datetime) -> C
             deployments=tuple(without_traffic(model.deployments, {rollout.version})),
             rollout=replace(rollout, status="aborted", ended_at=now, reason=why),
         )
-    return Change(model, f"{transition.began_as}.undone", f"{transition.began_as} failed: {reason}"[:2000])
+        lost = {rollout.version: why}
+    return Change(model, f"{transition.began_as}.undone", f"{transition.began_as} failed: {reason}"[:2000], lost)
 
 
 def in_question(model: Model) -> list[int]:
@@ -158,11 +164,12 @@ def roll_back(
     request: Request,
     up: Callable[[Deployment], bool],
     seen: Collection[int] = (),
+    champion: int | None = None,
 ) -> Change:
     """Return a model whose last change is reverted: a version on its way, a share of the traffic, or the route.
 
-    ``seen`` are the versions that were in question when it was requested: where another one took them back since, the
-    champion stays, unless it is one of them.
+    ``seen`` are the versions that were in question when it was requested, and ``champion`` was live then: where another
+    process took them back since, the champion stays, unless it is one of them.
 
     Raises:
         NotFoundError: the model is not served, or no version was champion before.
@@ -170,8 +177,7 @@ def roll_back(
     if any(one.action == request.action for one in model.coming):
         return Change(model, request.action, request.why)  # it is on its way back
     left = champion_of(model.deployments)
-    pending = [one for one in model.coming if one.action != PROMOTED and _moves_route(one, left)]
-    if pending:
+    if pending := route_takers(model):
         for one in pending:
             model = _taken_back(model, one, "superseded", "rolled back")
         versions = ", ".join(str(one.version) for one in pending)
@@ -180,11 +186,18 @@ def roll_back(
         return Change(model, request.action, why, dict.fromkeys(new, why))
     if (change := aborted(model, why="rolled back", now=request.now, action=f"{request.action}.canary")) is not None:
         return change
-    if seen and left is not None and left.version not in seen:
+    if left is not None and left.version not in seen and (seen or champion not in {None, left.version}):
         return Change(model, request.action, request.why)
     target = previous_champion(model.deployments, changes)
     why = f"from version {left.version if left else None} to version {target.version}"
     return bring(model, target, goal=ROUTE, request=replace(request, why=why, hurry=True), up=up(target))
+
+
+def route_takers(model: Model) -> list[Transition]:
+    """Return what comes up for the route, by a verb, or as the champion with other settings; a rollback counts not."""
+    champion = champion_of(model.deployments)
+    verbs = [one for one in model.coming if one.action not in {PROMOTED, ROLLBACK}]
+    return [one for one in verbs if _moves_route(one, champion)]
 
 
 def _moves_route(transition: Transition, champion: Deployment | None) -> bool:

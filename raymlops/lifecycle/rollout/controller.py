@@ -123,7 +123,9 @@ class Controller:
             if self._aliases is not None and self._is_due("aliases", ALIAS_EVERY_S):
                 for item in self._state.deployments():
                     if item.role == "champion":
-                        self._attempt(f"{item.name} (alias)", partial(self._follow, item.name, self._aliases))
+                        self._attempt(what := f"{item.name} (alias)", partial(self._follow, item.name, self._aliases))
+                        if what in self._errors:
+                            break  # an MLflow that hangs holds up one round once, not once a model
             if self._is_due("maintain", MAINTAIN_EVERY_S):
                 self._attempt("maintenance", partial(self._maintain, now))
         except RaymlopsError as error:  # the state database does not answer
