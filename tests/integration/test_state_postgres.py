@@ -17,7 +17,7 @@ from stored import put
 from raymlops.errors import RefusedError
 from raymlops.records import BundleRef
 from raymlops.state.lease import holder_of, lease
-from raymlops.state.store import Deployment, State
+from raymlops.state.store import Deployment, State, deployments_in
 
 pytestmark = [pytest.mark.integration, NEEDS_POSTGRES]
 
@@ -87,6 +87,17 @@ def test_writers_wait_for_each_other(url):
         state.close()
     assert len(events) == 20
     assert all(event.before == earlier.after for earlier, event in itertools.pairwise(events))
+
+
+def test_a_reading_is_one_snapshot(url):
+    """A change that is committed between two statements of it is not half of what is read."""
+    with State.open(url) as state, State.open(url) as other:
+        put(state, "flights", [deployment(7, "champion")])
+        with state.reading() as connection:
+            before = deployments_in(connection, "flights")
+            put(other, "flights", [])
+            assert deployments_in(connection, "flights") == before
+        assert state.deployments("flights") == []
 
 
 def test_one_change_at_a_time(url):

@@ -8,6 +8,7 @@ what is written. What the next step is, ``reconcile`` decides.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -131,11 +132,21 @@ class Reconciler:
             return  # superseded
         try:
             plan.put(self._cluster, applications)
-        except DeployError as error:  # Serve refuses the config: what is newest in it is at fault
-            new = [one for one in plan.desired.coming if _changes(one, plan, applications)]
-            if not new:
+        except DeployError as error:
+            coming = [one for one in plan.desired.coming if _changes(one, plan, applications)]
+            if not coming:
                 raise
-            self._take(Fail(new[-1], error.message), plan, now)
+            self._take(Fail(self._at_fault(coming, plan, applications), error.message), plan, now)
+
+    def _at_fault(self, coming: list[Transition], plan: Plan, applications: dict[str, dict[str, Any]]) -> Transition:
+        """Return for which version Serve refuses a config: the one without which it takes it, or else the newest."""
+        for one in reversed(coming) if len(coming) > 1 else ():
+            name = app_name(one.name, one.version)
+            rest = {key: config for key, config in applications.items() if key != name}
+            with suppress(DeployError):
+                plan.put(self._cluster, rest | ({name: plan.ours[name]} if name in plan.ours else {}))
+                return one
+        return coming[-1]
 
     def _stand_still(self, error: RaymlopsError, now: datetime) -> None:
         """Write why nothing is done, if the state can be written."""

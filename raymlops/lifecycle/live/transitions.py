@@ -289,6 +289,24 @@ def refuse_running(model: Model) -> None:
         )
 
 
+def begin(
+    *, rollout_id: str, name: str, version: int, champion: int, settings: RolloutSection, now: datetime
+) -> Rollout:
+    """Return the rollout of a version at its first step."""
+    return Rollout(
+        id=rollout_id,
+        name=name,
+        version=version,
+        champion=champion,
+        steps=tuple(percent / 100 for percent in settings.steps),
+        step=0,
+        status="running",
+        settings=settings.model_dump(mode="json"),
+        started_at=now,
+        step_started_at=now,
+    )
+
+
 def settled(
     rollout: Rollout, deployments: Sequence[Deployment], *, now: datetime, by: str | None = None
 ) -> Rollout | None:
@@ -355,27 +373,18 @@ def _shared(model: Model, version: int, goal: dict[str, Any], *, now: datetime |
                     hint="raymlops rollback takes the share away.",
                 )
             settings = RolloutSection.model_validate(goal["rollout"])
-            rollout = _begun(name, version, champion.version, settings, now=now)
+            rollout = begin(
+                rollout_id=uuid.uuid4().hex[:12],
+                name=name,
+                version=version,
+                champion=champion.version,
+                settings=settings,
+                now=now,
+            )
         wanted = with_canary(wanted, version, weight=weight)
     if (shadow := goal.get("shadow")) is not None:
         wanted = with_shadow(wanted, version, share=shadow)
     return replace(model, deployments=tuple(wanted), rollout=rollout or model.rollout)
-
-
-def _begun(name: str, version: int, champion: int, settings: RolloutSection, *, now: datetime) -> Rollout:
-    """Return the rollout of a version at its first step."""
-    return Rollout(
-        id=uuid.uuid4().hex[:12],
-        name=name,
-        version=version,
-        champion=champion,
-        steps=tuple(percent / 100 for percent in settings.steps),
-        step=0,
-        status="running",
-        settings=settings.model_dump(mode="json"),
-        started_at=now,
-        step_started_at=now,
-    )
 
 
 def _settled(model: Model, *, now: datetime, by: str | None) -> Model:

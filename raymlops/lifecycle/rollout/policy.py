@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.rollout.loss_reader import LossReport
     from raymlops.lifecycle.rollout.significance import Finding
 
-__all__ = ["RolloutDecision", "StepEvidence", "after", "baked_at", "begin", "decide", "evidence_of", "next_weight"]
+__all__ = ["RolloutDecision", "StepEvidence", "after", "baked_at", "decide", "evidence_of", "next_weight"]
 
 LOG_WAIT_S = 300.0
 """Minimum wait after the bake for a log that is being read, however short ``max_wait_s`` is."""
@@ -54,24 +54,6 @@ class RolloutDecision(Record):
     action: Action
     reason: str
     numbers: dict[str, Any]
-
-
-def begin(
-    *, rollout_id: str, name: str, version: int, champion: int, settings: RolloutSection, now: datetime
-) -> Rollout:
-    """Return the rollout of a version at its first step."""
-    return Rollout(
-        id=rollout_id,
-        name=name,
-        version=version,
-        champion=champion,
-        steps=tuple(percent / 100 for percent in settings.steps),
-        step=0,
-        status="running",
-        settings=settings.model_dump(mode="json"),
-        started_at=now,
-        step_started_at=now,
-    )
 
 
 def decide(

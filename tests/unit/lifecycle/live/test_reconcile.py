@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 
 import pytest
+from canaries import share
 from fake_serve import FakeServe
 from states import SERVE, deploy, opened
+from stored import put
 
 from raymlops.errors import DeployError
 from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.live.transitions import ROUTE, Request, bring
+from raymlops.lifecycle.rollout.canary import TrafficRequest
 from raymlops.records import BundleRef
 from raymlops.serving.names import DEPLOYMENT
 from raymlops.state.store import Deployment
@@ -80,12 +84,12 @@ def reconciler(state, serve):
     return Reconciler(state, serve, serve=SERVE)
 
 
-def begin(state, version, *, timeout_s=60.0, **settings):
+def begin(state, version, *, name="m", timeout_s=60.0, **settings):
     """Desire that a version comes up for the route, and return when."""
     began = datetime.now(UTC)
-    new = Deployment("m", version, BundleRef("/bundles", "d" * 64), "run", "champion", settings)
+    new = Deployment(name, version, BundleRef("/bundles", "d" * 64), "run", "champion", settings)
     request = Request("deploy", "a test", "me", began, timeout_s)
-    state.change("m", lambda model: bring(model, new, goal={**ROUTE, "configured": True}, request=request, up=False))
+    state.change(name, lambda model: bring(model, new, goal={**ROUTE, "configured": True}, request=request, up=False))
     return began
 
 
@@ -97,8 +101,8 @@ def steps(reconciler, at):
     return taken, look
 
 
-def champion(state):
-    return next((item.version for item in state.deployments() if item.role == "champion"), None)
+def champion(state, name="m"):
+    return next((item.version for item in state.deployments(name) if item.role == "champion"), None)
 
 
 def test_a_version_that_does_not_come_up_in_time_is_taken_back(state, serve, reconciler):
@@ -157,10 +161,49 @@ def test_a_config_that_serve_refuses_fails_the_version_that_came_last(state, ser
 
     serve.put = refuse
     began = begin(state, 2)
-    with pytest.raises(DeployError, match="no such field"):
-        reconciler.step(began)
-    assert (steps(reconciler, began)[1].conditions, champion(state)) == ({}, 1)
-    assert [event.action for event in state.events()][:2] == ["deploy.start.undone", "deploy.start"]
+    begin(state, 1, name="other")  # newer, and not at fault
+    assert (steps(reconciler, began)[1].conditions, champion(state), champion(state, "other")) == ({}, 1, 1)
+    (failed,) = (one for one in state.model("m").transitions if one.version == 2)
+    assert (failed.status, failed.reason) == ("failed", "Serve refuses it: no such field")
+
+
+def test_what_cannot_be_written_fails_alone(state, serve, reconciler):
+    """A share that leaves the others too little by the time that its version is up: another model goes on."""
+    for version in (1, 2):
+        deploy(state, serve, version=version)
+    began = datetime.now(UTC)
+    new = Deployment("m", 3, BundleRef("/bundles", "d" * 64), "run", "warm", {})
+    goal = {"champion": 2, "weight": 0.6}
+    request = Request("deploy.canary", "a test", "me", began, 60.0)
+    state.change("m", lambda model: bring(model, new, goal=goal, request=request, up=False))
+    put(state, "m", [replace(item, weight=0.6 if item.version == 1 else 0) for item in state.deployments("m")])
+    begin(state, 1, name="other")
+    steps(reconciler, began)
+    assert champion(state, "other") == 1
+    assert [(one.version, one.status) for one in state.model("m").transitions if one.version == 3] == [(3, "failed")]
+
+
+def test_three_canaries_may_have_all_of_the_traffic(state, serve):
+    """34, 56 and 10 percent add up to a little more than 1 in binary."""
+    deploy(state, serve)
+    for version, weight in ((2, 0.34), (3, 0.56), (4, 0.1)):
+        share(state, serve, version, TrafficRequest(weight=weight))
+    assert sum(item.weight for item in state.deployments()) == pytest.approx(1)
+
+
+def test_a_champion_that_fails_is_started_anew_before_a_warm_version_that_does(state, serve, reconciler):
+    """Both bundles are away; once the champion's is back it must not wait for the other's."""
+    for version in (1, 2):
+        deploy(state, serve, version=version)
+    serve.room = {"m--v1": 0, "m--v2": 0}
+    at = datetime.now(UTC)
+    for second in range(30):
+        steps(reconciler, at + timedelta(seconds=second))
+    assert serve.started.count("m--v2") > serve.started.count("m--v1")
+    serve.room = {"m--v1": 0}
+    for second in range(30, 80):
+        steps(reconciler, at + timedelta(seconds=second))
+    assert serve.get()["applications"]["m--v2"]["status"] == "RUNNING"
 
 
 def test_a_config_for_what_is_no_longer_desired_is_not_sent(state, serve, reconciler):

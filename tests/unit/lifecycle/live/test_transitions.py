@@ -1,43 +1,78 @@
-"""What verbs make of a model whose versions are on their way. Pure."""
+"""What a verb makes of a model, where somebody else was faster. Pure."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
-import pytest
-
-from raymlops.errors import RefusedError
-from raymlops.lifecycle.live.change import Changed, record_of
-from raymlops.lifecycle.live.transitions import ROUTE, Request, bring
+from raymlops.config.serve import RolloutSection
+from raymlops.lifecycle.live.transitions import (
+    PROMOTED,
+    ROLLBACK,
+    ROUTE,
+    Request,
+    begin,
+    bring,
+    failed,
+    roll_back,
+    route_takers,
+)
 from raymlops.records import BundleRef
-from raymlops.serving.control.wait import Applied
 from raymlops.state.store import Deployment, Model
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def version(number, role="warm"):
-    return Deployment("m", number, BundleRef("/bundles", "d" * 64), f"run{number}", role)
+def item(version, role="warm", **fields):
+    return Deployment("m", version, BundleRef("/bundles", "d" * 64), "run", role, {}, **fields)
 
 
-def brought(model, number, *, goal=ROUTE, action="deploy", up=False):
-    return bring(model, version(number), goal=goal, request=Request(action, "a test", "me", NOW, 60.0), up=up).model
+def request(action):
+    return Request(action, "a test", "me", NOW, 60.0)
 
 
-def test_what_a_version_has_already_is_not_given_to_it_again_later():
-    """It was deployed, came up, and was promoted before anybody gave it the route: a rollback must find the promotion.
-
-    Its transition was left, and a rollback took that back instead: the version stayed live.
-    """
-    coming = brought(Model("m", (version(1, "champion"),)), 2)
-    assert [one.version for one in coming.coming] == [2]
-    live = brought(coming, 2, action="promote", up=True)
-    assert [(item.version, item.role) for item in live.deployments] == [(1, "warm"), (2, "champion")]
-    assert live.coming == ()
+def versions(model):
+    return {one.version: one.role for one in model.deployments}
 
 
-def test_a_version_that_is_taken_down_just_after_it_came_up_is_said():
-    """Between the two another verb removed it: who had waited for it got an assertion."""
-    model = Model("m", (version(1, "champion"),))
-    with pytest.raises(RefusedError, match="version 2 of m came up, and was then taken down"):
-        record_of(Changed(model, model, Applied({}), changed=True), 2)
+def test_room_is_made_by_what_is_idle_when_it_is_written():
+    """Version 1 was idle when its removal was thought of; it took the route, a share, or is on its way since."""
+    new, goal = item(3), {**ROUTE, "configured": True}
+    taken = Model("m", (item(1, "champion"), item(2)))
+    asked = bring(taken, new, goal=goal, request=request("deploy"), up=False, leaving=(1,))
+    assert versions(asked.model) == {1: "champion", 2: "warm", 3: "warm"}
+    coming = bring(Model("m", (item(1), item(2, "champion"))), item(1), goal=ROUTE, request=request(ROLLBACK), up=False)
+    share = {"champion": 2, "weight": 0.1}
+    asked = bring(coming.model, new, goal=share, request=request("deploy.canary"), up=False, leaving=(1,))
+    assert versions(asked.model) == {1: "warm", 2: "champion", 3: "warm"}
+    idle = Model("m", (item(1), item(2, "champion")))
+    asked = bring(idle, new, goal=goal, request=request("deploy"), up=False, leaving=(1,))
+    assert versions(asked.model) == {2: "champion", 3: "warm"}
+
+
+def test_of_two_rollbacks_at_once_the_second_changes_nothing():
+    """Both saw version 3 live, and the first has given its route to version 2."""
+    model = Model("m", (item(1), item(2, "champion"), item(3)))
+    again = roll_back(model, [], request=request(ROLLBACK), up=lambda _item: True, champion=3)
+    assert again.model is model
+
+
+def test_a_rollout_whose_version_fails_as_champion_is_taken_back():
+    """It comes back by its number and --again alone, like any aborted one."""
+    rollout = begin(rollout_id="r", name="m", version=2, champion=1, settings=RolloutSection(steps=(10.0,)), now=NOW)
+    model = Model("m", (item(1, "champion"), item(2, weight=0.1)), rollout)
+    promoted = bring(model, item(2, weight=0.1), goal=ROUTE, request=request(PROMOTED), up=False).model
+    (coming,) = promoted.coming
+    change = failed(promoted, coming.id, "boom", now=NOW)
+    assert change.model.rollout is not None
+    assert change.model.rollout.status == "aborted"
+    assert change.withdraws == {2: "version 2 did not come up as champion: boom"}
+
+
+def test_a_deploy_on_its_way_is_what_a_rollback_takes_back_first():
+    """Whatever else its goal says; a rollback on its way is not."""
+    model = Model("m", (item(1, "champion"),))
+    asked = bring(model, item(2), goal={**ROUTE, "configured": True}, request=request("deploy"), up=False).model
+    assert [one.version for one in route_takers(asked)] == [2]
+    back = replace(asked, transitions=tuple(replace(one, action=ROLLBACK) for one in asked.transitions))
+    assert route_takers(back) == []

@@ -11,6 +11,7 @@ from stored import put
 
 from raymlops.config.schema import ProjectSpec
 from raymlops.config.serve import RolloutSection
+from raymlops.lifecycle.live.transitions import begin
 from raymlops.lifecycle.rollout.actor import (
     LEASE,
     PURPOSE,
@@ -19,7 +20,6 @@ from raymlops.lifecycle.rollout.actor import (
     ensure_controller,
     ensure_running,
 )
-from raymlops.lifecycle.rollout.policy import begin
 from raymlops.lifecycle.sources import spec_of
 from raymlops.records import BundleRef
 from raymlops.serving.telemetry.rollout_counts import controller_of
