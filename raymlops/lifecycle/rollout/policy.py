@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from raymlops.config.serve import RolloutSection
 from raymlops.lifecycle.rollout.significance import StepEvidence, find, note_on_quality
 from raymlops.records import Record
-from raymlops.state.rollouts import Rollout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
     from raymlops.lifecycle.rollout.loss_reader import LossReport
     from raymlops.lifecycle.rollout.significance import Finding
+    from raymlops.state.rollouts import Rollout
 
 __all__ = ["RolloutDecision", "StepEvidence", "after", "baked_at", "decide", "evidence_of", "next_weight"]
 
