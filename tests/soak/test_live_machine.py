@@ -11,7 +11,7 @@ pytestmark = pytest.mark.soak
 
 def test_a_thousand_histories():
     """Once nothing moves, the desired state, Serve, the aliases and the audit record agree."""
-    draw_histories(LiveMachine, 1000, steps=40, database=None)
+    draw_histories(LiveMachine, 1000, database=None)
 
 
 @NEEDS_POSTGRES
@@ -19,4 +19,4 @@ def test_two_hundred_histories_on_a_server(tmp_path):
     """The same with Postgres, whose transactions wait for each other otherwise than SQLite's."""
     with postgres(tmp_path) as url:
         new = on_server(url)
-        draw_histories(lambda: LiveMachine(new()), 200, steps=40, database=None)
+        draw_histories(lambda: LiveMachine(new()), 200, database=None)
