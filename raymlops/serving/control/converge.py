@@ -1,8 +1,8 @@
 """What Serve runs next on its way to the desired state. Pure: what is desired and Serve's details in, applications out.
 
-A route stays with its holder until the version that takes it has a running replica, and a version on its way to a route
-gets as many replicas as the holder runs, since a flip sends it all the traffic at once. Everything else is sent as it
-is desired. So every kill in between leaves each route with a version that answers.
+A route stays with its holder until the version that takes it runs with its settings, and a version on its way to a
+route gets as many replicas as the holder runs, since a flip sends it all the traffic at once. Everything else is sent
+as it is desired. So every kill in between leaves each route with a version that answers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def next_applications(plan: Plan) -> dict[str, dict[str, Any]]:
         needed = needed_replicas(config, plan.details, holder)
         if name in coming or running_replicas(plan.details, name) < needed:
             applications[name] = _scaled(config, needed)
-        if config["route_prefix"] is not None and not takes_requests(plan.details, name):
+        # New settings may start its replicas anew, or not let them start, so they come before the route.
+        ready = takes_requests(plan.details, name) and settled(plan.ours.get(name), config)
+        if config["route_prefix"] is not None and not ready:
             applications[name] = {**applications[name], "route_prefix": None}
             kept = plan.wanted.get(holder, plan.ours[holder])  # with its newest keys, if it is still desired
             applications[holder] = {**kept, "route_prefix": config["route_prefix"]}

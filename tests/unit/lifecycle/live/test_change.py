@@ -56,7 +56,7 @@ def deploy(state, serve, version, *, name="flights", uri="/bundles", timeout_s=3
     goal = {**ROUTE, "configured": True}
 
     def decide(model, plan):
-        up = is_up(plan, new, goal=goal)
+        up = plan is not None and is_up(plan, new, goal=goal)
         return bring(model, new, goal=goal, request=request, up=up, leaving=leaving)
 
     return change(state, serve, name, decide=decide, serve=SERVE, action="deploy", subject=version)

@@ -225,3 +225,12 @@ def test_a_version_has_its_settings_whatever_others_change_meanwhile():
     assert settled({**live, "route_prefix": None}, wanted)
     options["ray_actor_options"] = {"num_cpus": 0.7}
     assert not settled(live, wanted)
+
+
+def test_new_settings_of_a_version_come_before_its_route():
+    """It is up with others, which would take requests until its replicas start anew, perhaps in vain."""
+    serve = FakeServe()
+    bring(serve, deployment(1, "champion"), deployment(2, "warm"))
+    sent = len(serve.sent)
+    bring(serve, deployment(1, "warm"), deployment(2, "champion", max_rows=7))
+    assert [holder(serve, index) for index in range(sent, len(serve.sent))] == ["flights--v1", "flights--v2"]
