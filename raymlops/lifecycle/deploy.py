@@ -15,6 +15,7 @@ from raymlops.lifecycle.live.capacity import leaving_first
 from raymlops.lifecycle.live.change import change, followed, record_of
 from raymlops.lifecycle.live.lineup import champion_of, opens
 from raymlops.lifecycle.live.reconcile import is_up
+from raymlops.lifecycle.live.rollouts import refuse_running
 from raymlops.lifecycle.live.transitions import BESIDE, ROUTE, Request
 from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.overview import doubts_of
@@ -180,7 +181,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         if action == "promote" and not before:
             raise RefusedError(f"{ref.name} was taken off Serve just now", hint="Run the same command again.")
         if action == "deploy" and (champion is None or champion.version != ref.version):
-            transitions.refuse_running(model)
+            refuse_running(model)
         wanted = transitions.wanted(before, new, goal)
         if is_opened := opens(before, wanted, listens.reach if listens else None):
             why = f"{why}: {OPENED}"
@@ -237,7 +238,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         if traffic.removes:
             return transitions.unshared(model, version, goal, action=traffic.action, why=why)
         if traffic.weight is not None:
-            transitions.refuse_running(model)
+            refuse_running(model)
         up = is_up(plan, new, goal=goal)
         request = call.request(traffic.action, why)
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving)

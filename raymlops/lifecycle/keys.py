@@ -18,7 +18,6 @@ from raymlops.lifecycle.live.change import converged
 from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import Record
-from raymlops.serving.control.ownership import divide
 from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
 from raymlops.state.keys import EVERY_MODEL, KeyRecord, create_key, list_keys, revoke_key, rotate_key
@@ -150,8 +149,9 @@ def bring(state: State, api: Cluster, key: KeyRecord, *, serve: ServeSection) ->
     def opened() -> list[Deployment]:
         return [item for item in state.deployments() if item.role == "champion" and key.opens(item.name)]
 
-    divide(api.get(), state.desired()).refuse_held({item.name for item in opened()})
-    plan, _ = converged(Reconciler(state, api, serve=serve), opened, wait_s=WAIT_S)
+    reconciler = Reconciler(state, api, serve=serve)
+    reconciler.look().division.refuse_held({item.name for item in opened()})
+    plan, _ = converged(reconciler, opened, wait_s=WAIT_S)
     return plan
 
 

@@ -41,10 +41,7 @@ def named(name: str, *, overrides: Sequence[str] = (), deployed: bool = False) -
     """
     data = {"project": {"name": name}, "recipe": {"import": "any:Recipe"}, **environment()}
     load_data(data)  # an invalid name is reported as such
-    champion = None
-    if (url := _known(place_of(None, overrides=overrides))) is not None:
-        with State.open(url) as state:
-            champion = _last_champion(state, name)
+    champion = _last_champion(name, overrides=overrides)
     if champion is None and deployed:
         raise NotFoundError(
             f"{name} was never deployed according to the state here, so that its settings are unknown",
@@ -57,10 +54,7 @@ def named(name: str, *, overrides: Sequence[str] = (), deployed: bool = False) -
 
 def was_deployed(name: str) -> bool:
     """Return whether a model was ever deployed by the state here, so that its name alone is enough to deploy it."""
-    if (url := _known(place_of(None))) is None:
-        return False
-    with State.open(url) as state:
-        return _last_champion(state, name) is not None
+    return _last_champion(name) is not None
 
 
 def shown_state(spec: ProjectSpec) -> str:
@@ -100,11 +94,15 @@ def _known(spec: ProjectSpec) -> str | None:
     return url if file is None or file.exists() else None
 
 
-def _last_champion(state: State, name: str) -> Deployment | None:
-    if (champion := champion_of(state.deployments(name))) is not None:
-        return champion
-    for event in changes_of(state, name):
-        for side in (event.after, event.before):
-            if (champion := champion_of([Deployment.from_dict(item) for item in side])) is not None:
-                return champion
+def _last_champion(name: str, *, overrides: Sequence[str] = ()) -> Deployment | None:
+    """Return the champion of a model by the state here, or the last one of a model that was taken down."""
+    if (url := _known(place_of(None, overrides=overrides))) is None:
+        return None
+    with State.open(url) as state:
+        if (champion := champion_of(state.deployments(name))) is not None:
+            return champion
+        for event in changes_of(state, name):
+            for side in (event.after, event.before):
+                if (champion := champion_of([Deployment.from_dict(item) for item in side])) is not None:
+                    return champion
     return None

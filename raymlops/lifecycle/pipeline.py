@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.display import OnEvent, Sink, Steps
 from raymlops.lifecycle.deploy import deploy
-from raymlops.lifecycle.live.transitions import refuse_running
+from raymlops.lifecycle.live.rollouts import refuse_running
 from raymlops.lifecycle.registration.gate import gate
 from raymlops.lifecycle.registration.register import register
 from raymlops.lifecycle.sources import Source, project_of, state_of

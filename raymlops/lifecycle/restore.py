@@ -11,7 +11,6 @@ from raymlops.lifecycle.live.restored_state import make_count
 from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.rollout.actor import ensure_controller
 from raymlops.lifecycle.sources import Source, spec_of
-from raymlops.serving.control.ownership import divide
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,12 +38,12 @@ def restore(
     with live(spec, restore=True, takeover=takeover) as (state, api):
         notes = make_count(state, api) if takeover else ()
         desired = state.desired()
-        division = divide(api.get(), desired)
+        reconciler = Reconciler(state, api, serve=spec.serve)
+        division = reconciler.look().division
         champions = [item for item in desired.deployments if item.role == "champion"]
         for note in (*notes, *ensure_controller(spec, state, dashboard_url=api.dashboard_url)):
             on_warning(note)
         back = [item for item in champions if item.name not in division.holders()]
-        reconciler = Reconciler(state, api, serve=spec.serve)
         plan, _ = converged(reconciler, lambda: back, wait_s=spec.serve.ready_timeout_s)
         for note in plan.notes:
             on_warning(note)

@@ -68,6 +68,10 @@ class Owner:
     """Id of the cluster on which it is live; empty before anything was."""
     history: History = field(default_factory=History, compare=False, repr=False)
 
+    def may_be_on(self, cluster: str) -> bool:
+        """Return whether it is live on this cluster, or on none yet."""
+        return self.cluster in {"", cluster}
+
     @property
     def short(self) -> str:
         """Return the start of the id, as messages show it."""

@@ -74,6 +74,10 @@ class Model:
         """Return the deployment of a version."""
         return next((item for item in self.deployments if item.version == version), None)
 
+    def transition(self, transition_id: str) -> Transition | None:
+        """Return a transition by its id."""
+        return next((one for one in self.transitions if one.id == transition_id), None)
+
     @property
     def coming(self) -> tuple[Transition, ...]:
         """Return the running transitions."""
@@ -161,13 +165,13 @@ class State(Database):
                 start_rollout(connection, after.rollout)
             elif after.rollout is not None and after.rollout != before.rollout:
                 update_rollout(connection, after.rollout)
-            ended = [one for one in after.transitions if one not in before.transitions]
-            for transition in ended:
+            moved = [one for one in after.transitions if one not in before.transitions]
+            for transition in moved:
                 put_transition(connection, transition)
             for version, why in change.withdraws.items():
                 withdraw(connection, name, version, why)
             same = (after.deployments, after.rollout) == (before.deployments, before.rollout)
-            if not same or any(transition.status != "done" for transition in ended):
+            if not same or any(transition.status != "done" for transition in moved):
                 add_event(
                     connection,
                     actor=actor,

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from raymlops.errors import ClusterError, DeployError, RaymlopsError, RefusedError, TrackingError
 from raymlops.lifecycle.live.lineup import champion_of
@@ -22,7 +23,6 @@ from raymlops.lifecycle.live.transitions import AGAIN
 from raymlops.records import DeploymentRecord
 from raymlops.serving.control.converge import broken, index_starts, lacking
 from raymlops.serving.control.details import routes, status_of
-from raymlops.serving.control.ownership import divide
 from raymlops.serving.control.wait import ROUTE_WAIT_S, applied_of, await_answers
 from raymlops.serving.names import app_name, route_of
 
@@ -47,6 +47,7 @@ ALIAS_S = 10.0
 """Longest wait for MLflow. The version is live by then, and the controller sets the alias later."""
 CONTINUES = "It stays desired, and the controller continues with it; raymlops status shows how far it is."
 
+T = TypeVar("T")
 Follow = Callable[[int], None]
 
 
@@ -102,7 +103,7 @@ def change(
         found = decide(model, seen_by(plan, model))
         # A model that another state took over can be removed from this one.
         if plan is not None and (found.model.deployments or not model.deployments):
-            divide(plan.details, plan.desired).refuse_held({name})
+            plan.division.refuse_held({name})
         return found
 
     held = None if plan is None else routes(plan.details).get(route_of(name))
@@ -152,33 +153,35 @@ def record_of(done: Changed, version: int) -> DeploymentRecord:
 def followed(follow: Follow, version: int) -> tuple[str, ...]:
     """Set the alias of a version that is live; a failure is a warning, since the controller sets it later."""
     try:
-        within(ALIAS_S, follow)(version)
+        within(ALIAS_S, partial(follow, version))
     except RaymlopsError as error:
         return (f"version {version} is live, but the alias champion was not set: {error.message}",)
     return ()
 
 
-def within(seconds: float, follow: Follow) -> Follow:
-    """Return ``follow`` with a time limit, so that a server that hangs blocks nothing."""
+def within(seconds: float, ask: Callable[[], T]) -> T:
+    """Return what MLflow answers, with a time limit, so that a server that hangs blocks nothing.
 
-    def bounded(version: int) -> None:
-        raised: list[BaseException] = []
+    Raises:
+        TrackingError: it did not answer in time; it may still do what it was asked for.
+    """
+    answers: list[T] = []
+    raised: list[BaseException] = []
 
-        def run() -> None:
-            try:
-                follow(version)
-            except BaseException as error:
-                raised.append(error)
+    def run() -> None:
+        try:
+            answers.append(ask())
+        except BaseException as error:
+            raised.append(error)
 
-        thread = threading.Thread(target=run, name="raymlops-alias", daemon=True)
-        thread.start()
-        thread.join(seconds)
-        if thread.is_alive():
-            raise TrackingError(f"MLflow did not answer within {seconds:g} s; the controller sets it later")
-        if raised:
-            raise raised[0]
-
-    return bounded
+    thread = threading.Thread(target=run, name="raymlops-alias", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TrackingError(f"MLflow did not answer within {seconds:g} s; the controller sets it later")
+    if raised:
+        raise raised[0]
+    return answers[0]
 
 
 def converged(
@@ -275,7 +278,7 @@ def _ended(model: Model, coming: Transition) -> bool:
         DeployError: it did not come up, or nobody has said so long after it had to.
         RefusedError: it was superseded.
     """
-    found = next((one for one in model.transitions if one.id == coming.id), None)
+    found = model.transition(coming.id)
     if found is None or found.status == "superseded":
         why = "it was requested anew" if found is None else found.reason
         raise RefusedError(f"version {coming.version} of {model.name} no longer comes up: {why}", hint=AGAIN)

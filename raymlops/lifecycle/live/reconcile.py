@@ -1,7 +1,7 @@
 """The next step from what Serve runs to what is desired. Pure: desired state, Serve's details and time in, a step out.
 
-Decides when a version that comes up is ready, when it has failed, and when a failing application is started anew. One
-step at a time: who takes it reads both sides again before the next.
+Decides when a version that comes up is ready, when it has failed, and when a failing application is
+restarted. One step at a time: who takes it reads both sides again before the next.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from raymlops.serving.control.converge import (
     takes_requests,
 )
 from raymlops.serving.control.details import configs, message_of, running_replicas, same, settled, status_of
-from raymlops.serving.control.ownership import mark_of, model_of
+from raymlops.serving.control.ownership import mark_of
 from raymlops.serving.names import app_name
 from raymlops.state.conditions import Condition
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SCALE_WAIT_S = 20.0
 """How long a flip waits for the new champion to have as many replicas as the old one; then it flips anyway."""
 RETRY_S = (5.0, 300.0)
-"""Shortest and longest pause before a failing application is started anew; it doubles."""
+"""Shortest and longest pause before a failing application is restarted; it doubles."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class Fail:
 
 @dataclass(frozen=True)
 class Drop:
-    """Applications that failed are deleted, so that sending them again starts them anew."""
+    """An application that failed is deleted, so that it restarts when it is sent again."""
 
-    names: frozenset[str]
+    name: str
 
     def __str__(self) -> str:
-        return f"ends {', '.join(sorted(self.names))}"
+        return f"ends {self.name}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def next_step(
         failing.add(item.name)
         condition, due = _failing(before.get(item.name), item.name, reason, now=now)
         if due:
-            return Drop(frozenset({name})), {**before, item.name: condition}
+            return Drop(name), {**before, item.name: condition}
         conditions[item.name] = condition
     applications = next_applications(plan)
     if not same(applications, plan.ours):
@@ -148,8 +148,7 @@ def _replicas(plan: Plan, name: str, goal: Mapping[str, Any], *, renewed: bool) 
     (options,) = plan.wanted[name]["deployments"]
     least: int = options["autoscaling_config"]["min_replicas"]
     least = max(1, least) if not renewed or goal.get("weight") or goal.get("shadow") else least
-    model = model_of(plan.wanted[name])
-    holder = None if model is None else holder_of(plan.ours, model)
+    holder = holder_of(plan.ours, plan.wanted[name])
     if goal.get("role") != "champion" or holder == name:
         return least, least
     needed = needed_replicas(plan.wanted[name], plan.details, holder)
@@ -171,7 +170,7 @@ def _come_up(
     sent = live is not None and settled(live, plan.wanted[name])
     if status in BROKEN and live is not None:
         if status == "DEPLOY_FAILED" and not running and _older(live, transition) and now < transition.deadline_at:
-            return Drop(frozenset({name})), ""  # it failed in an earlier attempt
+            return Drop(name), ""  # it failed in an earlier attempt
         if not _older(live, transition) or (status == "UNHEALTHY" and sent):  # other settings may mend it
             return Fail(transition, f"{name} is {status}:\n{message_of(details, name)}"), ""
     if not sent:
@@ -208,7 +207,7 @@ def _say(
 
 
 def _failing(old: Condition | None, model: str, reason: str, *, now: datetime) -> tuple[Condition, bool]:
-    """Return the condition of a failing application, and whether it is started anew now."""
+    """Return the condition of a failing application, and whether it is restarted now."""
     shortest, longest = RETRY_S
     if old is None or old.retry_at is None:
         return Condition(model, reason, now, retry_at=now + timedelta(seconds=shortest)), False

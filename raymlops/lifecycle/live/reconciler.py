@@ -92,12 +92,12 @@ class Reconciler:
         """Return what Serve runs and what is desired, without taking a step; raises as ``step``."""
         desired = self._state.desired()
         self._here = self._here or self._cluster.cluster_id()
-        if desired.owner.cluster not in {"", self._here}:
+        if not desired.owner.may_be_on(self._here):
             raise ElsewhereError(
                 f"this state database is live on another cluster: {desired.owner.cluster[:SHORT]}",
                 hint="raymlops deploy --restore moves it here, as after a restart of the cluster.",
             )
-        return plan_of(desired, self._cluster, concerned=(), **self._places)
+        return plan_of(desired, self._cluster, **self._places)
 
     def _step(self, now: datetime) -> Look:
         before = conditions(self._state)
@@ -122,8 +122,8 @@ class Reconciler:
                 self._state.change(
                     transition.name, lambda model: failed(model, transition.id, reason, now=now), actor=self._actor
                 )
-            case Drop(names):
-                self._put(plan, {name: config for name, config in plan.ours.items() if name not in names}, now)
+            case Drop(failing):
+                self._put(plan, {name: config for name, config in plan.ours.items() if name != failing}, now)
             case Send(applications):
                 self._put(plan, applications, now)
 

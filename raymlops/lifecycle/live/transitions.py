@@ -28,7 +28,7 @@ from raymlops.lifecycle.live.lineup import (
     without,
     without_traffic,
 )
-from raymlops.state.rollouts import Rollout
+from raymlops.lifecycle.live.rollouts import begin, refuse_running, settled
 from raymlops.state.store import Change, Deployment, Model
 from raymlops.state.transitions import Transition
 
@@ -118,8 +118,8 @@ def bring(
 
 def reached(model: Model, transition_id: str, *, now: datetime) -> Change:
     """Return a model of which a version is up, and has what it came up for; unchanged if that was superseded."""
-    transition = next((one for one in model.coming if one.id == transition_id), None)
-    if transition is None:
+    transition = model.transition(transition_id)
+    if transition is None or transition.status != "running":
         return Change(model, "", "")
     try:
         change = _reached(model, transition.version, transition.goal, transition.action, transition.why, now=now)
@@ -131,8 +131,8 @@ def reached(model: Model, transition_id: str, *, now: datetime) -> Change:
 
 def failed(model: Model, transition_id: str, reason: str, *, now: datetime) -> Change:
     """Return a model without a version that does not come up; unchanged if it was superseded."""
-    transition = next((one for one in model.coming if one.id == transition_id), None)
-    if transition is None:
+    transition = model.transition(transition_id)
+    if transition is None or transition.status != "running":
         return Change(model, "", "")
     model = _taken_back(model, transition, "failed", reason[:2000])
     lost: dict[int, str | None] = {}
@@ -194,7 +194,7 @@ def roll_back(
 
 
 def route_takers(model: Model) -> list[Transition]:
-    """Return what comes up for the route, by a verb, or as the champion with other settings; a rollback counts not."""
+    """Return what comes up for the route, by a verb, or as the champion with other settings; not by a rollback."""
     champion = champion_of(model.deployments)
     verbs = [one for one in model.coming if one.action not in {PROMOTED, ROLLBACK}]
     return [one for one in verbs if _moves_route(one, champion)]
@@ -274,61 +274,6 @@ def unshared(model: Model, version: int, goal: dict[str, Any], *, action: str, w
     if model.item(version) is None:
         return Change(model, action, why)
     return Change(_shared(model, version, goal), action, why)
-
-
-def refuse_running(model: Model) -> None:
-    """Refuse to change traffic that a rollout controls.
-
-    Raises:
-        RefusedError: naming the rollout.
-    """
-    if (found := model.rollout) is not None:
-        raise RefusedError(
-            f"version {found.version} of {model.name} is being rolled out: {found.id}, at {100 * found.weight:g}%",
-            hint="raymlops status shows it; raymlops rollback or deploy --abort ends it.",
-        )
-
-
-def begin(
-    *, rollout_id: str, name: str, version: int, champion: int, settings: RolloutSection, now: datetime
-) -> Rollout:
-    """Return the rollout of a version at its first step."""
-    return Rollout(
-        id=rollout_id,
-        name=name,
-        version=version,
-        champion=champion,
-        steps=tuple(percent / 100 for percent in settings.steps),
-        step=0,
-        status="running",
-        settings=settings.model_dump(mode="json"),
-        started_at=now,
-        step_started_at=now,
-    )
-
-
-def settled(
-    rollout: Rollout, deployments: Sequence[Deployment], *, now: datetime, by: str | None = None
-) -> Rollout | None:
-    """Return how a running rollout has ended according to the desired state; None if it continues.
-
-    ``by`` is the verb by which the champion took the route, if that was not the rollout itself.
-    """
-    champion = champion_of(deployments)
-    if champion is not None and champion.version == rollout.version:
-        made = f"version {rollout.version} was made champion"
-        reason = f"{made} by {by}" if by else rollout.reason or made
-        return replace(rollout, status="promoted", ended_at=now, reason=reason)
-    standing = {item.version: item for item in deployments}
-    if champion is None or champion.version != rollout.champion:
-        reason = f"version {rollout.champion}, with which it was compared, is no longer champion"
-    elif rollout.version not in standing:
-        reason = f"version {rollout.version} was taken down"
-    elif standing[rollout.version].weight == 0:
-        reason = f"version {rollout.version} no longer has a share of the traffic"
-    else:
-        return None
-    return replace(rollout, status="stopped", ended_at=now, reason=reason)
 
 
 def _reached(model: Model, version: int, goal: dict[str, Any], action: str, why: str, *, now: datetime) -> Change:

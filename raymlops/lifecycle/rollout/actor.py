@@ -209,9 +209,10 @@ def _check_home(state: State, here: str) -> None:
     Raises:
         ClusterError: naming the cluster.
     """
-    there = state.owner().cluster
-    if there not in {"", here}:
-        raise ClusterError(f"the database of this controller's state is live on another cluster: {there[:SHORT]}")
+    owner = state.owner()
+    if not owner.may_be_on(here):
+        there = owner.cluster[:SHORT]
+        raise ClusterError(f"the database of this controller's state is live on another cluster: {there}")
 
 
 def _start(spec: ProjectSpec, state_id: str, *, dashboard_url: str, must_answer: bool) -> str | None:

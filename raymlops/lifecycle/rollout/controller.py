@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.live.reconciler import Cluster
     from raymlops.lifecycle.rollout.evidence import Reports
     from raymlops.lifecycle.rollout.loss_reader import ReadLosses, Start
+    from raymlops.serving.control.ownership import Division
     from raymlops.serving.control.plan import Plan
     from raymlops.state.rollouts import Rollout
     from raymlops.state.store import Model, State
@@ -141,19 +142,26 @@ class Controller:
 
         A state of an earlier release does not know its cluster: it is left alone where Serve runs nothing of it.
         """
-        desired = self._state.desired()
-        division = divide(self._cluster.get(), desired)
-        if (seen := division.seen()) != self._seen:
-            self._seen = seen
-            for text in seen:
-                _log.warning(text)
-                self._state.record(action="controller.saw", subject="serve", why=text, actor=self._actor)
-        if not division.ours and not desired.owner.cluster:
-            return
+        if not self._state.owner().cluster:
+            division = divide(self._cluster.get(), self._state.desired())
+            self._note_others(division)
+            if not division.ours:
+                return
         for _ in range(STEPS):
             look = self._reconciler.step(now)
-            if look is None or not look.acted:
+            if look is None:
                 return
+            self._note_others(look.plan.division)
+            if not look.acted:
+                return
+
+    def _note_others(self, division: Division) -> None:
+        if (seen := division.seen()) == self._seen:
+            return
+        self._seen = seen
+        for text in seen:
+            _log.warning(text)
+            self._state.record(action="controller.saw", subject="serve", why=text, actor=self._actor)
 
     def _move(self, rollout: Rollout, now: datetime) -> None:
         if any(one.action == PROMOTED for one in self._state.model(rollout.name).coming):
@@ -191,8 +199,7 @@ class Controller:
         assert new is not None
         timeout_s = settings_of(new).ready_timeout_s
         request = Request(PROMOTED, done.reason, self._actor, now, timeout_s)
-        seen = seen_by(plan, model)
-        up = seen is not None and is_up(seen, new, goal=ROUTE)
+        up = is_up(seen_by(plan, model), new, goal=ROUTE)
         return bring(replace(model, rollout=done), new, goal=ROUTE, request=request, up=up)
 
     def _known_losses(self, rollout: Rollout, now: datetime) -> LossReport | None:
@@ -226,19 +233,18 @@ class Controller:
 
     def _follow(self, name: str, aliases: Aliases) -> None:
         """Compare the aliases of a model with what is live and what was taken back, and set them right."""
-        found: list[int | None] = []
 
-        def look(_version: int) -> None:
+        def look() -> int | None:
             if lost := withdrawn(self._state, name):
                 aliases.withdraw(name, lost)
-            found.append(aliases.champion(name))
+            return aliases.champion(name)
 
-        within(ALIAS_S, look)(0)
+        found = within(ALIAS_S, look)
         champion = champion_of(self._state.deployments(name))
-        if champion is None or found == [champion.version]:
+        if champion is None or found == champion.version:
             return
-        within(ALIAS_S, partial(aliases.set_champion, name))(champion.version)
-        why = f"MLflow named version {found[0]}" if found[0] is not None else "MLflow named none"
+        within(ALIAS_S, partial(aliases.set_champion, name, champion.version))
+        why = f"MLflow named version {found}" if found is not None else "MLflow named none"
         subject = f"{name}/{champion.version}"
         self._state.record(action="alias.follow", subject=subject, why=why, actor=self._actor)
 

@@ -33,8 +33,7 @@ def next_applications(plan: Plan) -> dict[str, dict[str, Any]]:
         if name in applications and (one.goal.get("weight") or one.goal.get("shadow")):
             applications[name] = _scaled(applications[name], 1)  # it may sleep, and gets no request that wakes it
     for name, config in plan.wanted.items():
-        model = model_of(config)
-        holder = None if model is None else holder_of(plan.ours, model)
+        holder = holder_of(plan.ours, config)
         if name not in coming | champions or holder is None or holder == name:
             continue
         needed = needed_replicas(config, plan.details, holder)
@@ -47,16 +46,18 @@ def next_applications(plan: Plan) -> dict[str, dict[str, Any]]:
             kept = plan.wanted.get(holder, plan.ours[holder])  # with its newest keys, if it is still desired
             applications[holder] = {**kept, "route_prefix": config["route_prefix"]}
     for name in plan.ours.keys() - plan.wanted.keys():
-        model = model_of(plan.ours[name])
-        holder = None if model is None else holder_of(plan.ours, model)
+        holder = holder_of(plan.ours, plan.ours[name])
         if holder in applications and holder is not None and _gets_traffic(plan.ours[name], plan.ours[holder]):
             applications[name] = plan.ours[name]  # it leaves once nobody sends it requests
     return applications
 
 
-def holder_of(ours: Mapping[str, Mapping[str, Any]], model: str) -> str | None:
-    """Return which of our live applications holds the route of a model."""
-    return next((name for name, config in ours.items() if config.get("route_prefix") == route_of(model)), None)
+def holder_of(ours: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> str | None:
+    """Return which of our live applications holds the route of an application's model; None for the index."""
+    model = model_of(config)
+    if model is None:
+        return None
+    return next((name for name, live in ours.items() if live.get("route_prefix") == route_of(model)), None)
 
 
 def takes_requests(details: Details, name: str) -> bool:

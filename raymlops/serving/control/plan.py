@@ -50,12 +50,17 @@ class Plan:
     target: dict[str, Any]
     wanted: dict[str, dict[str, Any]]
     """Our applications in the desired state."""
-    ours: dict[str, dict[str, Any]]
-    """Our live applications."""
+    division: Division
+    """The live applications by owner."""
     notes: tuple[str, ...]
     """Notes on this Serve, for the user."""
     sent: set[str]
     """Names of our applications that Serve knows."""
+
+    @property
+    def ours(self) -> dict[str, dict[str, Any]]:
+        """Return our live applications."""
+        return self.division.ours
 
     def put(self, api: Api, applications: Mapping[str, dict[str, Any]]) -> None:
         """Replace our applications. New ones start with at least one replica.
@@ -89,15 +94,12 @@ def plan_of(
     host: str,
     port: int,
     grpc_port: int | None,
-    concerned: Collection[str],
 ) -> Plan:
     """Read Serve's present state, and plan the change to the desired one.
 
-    ``concerned`` are the models of the change. Other models that another state has on this Serve are left out, so that
-    they block no change.
+    Models that another state has on this Serve are left out, so that they block no change.
 
     Raises:
-        TakenError: another state has a model that is concerned.
         OutdatedStateError: Serve runs the desired state of a newer copy of the state database.
         ClusterError: the dashboard does not answer.
         PortTakenError: Serve does not run yet and another process listens on its port.
@@ -112,7 +114,6 @@ def plan_of(
             check_port(host, port)
         listens = Listening(host, port)
     division = divide(details, desired)
-    division.refuse_held(concerned)
     held = division.holders().keys() & {item.name for item in desired.deployments}
     for name in held:
         desired = desired.without(name)
@@ -127,7 +128,7 @@ def plan_of(
     kept = {config["name"] for config in division.kept}
     wanted = {config["name"]: config for config in target["applications"] if config["name"] not in kept}
     notes = _notes(desired, division, listens, held=held)
-    return Plan(details, local, listens, desired, target, wanted, division.ours, notes, set(division.ours))
+    return Plan(details, local, listens, desired, target, wanted, division, notes, set(division.ours))
 
 
 def check_port(host: str, port: int) -> None:

@@ -13,7 +13,8 @@ from stored import put
 from raymlops.config.serve import RolloutSection, ServeSection
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.live.reconciler import Reconciler
-from raymlops.lifecycle.live.transitions import ROUTE, Request, begin, bring
+from raymlops.lifecycle.live.rollouts import begin
+from raymlops.lifecycle.live.transitions import ROUTE, Request, bring
 from raymlops.lifecycle.overview import UNMOVED, follow_rollout, overview, wanted
 from raymlops.records import BundleRef
 from raymlops.state.rollouts import start_rollout, update_rollout

@@ -9,7 +9,7 @@ from answering_cluster import answering_cluster
 
 from raymlops.config.serve import RolloutSection
 from raymlops.errors import RefusedError
-from raymlops.lifecycle.live.transitions import begin
+from raymlops.lifecycle.live.rollouts import begin
 from raymlops.lifecycle.pipeline import pipeline
 from raymlops.lifecycle.sources import spec_of, state_of
 from raymlops.state.rollouts import start_rollout

@@ -6,12 +6,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from raymlops.config.serve import RolloutSection
+from raymlops.lifecycle.live.rollouts import begin
 from raymlops.lifecycle.live.transitions import (
     PROMOTED,
     ROLLBACK,
     ROUTE,
     Request,
-    begin,
     bring,
     failed,
     roll_back,

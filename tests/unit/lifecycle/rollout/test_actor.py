@@ -11,7 +11,7 @@ from stored import put
 
 from raymlops.config.schema import ProjectSpec
 from raymlops.config.serve import RolloutSection
-from raymlops.lifecycle.live.transitions import begin
+from raymlops.lifecycle.live.rollouts import begin
 from raymlops.lifecycle.rollout.actor import (
     LEASE,
     PURPOSE,

@@ -365,7 +365,7 @@ def test_an_alias_that_is_set_late_is_set_right(state, serve):
     for version in (1, 2):
         deploy(state, serve, version=version)
     with pytest.raises(TrackingError):
-        within(0.01, late)(2)
+        within(0.01, lambda: late(2))
     assert take_back(state, serve).version == 1
     steering = controller(state, serve, aliases=mlflow)
     steering.step(at(0))

@@ -6,7 +6,7 @@ import pytest
 from canary_worlds import World, even, run, sticky
 
 from raymlops.config.serve import RolloutSection
-from raymlops.lifecycle.live.transitions import begin
+from raymlops.lifecycle.live.rollouts import begin
 from raymlops.lifecycle.rollout.loss_reader import LossReport
 from raymlops.lifecycle.rollout.policy import StepEvidence, after, decide, evidence_of, next_weight
 from raymlops.predictions.counts import Counts, Losses

@@ -25,7 +25,7 @@ def deployment(version: int, role: str, *, uri: str = "/bundles", name: str = "f
 
 def planned(serve: FakeServe, *items: Deployment, coming=()):
     desired = Desired(items, coming=coming)
-    return plan_of(desired, serve, host="127.0.0.1", port=8000, grpc_port=None, concerned=())
+    return plan_of(desired, serve, host="127.0.0.1", port=8000, grpc_port=None)
 
 
 def bring(serve: FakeServe, *items: Deployment, coming=()):

@@ -30,7 +30,7 @@ def planned(serve, states):
     """Return the plan of the second state, which is to have another model, before the first has deployed its own."""
     _, second = states
     deploy(second, FakeServe(dashboard_url="http://elsewhere:8265"), "pub")
-    return plan_of(second.desired(), serve, host="127.0.0.1", port=8000, grpc_port=None, concerned=())
+    return plan_of(second.desired(), serve, host="127.0.0.1", port=8000, grpc_port=None)
 
 
 def test_what_comes_up_after_a_change_was_planned_is_sent_along(serve, states, planned):
