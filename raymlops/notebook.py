@@ -64,7 +64,8 @@ def write_module(name: str, text: str, *, folder: Path) -> ModuleType:
 
 def recipes_in(module: ModuleType) -> list[str]:
     """Return the import string of each recipe that a module defines."""
-    from raymlops.recipe import RecipeBase, reference_of
+    from raymlops.recipe import RecipeBase
+    from raymlops.recipe_import import reference_of
 
     return [
         reference_of(value)

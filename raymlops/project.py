@@ -15,7 +15,8 @@ from raymlops.config.messages import Finding, check
 from raymlops.config.schema import ProjectSpec
 from raymlops.config.yaml import KeyPath, dotted
 from raymlops.errors import ConfigError, Problem, RecipeError, RecipeImportError
-from raymlops.recipe import RecipeBase, RecipeConfig, reference_of, resolve
+from raymlops.recipe import RecipeBase, RecipeConfig
+from raymlops.recipe_import import reference_of, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The recipe: a user's plug-in of data, model, loss, metrics and signature; and resolving its import string.
+"""The recipe: a user's plug-in of data, model, loss, metrics and signature.
 
 Owns the contract and its defaults. Knows nothing of Ray, MLflow or files; torch is imported only by the defaults
 that need it, so that a configuration can be checked without it.
@@ -6,23 +6,19 @@ that need it, so that a configuration can be checked without it.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
-import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
-from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from raymlops.answer_loss import declared
-from raymlops.errors import RaymlopsError, RecipeError, RecipeImportError
+from raymlops.errors import RaymlopsError, RecipeError
+from raymlops.loss_value import loss_value
 from raymlops.signals import from_handler
 from raymlops.signature import Signature
 
@@ -31,6 +27,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raymlops.arrays import Columns
+    from raymlops.config.train import TrainSection
+    from raymlops.loss_value import LossReturned
 
 _OURS = str(Path(__file__).parent / "_")[:-1]
 _SHIPPED = str(Path(__file__).parent / "recipes" / "_")[:-1]
@@ -44,6 +42,17 @@ class RecipeConfig(BaseModel):
     """Base of a recipe's own configuration: strict types, unknown keys rejected, immutable, finite numbers only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+
+class Progress(NamedTuple):
+    """How far a training is: what an annealed weight or a curriculum depends on."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+    epoch: int = 1
+    """The epoch in progress, counted from 1."""
+    steps: int = 0
+    """Length of the training in optimizer steps; 0 where no training runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,8 @@ class RecipeBase:
     """Replaces the default loop: ``train_loop(self, ctx)``; it calls ``ctx.report`` equally often on every rank."""
 
     config: Any
+    progress: Progress
+    """How far the training is; before and after it, step 0 of epoch 1."""
 
     def __init__(
         self, config: RecipeConfig | None = None, *, state: Mapping[str, Any] | None = None, seed: int = 0
@@ -98,6 +109,7 @@ class RecipeBase:
         self.config = self.Config() if config is None else config
         self.state: dict[str, Any] = dict(state or {})
         self.seed = seed
+        self.progress = Progress()
 
     def datasets(self) -> Splits:
         """Return the three splits: see ``Splits`` for what each may be.
@@ -118,30 +130,90 @@ class RecipeBase:
         """Return the untrained model, on the CPU: no DDP, no ``.to(device)``."""
         raise NotImplementedError
 
-    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the mean loss over the batch, a scalar with a gradient.
+    def loss(self, model: nn.Module, batch: Batch) -> LossReturned:
+        """Return the loss of a batch, with a gradient.
 
-        What draws at random in a training step, dropout or augmentation, is seeded by (run's seed, step, rank): torch's
-        generators of the CPU and of the device, ``random`` and ``numpy.random``. So a repeated step draws the same, on
-        the same number of workers; what ``metrics`` draws in evaluations is seeded likewise. Generators of your own
-        are not seeded, and a custom ``train_loop`` has to call ``ctx.seed_step`` at each step.
+        It is one of
+
+        - the mean over the rows, a scalar tensor;
+        - ``(sum, weight)``: a sum and what it is divided by, such as the sum over tokens and their number, or over rows
+          with class weights and the sum of these. The loss of a step is the sum over all micro-batches and workers,
+          divided by the sum of weights: the same for any ``train.accumulate`` and number of workers;
+        - a dict of named parts in place of the mean or the sum: they are added up, and each is logged as
+          ``train/NAME``.
+
+        ``self.progress`` says how far the training is. What draws at random in a training step, dropout or
+        augmentation, is seeded by (run's seed, step, rank): torch's generators of the CPU and of the device, ``random``
+        and ``numpy.random``. So a repeated step draws the same, on the same number of workers; what ``metrics`` draws
+        in evaluations is seeded likewise, and what items of a dataset draw, by (run's seed, epoch, row). Generators of
+        your own are not seeded.
         """
         raise NotImplementedError
 
     def metrics(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Return named SUMS over the rows of the batch, of any fixed shape, and their ``count``.
 
-        Sums of two batches must equal the sums of both together: that is what makes them exact to merge.
+        Sums of two batches must equal the sums of both together: that is what makes them exact to merge. Default: the
+        loss and its parts; the count is that of the rows, or the sum of the loss's weights.
         """
         import torch
 
-        count = batch_rows(batch)
-        return {"loss": self.loss(model, batch).detach() * count, "count": torch.tensor(float(count))}
+        found = loss_value(self.loss(model, batch), where=f"{type(self).__name__}.loss()")
+        count = torch.tensor(float(batch_rows(batch))) if found.weight is None else found.weight
+        times = count if found.weight is None else 1.0
+        summed = {name: value.detach() * times for name, value in {**found.parts, "loss": found.value}.items()}
+        return {**summed, "count": count}
 
     def finalize(self, totals: Mapping[str, Any]) -> dict[str, float]:
         """Turn merged sums (float64 arrays) into values. Default: each scalar sum divided by ``count``."""
         count = float(totals["count"])
         return {name: float(total) / count for name, total in totals.items() if name != "count" and np.ndim(total) == 0}
+
+    def optimizer(self, model: nn.Module, train: TrainSection) -> torch.optim.Optimizer | None:  # noqa: ARG002
+        """Return an optimizer over parameters of the model, any of torch without a closure. Default: ``train``'s.
+
+        Groups may have a learning rate of their own, say ``{"params": ..., "lr": train.lr / 10}``: the schedule
+        multiplies each. Build it from ``train``, the configuration's section, so that a sweep can vary it.
+        """
+        return None
+
+    def scheduler(
+        self,
+        optimizer: torch.optim.Optimizer,  # noqa: ARG002
+        train: TrainSection,  # noqa: ARG002
+        *,
+        steps: int,  # noqa: ARG002
+    ) -> torch.optim.lr_scheduler.LRScheduler | None:
+        """Return a scheduler of torch, stepped once an optimizer step. Default: ``train.schedule``.
+
+        ``steps`` is the length of the training. ``ReduceLROnPlateau`` is stepped once a validation, by
+        ``train.metric``. Its state is part of checkpoints.
+        """
+        return None
+
+    def sampler(self, train: Any, epoch: int) -> Iterable[int] | None:  # noqa: ARG002 - a default that draws all rows
+        """Return the rows of an epoch in their order, by number, each as often as it is to be trained.
+
+        Default None: every row once, shuffled. ``train`` is the split's columns (name to array) where it is a table,
+        else the dataset; streamed and iterable splits have an order of their own. Every ``train.batch_size`` rows in
+        turn are a step: rows of similar length side by side make batches of little padding. What draws from torch's
+        CPU generator, ``random`` or ``numpy.random`` is seeded by seed and epoch, so that any sampler of torch will do,
+        such as ``WeightedRandomSampler``. Every epoch must have as many rows.
+        """
+        return None
+
+    def collate(self, items: list[Any]) -> Batch:
+        """Turn items of a torch dataset into a batch, rows first. Default: torch's ``default_collate``."""
+        from torch.utils.data import default_collate
+
+        return default_collate(items)
+
+    def initialize(self, model: nn.Module) -> None:
+        """Load first weights into a new model, such as pretrained ones.
+
+        Called once, in a new run's first worker, and never where weights of a checkpoint or a bundle follow: a resume,
+        a gate and a replica neither need the file nor the network. ``model()`` must build the same tensors without it.
+        """
 
     def signature(self) -> Signature:
         """Return the columns of a request and of an answer."""
@@ -252,40 +324,6 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def resolve(reference: str | type) -> type[RecipeBase]:
-    """Import a recipe class by ``"package.module:Class"``, or check a given class.
-
-    Raises:
-        RecipeImportError: the module or attribute is missing, is not a recipe, or is in ``__main__``,
-            which no worker can import.
-    """
-    found: Any = _import(reference) if isinstance(reference, str) else reference
-    text = reference if isinstance(reference, str) else f"{reference.__module__}:{reference.__qualname__}"
-    if not (inspect.isclass(found) and issubclass(found, RecipeBase)):
-        raise RecipeImportError(
-            f"recipe {text!r} is {described(found)}, not a subclass of raymlops.RecipeBase",
-            hint="Name the class itself: package.module:Class.",
-        )
-    if found.__module__ == "__main__":
-        raise _main_error(text)
-    if "<locals>" in found.__qualname__:
-        raise RecipeImportError(
-            f"recipe {text!r} is defined inside a function, which no worker can import",
-            hint="Move the class to the top level of its module.",
-        )
-    missing = [
-        name for name in ("datasets", "model", "loss", "signature") if getattr(found, name) is getattr(RecipeBase, name)
-    ]
-    if missing:
-        raise RecipeImportError(f"recipe {text!r} does not define {', '.join(missing)}", hint="Every recipe must.")
-    return found
-
-
-def reference_of(recipe: type[RecipeBase]) -> str:
-    """Return the import string of a recipe class."""
-    return f"{recipe.__module__}:{recipe.__qualname__}"
-
-
 def call_recipe(where: str, function: Callable[[], Any]) -> Any:
     """Call a recipe's code and convert an exception into a ``RecipeError`` that names the method and the line.
 
@@ -298,7 +336,7 @@ def call_recipe(where: str, function: Callable[[], Any]) -> Any:
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and from_handler(error):
             raise
-        raise RecipeError(f"{where} {_done(error)}{_place_of(error)}") from error
+        raise RecipeError(f"{where} {done(error)}{_place_of(error)}") from error
 
 
 def signature_of(recipe: RecipeBase) -> Signature:
@@ -341,60 +379,8 @@ def _place_of(error: BaseException) -> str:
     return "".join(f" at {name}:{line}" for name, line in chosen)
 
 
-def _done(error: BaseException) -> str:
+def done(error: BaseException) -> str:
+    """Describe for an error message what a recipe's code did instead of returning."""
     if isinstance(error, SystemExit):
         return f"called sys.exit({'' if error.code is None else repr(error.code)})"
     return f"raised {type(error).__name__}: {error}"
-
-
-def _import(reference: str) -> Any:
-    module_name, colon, attribute = reference.partition(":")
-    if not (colon and module_name and attribute):
-        raise RecipeImportError(f"recipe {reference!r} is not of the form package.module:Class")
-    if module_name == "__main__":
-        raise _main_error(reference)
-    if not {"", str(Path.cwd())} & set(sys.path):
-        sys.path.append(str(Path.cwd()))  # a console script starts without it; Ray passes it to its workers
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise RecipeImportError(f"recipe {reference!r}: importing {module_name} failed: {error}") from error
-        raise RecipeImportError(
-            f"recipe {reference!r}: there is no module {error.name!r}",
-            hint=_module_hint(error.name),
-        ) from error
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit) and from_handler(error):
-            raise
-        raise RecipeImportError(f"recipe {reference!r}: importing {module_name} {_done(error)}") from error
-    try:
-        return attrgetter(attribute)(module)
-    except AttributeError as error:
-        names = [name for name, value in vars(module).items() if inspect.isclass(value)]
-        near = get_close_matches(attribute, names, n=1)
-        raise RecipeImportError(
-            f"recipe {reference!r}: module {module_name} has no attribute {attribute!r}",
-            hint=f"Did you mean {module_name}:{near[0]}?" if near else f"Its classes: {', '.join(names) or 'none'}.",
-        ) from error
-
-
-def _main_error(text: str) -> RecipeImportError:
-    return RecipeImportError(
-        f"recipe {text!r} is in __main__, which only this process can import",
-        hint="In a notebook write its cell with `%%raymlops my_recipe.py` (after `%load_ext raymlops`), which makes it "
-        f"a module, and name it my_recipe:{text.rpartition(':')[2]}; else move the class to a module of its own.",
-    )
-
-
-def _module_hint(missing: str) -> str:
-    parent, _, leaf = missing.rpartition(".")
-    try:
-        path = list(importlib.import_module(parent).__path__) if parent else None
-    except (ImportError, AttributeError):
-        path = None
-    names = [info.name for info in pkgutil.iter_modules(path)]
-    near = get_close_matches(leaf, names, n=1)
-    if near:
-        return f"Did you mean {parent + '.' if parent else ''}{near[0]}?"
-    return "Modules are searched in the working directory and the installed packages."

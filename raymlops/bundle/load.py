@@ -18,7 +18,8 @@ from raymlops.bundle import verify as names
 from raymlops.bundle.code import own_version
 from raymlops.bundle.imports import import_module
 from raymlops.errors import NonFiniteError, RecipeError, RecipeImportError
-from raymlops.recipe import RecipeBase, call_recipe, map_tensors, model_of, resolve, to_device
+from raymlops.recipe import RecipeBase, call_recipe, map_tensors, model_of, to_device
+from raymlops.recipe_import import resolve
 from raymlops.signature import Signature
 from raymlops.storage.filesystem import join
 

@@ -21,7 +21,7 @@ from raymlops.bundle.code import collect, own_version
 from raymlops.bundle.trained_rows import sketch
 from raymlops.config.paths import local_path
 from raymlops.errors import RecipeError
-from raymlops.recipe import reference_of
+from raymlops.recipe_import import reference_of
 from raymlops.records import BundleRef
 from raymlops.storage import filesystem
 from raymlops.storage.filesystem import FOLDER

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     field_validator,
@@ -13,6 +15,9 @@ from pydantic import (
 )
 
 from raymlops.config.base import Fixed, Free, FreeInRun, Length, Resume, Rounds, Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_WORKERS = 4096
 
@@ -29,6 +34,24 @@ def _workers(value: Any) -> Any:
         msg = f"got {got}; a whole number from 0 to {MAX_WORKERS}, or [min, max] with 1 <= min <= max <= {MAX_WORKERS}"
         raise ValueError(msg)
     return counts[0] if counts[0] == counts[1] else tuple(counts)
+
+
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+def _torch_name(field: str, ours: tuple[str, ...]) -> Callable[[str], str]:
+    """Return a check that a name is one of ours, or may be a class of torch: whether it is, takes importing torch."""
+
+    def check(value: str) -> str:
+        if value not in ours and not re.fullmatch(r"[A-Z]\w*", value):
+            near = get_close_matches(value, ours, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            msg = f"got {value!r}; {', '.join(ours)}, or the name of a torch class for the {field}{meant}"
+            raise ValueError(msg)
+        return value
+
+    return check
 
 
 WorkerCount = Annotated[int, Field(ge=0, le=MAX_WORKERS)]
@@ -76,6 +99,7 @@ class TrainSection(Spec):
     epochs: Length[int] = Field(5, ge=1, description="passes over the training split, at most")
     max_steps: Length[int | None] = Field(None, ge=1, description="optimizer steps, at most")
     batch_size: Fixed[int] = Field(256, ge=1, description="rows per optimizer step, over all workers")
+    drop_last: Fixed[bool] = Field(False, description="leave out an epoch's last batch where it is not full")
     accumulate: Fixed[int] = Field(1, ge=1, description="micro-batches per optimizer step")
     strategy: Fixed[Literal["ddp", "fsdp"]] = Field(
         "ddp", description="fsdp shards parameters and optimizer over the workers"
@@ -91,19 +115,51 @@ class TrainSection(Spec):
     )
     compile: Rounds[bool] = Field(False, description="torch.compile the model")
     activation_checkpointing: Rounds[bool] = Field(False, description="recompute activations instead of keeping them")
+    sync_batch_norm: Fixed[bool] = Field(
+        False, description="batch normalisation takes its statistics over all workers; on GPUs only"
+    )
     eval_batch_size: Free[int] = Field(4096, ge=1, description="rows per evaluation batch on one worker")
-    optimizer: Fixed[Literal["adamw", "adam", "sgd"]] = Field("adamw", description="torch.optim class")
+    eval_every_steps: Fixed[int | None] = Field(
+        None, ge=1, description="optimizer steps between validations; default: at the end of each epoch"
+    )
+    eval_max_rows: Fixed[int | None] = Field(
+        None, ge=1, description="validation rows of each validation, evenly spread; default: all"
+    )
+    optimizer: Fixed[Annotated[str, AfterValidator(_torch_name("optimizer", OPTIMIZERS))]] = Field(
+        "adamw", description="adamw, adam, sgd, or another class of torch.optim, such as RMSprop"
+    )
+    optimizer_args: Fixed[dict[str, Any]] = Field(
+        default_factory=dict, description="further arguments of the optimizer, such as {eps: 1.0e-6}"
+    )
     lr: Fixed[float] = Field(1e-3, gt=0, description="peak learning rate")
     weight_decay: Fixed[float] = Field(0.0, ge=0, description="weight decay")
+    weight_decay_on: Fixed[Literal["all", "matrices"]] = Field(
+        "all", description="matrices: no weight decay on parameters of one dimension, such as biases and norms"
+    )
     momentum: Fixed[float] = Field(0.9, ge=0, lt=1, description="momentum of sgd; beta1 of adam and adamw")
-    schedule: Fixed[Literal["constant", "linear", "cosine"]] = Field(
-        "cosine", description="decay after the warm-up, to zero"
+    schedule: Fixed[Annotated[str, AfterValidator(_torch_name("schedule", SCHEDULES))]] = Field(
+        "cosine",
+        description="constant; decay after the warm-up, linear or cosine; or a class of torch.optim.lr_scheduler, "
+        "such as OneCycleLR, stepped once an optimizer step, ReduceLROnPlateau once a validation",
+    )
+    schedule_args: Fixed[dict[str, Any]] = Field(
+        default_factory=dict, description="arguments of a torch.optim.lr_scheduler class, such as {pct_start: 0.2}"
     )
     warmup_fraction: Fixed[float] = Field(0.0, ge=0, lt=1, description="share of all steps in which lr rises linearly")
+    lr_floor: Fixed[float] = Field(0.0, ge=0, le=1, description="share of lr at which linear and cosine decay end")
+    ema: Fixed[float | None] = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of the weights, which is what is evaluated and registered",
+    )
     clip_norm: Fixed[float | None] = Field(None, gt=0, description="largest gradient norm")
     metric: Fixed[str] = Field("validation/loss", description="decides the best checkpoint and early stopping")
     mode: Fixed[Literal["min", "max"]] = Field("min", description="whether the metric is to fall or to rise")
-    patience: FreeInRun[int | None] = Field(None, ge=1, description="epochs without improvement before stopping")
+    patience: FreeInRun[int | None] = Field(
+        None, ge=1, description="validations without improvement before stopping; one an epoch by default"
+    )
+    min_delta: FreeInRun[float] = Field(0.0, ge=0, description="smallest change that patience counts as improvement")
     checkpoint_every_epochs: Free[int] = Field(
         1, ge=1, description="epochs between checkpoints; the best is always kept"
     )
@@ -150,6 +206,18 @@ class TrainSection(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSection:
+        if self.schedule not in SCHEDULES and (self.warmup_fraction or self.lr_floor):
+            msg = (
+                f"warmup_fraction and lr_floor belong to {', '.join(SCHEDULES)}; {self.schedule} has arguments of "
+                "its own: set schedule_args"
+            )
+            raise ValueError(msg)
+        if self.schedule in SCHEDULES and self.schedule_args:
+            msg = f"schedule_args are for a torch.optim.lr_scheduler class, and schedule is {self.schedule}"
+            raise ValueError(msg)
+        if self.sync_batch_norm and self.workers[1] and not self.gpus_per_worker:
+            msg = "sync_batch_norm needs GPUs, torch has none for CPUs: set gpus_per_worker, or leave it out"
+            raise ValueError(msg)
         if self.strategy == "fsdp" and self.workers[1] == 0:
             msg = "strategy fsdp shards over workers, but num_workers is 0: set num_workers to at least 1"
             raise ValueError(msg)

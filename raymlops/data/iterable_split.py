@@ -22,13 +22,11 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import default_collate
 
-from raymlops.data.batches import arrays
-from raymlops.data.columns import digest_of, hash_columns
+from raymlops.data.columns import digest_of
 from raymlops.data.order import derived_seed
 from raymlops.data.random_streams import Stream
-from raymlops.data.split import SAMPLE_ROWS, SplitData
+from raymlops.data.split import SAMPLE_ROWS, SplitData, hash_items
 from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe
 
@@ -75,7 +73,7 @@ class IterableSplit(SplitData):
         Raises:
             RecipeError: the dataset raises, or yields another number of rows than was counted.
         """
-        return default_collate(self._cursor.items(indices.tolist()))
+        return self._collated(self._cursor.items(indices.tolist()))
 
     def global_batches(self, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[torch.Tensor]:
         """Yield the row indices of each global batch of an epoch but the first ``skip``: in order, as they are read.
@@ -97,7 +95,7 @@ class IterableSplit(SplitData):
         chunk: list[Any] = []
         while counting.read(_HASH_ROWS, chunk.append):
             self.on_progress()
-            yield hash_columns(arrays(default_collate(chunk)))
+            yield hash_items(self.recipe, chunk)
             chunk.clear()
 
     def digest(self) -> str:
@@ -110,7 +108,7 @@ class IterableSplit(SplitData):
             return super().mark(kind)
         rows: list[Any] = []
         self._pass(seed=0, epoch=1).read(min(SAMPLE_ROWS, self.rows), rows.append)
-        return digest_of([hash_columns(arrays(default_collate(rows)))])
+        return digest_of([hash_items(self.recipe, rows)])
 
     def is_repeatable(self) -> bool:
         """Return whether another pass over the first rows yields them again."""
@@ -123,6 +121,9 @@ class IterableSplit(SplitData):
     def describe(self) -> dict[str, Any]:
         """Return as JSON data what another process needs to skip the count."""
         return {**super().describe(), "digest": self._digest, "head": self._head}
+
+    def _collated(self, items: list[Any]) -> Batch:
+        return call_recipe(f"{type(self.recipe).__name__}.collate()", lambda: self.recipe.collate(items))
 
     @property
     def _where(self) -> str:

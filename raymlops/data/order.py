@@ -41,6 +41,13 @@ def seed_all(*parts: int, device: torch.device) -> None:
     np.random.seed(seed & 0xFFFF_FFFF)  # noqa: NPY002 - the generator that datasets draw from by default
 
 
+def seed_start(seed: int) -> None:
+    """Seed the same generators for what is drawn before the first step: first weights, above all."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the generator that libraries draw from by default
+
+
 def global_batches(rows: int, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[torch.Tensor]:
     """Yield the row indices of an epoch's global batches but the first ``skip``; the last one holds what remains."""
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(derived_seed(seed, epoch)))

@@ -44,3 +44,9 @@ class Stream:
         random.setstate(state[1])
         mtrand.set_bit_generator(state[2])
         return before
+
+
+def drawn_state() -> tuple[bytes, Any, Any]:
+    """Return what tells whether anything was drawn since: a digestible state of the global generators."""
+    numpy_state = mtrand.get_bit_generator().state["state"]
+    return bytes(torch.get_rng_state()), random.getstate(), (bytes(numpy_state["key"]), numpy_state["pos"])

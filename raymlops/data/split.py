@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch.utils.data import TensorDataset, default_collate
 
-from raymlops.data.batches import arrays, encode, encode_all, select
+from raymlops.data.batches import arrays, encode, encode_all, leaves, select
 from raymlops.data.columns import conform, digest_of, hash_columns
 from raymlops.data.order import global_batches, seed_all
-from raymlops.data.random_streams import Stream
+from raymlops.data.random_streams import Stream, drawn_state
 from raymlops.errors import RecipeError
-from raymlops.recipe import call_recipe, described
+from raymlops.recipe import RecipeBase, call_recipe, described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from raymlops.data.parquet_files import ParquetFiles
-    from raymlops.recipe import Batch, RecipeBase
+    from raymlops.recipe import Batch
 
     Array = npt.NDArray[Any]
 
@@ -66,6 +66,14 @@ class SplitData(ABC):
         Raises:
             RecipeError: the table lacks a column of that recipe.
         """
+
+    @property
+    def indexed(self) -> Any:
+        """Return what a ``sampler`` chooses rows of: columns or a dataset; None where the order is the data's own."""
+        return self.columns
+
+    def start_epoch(self, *, seed: int, epoch: int) -> None:  # noqa: B027 - a default without random items
+        """Let random items of the epoch depend on its number and the run's seed."""
 
     def batches(self, indices: torch.Tensor | None = None, *, batch_size: int) -> Iterator[Batch]:
         """Yield batches of at most ``batch_size`` rows; all rows in order without ``indices``."""
@@ -197,20 +205,35 @@ class DatasetSplit(SplitData):
     def __init__(self, dataset: Any, *, name: str, recipe: RecipeBase) -> None:
         super().__init__(name=name, rows=len(dataset), recipe=recipe)
         self.dataset = dataset
+        self._seeds: tuple[int, ...] = (0, 0)
+
+    @property
+    def indexed(self) -> Any:
+        """Return the dataset."""
+        return self.dataset
+
+    def start_epoch(self, *, seed: int, epoch: int) -> None:
+        """Let random items of the epoch depend on its number and the run's seed."""
+        self._seeds = (seed, epoch)
 
     def batch(self, indices: torch.Tensor) -> Batch:
-        """Return the items at ``indices`` (int64) as one batch, in that order."""
+        """Return the items at ``indices`` (int64) as one batch, in that order.
+
+        Items that draw at random are seeded by (seed, epoch, row): the same on any number of workers.
+        """
         dataset = self.dataset
-        if isinstance(dataset, TensorDataset):
+        if isinstance(dataset, TensorDataset) and type(self.recipe).collate is RecipeBase.collate:
             return list(dataset[indices])
+        if self._draws:
+            return self._collated(self._seeded(indices, seeds=self._seeds))
         if hasattr(dataset, "__getitems__"):
-            return default_collate(dataset.__getitems__(indices.tolist()))
-        return default_collate([dataset[index] for index in indices.tolist()])
+            return self._collated(dataset.__getitems__(indices.tolist()))
+        return self._collated([dataset[index] for index in indices.tolist()])
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each item in order, in chunks, equal in each pass and in every process."""
         for chunk in _chunks(torch.arange(self.rows), _HASH_ROWS):
-            yield hash_columns(arrays(self._seeded(chunk)))
+            yield self._hashes(chunk)
             self.on_progress()
 
     def digest(self) -> str:
@@ -257,6 +280,17 @@ class DatasetSplit(SplitData):
         return self.mark("sample") != self.mark("sample")
 
     @cached_property
+    def _draws(self) -> bool:
+        """Whether the first item, or the last, draws from a generator that is seeded."""
+        if type(self.dataset) is TensorDataset:
+            return False
+        with Stream(0).drawn_from():
+            before = drawn_state()
+            for row in {0, self.rows - 1}:
+                call_recipe(f"{self._where}: an item", lambda row=row: self.dataset[row])  # type: ignore[misc]
+            return drawn_state() != before
+
+    @cached_property
     def _own_fingerprint(self) -> str | None:
         ask = getattr(self.dataset, "fingerprint", None)
         if not callable(ask):
@@ -273,23 +307,46 @@ class DatasetSplit(SplitData):
 
     def _sample(self, rows: int) -> str:
         spread = torch.linspace(0, self.rows - 1, min(rows, self.rows), dtype=torch.float64).round().long()
-        return digest_of(hash_columns(arrays(self._seeded(row))) for row in _chunks(spread, 1))
+        return digest_of(self._hashes(row) for row in _chunks(spread, 1))
 
-    def _seeded(self, indices: torch.Tensor) -> Batch:
-        """Return a batch whose items are each seeded by their number; items read together, by the first one's."""
+    def _hashes(self, indices: torch.Tensor) -> npt.NDArray[np.uint64]:
+        if type(self.dataset) is TensorDataset:
+            return hash_columns(arrays(list(self.dataset[indices])))
+        return hash_items(self.recipe, self._seeded(indices))
+
+    def _collated(self, items: list[Any]) -> Batch:
+        return call_recipe(f"{type(self.recipe).__name__}.collate()", lambda: self.recipe.collate(items))
+
+    def _seeded(self, indices: torch.Tensor, *, seeds: tuple[int, ...] = ()) -> list[Any]:
+        """Return items that are each seeded by their number; to be hashed, those read together by the first one's."""
         dataset, together = self.dataset, hasattr(self.dataset, "__getitems__")
-        if type(dataset) is TensorDataset:
-            return self.batch(indices)
 
-        def draw() -> Batch:
+        def draw() -> list[Any]:
             items: list[Any] = []
-            for part in _chunks(indices, len(indices) if together else 1):
-                seed_all(int(part[0]), device=torch.device("cpu"))
+            for part in _chunks(indices, len(indices) if together and not seeds else 1):
+                seed_all(*seeds, int(part[0]), device=torch.device("cpu"))
                 items += dataset.__getitems__(part.tolist()) if together else [dataset[int(part[0])]]
-            return default_collate(items)
+            return items
 
         with Stream(0).drawn_from():
-            return call_recipe(f"{self._where}: an item", draw)
+            found: list[Any] = call_recipe(f"{self._where}: an item", draw)
+        return found
+
+
+def hash_items(recipe: RecipeBase, items: list[Any]) -> npt.NDArray[np.uint64]:
+    """Return a 64-bit hash for each item. Items of a recipe's own ``collate`` may be of any kind and shape."""
+    if type(recipe).collate is RecipeBase.collate:
+        return hash_columns(arrays(default_collate(items)))
+    return np.array([_item_hash(item) for item in items], dtype=np.uint64)
+
+
+def _item_hash(item: Any) -> int:
+    digest = sha256()
+    for path, value in leaves(item):
+        array = np.asarray(value.detach().cpu().float() if isinstance(value, torch.Tensor) else value)
+        content = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
+        digest.update(f"{path}:{array.dtype}:{array.shape}:".encode() + content)
+    return int.from_bytes(digest.digest()[:8], "little")
 
 
 def _chunks(indices: torch.Tensor, size: int) -> Iterator[torch.Tensor]:

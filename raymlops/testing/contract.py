@@ -26,8 +26,10 @@ from raymlops.data.batches import leaves
 from raymlops.data.prepare import Prepared, SplitData, prepare
 from raymlops.data.random_streams import Stream
 from raymlops.errors import InvalidRowsError
+from raymlops.loss_value import loss_value
 from raymlops.project import Project, bind
-from raymlops.recipe import Batch, RecipeBase, batch_rows, reference_of, resolve
+from raymlops.recipe import Batch, RecipeBase, batch_rows
+from raymlops.recipe_import import reference_of, resolve
 from raymlops.testing.answered import AnsweredRows
 from raymlops.training.split_predictions import answer_loss
 
@@ -108,8 +110,7 @@ class RecipeContract:
     def test_loss_is_a_finite_scalar_with_a_gradient(self) -> None:
         """One step of training is possible."""
         model = self._case.model().train()
-        loss = self._case.recipe.loss(model, self._case.batch("train"))
-        assert loss.ndim == 0, f"loss() returns the shape {tuple(loss.shape)}: return the mean over the batch"
+        loss = loss_value(self._case.recipe.loss(model, self._case.batch("train")), where="loss()").mean()
         assert torch.isfinite(loss), f"loss() returns {loss.item()}"
         assert loss.requires_grad, "loss() has no gradient: it reaches no parameter of the model, or is detached"
         loss.backward()  # type: ignore[no-untyped-call]
@@ -278,7 +279,7 @@ class _Case:
         model = self.model().train()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         with torch.enable_grad():  # a caller may have switched gradients off
-            self.recipe.loss(model, self.batch("train")).backward()  # type: ignore[no-untyped-call]
+            loss_value(self.recipe.loss(model, self.batch("train")), where="loss()").mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return model.eval()
 

@@ -28,6 +28,8 @@ class Event(Progress):
     step: int = 0
     steps: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    report: int = 0
+    """Number of the report, from 1; 0 where the event is none."""
     elapsed_s: float = 0.0
     message: str = ""
     rows_per_s: float = 0.0

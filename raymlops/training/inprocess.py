@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
     from raymlops.training.checkpoints.saver import Saver
-    from raymlops.training.loop.context import Hooks, Outcome
+    from raymlops.training.loop.outcome import Hooks, Outcome
 
 
 def run_in_process(

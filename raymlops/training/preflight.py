@@ -18,7 +18,8 @@ import torch
 
 from raymlops.bundle.code import collect
 from raymlops.errors import RaymlopsError, RecipeError
-from raymlops.recipe import call_recipe, described, model_of, to_device
+from raymlops.loss_value import loss_value
+from raymlops.recipe import call_recipe, model_of, to_device
 from raymlops.training.example import check_answer, check_encode
 from raymlops.training.inprocess import local_device
 from raymlops.training.loop.batch_norm import normalizes_batches
@@ -231,14 +232,11 @@ def _check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, *, 
     model.train()
     try:
         with autocast(section, device):
-            loss = call_recipe(where, lambda: prepared.recipe.loss(model, batch))
+            loss = loss_value(call_recipe(where, lambda: prepared.recipe.loss(model, batch)), where=where).mean()
     except RecipeError as error:
         if rows == 1 and normalizes_batches(model):
             raise _too_few_rows(section, error, rows=split.rows) from error
         raise
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else described(loss)
-        raise RecipeError(f"{where} returned {got}; return the mean over the batch, a tensor of one element")
     if not math.isfinite(loss.item()):
         raise RecipeError(
             f"{where} is {loss.item()} on the first rows of train with the untrained model",

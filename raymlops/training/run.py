@@ -29,7 +29,7 @@ from raymlops.training.checkpoints.retention import POINTER
 from raymlops.training.checkpoints.saver import FolderSaver
 from raymlops.training.events import Event, words
 from raymlops.training.inprocess import run_in_process
-from raymlops.training.loop.context import Hooks
+from raymlops.training.loop.outcome import Hooks
 from raymlops.training.preflight import preflight
 from raymlops.training.runs import resume as resuming
 from raymlops.training.runs.lookup import CHECKPOINTS, LOG, RUNS, look_up, mark_origin, resume_command
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
-    from raymlops.training.loop.context import Outcome
+    from raymlops.training.loop.outcome import Outcome
     from raymlops.training.runs.lookup import Recorded
     from raymlops.training.supervision.scaling_policy import Room
 

@@ -9,7 +9,8 @@ from plain_recipe import Plain
 
 from raymlops.arrays import Column
 from raymlops.errors import RecipeError, RecipeImportError
-from raymlops.recipe import RecipeBase, RecipeConfig, batch_rows, call_recipe, reference_of, resolve
+from raymlops.recipe import RecipeBase, RecipeConfig, batch_rows, call_recipe
+from raymlops.recipe_import import reference_of, resolve
 from raymlops.signature import Signature
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import distributed
@@ -23,10 +24,26 @@ from raymlops.training.checkpoints.retention import POINTER, STATE, Kept, with_b
 from raymlops.training.checkpoints.state import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import nn
+
+    from raymlops.training.ema import Ema
+
+Optimizers = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer]
+"""One optimizer, or several by name."""
+
+
+class Stateful(Protocol):
+    """What a checkpoint can keep: its state is made of tensors, numbers, texts, lists and dicts."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state: Any, /) -> object:
+        """Restore it."""
+
 
 MODEL = "model.safetensors"
 TRAINER = "trainer.pt"
@@ -54,7 +71,7 @@ def write_whole(folder: Path, *, model: Mapping[str, torch.Tensor], trainer: Map
 
 
 def write_trainer(folder: Path, trainer: Mapping[str, Any]) -> None:
-    """Write ``optimizer`` and ``scaler``, or the scaler alone where the optimizer is in shards."""
+    """Write ``optimizers``, ``scaler``, ``keep`` and ``online``; what is in shards is left out."""
     torch.save(dict(trainer), folder / TRAINER)
 
 
@@ -90,6 +107,19 @@ def read_pointer(checkpoints_uri: str) -> Kept | None:
         return None
 
 
+def optimizers_of(optimizer: Optimizers | None) -> dict[str, torch.optim.Optimizer]:
+    """Return optimizers by name; a single one has the empty name."""
+    if optimizer is None:
+        return {}
+    return dict(optimizer) if isinstance(optimizer, Mapping) else {"": optimizer}
+
+
+def kinds_of(optimizer: Optimizers | None) -> str | None:
+    """Return the classes of optimizers, which a checkpoint names."""
+    kinds = {key: type(each).__name__ for key, each in optimizers_of(optimizer).items()}
+    return ", ".join(f"{key}: {kind}" if key else kind for key, kind in kinds.items()) or None
+
+
 def needed(state: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the files that a checkpoint of that state must have."""
     return (STATE, SHARDS, TRAINER) if state.get("sharded") else (STATE, MODEL, TRAINER)
@@ -118,12 +148,14 @@ def restore(
     *,
     identity: Mapping[str, str],
     model: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
+    optimizer: Optimizers | None,
     scaler: Any | None = None,
+    ema: Ema | None = None,
+    keep: Mapping[str, Stateful] | None = None,
     sharded: bool = False,
     kept: Kept | None = None,
 ) -> RunState:
-    """Put a checkpoint's tensors into model, optimizer and scaler, and return the run's state.
+    """Put a checkpoint's state into the model and all that trains it, and return the run's state.
 
     Every file's digest is verified before any of them is loaded. Sharded, all ranks call this together. With ``kept``,
     the returned state's best report is one whose checkpoint still exists.
@@ -143,17 +175,25 @@ def restore(
             )
         _check_identity(state, folder_uri, identity=identity, sharded=sharded)
         _check_optimizer(state, folder_uri, optimizer=optimizer)
+        trainer = torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
+        optimizers = optimizers_of(optimizer)
+        online: Mapping[str, torch.Tensor] = {}
         if sharded:
             from raymlops.training.checkpoints.sharded import load
 
-            load(folder, model, optimizer)
+            online = load(folder, model, optimizers, online=ema.named() if ema is not None and state.get("ema") else {})
         else:
             _load_model(folder, folder_uri, model=model)
-        trainer = torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
-        if optimizer is not None and not sharded:
-            _load_optimizer(trainer["optimizer"], folder_uri, optimizer=optimizer)
+            # A single one was under a key of its own before there could be several.
+            saved = trainer["optimizers"] if "optimizers" in trainer else {"": trainer["optimizer"]}
+            for key, each in optimizers.items():
+                _load_optimizer(saved[key], folder_uri, optimizer=each)
+            online = trainer.get("online", {})
+        if ema is not None:
+            ema.load(online)
         if scaler is not None and trainer["scaler"]:
             scaler.load_state_dict(trainer["scaler"])
+        _load_kept(trainer.get("keep", {}), folder_uri, keep=keep or {})
     run = RunState.from_dict(state["run"])
     return run if kept is None else with_best_of(run, kept)
 
@@ -208,10 +248,10 @@ def _described(identity: Mapping[str, str]) -> str:
     return f"recipe {identity.get('recipe')} with config {str(identity.get('config'))[:12]}{others}"
 
 
-def _check_optimizer(state: Mapping[str, Any], uri: str, *, optimizer: torch.optim.Optimizer | None) -> None:
+def _check_optimizer(state: Mapping[str, Any], uri: str, *, optimizer: Optimizers | None) -> None:
     if optimizer is None:
         return
-    wrote, this = state["optimizer"], type(optimizer).__name__
+    wrote, this = state["optimizer"], kinds_of(optimizer)
     if wrote is None:
         raise RecipeError(
             f"checkpoint {uri!r} holds no optimizer state, this run has {this}",
@@ -249,3 +289,14 @@ def _load_optimizer(saved: Mapping[str, Any], uri: str, *, optimizer: torch.opti
             f"checkpoint {uri!r} does not fit the optimizer {type(optimizer).__name__}: {error}",
             hint="The optimizer must be made over the same parameters, in the same groups.",
         ) from error
+
+
+def _load_kept(saved: Mapping[str, Any], uri: str, *, keep: Mapping[str, Stateful]) -> None:
+    for key, each in keep.items():
+        if key in saved:
+            each.load_state_dict(saved[key])
+        elif each.state_dict():  # what has no state had none to save
+            raise RecipeError(
+                f"checkpoint {uri!r} holds no state of {key!r}; it holds {', '.join(sorted(saved)) or 'none'}",
+                hint="Resume with the code that wrote it, or start a new run.",
+            )

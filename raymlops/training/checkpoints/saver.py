@@ -13,13 +13,24 @@ caller waits for copies in host memory alone; ``latest`` finds what a killed pro
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raymlops.errors import NonFiniteError, StorageError
 from raymlops.storage import filesystem, manifest
 from raymlops.training.checkpoints.background import Job, Publisher
-from raymlops.training.checkpoints.format import load_weights, restore, write_state, write_trainer, write_whole
+from raymlops.training.checkpoints.format import (
+    Optimizers,
+    Stateful,
+    kinds_of,
+    load_weights,
+    optimizers_of,
+    restore,
+    write_state,
+    write_trainer,
+    write_whole,
+)
 from raymlops.training.checkpoints.host_copies import HostCopies, model_state, not_finite
 from raymlops.training.checkpoints.retention import Entry, Kept
 
@@ -27,14 +38,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    import torch
     from torch import nn
 
     from raymlops.config.train import TrainSection
     from raymlops.training.checkpoints.host_copies import Entries
     from raymlops.training.checkpoints.state import RunState
+    from raymlops.training.ema import Ema
 
-__all__ = ["FolderSaver", "Saver", "Snapshot", "load_weights", "restore"]
+__all__ = ["FolderSaver", "Optimizers", "Saver", "Snapshot", "Stateful", "load_weights", "restore"]
 
 _SLACK_BYTES = 1 << 20
 """Room for headers, JSON and the pointer beside the tensors."""
@@ -48,9 +59,13 @@ class Snapshot:
     metrics: dict[str, float]
     """Of the report at which it is taken; empty in mid-epoch."""
     model: nn.Module
-    optimizer: torch.optim.Optimizer | None
-    scaler: Any | None
+    """Its weights are what is evaluated and registered: with an average, these are the averages."""
+    optimizer: Optimizers | None
     fit: Mapping[str, Any]
+    scaler: Any | None = None
+    ema: Ema | None = None
+    keep: Mapping[str, Stateful] = field(default_factory=dict)
+    """What else has a state: schedulers, and what a loop of one's own keeps."""
     not_finite_at_start: Entries = field(default_factory=dict)
     """Entries of the model's tensors that were NaN or infinite before the first step, which are intended."""
 
@@ -148,7 +163,9 @@ class FolderSaver(Publisher):
         self._saves += 1
         self._final |= snapshot.state.finished
         if self._rank == 0 or self._sharded:
-            self._start(self._staged(snapshot, best=best, last=last))
+            with nullcontext() if snapshot.ema is None else snapshot.ema.applied():
+                job = self._staged(snapshot, best=best, last=last)
+            self._start(job)
 
     def wait(self) -> None:
         """Return once everything handed over is written.
@@ -181,8 +198,11 @@ class FolderSaver(Publisher):
         )
         draft = manifest.Draft(filesystem.join(self.uri, entry.name), rank=self._rank)
         document = self._document(snapshot, entry)
+        optimizers = optimizers_of(snapshot.optimizer)
+        online = {} if snapshot.ema is None else snapshot.ema.named()
         trainer: dict[str, Any] = {
-            "scaler": None if snapshot.scaler is None else self._copies.copy(snapshot.scaler.state_dict(), of="scaler")
+            "scaler": None if snapshot.scaler is None else self._copies.copy(snapshot.scaler.state_dict(), of="scaler"),
+            "keep": {key: self._copies.copy(each.state_dict(), of=key) for key, each in snapshot.keep.items()},
         }
         if self._sharded:
             from raymlops.training.checkpoints.sharded import start_save
@@ -190,7 +210,8 @@ class FolderSaver(Publisher):
             finish = start_save(
                 draft.folder,
                 snapshot.model,
-                snapshot.optimizer,
+                optimizers,
+                online=online,
                 group=self._group,
                 except_for=snapshot.not_finite_at_start,
             )
@@ -210,9 +231,10 @@ class FolderSaver(Publisher):
                 hint=f"The last good one is {self.kept.last or 'none'}. Lower train.lr, or set train.clip_norm.",
             )
         model = self._copies.copy(live, of="model")
-        trainer["optimizer"] = (
-            None if snapshot.optimizer is None else self._copies.copy(snapshot.optimizer.state_dict(), of="optimizer")
-        )
+        trainer["optimizers"] = {
+            key: self._copies.copy(each.state_dict(), of=f"optimizer {key}") for key, each in optimizers.items()
+        }
+        trainer["online"] = self._copies.copy(online, of="online")
 
         def fill_whole(folder: Path) -> None:
             write_whole(folder, model=model, trainer=trainer)
@@ -230,7 +252,8 @@ class FolderSaver(Publisher):
             "metrics": dict(snapshot.metrics),
             "fit": dict(snapshot.fit),
             "run": snapshot.state.to_dict(),
-            "optimizer": None if snapshot.optimizer is None else type(snapshot.optimizer).__name__,
+            "optimizer": kinds_of(snapshot.optimizer),
+            "ema": snapshot.ema is not None,
             "sharded": self._sharded,
             "world_size": self._world_size,
         }

@@ -1,9 +1,9 @@
 """Sharded checkpoints: every rank writes a part of model and optimizer, readable on any number of ranks.
 
-On ``torch.distributed.checkpoint`` (DCP). Owns names and tensors: ``model.NAME`` and ``optimizer.NAME.KEY``, with the
-parameter's NAME in the model, so that nothing depends on ranks or on order. Must not know when to save, where to
-upload, or what a manifest is. ``.metadata`` and values other than tensors are pickles: callers of ``load`` and
-``read_full`` verify the digests of all files first.
+On ``torch.distributed.checkpoint`` (DCP). Owns names and tensors: ``model.NAME``, ``online.NAME`` and
+``optimizer.NAME.KEY`` (``optimizer:WHICH.NAME.KEY`` with several), with the parameter's NAME in the model, so that
+nothing depends on ranks or on order. Must not know when to save, where to upload, or what a manifest is. ``.metadata``
+and values other than tensors are pickles: callers of ``load`` and ``read_full`` verify the digests of all files first.
 """
 
 from __future__ import annotations
@@ -32,15 +32,18 @@ if TYPE_CHECKING:
 
     from raymlops.training.checkpoints.host_copies import Entries
 
-_MODEL, _OPTIMIZER = "model.", "optimizer."
+_MODEL, _ONLINE, _OPTIMIZER = "model.", "online.", "optimizer"
+
+Optimizers = dict[str, torch.optim.Optimizer]
 
 
 def start_save(
     folder: Path,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
+    optimizers: Optimizers,
     *,
     group: dist.ProcessGroup | None,
+    online: Mapping[str, torch.Tensor] | None = None,
     except_for: Entries | None = None,
 ) -> Callable[[], None]:
     """Copy this rank's part into host memory, and return the function that writes it.
@@ -49,6 +52,7 @@ def start_save(
     ``group``: a gloo group of all ranks that nothing else uses, so that they do not interleave with the training's.
     When it returns, this rank's files are in ``folder``, complete and synced; ``folder`` exists and may be shared by
     the ranks or local to each. ``.metadata``, which makes them readable, is written last, by rank 0.
+    ``online`` are the weights that are trained where those of the model are averages of them.
     ``except_for`` says which entries of this rank's part of the model may be NaN or infinite.
 
     The function raises on every rank if any rank fails:
@@ -59,7 +63,7 @@ def start_save(
         TrainingError: at once: the optimizer holds a parameter that the model does not.
     """
     writer = FileSystemWriter(folder)
-    staged = _copy(_tensors(model, optimizer), writer)
+    staged = _copy(_tensors(model, optimizers, online or {}), writer)
 
     def finish() -> None:
         _refuse_non_finite(staged, group, except_for=except_for or {})
@@ -73,39 +77,44 @@ def start_save(
     return finish
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Fill model and optimizer in place from files that any number of ranks wrote. A collective on the default group.
+def load(
+    folder: Path, model: nn.Module, optimizers: Optimizers, *, online: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """Fill model and optimizers in place from files that any number of ranks wrote. A collective on the default group.
 
-    Every rank's ``folder`` holds all files. The optimizer is one like the saved one's over the same parameters; what it
-    held is replaced, also by nothing, where it was saved before its first step.
+    Every rank's ``folder`` holds all files. An optimizer is one like the saved one's over the same parameters; what it
+    held is replaced, also by nothing, where it was saved before its first step. Returns what was saved as ``online``,
+    in tensors like these.
 
     Raises:
         StorageError: a file is missing or damaged, or a tensor is missing or has another shape. On all ranks alike.
     """
     saved = _saved_for_all(folder)
     target: dict[str, Any] = {f"{_MODEL}{name}": tensor for name, tensor in _model_state(model).items()}
-    named = {} if optimizer is None else _named_parameters(model, optimizer)
-    for name, parameter in named.items():
-        prefix = f"{_OPTIMIZER}{name}."
-        target |= {key: _empty(saved[key], parameter) for key in saved if key.startswith(prefix)}
+    target |= {f"{_ONLINE}{name}": torch.empty_like(tensor) for name, tensor in (online or {}).items()}
+    named = {key: _named_parameters(model, optimizer) for key, optimizer in optimizers.items()}
+    for key, parameters in named.items():
+        for name, parameter in parameters.items():
+            prefix = _prefix(key, name)
+            target |= {entry: _empty(saved[entry], parameter) for entry in saved if entry.startswith(prefix)}
     _read(folder, target, no_dist=False)
 
     model.load_state_dict({key.removeprefix(_MODEL): target[key] for key in target if key.startswith(_MODEL)})
-    if optimizer is None:
-        return
-    values = {
-        index: {
-            key.removeprefix(f"{_OPTIMIZER}{name}."): target[key]
-            for key in target
-            if key.startswith(f"{_OPTIMIZER}{name}.")
+    for key, optimizer in optimizers.items():
+        values = {
+            index: {
+                entry.removeprefix(_prefix(key, name)): target[entry]
+                for entry in target
+                if entry.startswith(_prefix(key, name))
+            }
+            for index, name in enumerate(named[key])
         }
-        for index, name in enumerate(named)
-    }
-    # Learning rate and the like are the configuration's and the schedule's, so the groups stay as they were built.
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict(
-        {"state": {index: state for index, state in values.items() if state}, "param_groups": groups}
-    )
+        # Learning rate and the like are the configuration's and the schedule's, so the groups stay as they were built.
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict(
+            {"state": {index: state for index, state in values.items() if state}, "param_groups": groups}
+        )
+    return {name: target[f"{_ONLINE}{name}"] for name in online or {}}
 
 
 def read_full(folder: Path) -> dict[str, torch.Tensor]:
@@ -123,18 +132,23 @@ def read_full(folder: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix(_MODEL): tensor for name, tensor in whole.items()}
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+def _tensors(model: nn.Module, optimizers: Optimizers, online: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Return what is saved, live.
 
     torch's ``get_optimizer_state_dict`` would take an empty step with an optimizer that has no state yet, by
     which Adam's correction of its averages would start one step late.
     """
     tensors: dict[str, Any] = {f"{_MODEL}{name}": tensor for name, tensor in _model_state(model).items()}
-    if optimizer is not None:
+    tensors |= {f"{_ONLINE}{name}": tensor for name, tensor in online.items()}
+    for key, optimizer in optimizers.items():
         for name, parameter in _named_parameters(model, optimizer).items():
             state = optimizer.state.get(parameter, {})
-            tensors |= {f"{_OPTIMIZER}{name}.{key}": value for key, value in state.items()}
+            tensors |= {f"{_prefix(key, name)}{entry}": value for entry, value in state.items()}
     return tensors
+
+
+def _prefix(key: str, name: str) -> str:
+    return f"{_OPTIMIZER}{':' if key else ''}{key}.{name}."
 
 
 def _copy(tensors: dict[str, Any], writer: FileSystemWriter) -> dict[str, Any]:

@@ -40,11 +40,15 @@ class RunState:
     best_value: float | None = None
     waited: int = 0
     """Reports since the best."""
-    loss_sum: float = 0.0
-    loss_rows: int = 0
-    """Training loss times rows, and rows, of the epoch in progress."""
-    log_sum: float = 0.0
-    log_rows: int = 0
+    waited_from: float | None = None
+    """The value that an improvement is measured from, where ``train.min_delta`` asks for more than any."""
+    reported_step: int = -1
+    """Steps at the last report; -1 where an earlier version wrote the checkpoint."""
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    loss_rows: float = 0.0
+    """Training loss and its parts, summed over rows or by the loss's own weights, and these, since the last report."""
+    log_sums: dict[str, float] = field(default_factory=dict)
+    log_rows: float = 0.0
     """The same since the last log."""
     points: list[MetricPoint] = field(default_factory=list)
     cut: list[int] | None = None
@@ -63,6 +67,8 @@ class RunState:
         return {
             **vars(self),
             "history": [dict(metrics) for metrics in self.history],
+            "loss_sums": dict(self.loss_sums),
+            "log_sums": dict(self.log_sums),
             "skipped": list(self.skipped),
             "faults": list(self.faults),
             "points": self.points[-MAX_POINTS:],  # tuples need no copies, and there are thousands
@@ -72,5 +78,8 @@ class RunState:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Rebuild a state; keys that a newer version wrote are ignored."""
         known = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
+        for sums, before in (("loss_sums", "loss_sum"), ("log_sums", "log_sum")):  # one sum, before losses had parts
+            if sums not in known and before in data:
+                known[sums] = {"loss": data[before]} if data[before.replace("sum", "rows")] else {}
         points = [(str(name), float(value), int(step), int(ms)) for name, value, step, ms in known.pop("points", [])]
         return cls(**known, points=points)

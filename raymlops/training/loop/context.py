@@ -1,77 +1,61 @@
 """The per-rank training context: recipe, data, device, progress, checkpoints and reporting.
 
-The contract of a custom ``train_loop(ctx)``: every rank calls ``report`` equally often and with equal metrics, stops
-when it returns True, and reports a model whose state ``recipe.model()`` can load. A loop that calls ``restore`` first
-resumes from the newest checkpoint; one that does not starts from scratch. Knows nothing of Ray or MLflow: both are
-behind ``Hooks`` and the saver.
+The contract of a custom ``train_loop(ctx)``, which every rank runs alike::
+
+    model = ctx.model()                                    # on this rank's device, the same on every rank
+    optimizer = torch.optim.Adam(model.parameters())
+    ctx.restore(model=model, optimizer=optimizer)          # the checkpoint of a resumed run, if there is one
+    while not ctx.finished:
+        for batch in ctx.batches():                        # this rank's rows of each step left in the epoch
+            ...                                            # one step; ctx.log({"loss": loss}) where it is wanted
+        ctx.report(ctx.evaluate(model))                    # the end of an epoch
+
+``optimizer`` may be several by name; ``keep`` is for whatever else has ``state_dict`` and ``load_state_dict``, such as
+schedulers and averages. ``ctx.batches`` counts steps, seeds them, and hears orders; a loop with batches of its own
+resumes from its last report. Every rank calls ``report`` equally often and with equal metrics, and reports a model
+whose state ``recipe.model()`` can load. Gradients are the loop's own: see ``average_gradients``.
+
+Knows nothing of Ray or MLflow: both are behind ``Hooks`` and the saver.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from raymlops.data.order import seed_all
+from raymlops.data.order import seed_all, seed_start
+from raymlops.data.sampler import epoch_rows
 from raymlops.errors import NonFiniteError, RecipeError, TrainingError
-from raymlops.recipe import RecipeBase, call_recipe, model_of
+from raymlops.recipe import Progress, RecipeBase, call_recipe, model_of
 from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.checkpoints.saver import Snapshot, restore
 from raymlops.training.checkpoints.state import RunState
+from raymlops.training.loop.batches import rank_batches
 from raymlops.training.loop.early_stopping import Best
-from raymlops.training.loop.evaluation import merge_over_ranks, named_values, totals
+from raymlops.training.loop.evaluation import evaluate, numbers
+from raymlops.training.loop.first_weights import initialized
+from raymlops.training.loop.gradients import average
 from raymlops.training.loop.optimizer import total_steps
+from raymlops.training.loop.outcome import Hooks, Outcome, StopAskedError
 from raymlops.training.loop.parallel import parallelize
 from raymlops.training.loop.rank_sync import Agreed, Agreement, Ranks
 from raymlops.training.loop.telemetry import Reporter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch import nn
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared
+    from raymlops.recipe import Batch
     from raymlops.training.checkpoints.retention import Kept
-    from raymlops.training.checkpoints.saver import Saver
-    from raymlops.training.events import Event
+    from raymlops.training.checkpoints.saver import Optimizers, Saver, Stateful
+    from raymlops.training.ema import Ema
 
 _EVALUATION = 1
 """Sets an evaluation's random numbers apart from those of the step after it."""
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """How a rank talks to the process that runs it."""
-
-    emit: Callable[[Event], None] = lambda _event: None
-    orders: Callable[[], str] = lambda: ""
-    """Returns why to stop after a last checkpoint; empty while there is no reason."""
-    heartbeat: Callable[[int], None] = lambda _step: None
-    """Called with the steps done, at each step and evaluation batch and while data is read."""
-    should_stop: Callable[[int, dict[str, float]], bool] = lambda _epoch, _metrics: False
-    """Called with each epoch and its metrics, also with the last one."""
-
-
-@dataclass
-class Outcome:
-    """The result of a loop: ``history`` holds each reported epoch's metrics, in order."""
-
-    history: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = 0
-    epochs: int = 0
-    steps: int = 0
-    stopped: str = ""
-    """The order that stopped the loop early; it can be resumed from its last checkpoint."""
-    workers: int = 1
-    """The number of ranks at the end."""
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Return the metrics of the best epoch."""
-        return self.history[self.best_epoch - 1]
 
 
 class TrainContext:
@@ -95,7 +79,9 @@ class TrainContext:
         self.recipe: RecipeBase = prepared.recipe
         self.ranks = ranks or Ranks()
         self.rank, self.world_size, self.device = self.ranks.rank, self.ranks.world_size, self.ranks.device
-        self.steps = total_steps(spec, rows=prepared.splits["train"].rows)
+        self.epoch_rows = epoch_rows(prepared.splits["train"], seed=spec.seed)
+        self.steps = total_steps(spec, rows=self.epoch_rows)
+        """Optimizer steps of the whole run, if it has one for each batch."""
         self.run_state = RunState()
         """The progress of the run, which the loop advances."""
         self._hooks = hooks or Hooks()
@@ -114,21 +100,33 @@ class TrainContext:
         self._reporter = Reporter(self._hooks.emit, self.recipe, spec, steps=self.steps, ranks=self.ranks)
         self.watch = self._reporter.watch
         """Measures where the time goes; the loop marks the end of each part."""
-        self._trained: tuple[Any, Any, Any] = (None, None, None)
+        self.share = 1.0
+        """What this rank's mean loss of the batch counts times, so that the average over ranks is that of all rows."""
+        self._trained: dict[str, Any] = {"model": None, "optimizer": None}
+        self._logged_step = 0
         self._not_finite_at_start: dict[str, torch.Tensor] = {}
         self._stopped = ""
 
     def model(self) -> nn.Module:
-        """Return the untrained model on this rank's device, the same on every rank."""
-        torch.manual_seed(self.spec.seed)
+        """Return the untrained model on this rank's device, the same on every rank, with its first weights.
+
+        Raises:
+            RecipeError: ``model()`` or ``initialize()`` raises.
+        """
+        seed_start(self.spec.seed)
         model = model_of(self.recipe).to(self.device)
+        if self._resume is None:
+            initialized(self.recipe, model, ranks=self.ranks)
+        if self.spec.sync_batch_norm and self.world_size > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         self._not_finite_at_start = entries_not_finite(model.state_dict())
         return model
 
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """Return a module that maps a batch to its loss and, over several ranks, averages gradients.
+    def parallel(self, model: nn.Module, *, mean: bool = True) -> nn.Module:
+        """Return a module that maps a batch to its mean loss and, over several ranks, averages gradients.
 
         The recipe's loss sees the plain model, which ``strategy: fsdp`` shards in place: build the optimizer after it.
+        Without ``mean`` it returns the ``LossValue``.
         """
         return parallelize(
             self.recipe,
@@ -137,18 +135,32 @@ class TrainContext:
             world_size=self.world_size,
             device=self.device,
             unused_parameters=self._unused_parameters,
+            mean=mean,
         )
 
-    def restore(self, *, model: nn.Module, optimizer: torch.optim.Optimizer | None, scaler: Any = None) -> RunState:
+    def average_gradients(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Average the gradients of parameters over all ranks: after ``backward``, in a loop without ``parallel``."""
+        average(parameters, world_size=self.world_size)
+
+    def restore(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizers | None,
+        scaler: Any = None,
+        ema: Ema | None = None,
+        keep: Mapping[str, Stateful] | None = None,
+    ) -> RunState:
         """Load the checkpoint to resume from, if there is one, and return the run's progress.
 
-        Checkpoints hold the given model, optimizer and scaler from now on.
+        Checkpoints hold all that is given from now on: one optimizer or several by name, and in ``keep`` what else has
+        a state.
 
         Raises:
             StorageError: a file of the checkpoint is damaged.
             UsageError: the checkpoint belongs to another recipe or configuration.
         """
-        self._trained = (model, optimizer, scaler)
+        self._trained = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema, "keep": keep or {}}
         # As each rank holds it from here on.
         self._not_finite_at_start = entries_not_finite(model.state_dict())
         if self._resume is not None:
@@ -166,6 +178,16 @@ class TrainContext:
         return self.run_state
 
     @property
+    def last_step(self) -> int | None:
+        """Return where the run ends: a custom loop may take any number of steps an epoch."""
+        return self.spec.max_steps if self.recipe.train_loop is not None else self.steps
+
+    @property
+    def finished(self) -> bool:
+        """Return whether there is nothing left to train."""
+        return self.run_state.finished
+
+    @property
     def guarded(self) -> bool:
         """Return whether each step's loss and gradient are checked before the optimizer uses them."""
         return self.spec.on_non_finite != "stop"
@@ -174,6 +196,18 @@ class TrainContext:
     def sharded(self) -> bool:
         """Return whether each rank holds a part of the parameters."""
         return self.spec.strategy == "fsdp"
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield this rank's rows of each global batch left in the epoch, on its device; each one is counted as a step.
+
+        What is drawn in a step is seeded as in the default loop. ``share`` is that of the batch: where ranks have
+        unequally many rows, a mean loss times it makes the average over ranks exact. Checkpoints that are due are
+        written between steps. An order raises, after a last checkpoint, what is no Exception: let it pass.
+
+        Raises:
+            RecipeError: ``sampler()`` breaks its contract.
+        """
+        return rank_batches(self)
 
     def seed_step(self, step: int) -> None:
         """Seed what a step draws, such as dropout: differently on each rank, the same each time the step is taken."""
@@ -184,36 +218,45 @@ class TrainContext:
         return self.ranks.sum(tensor)
 
     def evaluate(self, model: nn.Module, split: str = "validation") -> dict[str, float]:
-        """Return the recipe's metrics over a whole split as ``split/name``, the same on every rank."""
+        """Return the recipe's metrics over a whole split as ``split/name``, the same on every rank.
+
+        Of the validation split, at most ``train.eval_max_rows`` rows.
+        """
+        state = self.run_state
+        self.recipe.progress = Progress(state.step, state.epoch, self.steps)
         # Metrics may draw too, such as negatives; the result must not depend on what this attempt did before.
-        seed_all(self.spec.seed, self.run_state.step, self.rank, _EVALUATION, device=self.device)
-        if self.world_size > 1:
-            for buffer in model.buffers():  # running statistics drift apart between ranks
-                torch.distributed.broadcast(buffer, src=0)
-        sums = totals(
+        seed_all(self.spec.seed, state.step, self.rank, _EVALUATION, device=self.device)
+        return evaluate(
             self.recipe,
             model,
             self.prepared.splits[split],
-            batch_size=self.spec.eval_batch_size,
-            rank=self.rank,
-            world=self.world_size,
-            device=self.device,
+            self.spec,
+            ranks=self.ranks,
             before_batch=self._before_evaluation_batch,
-            exchanges=self.sharded,
-            spec=self.spec,
         )
-        if self.world_size > 1:
-            sums = merge_over_ranks(sums, device=self.device)
-        return named_values(self.recipe, sums, split=split)
 
-    def log(self, *, epoch: int, step: int, metrics: dict[str, float]) -> None:
-        """Log metrics of a step. Cheap, but not for every step: ``spec.log_every_steps`` says how often."""
-        self._reporter.tell("step", self.run_state, epoch=epoch, step=step, metrics=metrics)
+    def log(self, metrics: Mapping[str, Any], *, epoch: int | None = None, step: int | None = None) -> None:
+        """Log metrics of a step, numbers or tensors of one element: by default of the last one that was counted.
+
+        Cheap, but not for every step: ``spec.log_every_steps`` says how often.
+
+        Raises:
+            RecipeError: a metric is no number, or the step is one before the last that was logged.
+        """
+        state = self.run_state
+        step = state.step if step is None else step
+        if step < self._logged_step:
+            raise RecipeError(
+                f"ctx.log() got step {step} after step {self._logged_step}, and MLflow would drop it",
+                hint="Count steps over the whole run, or leave step out: ctx.batches() counts them.",
+            )
+        self._logged_step = step
+        found = numbers(metrics, where="ctx.log()")
+        self._reporter.tell("step", state, epoch=state.epoch if epoch is None else epoch, step=step, metrics=found)
 
     def log_with_costs(self, metrics: dict[str, float], *, rows: int) -> None:
         """Log metrics of the steps since the last log, with throughput, the shares of time and the machine's load."""
-        state = self.run_state
-        self.log(epoch=state.epoch, step=state.step, metrics={**metrics, **self._reporter.costs(rows=rows)})
+        self.log({**metrics, **self._reporter.costs(rows=rows)})
 
     def message(self, text: str, *, tags: Mapping[str, str] | None = None) -> None:
         """Write a message to the display and the run's log; ``tags`` are set on the run."""
@@ -251,48 +294,58 @@ class TrainContext:
 
     def report(
         self,
+        metrics: Mapping[str, Any],
         *,
-        epoch: int,
-        step: int,
-        metrics: dict[str, float],
+        epoch: int | None = None,
+        step: int | None = None,
         model: nn.Module | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: Optimizers | None = None,
+        mid_epoch: bool = False,
     ) -> bool:
-        """Report an epoch: compare it with the best, write a checkpoint if one is due, and return whether to stop.
+        """Report an epoch, or one of several evaluations in it: compare it with the best and return whether to stop.
 
-        ``model`` and ``optimizer`` may be omitted after ``restore``, which was given them.
+        A checkpoint is written if one is due. Metrics are numbers or tensors of one element. ``epoch`` and ``step`` are
+        by default those that ``batches`` counts; ``model`` and ``optimizer`` may be omitted after ``restore``, which
+        was given them.
 
         Raises:
-            RecipeError: ``train.metric`` is not among the metrics, or another rank reports less often.
+            RecipeError: ``train.metric`` is not reported, a metric is no number, or another rank reports less often.
             NonFiniteError: it is NaN or infinite.
             StorageError: the model cannot be written; earlier checkpoints are kept.
         """
-        best = self._best
-        value = metrics.get(best.metric)
+        found = numbers(metrics, where="ctx.report()")
+        state = self.run_state
+        best = Best.of_run(state, self.spec)
+        epoch, step = state.epoch if epoch is None else epoch, state.step if step is None else step
+        value = found.get(best.metric)
         if value is None:
             raise RecipeError(
-                f"train.metric is {best.metric!r}, which was not reported; reported: {', '.join(sorted(metrics))}"
+                f"train.metric is {best.metric!r}, which was not reported; reported: {', '.join(sorted(found))}"
             )
         if not math.isfinite(value):
             raise NonFiniteError(f"{best.metric} is {value} after epoch {epoch} (step {step})")
         if model is not None:
-            self._trained = (model, optimizer, None)
-        state = self.run_state
-        state.history.append(dict(metrics))
+            self._trained = {"model": model, "optimizer": optimizer}
+        state.history.append(dict(found))
         improved = best.update(len(state.history), value)
-        state.best_epoch, state.best_value, state.waited = best.epoch, best.value, best.waited
-        state.epoch, state.batch, state.step = epoch + 1, 0, step
-        state.loss_sum, state.loss_rows = 0.0, 0
-        self._reporter.tell("epoch", state, epoch=epoch, step=step, metrics=metrics)
-        over, order = self._agreement.at_report(len(state.history), stop=self._over())
+        state.best_epoch, state.best_value = best.epoch, best.value
+        state.waited, state.waited_from = best.waited, best.waited_from
+        state.step = state.reported_step = step
+        if not mid_epoch:
+            state.epoch, state.batch = epoch + 1, 0
+        state.loss_sums, state.loss_rows = {}, 0.0
+        number = len(state.history)
+        self._reporter.tell("epoch", state, epoch=epoch, step=step, metrics=found, report=number)
+        over, order = self._agreement.at_report(number, stop=self._over())
         stop = over or bool(order)
         state.finished = over
         self._stopped = "" if over else order
         self._hooks.heartbeat(step)
-        if improved or stop or len(state.history) % self.spec.checkpoint_every_epochs == 0:
-            self._save(dict(metrics), best=improved, last=stop)
+        due = not mid_epoch and epoch % self.spec.checkpoint_every_epochs == 0
+        if improved or stop or due:
+            self._save(dict(found), best=improved, last=stop)
         self.watch.mark("report")
-        return self._hooks.should_stop(epoch, dict(metrics)) or stop
+        return self._hooks.should_stop(number, dict(found)) or stop
 
     def run(self, loop: Callable[[TrainContext], None]) -> Outcome:
         """Run the recipe's own loop or ``loop`` and return its outcome."""
@@ -308,7 +361,7 @@ class TrainContext:
                 call_recipe(f"{type(self.recipe).__name__}.train_loop()", lambda: own(self))
         except StopAskedError as asked:
             self._stopped = asked.order
-            if own is None:  # a custom loop may be anywhere by now: it resumes from its last report
+            if own is None and not asked.saved:  # a loop with batches of its own resumes from its last report
                 self.save_checkpoint(last=True)
         state = self.run_state
         if not self._stopped:
@@ -322,51 +375,34 @@ class TrainContext:
         return Outcome(
             history=state.history,
             best_epoch=state.best_epoch,
-            epochs=len(state.history),
+            epochs=state.epoch - (0 if state.batch else 1),
             steps=state.step,
             stopped=self._stopped,
             workers=self.world_size,
         )
 
-    @property
-    def _best(self) -> Best:
-        """Return the best report so far."""
-        state = self.run_state
-        value = math.nan if state.best_value is None else state.best_value
-        return Best(self.spec.metric, self.spec.mode, self.spec.patience, state.best_epoch, value, state.waited)
-
     def _over(self) -> bool:
-        state = self.run_state
+        state, last = self.run_state, self.last_step
         # In mid-epoch the last step may have been taken while its epoch is not reported yet.
-        reported = state.batch == 0
-        return reported and (self._best.exhausted or state.epoch > self.spec.epochs or state.step >= self.steps)
+        if state.batch != 0 and state.reported_step != state.step:
+            return False
+        ended = state.batch == 0 and state.epoch > self.spec.epochs
+        return Best.of_run(state, self.spec).exhausted or ended or (last is not None and state.step >= last)
 
     def _load(self, uri: str, *, kept: Kept | None = None) -> None:
         """Load a checkpoint; ``kept`` lists the existing ones where every rank knows them: the best may be lost."""
-        model, optimizer, scaler = self._trained
-        self.run_state = restore(
-            uri,
-            identity=self._identity,
-            model=model,
-            optimizer=optimizer,
-            scaler=scaler,
-            sharded=self.sharded,
-            kept=kept,
-        )
+        self.run_state = restore(uri, identity=self._identity, sharded=self.sharded, kept=kept, **self._trained)
         self._agreement.moved_to(self.run_state.step)
 
     def _save(self, metrics: dict[str, float], *, best: bool, last: bool) -> None:
-        model, optimizer, scaler = self._trained
         self.run_state.elapsed_s = self._reporter.elapsed_s
         self.watch.mark("other")
         snapshot = Snapshot(
             state=self.run_state,
             metrics=metrics,
-            model=model,
-            optimizer=optimizer,
-            scaler=scaler,
             fit=self.prepared.state,
             not_finite_at_start=self._not_finite_at_start,
+            **self._trained,
         )
         self._saver.save(snapshot, best=best, last=last)
         self._agreement.saved()
@@ -377,14 +413,3 @@ class TrainContext:
         # A rank may leave an evaluation only where it is alone: the next attempt repeats it.
         if self.world_size == 1 and (order := self._hooks.orders()):
             raise StopAskedError(order)
-
-
-class StopAskedError(BaseException):
-    """Stops an evaluation early; not an Exception, so that no recipe handles it as an error of its own."""
-
-    def __init__(self, order: str) -> None:
-        super().__init__(order)
-        self.order = order
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.order,)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from raymlops.config.train import TrainSection
     from raymlops.data.prepare import SplitData
+    from raymlops.training.loop.rank_sync import Ranks
 
 
 Totals = dict[str, npt.NDArray[np.float64]]
@@ -96,6 +97,23 @@ def _number(value: Any, *, where: str) -> float:
         raise RecipeError(f"{where} is a {type(value).__name__}; return a number") from error
 
 
+def numbers(metrics: Mapping[str, Any], *, where: str) -> dict[str, float]:
+    """Return metrics as floats: each may be a number or a tensor of one element.
+
+    Raises:
+        RecipeError: one is something else.
+    """
+    return {str(name): _number(value, where=f"{where}: {name!r}") for name, value in metrics.items()}
+
+
+def spread_rows(split: SplitData, spec: TrainSection) -> torch.Tensor | None:
+    """Return the rows of a validation where ``train.eval_max_rows`` limits them: evenly spread; else None."""
+    most = spec.eval_max_rows
+    if most is None or split.rows <= most:
+        return None
+    return torch.linspace(0, split.rows - 1, most, dtype=torch.float64).round().long()
+
+
 def totals(
     recipe: RecipeBase,
     model: nn.Module,
@@ -110,7 +128,7 @@ def totals(
     indices: torch.Tensor | None = None,
     spec: TrainSection | None = None,
 ) -> Totals:
-    """Return the sums over this rank's share of the rows, without padding, or over the rows of ``indices``.
+    """Return the sums over this rank's share of all rows, or of those of ``indices``, without padding.
 
     They are computed in the precision of ``spec``, by default in float32.
 
@@ -122,9 +140,9 @@ def totals(
     Raises:
         RecipeError: ``metrics()`` breaks its contract.
     """
-    if indices is None:
-        indices = split.share(rank=rank, world=world)
-    passes = math.ceil(math.ceil(split.rows / world) / batch_size) if exchanges else 0
+    rows = split.rows if indices is None else len(indices)
+    indices = split.share(rank=rank, world=world) if indices is None else indices[rank::world]
+    passes = math.ceil(math.ceil(rows / world) / batch_size) if exchanges else 0
     total: Totals | None = None
     done = 0
     with _evaluating(model), nullcontext() if spec is None else autocast(spec, device):
@@ -137,6 +155,42 @@ def totals(
             total = add(total, {name: np.zeros_like(value) for name, value in one.items()})
             done += 1
     return total
+
+
+def evaluate(
+    recipe: RecipeBase,
+    model: nn.Module,
+    split: SplitData,
+    spec: TrainSection,
+    *,
+    ranks: Ranks,
+    before_batch: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Return the metrics over a split as ``split/name``, the same on every rank; a collective over several.
+
+    Of the validation split, at most ``train.eval_max_rows`` rows.
+
+    Raises:
+        RecipeError: ``metrics()`` or ``finalize()`` breaks its contract.
+    """
+    if ranks.world_size > 1:
+        ranks.copy_from_first(model.buffers())  # running statistics drift apart between ranks
+    sums = totals(
+        recipe,
+        model,
+        split,
+        batch_size=spec.eval_batch_size,
+        rank=ranks.rank,
+        world=ranks.world_size,
+        device=ranks.device,
+        before_batch=before_batch,
+        exchanges=spec.strategy == "fsdp",
+        indices=spread_rows(split, spec) if split.name == "validation" else None,
+        spec=spec,
+    )
+    if ranks.world_size > 1:
+        sums = merge_over_ranks(sums, device=ranks.device)
+    return named_values(recipe, sums, split=split.name)
 
 
 def block_totals(

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Iterable
+
     from torch.amp.grad_scaler import GradScaler
 
 
 def backward(loss: torch.Tensor, scaler: GradScaler | None) -> None:
     """Add the loss's gradients to the parameters', scaled where there is a scaler."""
     (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+
+
+def scale_gradient(optimizer: torch.optim.Optimizer, factor: torch.Tensor) -> None:
+    """Multiply the optimizer's gradients by a scalar on their device."""
+    gradients: list[Any] = [
+        value.grad for group in optimizer.param_groups for value in group["params"] if value.grad is not None
+    ]
+    parts = [value.to_local() if hasattr(value, "to_local") else value for value in gradients]
+    if parts:
+        torch._foreach_mul_(parts, factor)
 
 
 def clip_gradient(
@@ -38,3 +50,16 @@ def clip_gradient(
         clip_grads_with_norm_(parameters, max_norm, norm)
     total: torch.Tensor = norm.float()
     return total
+
+
+def average(parameters: Iterable[torch.Tensor], *, world_size: int) -> None:
+    """Average the gradients of parameters over all ranks, by one all-reduce."""
+    gradients = [value.grad for value in parameters if value.grad is not None]
+    if world_size == 1 or not gradients:
+        return
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    start = 0
+    for gradient in gradients:
+        gradient.copy_((flat[start : start + gradient.numel()] / world_size).view_as(gradient))
+        start += gradient.numel()

@@ -1,16 +1,18 @@
 """The training loop, from top to bottom.
 
 The arithmetic, for N training rows, a global batch of B rows and W workers: an epoch has ceil(N / B) steps; a
-worker takes about B / W rows of each, in ``accumulate`` micro-batches; the gradient of a step is the exact mean over
-its global batch, so that neither W nor ``accumulate`` changes a result beyond rounding (but for dropout, which each
-rank draws for itself, and batch normalisation, which sees a micro-batch: of two rows at least where one is too few for
-it, and a row that is left over alone is then normalised by the running statistics). The learning rate is a function of
-the step alone, and so are random numbers: a run that resumes from a checkpoint takes the steps it would have taken.
+worker takes about B / W rows of each, in ``accumulate`` micro-batches; the gradient of a step is that of the exact
+mean over its global batch, by rows or by the loss's own weights, so that neither W nor ``accumulate`` changes a result
+beyond rounding (but for dropout, which each rank draws for itself, losses between the rows of a micro-batch, and batch
+normalisation, which sees a micro-batch: of two rows at least where one is too few for it, and a row that is left over
+alone is then normalised by the running statistics). The learning rate is a function of the step, or of a state that
+checkpoints hold, and random numbers are a function of the step: a run that resumes from a checkpoint takes the steps it
+would have taken.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
@@ -19,19 +21,20 @@ import torch
 
 from raymlops.data.order import leaves_single_rows, micro_batches
 from raymlops.recipe import call_recipe, to_device
+from raymlops.training.ema import Ema
 from raymlops.training.loop.batch_norm import normalizes_batches, one_row_is_too_few, running_statistics
-from raymlops.training.loop.gradients import backward, clip_gradient
-from raymlops.training.loop.losses import Losses
-from raymlops.training.loop.optimizer import build_optimizer, learning_rate, set_lr
+from raymlops.training.loop.batches import global_batches
+from raymlops.training.loop.gradients import backward, clip_gradient, scale_gradient
+from raymlops.training.loop.losses import Losses, StepLoss
+from raymlops.training.loop.optimizer import Schedule, build_optimizer
 from raymlops.training.loop.parallel import local_only
 from raymlops.training.loop.precision import autocast, optimizer_step, overflow_expected, scaler_of, skip_step
 from raymlops.training.loop.step_check import Verdict, check_step, handle_fault
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from torch import nn
 
+    from raymlops.loss_value import LossValue
     from raymlops.training.loop.context import TrainContext
 
 
@@ -43,11 +46,14 @@ def default_loop(ctx: TrainContext) -> None:
         NonFiniteError: a loss or gradient is NaN or infinite, and the policy is to stop; names epoch, step and rate.
     """
     model = ctx.model()
-    loss_of = ctx.parallel(model)
-    optimizer = build_optimizer(model, ctx.spec)
+    loss_of = ctx.parallel(model, mean=False)
+    optimizer = build_optimizer(ctx.recipe, model, ctx.spec)
+    schedule = Schedule(ctx.recipe, optimizer, ctx.spec, steps=ctx.steps)
+    ema = None if ctx.spec.ema is None else Ema(model, ctx.spec.ema)
     may_need_pairs = normalizes_batches(model) and ctx.spec.micro_batch_rows > 1
-    trained = _Trained(model, loss_of, optimizer, scaler_of(ctx.spec, ctx.device), None if may_need_pairs else False)
-    ctx.restore(model=model, optimizer=optimizer, scaler=trained.scaler)
+    in_pairs = None if may_need_pairs else False
+    trained = _Trained(model, loss_of, optimizer, schedule, ema, scaler_of(ctx.spec, ctx.device), in_pairs)
+    ctx.restore(model=model, optimizer=optimizer, scaler=trained.scaler, ema=ema, keep={"schedule": schedule})
     losses = Losses(ctx)
 
     while not ctx.run_state.finished:
@@ -57,9 +63,9 @@ def default_loop(ctx: TrainContext) -> None:
             return
         if end is _EpochEnd.ROLLED_BACK:
             losses.discard()
-            continue
-        metrics = {**losses.close_epoch(), **ctx.evaluate(model)}
-        if ctx.report(epoch=ctx.run_state.epoch, step=ctx.run_state.step, metrics=metrics):
+        elif not _validates_at_end_of_epoch(ctx):
+            ctx.run_state.epoch, ctx.run_state.batch = ctx.run_state.epoch + 1, 0
+        elif _validated(ctx, trained, losses):
             return
 
 
@@ -68,9 +74,15 @@ class _Trained:
     model: nn.Module
     loss_of: nn.Module
     optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    ema: Ema | None
     scaler: Any
     in_pairs: bool | None
     """Whether a micro-batch needs two rows; None until the first one with a single row, which is when it is tested."""
+
+    def evaluated(self) -> AbstractContextManager[None]:
+        """Return the context in which the model has the weights that are evaluated."""
+        return nullcontext() if self.ema is None else self.ema.applied()
 
 
 class _EpochEnd(Enum):
@@ -81,17 +93,17 @@ class _EpochEnd(Enum):
 
 def _train_epoch(ctx: TrainContext, trained: _Trained, losses: Losses) -> _EpochEnd:
     """Take the remaining steps of the epoch in progress."""
-    spec, state, train = ctx.spec, ctx.run_state, ctx.prepared.splits["train"]
-    for indices in train.global_batches(
-        batch_size=spec.batch_size, seed=spec.seed, epoch=state.epoch, skip=state.batch
-    ):
+    spec, state = ctx.spec, ctx.run_state
+    for indices in global_batches(ctx):
         if state.step == ctx.steps:
             state.cut = [state.epoch, state.batch]
             break
-        state.lr = learning_rate(spec, state.step, steps=ctx.steps)
+        trained.schedule.before_step(state.step)
+        state.lr = trained.schedule.lr
         skipped = state.step + 1 in state.skipped
         if not skipped and _train_step(ctx, trained, losses, indices) is Verdict.ROLLBACK:
             return _EpochEnd.ROLLED_BACK
+        trained.schedule.after_step()
         state.step += 1
         state.batch += 1
 
@@ -102,42 +114,71 @@ def _train_epoch(ctx: TrainContext, trained: _Trained, losses: Losses) -> _Epoch
         if agreed.due:
             losses.flush()
             ctx.save_checkpoint(last=bool(agreed.order))
-        if agreed.order:
+        if agreed.order or (_validates_now(ctx) and _validated(ctx, trained, losses, mid_epoch=True)):
             return _EpochEnd.STOPPED
     return _EpochEnd.DONE
+
+
+def _validates_now(ctx: TrainContext) -> bool:
+    """Return whether a validation is due after the step that was counted last."""
+    every = ctx.spec.eval_every_steps
+    return every is not None and ctx.run_state.step % every == 0
+
+
+def _validates_at_end_of_epoch(ctx: TrainContext) -> bool:
+    """Return whether the epoch that has ended is evaluated: where it is done by steps, the last one alone."""
+    state = ctx.run_state
+    ends = state.step >= ctx.steps or state.epoch >= ctx.spec.epochs
+    return ctx.spec.eval_every_steps is None or (ends and state.reported_step != state.step)
+
+
+def _validated(ctx: TrainContext, trained: _Trained, losses: Losses, *, mid_epoch: bool = False) -> bool:
+    """Evaluate and report, and return whether to stop."""
+    metrics = losses.since_report()
+    with trained.evaluated():
+        metrics |= ctx.evaluate(trained.model)
+    if (value := metrics.get(ctx.spec.metric)) is not None:
+        trained.schedule.after_report(value)
+    return ctx.report(metrics, mid_epoch=mid_epoch)
 
 
 def _train_step(ctx: TrainContext, trained: _Trained, losses: Losses, indices: torch.Tensor) -> Verdict:
     """Take one optimizer step on a global batch, unless its loss or gradient is not finite."""
     optimizer, scaler = trained.optimizer, trained.scaler
-    set_lr(optimizer, ctx.run_state.lr)
     buffers = [buffer.clone() for buffer in trained.model.buffers()] if ctx.guarded else []
     loss = _forward_backward(ctx, trained, indices)
     norm = clip_gradient(optimizer, scaler, max_norm=ctx.spec.clip_norm, need_norm=ctx.guarded)
     # fp16's gradients overflow while its scale is being found: the scaler skips those steps by itself.
-    verdict = check_step(ctx, loss=loss, norm=None if scaler else norm)
+    verdict = check_step(ctx, loss=loss.value, norm=None if scaler else norm)
     if verdict is not Verdict.TAKE:
         skip_step(scaler)
-    elif not optimizer_step(optimizer, scaler) and not overflow_expected(scaler):
+    elif optimizer_step(optimizer, scaler):
+        if trained.ema is not None:
+            trained.ema.update(ctx.run_state.step + 1)
+    elif not overflow_expected(scaler):
         verdict = handle_fault(ctx)
     if verdict is Verdict.TAKE:
-        losses.add(loss / ctx.world_size, rows=len(indices))
+        losses.add(loss, rows=len(indices))
     elif verdict is Verdict.SKIP:
         _restore_buffers(trained.model, buffers)
     ctx.watch.mark("optimizer")
     return verdict
 
 
-def _forward_backward(ctx: TrainContext, trained: _Trained, indices: torch.Tensor) -> torch.Tensor:
-    """Accumulate the gradient of one global batch and return this rank's part of its loss."""
-    train = ctx.prepared.splits["train"]
+def _forward_backward(ctx: TrainContext, trained: _Trained, indices: torch.Tensor) -> StepLoss:
+    """Accumulate the gradient of one global batch and return this rank's part of its loss.
+
+    The gradients of ranks are averaged, so that with B rows in the global batch, a micro-batch's mean counts times
+    (its rows * ranks / B). A sum with weights counts times (ranks / B), and the gradient, once all weights are known,
+    times (B / sum of weights).
+    """
+    train, rows = ctx.prepared.splits["train"], len(indices)
     where = f"{type(ctx.recipe).__name__}.loss()"
-    if trained.in_pairs is None and leaves_single_rows(len(indices), world=ctx.world_size, pieces=ctx.spec.accumulate):
+    if trained.in_pairs is None and leaves_single_rows(rows, world=ctx.world_size, pieces=ctx.spec.accumulate):
         trained.in_pairs = _one_row_is_too_few(ctx, trained.model, indices[:1])
     paired = bool(trained.in_pairs)
     ctx.seed_step(ctx.run_state.step)
     trained.optimizer.zero_grad()
-    total = torch.zeros((), device=ctx.device)
     pieces = micro_batches(
         indices,
         rank=ctx.rank,
@@ -145,17 +186,36 @@ def _forward_backward(ctx: TrainContext, trained: _Trained, indices: torch.Tenso
         pieces=ctx.spec.accumulate,
         least_rows=2 if paired else 1,
     )
-    for number, (piece, weight) in enumerate(pieces, start=1):
+    total: StepLoss | None = None
+    for number, (piece, share) in enumerate(pieces, start=1):
         batch = to_device(train.batch(piece), ctx.device)
         ctx.watch.mark("data")
-        counts = weight > 0 and not (paired and len(piece) == 1 < train.rows)
+        counts = share > 0 and not (paired and len(piece) == 1 < train.rows)
         # Gradients are all-reduced once a step, with the last micro-batch.
         with local_only(trained.loss_of, last=number == len(pieces)), _normalization(trained, counts=counts):
-            loss = call_recipe(where, lambda batch=batch: trained.loss_of(batch)) * weight  # type: ignore[misc]
-            backward(loss, trained.scaler)
-        total += loss.detach()
+            loss: LossValue = call_recipe(where, lambda batch=batch: trained.loss_of(batch))  # type: ignore[misc]
+            times = share if loss.weight is None else ctx.world_size / rows * (share > 0)
+            backward(loss.value * times, trained.scaler)
+        total = _added(total, loss, rows=share * rows / ctx.world_size, all_rows=rows)
         ctx.watch.mark("forward_backward")
+    assert total is not None
+    if isinstance(total.weight, torch.Tensor):
+        weight = ctx.sum_over_ranks(total.weight.clone())
+        scale_gradient(trained.optimizer, torch.where(weight > 0, rows / weight, 0.0))
     return total
+
+
+def _added(total: StepLoss | None, loss: LossValue, *, rows: float, all_rows: int) -> StepLoss:
+    """Add a micro-batch's loss to this rank's part; ``rows`` is 0 for filler rows, which do not count."""
+    times = rows if loss.weight is None else float(rows > 0)
+    value = loss.value.detach() * times
+    parts = {name: part * times for name, part in loss.parts.items()}
+    weight = all_rows if loss.weight is None else loss.weight * times
+    if total is None:
+        return StepLoss(value, parts, weight)
+    if isinstance(total.weight, torch.Tensor):
+        weight = total.weight + weight
+    return StepLoss(total.value + value, {name: total.parts[name] + part for name, part in parts.items()}, weight)
 
 
 def _one_row_is_too_few(ctx: TrainContext, model: nn.Module, row: torch.Tensor) -> bool:

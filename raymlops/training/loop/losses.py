@@ -7,14 +7,37 @@ interrupts has the same value as without the restart.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from raymlops.errors import RecipeError
 from raymlops.training.loop.nonfinite import non_finite
 
 if TYPE_CHECKING:
     from raymlops.training.loop.context import TrainContext
+
+
+@dataclass
+class StepLoss:
+    """This rank's part of a step's loss: sums over its rows, or by the loss's own weights, and what divides them.
+
+    ``weight`` is the number of rows of the global batch where the loss is a mean over rows, as it then is on every
+    rank; else the sum of this rank's weights.
+    """
+
+    value: torch.Tensor
+    parts: dict[str, torch.Tensor]
+    weight: torch.Tensor | float
+
+    def stacked(self, *, ranks: int) -> torch.Tensor:
+        """Return weight, value and parts as one tensor, whose sums over ranks are those of the global batch."""
+        device = self.value.device
+        weight = (
+            self.weight if isinstance(self.weight, torch.Tensor) else torch.tensor(self.weight / ranks, device=device)
+        )
+        return torch.stack([weight, self.value, *self.parts.values()])
 
 
 class Losses:
@@ -22,12 +45,23 @@ class Losses:
 
     def __init__(self, ctx: TrainContext) -> None:
         self._ctx = ctx
-        self._pending: list[tuple[torch.Tensor, int, float, int]] = []
+        self._pending: list[tuple[torch.Tensor, float, int]] = []
+        self._names: list[str] | None = None
+        self._rows = 0
 
-    def add(self, loss: torch.Tensor, *, rows: int) -> None:
-        """Add this rank's part of a step's loss, before the step is counted."""
+    def add(self, loss: StepLoss, *, rows: int) -> None:
+        """Add this rank's part of a step's loss, before the step is counted.
+
+        Raises:
+            RecipeError: its parts have other names than those of the step before.
+        """
+        names = list(loss.parts)
+        if self._names not in (None, names):
+            raise RecipeError(f"loss() returned the parts {names}, and {self._names} in the step before")
+        self._names = names
+        self._rows += rows
         state = self._ctx.run_state
-        self._pending.append((loss, rows, state.lr, state.step + 1))
+        self._pending.append((loss.stacked(ranks=self._ctx.world_size), state.lr, state.step + 1))
 
     def flush(self) -> None:
         """Add the pending losses to the sums of the run's state.
@@ -39,35 +73,40 @@ class Losses:
             return
         state = self._ctx.run_state
         reduced: Any = self._ctx.sum_over_ranks(torch.stack([loss for loss, *_ in self._pending])).tolist()
-        for loss, (_, rows, lr, step) in zip(reduced, self._pending, strict=True):
-            if not math.isfinite(loss):
-                raise non_finite(
-                    f"the training loss is {loss} at epoch {state.epoch}, step {step}, learning rate {lr:.3g}"
-                )
-            state.loss_sum += loss * rows
-            state.loss_rows += rows
-            state.log_sum += loss * rows
-            state.log_rows += rows
+        for (weight, *sums), (_, lr, step) in zip(reduced, self._pending, strict=True):
+            for name, total in zip(["loss", *(self._names or ())], sums, strict=True):
+                if not math.isfinite(total):
+                    what = "the training loss" if name == "loss" else f"the part {name} of the training loss"
+                    raise non_finite(f"{what} is {total} at epoch {state.epoch}, step {step}, learning rate {lr:.3g}")
+                for kept in (state.loss_sums, state.log_sums):
+                    kept[name] = kept.get(name, 0.0) + total
+            state.loss_rows += weight
+            state.log_rows += weight
         self._pending = []
 
     def log(self) -> None:
         """Log the mean loss of the steps since the last log, with their learning rate and throughput."""
         self.flush()
         state = self._ctx.run_state
-        if not state.log_rows:
+        metrics = _means(state.log_sums, state.log_rows)
+        if not metrics:
             return
-        metrics = {"train/loss": state.log_sum / state.log_rows}
         if state.lr:  # not known after a resume from an earlier version's checkpoint, until the next step
             metrics["train/lr"] = state.lr
-        rows, state.log_sum, state.log_rows = state.log_rows, 0.0, 0
+        rows, self._rows = self._rows, 0
+        state.log_sums, state.log_rows = {}, 0.0
         self._ctx.log_with_costs(metrics, rows=rows)
 
-    def close_epoch(self) -> dict[str, float]:
-        """Log, and return the mean loss over the epoch's rows; empty if every step was skipped."""
+    def since_report(self) -> dict[str, float]:
+        """Log, and return the mean loss since the last report; empty if every step was skipped."""
         self.log()
         state = self._ctx.run_state
-        return {"train/loss": state.loss_sum / state.loss_rows} if state.loss_rows else {}
+        return _means(state.loss_sums, state.loss_rows)
 
     def discard(self) -> None:
         """Discard the pending losses after a rollback."""
         self._pending = []
+
+
+def _means(sums: dict[str, float], weight: float) -> dict[str, float]:
+    return {f"train/{name}": total / weight if weight else 0.0 for name, total in sums.items()}

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from raymlops.errors import RecipeError, UsageError
+from raymlops.loss_value import LossValue, loss_value
 from raymlops.recipe import RecipeBase, call_recipe
 from raymlops.training.loop.precision import DTYPES, autocast
 
@@ -112,18 +113,23 @@ def _count(module: nn.Module) -> int:
 
 
 class BatchLoss(nn.Module):
-    """The recipe's loss as a module, which is what DDP can wrap: a batch in, a float32 scalar out."""
+    """The recipe's loss as a module, which is what DDP can wrap: a batch in, its ``LossValue`` or its mean out."""
 
-    def __init__(self, recipe: RecipeBase, model: nn.Module, *, spec: TrainSection, device: torch.device) -> None:
+    def __init__(
+        self, recipe: RecipeBase, model: nn.Module, *, spec: TrainSection, device: torch.device, mean: bool
+    ) -> None:
         super().__init__()
+        self._mean = mean
         self.model = model
         self.sharded = spec.strategy == "fsdp"
         self._recipe, self._spec, self._device = recipe, spec, device
+        self._where = f"{type(recipe).__name__}.loss()"
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Return the mean loss of the batch."""
+    def forward(self, batch: Batch) -> LossValue | torch.Tensor:
+        """Return the loss of the batch."""
         with autocast(self._spec, self._device), explained():
-            return self._recipe.loss(self.model, batch).float()
+            found = loss_value(self._recipe.loss(self.model, batch), where=self._where)
+            return found.mean() if self._mean else found
 
 
 def parallelize(
@@ -134,8 +140,9 @@ def parallelize(
     world_size: int,
     device: torch.device | str,
     unused_parameters: bool = False,
+    mean: bool = True,
 ) -> nn.Module:
-    """Return a module that maps a batch to its loss and averages gradients over all ranks.
+    """Return a module that maps a batch to its mean loss and averages gradients over all ranks.
 
     Changes ``model`` in place, so do it once a model and before the optimizer is built: under FSDP its parameters
     become shards. A collective; fsdp needs a process group, of one rank too. The recipe sees the plain
@@ -149,6 +156,7 @@ def parallelize(
         device: this rank's.
         unused_parameters: DDP only: look in each step for parameters that took no part, and do without them.
             FSDP does without them anyway, where they are the same on every rank.
+        mean: False for the ``LossValue``, whose sums the caller divides.
 
     Raises:
         UsageError: nothing to shard or to recompute, or no compiler; see ``check`` and ``check_compile``.
@@ -166,7 +174,7 @@ def parallelize(
         for layer in layers:
             _replace_forward(layer, _recomputed)
 
-    loss = BatchLoss(recipe, model, spec=spec, device=device)
+    loss = BatchLoss(recipe, model, spec=spec, device=device, mean=mean)
     if spec.strategy == "fsdp":
         _shard(model, layers, spec=spec, world_size=world_size, device=device)
     elif world_size > 1 and any(parameter.requires_grad for parameter in model.parameters()):

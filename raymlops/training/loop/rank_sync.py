@@ -15,7 +15,7 @@ import torch
 from raymlops.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 T = TypeVar("T")
 ORDERS = ("", "resized", "drained", "interrupted")
@@ -47,6 +47,12 @@ class Ranks:
         if self.world_size > 1:
             torch.distributed.all_reduce(found, group=self.control)
         return bool(found)
+
+    def copy_from_first(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Fill tensors with those of rank 0, in place."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor.detach(), src=0)
 
     def from_first(self, value: T) -> T:
         """Return rank 0's value on every rank."""

@@ -132,6 +132,7 @@ class Reporter:
         metrics: dict[str, float] | None = None,
         message: str = "",
         tags: Mapping[str, str] | None = None,
+        report: int = 0,
     ) -> None:
         """Emit an event; ``state`` carries its metrics until they are known to be written."""
         if not self._speaks:
@@ -156,6 +157,7 @@ class Reporter:
                 rows_per_s=shown.get("throughput/rows_per_s", 0.0),
                 timestamp_ms=now_ms,
                 message=message,
+                report=report,
                 workers=self._workers,
                 tags=dict(tags or {}),
             )

@@ -25,7 +25,7 @@ from raymlops.training.supervision.worker_group import WorkerGroup, dead, draini
 
 if TYPE_CHECKING:
     from raymlops.training.checkpoints.latest import Recalled
-    from raymlops.training.loop.context import Outcome
+    from raymlops.training.loop.outcome import Outcome
     from raymlops.training.supervision.request import RunRequest
 
 _SETTLE_S = 3.0

@@ -14,7 +14,7 @@ from raymlops.training.supervision.heartbeat import HeartbeatThread, interval_s
 
 if TYPE_CHECKING:
     from raymlops.config.train import TrainSection
-    from raymlops.training.loop.context import Outcome
+    from raymlops.training.loop.outcome import Outcome
     from raymlops.training.supervision.request import RunRequest
 
 
@@ -66,8 +66,9 @@ def _train(
     from raymlops.project import Project
     from raymlops.training.checkpoints.saver import FolderSaver
     from raymlops.training.events import words
-    from raymlops.training.loop.context import Hooks, TrainContext
+    from raymlops.training.loop.context import TrainContext
     from raymlops.training.loop.loop import default_loop
+    from raymlops.training.loop.outcome import Hooks
     from raymlops.training.loop.rank_sync import Ranks
     from raymlops.training.preflight import try_on_first_rank
     from raymlops.training.runs.writer import CHECKPOINT_FAILURES

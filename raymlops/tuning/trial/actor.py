@@ -34,8 +34,8 @@ from raymlops.project import Project
 from raymlops.storage import filesystem
 from raymlops.training.checkpoints.latest import recall, recorded_fit
 from raymlops.training.inprocess import run_in_process
-from raymlops.training.loop.context import Hooks
 from raymlops.training.loop.early_stopping import Best
+from raymlops.training.loop.outcome import Hooks
 from raymlops.training.runs.lookup import CHECKPOINTS
 from raymlops.tuning.trial.checkpoints import TrialSaver, section_of
 from raymlops.tuning.trial.epoch_stream import EpochStream, TrialThread

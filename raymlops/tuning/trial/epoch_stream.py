@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raymlops.training.loop.context import StopAskedError
+from raymlops.training.loop.outcome import StopAskedError
 from raymlops.tuning.trial.watchdog import Watchdog
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
     from raymlops.training.events import Event
-    from raymlops.training.loop.context import Outcome
+    from raymlops.training.loop.outcome import Outcome
 
     OnEpoch = Callable[..., bool]
 
@@ -38,7 +38,7 @@ class EpochWriter:
     def __call__(self, event: Event) -> None:
         """Forward an epoch."""
         if event.kind == "epoch":
-            self._forward(event.epoch, dict(event.metrics), step=event.step)
+            self._forward(event.report, dict(event.metrics), step=event.step)
 
     def close(self, outcome: Outcome) -> None:
         """Forward the epochs whose events were lost with their mailbox."""

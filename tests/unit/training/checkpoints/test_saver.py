@@ -100,7 +100,7 @@ def test_the_scaler_comes_back(tmp_path: Path) -> None:
     scaler.scale(torch.ones(1))
     taken = snapshot(1)
     saver = folder_saver(str(tmp_path))
-    saver.save(type(taken)(taken.state, {}, taken.model, taken.optimizer, scaler, {}), best=False, last=False)
+    saver.save(type(taken)(taken.state, {}, taken.model, taken.optimizer, {}, scaler), best=False, last=False)
     saver.wait()
     model, optimizer = fresh()
     other = torch.amp.GradScaler("cpu", init_scale=2.0)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from raymlops.config.train import TrainSection
-from raymlops.training.loop.optimizer import build_optimizer, learning_rate, total_steps
+from raymlops.recipe import RecipeBase
+from raymlops.training.loop.optimizer import build_optimizer, lr_factor, total_steps
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ from raymlops.training.loop.optimizer import build_optimizer, learning_rate, tot
 def test_schedules(schedule: Any, expected: list[float]) -> None:
     """Warm-up, then constant, a line or a half cosine to zero at the step after the last."""
     section = TrainSection(lr=2.0, schedule=schedule, warmup_fraction=0.2)
-    rates = [learning_rate(section, step, steps=10) for step in range(10)]
+    rates = [2 * lr_factor(section, step, steps=10) for step in range(10)]
     assert rates == pytest.approx([2 * share for share in expected], abs=1e-6)
 
 
@@ -42,7 +43,7 @@ def test_optimizers_take_their_settings(tiny_project: Any, name: str, kind: type
     model = torch.nn.Linear(2, 1)
     model.bias.requires_grad_(requires_grad=False)
     spec = tiny_project(optimizer=name, momentum=0.7, weight_decay=0.01).spec.train
-    optimizer = build_optimizer(model, spec)
+    optimizer = build_optimizer(RecipeBase(), model, spec)
     group = optimizer.param_groups[0]
     assert type(optimizer) is kind
     assert (group["lr"], group["weight_decay"], len(group["params"])) == (1e-2, 0.01, 1)

@@ -10,7 +10,7 @@ import weakref
 import pytest
 
 from raymlops.errors import TrialHungError
-from raymlops.training.loop.context import StopAskedError
+from raymlops.training.loop.outcome import StopAskedError
 from raymlops.tuning.trial.epoch_stream import Epoch, EpochStream, TrialThread
 from raymlops.tuning.trial.watchdog import Watchdog
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raymlops.training.events import Event, words
-from raymlops.training.loop.context import Outcome
+from raymlops.training.loop.outcome import Outcome
 from raymlops.tuning.trial.multi_worker import EpochWriter
 
 

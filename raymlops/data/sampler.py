@@ -1,0 +1,71 @@
+"""The rows of an epoch that a recipe's own ``sampler`` chooses: the same in every process, of one length.
+
+Knows nothing of batches or ranks; ``order`` owns the order of an epoch without a sampler.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from raymlops.data.order import derived_seed
+from raymlops.data.random_streams import Stream
+from raymlops.errors import RecipeError
+from raymlops.recipe import RecipeBase, call_recipe, described
+
+if TYPE_CHECKING:
+    from raymlops.data.split import SplitData
+
+
+def epoch_rows(split: SplitData, *, seed: int) -> int:
+    """Return the number of rows of each epoch.
+
+    Raises:
+        RecipeError: as ``sampled_rows``.
+    """
+    sampled = sampled_rows(split, seed=seed, epoch=1)
+    return split.rows if sampled is None else len(sampled)
+
+
+def sampled_rows(split: SplitData, *, seed: int, epoch: int) -> torch.Tensor | None:
+    """Return the row numbers (int64) of an epoch in the order of the recipe's ``sampler``; None without one.
+
+    Raises:
+        RecipeError: ``sampler()`` raises, yields no row or anything but row numbers of the split, or the split has an
+            order of its own.
+    """
+    recipe = split.recipe
+    if type(recipe).sampler is RecipeBase.sampler:
+        return None
+    where = f"{type(recipe).__name__}.sampler()"
+
+    def draw() -> torch.Tensor | None:
+        found = recipe.sampler(split.indexed, epoch)
+        if found is None:
+            return None
+        return torch.as_tensor(found if isinstance(found, np.ndarray | torch.Tensor) else list(found))
+
+    with Stream(derived_seed(seed, epoch)).drawn_from():
+        rows: torch.Tensor | None = call_recipe(where, draw)
+    if rows is None:
+        return None
+    if split.indexed is None:
+        raise RecipeError(
+            f"{where} chooses rows, but the {split.name} split is {described(split)}, whose rows are read in an order "
+            "of their own",
+            hint="Use a table in memory (Parquet up to 64 MB) or a torch dataset with __getitem__.",
+        )
+    if not len(rows):
+        raise RecipeError(f"{where} yielded no row for epoch {epoch}")
+    if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
+        raise RecipeError(
+            f"{where} yielded a tensor of shape {tuple(rows.shape)} and {rows.dtype}",
+            hint="Yield row numbers, one integer each. A batch sampler's batches are the rows in turn.",
+        )
+    rows = rows.to(torch.int64)
+    low, high = int(rows.min()), int(rows.max())
+    if low < 0 or high >= split.rows:
+        raise RecipeError(f"{where} yielded row {low if low < 0 else high}; the split has rows 0 to {split.rows - 1}")
+    return rows

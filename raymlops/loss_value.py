@@ -1,0 +1,72 @@
+"""What a recipe's ``loss`` may return, read as one value.
+
+Knows nothing of batches over several ranks: see ``training.loop.loop`` for how values are put together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from raymlops.errors import RecipeError
+
+if TYPE_CHECKING:
+    import torch
+
+    Values = torch.Tensor | Mapping[str, torch.Tensor]
+    LossReturned = Values | tuple[Values, torch.Tensor | float]
+
+_ALLOWED = (
+    "return the mean over the rows, a tensor of one element; or (sum, weight), such as the sum over tokens and their "
+    "number; or a dict of named parts in place of the mean or the sum"
+)
+
+
+class LossValue(NamedTuple):
+    """A loss of some rows: ``value`` is their mean, or, where there is a ``weight``, a sum to be divided by it.
+
+    Value and weight are float32 scalars. ``parts`` are the named summands of the value, without gradient.
+    """
+
+    value: torch.Tensor
+    weight: torch.Tensor | None
+    parts: dict[str, torch.Tensor]
+
+    def mean(self) -> torch.Tensor:
+        """Return the loss of these rows alone: 0 where the weight is, as of a batch without a token that counts."""
+        return self.value if self.weight is None else self.value / self.weight.clamp(min=_TINY)
+
+
+_TINY = 1e-12
+
+
+def loss_value(returned: Any, *, where: str) -> LossValue:
+    """Read what ``loss`` returned; ``where`` names it in errors.
+
+    Raises:
+        RecipeError: it is of another kind.
+    """
+    import torch
+
+    found, weight = returned, None
+    if isinstance(returned, tuple):
+        if len(returned) != 2:
+            raise RecipeError(f"{where} returned a tuple of {len(returned)}; {_ALLOWED}")
+        found, weight = returned
+        weight = _scalar(torch.as_tensor(weight), where=f"{where}: the weight", of=weight).detach()
+    if not isinstance(found, Mapping):
+        return LossValue(_scalar(found, where=where, of=found), weight, {})
+    if not found:
+        raise RecipeError(f"{where} returned an empty dict of parts; {_ALLOWED}")
+    parts = {str(name): _scalar(part, where=f"{where}[{name!r}]", of=part) for name, part in found.items()}
+    value = torch.stack(list(parts.values())).sum()
+    return LossValue(value, weight, {name: part.detach() for name, part in parts.items()})
+
+
+def _scalar(tensor: Any, *, where: str, of: Any) -> torch.Tensor:
+    import torch
+
+    if isinstance(tensor, torch.Tensor) and tensor.numel() == 1:
+        return tensor.reshape(()).float()
+    got = f"a tensor of shape {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else f"a {type(of).__name__}"
+    raise RecipeError(f"{where} returned {got}; {_ALLOWED}")
