@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     LossReturned = Values | tuple[Values, torch.Tensor | float]
 
 _ALLOWED = (
-    "return the mean over the rows, a tensor of one element; or (sum, weight), such as the sum over tokens and their "
+    "return the mean over the batch, a tensor of one element; or (sum, weight), such as the sum over tokens and their "
     "number; or a dict of named parts in place of the mean or the sum"
 )
 
@@ -68,5 +68,7 @@ def _scalar(tensor: Any, *, where: str, of: Any) -> torch.Tensor:
 
     if isinstance(tensor, torch.Tensor) and tensor.numel() == 1:
         return tensor.reshape(()).float()
-    got = f"a tensor of shape {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else f"a {type(of).__name__}"
+    got = "None" if of is None else f"a {type(of).__name__}"
+    if isinstance(tensor, torch.Tensor):
+        got = f"a tensor of shape {tuple(tensor.shape)}"
     raise RecipeError(f"{where} returned {got}; {_ALLOWED}")

@@ -25,7 +25,7 @@ from raymlops.config.schema import ProjectSpec
 from raymlops.data.batches import leaves
 from raymlops.data.prepare import Prepared, SplitData, prepare
 from raymlops.data.random_streams import Stream
-from raymlops.errors import InvalidRowsError
+from raymlops.errors import InvalidRowsError, RecipeError
 from raymlops.loss_value import loss_value
 from raymlops.project import Project, bind
 from raymlops.recipe import Batch, RecipeBase, batch_rows
@@ -110,7 +110,11 @@ class RecipeContract:
     def test_loss_is_a_finite_scalar_with_a_gradient(self) -> None:
         """One step of training is possible."""
         model = self._case.model().train()
-        loss = loss_value(self._case.recipe.loss(model, self._case.batch("train")), where="loss()").mean()
+        returned = self._case.recipe.loss(model, self._case.batch("train"))
+        try:
+            loss = loss_value(returned, where="loss()").mean()
+        except RecipeError as error:
+            raise AssertionError(error.message) from error
         assert torch.isfinite(loss), f"loss() returns {loss.item()}"
         assert loss.requires_grad, "loss() has no gradient: it reaches no parameter of the model, or is detached"
         loss.backward()  # type: ignore[no-untyped-call]

@@ -13,38 +13,34 @@ import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 
 from raymlops.bundle.code import collect
+from raymlops.data.sampler import epoch_rows
 from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.loss_value import loss_value
 from raymlops.recipe import call_recipe, model_of, to_device
 from raymlops.training.example import check_answer, check_encode
 from raymlops.training.inprocess import local_device
 from raymlops.training.loop.batch_norm import normalizes_batches
-from raymlops.training.loop.evaluation import Totals, add, named_values, totals
+from raymlops.training.loop.optimizer import Schedule, build_optimizer, total_steps
 from raymlops.training.loop.parallel import check
 from raymlops.training.loop.precision import autocast
+from raymlops.training.metric_checks import ROWS, check_mean, check_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from torch import nn
 
-    from raymlops.config.schema import ProjectSpec
     from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
-    from raymlops.recipe import RecipeBase
+    from raymlops.training.metric_checks import Warn
 
-    Warn = Callable[[str], None]
 
-_ROWS = 16
-_MOST_ROWS = 512
-"""Rows that go through ``metrics`` before an error of ``finalize`` counts: it may need more rows than a few."""
-_SEVERAL = {"sweep.objectives", "sweep.constraints"}
-"""Fields that may name more than one metric."""
+def _unheard(_text: str) -> None:
+    """Drop a notice."""
 
 
 def preflight(
@@ -54,11 +50,13 @@ def preflight(
     workers: int | None = None,
     has_gpu: bool | None = None,
     warn: Warn | None = None,
+    notice: Warn = _unheard,
 ) -> bool | None:
     """Try the recipe on a few rows: model, loss, metrics, the answer to a request, and whether its code can be bundled.
 
     ``workers`` replaces ``train.num_workers``; ``has_gpu`` says whether this process has a GPU. ``warn``, for a resumed
-    run, gets a warning instead of an error about what only a bundle or a request needs.
+    run, gets a warning instead of an error about what only a bundle or a request needs; ``notice`` gets what is right
+    but may surprise.
 
     Returns whether the loss leaves a trainable parameter without a gradient, which DDP needs to know: False for a
     training in this process, None where it takes the workers' GPU to find out.
@@ -77,7 +75,7 @@ def preflight(
             check_encode(prepared)
         return None
     try:
-        return try_model(project, prepared, device=device, distributed=workers > 0, warn=warn)
+        return try_model(project, prepared, device=device, distributed=workers > 0, warn=warn, notice=notice)
     except Exception as error:
         # This GPU may be in use by others while the workers' are free.
         if workers and device == "cuda" and _is_out_of_memory(error):
@@ -131,6 +129,7 @@ def try_on_first_rank(
     group: Any,
     device: torch.device | str,
     warn: Warn | None = None,
+    notice: Warn = _unheard,
 ) -> bool:
     """Try the model on rank 0, as ``preflight`` would have, and return on every rank whether parameters are unused.
 
@@ -142,7 +141,7 @@ def try_on_first_rank(
     found: list[Any] = [False]
     if rank == 0:
         try:
-            found = [try_model(project, prepared, device=str(device), distributed=True, warn=warn)]
+            found = [try_model(project, prepared, device=str(device), distributed=True, warn=warn, notice=notice)]
         except RaymlopsError as error:
             found = [False if _is_out_of_memory(error) else error]
         except torch.OutOfMemoryError:
@@ -155,7 +154,13 @@ def try_on_first_rank(
 
 
 def try_model(
-    project: Project, prepared: Prepared, *, device: str, distributed: bool, warn: Warn | None = None
+    project: Project,
+    prepared: Prepared,
+    *,
+    device: str,
+    distributed: bool,
+    warn: Warn | None = None,
+    notice: Warn = _unheard,
 ) -> bool:
     """Build the model once and try everything that needs it on ``device``; return whether parameters are unused.
 
@@ -169,11 +174,14 @@ def try_model(
         model = model_of(prepared.recipe)
         check(prepared.recipe, model, spec=section)
         model = model.to(device)
+        if prepared.recipe.train_loop is None:
+            _check_steps(section, prepared, model)
         loss = _check_loss(section, prepared, model, device=device)
         unused = distributed and _unused(model, loss)
         del loss
         model.eval()
-        _check_metrics(project, prepared, model, device=device)
+        check_metrics(project, prepared, model, device=device)
+        check_mean(section, prepared, model, device=device, notice=notice)
         with _only_warned(warn):
             check_answer(prepared, model, device=device)
         return unused
@@ -223,11 +231,18 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (error is not None and _is_out_of_memory(error.__cause__))
 
 
+def _check_steps(section: TrainSection, prepared: Prepared, model: nn.Module) -> None:
+    """Check that there is an optimizer, a schedule and a step to take."""
+    train = prepared.splits["train"]
+    steps = total_steps(section, rows=epoch_rows(train, seed=section.seed))
+    Schedule(prepared.recipe, build_optimizer(prepared.recipe, model, section), section, steps=steps)
+
+
 def _check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, *, device: str) -> torch.Tensor:
     """Return the loss of the first training rows."""
     where = f"{type(prepared.recipe).__name__}.loss()"
     split = prepared.splits["train"]
-    rows = min(_ROWS, split.rows, section.micro_batch_rows)
+    rows = min(ROWS, split.rows, section.micro_batch_rows)
     batch = to_device(split.batch(torch.arange(rows)), device)
     model.train()
     try:
@@ -271,85 +286,3 @@ def _unused(model: nn.Module, loss: torch.Tensor) -> bool:
     unused = any(parameter.grad is None for parameter in trainable)
     model.zero_grad(set_to_none=True)
     return unused
-
-
-def _check_metrics(project: Project, prepared: Prepared, model: nn.Module, *, device: str) -> None:
-    """Check what ``metrics`` and ``finalize`` return for the first validation rows."""
-    section, recipe, split = project.spec.train, prepared.recipe, prepared.splits["validation"]
-    # Sums of parts take three rows, and an evaluation takes no gradient.
-    rows = min(_ROWS, section.eval_batch_size, max(3, section.micro_batch_rows), split.rows)
-
-    def sums(start: int, end: int, spec: TrainSection | None = None) -> Totals:
-        indices = torch.arange(start, end)
-        return totals(recipe, model, split, batch_size=rows, device=device, indices=indices, spec=spec)
-
-    # First: sums that do not add up may be why finalize() raises.
-    if rows >= 3:
-        _check_sums(sums, rows=rows, name=type(recipe).__name__, exact=section.precision == "fp32")
-    values = _first_values(lambda start, end: sums(start, end, section), recipe, rows=rows, most=split.rows)
-    for key, metric in () if recipe.train_loop is not None else _asked(project.spec):
-        if metric != "train/loss" and metric not in values:
-            raise RecipeError(
-                f"{key} {'names' if key in _SEVERAL else 'is'} {metric!r}, which is never reported",
-                hint=f"Reported: {', '.join(sorted([*values, 'train/loss']))}.",
-            )
-    gate, tested = project.spec.gate, {f"test/{name.partition('/')[2]}" for name in values}
-    for metric in [*([gate.metric] if gate.metric is not None else []), *gate.thresholds]:
-        if f"test/{metric.removeprefix('test/')}" not in tested:
-            raise RecipeError(
-                f"gate names the metric {metric!r}, which is never reported",
-                hint=f"Reported: {', '.join(sorted(tested))}.",
-            )
-
-
-def _first_values(sums: Callable[[int, int], Totals], recipe: RecipeBase, *, rows: int, most: int) -> dict[str, float]:
-    """Return the metrics of a few rows, or of more where ``finalize`` raises: it may need rows of each class."""
-    most, end = min(_MOST_ROWS, most), 0
-    found: Totals | None = None
-    while True:
-        start, end = end, min(end + rows, most)
-        found = add(found, sums(start, end))
-        try:
-            return named_values(recipe, found, split="validation")
-        except RecipeError:
-            if end == most:
-                raise
-
-
-def _check_sums(sums: Callable[[int, int], Totals], *, rows: int, name: str, exact: bool) -> None:
-    """Check that sums over two parts add up to the sums over both, which a mean does not.
-
-    In float32, so that rounding is not mistaken for a mean. A model that runs only in low precision is not checked.
-    """
-    cut = rows // 3
-    try:
-        whole, left, right = sums(0, rows), sums(0, cut), sums(cut, rows)
-    except RecipeError:
-        if exact:
-            raise
-        return
-    both = add(left, right)
-    for key, expected in whole.items():
-        got = both[key]
-        if got.shape != expected.shape or not np.allclose(got, expected, rtol=1e-3, atol=1e-4, equal_nan=True):
-            raise RecipeError(
-                f"{name}.metrics()[{key!r}] does not add up: {_show(expected)} over {rows} rows, but "
-                f"{_show(left[key])} + {_show(right[key])} over its parts of {cut} and {rows - cut}",
-                hint="Return sums over the rows (a mean times the rows); finalize() divides them by the count.",
-            )
-
-
-def _asked(spec: ProjectSpec) -> Iterator[tuple[str, str]]:
-    """Yield each field that names a metric of training, with that metric."""
-    yield "train.metric", spec.train.metric
-    sweep = spec.sweep
-    if sweep.metric is not None:
-        yield "sweep.metric", sweep.metric
-    if sweep.resource not in {"epoch", "step"}:
-        yield "sweep.resource", sweep.resource
-    yield from (("sweep.objectives", metric) for metric in sweep.objectives)
-    yield from (("sweep.constraints", metric) for metric in sweep.constraints)
-
-
-def _show(value: np.ndarray) -> str:
-    return f"{float(value):.4g}" if value.ndim == 0 else f"a sum of {float(value.sum()):.4g}"

@@ -95,7 +95,7 @@ def train(
         prepared = prepare(project, state=state, sources=sources, refit=refit)
         prepared.verify()
         notices: list[str] = []
-        unused = preflight(project, prepared, warn=None if before is None else notices.append)
+        unused = preflight(project, prepared, warn=None if before is None else notices.append, notice=notices.append)
         check_signals()
 
         if before is None:

@@ -70,6 +70,12 @@ def _check_target(spec: ProjectSpec) -> None:
 
 def _check_resource(spec: ProjectSpec) -> None:
     section, scheduler, whole = spec.sweep, spec.sweep.scheduler, spec.trial_length
+    if scheduler != "none" and section.resource == "epoch" and spec.train.eval_every_steps is not None:
+        raise UsageError(
+            f"sweep.resource is epoch, but a trial reports every {spec.train.eval_every_steps} steps "
+            "(train.eval_every_steps)",
+            hint="Set sweep.resource: step, and train.max_steps or sweep.max_resource.",
+        )
     if scheduler in HALVING and whole == math.inf:
         raise UsageError(
             f"sweep.resource is {section.resource!r}, and the length of a whole trial is not set, "

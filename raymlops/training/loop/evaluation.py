@@ -92,8 +92,8 @@ def _array(value: Any, *, where: str) -> npt.NDArray[np.float64]:
 
 def _number(value: Any, *, where: str) -> float:
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
+        return float(value.detach() if isinstance(value, torch.Tensor) else value)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(f"{where} is a {type(value).__name__}; return a number") from error
 
 

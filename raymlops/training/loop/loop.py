@@ -94,6 +94,9 @@ class _EpochEnd(Enum):
 def _train_epoch(ctx: TrainContext, trained: _Trained, losses: Losses) -> _EpochEnd:
     """Take the remaining steps of the epoch in progress."""
     spec, state = ctx.spec, ctx.run_state
+    # An order may have come between a step and its validation.
+    if _validates_now(ctx) and _validated(ctx, trained, losses, mid_epoch=True):
+        return _EpochEnd.STOPPED
     for indices in global_batches(ctx):
         if state.step == ctx.steps:
             state.cut = [state.epoch, state.batch]
@@ -121,8 +124,8 @@ def _train_epoch(ctx: TrainContext, trained: _Trained, losses: Losses) -> _Epoch
 
 def _validates_now(ctx: TrainContext) -> bool:
     """Return whether a validation is due after the step that was counted last."""
-    every = ctx.spec.eval_every_steps
-    return every is not None and ctx.run_state.step % every == 0
+    every, state = ctx.spec.eval_every_steps, ctx.run_state
+    return every is not None and state.step > 0 == state.step % every and state.reported_step != state.step
 
 
 def _validates_at_end_of_epoch(ctx: TrainContext) -> bool:

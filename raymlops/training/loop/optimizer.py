@@ -26,14 +26,19 @@ if TYPE_CHECKING:
 _OURS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
 
 
-def steps_per_epoch(spec: TrainSection, *, rows: int) -> int:
-    """Return the number of optimizer steps of an epoch of ``rows`` rows."""
-    return rows // spec.batch_size if spec.drop_last else math.ceil(rows / spec.batch_size)
-
-
 def total_steps(spec: TrainSection, *, rows: int) -> int:
-    """Return the number of optimizer steps of a run that is not stopped early."""
-    steps = steps_per_epoch(spec, rows=rows) * spec.epochs
+    """Return the number of optimizer steps of a run that is not stopped early.
+
+    Raises:
+        UsageError: it has none, since its only batch is not full.
+    """
+    if spec.drop_last and rows < spec.batch_size:
+        raise UsageError(
+            f"train.drop_last leaves no batch: the training split has {rows} rows, train.batch_size is "
+            f"{spec.batch_size}",
+            hint="Lower train.batch_size, or leave train.drop_last out.",
+        )
+    steps = (rows // spec.batch_size if spec.drop_last else math.ceil(rows / spec.batch_size)) * spec.epochs
     return steps if spec.max_steps is None else min(steps, spec.max_steps)
 
 

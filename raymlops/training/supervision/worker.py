@@ -89,9 +89,18 @@ def _train(
     unused = config["unused_parameters"]
     if unused is None:  # the driver has no such GPU
         # A resumed run is not refused for what only serving needs.
-        warn = None if config["resume"] is None else lambda text: channel.emit(words(text))
+        def notice(text: str) -> None:
+            channel.emit(words(text))
+
         unused = try_on_first_rank(
-            project, prepared, rank=rank, world_size=world_size, group=control, device=device, warn=warn
+            project,
+            prepared,
+            rank=rank,
+            world_size=world_size,
+            group=control,
+            device=device,
+            warn=None if config["resume"] is None else notice,
+            notice=notice,
         )
     saver = FolderSaver(
         section,

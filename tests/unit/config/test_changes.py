@@ -30,13 +30,22 @@ DECIDES = {
     "train.weight_decay",
     "train.momentum",
     "train.schedule",
+    "train.schedule_args",
+    "train.lr_floor",
+    "train.optimizer_args",
+    "train.weight_decay_on",
+    "train.drop_last",
+    "train.sync_batch_norm",
+    "train.eval_every_steps",
+    "train.eval_max_rows",
+    "train.ema",
     "train.warmup_fraction",
     "train.clip_norm",
     "train.metric",
     "train.mode",
 }
 PLACES = {"project.name", "storage.path"}
-OF_A_TRIAL = {"train.epochs", "train.max_steps", "train.patience", "train.on_non_finite"}
+OF_A_TRIAL = {"train.epochs", "train.max_steps", "train.patience", "train.min_delta", "train.on_non_finite"}
 OF_A_SWEEP = {
     "metric",
     "mode",

@@ -70,7 +70,10 @@ def test_one_mistake_is_one_problem_with_its_place(write, problems, text, expect
         ("serve.port: {int: [1, 2]}", "'serve.port' cannot be searched; a key is train.FIELD or recipe.config.FIELD"),
         ("train.lr: {float: [-1, 2]}", "low: got -1.0; above 0"),
         ("train.momentum: {float: [0, 1.5]}", "high: got 1.5; below 1"),
-        ("train.optimizer: {categorical: [sgd, sdg]}", "choice: got 'sdg'; one of 'adamw', 'adam' or 'sgd'"),
+        (
+            "train.optimizer: {categorical: [sgd, sdg]}",
+            "choice: got 'sdg'; adamw, adam, sgd, or the name of a torch class for the optimizer; did you mean sgd?",
+        ),
         ("train.lr: {float: [2, 1]}", "float: [2.0, 1.0] is empty; low must be at most high"),
         ("train.lr: {float: [0, 1], log: true}", "float: log needs a low above 0, got 0.0"),
         ("train.epochs: {int: [1.5, 2]}", "int: got [1.5, 2]; two finite integers, [low, high]"),

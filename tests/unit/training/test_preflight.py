@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from ranks import ranks
 from tiny import Tiny
 
 from raymlops.data.prepare import prepare
-from raymlops.errors import RecipeError
+from raymlops.errors import RecipeError, UsageError
 from raymlops.training.example import example_rows
 from raymlops.training.preflight import has_unused_parameters, preflight, preflight_sweep
 
@@ -144,17 +145,67 @@ def test_the_model_is_built_once(tiny_project: Any, seen: list[tuple[str, int, b
 def test_loss_and_metrics_are_tried_in_the_precision_of_the_run(
     tiny_project: Any, seen: list[tuple[str, int, bool]]
 ) -> None:
-    """An answer is not: a replica has no autocast. Sums of parts are compared in float32."""
+    """An answer is not: a replica has no autocast. The default metrics are sums, if the loss is a mean over rows."""
     check(tiny_project(recipe="broken:Seen", precision="bf16"))
     low = [method for method, _, autocast in seen if autocast]
-    assert low == ["loss", "metrics"]
-    assert [method for method, _, autocast in seen if not autocast] == [
-        "model",
-        "metrics",
-        "metrics",
-        "metrics",
-        "predict",
-    ]
+    assert low == ["loss", "metrics", "metrics", "metrics", "metrics"]
+    assert [method for method, _, autocast in seen if not autocast] == ["model", "predict"]
+
+
+def test_a_loss_that_is_no_mean_over_rows_is_told_of(tiny_project: Any) -> None:
+    """A weighted mean depends on the pieces of a batch; as a sum with its weight it does not."""
+    told: list[str] = []
+    for form in ("mean", "pair"):
+        project = tiny_project(recipe="own_ways:Weighted", config={"form": form}, accumulate=2)
+        preflight(project, prepare(project), notice=told.append)
+    (text,) = told
+    assert re.match(r"Weighted\.loss\(\) is no mean over the rows of a batch: [\d.]+ over 16 rows, [\d.]+ as the", text)
+
+
+def test_metrics_may_draw_at_random(tiny_project: Any) -> None:
+    """Negatives that are drawn differ for the same rows: whether they add up cannot be seen."""
+    drawn = type("Tiny", (Tiny,), {"metrics": lambda *args: Tiny.metrics(*args) | {"drawn": torch.rand(3).sum()}})
+    check(dataclasses.replace(tiny_project(), recipe_class=drawn))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "Foo"}, r"train\.optimizer is Foo, which torch\.optim does not have"),
+        ({"optimizer": "AdamX"}, r"did you mean Adam"),
+        ({"optimizer": "Optimizer"}, r"train\.optimizer is Optimizer, which"),
+        ({"optimizer": "LBFGS"}, r"LBFGS evaluates the loss several times a step, through a closure"),
+        ({"optimizer_args": {"nu": 1}}, r"train\.optimizer_args do not fit AdamW: .*'nu'"),
+        (
+            {"schedule": "OneCycleLR", "schedule_args": {"pct": 1}},
+            r"schedule_args do not fit OneCycleLR: .*'pct'",
+        ),
+        ({"schedule": "StepLR"}, r"train\.schedule_args do not fit StepLR: .*step_size"),
+        ({"recipe": "own_ways:Stranger"}, r"Stranger\.optimizer\(\) holds 2 parameters that are not the model's"),
+        ({"drop_last": True, "batch_size": 301}, r"train\.drop_last leaves no batch"),
+    ],
+)
+def test_what_trains_the_model_is_tried(tiny_project: Any, options: dict[str, Any], message: str) -> None:
+    """An optimizer or a schedule that torch does not have, or with arguments that it does not take."""
+    with pytest.raises((UsageError, RecipeError), match=message):
+        check(tiny_project(**options))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], r"yielded no row for epoch 1"),
+        ([0, 300], r"yielded row 300; the split has rows 0 to 299"),
+        ([0.5], r"yielded a tensor of shape \(1,\) and torch\.float32"),
+        ([[0, 1], [2, 3]], r"yielded a tensor of shape \(2, 2\)"),
+        (3, r"raised TypeError: 'int' object is not iterable"),
+    ],
+)
+def test_a_sampler_yields_row_numbers(tiny_project: Any, rows: Any, message: str) -> None:
+    """Each of another kind, or outside the split, is named."""
+    sampling = type("Tiny", (Tiny,), {"sampler": lambda *_: rows})
+    with pytest.raises(RecipeError, match=rf"Tiny\.sampler\(\) {message}"):
+        check(dataclasses.replace(tiny_project(), recipe_class=sampling))
 
 
 def test_a_metric_that_needs_many_rows_gets_them(tiny_project: Any) -> None:

@@ -54,7 +54,7 @@ def test_a_saver_does_what_the_configuration_says(tmp_path: Path) -> None:
     saver = FolderSaver(section, str(tmp_path), token="t", identity=IDENTITY, kept=None)
     for step, score in enumerate([0.1, 0.9, 0.5, 0.4, 0.3], 1):
         taken = snapshot(step)
-        report = type(taken)(taken.state, {"score": score}, taken.model, taken.optimizer, None, {})
+        report = type(taken)(taken.state, {"score": score}, taken.model, taken.optimizer, {})
         saver.save(report, best=step == 2, last=False)
     saver.wait()
     assert [entry.step for entry in saver.kept.entries] == [2, 3, 4, 5]
@@ -214,7 +214,7 @@ def test_a_checkpoint_without_an_optimizer_says_so(tmp_path: Path) -> None:
     """A loop of one's own reported the model alone."""
     taken = snapshot(1)
     saver = folder_saver(str(tmp_path))
-    saver.save(type(taken)(taken.state, {}, taken.model, None, None, {}), best=True, last=False)
+    saver.save(type(taken)(taken.state, {}, taken.model, None, {}), best=True, last=False)
     saver.wait()
     model, optimizer = fresh()
     with pytest.raises(RecipeError, match="holds no optimizer state, this run has AdamW"):
@@ -414,7 +414,7 @@ def test_tied_weights_become_copies_that_load_back(tmp_path: Path) -> None:
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)})
     model["b"].weight = model["a"].weight
     taken, saver = snapshot(1), folder_saver(str(tmp_path))
-    saver.save(type(taken)(taken.state, {}, model, None, None, {}), best=True, last=True)
+    saver.save(type(taken)(taken.state, {}, model, None, {}), best=True, last=True)
     saver.wait()
     assert not model.load_state_dict(load_weights(saver.best_uri)[0]).missing_keys
 

@@ -15,7 +15,7 @@ from raymlops.errors import NonFiniteError
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.checkpoints.saver import load_weights
 from raymlops.training.checkpoints.state import RunState
-from raymlops.training.loop.optimizer import learning_rate
+from raymlops.training.loop.optimizer import lr_factor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +59,8 @@ def test_the_logged_learning_rate_is_that_of_the_step(poisoned: Any, tmp_path: P
     done = Attempt(project, tmp_path, token="a")
     logged = {step: value for name, value, step in done.points if name == "train/lr"}
     assert len(logged) == 8  # the two skipped steps have no loss to log
-    assert logged == {step: learning_rate(project.spec.train, step - 1, steps=10) for step in logged}
+    spec = project.spec.train
+    assert logged == {step: spec.lr * lr_factor(spec, step - 1, steps=10) for step in logged}
 
 
 def test_a_state_of_an_earlier_version_has_no_learning_rate() -> None:

@@ -1,0 +1,311 @@
+"""What a recipe may bring of its own: losses with weights and parts, samplers, optimizers, schedules, averages."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import own_ways
+import pytest
+import torch
+from attempts import Attempt
+from local_training import run_local
+from loop_jobs import resumed, trained
+from ranks import ranks
+from tiny import Tiny
+
+from raymlops.data.prepare import prepare
+from raymlops.errors import ConfigError, RecipeError, UsageError
+from raymlops.loss_value import loss_value
+from raymlops.training.checkpoints.saver import load_weights
+from raymlops.training.loop.early_stopping import Best
+from raymlops.training.loop.optimizer import Schedule, build_optimizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SGD = {"optimizer": "sgd", "lr": 0.1, "schedule": "constant"}
+
+
+@pytest.mark.parametrize("form", ["pair", "parts"])
+def test_a_loss_with_weights_is_the_same_in_any_number_of_pieces(tiny_project: Any, form: str) -> None:
+    """Class weights of 1 and 10: one batch of 64, its four pieces, and the sums over two ranks give one model."""
+    project = tiny_project(recipe="own_ways:Weighted", config={"form": form}, **SGD)
+    whole = run_local(project)
+    pieces = run_local(tiny_project(recipe="own_ways:Weighted", config={"form": form}, accumulate=4, **SGD))
+    (_, of_ranks), _ = ranks().run(2, trained, project.to_dict())
+    for name, tensor in whole.model_state.items():
+        torch.testing.assert_close(pieces.model_state[name], tensor, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(torch.tensor(of_ranks[name]), tensor, rtol=1e-5, atol=1e-6)
+    assert pieces.history[-1]["train/loss"] == pytest.approx(whole.history[-1]["train/loss"], rel=1e-5)
+
+
+def test_a_weighted_sum_is_the_mean_that_torch_gives(tiny_project: Any) -> None:
+    """In one piece, sum over weight is torch's weighted mean; parts add up to it."""
+    found = {
+        form: run_local(tiny_project(recipe="own_ways:Weighted", config={"form": form}, batch_size=300, **SGD))
+        for form in ("mean", "pair", "parts")
+    }
+    for name, tensor in found["mean"].model_state.items():
+        torch.testing.assert_close(found["pair"].model_state[name], tensor, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found["parts"].model_state[name], tensor, rtol=1e-5, atol=1e-6)
+    last = found["parts"].history[-1]
+    assert last["train/positives"] + last["train/negatives"] == pytest.approx(last["train/loss"], rel=1e-6)
+
+
+def test_parts_are_reported_and_know_the_step(tiny_project: Any) -> None:
+    """The penalty's weight is step / steps: 0 in the first of ten steps, growing."""
+    history = run_local(tiny_project(recipe="own_ways:Annealed", epochs=2)).history
+    for epoch in history:
+        assert epoch["train/loss"] == pytest.approx(epoch["train/cross_entropy"] + epoch["train/penalty"], rel=1e-5)
+    first = run_local(tiny_project(recipe="own_ways:Annealed", max_steps=1)).history[0]
+    assert first["train/penalty"] == 0 < history[-1]["train/penalty"]
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected"),
+    [
+        (torch.ones(1), 1.0),
+        ((torch.tensor(6.0), 3), 2.0),
+        ((torch.tensor(0.0), torch.tensor(0.0)), 0.0),
+        ({"a": torch.tensor(1.0), "b": torch.ones(1, 1)}, 2.0),
+        (({"a": torch.tensor(1.0), "b": torch.tensor(3.0)}, torch.tensor(2)), 2.0),
+    ],
+)
+def test_what_a_loss_may_be(returned: Any, expected: float) -> None:
+    """A mean, a sum with its weight, or parts of either; a batch whose weights are all zero costs nothing."""
+    assert loss_value(returned, where="loss()").mean().item() == expected
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (torch.ones(3), r"returned a tensor of shape \(3,\)"),
+        (1.5, "returned a float"),
+        ((torch.ones(()),), "returned a tuple of 1"),
+        ({}, "an empty dict"),
+        ({"kl": torch.ones(2)}, r"\['kl'\] returned a tensor of shape \(2,\)"),
+        ((torch.ones(()), torch.ones(2)), r"the weight returned a tensor of shape \(2,\)"),
+    ],
+)
+def test_what_a_loss_may_not_be(returned: Any, message: str) -> None:
+    """The error says what was returned and what may be."""
+    with pytest.raises(RecipeError, match=message):
+        loss_value(returned, where="R.loss()")
+
+
+def test_a_sampler_chooses_the_rows(tiny_project: Any) -> None:
+    """Positives are drawn as often as negatives, the same rows each time; an epoch of another length is refused."""
+    first, again = (run_local(tiny_project(recipe="own_ways:Sampled", epochs=3)).history for _ in range(2))
+    assert first == again
+    assert first != run_local(tiny_project(epochs=3)).history
+    with pytest.raises(RecipeError, match=r"Sampled\.sampler\(\) yielded 200 rows for epoch 2, and 300 for epoch 1"):
+        run_local(tiny_project(recipe="own_ways:Sampled", config={"rows": [300, 200, 300]}))
+
+
+def test_the_last_batch_may_be_dropped(tiny_project: Any) -> None:
+    """300 rows in batches of 64 are four full ones an epoch; in batches of 301 there is none."""
+    assert run_local(tiny_project(drop_last=True)).steps == 8
+    with pytest.raises(UsageError, match=r"train\.drop_last leaves no batch: the training split has 300 rows"):
+        run_local(tiny_project(drop_last=True, batch_size=301))
+
+
+def test_items_are_seeded_by_epoch_and_row_and_collated(tiny_project: Any) -> None:
+    """Each epoch draws other crops, one number of ranks as another, the same in a second run."""
+    own_ways.Ragged.seen.clear()
+    options: dict[str, Any] = {"recipe": "own_ways:Ragged", "config": {"validation_rows": 6, "train_rows": 20}}
+    run_local(tiny_project(**options, batch_size=20))
+    one, two = own_ways.Ragged.seen
+    assert [int(value) for value in one] == [int(value) for value in two] == list(range(20))
+    assert one != two
+    own_ways.Ragged.seen.clear()
+    run_local(tiny_project(**options, batch_size=20, accumulate=4))
+    assert sorted(value for piece in own_ways.Ragged.seen[:4] for value in piece) == one
+
+
+def test_groups_keep_their_shares_of_the_rate(tiny_project: Any) -> None:
+    """The embedding learns at a tenth of the rate, at each step of the schedule."""
+    spec = tiny_project(lr=0.5).spec.train
+    recipe = own_ways.Grouped()
+    recipe.state = {"colours": ["red"]}
+    optimizer = build_optimizer(recipe, recipe.model(), spec)
+    schedule = Schedule(recipe, optimizer, spec, steps=4)
+    schedule.before_step(2)  # half of a cosine: half of the peak
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.025, 0.25, 0.25])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.1, 0.0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "RMSprop", "optimizer_args": {"alpha": 0.9}},
+        {"schedule": "OneCycleLR", "schedule_args": {"pct_start": 0.4}},
+        {"schedule": "ReduceLROnPlateau", "schedule_args": {"patience": 0, "threshold": 10.0}, "eval_every_steps": 1},
+        {"recipe": "own_ways:Stepped"},
+        {"recipe": "own_ways:Weighted", "config": {"form": "parts"}, "accumulate": 2},
+        {"recipe": "own_ways:Sampled", "epochs": 3},
+        {"recipe": "own_ways:TwoNetworks"},
+        {"ema": 0.9},
+        {"eval_every_steps": 3, "eval_max_rows": 20, "patience": 2, "min_delta": 0.5},
+    ],
+    ids=lambda options: next(iter(options)) + "=" + str(next(iter(options.values()))),
+)
+def test_a_resumed_run_is_bit_equal(tiny_project: Any, tmp_path: Path, options: dict[str, Any]) -> None:
+    """Interrupted after the fourth and the eighth step: weights, metrics and state are those of a run in one go."""
+    project = tiny_project(checkpoint_every_minutes=None, **options)
+    whole = Attempt(project, tmp_path / "whole", token="w")
+    for number, after in enumerate((3, 4, 2)):
+        cut = Attempt(project, tmp_path / "cut", token=f"c{number}", after=after)
+        assert cut.outcome.stopped
+    resumed = Attempt(project, tmp_path / "cut", token="r")
+    assert resumed.outcome.history == whole.outcome.history
+    assert resumed.outcome.steps == whole.outcome.steps
+    expected, _ = load_weights(whole.saver.best_uri)
+    found, _ = load_weights(resumed.saver.best_uri)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_a_sharded_run_resumes_with_its_averages(tiny_project: Any, tmp_path: Path) -> None:
+    """On two ranks under FSDP, interrupted: averages, weighted losses and a scheduler's rate are those of one go."""
+    project = tiny_project(
+        recipe="own_ways:Weighted",
+        config={"form": "parts"},
+        strategy="fsdp",
+        num_workers=2,
+        shard_min_params=1,
+        ema=0.9,
+        schedule="StepLR",
+        schedule_args={"step_size": 3, "gamma": 0.5},
+        accumulate=2,
+    ).to_dict()
+    (whole, weights), _ = ranks().run(2, resumed, project, str(tmp_path / "whole"), None)
+    ranks().run(2, resumed, project, str(tmp_path / "cut"), 3)
+    (history, found), _ = ranks().run(2, resumed, project, str(tmp_path / "cut"), None)
+    assert history == whole
+    assert found == weights
+
+
+def test_an_average_is_what_is_evaluated_and_kept(tiny_project: Any) -> None:
+    """With a decay of n updates min(d, (1 + n) / (10 + n)): by hand, over the weights after each of the steps."""
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            super().step(closure)
+            seen.append({str(i): p.detach().clone() for i, p in enumerate(self.param_groups[0]["params"])})
+
+    recipe = type("Tiny", (Tiny,), {"optimizer": lambda _self, model, train: Watched(model.parameters(), lr=train.lr)})
+    project = dataclasses.replace(tiny_project(ema=0.5, epochs=1), recipe_class=recipe)
+    result = run_local(project)
+    first = project.recipe(state=prepare(project).state)
+    torch.manual_seed(0)
+    average = {str(i): p.detach().clone() for i, p in enumerate(first.model().parameters())}
+    for number, weights in enumerate(seen, 1):
+        decay = min(0.5, (1 + number) / (10 + number))
+        average = {key: decay * value + (1 - decay) * weights[key] for key, value in average.items()}
+    assert len(seen) == 5
+    for found, expected in zip(result.model_state.values(), average.values(), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_first_weights_are_loaded_once(tiny_project: Any, tmp_path: Path) -> None:
+    """In a new run, before its first step; what resumes, evaluates or serves has weights already."""
+    own_ways.Pretrained.loads = 0
+    project = tiny_project(recipe="own_ways:Pretrained", checkpoint_every_minutes=None, lr=1e-9)
+    cut = Attempt(project, tmp_path, token="a", after=2)
+    assert cut.outcome.stopped
+    assert own_ways.Pretrained.loads == 1
+    resumed_run = Attempt(project, tmp_path, token="b")
+    weights, _ = load_weights(resumed_run.saver.best_uri)
+    assert own_ways.Pretrained.loads == 1
+    assert all(torch.allclose(value, torch.tensor(0.05), atol=1e-5) for value in weights.values())
+
+
+@pytest.mark.parametrize(
+    ("values", "min_delta", "best", "exhausted"),
+    [
+        ([1.0, 0.9, 0.8], 0.0, 3, False),
+        ([1.0, 0.9, 0.8], 0.5, 3, True),  # each is the best so far, none by enough
+        ([1.0, 0.7, 0.4], 0.5, 3, False),  # small steps add up: 1.0 to 0.4
+        ([1.0, float("nan"), 1.0], 0.0, 1, True),
+    ],
+)
+def test_patience_counts_improvements_of_min_delta(
+    values: list[float], min_delta: float, best: int, exhausted: bool
+) -> None:
+    """The best report is the best by any margin; what patience waits for is a margin over where it last was."""
+    found = Best("loss", "min", patience=2, min_delta=min_delta)
+    for number, value in enumerate(values, 1):
+        found.update(number, value)
+    assert (found.epoch, found.exhausted) == (best, exhausted)
+
+
+def test_validation_by_steps(tiny_project: Any) -> None:
+    """Of ten steps, after each third one and the last: one epoch has as many reports as it needs."""
+    told: list[int] = []
+    result = run_local(
+        tiny_project(eval_every_steps=3, eval_max_rows=20), on_epoch=lambda number, _: told.append(number) or False
+    )
+    assert told == [1, 2, 3, 4]
+    assert (result.steps, result.epochs) == (10, 2)
+    assert {report["validation/rows"] for report in result.history} == {20.0}
+    assert run_local(tiny_project(eval_every_steps=5)).history == run_local(tiny_project()).history
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"schedule": "OneCycleLR", "warmup_fraction": 0.1}, "belong to constant, linear, cosine"),
+        ({"schedule_args": {"gamma": 1}}, "schedule_args are for a torch.optim.lr_scheduler class"),
+        ({"sync_batch_norm": True, "num_workers": 2}, "sync_batch_norm needs GPUs"),
+        ({"optimizer": "adamm"}, "did you mean adam"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tiny_project: Any, train: dict[str, Any], message: str) -> None:
+    """Before torch is imported."""
+    with pytest.raises(ConfigError, match=message):
+        tiny_project(**train)
+
+
+def test_a_scheduler_of_a_fixed_length_cannot_be_extended(tiny_project: Any, tmp_path: Path) -> None:
+    """One-cycle was built for ten steps; a step schedule goes on."""
+    for kind, arguments, error in (("OneCycleLR", {}, True), ("StepLR", {"step_size": 4}, False)):
+        options = {"schedule": kind, "schedule_args": arguments, "checkpoint_every_minutes": None}
+        Attempt(tiny_project(**options), tmp_path / kind, token="a")
+        longer = tiny_project(**options, epochs=3)
+        if error:
+            with pytest.raises(UsageError, match="OneCycleLR was built for 10 steps and cannot be changed to 15"):
+                Attempt(longer, tmp_path / kind, token="b")
+        else:
+            assert Attempt(longer, tmp_path / kind, token="b").outcome.steps == 15
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda ctx: ctx.log({"a": "x"}), r"ctx\.log\(\): 'a' is a str; return a number"),
+        (lambda ctx: [ctx.log({}, step=step) for step in (3, 1)], r"ctx\.log\(\) got step 1 after step 3"),
+        (lambda ctx: ctx.report({"validation/loss": torch.ones(2)}), r"'validation/loss' is a Tensor; return a number"),
+    ],
+)
+def test_what_a_loop_may_not_report(tiny_project: Any, act: Any, message: str) -> None:
+    """Nothing is dropped without a word."""
+    recipe = type("Tiny", (Tiny,), {"train_loop": lambda _self, ctx: act(ctx)})
+    with pytest.raises(RecipeError, match=message):
+        run_local(dataclasses.replace(tiny_project(), recipe_class=recipe))
+
+
+def test_a_loop_of_its_own_takes_as_many_steps_as_it_wants(tiny_project: Any) -> None:
+    """Two optimizer steps a batch, counted by the loop itself: ten epochs are ten epochs."""
+
+    def train_loop(_self: Any, ctx: Any) -> None:
+        model, step = ctx.model(), 0
+        for epoch in range(1, ctx.spec.epochs + 1):
+            step += 10
+            if ctx.report({"validation/loss": 1 / epoch}, epoch=epoch, step=step, model=model):
+                return
+
+    recipe = type("Tiny", (Tiny,), {"train_loop": train_loop})
+    result = run_local(dataclasses.replace(tiny_project(epochs=10), recipe_class=recipe))
+    assert (result.epochs, result.steps) == (10, 100)
