@@ -255,7 +255,7 @@ def _close_finished(writer: RunWriter, record: RunRecord) -> None:
         **{f"raymlops.best.{name}": repr(value) for name, value in record.metrics.items()},
     }
     try:
-        writer.close("FINISHED", tags=tags)
+        writer.close("FINISHED", tags=tags, kept=record.metrics)
     except TrackingError as error:
         raise TrackingError(
             f"the training is done, but its MLflow run {record.run_id} could not be closed: {error.message}",
