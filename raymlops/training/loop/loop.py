@@ -13,6 +13,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from raymlops.training.loop.optimizer import build_optimizer, learning_rate, set
 from raymlops.training.loop.parallel import local_only
 from raymlops.training.loop.precision import autocast, optimizer_step, overflow_expected, scaler_of, skip_step
 from raymlops.training.loop.step_check import Verdict, check_step, handle_fault
+from raymlops.training.loop.step_errors import in_step
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -118,8 +120,8 @@ def _train_step(ctx: TrainContext, trained: _Trained, losses: Losses, indices: t
     verdict = check_step(ctx, loss=loss, norm=None if scaler else norm)
     if verdict is not Verdict.TAKE:
         skip_step(scaler)
-    elif not optimizer_step(optimizer, scaler) and not overflow_expected(scaler):
-        verdict = handle_fault(ctx)
+    elif not in_step(ctx, "the optimizer", partial(optimizer_step, optimizer, scaler)):
+        verdict = verdict if overflow_expected(scaler) else handle_fault(ctx)
     if verdict is Verdict.TAKE:
         losses.add(loss / ctx.world_size, rows=len(indices))
     elif verdict is Verdict.SKIP:
@@ -152,7 +154,7 @@ def _forward_backward(ctx: TrainContext, trained: _Trained, indices: torch.Tenso
         # Gradients are all-reduced once a step, with the last micro-batch.
         with local_only(trained.loss_of, last=number == len(pieces)), _normalization(trained, counts=counts):
             loss = call_recipe(where, lambda batch=batch: trained.loss_of(batch)) * weight  # type: ignore[misc]
-            backward(loss, trained.scaler)
+            in_step(ctx, "the backward pass", partial(backward, loss, trained.scaler), batch=batch)
         total += loss.detach()
         ctx.watch.mark("forward_backward")
     return total
