@@ -246,6 +246,16 @@ class Tracker:
         with self._errors(not_found=f"there is no run {run_id!r} in {self.shown_uri}"):
             return self.client.get_run(run_id)
 
+    def history(self, run_id: str, name: str) -> list[tuple[int, float]]:
+        """Return the value of a metric at each step, in order.
+
+        Where a step has several, it is the first: the last step has the value of the model that is kept, too.
+        """
+        with self._errors():
+            points = self.client.get_metric_history(run_id, metric_key(name))
+        ordered = sorted(points, key=lambda point: (point.step, point.timestamp), reverse=True)
+        return sorted({point.step: float(point.value) for point in ordered}.items())
+
     def children_of(self, run_id: str, *, tags: Mapping[str, str] | None = None) -> list[Any]:
         """Return the child runs of a run that have ``tags``, as MLflow's ``Run``, the newest first.
 

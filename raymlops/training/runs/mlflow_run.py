@@ -97,7 +97,7 @@ def open_run(
                 name=f"{spec.project.name}-{'' if kind == 'run' else kind + '-'}{time.strftime('%Y%m%d-%H%M%S')}",
                 tags={key: value for key, value in all_tags.items() if value},
             )
-        tracker.log_batch(run_id, params=_params(spec, data, kind=kind))
+        tracker.log_batch(run_id, params=parameters(spec, fingerprint=data.fingerprint, rows=data.rows, kind=kind))
         for path, text in artifacts.items():
             if text:
                 tracker.log_text(run_id, text, path)
@@ -129,12 +129,12 @@ def code_of(project: Project) -> Code | None:
         return None
 
 
-def _params(spec: ProjectSpec, data: DataRecord, *, kind: str) -> dict[str, str]:
+def parameters(spec: ProjectSpec, *, fingerprint: str, rows: Mapping[str, int], kind: str = "run") -> dict[str, str]:
     """Return what shapes a result, as MLflow parameters; where it runs and how it is served is in ``CONFIG`` alone."""
-    sections = ["recipe", "train", *(["sweep"] if kind == "sweep" else [])]
+    sections = ("recipe", "train", "sweep") if kind == "sweep" else ("recipe", "train")
     settings = spec.to_dict()
     shape = {name: settings[name] for name in sections}
-    return flatten({**shape, "data": {"fingerprint": data.fingerprint, "rows": data.rows}})
+    return flatten({**shape, "data": {"fingerprint": fingerprint, "rows": rows}})
 
 
 def _json(data: Any) -> str:
