@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from raymlops.tracking.client import Tracker
     from raymlops.training.runs.lookup import Recorded
 
-_EPOCH = "epoch"
+_EPOCH, _RATE = "epoch", "train/lr"
 
 
 def compare(
@@ -101,7 +101,7 @@ def _compared(tracker: Tracker, recorded: Recorded, *, label: str) -> ComparedRu
         run_id=recorded.run_id,
         state=recorded.tags.get(TRIAL_STATUS, recorded.status.lower()),
         settings=_settings(tracker, recorded),
-        metrics={name: value for name, value in metrics.items() if not name.startswith(COSTS)},
+        metrics={name: value for name, value in metrics.items() if not name.startswith((*COSTS, _RATE))},
     )
 
 
@@ -127,7 +127,7 @@ def _curves(tracker: Tracker, recorded: Recorded, *, by_epoch: bool) -> dict[str
     """Return the history of each metric, without costs and the learning rate; over epochs, those of each report."""
     from raymlops.training.events import COSTS
 
-    names = sorted(name for name in recorded.metrics if not name.startswith((*COSTS, "train/lr", "test/")))
+    names = sorted(name for name in recorded.metrics if not name.startswith((*COSTS, _RATE, "test/")))
     curves = {name: tracker.history(recorded.run_id, name) for name in names if name != _EPOCH}
     if by_epoch and recorded.kind != "trial":
         epochs = {step: int(epoch) for step, epoch in tracker.history(recorded.run_id, _EPOCH)}

@@ -63,10 +63,14 @@ class Comparison(Record):
         """Return the tables as text."""
         heads = [f"run {position}" for position in range(1, len(self.runs) + 1)]
         runs = [
-            {"": head, "name": run.label, "run_id": run.run_id if run.run_id != run.label else "", "state": run.state}
+            {
+                "": head,
+                "named": run.label if run.label == run.run_id else f"{run.label}, run {run.run_id}",
+                "state": run.state,
+            }
             for head, run in zip(heads, self.runs, strict=True)
         ]
-        parts = [table(runs, dict.fromkeys(("", "name", "run_id", "state")))]
+        parts = [table(runs, dict.fromkeys(("", "named", "state")))]
         for title, rows in self._tables():
             lines = [{title: name} | dict(zip(heads, cells, strict=True)) for name, *cells in rows]
             parts.append(table(lines, dict.fromkeys((title, *heads))) if rows else f"{title}: none differs")
