@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from raymlops.config.load import load as load
     from raymlops.config.schema import ProjectSpec as ProjectSpec
     from raymlops.errors import RaymlopsError as RaymlopsError
+    from raymlops.lifecycle.comparison.compare import compare as compare
     from raymlops.lifecycle.deploy import deploy as deploy
     from raymlops.lifecycle.deploy import promote as promote
     from raymlops.lifecycle.pipeline import pipeline as pipeline
@@ -46,6 +47,7 @@ _HOMES = {
     "Splits": "raymlops.recipe",
     "Sweep": "raymlops.lifecycle.sweeps.handle",
     "attach": "raymlops.lifecycle.sweeps.handle",
+    "compare": "raymlops.lifecycle.comparison.compare",
     "deploy": "raymlops.lifecycle.deploy",
     "gate": "raymlops.lifecycle.registration.gate",
     "load": "raymlops.config.load",

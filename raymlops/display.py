@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.filesize import decimal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from typing import TextIO
 
@@ -225,6 +225,15 @@ def logfmt(event: Progress) -> str:
 def logfmt_line(pairs: Mapping[str, Any]) -> str:
     """Return ``key=value`` pairs as one line; values with spaces, quotes or line ends are quoted."""
     return " ".join(f"{key}={_quoted(str(value))}" for key, value in pairs.items())
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str] | None]) -> str:
+    """Return rows as an aligned text table; ``columns`` maps a key to its formatter, None for ``str``."""
+    cells = [list(columns)] + [[(form or str)(row.get(key, "")) for key, form in columns.items()] for row in rows]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
 
 
 def shown_value(value: Any) -> str:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _OURS = str(Path(__file__).parent / "_")[:-1]
 _SHIPPED = str(Path(__file__).parent / "recipes" / "_")[:-1]
 _LIBRARIES = tuple(sorted({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}))
+_INSTALLED, _TORCH = "-packages/", "-packages/torch/"  # site-packages, and dist-packages of a system's Python
 T = TypeVar("T")
 Batch = Any
 """What ``loss`` and ``metrics`` get: by default a dict of tensors, rows first."""
@@ -324,10 +325,11 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def call_recipe(where: str, function: Callable[[], Any]) -> Any:
+def call_recipe(where: str, function: Callable[[], Any], *, place: Callable[[], str] | None = None) -> Any:
     """Call a recipe's code and convert an exception into a ``RecipeError`` that names the method and the line.
 
-    Also ``sys.exit``, which would end the process as if it had succeeded; a signal handler's passes through.
+    Also ``sys.exit``, which would end the process as if it had succeeded; a signal handler's passes through. ``place``
+    says where it was if no line of the recipe was running.
     """
     try:
         return function()
@@ -336,7 +338,7 @@ def call_recipe(where: str, function: Callable[[], Any]) -> Any:
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and from_handler(error):
             raise
-        raise RecipeError(f"{where} {done(error)}{_place_of(error)}") from error
+        raise RecipeError(f"{where} {done(error)} {_place_of(error, place)}") from error
 
 
 def signature_of(recipe: RecipeBase) -> Signature:
@@ -366,17 +368,20 @@ def described(value: Any) -> str:
     return f"the class {value.__qualname__}" if inspect.isclass(value) else f"a {type(value).__name__}"
 
 
-def _place_of(error: BaseException) -> str:
+def _place_of(error: BaseException, place: Callable[[], str] | None) -> str:
     """Return where the recipe raised: its own innermost line, not one of torch or numpy.
 
-    Of a recipe that is installed as a library, its outermost line.
+    Of a recipe that is installed as a library, its outermost line; torch may call it.
     """
     frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
     places = [(frame.filename, frame.lineno) for frame in frames]
-    called = [place for place in places if not place[0].startswith(_OURS) or place[0].startswith(_SHIPPED)]
-    own = [place for place in called if not place[0].startswith(("<", *_LIBRARIES))]
-    chosen = own[-1:] or called[:1] or places[-1:]
-    return "".join(f" at {name}:{line}" for name, line in chosen)
+    called = [found for found in places if not found[0].startswith(_OURS) or found[0].startswith(_SHIPPED)]
+    called = [found for found in called if _TORCH not in found[0]]
+    own = [found for found in called if not found[0].startswith(("<", *_LIBRARIES)) and _INSTALLED not in found[0]]
+    chosen = own[-1:] or called[:1]
+    if not chosen and place is not None:
+        return place()
+    return "".join(f"at {name}:{line}" for name, line in chosen or places[-1:])
 
 
 def done(error: BaseException) -> str:

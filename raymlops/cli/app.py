@@ -28,7 +28,7 @@ from raymlops.version import __version__
 Verb = Callable[..., Answer | None]
 
 VERBS: tuple[Verb, ...] = (
-    *(projects.init, projects.validate, runs.train, runs.sweep, operations.logs, operations.gc),
+    *(projects.init, projects.validate, runs.train, runs.sweep, runs.compare, operations.logs, operations.gc),
     *(live.demo, live.pipeline, live.controller, live.audit, traffic.deploy, traffic.promote, traffic.rollback),
     *(predict.predict, predictions.predictions, clusters.up, clusters.down, clusters.status, clusters.doctor),
 )

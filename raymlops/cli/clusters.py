@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raymlops.cli.operations import run_answer
-from raymlops.cli.output import Answer, EnvOption, OptionalConfig, error_data, note, table
+from raymlops.cli.output import Answer, EnvOption, OptionalConfig, error_data, note
+from raymlops.display import table
 from raymlops.errors import RaymlopsError, StorageError, UsageError
 
 if TYPE_CHECKING:

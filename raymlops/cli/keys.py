@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raymlops.cli.output import Answer, EnvOption, OptionalConfig, Overrides, YesFlag, confirm, note, table
+from raymlops.cli.output import Answer, EnvOption, OptionalConfig, Overrides, YesFlag, confirm, note
 from raymlops.cli.source import choose
 from raymlops.config.durations import parse_duration
+from raymlops.display import table
 from raymlops.errors import UsageError
 
 if TYPE_CHECKING:

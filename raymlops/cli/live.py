@@ -15,10 +15,10 @@ from raymlops.cli.output import (
     YesFlag,
     confirm,
     note,
-    table,
 )
 from raymlops.cli.source import NamedArgument, choose, choose_if_named
 from raymlops.cli.traffic import deployment_text
+from raymlops.display import table
 
 
 def demo(

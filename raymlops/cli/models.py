@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from raymlops.cli.output import Answer, EnvOption, OptionalConfig, Overrides, number, table
+from raymlops.cli.output import Answer, EnvOption, OptionalConfig, Overrides, number
 from raymlops.cli.source import NamedArgument, VersionOption, choose, choose_if_named
+from raymlops.display import table
 from raymlops.errors import UsageError
 from raymlops.records import GateDecision, ModelVersionRef
 

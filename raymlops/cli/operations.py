@@ -15,10 +15,9 @@ from raymlops.cli.output import (
     YesFlag,
     confirm,
     note,
-    table,
     write,
 )
-from raymlops.display import file_size
+from raymlops.display import file_size, table
 from raymlops.records import to_json
 
 if TYPE_CHECKING:

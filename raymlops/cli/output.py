@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, TextIO
@@ -164,15 +164,6 @@ def discard_stdout() -> None:
 def given(options: Mapping[str, Any]) -> list[str]:
     """Return the names of the options that the command line sets."""
     return [name for name, value in options.items() if not (value is None or value is False or value == [])]
-
-
-def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str] | None]) -> str:
-    """Return rows as an aligned text table; ``columns`` maps a key to its formatter, None for ``str``."""
-    cells = [list(columns)] + [[(form or str)(row.get(key, "")) for key, form in columns.items()] for row in rows]
-    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
-    )
 
 
 def number(value: float | None) -> str:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from raymlops.cli.output import Answer, EnvOption, Overrides, note, table
+from raymlops.cli.output import Answer, EnvOption, Overrides, note
+from raymlops.display import table
 
 FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="Configuration file.")]
 

@@ -1,4 +1,4 @@
-"""``train`` and ``sweep``."""
+"""``train``, ``sweep`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raymlops.cli.output import Answer, EnvOption, OptionalConfig, Overrides, number, table
+from raymlops.cli.output import Answer, EnvOption, OptionalConfig, Overrides, number
+from raymlops.display import table
 from raymlops.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,6 +79,31 @@ def sweep(
     request = sweep_request(config, resume=resume, extend=extend or (), fork=fork, overrides=overrides or (), env=env)
     record = run_sweep(request)
     return Answer(record.to_dict(), sweep_text(record))
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN RUN...", help="RUN_ID, SWEEP_ID/TRIAL, NAME@VERSION or NAME@ALIAS."),
+    ],
+    *,
+    plot: Annotated[
+        str | None, typer.Option("--plot", metavar="FILE", help="Draw the curves into FILE.html or FILE.png.")
+    ] = None,
+    config: OptionalConfig = None,
+    env: EnvOption = None,
+) -> Answer:
+    """Show the settings and metrics that differ between runs, trials or versions."""
+    from raymlops.lifecycle.comparison.compare import compare as compare_runs
+    from raymlops.lifecycle.comparison.curves import check_file, write
+
+    if plot is not None:
+        check_file(plot)
+    found = compare_runs(runs, config, curves=plot is not None, env=env)
+    if plot is None:
+        return Answer(found.to_dict(), found.text())
+    write(found.plot(), plot)
+    return Answer({**found.to_dict(), "plot": plot}, f"{found.text()}\n\nplot  {plot}")
 
 
 def sweep_text(record: SweepRecord) -> str:

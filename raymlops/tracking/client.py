@@ -13,7 +13,7 @@ import posixpath
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from raymlops.config.base import resolve
 from raymlops.config.credentials import redact
@@ -42,6 +42,19 @@ _REFUSALS = {
     *("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"),
     *("RESOURCE_DOES_NOT_EXIST", "ENDPOINT_NOT_FOUND", "INVALID_STATE"),
 }
+
+
+class Latest(NamedTuple):
+    """The point of a metric that MLflow shows, searches and orders by: the highest step, then time, then value."""
+
+    step: int
+    ms: int
+    value: float
+
+    @classmethod
+    def of(cls, metric: Any) -> Self:
+        """Convert MLflow's ``Metric``."""
+        return cls(int(metric.step), int(metric.timestamp), float(metric.value))
 
 
 def tracker(spec: ProjectSpec) -> Tracker:
@@ -233,6 +246,16 @@ class Tracker:
         with self._errors(not_found=f"there is no run {run_id!r} in {self.shown_uri}"):
             return self.client.get_run(run_id)
 
+    def history(self, run_id: str, name: str) -> list[tuple[int, float]]:
+        """Return the value of a metric at each step, in order.
+
+        Where a step has several, it is the first: the last step has the value of the model that is kept, too.
+        """
+        with self._errors():
+            points = self.client.get_metric_history(run_id, metric_key(name))
+        ordered = sorted(points, key=lambda point: (point.step, point.timestamp), reverse=True)
+        return sorted({point.step: float(point.value) for point in ordered}.items())
+
     def children_of(self, run_id: str, *, tags: Mapping[str, str] | None = None) -> list[Any]:
         """Return the child runs of a run that have ``tags``, as MLflow's ``Run``, the newest first.
 
@@ -332,10 +355,15 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def steps_of(run: Any) -> dict[str, int]:
-    """Return the highest step of each metric of MLflow's ``Run``, by its name in MLflow (``metric_key``)."""
+def latest_of(run: Any) -> dict[str, Latest]:
+    """Return the latest point of each metric of MLflow's ``Run``, by its name in MLflow (``metric_key``)."""
     # `data.metrics` leaves out the steps that came with the run; a metric's history would cost a request each.
-    return {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
+    return {metric.key: Latest.of(metric) for metric in run.data.to_proto().metrics}
+
+
+def steps_of(run: Any) -> dict[str, int]:
+    """Return the highest step of each metric of MLflow's ``Run``, by its name in MLflow."""
+    return {key: point.step for key, point in latest_of(run).items()}
 
 
 def metric_key(name: str) -> str:

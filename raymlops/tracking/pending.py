@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from raymlops.tracking.client import metric_key, steps_of
+from raymlops.tracking.client import Latest, latest_of, metric_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -41,8 +41,10 @@ class PendingRun:
     tags: dict[str, str] = field(default_factory=dict)
     ending: tuple[RunStatus, int] | None = None
     """The final status, and its time in milliseconds since the epoch."""
-    last_steps: dict[str, int] = field(default_factory=dict)
-    """The last step of each metric that was logged."""
+    latest: dict[str, Latest] = field(default_factory=dict)
+    """The last point of each metric that was logged."""
+    kept: dict[str, float] = field(default_factory=dict)
+    """Of a run that ends: the metrics of the model that is kept, which are to be the latest ones."""
     in_flight: int = 0
     """The number of points, from the first one on, that are being sent."""
     dropped: int = 0
@@ -67,7 +69,7 @@ class PendingRun:
     @property
     def has_batch(self) -> bool:
         """Return whether anything but the end is pending."""
-        return bool(self.points or self.tags or self.params)
+        return bool(self.points or self.tags or self.params or self.kept)
 
     def new(self, points: Iterable[MetricPoint]) -> list[MetricPoint]:
         """Return the points that are above the last step of their metric."""
@@ -76,7 +78,7 @@ class PendingRun:
         for name, value, step, ms in points:
             # A sweep has thousands of runs with the same few metrics: each name is kept once.
             key = sys.intern(metric_key(name))
-            if step > reached.get(key, self.last_steps.get(key, -1)):
+            if step > reached.get(key, self.latest[key].step if key in self.latest else -1):
                 reached[key] = step
                 found.append((key, float(value), step, ms))
         return found
@@ -84,7 +86,18 @@ class PendingRun:
     def add(self, points: list[MetricPoint]) -> None:
         """Take in points that are ``new``."""
         self.points += points
-        self.last_steps |= {key: step for key, _, step, _ in points}
+        self.latest |= {key: Latest(step, ms, value) for key, value, step, ms in points}
+
+    def final(self, *, at_ms: int) -> list[MetricPoint]:
+        """Return the points that make ``kept`` the latest values: at the last step, later than all there are."""
+        found: list[MetricPoint] = []
+        for name, value in self.kept.items():
+            key = sys.intern(metric_key(name))
+            last = self.latest.get(key)
+            if last is None or last.value != value:
+                step, ms = (0, at_ms) if last is None else (last.step, max(at_ms, last.ms + 1))
+                found.append((key, float(value), step, ms))
+        return found
 
     def drop_oldest(self, num_points: int) -> None:
         """Drop the oldest points."""
@@ -93,23 +106,24 @@ class PendingRun:
         self.dropped += num_points
         self.tags[DROPPED] = str(self.dropped)
 
-    def sent(self, tags: dict[str, str]) -> None:
-        """Forget the batch that was sent, with these tags; a tag may have a new value meanwhile."""
+    def sent(self, tags: dict[str, str], kept: dict[str, float]) -> None:
+        """Forget the batch that was sent, with these tags and kept metrics; both may have new values meanwhile."""
         del self.points[: self.in_flight]
         self.in_flight = 0
         self.params = {}
         self.tags = {key: value for key, value in self.tags.items() if tags.get(key) != value}
+        self.kept = {} if self.kept is kept else self.kept
 
     def clear(self) -> None:
         """Forget everything but the end."""
-        self.params, self.points, self.tags = {}, [], {}
+        self.params, self.points, self.tags, self.kept = {}, [], {}, {}
 
     def learn(self, run: Any) -> None:
         """Drop what MLflow's ``Run`` has already."""
-        steps = steps_of(run)
+        latest = latest_of(run)
         self.params = {key: value for key, value in self.params.items() if metric_key(key) not in run.data.params}
-        self.points = [point for point in self.points if point[2] > steps.get(point[0], -1)]
-        for key, step in steps.items():
-            self.last_steps[key] = max(step, self.last_steps.get(key, -1))
+        self.points = [point for point in self.points if point[0] not in latest or point[2] > latest[point[0]].step]
+        for key, point in latest.items():
+            self.latest[key] = max(point, self.latest.get(key, point))
         if DROPPED in run.data.tags and not self.dropped:
             self.tags = {DROPPED: "0", **self.tags}

@@ -96,10 +96,20 @@ class Sender:
             return len(new)
 
     def end(
-        self, run: PendingRun, status: RunStatus, *, tags: Mapping[str, str] | None = None, at_ms: int | None = None
+        self,
+        run: PendingRun,
+        status: RunStatus,
+        *,
+        tags: Mapping[str, str] | None = None,
+        kept: Mapping[str, float] | None = None,
+        at_ms: int | None = None,
     ) -> None:
-        """End a run, with these last tags, once everything pending has been sent."""
+        """End a run, with these last tags, once everything pending has been sent.
+
+        ``kept`` are the metrics of the model that is kept: MLflow then shows and orders by them, not by the last ones.
+        """
         with self.changed:
+            run.kept = dict(kept or {})
             run.tags.update(tags or {})
             if run.dropped:
                 run.tags[DROPPED] = str(run.dropped)
@@ -312,9 +322,13 @@ class Sender:
         with self.changed:
             points, tags, params = run.points[:METRIC_BATCH], dict(run.tags), dict(run.params)
             run.in_flight = len(points)
+            kept: dict[str, float] = {}
+            if run.ending is not None and len(points) == len(run.points):
+                kept = run.kept
+                points = [*points, *run.final(at_ms=run.ending[1])]
         self._tracker.log_batch(run_id, points, tags, params=params)
         with self.changed:
-            run.sent(tags)
+            run.sent(tags, kept)
             run.flush_s = self._clock() + FLUSH_EVERY_S
             self._settle(run)
 

@@ -32,7 +32,7 @@ from raymlops.training.inprocess import run_in_process
 from raymlops.training.loop.outcome import Hooks
 from raymlops.training.preflight import preflight
 from raymlops.training.runs import resume as resuming
-from raymlops.training.runs.lookup import CHECKPOINTS, LOG, RUNS, look_up, mark_origin, resume_command
+from raymlops.training.runs.lookup import BEST, CHECKPOINTS, LOG, RUNS, look_up, mark_origin, resume_command
 from raymlops.training.runs.mlflow_run import open_run
 from raymlops.training.runs.writer import CHECKPOINT_FAILURES, REASON, RunWriter
 from raymlops.training.supervision.request import RunRequest
@@ -252,10 +252,10 @@ def _close_finished(writer: RunWriter, record: RunRecord) -> None:
         "raymlops.steps": str(record.steps),
         "raymlops.duration_s": f"{record.duration_s:.1f}",
         "raymlops.workers": str(record.num_workers),
-        **{f"raymlops.best.{name}": repr(value) for name, value in record.metrics.items()},
+        **{f"{BEST}{name}": repr(value) for name, value in record.metrics.items()},
     }
     try:
-        writer.close("FINISHED", tags=tags)
+        writer.close("FINISHED", tags=tags, kept=record.metrics)
     except TrackingError as error:
         raise TrackingError(
             f"the training is done, but its MLflow run {record.run_id} could not be closed: {error.message}",

@@ -116,7 +116,7 @@ def _result(of: Project) -> dict[str, Any]:
     }
     for name, points in history.items():
         steps = [step for step, _ in points]
-        assert steps == sorted(set(steps)), name
+        assert steps[:-1] == sorted(set(steps[:-1])), name  # the kept model's may come last, at the last step again
     return {"status": run.info.status, "weights": weights, "history": history}
 
 

@@ -1,5 +1,6 @@
 import signal
 import sys
+import sysconfig
 
 import numpy as np
 import plain_recipe
@@ -12,6 +13,8 @@ from raymlops.errors import RecipeError, RecipeImportError
 from raymlops.recipe import RecipeBase, RecipeConfig, batch_rows, call_recipe
 from raymlops.recipe_import import reference_of, resolve
 from raymlops.signature import Signature
+
+OURS = sys.modules["raymlops.recipe"].__file__
 
 
 def test_an_import_string_leads_to_its_class():
@@ -81,6 +84,37 @@ def test_what_torch_raises_in_a_recipe_is_told_with_the_recipes_line():
     """Where in torch or numpy it was says nothing to the recipe's author."""
     with pytest.raises(RecipeError, match=r"decode\(\) raised RuntimeError: .* at .*test_recipe\.py:\d+$"):
         call_recipe("decode()", lambda: torch.nn.Linear(2, 1)(torch.zeros(1, 3)))
+
+
+def test_an_installed_recipe_is_told_with_its_line_also_where_torch_calls_it():
+    """As in a training, where its loss is a module, which DDP can wrap."""
+    file = f"{sysconfig.get_path('purelib')}/somebody/recipe.py"
+    named = {}
+    exec(compile("def loss(model, x):\n\n    return model(x)", file, "exec"), named)
+
+    class Loss(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = torch.nn.Linear(2, 1)
+
+        def forward(self, x):
+            return named["loss"](self.model, x)
+
+    Loss.forward.__code__ = Loss.forward.__code__.replace(co_filename=OURS)
+    loss = Loss()
+    called = eval(compile("lambda: loss(x)", OURS, "eval"), {"loss": loss, "x": torch.zeros(1, 3)})
+    with pytest.raises(RecipeError, match=rf"loss\(\) raised RuntimeError: .* at {file}:3$"):
+        call_recipe("loss()", called)
+
+
+def test_where_no_line_of_the_recipe_ran_the_caller_says_where_it_was():
+    """torch's own line says nothing."""
+    x = torch.ones(2, requires_grad=True)
+    y = x.exp()
+    z = (y * 1).sum()
+    y.add_(1)
+    with pytest.raises(RecipeError, match=r"backward raised RuntimeError: .* in step 3$"):
+        call_recipe("backward", z.backward, place=lambda: "in step 3")
 
 
 def test_what_a_recipe_raises_becomes_an_error_with_its_line():

@@ -15,6 +15,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +31,7 @@ from raymlops.training.loop.optimizer import Schedule, build_optimizer
 from raymlops.training.loop.parallel import local_only
 from raymlops.training.loop.precision import autocast, optimizer_step, overflow_expected, scaler_of, skip_step
 from raymlops.training.loop.step_check import Verdict, check_step, handle_fault
+from raymlops.training.loop.step_errors import in_step
 
 if TYPE_CHECKING:
     from torch import nn
@@ -155,7 +157,7 @@ def _train_step(ctx: TrainContext, trained: _Trained, losses: Losses, indices: t
     verdict = check_step(ctx, loss=loss.value, norm=None if scaler else norm)
     if verdict is not Verdict.TAKE:
         skip_step(scaler)
-    elif optimizer_step(optimizer, scaler):
+    elif in_step(ctx, "the optimizer", partial(optimizer_step, optimizer, scaler)):
         if trained.ema is not None:
             trained.ema.update(ctx.run_state.step + 1)
     elif not overflow_expected(scaler):
@@ -196,9 +198,9 @@ def _forward_backward(ctx: TrainContext, trained: _Trained, indices: torch.Tenso
         counts = share > 0 and not (paired and len(piece) == 1 < train.rows)
         # Gradients are all-reduced once a step, with the last micro-batch.
         with local_only(trained.loss_of, last=number == len(pieces)), _normalization(trained, counts=counts):
-            loss: LossValue = call_recipe(where, lambda batch=batch: trained.loss_of(batch))  # type: ignore[misc]
+            loss: LossValue = call_recipe(where, partial(trained.loss_of, batch))
             times = share if loss.weight is None else ctx.world_size / rows * (share > 0)
-            backward(loss.value * times, trained.scaler)
+            in_step(ctx, "the backward pass", partial(backward, loss.value * times, trained.scaler), batch=batch)
         total = _added(total, loss, rows=share * rows / ctx.world_size, all_rows=rows)
         ctx.watch.mark("forward_backward")
     assert total is not None

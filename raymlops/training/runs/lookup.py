@@ -44,6 +44,8 @@ CHECKPOINTS = "checkpoints"
 LOG = "log.txt"
 EVALUATION = "evaluation/test.json"
 """Artifact: the test metrics of a run, written once."""
+BEST = "raymlops.best."
+"""Begins the tag of each metric of the model that is kept."""
 ORIGIN = "origin.json"
 """File in a run's folder: the URI of the MLflow that has the run."""
 _NEAR = 3
@@ -71,6 +73,12 @@ class Recorded:
     deleted: bool
     spec: ProjectSpec | None
     """None if the run stored none, or it cannot be read."""
+
+    @property
+    def best_metrics(self) -> dict[str, float]:
+        """Return the metrics of the model that is kept, which are known at a run's end; empty before."""
+        texts = {name.removeprefix(BEST): text for name, text in self.tags.items() if name.startswith(BEST)}
+        return {name: float(text) for name, text in texts.items()}
 
     @property
     def files_uri(self) -> str | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from raymlops.bundle.code import Code
+    from raymlops.config.schema import ProjectSpec
     from raymlops.project import Project
     from raymlops.records import DataRecord
     from raymlops.tracking.client import Tracker
@@ -96,7 +97,7 @@ def open_run(
                 name=f"{spec.project.name}-{'' if kind == 'run' else kind + '-'}{time.strftime('%Y%m%d-%H%M%S')}",
                 tags={key: value for key, value in all_tags.items() if value},
             )
-        tracker.log_batch(run_id, params=flatten(spec.to_dict()))
+        tracker.log_batch(run_id, params=parameters(spec, fingerprint=data.fingerprint, rows=data.rows, kind=kind))
         for path, text in artifacts.items():
             if text:
                 tracker.log_text(run_id, text, path)
@@ -126,6 +127,14 @@ def code_of(project: Project) -> Code | None:
         return collect(project.recipe_class)
     except RecipeError:
         return None
+
+
+def parameters(spec: ProjectSpec, *, fingerprint: str, rows: Mapping[str, int], kind: str = "run") -> dict[str, str]:
+    """Return what shapes a result, as MLflow parameters; where it runs and how it is served is in ``CONFIG`` alone."""
+    sections = ("recipe", "train", "sweep") if kind == "sweep" else ("recipe", "train")
+    settings = spec.to_dict()
+    shape = {name: settings[name] for name in sections}
+    return flatten({**shape, "data": {"fingerprint": fingerprint, "rows": rows}})
 
 
 def _json(data: Any) -> str:

@@ -145,9 +145,7 @@ def _resume(recorded: Recorded, state: State, found: Found, *, who: str, evaluat
 
 def _best(recorded: Recorded, checkpoint: Mapping[str, Any]) -> tuple[int | None, dict[str, float]]:
     """Return the best epoch and its metrics, from the run's end or else from its last checkpoint."""
-    prefix = "raymlops.best."
-    final = {name.removeprefix(prefix): float(text) for name, text in recorded.tags.items() if name.startswith(prefix)}
-    if final:
+    if final := recorded.best_metrics:
         return _whole(recorded.tags.get("raymlops.best_epoch")), final
     run = checkpoint.get("run", {})
     best, history = run.get("best_epoch") or 0, run.get("history") or []

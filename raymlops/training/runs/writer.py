@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.display import Throttle, logfmt, logfmt_line
 from raymlops.errors import TrackingError
-from raymlops.tracking.client import now_ms, steps_of
+from raymlops.tracking.client import latest_of, now_ms
 from raymlops.tracking.pending import DROPPED, PendingRun
 from raymlops.tracking.sender import Sender
 from raymlops.tracking.tag_entries import appended, entries
@@ -71,7 +71,7 @@ class RunWriter:
         self._run = PendingRun(
             f"run {run_id}",
             run_id,
-            last_steps={} if previous is None else steps_of(previous),
+            latest={} if previous is None else latest_of(previous),
             dropped=_count(tags, DROPPED) or 0,
         )
         self._log = None if log_uri is None else RunLog(log_uri, clock=clock)
@@ -96,15 +96,24 @@ class RunWriter:
         """Log those points of a checkpoint that a killed driver did not get to send; return how many."""
         return self._sender.put(self._run, points)
 
-    def close(self, status: RunStatus, *, tags: Mapping[str, str], wait_s: float = CLOSE_WAIT_S) -> None:
+    def close(
+        self,
+        status: RunStatus,
+        *,
+        tags: Mapping[str, str],
+        kept: Mapping[str, float] | None = None,
+        wait_s: float = CLOSE_WAIT_S,
+    ) -> None:
         """Flush everything and end the run; tell the user when MLflow has to be waited for.
+
+        ``kept`` are the metrics of the model that is kept, which become the run's latest ones.
 
         Raises:
             TrackingError: MLflow does not accept it.
         """
         progress = {PROGRESS: self._progress()} if self._latest.step else {}
         try:
-            self._sender.end(self._run, status, tags={**progress, **tags})
+            self._sender.end(self._run, status, tags={**progress, **tags}, kept=kept)
             self._sender.finish(wait_s=wait_s, tell=self._tell)
         finally:
             for text in self._notices():

@@ -219,7 +219,7 @@ class SweepController:
         self._stalls.moved()
         self._meter.end(number)
         record = self._trials.tell(number, status, reason=reason, run_id=self._trial_runs.run_id(number))
-        self._trial_runs.end(number, record.status, reason=record.reason, history=opened.history)
+        self._trial_runs.end(number, record.status, reason=record.reason, kept=record.metrics, history=opened.history)
         if number in self._saved:
             self._obsolete.append(number)
         self._board.put(TrialView.of(record, record.status), best=self._tally.take(record))

@@ -34,6 +34,9 @@ INTERRUPTED_WAIT_S = 10.0
 RUN_STATUS: dict[TrialStatus, RunStatus] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 TRIAL = "raymlops.trial"
 TRIAL_STATUS = "raymlops.trial_status"
+NOTE = "mlflow.note.content"
+PRUNED = "Pruned: the scheduler stopped this trial early. MLflow's status for that is KILLED."
+"""The description of a pruned trial's run, which MLflow shows beside its status."""
 WAITING = "waiting"
 """``raymlops.trial_status`` of a trial that continues when its sweep is resumed."""
 
@@ -119,13 +122,17 @@ class TrialRuns:
         status: TrialStatus,
         *,
         reason: str = "",
+        kept: Mapping[str, float] | None = None,
         history: Mapping[int, Mapping[str, float]] | None = None,
     ) -> None:
-        """End the run of a trial, with what MLflow lacks of ``history`` (metrics by epoch)."""
+        """End the run of a trial, with what MLflow lacks of ``history`` (metrics by epoch).
+
+        ``kept`` are the metrics of its best epoch, by which it is ranked: they become the run's latest ones.
+        """
         with self._changed:
             run = self._pending(number)
             if run is not None:
-                self._end(run, status, reason=reason, history=history or {}, ended_ms=now_ms())
+                self._end(run, status, reason=reason, kept=kept, history=history or {}, ended_ms=now_ms())
 
     def suspend(self, number: int) -> None:
         """End the run of a trial that continues when the sweep is resumed."""
@@ -147,7 +154,14 @@ class TrialRuns:
                 return
             run = self._open(record.number, record.params, started_ms=now - duration_ms)
             ended_ms = min(now, run.started_ms + duration_ms) if duration_ms else now
-            self._end(run, record.status, reason=record.reason, history=history or {}, ended_ms=ended_ms)
+            self._end(
+                run,
+                record.status,
+                reason=record.reason,
+                kept=record.metrics,
+                history=history or {},
+                ended_ms=ended_ms,
+            )
 
     def run_id(self, number: int) -> str | None:
         """Return the MLflow run of a trial; None until it is created."""
@@ -198,7 +212,7 @@ class TrialRuns:
             )
             run.create = partial(self._create, number, run.started_ms)
         elif run.ending is not None:
-            run.ending, run.unread = None, True
+            run.ending, run.unread, run.kept = None, True, {}
             run.tags.pop(TRIAL_STATUS, None)
         return run
 
@@ -220,6 +234,7 @@ class TrialRuns:
         status: TrialStatus,
         *,
         reason: str,
+        kept: Mapping[str, float] | None,
         history: Mapping[int, Mapping[str, float]],
         ended_ms: int,
     ) -> None:
@@ -229,7 +244,9 @@ class TrialRuns:
         self._sender.put(run, [point for point in points if point[0] != STEP])
         run.trial_status = status
         tags = {TRIAL_STATUS: status} | ({REASON: reason} if reason else {})
-        self._sender.end(run, RUN_STATUS[status], tags=tags, at_ms=ended_ms)
+        if status == "pruned":
+            tags[NOTE] = PRUNED
+        self._sender.end(run, RUN_STATUS[status], tags=tags, kept=kept, at_ms=ended_ms)
 
     def _closed(self, run: PendingRun, deleted: bool) -> None:
         if not isinstance(run, TrialRun):

@@ -26,6 +26,7 @@ class Store:
         self.rejects: set[str] = set()
         """Runs whose batches are rejected."""
         self.points: dict[str, list[tuple[str, int]]] = {}
+        self.values: list[tuple[str, float, int, int]] = []
         self.tags: dict[str, dict[str, str]] = {}
         self.ended: dict[str, str] = {}
 
@@ -35,7 +36,7 @@ class Store:
 
     def run(self, run_id: str) -> Any:
         self.check()
-        steps = [SimpleNamespace(key=name, step=step) for name, step in self.points.get(run_id, [])]
+        steps = [SimpleNamespace(key=key, value=value, step=step, timestamp=ms) for key, value, step, ms in self.values]
         data = SimpleNamespace(params={}, tags={}, to_proto=lambda: SimpleNamespace(metrics=steps))
         return SimpleNamespace(data=data, info=SimpleNamespace(lifecycle_stage="active", status="RUNNING"))
 
@@ -47,6 +48,7 @@ class Store:
             cause.error_code = "BAD_REQUEST"  # type: ignore[attr-defined]
             raise TrackingError("rejected") from cause
         self.points.setdefault(run_id, []).extend((name, step) for name, _, step, _ in points)
+        self.values += points
         self.tags.setdefault(run_id, {}).update(tags)
 
     def end_run(self, run_id: str, status: str, *, end_time_ms: int) -> None:
@@ -135,3 +137,34 @@ def test_an_outage_is_told_once_and_its_end_too(store: Store) -> None:
         "MLflow accepts no data; it is buffered until it does: away",
         "MLflow accepts data again: sending what was buffered",
     ]
+
+
+def test_the_last_values_are_those_of_the_model_that_is_kept(store: Store) -> None:
+    """The best epoch is logged once more, at the last step and after it; what is the last already is not."""
+    sender, run = over(store), PendingRun("run", "r")
+    for step, loss in enumerate([3.0, 1.0, 2.0]):
+        sender.put(run, [("loss", loss, step, 50 + step), ("rows", 7.0, step, 50 + step)])
+    sender.end(run, "FINISHED", kept={"loss": 1.0, "rows": 7.0, "late": 4.0}, at_ms=20)
+    sender.finish(wait_s=10.0)
+    losses = [(value, step, ms) for name, value, step, ms in store.values if name == "loss"]
+    assert losses == [(3.0, 0, 50), (1.0, 1, 51), (2.0, 2, 52), (1.0, 2, 53)]
+    assert [point[1:] for point in store.values if point[0] == "late"] == [(4.0, 0, 20)]
+    assert sum(point[0] == "rows" for point in store.values) == 3
+
+
+def test_kept_values_are_sent_once_after_an_outage(store: Store) -> None:
+    """The request was carried out and its answer was lost: what MLflow has already is not sent again."""
+    sender, run, broken = over(store), PendingRun("run", "r"), []
+
+    def late(*args: Any, **options: Any) -> None:
+        Store.log_batch(store, *args, **options)
+        if not broken:
+            broken.append(True)
+            raise TrackingError("away")
+
+    store.log_batch = late  # type: ignore[method-assign]
+    sender.put(run, [("loss", 1.0, 1, 1), ("loss", 2.0, 2, 2)])
+    sender.end(run, "FINISHED", kept={"loss": 1.0}, at_ms=3)
+    sender.finish(wait_s=10.0)
+    assert store.values == [("loss", 1.0, 1, 1), ("loss", 2.0, 2, 2), ("loss", 1.0, 2, 3)]
+    assert store.ended == {"r": "FINISHED"}

@@ -12,7 +12,7 @@ from ranks import ranks
 
 from raymlops.config.load import load_data
 from raymlops.data.prepare import prepare
-from raymlops.errors import NonFiniteError, TrainingError
+from raymlops.errors import NonFiniteError, RecipeError, TrainingError
 from raymlops.project import bind
 
 
@@ -176,3 +176,13 @@ def test_torch_is_left_as_it_was(tiny_project: Any) -> None:
     run_local(tiny_project(epochs=1))
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == threads
+
+
+def test_an_error_of_the_backward_pass_names_the_step_and_the_batch(tiny_project: Any) -> None:
+    """No line of the recipe was running then."""
+    expected = (
+        r"BreaksInBackward: the backward pass raised RuntimeError: one of the variables .* in step 5, epoch 1, "
+        r"with a batch of numbers \(44, 3\) float32, colour \(44\) int64, label \(44\) float32$"
+    )
+    with pytest.raises(RecipeError, match=expected):
+        run_local(tiny_project(recipe="broken:BreaksInBackward"))

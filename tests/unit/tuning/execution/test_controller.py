@@ -34,7 +34,7 @@ class Runs:
     def log(self, number, *, epoch, metrics):
         self.said.append((number, epoch))
 
-    def end(self, number, status, *, reason="", history=None):
+    def end(self, number, status, *, reason="", kept=None, history=None):
         self.said.append((number, status))
 
     def news(self):
