@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from raymlops.data.order import seed_all, seed_start
+from raymlops.data.order import micro_batches, seed_all, seed_start
 from raymlops.data.sampler import epoch_rows
 from raymlops.errors import NonFiniteError, RecipeError, TrainingError
-from raymlops.recipe import Progress, RecipeBase, call_recipe, model_of
+from raymlops.recipe import Progress, RecipeBase, call_recipe, model_of, to_device
 from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.checkpoints.saver import Snapshot, restore
 from raymlops.training.checkpoints.state import RunState
-from raymlops.training.loop.batches import rank_batches
+from raymlops.training.loop.batches import global_batches
 from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.evaluation import evaluate, numbers
 from raymlops.training.loop.first_weights import initialized
@@ -79,8 +79,8 @@ class TrainContext:
         self.recipe: RecipeBase = prepared.recipe
         self.ranks = ranks or Ranks()
         self.rank, self.world_size, self.device = self.ranks.rank, self.ranks.world_size, self.ranks.device
-        self.epoch_rows = epoch_rows(prepared.splits["train"], seed=spec.seed)
-        self.steps = total_steps(spec, rows=self.epoch_rows)
+        self._epoch_rows = epoch_rows(prepared.splits["train"], seed=spec.seed)
+        self.steps = total_steps(spec, rows=self._epoch_rows)
         """Optimizer steps of the whole run, if it has one for each batch."""
         self.run_state = RunState()
         """The progress of the run, which the loop advances."""
@@ -207,7 +207,36 @@ class TrainContext:
         Raises:
             RecipeError: ``sampler()`` breaks its contract.
         """
-        return rank_batches(self)
+        state, split = self.run_state, self.prepared.splits["train"]
+        for indices in self.global_batches():
+            if self.last_step is not None and state.step >= self.last_step:
+                state.cut = [state.epoch, state.batch]
+                return
+            self.seed_step(state.step)
+            ((piece, self.share),) = micro_batches(indices, rank=self.rank, world=self.world_size, pieces=1)
+            batch = to_device(split.batch(piece), self.device)
+            self.watch.mark("data")
+            yield batch
+            state.step += 1
+            state.batch += 1
+            self.watch.mark("forward_backward")
+            self.heartbeat()
+            agreed = self.agree()
+            if agreed.due:
+                self.save_checkpoint(last=bool(agreed.order))
+            if agreed.order:
+                raise StopAskedError(agreed.order, saved=True)
+
+    def global_batches(self) -> Iterator[torch.Tensor]:
+        """Yield the row numbers of each global batch left in the epoch, the same on every rank; count them yourself.
+
+        Raises:
+            RecipeError: ``sampler()`` breaks its contract.
+        """
+        spec, state = self.spec, self.run_state
+        for indices in global_batches(self.prepared.splits["train"], spec, state, epoch_rows=self._epoch_rows):
+            self.recipe.progress = Progress(state.step, state.epoch, self.steps)
+            yield indices
 
     def seed_step(self, step: int) -> None:
         """Seed what a step draws, such as dropout: differently on each rank, the same each time the step is taken."""

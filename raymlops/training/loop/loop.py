@@ -24,7 +24,6 @@ from raymlops.data.order import leaves_single_rows, micro_batches
 from raymlops.recipe import call_recipe, to_device
 from raymlops.training.ema import Ema
 from raymlops.training.loop.batch_norm import normalizes_batches, one_row_is_too_few, running_statistics
-from raymlops.training.loop.batches import global_batches
 from raymlops.training.loop.gradients import backward, clip_gradient, scale_gradient
 from raymlops.training.loop.losses import Losses, StepLoss
 from raymlops.training.loop.optimizer import Schedule, build_optimizer
@@ -99,7 +98,7 @@ def _train_epoch(ctx: TrainContext, trained: _Trained, losses: Losses) -> _Epoch
     # An order may have come between a step and its validation.
     if _validates_now(ctx) and _validated(ctx, trained, losses, mid_epoch=True):
         return _EpochEnd.STOPPED
-    for indices in global_batches(ctx):
+    for indices in ctx.global_batches():
         if state.step == ctx.steps:
             state.cut = [state.epoch, state.batch]
             break

@@ -24,7 +24,7 @@ def writer(passed):
 
 
 def epoch(number, loss):
-    return Event("epoch", epoch=number, step=10 * number, metrics={"loss": loss})
+    return Event("epoch", epoch=number, report=number, step=10 * number, metrics={"loss": loss})
 
 
 def test_each_epoch_is_passed_on_once_however_often_the_workers_began_again(writer, passed):
