@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from raymlops.errors import NonFiniteError, RecipeError, StorageError, TrainingError
 from raymlops.training.checkpoints.host_copies import check_plain, not_finite
@@ -87,6 +88,12 @@ def start_save(
             raise StorageError(f"the sharded checkpoint cannot be written: {_reasons(failed)}") from failed
 
     return finish
+
+
+def local_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> int:
+    """Return the size of this rank's part."""
+    tensors = (value for value in _tensors(model, optimizer).values() if isinstance(value, torch.Tensor))
+    return sum(int((value.to_local() if isinstance(value, DTensor) else value).nbytes) for value in tensors)
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
