@@ -28,7 +28,7 @@ from raymlops.training.checkpoints.latest import recall
 from raymlops.training.checkpoints.retention import POINTER
 from raymlops.training.checkpoints.saver import FolderSaver
 from raymlops.training.events import Event, words
-from raymlops.training.inprocess import run_in_process
+from raymlops.training.inprocess import check_gpu, run_in_process
 from raymlops.training.loop.context import Hooks
 from raymlops.training.preflight import preflight
 from raymlops.training.runs import resume as resuming
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from raymlops.config.changes import Change
+    from raymlops.config.schema import ProjectSpec
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
@@ -67,6 +68,7 @@ def train(
         StorageError, TrackingError, RecipeError: before the run is created, or, from the recipe's code, during it.
         NotFoundError, UsageError, RefusedError: the run cannot be resumed: it does not exist, its configuration or data
             have changed, or another driver trains it.
+        UsageError: the configuration asks for a GPU in this process, which sees none.
         NonFiniteError: a loss or ``train.metric`` is NaN or infinite.
         TrainingError: it failed otherwise, more often than ``train.max_restarts`` allows.
         KeyboardInterrupt: the run was interrupted; it is marked KILLED and can be resumed.
@@ -78,8 +80,7 @@ def train(
         def hold(run_id: str) -> None:
             held.enter_context(lease(state_url(spec), run_id, purpose="training it"))
 
-        runs_uri = filesystem.join(spec.storage.path, RUNS)
-        filesystem.check_writable(runs_uri)
+        runs_uri = _checked_folder(spec)
         tracker = tracker_of(spec)
         tracker.check()
         before, changes, state, sources = None, [], None, None
@@ -140,6 +141,15 @@ def train(
             )
             _close_finished(writer, record)
     return record
+
+
+def _checked_folder(spec: ProjectSpec) -> str:
+    """Return the folder of all runs, once it can be written and this process has the GPU that it needs."""
+    if not spec.train.workers[1]:
+        check_gpu(spec.train)
+    runs_uri = filesystem.join(spec.storage.path, RUNS)
+    filesystem.check_writable(runs_uri)
+    return runs_uri
 
 
 @contextmanager

@@ -120,6 +120,7 @@ class TrainContext:
 
     def model(self) -> nn.Module:
         """Return the untrained model on this rank's device, the same on every rank."""
+        seed_all(self.spec.seed, device=self.device)  # some initialisations draw from random or numpy
         torch.manual_seed(self.spec.seed)
         model = model_of(self.recipe).to(self.device)
         self._not_finite_at_start = entries_not_finite(model.state_dict())
