@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import platform
-import secrets
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raymlops.cluster.driver_node import resumable
-from raymlops.config.changes import identity
 from raymlops.data.prepare import FIT, SOURCES, prepare
 from raymlops.errors import NonFiniteError, RefusedError, StorageError, TrackingError, describe
 from raymlops.records import RunRecord
@@ -26,15 +24,14 @@ from raymlops.storage import filesystem
 from raymlops.tracking.client import tracker as tracker_of
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.checkpoints.retention import POINTER
-from raymlops.training.checkpoints.saver import FolderSaver
 from raymlops.training.events import Event, words
-from raymlops.training.inprocess import check_gpu, run_in_process
-from raymlops.training.loop.context import Hooks
+from raymlops.training.inprocess import check_gpu
+from raymlops.training.local_run import run_here
 from raymlops.training.preflight import preflight
 from raymlops.training.runs import resume as resuming
 from raymlops.training.runs.lookup import CHECKPOINTS, LOG, RUNS, look_up, mark_origin, resume_command
 from raymlops.training.runs.mlflow_run import open_run
-from raymlops.training.runs.writer import CHECKPOINT_FAILURES, REASON, RunWriter
+from raymlops.training.runs.writer import REASON, RunWriter
 from raymlops.training.supervision.request import RunRequest
 
 if TYPE_CHECKING:
@@ -207,37 +204,12 @@ def _run(request: RunRequest, *, command: str) -> tuple[Outcome, str]:
                 from raymlops.training.supervision.supervisor import fit
 
                 return fit(request)
-            return _run_here(request)
+            return run_here(request)
         except Exception as error:
             # An error of the recipe's code or torch after an interrupt is no failure; a failed last checkpoint is one.
             if asked() and not isinstance(error, StorageError | RefusedError):
                 raise KeyboardInterrupt from error
             raise
-
-
-def _run_here(request: RunRequest) -> tuple[Outcome, str]:
-    section, writer, own = request.section, request.writer, identity(request.project.spec)
-    found = recall(request.checkpoints_uri, metric=section.metric, mode=section.mode)
-    for text in found.warnings():
-        writer(words(text))
-    if found.state is not None:
-        request.catch_up(found.state.points)
-        writer(Event("restart", step=found.state.step, message=f"resumed after step {found.state.step}"))
-    saver = FolderSaver(
-        section,
-        request.checkpoints_uri,
-        token=secrets.token_hex(3),
-        identity=own,
-        kept=found.kept,
-        on_event=lambda text: writer(words(text, tags={CHECKPOINT_FAILURES: str(saver.failures)})),
-    )
-    hooks = Hooks(emit=writer, orders=request.stop)
-    outcome = run_in_process(
-        request.project, request.prepared, saver=saver, hooks=hooks, resume=found.uri, identity=own
-    )
-    if outcome.stopped:
-        raise KeyboardInterrupt
-    return outcome, saver.best_uri
 
 
 def _close_finished(writer: RunWriter, record: RunRecord) -> None:

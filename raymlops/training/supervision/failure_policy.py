@@ -191,6 +191,8 @@ def kind_of(raised: Raised) -> Kind:
     match classify(raised.links)[0]:
         case "card_bug":
             return "recipe_error"
+        case "gpu":
+            return "environment"
         case "environment" | "hardware" | "memory" as found:
             return found
     if is_torn(raised):
@@ -204,6 +206,11 @@ def kind_of(raised: Raised) -> Kind:
             return "recipe_error"
         case _:
             return "error"
+
+
+def may_pass_here(raised: Raised) -> bool:
+    """Return whether another attempt in the same process may succeed: not after an error of its GPU."""
+    return kind_of(raised) == "environment" and classify(raised.links)[0] != "gpu"
 
 
 def is_torn(raised: Raised) -> bool:

@@ -17,7 +17,7 @@ from raymlops.errors import RaymlopsError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-Class = Literal["environment", "hardware", "memory", "card_bug", ""]
+Class = Literal["environment", "gpu", "hardware", "memory", "card_bug", ""]
 _MOST_LINKS = 16
 _LASTING = {
     errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EFBIG, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
@@ -147,8 +147,8 @@ def behind(error: BaseException, *, implied: bool = False) -> Iterator[BaseExcep
 def classify(chain: Sequence[Link]) -> tuple[Class, str]:
     """Return what failed and the reason in words, by the first link that tells, the root first.
 
-    ``environment`` may pass, so may ``hardware``, which a node may also keep; ``memory`` and ``card_bug`` are GPU
-    errors that the recipe causes. Empty where no link tells.
+    ``environment`` may pass; so may ``gpu``, in another process; so may ``hardware``, which a node may also keep.
+    ``memory`` and ``card_bug`` are GPU errors that the recipe causes. Empty where no link tells.
     """
     return next((found for found in map(_classified, chain) if found[0]), ("", ""))
 
@@ -161,7 +161,7 @@ def _classified(link: Link) -> tuple[Class, str]:
         if failed := _CARD.search(link.message):
             return next(
                 ((kind, match[0]) for kind, pattern in _OF_CARD if (match := pattern.search(link.message))),
-                ("environment", failed[0]),
+                ("gpu", failed[0]),
             )
     reason = _passing(link)
     return ("environment", reason) if reason else ("", "")

@@ -67,7 +67,7 @@ PASSES: list[tuple[BaseException, str]] = [
 def passing(chain: Sequence[Link]) -> str:
     """Return what of the environment or of the hardware failed."""
     kind, reason = classify(chain)
-    return reason if kind in {"environment", "hardware"} else ""
+    return reason if kind in {"environment", "gpu", "hardware"} else ""
 
 
 def coded(error: Any, code: int) -> BaseException:
