@@ -185,7 +185,8 @@ class TrainSection(Spec):
         600.0,
         gt=0,
         description="time without a heartbeat of one worker, or without progress of any, before they are replaced; "
-        "steps and evaluation batches are progress; the first step may take at least 60 s, with compile 600 s",
+        "steps and evaluation batches are progress; the first step may take at least 60 s, with compile 600 s; each "
+        "file of a checkpoint may take 1 s more for each 5 MB to be written",
     )
     stop_grace_s: Free[float] = Field(20.0, ge=0, description="time for a last checkpoint after SIGTERM or Ctrl-C")
     grow_after_s: Free[float] = Field(10.0, ge=0, description="how long there must be room before an elastic run grows")

@@ -83,6 +83,8 @@ class Draft:
         self._local = local_path(uri)
         self.folder = scratch_path() if self._local is None else self._local / f".part-{rank}"
         """Where this rank's files are prepared."""
+        self.on_file: Callable[[Path], object] = lambda _path: None
+        """Called before each file that is uploaded, or flushed to the disk."""
         self.digests: Digests = {}
         """The files that this rank wrote."""
 
@@ -103,6 +105,7 @@ class Draft:
                 stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
             yield self.folder
             for path in sorted(self.folder.iterdir()):
+                self.on_file(path)
                 if remote:
                     self.digests[path.name] = upload(path, filesystem.join(self.uri, path.name))
                 else:

@@ -11,7 +11,10 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MAX_DIFF_CHARS = 1_000_000
 
@@ -23,25 +26,42 @@ class GitRecord:
     commit: str = ""
     branch: str = ""
     dirty: bool = False
+    """Whether anything in the repository is changed or untracked."""
     diff: str = ""
-    """``git diff HEAD`` and the names of untracked files."""
+    """``git diff HEAD`` of the recipe's code, and how much else is changed; empty in a clean repository."""
 
 
-def git_record(path: str | Path) -> GitRecord:
-    """Return the state of the repository that holds ``path``, or an empty record outside a repository."""
+def git_record(path: str | Path, files: Mapping[str, bytes], *, with_diff: bool = True) -> GitRecord:
+    """Return the state of the repository that holds ``path``, or an empty record outside a repository.
+
+    ``files`` are those whose changes are recorded, by the end of their path: others of the repository may hold
+    anything, such as credentials. Of untracked files only names are recorded.
+    """
     folder = Path(path)
     folder = folder if folder.is_dir() else folder.parent
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return GitRecord()
-    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff", "--", ":/")
-    untracked = _git(folder, "ls-files", "--others", "--exclude-standard", "--full-name", ":/")
-    if untracked:
-        diff += "\n# untracked files\n" + "".join(f"# {name}\n" for name in untracked.splitlines())
-    if len(diff) > MAX_DIFF_CHARS:
-        diff = diff[:MAX_DIFF_CHARS] + "\n# cut here\n"
+    root = Path(_git(folder, "rev-parse", "--show-toplevel"))
+    changed = _names(folder, "diff", "HEAD", "--name-only", "--no-renames", "-z", "--", ":/")
+    untracked = _names(folder, "ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", ":/")
+    mine = [name for name in changed if _is_among(root, name, files)]
+    lines = [f"# untracked: {name}" for name in untracked if _is_among(root, name, files)]
+    if others := len(changed) + len(untracked) - len(mine) - len(lines):
+        lines.append(f"# changed or untracked files that are not the recipe's code: {others}")
+    diff = ""
+    if with_diff and mine:
+        paths = (f":(top,literal){name}" for name in mine)
+        diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-renames", "--", *paths)
+        if len(diff) > MAX_DIFF_CHARS:
+            diff = diff[:MAX_DIFF_CHARS] + "\n# cut here"
+    elif mine:
+        lines.insert(0, f"# changed files of the recipe's code, not recorded (tracking.git_diff: false): {len(mine)}")
     return GitRecord(
-        commit=commit, branch=_git(folder, "rev-parse", "--abbrev-ref", "HEAD"), dirty=bool(diff), diff=diff
+        commit=commit,
+        branch=_git(folder, "rev-parse", "--abbrev-ref", "HEAD"),
+        dirty=bool(changed or untracked),
+        diff="\n".join([*([diff] if diff else []), *lines]),
     )
 
 
@@ -70,6 +90,19 @@ def hardware() -> dict[str, Any]:
         "memory_bytes": int(psutil.virtual_memory().total),
         "gpus": gpus,
     }
+
+
+def _names(folder: Path, *arguments: str) -> list[str]:
+    return [name for name in _git(folder, *arguments).split("\0") if name]
+
+
+def _is_among(root: Path, name: str, files: Mapping[str, bytes]) -> bool:
+    """Return whether a file of the repository is one of these: by the end of its path, and by its content."""
+    ends = [end for end in files if name == end or name.endswith(f"/{end}")]
+    try:
+        return bool(ends) and (root / name).read_bytes() in {files[end] for end in ends}
+    except OSError:  # removed
+        return False
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from raymlops.errors import UsageError
 from raymlops.training.loop.context import TrainContext
 from raymlops.training.loop.loop import default_loop
 from raymlops.training.loop.rank_sync import Ranks
@@ -34,13 +35,33 @@ def run_in_process(
     resume: str | None = None,
     identity: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Run the loop on the first GPU where the configuration asks for one, else on the CPU."""
+    """Run the loop on the first GPU where the configuration asks for one, else on the CPU.
+
+    Raises:
+        UsageError: as ``check_gpu``.
+    """
     section = project.spec.train
+    check_gpu(section)
     device = local_device(section)
     ranks = Ranks(device=torch.device(device))
     context = TrainContext(section, prepared, saver=saver, hooks=hooks, ranks=ranks, resume=resume, identity=identity)
     with _own_torch_state(section.threads_per_worker, device=device):
         return context.run(default_loop)
+
+
+def check_gpu(section: TrainSection) -> None:
+    """Check that this process sees a GPU where the configuration asks for one: a CPU would take days, unasked.
+
+    Raises:
+        UsageError: it sees none.
+    """
+    if section.gpus_per_worker and local_device(section) == "cpu":
+        raise UsageError(
+            f"train.gpus_per_worker is {section.gpus_per_worker:g}, but torch {torch.__version__} sees no GPU in this "
+            "process",
+            hint="Set train.gpus_per_worker=0 to train on the CPU. Otherwise compare `nvidia-smi`, "
+            "CUDA_VISIBLE_DEVICES and the build of torch, or set train.num_workers to train on the cluster's GPUs.",
+        )
 
 
 def local_device(section: TrainSection, *, has_gpu: bool | None = None) -> Literal["cpu", "cuda"]:

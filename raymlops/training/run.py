@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import platform
-import secrets
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raymlops.cluster.driver_node import resumable
-from raymlops.config.changes import identity
 from raymlops.data.prepare import FIT, SOURCES, prepare
 from raymlops.errors import NonFiniteError, RefusedError, StorageError, TrackingError, describe
 from raymlops.records import RunRecord
@@ -26,21 +24,21 @@ from raymlops.storage import filesystem
 from raymlops.tracking.client import tracker as tracker_of
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.checkpoints.retention import POINTER
-from raymlops.training.checkpoints.saver import FolderSaver
 from raymlops.training.events import Event, words
-from raymlops.training.inprocess import run_in_process
-from raymlops.training.loop.outcome import Hooks
+from raymlops.training.inprocess import check_gpu
+from raymlops.training.local_run import run_here
 from raymlops.training.preflight import preflight
 from raymlops.training.runs import resume as resuming
 from raymlops.training.runs.lookup import BEST, CHECKPOINTS, LOG, RUNS, look_up, mark_origin, resume_command
 from raymlops.training.runs.mlflow_run import open_run
-from raymlops.training.runs.writer import CHECKPOINT_FAILURES, REASON, RunWriter
+from raymlops.training.runs.writer import REASON, RunWriter
 from raymlops.training.supervision.request import RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from raymlops.config.changes import Change
+    from raymlops.config.schema import ProjectSpec
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
@@ -67,6 +65,7 @@ def train(
         StorageError, TrackingError, RecipeError: before the run is created, or, from the recipe's code, during it.
         NotFoundError, UsageError, RefusedError: the run cannot be resumed: it does not exist, its configuration or data
             have changed, or another driver trains it.
+        UsageError: the configuration asks for a GPU in this process, which sees none.
         NonFiniteError: a loss or ``train.metric`` is NaN or infinite.
         TrainingError: it failed otherwise, more often than ``train.max_restarts`` allows.
         KeyboardInterrupt: the run was interrupted; it is marked KILLED and can be resumed.
@@ -78,8 +77,7 @@ def train(
         def hold(run_id: str) -> None:
             held.enter_context(lease(state_url(spec), run_id, purpose="training it"))
 
-        runs_uri = filesystem.join(spec.storage.path, RUNS)
-        filesystem.check_writable(runs_uri)
+        runs_uri = _checked_folder(spec)
         tracker = tracker_of(spec)
         tracker.check()
         before, changes, state, sources = None, [], None, None
@@ -142,6 +140,15 @@ def train(
     return record
 
 
+def _checked_folder(spec: ProjectSpec) -> str:
+    """Return the folder of all runs, once it can be written and this process has the GPU that it needs."""
+    if not spec.train.workers[1]:
+        check_gpu(spec.train)
+    runs_uri = filesystem.join(spec.storage.path, RUNS)
+    filesystem.check_writable(runs_uri)
+    return runs_uri
+
+
 @contextmanager
 def _closing_on_error(request: RunRequest, writer: RunWriter, *, command: str) -> Iterator[None]:
     """End the run with the error that the block raises, which gets the command that resumes it."""
@@ -197,37 +204,12 @@ def _run(request: RunRequest, *, command: str) -> tuple[Outcome, str]:
                 from raymlops.training.supervision.supervisor import fit
 
                 return fit(request)
-            return _run_here(request)
+            return run_here(request)
         except Exception as error:
             # An error of the recipe's code or torch after an interrupt is no failure; a failed last checkpoint is one.
             if asked() and not isinstance(error, StorageError | RefusedError):
                 raise KeyboardInterrupt from error
             raise
-
-
-def _run_here(request: RunRequest) -> tuple[Outcome, str]:
-    section, writer, own = request.section, request.writer, identity(request.project.spec)
-    found = recall(request.checkpoints_uri, metric=section.metric, mode=section.mode)
-    for text in found.warnings():
-        writer(words(text))
-    if found.state is not None:
-        request.catch_up(found.state.points)
-        writer(Event("restart", step=found.state.step, message=f"resumed after step {found.state.step}"))
-    saver = FolderSaver(
-        section,
-        request.checkpoints_uri,
-        token=secrets.token_hex(3),
-        identity=own,
-        kept=found.kept,
-        on_event=lambda text: writer(words(text, tags={CHECKPOINT_FAILURES: str(saver.failures)})),
-    )
-    hooks = Hooks(emit=writer, orders=request.stop)
-    outcome = run_in_process(
-        request.project, request.prepared, saver=saver, hooks=hooks, resume=found.uri, identity=own
-    )
-    if outcome.stopped:
-        raise KeyboardInterrupt
-    return outcome, saver.best_uri
 
 
 def _close_finished(writer: RunWriter, record: RunRecord) -> None:

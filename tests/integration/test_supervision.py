@@ -101,6 +101,20 @@ def test_a_rule_turns_a_failure_into_another_attempt(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
+def test_a_throttled_store_costs_nothing_but_time(undisturbed: Ended, tmp_path: Path) -> None:
+    """In the recipe's own code on one worker: both start again after 5 s, from the newest checkpoint."""
+    recorder = Recorder()
+    config = {"marker": str(tmp_path / "refused")}
+    assert_equal(run(project(tmp_path, recipe="slow:Throttled", config=config), recorder), undisturbed)
+    (restart,) = recorder.restarts
+    assert restart.step >= 20
+    assert "SLOW_DOWN" in restart.reason
+    assert any(
+        "rank 1: RecipeError" in text and "retrying in 5 s, restart 1 of 3" in text for text in recorder.messages
+    )
+
+
+@pytest.mark.soak
 def test_a_reason_to_stop_makes_a_last_checkpoint(undisturbed: Ended, tmp_path: Path) -> None:
     """Nothing done is lost: the next run goes on after the very step, to the same parameters."""
     asked: list[str] = []

@@ -7,12 +7,15 @@ folder or one that the pointer does not name yet. Knows nothing of models, nor o
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import shutil
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raymlops.config.credentials import redact
 from raymlops.errors import RaymlopsError, RefusedError, StorageError, TrainingError
 from raymlops.storage import filesystem, manifest
 from raymlops.training.checkpoints.format import read_pointer
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 _HEARTBEAT_S = 1.0
 """Interval of heartbeats while waiting for the thread."""
+_SLOWEST_BYTES_S = 5e6
+"""A write at less than this rate hangs."""
 _LOG_EVERY = 10
 """Report every Nth consecutive failure with the same cause."""
 
@@ -41,6 +46,9 @@ class Job:
     last: bool
     fill: Callable[[Path], None]
     need_bytes: int = 0
+    """Checked to be free before the first byte is written."""
+    size_bytes: int = 0
+    """About the size of this rank's files, which decides how long writing them may take."""
     finish: Callable[[], None] | None = None
     """Writes this rank's shards, together with the other ranks."""
 
@@ -72,30 +80,59 @@ class Publisher:
         self._on_event = on_event
         self._thread: threading.Thread | None = None
         self._failure: RaymlopsError | None = None
+        self._stage: tuple[str, float, float] = ("", 0.0, math.inf)
+        """What the thread does, since when, and how many seconds it may take."""
         self._in_a_row = 0
         self._reported: set[str] = set()
         """The reasons reported since the last successful write."""
 
     @property
     def busy(self) -> bool:
-        """Return whether this rank is writing a checkpoint; a whole one is written by rank 0 alone."""
-        return self._thread is not None and self._thread.is_alive()
+        """Return whether this rank is writing a checkpoint; a whole one is written by rank 0 alone.
+
+        Raises:
+            StorageError: it hangs.
+        """
+        writing = self._thread is not None and self._thread.is_alive()
+        if writing:
+            self._check_stage()
+        return writing
 
     def _start(self, job: Job) -> None:
         """Write a checkpoint in a thread. The previous one must have been joined."""
+        self._enter(f"the checkpoint of step {job.entry.step} is being prepared", job.size_bytes)
         self._thread = threading.Thread(target=self._work, args=(job,), daemon=True, name="checkpoint")
         self._thread.start()
 
     def _join(self, *, alive: Callable[[], None]) -> RaymlopsError | None:
-        """Wait for the thread, with a heartbeat about every second, and return its failure."""
+        """Wait for the thread, with a heartbeat about every second, and return its failure.
+
+        Raises:
+            StorageError: the thread hangs.
+        """
         while self._thread is not None:
             self._thread.join(_HEARTBEAT_S)
             if self._thread.is_alive():
+                self._check_stage()
                 alive()
             else:
                 self._thread = None
         failure, self._failure = self._failure, None
         return failure
+
+    def _enter(self, what: str, size_bytes: float = 0) -> None:
+        """Note what the thread does next, and with how many bytes: from now on it has time for that."""
+        self._stage = (what, time.monotonic(), self._section.hang_timeout_s + size_bytes / _SLOWEST_BYTES_S)
+
+    def _check_stage(self) -> None:
+        what, since_s, allowed_s = self._stage
+        if (took_s := time.monotonic() - since_s) <= allowed_s:
+            return
+        # What waits for a store that does not answer may pass with another process.
+        raise StorageError(
+            f"{what}, which hangs: nothing for {took_s:.0f} s (train.hang_timeout_s, and 1 s for each 5 MB)",
+            hint=f"Does {redact(self.uri)!r} answer, and is it mounted? {self._kept_hint()}.",
+        ) from TimeoutError("the storage does not answer")
 
     def _work(self, job: Job) -> None:
         """Write one checkpoint and keep the outcome for ``_join``."""
@@ -138,6 +175,10 @@ class Publisher:
     def _part(self, job: Job) -> manifest.Digests | RaymlopsError:
         """Write this rank's files, and return their digests or the error."""
         finished = False
+        step = job.entry.step
+        job.draft.on_file = lambda path: self._enter(
+            f"{path.name} of the checkpoint of step {step} is being written to storage", path.stat().st_size
+        )
         try:
             if job.need_bytes:
                 filesystem.check_space(job.draft.uri, need_bytes=job.need_bytes)
@@ -158,6 +199,7 @@ class Publisher:
         """Gather every rank's part on rank 0, and broadcast its verdict."""
         from torch import distributed
 
+        self._stage = ("the ranks are being waited for", 0.0, math.inf)  # the group's timeout ends that
         outcomes: list[Any] | None = [None] * self._world_size if self._rank == 0 else None
         distributed.gather_object(outcome, outcomes, dst=0, group=self._group)
         verdict = [None if outcomes is None else self._verdict(job, outcomes)]
@@ -184,6 +226,7 @@ class Publisher:
             first = next((error for error in refusals if type(error) is not StorageError), refusals[0])
             return self.kept, self._explained(job, first)
         try:
+            self._enter(f"the checkpoint of step {job.entry.step} is being completed")
             job.draft.seal({name: entry for part in outcomes if isinstance(part, dict) for name, entry in part.items()})
             self._check_claim()
             saved = self.kept.saved(job.entry, best=job.best)
@@ -208,6 +251,7 @@ class Publisher:
 
     def _prune(self, names: Sequence[str]) -> None:
         for name in names:
+            self._enter(f"checkpoint {name}, which is no longer needed, is being removed")
             try:
                 manifest.delete(filesystem.join(self.uri, name))
             except StorageError as error:
@@ -218,16 +262,17 @@ class Publisher:
             return _unforeseen(job, error)
         if not isinstance(error, StorageError):
             return error
-        if self.kept.last is None:
-            kept = "There is no earlier checkpoint"
-        else:
-            kept = f"The last good one is kept: {filesystem.join(self.uri, self.kept.last)}"
         what = f"the {'best ' if job.best else ''}checkpoint of step {job.entry.step}"
         explained = StorageError(
-            f"{what} could not be written: {error.message}", hint=f"{kept}. {error.hint or ''}".rstrip()
+            f"{what} could not be written: {error.message}", hint=f"{self._kept_hint()}. {error.hint or ''}".rstrip()
         )
         explained.__cause__ = error  # the root cause decides whether it may be transient
         return explained
+
+    def _kept_hint(self) -> str:
+        if self.kept.last is None:
+            return "There is no earlier checkpoint"
+        return f"The last good one is kept: {redact(filesystem.join(self.uri, self.kept.last))}"
 
 
 def _kind(failure: RaymlopsError) -> str:

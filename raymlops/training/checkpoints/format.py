@@ -2,8 +2,7 @@
 
 Owns the file names and their formats. Knows nothing of when or where checkpoints are written, or which are kept.
 
-No pickle: ``trainer.pt`` loads with ``weights_only=True``. torch's sharded format does unpickle its ``.metadata``: like
-every file, it is read only after its digest was checked.
+No pickle: ``trainer.pt`` loads with ``weights_only=True``, and ``sharded`` reads the pickles of torch's format as data.
 """
 
 from __future__ import annotations

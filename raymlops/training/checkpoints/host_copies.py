@@ -35,6 +35,25 @@ def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
+def check_plain(value: Any, *, name: str) -> None:
+    """Check that a value can be read back without pickle.
+
+    Raises:
+        RecipeError: it is neither a tensor, a plain value, nor a container of them.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_plain(inner, name=f"{name}/{key}")
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            check_plain(inner, name=f"{name}/{index}")
+    elif not isinstance(value, (torch.Tensor, *_PLAIN)):
+        raise RecipeError(
+            f"{name} is a {type(value).__name__}, which a checkpoint cannot hold",
+            hint="State must be tensors, numbers, text, and lists and dicts of them: it is read back without pickle.",
+        )
+
+
 Entries = Mapping[str, torch.Tensor]
 """Masks over entries of tensors, by name; of a shard, this rank's part."""
 
@@ -127,12 +146,8 @@ class HostCopies:
         if isinstance(node, list | tuple):
             items = [self._copied(value, (*path, index)) for index, value in enumerate(node)]
             return tuple(items) if isinstance(node, tuple) else items
-        if isinstance(node, _PLAIN):
-            return node
-        raise RecipeError(
-            f"{'/'.join(map(str, path))} is a {type(node).__name__}, which a checkpoint cannot hold",
-            hint="State must be tensors, numbers, text, and lists and dicts of them: it is read back without pickle.",
-        )
+        check_plain(node, name="/".join(map(str, path)))
+        return node
 
     def _buffer(self, tensor: torch.Tensor, path: tuple[Any, ...]) -> torch.Tensor:
         buffer = self._buffers.get(path)

@@ -120,7 +120,8 @@ class FolderSaver(Publisher):
         """Write into ``uri``; ``token`` is unique to this attempt, ``kept`` is what ``recall`` found.
 
         ``on_event`` is called from the writing thread, on rank 0. ``alive`` is called about every second while a call
-        waits for that thread: a slow upload is no hang.
+        waits for that thread: a slow upload is no hang. One that stands still for ``hang_timeout_s``, and a time by
+        its size, raises.
         """
         super().__init__(
             section, uri, kept=kept or Kept(), rank=rank, world_size=world_size, group=group, on_event=on_event
@@ -156,7 +157,7 @@ class FolderSaver(Publisher):
         Raises:
             NonFiniteError: the model holds NaN or infinity where it had a number at the start; nothing was written.
             RecipeError: model or optimizer hold something that a checkpoint cannot.
-            StorageError: the previous one could not be written, and ``on_error`` is "stop".
+            StorageError: the previous one could not be written, and ``on_error`` is "stop"; or writing it hangs.
             RefusedError: another attempt of this run now writes here.
         """
         self._settle()
@@ -205,7 +206,7 @@ class FolderSaver(Publisher):
             "keep": {key: self._copies.copy(each.state_dict(), of=key) for key, each in snapshot.keep.items()},
         }
         if self._sharded:
-            from raymlops.training.checkpoints.sharded import start_save
+            from raymlops.training.checkpoints.sharded import local_bytes, start_save
 
             finish = start_save(
                 draft.folder,
@@ -221,7 +222,8 @@ class FolderSaver(Publisher):
                     write_trainer(folder, trainer)
                     write_state(folder, document)
 
-            return Job(entry, draft, best=best, last=last, fill=fill_sharded, finish=finish)
+            size_bytes = local_bytes(snapshot.model, optimizers, online)
+            return Job(entry, draft, best=best, last=last, fill=fill_sharded, size_bytes=size_bytes, finish=finish)
 
         live = model_state(snapshot.model)
         poisoned = not_finite(live, except_for=snapshot.not_finite_at_start)
@@ -241,7 +243,7 @@ class FolderSaver(Publisher):
             write_state(folder, document)
 
         need_bytes = self._copies.size_bytes + _SLACK_BYTES
-        return Job(entry, draft, best=best, last=last, fill=fill_whole, need_bytes=need_bytes)
+        return Job(entry, draft, best=best, last=last, fill=fill_whole, need_bytes=need_bytes, size_bytes=need_bytes)
 
     def _document(self, snapshot: Snapshot, entry: Entry) -> dict[str, Any]:
         return {

@@ -3,38 +3,55 @@
 On ``torch.distributed.checkpoint`` (DCP). Owns names and tensors: ``model.NAME``, ``online.NAME`` and
 ``optimizer.NAME.KEY`` (``optimizer:WHICH.NAME.KEY`` with several), with the parameter's NAME in the model, so that
 nothing depends on ranks or on order. Must not know when to save, where to upload, or what a manifest is. ``.metadata``
-and values other than tensors are pickles: callers of ``load`` and ``read_full`` verify the digests of all files first.
+and values other than tensors are pickles, which DCP reads with any code in them. Their digests lie in the same folder,
+so whoever can write there could run code: here they are read as data.
 """
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
-from raymlops.errors import NonFiniteError, StorageError, TrainingError
-from raymlops.training.checkpoints.host_copies import not_finite
+from raymlops.errors import NonFiniteError, RecipeError, StorageError, TrainingError
+from raymlops.training.checkpoints.host_copies import check_plain, not_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import nn
+    from torch.distributed.checkpoint.planner import ReadItem
 
     from raymlops.training.checkpoints.host_copies import Entries
 
 _MODEL, _ONLINE, _OPTIMIZER = "model.", "online.", "optimizer"
 
 Optimizers = dict[str, torch.optim.Optimizer]
+_DCP = "torch.distributed.checkpoint"
+_INDEX_CLASSES = {
+    f"{_DCP}.metadata": {
+        *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "TensorStorageMetadata"),
+        *("BytesStorageMetadata", "ChunkStorageMetadata", "_MEM_FORMAT_ENCODING"),
+    },
+    f"{_DCP}.filesystem": {"_StorageInfo"},
+    "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
+    "torch.serialization": {"_get_layout"},
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
+}
+"""All that ``.metadata`` names (torch 2.13): descriptions of tensors, and where they lie."""
 
 
 def start_save(
@@ -61,6 +78,7 @@ def start_save(
         NonFiniteError: a tensor holds NaN or infinity; nothing was written.
         StorageError: a file cannot be written; others may have been.
         TrainingError: at once: the optimizer holds a parameter that the model does not.
+        RecipeError: at once: the optimizer holds a value that could not be read back.
     """
     writer = FileSystemWriter(folder)
     staged = _copy(_tensors(model, optimizers, online or {}), writer)
@@ -75,6 +93,12 @@ def start_save(
             raise StorageError(f"the sharded checkpoint cannot be written: {_reasons(failed)}") from failed
 
     return finish
+
+
+def local_bytes(model: nn.Module, optimizers: Optimizers, online: Mapping[str, torch.Tensor]) -> int:
+    """Return the size of this rank's part."""
+    tensors = (value for value in _tensors(model, optimizers, online).values() if isinstance(value, torch.Tensor))
+    return sum(int((value.to_local() if isinstance(value, DTensor) else value).nbytes) for value in tensors)
 
 
 def load(
@@ -144,6 +168,13 @@ def _tensors(model: nn.Module, optimizers: Optimizers, online: Mapping[str, torc
         for name, parameter in _named_parameters(model, optimizer).items():
             state = optimizer.state.get(parameter, {})
             tensors |= {f"{_prefix(key, name)}{entry}": value for entry, value in state.items()}
+    for name, value in tensors.items():
+        check_plain(value, name=name)
+        if isinstance(value, dict):  # DCP takes it apart, and its keys for those of the parameter
+            raise RecipeError(
+                f"{name} is a dict, which a checkpoint in shards cannot hold",
+                hint="Keep the optimizer's state in tensors and numbers by name, or train with strategy ddp.",
+            )
     return tensors
 
 
@@ -199,7 +230,7 @@ def _saved_for_all(folder: Path) -> Mapping[str, Any]:
 
 def _saved(folder: Path) -> Mapping[str, Any]:
     try:
-        return FileSystemReader(folder).read_metadata().state_dict_metadata
+        return _Reader(folder).read_metadata().state_dict_metadata
     except Exception as error:
         raise _unreadable(f"{type(error).__name__}: {error}") from error
 
@@ -217,9 +248,33 @@ def _read(folder: Path, target: dict[str, Any], *, no_dist: bool) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         try:
-            dcp_load(target, storage_reader=FileSystemReader(folder), no_dist=no_dist)
+            dcp_load(target, storage_reader=_Reader(folder), planner=_Planner(), no_dist=no_dist)
         except CheckpointException as failed:
             raise _unreadable(_reasons(failed)) from failed
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str, /) -> Any:
+        if name not in _INDEX_CLASSES.get(module, ()):
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which describes no tensor")
+        return super().find_class(module, name)
+
+
+class _Reader(FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        del args, kwargs  # a rank's own, where ranks do not exchange what they save: not here
+        with self.fs.create_stream(self.fs.concat_path(self.path, ".metadata"), "rb") as stream:
+            metadata = _Unpickler(stream).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError(f"it is a {type(metadata).__name__}, not the index of tensors")
+        metadata.storage_meta = getattr(metadata, "storage_meta", None) or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _Planner(DefaultLoadPlanner):
+    def load_bytes(self, read_item: ReadItem, value: Any) -> None:
+        self.original_state_dict[read_item.dest_index.fqn] = torch.load(value, weights_only=True)
 
 
 def _refuse_non_finite(staged: dict[str, Any], group: dist.ProcessGroup | None, *, except_for: Entries) -> None:

@@ -110,7 +110,13 @@ def open_run(
 
 def code_record(project: Project) -> tuple[dict[str, str], dict[str, str]]:
     """Return the tags and the artifacts that describe the code that a bundle would hold; empty texts where unknown."""
-    code, git = code_of(project), git_record(inspect.getfile(project.recipe_class))
+    code, source = code_of(project), Path(inspect.getfile(project.recipe_class))
+    files = code.files if code else {}
+    git = git_record(
+        source,
+        files or {source.name: source.read_bytes()},
+        with_diff=project.spec.tracking.git_diff,
+    )
     tags = {
         CODE_SHA: code.sha() if code else "",
         "raymlops.git_commit": git.commit,

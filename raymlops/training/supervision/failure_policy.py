@@ -9,15 +9,18 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Self
 
-from raymlops.errors import NonFiniteError, RaymlopsError, StorageError, UsageError
-from raymlops.training.supervision.transient import Link, chain_of, passing
+from raymlops.errors import NonFiniteError, RaymlopsError, StorageError, UnreachableError, UsageError
+from raymlops.training.supervision.transient import Link, behind, chain_of, classify
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from raymlops.config.train import FailureRule
 
-Kind = Literal["worker_died", "node_died", "controller_died", "hang", "recipe_error", "error", "storage", "environment"]
+Kind = Literal[
+    "worker_died", "node_died", "controller_died", "hang", "recipe_error", "memory", "error", "storage", "environment",
+    "hardware",
+]  # fmt: skip
 
 LATELY_S = 600.0
 DELAYS_S = (0.0, 1.0, 5.0, 15.0, 60.0)
@@ -26,8 +29,19 @@ DELAYS_S = (0.0, 1.0, 5.0, 15.0, 60.0)
 Regardless of progress in between: a node may fail shortly after each checkpoint, for days.
 """
 _PAUSE = 2
-"""A failure of the environment backs off as after this many restarts: it may take a while to pass."""
-_STOP = {"recipe_error", "storage"}
+"""A failure of environment or hardware backs off as after this many restarts: it may take a while to pass."""
+_MEMORY = (
+    "it would run out again: lower train.batch_size or train.eval_batch_size, or raise train.accumulate; where others "
+    "share the GPU, train.on_failure can retry"
+)
+_WHY: dict[Kind, tuple[Literal["retry", "stop"], str]] = {
+    "recipe_error": ("stop", "the same would happen again"),
+    "storage": ("stop", "the same would happen again"),
+    "memory": ("stop", _MEMORY),
+    "environment": ("retry", "the environment failed, not the recipe"),
+    "hardware": ("retry", "the hardware failed, not the recipe"),
+}
+_ELSE: tuple[Literal["retry", "stop"], str] = ("retry", "the next attempt may not meet it")
 _TORN = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|socket (closed|timeout)|\bgloo\b|\bnccl\b|recvValue failed"
     r"|store.*(timeout|timed out)|remote process exited|collective operation|process ?group|Dist(Backend|Network)Error",
@@ -53,6 +67,12 @@ class Failure:
     own: RaymlopsError | None = None
     """The exception itself where it is one of raymlops."""
 
+    @property
+    def of_hardware(self) -> bool:
+        """Return whether hardware failed; where NCCL ended the process for it, its log says so."""
+        logged = self.kind == "worker_died" and classify([Link(("RuntimeError",), self.log)])[0] == "hardware"
+        return logged or self.kind == "hardware"
+
     def __str__(self) -> str:
         where = "" if self.rank is None else f"rank {self.rank}: "
         lines = self.message.strip().splitlines() or [""]
@@ -71,6 +91,8 @@ class Decision:
     action: Literal["retry", "exclude_node", "stop"]
     reason: str
     delay_s: float = 0.0
+    if_room: bool = False
+    """Exclude the node only where the others have room for the workers."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +112,7 @@ class Raised:
     @classmethod
     def by(cls, error: BaseException, *, log: str = "") -> Self:
         """Describe an exception without Ray's wrappers."""
-        inner: BaseException | None = error
-        while inner is not None and not isinstance(inner, RaymlopsError):
-            inner = getattr(inner, "cause", None) or getattr(inner, "base_exc", None) or inner.__cause__
+        inner = next((each for each in behind(error) if isinstance(each, RaymlopsError)), None)
         shown = error if inner is None else inner
         return cls(type(shown).__name__, str(shown), inner, log=log, chain=chain_of(error))
 
@@ -110,23 +130,24 @@ def decide(
     max_restarts: int,
     restarts_without_progress: int,
     restart_ages_s: Sequence[float],
+    failed_nodes: Collection[str] = (),
 ) -> Decision:
     """Decide by the first rule whose pattern is found in ``TYPE: MESSAGE`` or the log, else by the kind of failure.
 
     ``restarts_without_progress`` counts those since the newest checkpoint; it bounds rules that retry, too.
-    ``restart_ages_s`` are the ages of the run's restarts; recent ones decide the backoff.
+    ``restart_ages_s`` are the ages of the run's restarts; recent ones decide the backoff. ``failed_nodes`` are those
+    whose hardware failed before in this run.
     """
     text = f"{failure.error_type}: {failure.message}\n{failure.log}"
     rule = next((rule for rule in rules if re.search(rule.match, text)), None)
+    again = rule is None and failure.of_hardware and failure.node_id in failed_nodes
     action: Literal["retry", "exclude_node", "stop"]
     if rule is not None:
         action, why = rule.action, f"train.on_failure {rule.match!r} says {rule.action}"
-    elif failure.kind in _STOP:
-        action, why = "stop", "the same would happen again"
-    elif failure.kind == "environment":
-        action, why = "retry", "the environment failed, not the recipe"
+    elif again:
+        action, why = "exclude_node", "the hardware of this node failed before in this run"
     else:
-        action, why = "retry", "the next attempt may not meet it"
+        action, why = _WHY.get("hardware" if failure.of_hardware else failure.kind, _ELSE)
     if action == "stop":
         return Decision("stop", why)
     if restarts_without_progress >= max_restarts:
@@ -136,15 +157,14 @@ def decide(
     if action == "exclude_node" and not failure.node_id:
         action, why = "retry", f"{why}, but the node is not known"
     lately = sum(age_s <= LATELY_S for age_s in restart_ages_s)
-    pause = _PAUSE if failure.kind == "environment" else 0
+    pause = _PAUSE if failure.kind == "environment" or failure.of_hardware else 0
     delay_s = DELAYS_S[min(lately + pause, len(DELAYS_S) - 1)]
-    reason = f"{why}; restart {restarts_without_progress + 1} of {max_restarts} in a row"
-    if pause and not lately:
-        reason += f", in {delay_s:g} s, so that it may pass"
+    reason = f"{why}; retrying {f'in {delay_s:g} s' if delay_s else 'now'}, restart {restarts_without_progress + 1} "
+    reason += f"of {max_restarts} in a row"
     if lately:
         before = "1 restart" if lately == 1 else f"{lately} restarts"
-        reason += f", in {delay_s:g} s because of {before} in the last {LATELY_S / 60:g} minutes"
-    return Decision(action, reason, delay_s)
+        reason += f", after {before} in the last {LATELY_S / 60:g} minutes"
+    return Decision(action, reason, delay_s, if_room=again and action == "exclude_node")
 
 
 def cause(raised: Mapping[int, Raised], lost: Mapping[int, Failure], *, nodes: Mapping[int, str], step: int) -> Failure:
@@ -166,23 +186,39 @@ def cause(raised: Mapping[int, Raised], lost: Mapping[int, Failure], *, nodes: M
 
 def kind_of(raised: Raised) -> Kind:
     """Return the kind of failure of an exception, by its root cause."""
+    if isinstance(raised.own, NonFiniteError):
+        return "recipe_error"
+    match classify(raised.links)[0]:
+        case "card_bug":
+            return "recipe_error"
+        case "gpu":
+            return "environment"
+        case "environment" | "hardware" | "memory" as found:
+            return found
     if is_torn(raised):
         return "error"
-    if not isinstance(raised.own, NonFiniteError) and passing(raised.links):
-        return "environment"
     match raised.own:
         case StorageError():
             return "storage"
-        case UsageError() | NonFiniteError():
+        case UnreachableError():
+            return "environment"
+        case UsageError():
             return "recipe_error"
         case _:
             return "error"
 
 
+def may_pass_here(raised: Raised) -> bool:
+    """Return whether another attempt in the same process may succeed: not after an error of its GPU."""
+    return kind_of(raised) == "environment" and classify(raised.links)[0] != "gpu"
+
+
 def is_torn(raised: Raised) -> bool:
     """Return whether a collective broke because its peer died, also where a recipe's code wrapped the exception."""
-    root = raised.links[0]
-    if isinstance(raised.own, NonFiniteError) or not _COLLECTIVE & set(root.types):
+    if isinstance(raised.own, NonFiniteError) or classify(raised.links)[0] in {"card_bug", "hardware", "memory"}:
         return False
     # A path may name anything.
-    return bool(_TORN.search(_PATH.sub("", f"{root.types[0]}: {root.message}")))
+    return any(
+        _COLLECTIVE & set(link.types) and _TORN.search(_PATH.sub("", f"{link.types[0]}: {link.message}"))
+        for link in raised.links
+    )

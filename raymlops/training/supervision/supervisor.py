@@ -70,6 +70,8 @@ class _Supervisor:
         """Why the next attempt follows the last one."""
         self._excluded: set[str] = set()
         """Nodes excluded by the policy."""
+        self._failed_nodes: set[str] = set()
+        """Nodes whose hardware failed."""
         self._nodes: dict[int, str] = {}
         """The nodes of the last attempt's ranks."""
         self._expected = 0
@@ -179,6 +181,7 @@ class _Supervisor:
             max_restarts=section.max_restarts,
             restarts_without_progress=self._restarts,
             restart_ages_s=[time.monotonic() - at_s for at_s in self._restarted_s],
+            failed_nodes=self._failed_nodes,
         )
         if decision.action == "stop":
             raise failure.own or TrainingError(
@@ -189,11 +192,23 @@ class _Supervisor:
         self._restarted_s.append(time.monotonic())
         self._reason = str(failure)
         self._notify(f"{failure}; {decision.reason}")
-        if decision.action == "exclude_node":
-            self._excluded.add(failure.node_id)
+        if failure.of_hardware and failure.node_id:
+            self._failed_nodes.add(failure.node_id)
         end_s = time.monotonic() + decision.delay_s
         while time.monotonic() < end_s and not self._request.stop():
             time.sleep(EVERY_S)
+        if decision.action == "exclude_node":
+            self._exclude(failure.node_id, if_room=decision.if_room)
+
+    def _exclude(self, node_id: str, *, if_room: bool) -> None:
+        """Start no worker on this node any more, or with ``if_room`` only where there is room on the others."""
+        others, fewest = self._without() | {node_id}, self._section.workers[0]
+        # Asked after the backoff, in which the last attempt's workers have exited.
+        if if_room and self._request.count_room(excluded=lambda: others) < fewest:
+            self._notify(f"node {node_id[:12]} is not excluded: the others have no room for {plural(fewest)}")
+            return
+        self._notify(f"node {node_id[:12]} is excluded")
+        self._excluded.add(node_id)
 
     def _without(self) -> frozenset[str]:
         """Return the nodes on which no worker may start."""

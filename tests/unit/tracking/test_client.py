@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import datetime as dt
+import ipaddress
 import math
 import pickle
 import socket
 import sqlite3
+import ssl
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -214,6 +218,80 @@ def test_a_server_that_denies_access_is_told_at_once(status: int) -> None:
             Tracker(f"http://127.0.0.1:{server.server_port}").check()
         server.shutdown()
     assert ("tracking.password" in str(raised.value.hint)) == (status != 404)
+
+
+@pytest.fixture
+def own_authority(tmp_path: Path) -> Path:
+    """A certificate for 127.0.0.1, its own authority, with its key in the same file; server and client may show it."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mlflow")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = tmp_path / "mlflow.pem"
+    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + private)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_whatever_mlflow_is_told_of_credentials_and_certificates_counts(
+    own_authority: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its credentials file, its variables for the server's and the client's certificate."""
+    seen: list[str | None] = []
+
+    class Private(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(own_authority)
+    context.load_verify_locations(own_authority)
+    context.verify_mode = ssl.CERT_REQUIRED
+    (tmp_path / ".mlflow").mkdir()
+    (tmp_path / ".mlflow" / "credentials").write_text(
+        "[mlflow]\nmlflow_tracking_username = ann\nmlflow_tracking_password = secret\n"
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Private) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever).start()
+        tracker = Tracker(f"https://127.0.0.1:{server.server_port}")
+        with pytest.raises(TrackingError, match="CERTIFICATE_VERIFY_FAILED"):
+            tracker.check()
+        monkeypatch.setenv("MLFLOW_TRACKING_CLIENT_CERT_PATH", str(own_authority))
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(own_authority))
+        tracker.check()
+        monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH")
+        monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
+        tracker.check()
+        server.shutdown()
+    assert seen == [f"Basic {base64.b64encode(b'ann:secret').decode()}"] * 2
 
 
 def test_a_refused_file_is_no_missing_artifact(store: Tracker) -> None:

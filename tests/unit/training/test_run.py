@@ -11,12 +11,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from tiny import Tiny
 
 from raymlops.bundle.code import collect
 from raymlops.config.load import load_data
 from raymlops.data.prepare import prepare
-from raymlops.errors import NonFiniteError, RecipeError, StorageError, TrackingError
+from raymlops.errors import NonFiniteError, RecipeError, StorageError, TrackingError, UsageError
 from raymlops.project import Project, bind
 from raymlops.records import DataRecord
 from raymlops.tracking.client import Tracker, tracker
@@ -67,6 +68,16 @@ def test_a_run_is_on_record(project: Project) -> None:
     assert bind(load_data(_yaml(client.read_text(record.run_id, "config/resolved.yaml")))).spec == project.spec
     assert "torch==" in client.read_text(record.run_id, "environment/packages.txt")
     assert json.loads(client.read_text(record.run_id, "environment/hardware.json"))["cpus"] >= 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is about a process without a GPU")
+def test_a_gpu_that_is_not_there_is_missed_before_the_run_exists(tiny_project: Any, storage_path: Path) -> None:
+    """Nothing is on record, and the data was not read."""
+    project = tiny_project(gpus_per_worker=1)
+    with pytest.raises(UsageError, match="sees no GPU") as caught:
+        train(project)
+    assert "train.gpus_per_worker=0" in str(caught.value.hint)
+    assert runs(project) == []
 
 
 def test_the_record_is_the_best_epoch(project: Project) -> None:

@@ -19,6 +19,7 @@ from raymlops.training.checkpoints.host_copies import model_state
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.checkpoints.retention import Entry, Kept
 from raymlops.training.checkpoints.saver import FolderSaver, load_weights, restore
+from raymlops.training.supervision.failure_policy import Raised, kind_of
 from raymlops.training.supervision.transient import chain_of
 
 if TYPE_CHECKING:
@@ -351,6 +352,25 @@ def test_a_slow_upload_is_no_hang(s3: FakeS3) -> None:
     assert not saver.busy
     assert sign.is_set()
     assert saver.failures == 0
+
+
+def test_an_upload_that_stands_still_is_a_hang(s3: FakeS3) -> None:
+    """What hangs is named, whoever asks: the loop for its next checkpoint, or before one that is due by time."""
+    let_go = threading.Event()
+    s3.refuse = lambda _method, path: path.endswith("model.safetensors") and not let_go.wait(60)
+    saver = folder_saver(s3.uri("bucket/run"), hang_timeout_s=0.5)
+    saver.save(snapshot(1), best=True, last=False)
+    said = (
+        r"^model\.safetensors of the checkpoint of step 1 is being written to storage, which hangs: nothing for \d+ s"
+    )
+    with pytest.raises(StorageError, match=said) as caught:
+        saver.wait()
+    assert kind_of(Raised.by(caught.value)) == "environment"
+    with pytest.raises(StorageError, match=said):
+        _ = saver.busy
+    with pytest.raises(StorageError, match=said):
+        saver.save(snapshot(2), best=True, last=False)
+    let_go.set()
 
 
 def test_what_does_not_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import shutil
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,9 +12,11 @@ import pytest
 import rank_jobs as jobs
 import torch
 from ranks import ranks
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from raymlops.errors import StorageError
-from raymlops.training.checkpoints.sharded import read_full
+from raymlops.errors import RecipeError, StorageError
+from raymlops.training.checkpoints.sharded import load, read_full, start_save
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,6 +132,53 @@ def test_missing_or_damaged_metadata(tmp_path: Path, content: bytes | None) -> N
         (tmp_path / ".metadata").write_bytes(content)
     with pytest.raises(StorageError, match="the sharded checkpoint cannot be read"):
         read_full(tmp_path)
+
+
+class Exploit:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, made: Path) -> None:
+        self._made = made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self._made),)
+
+
+def test_code_in_the_list_of_tensors_is_not_run(tmp_path: Path) -> None:
+    """Whoever can write to a run's folder can write its digests too; what is unpickled are descriptions of tensors."""
+    (tmp_path / ".metadata").write_bytes(pickle.dumps({"state_dict_metadata": Exploit(tmp_path / "made")}))
+    with pytest.raises(StorageError, match=r"cannot be read: UnpicklingError: .*mkdir"):
+        read_full(tmp_path)
+    # A name with a dot would lead from an allowed module to any other.
+    texts = ["torch.distributed.checkpoint.metadata", "os.mkdir", str(tmp_path / "made")]
+    module, name, made = (b"\x8c" + bytes([len(text)]) + text.encode() for text in texts)
+    (tmp_path / ".metadata").write_bytes(b"\x80\x04" + module + name + b"\x93" + made + b"\x85R.")
+    with pytest.raises(StorageError, match=r"cannot be read: UnpicklingError: .*os\.mkdir"):
+        read_full(tmp_path)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_code_in_a_value_of_the_optimizer_is_not_run(tmp_path: Path) -> None:
+    """Values other than tensors are pickles too; plain ones are read, and what could not be is not written."""
+    model = torch.nn.Linear(2, 1)
+    optimizer, fresh = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    optimizer.state[model.bias]["step"] = 3
+    start_save(tmp_path / "plain", model, optimizer, group=None)()
+    load(tmp_path / "plain", model, fresh)
+    assert fresh.state[model.bias]["step"] == 3
+
+    optimizer.state[model.bias]["step"] = {"count": 3}
+    with pytest.raises(RecipeError, match="step is a dict, which a checkpoint in shards cannot hold"):
+        start_save(tmp_path / "refused", model, optimizer, group=None)
+    optimizer.state[model.bias]["step"] = Exploit(tmp_path / "made")
+    with pytest.raises(RecipeError, match=r"^optimizer\.bias\.step is a Exploit, which a checkpoint cannot hold"):
+        start_save(tmp_path / "refused", model, optimizer, group=None)
+    state = {"model.weight": model.weight, "model.bias": model.bias, "optimizer.bias.step": Exploit(tmp_path / "made")}
+    dcp_save(state, storage_writer=FileSystemWriter(tmp_path / "saved"), no_dist=True)
+    with pytest.raises(StorageError, match="cannot be read"):
+        load(tmp_path / "saved", model, fresh)
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_rank_that_cannot_read_fails_all(saved: Any, tmp_path: Path) -> None:

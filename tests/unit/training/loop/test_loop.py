@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from local_training import run_local
@@ -12,7 +14,7 @@ from ranks import ranks
 
 from raymlops.config.load import load_data
 from raymlops.data.prepare import prepare
-from raymlops.errors import NonFiniteError, RecipeError, TrainingError
+from raymlops.errors import NonFiniteError, RecipeError, TrainingError, UsageError
 from raymlops.project import bind
 
 
@@ -28,6 +30,22 @@ def test_the_same_seed_gives_the_same_run(tiny_project: Any) -> None:
     first, again = (run_local(tiny_project(config=config)).history for _ in range(2))
     assert first == again
     assert run_local(tiny_project(config=config, seed=1)).history != first
+
+
+def test_weights_that_numpy_draws_follow_the_seed_too(tiny_project: Any) -> None:
+    """Otherwise each rank starts with other ones, which a sharded model keeps; random draws follow it as well."""
+    first = run_local(tiny_project(recipe="broken:DrawsWeights")).history
+    random.random()  # somebody else draws
+    np.random.random()  # noqa: NPY002
+    assert run_local(tiny_project(recipe="broken:DrawsWeights")).history == first
+    assert run_local(tiny_project(recipe="broken:DrawsWeights", seed=1)).history != first
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is about a process without a GPU")
+def test_a_gpu_that_is_not_there_is_missed(tiny_project: Any) -> None:
+    """Nobody who asks for a GPU wants to find out in the morning that the CPU trained all night."""
+    with pytest.raises(UsageError, match=r"^train\.gpus_per_worker is 1, but torch \S+ sees no GPU in this process"):
+        run_local(tiny_project(gpus_per_worker=1))
 
 
 @pytest.mark.parametrize("accumulate", [2, 5, 64])

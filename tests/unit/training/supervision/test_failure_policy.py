@@ -12,7 +12,7 @@ from raymlops.errors import NonFiniteError, RaymlopsError, RecipeError, StorageE
 from raymlops.training.supervision.failure_policy import Decision, Failure, Raised, cause, decide
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 GLOO = "[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:29876"
 
@@ -31,20 +31,28 @@ def verdict(
     max_restarts: int = 3,
     restarts: int = 0,
     ages_s: Sequence[float] = (),
+    failed: Collection[str] = (),
 ) -> Decision:
     parsed = [FailureRule.model_validate({"match": match, "action": action}) for match, action in rules]
     return decide(
-        one, rules=parsed, max_restarts=max_restarts, restarts_without_progress=restarts, restart_ages_s=ages_s
+        one,
+        rules=parsed,
+        max_restarts=max_restarts,
+        restarts_without_progress=restarts,
+        restart_ages_s=ages_s,
+        failed_nodes=failed,
     )
 
 
-@pytest.mark.parametrize("kind", ["worker_died", "node_died", "controller_died", "hang", "error", "environment"])
+@pytest.mark.parametrize(
+    "kind", ["worker_died", "node_died", "controller_died", "hang", "error", "environment", "hardware"]
+)
 def test_what_may_not_happen_again_is_tried_again(kind: str) -> None:
     """Lost processes and nodes, hangs, and errors that are nobody's bug."""
     assert verdict(failure(kind)).action == "retry"
 
 
-@pytest.mark.parametrize("kind", ["recipe_error", "storage"])
+@pytest.mark.parametrize("kind", ["recipe_error", "storage", "memory"])
 def test_what_would_happen_again_stops(kind: str) -> None:
     """The same code on the same data fails again, and a full disk stays full."""
     assert verdict(failure(kind)).action == "stop"
@@ -55,19 +63,17 @@ def test_the_delay_grows_with_the_restarts_of_the_last_ten_minutes() -> None:
     found = [verdict(failure("worker_died"), ages_s=[*[100.0] * count, 601, 9999]) for count in range(6)]
     assert [decision.delay_s for decision in found] == [0, 1, 5, 15, 60, 60]
     assert {decision.action for decision in found} == {"retry"}
-    assert found[0].reason == "the next attempt may not meet it; restart 1 of 3 in a row"
-    assert found[1].reason.endswith("in a row, in 1 s because of 1 restart in the last 10 minutes")
-    assert found[4].reason.endswith("in a row, in 60 s because of 4 restarts in the last 10 minutes")
+    assert found[0].reason == "the next attempt may not meet it; retrying now, restart 1 of 3 in a row"
+    assert found[1].reason.endswith("retrying in 1 s, restart 1 of 3 in a row, after 1 restart in the last 10 minutes")
+    assert found[4].reason.endswith("in 60 s, restart 1 of 3 in a row, after 4 restarts in the last 10 minutes")
 
 
 def test_the_environment_is_given_time() -> None:
     """5, 15, 60, 60 seconds: a store that throttles at once again would be asked no less."""
     found = [verdict(failure("environment"), ages_s=[100.0] * count) for count in range(4)]
     assert [decision.delay_s for decision in found] == [5, 15, 60, 60]
-    assert found[0].reason == (
-        "the environment failed, not the recipe; restart 1 of 3 in a row, in 5 s, so that it may pass"
-    )
-    assert found[1].reason.endswith("in a row, in 15 s because of 1 restart in the last 10 minutes")
+    assert found[0].reason == "the environment failed, not the recipe; retrying in 5 s, restart 1 of 3 in a row"
+    assert found[1].reason.endswith("retrying in 15 s, restart 1 of 3 in a row, after 1 restart in the last 10 minutes")
     assert verdict(failure("environment"), restarts=3).action == "stop"
 
 
@@ -169,8 +175,8 @@ def caused(own: RaymlopsError, root: BaseException) -> Raised:
 @pytest.mark.parametrize(
     ("one", "kind"),
     [
-        (caused(RecipeError("Net.loss() raised"), RuntimeError("CUDA error: uncorrectable ECC error")), "environment"),
-        (Raised.by(RuntimeError("CUDA error: uncorrectable ECC error")), "environment"),
+        (caused(RecipeError("Net.loss() raised"), RuntimeError("CUDA error: uncorrectable ECC error")), "hardware"),
+        (Raised.by(RuntimeError("CUDA error: uncorrectable ECC error")), "hardware"),
         (caused(StorageError("cannot be read"), OSError("AWS Error SLOW_DOWN during GetObject")), "environment"),
         (caused(RecipeError("Net.datasets() raised"), ConnectionResetError(104, "reset by peer")), "environment"),
         (caused(StorageError("cannot be used"), OSError(28, "No space left on device")), "storage"),
@@ -187,7 +193,7 @@ def caused(own: RaymlopsError, root: BaseException) -> Raised:
         ),
         (caused(RecipeError("Net.loss() raised"), RuntimeError("no weights in /data/nccl/step-3")), "recipe_error"),
         (caused(RecipeError("Net.loss() raised"), ValueError("nccl is no column")), "recipe_error"),
-        (raised("", RecipeError("Net.loss() raised RuntimeError: NCCL error in: NCCLUtils.hpp:317")), "error"),
+        (raised("", RecipeError("Net.loss() raised RuntimeError: NCCL error in: NCCLUtils.hpp:317")), "environment"),
     ],
     ids=str,
 )
@@ -203,3 +209,19 @@ def test_what_is_behind_an_exception_survives_the_way_to_the_driver() -> None:
     assert there.own.__cause__ is None
     assert there.chain == one.chain
     assert cause({0: there}, {}, nodes={}, step=0).kind == "environment"
+
+
+def test_a_node_whose_hardware_fails_again_is_excluded() -> None:
+    """Once may be chance. Only where the other nodes have room, and not where the user has a rule."""
+    ecc = failure("hardware", message="CUDA error: uncorrectable ECC error", node_id="n1")
+    assert verdict(ecc).action == "retry"
+    assert verdict(ecc, failed={"n2"}).action == "retry"
+    again = verdict(ecc, failed={"n1"})
+    assert (again.action, again.if_room, again.delay_s) == ("exclude_node", True, 5)
+    assert again.reason.startswith("the hardware of this node failed before in this run; retrying in 5 s")
+    assert verdict(ecc, ("ECC", "retry"), failed={"n1"}).action == "retry"
+    assert not verdict(ecc, ("ECC", "exclude_node"), failed={"n1"}).if_room
+    logged = failure("worker_died", message="exit code 134", log=f"watchdog: {ecc.message}", node_id="n1")
+    assert verdict(logged).delay_s == 5
+    assert verdict(logged, failed={"n1"}).action == "exclude_node"
+    assert verdict(failure("worker_died", node_id="n1"), failed={"n1"}).action == "retry"

@@ -7,7 +7,7 @@ import json
 import ssl
 import urllib.error
 from email.message import Message
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
@@ -15,7 +15,10 @@ import torch
 
 from raymlops.errors import RaymlopsError, RecipeError, StorageError, TrainingError
 from raymlops.recipe import call_recipe
-from raymlops.training.supervision.transient import Link, chain_of, passing
+from raymlops.training.supervision.transient import Link, chain_of, classify
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def http(status: int) -> urllib.error.HTTPError:
@@ -54,11 +57,17 @@ PASSES: list[tuple[BaseException, str]] = [
     (OSError("When reading 'x': AWS Error SLOW_DOWN during GetObject: Please reduce your request rate"), "SLOW_DOWN"),
     (OSError("AWS Error NETWORK_CONNECTION during GetObject: curlCode: 28"), "NETWORK_CONNECTION"),
     (OSError("AWS Error UNKNOWN (HTTP status 503) during HeadObject"), "HTTP status 503"),
-    (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"), "CUDA error"),
-    (RuntimeError("CUDA error: unspecified launch failure"), "CUDA error"),
+    (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"), "ECC error"),
+    (RuntimeError("CUDA error: unspecified launch failure"), "unspecified launch failure"),
     (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "cuDNN error"),
     (torch.distributed.DistBackendError("NCCL error in: NCCLUtils.hpp:317, unhandled system error"), "NCCL error"),
 ]
+
+
+def passing(chain: Sequence[Link]) -> str:
+    """Return what of the environment or of the hardware failed."""
+    kind, reason = classify(chain)
+    return reason if kind in {"environment", "gpu", "hardware"} else ""
 
 
 def coded(error: Any, code: int) -> BaseException:
@@ -128,7 +137,7 @@ def test_what_would_be_the_same_again_is_not(error: Any) -> None:
     [
         (
             RecipeError("Net.loss() raised AcceleratorError: CUDA error: uncorrectable ECC error at x.py:3"),
-            "CUDA error",
+            "ECC error",
         ),
         (RecipeError("Net.datasets() raised HTTPError: 503 Service Unavailable at x.py:3"), "HTTP 503"),
         (RecipeError("Net.datasets() raised HTTPError: HTTP Error 404: Not Found at x.py:3"), ""),
