@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from raymlops.arrays import Column
     from raymlops.recipe import RecipeBase
 
-_KINDS: dict[str, tuple[type, ...]] = {"float": (float, int), "int": (int,), "bool": (bool,), "string": (str,)}
-
 
 @dataclass(frozen=True)
 class AnsweredRows:
@@ -54,4 +52,4 @@ class AnsweredRows:
         return found
 
     def _may_be_label(self, column: Column) -> bool:
-        return not column.shape and all(type(label) in _KINDS[column.type] for label in self.labels)
+        return not column.shape and all(type(label) in column.info.json_types for label in self.labels)
