@@ -45,7 +45,7 @@ from raymlops.arrays import (
     quick_array,
     whole_array,
 )
-from raymlops.column_types import TIME
+from raymlops.column_types import TIME, write_time
 from raymlops.errors import InvalidRowsError, RowProblem
 
 _JSON_KINDS = {float, int, bool, str, type(None)}
@@ -236,6 +236,8 @@ def _json_values(named: Sequence[Column], array: npt.NDArray[Any]) -> list[Any]:
     for info in (column.info for column in named):
         if info.write is not None and array.dtype.kind in f"{info.kinds}O":
             return info.write(array)
+    if array.dtype.kind == "M":  # of no column, such as a label
+        return write_time(array)
     values = [_plain(value) for value in array.tolist()]
     if all(column.type != "int" for column in named):
         return values

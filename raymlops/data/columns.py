@@ -140,7 +140,7 @@ def is_table(source: Any) -> bool:
 
 
 def table_columns(table: Any) -> dict[str, Array]:
-    """Return a table as columns: float64, int64, bool and datetime64 arrays, text and bytes as objects, None if missing.
+    """Return a table as columns: float64, int64, bool, datetime64, or objects: text and bytes, None where missing.
 
     An integer column with missing values is float64 with NaN, as in a signature. Images as uint8 arrays stay so. Times
     without a time zone are UTC, dates their midnight. A column of a type that a request cannot have, or of integers
@@ -222,7 +222,8 @@ def _hashable(value: Any) -> Any:
 def _rounded(integers: Array, numbers: Array) -> npt.NDArray[np.bool_]:
     """Return which integers of 64 bits float64 cannot hold."""
     beyond = numbers >= float(np.iinfo(integers.dtype).max)  # the next power of two, which no cast may get back
-    return beyond | (np.where(beyond, 0.0, numbers).astype(integers.dtype) != integers)
+    rounded: npt.NDArray[np.bool_] = beyond | (np.where(beyond, 0.0, numbers).astype(integers.dtype) != integers)
+    return rounded
 
 
 def _hash(data: bytes) -> np.uint64:

@@ -24,8 +24,9 @@ class AnsweredRows:
 
     @property
     def pairs(self) -> list[tuple[dict[str, Any], Any]]:
-        """Return each answer with its own label."""
-        return list(zip(self.outputs, self.labels, strict=bool(self.labels)))
+        """Return each answer with its own label, where it has one."""
+        pairs = zip(self.outputs, self.labels, strict=bool(self.labels))
+        return [(output, label) for output, label in pairs if label is not None]
 
     def of(self, output: dict[str, Any], label: Any) -> float | None:
         """Return a loss as a rollout would get it, and assert that it is one."""
