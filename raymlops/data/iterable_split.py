@@ -25,9 +25,9 @@ import torch
 from torch.utils.data import default_collate
 
 from raymlops.data.batches import arrays
-from raymlops.data.columns import digest_of, hash_columns
 from raymlops.data.order import derived_seed
 from raymlops.data.random_streams import Stream
+from raymlops.data.row_hashes import digest_of, hash_columns
 from raymlops.data.split import SAMPLE_ROWS, SplitData
 from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe

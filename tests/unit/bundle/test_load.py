@@ -15,6 +15,7 @@ from textwrap import dedent
 import numpy as np
 import pytest
 import torch
+from pictures import Pictures
 from tiny import Tiny
 from tiny_bundle import contents_of, tiny_contents
 
@@ -22,9 +23,14 @@ from raymlops import __version__
 from raymlops.arrays import Column
 from raymlops.bundle.load import load, typed_outputs
 from raymlops.bundle.write import write_bundle
+from raymlops.config.schema import ProjectSpec
+from raymlops.data.prepare import prepare
 from raymlops.errors import BundleError, InvalidRowsError, NonFiniteError, RecipeError, RecipeImportError, RowProblem
+from raymlops.lifecycle.registration.profiles import profiles
+from raymlops.project import bind
 from raymlops.recipes.digits import Digits
 from raymlops.signature import Signature
+from raymlops.training.example import example_rows
 
 SHOP = """
     from __future__ import annotations
@@ -358,3 +364,22 @@ def test_outputs_of_another_type_are_refused(column, values, message):
         typed(column, values)
     assert message in caught.value.message
     assert "'y'" in caught.value.message
+
+
+def test_a_bundle_of_pictures_answers_its_example(tmp_path):
+    """From a table with files of images to JSON rows: example, profiles, bundle, answer."""
+    sections = {"project": {"name": "p"}, "recipe": {"import": "pictures:Pictures"}}
+    prepared = prepare(bind(ProjectSpec.model_validate(sections), recipe=Pictures))
+    rows = example_rows(prepared)
+    found = profiles(prepared, prepared.recipe.model().eval(), batch_size=16, device="cpu")
+    kinds = {name: summary["kind"] for name, summary in found["train"]["features"]["columns"].items()}
+    assert kinds == {"photo": "tensor", "at": "datetime", "note": "bytes"}
+    assert found["train"]["predictions"]["columns"]["thumb"]["kind"] == "tensor"
+    hashes = prepared.splits["train"].row_hashes()
+    ref = write_bundle(tmp_path, contents_of(prepared.recipe, example=rows, profile=found, row_hashes=hashes))
+    loaded = load(ref.uri, ref.digest)
+    assert loaded.signature == prepared.signature
+    answers = loaded.predict_rows(loaded.example)
+    assert json.loads(json.dumps(answers)) == answers
+    assert [set(row) for row in answers] == [{"y", "thumb", "due", "raw"}] * 2
+    assert answers[0]["due"].endswith("T00:00:00.000000Z")

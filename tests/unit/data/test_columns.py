@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from raymlops.arrays import Column
-from raymlops.data.columns import conform, hash_columns, table_columns
+from raymlops.data.columns import conform, table_columns
+from raymlops.data.row_hashes import hash_columns
 from raymlops.errors import RecipeError
 from raymlops.images import png_files
 from raymlops.recipe import RecipeBase

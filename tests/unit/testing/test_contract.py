@@ -7,6 +7,7 @@ from unittest import SkipTest
 
 import drawn
 import numpy as np
+import pictures
 import pytest
 import tagger
 import torch
@@ -228,6 +229,12 @@ class TestTagger(RecipeContract):
     recipe = tagger.Tagger
 
 
+class TestPictures(RecipeContract):
+    """Images, bytes and times in requests, tables and answers."""
+
+    recipe = pictures.Pictures
+
+
 class PadsInFront(tagger.Tagger):
     """As generators of text do."""
 
@@ -243,11 +250,21 @@ class TestPadsInFront(RecipeContract):
     recipe = PadsInFront
 
 
+class Loud(drawn.Seedable):
+    def noise(self):
+        return 100 * super().noise()
+
+
+class LoudUnseedable(drawn.Unseedable):
+    def noise(self):
+        return 100 * super().noise()
+
+
 class Masking(RecipeBase):
-    """Learns which of its items was hidden, drawn anew each time, in validation too."""
+    """Draws its items anew each time, in validation too, as a masked language model does."""
 
     def datasets(self):
-        return Splits(*(drawn.Seedable(40) for _ in range(3)))
+        return Splits(*(Loud(40) for _ in range(3)))
 
     def model(self):
         return drawn.LineModel()
@@ -268,7 +285,7 @@ class TestMasking(RecipeContract):
 
 class UnseededValidation(Masking):
     def datasets(self):
-        return Splits(*(drawn.Unseedable(40) for _ in range(3)))
+        return Splits(*(LoudUnseedable(40) for _ in range(3)))
 
 
 class TestUnseededValidation(RecipeContract):
