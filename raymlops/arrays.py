@@ -110,6 +110,7 @@ _SAFE = float(2**62)
 """Whole numbers below it are within int64, also where float64 has rounded them."""
 _NONE = type(None)
 _NUMBERS = {float, int}
+_NUMERIC = {"float", "int"}
 
 
 def known_texts(column: Column) -> frozenset[str | None] | None:
@@ -124,8 +125,6 @@ def quick_array(column: Column, values: Sequence[Any], known: frozenset[str | No
 
     ``known`` is ``known_texts(column)``, which the caller keeps.
     """
-    if column.info.read is not None:
-        return None
     if not column.shape:
         return _quick_scalars(column.type, values, known, nullable=column.nullable)
     flat: Sequence[Any] = values
@@ -322,7 +321,7 @@ def _quick_scalars(
     try:
         if kind == "int" and not nullable:
             return np.array(values, dtype=np.int64) if types == {int} else None
-        if not types <= (_NUMBERS if kind == "float" else {int}):
+        if kind not in _NUMERIC or not types <= (_NUMBERS if kind == "float" else {int}):
             return None
         array = np.array(values, dtype=np.float64)
     except OverflowError:
