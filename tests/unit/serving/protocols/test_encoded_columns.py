@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
+import random
 from datetime import datetime
 
 import numpy as np
@@ -11,11 +13,13 @@ import orjson
 import pandas as pd
 import pytest
 from mlflow.types import DataType
+from PIL import Image
 from protocol_fakes import PROTOCOLS, RESPONDER
 from serving_fakes import ask, front_of
 
 from raymlops.arrays import Column
 from raymlops.bundle.pyfunc import PyfuncModel, _mlflow_signature
+from raymlops.errors import InvalidRowsError
 from raymlops.images import png_files
 from raymlops.serving.client.calls import predict_call
 from raymlops.serving.docs.openapi import openapi_document
@@ -220,3 +224,29 @@ def test_the_client_sends_bytes_and_times():
         sent = orjson.loads(predict_call("m", given, request_id=None, session=None, version=None).body)
         columns, _ = exchange("native", json.dumps({"rows": [*sent["rows"], *ROWS[1:]][:2]}).encode())
         check(columns, missing=True)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_damaged_images_are_answered_or_refused(kind):
+    """Bytes changed, cut and doubled at random: pixels, or a problem of the row; whatever Pillow raises."""
+    rng = random.Random(kind)
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(noise).save(sink, kind)
+    signature = Signature((Column("photo", "image", shape=(None, None, 3)),), (Column("y", "float"),))
+    refused = []
+    for _ in range(150):
+        damaged = bytearray(sink.getvalue())
+        for _ in range(rng.choice((1, 2, 5))):
+            place = rng.randrange(len(damaged))
+            damaged[place : place + rng.choice((0, 1, 4))] = rng.randbytes(rng.choice((0, 1, 4)))
+        if rng.random() < 0.2:
+            del damaged[rng.randrange(len(damaged)) :]
+        try:
+            pixels = signature.parse_rows([{"photo": base64.b64encode(damaged).decode()}])["photo"][0]
+            assert pixels.dtype == np.uint8
+            assert pixels.ndim == 3
+        except InvalidRowsError as error:
+            refused.append(error)
+    assert 20 < len(refused) < 150
+    assert all(error.problems[0].field == "photo" and len(str(error)) < 500 for error in refused)
