@@ -50,6 +50,7 @@ say something. A larger quantile is set by the few worst errors, beside which al
 SUM_TOLERANCE = 0.01
 """By which probabilities of all classes may miss a sum of 1: recipes round them."""
 
+_CLASSES = {"int", "bool", "string"}
 _YES, _NO = frozenset({"1", "true"}), frozenset({"0", "false"})
 
 
@@ -219,7 +220,7 @@ class _Parts:
     @classmethod
     def of(cls, signature: Signature) -> _Parts:
         columns = signature.outputs
-        classes = tuple(column for column in columns if not column.shape and column.type != "float")
+        classes = tuple(column for column in columns if not column.shape and column.type in _CLASSES)
         numbers = tuple(column for column in columns if not column.shape and column.type == "float")
         vectors = tuple(column for column in columns if len(column.shape) == 1 and column.type == "float")
         seen = (*classes, *numbers, *vectors)

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from raymlops.column_types import FLOAT64, INT64, TIME, TYPES, TypeInfo
 from raymlops.errors import RowProblem
+from raymlops.images import MAX_BYTES, MODES, decoded_bytes, open_image, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,30 +26,21 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 
-ColumnType = Literal["float", "int", "bool", "string"]
+ColumnType = Literal["float", "int", "bool", "string", "bytes", "datetime", "image"]
 
 Columns = Mapping[str, npt.NDArray[Any]]
 
 MAX_PROBLEMS = 20
 MISSING = object()
 """Marks a required field that a row does not have."""
-INT64 = (-(2**63), 2**63 - 1)
-FLOAT64 = float(np.finfo(np.float64).max)
-DTYPES: dict[str, Any] = {"float": np.float64, "int": np.int64, "bool": np.bool_, "string": object}
-
-_JSON_TYPES: dict[str, dict[str, Any]] = {
-    "float": {"type": "number", "minimum": -FLOAT64, "maximum": FLOAT64},
-    "int": {"type": "integer", "minimum": INT64[0], "maximum": INT64[1]},
-    "bool": {"type": "boolean"},
-    "string": {"type": "string"},
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
     """One named, typed column.
 
-    ``shape`` is the shape of one value: ``()`` for a scalar, ``(8, 8)`` for a tensor, None for a free dimension.
+    ``shape`` is the shape of one value: ``()`` for a scalar, ``(8, 8)`` for a tensor, None for a free dimension. That
+    of an image is ``(height, width, channels)``, with 1, 3 or 4 channels.
     ``categories`` are the values known at training time; ``unknown`` says what a request with
     another one gets: ``"accept"`` (the recipe encodes it as unknown) or ``"reject"`` (an error).
     """
@@ -64,15 +57,32 @@ class Column:
         if not self.name:
             msg = "a column needs a name"
             raise ValueError(msg)
-        if self.type not in DTYPES:
-            msg = f"column {self.name!r}: type {self.type!r} is not one of {', '.join(DTYPES)}"
+        if self.type not in TYPES:
+            msg = f"column {self.name!r}: type {self.type!r} is not one of {', '.join(TYPES)}"
             raise ValueError(msg)
-        if self.shape and self.type == "string":
-            msg = f"column {self.name!r}: a string column has no shape"
+        if self.shape and not self.info.shaped:
+            msg = f"column {self.name!r}: a {self.type} column has no shape"
             raise ValueError(msg)
-        if self.nullable and (self.type == "bool" or self.shape):
-            msg = f"column {self.name!r}: only scalar float, int and string columns can be nullable"
+        if self.type == "image" and (len(self.shape) != 3 or self.shape[2] not in MODES):
+            msg = (
+                f"column {self.name!r}: an image has the shape (height, width, channels) with 1, 3 or 4 channels, and "
+                f"None where height or width may differ; got {self.shape}"
+            )
             raise ValueError(msg)
+        if self.nullable and (self.shape or not self.info.nullable):
+            names = ", ".join(name for name, info in TYPES.items() if info.nullable)
+            msg = f"column {self.name!r}: only scalar columns can be nullable, of the types {names}"
+            raise ValueError(msg)
+
+    @property
+    def info(self) -> TypeInfo:
+        """Return what its type is in numpy, JSON, Arrow and protocols."""
+        return TYPES[self.type]
+
+    @property
+    def sent_shape(self) -> tuple[int | None, ...]:
+        """Return the shape of a value in a request or an answer, where an image is the bytes of a file."""
+        return () if self.info.is_text else self.shape
 
     @property
     def absent(self) -> object:
@@ -81,17 +91,17 @@ class Column:
 
     def json_schema(self) -> dict[str, Any]:
         """Return the JSON Schema of one value."""
-        schema: dict[str, Any] = dict(_JSON_TYPES[self.type])
+        schema: dict[str, Any] = dict(self.info.schema)
         if self.categories is not None and self.unknown == "reject":
             schema["enum"] = [*self.categories, *([None] if self.nullable else [])]
-        for size in reversed(self.shape):
+        for size in reversed(self.sent_shape):
             schema = {"type": "array", "items": schema}
             if size is not None:
                 schema |= {"minItems": size, "maxItems": size}
         if self.nullable:
             schema["type"] = [schema["type"], "null"]
-        if self.description:
-            schema["description"] = self.description
+        if self.description or self.type == "image":
+            schema["description"] = self.description or expected(self)
         return schema
 
 
@@ -100,7 +110,7 @@ _SAFE = float(2**62)
 """Whole numbers below it are within int64, also where float64 has rounded them."""
 _NONE = type(None)
 _NUMBERS = {float, int}
-_ARRAY_KINDS = {"float": "fiu", "int": "iu", "bool": "b", "string": "OU"}
+_NUMERIC = {"float", "int"}
 
 
 def known_texts(column: Column) -> frozenset[str | None] | None:
@@ -142,37 +152,27 @@ def quick_array(column: Column, values: Sequence[Any], known: frozenset[str | No
 
 def careful_array(column: Column, values: Sequence[Any], problems: list[RowProblem]) -> Array:
     """Return the array of a column's JSON values, read one by one; errors are added to ``problems``."""
-    check = _CHECKS[column.type]
     known = known_texts(column)
-    ragged = np.empty(len(values), dtype=object) if None in column.shape else None
+    items: list[Any] = []
     for index, value in enumerate(values):
-        message = None
-        if value is None or value is MISSING:
-            if not column.nullable:
-                what = "is missing" if value is MISSING else "must not be null"
-                message = f"{what}; expected {expected(column)}"
-        elif column.shape:
-            message = _check_tensor(column, value, column.shape)
-            if message is None and ragged is not None:
-                message = _set_ragged(column, value, ragged, index)
-        elif not check(value):
-            message = f"expected {expected(column)}, got {kind_of(value)}"
-        elif known is not None and value not in known:
-            message = _unknown(column, value)
-        if message is not None:
-            problems.append(RowProblem(index, column.name, message))
+        try:
+            items.append(_item(column, value, known))
+        except ValueError as error:
+            problems.append(RowProblem(index, column.name, str(error)))
             if len(problems) >= MAX_PROBLEMS:
                 break
+    if column.type == "image" and not problems:
+        items = _decoded(column, items, problems)
     if problems:
         return np.empty(0)
-    if ragged is not None:
-        return ragged
+    if None in column.shape:
+        return _pieces(items)
     if column.nullable:
-        filled = missing_array(column, len(values))
-        given = [index for index, value in enumerate(values) if value is not None]
-        filled[given] = [values[index] for index in given]
+        filled = missing_array(column, len(items))
+        given = [index for index, value in enumerate(items) if value is not None]
+        filled[given] = [items[index] for index in given]
         return filled
-    return np.array(values, dtype=DTYPES[column.type])
+    return np.array(items, dtype=column.info.dtype)
 
 
 def whole_array(column: Column, array: Array, problems: list[RowProblem]) -> Array:
@@ -180,20 +180,18 @@ def whole_array(column: Column, array: Array, problems: list[RowProblem]) -> Arr
 
     The result is writable memory: torch.from_numpy warns about read-only memory, and may write to it.
     """
-    shape = array.shape[1:]
-    if len(shape) != len(column.shape) or any(
-        size is not None and size != got for size, got in zip(column.shape, shape, strict=True)
-    ):
-        want = ", ".join(["rows", *("any" if size is None else str(size) for size in column.shape)])
+    shape, sent = array.shape[1:], column.sent_shape
+    if len(shape) != len(sent) or any(size is not None and size != got for size, got in zip(sent, shape, strict=True)):
+        want = ", ".join(["rows", *("any" if size is None else str(size) for size in sent)])
         problems.append(RowProblem(None, column.name, f"expected the shape ({want}), got {array.shape}"))
         return array
     fractions = column.nullable and column.type == "int"  # where NaN stands for a missing one
-    if array.dtype.kind not in _ARRAY_KINDS[column.type] + ("f" if fractions else ""):
+    if array.dtype.kind not in ("OU" if column.info.is_text else column.info.kinds) + ("f" if fractions else ""):
         problems.append(RowProblem(None, column.name, f"expected {column.type} values, got {array.dtype}"))
         return array
-    if column.type == "string":
+    if column.info.is_text:
         values = array.tolist()
-        texts = _quick_scalars("string", values, known_texts(column), nullable=column.nullable)
+        texts = quick_array(column, values, known_texts(column))
         return careful_array(column, values, problems) if texts is None else texts
     bad = _misfits(column, array)
     if bad is not None and bad.any():
@@ -201,7 +199,7 @@ def whole_array(column: Column, array: Array, problems: list[RowProblem]) -> Arr
             message = f"expected {expected(column)}, got {kind_of(array[tuple(place)].item())}"
             problems.append(RowProblem(place[0], column.name, message))
         return array
-    array = array.astype(np.float64 if column.nullable else DTYPES[column.type], copy=False)
+    array = array.astype(np.float64 if column.nullable else column.info.dtype, copy=False)
     if not (array.flags.writeable and array.flags.aligned and array.flags.c_contiguous):
         array = array.copy()
     return _pieces(list(array)) if None in column.shape else array
@@ -209,9 +207,9 @@ def whole_array(column: Column, array: Array, problems: list[RowProblem]) -> Arr
 
 def missing_array(column: Column, rows: int) -> Array:
     """Return the array of a nullable column without values."""
-    if column.type == "string":
+    if column.info.dtype == object:
         return np.full(rows, None, dtype=object)
-    return np.full(rows, math.nan)
+    return np.full(rows, np.datetime64("NaT"), dtype=TIME) if column.info.dtype == TIME else np.full(rows, math.nan)
 
 
 def as_integer(value: Any) -> Any:
@@ -224,10 +222,11 @@ def as_integer(value: Any) -> Any:
 
 def expected(column: Column) -> str:
     """Describe the values that a column accepts."""
-    noun = {"float": "a finite number", "int": "an integer", "bool": "true or false", "string": "a string"}
     if not column.shape:
-        return noun[column.type] + (" or null" if column.nullable else "")
+        return column.info.noun + (" or null" if column.nullable else "")
     dims = ", ".join("any" if size is None else str(size) for size in column.shape)
+    if column.type == "image":
+        return f"{column.info.noun}, of height, width and channels ({dims})"
     return f"an array of shape ({dims}) of {column.type}"
 
 
@@ -243,10 +242,64 @@ def kind_of(value: Any) -> str:
         return "an array"
     if isinstance(value, str):
         return f"the string {value[:40]!r}"
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
     if isinstance(value, int) and value.bit_length() > 10_000:  # which Python refuses to write out
         return "a huge integer"
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _item(column: Column, value: Any, known: frozenset[str | None] | None) -> Any:
+    """Return one value as its array holds it; of an image its opened header, of a shape without None the value itself.
+
+    Raises:
+        ValueError: says what was expected, and what was got.
+    """
+    if value is None or value is MISSING:
+        if column.nullable:
+            return None
+        what = "is missing" if value is MISSING else "must not be null"
+        raise ValueError(f"{what}; expected {expected(column)}")
+    if column.info.read is not None:
+        try:
+            read = column.info.read(value)
+        except (ValueError, OverflowError):
+            raise ValueError(f"expected {expected(column)}, got {kind_of(value)}") from None
+        if column.type != "image":
+            return read
+        try:
+            return open_image(read, column.shape)
+        except ValueError as error:
+            raise ValueError(f"expected {expected(column)}, {error}") from None
+    if column.shape:
+        if (message := _check_tensor(column, value, column.shape)) is not None:
+            raise ValueError(message)
+        return _ragged(column, value) if None in column.shape else value
+    if not _CHECKS[column.type](value):
+        raise ValueError(f"expected {expected(column)}, got {kind_of(value)}")
+    if known is not None and value not in known:
+        raise ValueError(_unknown(column, value))
+    return value
+
+
+def _decoded(column: Column, opened: Sequence[Any], problems: list[RowProblem]) -> list[Any]:
+    """Return the pixels of opened images, all of which together are bounded before the first is decoded."""
+    channels = column.shape[2] or 0
+    total = sum(decoded_bytes(image, channels) for image in opened)
+    if total > MAX_BYTES:
+        size = f"the images of {len(opened)} rows have {total >> 20} MiB when decoded"
+        problems.append(RowProblem(None, column.name, f"{size}; at most {MAX_BYTES >> 20} in one request"))
+        return []
+    found = []
+    for index, image in enumerate(opened):
+        try:
+            found.append(pixels(image, channels))
+        except ValueError as error:
+            problems.append(RowProblem(index, column.name, f"expected {expected(column)}, {error}"))
+            if len(problems) >= MAX_PROBLEMS:
+                break
+    return found
 
 
 def _quick_scalars(
@@ -268,7 +321,7 @@ def _quick_scalars(
     try:
         if kind == "int" and not nullable:
             return np.array(values, dtype=np.int64) if types == {int} else None
-        if not types <= (_NUMBERS if kind == "float" else {int}):
+        if kind not in _NUMERIC or not types <= (_NUMBERS if kind == "float" else {int}):
             return None
         array = np.array(values, dtype=np.float64)
     except OverflowError:
@@ -309,15 +362,14 @@ def _check_tensor(column: Column, value: Any, shape: Sequence[int | None]) -> st
     return next((m for item in value if (m := _check_tensor(column, item, shape[1:]))), None)
 
 
-def _set_ragged(column: Column, value: list[Any], ragged: Array, index: int) -> str | None:
+def _ragged(column: Column, value: list[Any]) -> Array:
     try:
-        array = np.asarray(value, dtype=DTYPES[column.type])
+        array = np.asarray(value, dtype=column.info.dtype)
     except ValueError:  # numpy's word for inner lists of different lengths
-        return f"expected {expected(column)}, got inner arrays of different lengths"
+        raise ValueError(f"expected {expected(column)}, got inner arrays of different lengths") from None
     if array.ndim < len(column.shape):  # an empty list says nothing of the dimensions within it
         array = array.reshape(*array.shape, *(size or 0 for size in column.shape[array.ndim :]))
-    ragged[index] = array
-    return None
+    return array
 
 
 def _unknown(column: Column, value: str) -> str:

@@ -6,14 +6,17 @@ use it.
 
 Arrays, for n rows:
 
-========== ======================= =====================================
-type        array                   missing (only where ``nullable``)
-========== ======================= =====================================
-``float``   float64 (n, *shape)     NaN
-``int``     int64 (n, *shape)       a nullable int column is float64, NaN
-``bool``    bool (n, *shape)        not allowed
-``string``  object (n,)             None
-========== ======================= =====================================
+============ ====================== =====================================
+type          array                  missing (only where ``nullable``)
+============ ====================== =====================================
+``float``     float64 (n, *shape)    NaN
+``int``       int64 (n, *shape)      a nullable int column is float64, NaN
+``bool``      bool (n, *shape)       not allowed
+``string``    object (n,)            None
+``bytes``     object (n,) of bytes   None
+``datetime``  datetime64[us], UTC    NaT
+``image``     uint8 (n, *shape)      not allowed
+============ ====================== =====================================
 
 A column whose shape has a None (variable length) is an object array of n arrays.
 """
@@ -42,6 +45,7 @@ from raymlops.arrays import (
     quick_array,
     whole_array,
 )
+from raymlops.column_types import TIME, write_time
 from raymlops.errors import InvalidRowsError, RowProblem
 
 _JSON_KINDS = {float, int, bool, str, type(None)}
@@ -69,6 +73,11 @@ class Signature(_Reading):
                 msg = f"a signature needs at least one column a side, each with its own name; got {names}"
                 raise ValueError(msg)
 
+    @property
+    def has_images(self) -> bool:
+        """Return whether requests or answers hold images, which take milliseconds to decode and encode."""
+        return any(column.type == "image" for column in (*self.inputs, *self.outputs))
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data that ``from_dict`` reads back."""
         return asdict(self)
@@ -93,14 +102,13 @@ class Signature(_Reading):
     def parse_columns(self, data: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
         """Turn named sequences or arrays (a DataFrame's columns, Arrow's ``to_pydict``) into input columns.
 
-        A nullable column may be left out.
+        A nullable column may be left out. Bytes and images may be ``bytes``, times ``datetime`` or ``datetime64``,
+        which are UTC where they have no offset.
 
         Raises:
             InvalidRowsError: as ``parse_rows``; NaN counts as missing in a nullable column.
         """
-        lists = {
-            str(name): values.tolist() if hasattr(values, "tolist") else list(values) for name, values in data.items()
-        }
+        lists = {str(name): _listed(values) for name, values in data.items()}
         rows = self._count_rows({name: len(values) for name, values in lists.items()})
         table = [lists.get(column.name, [column.absent] * rows) for column in self.inputs]
         return self._arrays(table, [], as_json=_as_json)
@@ -134,10 +142,11 @@ class Signature(_Reading):
 
         A nullable integer column, whose array is float64, gives integers.
         """
-        integers = {column.name for column in (*self.inputs, *self.outputs) if column.type == "int"}
-        lists = {name: [_plain(value) for value in np.asarray(array).tolist()] for name, array in columns.items()}
-        for name in integers & lists.keys():
-            lists[name] = [int(v) if isinstance(v, float) and v.is_integer() else v for v in lists[name]]
+        both = (*self.inputs, *self.outputs)
+        lists = {
+            name: _json_values([column for column in both if column.name == name], np.asarray(array))
+            for name, array in columns.items()
+        }
         return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
     def _values_by_column(self, rows: Any, unknown: list[RowProblem]) -> Iterable[Sequence[Any]]:
@@ -222,6 +231,25 @@ class Signature(_Reading):
             return plan
 
 
+def _json_values(named: Sequence[Column], array: npt.NDArray[Any]) -> list[Any]:
+    """Return the JSON values of an array; an input and an output may have one name, and different types."""
+    for info in (column.info for column in named):
+        if info.write is not None and array.dtype.kind in f"{info.kinds}O":
+            return info.write(array)
+    if array.dtype.kind == "M":  # of no column, such as a label
+        return write_time(array)
+    values = [_plain(value) for value in array.tolist()]
+    if all(column.type != "int" for column in named):
+        return values
+    return [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
+
+
+def _listed(values: Any) -> list[Any]:
+    if isinstance(values, np.ndarray) and values.dtype.kind == "M":
+        values = values.astype(TIME)  # nanoseconds would become integers
+    return values.tolist() if hasattr(values, "tolist") else list(values)
+
+
 def _raise_any(problems: Sequence[RowProblem]) -> None:
     if problems:
         raise InvalidRowsError(problems[:MAX_PROBLEMS])
@@ -251,7 +279,7 @@ def _plain(value: Any, *, keep_nan: bool = False, depth: int = 32) -> Any:
         # No column has as many dimensions: deeper values are rejected as they are.
         return [_plain(item, depth=depth - 1) for item in value] if depth else value
     if isinstance(value, np.generic):
-        value = value.item()
+        value = value.astype(TIME).item() if isinstance(value, np.datetime64) else value.item()
     if isinstance(value, float) and math.isnan(value) and not keep_nan:
         return None
     # pandas.NA and NaT compare unequal to themselves, or refuse to be compared.

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from raymlops.bundle import verify as names
 from raymlops.bundle.code import own_version
 from raymlops.bundle.imports import import_module
+from raymlops.column_types import TIME, read_time
 from raymlops.errors import NonFiniteError, RecipeError, RecipeImportError
 from raymlops.recipe import RecipeBase, call_recipe, map_tensors, model_of, to_device
 from raymlops.recipe_import import resolve
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-_KINDS = {"float": "fiu", "int": "iu", "bool": "b"}
-"""Kinds of numpy arrays that hold a column's type without loss."""
 _log = logging.getLogger(__name__)
 
 
@@ -236,22 +235,26 @@ def _row_hashes(data: bytes) -> npt.NDArray[np.uint64]:
 def _output(column: Column, values: Any, *, rows: int, where: str, finite: bool) -> Array:
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
-    array = _ragged(values) if None in column.shape else np.asarray(values)
+    if column.type == "datetime":
+        values = _times(column, values, where=where)
+    one_by_one = None in column.shape or column.type == "bytes"
+    several = isinstance(values, list | tuple) or getattr(values, "ndim", 0) > 0
+    array = _objects(values) if one_by_one and several else np.asarray(values)
     if array.ndim == 0 or len(array) != rows:
         got = "a single value" if array.ndim == 0 else f"{len(array)} values"
         raise RecipeError(f"{where}: {got} for {rows} rows")
     if None in column.shape:
+        array = _objects([np.asarray(item.detach().cpu() if hasattr(item, "detach") else item) for item in array])
         for row, item in enumerate(array):
             _check(column, item, shape=item.shape, where=f"{where}, row {row}", finite=finite)
         return array
-    if column.type == "string":
-        return _text(column, array, where=where)
+    if column.info.dtype == object:
+        return _scalars(column, array, where=where)
     if array.dtype == object:
         # Numbers with gaps may come as objects.
         array = np.array([np.nan if value is None else value for value in array.tolist()])
     _check(column, array, shape=array.shape[1:], where=where, finite=finite)
-    types = {"float": np.float64, "int": np.float64 if column.nullable else np.int64, "bool": np.bool_}
-    return array.astype(types[column.type])
+    return array.astype(np.float64 if column.type == "int" and column.nullable else column.info.dtype)
 
 
 def _check(column: Column, array: Array, *, shape: tuple[int, ...], where: str, finite: bool) -> None:
@@ -260,7 +263,8 @@ def _check(column: Column, array: Array, *, shape: tuple[int, ...], where: str, 
     )
     if not fits:
         raise RecipeError(f"{where}: values of shape {shape}; the signature says {column.shape}")
-    if array.dtype.kind not in _KINDS[column.type] + ("f" if column.nullable else ""):
+    kinds = column.info.kinds + ("f" if column.nullable else "")
+    if array.dtype.kind not in kinds or (column.type == "image" and array.dtype != np.uint8):
         raise RecipeError(f"{where}: an array of {array.dtype}; the signature says {column.type}")
     if finite and array.dtype.kind == "f":
         bad = np.isinf(array) if column.nullable else ~np.isfinite(array)
@@ -272,16 +276,36 @@ def _check(column: Column, array: Array, *, shape: tuple[int, ...], where: str, 
             )
 
 
-def _text(column: Column, array: Array, *, where: str) -> Array:
-    texts = array.astype(object)
-    wrong = next((v for v in texts.ravel() if not (type(v) is str or (v is None and column.nullable))), "")
-    if array.ndim != 1 or wrong != "":
-        raise RecipeError(f"{where}: {wrong!r} in an array of shape {array.shape}; the signature says string")
-    return texts
+def _scalars(column: Column, array: Array, *, where: str) -> Array:
+    """Return texts or bytes, which are objects."""
+    objects = array.astype(object)
+    kind = str if column.type == "string" else bytes
+    wrong = [value for value in objects.ravel() if not (type(value) is kind or (value is None and column.nullable))]
+    if array.ndim != 1 or wrong:
+        got = repr(wrong[0])[:80] if wrong else "values"
+        raise RecipeError(f"{where}: {got} in an array of shape {array.shape}; the signature says {column.type}")
+    return objects
 
 
-def _ragged(values: Any) -> Array:
+def _times(column: Column, values: Any, *, where: str) -> Array:
+    """Return times as datetime64, of such an array or of ``datetime`` objects."""
+    array = np.asarray(values)
+    try:
+        times = array if array.dtype.kind == "M" else np.array([_time(value) for value in array.tolist()], dtype=TIME)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise RecipeError(f"{where}: an array of {array.dtype}; the signature says datetime") from error
+    if np.isnat(times).any() and not column.nullable:
+        raise RecipeError(f"{where}: NaT; the signature says datetime, not nullable")
+    return times.astype(TIME)
+
+
+def _time(value: Any) -> np.datetime64:
+    return np.datetime64("NaT", "us") if value is None else read_time(value)
+
+
+def _objects(values: Any) -> Array:
+    """Return an array of objects, which numpy would otherwise stack, or shorten where bytes end in zeros."""
     array = np.empty(len(values), dtype=object)
     for index, value in enumerate(values):
-        array[index] = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+        array[index] = value.item() if isinstance(value, np.bytes_) else value
     return array

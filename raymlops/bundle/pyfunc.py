@@ -37,7 +37,6 @@ DIGEST_TAG = "raymlops.digest"
 
 _DATA = "bundle"
 _LOADER = "raymlops.bundle.pyfunc"
-_TYPES = {"float": "double", "int": "long", "bool": "boolean", "string": "string"}
 
 
 def save_pyfunc(ref: BundleRef, dest: str | os.PathLike[str]) -> None:
@@ -73,6 +72,8 @@ class PyfuncModel:
     def predict(self, model_input: Any, params: Any = None) -> pd.DataFrame:
         """Return the outputs for named columns: a DataFrame, a mapping, or a list of rows.
 
+        Images are bytes of a PNG, times are UTC without an offset, as MLflow's types have them.
+
         The types are checked as the endpoint checks them, and the numbers are the same.
 
         Raises:
@@ -85,9 +86,14 @@ class PyfuncModel:
         signature = self.loaded.signature
         columns = signature.parse_columns({str(name): frame[name] for name in frame.columns})
         outputs = self.loaded.predict(columns)
-        return pd.DataFrame(
-            {name: list(array) if array.ndim > 1 else array for name, array in outputs.items()}, index=frame.index
-        )
+        cells = {column.name: _cells(column, outputs[column.name]) for column in signature.outputs}
+        return pd.DataFrame(cells, index=frame.index)
+
+
+def _cells(column: Column, array: Any) -> Any:
+    if column.info.raw is not None:
+        return column.info.raw(array)
+    return list(array) if array.ndim > 1 else array
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> PyfuncModel:
@@ -159,7 +165,7 @@ def _spec(column: Column, *, is_input: bool) -> Any:
     # MLflow refuses a whole number (int64) where it expects a double, and a missing one where it expects a long, while
     # JSON and pandas write both that way. Such inputs are left to our own check, which is the endpoint's.
     free = is_input and (column.type == "float" or (column.type == "int" and column.nullable))
-    kind: Any = AnyType() if free else _TYPES[column.type]
-    for _ in column.shape:
+    kind: Any = AnyType() if free else column.info.mlflow
+    for _ in column.sent_shape:
         kind = Array(kind)
     return ColSpec(kind, column.name, required=not column.nullable)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from hashlib import blake2b, sha256
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from raymlops.column_types import INT64, TIME, read_time
 from raymlops.errors import RecipeError
+from raymlops.images import open_image, pixels
 from raymlops.recipe import RecipeBase, signature_of
 
 if TYPE_CHECKING:
@@ -23,25 +25,44 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 
+class Table(dict[str, Array]):
+    """Columns by name. Those of types that no request can have are in ``refused``, and raise where one is read."""
+
+    def __init__(self, columns: Mapping[str, Array], *, refused: Mapping[str, RecipeError]) -> None:
+        super().__init__(columns)
+        self.refused = dict(refused)
+
+    def __missing__(self, name: str) -> Array:
+        if name in self.refused:
+            raise self.refused[name]
+        raise KeyError(name)
+
+
 def needed(recipe: RecipeBase) -> list[str]:
     """Return the names of the columns that training reads: the signature's inputs and the label."""
     return [column.name for column in signature_of(recipe).inputs] + ([recipe.label] if recipe.label else [])
 
 
-def conform(columns: Mapping[str, Array], recipe: RecipeBase, *, place: str) -> dict[str, Array]:
+def conform(columns: Mapping[str, Array], recipe: RecipeBase, *, place: str) -> Table:
     """Convert each input column to the array type of a request. ``place`` names the table in errors.
+
+    Files of images (``bytes``) are decoded.
 
     Raises:
         RecipeError: an input or the label is missing, or an input does not match the signature.
     """
     name = type(recipe).__name__
+    refused = columns.refused if isinstance(columns, Table) else {}
+    for column_name in needed(recipe):
+        if column_name in refused:
+            raise refused[column_name]
     missing = [column for column in needed(recipe) if column not in columns]
     if missing:
         raise RecipeError(
             f"{name}.datasets(): {place} lacks {', '.join(map(repr, missing))}; it has {', '.join(columns) or 'none'}",
             hint="A table holds the signature's inputs and the label.",
         )
-    conformed = dict(columns)
+    conformed = Table(columns, refused=refused)
     for column in signature_of(recipe).inputs:
         array, message = _as_column(column, columns[column.name])
         if message:
@@ -54,34 +75,58 @@ def conform(columns: Mapping[str, Array], recipe: RecipeBase, *, place: str) -> 
 
 
 def _as_column(column: Column, array: Array) -> tuple[Array, str]:
+    if column.type == "image":
+        return _pixels(column, array)
     if None in column.shape:
         if array.ndim == 1 and array.dtype != object:
             return array, f"holds single values of {array.dtype}"
         ragged = np.empty(len(array), dtype=object)
         ragged[:] = list(array)
         return ragged, ""
-    kinds = {"float": "fi", "int": "if" if column.nullable else "i", "bool": "b", "string": "O"}[column.type]
-    if array.dtype.kind not in kinds or (column.type == "string" and not _is_text(array)):
-        return array, f"holds {'arrays' if array.dtype == object else array.dtype}"
+    kinds = column.info.kinds + ("f" if column.type == "int" and column.nullable else "")
+    if array.dtype.kind not in kinds or (array.dtype == object and not _holds(array, column)):
+        return array, f"holds {_kinds_of(array) if array.dtype == object else array.dtype}"
     if array.shape[1:] != column.shape:
         return array, f"has values of shape {array.shape[1:]}"
-    if column.type == "float" or (column.type == "int" and column.nullable):
-        array = array.astype(np.float64, copy=False)
-    absent = sum(value is None for value in array) if array.dtype == object else int(np.isnan(array).sum())
-    return array, f"is missing {absent} times" if absent and not column.nullable else ""
+    array = array.astype(np.float64 if column.type == "int" and column.nullable else column.info.dtype, copy=False)
+    absent = [value is None for value in array] if array.dtype == object else _is_missing(array)
+    missing = int(np.sum(absent))
+    return array, f"is missing {missing} times" if missing and not column.nullable else ""
 
 
-def _is_text(array: Array) -> bool:
-    return all(value is None or isinstance(value, str) for value in array)
+def _is_missing(array: Array) -> Array:
+    return np.isnat(array) if array.dtype.kind == "M" else np.isnan(array)
+
+
+def _holds(array: Array, column: Column) -> bool:
+    kind = str if column.type == "string" else bytes
+    return all(value is None or isinstance(value, kind) for value in array)
+
+
+def _kinds_of(values: Iterable[Any]) -> str:
+    return " and ".join(sorted({type(value).__name__ for value in values if value is not None}))
+
+
+def _pixels(column: Column, array: Array) -> tuple[Array, str]:
+    channels = column.shape[2] or 0
+    found = []
+    for row, value in enumerate(array):
+        try:
+            item = pixels(open_image(value, column.shape), channels) if isinstance(value, bytes) else np.asarray(value)
+        except ValueError as error:
+            return array, f"holds another in row {row}: {error}"
+        fits = item.ndim == 3 and all(want in (None, got) for want, got in zip(column.shape, item.shape, strict=True))
+        if item.dtype != np.uint8 or not fits:
+            return array, f"holds in row {row} {item.dtype} of shape {item.shape}"
+        found.append(item)
+    if None in column.shape:
+        return _objects(found), ""
+    return (array if array.dtype == np.uint8 else np.stack(found)), ""
 
 
 def _described(column: Column) -> str:
     shape = f" of shape {column.shape}" if column.shape else ""
     return f"{'a nullable' if column.nullable else 'a'} {column.type}{shape}"
-
-
-_HASH_ELEMENTS = 1 << 22
-"""Elements hashed at a time, which bounds the memory of a wide column to about 100 MB."""
 
 
 def is_table(source: Any) -> bool:
@@ -90,86 +135,32 @@ def is_table(source: Any) -> bool:
 
 
 def table_columns(table: Any) -> dict[str, Array]:
-    """Return a table as columns: float64, int64 and bool arrays, text as objects with None where missing.
+    """Return a table as columns: float64, int64, bool, datetime64, or objects: text and bytes, None where missing.
 
-    An integer column with missing values is float64 with NaN, as in a signature.
+    An integer column with missing values is float64 with NaN, as in a signature. Images as uint8 arrays stay so. Times
+    without a time zone are UTC, dates their midnight. A column of a type that a request cannot have, or of integers
+    beyond int64, raises where it is read: training may not need it.
 
     Raises:
-        RecipeError: the file cannot be read, columns differ in length, or a column has a type that a
-            request cannot have.
+        RecipeError: the file cannot be read, columns differ in length, or none has a type that a request can have.
     """
     if isinstance(table, str | Path):
         table = _read_parquet(str(table))
-    if _is_frame(table):
-        import pyarrow as pa
-
+    if _is_frame(table) and not table.columns.is_unique:
+        raise RecipeError("a DataFrame of the recipe has two columns of one name")
+    read = _from_frame if _is_frame(table) else _from_arrow if _is_arrow(table) else _from_array
+    columns, refused = {}, {}
+    for name in table.column_names if _is_arrow(table) else table:
         try:
-            table = pa.Table.from_pandas(table, preserve_index=False)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise RecipeError(f"a DataFrame of the recipe mixes types in one column: {error}") from error
-    if _is_arrow(table):
-        columns = {name: _from_arrow(name, table.column(name)) for name in table.column_names}
-    else:
-        columns = {str(name): _from_array(str(name), values) for name, values in table.items()}
+            columns[str(name)] = read(str(name), table[name])
+        except RecipeError as error:
+            refused[str(name)] = error
+    if refused and not columns:
+        raise next(iter(refused.values()))
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) != 1:
         raise RecipeError(f"a table of the recipe needs columns of one length, got {lengths or 'no column'}")
-    return columns
-
-
-def hash_columns(columns: Mapping[str, Array]) -> npt.NDArray[np.uint64]:
-    """Return a 64-bit hash per row, the same for equal values whatever their width or the order of columns.
-
-    Each value goes through the finaliser of SplitMix64 (Steele, Lea and Flood, 2014), salted by column and position.
-    """
-    rows = len(next(iter(columns.values())))
-    total = np.zeros(rows, dtype=np.uint64)
-    for name in sorted(columns):
-        values = columns[name]
-        salt = _text_hash(name)
-        flat = values.reshape(rows, -1)
-        step = max(1, _HASH_ELEMENTS // max(1, flat.shape[1]))
-        positions = _mix(np.arange(flat.shape[1], dtype=np.uint64) + salt)
-        for start in range(0, rows, step):
-            part = slice(start, start + step)
-            total[part] += _mix(_bits(flat[part]) ^ positions).sum(axis=1, dtype=np.uint64)
-    return _mix(total)
-
-
-def digest_of(chunks: Iterable[npt.NDArray[np.uint64]]) -> str:
-    """Return the SHA-256 of rows' hashes."""
-    digest = sha256()
-    for chunk in chunks:
-        digest.update(chunk.astype("<u8").tobytes())
-    return digest.hexdigest()
-
-
-def _bits(values: Array) -> npt.NDArray[np.uint64]:
-    if values.dtype != object:
-        # Adding zero makes -0.0 and 0.0 one value; every NaN gets the same bits.
-        numbers = values.astype(np.float64) + 0.0
-        numbers[np.isnan(numbers)] = np.nan
-        return numbers.view(np.uint64)
-    known: dict[Any, np.uint64] = {}
-    flat = [_hashable(value) for value in values.ravel().tolist()]
-    for value in flat:
-        if value not in known:
-            known[value] = _text_hash(repr(value))
-    return np.array([known[value] for value in flat], dtype=np.uint64).reshape(values.shape)
-
-
-def _hashable(value: Any) -> Any:
-    return (value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
-
-
-def _text_hash(text: str) -> np.uint64:
-    return np.uint64(int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little"))
-
-
-def _mix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    return Table(columns, refused=refused)
 
 
 def _is_frame(source: Any) -> bool:
@@ -195,6 +186,17 @@ def _read_parquet(path: str) -> Any:
         ) from error
 
 
+def _from_frame(name: str, series: Any) -> Array:
+    import pyarrow as pa
+
+    if getattr(series.dtype, "tz", None) is not None:
+        series = series.dt.tz_convert(None)  # pyarrow 25 would use what pandas 3.1 warns of
+    try:
+        return _from_arrow(name, pa.Table.from_pandas(series.to_frame(), preserve_index=False).column(0))
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise RecipeError(f"column {name!r} of a DataFrame of the recipe mixes types: {error}") from error
+
+
 def _from_arrow(name: str, column: Any) -> Array:
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -204,13 +206,20 @@ def _from_arrow(name: str, column: Any) -> Array:
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
         return _objects(column.to_pylist())
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return _objects(column.to_pylist())
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return np.array(pc.cast(column, pa.timestamp("us"), safe=False).to_numpy(), dtype=TIME)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _stacked(name, column.to_pylist())
     if pa.types.is_boolean(kind) and not column.null_count:
         return np.asarray(column.to_numpy(), dtype=np.bool_)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         whole = pa.types.is_integer(kind) and not column.null_count
-        wide = pc.cast(column, pa.int64() if whole else pa.float64())
+        try:
+            wide = pc.cast(column, pa.int64() if whole else pa.float64())
+        except pa.ArrowInvalid as error:  # of integers with gaps, those beyond 2**53
+            raise _range_error(name, str(kind)) from error
         return np.array(wide.to_numpy(), dtype=np.int64 if whole else np.float64)
     raise _type_error(name, str(kind) + (" with missing values" if pa.types.is_boolean(kind) else ""))
 
@@ -220,11 +229,19 @@ def _from_array(name: str, values: Any) -> Array:
     if array.ndim == 0:
         raise RecipeError(f"column {name!r} of a table is the single value {values!r}, not an array of rows")
     if array.dtype.kind == "f":
+        if _are_integers(values):
+            raise _range_error(name, "int")
         return array.astype(np.float64, copy=False)
+    if array.dtype == np.uint8 and array.ndim == 4:
+        return array  # images: eight bytes a pixel would be seven too many
     if array.dtype.kind in "iu":
+        if array.dtype == np.uint64 and array.size and array.max() > INT64[1]:
+            raise _range_error(name, str(array.dtype))
         return array.astype(np.int64, copy=False)
     if array.dtype.kind == "b":
         return array
+    if array.dtype.kind == "M":
+        return array.astype(TIME)
     if array.dtype.kind in "UT":
         return array.astype(object)
     if array.dtype.kind == "O":
@@ -240,23 +257,32 @@ def _as_array(values: Any) -> Array:
     if isinstance(values, str) or not isinstance(values, Iterable):
         return np.asarray(values)
     items = list(values)
-    text = any(isinstance(item, str) or item is None for item in items)
+    text = any(isinstance(item, str | bytes) or item is None for item in items)
     return _objects(items) if text or _ragged(items) else np.asarray(items)
 
 
 def _from_objects(name: str, array: Array) -> Array:
     items = [_none_if_missing(item) for item in array.tolist()]
     present = [item for item in items if item is not None]
-    if all(isinstance(item, str) for item in present):
+    if any(all(isinstance(item, kind) for item in present) for kind in (str, bytes)):
         return _objects(items)
+    if all(isinstance(item, datetime) for item in present):
+        return np.array(["NaT" if item is None else read_time(item) for item in items], dtype=TIME)
     if all(isinstance(item, bool | int | float | np.number) for item in present):
         if len(present) == len(items):
-            return _from_array(name, np.asarray(items))
+            numbers = np.asarray(items)
+            if numbers.dtype == object or (numbers.dtype.kind == "f" and _are_integers(items)):
+                raise _range_error(name, "int")
+            return _from_array(name, numbers)
         return np.array([np.nan if item is None else item for item in items], dtype=np.float64)
     if len(present) == len(items) and all(isinstance(item, list | np.ndarray) for item in items):
         return _stacked(name, items)
-    kinds = sorted({type(item).__name__ for item in present})
-    raise _type_error(name, " and ".join(kinds))
+    raise _type_error(name, _kinds_of(present))
+
+
+def _are_integers(values: Any) -> bool:
+    """Return whether numpy made floats of integers, since no integer of 64 bits holds them all."""
+    return isinstance(values, list | tuple) and len(values) > 0 and all(type(value) is int for value in values)
 
 
 def _none_if_missing(item: Any) -> Any:
@@ -288,5 +314,12 @@ def _objects(items: Iterable[Any]) -> Array:
 def _type_error(name: str, kind: str) -> RecipeError:
     return RecipeError(
         f"column {name!r} of a table has the type {kind}, which a request cannot have",
-        hint="Turn it into numbers, text, true/false or arrays of them in datasets().",
+        hint="Turn it into numbers, text, bytes, times, true/false or arrays of numbers in datasets().",
+    )
+
+
+def _range_error(name: str, kind: str) -> RecipeError:
+    return RecipeError(
+        f"column {name!r} of a table has values of {kind} beyond int64, or beyond 2**53 beside missing ones",
+        hint="Turn ids into text, or hash them into int64, in datasets().",
     )

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raymlops.data.columns import digest_of
 from raymlops.data.order import derived_seed
 from raymlops.data.random_streams import Stream
+from raymlops.data.row_hashes import digest_of
 from raymlops.data.split import SAMPLE_ROWS, SplitData, hash_items
 from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe

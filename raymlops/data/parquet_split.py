@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from raymlops.data.batches import arrays, batch_bytes, columns_bytes, encode, encode_all, join, rows_at, select
-from raymlops.data.columns import conform, hash_columns, needed, table_columns
+from raymlops.data.columns import conform, needed, table_columns
 from raymlops.data.order import windowed_batches
 from raymlops.data.parquet_files import GroupReader, ParquetFiles
+from raymlops.data.row_hashes import hash_columns
 from raymlops.data.split import SplitData
 from raymlops.errors import RecipeError
 

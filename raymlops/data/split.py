@@ -16,9 +16,10 @@ import torch
 from torch.utils.data import TensorDataset, default_collate
 
 from raymlops.data.batches import arrays, encode, encode_all, leaves, select
-from raymlops.data.columns import conform, digest_of, hash_columns
+from raymlops.data.columns import conform
 from raymlops.data.order import global_batches, seed_all
 from raymlops.data.random_streams import Stream, drawn_state
+from raymlops.data.row_hashes import digest_of, hash_columns
 from raymlops.errors import RecipeError
 from raymlops.recipe import RecipeBase, call_recipe, described
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import UsageError
+from raymlops.serving.client.calls import plain
 from raymlops.serving.client.client import KEY
 from raymlops.signature import Signature
 
@@ -80,7 +81,7 @@ def ask_file(client: Client, name: str, file: Path, *, version: int | str | None
 
 def curl_line(client: Client, name: str, rows: list[dict[str, Any]], *, version: int | str | None = None) -> str:
     """Return a shell command that requests these rows; a key is named by its variable."""
-    body = json.dumps({"rows": rows})
+    body = json.dumps({"rows": rows}, default=plain)
     key = f' -H "authorization: Bearer ${KEY}"' if client.with_key else ""
     pin = "" if version is None else f" -H {shlex.quote(f'x-raymlops-version: {version}')}"
     return (

@@ -26,7 +26,8 @@ def profile(columns: Columns) -> dict[str, Any]:
 
     Text, booleans and integers of at most ``TOP`` different values are counted as categories; other numbers
     get moments, quantiles and a histogram; tensors are summarised over all their elements (an even sample of
-    at most a million), those of variable length with the number of elements of each row as ``lengths``.
+    at most a million), those of variable length with the number of elements of each row as ``lengths``. Of bytes only
+    ``lengths`` are summarised. Times are seconds since 1970, of a kind of their own: that they move on is no drift.
     """
     rows = len(next(iter(columns.values()))) if columns else 0
     return {"version": VERSION, "rows": rows, "columns": {name: _summary(array) for name, array in columns.items()}}
@@ -40,6 +41,14 @@ def _summary(values: npt.NDArray[Any]) -> dict[str, Any]:
         return _tensor_summary(flat) | {"lengths": numeric_summary(lengths)}
     if array.ndim > 1:
         return _tensor_summary(array.ravel()) | {"shape": list(array.shape[1:])}
+    if array.dtype.kind == "M":
+        seconds = np.where(np.isnat(array), np.nan, array.astype("datetime64[us]").astype(np.float64) / 1e6)
+        return numeric_summary(seconds) | {"kind": "datetime"}
+    present = [value for value in array if value is not None] if array.dtype == object else []
+    if present and isinstance(present[0], bytes):
+        lengths = np.array([len(value) for value in present])
+        missing = len(array) - len(present)
+        return {"kind": "bytes", "count": len(array), "missing": missing, "lengths": numeric_summary(lengths)}
     if array.dtype.kind in "OUTb" or (array.dtype.kind in "iu" and _is_category(array)):
         return category_summary(array.tolist())
     return numeric_summary(array)

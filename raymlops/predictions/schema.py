@@ -3,13 +3,15 @@
 Owns the columns of the log. Pure: knows nothing of files, threads or time. Requests are converted in bulk, column by
 column, since this runs in the process that answers.
 
-``features`` and ``output`` are structs of the signature's inputs and outputs: double, int64, bool and string, tensors
-as lists of lists. Missing values are null. Redacted fields are absent.
+``features`` and ``output`` are structs of the signature's inputs and outputs: double, int64, bool, string, timestamp,
+and lists of lists. Of bytes and images, which may be large and show persons, only the text ``sha256:HEX LENGTH`` is
+kept, of an image that of its decoded pixels. Missing values are null. Redacted fields are absent.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -44,9 +46,6 @@ FIELDS: dict[str, Any] = {
 """Columns that every row has, whatever the model; ``features`` and ``output`` follow them."""
 FEATURES, OUTPUT = "features", "output"
 _COPIED = ("route", "status", "seconds", "model_seconds", "fallback_from", "difference")
-
-_TYPES: dict[str, Any] = {"float": pa.float64(), "int": pa.int64(), "bool": pa.bool_(), "string": pa.string()}
-_DTYPES: dict[str, Any] = {"float": np.float64, "int": np.int64, "bool": np.bool_}
 
 
 class Partition(NamedTuple):
@@ -116,28 +115,55 @@ def _once(group: Sequence[RequestRecord], *, name: str) -> dict[str, pa.Array]:
 
 def _struct(known: Sequence[Column], parts: Sequence[Columns], *, redact: Collection[str], rows: int) -> pa.StructArray:
     kept = [column for column in known if column.name not in redact]
-    arrays = [column_array(column, parts, rows=rows) for column in kept]
+    arrays = [
+        column_array(column, parts, rows=rows) if column.info.raw is None else _digests(column, parts, rows=rows)
+        for column in kept
+    ]
     return pa.StructArray.from_arrays(arrays, fields=_fields(kept, ()))
 
 
 def _fields(columns: Sequence[Column], redact: Collection[str]) -> list[pa.Field]:
-    return [pa.field(column.name, _type(column)) for column in columns if column.name not in redact]
+    kept = [column for column in columns if column.name not in redact]
+    return [pa.field(column.name, _type(column) if column.info.raw is None else pa.string()) for column in kept]
 
 
 def _type(column: Column) -> pa.DataType:
-    kind = _TYPES[column.type]
-    for _ in column.shape:
+    function, *arguments = column.info.arrow
+    kind = getattr(pa, function)(*arguments)
+    for _ in column.sent_shape:
         kind = pa.list_(kind)
     return kind
 
 
+def _digests(column: Column, parts: Sequence[Columns], *, rows: int) -> pa.Array:
+    values = [value for part in parts for value in part.get(column.name, ())]
+    if not values:
+        return pa.nulls(rows, pa.string())
+    return pa.array(
+        [
+            None if value is None else _digest(value if isinstance(value, bytes) else value.tobytes())
+            for value in values
+        ],
+        pa.string(),
+    )
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{sha256(data).hexdigest()} {len(data)}"
+
+
 def column_array(column: Column, parts: Sequence[Columns], *, rows: int) -> pa.Array:
-    """Return the values of a column in all parts as one array; missing values are null, tensors are nested lists."""
+    """Return the values of a column in all parts as one array; missing values are null, tensors are nested lists.
+
+    An image is the bytes of a PNG.
+    """
     if not any(column.name in part for part in parts):
         return pa.nulls(rows, _type(column))  # another version need not answer every output of ours
     values = [part[column.name] for part in parts]
+    if column.info.raw is not None:
+        return pa.array([raw for part in values for raw in column.info.raw(part)], _type(column))
     if None in column.shape:
-        items = [np.asarray(item, _DTYPES[column.type]) for part in values for item in part]
+        items = [np.asarray(item, column.info.dtype) for part in values for item in part]
         depth = len(column.shape)
         # An empty tensor written as [] has lost its inner dimensions.
         shapes = np.array([(*item.shape, *[0] * (depth - item.ndim)) for item in items], np.int64)
@@ -145,10 +171,12 @@ def column_array(column: Column, parts: Sequence[Columns], *, rows: int) -> pa.A
     joined = values[0] if len(values) == 1 else np.concatenate(values)
     if column.type == "string":
         return _texts(joined.tolist())
+    if column.type == "datetime":
+        return pa.array(joined).cast(_type(column))
     if column.nullable:
         array = pa.array(joined.astype(np.float64, copy=False), from_pandas=True)
         return array if column.type == "float" else array.cast(pa.int64(), safe=False)
-    joined = joined.astype(_DTYPES[column.type], copy=False)
+    joined = joined.astype(column.info.dtype, copy=False)
     return _nested(joined.ravel(), np.broadcast_to(np.array(column.shape, np.int64), (rows, len(column.shape))))
 
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from raymlops.arrays import Column
     from raymlops.recipe import RecipeBase
 
-_KINDS: dict[str, tuple[type, ...]] = {"float": (float, int), "int": (int,), "bool": (bool,), "string": (str,)}
-
 
 @dataclass(frozen=True)
 class AnsweredRows:
@@ -26,8 +24,9 @@ class AnsweredRows:
 
     @property
     def pairs(self) -> list[tuple[dict[str, Any], Any]]:
-        """Return each answer with its own label."""
-        return list(zip(self.outputs, self.labels, strict=bool(self.labels)))
+        """Return each answer with its own label, where it has one."""
+        pairs = zip(self.outputs, self.labels, strict=bool(self.labels))
+        return [(output, label) for output, label in pairs if label is not None]
 
     def of(self, output: dict[str, Any], label: Any) -> float | None:
         """Return a loss as a rollout would get it, and assert that it is one."""
@@ -54,4 +53,4 @@ class AnsweredRows:
         return found
 
     def _may_be_label(self, column: Column) -> bool:
-        return not column.shape and all(type(label) in _KINDS[column.type] for label in self.labels)
+        return not column.shape and all(type(label) in column.info.json_types for label in self.labels)

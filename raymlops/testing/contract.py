@@ -21,16 +21,18 @@ from unittest import SkipTest
 import numpy as np
 import torch
 
+from raymlops.bundle.load import typed_outputs
 from raymlops.config.schema import ProjectSpec
-from raymlops.data.batches import leaves
+from raymlops.data.batches import leaves, select
 from raymlops.data.prepare import Prepared, SplitData, prepare
 from raymlops.data.random_streams import Stream
-from raymlops.errors import InvalidRowsError, RecipeError
+from raymlops.errors import InvalidRowsError, NonFiniteError, RecipeError
 from raymlops.loss_value import loss_value
 from raymlops.project import Project, bind
 from raymlops.recipe import Batch, RecipeBase, batch_rows
 from raymlops.recipe_import import reference_of, resolve
 from raymlops.testing.answered import AnsweredRows
+from raymlops.testing.batches import assert_same
 from raymlops.training.split_predictions import answer_loss
 
 if TYPE_CHECKING:
@@ -46,7 +48,6 @@ ROWS = 32
 LABELS = 16
 """Of them, that each of several answers is compared with."""
 UNSEEN = "\N{SNOWMAN} never seen in training"
-_KINDS = {"float": "f", "int": "iu", "bool": "b", "string": "OU"}
 
 
 class RecipeContract:
@@ -87,7 +88,7 @@ class RecipeContract:
             if split.note:
                 continue
             batches = [_drawn(one, _take(split.rows)) for one in (split, again.splits[name])]
-            _assert_same(*batches, what=f"the {name} split of two processes")
+            assert_same(*batches, what=f"the {name} split of two processes")
 
     def test_fit_gives_the_same_json_every_time(self) -> None:
         """What is learnt from data is plain JSON, and a second fit gives the same."""
@@ -105,7 +106,7 @@ class RecipeContract:
         first, second = (self._case.model().state_dict() for _ in range(2))
         devices = {str(tensor.device) for tensor in first.values()}
         assert devices <= {"cpu"}, f"model() puts weights on {devices}: leave devices to the framework"
-        _assert_same(first, second, what="the weights of two models with one seed")
+        assert_same(first, second, what="the weights of two models with one seed")
 
     def test_loss_is_a_finite_scalar_with_a_gradient(self) -> None:
         """One step of training is possible."""
@@ -129,7 +130,7 @@ class RecipeContract:
         if len(take) < 2:
             raise SkipTest("the validation split has a single row")
         middle = len(take) // 3 or 1
-        whole, *parts = (case.metrics("validation", rows) for rows in (take, take[:middle], take[middle:]))
+        whole, *parts = map(case.metrics, case.whole_and_parts("validation", take, middle))
         assert "count" in whole, "metrics() returns no 'count' of rows"
         assert whole["count"] == len(take), f"metrics() counts {whole['count']} of {len(take)} rows"
         for name, total in whole.items():
@@ -144,14 +145,17 @@ class RecipeContract:
     def test_finalize_gives_finite_numbers(self) -> None:
         """Merged sums become named values."""
         rows = _take(self._case.prepared.splits["validation"].rows)
-        values = self._case.recipe.finalize(self._case.metrics("validation", rows))
+        values = self._case.recipe.finalize(self._case.metrics(self._case.prepared.splits["validation"].batch(rows)))
         assert values, "finalize() returns no value"
         for name, value in values.items():
             assert isinstance(value, float), f"finalize()[{name!r}] is a {type(value).__name__}, not a float"
             assert math.isfinite(value), f"finalize()[{name!r}] is {value}"
 
     def test_requests_are_encoded_as_in_training(self) -> None:
-        """A training row that comes back as a request becomes the very same batch."""
+        """Training rows that come back as a request become the very same batch.
+
+        But for padding: a split may be encoded together, and then is as wide as its longest row.
+        """
         case = self._case
         split = case.prepared.splits["train"]
         if not split.is_table:
@@ -160,22 +164,29 @@ class RecipeContract:
         trained = split.batch(take)
         if self.recipe.label is not None:
             trained = {name: value for name, value in trained.items() if name != "label"}
+        columns = split.take(take) or {}
+        again = case.recipe.encode({column.name: columns[column.name] for column in case.signature.inputs})
         asked = case.recipe.encode(case.signature.parse_rows(case.example))
         assert batch_rows(asked) == len(case.example), f"encode() makes {batch_rows(asked)} rows of {len(case.example)}"
-        _assert_same(trained, asked, what="training rows and the same rows in a request")
+        assert_same(again, asked, what="training rows and the same rows in a request")
+        assert_same(trained, asked, what="training rows and the same rows in a request", padded=True)
 
     def test_example_is_answered_as_the_signature_says(self) -> None:
         """Request rows are parsed, encoded, predicted and decoded to the outputs, one for each row."""
-        answer = self._case.ask(self._case.example)
+        decoded = self._case.decode(self._case.example)
         outputs = self._case.signature.outputs
         names = [column.name for column in outputs]
-        assert sorted(answer) == sorted(names), f"decode() returns {sorted(answer)}, the signature says {names}"
+        assert sorted(decoded) == sorted(names), f"decode() returns {sorted(decoded)}, the signature says {names}"
         for column in outputs:
-            _assert_column(column, answer[column.name], rows=len(self._case.example))
+            _assert_type(column, decoded[column.name])
+        answer = self._case.ask(self._case.example)
         json.dumps(self._case.signature.rows(answer), allow_nan=False)
 
     def test_answers_do_not_depend_on_the_batch(self) -> None:
-        """A row alone gets the answer that it gets among others: a replica puts strangers' rows together."""
+        """A row alone gets the answer that it gets among others: a replica puts strangers' rows together.
+
+        Where ``encode`` pads rows to the longest, ``decode`` must cut the answers to the length of their own row.
+        """
         case = self._case
         whole = case.ask(case.example)
         for index, row in enumerate(case.example):
@@ -194,7 +205,7 @@ class RecipeContract:
         model = elsewhere.model()
         model.load_state_dict({name: tensor.clone() for name, tensor in case.trained.state_dict().items()}, strict=True)
         assert elsewhere.signature() == case.signature, "signature() depends on more than config and state"
-        self._assert_close(case.ask(case.example), _answer(elsewhere, model.eval(), case.example))
+        self._assert_close(case.ask(case.example), _answer(elsewhere, model.eval(), case.example, case.signature))
 
     def test_losses_of_answers_are_numbers_from_0_to_1(self) -> None:
         """A rollout compares versions by the loss of an answer against its label, whatever label a client sends."""
@@ -224,8 +235,7 @@ class RecipeContract:
         if not nullable:
             raise SkipTest("no input is nullable")
         rows = [row | dict.fromkeys(nullable) for row in self._case.example]
-        for column in self._case.signature.outputs:
-            _assert_column(column, self._case.ask(rows)[column.name], rows=len(rows))
+        self._case.ask(rows)
 
     def test_unknown_categories_get_what_the_signature_says(self) -> None:
         """A category that training never saw is answered, or rejected where the signature says ``reject``."""
@@ -246,12 +256,13 @@ class RecipeContract:
 
     def _assert_close(self, got: Columns, expected: Columns) -> None:
         for name, values in expected.items():
-            if np.asarray(values).dtype.kind == "f":
-                np.testing.assert_allclose(
-                    got[name], values, rtol=self.rtol, atol=self.atol, err_msg=f"output {name!r}"
-                )
-            else:
-                np.testing.assert_array_equal(got[name], values, err_msg=f"output {name!r}")
+            ragged = any(isinstance(value, np.ndarray) for value in values) and values.dtype == object
+            for one, other in zip(got[name], values, strict=True) if ragged else [(got[name], values)]:
+                options: dict[str, Any] = {"err_msg": f"output {name!r}"}
+                if other.dtype.kind == "f":
+                    np.testing.assert_allclose(one, other, rtol=self.rtol, atol=self.atol, **options)
+                else:
+                    np.testing.assert_array_equal(one, other, strict=ragged, **options)
 
 
 class _Case:
@@ -306,13 +317,24 @@ class _Case:
     def batch(self, split: str) -> Batch:
         return self.prepared.splits[split].batch(_take(self.prepared.splits[split].rows))
 
-    def metrics(self, split: str, rows: torch.Tensor) -> dict[str, Any]:
+    def whole_and_parts(self, split: str, rows: torch.Tensor, middle: int) -> list[Batch]:
+        """Return these rows as one batch, and cut into two; items that are drawn at random are drawn once."""
+        data = self.prepared.splits[split]
+        whole = data.batch(rows)
+        flat = all(isinstance(value, torch.Tensor) and len(value) == len(rows) for _, value in leaves(whole))
+        pieces = (torch.arange(middle), torch.arange(middle, len(rows)))
+        return [whole, *(data.batch(rows[i]) if data.is_table or not flat else select(whole, i) for i in pieces)]
+
+    def metrics(self, batch: Batch) -> dict[str, Any]:
         with torch.no_grad():
-            sums = self.recipe.metrics(self.trained, self.prepared.splits[split].batch(rows))
+            sums = self.recipe.metrics(self.trained, batch)
         return {name: torch.as_tensor(total).double().numpy() for name, total in sums.items()}
 
+    def decode(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return _decoded(self.recipe, self.trained, rows)
+
     def ask(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return _answer(self.recipe, self.trained, rows)
+        return _answer(self.recipe, self.trained, rows, self.signature)
 
     @cached_property
     def losses(self) -> AnsweredRows:
@@ -322,7 +344,8 @@ class _Case:
         rows, labels = self.example, list[Any]()
         if columns is not None:
             rows = self.signature.rows({column.name: columns[column.name] for column in self.signature.inputs})
-            labels = [] if self.recipe.label is None else np.asarray(columns[self.recipe.label]).tolist()
+            named = {} if self.recipe.label is None else {self.recipe.label: columns[self.recipe.label]}
+            labels = [label for row in self.signature.rows(named) for label in row.values()]  # JSON, as feedback is
         return AnsweredRows(rule, self.recipe, self.signature.rows(self.ask(rows))[:LABELS], labels[:LABELS])
 
 
@@ -340,27 +363,30 @@ def _take(rows: int) -> torch.Tensor:
     return torch.arange(min(rows, ROWS))
 
 
-def _answer(recipe: RecipeBase, model: nn.Module, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _decoded(recipe: RecipeBase, model: nn.Module, rows: list[dict[str, Any]]) -> dict[str, Any]:
     with torch.no_grad():
-        output = recipe.predict(model, recipe.encode(recipe.signature().parse_rows(rows)))
-    return {name: np.asarray(values) for name, values in recipe.decode(output).items()}
+        return recipe.decode(recipe.predict(model, recipe.encode(recipe.signature().parse_rows(rows))))
 
 
-def _assert_column(column: Column, values: Any, *, rows: int) -> None:
-    kinds = _KINDS[column.type] + ("f" if column.type == "int" and column.nullable else "")
-    what = f"decode() returns {column.name!r}"
-    assert values.dtype.kind in kinds, f"{what} as {values.dtype}, the signature says {column.type}"
-    assert len(values) == rows, f"{what} with {len(values)} values for {rows} rows"
-    if column.shape and None not in column.shape:
-        assert values.shape[1:] == column.shape, (
-            f"{what} of shape {values.shape[1:]}, the signature says {column.shape}"
-        )
-    if column.nullable or (column.shape and None in column.shape):
-        return
-    if values.dtype.kind == "f":
-        assert np.isfinite(values).all(), f"{what} with values that are not finite: {values[~np.isfinite(values)][:3]}"
-    elif column.type == "string":
-        assert all(isinstance(value, str) for value in values.tolist()), f"{what} with values that are no text"
+def _answer(
+    recipe: RecipeBase, model: nn.Module, rows: list[dict[str, Any]], signature: Signature
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the outputs as a replica types them."""
+    try:
+        return typed_outputs(_decoded(recipe, model, rows), signature, rows=len(rows), where="decode()")
+    except (NonFiniteError, RecipeError) as error:
+        raise AssertionError(error.message) from error
+
+
+def _assert_type(column: Column, values: Any) -> None:
+    """Assert that numbers have the type of their column, which a replica would otherwise convert."""
+    kinds = column.info.kinds if column.type != "float" else "f"
+    ragged = None in column.shape
+    for value in values if ragged else [values]:
+        array = np.asarray(value)
+        allowed = kinds + ("f" if column.type == "int" and column.nullable else "") + ("" if ragged else "OS")
+        what = f"decode() returns {column.name!r} as {array.dtype}, the signature says {column.type}"
+        assert not array.size or array.dtype.kind in allowed, what
 
 
 def _assert_refused(signature: Signature, rows: list[dict[str, Any]], column: Column) -> None:
@@ -369,19 +395,3 @@ def _assert_refused(signature: Signature, rows: list[dict[str, Any]], column: Co
     except InvalidRowsError:
         return
     raise AssertionError(f"{column.name!r} accepts an unknown category, though the signature says reject")
-
-
-def _assert_same(first: Any, second: Any, *, what: str) -> None:
-    ours, theirs = dict(leaves(first)), dict(leaves(second))
-    assert ours.keys() == theirs.keys(), f"{what} have other fields: {sorted(ours)}, {sorted(theirs)}"
-    for name, value in ours.items():
-        other = theirs[name]
-        tensors = isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor)
-        same = _equal(value, other) if tensors else value == other
-        assert same, f"{what} differ in {name.strip('/') or 'the batch'}"
-
-
-def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:
-    if first.shape != second.shape or first.dtype != second.dtype:
-        return False
-    return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)

@@ -179,6 +179,36 @@ def test_defaults_encode_every_input_as_float32():
     assert recipe.target({"label": np.array([0, 1])}).dtype == torch.int64
 
 
+def test_defaults_encode_images_as_torchvision_does():
+    """Channels first, from 0 to 1."""
+    recipe = Plain()
+    recipe.signature = lambda: Signature((Column("x", "image", shape=(2, 3, 3)),), (Column("y", "float"),))
+    pixels = np.zeros((4, 2, 3, 3), dtype=np.uint8)
+    pixels[1, 0, 2, 1] = 255
+    batch = recipe.encode({"x": pixels})
+    assert (batch["x"].shape, batch["x"].dtype) == ((4, 3, 2, 3), torch.float32)
+    assert batch["x"][1, 1, 0, 2] == 1.0
+    assert batch["x"].sum() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("column", "array"),
+    [
+        (Column("x", "string"), np.array(["a"], dtype=object)),
+        (Column("x", "bytes"), np.array([b"a"], dtype=object)),
+        (Column("x", "datetime"), np.array(["2026-11-27"], dtype="datetime64[us]")),
+        (Column("x", "image", shape=(None, None, 3)), np.array([None], dtype=object)),
+        (Column("x", "int", shape=(None,)), np.array([None], dtype=object)),
+    ],
+)
+def test_what_is_no_number_has_no_default_tensor(column, array):
+    """A time in float32 would be off by a minute; the error says what to define."""
+    recipe = Plain()
+    recipe.signature = lambda: Signature((column,), (Column("y", "float"),))
+    with pytest.raises(ValueError, match=r"makes no tensor of 'x', .*: define encode\(columns\)"):
+        recipe.encode({"x": array})
+
+
 def test_default_metrics_are_sums_that_merge_exactly():
     """(1+1-0)^2 = 4, (2+2-0)^2 = 16, (0+1-0)^2 = 1: sum 21 over 3 rows, however they are cut into batches."""
     recipe = Line()

@@ -6,11 +6,13 @@ pandas and Arrow are recognized by their methods.
 
 from __future__ import annotations
 
+import binascii
 import math
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -216,15 +218,24 @@ def _headers(request_id: str | None, more: Mapping[str, Any]) -> dict[str, str]:
 
 def _json(data: Any, what: str) -> bytes:
     try:
-        return orjson.dumps(data, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)  # NaN is sent as null: missing
+        # NaN is sent as null, for missing; a time without an offset as UTC.
+        return orjson.dumps(data, default=plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC)
     except TypeError as error:
         raise UsageError(f"the {what} cannot be sent as JSON: {error.__cause__ or error}") from error
 
 
-def _plain(value: Any) -> Any:
-    """Convert what orjson does not know: pandas' missing values, and arrays that are not contiguous."""
+def plain(value: Any) -> Any:
+    """Convert what JSON does not know: pandas' missing values, bytes, times, and arrays that are not contiguous.
+
+    Raises:
+        TypeError: it is something else.
+    """
     if type(value).__name__ in {"NAType", "NaTType"}:
         return None
+    if isinstance(value, bytes | bytearray | memoryview):
+        return binascii.b2a_base64(value, newline=False).decode()
+    if isinstance(value, datetime):  # also pandas' Timestamp
+        return (value.replace(tzinfo=UTC) if value.tzinfo is None else value).isoformat()
     if isinstance(value, Mapping):
         return dict(value)
     if hasattr(value, "tolist"):

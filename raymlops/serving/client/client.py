@@ -146,6 +146,8 @@ class Client(BaseClient[httpx.BaseTransport, None]):
     ) -> Answer:
         """Predict rows: a list of dicts, a pandas DataFrame or a pyarrow Table, in which NaN is a missing value.
 
+        Bytes and images (PNG, JPEG) are given as ``bytes``, times as ``datetime``, in UTC where they have no offset.
+
         ``session`` keeps a caller on one version where traffic is split by it. ``version`` selects one of the live
         versions, for which a key needs the scope ``pin``. All rows go in one request.
 

@@ -216,7 +216,7 @@ def _error(status: str, path: str) -> dict[str, Any]:
 
 def _infer_example(signature: Signature, example: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     # A tensor cannot hold rows of different lengths: only the first row of such an example is shown.
-    ragged = [column.name for column in signature.inputs if None in column.shape]
+    ragged = [column.name for column in signature.inputs if None in column.sent_shape]
     rows = list(example)[: 1 if ragged else None]
     inputs = []
     for column in signature.inputs:
@@ -228,7 +228,7 @@ def _infer_example(signature: Signature, example: Sequence[Mapping[str, Any]]) -
 
 def _lengths(values: Any, column: Column) -> list[int]:
     lengths = []
-    for _ in column.shape:
+    for _ in column.sent_shape:
         values = values[0]
         lengths.append(len(values))
     return lengths

@@ -72,7 +72,8 @@ def _example(body: Mapping[str, Any]) -> Any:
 
 def _type_text(column: Column) -> str:
     dims = f" of shape ({', '.join('any' if size is None else str(size) for size in column.shape)})"
-    text = column.type + (dims if column.shape else "") + (" or null" if column.nullable else "")
+    written = f" ({column.info.noun})" if column.info.read is not None else ""
+    text = column.type + (dims if column.shape else "") + written + (" or null" if column.nullable else "")
     if column.categories:
         shown = ", ".join(column.categories[:12]) + (" ..." if len(column.categories) > 12 else "")
         text += f"; known: {shown}"

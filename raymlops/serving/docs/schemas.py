@@ -238,7 +238,7 @@ def _inference_request(signature: Signature, *, max_rows: int) -> dict[str, Any]
 
 
 def _input_tensor(column: Column, *, max_rows: int) -> dict[str, Any]:
-    sizes = [{"type": "integer", "minimum": 0} if size is None else {"const": size} for size in column.shape]
+    sizes = [{"type": "integer", "minimum": 0} if size is None else {"const": size} for size in column.sent_shape]
     rows = {"type": "integer", "minimum": 1, "maximum": max_rows}
     length = 1 + len(sizes)
     shape: dict[str, Any] = {"type": "array", "prefixItems": [rows, *sizes], "items": False, "minItems": length}

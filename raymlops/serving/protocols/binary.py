@@ -12,7 +12,7 @@ import numpy as np
 
 from raymlops.errors import RowProblem
 from raymlops.serving.protocols.json_body import invalid
-from raymlops.serving.protocols.tensors import NUMPY_TYPES, texts_of
+from raymlops.serving.protocols.tensors import NUMPY_TYPES, elements
 from raymlops.serving.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ def read_tensor(name: str, datatype: str, count: int, raw: bytes | memoryview) -
     """Return the elements of a tensor as a flat array: a view of ``raw`` where they have a fixed size.
 
     Raises:
-        Refusal: 400, the number of bytes does not match the elements; 422, an element is not a BOOL or not UTF-8.
+        Refusal: 400, the number of bytes does not match the elements; 422, an element is not a BOOL.
     """
     if datatype == "BYTES":
-        return texts_of(name, _split_elements(name, count, raw))
+        return elements(_split_elements(name, count, raw))
     dtype = NUMPY_TYPES[datatype]
     if len(raw) != count * dtype.itemsize:
         need = f"{count} elements of {datatype} need {count * dtype.itemsize} bytes"
@@ -65,14 +65,15 @@ def read_tensor(name: str, datatype: str, count: int, raw: bytes | memoryview) -
 
 
 def write_tensor(array: Array) -> bytes:
-    """Return the bytes of an output tensor; a missing text becomes empty, as the format has no null."""
+    """Return the bytes of an output tensor; a missing element becomes empty, as the format has no null."""
     if array.dtype != object:
         return array.tobytes()
-    parts = []
-    for text in array.tolist():
-        raw = ("" if text is None else text).encode()
-        parts += [len(raw).to_bytes(4, "little"), raw]
-    return b"".join(parts)
+    return b"".join(part for raw in raw_elements(array) for part in (len(raw).to_bytes(4, "little"), raw))
+
+
+def raw_elements(array: Array) -> list[bytes]:
+    """Return the elements of a BYTES tensor as bytes, texts in UTF-8."""
+    return [item.encode() if isinstance(item, str) else item or b"" for item in array.ravel().tolist()]
 
 
 def bad_data(message: str) -> Refusal:

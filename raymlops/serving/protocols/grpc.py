@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from raymlops.serving.protocols import oip
 from raymlops.serving.protocols.base import Encoded, Parsed
-from raymlops.serving.protocols.binary import bad_data, read_tensor, write_tensor
+from raymlops.serving.protocols.binary import bad_data, raw_elements, read_tensor, write_tensor
 from raymlops.serving.protocols.grpc_messages import METHODS, Wire, request_class, response_class
 from raymlops.serving.protocols.json_body import wrong
 from raymlops.serving.protocols.tensors import (
@@ -22,9 +22,9 @@ from raymlops.serving.protocols.tensors import (
     columns_of,
     datatype_of,
     element_count,
+    elements,
     output_array,
     requested,
-    texts_of,
 )
 from raymlops.serving.refusal import Refusal, error_body
 from raymlops.serving.request import usable_id
@@ -118,9 +118,7 @@ class Grpc:
             if options.raw:
                 response.raw_output_contents.append(write_tensor(array))
             else:
-                values = array.reshape(-1).tolist()
-                if datatype == "BYTES":
-                    values = [("" if text is None else text).encode() for text in values]
+                values = raw_elements(array) if datatype == "BYTES" else array.reshape(-1).tolist()
                 getattr(tensor.contents, _CONTENTS[datatype]).extend(values)
         return Encoded(response.SerializeToString(), KIND)
 
@@ -193,4 +191,4 @@ def _typed(item: Any, count: int) -> Any:
     values = list(getattr(item.contents, field))
     if len(values) != count:
         raise wrong(item.name, f"the shape has {count} elements, {field} {len(values)}")
-    return texts_of(item.name, values) if item.datatype == "BYTES" else values
+    return elements(values) if item.datatype == "BYTES" else values

@@ -148,7 +148,7 @@ def _from_csv(body: bytes, signature: Signature, max_rows: int) -> dict[str, lis
     if unknown:
         known = ", ".join(sorted(columns))
         raise invalid([RowProblem(None, name[:80], f"unknown field; known: {known}") for name in unknown])
-    tensors = [column.name for column in signature.inputs if column.shape]
+    tensors = [column.name for column in signature.inputs if column.sent_shape]
     if tensors:
         raise wrong(tensors[0], "CSV cannot hold tensors; send JSON")
     for row, values in enumerate(data):
@@ -160,7 +160,7 @@ def _from_csv(body: bytes, signature: Signature, max_rows: int) -> dict[str, lis
 
 def _cell(column: Column, text: str) -> Any:
     """Return the value of a CSV cell; one that does not fit its column stays a text, which is then refused."""
-    if column.type == "string":
+    if column.info.is_text:
         return text or None
     if text in _MISSING:
         return None

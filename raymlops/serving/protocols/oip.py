@@ -22,6 +22,7 @@ from raymlops.serving.protocols.tensors import (
     datatype_of,
     described,
     element_count,
+    json_data,
     output_array,
     requested,
 )
@@ -88,7 +89,7 @@ class Oip:
                 tail.append(write_tensor(array))
                 tensor["parameters"] = {"binary_data_size": len(tail[-1])}
             else:
-                tensor["data"] = array.reshape(-1).tolist()
+                tensor["data"] = json_data(column, array)
             tensors.append(tensor)
         head = orjson.dumps(
             {

@@ -4,17 +4,20 @@ Owns the protocol's data types, those that a column accepts and returns, and the
 one column of the same name, of shape ``(rows, *shape)``; a scalar column may also have ``(rows, 1)``. Knows nothing of
 JSON documents, bytes or gRPC messages.
 
-========== ============================================== =====================
+=========== ============================================== ==============
 column      accepts                                        returns
-========== ============================================== =====================
+=========== ============================================== ==============
 float       FP16, FP32, FP64, INT8 to 32, UINT8 to 32      FP64
 int         INT8 to 64, UINT8 to 64                        INT64
 bool        BOOL                                           BOOL
 string      BYTES of UTF-8                                 BYTES
-========== ============================================== =====================
+bytes       BYTES, in JSON data in base64                  BYTES
+datetime    BYTES of ISO 8601 with its offset              BYTES
+image       BYTES of a PNG or JPEG, in JSON data in base64 BYTES of a PNG
+=========== ============================================== ==============
 
-A nullable int column also accepts and returns FP64. Missing values are NaN in floats and null in JSON data; a missing
-text is returned as an empty one where there is no null.
+An image is one element, whatever its shape. A nullable int column also accepts and returns FP64. Missing values are NaN
+in floats and null in JSON data; a missing element of BYTES is returned as an empty one where there is no null.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raymlops.arrays import MAX_PROBLEMS, expected, kind_of
+from raymlops.column_types import write_bytes
 from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.serving.protocols.json_body import invalid, wrong
 from raymlops.serving.protocols.native import too_many_rows
@@ -56,10 +60,8 @@ _INTS = tuple(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 6
 _TAKES: dict[str, tuple[str, ...]] = {
     "float": ("FP16", "FP32", "FP64", *(name for name in _INTS if not name.endswith("64"))),
     "int": _INTS,
-    "bool": ("BOOL",),
-    "string": ("BYTES",),
 }
-_ANSWERS = {"float": "FP64", "int": "INT64", "bool": "BOOL", "string": "BYTES"}
+"""Where a column accepts others than its own."""
 _MAX_ELEMENTS = 2**31
 
 
@@ -75,12 +77,14 @@ class Tensor:
 
 def datatype_of(column: Column) -> str:
     """Return the datatype of a column in metadata and answers."""
-    return "FP64" if column.nullable and column.type == "int" else _ANSWERS[column.type]
+    return "FP64" if column.nullable and column.type == "int" else column.info.tensor
 
 
 def accepted_types(column: Column) -> tuple[str, ...]:
     """Return the datatypes that a column accepts."""
-    return _TAKES[column.type] + (("FP64",) if column.nullable and column.type == "int" else ())
+    return _TAKES.get(column.type, (column.info.tensor,)) + (
+        ("FP64",) if column.nullable and column.type == "int" else ()
+    )
 
 
 def described(columns: Sequence[Column]) -> list[dict[str, Any]]:
@@ -89,7 +93,7 @@ def described(columns: Sequence[Column]) -> list[dict[str, Any]]:
         {
             "name": column.name,
             "datatype": datatype_of(column),
-            "shape": [-1, *(-1 if size is None else size for size in column.shape)],
+            "shape": [-1, *(-1 if size is None else size for size in column.sent_shape)],
         }
         for column in columns
     ]
@@ -109,11 +113,12 @@ def element_count(name: str, datatype: str, shape: Sequence[int], *, signature: 
     if datatype not in takes:
         message = f"expected the datatype {' or '.join(takes)}, got {datatype[:40]!r}"
         raise wrong(name, message)
-    fits = len(shape) == 1 + len(column.shape) and all(
-        want is None or want == got for want, got in zip(column.shape, shape[1:], strict=True)
+    sent = column.sent_shape
+    fits = len(shape) == 1 + len(sent) and all(
+        want is None or want == got for want, got in zip(sent, shape[1:], strict=True)
     )
-    if not (fits or (not column.shape and list(shape[1:]) == [1])) or min(shape) < 0:
-        want = ", ".join(["rows", *("any" if size is None else str(size) for size in column.shape)])
+    if not (fits or (not sent and list(shape[1:]) == [1])) or min(shape) < 0:
+        want = ", ".join(["rows", *("any" if size is None else str(size) for size in sent)])
         got = ", ".join(str(size) for size in shape[:8]) + (", ..." if len(shape) > 8 else "")
         raise wrong(name, f"expected the shape [{want}], got [{got[:80]}]")
     if shape[0] > max_rows:
@@ -137,23 +142,32 @@ def columns_of(tensors: Sequence[Tensor], signature: Signature) -> tuple[dict[st
         column = columns[tensor.name]
         values = tensor.values
         flat = _from_json(column, tensor, values) if isinstance(values, list) else values
-        arrays[tensor.name] = flat.reshape(tensor.shape if column.shape else tensor.shape[:1])
+        if flat.dtype == object and column.info.raw is None:
+            flat = _texts(column.name, flat)
+        arrays[tensor.name] = flat.reshape(tensor.shape if column.sent_shape else tensor.shape[:1])
     try:
         return signature.parse_arrays(arrays), len(next(iter(arrays.values()), ()))
     except InvalidRowsError as error:
         raise invalid(error.problems) from error
 
 
-def texts_of(name: str, raw: Sequence[bytes]) -> Array:
-    """Return the texts of a BYTES tensor.
+def elements(values: Sequence[Any]) -> Array:
+    """Return the elements of a BYTES tensor as an array: bytes, or texts and None from JSON."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def _texts(name: str, raw: Array) -> Array:
+    """Return the elements of a BYTES tensor decoded.
 
     Raises:
         Refusal: 422, an element is not UTF-8.
     """
-    texts = np.empty(len(raw), dtype=object)
-    for index, item in enumerate(raw):
+    texts = raw.copy()
+    for index, item in enumerate(raw.tolist()):
         try:
-            texts[index] = item.decode("utf-8")
+            texts[index] = item.decode("utf-8") if isinstance(item, bytes) else item
         except UnicodeDecodeError as error:
             message = f"expected UTF-8, got an element whose byte {error.start} cannot be decoded"
             raise invalid([RowProblem(index, name, message)]) from error
@@ -181,21 +195,29 @@ def requested(names: Sequence[str], signature: Signature) -> list[Column]:
 
 
 def output_array(column: Column, outputs: Columns) -> Array:
-    """Return an output column as one array of its tensor's type.
+    """Return an output column as one array of its tensor's type: BYTES as texts, or as bytes.
 
     Raises:
         Refusal: 422, the rows differ in a free dimension.
     """
     array = outputs[column.name]
-    if None in column.shape:
+    if None in column.sent_shape:
         shapes = {piece.shape for piece in array}
         if len(shapes) > 1:
             message = f"the output {column.name!r} differs in shape from row to row, which no tensor can hold"
             raise Refusal(422, "ragged_output", f"{message}; send one row at a time, or use the native protocol")
         array = np.stack(list(array))
-    if column.type == "string":
-        return array
+    if column.info.raw is not None:
+        return elements(column.info.raw(array))
+    if column.info.is_text:
+        return array if column.info.write is None else elements(column.info.write(array))
     return np.ascontiguousarray(array, dtype=NUMPY_TYPES[datatype_of(column)])
+
+
+def json_data(column: Column, array: Array) -> list[Any]:
+    """Return the flat JSON data of an ``output_array``: bytes in base64."""
+    values: list[Any] = array.reshape(-1).tolist()
+    return values if column.info.raw is None else list(write_bytes(values))
 
 
 def _from_json(column: Column, tensor: Tensor, values: list[Any]) -> Array:
@@ -222,7 +244,7 @@ def _from_json(column: Column, tensor: Tensor, values: list[Any]) -> Array:
 
 def _converted(column: Column, datatype: str, values: list[Any]) -> Array:
     if datatype == "BYTES":
-        return np.array(values, dtype=object)
+        return elements(values)
     if datatype.startswith("FP"):
         with np.errstate(over="ignore"):  # an overflow of FP32 is infinite, and refused as such
             return np.array(values, dtype=NUMPY_TYPES[datatype])

@@ -41,7 +41,10 @@ T = TypeVar("T")
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
 LARGE_BODY_BYTES = 64_000
-"""Bodies above this are parsed in a thread: a malicious one takes 5 ms, in which all other requests would wait."""
+"""Bodies above this are parsed in a thread: a malicious one takes 5 ms, in which all other requests would wait.
+
+Those with images always are: a kilobyte may take as long.
+"""
 
 
 class Model(Protocol):
@@ -164,7 +167,7 @@ class RequestHandler:
         version, route = self._choose(exchange, caller)
         if version == self.identity.version:
             self._require_room()
-        if len(body) > LARGE_BODY_BYTES:
+        if len(body) > LARGE_BODY_BYTES or signature.has_images:
             parsed = await self.parsing.run(form.parse, body, exchange.headers, signature=signature, max_rows=max_rows)
         else:
             parsed = form.parse(body, exchange.headers, signature=signature, max_rows=max_rows)
@@ -177,6 +180,8 @@ class RequestHandler:
         outputs = await self._predict_routed(exchange, parsed, version=version, route=route)
         exchange.outputs = outputs
         responder = Responder(self.identity.name, str(exchange.version), exchange.request_id)
+        if signature.has_images:
+            return await self.parsing.run(form.encode, outputs, parsed, responder, signature=signature)
         return form.encode(outputs, parsed, responder, signature=signature)
 
     async def metadata(self, version: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def largest_difference(one: Columns, other: Columns) -> float:
     largest = 0.0
     for name, array in one.items():
         second = other[name]
-        if array.shape != second.shape or object in (array.dtype, second.dtype):
+        if array.shape != second.shape or not {array.dtype.kind, second.dtype.kind} <= set("fiub"):
             if not _same(array, second):
                 return float("inf")
         elif array.size:
@@ -102,5 +102,6 @@ def largest_difference(one: Columns, other: Columns) -> float:
 
 def _same(one: Any, other: Any) -> bool:
     return one.shape == other.shape and all(
-        np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in zip(one, other, strict=True)
+        np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b or (a != a and b != b)  # noqa: PLR0124 - NaT
+        for a, b in zip(one, other, strict=True)
     )

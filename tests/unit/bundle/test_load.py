@@ -8,20 +8,29 @@ import logging
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import dedent
 
 import numpy as np
 import pytest
 import torch
+from pictures import Pictures
 from tiny import Tiny
 from tiny_bundle import contents_of, tiny_contents
 
 from raymlops import __version__
-from raymlops.bundle.load import load
+from raymlops.arrays import Column
+from raymlops.bundle.load import load, typed_outputs
 from raymlops.bundle.write import write_bundle
+from raymlops.config.schema import ProjectSpec
+from raymlops.data.prepare import prepare
 from raymlops.errors import BundleError, InvalidRowsError, NonFiniteError, RecipeError, RecipeImportError, RowProblem
+from raymlops.lifecycle.registration.profiles import profiles
+from raymlops.project import bind
 from raymlops.recipes.digits import Digits
+from raymlops.signature import Signature
+from raymlops.training.example import example_rows
 
 SHOP = """
     from __future__ import annotations
@@ -286,3 +295,91 @@ def test_a_state_comes_back_as_it_was(tmp_path):
 
     assert list(loaded.recipe.state["vocabulary"]) == ["z", "a"]
     assert np.isnan(loaded.recipe.state["gap"])
+
+
+def typed(column, values):
+    """Return what ``decode`` returned as the array of an output."""
+    signature = Signature((Column("x", "float"),), (column,))
+    return typed_outputs({"y": values}, signature, rows=2, where="decode()")["y"]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "expected"),
+    [
+        (Column("y", "bytes"), [b"a\0", b""], [b"a\0", b""]),
+        (Column("y", "bytes"), np.array([b"a", b"bc"]), [b"a", b"bc"]),
+        (Column("y", "bytes", nullable=True), [None, b"x"], [None, b"x"]),
+        (
+            Column("y", "datetime"),
+            [datetime(2026, 1, 1, tzinfo=UTC), datetime.fromisoformat("2026-01-02")],
+            ["2026-01-01", "2026-01-02"],
+        ),
+        (Column("y", "datetime"), np.array(["2026-01-01", "2026-01-02"], "M8[D]"), ["2026-01-01", "2026-01-02"]),
+        (
+            Column("y", "image", shape=(1, 1, 1)),
+            torch.tensor([[[[7]]], [[[8]]]], dtype=torch.uint8),
+            [[[[7]]], [[[8]]]],
+        ),
+    ],
+    ids=str,
+)
+def test_bytes_times_and_images_are_outputs_too(column, values, expected):
+    """As ``decode`` has them; bytes keep the zeros at their end."""
+    array = typed(column, values)
+    assert array.dtype == column.info.dtype
+    wanted = np.array(expected, dtype=array.dtype) if column.type != "bytes" else expected
+    assert array.tolist() == (wanted.tolist() if column.type != "bytes" else wanted)
+
+
+def test_images_of_several_sizes_are_outputs_too():
+    """An array for each."""
+    column = Column("y", "image", shape=(None, None, 1))
+    one, other = torch.zeros(2, 1, 1, dtype=torch.uint8), np.zeros((1, 3, 1), dtype=np.uint8)
+    assert [item.shape for item in typed(column, [one, other])] == [(2, 1, 1), (1, 3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        (Column("y", "bytes"), ["a", "b"], "'a' in an array of shape (2,); the signature says bytes"),
+        (Column("y", "bytes"), [b"a", None], "None in an array"),
+        (Column("y", "bytes"), b"ab", "a single value for 2 rows"),
+        (Column("y", "string"), [b"a", b"b"], "b'a' in an array"),
+        (Column("y", "datetime"), ["2026-01-01", "2026-01-02"], "the signature says datetime"),
+        (Column("y", "datetime"), [1, 2], "an array of int64; the signature says datetime"),
+        (Column("y", "datetime"), np.array(["2026-01-01", "NaT"], "M8[us]"), "NaT; the signature says datetime"),
+        (
+            Column("y", "image", shape=(1, 1, 1)),
+            np.zeros((2, 1, 1, 1)),
+            "an array of float64; the signature says image",
+        ),
+        (Column("y", "image", shape=(1, 1, 1)), np.zeros((2, 1, 1, 1), dtype=np.uint16), "an array of uint16"),
+        (Column("y", "image", shape=(1, 1, 1)), np.zeros((2, 1, 1, 3), dtype=np.uint8), "values of shape (1, 1, 3)"),
+    ],
+    ids=str,
+)
+def test_outputs_of_another_type_are_refused(column, values, message):
+    """The error names the output and what the signature says."""
+    with pytest.raises(RecipeError) as caught:
+        typed(column, values)
+    assert message in caught.value.message
+    assert "'y'" in caught.value.message
+
+
+def test_a_bundle_of_pictures_answers_its_example(tmp_path):
+    """From a table with files of images to JSON rows: example, profiles, bundle, answer."""
+    sections = {"project": {"name": "p"}, "recipe": {"import": "pictures:Pictures"}}
+    prepared = prepare(bind(ProjectSpec.model_validate(sections), recipe=Pictures))
+    rows = example_rows(prepared)
+    found = profiles(prepared, prepared.recipe.model().eval(), batch_size=16, device="cpu")
+    kinds = {name: summary["kind"] for name, summary in found["train"]["features"]["columns"].items()}
+    assert kinds == {"photo": "tensor", "at": "datetime", "note": "bytes"}
+    assert found["train"]["predictions"]["columns"]["thumb"]["kind"] == "tensor"
+    hashes = prepared.splits["train"].row_hashes()
+    ref = write_bundle(tmp_path, contents_of(prepared.recipe, example=rows, profile=found, row_hashes=hashes))
+    loaded = load(ref.uri, ref.digest)
+    assert loaded.signature == prepared.signature
+    answers = loaded.predict_rows(loaded.example)
+    assert json.loads(json.dumps(answers)) == answers
+    assert [set(row) for row in answers] == [{"y", "thumb", "due", "raw"}] * 2
+    assert answers[0]["due"].endswith("T00:00:00.000000Z")

@@ -6,10 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
-from raymlops.data.columns import hash_columns, table_columns
+from raymlops.arrays import Column
+from raymlops.data.columns import conform, table_columns
+from raymlops.data.row_hashes import hash_columns
 from raymlops.errors import RecipeError
+from raymlops.images import png_files
+from raymlops.recipe import RecipeBase
+from raymlops.signature import Signature
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +78,11 @@ def test_values_that_change_places_change_the_hash() -> None:
     ("table", "message"),
     [
         ({"a": [1, 2], "b": [1]}, "columns of one length"),
-        ({"a": np.array(["2024-01-01"], dtype="datetime64[D]")}, "'a' of a table has the type datetime64"),
+        ({"a": np.array([1], dtype="timedelta64[s]")}, "'a' of a table has the type timedelta64"),
+        ({"a": np.array([b"x"])}, r"'a' of a table has the type \|S1"),
+        (pa.table({"a": pa.array([{"b": 1}])}), "'a' of a table has the type struct<b: int64>"),
+        (pd.DataFrame({"a": [1, "x"]}), "'a' of a DataFrame of the recipe mixes types"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), "two columns of one name"),
         ({"a": [1, "x"]}, "int and str"),
         ({"a": 1.0}, "single value"),
         ("missing.parquet", "cannot be read"),
@@ -82,3 +92,123 @@ def test_what_no_request_could_bring_is_refused(table: object, message: str) -> 
     """The error names the column and its type."""
     with pytest.raises(RecipeError, match=message):
         table_columns(table)
+
+
+class Reads(RecipeBase):
+    """Reads the columns that a test names."""
+
+    def __init__(self, *columns: Column) -> None:
+        super().__init__()
+        self.columns = columns
+
+    def signature(self) -> Signature:
+        return Signature(self.columns, (Column("y", "float"),))
+
+
+A = np.array([1.0, 2.0])
+UNNEEDED = {
+    "when": pd.to_datetime(["2024-01-01", None]),
+    "zoned": pd.to_datetime(["2024-01-01", "2024-01-02"]).tz_localize("Europe/Berlin"),
+    "raw": [b"x\0", None],
+    "mixed": [1, "x"],
+    "maybe": pd.array([True, None], dtype="boolean"),
+    "took": pd.to_timedelta([1, 2], unit="s"),
+    "nested": [{"a": 1}, None],
+    "hashed": np.array([2**64 - 1, 1], dtype=np.uint64),
+}
+
+
+def test_what_training_does_not_read_is_not_refused(tmp_path: Path) -> None:
+    """A frame, its file and a mapping with columns of any type beside the one of the signature."""
+    frame = pd.DataFrame({"a": A, **UNNEEDED})
+    storable = frame.drop(columns=["mixed", "zoned"])
+    storable.to_parquet(tmp_path / "rows.parquet")
+    mapping = {name: frame[name].to_numpy() for name in frame}
+    storable = pa.Table.from_pandas(storable)
+    for table in (frame, str(tmp_path / "rows.parquet"), storable, mapping):
+        columns = table_columns(table)
+        assert conform(columns, Reads(Column("a", "float")), place="the table")["a"].tolist() == [1.0, 2.0]
+        assert columns["raw"].tolist() == [b"x\0", None]
+        assert np.array_equal(columns["when"], np.array(["2024-01-01", "NaT"], dtype="M8[us]"), equal_nan=True)
+        assert "zoned" not in table or columns["zoned"][0] == np.datetime64("2023-12-31T23:00:00")
+        hash_columns(columns)
+        with pytest.raises(RecipeError, match="'nested' of a table has the type"):
+            columns["nested"]
+        with pytest.raises(RecipeError, match="'hashed' of a table has values of uint64"):
+            conform(columns, Reads(Column("hashed", "int")), place="the table")
+        with pytest.raises(KeyError):
+            columns["none"]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        np.array([2**63, 1], dtype=np.uint64),
+        pa.chunked_array([pa.array([2**63, 1], pa.uint64())]),
+        [2**64, 1],
+        [2**63, -1],
+        pa.chunked_array([pa.array([2**60 + 1, None])]),
+    ],
+    ids=str,
+)
+def test_ids_never_wrap_or_round_in_silence(ids: object) -> None:
+    """A hashed id beyond int64 would be negative; one with gaps beyond float64 another id."""
+    table = pa.table({"a": ids}) if isinstance(ids, pa.ChunkedArray) else {"a": ids}
+    with pytest.raises(RecipeError, match=r"(?s)'a' of a table has values of .*hash them into int64"):
+        table_columns(table)
+
+
+def test_ids_beyond_the_floats_have_hashes_of_their_own() -> None:
+    """2**53 + 1 has no float64; integers that have one hash like it, as before."""
+    ids = np.array([2**53, 2**53 + 1, 2**60, 2**60 + 1, 2**63 - 1, 2**63 - 2, -(2**60) - 1, -(2**63)])
+    hashes = hash_columns({"id": ids})
+    assert len(set(hashes.tolist())) == len(ids)
+    exact = [0, 2, 7]
+    assert (hash_columns({"id": ids.astype(np.float64)})[exact] == hashes[exact]).all()
+    big = np.array([2**64 - 1, 2**64 - 2, 2**63], dtype=np.uint64)
+    assert len(set(hash_columns({"id": big}).tolist())) == 3
+    times = np.array(["2024-01-01T00:00:00.000001", "2024-01-01T00:00:00.000002", "NaT", "NaT"], dtype="M8[us]")
+    assert len(set(hash_columns({"at": times}).tolist())) == 3
+
+
+def test_hashes_are_those_of_earlier_releases() -> None:
+    """A run that began with one must be resumed by the next."""
+    columns = {"a": np.array([1, -7]), "b": np.array([0.5, np.nan]), "c": np.array(["x", None], dtype=object)}
+    assert hash_columns(columns).tolist() == [13742789617185053703, 5202736811798017861]
+
+
+PIXELS = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
+
+
+def test_images_are_read_from_files_and_arrays() -> None:
+    """A table with either has what a request would bring, one byte a pixel."""
+    fixed = Reads(Column("x", "image", shape=(2, 2, 3)))
+    files = pa.table({"x": png_files(PIXELS)})
+    for table in ({"x": PIXELS}, {"x": list(PIXELS)}, {"x": png_files(PIXELS)}, files):
+        array = conform(table_columns(table), fixed, place="the table")["x"]
+        assert array.dtype == np.uint8
+        assert np.array_equal(array, PIXELS)
+    free = Reads(Column("x", "image", shape=(None, None, 3)))
+    pieces = conform(table_columns({"x": [PIXELS[0], PIXELS[1, :1]]}), free, place="the table")["x"]
+    assert [piece.shape for piece in pieces] == [(2, 2, 3), (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        (Column("x", "image", shape=(2, 2, 1)), PIXELS, r"holds in row 0 uint8 of shape \(2, 2, 3\)"),
+        (Column("x", "image", shape=(2, 2, 3)), PIXELS.astype(int), "holds in row 0 int64"),
+        (Column("x", "image", shape=(2, 3, 3)), png_files(PIXELS), "row 0: got an image of 2 x 2 pixels"),
+        (Column("x", "image", shape=(2, 2, 3)), [b"a", b"b"], "row 0: got 1 bytes that are no PNG or JPEG"),
+        (Column("x", "bytes"), ["a", "b"], "is a bytes, but in the table it holds str"),
+        (Column("x", "bytes"), [b"a", None], "is missing 1 times"),
+        (Column("x", "string"), [b"a", b"b"], "is a string, but in the table it holds bytes"),
+        (Column("x", "datetime"), ["2024-01-01T00:00:00Z", "x"], "is a datetime, but in the table it holds str"),
+        (Column("x", "datetime"), np.array(["2024-01-01", "NaT"], "M8[s]"), "is missing 1 times"),
+        (Column("x", "float"), np.array(["2024-01-01", "2024-01-02"], "M8[s]"), "holds datetime64"),
+    ],
+)
+def test_a_column_of_another_type_is_named(column: Column, values: object, message: str) -> None:
+    """Before a request would be answered by a model that learnt something else."""
+    with pytest.raises(RecipeError, match=message):
+        conform(table_columns({"x": values}), Reads(column), place="the table")

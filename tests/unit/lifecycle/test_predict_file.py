@@ -118,6 +118,30 @@ def test_a_whole_number_with_gaps_survives_parquet(endpoint, tmp_path, seats):
     assert seen(asked(endpoint, file)) == ["NA 3 1", "None nan 2"]
 
 
+def test_bytes_and_times_of_parquet_are_sent(tmp_path):
+    """As they are in the file; the printed line has them as JSON does."""
+    import base64
+    from datetime import datetime
+
+    signature = Signature((Column("blob", "bytes"), Column("at", "datetime")), (Column("y", "float"),))
+    file = tmp_path / "rows.parquet"
+    parquet.write_table(pa.table({"blob": [b"\0\1"], "at": pa.array([datetime(2026, 11, 27)])}), file)  # noqa: DTZ001
+    sent = []
+
+    def answer(request):
+        if request.method == "GET":
+            described = {"signature": signature.to_dict(), "version": 7, "model_version": "7"}
+            return httpx.Response(200, json=described)
+        sent.append(json.loads(request.content)["rows"])
+        return httpx.Response(200, json={"outputs": [{"y": 1.0}], "model_version": "7", "request_id": "r"})
+
+    with Client("http://host", transport=httpx.MockTransport(answer)) as client:
+        answers = ask_file(client, "echo", file)
+    rows = [{"blob": base64.b64encode(b"\0\1").decode(), "at": "2026-11-27T00:00:00+00:00"}]
+    assert sent == [rows]
+    assert json.loads(shlex.split(answers.curl)[-1]) == {"rows": rows}
+
+
 def test_requests_are_no_larger_than_the_endpoint_takes_and_every_version_is_named(endpoint, tmp_path):
     """Seven rows, two a request: three requests to version 7, then the route moves to 8."""
     file = tmp_path / "rows.json"

@@ -52,6 +52,19 @@ def test_numbers_without_spread_or_without_any_value_have_a_profile_too(values, 
     assert (found["edges"], found["counts"]) == (edges, counts)
 
 
+def test_times_and_bytes_are_no_numbers_to_drift():
+    """Times are seconds since 1970 under a kind of their own; of bytes only lengths are kept."""
+    times = summary(np.array(["1970-01-01T00:00:10", "NaT", "1970-01-01T00:00:30.5"], dtype="datetime64[us]"))
+    assert (times["kind"], times["count"], times["missing"]) == ("datetime", 3, 1)
+    assert (times["min"], times["max"], times["mean"]) == (10, 30.5, 20.25)
+    found = summary(np.array([None, b"abc", b"", b"secret"], dtype=object))
+    assert (found["kind"], found["count"], found["missing"]) == ("bytes", 4, 1)
+    assert (found["lengths"]["min"], found["lengths"]["max"]) == (0, 6)
+    assert "secret" not in json.dumps(found)
+    pixels = summary(np.full((2, 4, 4, 3), 7, dtype=np.uint8))
+    assert (pixels["kind"], pixels["mean"], pixels["elements"]) == ("tensor", 7, 96)
+
+
 def test_text_is_counted_with_what_is_missing():
     """Ties in the order of the text."""
     found = summary(np.array(["b", "a", "c", None, "c"], dtype=object))

@@ -1,4 +1,6 @@
+import hashlib
 import math
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -16,6 +18,9 @@ def ragged(*arrays):
     for index, array in enumerate(arrays):
         column[index] = np.array(array)
     return column
+
+
+ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # SHA-256 of abc, FIPS 180-2 B.1
 
 
 def only(tables):
@@ -61,6 +66,22 @@ def test_a_request_becomes_one_row_for_each_of_its_rows():
         (Column("x", "bool"), np.array([True, False]), [True, False]),
         (Column("x", "string", nullable=True), np.array(["ä", None], dtype=object), ["ä", None]),
         (Column("x", "string"), np.array(["a", "\ud800"], dtype=object), ["a", "?"]),
+        (
+            Column("x", "datetime", nullable=True),
+            np.array(["2026-11-25T12:00:00.5", "NaT"], dtype="datetime64[us]"),
+            [datetime(2026, 11, 25, 12, 0, 0, 500_000, tzinfo=UTC), None],
+        ),
+        (Column("x", "bytes", nullable=True), np.array([b"abc", None], dtype=object), [f"sha256:{ABC} 3", None]),
+        (
+            Column("x", "image", shape=(1, 3, 1)),
+            np.array([[[[97], [98], [99]]], [[[0], [0], [0]]]], dtype=np.uint8),
+            [f"sha256:{ABC} 3", f"sha256:{hashlib.sha256(bytes(3)).hexdigest()} 3"],
+        ),
+        (
+            Column("x", "image", shape=(None, None, 1)),
+            ragged(np.array([[[97], [98], [99]]], dtype=np.uint8), np.zeros((1, 1, 1), dtype=np.uint8)),
+            [f"sha256:{ABC} 3", f"sha256:{hashlib.sha256(bytes(1)).hexdigest()} 1"],
+        ),
         (Column("x", "int", shape=(2, 1)), np.array([[[1], [2]], [[3], [4]]]), [[[1], [2]], [[3], [4]]]),
         (Column("x", "float", shape=(0,)), np.zeros((2, 0)), [[], []]),
         (Column("x", "float", shape=(None,)), ragged([1.0], [2.0, 3.0]), [[1.0], [2.0, 3.0]]),
@@ -70,7 +91,10 @@ def test_a_request_becomes_one_row_for_each_of_its_rows():
     ids=str,
 )
 def test_every_kind_of_column_is_typed_by_the_signature(column, array, expected):
-    """In inputs and outputs, from one request or several; missing values are null, tensors are lists."""
+    """In inputs and outputs, from one request or several; missing values are null, tensors are lists.
+
+    Of bytes and images the log keeps digest and length, not the values.
+    """
     signature = Signature(inputs=(column,), outputs=(column,))
     whole = served(rows=2, columns={"x": array}, outputs={"x": array})
     halves = [served(columns={"x": array[i : i + 1]}, outputs={"x": array[i : i + 1]}) for i in range(2)]

@@ -7,7 +7,9 @@ from unittest import SkipTest
 
 import drawn
 import numpy as np
+import pictures
 import pytest
+import tagger
 import torch
 from torch import nn
 from torch.nn import functional
@@ -16,6 +18,7 @@ from raymlops.arrays import Column
 from raymlops.recipe import RecipeBase, RecipeConfig, Splits
 from raymlops.signature import Signature
 from raymlops.testing import RecipeContract
+from raymlops.testing.contract import ROWS
 
 
 class Good(RecipeBase):
@@ -220,6 +223,128 @@ class LossUpsideDown(Good):
         return max(0.0, 1 - abs(output["price"] - label)) if isinstance(label, int | float) else None
 
 
+class TestTagger(RecipeContract):
+    """Padded encodings, ragged answers, and lists as labels."""
+
+    recipe = tagger.Tagger
+
+
+class TestPictures(RecipeContract):
+    """Images, bytes and times in requests, tables and answers."""
+
+    recipe = pictures.Pictures
+
+
+class PadsInFront(tagger.Tagger):
+    """As generators of text do."""
+
+    def encode(self, columns):
+        batch = super().encode({"words": [row[::-1].copy() for row in columns["words"]]})
+        return {name: tensor.flip(1) for name, tensor in batch.items()}
+
+    def target(self, columns):
+        return super().target({"tags": [row[::-1].copy() for row in columns["tags"]]}).flip(1)
+
+
+class TestPadsInFront(RecipeContract):
+    recipe = PadsInFront
+
+
+class Loud(drawn.Seedable):
+    def noise(self):
+        return 100 * super().noise()
+
+
+class LoudUnseedable(drawn.Unseedable):
+    def noise(self):
+        return 100 * super().noise()
+
+
+class Masking(RecipeBase):
+    """Draws its items anew each time, in validation too, as a masked language model does."""
+
+    def datasets(self):
+        return Splits(*(Loud(40) for _ in range(3)))
+
+    def model(self):
+        return drawn.LineModel()
+
+    def loss(self, model, batch):
+        return functional.mse_loss(model(batch), batch["y"])
+
+    def signature(self):
+        return Signature((Column("x", "float"),), (Column("y", "float"),))
+
+    def example(self):
+        return [{"x": 0.5}]
+
+
+class TestMasking(RecipeContract):
+    recipe = Masking
+
+
+class UnseededValidation(Masking):
+    def datasets(self):
+        return Splits(*(LoudUnseedable(40) for _ in range(3)))
+
+
+class TestUnseededValidation(RecipeContract):
+    recipe = UnseededValidation
+
+
+class OtherWords(tagger.Tagger):
+    """Reads the words of a request otherwise than those of training, whose rows are many."""
+
+    def encode(self, columns):
+        batch = super().encode(columns)
+        return batch if len(batch["words"]) > ROWS else batch | {"words": batch["words"].clamp(max=5)}
+
+
+class Truncates(tagger.Tagger):
+    """Cuts the sentences of a request to four words."""
+
+    def encode(self, columns):
+        few = len(columns["words"]) <= ROWS
+        return super().encode({"words": [row[:4] if few else row for row in columns["words"]]})
+
+
+class Shifts(tagger.Tagger):
+    """Begins a request with an empty word."""
+
+    def encode(self, columns):
+        batch = super().encode(columns)
+        few = len(columns["words"]) <= ROWS
+        return {name: functional.pad(tensor, (1, 0))[:, :-1] if few else tensor for name, tensor in batch.items()}
+
+
+class NoCut(tagger.Tagger):
+    """Returns tags of padding, as many as the longest sentence of other clients has words."""
+
+    def decode(self, output):
+        found = output["scores"].softmax(-1).max(-1)
+        return {"tags": found.indices.numpy(), "sure": found.values.numpy()}
+
+
+class SeesPadding(tagger.Tagger):
+    """Its sentence's mean is one of padding too."""
+
+    def predict(self, model, batch):
+        return {"scores": model(batch["words"], torch.ones_like(batch["mask"])), "mask": batch["mask"]}
+
+
+class FloatTags(tagger.Tagger):
+    def decode(self, output):
+        decoded = super().decode(output)
+        return decoded | {"tags": [tags.astype(float) for tags in decoded["tags"]]}
+
+
+class LossOfArrays(tagger.Tagger):
+    """Compares as arrays do, which a list of feedback does not."""
+
+    def loss_of(self, output, label):
+        return float((output["tags"] != label).mean())
+
+
 class TestOwnLoss(RecipeContract):
     recipe = OwnLoss
 
@@ -248,6 +373,13 @@ LOSSES = "test_losses_of_answers_are_numbers_from_0_to_1"
         (RandomAnswers, "test_answers_are_the_same_every_time", "output 'price'"),
         (HiddenState, "test_weights_and_state_make_the_same_model_elsewhere", "more than config and state"),
         (FailsOnMissing, "test_missing_values_are_answered", "not finite"),
+        (OtherWords, "test_requests_are_encoded_as_in_training", "differ in words"),
+        (Truncates, "test_requests_are_encoded_as_in_training", "differ in words"),
+        (Shifts, "test_requests_are_encoded_as_in_training", "differ in words"),
+        (NoCut, "test_answers_do_not_depend_on_the_batch", "output 'tags'"),
+        (SeesPadding, "test_answers_do_not_depend_on_the_batch", "output 'sure'"),
+        (FloatTags, "test_example_is_answered_as_the_signature_says", "'tags' as float64, the signature says int"),
+        (LossOfArrays, LOSSES, "return None for a label that fits nothing"),
         (LossInDollars, LOSSES, "return a number from 0 to 1, or None"),
         (LossOfAnyLabel, LOSSES, "return None for a label that fits nothing"),
         (LossOfNone, LOSSES, "returns None for every label of the table"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pytest
 from raymlops.arrays import Column
 from raymlops.data.parquet_files import GroupReader, list_parquet
 from raymlops.errors import InvalidRowsError, NonFiniteError, StorageError, UsageError
+from raymlops.images import png_files
 from raymlops.lifecycle.batch.chunks import Chunk, Job, plan, write_chunk
 from raymlops.lifecycle.batch.files import MANIFEST, input_files, kept_columns, published, refuse_existing
 from raymlops.lifecycle.batch.predict import batch_predict
@@ -19,6 +21,8 @@ from raymlops.predictions.schema import column_array
 from raymlops.records import BundleRef, ModelVersionRef
 from raymlops.signature import Signature
 from raymlops.storage import filesystem
+
+PIXELS = np.array([[[[7]]], [[[9]]]], dtype=np.uint8)
 
 
 class Doubler:
@@ -144,6 +148,13 @@ def test_an_answer_that_is_no_number_names_the_rows(job):
         (Column("y", "int", nullable=True), np.array([3.0, np.nan]), [3, None]),
         (Column("y", "bool"), np.array([True, False]), [True, False]),
         (Column("y", "string", nullable=True), np.array(["a", None], dtype=object), ["a", None]),
+        (Column("y", "bytes", nullable=True), np.array([b"a\0", None], dtype=object), [b"a\0", None]),
+        (
+            Column("y", "datetime", nullable=True),
+            np.array(["2026-11-25T12:00:00", "NaT"], dtype="datetime64[us]"),
+            [datetime(2026, 11, 25, 12, tzinfo=UTC), None],
+        ),
+        (Column("y", "image", shape=(1, 1, 1)), PIXELS, png_files(PIXELS)),
         (Column("y", "float", shape=(2,)), np.array([[1.0, 2.0], [3.0, 4.0]]), [[1.0, 2.0], [3.0, 4.0]]),
         (Column("y", "int", shape=(None,)), np.array([np.array([1]), np.array([2, 3])], dtype=object), [[1], [2, 3]]),
     ],
@@ -152,8 +163,10 @@ def test_outputs_have_the_types_of_the_signature(column, values, expected):
     """And missing ones are null."""
     array = column_array(column, [{"y": values}], rows=len(values))
     assert array.to_pylist() == expected
-    wanted = {"float": pa.float64(), "int": pa.int64(), "bool": pa.bool_(), "string": pa.string()}[column.type]
-    assert array.type == (pa.list_(wanted) if column.shape else wanted)
+    types = {"float": pa.float64(), "int": pa.int64(), "bool": pa.bool_(), "string": pa.string()}
+    types |= {"bytes": pa.binary(), "datetime": pa.timestamp("us", "UTC"), "image": pa.binary()}
+    wanted = types[column.type]
+    assert array.type == (pa.list_(wanted) if column.sent_shape else wanted)
 
 
 @pytest.mark.parametrize(

@@ -338,6 +338,9 @@ def test_differences_of_texts_and_names():
     texts = {"y": np.array(["a", None], dtype=object)}
     assert largest_difference(texts, {"y": np.array(["a", None], dtype=object)}) == 0.0
     assert largest_difference(texts, {"y": np.array(["b", None], dtype=object)}) == np.inf
+    times = {"y": np.array(["2026-11-27", "NaT"], dtype="datetime64[us]")}
+    assert largest_difference(times, dict(times)) == 0.0
+    assert largest_difference(times, {"y": times["y"] + np.timedelta64(1, "us")}) == np.inf
     assert largest_difference(texts, {"z": texts["y"]}) == np.inf
 
 

@@ -1,0 +1,85 @@
+"""Images as arrays of pixels: uint8, of shape (height, width, channels) with 1 (gray), 3 (RGB) or 4 (RGBA) channels.
+
+Owns reading PNG and JPEG, and writing PNG. Nothing is resized or rotated, and nothing is decoded before its header has
+said how large it is. Pillow is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from PIL.Image import Image
+
+Array = npt.NDArray[Any]
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Pillow's modes by the number of channels."""
+MAX_BYTES = 256 * 1024 * 1024
+"""Decoded size of the images of one column in one request."""
+MAX_PIXELS = 2**26
+"""Of one image, wherever it comes from: 8192 by 8192."""
+_READ = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""Pillow's modes of 8 bits a channel, which convert to each other; deeper ones would be clipped."""
+
+
+def open_image(data: bytes, shape: Sequence[int | None]) -> Image:
+    """Read the header of an image, which must fit ``shape``; no pixel is decoded.
+
+    Raises:
+        ValueError: it is no PNG or JPEG, has more than 8 bits a channel, is too large, or of another size.
+    """
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"got an image of more than {MAX_PIXELS} pixels") from error
+    except Exception as error:  # whatever a damaged header makes of its parser
+        raise ValueError(f"got {len(data)} bytes that are no PNG or JPEG image") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"got an image of {height} x {width} pixels; at most {MAX_PIXELS} are decoded")
+    if any(want not in (None, got) for want, got in zip(shape, (height, width), strict=False)):
+        raise ValueError(f"got an image of {height} x {width} pixels (height x width)")
+    if image.mode not in _READ:
+        raise ValueError(f"got an image of mode {image.mode}; only images of 8 bits a channel are read")
+    return image
+
+
+def decoded_bytes(image: Image, channels: int) -> int:
+    """Return the size of an image's pixels."""
+    return image.width * image.height * channels
+
+
+def pixels(image: Image, channels: int) -> Array:
+    """Decode an opened image, with its channels converted as Pillow converts them: alpha is dropped.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        array = np.array(image.convert(MODES[channels]), dtype=np.uint8)
+    except Exception as error:  # a damaged body raises anything
+        raise ValueError(f"got a damaged image: {error}") from error
+    return array.reshape(image.height, image.width, channels)
+
+
+def png_files(images: Iterable[Array]) -> list[bytes]:
+    """Return images as PNG, which is lossless."""
+    return [_png(np.asarray(image, dtype=np.uint8)) for image in images]
+
+
+def _png(array: Array) -> bytes:
+    from PIL import Image
+
+    sink = io.BytesIO()
+    gray = array.shape[-1] == 1
+    Image.fromarray(array[..., 0] if gray else array).save(sink, "PNG", compress_level=1)
+    return sink.getvalue()
