@@ -150,8 +150,9 @@ def bring(state: State, api: Cluster, key: KeyRecord, *, serve: ServeSection) ->
         return [item for item in state.deployments() if item.role == "champion" and key.opens(item.name)]
 
     reconciler = Reconciler(state, api, serve=serve)
-    reconciler.look().division.refuse_held({item.name for item in opened()})
+    reconciler.look()
     plan, _ = converged(reconciler, opened, wait_s=WAIT_S)
+    plan.refuse_blocked({item.name for item in opened()})
     return plan
 
 

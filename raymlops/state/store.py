@@ -108,10 +108,6 @@ class Desired:
     owner: Owner = field(default_factory=Owner)
     """The state database that desires it."""
 
-    def without(self, name: str) -> Desired:
-        """Return it without the deployments of one model."""
-        return replace(self, deployments=tuple(item for item in self.deployments if item.name != name))
-
 
 class State(Database):
     """The state database and what should be live by it. Use as a context manager, or call ``close``."""

@@ -23,6 +23,7 @@ from raymlops.lifecycle.live.transitions import AGAIN
 from raymlops.records import DeploymentRecord
 from raymlops.serving.control.converge import broken, index_starts, lacking
 from raymlops.serving.control.details import routes, status_of
+from raymlops.serving.control.plan import places_of
 from raymlops.serving.control.wait import ROUTE_WAIT_S, applied_of, await_answers
 from raymlops.serving.names import app_name, route_of
 
@@ -84,8 +85,8 @@ def change(
     ``subject``, and the ``champion`` run as desired, in a ``hurry`` with one replica.
 
     Raises:
-        TakenError, OutdatedStateError: the model on Serve is another state's, or a newer copy's of this one; nothing
-            was changed.
+        TakenError, OutdatedStateError: the model on Serve is another state's, or a newer copy's of this one, or a
+            foreign application has its name or route; nothing was changed.
         RefusedError: another verb took the version away, or asked for the route, while it came up.
         DeployError: the version did not come up, and what was live still is; or Serve has not taken a change yet.
         ClusterError: Serve does not answer; a blind change is desired all the same.
@@ -103,7 +104,9 @@ def change(
         found = decide(model, seen_by(plan, model))
         # A model that another state took over can be removed from this one.
         if plan is not None and (found.model.deployments or not model.deployments):
-            plan.division.refuse_held({name})
+            places = places_of(found.model.deployments) or [(name, "", None)]
+            for error in plan.division.taken(places).values():
+                raise error
         return found
 
     held = None if plan is None else routes(plan.details).get(route_of(name))

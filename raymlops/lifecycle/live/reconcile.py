@@ -90,6 +90,8 @@ def next_step(
     ``before`` are the conditions as they were last written.
     """
     conditions: dict[str, Condition] = {}
+    for model, error in plan.blocked.items():
+        _say(conditions, before, model, str(error), now=now)
     for transition in plan.desired.coming:
         step, reason = _come_up(plan, transition, before.get(transition.name), now=now)
         if step is not None:
@@ -161,8 +163,8 @@ def _come_up(
     """Return the step that a version on its way up needs, or what it waits for."""
     name = app_name(transition.name, transition.version)
     which = f"version {transition.version} of {transition.name}"
-    if name not in plan.wanted:
-        return Fail(transition, f"{which} is not desired, or the model is another state's"), ""
+    if (taken := plan.blocked.get(transition.name)) is not None:
+        return (Fail(transition, str(taken)), "") if now >= transition.deadline_at else (None, str(taken))
     details, live = plan.details, configs(plan.details).get(name)
     status, running = status_of(details, name), running_replicas(details, name)
     renewed = any(item["version"] == transition.version for item in transition.restores)

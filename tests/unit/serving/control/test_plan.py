@@ -87,3 +87,15 @@ def test_an_address_of_another_machine_is_refused():
     """203.0.113.0/24 is set aside for documentation, so no machine has it."""
     with pytest.raises(UsageError, match="cannot listen"):
         check_port("203.0.113.9", 21060)
+
+
+FOREIGN = {"name": "shop", "route_prefix": "/", "import_path": "shop:app", "args": {}, "deployments": []}
+
+
+@pytest.mark.parametrize("foreign", [FOREIGN, {**FOREIGN, "name": "raymlops", "route_prefix": "/shop"}])
+def test_a_foreign_application_keeps_the_place_of_the_list_of_models(serve, states, foreign):
+    """Then that list is not served, the models are."""
+    serve.live = {foreign["name"]: foreign}
+    deploy(states[0], serve)
+    assert serve.live.keys() == {foreign["name"], "m--v1"}
+    assert serve.live[foreign["name"]] == foreign

@@ -4,10 +4,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 
-import pytest
-
 from raymlops.config.serve import ServeSection
-from raymlops.errors import UsageError
 from raymlops.records import BundleRef
 from raymlops.serving.control.render import render
 from raymlops.serving.names import INDEX_APP, app_name
@@ -193,26 +190,6 @@ def test_foreign_applications_are_carried_over():
 def test_nothing_desired_leaves_the_foreign_alone():
     """Without a model there is no index that would answer for nothing."""
     assert list(rendered(foreign=[FOREIGN])) == ["shop"]
-
-
-def test_a_foreign_application_at_the_root_keeps_it():
-    """Then the list of models is not served, the models are."""
-    apps = rendered(deployment(7, "champion"), foreign=[{**FOREIGN, "route_prefix": "/"}])
-    assert sorted(apps) == ["flights--v7", "shop"]
-
-
-@pytest.mark.parametrize(
-    ("deployments", "foreign"),
-    [
-        ([deployment(7, "champion"), deployment(8, "champion")], []),
-        ([deployment(7, "champion")], [{**FOREIGN, "route_prefix": "/models/flights"}]),
-        ([deployment(7, "warm")], [{**FOREIGN, "name": "flights--v7"}]),
-    ],
-)
-def test_two_claims_to_one_place_are_refused(deployments, foreign):
-    """Serve would refuse it too, with a longer message and after the fact."""
-    with pytest.raises(UsageError):
-        rendered(*deployments, foreign=foreign)
 
 
 def test_names_of_applications():
