@@ -6,7 +6,10 @@ applications of other states, and foreign ones, are read again just before each 
 
 from __future__ import annotations
 
+import errno
 import socket
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from raymlops.errors import TakenError
     from raymlops.serving.control.ownership import Division
     from raymlops.state.store import Deployment, Desired
+
+
+ALONE_S = 5.0
+"""Longest wait for another state that sends its config."""
 
 
 class Api(Protocol):
@@ -83,22 +90,20 @@ class Plan:
         Raises:
             TakenError: somebody else took one of these names or routes meanwhile; nothing was sent.
         """
-        division = divide(api.get(), self.desired)
-        if not division.index_fits:  # somebody else was first to have one
-            applications = {name: config for name, config in applications.items() if name != INDEX_APP}
-        claims = [(model_of(config) or "", name, config["route_prefix"]) for name, config in applications.items()]
-        for error in division.taken(claims).values():
-            raise error
-        bodies = [
-            stamped(
-                config if name in self.sent else _started(config),
-                division.ours.get(name),
-                self.desired.owner,
-            )
-            for name, config in applications.items()
-        ]
-        api.put({**self.target, "applications": [*bodies, *division.kept]})
-        self.sent = set(applications)
+        with _alone(self.details):
+            division = divide(api.get(), self.desired)
+            if not division.index_fits:  # somebody else was first to have one
+                applications = {name: config for name, config in applications.items() if name != INDEX_APP}
+            claims = [(model_of(config) or "", name, config["route_prefix"]) for name, config in applications.items()]
+            for error in division.taken(claims).values():
+                raise error
+            owner, ours = self.desired.owner, division.ours
+            bodies = [
+                stamped(config if name in self.sent else _started(config), ours.get(name), owner)
+                for name, config in applications.items()
+            ]
+            api.put({**self.target, "applications": [*bodies, *division.kept]})
+            self.sent = set(applications)
 
 
 def plan_of(
@@ -195,6 +200,27 @@ def _notes(
     if note := open_to_others(open_models, listens):
         notes.append(note)
     return tuple(notes)
+
+
+@contextmanager
+def _alone(details: Mapping[str, Any]) -> Iterator[None]:
+    """Keep other states on this Serve from sending meanwhile, as far as their processes are on this machine.
+
+    Serve's API (2.60) cannot compare and swap. A name among Linux' abstract sockets is had by one process at a time, of
+    any user, and is free when that ends. Whoever keeps it too long is not waited for.
+    """
+    with socket.socket(socket.AF_UNIX) as lock:
+        name = (details.get("controller_info") or {}).get("actor_id")
+        deadline = time.monotonic() + ALONE_S
+        while name is not None:
+            try:
+                lock.bind(f"\0raymlops sends to {name}")
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    break
+                time.sleep(0.01)
+        yield
 
 
 def _started(config: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 
 import pytest
 from fake_serve import FakeServe
@@ -52,6 +53,28 @@ def test_a_name_that_was_taken_after_a_change_was_planned_is_left(serve, states,
     with pytest.raises(TakenError, match=f"belongs to state {first.owner().short}"):
         planned.put(serve, planned.wanted)
     assert len(serve.sent) == sent
+
+
+def test_two_states_send_one_after_the_other(states):
+    """The second begins while the first is between its reading and its sending: neither drops the other's model."""
+    first, second = states
+
+    class Meeting(FakeServe):
+        def get(self):
+            return {**super().get(), "controller_info": {"actor_id": f"of test {id(self)}"}}
+
+        def put(self, config):
+            if not other.ident:
+                other.start()
+                other.join(0.3)
+            super().put(config)
+
+    serve = Meeting(dashboard_url="http://dashboard:8265")
+    other = threading.Thread(target=lambda: deploy(second, serve, "pub"))
+    deploy(first, serve, "shop")
+    other.join()
+    assert {"shop", "pub"} == {name.partition("--")[0] for name in serve.live} - {"raymlops"}
+    assert serve.started.count("pub--v1") == serve.started.count("shop--v1") == 1
 
 
 def test_a_taken_port_is_found_before_anything_starts():
