@@ -7,6 +7,7 @@ on the controller completes it, whatever happens to the verb. While the verb wai
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from raymlops.errors import ClusterError, DeployError, RaymlopsError, RefusedError, TrackingError
+from raymlops.errors import ClusterError, DeployError, RaymlopsError, RefusedError, TrackingError, UnreachableError
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.live.reconcile import seen_by
 from raymlops.lifecycle.live.reconciler import Cluster, Reconciler
@@ -41,12 +42,14 @@ __all__ = ["Changed", "Cluster", "Follow", "change", "record_of", "within"]
 FIRST_POLL_S, POLL_S = 0.03, 0.25
 """Polling interval: short at first, since most changes take effect at once."""
 SHORT_S = 30.0
-"""Longest wait for Serve to take a change of which every version is up, and for an absent Serve to come back."""
+"""Longest wait for Serve to take a change of which every version is up, and for a Serve or a state that is away."""
 GONE_S = 20.0
 """Longest wait for removed versions to release their resources; Serve ends a hung one later."""
 ALIAS_S = 10.0
 """Longest wait for MLflow. The version is live by then, and the controller sets the alias later."""
 CONTINUES = "It stays desired, and the controller continues with it; raymlops status shows how far it is."
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Follow = Callable[[int], None]
@@ -90,6 +93,7 @@ def change(
         RefusedError: another verb took the version away, or asked for the route, while it came up.
         DeployError: the version did not come up, and what was live still is; or Serve has not taken a change yet.
         ClusterError: Serve does not answer; a blind change is desired all the same.
+        UnreachableError: the state database does not answer, or is locked; the hint says whether the change is desired.
         RaymlopsError: of ``decide``; nothing was changed.
     """
     reconciler = Reconciler(state, cluster, serve=serve)
@@ -114,7 +118,7 @@ def change(
     mine = [one for one in after.coming if one.action == action and subject in {None, one.version}]
     old, new = champion_of(before.deployments), champion_of(after.deployments)
     stays = not mine and old is not None and new is not None and old.version == new.version
-    plan, acted = _carried_out(
+    plan, acted, after = _carried_out(
         state,
         reconciler,
         after,
@@ -125,7 +129,7 @@ def change(
         sent=hurry and stays,  # where no route moves, a hurry does not wait for a champion that fails meanwhile
         wait_s=wait_s,
     )
-    after, applied = state.model(name), applied_of(plan)
+    applied = applied_of(plan)
     new = champion_of(after.deployments)
     if plan.local and new is not None and champion and applied.routes.get(route_of(name)) != held:
         await_answers(applied, [new], deadline=time.monotonic() + ROUTE_WAIT_S)
@@ -204,11 +208,10 @@ def converged(
         ClusterError: Serve does not answer.
     """
     any_step, deadline = False, time.monotonic() + wait_s
-    for plan, acted in _looks(reconciler):
+    for plan, acted, wanted in _looks(reconciler, items):
         any_step |= acted
         if acted:
             continue
-        wanted = items()
         if (lack := lacking(plan, wanted, hurry=hurry, sent=sent)) is None:
             if hurry or not index_starts(plan):
                 break
@@ -232,44 +235,46 @@ def _carried_out(
     hurry: bool,
     sent: bool,
     wait_s: float,
-) -> tuple[Plan, bool]:
-    """Take steps until a change is carried out; return what Serve runs then, and whether any step was needed."""
-    came_up = False
+) -> tuple[Plan, bool, Model]:
+    """Take steps until a change is carried out; return what Serve runs then, whether any was needed, and the model."""
+    came_up, ask = False, partial(state.model, wanted.name)
     for coming in mine:
-        for _, acted in _looks(reconciler):
+        for _, acted, model in _looks(reconciler, ask):
             came_up |= acted
-            if not acted and _ended(state.model(wanted.name), coming):
+            if not acted and _ended(model, coming):
                 break
     versions = {subject, *(one.version for one in mine)}
 
     def concerned() -> list[Deployment]:
-        items = state.model(wanted.name).deployments
+        items = ask().deployments
         return [item for item in items if item.version in versions or (champion and item.role == "champion")]
 
     plan, acted = converged(reconciler, concerned, wait_s=wait_s, hurry=hurry, sent=sent)
     deadline = time.monotonic() + GONE_S
-    for plan, _ in _looks(reconciler):
-        if not _leaving(plan, state.model(wanted.name)) or time.monotonic() > deadline:
+    for plan, _, model in _looks(reconciler, ask):
+        if not _leaving(plan, model) or time.monotonic() > deadline:
             break
-    return plan, acted or came_up
+    return plan, acted or came_up, model
 
 
-def _looks(reconciler: Reconciler) -> Iterator[tuple[Plan, bool]]:
-    """Yield what Serve runs, and whether a step was taken, again and again."""
+def _looks(reconciler: Reconciler, ask: Callable[[], T]) -> Iterator[tuple[Plan, bool, T]]:
+    """Yield what Serve runs, whether a step was taken, and what the state is asked for, again and again."""
     pauses = itertools.chain((FIRST_POLL_S * 2**index for index in range(3)), itertools.repeat(POLL_S))
     away_since: float | None = None
     while True:
         try:
             look = reconciler.step(datetime.now(UTC))
-            plan = reconciler.look() if look is None else look.plan
-        except ClusterError as error:
-            away_since = away_since or time.monotonic()
+            plan, asked = reconciler.look() if look is None else look.plan, ask()
+        except UnreachableError as error:
+            if away_since is None:
+                away_since = time.monotonic()
+                _log.warning("waiting: %s", error.message)
             if time.monotonic() - away_since > SHORT_S:
-                raise ClusterError(error.message, hint=CONTINUES) from error
+                raise type(error)(error.message, hint=CONTINUES) from error
             acted = False
         else:
             away_since, acted = None, look is not None and look.acted
-            yield plan, acted
+            yield plan, acted, asked
         if not acted:
             time.sleep(next(pauses))
 

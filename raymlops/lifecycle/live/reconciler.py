@@ -12,7 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from raymlops.errors import BusyError, DeployError, ElsewhereError, RaymlopsError, RefusedError, UsageError
+from raymlops.errors import (
+    BusyError,
+    ClusterError,
+    DeployError,
+    ElsewhereError,
+    RaymlopsError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+)
 from raymlops.lifecycle.live.reconcile import Drop, Fail, Reach, Send, next_step
 from raymlops.lifecycle.live.transitions import failed, reached
 from raymlops.serving.control.details import covers
@@ -85,7 +94,8 @@ class Reconciler:
         except ElsewhereError:
             raise  # which is no condition of what is live there
         except RaymlopsError as error:
-            self._stand_still(error, now)
+            if isinstance(error, ClusterError) or not isinstance(error, UnreachableError):  # else it cannot be written
+                self._stand_still(error, now)
             raise
 
     def look(self) -> Plan:
