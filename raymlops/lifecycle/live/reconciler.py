@@ -10,8 +10,11 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from raymlops.cluster.placement import show
 from raymlops.errors import (
     BusyError,
     ClusterError,
@@ -34,12 +37,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from raymlops.cluster.placement import Holder
     from raymlops.config.serve import ServeSection
     from raymlops.lifecycle.live.reconcile import Step
     from raymlops.serving.control.rest_api import Room
     from raymlops.state.store import State
     from raymlops.state.transitions import Transition
 
+ASK_EVERY_S = 15.0
+"""Interval at which it is asked who holds what a version waits for."""
 LOCK_WAIT_S = 0.2
 """Another step is not waited for: it is taken for the same desired state."""
 
@@ -54,6 +60,9 @@ class Cluster(Api, Protocol):
 
     def room(self) -> Room:
         """Return the cluster's resources, and those that its actors hold."""
+
+    def holders(self) -> list[Holder]:
+        """Return who holds CPUs or GPUs."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,7 @@ class Reconciler:
         self._cluster = cluster
         self._actor = actor
         self._here = ""
+        self._asked: datetime | None = None
         self._places: dict[str, Any] = {"host": serve.host, "port": serve.port, "grpc_port": serve.grpc_port}
 
     def step(self, now: datetime) -> Look | None:
@@ -112,12 +122,21 @@ class Reconciler:
     def _step(self, now: datetime) -> Look:
         before = conditions(self._state)
         plan = self.look()
-        step, found = next_step(plan, before, now=now)
+        step, found = next_step(plan, before, now=now, holders=partial(self._holders, now))
         put_conditions(self._state, found.values())
         if step is not None:
             _log.info("reconciling: %s", step)
             self._take(step, plan, now)
         return Look(plan, step is not None, found)
+
+    def _holders(self, now: datetime) -> str | None:
+        """Return who holds the cluster's resources; None if that was asked just now, or the dashboard does not say."""
+        if self._asked is not None and now - self._asked < timedelta(seconds=ASK_EVERY_S):
+            return None
+        self._asked = now
+        with suppress(ClusterError):
+            return "".join(f"\n  {holder}" for holder in self._cluster.holders() if show(holder.resources))
+        return None
 
     def _take(self, step: Step, plan: Plan, now: datetime) -> None:
         match step:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raymlops.serving.control.rest_api import last_lines
 from raymlops.serving.names import DEPLOYMENT
 
 Details = Mapping[str, Any]
@@ -84,6 +83,13 @@ def running_replicas(details: Details, name: str) -> int:
     return sum(replica["state"] == "RUNNING" for replica in replicas)
 
 
+def unscheduled(details: Details, name: str) -> bool:
+    """Return whether a replica of one of our applications is on no node yet, as where there is no room for it."""
+    application = details["applications"].get(name, {})
+    replicas = application.get("deployments", {}).get(DEPLOYMENT, {}).get("replicas", [])
+    return any(replica["state"] == "STARTING" and not replica.get("node_id") for replica in replicas)
+
+
 def message_of(details: Details, name: str) -> str:
     """Return the application's own message and its deployment's, shortened to fit a screen."""
     application = details["applications"].get(name, {})
@@ -91,3 +97,9 @@ def message_of(details: Details, name: str) -> str:
     parts += [deployment.get("message", "") for deployment in application.get("deployments", {}).values()]
     unique = [part for index, part in enumerate(parts) if part and part not in parts[:index]]
     return last_lines("\n".join(unique), 24)
+
+
+def last_lines(text: str, lines: int) -> str:
+    """Return the end of a long message, which in a traceback is the error."""
+    kept = [line for line in text.rstrip().splitlines() if line.strip()]
+    return "\n".join(["...", *kept[-lines:]] if len(kept) > lines else kept)

@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from raymlops.cluster.resource_usage import group
 from raymlops.errors import ClusterError, DeployError
+from raymlops.serving.control.details import last_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from raymlops.cluster.placement import Holder
 
 _PATH = "/api/serve/applications/"
 _CLUSTER = "/cluster_id"
@@ -90,9 +94,22 @@ class ServeApi:
         nodes, actors = self._list("nodes"), self._list("actors")
         return Room(nodes, actors, grows=_grows(self._call("GET", _STATUS).json(), nodes))
 
-    def _list(self, kind: str) -> list[dict[str, Any]]:
-        alive = "filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
-        answer = self._call("GET", f"/api/v0/{kind}?detail=true&limit=10000&{alive}").json()
+    def holders(self) -> list[Holder]:
+        """Return who holds CPUs or GPUs, the largest share first.
+
+        Raises:
+            ClusterError: the dashboard does not answer, or refuses us.
+        """
+        groups = [
+            {**row, "bundles": {index: bundle["unit_resources"] for index, bundle in enumerate(row["bundles"])}}
+            for row in self._list("placement_groups", "CREATED")
+        ]
+        jobs = {row["job_id"]: (row["entrypoint"] or "")[:60] for row in self._list("jobs", None) if row["job_id"]}
+        return group(actors=self._list("actors"), tasks=self._list("tasks", "RUNNING"), groups=groups, jobs=jobs)
+
+    def _list(self, kind: str, state: str | None = "ALIVE") -> list[dict[str, Any]]:
+        query = f"&filter_keys=state&filter_predicates=%3D&filter_values={state}" if state else ""
+        answer = self._call("GET", f"/api/v0/{kind}?detail=true&limit=10000{query}").json()
         if not answer.get("result"):
             raise ClusterError(f"the Ray dashboard at {self.dashboard_url} cannot list {kind}: {answer.get('msg')}")
         rows: list[dict[str, Any]] = answer["data"]["result"]["result"]
@@ -158,9 +175,3 @@ def ray_token() -> str | None:
         return path.read_text(encoding="utf-8").strip() or None
     except OSError:
         return None
-
-
-def last_lines(text: str, lines: int) -> str:
-    """Return the end of a long message, which in a traceback is the error."""
-    kept = [line for line in text.rstrip().splitlines() if line.strip()]
-    return "\n".join(["...", *kept[-lines:]] if len(kept) > lines else kept)

@@ -12,12 +12,15 @@ from fake_serve import FakeServe
 from states import SERVE, deploy, opened
 from stored import put
 
+from raymlops.cluster.placement import Holder
 from raymlops.errors import DeployError
 from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.live.transitions import ROUTE, Request, bring
 from raymlops.lifecycle.rollout.canary import TrafficRequest
 from raymlops.records import BundleRef
 from raymlops.serving.names import DEPLOYMENT
+from raymlops.state.audit import now
+from raymlops.state.conditions import conditions
 from raymlops.state.store import Deployment
 
 MENDED = SERVE.model_copy(update={"max_rows": 5})
@@ -221,3 +224,91 @@ def test_a_config_for_what_is_no_longer_desired_is_not_sent(state, serve, reconc
     assert len(serve.sent) == sent
     steps(reconciler, began)
     assert "m--v2" in serve.live
+
+
+class Full(FakeServe):
+    """Serve without room for the second version's replica."""
+
+    placed: ClassVar[dict[str, str]] = {}
+    asked = 0
+
+    def _details(self, config):
+        details = super()._details(config)
+        if config["name"] == "m--v2":
+            details["status"] = "DEPLOYING"
+            details["deployments"][DEPLOYMENT]["replicas"] = [{"state": "STARTING", **self.placed}]
+        return details
+
+    def holders(self):
+        self.asked += 1
+        mine = [holder for holder in super().holders() if "v2" not in holder.name]
+        return [Holder("task training of job 01", {"CPU": 1.5}), *mine]
+
+
+class Dying(FakeServe):
+    """Serve that says of what died how that ended."""
+
+    def _details(self, config):
+        return super()._details(config) | {"message": "OutOfMemoryError: killed"}
+
+
+def began(state, version):
+    """Write a deploy without waiting for it."""
+    new = Deployment("m", version, BundleRef("/bundles", "d" * 64), "run", "warm", SERVE.model_dump(mode="json"))
+    request = Request("deploy", "a test", "me", now(), 60.0)
+    state.change("m", lambda model: bring(model, new, goal=ROUTE, request=request, up=False))
+
+
+def test_a_version_without_room_says_who_has_it(state):
+    """Asked now and then only, and while a replica is on no node only; who fails in the end says it too."""
+    serve = Full(dashboard_url="http://dashboard:8265")
+    deploy(state, serve)
+    begun = now()
+    began(state, 2)
+    verb, controller = (Reconciler(state, serve, serve=SERVE) for _ in range(2))
+    for second in range(5):
+        verb.step(begun + timedelta(seconds=second))
+    assert serve.asked == 0
+    held = "\na replica waits for room, which is held by:"
+    held += "\n  task training of job 01: 1.5 CPU\n  Serve application m--v1: 0.2 CPU"
+    for second in range(7, 20):
+        for reconciler in (verb, controller):
+            reconciler.step(begun + timedelta(seconds=second))
+            assert conditions(state)["m"].reason.endswith(f"m--v2 is DEPLOYING{held}")
+    assert serve.asked == 2
+    serve.placed = {"node_id": "n1"}
+    verb.step(begun + timedelta(seconds=40))
+    assert conditions(state)["m"].reason.endswith("m--v2 is DEPLOYING")
+    serve.placed = {}
+    verb.step(begun + timedelta(seconds=50))
+    verb.step(begun + timedelta(seconds=70))
+    assert held in state.model("m").transitions[-1].reason
+    assert serve.asked == 3
+
+
+def test_a_new_champion_whose_replicas_die_before_it_has_the_route_says_so(state):
+    """With its own last error, and not what another one lacks."""
+    serve = Dying(dashboard_url="http://dashboard:8265")
+    deploy(state, serve)
+    began(state, 2)
+    reconciler = Reconciler(state, serve, serve=SERVE)
+    while not any(one.status == "done" for one in state.model("m").transitions if one.version == 2):
+        reconciler.step(now())
+    serve.unhealthy.add("m--v2")
+    for _ in range(4):
+        reconciler.step(now())
+    assert serve.live["m--v1"]["route_prefix"] == "/models/m"
+    said = "version 2 was up, and its replicas died: m--v2 is UNHEALTHY:\nOutOfMemoryError: killed"
+    assert conditions(state)["m"].reason == said
+
+
+def test_a_version_whose_replicas_die_while_it_comes_up_says_so(state):
+    """Before it has as many as the holder of the route."""
+    serve = Dying(dashboard_url="http://dashboard:8265")
+    deploy(state, serve)
+    began(state, 2)
+    reconciler = Reconciler(state, serve, serve=SERVE)
+    reconciler.step(now())
+    serve.unhealthy.add("m--v2")
+    reconciler.step(now())
+    assert "its replicas died: m--v2 is UNHEALTHY:\nOutOfMemoryError" in state.model("m").transitions[-1].reason
