@@ -81,9 +81,10 @@ def replicas(api: ServeApi, app: str) -> set[str]:
 @pytest.fixture(scope="module")
 def url(api, bundles) -> str:
     """Deploy version 1 and return its route."""
-    applied = apply([deployment(bundles, 1, "champion")], api=api, wait_s=120)
-    assert applied.statuses == {"scale--v1": "RUNNING", INDEX_APP: "RUNNING"}
-    return f"{applied.base_url}/models/scale"
+    plan = apply([deployment(bundles, 1, "champion")], api=api, wait_s=120)
+    statuses = {name: application["status"] for name, application in plan.details["applications"].items()}
+    assert statuses == {"scale--v1": "RUNNING", INDEX_APP: "RUNNING"}
+    return f"{plan.listens.base_url}/models/scale"
 
 
 def test_a_served_version_answers_and_says_who_it_is(url, bundles):

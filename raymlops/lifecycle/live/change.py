@@ -25,7 +25,7 @@ from raymlops.records import DeploymentRecord
 from raymlops.serving.control.converge import broken, index_starts, lacking
 from raymlops.serving.control.details import routes, status_of
 from raymlops.serving.control.plan import places_of
-from raymlops.serving.control.wait import ROUTE_WAIT_S, applied_of, await_answers
+from raymlops.serving.control.wait import await_answer
 from raymlops.serving.names import app_name, route_of
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from raymlops.config.serve import ServeSection
     from raymlops.serving.control.plan import Plan
-    from raymlops.serving.control.wait import Applied
     from raymlops.state.store import Change, Deployment, Model, State
     from raymlops.state.transitions import Transition
 
@@ -61,9 +60,13 @@ class Changed:
 
     before: Model
     after: Model
-    applied: Applied
+    plan: Plan
     changed: bool
-    warnings: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return the notes on this Serve: other states on it, models that others can reach without a key."""
+        return self.plan.notes
 
 
 def change(
@@ -129,11 +132,10 @@ def change(
         sent=hurry and stays,  # where no route moves, a hurry does not wait for a champion that fails meanwhile
         wait_s=wait_s,
     )
-    applied = applied_of(plan)
     new = champion_of(after.deployments)
-    if plan.local and new is not None and champion and applied.routes.get(route_of(name)) != held:
-        await_answers(applied, [new], deadline=time.monotonic() + ROUTE_WAIT_S)
-    return Changed(before, after, applied, acted or before.deployments != after.deployments, plan.notes)
+    if plan.local and new is not None and champion and routes(plan.details).get(route_of(name)) != held:
+        await_answer(plan.listens.base_url, new)
+    return Changed(before, after, plan, acted or before.deployments != after.deployments)
 
 
 def record_of(done: Changed, version: int) -> DeploymentRecord:
@@ -150,7 +152,7 @@ def record_of(done: Changed, version: int) -> DeploymentRecord:
         version=version,
         digest=new.bundle.digest,
         role=new.role,
-        url=f"{done.applied.base_url}/models/{new.name}/predict" if new.role == "champion" else None,
+        url=f"{done.plan.listens.base_url}/models/{new.name}/predict" if new.role == "champion" else None,
         previous_version=old.version if old and old.version != version else None,
         changed=done.changed,
         warnings=done.warnings,

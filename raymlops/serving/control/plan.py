@@ -6,8 +6,8 @@ applications of other states, and foreign ones, are read again just before each 
 
 from __future__ import annotations
 
-import errno
 import socket
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from raymlops.state.store import Deployment, Desired
 
 
-ALONE_S = 5.0
-"""Longest wait for another state that sends its config."""
+ALONE_TRIES = 500 if sys.platform == "linux" else 0
+"""One each 10 ms, while another state sends its config."""
 
 
 class Api(Protocol):
@@ -136,13 +136,11 @@ def plan_of(
         desired,
         host=listens.host,
         port=listens.port,
-        foreign=division.kept,
         grpc_port=grpc_port,
         reach=listens.reach,
         index=division.index_fits,
     )
-    kept = {config["name"] for config in division.kept}
-    wanted = {config["name"]: config for config in target["applications"] if config["name"] not in kept}
+    wanted = {config["name"]: config for config in target["applications"]}
     notes = _notes(desired, division, listens, blocked=blocked)
     return Plan(details, local, listens, desired, target, wanted, division, notes, set(division.ours), blocked)
 
@@ -177,13 +175,11 @@ def _standing(
 ) -> Iterator[Deployment]:
     """Yield the deployments, of blocked models those that run, with the route where it is."""
     for item in deployments:
-        live = ours.get(app_name(item.name, item.version))
         if item.name not in blocked:
             yield item
-        elif live is not None and live.get("route_prefix"):
-            yield replace(item, role="champion", weight=0.0, shadow=0.0)
-        elif live is not None:
-            yield replace(item, role="warm")
+        elif (live := ours.get(app_name(item.name, item.version))) is not None:
+            holds = bool(live.get("route_prefix"))
+            yield replace(item, role="champion", weight=0.0, shadow=0.0) if holds else replace(item, role="warm")
 
 
 def _notes(
@@ -210,16 +206,14 @@ def _alone(details: Mapping[str, Any]) -> Iterator[None]:
     any user, and is free when that ends. Whoever keeps it too long is not waited for.
     """
     with socket.socket(socket.AF_UNIX) as lock:
-        name = (details.get("controller_info") or {}).get("actor_id")
-        deadline = time.monotonic() + ALONE_S
-        while name is not None:
+        serve = (details.get("controller_info") or {}).get("actor_id")
+        for _ in range(ALONE_TRIES if serve else 0):
             try:
-                lock.bind(f"\0raymlops sends to {name}")
-                break
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
-                    break
+                lock.bind(f"\0raymlops sends to {serve}")
+            except OSError:
                 time.sleep(0.01)
+            else:
+                break
         yield
 
 

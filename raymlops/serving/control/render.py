@@ -44,15 +44,14 @@ def render(
     *,
     host: str,
     port: int,
-    foreign: Sequence[Mapping[str, Any]] = (),
     grpc_port: int | None = None,
     reach: str | None = None,
     index: bool = True,
 ) -> dict[str, Any]:
-    """Return the Serve config of the desired state, with ``foreign`` applications unchanged.
+    """Return the Serve config of the desired state, without the applications of others.
 
     ``reach``, the host at which callers reach Serve, decides whether they need an API key by default; it defaults to
-    ``host``. Without deployments there is no index either, so that only the foreign applications remain.
+    ``host``. Without deployments there is no ``index`` either.
     """
     ordered = sorted(desired.deployments, key=lambda item: (item.name, item.version))
     reach = host if reach is None else reach
@@ -65,7 +64,7 @@ def render(
     config: dict[str, Any] = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": host, "port": port, **deadline},
-        "applications": [*ours, *(dict(application) for application in foreign)],
+        "applications": ours,
     }
     if grpc_port is not None:
         config["grpc_options"] = {**grpc_options(grpc_port), **deadline}

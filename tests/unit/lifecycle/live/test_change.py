@@ -32,6 +32,7 @@ from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.transitions import ROUTE, Request, bring, removed
 from raymlops.lifecycle.rollback import roll_back
 from raymlops.records import BundleRef
+from raymlops.serving.control.details import routes
 from raymlops.state.engine import open_engine
 from raymlops.state.keys import create_key, revoke_key
 from raymlops.state.store import Deployment, State
@@ -235,7 +236,7 @@ def test_a_neighbours_broken_model_fails_no_change(state, serve):
     deploy(state, serve, 1, name="digits")
     deploy(state, serve, 1)
     serve.unhealthy = {"digits--v1"}
-    assert deploy(state, serve, 2).applied.routes["/models/flights"] == "flights--v2"
+    assert routes(deploy(state, serve, 2).plan.details)["/models/flights"] == "flights--v2"
     assert not deploy(state, serve, 2).changed
     assert rollback(state, serve).version == 1
 

@@ -15,15 +15,13 @@ from raymlops.state.store import Deployment, Desired
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
-FOREIGN = {"name": "shop", "route_prefix": "/shop", "import_path": "shop:app", "deployments": [{"name": "Shop"}]}
-
 
 def deployment(version: int, role: str, *, name: str = "flights", **serve) -> Deployment:
     return Deployment(name, version, BundleRef(f"/bundles/{version}", f"digest{version}"), f"run{version}", role, serve)
 
 
-def rendered(*deployments, foreign=()):
-    config = render(Desired(deployments), host="127.0.0.1", port=8000, foreign=foreign)
+def rendered(*deployments):
+    config = render(Desired(deployments), host="127.0.0.1", port=8000)
     return {application["name"]: application for application in config["applications"]}
 
 
@@ -182,14 +180,9 @@ def test_the_index_knows_each_models_bounds_and_keys():
     assert options["max_queued_requests"] > 0
 
 
-def test_foreign_applications_are_carried_over():
-    """What somebody else deployed is in the body as it was, or Serve would delete it."""
-    assert rendered(deployment(7, "champion"), foreign=[FOREIGN])["shop"] == FOREIGN
-
-
-def test_nothing_desired_leaves_the_foreign_alone():
+def test_nothing_desired_needs_no_list_of_models():
     """Without a model there is no index that would answer for nothing."""
-    assert list(rendered(foreign=[FOREIGN])) == ["shop"]
+    assert rendered() == {}
 
 
 def test_names_of_applications():
