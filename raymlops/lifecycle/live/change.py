@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from raymlops.state.store import Change, Deployment, Model, State
     from raymlops.state.transitions import Transition
 
-__all__ = ["Changed", "Cluster", "Follow", "change", "record_of", "within"]
+__all__ = ["Changed", "Cluster", "Decide", "Follow", "change", "record_of", "within"]
 
 FIRST_POLL_S, POLL_S = 0.03, 0.25
 """Polling interval: short at first, since most changes take effect at once."""
@@ -49,6 +49,8 @@ CONTINUES = "It stays desired, and the controller continues with it; raymlops st
 
 T = TypeVar("T")
 Follow = Callable[[int], None]
+Decide = Callable[["Model", "Plan | None"], "Change"]
+"""A change as it is decided in its transaction, with what Serve runs if that is known."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def change(
     cluster: Cluster,
     name: str,
     *,
-    decide: Callable[[Model, Plan | None], Change],
+    decide: Decide,
     serve: ServeSection,
     action: str,
     subject: int | None = None,
