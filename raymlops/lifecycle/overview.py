@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from raymlops.config.paths import sqlite_path, sqlite_url
 from raymlops.display import utc_time
 from raymlops.errors import NotFoundError, RaymlopsError, UsageError
-from raymlops.lifecycle.live.lineup import asks_for_keys, champion_of, cools, taken_by
+from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champion_of, cools, taken_by
 from raymlops.lifecycle.sources import Source, place_of, spec_of, state_of
 from raymlops.records import Record, aligned
+from raymlops.state.audit import changes_of
 from raymlops.state.conditions import EVERYTHING, conditions
 from raymlops.state.database import state_url
 from raymlops.state.engine import open_engine
@@ -293,12 +294,12 @@ def _begins(step: int, steps: Sequence[float]) -> str:
 def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> ModelOverview:
     model = state.model(name)
     items, rollout = model.deployments, model.rollout
-    changes, found = state.changes(name), conditions(state)
+    found, warm = conditions(state), cools(items, changes_of(state, name))
     condition = found.get(name) or found.get(EVERYTHING)
     with state.reading() as connection:
         newest = next(iter(rollouts(connection, name, limit=1)), None)
     champion = champion_of(items)
-    taken = None if champion is None else taken_by(champion.version, changes)
+    taken = None if champion is None else taken_by(champion.version, changes_of(state, name, ROUTE_ACTIONS))
     return ModelOverview(
         name=name,
         champion=champion.version if champion else None,
@@ -307,7 +308,7 @@ def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> Mod
         why=taken.why if taken else None,
         canaries={item.version: item.weight for item in items if item.weight},
         shadows={item.version: item.shadow for item in items if item.shadow},
-        warm={version: end.isoformat() if end else None for version, end in cools(items, changes).items()},
+        warm={version: end.isoformat() if end else None for version, end in warm.items()},
         rollout=_shown(rollout) if rollout else None,
         keys=champion is not None and asks_for_keys(champion, reach),
         aborted=_shown(newest) if newest is not None and newest.status == "aborted" else None,

@@ -16,7 +16,7 @@ from raymlops.state.engine import this_user
 from raymlops.state.schema import audit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from sqlalchemy import Connection
 
@@ -65,9 +65,14 @@ def events_in(connection: Connection, query: sa.Select[Any]) -> list[AuditEvent]
     return [AuditEvent(**row) for row in connection.execute(query.order_by(audit.c.id.desc())).mappings()]
 
 
-def changes_of(database: Database, name: str) -> Iterator[AuditEvent]:
-    """Yield the changes of a model's deployments, newest first, a page of events at a time."""
+def changes_of(database: Database, name: str, actions: Collection[str] = ()) -> Iterator[AuditEvent]:
+    """Yield the changes of a model's deployments, newest first, a page of events at a time.
+
+    All of them, or those by some ``actions``. What was desired ``before`` and ``after`` are lists of deployments.
+    """
     query = sa.select(audit).where(audit.c.subject == name)
+    if actions:
+        query = query.where(audit.c.action.in_(actions))
     before: int | None = None
     while True:
         page_query = query if before is None else query.where(audit.c.id < before)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from raymlops.errors import UsageError
 from raymlops.records import BundleRef, Record
-from raymlops.state.audit import AuditEvent, add_event, changes_of, events_in, now
+from raymlops.state.audit import AuditEvent, add_event, events_in, now
 from raymlops.state.database import Database
 from raymlops.state.identity import AuditedHistory, Owner, owner_in
 from raymlops.state.keys import KeyRecord, keys_in
@@ -209,10 +209,6 @@ class State(Database):
             query = query.where((audit.c.subject == name) | mine | keys)
         with self.reading() as connection:
             return events_in(connection, query.limit(limit))
-
-    def changes(self, name: str) -> list[AuditEvent]:
-        """Return the changes of a model's deployments, newest first; before and after are lists of deployments."""
-        return list(changes_of(self, name))
 
 
 def deployments_in(connection: Connection, name: str | None = None) -> list[Deployment]:

@@ -33,7 +33,7 @@ from raymlops.state.store import Change, Deployment, Model
 from raymlops.state.transitions import Transition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from datetime import datetime
 
     from raymlops.state.audit import AuditEvent
@@ -159,7 +159,7 @@ def in_question(model: Model) -> list[int]:
 
 def roll_back(
     model: Model,
-    changes: Sequence[AuditEvent],
+    changes: Iterable[AuditEvent],
     *,
     request: Request,
     up: Callable[[Deployment], bool],

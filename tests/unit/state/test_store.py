@@ -79,7 +79,7 @@ def test_changes_are_all_there_however_many_questions_the_gate_was_asked(state):
     for version in range(150):
         state.record(action="gate.refuse", subject=f"flights/{version}")
     state.record(action="restore", subject="flights")
-    assert [event.after[0]["version"] for event in state.changes("flights")] == [7, 6]
+    assert [event.after[0]["version"] for event in changes_of(state, "flights")] == [7, 6]
     assert len(state.events()) == 153
 
 
@@ -88,7 +88,7 @@ def test_changes_are_read_newest_first_in_pages(state):
     with state.writing() as connection:
         for number in range(120):
             add_event(connection, action="deploy", subject="flights", before=[], after=[number])
-    assert [event.after[0] for event in state.changes("flights")] == list(range(119, -1, -1))
+    assert [event.after[0] for event in changes_of(state, "flights")] == list(range(119, -1, -1))
     assert next(changes_of(state, "flights")).after == [119]
 
 
