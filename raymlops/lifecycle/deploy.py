@@ -24,7 +24,6 @@ from raymlops.lifecycle.rollout.canary import requested_traffic, traffic_record
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import DeploymentRecord
 from raymlops.serving.control.address import is_local, listening
-from raymlops.state.audit import now
 from raymlops.state.engine import this_user
 from raymlops.state.store import Change, Deployment
 
@@ -158,7 +157,7 @@ class _Call:
     def request(self, action: str, why: str | None = None) -> Request:
         """Return who asks for it, and for how long."""
         timeout_s = self.spec.serve.ready_timeout_s
-        return Request(action, why or self.why, this_user(), now(), timeout_s)
+        return Request(action, why or self.why, this_user(), self.state.now(), timeout_s)
 
 
 def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> DeploymentRecord:
@@ -265,7 +264,7 @@ def _aborting(call: _Call, decide: Decide) -> Decide:
     """Return a decision that also ends what has a share of the traffic, so that a refused one ends nothing."""
 
     def decided(model: Model, plan: Plan | None) -> Change:
-        ended = transitions.aborted(model, why=f"for version {call.ref.version}", now=now(), action="abort")
+        ended = transitions.aborted(model, why=f"for version {call.ref.version}", now=call.state.now(), action="abort")
         if ended is None:
             return decide(model, plan)
         found = decide(ended.model, plan)

@@ -59,7 +59,8 @@ class ModelOverview(Record):
     rollout: dict[str, Any] | None
     """The running one, with its evidence and its last decision."""
     coming: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """Versions on their way up: what each gets then (``goal``), since when, by whom, and until when it may take."""
+    """Versions on their way up: what each gets then (``goal``), since when, by whom, and until when it may take
+    (None before it is started)."""
     condition: dict[str, Any] | None = None
     """Why Serve does not run it as desired yet, since when, and when that is tried again; None if it does."""
     keys: bool = False
@@ -319,8 +320,13 @@ def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> Mod
 
 
 def _begun(transition: Transition) -> dict[str, Any]:
-    since, until = transition.began_at.isoformat(), transition.deadline_at.isoformat()
-    return {"goal": transition.goal, "since": since, "by": transition.actor, "until": until}
+    until = transition.deadline_at and transition.deadline_at.isoformat()
+    return {
+        "goal": transition.goal,
+        "since": transition.began_at.isoformat(),
+        "by": transition.actor,
+        "until": until,
+    }
 
 
 def _shown(rollout: Rollout) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from raymlops.lifecycle.registration.admission import MlflowAliases
 from raymlops.lifecycle.rollout.actor import ensure_controller
 from raymlops.lifecycle.rollout.canary import lost_by, traffic_record
 from raymlops.lifecycle.sources import Source, spec_of, state_of
-from raymlops.state.audit import changes_of, now
+from raymlops.state.audit import changes_of
 from raymlops.state.engine import this_user
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def rollback(
 def roll_back(spec: ProjectSpec, state: State, api: ServeApi) -> DeploymentRecord:
     """Take back a version on its way or a canary's share, or give the route back."""
     name, serve = spec.project.name, spec.serve
-    request = Request(ROLLBACK, "requested", this_user(), now(), serve.ready_timeout_s, hurry=True)
     standing = state.model(name)
+    request = Request(ROLLBACK, "requested", this_user(), state.now(), serve.ready_timeout_s, hurry=True)
     seen, live_now = transitions.in_question(standing), champion_of(standing.deployments)
     champion = None if live_now is None else live_now.version
 

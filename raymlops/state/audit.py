@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from raymlops.records import Record
 from raymlops.state.engine import this_user
-from raymlops.state.schema import audit
+from raymlops.state.schema import Time, audit
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -26,9 +26,14 @@ _PAGE = 50
 """Events that are read at once."""
 
 
-def now() -> datetime:
-    """Return the time at which something is recorded, in UTC."""
-    return datetime.now(UTC)
+def now(connection: Connection) -> datetime:
+    """Return the time in UTC by the one clock that all who use a database share, by which everything is decided.
+
+    It is the server's; whoever uses a SQLite file is on its machine.
+    """
+    if connection.dialect.name == "sqlite":
+        return datetime.now(UTC)
+    return connection.execute(sa.select(sa.func.clock_timestamp(type_=Time))).scalar_one()
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def add_event(
 ) -> None:
     """Add an audit event within a transaction; ``actor`` defaults to this user on this host."""
     values = {"before": before, "after": after, "why": why, "action": action, "subject": subject}
-    connection.execute(sa.insert(audit).values(ts=now(), actor=actor or this_user(), **values))
+    connection.execute(sa.insert(audit).values(ts=now(connection), actor=actor or this_user(), **values))
 
 
 def events_in(connection: Connection, query: sa.Select[Any]) -> list[AuditEvent]:

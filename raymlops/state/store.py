@@ -6,7 +6,7 @@ A change and its audit event are one transaction: both are written or neither. K
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import sqlalchemy as sa
@@ -46,7 +46,7 @@ class Deployment(Record):
     """Of a warm version: share of the traffic that it answers as a canary, 0 to 1. The champion has the rest."""
     shadow: float = 0.0
     """Of a warm version: share of the requests of which it gets a copy, 0 to 1."""
-    created_at: datetime = field(default_factory=now, compare=False)
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC), compare=False)
     """When this version was first deployed; kept while it stays, and no part of what makes two deployments equal."""
 
     @classmethod
@@ -116,6 +116,11 @@ class Desired:
 class State(Database):
     """The state database and what should be live by it. Use as a context manager, or call ``close``."""
 
+    def now(self) -> datetime:
+        """Return the time by the clock of the database."""
+        with self.reading() as connection:
+            return now(connection)
+
     def desired(self) -> Desired:
         """Return all that should be live, read in one transaction."""
         with self.reading() as connection:
@@ -123,7 +128,7 @@ class State(Database):
             epochs = {rollout.name: f"{rollout.id}.{rollout.step}" for rollout in running(connection)}
             coming = tuple(one for one in transitions_in(connection) if one.status == "running")
             owner = owner_in(connection, AuditedHistory(self))
-            return Desired(found, tuple(keys_in(connection, now=now())), epochs, coming, owner)
+            return Desired(found, tuple(keys_in(connection, now=now(connection))), epochs, coming, owner)
 
     def owner(self) -> Owner:
         """Return the identity of this database."""

@@ -105,7 +105,7 @@ def test_one_change_at_a_time(url):
     with State.open(url) as state, State.open(url) as other:
         with (
             state.exclusive("deploy flights", wait_s=0),
-            pytest.raises(RefusedError, match=r"deploy flights.* is changing what is live"),
+            pytest.raises(RefusedError, match=r"deploy flights.* holds the lock"),
             other.exclusive("deploy digits", wait_s=0),
         ):
             pass
@@ -128,7 +128,7 @@ with lease(sys.argv[1], "run1", purpose="train"):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         child = int(process.stdout.readline())
         try:
-            assert f"process {process.pid} " in holder_of(url, "run1")
+            assert f"process {process.pid}:" in holder_of(url, "run1")
             with pytest.raises(RefusedError, match="run1 is in use by"), lease(url, "run1", purpose="train", wait_s=0):
                 pass
             with lease(url, "run2", purpose="train", wait_s=0):

@@ -7,11 +7,11 @@ on the controller completes it, whatever happens to the verb. While the verb wai
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -41,11 +41,15 @@ FIRST_POLL_S, POLL_S = 0.03, 0.25
 """Polling interval: short at first, since most changes take effect at once."""
 SHORT_S = 30.0
 """Longest wait for Serve to take a change of which every version is up, and for an absent Serve to come back."""
+STEP_S = 25.0
+"""Longest wait for a step of another process, which may be stopped."""
 GONE_S = 20.0
 """Longest wait for removed versions to release their resources; Serve ends a hung one later."""
 ALIAS_S = 10.0
 """Longest wait for MLflow. The version is live by then, and the controller sets the alias later."""
 CONTINUES = "It stays desired, and the controller continues with it; raymlops status shows how far it is."
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Follow = Callable[[int], None]
@@ -257,18 +261,25 @@ def _looks(reconciler: Reconciler) -> Iterator[tuple[Plan, bool]]:
     """Yield what Serve runs, and whether a step was taken, again and again."""
     pauses = itertools.chain((FIRST_POLL_S * 2**index for index in range(3)), itertools.repeat(POLL_S))
     away_since: float | None = None
+    told = False
     while True:
         try:
-            look = reconciler.step(datetime.now(UTC))
-            plan = reconciler.look() if look is None else look.plan
+            look = reconciler.step()
         except ClusterError as error:
             away_since = away_since or time.monotonic()
             if time.monotonic() - away_since > SHORT_S:
                 raise ClusterError(error.message, hint=CONTINUES) from error
             acted = False
         else:
-            away_since, acted = None, look is not None and look.acted
-            yield plan, acted
+            away_since, acted = None, look.acted
+            if (busy := look.held_by) is not None:
+                if look.held_s > STEP_S:
+                    hint = f"{busy.hint} {CONTINUES}"
+                    raise DeployError(f"no step was taken for {STEP_S:g} s: {busy.message}", hint=hint)
+                if not told:
+                    _log.warning("waiting: %s. %s", busy.message, busy.hint)
+                told = True
+            yield look.plan, acted
         if not acted:
             time.sleep(next(pauses))
 
@@ -277,7 +288,7 @@ def _ended(model: Model, coming: Transition) -> bool:
     """Return whether a version has what it came up for.
 
     Raises:
-        DeployError: it did not come up, or nobody has said so long after it had to.
+        DeployError: it did not come up.
         RefusedError: it was superseded.
     """
     found = model.transition(coming.id)
@@ -286,9 +297,6 @@ def _ended(model: Model, coming: Transition) -> bool:
         raise RefusedError(f"version {coming.version} of {model.name} no longer comes up: {why}", hint=AGAIN)
     if found.status == "failed":
         raise DeployError(found.reason, hint="What was live still is. raymlops doctor shows whether there is room.")
-    if found.status == "running" and datetime.now(UTC) > found.deadline_at + timedelta(seconds=SHORT_S):
-        why = "another process holds the lock over changes of what is live, and takes no step"
-        raise DeployError(f"version {coming.version} of {model.name} is not up: {why}", hint=CONTINUES)
     return found.status == "done"
 
 

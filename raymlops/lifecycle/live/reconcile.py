@@ -167,9 +167,10 @@ def _come_up(
     status, running = status_of(details, name), running_replicas(details, name)
     renewed = any(item["version"] == transition.version for item in transition.restores)
     least, needed = _replicas(plan, name, transition.goal, renewed=renewed)
+    late = now >= (transition.deadline_at or now + timedelta(seconds=transition.timeout_s))
     sent = live is not None and settled(live, plan.wanted[name])
     if status in BROKEN and live is not None:
-        if status == "DEPLOY_FAILED" and not running and _older(live, transition) and now < transition.deadline_at:
+        if status == "DEPLOY_FAILED" and not running and _older(live, transition) and not late:
             return Drop(name), ""  # it failed in an earlier attempt
         if not _older(live, transition) or (status == "UNHEALTHY" and sent):  # other settings may mend it
             return Fail(transition, f"{name} is {status}:\n{message_of(details, name)}"), ""
@@ -183,9 +184,9 @@ def _come_up(
         reason = f"{which} gets as many replicas as the version that has the route"
         if condition is not None and condition.reason == reason and _passed(condition.since, SCALE_WAIT_S, now):
             return Reach(transition), ""
-    if now >= transition.deadline_at:
-        late = "\n".join(part for part in (f"not ready in time: {reason}", message_of(details, name)) if part)
-        return Fail(transition, late), ""
+    if late:
+        told = "\n".join(part for part in (f"not ready in time: {reason}", message_of(details, name)) if part)
+        return Fail(transition, told), ""
     return None, reason
 
 

@@ -20,6 +20,7 @@ from raymlops.serving.control.plan import Api, Plan, plan_of
 from raymlops.serving.names import app_name
 from raymlops.state.conditions import EVERYTHING, Condition, conditions, put_conditions
 from raymlops.state.identity import SHORT
+from raymlops.state.transitions import start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 LOCK_WAIT_S = 0.2
 """Another step is not waited for: it is taken for the same desired state."""
+HELD_S = 5.0
+"""A step that takes longer is the reason for standing still, and who takes it is named."""
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +57,9 @@ class Look:
     plan: Plan
     acted: bool = False
     conditions: dict[str, Condition] = field(default_factory=dict)
+    held_by: BusyError | None = None
+    """Names a process that has held the lock over steps for ``HELD_S``, and may be stopped."""
+    held_s: float = 0.0
 
 
 class Reconciler:
@@ -65,10 +71,11 @@ class Reconciler:
         self._cluster = cluster
         self._actor = actor
         self._here = ""
+        self._holder: tuple[BusyError, datetime] | None = None
         self._places: dict[str, Any] = {"host": serve.host, "port": serve.port, "grpc_port": serve.grpc_port}
 
-    def step(self, now: datetime) -> Look | None:
-        """Take one step, if one is due; None if another process takes one.
+    def step(self, now: datetime | None = None) -> Look:
+        """Take one step, if one is due and no other process takes one; ``now`` is that of the database.
 
         Raises:
             ElsewhereError: the database is live on another cluster.
@@ -77,11 +84,13 @@ class Reconciler:
             DeployError: Serve refuses the config.
             StorageError, UnreachableError: the state database.
         """
+        now = now or self._state.now()
         try:
             with self._state.exclusive("reconciling", wait_s=LOCK_WAIT_S):
+                self._holder = None
                 return self._step(now)
-        except BusyError:
-            return None
+        except BusyError as error:
+            return self._wait(error, now)
         except ElsewhereError:
             raise  # which is no condition of what is live there
         except RaymlopsError as error:
@@ -102,6 +111,7 @@ class Reconciler:
     def _step(self, now: datetime) -> Look:
         before = conditions(self._state)
         plan = self.look()
+        start(self._state, plan.desired.coming, now=now)
         step, found = next_step(plan, before, now=now)
         put_conditions(self._state, found.values())
         if step is not None:
@@ -147,6 +157,16 @@ class Reconciler:
                 plan.put(self._cluster, rest | ({name: plan.ours[name]} if name in plan.ours else {}))
                 return one
         return coming[-1]
+
+    def _wait(self, error: BusyError, now: datetime) -> Look:
+        """Return what there is while another process holds the lock; one that seems to be stopped is named."""
+        if self._holder is None or self._holder[0].message != error.message:
+            self._holder = error, now
+        held_s = (now - self._holder[1]).total_seconds()
+        if held_s < HELD_S:
+            return Look(self.look())
+        self._stand_still(error, now)
+        return Look(self.look(), held_by=error, held_s=held_s)
 
     def _stand_still(self, error: RaymlopsError, now: datetime) -> None:
         """Write why nothing is done, if the state can be written."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.serve import RolloutSection
@@ -55,8 +54,9 @@ class Request:
     why: str
     actor: str
     now: datetime
+    """By the clock of the database, as all times here."""
     timeout_s: float
-    """How long it may take to come up."""
+    """How long it may take to come up, from when the reconciler starts it."""
     hurry: bool = False
 
 
@@ -108,7 +108,7 @@ def bring(
         why=why,
         actor=request.actor,
         began_at=now,
-        deadline_at=now + timedelta(seconds=request.timeout_s),
+        timeout_s=request.timeout_s,
         hurry=request.hurry,
         restores=[*restores, *(one.to_dict() for one in before if one.version in leaving)],
     )

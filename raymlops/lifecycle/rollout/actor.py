@@ -15,7 +15,6 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +114,7 @@ def ensure_running(spec: ProjectSpec, state: State, *, dashboard_url: str, must_
 
 def _is_ours(holder: str | None) -> bool:
     """Return whether a controller of this release holds the lease; Postgres cuts names, and one that was cut counts."""
-    return holder is not None and (PURPOSE in holder or not holder.endswith(")"))
+    return holder is not None and (PURPOSE in holder or ")" not in holder)
 
 
 def controller_config(spec: ProjectSpec, *, dashboard_url: str) -> dict[str, Any]:
@@ -186,7 +185,7 @@ class ControllerActor:
                 self._phase = "running"
                 while not self._stopped.is_set():
                     _check_home(state, here)
-                    self._stopped.wait(controller.step(datetime.now(UTC)))
+                    self._stopped.wait(controller.step(state.now()))
 
     def _controller(self, spec: ProjectSpec, state: State, api: ServeApi) -> Controller:
         from raymlops.lifecycle.rollout.label_losses import LabelLosses, ask_in_task

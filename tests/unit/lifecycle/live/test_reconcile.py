@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar
@@ -18,7 +20,8 @@ from raymlops.lifecycle.live.transitions import ROUTE, Request, bring
 from raymlops.lifecycle.rollout.canary import TrafficRequest
 from raymlops.records import BundleRef
 from raymlops.serving.names import DEPLOYMENT
-from raymlops.state.store import Deployment
+from raymlops.state.conditions import EVERYTHING, conditions
+from raymlops.state.store import Deployment, State
 
 MENDED = SERVE.model_copy(update={"max_rows": 5})
 
@@ -84,9 +87,9 @@ def reconciler(state, serve):
     return Reconciler(state, serve, serve=SERVE)
 
 
-def begin(state, version, *, name="m", timeout_s=60.0, **settings):
+def begin(state, version, *, name="m", timeout_s=60.0, ago_s=0.0, **settings):
     """Desire that a version comes up for the route, and return when."""
-    began = datetime.now(UTC)
+    began = datetime.now(UTC) - timedelta(seconds=ago_s)
     new = Deployment(name, version, BundleRef("/bundles", "d" * 64), "run", "champion", settings)
     request = Request("deploy", "a test", "me", began, timeout_s)
     state.change(name, lambda model: bring(model, new, goal={**ROUTE, "configured": True}, request=request, up=False))
@@ -110,6 +113,7 @@ def test_a_version_that_does_not_come_up_in_time_is_taken_back(state, serve, rec
     deploy(state, serve)
     serve.slow = {"m--v2"}
     began = begin(state, 2)
+    steps(reconciler, began)
     _, look = steps(reconciler, began + timedelta(seconds=59))
     assert look.conditions["m"].reason.startswith("version 2 of m comes up: 0 of 1 replicas run")
     _, look = steps(reconciler, began + timedelta(seconds=60))
@@ -117,6 +121,34 @@ def test_a_version_that_does_not_come_up_in_time_is_taken_back(state, serve, rec
     assert (champion(state), set(serve.live)) == (1, {"m--v1", "raymlops"})
     (failed,) = (one for one in state.model("m").transitions if one.version == 2)
     assert failed.reason.startswith("not ready in time: version 2 of m comes up")
+
+
+def test_the_time_to_come_up_is_counted_from_the_first_step(state, serve, reconciler):
+    """It was requested an hour ago, while Serve was away: its minute begins with the step that sends it."""
+    deploy(state, serve)
+    serve.slow = {"m--v2"}
+    first = begin(state, 2, ago_s=3600.0) + timedelta(seconds=3600)
+    _, look = steps(reconciler, first)
+    assert "m--v2" in serve.live
+    _, look = steps(reconciler, first + timedelta(seconds=59))
+    assert look.conditions["m"].reason.startswith("version 2 of m comes up")
+    steps(reconciler, first + timedelta(seconds=60))
+    assert "m--v2" not in serve.live
+
+
+def test_who_holds_the_lock_over_steps_for_long_is_named(state, serve, reconciler):
+    """Its process may be stopped, or its machine asleep; once it has let go, nothing is said any more."""
+    deploy(state, serve)
+    at = begin(state, 2)
+    with State.open(str(state._engine.url)) as other, other.exclusive("reconciling", wait_s=0):
+        assert reconciler.step(at).held_by is None
+        assert conditions(state) == {}
+        look = reconciler.step(at + timedelta(seconds=5))
+        reason = conditions(state)[EVERYTHING].reason
+        assert re.fullmatch(rf".+@.+ \(process {os.getpid()}: reconciling\) since .+ UTC holds the lock .+", reason)
+        assert (look.held_by.message, look.held_s, look.acted) == (reason, 5.0, False)
+    steps(reconciler, at + timedelta(seconds=6))
+    assert (champion(state), conditions(state)) == (2, {})
 
 
 def test_a_version_takes_the_route_where_there_is_no_room_for_all_its_replicas(state, serve, reconciler):
