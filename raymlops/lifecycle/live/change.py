@@ -274,7 +274,7 @@ def _looks(reconciler: Reconciler) -> Iterator[tuple[Plan, bool]]:
             away_since, acted = None, look.acted
             if (busy := look.held_by) is not None:
                 if look.held_s > STEP_S:
-                    hint = f"{busy.hint} {CONTINUES}"
+                    hint = f"{busy.hint} What was requested stays desired, and is carried out then."
                     raise DeployError(f"no step was taken for {STEP_S:g} s: {busy.message}", hint=hint)
                 if not told:
                     _log.warning("waiting: %s. %s", busy.message, busy.hint)

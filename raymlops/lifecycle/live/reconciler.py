@@ -138,15 +138,19 @@ class Reconciler:
                 self._put(plan, applications, now)
 
     def _put(self, plan: Plan, applications: dict[str, dict[str, Any]], now: datetime) -> None:
-        if self._state.owner().revision != plan.desired.owner.revision:
-            return  # superseded
         try:
-            plan.put(self._cluster, applications)
+            self._send(plan, applications)
         except DeployError as error:
             coming = [one for one in plan.desired.coming if _changes(one, plan, applications)]
             if not coming:
                 raise
             self._take(Fail(self._at_fault(coming, plan, applications), error.message), plan, now)
+
+    def _send(self, plan: Plan, applications: dict[str, dict[str, Any]]) -> None:
+        """Send a config unless it is superseded: this process may have been stopped, and another one holds the lock."""
+        config = plan.config(self._cluster.get(), applications)
+        if self._state.owner().revision == plan.desired.owner.revision:
+            self._cluster.put(config)
 
     def _at_fault(self, coming: list[Transition], plan: Plan, applications: dict[str, dict[str, Any]]) -> Transition:
         """Return for which version Serve refuses a config: the one without which it takes it, or else the newest."""
@@ -154,7 +158,7 @@ class Reconciler:
             name = app_name(one.name, one.version)
             rest = {key: config for key, config in applications.items() if key != name}
             with suppress(DeployError):
-                plan.put(self._cluster, rest | ({name: plan.ours[name]} if name in plan.ours else {}))
+                self._send(plan, rest | ({name: plan.ours[name]} if name in plan.ours else {}))
                 return one
         return coming[-1]
 

@@ -38,7 +38,7 @@ class Api(Protocol):
         """Send a config."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
     """Serve's present and wanted applications."""
 
@@ -54,37 +54,36 @@ class Plan:
     """The live applications by owner."""
     notes: tuple[str, ...]
     """Notes on this Serve, for the user."""
-    sent: set[str]
-    """Names of our applications that Serve knows."""
 
     @property
     def ours(self) -> dict[str, dict[str, Any]]:
         """Return our live applications."""
         return self.division.ours
 
-    def put(self, api: Api, applications: Mapping[str, dict[str, Any]]) -> None:
-        """Replace our applications. New ones start with at least one replica.
+    def config(self, details: dict[str, Any], applications: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        """Return the config that replaces our applications, by Serve's details of just now.
+
+        New ones start with at least one replica.
 
         One with ``min_replicas: 0`` would otherwise not prove that it answers. Serve 2.60 resets the target to
         ``initial_replicas`` at every change of a deployment's config, so that it is sent only once.
 
         Raises:
-            TakenError: another state took one of these names meanwhile; nothing was sent.
+            TakenError: another state took one of these names meanwhile.
         """
-        division = divide(api.get(), self.desired)
+        division = divide(details, self.desired)
         division.refuse_held({config["args"].get("name", "") for config in applications.values()})
         if INDEX_APP in division.others:  # another state was first to have one
             applications = {name: config for name, config in applications.items() if name != INDEX_APP}
         bodies = [
             stamped(
-                config if name in self.sent else _started(config),
+                config if name in division.ours else _started(config),
                 division.ours.get(name),
                 self.desired.owner,
             )
             for name, config in applications.items()
         ]
-        api.put({**self.target, "applications": [*bodies, *division.kept]})
-        self.sent = set(applications)
+        return {**self.target, "applications": [*bodies, *division.kept]}
 
 
 def plan_of(
@@ -128,7 +127,7 @@ def plan_of(
     kept = {config["name"] for config in division.kept}
     wanted = {config["name"]: config for config in target["applications"] if config["name"] not in kept}
     notes = _notes(desired, division, listens, held=held)
-    return Plan(details, local, listens, desired, target, wanted, division, notes, set(division.ours))
+    return Plan(details, local, listens, desired, target, wanted, division, notes)
 
 
 def check_port(host: str, port: int) -> None:

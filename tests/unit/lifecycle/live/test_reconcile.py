@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from dataclasses import replace
@@ -238,17 +239,21 @@ def test_a_champion_that_fails_is_started_anew_before_a_warm_version_that_does(s
     assert serve.get()["applications"]["m--v2"]["status"] == "RUNNING"
 
 
-def test_a_config_for_what_is_no_longer_desired_is_not_sent(state, serve, reconciler):
-    """A key was revoked after the state was read: that config would make it good again."""
+@pytest.mark.parametrize("moment", [0, 1])
+def test_a_config_for_what_is_no_longer_desired_is_not_sent(state, serve, reconciler, moment):
+    """A key was revoked after the state was read, before or just as it is sent: the key would be good again.
+
+    The process that sends it may have been stopped for long, and another one holds the lock by now.
+    """
     deploy(state, serve)
-    began, read, sent = begin(state, 2), serve.get, len(serve.sent)
+    began, read, sent, looks = begin(state, 2), serve.get, len(serve.sent), itertools.count()
 
     def get():
-        if len(state.events()) == events:
+        if next(looks) == moment:
             state.record(action="key.revoke", subject="api-key:k")
         return read()
 
-    events, serve.get = len(state.events()), get
+    serve.get = get
     assert reconciler.step(began).acted
     assert len(serve.sent) == sent
     steps(reconciler, began)

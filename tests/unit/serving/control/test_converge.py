@@ -35,7 +35,7 @@ def bring(serve: FakeServe, *items: Deployment, coming=()):
         applications = next_applications(plan)
         if same(applications, plan.ours):
             return plan
-        plan.put(serve, applications)
+        serve.put(plan.config(serve.get(), applications))
     raise AssertionError("it does not end")
 
 

@@ -37,7 +37,7 @@ def test_what_comes_up_after_a_change_was_planned_is_sent_along(serve, states, p
     """Minutes may pass between the reading and the last config of a change; a model that came meanwhile stays."""
     first, second = states
     deploy(first, serve, "shop")
-    planned.put(serve, planned.wanted)
+    serve.put(planned.config(serve.get(), planned.wanted))
     assert {name: owner for name, owner in marks(serve).items() if name != "raymlops"} == {
         "shop--v1": first.owner().id,
         "pub--v1": second.owner().id,
@@ -50,7 +50,7 @@ def test_a_name_that_was_taken_after_a_change_was_planned_is_left(serve, states,
     deploy(first, serve, "pub", digest="e" * 64)
     sent = len(serve.sent)
     with pytest.raises(TakenError, match=f"belongs to state {first.owner().short}"):
-        planned.put(serve, planned.wanted)
+        serve.put(planned.config(serve.get(), planned.wanted))
     assert len(serve.sent) == sent
 
 
