@@ -15,7 +15,7 @@ from raymlops.config.paths import sqlite_path, sqlite_url
 from raymlops.display import utc_time
 from raymlops.errors import NotFoundError, RaymlopsError, UsageError
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champion_of, cools, taken_by
-from raymlops.lifecycle.sources import Source, place_of, spec_of, state_of
+from raymlops.lifecycle.sources import Source, place_of, serve_of, spec_of, state_of
 from raymlops.records import Record, aligned
 from raymlops.state.audit import changes_of
 from raymlops.state.conditions import EVERYTHING, conditions
@@ -260,25 +260,31 @@ def follow_rollout(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Rollout:
-    """Report each decision on a rollout until it ends, and return it; the caller reports its end.
+    """Report each decision on a rollout until it ends and Serve runs what follows, and return it.
 
-    Interrupting this does not stop the rollout: the controller continues it.
+    The caller reports its end. Interrupting this does not stop the rollout: the controller continues it.
 
     Raises:
         NotFoundError: it does not exist.
+        DeployError, ClusterError: it has ended, and Serve does not run what follows.
     """
+    from raymlops.lifecycle.live.change import SHORT_S, converged
+    from raymlops.lifecycle.live.reconciler import Reconciler
+
     spec = spec_of(source, overrides=overrides, env=env)
     reported = -1
     reported_at = float("-inf")
-    with State.open(state_url(spec)) as state:
-        while True:
-            found = find_rollout(state, rollout_id, name=spec.project.name)
-            if found.status != "running":
-                return found
+    name = spec.project.name
+    with state_of(spec) as state:
+        while (found := find_rollout(state, rollout_id, name=name)).status == "running":
             if found.step != reported or (found.reason and clock() - reported_at >= REPORT_EVERY_S):
                 on_line(line_of(found))
                 reported, reported_at = found.step, clock()
             sleep(POLL_S)
+        with serve_of(spec) as api:
+            reconciler = Reconciler(state, api, serve=spec.serve)
+            converged(reconciler, lambda: list(filter(None, [champion_of(state.deployments(name))])), wait_s=SHORT_S)
+    return found
 
 
 def line_of(rollout: Rollout) -> str:
