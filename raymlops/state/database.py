@@ -65,6 +65,11 @@ class Database:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
+    @property
+    def url(self) -> str:
+        """Return the SQL URL, with its password."""
+        return self._engine.url.render_as_string(hide_password=False)
+
     def close(self) -> None:
         """Close the connections."""
         self._engine.dispose()
