@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -36,12 +35,14 @@ if TYPE_CHECKING:
     from raymlops.state.store import Change, Deployment, Model, State
     from raymlops.state.transitions import Transition
 
-__all__ = ["Changed", "Cluster", "Follow", "change", "record_of", "within"]
+__all__ = ["Changed", "Cluster", "Decide", "Follow", "change", "record_of", "within"]
 
 FIRST_POLL_S, POLL_S = 0.03, 0.25
 """Polling interval: short at first, since most changes take effect at once."""
 SHORT_S = 30.0
 """Longest wait for Serve to take a change of which every version is up, and for a Serve or a state that is away."""
+STEP_S = 25.0
+"""Longest wait for a step of another process, which may be stopped."""
 GONE_S = 20.0
 """Longest wait for removed versions to release their resources; Serve ends a hung one later."""
 ALIAS_S = 10.0
@@ -52,6 +53,8 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Follow = Callable[[int], None]
+Decide = Callable[["Model", "Plan | None"], "Change"]
+"""A change as it is decided in its transaction, with what Serve runs if that is known."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def change(
     cluster: Cluster,
     name: str,
     *,
-    decide: Callable[[Model, Plan | None], Change],
+    decide: Decide,
     serve: ServeSection,
     action: str,
     subject: int | None = None,
@@ -263,10 +266,11 @@ def _looks(reconciler: Reconciler, ask: Callable[[], T]) -> Iterator[tuple[Plan,
     """Yield what Serve runs, whether a step was taken, and what the state is asked for, again and again."""
     pauses = itertools.chain((FIRST_POLL_S * 2**index for index in range(3)), itertools.repeat(POLL_S))
     away_since: float | None = None
+    told = False
     while True:
         try:
-            look = reconciler.step(datetime.now(UTC))
-            plan, asked = reconciler.look() if look is None else look.plan, ask()
+            look = reconciler.step()
+            asked = ask()
         except UnreachableError as error:
             if away_since is None:
                 away_since = time.monotonic()
@@ -275,8 +279,15 @@ def _looks(reconciler: Reconciler, ask: Callable[[], T]) -> Iterator[tuple[Plan,
                 raise type(error)(error.message, hint=CONTINUES) from error
             acted = False
         else:
-            away_since, acted = None, look is not None and look.acted
-            yield plan, acted, asked
+            away_since, acted = None, look.acted
+            if (busy := look.held_by) is not None:
+                if look.held_s > STEP_S:
+                    hint = f"{busy.hint} What was requested stays desired, and is carried out then."
+                    raise DeployError(f"no step was taken for {STEP_S:g} s: {busy.message}", hint=hint)
+                if not told:
+                    _log.warning("waiting: %s. %s", busy.message, busy.hint)
+                told = True
+            yield look.plan, acted, asked
         if not acted:
             time.sleep(next(pauses))
 
@@ -285,7 +296,7 @@ def _ended(model: Model, coming: Transition) -> bool:
     """Return whether a version has what it came up for.
 
     Raises:
-        DeployError: it did not come up, or nobody has said so long after it had to.
+        DeployError: it did not come up.
         RefusedError: it was superseded.
     """
     found = model.transition(coming.id)
@@ -294,9 +305,6 @@ def _ended(model: Model, coming: Transition) -> bool:
         raise RefusedError(f"version {coming.version} of {model.name} no longer comes up: {why}", hint=AGAIN)
     if found.status == "failed":
         raise DeployError(found.reason, hint="What was live still is. raymlops doctor shows whether there is room.")
-    if found.status == "running" and datetime.now(UTC) > found.deadline_at + timedelta(seconds=SHORT_S):
-        why = "another process holds the lock over changes of what is live, and takes no step"
-        raise DeployError(f"version {coming.version} of {model.name} is not up: {why}", hint=CONTINUES)
     return found.status == "done"
 
 

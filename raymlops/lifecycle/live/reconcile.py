@@ -183,8 +183,9 @@ def _come_up(
     """Return the step that a version on its way up needs, or what it waits for."""
     name = app_name(transition.name, transition.version)
     which = f"version {transition.version} of {transition.name}"
+    late = now >= (transition.deadline_at or now + timedelta(seconds=transition.timeout_s))
     if (taken := plan.blocked.get(transition.name)) is not None:
-        return (Fail(transition, str(taken)), "") if now >= transition.deadline_at else (None, str(taken))
+        return (Fail(transition, str(taken)), "") if late else (None, str(taken))
     details, live = plan.details, configs(plan.details).get(name)
     status, running = status_of(details, name), running_replicas(details, name)
     renewed = any(item["version"] == transition.version for item in transition.restores)
@@ -192,7 +193,7 @@ def _come_up(
     sent = live is not None and settled(live, plan.wanted[name])
     said = "" if condition is None else condition.reason.partition(NO_ROOM)[0]
     if status in BROKEN and live is not None:
-        if status == "DEPLOY_FAILED" and not running and _older(live, transition) and now < transition.deadline_at:
+        if status == "DEPLOY_FAILED" and not running and _older(live, transition) and not late:
             return Drop(name), ""  # it failed in an earlier attempt
         if not _older(live, transition) or (status == "UNHEALTHY" and sent):  # other settings may mend it
             return Fail(transition, _died(plan, transition.version, name)), ""
@@ -206,10 +207,10 @@ def _come_up(
         reason = f"{which} gets as many replicas as the version that has the route"
         if condition is not None and said == reason and _passed(condition.since, SCALE_WAIT_S, now):
             return Reach(transition), ""
-    if now >= transition.deadline_at:
+    if late:
         reason = condition.reason if condition is not None and said == reason else reason
-        late = "\n".join(part for part in (f"not ready in time: {reason}", message_of(details, name)) if part)
-        return Fail(transition, late), ""
+        told = "\n".join(part for part in (f"not ready in time: {reason}", message_of(details, name)) if part)
+        return Fail(transition, told), ""
     return None, reason
 
 

@@ -21,7 +21,7 @@ from raymlops.serving.control.render import render, settings_of
 from raymlops.serving.names import INDEX_APP, app_name, route_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from raymlops.errors import TakenError
     from raymlops.serving.control.ownership import Division
@@ -81,8 +81,10 @@ class Plan:
         for name in sorted(self.blocked.keys() & set(names)):
             raise self.blocked[name]
 
-    def put(self, api: Api, applications: Mapping[str, dict[str, Any]]) -> None:
-        """Replace our applications. New ones start with at least one replica.
+    def put(
+        self, api: Api, applications: Mapping[str, dict[str, Any]], *, current: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Replace our applications, unless the plan is no longer ``current``. New ones start with at least one replica.
 
         One with ``min_replicas: 0`` would otherwise not prove that it answers. Serve 2.60 resets the target to
         ``initial_replicas`` at every change of a deployment's config, so that it is sent only once.
@@ -102,8 +104,9 @@ class Plan:
                 stamped(config if name in self.sent else _started(config), ours.get(name), owner)
                 for name, config in applications.items()
             ]
-            api.put({**self.target, "applications": [*bodies, *division.kept]})
-            self.sent = set(applications)
+            if current():
+                api.put({**self.target, "applications": [*bodies, *division.kept]})
+                self.sent = set(applications)
 
 
 def plan_of(

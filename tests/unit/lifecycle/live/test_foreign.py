@@ -13,7 +13,6 @@ from raymlops.errors import TakenError
 from raymlops.lifecycle.keys import bring as bring_key
 from raymlops.lifecycle.live import transitions
 from raymlops.lifecycle.live.reconciler import Reconciler
-from raymlops.state.audit import now
 from raymlops.state.conditions import conditions
 from raymlops.state.keys import create_key, revoke_key
 
@@ -41,7 +40,7 @@ def declare(serve, name, route):
 
 def began(state, name, version):
     """Write a deploy whose verb is killed then."""
-    request = transitions.Request("deploy", "a test", "me", now(), 30.0)
+    request = transitions.Request("deploy", "a test", "me", state.now(), 30.0)
 
     def decide(model):
         return transitions.bring(model, version_of(version, name), goal=transitions.ROUTE, request=request, up=False)
@@ -76,7 +75,7 @@ def test_what_has_the_name_of_the_next_version_blocks_no_other_model(state, serv
     assert take_back(state, serve).version == 1
     assert serve.live["n--v1"]["route_prefix"] == "/models/n"
     assert "'n--v2'" in conditions(state)["n"].reason
-    Reconciler(state, serve, serve=SERVE).step(now() + timedelta(seconds=31))
+    Reconciler(state, serve, serve=SERVE).step(state.now() + timedelta(seconds=31))
     assert "'n--v2'" in state.model("n").transitions[-1].reason
     assert serve.live["n--v2"]["import_path"] == "shop:app"
     converge(state, serve)
@@ -99,12 +98,12 @@ def test_a_champion_whose_name_was_taken_stands_still(state, serve):
     serve.slow.add("n--v3")
     began(state, "n", 3)
     declare(serve, "n--v3", "/x")
-    key, _ = create_key(state, name="shop", models=["n"], now=now())
+    key, _ = create_key(state, name="shop", models=["n"], now=state.now())
     converge(state, serve)
     assert serve.live["n--v1"]["route_prefix"] == "/models/n"
     hashes = str(serve.live["n--v1"]["deployments"][0]["user_config"]["access"])
     assert key.id in hashes
-    revoke_key(state, key.id, now=now())
+    revoke_key(state, key.id, now=state.now())
     with pytest.raises(TakenError):
         bring_key(state, serve, key, serve=SERVE)
     assert key.id not in str(serve.live["n--v1"]["deployments"][0]["user_config"]["access"])

@@ -9,7 +9,6 @@ from states import SERVE, converge, copied, deploy, opened, take_down
 from raymlops.errors import ElsewhereError, OutdatedStateError
 from raymlops.lifecycle.keys import bring as send_key
 from raymlops.lifecycle.live.restored_state import make_count, settle
-from raymlops.state.audit import now
 from raymlops.state.conditions import conditions
 from raymlops.state.keys import create_key
 
@@ -69,7 +68,7 @@ def test_a_state_is_live_on_one_cluster(serve, state):
     assert "deploy --restore" in caught.value.hint
     with pytest.raises(ElsewhereError, match="live on another cluster: cccccccc"):
         converge(state, other)
-    key, _ = create_key(state, name="shop", models=["shop"], now=now())
+    key, _ = create_key(state, name="shop", models=["shop"], now=state.now())
     with pytest.raises(ElsewhereError, match="live on another cluster: cccccccc"):
         send_key(state, other, key, serve=SERVE)
     assert (state.owner().cluster, other.sent) == (serve.cluster, [])
