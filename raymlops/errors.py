@@ -165,7 +165,7 @@ class BusyError(RefusedError):
 
 
 class TakenError(RefusedError):
-    """A model on Serve that belongs to another state database."""
+    """A model on Serve that belongs to another state database, or whose name or route a foreign application has."""
 
 
 class OutdatedStateError(RefusedError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from raymlops.errors import RefusedError, UsageError
 from raymlops.lifecycle.live import transitions
 from raymlops.lifecycle.live.capacity import leaving_first
-from raymlops.lifecycle.live.change import change, followed, record_of
+from raymlops.lifecycle.live.change import Decide, change, followed, record_of
 from raymlops.lifecycle.live.lineup import champion_of, opens
 from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.rollouts import refuse_running
@@ -24,7 +24,6 @@ from raymlops.lifecycle.rollout.canary import requested_traffic, traffic_record
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import DeploymentRecord
 from raymlops.serving.control.address import is_local, listening
-from raymlops.state.audit import now
 from raymlops.state.engine import this_user
 from raymlops.state.store import Change, Deployment
 
@@ -158,7 +157,7 @@ class _Call:
     def request(self, action: str, why: str | None = None) -> Request:
         """Return who asks for it, and for how long."""
         timeout_s = self.spec.serve.ready_timeout_s
-        return Request(action, why or self.why, this_user(), now(), timeout_s)
+        return Request(action, why or self.why, this_user(), self.state.now(), timeout_s)
 
 
 def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> DeploymentRecord:
@@ -189,13 +188,11 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         return transitions.bring(model, new, goal=goal, request=call.request(action, why), up=up, leaving=leaving)
 
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
-    if abort:
-        _abort(call)
     done = change(
         state,
         api,
         ref.name,
-        decide=decide,
+        decide=_aborting(call, decide) if abort else decide,
         serve=call.spec.serve,
         action=action,
         subject=ref.version,
@@ -239,15 +236,20 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
             return transitions.unshared(model, version, goal, action=traffic.action, why=why)
         if traffic.weight is not None:
             refuse_running(model)
-        up = is_up(plan, new, goal=goal)
+        up = not abort and is_up(plan, new, goal=goal)  # one change ends a rollout, or begins one
         request = call.request(traffic.action, why)
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving)
 
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
-    if abort:
-        _abort(call)
-    subject = None if traffic.removes else version
-    done = change(state, api, name, decide=decide, serve=call.spec.serve, action=traffic.action, subject=subject)
+    done = change(
+        state,
+        api,
+        name,
+        decide=_aborting(call, decide) if abort else decide,
+        serve=call.spec.serve,
+        action=traffic.action,
+        subject=None if traffic.removes else version,
+    )
     record = traffic_record(done, version, digest=ref.bundle.digest)
     if traffic.rollout is not None and record.rollout_id is not None:
         if (sticky := settings_of(champion).traffic.sticky) != "request":
@@ -258,14 +260,17 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
     return replace(record, warnings=(*record.warnings, *warnings))
 
 
-def _abort(call: _Call) -> None:
-    """End what has a share of the traffic by a change of its own, so that what follows is decided without it."""
+def _aborting(call: _Call, decide: Decide) -> Decide:
+    """Return a decision that also ends what has a share of the traffic, so that a refused one ends nothing."""
 
-    def decide(model: Model) -> Change:
-        ended = transitions.aborted(model, why=f"for version {call.ref.version}", now=now(), action="abort")
-        return ended or Change(model, "abort", "")
+    def decided(model: Model, plan: Plan | None) -> Change:
+        ended = transitions.aborted(model, why=f"for version {call.ref.version}", now=call.state.now(), action="abort")
+        if ended is None:
+            return decide(model, plan)
+        found = decide(ended.model, plan)
+        return replace(found, why=f"{found.why}; {ended.why}", withdraws={**ended.withdraws, **found.withdraws})
 
-    call.state.change(call.ref.name, decide)
+    return decided
 
 
 def _name_champion(ref: ModelVersionRef, *, state: State, registry: Registry, why: str) -> DeploymentRecord:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import ClusterError, OutdatedStateError, RaymlopsError, TakenError
@@ -81,8 +81,9 @@ def create(
         StorageError, UnreachableError: the state database cannot be written; nothing was changed.
     """
     spec = spec_of(source)
-    now, opened = datetime.now(UTC), tuple(models) or (spec.project.name,)
+    opened = tuple(models) or (spec.project.name,)
     with state_of(spec) as state:
+        now = state.now()
         # Before the secret exists: an error afterwards would lose it.
         warnings = _doubts(opened, scopes, spec=spec, state=state)
         key, secret = create_key(
@@ -110,7 +111,7 @@ def revoke(source: Source, id_or_name: str) -> KeyChange:
     """
     spec = spec_of(source)
     with state_of(spec) as state:
-        key = revoke_key(state, id_or_name, now=datetime.now(UTC))
+        key = revoke_key(state, id_or_name, now=state.now())
         change, _ = _send(spec, state, KeyChange(key))
     return change
 
@@ -126,7 +127,7 @@ def rotate(source: Source, id_or_name: str, *, grace_s: float) -> KeyChange:
     """
     spec = spec_of(source)
     with state_of(spec) as state:
-        key, secret, old = rotate_key(state, id_or_name, grace_s=grace_s, now=datetime.now(UTC))
+        key, secret, old = rotate_key(state, id_or_name, grace_s=grace_s, now=state.now())
         change, _ = _send(spec, state, KeyChange(key, secret, old))
     return change
 
@@ -150,8 +151,9 @@ def bring(state: State, api: Cluster, key: KeyRecord, *, serve: ServeSection) ->
         return [item for item in state.deployments() if item.role == "champion" and key.opens(item.name)]
 
     reconciler = Reconciler(state, api, serve=serve)
-    reconciler.look().division.refuse_held({item.name for item in opened()})
+    reconciler.look()
     plan, _ = converged(reconciler, opened, wait_s=WAIT_S)
+    plan.refuse_blocked({item.name for item in opened()})
     return plan
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from raymlops.lifecycle.live.restored_state import settle
 from raymlops.lifecycle.rollout.actor import LEASE
 from raymlops.lifecycle.sources import opened
-from raymlops.state.database import state_url
 from raymlops.state.lease import holder_of
 
 if TYPE_CHECKING:
@@ -23,5 +22,5 @@ if TYPE_CHECKING:
 def live(spec: ProjectSpec, *, restore: bool = False, takeover: bool = False) -> Iterator[tuple[State, ServeApi]]:
     """Open the state and Serve's API of the cluster on which the state is live."""
     with opened(spec) as (state, api):
-        settle(state, api, holder=lambda: holder_of(state_url(spec), LEASE), restore=restore, takeover=takeover)
+        settle(state, api, holder=lambda: holder_of(state.url, LEASE), restore=restore, takeover=takeover)
         yield state, api

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from raymlops.config.paths import sqlite_path, sqlite_url
 from raymlops.display import utc_time
 from raymlops.errors import NotFoundError, RaymlopsError, UsageError
-from raymlops.lifecycle.live.lineup import asks_for_keys, champion_of, cools, taken_by
-from raymlops.lifecycle.sources import Source, place_of, spec_of, state_of
+from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champion_of, cools, taken_by
+from raymlops.lifecycle.sources import Source, place_of, serve_of, spec_of, state_of
 from raymlops.records import Record, aligned
+from raymlops.state.audit import changes_of
 from raymlops.state.conditions import EVERYTHING, conditions
 from raymlops.state.database import state_url
 from raymlops.state.engine import open_engine
@@ -58,7 +59,8 @@ class ModelOverview(Record):
     rollout: dict[str, Any] | None
     """The running one, with its evidence and its last decision."""
     coming: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """Versions on their way up: what each gets then (``goal``), since when, by whom, and until when it may take."""
+    """Versions on their way up: what each gets then (``goal``), since when, by whom, and until when it may take
+    (None before it is started)."""
     condition: dict[str, Any] | None = None
     """Why Serve does not run it as desired yet, since when, and when that is tried again; None if it does."""
     keys: bool = False
@@ -258,25 +260,31 @@ def follow_rollout(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Rollout:
-    """Report each decision on a rollout until it ends, and return it; the caller reports its end.
+    """Report each decision on a rollout until it ends and Serve runs what follows, and return it.
 
-    Interrupting this does not stop the rollout: the controller continues it.
+    The caller reports its end. Interrupting this does not stop the rollout: the controller continues it.
 
     Raises:
         NotFoundError: it does not exist.
+        DeployError, ClusterError: it has ended, and Serve does not run what follows.
     """
+    from raymlops.lifecycle.live.change import SHORT_S, converged
+    from raymlops.lifecycle.live.reconciler import Reconciler
+
     spec = spec_of(source, overrides=overrides, env=env)
     reported = -1
     reported_at = float("-inf")
-    with State.open(state_url(spec)) as state:
-        while True:
-            found = find_rollout(state, rollout_id, name=spec.project.name)
-            if found.status != "running":
-                return found
+    name = spec.project.name
+    with state_of(spec) as state:
+        while (found := find_rollout(state, rollout_id, name=name)).status == "running":
             if found.step != reported or (found.reason and clock() - reported_at >= REPORT_EVERY_S):
                 on_line(line_of(found))
                 reported, reported_at = found.step, clock()
             sleep(POLL_S)
+        with serve_of(spec) as api:
+            reconciler = Reconciler(state, api, serve=spec.serve)
+            converged(reconciler, lambda: list(filter(None, [champion_of(state.deployments(name))])), wait_s=SHORT_S)
+    return found
 
 
 def line_of(rollout: Rollout) -> str:
@@ -293,12 +301,12 @@ def _begins(step: int, steps: Sequence[float]) -> str:
 def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> ModelOverview:
     model = state.model(name)
     items, rollout = model.deployments, model.rollout
-    changes, found = state.changes(name), conditions(state)
+    found, warm = conditions(state), cools(items, changes_of(state, name))
     condition = found.get(name) or found.get(EVERYTHING)
     with state.reading() as connection:
         newest = next(iter(rollouts(connection, name, limit=1)), None)
     champion = champion_of(items)
-    taken = None if champion is None else taken_by(champion.version, changes)
+    taken = None if champion is None else taken_by(champion.version, changes_of(state, name, ROUTE_ACTIONS))
     return ModelOverview(
         name=name,
         champion=champion.version if champion else None,
@@ -307,7 +315,7 @@ def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> Mod
         why=taken.why if taken else None,
         canaries={item.version: item.weight for item in items if item.weight},
         shadows={item.version: item.shadow for item in items if item.shadow},
-        warm={version: end.isoformat() if end else None for version, end in cools(items, changes).items()},
+        warm={version: end.isoformat() if end else None for version, end in warm.items()},
         rollout=_shown(rollout) if rollout else None,
         keys=champion is not None and asks_for_keys(champion, reach),
         aborted=_shown(newest) if newest is not None and newest.status == "aborted" else None,
@@ -318,8 +326,13 @@ def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> Mod
 
 
 def _begun(transition: Transition) -> dict[str, Any]:
-    since, until = transition.began_at.isoformat(), transition.deadline_at.isoformat()
-    return {"goal": transition.goal, "since": since, "by": transition.actor, "until": until}
+    until = transition.deadline_at and transition.deadline_at.isoformat()
+    return {
+        "goal": transition.goal,
+        "since": transition.began_at.isoformat(),
+        "by": transition.actor,
+        "until": until,
+    }
 
 
 def _shown(rollout: Rollout) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from raymlops.lifecycle.live import transitions
 from raymlops.lifecycle.live.change import change
 from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.sources import Source, spec_of
-from raymlops.state.audit import now
 
 if TYPE_CHECKING:
     from raymlops.serving.control.plan import Plan
@@ -25,7 +24,7 @@ def remove(source: Source) -> list[int]:
     spec = spec_of(source)
 
     def decide(model: Model, _plan: Plan | None) -> Change:
-        return transitions.removed(model, now=now(), why="requested")
+        return transitions.removed(model, now=state.now(), why="requested")
 
     with live(spec) as (state, api):
         done = change(state, api, spec.project.name, decide=decide, serve=spec.serve, action="remove", blind=True)

@@ -39,13 +39,12 @@ def restore(
         notes = make_count(state, api) if takeover else ()
         desired = state.desired()
         reconciler = Reconciler(state, api, serve=spec.serve)
-        division = reconciler.look().division
+        reconciler.look()
         champions = [item for item in desired.deployments if item.role == "champion"]
         for note in (*notes, *ensure_controller(spec, state, dashboard_url=api.dashboard_url)):
             on_warning(note)
-        back = [item for item in champions if item.name not in division.holders()]
-        plan, _ = converged(reconciler, lambda: back, wait_s=spec.serve.ready_timeout_s)
+        plan, _ = converged(reconciler, lambda: champions, wait_s=spec.serve.ready_timeout_s)
         for note in plan.notes:
             on_warning(note)
-        division.refuse_held({item.name for item in champions})
+        plan.refuse_blocked({item.name for item in champions})
     return list(desired.deployments)

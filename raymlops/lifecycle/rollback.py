@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from raymlops.errors import RefusedError
 from raymlops.lifecycle.live import transitions
 from raymlops.lifecycle.live.change import change, followed, record_of
-from raymlops.lifecycle.live.lineup import canaries_of, champion_of, previous_champion
+from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, canaries_of, champion_of, previous_champion
 from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.transitions import ROLLBACK, ROUTE, Request
 from raymlops.lifecycle.opening import live
@@ -17,7 +17,7 @@ from raymlops.lifecycle.registration.admission import MlflowAliases
 from raymlops.lifecycle.rollout.actor import ensure_controller
 from raymlops.lifecycle.rollout.canary import lost_by, traffic_record
 from raymlops.lifecycle.sources import Source, spec_of, state_of
-from raymlops.state.audit import now
+from raymlops.state.audit import changes_of
 from raymlops.state.engine import this_user
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def rollback(
 def roll_back(spec: ProjectSpec, state: State, api: ServeApi) -> DeploymentRecord:
     """Take back a version on its way or a canary's share, or give the route back."""
     name, serve = spec.project.name, spec.serve
-    request = Request(ROLLBACK, "requested", this_user(), now(), serve.ready_timeout_s, hurry=True)
     standing = state.model(name)
+    request = Request(ROLLBACK, "requested", this_user(), state.now(), serve.ready_timeout_s, hurry=True)
     seen, live_now = transitions.in_question(standing), champion_of(standing.deployments)
     champion = None if live_now is None else live_now.version
 
@@ -77,7 +77,8 @@ def roll_back(spec: ProjectSpec, state: State, api: ServeApi) -> DeploymentRecor
         def up(item: Deployment) -> bool:
             return is_up(plan, item, goal=ROUTE, hurry=True)
 
-        return transitions.roll_back(model, state.changes(name), request=request, up=up, seen=seen, champion=champion)
+        changes = changes_of(state, name, ROUTE_ACTIONS)
+        return transitions.roll_back(model, changes, request=request, up=up, seen=seen, champion=champion)
 
     done = change(state, api, name, decide=decide, serve=serve, action=request.action, hurry=True, blind=True)
     old, new = champion_of(done.before.deployments), champion_of(done.after.deployments)
@@ -103,7 +104,7 @@ def rollback_target(source: Source) -> str:
             return f"takes back version {coming[0].version} of {name}, which is on its way to the route"
         if canaries_of(model.deployments) or model.rollout is not None:
             return f"takes the share of the traffic away from version {lost_by(model)} of {name}"
-        target = previous_champion(model.deployments, state.changes(name))
+        target = previous_champion(model.deployments, changes_of(state, name, ROUTE_ACTIONS))
         champion = champion_of(model.deployments)
         left = f" back from version {champion.version}" if champion else ""
         return f"gives the route of {name}{left} to version {target.version}"

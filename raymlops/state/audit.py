@@ -13,10 +13,10 @@ import sqlalchemy as sa
 
 from raymlops.records import Record
 from raymlops.state.engine import this_user
-from raymlops.state.schema import audit
+from raymlops.state.schema import Time, audit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from sqlalchemy import Connection
 
@@ -26,9 +26,14 @@ _PAGE = 50
 """Events that are read at once."""
 
 
-def now() -> datetime:
-    """Return the time at which something is recorded, in UTC."""
-    return datetime.now(UTC)
+def now(connection: Connection) -> datetime:
+    """Return the time in UTC by the one clock that all who use a database share, by which everything is decided.
+
+    It is the server's; whoever uses a SQLite file is on its machine.
+    """
+    if connection.dialect.name == "sqlite":
+        return datetime.now(UTC)
+    return connection.execute(sa.select(sa.func.clock_timestamp(type_=Time))).scalar_one()
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def add_event(
 ) -> None:
     """Add an audit event within a transaction; ``actor`` defaults to this user on this host."""
     values = {"before": before, "after": after, "why": why, "action": action, "subject": subject}
-    connection.execute(sa.insert(audit).values(ts=now(), actor=actor or this_user(), **values))
+    connection.execute(sa.insert(audit).values(ts=now(connection), actor=actor or this_user(), **values))
 
 
 def events_in(connection: Connection, query: sa.Select[Any]) -> list[AuditEvent]:
@@ -65,9 +70,14 @@ def events_in(connection: Connection, query: sa.Select[Any]) -> list[AuditEvent]
     return [AuditEvent(**row) for row in connection.execute(query.order_by(audit.c.id.desc())).mappings()]
 
 
-def changes_of(database: Database, name: str) -> Iterator[AuditEvent]:
-    """Yield the changes of a model's deployments, newest first, a page of events at a time."""
+def changes_of(database: Database, name: str, actions: Collection[str] = ()) -> Iterator[AuditEvent]:
+    """Yield the changes of a model's deployments, newest first, a page of events at a time.
+
+    All of them, or those by some ``actions``. What was desired ``before`` and ``after`` are lists of deployments.
+    """
     query = sa.select(audit).where(audit.c.subject == name)
+    if actions:
+        query = query.where(audit.c.action.in_(actions))
     before: int | None = None
     while True:
         page_query = query if before is None else query.where(audit.c.id < before)

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from raymlops.config.base import resolve
 from raymlops.config.paths import sqlite_under
 from raymlops.errors import BusyError
-from raymlops.state.engine import database_path, errors, open_engine, this_user
+from raymlops.state.engine import database_path, errors, open_engine
 from raymlops.state.locks import hold, open_shared
 from raymlops.state.migrate import is_newest, migrate
 
@@ -65,6 +65,11 @@ class Database:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
+    @property
+    def url(self) -> str:
+        """Return the SQL URL, with its password."""
+        return self._engine.url.render_as_string(hide_password=False)
+
     def close(self) -> None:
         """Close the connections."""
         self._engine.dispose()
@@ -79,14 +84,14 @@ class Database:
             BusyError: it was not free within ``wait_s``; the message names who holds it, and for what.
             StorageError, UnreachableError: the lock cannot be queried.
         """
-        me = f"{this_user()} (process {os.getpid()}: {purpose})"
         database = database_path(self._engine)
         file = None if database is None else Path(f"{database}.lock")
-        with hold(self._engine, file=file, key=_CHANGES_KEY, me=me, wait_s=wait_s) as holder:
+        with hold(self._engine, file=file, key=_CHANGES_KEY, purpose=purpose, wait_s=wait_s) as holder:
             if holder is not None:
                 raise BusyError(
-                    f"{holder} is changing what is live; waited {wait_s:g} s, nothing was changed",
-                    hint="Let it finish, or end that process, then run the same command again.",
+                    f"{holder} holds the lock over changes of what is live",
+                    hint="If it is stopped, or its machine sleeps: continue that process or end it, which releases the "
+                    "lock. On Postgres, SELECT pg_terminate_backend(...) of its backend does as well.",
                 )
             yield
 

@@ -31,6 +31,7 @@ _DAMAGED = (
     "The file is damaged; what is live keeps serving. Stop whatever uses it, restore a backup of the file in its place "
     "(delete its -wal and -shm files), then run: raymlops deploy --restore --takeover"
 )
+_LOCKED = "Let that process end, or end it, then run the same command again."
 _UNWRITABLE = "Can the file and its folder be written? Is the disk full?"
 
 
@@ -86,6 +87,9 @@ def errors(engine: Engine) -> Iterator[None]:
     except sa.exc.DBAPIError as error:
         cause = str(error.orig).strip().splitlines()[0] if error.orig else type(error).__name__
         if engine.dialect.name == "sqlite":
+            if "locked" in cause:
+                held = f"the state database {shown} is locked by {_writer(engine)}"
+                raise UnreachableError(held, hint=_LOCKED) from error
             hint = _DAMAGED if any(text in cause for text in _MALFORMED) else _UNWRITABLE
             raise StorageError(f"the state database {shown}: {cause}", hint=hint) from error
         raise UnreachableError(
@@ -102,6 +106,17 @@ def this_user() -> str:
     except (OSError, KeyError):
         user = f"uid {os.getuid()}"
     return f"{user}@{socket.gethostname()}"
+
+
+def _writer(engine: Engine) -> str:
+    """Return who writes to a SQLite file: Linux lists the lock that SQLite (3) takes for it, byte 120 of the index."""
+    with contextlib.suppress(OSError):
+        inode = Path(f"{database_path(engine)}-shm").stat().st_ino
+        for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
+            mode, pid, file, start, _ = line.split()[-5:]
+            if (mode, start) == ("WRITE", "120") and file.endswith(f":{inode}"):
+                return f"process {pid}"
+    return "another process"
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

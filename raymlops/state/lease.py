@@ -7,15 +7,13 @@ when its holder dies; a Postgres that restarts releases all of them.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from raymlops.errors import RefusedError, UsageError
 from raymlops.state import locks
-from raymlops.state.engine import database_path, open_engine, this_user
+from raymlops.state.engine import database_path, open_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,11 +35,9 @@ def lease(url: str, name: str, *, purpose: str, wait_s: float = WAIT_S) -> Itera
         RefusedError: somebody else holds it; the message names user, host and process, since when and for what.
         StorageError, UnreachableError: it cannot be queried.
     """
-    since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    me = f"{this_user()} (process {os.getpid()} since {since}: {purpose})"
     with (
         _engine(url) as engine,
-        locks.hold(engine, file=_file(engine, name), key=_key(name), me=me, wait_s=wait_s) as holder,
+        locks.hold(engine, file=_file(engine, name), key=_key(name), purpose=purpose, wait_s=wait_s) as holder,
     ):
         if holder is not None:
             raise RefusedError(

@@ -10,13 +10,14 @@ import fcntl
 import os
 import time
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from multiprocessing.util import register_after_fork
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from raymlops.errors import StorageError
-from raymlops.state.engine import errors
+from raymlops.state.engine import errors, this_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,17 +38,18 @@ def hold(
     *,
     file: Path | None,
     key: int,
-    me: str,
+    purpose: str,
     wait_s: float,
 ) -> Iterator[str | None]:
     """Hold a lock of a database for the block; yield None if it is ours, or who still holds it after ``wait_s``.
 
     ``file`` is the lock file for SQLite, which stays; without one, in memory, nothing is locked. ``key`` identifies the
-    lock in Postgres. Others see ``me`` while it is held.
+    lock in Postgres. Others see who holds it, since when and for what ``purpose``.
 
     Raises:
         StorageError, UnreachableError: the lock cannot be taken.
     """
+    me = f"{this_user()} (process {os.getpid()}: {purpose})"
     with ExitStack() as stack:
         with errors(engine):
             lock: _ServerLock | _FileLock | None = None
@@ -78,7 +80,7 @@ def holder_of(engine: Engine, *, file: Path | None, key: int) -> str | None:
 def _take(lock: _ServerLock | _FileLock, *, wait_s: float) -> str | None:
     deadline = time.monotonic() + wait_s
     while not lock.try_take():
-        holder = lock.holder() or UNKNOWN
+        holder = lock.holder()
         if time.monotonic() > deadline:
             return holder
         time.sleep(POLL_S)
@@ -109,7 +111,7 @@ def _file_holder(file: Path) -> str | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _read(descriptor) or UNKNOWN
+        return _read(descriptor)
     else:
         return None
     finally:
@@ -135,7 +137,7 @@ class _FileLock:
         os.pwrite(self._descriptor, self._me.encode(), 0)
         return True
 
-    def holder(self) -> str | None:
+    def holder(self) -> str:
         # Between taking the lock and writing the name, the file is empty or names the previous holder.
         return _read(self._descriptor)
 
@@ -157,22 +159,32 @@ class _ServerLock:
     def try_take(self) -> bool:
         return bool(self._connection.scalar(sa.text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key}))
 
-    def holder(self) -> str | None:
-        return _server_holder(self._connection, self._key)
+    def holder(self) -> str:
+        return _server_holder(self._connection, self._key) or UNKNOWN
 
 
 def _server_holder(connection: Connection, key: int) -> str | None:
     query = sa.text(
-        "SELECT activity.application_name FROM pg_locks AS locks JOIN pg_stat_activity AS activity USING (pid) "
+        "SELECT activity.application_name, activity.query_start, activity.pid "
+        "FROM pg_locks AS locks JOIN pg_stat_activity AS activity USING (pid) "
         "WHERE locks.locktype = 'advisory' AND locks.granted AND locks.classid = :high AND locks.objid = :low "
         "AND locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
-    name = connection.scalar(query, {"high": key >> 32, "low": key & 0xFFFFFFFF})
-    return None if name is None else name.removeprefix("raymlops ") or UNKNOWN
+    found = connection.execute(query, {"high": key >> 32, "low": key & 0xFFFFFFFF}).one_or_none()
+    if found is None:
+        return None
+    name, since, pid = found
+    name = (name or UNKNOWN).removeprefix("raymlops ")
+    return f"{_since(name, since) if since else name}, backend {pid}"  # other roles may not see since when
 
 
-def _read(descriptor: int) -> str | None:
-    return os.pread(descriptor, _MAX_TEXT, 0).decode(errors="replace") or None
+def _read(descriptor: int) -> str:
+    name = os.pread(descriptor, _MAX_TEXT, 0).decode(errors="replace") or UNKNOWN
+    return _since(name, datetime.fromtimestamp(os.fstat(descriptor).st_mtime, UTC))
+
+
+def _since(name: str, since: datetime) -> str:
+    return f"{name} since {since.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _stay_out_of_children(lock: _ServerLock | _FileLock, descriptor: int) -> None:

@@ -17,20 +17,21 @@ from raymlops.records import BundleRef
 if TYPE_CHECKING:
     from sqlalchemy import RowMapping
 
-HEAD = "0006"
+HEAD = "0007"
 """Revision of the newest migration; a test holds it equal to the newest file."""
 
 VERSION_TABLE = "raymlops_version"
 """Where alembic keeps our revision: a table of its own, so that Optuna or MLflow may share the database."""
 
 
-class _Time(sa.TypeDecorator[datetime]):
+class Time(sa.TypeDecorator[datetime]):
     """A time in UTC, with its zone, which SQLite does not store."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
 
     def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
+        """Return a stored time with its zone."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -58,8 +59,8 @@ deployments = sa.Table(
     sa.Column("run_id", sa.String(64), nullable=False),
     sa.Column("role", sa.String(16), nullable=False),
     sa.Column("serve", sa.JSON, nullable=False),
-    sa.Column("created_at", _Time, nullable=False),
-    sa.Column("updated_at", _Time, nullable=False, default=lambda: datetime.now(UTC)),
+    sa.Column("created_at", Time, nullable=False),
+    sa.Column("updated_at", Time, nullable=False, default=lambda: datetime.now(UTC)),
     sa.Column("weight", sa.Float, nullable=False, server_default="0"),
     sa.Column("shadow", sa.Float, nullable=False, server_default="0"),
     sa.CheckConstraint("role IN ('champion', 'warm')", name="deployments_role"),
@@ -76,7 +77,7 @@ audit = sa.Table(
     "audit",
     metadata,
     sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
-    sa.Column("ts", _Time, nullable=False),
+    sa.Column("ts", Time, nullable=False),
     sa.Column("actor", sa.Text, nullable=False),
     sa.Column("action", sa.String(64), nullable=False),
     sa.Column("subject", sa.Text, nullable=False),
@@ -97,8 +98,9 @@ transitions = sa.Table(
     sa.Column("began_as", sa.String(64), nullable=False),
     sa.Column("why", sa.Text, nullable=False),
     sa.Column("actor", sa.Text, nullable=False),
-    sa.Column("began_at", _Time, nullable=False),
-    sa.Column("deadline_at", _Time, nullable=False),
+    sa.Column("began_at", Time, nullable=False),
+    sa.Column("timeout_s", sa.Float, nullable=False, server_default="120"),
+    sa.Column("started_at", Time, nullable=True),
     sa.Column("hurry", sa.Boolean, nullable=False),
     sa.Column("restores", sa.JSON, nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
@@ -110,9 +112,9 @@ conditions = sa.Table(
     metadata,
     sa.Column("name", sa.String(63), primary_key=True),
     sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("since", _Time, nullable=False),
+    sa.Column("since", Time, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("retry_at", _Time, nullable=True),
+    sa.Column("retry_at", Time, nullable=True),
 )
 
 identity = sa.Table(
@@ -121,7 +123,7 @@ identity = sa.Table(
     sa.Column("slot", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("id", sa.String(36), nullable=False),
     sa.Column("made_by", sa.Text, nullable=False),
-    sa.Column("made_at", _Time, nullable=False),
+    sa.Column("made_at", Time, nullable=False),
     sa.Column("cluster", sa.String(64), nullable=True),
     sa.CheckConstraint("slot = 1", name="identity_one_row"),
 )
@@ -134,9 +136,9 @@ versions = sa.Table(
     sa.Column("digest", sa.String(64), nullable=False),
     sa.Column("bundle_uri", sa.Text, nullable=False),
     sa.Column("run_id", sa.String(64), nullable=False),
-    sa.Column("recorded_at", _Time, nullable=False),
+    sa.Column("recorded_at", Time, nullable=False),
     sa.Column("verdict", sa.String(16), nullable=True),
-    sa.Column("decided_at", _Time, nullable=True),
+    sa.Column("decided_at", Time, nullable=True),
     sa.Column("withdrawn", sa.Text, nullable=True),
     sa.CheckConstraint("verdict IN ('passed', 'refused')", name="versions_verdict"),
 )
@@ -150,9 +152,9 @@ api_keys = sa.Table(
     sa.Column("models", _Tuple, nullable=False),
     sa.Column("scopes", _Tuple, nullable=False),
     sa.Column("rate_per_s", sa.Float, nullable=True),
-    sa.Column("created_at", _Time, nullable=False),
-    sa.Column("expires_at", _Time, nullable=True),
-    sa.Column("revoked_at", _Time, nullable=True),
+    sa.Column("created_at", Time, nullable=False),
+    sa.Column("expires_at", Time, nullable=True),
+    sa.Column("revoked_at", Time, nullable=True),
 )
 
 rollouts = sa.Table(
@@ -168,9 +170,9 @@ rollouts = sa.Table(
     sa.Column("settings", sa.JSON, nullable=False),
     sa.Column("evidence", sa.JSON, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("started_at", _Time, nullable=False),
-    sa.Column("step_started_at", _Time, nullable=False),
-    sa.Column("ended_at", _Time, nullable=True),
+    sa.Column("started_at", Time, nullable=False),
+    sa.Column("step_started_at", Time, nullable=False),
+    sa.Column("ended_at", Time, nullable=True),
 )
 sa.Index(
     "rollouts_one_running",

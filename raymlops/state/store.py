@@ -6,14 +6,14 @@ A change and its audit event are one transaction: both are written or neither. K
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import sqlalchemy as sa
 
 from raymlops.errors import UsageError
 from raymlops.records import BundleRef, Record
-from raymlops.state.audit import AuditEvent, add_event, changes_of, events_in, now
+from raymlops.state.audit import AuditEvent, add_event, events_in, now
 from raymlops.state.database import Database
 from raymlops.state.identity import AuditedHistory, Owner, owner_in
 from raymlops.state.keys import KeyRecord, keys_in
@@ -46,7 +46,7 @@ class Deployment(Record):
     """Of a warm version: share of the traffic that it answers as a canary, 0 to 1. The champion has the rest."""
     shadow: float = 0.0
     """Of a warm version: share of the requests of which it gets a copy, 0 to 1."""
-    created_at: datetime = field(default_factory=now, compare=False)
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC), compare=False)
     """When this version was first deployed; kept while it stays, and no part of what makes two deployments equal."""
 
     @classmethod
@@ -108,13 +108,14 @@ class Desired:
     owner: Owner = field(default_factory=Owner)
     """The state database that desires it."""
 
-    def without(self, name: str) -> Desired:
-        """Return it without the deployments of one model."""
-        return replace(self, deployments=tuple(item for item in self.deployments if item.name != name))
-
 
 class State(Database):
     """The state database and what should be live by it. Use as a context manager, or call ``close``."""
+
+    def now(self) -> datetime:
+        """Return the time by the clock of the database."""
+        with self.reading() as connection:
+            return now(connection)
 
     def desired(self) -> Desired:
         """Return all that should be live, read in one transaction."""
@@ -123,7 +124,7 @@ class State(Database):
             epochs = {rollout.name: f"{rollout.id}.{rollout.step}" for rollout in running(connection)}
             coming = tuple(one for one in transitions_in(connection) if one.status == "running")
             owner = owner_in(connection, AuditedHistory(self))
-            return Desired(found, tuple(keys_in(connection, now=now())), epochs, coming, owner)
+            return Desired(found, tuple(keys_in(connection, now=now(connection))), epochs, coming, owner)
 
     def owner(self) -> Owner:
         """Return the identity of this database."""
@@ -209,10 +210,6 @@ class State(Database):
             query = query.where((audit.c.subject == name) | mine | keys)
         with self.reading() as connection:
             return events_in(connection, query.limit(limit))
-
-    def changes(self, name: str) -> list[AuditEvent]:
-        """Return the changes of a model's deployments, newest first; before and after are lists of deployments."""
-        return list(changes_of(self, name))
 
 
 def deployments_in(connection: Connection, name: str | None = None) -> list[Deployment]:

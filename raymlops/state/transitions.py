@@ -7,6 +7,7 @@ transition and the deployments that it changes are one transaction. Knows nothin
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
@@ -15,9 +16,12 @@ from raymlops.records import Record
 from raymlops.state.schema import transitions as table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from sqlalchemy import Connection
+
+    from raymlops.state.database import Database
 
 TransitionStatus = Literal["running", "done", "failed", "superseded"]
 
@@ -38,7 +42,10 @@ class Transition(Record):
     why: str
     actor: str
     began_at: datetime
-    deadline_at: datetime
+    timeout_s: float
+    """How long it may take to come up, from when it is started."""
+    started_at: datetime | None = None
+    """When the reconciler first had it before it and Serve answered."""
     hurry: bool = False
     """Whether one replica is enough to take the route."""
     restores: list[dict[str, Any]] = field(default_factory=list)
@@ -47,12 +54,24 @@ class Transition(Record):
     reason: str = ""
     """How it ended."""
 
+    @property
+    def deadline_at(self) -> datetime | None:
+        """Return until when it may take to come up; None before it is started."""
+        return self.started_at and self.started_at + timedelta(seconds=self.timeout_s)
+
 
 def put_transition(connection: Connection, transition: Transition) -> None:
     """Write a transition in place of an earlier one of the same version."""
     mine = (table.c.name == transition.name) & (table.c.version == transition.version)
     connection.execute(sa.delete(table).where(mine))
     connection.execute(sa.insert(table), asdict(transition))
+
+
+def start(database: Database, transitions: Iterable[Transition], *, now: datetime) -> None:
+    """Record that the reconciler starts these transitions, unless it did before."""
+    if ids := [one.id for one in transitions if one.started_at is None]:
+        with database.writing() as connection:
+            connection.execute(sa.update(table).where(table.c.id.in_(ids)).values(started_at=now))
 
 
 def transitions_in(connection: Connection, name: str | None = None) -> list[Transition]:

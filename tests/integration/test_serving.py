@@ -73,6 +73,10 @@ def deployment(bundles, version: int, role: str, **serve) -> Deployment:
     return Deployment("scale", version, bundles[version], f"run{version}", role, {**SETTINGS, **serve})
 
 
+def statuses(plan) -> dict[str, str]:
+    return {name: application["status"] for name, application in plan.details["applications"].items()}
+
+
 def replicas(api: ServeApi, app: str) -> set[str]:
     (details,) = api.get()["applications"][app]["deployments"].values()
     return {replica["actor_id"] for replica in details["replicas"]}
@@ -81,9 +85,9 @@ def replicas(api: ServeApi, app: str) -> set[str]:
 @pytest.fixture(scope="module")
 def url(api, bundles) -> str:
     """Deploy version 1 and return its route."""
-    applied = apply([deployment(bundles, 1, "champion")], api=api, wait_s=120)
-    assert applied.statuses == {"scale--v1": "RUNNING", INDEX_APP: "RUNNING"}
-    return f"{applied.base_url}/models/scale"
+    plan = apply([deployment(bundles, 1, "champion")], api=api, wait_s=120)
+    assert statuses(plan) == {"scale--v1": "RUNNING", INDEX_APP: "RUNNING"}
+    return f"{plan.listens.base_url}/models/scale"
 
 
 def test_a_served_version_answers_and_says_who_it_is(url, bundles):
@@ -212,7 +216,7 @@ def test_a_version_that_does_not_come_up_leaves_the_champion(api, bundles, url):
     with pytest.raises(DeployError, match="no such layer: gadget"):
         apply([deployment(bundles, 1, "warm"), deployment(bundles, 3, "champion")], api=api, wait_s=120)
     assert ask(url, ROWS).model_version == "1"
-    assert "scale--v3" not in apply(before, api=api, wait_s=60).statuses
+    assert "scale--v3" not in statuses(apply(before, api=api, wait_s=60))
 
 
 def test_a_tampered_bundle_never_becomes_ready(api, bundles, url, tmp_path):
@@ -243,7 +247,7 @@ def test_a_foreign_application_survives_and_nothing_dead_is_left(api, bundles, u
     apply([deployment(bundles, 1, "champion", max_rows=10)], api=api, wait_s=60)
     answer = _get_when_up(f"{base}/foreign").json()
     assert answer["secret"] == "kept"
-    assert apply([], api=api, wait_s=60).statuses == {"foreign": "RUNNING"}
+    assert statuses(apply([], api=api, wait_s=60)) == {"foreign": "RUNNING"}
     assert httpx.get(f"{base}/foreign").json() == answer
     assert httpx.post(f"{url}/predict", json={"rows": ROWS}).status_code == 404
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
@@ -105,12 +106,27 @@ def test_one_change_at_a_time(url):
     with State.open(url) as state, State.open(url) as other:
         with (
             state.exclusive("deploy flights", wait_s=0),
-            pytest.raises(RefusedError, match=r"deploy flights.* is changing what is live"),
+            pytest.raises(RefusedError, match=r"since .+ UTC, backend \d+ holds the lock"),
             other.exclusive("deploy digits", wait_s=0),
         ):
             pass
         with other.exclusive("deploy digits", wait_s=0):
             pass
+
+
+def test_times_are_those_of_the_server(url, monkeypatch):
+    """Whatever the clock of this machine says: of what is recorded, and of what is decided by it."""
+
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(1999, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr("raymlops.state.audit.datetime", Wrong)
+    with State.open(url) as state:
+        before = state.now()
+        state.record(action="a test", subject="flights")
+        assert datetime(2026, 1, 1, tzinfo=UTC) < before <= state.events()[0].ts <= state.now()
 
 
 def test_a_lease_ends_with_its_holder(url):
@@ -128,7 +144,7 @@ with lease(sys.argv[1], "run1", purpose="train"):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         child = int(process.stdout.readline())
         try:
-            assert f"process {process.pid} " in holder_of(url, "run1")
+            assert f"process {process.pid}:" in holder_of(url, "run1")
             with pytest.raises(RefusedError, match="run1 is in use by"), lease(url, "run1", purpose="train", wait_s=0):
                 pass
             with lease(url, "run2", purpose="train", wait_s=0):

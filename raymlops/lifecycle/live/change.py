@@ -7,15 +7,15 @@ on the controller completes it, whatever happens to the verb. While the verb wai
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from raymlops.errors import ClusterError, DeployError, RaymlopsError, RefusedError, TrackingError
+from raymlops.errors import ClusterError, DeployError, RaymlopsError, RefusedError, TrackingError, UnreachableError
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.live.reconcile import seen_by
 from raymlops.lifecycle.live.reconciler import Cluster, Reconciler
@@ -23,7 +23,8 @@ from raymlops.lifecycle.live.transitions import AGAIN
 from raymlops.records import DeploymentRecord
 from raymlops.serving.control.converge import broken, index_starts, lacking
 from raymlops.serving.control.details import routes, status_of
-from raymlops.serving.control.wait import ROUTE_WAIT_S, applied_of, await_answers
+from raymlops.serving.control.plan import places_of
+from raymlops.serving.control.wait import await_answer
 from raymlops.serving.names import app_name, route_of
 
 if TYPE_CHECKING:
@@ -31,24 +32,29 @@ if TYPE_CHECKING:
 
     from raymlops.config.serve import ServeSection
     from raymlops.serving.control.plan import Plan
-    from raymlops.serving.control.wait import Applied
     from raymlops.state.store import Change, Deployment, Model, State
     from raymlops.state.transitions import Transition
 
-__all__ = ["Changed", "Cluster", "Follow", "change", "record_of", "within"]
+__all__ = ["Changed", "Cluster", "Decide", "Follow", "change", "record_of", "within"]
 
 FIRST_POLL_S, POLL_S = 0.03, 0.25
 """Polling interval: short at first, since most changes take effect at once."""
 SHORT_S = 30.0
-"""Longest wait for Serve to take a change of which every version is up, and for an absent Serve to come back."""
+"""Longest wait for Serve to take a change of which every version is up, and for a Serve or a state that is away."""
+STEP_S = 25.0
+"""Longest wait for a step of another process, which may be stopped."""
 GONE_S = 20.0
 """Longest wait for removed versions to release their resources; Serve ends a hung one later."""
 ALIAS_S = 10.0
 """Longest wait for MLflow. The version is live by then, and the controller sets the alias later."""
 CONTINUES = "It stays desired, and the controller continues with it; raymlops status shows how far it is."
 
+_log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 Follow = Callable[[int], None]
+Decide = Callable[["Model", "Plan | None"], "Change"]
+"""A change as it is decided in its transaction, with what Serve runs if that is known."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,13 @@ class Changed:
 
     before: Model
     after: Model
-    applied: Applied
+    plan: Plan
     changed: bool
-    warnings: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return the notes on this Serve: other states on it, models that others can reach without a key."""
+        return self.plan.notes
 
 
 def change(
@@ -67,7 +77,7 @@ def change(
     cluster: Cluster,
     name: str,
     *,
-    decide: Callable[[Model, Plan | None], Change],
+    decide: Decide,
     serve: ServeSection,
     action: str,
     subject: int | None = None,
@@ -84,11 +94,12 @@ def change(
     ``subject``, and the ``champion`` run as desired, in a ``hurry`` with one replica.
 
     Raises:
-        TakenError, OutdatedStateError: the model on Serve is another state's, or a newer copy's of this one; nothing
-            was changed.
+        TakenError, OutdatedStateError: the model on Serve is another state's, or a newer copy's of this one, or a
+            foreign application has its name or route; nothing was changed.
         RefusedError: another verb took the version away, or asked for the route, while it came up.
         DeployError: the version did not come up, and what was live still is; or Serve has not taken a change yet.
         ClusterError: Serve does not answer; a blind change is desired all the same.
+        UnreachableError: the state database does not answer, or is locked; the hint says whether the change is desired.
         RaymlopsError: of ``decide``; nothing was changed.
     """
     reconciler = Reconciler(state, cluster, serve=serve)
@@ -103,7 +114,9 @@ def change(
         found = decide(model, seen_by(plan, model))
         # A model that another state took over can be removed from this one.
         if plan is not None and (found.model.deployments or not model.deployments):
-            plan.division.refuse_held({name})
+            places = places_of(found.model.deployments) or [(name, "", None)]
+            for error in plan.division.taken(places).values():
+                raise error
         return found
 
     held = None if plan is None else routes(plan.details).get(route_of(name))
@@ -111,7 +124,7 @@ def change(
     mine = [one for one in after.coming if one.action == action and subject in {None, one.version}]
     old, new = champion_of(before.deployments), champion_of(after.deployments)
     stays = not mine and old is not None and new is not None and old.version == new.version
-    plan, acted = _carried_out(
+    plan, acted, after = _carried_out(
         state,
         reconciler,
         after,
@@ -122,11 +135,10 @@ def change(
         sent=hurry and stays,  # where no route moves, a hurry does not wait for a champion that fails meanwhile
         wait_s=wait_s,
     )
-    after, applied = state.model(name), applied_of(plan)
     new = champion_of(after.deployments)
-    if plan.local and new is not None and champion and applied.routes.get(route_of(name)) != held:
-        await_answers(applied, [new], deadline=time.monotonic() + ROUTE_WAIT_S)
-    return Changed(before, after, applied, acted or before.deployments != after.deployments, plan.notes)
+    if plan.local and new is not None and champion and routes(plan.details).get(route_of(name)) != held:
+        await_answer(plan.listens.base_url, new)
+    return Changed(before, after, plan, acted or before.deployments != after.deployments)
 
 
 def record_of(done: Changed, version: int) -> DeploymentRecord:
@@ -143,7 +155,7 @@ def record_of(done: Changed, version: int) -> DeploymentRecord:
         version=version,
         digest=new.bundle.digest,
         role=new.role,
-        url=f"{done.applied.base_url}/models/{new.name}/predict" if new.role == "champion" else None,
+        url=f"{done.plan.listens.base_url}/models/{new.name}/predict" if new.role == "champion" else None,
         previous_version=old.version if old and old.version != version else None,
         changed=done.changed,
         warnings=done.warnings,
@@ -201,11 +213,10 @@ def converged(
         ClusterError: Serve does not answer.
     """
     any_step, deadline = False, time.monotonic() + wait_s
-    for plan, acted in _looks(reconciler):
+    for plan, acted, wanted in _looks(reconciler, items):
         any_step |= acted
         if acted:
             continue
-        wanted = items()
         if (lack := lacking(plan, wanted, hurry=hurry, sent=sent)) is None:
             if hurry or not index_starts(plan):
                 break
@@ -229,44 +240,54 @@ def _carried_out(
     hurry: bool,
     sent: bool,
     wait_s: float,
-) -> tuple[Plan, bool]:
-    """Take steps until a change is carried out; return what Serve runs then, and whether any step was needed."""
-    came_up = False
+) -> tuple[Plan, bool, Model]:
+    """Take steps until a change is carried out; return what Serve runs then, whether any was needed, and the model."""
+    came_up, ask = False, partial(state.model, wanted.name)
     for coming in mine:
-        for _, acted in _looks(reconciler):
+        for _, acted, model in _looks(reconciler, ask):
             came_up |= acted
-            if not acted and _ended(state.model(wanted.name), coming):
+            if not acted and _ended(model, coming):
                 break
     versions = {subject, *(one.version for one in mine)}
 
     def concerned() -> list[Deployment]:
-        items = state.model(wanted.name).deployments
+        items = ask().deployments
         return [item for item in items if item.version in versions or (champion and item.role == "champion")]
 
     plan, acted = converged(reconciler, concerned, wait_s=wait_s, hurry=hurry, sent=sent)
     deadline = time.monotonic() + GONE_S
-    for plan, _ in _looks(reconciler):
-        if not _leaving(plan, state.model(wanted.name)) or time.monotonic() > deadline:
+    for plan, _, model in _looks(reconciler, ask):
+        if not _leaving(plan, model) or time.monotonic() > deadline:
             break
-    return plan, acted or came_up
+    return plan, acted or came_up, model
 
 
-def _looks(reconciler: Reconciler) -> Iterator[tuple[Plan, bool]]:
-    """Yield what Serve runs, and whether a step was taken, again and again."""
+def _looks(reconciler: Reconciler, ask: Callable[[], T]) -> Iterator[tuple[Plan, bool, T]]:
+    """Yield what Serve runs, whether a step was taken, and what the state is asked for, again and again."""
     pauses = itertools.chain((FIRST_POLL_S * 2**index for index in range(3)), itertools.repeat(POLL_S))
     away_since: float | None = None
+    told = False
     while True:
         try:
-            look = reconciler.step(datetime.now(UTC))
-            plan = reconciler.look() if look is None else look.plan
-        except ClusterError as error:
-            away_since = away_since or time.monotonic()
+            look = reconciler.step()
+            asked = ask()
+        except UnreachableError as error:
+            if away_since is None:
+                away_since = time.monotonic()
+                _log.warning("waiting: %s", error.message)
             if time.monotonic() - away_since > SHORT_S:
-                raise ClusterError(error.message, hint=CONTINUES) from error
+                raise type(error)(error.message, hint=CONTINUES) from error
             acted = False
         else:
-            away_since, acted = None, look is not None and look.acted
-            yield plan, acted
+            away_since, acted = None, look.acted
+            if (busy := look.held_by) is not None:
+                if look.held_s > STEP_S:
+                    hint = f"{busy.hint} What was requested stays desired, and is carried out then."
+                    raise DeployError(f"no step was taken for {STEP_S:g} s: {busy.message}", hint=hint)
+                if not told:
+                    _log.warning("waiting: %s. %s", busy.message, busy.hint)
+                told = True
+            yield look.plan, acted, asked
         if not acted:
             time.sleep(next(pauses))
 
@@ -275,7 +296,7 @@ def _ended(model: Model, coming: Transition) -> bool:
     """Return whether a version has what it came up for.
 
     Raises:
-        DeployError: it did not come up, or nobody has said so long after it had to.
+        DeployError: it did not come up.
         RefusedError: it was superseded.
     """
     found = model.transition(coming.id)
@@ -284,9 +305,6 @@ def _ended(model: Model, coming: Transition) -> bool:
         raise RefusedError(f"version {coming.version} of {model.name} no longer comes up: {why}", hint=AGAIN)
     if found.status == "failed":
         raise DeployError(found.reason, hint="What was live still is. raymlops doctor shows whether there is room.")
-    if found.status == "running" and datetime.now(UTC) > found.deadline_at + timedelta(seconds=SHORT_S):
-        why = "another process holds the lock over changes of what is live, and takes no step"
-        raise DeployError(f"version {coming.version} of {model.name} is not up: {why}", hint=CONTINUES)
     return found.status == "done"
 
 

@@ -14,7 +14,7 @@ from raymlops.config.serve import ServeSection
 from raymlops.errors import NotFoundError, RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from datetime import datetime
 
     from raymlops.state.audit import AuditEvent
@@ -25,6 +25,10 @@ KEEP_WARM_S: float = ServeSection.model_fields["keep_warm_s"].default
 READY_TIMEOUT_S: float = ServeSection.model_fields["ready_timeout_s"].default
 BEGUN = ".start"
 """Suffix of the action by which a version comes up that gets the route afterwards."""
+ROUTE_ACTIONS = tuple(
+    action + end for action in ("deploy", "promote", "rollback", "rollout.promote", "remove") for end in ("", ".undone")
+)
+"""Actions of the audit events that may change which version holds the route; until 0.1 also by being undone."""
 UNFINISHED_S = 120.0
 """How much longer than its own time to come up such a version is kept at least: its verb may still be waiting."""
 
@@ -165,12 +169,13 @@ def cooled(deployments: Sequence[Deployment], changes: Iterable[AuditEvent], *, 
     return [version for version, end in cools(deployments, changes).items() if end is not None and end <= now]
 
 
-def previous_champion(before: Sequence[Deployment], changes: Sequence[AuditEvent]) -> Deployment:
-    """Return the version that was champion before the one that is, as the audit record (newest first) has it.
+def previous_champion(before: Sequence[Deployment], changes: Iterable[AuditEvent]) -> Deployment:
+    """Return the version that was champion before the one that is.
 
-    Changes that were undone and versions that did not come up do not count, nor does a champion that was rolled back
-    from, however often it was champion before, until it becomes champion again. Removing the model and deploying it
-    again keeps the history. A warm version is returned as it is, so that it can take the route without a restart.
+    ``changes`` are those of the route in the audit record, newest first, read only as far as needed. Changes that were
+    undone and versions that did not come up do not count, nor does a champion that was rolled back from, however often
+    it was champion before, until it becomes champion again. Removing the model and deploying it again keeps the
+    history. A warm version is returned as it is, so that it can take the route without a restart.
 
     Raises:
         NotFoundError: the model is not served, or there was no such champion; the hint names the warm versions.
@@ -180,36 +185,29 @@ def previous_champion(before: Sequence[Deployment], changes: Sequence[AuditEvent
     current = champion_of(before)
     if current is None:
         raise NotFoundError("the model is not served, so there is nothing to roll back")
-    known: dict[int, Deployment] = {}
-    champions: list[int] = []  # oldest first; the last one is the current one
-    left: set[int] = set()  # rolled back from, and not made champion since
-    saved: tuple[list[int], set[int]] = ([], set())
-    for event in reversed(changes):
-        was, became = ([Deployment.from_dict(item) for item in side] for side in (event.before, event.after))
-        if event.action.endswith(".undone"):
-            # One that changes no champion only removes a version that did not come up.
-            champions, left = saved if _version(was) != _version(became) else (champions, left)
+    known: dict[int, Deployment | dict[str, Any]] = {item.version: item for item in before}
+    left: dict[int | None, bool] = {}  # whether the newest change by which it had or got the route rolled back from it
+    above: int | None = current.version  # the champion of which the previous one is looked for
+    undone = False
+    for event in changes:
+        was, became = _champions(event)
+        for item in (*event.after, *event.before):
+            known.setdefault(item["version"], item)
+        if was == became:
             continue
-        saved = (list(champions), set(left))
-        if _version(was) != (taken := _version(became)):
-            if event.action == "rollback":
-                left |= {item.version for item in was if item.role == "champion"}
-            left = left - {taken}
-        known |= {item.version: item for item in (*was, *became)}
-        for champion in (champion_of(was), champion_of(became)):
-            if champion is None or champion.version == (champions[-1] if champions else None):
-                continue
-            if event.action == "rollback" and champion.version in champions[:-1]:
-                del champions[_last(champions, champion.version) + 1 :]
-            else:
-                champions.append(champion.version)
-    if current.version in champions:
-        champions = champions[: _last(champions, current.version)]
-    earlier = [number for number in champions if number != current.version and number not in left]
-    if not earlier:
-        raise _nowhere_back(current, before, left)
-    standing = {item.version: item for item in before}
-    return standing.get(earlier[-1], known[earlier[-1]])
+        if event.action.endswith(".undone") or undone:
+            undone = event.action.endswith(".undone")
+            continue
+        back = event.action == "rollback"
+        left.setdefault(became, False)
+        left.setdefault(was, back)
+        if became != above or back:  # a rollback returns to a champion, whose previous one stays the same
+            continue
+        if was not in {None, current.version} and not left.get(was):
+            found = known[was]
+            return found if isinstance(found, Deployment) else Deployment.from_dict(found)
+        above = was
+    raise _nowhere_back(current, before, [version for version, lost in left.items() if lost and version is not None])
 
 
 def champion_of(deployments: Sequence[Deployment]) -> Deployment | None:
@@ -218,15 +216,18 @@ def champion_of(deployments: Sequence[Deployment]) -> Deployment | None:
 
 
 def taken_by(version: int, changes: Iterable[AuditEvent]) -> AuditEvent | None:
-    """Return the event by which a version took the route last; ``changes`` is newest first."""
+    """Return the event by which a version took the route last; ``changes`` are those of the route, newest first."""
     for event in changes:
-        before, after = (
-            next((item["version"] for item in side if item["role"] == "champion"), None)
-            for side in (event.before, event.after)
-        )
-        if after == version and before != version:
+        was, became = _champions(event)
+        if became == version and was != version:
             return event
     return None
+
+
+def _champions(event: AuditEvent) -> Iterator[int | None]:
+    """Yield which version was champion before a change, and which one after it."""
+    for side in (event.before, event.after):
+        yield next((item["version"] for item in side if item["role"] == "champion"), None)
 
 
 def _nowhere_back(current: Deployment, before: Sequence[Deployment], left: Collection[int]) -> NotFoundError:
@@ -251,15 +252,6 @@ def _auth(old: Deployment | None, new: Deployment, *, configured: bool) -> str |
 
 def _asking(item: Deployment, auth: str | None) -> Deployment:
     return item if item.serve.get("auth") == auth else replace(item, serve={**item.serve, "auth": auth})
-
-
-def _version(deployments: Sequence[Deployment]) -> int | None:
-    champion = champion_of(deployments)
-    return None if champion is None else champion.version
-
-
-def _last(numbers: Sequence[int], number: int) -> int:
-    return max(index for index, item in enumerate(numbers) if item == number)
 
 
 def _refreshed(item: Deployment, new: Deployment) -> Deployment:

@@ -12,19 +12,28 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.serving.control.converge import (
     BROKEN,
+    broken,
     holder_of,
     lacking,
     needed_replicas,
     next_applications,
     takes_requests,
 )
-from raymlops.serving.control.details import configs, message_of, running_replicas, same, settled, status_of
+from raymlops.serving.control.details import (
+    configs,
+    message_of,
+    running_replicas,
+    same,
+    settled,
+    status_of,
+    unscheduled,
+)
 from raymlops.serving.control.ownership import mark_of
 from raymlops.serving.names import app_name
 from raymlops.state.conditions import Condition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
     from raymlops.serving.control.plan import Plan
@@ -35,6 +44,11 @@ SCALE_WAIT_S = 20.0
 """How long a flip waits for the new champion to have as many replicas as the old one; then it flips anyway."""
 RETRY_S = (5.0, 300.0)
 """Shortest and longest pause before a failing application is restarted; it doubles."""
+
+
+PENDING_S = 5.0
+"""How long a replica may be on no node before it is asked who holds the resources."""
+NO_ROOM = "\na replica waits for room, which is held by:"
 
 
 @dataclass(frozen=True)
@@ -83,18 +97,22 @@ Step = Reach | Fail | Drop | Send
 
 
 def next_step(
-    plan: Plan, before: Mapping[str, Condition], *, now: datetime
+    plan: Plan, before: Mapping[str, Condition], *, now: datetime, holders: Callable[[], str | None] = lambda: None
 ) -> tuple[Step | None, dict[str, Condition]]:
     """Return the next step, None if there is nothing to do now, and why each model stands still.
 
-    ``before`` are the conditions as they were last written.
+    ``before`` are the conditions as they were last written. ``holders`` is called for who holds the cluster's resources
+    where a version has no room; None keeps what was said of that before.
     """
     conditions: dict[str, Condition] = {}
+    for model, error in plan.blocked.items():
+        _say(conditions, before, model, str(error), now=now)
     for transition in plan.desired.coming:
         step, reason = _come_up(plan, transition, before.get(transition.name), now=now)
         if step is not None:
             return step, dict(before)
-        _say(conditions, before, transition.name, reason, now=now)
+        pending = unscheduled(plan.details, app_name(transition.name, transition.version))
+        _say(conditions, before, transition.name, reason, now=now, holders=holders if pending else None)
     coming = {app_name(one.name, one.version) for one in plan.desired.coming}
     failing: set[str] = set()
     for item in sorted(plan.desired.deployments, key=lambda item: item.role != "champion"):
@@ -103,7 +121,7 @@ def next_step(
             continue  # one version of a model at a time, the champion first
         if name in coming or status_of(plan.details, name) != "DEPLOY_FAILED" or running_replicas(plan.details, name):
             continue
-        reason = f"version {item.version} does not start: {message_of(plan.details, name)}"
+        reason = _died(plan, item.version, name)
         failing.add(item.name)
         condition, due = _failing(before.get(item.name), item.name, reason, now=now)
         if due:
@@ -113,8 +131,12 @@ def next_step(
     if not same(applications, plan.ours):
         return Send(applications), dict(before)
     for model, items in _by_model(plan.desired.deployments).items():
-        if model not in conditions and (lack := lacking(plan, items)) is not None:
-            _say(conditions, before, model, lack, now=now)
+        dead = next(
+            (_died(plan, item.version, app_name(model, item.version)) for item in items if broken(plan, item)), None
+        )
+        if model not in conditions and (lack := dead or lacking(plan, items)) is not None:
+            pending = any(unscheduled(plan.details, app_name(model, item.version)) for item in items)
+            _say(conditions, before, model, lack, now=now, holders=holders if pending else None)
     return None, conditions
 
 
@@ -161,18 +183,20 @@ def _come_up(
     """Return the step that a version on its way up needs, or what it waits for."""
     name = app_name(transition.name, transition.version)
     which = f"version {transition.version} of {transition.name}"
-    if name not in plan.wanted:
-        return Fail(transition, f"{which} is not desired, or the model is another state's"), ""
+    late = now >= (transition.deadline_at or now + timedelta(seconds=transition.timeout_s))
+    if (taken := plan.blocked.get(transition.name)) is not None:
+        return (Fail(transition, str(taken)), "") if late else (None, str(taken))
     details, live = plan.details, configs(plan.details).get(name)
     status, running = status_of(details, name), running_replicas(details, name)
     renewed = any(item["version"] == transition.version for item in transition.restores)
     least, needed = _replicas(plan, name, transition.goal, renewed=renewed)
     sent = live is not None and settled(live, plan.wanted[name])
+    said = "" if condition is None else condition.reason.partition(NO_ROOM)[0]
     if status in BROKEN and live is not None:
-        if status == "DEPLOY_FAILED" and not running and _older(live, transition) and now < transition.deadline_at:
+        if status == "DEPLOY_FAILED" and not running and _older(live, transition) and not late:
             return Drop(name), ""  # it failed in an earlier attempt
         if not _older(live, transition) or (status == "UNHEALTHY" and sent):  # other settings may mend it
-            return Fail(transition, f"{name} is {status}:\n{message_of(details, name)}"), ""
+            return Fail(transition, _died(plan, transition.version, name)), ""
     if not sent:
         reason = f"{which} is being started"
     elif running < least or (renewed and status != "RUNNING" and not transition.hurry):
@@ -181,11 +205,12 @@ def _come_up(
         return Reach(transition), ""
     else:
         reason = f"{which} gets as many replicas as the version that has the route"
-        if condition is not None and condition.reason == reason and _passed(condition.since, SCALE_WAIT_S, now):
+        if condition is not None and said == reason and _passed(condition.since, SCALE_WAIT_S, now):
             return Reach(transition), ""
-    if now >= transition.deadline_at:
-        late = "\n".join(part for part in (f"not ready in time: {reason}", message_of(details, name)) if part)
-        return Fail(transition, late), ""
+    if late:
+        reason = condition.reason if condition is not None and said == reason else reason
+        told = "\n".join(part for part in (f"not ready in time: {reason}", message_of(details, name)) if part)
+        return Fail(transition, told), ""
     return None, reason
 
 
@@ -199,11 +224,29 @@ def _passed(since: datetime, seconds: float, now: datetime) -> bool:
     return now - since >= timedelta(seconds=seconds)
 
 
+def _died(plan: Plan, version: int, name: str) -> str:
+    """Return what Serve says of a version that fails: its replicas never came up, or they were up and died."""
+    status = status_of(plan.details, name)
+    what = "was up, and its replicas died" if status == "UNHEALTHY" else "does not start"
+    return f"version {version} {what}: {name} is {status}:\n{message_of(plan.details, name)}".rstrip(":\n")
+
+
 def _say(
-    conditions: dict[str, Condition], before: Mapping[str, Condition], model: str, reason: str, *, now: datetime
+    conditions: dict[str, Condition],
+    before: Mapping[str, Condition],
+    model: str,
+    reason: str,
+    *,
+    now: datetime,
+    holders: Callable[[], str | None] | None = None,
 ) -> None:
+    """Say why a model stands still, since when, and who holds what it waits for."""
     old = before.get(model, Condition(model, "", now))
-    conditions[model] = old if old.reason == reason else replace(old, reason=reason, since=now)
+    said, _, held = old.reason.partition(NO_ROOM)
+    since = old.since if said == reason else now
+    if holders is not None and _passed(since, PENDING_S, now) and (held := holders() or held):
+        reason += NO_ROOM + held
+    conditions[model] = replace(old, reason=reason, since=since)
 
 
 def _failing(old: Condition | None, model: str, reason: str, *, now: datetime) -> tuple[Condition, bool]:

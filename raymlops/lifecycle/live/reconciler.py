@@ -10,9 +10,21 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from raymlops.errors import BusyError, DeployError, ElsewhereError, RaymlopsError, RefusedError, UsageError
+from raymlops.cluster.placement import show
+from raymlops.errors import (
+    BusyError,
+    ClusterError,
+    DeployError,
+    ElsewhereError,
+    RaymlopsError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+)
 from raymlops.lifecycle.live.reconcile import Drop, Fail, Reach, Send, next_step
 from raymlops.lifecycle.live.transitions import failed, reached
 from raymlops.serving.control.details import covers
@@ -20,19 +32,25 @@ from raymlops.serving.control.plan import Api, Plan, plan_of
 from raymlops.serving.names import app_name
 from raymlops.state.conditions import EVERYTHING, Condition, conditions, put_conditions
 from raymlops.state.identity import SHORT
+from raymlops.state.transitions import start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from raymlops.cluster.placement import Holder
     from raymlops.config.serve import ServeSection
     from raymlops.lifecycle.live.reconcile import Step
     from raymlops.serving.control.rest_api import Room
     from raymlops.state.store import State
     from raymlops.state.transitions import Transition
 
+ASK_EVERY_S = 15.0
+"""Interval at which it is asked who holds what a version waits for."""
 LOCK_WAIT_S = 0.2
 """Another step is not waited for: it is taken for the same desired state."""
+HELD_S = 5.0
+"""A step that takes longer is the reason for standing still, and who takes it is named."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +64,9 @@ class Cluster(Api, Protocol):
     def room(self) -> Room:
         """Return the cluster's resources, and those that its actors hold."""
 
+    def holders(self) -> list[Holder]:
+        """Return who holds CPUs or GPUs."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -54,6 +75,9 @@ class Look:
     plan: Plan
     acted: bool = False
     conditions: dict[str, Condition] = field(default_factory=dict)
+    held_by: BusyError | None = None
+    """Names a process that has held the lock over steps for ``HELD_S``, and may be stopped."""
+    held_s: float = 0.0
 
 
 class Reconciler:
@@ -65,10 +89,12 @@ class Reconciler:
         self._cluster = cluster
         self._actor = actor
         self._here = ""
+        self._asked: datetime | None = None
+        self._holder: tuple[BusyError, datetime] | None = None
         self._places: dict[str, Any] = {"host": serve.host, "port": serve.port, "grpc_port": serve.grpc_port}
 
-    def step(self, now: datetime) -> Look | None:
-        """Take one step, if one is due; None if another process takes one.
+    def step(self, now: datetime | None = None) -> Look:
+        """Take one step, if one is due and no other process takes one; ``now`` is that of the database.
 
         Raises:
             ElsewhereError: the database is live on another cluster.
@@ -77,15 +103,18 @@ class Reconciler:
             DeployError: Serve refuses the config.
             StorageError, UnreachableError: the state database.
         """
+        now = now or self._state.now()
         try:
             with self._state.exclusive("reconciling", wait_s=LOCK_WAIT_S):
+                self._holder = None
                 return self._step(now)
-        except BusyError:
-            return None
+        except BusyError as error:
+            return self._wait(error, now)
         except ElsewhereError:
             raise  # which is no condition of what is live there
         except RaymlopsError as error:
-            self._stand_still(error, now)
+            if isinstance(error, ClusterError) or not isinstance(error, UnreachableError):  # else it cannot be written
+                self._stand_still(error, now)
             raise
 
     def look(self) -> Plan:
@@ -102,12 +131,22 @@ class Reconciler:
     def _step(self, now: datetime) -> Look:
         before = conditions(self._state)
         plan = self.look()
-        step, found = next_step(plan, before, now=now)
+        start(self._state, plan.desired.coming, now=now)
+        step, found = next_step(plan, before, now=now, holders=partial(self._holders, now))
         put_conditions(self._state, found.values())
         if step is not None:
             _log.info("reconciling: %s", step)
             self._take(step, plan, now)
         return Look(plan, step is not None, found)
+
+    def _holders(self, now: datetime) -> str | None:
+        """Return who holds the cluster's resources; None if that was asked just now, or the dashboard does not say."""
+        if self._asked is not None and now - self._asked < timedelta(seconds=ASK_EVERY_S):
+            return None
+        self._asked = now
+        with suppress(ClusterError):
+            return "".join(f"\n  {holder}" for holder in self._cluster.holders() if show(holder.resources))
+        return None
 
     def _take(self, step: Step, plan: Plan, now: datetime) -> None:
         match step:
@@ -128,15 +167,18 @@ class Reconciler:
                 self._put(plan, applications, now)
 
     def _put(self, plan: Plan, applications: dict[str, dict[str, Any]], now: datetime) -> None:
-        if self._state.owner().revision != plan.desired.owner.revision:
-            return  # superseded
         try:
-            plan.put(self._cluster, applications)
+            self._send(plan, applications)
         except DeployError as error:
             coming = [one for one in plan.desired.coming if _changes(one, plan, applications)]
             if not coming:
                 raise
             self._take(Fail(self._at_fault(coming, plan, applications), error.message), plan, now)
+
+    def _send(self, plan: Plan, applications: dict[str, dict[str, Any]]) -> None:
+        """Send a config unless it is superseded: this process may have been stopped, and another one holds the lock."""
+        revision = plan.desired.owner.revision
+        plan.put(self._cluster, applications, current=lambda: self._state.owner().revision == revision)
 
     def _at_fault(self, coming: list[Transition], plan: Plan, applications: dict[str, dict[str, Any]]) -> Transition:
         """Return for which version Serve refuses a config: the one without which it takes it, or else the newest."""
@@ -144,9 +186,19 @@ class Reconciler:
             name = app_name(one.name, one.version)
             rest = {key: config for key, config in applications.items() if key != name}
             with suppress(DeployError):
-                plan.put(self._cluster, rest | ({name: plan.ours[name]} if name in plan.ours else {}))
+                self._send(plan, rest | ({name: plan.ours[name]} if name in plan.ours else {}))
                 return one
         return coming[-1]
+
+    def _wait(self, error: BusyError, now: datetime) -> Look:
+        """Return what there is while another process holds the lock; one that seems to be stopped is named."""
+        if self._holder is None or self._holder[0].message != error.message:
+            self._holder = error, now
+        held_s = (now - self._holder[1]).total_seconds()
+        if held_s < HELD_S:
+            return Look(self.look())
+        self._stand_still(error, now)
+        return Look(self.look(), held_by=error, held_s=held_s)
 
     def _stand_still(self, error: RaymlopsError, now: datetime) -> None:
         """Write why nothing is done, if the state can be written."""

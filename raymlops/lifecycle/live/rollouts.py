@@ -44,7 +44,7 @@ def refuse_running(model: Model) -> None:
     Raises:
         RefusedError: naming the rollout.
     """
-    if (found := model.rollout) is not None:
+    if (found := model.rollout) is not None and found.status == "running":
         raise RefusedError(
             f"version {found.version} of {model.name} is being rolled out: {found.id}, at {100 * found.weight:g}%",
             hint="raymlops status shows it; raymlops rollback or deploy --abort ends it.",
@@ -54,11 +54,13 @@ def refuse_running(model: Model) -> None:
 def settled(
     rollout: Rollout, deployments: Sequence[Deployment], *, now: datetime, by: str | None = None
 ) -> Rollout | None:
-    """Return how a running rollout has ended according to the desired state; None if it continues.
+    """Return how a running rollout has ended according to the desired state; None if it continues, or ended before.
 
     ``by`` is the verb by which the champion took the route, if that was not the rollout itself.
     """
     champion = champion_of(deployments)
+    if rollout.status != "running":
+        return None
     if champion is not None and champion.version == rollout.version:
         made = f"version {rollout.version} was made champion"
         reason = f"{made} by {by}" if by else rollout.reason or made

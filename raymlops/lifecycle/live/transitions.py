@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.serve import RolloutSection
@@ -33,7 +32,7 @@ from raymlops.state.store import Change, Deployment, Model
 from raymlops.state.transitions import Transition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from datetime import datetime
 
     from raymlops.state.audit import AuditEvent
@@ -55,8 +54,9 @@ class Request:
     why: str
     actor: str
     now: datetime
+    """By the clock of the database, as all times here."""
     timeout_s: float
-    """How long it may take to come up."""
+    """How long it may take to come up, from when the reconciler starts it."""
     hurry: bool = False
 
 
@@ -97,7 +97,7 @@ def bring(
         began_as = BESIDE if _shares(goal) else f"{action}{BEGUN}"
     if earlier is not None and (earlier.began_as, earlier.goal, first) == (began_as, goal, before):
         return Change(model, action, why)  # it is on its way
-    kept = ([] if was is None else [was]) + [one for one in before if one.version in leaving]
+    restores = earlier.restores if earlier is not None else [] if was is None else [was.to_dict()]
     transition = Transition(
         id=uuid.uuid4().hex[:12],
         name=model.name,
@@ -108,9 +108,9 @@ def bring(
         why=why,
         actor=request.actor,
         began_at=now,
-        deadline_at=now + timedelta(seconds=request.timeout_s),
+        timeout_s=request.timeout_s,
         hurry=request.hurry,
-        restores=[one.to_dict() for one in kept] if earlier is None else earlier.restores,
+        restores=[*restores, *(one.to_dict() for one in before if one.version in leaving)],
     )
     model = _settled(_with(replace(model, deployments=first), transition), now=now, by=action)
     return Change(model, began_as, why if final else f"{why}: first it comes up")
@@ -159,7 +159,7 @@ def in_question(model: Model) -> list[int]:
 
 def roll_back(
     model: Model,
-    changes: Sequence[AuditEvent],
+    changes: Iterable[AuditEvent],
     *,
     request: Request,
     up: Callable[[Deployment], bool],
@@ -253,7 +253,7 @@ def version_removed(model: Model, version: int, *, why: str) -> Change:
         refuse_running(model)
     for one in model.coming:
         if one.version == version:
-            model = _with(model, replace(one, status="superseded", reason="the version was removed"))
+            model = _taken_back(model, one, "superseded", "the version was removed")
     return Change(replace(model, deployments=tuple(without(model.deployments, {version}))), "remove.version", why)
 
 

@@ -15,7 +15,6 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,6 @@ from raymlops.lifecycle.sources import spec_of, state_of
 from raymlops.records import Record
 from raymlops.serving.control.rest_api import ServeApi
 from raymlops.serving.telemetry.rollout_counts import NAMESPACE, controller_of
-from raymlops.state.database import state_url
 from raymlops.state.identity import SHORT
 from raymlops.state.lease import holder_of, lease
 from raymlops.state.rollouts import running
@@ -81,7 +79,7 @@ def start_controller(source: Source) -> ControllerRecord:
     spec = spec_of(source)
     with dashboard(spec) as found, state_of(spec) as state:
         problem = ensure_running(spec, state, dashboard_url=found.url, must_answer=True)
-    holder = None if problem else _holder(spec)
+        holder = None if problem else _holder(state)
     if holder is None:
         raise ClusterError(problem or _ELSEWHERE, hint="raymlops status and the cluster's log say more.")
     return ControllerRecord(found.url, holder)
@@ -105,9 +103,9 @@ def ensure_running(spec: ProjectSpec, state: State, *, dashboard_url: str, must_
     Controllers of other states on the cluster are left alone.
     """
     try:
-        if not must_answer and _is_ours(holder_of(state_url(spec), LEASE)):
+        if not must_answer and _is_ours(holder_of(state.url, LEASE)):
             return None
-        return _start(spec, state.owner().id, dashboard_url=dashboard_url, must_answer=must_answer)
+        return _start(spec, state, dashboard_url=dashboard_url, must_answer=must_answer)
     except Exception as error:  # the change itself has been applied, whatever happens to the controller
         why = error.message if isinstance(error, RaymlopsError) else f"{type(error).__name__}: {error}"
         return f"the controller could not be started, so that {CONSEQUENCE}: {why}"
@@ -115,7 +113,7 @@ def ensure_running(spec: ProjectSpec, state: State, *, dashboard_url: str, must_
 
 def _is_ours(holder: str | None) -> bool:
     """Return whether a controller of this release holds the lease; Postgres cuts names, and one that was cut counts."""
-    return holder is not None and (PURPOSE in holder or not holder.endswith(")"))
+    return holder is not None and (PURPOSE in holder or ")" not in holder)
 
 
 def controller_config(spec: ProjectSpec, *, dashboard_url: str) -> dict[str, Any]:
@@ -181,12 +179,12 @@ class ControllerActor:
             api = ServeApi(_dashboard(spec))
             here = api.cluster_id()
             _check_home(state, here)
-            with lease(state_url(spec), LEASE, purpose=PURPOSE):
+            with lease(state.url, LEASE, purpose=PURPOSE):
                 controller = self._controller(spec, state, api)
                 self._phase = "running"
                 while not self._stopped.is_set():
                     _check_home(state, here)
-                    self._stopped.wait(controller.step(datetime.now(UTC)))
+                    self._stopped.wait(controller.step(state.now()))
 
     def _controller(self, spec: ProjectSpec, state: State, api: ServeApi) -> Controller:
         from raymlops.lifecycle.rollout.label_losses import LabelLosses, ask_in_task
@@ -199,7 +197,7 @@ class ControllerActor:
             reports=self._reports,
             aliases=MlflowAliases(spec),
             losses=LabelLosses(state, ask_recipe=ask_in_task),
-            maintain=LogMaintenance(state, state_url(spec)),
+            maintain=LogMaintenance(state, state.url),
         )
 
 
@@ -215,16 +213,16 @@ def _check_home(state: State, here: str) -> None:
         raise ClusterError(f"the database of this controller's state is live on another cluster: {there}")
 
 
-def _start(spec: ProjectSpec, state_id: str, *, dashboard_url: str, must_answer: bool) -> str | None:
+def _start(spec: ProjectSpec, state: State, *, dashboard_url: str, must_answer: bool) -> str | None:
     import ray
 
     from raymlops.cluster.connect import connect, find
 
     if not ray.is_initialized() and find(spec)[0] is None:
-        return _start_by_job(spec, dashboard_url=dashboard_url)
+        return _start_by_job(spec, state, dashboard_url=dashboard_url)
     with connect(spec):
-        _end_other_release(state_id)
-        actor = _actor(spec, state_id, dashboard_url=dashboard_url)
+        _end_other_release(state.owner().id)
+        actor = _actor(spec, state, dashboard_url=dashboard_url)
         if not must_answer:
             return None
         try:
@@ -260,7 +258,7 @@ def _end_other_release(state_id: str) -> None:
             time.sleep(_POLL_S)
 
 
-def _start_by_job(spec: ProjectSpec, *, dashboard_url: str) -> str | None:
+def _start_by_job(spec: ProjectSpec, state: State, *, dashboard_url: str) -> str | None:
     """Start it from a job, on a cluster of which only the dashboard can be reached from here.
 
     The job gets the controller's configuration, and resolves every reference on the cluster.
@@ -270,7 +268,7 @@ def _start_by_job(spec: ProjectSpec, *, dashboard_url: str) -> str | None:
 
     if SUBMISSION in os.environ:
         raise ClusterError("this job does not find the cluster that it runs on")
-    if state_url(spec).startswith("sqlite"):
+    if state.url.startswith("sqlite"):
         raise ClusterError(
             "the cluster of this dashboard cannot be joined from here, and the state is a SQLite file of this machine",
             hint="Set cluster.address or RAY_ADDRESS where it is this machine's, else storage.state to a database that "
@@ -287,22 +285,23 @@ def _start_by_job(spec: ProjectSpec, *, dashboard_url: str) -> str | None:
         return f"the job {submission_id}, which starts the controller, has not ended within {JOB_S:g} s: {job.status}"
     if job.status != "SUCCEEDED":
         raise jobs.failure(job, what="did not start the controller")
-    return None if _holder(spec) else _ELSEWHERE
+    return None if _holder(state) else _ELSEWHERE
 
 
-def _holder(spec: ProjectSpec) -> str | None:
+def _holder(state: State) -> str | None:
     """Return who holds the controller's lease; a new controller acquires it within its retry interval."""
     deadline = time.monotonic() + 2 * RETRY_S
-    while (holder := holder_of(state_url(spec), LEASE)) is None and time.monotonic() < deadline:
+    while (holder := holder_of(state.url, LEASE)) is None and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     return holder
 
 
-def _actor(spec: ProjectSpec, state_id: str, *, dashboard_url: str) -> Any:
+def _actor(spec: ProjectSpec, state: State, *, dashboard_url: str) -> Any:
     """Return the state's controller on the cluster; start it if it does not exist."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    state_id = state.owner().id
     options: dict[str, Any] = {
         "name": controller_of(state_id),
         "namespace": NAMESPACE,
@@ -313,7 +312,7 @@ def _actor(spec: ProjectSpec, state_id: str, *, dashboard_url: str) -> Any:
         "max_concurrency": 8,
         "num_cpus": 0,
     }
-    if state_url(spec).startswith("sqlite"):
+    if state.url.startswith("sqlite"):
         here = ray.get_runtime_context().get_node_id()  # the file is on this machine
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
     config = controller_config(spec, dashboard_url=dashboard_url)

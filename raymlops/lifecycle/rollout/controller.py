@@ -149,8 +149,6 @@ class Controller:
                 return
         for _ in range(STEPS):
             look = self._reconciler.step(now)
-            if look is None:
-                return
             self._note_others(look.plan.division)
             if not look.acted:
                 return

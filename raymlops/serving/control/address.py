@@ -32,6 +32,12 @@ class Listening:
     grpc_port: int | None = None
 
     @property
+    def base_url(self) -> str:
+        """Return the URL of the proxy."""
+        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104 - an address to reach, not to bind
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
     def reach(self) -> str:
         """Return the host that decides whether keys are required by default: one that others reach, if any."""
         if is_loopback(self.host) and self.grpc_host is not None:

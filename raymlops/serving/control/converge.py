@@ -46,6 +46,8 @@ def next_applications(plan: Plan) -> dict[str, dict[str, Any]]:
             kept = plan.wanted.get(holder, plan.ours[holder])  # with its newest keys, if it is still desired
             applications[holder] = {**kept, "route_prefix": config["route_prefix"]}
     for name in plan.ours.keys() - plan.wanted.keys():
+        if model_of(plan.ours[name]) in plan.blocked:
+            applications[name] = plan.ours[name]
         holder = holder_of(plan.ours, plan.ours[name])
         if holder in applications and holder is not None and _gets_traffic(plan.ours[name], plan.ours[holder]):
             applications[name] = plan.ours[name]  # it leaves once nobody sends it requests
@@ -89,8 +91,8 @@ def lacking(plan: Plan, items: Iterable[Deployment], *, hurry: bool = False, sen
     live, held = configs(plan.details), routes(plan.details)
     for item in items:
         name = app_name(item.name, item.version)
-        if name not in plan.wanted:
-            continue  # another state has the model
+        if name not in plan.wanted or item.name in plan.blocked:
+            continue
         status = status_of(plan.details, name)
         if not covers(live.get(name), plan.wanted[name]) and not broken(plan, item):
             return f"{name} does not have its settings yet"

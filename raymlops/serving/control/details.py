@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raymlops.serving.control.rest_api import last_lines
 from raymlops.serving.names import DEPLOYMENT
 
 Details = Mapping[str, Any]
@@ -57,11 +56,6 @@ def settled(live: Any, wanted: Mapping[str, Any] | None) -> bool:
     return covers(live, {"args": wanted["args"], "deployments": [{**kept, "user_config": settings}]})
 
 
-def statuses(details: Details) -> dict[str, str]:
-    """Return the status of each application."""
-    return {name: application["status"] for name, application in details["applications"].items()}
-
-
 def routes(details: Details) -> dict[str, str]:
     """Return the application at each route."""
     return {
@@ -79,9 +73,12 @@ def status_of(details: Details, name: str) -> str:
 
 def running_replicas(details: Details, name: str) -> int:
     """Return the number of running replicas of one of our applications."""
-    application = details["applications"].get(name, {})
-    replicas = application.get("deployments", {}).get(DEPLOYMENT, {}).get("replicas", [])
-    return sum(replica["state"] == "RUNNING" for replica in replicas)
+    return sum(replica["state"] == "RUNNING" for replica in _replicas(details, name))
+
+
+def unscheduled(details: Details, name: str) -> bool:
+    """Return whether a replica of one of our applications is on no node yet, as where there is no room for it."""
+    return any(one["state"] == "STARTING" and not one.get("node_id") for one in _replicas(details, name))
 
 
 def message_of(details: Details, name: str) -> str:
@@ -91,3 +88,15 @@ def message_of(details: Details, name: str) -> str:
     parts += [deployment.get("message", "") for deployment in application.get("deployments", {}).values()]
     unique = [part for index, part in enumerate(parts) if part and part not in parts[:index]]
     return last_lines("\n".join(unique), 24)
+
+
+def last_lines(text: str, lines: int) -> str:
+    """Return the end of a long message, which in a traceback is the error."""
+    kept = [line for line in text.rstrip().splitlines() if line.strip()]
+    return "\n".join(["...", *kept[-lines:]] if len(kept) > lines else kept)
+
+
+def _replicas(details: Details, name: str) -> list[Mapping[str, Any]]:
+    application = details["applications"].get(name, {})
+    found: list[Mapping[str, Any]] = application.get("deployments", {}).get(DEPLOYMENT, {}).get("replicas", [])
+    return found

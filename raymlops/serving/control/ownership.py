@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from raymlops.errors import OutdatedStateError, TakenError
 from raymlops.serving.control.details import configs, covers
 from raymlops.serving.control.render import MARK, is_rendered
-from raymlops.serving.names import INDEX_IMPORT_PATH
+from raymlops.serving.names import INDEX_APP, INDEX_IMPORT_PATH
 from raymlops.state.identity import SHORT, Owner, Revision
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Iterable, Mapping
 
     from raymlops.serving.control.details import Details
     from raymlops.state.store import Desired
@@ -52,30 +52,45 @@ class Division:
     """Applications of other states."""
     foreign: dict[str, dict[str, Any]]
     """Applications that are not of raymlops."""
+    places: dict[str, str | None]
+    """Name and route of each application that is not of raymlops, those that ``serve.run`` started included."""
 
     @property
     def kept(self) -> list[dict[str, Any]]:
         """Return all applications that are sent back unchanged."""
         return [*self.foreign.values(), *self.others.values()]
 
-    def holders(self) -> dict[str, Mark]:
-        """Return each model that another state has on Serve, with that state."""
-        return {model: mark_of(config) for config in self.others.values() if (model := model_of(config))}
+    @property
+    def index_fits(self) -> bool:
+        """Return whether the list of models can have its name and the route /."""
+        return INDEX_APP not in {*self.others, *self.places} and "/" not in self.places.values()
 
-    def refuse_held(self, names: Collection[str]) -> None:
-        """Refuse to change models that another state has on Serve.
+    def taken(self, claims: Iterable[tuple[str, str, str | None]]) -> dict[str, TakenError]:
+        """Return which of these models cannot be changed here, and why.
 
-        Raises:
-            TakenError: naming the first of them and its owner.
+        Another state has the model, or an application that is not of raymlops has its name or its route. A claim is a
+        model, one of its applications, and that one's route.
         """
-        for name, holder in sorted(self.holders().items()):
-            if name in names:
-                raise TakenError(
-                    f"the model {name} on this Serve belongs to {holder}, and is left as it is",
+        found: dict[str, TakenError] = {}
+        holders = {model: mark_of(config) for config in self.others.values() if (model := model_of(config))}
+        for model, application, route in claims:
+            if model in holders:
+                found[model] = TakenError(
+                    f"the model {model} on this Serve belongs to {holders[model]}, and is left as it is",
                     hint="Change it where that state is (storage.state), or give yours another project.name. "
                     "Where that state is lost: end its applications by Serve itself (serve.delete(NAME) in Python on "
                     "the cluster), then deploy.",
                 )
+            for name, at in self.places.items():
+                if name == application or (at is not None and at == route):
+                    found[model] = TakenError(
+                        f"the Serve application {name!r}, which is not of raymlops, has the "
+                        f"{f'name of a version of {model}' if name == application else f'route {route}'}, "
+                        f"so that {model} is left as it is",
+                        hint=f"Remove it (serve.delete({name!r}) in Python on the cluster, or from the config of "
+                        "`serve deploy`), or give the model another project.name. --takeover leaves it alone.",
+                    )
+        return found
 
     def seen(self) -> tuple[str, ...]:
         """Return the notes on other states on this Serve."""
@@ -97,7 +112,8 @@ def divide(details: Details, desired: Desired, *, outdated: bool = False) -> Div
     ours: dict[str, dict[str, Any]] = {}
     others: dict[str, dict[str, Any]] = {}
     foreign: dict[str, dict[str, Any]] = {}
-    for name, config in configs(details).items():
+    declared = configs(details)
+    for name, config in declared.items():
         if not is_rendered(config):
             foreign[name] = config
         elif _is_ours(config, desired.owner):
@@ -106,7 +122,12 @@ def divide(details: Details, desired: Desired, *, outdated: bool = False) -> Div
             others[name] = config
     if not outdated:
         _refuse_newer(ours, desired.owner)
-    return Division(ours, others, foreign)
+    places = {
+        name: application.get("route_prefix")
+        for name, application in details["applications"].items()
+        if name in foreign or (name not in declared and application.get("status") != "DELETING")
+    }
+    return Division(ours, others, foreign, places)
 
 
 def mark_of(config: Mapping[str, Any]) -> Mark:

@@ -7,21 +7,29 @@ applications of other states, and foreign ones, are read again just before each 
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raymlops.cluster.ports import free_port
 from raymlops.errors import PortTakenError, UsageError
 from raymlops.serving.control.address import Listening, is_local, listening, open_to_others
-from raymlops.serving.control.ownership import divide, stamped
+from raymlops.serving.control.ownership import divide, model_of, stamped
 from raymlops.serving.control.render import render, settings_of
-from raymlops.serving.names import INDEX_APP
+from raymlops.serving.names import INDEX_APP, app_name, route_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
+    from raymlops.errors import TakenError
     from raymlops.serving.control.ownership import Division
-    from raymlops.state.store import Desired
+    from raymlops.state.store import Deployment, Desired
+
+
+ALONE_TRIES = 500 if sys.platform == "linux" else 0
+"""One each 10 ms, while another state sends its config."""
 
 
 class Api(Protocol):
@@ -46,7 +54,7 @@ class Plan:
     local: bool
     listens: Listening
     desired: Desired
-    """Without the models that another state has on this Serve."""
+    """With ``blocked`` models as they are on Serve."""
     target: dict[str, Any]
     wanted: dict[str, dict[str, Any]]
     """Our applications in the desired state."""
@@ -56,35 +64,49 @@ class Plan:
     """Notes on this Serve, for the user."""
     sent: set[str]
     """Names of our applications that Serve knows."""
+    blocked: dict[str, TakenError]
+    """Models that stand still, since others have their names or routes: nothing starts or ends, and no route moves."""
 
     @property
     def ours(self) -> dict[str, dict[str, Any]]:
         """Return our live applications."""
         return self.division.ours
 
-    def put(self, api: Api, applications: Mapping[str, dict[str, Any]]) -> None:
-        """Replace our applications. New ones start with at least one replica.
+    def refuse_blocked(self, names: Collection[str]) -> None:
+        """Refuse to change models that stand still.
+
+        Raises:
+            TakenError: naming the first of them, and who has its name or route.
+        """
+        for name in sorted(self.blocked.keys() & set(names)):
+            raise self.blocked[name]
+
+    def put(
+        self, api: Api, applications: Mapping[str, dict[str, Any]], *, current: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Replace our applications, unless the plan is no longer ``current``. New ones start with at least one replica.
 
         One with ``min_replicas: 0`` would otherwise not prove that it answers. Serve 2.60 resets the target to
         ``initial_replicas`` at every change of a deployment's config, so that it is sent only once.
 
         Raises:
-            TakenError: another state took one of these names meanwhile; nothing was sent.
+            TakenError: somebody else took one of these names or routes meanwhile; nothing was sent.
         """
-        division = divide(api.get(), self.desired)
-        division.refuse_held({config["args"].get("name", "") for config in applications.values()})
-        if INDEX_APP in division.others:  # another state was first to have one
-            applications = {name: config for name, config in applications.items() if name != INDEX_APP}
-        bodies = [
-            stamped(
-                config if name in self.sent else _started(config),
-                division.ours.get(name),
-                self.desired.owner,
-            )
-            for name, config in applications.items()
-        ]
-        api.put({**self.target, "applications": [*bodies, *division.kept]})
-        self.sent = set(applications)
+        with _alone(self.details):
+            division = divide(api.get(), self.desired)
+            if not division.index_fits:  # somebody else was first to have one
+                applications = {name: config for name, config in applications.items() if name != INDEX_APP}
+            claims = [(model_of(config) or "", name, config["route_prefix"]) for name, config in applications.items()]
+            for error in division.taken(claims).values():
+                raise error
+            owner, ours = self.desired.owner, division.ours
+            bodies = [
+                stamped(config if name in self.sent else _started(config), ours.get(name), owner)
+                for name, config in applications.items()
+            ]
+            if current():
+                api.put({**self.target, "applications": [*bodies, *division.kept]})
+                self.sent = set(applications)
 
 
 def plan_of(
@@ -97,13 +119,10 @@ def plan_of(
 ) -> Plan:
     """Read Serve's present state, and plan the change to the desired one.
 
-    Models that another state has on this Serve are left out, so that they block no change.
-
     Raises:
         OutdatedStateError: Serve runs the desired state of a newer copy of the state database.
         ClusterError: the dashboard does not answer.
         PortTakenError: Serve does not run yet and another process listens on its port.
-        UsageError: the desired state cannot be rendered.
     """
     local = is_local(api.dashboard_url)
     details = api.get()
@@ -114,21 +133,24 @@ def plan_of(
             check_port(host, port)
         listens = Listening(host, port)
     division = divide(details, desired)
-    held = division.holders().keys() & {item.name for item in desired.deployments}
-    for name in held:
-        desired = desired.without(name)
+    blocked = division.taken(places_of(desired.deployments))
+    desired = replace(desired, deployments=tuple(_standing(desired.deployments, division.ours, blocked)))
     target = render(
         desired,
         host=listens.host,
         port=listens.port,
-        foreign=division.kept,
         grpc_port=grpc_port,
         reach=listens.reach,
+        index=division.index_fits,
     )
-    kept = {config["name"] for config in division.kept}
-    wanted = {config["name"]: config for config in target["applications"] if config["name"] not in kept}
-    notes = _notes(desired, division, listens, held=held)
-    return Plan(details, local, listens, desired, target, wanted, division, notes, set(division.ours))
+    wanted = {config["name"]: config for config in target["applications"]}
+    notes = _notes(desired, division, listens, blocked=blocked)
+    return Plan(details, local, listens, desired, target, wanted, division, notes, set(division.ours), blocked)
+
+
+def places_of(deployments: Iterable[Deployment]) -> list[tuple[str, str, str | None]]:
+    """Return the name on Serve that each version needs, and the route of its model."""
+    return [(item.name, app_name(item.name, item.version), route_of(item.name)) for item in deployments]
 
 
 def check_port(host: str, port: int) -> None:
@@ -151,10 +173,22 @@ def check_port(host: str, port: int) -> None:
             ) from error
 
 
-def _notes(desired: Desired, division: Division, listens: Listening, *, held: Collection[str]) -> tuple[str, ...]:
-    notes = list(division.seen())
-    if held:
-        notes.append(f"not brought up, since another state has a model of that name here: {', '.join(sorted(held))}")
+def _standing(
+    deployments: Iterable[Deployment], ours: Mapping[str, Mapping[str, Any]], blocked: Collection[str]
+) -> Iterator[Deployment]:
+    """Yield the deployments, of blocked models those that run, with the route where it is."""
+    for item in deployments:
+        if item.name not in blocked:
+            yield item
+        elif (live := ours.get(app_name(item.name, item.version))) is not None:
+            holds = bool(live.get("route_prefix"))
+            yield replace(item, role="champion", weight=0.0, shadow=0.0) if holds else replace(item, role="warm")
+
+
+def _notes(
+    desired: Desired, division: Division, listens: Listening, *, blocked: Mapping[str, TakenError]
+) -> tuple[str, ...]:
+    notes = [*division.seen(), *(f"not brought up: {error.message}" for error in blocked.values())]
     champions = [item for item in desired.deployments if item.role == "champion"]
     if champions and INDEX_APP in division.others:
         notes.append(
@@ -165,6 +199,25 @@ def _notes(desired: Desired, division: Division, listens: Listening, *, held: Co
     if note := open_to_others(open_models, listens):
         notes.append(note)
     return tuple(notes)
+
+
+@contextmanager
+def _alone(details: Mapping[str, Any]) -> Iterator[None]:
+    """Keep other states on this Serve from sending meanwhile, as far as their processes are on this machine.
+
+    Serve's API (2.60) cannot compare and swap. A name among Linux' abstract sockets is had by one process at a time, of
+    any user, and is free when that ends. Whoever keeps it too long is not waited for.
+    """
+    with socket.socket(socket.AF_UNIX) as lock:
+        serve = (details.get("controller_info") or {}).get("actor_id")
+        for _ in range(ALONE_TRIES if serve else 0):
+            try:
+                lock.bind(f"\0raymlops sends to {serve}")
+            except OSError:
+                time.sleep(0.01)
+            else:
+                break
+        yield
 
 
 def _started(config: dict[str, Any]) -> dict[str, Any]:

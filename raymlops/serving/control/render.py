@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.serve import ServeSection, grpc_options
-from raymlops.errors import UsageError
 from raymlops.serving.auth import access_of
 from raymlops.serving.names import DEPLOYMENT, INDEX_APP, INDEX_IMPORT_PATH, MODEL_IMPORT_PATH, app_name, route_of
 from raymlops.serving.telemetry.sink_queue import CLOSE_S
@@ -45,32 +44,27 @@ def render(
     *,
     host: str,
     port: int,
-    foreign: Sequence[Mapping[str, Any]] = (),
     grpc_port: int | None = None,
     reach: str | None = None,
+    index: bool = True,
 ) -> dict[str, Any]:
-    """Return the Serve config of the desired state, with ``foreign`` applications unchanged.
+    """Return the Serve config of the desired state, without the applications of others.
 
     ``reach``, the host at which callers reach Serve, decides whether they need an API key by default; it defaults to
-    ``host``. Without deployments there is no index either, so that only the foreign applications remain.
-
-    Raises:
-        UsageError: two champions of one name, or a foreign application that holds a name or route of ours.
+    ``host``. Without deployments there is no ``index`` either.
     """
     ordered = sorted(desired.deployments, key=lambda item: (item.name, item.version))
     reach = host if reach is None else reach
     ours = [_model_application(item, desired, reach) for item in ordered]
-    taken = {application.get("route_prefix", "/") for application in foreign}
-    if ours and "/" not in taken:  # a foreign application keeps /; the list of models is then not served
+    if ours and index:
         ours.append(_index_application(ordered, desired, reach))
-    _check(ours, foreign)
     longest = max([settings_of(item).timeout_s for item in ordered], default=None)
     # Applies only if this config starts Serve, and to all of its applications: no request may wait there forever.
     deadline = {} if longest is None else {"request_timeout_s": longest + MARGIN_S}
     config: dict[str, Any] = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": host, "port": port, **deadline},
-        "applications": [*ours, *(dict(application) for application in foreign)],
+        "applications": ours,
     }
     if grpc_port is not None:
         config["grpc_options"] = {**grpc_options(grpc_port), **deadline}
@@ -211,23 +205,3 @@ def _listed(item: Deployment, settings: ServeSection, desired: Desired, reach: s
         "max_body_bytes": settings.max_body_bytes,
         "access": access_of(item.name, desired.keys, required=settings.key_required_at(reach)).to_dict(),
     }
-
-
-def _check(ours: Sequence[Mapping[str, Any]], foreign: Sequence[Mapping[str, Any]]) -> None:
-    routes: dict[str, str] = {}
-    names: set[str] = set()
-    for application in [*ours, *foreign]:
-        name, route = application["name"], application.get("route_prefix", "/")
-        if name in names:
-            raise UsageError(
-                f"two Serve applications are named {name!r}", hint="Delete or rename the one that is not a model's."
-            )
-        names.add(name)
-        if route is None:
-            continue
-        if route in routes:
-            raise UsageError(
-                f"the Serve applications {routes[route]!r} and {name!r} both use the route {route}",
-                hint="One name has one champion; another application must use another route.",
-            )
-        routes[route] = name

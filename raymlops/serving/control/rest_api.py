@@ -7,16 +7,21 @@ appears in no message.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from raymlops.cluster.resource_usage import group
 from raymlops.errors import ClusterError, DeployError
+from raymlops.serving.control.details import last_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from raymlops.cluster.placement import Holder
 
 _PATH = "/api/serve/applications/"
 _CLUSTER = "/cluster_id"
@@ -53,6 +58,7 @@ class ServeApi:
         self.dashboard_url = dashboard_url.rstrip("/")
         self._token = token
         self._transport = transport
+        self._deaths: dict[str, str] = {}
 
     def get(self) -> dict[str, Any]:
         """Return Serve's details: ``http_options``, ``proxies``, ``applications`` by name with status and config.
@@ -61,6 +67,13 @@ class ServeApi:
             ClusterError: the dashboard does not answer, or refuses us.
         """
         details: dict[str, Any] = self._call("GET", _PATH).json()
+        for application in details.get("applications", {}).values():
+            for deployment in application.get("deployments", {}).values():
+                # All that Serve (2.60) says of a replica that died while it was up.
+                if "health check failed" in deployment.get("message", ""):
+                    dead = [replica.get("actor_id") for replica in deployment.get("recent_dead_replicas", ())]
+                    with suppress(ClusterError):
+                        deployment["message"] += "".join(f"\n{self._death(actor)}" for actor in dead[-1:] if actor)
         return details
 
     def put(self, config: dict[str, Any]) -> None:
@@ -90,9 +103,30 @@ class ServeApi:
         nodes, actors = self._list("nodes"), self._list("actors")
         return Room(nodes, actors, grows=_grows(self._call("GET", _STATUS).json(), nodes))
 
-    def _list(self, kind: str) -> list[dict[str, Any]]:
-        alive = "filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
-        answer = self._call("GET", f"/api/v0/{kind}?detail=true&limit=10000&{alive}").json()
+    def holders(self) -> list[Holder]:
+        """Return who holds CPUs or GPUs, the largest share first.
+
+        Raises:
+            ClusterError: the dashboard does not answer, or refuses us.
+        """
+        groups = [
+            {**row, "bundles": {index: bundle["unit_resources"] for index, bundle in enumerate(row["bundles"])}}
+            for row in self._list("placement_groups", "CREATED")
+        ]
+        jobs = {row["job_id"]: (row["entrypoint"] or "")[:60] for row in self._list("jobs", None) if row["job_id"]}
+        return group(actors=self._list("actors"), tasks=self._list("tasks", "RUNNING"), groups=groups, jobs=jobs)
+
+    def _death(self, actor_id: str) -> str:
+        """Return how an actor died, as Ray has it."""
+        if actor_id not in self._deaths:
+            (row,) = self._list("actors", actor_id, by="actor_id") or ({},)
+            context: dict[str, Any] = next(iter((row.get("death_cause") or {}).values()), {})
+            self._deaths[actor_id] = context.get("error_message") or "Ray does not say how it died"
+        return self._deaths[actor_id]
+
+    def _list(self, kind: str, value: str | None = "ALIVE", *, by: str = "state") -> list[dict[str, Any]]:
+        query = f"&filter_keys={by}&filter_predicates=%3D&filter_values={value}" if value else ""
+        answer = self._call("GET", f"/api/v0/{kind}?detail=true&limit=10000{query}").json()
         if not answer.get("result"):
             raise ClusterError(f"the Ray dashboard at {self.dashboard_url} cannot list {kind}: {answer.get('msg')}")
         rows: list[dict[str, Any]] = answer["data"]["result"]["result"]
@@ -158,9 +192,3 @@ def ray_token() -> str | None:
         return path.read_text(encoding="utf-8").strip() or None
     except OSError:
         return None
-
-
-def last_lines(text: str, lines: int) -> str:
-    """Return the end of a long message, which in a traceback is the error."""
-    kept = [line for line in text.rstrip().splitlines() if line.strip()]
-    return "\n".join(["...", *kept[-lines:]] if len(kept) > lines else kept)

@@ -16,7 +16,7 @@ from tiny_bundle import tiny_contents
 from raymlops.bundle.write import write_bundle
 from raymlops.config.load import load_data
 from raymlops.config.serve import RolloutSection
-from raymlops.errors import NotFoundError, RefusedError, TakenError, UsageError
+from raymlops.errors import ClusterError, NotFoundError, RefusedError, TakenError, UsageError
 from raymlops.lifecycle.deploy import (
     OPENED,
     _bring,
@@ -127,8 +127,37 @@ def test_a_deploy_ends_no_rollout_unless_told_to(state, bring, rollout):
     assert (newest(state).status, line_up(state)) == ("running", {1: "champion", 2: 0.1})
     bring(3, abort=True)
     assert (newest(state).status, line_up(state)) == ("stopped", {1: 0, 2: 0, 3: "champion"})
-    actions = [event.action for event in state.events("m")[:3]]
-    assert actions == ["deploy", "deploy.start", "abort"]
+    came_up, began = state.events("m")[:2]
+    assert (came_up.action, began.action) == ("deploy", "deploy.start")
+    assert began.why.startswith(f"a test: first it comes up; for version 3: version 2 answered 10%, rollout {rollout}")
+
+
+def test_a_deploy_that_is_refused_ends_no_rollout(state, serve, bring, rollout, called):
+    """Serve goes away before the change is written."""
+    looks = itertools.count()
+
+    class Away(FakeServe):
+        def get(self):
+            if next(looks):
+                raise ClusterError("the dashboard does not answer")
+            return super().get()
+
+    call = replace(called(3), api=Away(dashboard_url=serve.dashboard_url, live=serve.live))
+    with pytest.raises(ClusterError):
+        _bring(call, action="deploy", breaking=True, abort=True)
+    assert (newest(state).status, line_up(state)) == ("running", {1: "champion", 2: 0.1})
+
+
+def test_a_version_begins_its_rollout_anew(state, called, rollout, tmp_path):
+    """It is up: the change that ends its rollout takes it back, and it is requested by the same change."""
+    bundle = write_bundle(tmp_path, tiny_contents())
+    put(state, "m", [replace(item, bundle=bundle) for item in state.deployments("m")])
+    two = called(2, bundle=bundle)
+    record_version(state, two.ref, why="", now=state.events()[0].ts)
+    assert _share(two, ROLLOUT, abort=True).rollout_id != rollout
+    with state.reading() as connection:
+        assert [one.status for one in rollouts(connection, "m")] == ["running", "stopped"]
+    assert line_up(state) == {1: "champion", 2: 0.1}
 
 
 def test_a_rollout_is_replaced_by_another_one(state, bring, rollout, called, tmp_path):

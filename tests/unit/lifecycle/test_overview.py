@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 from canaries import version_of
+from fake_dashboard import fake_dashboard
 from fake_serve import FakeServe
 from stored import put
 
@@ -109,7 +110,7 @@ def test_the_names_of_what_should_be_live_are_only_read(root, tmp_path):
 
 
 def test_a_wait_tells_each_decision_once(root, config):
-    """Two steps begin; how it ended is returned, for the caller to tell."""
+    """Two steps begin; how it ended is returned, for the caller to tell, once Serve runs what follows from it."""
     second = replace(ROLLOUT, step=1, reason="step 1 passed")
     course = [second, second, replace(second, status="promoted", reason="all passed", ended_at=NOW)]
     lines = []
@@ -118,7 +119,10 @@ def test_a_wait_tells_each_decision_once(root, config):
         with State.open(f"sqlite:///{root}/state.db") as state, state.writing() as connection:
             update_rollout(connection, course.pop(0))
 
-    ended = follow_rollout(config, "r1", on_line=lines.append, sleep=sleep, clock=lambda: 0.0)
+    with fake_dashboard() as dashboard:
+        config["cluster"] = {"dashboard": dashboard.url}
+        ended = follow_rollout(config, "r1", on_line=lines.append, sleep=sleep, clock=lambda: 0.0)
+        assert dashboard.serve.live["m--v2"]["route_prefix"] == "/models/m"
     assert ended.status == "promoted"
     assert [line.partition("version 3: ")[2] for line in lines] == [
         "step 1 of 2 at 10 percent begins",

@@ -40,11 +40,12 @@ def holding(url, how="plain"):
 def test_a_second_holder_is_refused_and_told_who_is_first(url):
     """User, host, process, since when and for what: enough to find it."""
     with holding(url) as (process, _):
-        refused = pytest.raises(RefusedError, match=rf"run1 is in use by .+@.+ \(process {process.pid} since .*: train")
+        who = rf".+@.+ \(process {process.pid}: train\) since .+ UTC"
+        refused = pytest.raises(RefusedError, match=f"run1 is in use by {who}")
         with refused as caught, lease(url, "run1", purpose="train", wait_s=0):
             pass
         assert caught.value.exit_code == 4
-        assert f"process {process.pid} " in holder_of(url, "run1")
+        assert f"process {process.pid}:" in holder_of(url, "run1")
 
 
 def test_a_killed_holder_gives_it_back(url):
@@ -54,7 +55,7 @@ def test_a_killed_holder_gives_it_back(url):
         process.wait()
         assert holder_of(url, "run1") is None
         with lease(url, "run1", purpose="train", wait_s=0):
-            assert f"process {os.getpid()} " in holder_of(url, "run1")
+            assert f"process {os.getpid()}:" in holder_of(url, "run1")
 
 
 def test_a_child_that_outlives_a_killed_holder_does_not_hold_it(url):

@@ -1,7 +1,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from raymlops.state.transitions import Transition, put_transition, transitions_in
+from raymlops.state.transitions import Transition, put_transition, start, transitions_in
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -10,7 +10,7 @@ def test_the_newest_of_each_version_is_kept(state):
     """Every field comes back, times with their zone, oldest first; another model's are its own."""
     first = Transition(
         *("t1", "flights", 7, {"role": "champion"}, "deploy", "deploy.start", "a test", "ada"),
-        *(NOW, NOW + timedelta(minutes=1), True, [{"version": 6}], "failed", "no such layer"),
+        *(NOW, 60.0, NOW + timedelta(seconds=1), True, [{"version": 6}], "failed", "no such layer"),
     )
     again = replace(first, id="t3", began_at=NOW + timedelta(seconds=3), status="running", reason="")
     others = [
@@ -24,4 +24,16 @@ def test_the_newest_of_each_version_is_kept(state):
             put_transition(connection, one)
         assert transitions_in(connection) == [*others, again]
         assert transitions_in(connection, "flights") == [others[0], again]
+    assert again.deadline_at == NOW + timedelta(seconds=61)
     assert state.desired().coming == state.model("flights").coming == (again,)
+
+
+def test_a_transition_is_started_once(state):
+    """Its time to come up is counted from then, whoever takes the later steps."""
+    one = Transition("t1", "flights", 7, {}, "deploy", "deploy", "a test", "ada", NOW, 60.0)
+    with state.writing() as connection:
+        put_transition(connection, one)
+    assert one.deadline_at is None
+    start(state, [one], now=NOW + timedelta(hours=1))
+    start(state, state.desired().coming, now=NOW + timedelta(hours=2))
+    assert [found.started_at for found in state.desired().coming] == [NOW + timedelta(hours=1)]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import subprocess
+import sys
 import threading
 import time
 from datetime import UTC, datetime
 
 import pytest
+import sqlalchemy as sa
 from fake_serve import FakeServe
+from states import converge
 
 from raymlops.config.load import load_data
 from raymlops.config.serve import ServeSection
@@ -18,6 +23,7 @@ from raymlops.errors import (
     NotFoundError,
     RefusedError,
     TrackingError,
+    UnreachableError,
 )
 from raymlops.lifecycle.keys import bring as send_key
 from raymlops.lifecycle.live.capacity import leaving_first
@@ -26,6 +32,8 @@ from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.transitions import ROUTE, Request, bring, removed
 from raymlops.lifecycle.rollback import roll_back
 from raymlops.records import BundleRef
+from raymlops.serving.control.details import routes
+from raymlops.state.engine import open_engine
 from raymlops.state.keys import create_key, revoke_key
 from raymlops.state.store import Deployment, State
 
@@ -228,7 +236,7 @@ def test_a_neighbours_broken_model_fails_no_change(state, serve):
     deploy(state, serve, 1, name="digits")
     deploy(state, serve, 1)
     serve.unhealthy = {"digits--v1"}
-    assert deploy(state, serve, 2).applied.routes["/models/flights"] == "flights--v2"
+    assert routes(deploy(state, serve, 2).plan.details)["/models/flights"] == "flights--v2"
     assert not deploy(state, serve, 2).changed
     assert rollback(state, serve).version == 1
 
@@ -309,3 +317,72 @@ def test_where_nodes_may_be_added_nothing_is_refused(state, serve):
     serve.grows = True
     deploy(state, serve, 1, min_replicas=4, max_replicas=4, cpus_per_replica=1.0)
     assert roles(state) == {"flights--v1": "champion"}
+
+
+class Locking(FakeServe):
+    """Serve at whose second version a process begins to hold the state database."""
+
+    holder = None
+
+    def put(self, config):
+        super().put(config)
+        if self.holder is None and "flights--v2" in self.live:
+            self.holder = subprocess.Popen([sys.executable, "-c", HOLD, self.path], stdin=subprocess.PIPE, stdout=-1)
+            self.holder.stdout.readline()
+
+    def free(self):
+        self.holder.communicate(b"")
+
+
+HOLD = """if True:
+    import sqlite3, sys
+    held = sqlite3.connect(sys.argv[1], isolation_level=None)
+    held.execute("BEGIN IMMEDIATE")
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def impatient(url):
+    """Open the state so that it waits 50 ms for a lock, not 15 s."""
+    engine = open_engine(url)
+    sa.event.listen(engine, "connect", lambda connection, _record: connection.execute("PRAGMA busy_timeout = 50"))
+    State.open(url).close()
+    with State(engine) as state:
+        yield state
+
+
+@pytest.fixture
+def locking(impatient):
+    serve = Locking(dashboard_url=ELSEWHERE)
+    serve.path = impatient._engine.url.database
+    deploy(impatient, serve, 1)
+    yield serve
+    serve.free()
+
+
+def test_a_deploy_waits_for_a_locked_database(impatient, locking, caplog):
+    """It says who holds it, and goes on once that has ended."""
+
+    class Freeing(logging.Handler):
+        def emit(self, record):
+            locking.free()
+
+    logging.getLogger("raymlops.lifecycle.live.change").addHandler(handler := Freeing())
+    deploy(impatient, locking, 2)
+    logging.getLogger("raymlops.lifecycle.live.change").removeHandler(handler)
+    assert roles(impatient) == {"flights--v1": "warm", "flights--v2": "champion"}
+    assert f"is locked by process {locking.holder.pid}" in caplog.text
+
+
+def test_a_deploy_that_waits_no_longer_for_a_database_says_who_goes_on(impatient, locking, monkeypatch):
+    """Its change is written: a controller completes it."""
+    monkeypatch.setattr("raymlops.lifecycle.live.change.SHORT_S", 0.2)
+    with pytest.raises(UnreachableError, match="is locked by process") as caught:
+        deploy(impatient, locking, 2)
+    assert "the controller continues with it" in caught.value.hint
+    assert [one.status for one in impatient.model("flights").transitions] == ["done", "running"]
+    locking.free()
+    converge(impatient, locking)
+    assert roles(impatient)["flights--v2"] == "champion"

@@ -135,6 +135,16 @@ def test_no_more_of_the_record_is_read_than_is_needed():
     assert cooled(line, changes(), now=NOW + timedelta(seconds=10)) == [1]
 
 
+def test_no_more_of_the_record_is_read_than_a_rollback_needs():
+    """3 was rolled back to 2, which had taken the route from 1: what came before is left alone."""
+
+    def changes():
+        yield from history(("deploy", 1, 2), ("deploy", 2, 3), ("rollback", 3, 2))
+        raise AssertionError
+
+    assert previous_champion([version(2, "champion")], changes()).version == 1
+
+
 def test_removing_and_deploying_again_forgets_nothing():
     """1, 2, taken down, 2 again: the champion before 2 is still 1; 3 after it goes back to 2."""
     past = [("deploy", None, 1), ("deploy", 1, 2), ("remove", 2, None)]
@@ -166,9 +176,10 @@ def test_a_version_that_was_rolled_back_from_is_not_gone_back_to():
     with pytest.raises(NotFoundError, match="but for what was rolled back from: 3") as caught:
         previous_champion(before, history(*past))
     assert caught.value.hint == "raymlops deploy --version N makes one live all the same; warm are: 3, 5"
-    assert previous_champion(before, history(("deploy", None, 1), *past)).version == 1
+    past = [("deploy", None, 1), ("remove", 1, None), *past]
+    assert previous_champion(before, history(*past)).version == 1
     undone = [("rollback", 2, 1), ("rollback.undone", 1, 2)]
-    assert previous_champion(before, history(("deploy", None, 1), *past, *undone)).version == 1
+    assert previous_champion(before, history(*past, *undone)).version == 1
     again = [*past, ("deploy", 2, 3), ("promote", 3, 4)]
     assert previous_champion([version(4, "champion")], history(*again)).version == 3
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar
@@ -12,13 +15,15 @@ from fake_serve import FakeServe
 from states import SERVE, deploy, opened
 from stored import put
 
+from raymlops.cluster.placement import Holder
 from raymlops.errors import DeployError
 from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.live.transitions import ROUTE, Request, bring
 from raymlops.lifecycle.rollout.canary import TrafficRequest
 from raymlops.records import BundleRef
 from raymlops.serving.names import DEPLOYMENT
-from raymlops.state.store import Deployment
+from raymlops.state.conditions import EVERYTHING, conditions
+from raymlops.state.store import Deployment, State
 
 MENDED = SERVE.model_copy(update={"max_rows": 5})
 
@@ -84,9 +89,9 @@ def reconciler(state, serve):
     return Reconciler(state, serve, serve=SERVE)
 
 
-def begin(state, version, *, name="m", timeout_s=60.0, **settings):
+def begin(state, version, *, name="m", timeout_s=60.0, ago_s=0.0, **settings):
     """Desire that a version comes up for the route, and return when."""
-    began = datetime.now(UTC)
+    began = datetime.now(UTC) - timedelta(seconds=ago_s)
     new = Deployment(name, version, BundleRef("/bundles", "d" * 64), "run", "champion", settings)
     request = Request("deploy", "a test", "me", began, timeout_s)
     state.change(name, lambda model: bring(model, new, goal={**ROUTE, "configured": True}, request=request, up=False))
@@ -110,6 +115,7 @@ def test_a_version_that_does_not_come_up_in_time_is_taken_back(state, serve, rec
     deploy(state, serve)
     serve.slow = {"m--v2"}
     began = begin(state, 2)
+    steps(reconciler, began)
     _, look = steps(reconciler, began + timedelta(seconds=59))
     assert look.conditions["m"].reason.startswith("version 2 of m comes up: 0 of 1 replicas run")
     _, look = steps(reconciler, began + timedelta(seconds=60))
@@ -117,6 +123,34 @@ def test_a_version_that_does_not_come_up_in_time_is_taken_back(state, serve, rec
     assert (champion(state), set(serve.live)) == (1, {"m--v1", "raymlops"})
     (failed,) = (one for one in state.model("m").transitions if one.version == 2)
     assert failed.reason.startswith("not ready in time: version 2 of m comes up")
+
+
+def test_the_time_to_come_up_is_counted_from_the_first_step(state, serve, reconciler):
+    """It was requested an hour ago, while Serve was away: its minute begins with the step that sends it."""
+    deploy(state, serve)
+    serve.slow = {"m--v2"}
+    first = begin(state, 2, ago_s=3600.0) + timedelta(seconds=3600)
+    _, look = steps(reconciler, first)
+    assert "m--v2" in serve.live
+    _, look = steps(reconciler, first + timedelta(seconds=59))
+    assert look.conditions["m"].reason.startswith("version 2 of m comes up")
+    steps(reconciler, first + timedelta(seconds=60))
+    assert "m--v2" not in serve.live
+
+
+def test_who_holds_the_lock_over_steps_for_long_is_named(state, serve, reconciler):
+    """Its process may be stopped, or its machine asleep; once it has let go, nothing is said any more."""
+    deploy(state, serve)
+    at = begin(state, 2)
+    with State.open(str(state._engine.url)) as other, other.exclusive("reconciling", wait_s=0):
+        assert reconciler.step(at).held_by is None
+        assert conditions(state) == {}
+        look = reconciler.step(at + timedelta(seconds=5))
+        reason = conditions(state)[EVERYTHING].reason
+        assert re.fullmatch(rf".+@.+ \(process {os.getpid()}: reconciling\) since .+ UTC holds the lock .+", reason)
+        assert (look.held_by.message, look.held_s, look.acted) == (reason, 5.0, False)
+    steps(reconciler, at + timedelta(seconds=6))
+    assert (champion(state), conditions(state)) == (2, {})
 
 
 def test_a_version_takes_the_route_where_there_is_no_room_for_all_its_replicas(state, serve, reconciler):
@@ -206,18 +240,110 @@ def test_a_champion_that_fails_is_started_anew_before_a_warm_version_that_does(s
     assert serve.get()["applications"]["m--v2"]["status"] == "RUNNING"
 
 
-def test_a_config_for_what_is_no_longer_desired_is_not_sent(state, serve, reconciler):
-    """A key was revoked after the state was read: that config would make it good again."""
+@pytest.mark.parametrize("moment", [0, 1])
+def test_a_config_for_what_is_no_longer_desired_is_not_sent(state, serve, reconciler, moment):
+    """A key was revoked after the state was read, before or just as it is sent: the key would be good again.
+
+    The process that sends it may have been stopped for long, and another one holds the lock by now.
+    """
     deploy(state, serve)
-    began, read, sent = begin(state, 2), serve.get, len(serve.sent)
+    began, read, sent, looks = begin(state, 2), serve.get, len(serve.sent), itertools.count()
 
     def get():
-        if len(state.events()) == events:
+        if next(looks) == moment:
             state.record(action="key.revoke", subject="api-key:k")
         return read()
 
-    events, serve.get = len(state.events()), get
+    serve.get = get
     assert reconciler.step(began).acted
     assert len(serve.sent) == sent
     steps(reconciler, began)
     assert "m--v2" in serve.live
+
+
+class Full(FakeServe):
+    """Serve without room for the second version's replica."""
+
+    placed: ClassVar[dict[str, str]] = {}
+    asked = 0
+
+    def _details(self, config):
+        details = super()._details(config)
+        if config["name"] == "m--v2":
+            details["status"] = "DEPLOYING"
+            details["deployments"][DEPLOYMENT]["replicas"] = [{"state": "STARTING", **self.placed}]
+        return details
+
+    def holders(self):
+        self.asked += 1
+        mine = [holder for holder in super().holders() if "v2" not in holder.name]
+        return [Holder("task training of job 01", {"CPU": 1.5}), *mine]
+
+
+class Dying(FakeServe):
+    """Serve that says of what died how that ended."""
+
+    def _details(self, config):
+        return super()._details(config) | {"message": "OutOfMemoryError: killed"}
+
+
+def began(state, version):
+    """Write a deploy without waiting for it."""
+    new = Deployment("m", version, BundleRef("/bundles", "d" * 64), "run", "warm", SERVE.model_dump(mode="json"))
+    request = Request("deploy", "a test", "me", state.now(), 60.0)
+    state.change("m", lambda model: bring(model, new, goal=ROUTE, request=request, up=False))
+
+
+def test_a_version_without_room_says_who_has_it(state):
+    """Asked now and then only, and while a replica is on no node only; who fails in the end says it too."""
+    serve = Full(dashboard_url="http://dashboard:8265")
+    deploy(state, serve)
+    begun = state.now()
+    began(state, 2)
+    verb, controller = (Reconciler(state, serve, serve=SERVE) for _ in range(2))
+    for second in range(5):
+        verb.step(begun + timedelta(seconds=second))
+    assert serve.asked == 0
+    held = "\na replica waits for room, which is held by:"
+    held += "\n  task training of job 01: 1.5 CPU\n  Serve application m--v1: 0.2 CPU"
+    for second in range(7, 20):
+        for reconciler in (verb, controller):
+            reconciler.step(begun + timedelta(seconds=second))
+            assert conditions(state)["m"].reason.endswith(f"m--v2 is DEPLOYING{held}")
+    assert serve.asked == 2
+    serve.placed = {"node_id": "n1"}
+    verb.step(begun + timedelta(seconds=40))
+    assert conditions(state)["m"].reason.endswith("m--v2 is DEPLOYING")
+    serve.placed = {}
+    verb.step(begun + timedelta(seconds=50))
+    verb.step(begun + timedelta(seconds=70))
+    assert held in state.model("m").transitions[-1].reason
+    assert serve.asked == 3
+
+
+def test_a_new_champion_whose_replicas_die_before_it_has_the_route_says_so(state):
+    """With its own last error, and not what another one lacks."""
+    serve = Dying(dashboard_url="http://dashboard:8265")
+    deploy(state, serve)
+    began(state, 2)
+    reconciler = Reconciler(state, serve, serve=SERVE)
+    while not any(one.status == "done" for one in state.model("m").transitions if one.version == 2):
+        reconciler.step(state.now())
+    serve.unhealthy.add("m--v2")
+    for _ in range(4):
+        reconciler.step(state.now())
+    assert serve.live["m--v1"]["route_prefix"] == "/models/m"
+    said = "version 2 was up, and its replicas died: m--v2 is UNHEALTHY:\nOutOfMemoryError: killed"
+    assert conditions(state)["m"].reason == said
+
+
+def test_a_version_whose_replicas_die_while_it_comes_up_says_so(state):
+    """Before it has as many as the holder of the route."""
+    serve = Dying(dashboard_url="http://dashboard:8265")
+    deploy(state, serve)
+    began(state, 2)
+    reconciler = Reconciler(state, serve, serve=SERVE)
+    reconciler.step(state.now())
+    serve.unhealthy.add("m--v2")
+    reconciler.step(state.now())
+    assert "its replicas died: m--v2 is UNHEALTHY:\nOutOfMemoryError" in state.model("m").transitions[-1].reason

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 from fake_serve import FakeServe
-from states import converge, copied, deploy, opened, take_down
+from states import SERVE, converge, copied, deploy, opened, take_down
 
 from raymlops.errors import ElsewhereError, OutdatedStateError
+from raymlops.lifecycle.keys import bring as send_key
 from raymlops.lifecycle.live.restored_state import make_count, settle
+from raymlops.state.conditions import conditions
+from raymlops.state.keys import create_key
 
 
 @pytest.fixture
@@ -65,7 +68,11 @@ def test_a_state_is_live_on_one_cluster(serve, state):
     assert "deploy --restore" in caught.value.hint
     with pytest.raises(ElsewhereError, match="live on another cluster: cccccccc"):
         converge(state, other)
+    key, _ = create_key(state, name="shop", models=["shop"], now=state.now())
+    with pytest.raises(ElsewhereError, match="live on another cluster: cccccccc"):
+        send_key(state, other, key, serve=SERVE)
     assert (state.owner().cluster, other.sent) == (serve.cluster, [])
+    assert conditions(state) == {}, "what is live at home has no condition by that"
 
 
 def test_a_state_moves_to_another_cluster_by_a_restore_and_from_a_living_one_by_a_takeover(serve, state):

@@ -16,6 +16,7 @@ from raymlops.lifecycle.live.transitions import (
     failed,
     roll_back,
     route_takers,
+    version_removed,
 )
 from raymlops.records import BundleRef
 from raymlops.state.store import Deployment, Model
@@ -48,6 +49,18 @@ def test_room_is_made_by_what_is_idle_when_it_is_written():
     idle = Model("m", (item(1), item(2, "champion")))
     asked = bring(idle, new, goal=goal, request=request("deploy"), up=False, leaving=(1,))
     assert versions(asked.model) == {2: "champion", 3: "warm"}
+
+
+def test_what_made_room_is_restored_whoever_requested_the_version_last():
+    """Version 3 is requested twice before it comes up: version 1 left for the second request, and version 2 stays."""
+    goal, model = {**ROUTE, "configured": True}, Model("m", (item(1), item(2, "champion")))
+    model = bring(model, item(3), goal=goal, request=request("deploy"), up=False).model
+    more = replace(item(3), serve={"min_replicas": 2})
+    model = bring(model, more, goal=goal, request=request("deploy"), up=False, leaving=(1,)).model
+    assert versions(model) == {2: "champion", 3: "warm"}
+    (coming,) = model.coming
+    assert versions(failed(model, coming.id, "boom", now=NOW).model) == {1: "warm", 2: "champion"}
+    assert versions(version_removed(model, 3, why="a test").model) == {1: "warm", 2: "champion"}
 
 
 def test_of_two_rollbacks_at_once_the_second_changes_nothing():

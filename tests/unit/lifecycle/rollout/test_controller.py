@@ -21,6 +21,7 @@ from raymlops.lifecycle.rollout.evidence import Reports, epoch_of
 from raymlops.lifecycle.rollout.loss_reader import LogLosses, Window
 from raymlops.predictions.counts import Losses
 from raymlops.records import ModelVersionRef
+from raymlops.state.audit import changes_of
 from raymlops.state.keys import create_key, revoke_key
 from raymlops.state.rollouts import rollouts, running
 from raymlops.state.store import State
@@ -296,7 +297,7 @@ def test_what_was_kept_warm_for_long_enough_is_taken_down(state, serve):
     for version in (1, 2):
         deploy(state, serve, version=version)
     beside(state, serve, 3)
-    lost = state.changes("m")[1].ts
+    lost = [*changes_of(state, "m")][1].ts
     steering = controller(state, serve)
     steering.step(lost + timedelta(seconds=3599))
     assert set(line_up(state)) == {1, 2, 3}
@@ -481,7 +482,7 @@ def test_nothing_waits_for_a_reading_that_does_not_end(state, serve, rollout):
     told(reports, rollout, canary=BAD)
     steering.step(at(2))
     assert newest(state).status == "aborted"
-    steering.step(state.changes("other")[0].ts + timedelta(seconds=3660))
+    steering.step(next(changes_of(state, "other")).ts + timedelta(seconds=3660))
     assert [item.version for item in state.deployments("other")] == [2]
     assert [what for what, _ in readings] == ["m"]
 

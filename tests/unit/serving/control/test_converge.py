@@ -42,7 +42,7 @@ def bring(serve: FakeServe, *items: Deployment, coming=()):
 def on_its_way(version: int) -> Transition:
     now = datetime.now(UTC)
     goal = {"role": "champion"}
-    return Transition("t", "flights", version, goal, "deploy", "deploy.start", "", "me", now, now)
+    return Transition("t", "flights", version, goal, "deploy", "deploy.start", "", "me", now, 60.0)
 
 
 def bounds(serve: FakeServe, index: int, name: str) -> tuple[int, int | None]:

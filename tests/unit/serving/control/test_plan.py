@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 
 import pytest
 from fake_serve import FakeServe
@@ -54,6 +55,28 @@ def test_a_name_that_was_taken_after_a_change_was_planned_is_left(serve, states,
     assert len(serve.sent) == sent
 
 
+def test_two_states_send_one_after_the_other(states):
+    """The second begins while the first is between its reading and its sending: neither drops the other's model."""
+    first, second = states
+
+    class Meeting(FakeServe):
+        def get(self):
+            return {**super().get(), "controller_info": {"actor_id": f"of test {id(self)}"}}
+
+        def put(self, config):
+            if not other.ident:
+                other.start()
+                other.join(0.3)
+            super().put(config)
+
+    serve = Meeting(dashboard_url="http://dashboard:8265")
+    other = threading.Thread(target=lambda: deploy(second, serve, "pub"))
+    deploy(first, serve, "shop")
+    other.join()
+    assert {"shop", "pub"} == {name.partition("--")[0] for name in serve.live} - {"raymlops"}
+    assert serve.started.count("pub--v1") == serve.started.count("shop--v1") == 1
+
+
 def test_a_taken_port_is_found_before_anything_starts():
     """Somebody listens there, and the error says which port."""
     with socket.socket() as other:
@@ -87,3 +110,15 @@ def test_an_address_of_another_machine_is_refused():
     """203.0.113.0/24 is set aside for documentation, so no machine has it."""
     with pytest.raises(UsageError, match="cannot listen"):
         check_port("203.0.113.9", 21060)
+
+
+FOREIGN = {"name": "shop", "route_prefix": "/", "import_path": "shop:app", "args": {}, "deployments": []}
+
+
+@pytest.mark.parametrize("foreign", [FOREIGN, {**FOREIGN, "name": "raymlops", "route_prefix": "/shop"}])
+def test_a_foreign_application_keeps_the_place_of_the_list_of_models(serve, states, foreign):
+    """Then that list is not served, the models are."""
+    serve.live = {foreign["name"]: foreign}
+    deploy(states[0], serve)
+    assert serve.live.keys() == {foreign["name"], "m--v1"}
+    assert serve.live[foreign["name"]] == foreign

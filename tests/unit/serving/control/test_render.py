@@ -4,10 +4,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 
-import pytest
-
 from raymlops.config.serve import ServeSection
-from raymlops.errors import UsageError
 from raymlops.records import BundleRef
 from raymlops.serving.control.render import render
 from raymlops.serving.names import INDEX_APP, app_name
@@ -18,15 +15,13 @@ from raymlops.state.store import Deployment, Desired
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
-FOREIGN = {"name": "shop", "route_prefix": "/shop", "import_path": "shop:app", "deployments": [{"name": "Shop"}]}
-
 
 def deployment(version: int, role: str, *, name: str = "flights", **serve) -> Deployment:
     return Deployment(name, version, BundleRef(f"/bundles/{version}", f"digest{version}"), f"run{version}", role, serve)
 
 
-def rendered(*deployments, foreign=()):
-    config = render(Desired(deployments), host="127.0.0.1", port=8000, foreign=foreign)
+def rendered(*deployments):
+    config = render(Desired(deployments), host="127.0.0.1", port=8000)
     return {application["name"]: application for application in config["applications"]}
 
 
@@ -185,34 +180,9 @@ def test_the_index_knows_each_models_bounds_and_keys():
     assert options["max_queued_requests"] > 0
 
 
-def test_foreign_applications_are_carried_over():
-    """What somebody else deployed is in the body as it was, or Serve would delete it."""
-    assert rendered(deployment(7, "champion"), foreign=[FOREIGN])["shop"] == FOREIGN
-
-
-def test_nothing_desired_leaves_the_foreign_alone():
+def test_nothing_desired_needs_no_list_of_models():
     """Without a model there is no index that would answer for nothing."""
-    assert list(rendered(foreign=[FOREIGN])) == ["shop"]
-
-
-def test_a_foreign_application_at_the_root_keeps_it():
-    """Then the list of models is not served, the models are."""
-    apps = rendered(deployment(7, "champion"), foreign=[{**FOREIGN, "route_prefix": "/"}])
-    assert sorted(apps) == ["flights--v7", "shop"]
-
-
-@pytest.mark.parametrize(
-    ("deployments", "foreign"),
-    [
-        ([deployment(7, "champion"), deployment(8, "champion")], []),
-        ([deployment(7, "champion")], [{**FOREIGN, "route_prefix": "/models/flights"}]),
-        ([deployment(7, "warm")], [{**FOREIGN, "name": "flights--v7"}]),
-    ],
-)
-def test_two_claims_to_one_place_are_refused(deployments, foreign):
-    """Serve would refuse it too, with a longer message and after the fact."""
-    with pytest.raises(UsageError):
-        rendered(*deployments, foreign=foreign)
+    assert rendered() == {}
 
 
 def test_names_of_applications():

@@ -47,6 +47,59 @@ def test_a_dashboard_that_is_down_is_a_cluster_error():
         ServeApi("http://127.0.0.1:1").get()
 
 
+def answering(answers):
+    """Return an API whose dashboard gives these answers by path, and the paths that were asked for."""
+    seen: list[str] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append(request.url.path)
+        return httpx.Response(200, json=answers[request.url.path])
+
+    return ServeApi("http://127.0.0.1:8265/", TOKEN, transport=httpx.MockTransport(handle)), seen
+
+
+def rows(*found):
+    return {"result": True, "data": {"result": {"result": list(found)}}}
+
+
+def test_who_holds_resources_is_said_by_name():
+    """Placement groups, tasks, applications and actors, as Ray's tables have them; jobs by their commands."""
+    replica = {"name": "SERVE_REPLICA::shop--v1#front#a", "required_resources": {"CPU": 0.5}, "job_id": "02000000"}
+    bundles = [{"bundle_id": {"bundle_index": index}, "unit_resources": {"CPU": 1.0}} for index in range(2)]
+    group = {"placement_group_id": "a1b2c301000000", "name": "", "state": "CREATED", "bundles": bundles}
+    inside = {"name": "", "class_name": "RayTrainWorker", "placement_group_id": "a1b2c301000000", "job_id": "01000000"}
+    task = {"name": "prepare", "required_resources": {"CPU": 1.0}, "job_id": "01000000"}
+    api, _ = answering(
+        {
+            "/api/v0/actors": rows(replica, inside),
+            "/api/v0/tasks": rows(task),
+            "/api/v0/placement_groups": rows(group),
+            "/api/v0/jobs": rows({"job_id": "01000000", "entrypoint": "python train.py"}),
+        }
+    )
+    assert [str(holder) for holder in api.holders()] == [
+        "placement group of job 01000000 (python train.py): RayTrainWorker in 2 bundles: 2 CPU",
+        "task prepare of job 01000000 (python train.py): 1 CPU",
+        "Serve application shop--v1: 0.5 CPU",
+    ]
+
+
+def test_how_a_replica_died_is_asked_for_once():
+    """Serve says only that its health check failed; Ray keeps the reason."""
+    front = {"message": "A replica's health check failed.", "recent_dead_replicas": [{"actor_id": "a1"}]}
+    cause = {"actor_died_error_context": {"error_message": "killed, since the node was low on memory"}}
+    api, seen = answering(
+        {
+            "/api/serve/applications/": {"applications": {"m--v1": {"deployments": {"front": front}}}},
+            "/api/v0/actors": rows({"death_cause": cause}),
+        }
+    )
+    for _ in range(2):
+        (said,) = api.get()["applications"]["m--v1"]["deployments"].values()
+        assert said["message"] == "A replica's health check failed.\nkilled, since the node was low on memory"
+    assert seen.count("/api/v0/actors") == 1
+
+
 def test_the_token_is_where_ray_looks_for_it(monkeypatch, tmp_path):
     """The variable first, then the file that a variable names, then the one at home; none where it is off."""
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
