@@ -62,7 +62,7 @@ class TrackingSection(Spec):
     experiment: str | None = Field(None, min_length=1, description="default: project.name")
     username: SecretRef | None = Field(None, description="basic auth user of the MLflow server")
     password: SecretRef | None = Field(None, description="basic auth password of the MLflow server")
-    git_diff: Free[bool] = Field(
+    git_diff: bool = Field(
         default=True, description="log uncommitted changes of the recipe's code as an artifact of the run"
     )
 

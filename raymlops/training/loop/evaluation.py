@@ -103,7 +103,13 @@ def numbers(metrics: Mapping[str, Any], *, where: str) -> dict[str, float]:
     Raises:
         RecipeError: one is something else.
     """
-    return {str(name): _number(value, where=f"{where}: {name!r}") for name, value in metrics.items()}
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        try:
+            found[str(name)] = _number(value, where=where)
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {name} is {value!r}; a metric is a number") from error
+    return found
 
 
 def spread_rows(split: SplitData, spec: TrainSection) -> torch.Tensor | None:

@@ -164,20 +164,20 @@ def test_code_in_a_value_of_the_optimizer_is_not_run(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 1)
     optimizer, fresh = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
     optimizer.state[model.bias]["step"] = 3
-    start_save(tmp_path / "plain", model, optimizer, group=None)()
-    load(tmp_path / "plain", model, fresh)
+    start_save(tmp_path / "plain", model, {"": optimizer}, group=None)()
+    load(tmp_path / "plain", model, {"": fresh})
     assert fresh.state[model.bias]["step"] == 3
 
     optimizer.state[model.bias]["step"] = {"count": 3}
     with pytest.raises(RecipeError, match="step is a dict, which a checkpoint in shards cannot hold"):
-        start_save(tmp_path / "refused", model, optimizer, group=None)
+        start_save(tmp_path / "refused", model, {"": optimizer}, group=None)
     optimizer.state[model.bias]["step"] = Exploit(tmp_path / "made")
     with pytest.raises(RecipeError, match=r"^optimizer\.bias\.step is a Exploit, which a checkpoint cannot hold"):
-        start_save(tmp_path / "refused", model, optimizer, group=None)
+        start_save(tmp_path / "refused", model, {"": optimizer}, group=None)
     state = {"model.weight": model.weight, "model.bias": model.bias, "optimizer.bias.step": Exploit(tmp_path / "made")}
     dcp_save(state, storage_writer=FileSystemWriter(tmp_path / "saved"), no_dist=True)
     with pytest.raises(StorageError, match="cannot be read"):
-        load(tmp_path / "saved", model, fresh)
+        load(tmp_path / "saved", model, {"": fresh})
     assert not (tmp_path / "made").exists()
 
 

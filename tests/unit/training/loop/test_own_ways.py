@@ -284,9 +284,12 @@ def test_a_scheduler_of_a_fixed_length_cannot_be_extended(tiny_project: Any, tmp
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda ctx: ctx.log({"a": "x"}), r"ctx\.log\(\): 'a' is a str; return a number"),
+        (lambda ctx: ctx.log({"a": "x"}), r"ctx\.log\(\): a is 'x'; a metric is a number"),
         (lambda ctx: [ctx.log({}, step=step) for step in (3, 1)], r"ctx\.log\(\) got step 1 after step 3"),
-        (lambda ctx: ctx.report({"validation/loss": torch.ones(2)}), r"'validation/loss' is a Tensor; return a number"),
+        (
+            lambda ctx: ctx.report({"validation/loss": torch.ones(2)}),
+            r"validation/loss is tensor\(\[1., 1.\]\); a metric is a number",
+        ),
     ],
 )
 def test_what_a_loop_may_not_report(tiny_project: Any, act: Any, message: str) -> None:
