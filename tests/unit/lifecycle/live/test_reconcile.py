@@ -84,10 +84,10 @@ def reconciler(state, serve):
     return Reconciler(state, serve, serve=SERVE)
 
 
-def begin(state, version, *, name="m", timeout_s=60.0, **settings):
+def begin(state, version, *, name="m", timeout_s=60.0, digest="d" * 64, **settings):
     """Desire that a version comes up for the route, and return when."""
     began = datetime.now(UTC)
-    new = Deployment(name, version, BundleRef("/bundles", "d" * 64), "run", "champion", settings)
+    new = Deployment(name, version, BundleRef("/bundles", digest), "run", "champion", settings)
     request = Request("deploy", "a test", "me", began, timeout_s)
     state.change(name, lambda model: bring(model, new, goal={**ROUTE, "configured": True}, request=request, up=False))
     return began
@@ -221,3 +221,16 @@ def test_a_config_for_what_is_no_longer_desired_is_not_sent(state, serve, reconc
     assert len(serve.sent) == sent
     steps(reconciler, began)
     assert "m--v2" in serve.live
+
+
+def test_another_bundle_under_a_number_comes_up_before_it_gets_the_route(state, serve, reconciler):
+    """The version was removed while Serve was away, and registered anew: what still runs by its number is not it."""
+    for version in (1, 2, 1):
+        deploy(state, serve, version=version)
+    put(state, "m", [item for item in state.deployments("m") if item.version == 1])
+    began = begin(state, 2, digest="e" * 64)
+    assert reconciler.step(began).acted
+    sent = serve.live["m--v2"]
+    assert (sent["args"]["digest"], sent["route_prefix"], champion(state)) == ("e" * 64, None, 1)
+    steps(reconciler, began)
+    assert (serve.live["m--v2"]["route_prefix"], champion(state)) == ("/models/m", 2)

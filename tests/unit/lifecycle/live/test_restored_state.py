@@ -63,9 +63,11 @@ def test_a_state_is_live_on_one_cluster(serve, state):
     with pytest.raises(ElsewhereError, match="live on another cluster, cccccccc, not on this one, oooooooo") as caught:
         settle(state, other, holder=nobody)
     assert "deploy --restore" in caught.value.hint
-    with pytest.raises(ElsewhereError, match="live on another cluster: cccccccc"):
-        converge(state, other)
-    assert (state.owner().cluster, other.sent) == (serve.cluster, [])
+    for act in (converge, deploy, take_down):
+        with pytest.raises(ElsewhereError, match="live on another cluster: cccccccc"):
+            act(state, other)
+    assert (state.owner().cluster, [item.name for item in state.deployments()]) == (serve.cluster, ["shop"])
+    assert (other.sent, sorted(serve.live)) == ([], ["raymlops", "shop--v1"])
 
 
 def test_a_state_moves_to_another_cluster_by_a_restore_and_from_a_living_one_by_a_takeover(serve, state):
