@@ -36,6 +36,40 @@ class Narrow(FakeServe):
                 self.door.release()
 
 
+def person(state, serve, choice):
+    """Make five changes of two models, as chance has it."""
+    for _ in range(5):
+        name, version = choice.choice("mn"), choice.randint(1, 3)
+        try:
+            match choice.choice(["deploy", "beside", "share", "roll back"]):
+                case "deploy":
+                    deploy(state, serve, name, version)
+                case "beside":
+                    beside(state, serve, version, name=name)
+                case "share":
+                    share(state, serve, version, TrafficRequest(weight=0.1))
+                case "roll back":
+                    take_back(state, serve, name)
+        except RaymlopsError:
+            continue  # somebody else was faster
+
+
+def agree(state, serve):
+    """Compare what is desired, what Serve runs, and the audit record."""
+    plan = converge(state, serve).plan
+    assert same(plan.wanted, plan.ours)
+    assert plan.desired.coming == ()
+    routes = {config["route_prefix"]: name for name, config in serve.live.items() if config["route_prefix"]}
+    for name in "mn":
+        champions = [item.version for item in state.deployments(name) if item.role == "champion"]
+        assert [routes.get(f"/models/{name}")] == ([f"{name}--v{one}" for one in champions] or [None])
+        left = []
+        for event in reversed([*changes_of(state, name)]):
+            assert event.before == left
+            left = event.after
+        assert left == [item.to_dict() for item in state.deployments(name)]
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_who_contends_for_the_lock_sends_alone_and_all_agree_in_the_end(tmp_path, seed):
     """Three people change two models, and two controllers take the same steps."""
@@ -55,28 +89,12 @@ def test_who_contends_for_the_lock_sends_alone_and_all_agree_in_the_end(tmp_path
         thread.start()
         return thread
 
-    def person(state, choice):
-        for _ in range(5):
-            name, version = choice.choice("mn"), choice.randint(1, 3)
-            try:
-                match choice.choice(["deploy", "beside", "share", "roll back"]):
-                    case "deploy":
-                        deploy(state, serve, name, version)
-                    case "beside":
-                        beside(state, serve, version, name=name)
-                    case "share":
-                        share(state, serve, version, TrafficRequest(weight=0.1))
-                    case "roll back":
-                        take_back(state, serve, name)
-            except RaymlopsError:
-                continue  # somebody else was faster
-
     def control(state):
         controller = Controller(state, serve, serve=SERVE, reports=Reports())
         while not over.wait(0.01):
             controller.step(now())
 
-    people = [begun(person, random.Random(10 * seed + number)) for number in range(3)]
+    people = [begun(person, serve, random.Random(10 * seed + number)) for number in range(3)]
     controllers = [begun(control) for _ in range(2)]
     for thread in people:
         thread.join(60)
@@ -85,15 +103,4 @@ def test_who_contends_for_the_lock_sends_alone_and_all_agree_in_the_end(tmp_path
         thread.join(60)
     assert (broken, serve.met) == ([], 0)
     with State.open(url) as state:
-        plan = converge(state, serve).plan
-        assert same(plan.wanted, plan.ours)
-        assert plan.desired.coming == ()
-        routes = {config["route_prefix"]: name for name, config in serve.live.items() if config["route_prefix"]}
-        for name in "mn":
-            champions = [item.version for item in state.deployments(name) if item.role == "champion"]
-            assert [routes.get(f"/models/{name}")] == ([f"{name}--v{one}" for one in champions] or [None])
-            left = []
-            for event in reversed([*changes_of(state, name)]):
-                assert event.before == left
-                left = event.after
-            assert left == [item.to_dict() for item in state.deployments(name)]
+        agree(state, serve)
