@@ -23,4 +23,4 @@ def test_two_hundred_histories_on_a_server():
     # Not in pytest's folder: another pytest of root that starts meanwhile closes it to the server's user.
     with tempfile.TemporaryDirectory() as folder, postgres(Path(folder)) as url:
         new = on_server(url)
-        draw_histories(lambda: LiveMachine(new()), 200, database=None)
+        draw_histories(lambda: LiveMachine(new), 200, database=None)

@@ -43,6 +43,14 @@ import subprocess, sys, os
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
 print("ready", flush=True); print(child.pid, flush=True); os._exit(0)
 """
+_PARENT = """
+import os, subprocess, sys
+other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print("ready", flush=True)
+look = "import os; from raymlops.cluster.processes import MARK, belonging; "
+look += "print(*(process.pid for process in belonging(os.environ[MARK])))"
+subprocess.run([sys.executable, "-c", look]); other.kill()
+"""
 
 
 def test_a_recorded_process_is_ended_by_sigterm(started):
@@ -78,6 +86,15 @@ def test_a_reused_pid_is_left_alone(started):
     assert stale.find() is None
     assert end(uuid.uuid4().hex, [stale], grace_s=0.1) == []
     assert process.poll() is None
+
+
+def test_parents_are_never_among_them(started):
+    """A shell in a job that runs ``raymlops down`` carries the mark, and would be killed with what it waits for."""
+    name = uuid.uuid4().hex
+    process = started(_PARENT, name)
+    found = process.stdout.readline().split()
+    assert str(process.pid).encode() not in found
+    assert len(found) == 1
 
 
 def test_this_process_is_never_among_them(monkeypatch):

@@ -17,6 +17,7 @@ from raymlops.bundle.pyfunc import save_pyfunc
 from raymlops.bundle.write import write_bundle
 from raymlops.errors import BundleError, InvalidNameError, InvalidRowsError, NotFoundError, TrackingError
 from raymlops.recipes.digits import Digits
+from raymlops.registry.lineage import COMPLETE
 from raymlops.registry.versions import Registry
 from raymlops.tracking.client import Tracker
 
@@ -73,6 +74,33 @@ def test_a_registration_that_was_cut_off_does_not_count_and_is_completed_by_the_
 
     assert (ref.version, ref.aliases) == (1, ("candidate",))
     assert [version.version for version in tracker.client.search_model_versions("name = 'cut'")] == [1]
+
+
+def test_a_registration_that_was_killed_before_its_alias_gets_it_with_the_next(tracker, registry, bundle, run_id):
+    """The last tag comes after the alias: a version that has the one has the other."""
+
+    class Killed(BaseException):
+        pass
+
+    class Falling(Registry):
+        def set_alias(self, *_args):
+            raise Killed
+
+    with pytest.raises(Killed):
+        Falling(tracker).register("fallen", run_id=run_id, bundle=bundle)
+    assert registry.list("fallen") == []
+    assert registry.register("fallen", run_id=run_id, bundle=bundle).aliases == ("candidate",)
+
+
+def test_of_two_versions_of_a_run_the_completed_one_stays(registry, tracker, bundle, run_id):
+    """Callers know it by its number, which another process gave it; the lower one was never complete."""
+    tags = {"raymlops.digest": bundle.digest, "raymlops.bundle_uri": bundle.uri, "raymlops.run_id": run_id}
+    tracker.client.create_registered_model("doubled")
+    for _ in range(2):
+        tracker.client.create_model_version("doubled", bundle.uri, run_id, tags=tags)
+    registry.tag("doubled", 2, {COMPLETE: "true"})
+    assert registry.register("doubled", run_id=run_id, bundle=bundle).version == 2
+    assert [version.version for version in tracker.client.search_model_versions("name = 'doubled'")] == [2]
 
 
 def test_versions_are_found_by_number_alias_or_as_the_latest(registry, tracker, bundle):

@@ -95,6 +95,8 @@ def test_changes_are_read_newest_first_in_pages(state):
 
 def test_one_change_at_a_time(url, state):
     """Who comes second is told who is first and for what; afterwards the lock is free."""
+    with state.exclusive("deploy of another model, in more words", wait_s=0):
+        pass
     with (
         State.open(url) as other,
         state.exclusive("deploy flights", wait_s=0),
@@ -124,6 +126,13 @@ with State.open({url!r}) as state, state.exclusive("deploy flights", wait_s=0):
         process.wait()
     with state.exclusive("deploy digits", wait_s=0):
         pass
+
+
+def test_a_commit_survives_a_power_cut(state):
+    """SQLite waits for the disk at each (synchronous = FULL, 2), whatever the default of its build."""
+    with state.reading() as connection:
+        found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")]
+    assert found == ["wal", 2]
 
 
 def test_events_of_one_model_include_its_versions(state):

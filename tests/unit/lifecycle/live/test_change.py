@@ -293,6 +293,25 @@ def test_a_rollback_opens_no_endpoint(state, serve):
     assert len(serve.sent) == sent + 1
 
 
+def test_a_removal_ends_once_what_was_removed_is_gone(state):
+    """Its replicas still hold their resources for a few looks, which the next deploy may need."""
+
+    class Lingering(FakeServe):
+        looks = 5
+
+        def get(self):
+            found = super().get()
+            if self.looks and "flights--v1" in self.started and "flights--v1" not in self.live:
+                self.looks -= 1
+                found["applications"]["flights--v1"] = {"status": "DELETING", "route_prefix": None, "deployments": {}}
+            return found
+
+    serve = Lingering(dashboard_url=ELSEWHERE)
+    deploy(state, serve, 1)
+    remove(state, serve)
+    assert "flights--v1" not in serve.get()["applications"]
+
+
 def test_a_version_without_room_is_refused_before_anything_changes(state, serve):
     """Two replicas of 1 CPU beside 0.5 CPU that are served do not fit 2 CPUs, and no training that ends would help."""
     deploy(state, serve, 1, cpus_per_replica=0.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from live_machine import LiveMachine, draw_histories
+from live_machine import LiveMachine, M, draw_histories
 
 
 def test_whatever_happens_all_agree_once_nothing_moves():
@@ -14,13 +14,14 @@ def test_whatever_happens_all_agree_once_nothing_moves():
 def test_a_verb_ends_although_a_process_that_hangs_holds_the_lock():
     """No step can be taken, so that nobody says whether the version came up: the verb waited for ever."""
     machine = LiveMachine()
-    machine.world.holder = "a process that was stopped"
-    machine.deploy("m", 1, "plain", abort=False, fate={})
+    (home,) = machine.world.homes
+    home.holder = "a process that was stopped"
+    machine.deploy(M, 1, "plain", abort=False, fate={})
     for _ in range(100):
-        if machine.callers:
-            machine.go(machine.callers[0])
+        if machine.world.callers:
+            machine.go(machine.world.callers[0])
     assert "no step was taken for 25 s: another step is being taken" in machine.world.said[0]
-    machine.world.holder = None
+    home.holder = None
     machine.teardown()  # the controller brings it up
 
 
@@ -31,8 +32,39 @@ def test_settings_that_another_verb_wrote_meanwhile_are_not_taken_as_running(sto
     It saw the version run, with the settings before, took those for the new ones, and ended the other's transition.
     """
     machine = LiveMachine()
-    machine.live_already([1], 0, None, controlled=False)
-    machine.beside("m", 2, "plain", {})
-    machine.beside("m", 2, "broken", {"stop": stop, "loses_lock": True})
-    machine.beside("m", 2, "broken", {"kill": 9})
+    machine.live_already([1])
+    machine.beside(M, 2, "plain", {})
+    machine.beside(M, 2, "broken", {"stop": stop, "loses_lock": True})
+    machine.beside(M, 2, "broken", {"kill": 9})
     machine.teardown()
+
+
+@pytest.mark.parametrize("stop", range(12, 24))
+def test_a_config_changes_nothing_that_another_state_changed_meanwhile(stop):
+    """Serve takes whole configs, so that one is made of what the other state has by now."""
+    machine = LiveMachine()
+    machine.live_already([1], states=2)
+    other = ("o", 1)
+    machine.deploy(other, 1, "plain", abort=False, fate={})
+    machine.deploy(M, 2, "plain", abort=False, fate={"stop": stop})
+    machine.deploy(other, 2, "plain", abort=False, fate={})
+    machine.roll_back(other, {})
+    machine.teardown()
+
+
+def test_a_state_moves_to_another_cluster_by_a_takeover_alone():
+    """While the controller of the first one runs; afterwards that one moves nothing, and its verbs are refused."""
+    machine = LiveMachine()
+    machine.live_already([1], clusters=2, controlled=True)
+    (home,), (here, there) = machine.world.homes, machine.world.clusters
+    elsewhere = {"elsewhere": True}
+    machine.deploy(M, 2, "plain", abort=False, fate=elsewhere)
+    machine.restore(0, takeover=False, fate=elsewhere)
+    assert [home.there, *there.serve.live] == [here.id]
+    assert ["live on another cluster" in said for said in machine.world.said] == [True, True]
+    machine.restore(0, takeover=True, fate=elsewhere)
+    assert home.there == there.id
+    machine.deploy(M, 3, "plain", abort=False, fate=elsewhere)  # on the first one, by now
+    assert "live on another cluster" in machine.world.said[-1]
+    machine.teardown()
+    assert here.serve.live.keys() == there.serve.live.keys() == {"m--v1", "raymlops"}

@@ -186,6 +186,19 @@ def test_a_second_rollback_at_once_takes_no_champion(state, serve, controller, u
     assert [event.action for event in state.events("m")].count("rollback.canary") == 1
 
 
+def test_a_second_rollback_of_the_route_at_once_goes_no_further(state, serve, url):
+    """Two people press it for version 3: who is second finds version 2 live, and is told so."""
+    for version in (1, 2, 3):
+        deploy(state, serve, version=version)
+    records = []
+    with Interrupted.open(url) as other:
+        other.after_reading = lambda: records.append(take_back(state, serve))
+        records.append(take_back(other, serve))
+    assert [(one.version, one.role, one.changed) for one in records] == [(2, "champion", True), (2, "champion", False)]
+    assert (champion(state), route(serve)) == (2, "m--v2")
+    assert [event.action for event in state.events("m")].count("rollback") == 1
+
+
 def test_a_promotion_by_hand_that_was_killed_can_be_rolled_back(state, serve, controller):
     """The verb made the version champion, and told Serve nothing any more."""
 

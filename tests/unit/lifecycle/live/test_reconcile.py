@@ -89,10 +89,10 @@ def reconciler(state, serve):
     return Reconciler(state, serve, serve=SERVE)
 
 
-def begin(state, version, *, name="m", timeout_s=60.0, ago_s=0.0, **settings):
+def begin(state, version, *, name="m", timeout_s=60.0, ago_s=0.0, digest="d" * 64, **settings):
     """Desire that a version comes up for the route, and return when."""
     began = datetime.now(UTC) - timedelta(seconds=ago_s)
-    new = Deployment(name, version, BundleRef("/bundles", "d" * 64), "run", "champion", settings)
+    new = Deployment(name, version, BundleRef("/bundles", digest), "run", "champion", settings)
     request = Request("deploy", "a test", "me", began, timeout_s)
     state.change(name, lambda model: bring(model, new, goal={**ROUTE, "configured": True}, request=request, up=False))
     return began
@@ -347,3 +347,16 @@ def test_a_version_whose_replicas_die_while_it_comes_up_says_so(state):
     serve.unhealthy.add("m--v2")
     reconciler.step(state.now())
     assert "its replicas died: m--v2 is UNHEALTHY:\nOutOfMemoryError" in state.model("m").transitions[-1].reason
+
+
+def test_another_bundle_under_a_number_comes_up_before_it_gets_the_route(state, serve, reconciler):
+    """The version was removed while Serve was away, and registered anew: what still runs by its number is not it."""
+    for version in (1, 2, 1):
+        deploy(state, serve, version=version)
+    put(state, "m", [item for item in state.deployments("m") if item.version == 1])
+    began = begin(state, 2, digest="e" * 64)
+    assert reconciler.step(began).acted
+    sent = serve.live["m--v2"]
+    assert (sent["args"]["digest"], sent["route_prefix"], champion(state)) == ("e" * 64, None, 1)
+    steps(reconciler, began)
+    assert (serve.live["m--v2"]["route_prefix"], champion(state)) == ("/models/m", 2)

@@ -66,12 +66,14 @@ def test_a_state_is_live_on_one_cluster(serve, state):
     with pytest.raises(ElsewhereError, match="live on another cluster, cccccccc, not on this one, oooooooo") as caught:
         settle(state, other, holder=nobody)
     assert "deploy --restore" in caught.value.hint
-    with pytest.raises(ElsewhereError, match="live on another cluster: cccccccc"):
-        converge(state, other)
+    for act in (converge, deploy, take_down):
+        with pytest.raises(ElsewhereError, match="live on another cluster: cccccccc"):
+            act(state, other)
     key, _ = create_key(state, name="shop", models=["shop"], now=state.now())
     with pytest.raises(ElsewhereError, match="live on another cluster: cccccccc"):
         send_key(state, other, key, serve=SERVE)
-    assert (state.owner().cluster, other.sent) == (serve.cluster, [])
+    assert (state.owner().cluster, [item.name for item in state.deployments()]) == (serve.cluster, ["shop"])
+    assert (other.sent, sorted(serve.live)) == ([], ["raymlops", "shop--v1"])
     assert conditions(state) == {}, "what is live at home has no condition by that"
 
 

@@ -7,17 +7,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from canaries import take_back
+from fake_serve import FakeServe
 from serving_bundles import scale_bundle
+from states import deploy
 from stored import put
 
 from raymlops.config.load import load_data
 from raymlops.errors import BundleError, RefusedError
-from raymlops.lifecycle.registration.admission import admitted, adoptable, as_recorded, loadable
+from raymlops.lifecycle.registration.admission import MlflowAliases, admitted, adoptable, as_recorded, loadable
 from raymlops.lifecycle.sources import state_of
 from raymlops.records import BundleRef, ModelVersionRef
 from raymlops.registry.versions import Registry
 from raymlops.state.store import Deployment
-from raymlops.state.versions import VersionRecord, record_verdict, record_version, recorded
+from raymlops.state.versions import VersionRecord, record_verdict, record_version, recorded, withdrawn
 from raymlops.tracking.client import tracker
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -121,6 +124,25 @@ def test_a_verdict_in_mlflow_is_none(spec, version, registry, state):
     registry.tag("scale", 1, {"raymlops.gate": "passed"})
     with pytest.raises(RefusedError, match="version 1 was refused by its gate; MLflow says passed"):
         admitted(spec, "@challenger")
+
+
+def test_a_version_that_was_rolled_back_comes_back_by_its_number_and_again_alone(spec, passed, registry, state):
+    """Also as the challenger that it still is until MLflow is told; a nightly deploy must not undo a rollback."""
+    registry.set_alias("scale", "challenger", 1)
+    serve = FakeServe(dashboard_url="http://dashboard:8265")  # where no proxy is asked whether it answers
+    deploy(state, serve, "scale", 7)
+    deploy(state, serve, "scale", 1, bundle=passed.bundle)
+    assert take_back(state, serve, "scale").version == 7
+    said = "version 1 of scale was taken back: rolled back from version 1 to version 7"
+    for asked, again in (("1", False), ("@challenger", False), ("@challenger", True)):
+        with pytest.raises(RefusedError, match=said) as caught:
+            admitted(spec, asked, again=again)
+        assert "raymlops deploy scale --version 1 --again" in caught.value.hint
+    MlflowAliases(spec).withdraw("scale", withdrawn(state, "scale"))
+    assert registry.get("scale", "1").aliases == ("candidate",)
+    assert admitted(spec, "1", again=True)[1].version == 1
+    deploy(state, serve, "scale", 1, bundle=passed.bundle)
+    assert admitted(spec, "1")[1].version == 1
 
 
 @pytest.mark.parametrize("tag", ["refused", None])

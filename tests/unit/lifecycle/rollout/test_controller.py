@@ -122,6 +122,38 @@ def test_a_good_version_goes_through_its_steps_and_takes_the_route(state, serve,
     assert steering.step(at(130)) == IDLE_S
 
 
+class Stopped(Reports):
+    """Reports whose reader is stopped once it has read, while others ``act``."""
+
+    act = None
+
+    def of(self, name, epoch):
+        found, act, self.act = super().of(name, epoch), self.act, None
+        if act is not None:
+            act()
+        return found
+
+
+def test_a_decision_on_a_step_that_another_controller_has_left_is_dropped(state, serve):
+    """It was stopped before it wrote what it had decided, and two steps were taken: the share does not fall back."""
+    deploy(state, serve)
+    beside(state, serve, 2)
+    settings = SETTINGS.model_copy(update={"steps": (10.0, 50.0, 90.0, 100.0)})
+    share(state, serve, 2, TrafficRequest(weight=0.1, rollout=settings), now=START)
+    reports, stopped = Reports(), Stopped()
+    other = controller(state, serve, reports)
+
+    def two_steps():
+        for sequence, seconds in ((1, 61), (2, 122)):
+            told(reports, now_running(state), canary=GOOD, sequence=sequence)
+            other.step(at(seconds))
+
+    told(stopped, now_running(state), canary=GOOD)
+    stopped.act = two_steps
+    controller(state, serve, stopped).step(at(61))
+    assert (line_up(state)[2], now_running(state).step, canaries(serve, 1)) == (("warm", 0.9), 2, [(2, 0.9)])
+
+
 def test_an_erring_version_loses_its_share_at_once(state, serve, rollout):
     """Half of its requests fail: no step is waited for, the champion has everything, the version stands warm."""
     reports = Reports()
@@ -352,6 +384,21 @@ def test_an_alias_that_was_moved_by_hand_is_set_right(state, serve):
         assert mlflow.named == 7
         steering.step(at(second))
     assert (mlflow.named, mlflow.calls, follows(state)) == (1, 2, [("m/1", "MLflow named version 7")])
+
+
+def test_an_alias_that_a_verb_sets_meanwhile_is_left(state, serve):
+    """While MLflow is asked, version 2 goes live and gets it: it is not given back to what was live before."""
+
+    class Asked(Mlflow):
+        def champion(self, name):
+            deploy(state, serve, version=2)
+            self.named = 2
+            return super().champion(name)
+
+    deploy(state, serve)
+    mlflow = Asked(1)
+    controller(state, serve, aliases=mlflow).step(at(0))
+    assert (mlflow.named, follows(state)) == (2, [])
 
 
 def test_an_alias_that_is_set_late_is_set_right(state, serve):
