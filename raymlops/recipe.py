@@ -11,7 +11,6 @@ import inspect
 import pkgutil
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from operator import attrgetter
@@ -23,10 +22,15 @@ from pydantic import BaseModel, ConfigDict
 
 from raymlops.answer_loss import declared
 from raymlops.errors import RaymlopsError, RecipeError, RecipeImportError
+from raymlops.pytree import batch_rows as batch_rows
+from raymlops.pytree import map_tensors as map_tensors
+from raymlops.pytree import to_numpy
 from raymlops.signals import from_handler
 from raymlops.signature import Signature
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     import torch
     from torch import nn
 
@@ -210,7 +214,7 @@ class RecipeBase:
     def decode(self, output: Any) -> dict[str, Any]:
         """Turn a model's output into output columns. Default: its last dimension over the signature's outputs."""
         outputs = self.signature().outputs
-        array = output.detach().cpu().numpy()
+        array = to_numpy(output)
         if len(outputs) == 1:
             return {outputs[0].name: array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array}
         return {column.name: array[:, index] for index, column in enumerate(outputs)}
@@ -226,25 +230,6 @@ class RecipeBase:
         number's errors there. Define it for anything else. It runs in a separate process, not in replicas.
         """
         return declared(self.signature()).of(output, label)
-
-
-def batch_rows(batch: Batch) -> int:
-    """Return the number of rows of a batch: the first dimension of its first tensor."""
-    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
-    return len(next(iter(values)))
-
-
-def map_tensors(batch: Batch, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-    """Return the batch with ``function`` applied to every tensor; other values are kept."""
-    import torch
-
-    if isinstance(batch, torch.Tensor):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        return {key: map_tensors(value, function) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return [map_tensors(value, function) for value in batch]
-    return batch
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:

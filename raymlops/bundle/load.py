@@ -18,7 +18,8 @@ from raymlops.bundle import verify as names
 from raymlops.bundle.code import own_version
 from raymlops.bundle.imports import import_module
 from raymlops.errors import NonFiniteError, RecipeError, RecipeImportError
-from raymlops.recipe import RecipeBase, call_recipe, map_tensors, model_of, resolve, to_device
+from raymlops.pytree import map_tensors, to_numpy
+from raymlops.recipe import RecipeBase, call_recipe, model_of, resolve, to_device
 from raymlops.signature import Signature
 from raymlops.storage.filesystem import join
 
@@ -234,7 +235,7 @@ def _row_hashes(data: bytes) -> npt.NDArray[np.uint64]:
 
 def _output(column: Column, values: Any, *, rows: int, where: str, finite: bool) -> Array:
     if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
+        values = to_numpy(values)
     array = _ragged(values) if None in column.shape else np.asarray(values)
     if array.ndim == 0 or len(array) != rows:
         got = "a single value" if array.ndim == 0 else f"{len(array)} values"
@@ -282,5 +283,5 @@ def _text(column: Column, array: Array, *, where: str) -> Array:
 def _ragged(values: Any) -> Array:
     array = np.empty(len(values), dtype=object)
     for index, value in enumerate(values):
-        array[index] = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+        array[index] = to_numpy(value) if hasattr(value, "detach") else np.asarray(value)
     return array

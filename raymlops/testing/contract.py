@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 from raymlops.config.schema import ProjectSpec
-from raymlops.data.batches import leaves
 from raymlops.data.prepare import Prepared, SplitData, prepare
 from raymlops.data.random_streams import Stream
 from raymlops.errors import InvalidRowsError
 from raymlops.project import Project, bind
+from raymlops.pytree import leaves
 from raymlops.recipe import Batch, RecipeBase, batch_rows, reference_of, resolve
 from raymlops.testing.answered import AnsweredRows
 from raymlops.training.split_predictions import answer_loss

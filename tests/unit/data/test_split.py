@@ -9,7 +9,7 @@ import drawn
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from raymlops.data.prepare import prepare
 from raymlops.data.split import DatasetSplit
@@ -91,6 +91,13 @@ def test_items_of_halved_floats_are_hashed() -> None:
     """bfloat16 is what large datasets are kept in."""
     hashes = DatasetSplit(Halves(), name="train", recipe=RecipeBase()).row_hashes()
     assert len(set(hashes.tolist())) == 40
+
+
+def test_both_parts_of_a_complex_number_are_hashed() -> None:
+    """A spectrum with another phase is another row."""
+    rows = torch.tensor([[1 + 1j], [1 + 2j], [1 + 1j]])
+    first, second, third = DatasetSplit(TensorDataset(rows), name="train", recipe=RecipeBase()).row_hashes().tolist()
+    assert first == third != second
 
 
 @pytest.mark.parametrize("recipe", ["tiny:Tiny", "drawn:Line", "broken:Items"])
