@@ -22,9 +22,8 @@ from pydantic import BaseModel, ConfigDict
 
 from raymlops.answer_loss import declared
 from raymlops.errors import RaymlopsError, RecipeError, RecipeImportError
-from raymlops.pytree import batch_rows as batch_rows
-from raymlops.pytree import map_tensors as map_tensors
-from raymlops.pytree import to_numpy
+from raymlops.pytree import batch_rows as batch_rows  # noqa: PLC0414 - recipes import it from here
+from raymlops.pytree import map_tensors, to_numpy
 from raymlops.signals import from_handler
 from raymlops.signature import Signature
 
