@@ -211,13 +211,14 @@ def _recipe(files: names.BundleFiles, *, exclusive: bool) -> RecipeBase:
 
 def _model(recipe: RecipeBase, weights: Path) -> nn.Module:
     import torch
-    from safetensors.torch import load_file
+
+    from raymlops.bundle.weights import read_into
 
     # Initial weights are drawn and discarded; the caller's random state is preserved.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         model = model_of(recipe)
     try:
-        model.load_state_dict(load_file(weights, device="cpu"), strict=True)
+        read_into(model, weights)
     except RuntimeError as error:
         raise RecipeError(
             f"the bundle's weights do not fit {type(recipe).__name__}.model(): {error}",

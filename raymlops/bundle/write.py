@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raymlops.bundle import verify as names
+from raymlops.bundle import weights
 from raymlops.bundle.code import collect, own_version
 from raymlops.bundle.trained_rows import sketch
 from raymlops.config.paths import local_path
@@ -84,7 +85,7 @@ def write_bundle(
     local = local_path(bundles)
     parent, remote = local or Path(cache).expanduser(), local is None
     with filesystem.errors(bundles), filesystem.temporary_folder(parent) as folder:
-        _write_weights(folder / names.WEIGHTS, contents.weights)
+        weights.write(folder / names.WEIGHTS, contents.weights)
         for name, data in files.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,30 +135,6 @@ def _render(contents: BundleContents) -> dict[str, bytes]:
         **({} if contents.loss is None else {names.LOSS: _json(contents.loss, name=names.LOSS)}),
         **{f"{names.CODE}/{path}": data for path, data in sorted(code.files.items())},
     }
-
-
-def _write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors without a copy in memory, as the bytes of ``safetensors.save``."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    end = 0
-    for name in sorted(plain, key=lambda name: plain[name].data_ptr()):
-        tensor = plain[name]
-        if tensor.nbytes and tensor.data_ptr() < end:
-            # Tied weights share memory, which safetensors refuses: each name gets a copy, and a model that ties
-            # them loads both into one tensor.
-            plain[name] = tensor.clone()
-        else:
-            end = max(end, tensor.data_ptr() + tensor.nbytes)
-    path.touch()
-    mode = path.stat().st_mode
-    try:
-        save_file(plain, path)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    path.chmod(mode)  # safetensors leaves it readable by the owner only
 
 
 def _tensors(arrays: dict[str, npt.NDArray[Any]]) -> bytes:

@@ -12,9 +12,9 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from raymlops.errors import NotFoundError, RaymlopsError, RefusedError
+from raymlops.errors import NotFoundError, RaymlopsError, RecipeError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raymlops.bundle.code import Code
+    from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
+    from raymlops.training.checkpoints.format import Trained
 
 CODE_NOW = "raymlops.code_sha"
 """Tag of a version: the digest of its bundle's code, where that is not the code of its training."""
@@ -104,9 +106,9 @@ def code_change(project: Project, tracker: Tracker, *, run_id: str, tags: Mappin
 
 
 def check_repair(
-    change: CodeChange, project: Project, prepared: Prepared, *, weights: Mapping[str, Any], tags: Mapping[str, str]
+    change: CodeChange, section: TrainSection, prepared: Prepared, *, model: nn.Module, tags: Mapping[str, str]
 ) -> None:
-    """Accept changed code that still is the trained model: it loads the weights and gives the recorded metrics.
+    """Accept changed code that still is the trained model: its model took the weights and gives the recorded metrics.
 
     ``prepared`` holds the data of the training, as its fingerprint has shown.
 
@@ -124,10 +126,10 @@ def check_repair(
     if not recorded:
         raise change.refusal("the run has no metrics on validation to compare with")
     try:
-        found = _evaluated(project, prepared, weights)
-    except (RaymlopsError, RuntimeError) as error:
-        raise change.refusal(f"cannot use its weights: {error}") from error
-    other = differing(recorded, found, tolerance=_TOLERANCES[project.spec.train.precision])
+        found = _evaluated(section, prepared, model)
+    except RaymlopsError as error:
+        raise change.refusal(f"cannot be evaluated: {error}") from error
+    other = differing(recorded, found, tolerance=_TOLERANCES[section.precision])
     if other:
         shown = ", ".join(f"{name} is {found.get(name, math.nan):.6g}, then {recorded[name]:.6g}" for name in other[:3])
         raise change.refusal(f"does not evaluate as it did: {shown}")
@@ -153,33 +155,41 @@ def differing(recorded: Mapping[str, float], found: Mapping[str, float], *, tole
     )
 
 
-def trained_model(prepared: Prepared, weights: Mapping[str, Any]) -> nn.Module:
-    """Return the recipe's model with these weights, on the CPU, in evaluation mode.
+def trained_model(prepared: Prepared, weights: Trained, *, change: CodeChange | None) -> nn.Module:
+    """Return the recipe's model with the weights of a training, on the CPU, in evaluation mode.
 
     Raises:
-        RecipeError: ``model()`` raises.
-        RuntimeError: the weights do not fit it.
+        RecipeError: ``model()`` raises, or builds another model.
+        RefusedError: it does since the code's ``change``.
     """
     import torch
 
     from raymlops.recipe import model_of
 
-    with torch.random.fork_rng(devices=[]):
-        model = model_of(prepared.recipe)
-    model.load_state_dict(weights)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = model_of(prepared.recipe)
+        weights.load_into(model)
+    except (RecipeError, RuntimeError) as error:
+        if change is not None:
+            raise change.refusal(f"cannot use its weights: {error}") from error
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError(
+            f"the weights do not fit {type(prepared.recipe).__name__}.model(), which builds another model than it did "
+            f"for the training: {error}"
+        ) from error
     return model.eval()
 
 
-def _evaluated(project: Project, prepared: Prepared, weights: Mapping[str, Any]) -> dict[str, float]:
+def _evaluated(section: TrainSection, prepared: Prepared, model: nn.Module) -> dict[str, float]:
     """Return the metrics on validation, as an evaluation in the training computes them."""
-    from raymlops.training.inprocess import local_device
+    from raymlops.training.inprocess import local_device, on_device
     from raymlops.training.loop.evaluation import named_values, totals
 
-    section = project.spec.train
-    device = local_device(section)
-    model = trained_model(prepared, weights).to(device)
-    split, size = prepared.splits["validation"], section.eval_batch_size
-    sums = totals(prepared.recipe, model, split, batch_size=size, device=device, spec=section)
+    device, split, size = local_device(section), prepared.splits["validation"], section.eval_batch_size
+    with on_device(model, device):
+        sums = totals(prepared.recipe, model, split, batch_size=size, device=device, spec=section)
     return named_values(prepared.recipe, sums, split="validation")
 
 

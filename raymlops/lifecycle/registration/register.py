@@ -17,7 +17,7 @@ from raymlops.lifecycle.sources import Source, spec_of
 from raymlops.training.runs.lookup import EVALUATION
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
@@ -49,7 +49,7 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     from ruamel.yaml import YAML
 
     from raymlops.bundle.write import write_bundle
-    from raymlops.data.prepare import SEED_IT, prepare
+    from raymlops.data.prepare import prepare
     from raymlops.project import Project
     from raymlops.registry.lineage import lineage_tags
     from raymlops.registry.versions import Registry
@@ -57,8 +57,8 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     from raymlops.state.store import State
     from raymlops.state.versions import record_version, recorded
     from raymlops.tracking.client import tracker as tracker_of
-    from raymlops.training.checkpoints.format import load_weights
-    from raymlops.training.runs.mlflow_run import CONFIG, FINGERPRINT, ROWS
+    from raymlops.training.checkpoints.format import trained
+    from raymlops.training.runs.mlflow_run import CONFIG
 
     here = spec_of(source, overrides=overrides, env=env)
     tracker = tracker_of(here)
@@ -73,20 +73,14 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
             return _mirrored(known, record.bundle, registry=registry)
     project = Project.from_dict(YAML(typ="safe").load(tracker.read_text(run_id, CONFIG)))
     change = code_change(project, tracker, run_id=run_id, tags=tags)
-    weights, state = load_weights(tags["raymlops.weights_uri"])
-    prepared = prepare(project, state=state, sources=written_sources(tracker, run_id))
-    then = tags[FINGERPRINT]
-    now = prepared.data_as(then, rows=json.loads(tags.get(ROWS, "{}"))).fingerprint
-    if now != then:
-        raise RefusedError(
-            f"the data is no longer what run {run_id} was trained on: fingerprint {now[:12]}, then {then[:12]}",
-            hint=f"Restore the data, or train again on what is there now. {SEED_IT}",
-        )
-    lineage = lineage_tags(run_id=run_id, run_tags=tags)
+    lineage = lineage_tags(run_id=run_id, run_tags=tags) | (change.tags() if change else {})
+    with trained(tags["raymlops.weights_uri"]) as weights:
+        prepared = prepare(project, state=weights.fit, sources=written_sources(tracker, run_id))
+        _check_data(prepared, tags, run_id=run_id)
+        model = trained_model(prepared, weights, change=change)
     if change is not None:
-        check_repair(change, project, prepared, weights=weights, tags=tags)
-        lineage |= change.tags()
-    contents = _contents(project, prepared, weights, tracker=tracker, run_id=run_id, lineage=lineage)
+        check_repair(change, project.spec.train, prepared, model=model, tags=tags)
+    contents = _contents(project, prepared, model, tracker=tracker, run_id=run_id, lineage=lineage)
     bundle = write_bundle(here.storage.path, contents)
     if known is None:
         known = registry.register(
@@ -101,6 +95,19 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
         why = f"run {run_id} requested"
         record_version(journal, replace(known, bundle=bundle), why=why, now=datetime.now(UTC))
     return _mirrored(known, bundle, registry=registry)
+
+
+def _check_data(prepared: Prepared, tags: Mapping[str, str], *, run_id: str) -> None:
+    from raymlops.data.prepare import SEED_IT
+    from raymlops.training.runs.mlflow_run import FINGERPRINT, ROWS
+
+    then = tags[FINGERPRINT]
+    now = prepared.data_as(then, rows=json.loads(tags.get(ROWS, "{}"))).fingerprint
+    if now != then:
+        raise RefusedError(
+            f"the data is no longer what run {run_id} was trained on: fingerprint {now[:12]}, then {then[:12]}",
+            hint=f"Restore the data, or train again on what is there now. {SEED_IT}",
+        )
 
 
 def written_sources(tracker: Tracker, run_id: str) -> dict[str, Any]:
@@ -176,7 +183,7 @@ def _mirrored(known: ModelVersionRef, bundle: BundleRef, *, registry: Registry) 
 def _contents(
     project: Project,
     prepared: Prepared,
-    weights: dict[str, Any],
+    model: nn.Module,
     *,
     tracker: Tracker,
     run_id: str,
@@ -185,6 +192,7 @@ def _contents(
     """Return what a run's bundle contains."""
     from raymlops.bundle.write import BundleContents
     from raymlops.lifecycle.registration.profiles import profiles
+    from raymlops.training.checkpoints.host_copies import model_state
     from raymlops.training.example import example_rows
     from raymlops.training.inprocess import local_device, on_device
     from raymlops.training.runs.mlflow_run import CONFIG
@@ -192,13 +200,13 @@ def _contents(
 
     recipe, section = prepared.recipe, project.spec.train
     example, batch_size = example_rows(prepared), section.eval_batch_size
-    model, device = trained_model(prepared, weights), local_device(section)
+    device = local_device(section)
     with on_device(model, device):
         profile = profiles(prepared, model, batch_size=batch_size, device=device)
         loss = answer_loss(prepared, model, batch_size=batch_size, device=device)
         evaluation = _evaluation(tracker, run_id, prepared, model=model, batch_size=batch_size, device=device)
     return BundleContents(
-        weights=weights,
+        weights=model_state(model),
         state=recipe.state,
         signature=recipe.signature(),
         example=example,

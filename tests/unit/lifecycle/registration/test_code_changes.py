@@ -14,8 +14,8 @@ from tiny import Tiny, TinyModel
 
 from raymlops.config.load import load_data
 from raymlops.data.prepare import prepare
-from raymlops.errors import NotFoundError, RefusedError
-from raymlops.lifecycle.registration.code_changes import CodeChange, check_repair, code_change, differing
+from raymlops.errors import NotFoundError, RecipeError, RefusedError
+from raymlops.lifecycle.registration.code_changes import CodeChange, check_repair, code_change, differing, trained_model
 from raymlops.project import bind
 
 CHANGE = CodeChange("r1", "shop:Recipe", "a" * 64, "b" * 64, "changed: shop.py", "Restore the files")
@@ -63,10 +63,18 @@ class Fails(Tiny):
         raise ValueError
 
 
+class Stored(dict):
+    """The weights of a training."""
+
+    def load_into(self, model):
+        model.load_state_dict(self)
+
+
 def check(trained, recipe, change=CHANGE, tags=None):
     project, weights, recorded = trained
-    project = replace(project, recipe_class=recipe)
-    check_repair(change, project, prepare(project), weights=weights, tags=recorded if tags is None else tags)
+    prepared = prepare(replace(project, recipe_class=recipe))
+    model = trained_model(prepared, Stored(weights), change=change)
+    check_repair(change, project.spec.train, prepared, model=model, tags=recorded if tags is None else tags)
 
 
 def test_code_that_gives_the_recorded_metrics_is_accepted(trained, caplog):
@@ -85,7 +93,7 @@ def test_code_that_gives_the_recorded_metrics_is_accepted(trained, caplog):
             r"\(changed: shop.py\), and does not evaluate as it did: validation/\w+ is [\d.]+, then [\d.]+",
         ),
         (OtherModel, r"cannot use its weights: [\s\S]*size mismatch"),
-        (Fails, r"cannot use its weights: Fails\.metrics\(\) raised ValueError"),
+        (Fails, r"cannot be evaluated: Fails\.metrics\(\) raised ValueError"),
     ],
 )
 def test_code_that_is_another_model_is_refused(trained, recipe, message):
@@ -93,6 +101,14 @@ def test_code_that_is_another_model_is_refused(trained, recipe, message):
     with pytest.raises(RefusedError, match=message) as raised:
         check(trained, recipe)
     assert str(raised.value.hint).startswith("Restore the files and register there")
+
+
+def test_a_model_that_is_another_one_with_the_same_code_is_named(trained):
+    """``model()`` may depend on what is not in the recipe."""
+    project, weights, _ = trained
+    prepared = prepare(replace(project, recipe_class=OtherModel))
+    with pytest.raises(RecipeError, match=r"the weights do not fit OtherModel\.model\(\)[\s\S]*size mismatch"):
+        trained_model(prepared, Stored(weights), change=None)
 
 
 def test_without_anything_to_compare_code_is_refused(trained):
