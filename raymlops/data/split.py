@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import TensorDataset, default_collate
 
-from raymlops.data.batches import arrays, encode, encode_all, select
+from raymlops.data.batches import arrays, columns_bytes, encode, encode_all, select
 from raymlops.data.columns import conform, digest_of, hash_columns
 from raymlops.data.order import global_batches, seed_all
 from raymlops.data.random_streams import Stream
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 SAMPLE_ROWS = 64
 """Evenly spread rows that show whether a process has the driver's data, and whether reads are repeatable."""
 _HASH_ROWS = 1024
+_SAMPLE_BYTES = 64 << 20
+"""Of ``sample``, which may hold up to twice as much."""
 
 
 class SplitData(ABC):
@@ -91,8 +93,15 @@ class SplitData(ABC):
         return None
 
     def sample(self, *, about_rows: int) -> dict[str, Array] | None:
-        """Return the columns of every n-th row, with n = rows // ``about_rows``; None where it is not a table."""
-        return self.take(torch.arange(0, self.rows, max(1, self.rows // about_rows)))
+        """Return the columns of every n-th row; None where it is not a table.
+
+        n = rows // ``about_rows``, or larger for wide rows: a sample takes about 128 MB at most, by its first rows.
+        """
+        first = self.take(torch.arange(min(SAMPLE_ROWS, self.rows)))
+        if first is None:
+            return None
+        fitting = max(1, _SAMPLE_BYTES * min(SAMPLE_ROWS, self.rows) // max(1, columns_bytes(first)))
+        return self.take(torch.arange(0, self.rows, max(1, self.rows // min(about_rows, fitting))))
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, in chunks, equal for equal rows, label included."""

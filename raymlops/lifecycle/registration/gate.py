@@ -220,7 +220,7 @@ def _champion(
         champion = load(current.bundle.uri, current.bundle.digest)
         blocks = sums(champion)
         _check_finalize(champion, blocks, metric)
-        share = overlap(champion.row_hashes, test.row_hashes())
+        share = overlap(champion.row_hashes, test.hashes())
     except UnreachableError:
         raise  # the storage does not answer now, which says nothing about the champion
     except Exception as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raymlops.monitor.profile import profile
-from raymlops.training.split_predictions import typed_answers
+from raymlops.training.split_predictions import answered
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,4 +46,4 @@ def _answers(prepared: Prepared, model: nn.Module, columns: Columns, *, batch_si
     """Return the answers to an even sample of rows, predicted in batches."""
     step = -(-len(next(iter(columns.values()))) // ANSWERED_ROWS)
     sample = {key: values[::step] for key, values in columns.items()}
-    return typed_answers(prepared.recipe, model, sample, batch_size=batch_size, device=device, finite=False)
+    return answered(prepared.recipe, model, sample, batch_size=batch_size, device=device, finite=False)[1]

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from raymlops.data.prepare import prepare
-from raymlops.data.split import DatasetSplit
+from raymlops.data.split import DatasetSplit, TableSplit
 from raymlops.errors import RecipeError, UsageError
 from raymlops.recipe import RecipeBase
 
@@ -147,3 +147,11 @@ def test_a_process_that_sees_the_same_rows_is_not(tiny_project: Any, recipe: str
     project = tiny_project(recipe=recipe)
     driver = prepare(project)
     assert prepare(project, state=driver.state, sources=driver.sources()).data.rows == driver.data.rows
+
+
+def test_a_sample_of_wide_rows_has_fewer_of_them() -> None:
+    """Of rows of 1 MB 64 fit: every third of 200 is 67; of narrow ones the sample is as large as it was asked for."""
+    recipe = RecipeBase()
+    wide = TableSplit({"x": np.zeros((200, 1 << 17))}, name="train", recipe=recipe).sample(about_rows=150)
+    narrow = TableSplit({"x": np.zeros(200)}, name="train", recipe=recipe).sample(about_rows=150)
+    assert (len(wide["x"]), len(narrow["x"])) == (67, 200)
