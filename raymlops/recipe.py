@@ -93,6 +93,13 @@ class RecipeBase:
     train_loop: Callable[[Any], None] | None = None
     """Replaces the default loop: ``train_loop(self, ctx)``; it calls ``ctx.report`` equally often on every rank."""
 
+    package_data: ClassVar[tuple[str, ...]] = ()
+    """Files that the code reads, such as ``("tokenizer.json", "assets/*.model")``, relative to its module's folder.
+
+    Bundles contain them beside the code, which finds them by ``Path(__file__).parent``. Small text files of a package
+    (``.json``, ``.csv``, ... of at most 1 MiB) are always contained.
+    """
+
     config: Any
 
     def __init__(

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from raymlops.bundle import verify as names
 from raymlops.bundle.code import own_version
 from raymlops.bundle.imports import import_module
+from raymlops.bundle.requirements import differing
 from raymlops.errors import NonFiniteError, RecipeError, RecipeImportError
 from raymlops.pytree import map_tensors, to_numpy
 from raymlops.recipe import RecipeBase, call_recipe, model_of, resolve, to_device
@@ -181,6 +182,8 @@ def typed_outputs(
 def _recipe(files: names.BundleFiles, *, exclusive: bool) -> RecipeBase:
     entry, state = files.json(names.RECIPE), files.json(names.STATE)
     reference = str(entry["import"])
+    if other := list(differing(entry.get("requirements", {}))):
+        _log.warning("bundle %s was made with %s", files.digest[:12], "; ".join(other))
     if entry["code"] == "installed":
         if entry["raymlops_version"] != own_version():
             _log.warning(

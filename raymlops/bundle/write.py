@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from raymlops.bundle import verify as names
 from raymlops.bundle import weights
 from raymlops.bundle.code import collect, own_version
+from raymlops.bundle.requirements import requirements
 from raymlops.bundle.trained_rows import sketch
 from raymlops.config.paths import local_path
 from raymlops.errors import RecipeError
@@ -30,6 +31,7 @@ from raymlops.storage.manifest import BUNDLE, MANIFEST, entry_of
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     import numpy.typing as npt
     import torch
@@ -62,6 +64,10 @@ class BundleContents:
     row_hashes: npt.NDArray[Any]
     """One 64-bit hash for each training row."""
     lineage: Mapping[str, Any]
+    trained_with: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the distributions that were installed for the training, by name."""
+    left_out: Sequence[str] | None = None
+    """Files that the training found beside the code and that do not travel; None for those that are there now."""
     loss: Mapping[str, Any] | None = None
     """How answers are compared with labels, see ``answer_loss``; None omits the file."""
 
@@ -118,7 +124,8 @@ def _render(contents: BundleContents) -> dict[str, bytes]:
         "distribution": code.distribution,
         "version": code.version,
         "raymlops_version": own_version(),
-        "left_out": list(code.left_out),
+        "requirements": requirements(code.files, trained_with=contents.trained_with),
+        "left_out": list(code.left_out if contents.left_out is None else contents.left_out),
         "config": contents.recipe_config,
         "seed": contents.seed,
     }

@@ -9,6 +9,7 @@ does not need the GPU, instead of in each of its trials.
 from __future__ import annotations
 
 import gc
+import logging
 import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
     Warn = Callable[[str], None]
 
+_log = logging.getLogger(__name__)
+
 _ROWS = 16
 _MOST_ROWS = 512
 """Rows that go through ``metrics`` before an error of ``finalize`` counts: it may need more rows than a few."""
@@ -68,7 +71,8 @@ def preflight(
         UsageError: the model cannot be sharded, compiled or recomputed as ``train`` configures.
     """
     with _only_warned(warn):
-        collect(project.recipe_class)
+        if notice := collect(project.recipe_class).notice():
+            _log.warning(notice)
     workers = project.spec.train.workers[1] if workers is None else workers
     device = _device(project.spec.train, workers=workers, has_gpu=has_gpu)
     if device == "worker's":

@@ -81,6 +81,9 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     if change is not None:
         check_repair(change, project.spec.train, prepared, model=model, tags=tags)
     contents = _contents(project, prepared, model, tracker=tracker, run_id=run_id, lineage=lineage)
+    contents = replace(contents, trained_with=_trained_with(tracker, run_id))
+    if change is None:
+        contents = replace(contents, left_out=_left_out(tracker, run_id))
     bundle = write_bundle(here.storage.path, contents)
     if known is None:
         known = registry.register(
@@ -118,6 +121,30 @@ def written_sources(tracker: Tracker, run_id: str) -> dict[str, Any]:
         return written(json.loads(tracker.read_text(run_id, SOURCES)))
     except NotFoundError:
         return {}
+
+
+def _trained_with(tracker: Tracker, run_id: str) -> dict[str, str]:
+    """Return the distributions that were installed for the training, by name; empty where the run does not say."""
+    from raymlops.training.runs.mlflow_run import PACKAGES
+
+    try:
+        lines = tracker.read_text(run_id, PACKAGES).split()
+    except NotFoundError:
+        return {}
+    return {name: version for name, _, version in (line.partition("==") for line in lines) if version}
+
+
+def _left_out(tracker: Tracker, run_id: str) -> list[str] | None:
+    """Return the files that the training found beside its code; None where the run does not say.
+
+    What a package's folder gathers later, such as outputs, must not make another bundle of the same run.
+    """
+    from raymlops.training.runs.mlflow_run import CODE_LEFT_OUT
+
+    try:
+        return list(json.loads(tracker.read_text(run_id, CODE_LEFT_OUT)))
+    except NotFoundError:
+        return None
 
 
 def _training_tags(tracker: Tracker, run_id: str, *, project: str) -> dict[str, str]:
