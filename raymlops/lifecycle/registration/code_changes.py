@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymlops.errors import NotFoundError, RaymlopsError, RecipeError, RefusedError
+from raymlops.registry.lineage import CODE_CHANGE, CODE_NOW, CODE_THEN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
     from raymlops.training.checkpoints.format import Trained
-
-CODE_NOW = "raymlops.code_sha"
-"""Tag of a version: the digest of its bundle's code, where that is not the code of its training."""
-CODE_THEN = "raymlops.trained_code_sha"
-"""Tag of such a version: the digest of the code of its training; ``unknown`` where the run does not say."""
 
 _BEST = "raymlops.best."
 _VALIDATION = "validation/"
@@ -58,7 +54,7 @@ class CodeChange:
 
     def tags(self) -> dict[str, str]:
         """Return the tags of a version that is registered with the changed code."""
-        return {CODE_NOW: self.now, CODE_THEN: self.then}
+        return {CODE_NOW: self.now, CODE_THEN: self.then, CODE_CHANGE: self.what}
 
     def refusal(self, why: str) -> RefusedError:
         """Return the error: what changed, and why it cannot be accepted."""
@@ -106,11 +102,18 @@ def code_change(project: Project, tracker: Tracker, *, run_id: str, tags: Mappin
 
 
 def check_repair(
-    change: CodeChange, section: TrainSection, prepared: Prepared, *, model: nn.Module, tags: Mapping[str, str]
+    change: CodeChange,
+    section: TrainSection,
+    prepared: Prepared,
+    *,
+    model: nn.Module,
+    step: int,
+    tags: Mapping[str, str],
 ) -> None:
     """Accept changed code that still is the trained model: its model took the weights and gives the recorded metrics.
 
-    ``prepared`` holds the data of the training, as its fingerprint has shown.
+    ``prepared`` holds the data of the training, as its fingerprint has shown. ``step`` is that of the weights, by which
+    what ``metrics`` draws is seeded.
 
     Raises:
         RefusedError: naming what differs.
@@ -126,7 +129,7 @@ def check_repair(
     if not recorded:
         raise change.refusal("the run has no metrics on validation to compare with")
     try:
-        found = _evaluated(section, prepared, model)
+        found = _evaluated(section, prepared, model, step=step, world=max(1, int(tags.get("raymlops.workers", 0))))
     except RaymlopsError as error:
         raise change.refusal(f"cannot be evaluated: {error}") from error
     other = differing(recorded, found, tolerance=_TOLERANCES[section.precision])
@@ -182,14 +185,27 @@ def trained_model(prepared: Prepared, weights: Trained, *, change: CodeChange | 
     return model.eval()
 
 
-def _evaluated(section: TrainSection, prepared: Prepared, model: nn.Module) -> dict[str, float]:
-    """Return the metrics on validation, as an evaluation in the training computes them."""
+def _evaluated(
+    section: TrainSection, prepared: Prepared, model: nn.Module, *, step: int, world: int
+) -> dict[str, float]:
+    """Return the metrics on validation, as an evaluation in the training computes them: each rank's rows and draws."""
+    import torch
+
+    from raymlops.data.order import EVALUATION, seed_all
+    from raymlops.data.random_streams import Stream
     from raymlops.training.inprocess import local_device, on_device
-    from raymlops.training.loop.evaluation import named_values, totals
+    from raymlops.training.loop.evaluation import add, named_values, totals
 
     device, split, size = local_device(section), prepared.splits["validation"], section.eval_batch_size
-    with on_device(model, device):
-        sums = totals(prepared.recipe, model, split, batch_size=size, device=device, spec=section)
+    sums = None
+    with on_device(model, device), Stream(0).drawn_from():
+        for rank in range(world):
+            seed_all(section.seed, step, rank, EVALUATION, device=torch.device(device))
+            share = totals(
+                prepared.recipe, model, split, batch_size=size, rank=rank, world=world, device=device, spec=section
+            )
+            sums = add(sums, share)
+    assert sums is not None
     return named_values(prepared.recipe, sums, split="validation")
 
 

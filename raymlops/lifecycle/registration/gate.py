@@ -124,7 +124,8 @@ def gate(
         _record(decision, ref, seen=record, registry=registry, state=state)
     if not decision.passed:
         raise GateRefusedError(
-            f"{ref.name} version {ref.version} is no challenger: {decision.reason}", hint=_way_on(ref, champion)
+            f"{ref.name} version {ref.version} is no challenger: {decision.reason}",
+            hint=_way_on(ref, champion, answers=answers),
         )
     return replace(ref, aliases=registry.get(ref.name, str(ref.version)).aliases), decision
 
@@ -268,7 +269,12 @@ def _record(
         registry.delete_alias(ref.name, CHALLENGER)
 
 
-def _way_on(ref: ModelVersionRef, champion: ChampionEvaluation | None) -> str | None:
+def _way_on(ref: ModelVersionRef, champion: ChampionEvaluation | None, *, answers: GateCheck) -> str | None:
+    if not answers.passed:
+        return (
+            "Repair encode(), predict() or decode(); then this makes another version of the same weights:\n"
+            f"  raymlops models register {ref.run_id} --repaired"
+        )
     if champion is None or champion.blocks is not None:
         return None
     return (

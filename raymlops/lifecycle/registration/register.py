@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raymlops.bundle.write import BundleContents
+    from raymlops.config.schema import ProjectSpec
     from raymlops.data.prepare import Prepared, SplitData
     from raymlops.project import Project
     from raymlops.records import BundleRef, ModelVersionRef
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
     from raymlops.tracking.client import Tracker
 
 
-def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env: str | None = None) -> ModelVersionRef:
+def register(
+    source: Source, run_id: str, *, repaired: bool = False, overrides: Sequence[str] = (), env: str | None = None
+) -> ModelVersionRef:
     """Register a finished run as a model version with the alias ``candidate``.
 
     ``source`` locates tracking and storage; recipe and training come from the run's own resolved configuration. The
     recipe's code must still be the code of the training, or be shown to give the same model: see ``code_changes``. The
-    test split is evaluated once and the result stored with the run. Registering a run again returns the same version.
+    test split is evaluated once and the result stored with the run. Registering a run again returns the same version;
+    with ``repaired``, code that changed since is another version.
 
     The state records the version by the digest of the bundle that is written here. A version that MLflow has and this
     state does not, because a registration was killed or made from another state, is recorded if the bundle written here
@@ -55,7 +59,7 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     from raymlops.registry.versions import Registry
     from raymlops.state.database import state_url
     from raymlops.state.store import State
-    from raymlops.state.versions import record_version, recorded
+    from raymlops.state.versions import record_version
     from raymlops.tracking.client import tracker as tracker_of
     from raymlops.training.checkpoints.format import trained
     from raymlops.training.runs.mlflow_run import CONFIG
@@ -64,22 +68,24 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
     tracker = tracker_of(here)
     tags = _training_tags(tracker, run_id, project=here.project.name)
     registry = Registry(tracker)
-    known = registry.of_run(here.project.name, run_id)
-    with State.open(state_url(here)) as journal:
-        record = None if known is None else recorded(journal, known.name, known.version)
-    if known is not None and record is not None:
-        as_recorded(replace(known, bundle=replace(known.bundle, uri=record.bundle.uri)), record)
-        if _is_whole(record.bundle):
-            return _mirrored(known, record.bundle, registry=registry)
+    versions = registry.of_run(here.project.name, run_id)
+    known = versions[-1] if versions and not repaired else None
+    if known is not None and (whole := _recorded_whole(known, here)) is not None:
+        return _mirrored(known, whole, registry=registry)
     project = Project.from_dict(YAML(typ="safe").load(tracker.read_text(run_id, CONFIG)))
     change = code_change(project, tracker, run_id=run_id, tags=tags)
+    if repaired:
+        now = change.now if change else ""
+        known = next((version for version in versions if version.code_sha == now), None)
+        if known is not None and (whole := _recorded_whole(known, here)) is not None:
+            return _mirrored(known, whole, registry=registry)
     lineage = lineage_tags(run_id=run_id, run_tags=tags) | (change.tags() if change else {})
     with trained(tags["raymlops.weights_uri"]) as weights:
         prepared = prepare(project, state=weights.fit, sources=written_sources(tracker, run_id))
         _check_data(prepared, tags, run_id=run_id)
         model = trained_model(prepared, weights, change=change)
     if change is not None:
-        check_repair(change, project.spec.train, prepared, model=model, tags=tags)
+        check_repair(change, project.spec.train, prepared, model=model, step=weights.step, tags=tags)
     contents = _contents(project, prepared, model, tracker=tracker, run_id=run_id, lineage=lineage)
     contents = replace(contents, trained_with=_trained_with(tracker, run_id))
     if change is None:
@@ -95,7 +101,7 @@ def register(source: Source, run_id: str, *, overrides: Sequence[str] = (), env:
         )
     bundle = _same_bundle(known, bundle)
     with State.open(state_url(here)) as journal:
-        why = f"run {run_id} requested"
+        why = f"run {run_id} requested" + (f"; its code changed since its training ({change.what})" if change else "")
         record_version(journal, replace(known, bundle=bundle), why=why, now=datetime.now(UTC))
     return _mirrored(known, bundle, registry=registry)
 
@@ -171,6 +177,24 @@ def _training_tags(tracker: Tracker, run_id: str, *, project: str) -> dict[str, 
     return tags
 
 
+def _recorded_whole(known: ModelVersionRef, here: ProjectSpec) -> BundleRef | None:
+    """Return the bundle of a version that this state recorded, None if it has not or the bundle is damaged.
+
+    Raises:
+        RefusedError: MLflow contradicts the record.
+    """
+    from raymlops.state.database import state_url
+    from raymlops.state.store import State
+    from raymlops.state.versions import recorded
+
+    with State.open(state_url(here)) as journal:
+        record = recorded(journal, known.name, known.version)
+    if record is None:
+        return None
+    as_recorded(replace(known, bundle=replace(known.bundle, uri=record.bundle.uri)), record)
+    return record.bundle if _is_whole(record.bundle) else None
+
+
 def _is_whole(bundle: BundleRef) -> bool:
     from raymlops.bundle.verify import verify
 
@@ -191,8 +215,9 @@ def _same_bundle(known: ModelVersionRef, written: BundleRef) -> BundleRef:
         raise BundleError(
             f"the bundle of {known.name} version {known.version}{lost} is not what run {known.run_id} makes here: "
             f"registered with digest {known.bundle.digest}, written with {written.digest}",
-            hint="Another release of raymlops or a changed tag makes the difference. Restore the bundle from a copy, "
-            f"or train again. If {known.bundle.digest} is what it was registered with: raymlops models gate "
+            hint="Another release of raymlops, changed code or a changed tag makes the difference. Restore the bundle "
+            "from a copy; or register the code as it is now as another version: raymlops models register "
+            f"{known.run_id} --repaired. If {known.bundle.digest} is what it was registered with: raymlops models gate "
             f"--config FILE --version {known.version} --adopt {known.bundle.digest}",
         )
     return known.bundle if whole else written

@@ -120,6 +120,8 @@ class Trained:
     folder: Path
     sharded: bool
     fit: dict[str, Any]
+    step: int
+    """Of the run, when it was written."""
 
     def load_into(self, model: nn.Module) -> None:
         """Load the weights into a model on the CPU, without a second copy of them in memory.
@@ -146,7 +148,8 @@ def trained(weights_uri: str) -> Iterator[Trained]:
     """
     with manifest.verified(weights_uri, needs=(STATE,)) as folder:
         state = _whole_state(folder, weights_uri)
-        yield Trained(folder, bool(state.get("sharded")), dict(state["fit"]))
+        step = int(state.get("run", {}).get("step", 0))
+        yield Trained(folder, bool(state.get("sharded")), dict(state["fit"]), step)
 
 
 def restore(

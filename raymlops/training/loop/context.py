@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raymlops.data.order import seed_all
+from raymlops.data.order import EVALUATION, seed_all
 from raymlops.errors import NonFiniteError, RecipeError, TrainingError
 from raymlops.recipe import RecipeBase, call_recipe, model_of
 from raymlops.training.checkpoints.host_copies import entries_not_finite
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from raymlops.training.checkpoints.saver import Saver
     from raymlops.training.events import Event
 
-_EVALUATION = 1
 """Sets an evaluation's random numbers apart from those of the step after it."""
 
 
@@ -186,7 +185,7 @@ class TrainContext:
     def evaluate(self, model: nn.Module, split: str = "validation") -> dict[str, float]:
         """Return the recipe's metrics over a whole split as ``split/name``, the same on every rank."""
         # Metrics may draw too, such as negatives; the result must not depend on what this attempt did before.
-        seed_all(self.spec.seed, self.run_state.step, self.rank, _EVALUATION, device=self.device)
+        seed_all(self.spec.seed, self.run_state.step, self.rank, EVALUATION, device=self.device)
         if self.world_size > 1:
             for buffer in model.buffers():  # running statistics drift apart between ranks
                 torch.distributed.broadcast(buffer, src=0)

@@ -70,11 +70,12 @@ class Stored(dict):
         model.load_state_dict(self)
 
 
-def check(trained, recipe, change=CHANGE, tags=None):
+def check(trained, recipe, change=CHANGE, tags=None, step=0):
     project, weights, recorded = trained
     prepared = prepare(replace(project, recipe_class=recipe))
     model = trained_model(prepared, Stored(weights), change=change)
-    check_repair(change, project.spec.train, prepared, model=model, tags=recorded if tags is None else tags)
+    tags = recorded if tags is None else tags
+    check_repair(change, project.spec.train, prepared, model=model, step=step, tags=tags)
 
 
 def test_code_that_gives_the_recorded_metrics_is_accepted(trained, caplog):
@@ -82,7 +83,34 @@ def test_code_that_gives_the_recorded_metrics_is_accepted(trained, caplog):
     check(trained, Repaired)
     assert "shop:Recipe is no longer what run r1 was trained with (changed: shop.py)" in caplog.text
     assert "validation/auc" in caplog.text
-    assert CHANGE.tags() == {"raymlops.code_sha": "b" * 64, "raymlops.trained_code_sha": "a" * 64}
+    assert CHANGE.tags() == {
+        "raymlops.code_sha": "b" * 64,
+        "raymlops.trained_code_sha": "a" * 64,
+        "raymlops.code_change": "changed: shop.py",
+    }
+
+
+class Noisy(Tiny):
+    """Draws in its metrics, as a sampled loss does."""
+
+    def metrics(self, model, batch):
+        sums = super().metrics(model, batch)
+        return {**sums, "loss": sums["loss"] + torch.randn(len(batch["label"])).sum()}
+
+
+class RepairedNoisy(Noisy):
+    """Draws the same."""
+
+
+def test_metrics_that_draw_come_out_again(trained):
+    """They are seeded by the step of the weights, as in the training; without that they are other numbers."""
+    project, *_ = trained
+    noisy = replace(project.with_train(project.spec.train.model_copy(update={"epochs": 1})), recipe_class=Noisy)
+    result = run_local(noisy)
+    tags = {f"raymlops.best.{name}": repr(value) for name, value in result.metrics.items()}
+    check((noisy, result.model_state, tags), RepairedNoisy, step=result.steps)
+    with pytest.raises(RefusedError, match="validation/loss is"):
+        check((noisy, result.model_state, tags), RepairedNoisy, step=result.steps + 1)
 
 
 @pytest.mark.parametrize(
