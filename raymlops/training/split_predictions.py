@@ -17,6 +17,8 @@ from raymlops.errors import NonFiniteError, RecipeError
 from raymlops.recipe import RecipeBase, signature_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
     from raymlops.arrays import Columns
@@ -28,7 +30,14 @@ LOSS_ROWS = 10_000
 """Approximate number of validation rows by which the loss is chosen and scaled; a quantile of as many is within 2%."""
 
 
-def answer_loss(prepared: Prepared, model: nn.Module, *, batch_size: int, device: str) -> AnswerLoss:
+def answer_loss(
+    prepared: Prepared,
+    model: nn.Module,
+    *,
+    batch_size: int,
+    device: str,
+    before_batch: Callable[[], None] = lambda: None,
+) -> AnswerLoss:
     """Return the answer loss of a model, chosen by its answers to validation rows.
 
     A recipe that defines ``loss_of`` uses that. ``model`` is in evaluation mode, on ``device``.
@@ -43,14 +52,21 @@ def answer_loss(prepared: Prepared, model: nn.Module, *, batch_size: int, device
         why = "; its splits are torch datasets, whose items are not request rows with a label"
         return replace(found, reason=f"{found.reason}{why}") if found.kind == "none" else found
     try:
-        rows, answers = answered(recipe, model, sample, batch_size=batch_size, device=device)
+        rows, answers = answered(recipe, model, sample, batch_size=batch_size, device=device, before_batch=before_batch)
     except (NonFiniteError, RecipeError) as error:  # the gate needs its answers, and rejects a version without
         return AnswerLoss.none(f"validation rows were not answered: {error.message}")
     return fitted(signature, answers, None if recipe.label is None else rows.get(recipe.label))
 
 
 def answered(
-    recipe: RecipeBase, model: nn.Module, columns: Columns, *, batch_size: int, device: str, finite: bool = True
+    recipe: RecipeBase,
+    model: nn.Module,
+    columns: Columns,
+    *,
+    batch_size: int,
+    device: str,
+    finite: bool = True,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> tuple[Columns, Columns]:
     """Return rows of a table and their answers, arrays of the signature's outputs, computed in batches as in a replica.
 
@@ -64,6 +80,7 @@ def answered(
     inputs = [column.name for column in signature.inputs]
 
     def ask(rows: slice) -> Columns:
+        before_batch()
         piece = {key: columns[key][rows] for key in inputs}
         return answer(recipe, model, piece, signature=signature, device=device, finite=finite)
 

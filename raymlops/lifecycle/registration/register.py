@@ -1,6 +1,6 @@
 """From a finished run to a registered version: evaluate once, write the bundle, register it as candidate.
 
-Owns the order and the contents of a bundle. The files belong to ``bundle``, the versions to ``registry``.
+Owns the order. What is in a bundle belongs to ``bundle_contents``, its files to ``bundle``, versions to ``registry``.
 """
 
 from __future__ import annotations
@@ -12,33 +12,37 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import BundleError, NotFoundError, RefusedError
 from raymlops.lifecycle.registration.admission import as_recorded
+from raymlops.lifecycle.registration.bundle_contents import bundle_contents
 from raymlops.lifecycle.registration.code_changes import check_repair, code_change, trained_model
+from raymlops.lifecycle.registration.progress import StageProgress
 from raymlops.lifecycle.sources import Source, spec_of
-from raymlops.training.runs.lookup import EVALUATION
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from torch import nn
-
-    from raymlops.bundle.write import BundleContents
     from raymlops.config.schema import ProjectSpec
-    from raymlops.data.prepare import Prepared, SplitData
-    from raymlops.project import Project
+    from raymlops.data.prepare import Prepared
     from raymlops.records import BundleRef, ModelVersionRef
     from raymlops.registry.versions import Registry
     from raymlops.tracking.client import Tracker
 
 
 def register(
-    source: Source, run_id: str, *, repaired: bool = False, overrides: Sequence[str] = (), env: str | None = None
+    source: Source,
+    run_id: str,
+    *,
+    repaired: bool = False,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+    on_line: Callable[[str], None] | None = None,
 ) -> ModelVersionRef:
     """Register a finished run as a model version with the alias ``candidate``.
 
     ``source`` locates tracking and storage; recipe and training come from the run's own resolved configuration. The
     recipe's code must still be the code of the training, or be shown to give the same model: see ``code_changes``. The
     test split is evaluated once and the result stored with the run. Registering a run again returns the same version;
-    with ``repaired``, code that changed since is another version.
+    with ``repaired``, code that changed since is another version. ``on_line`` gets the progress of one that takes long,
+    by default stderr.
 
     The state records the version by the digest of the bundle that is written here. A version that MLflow has and this
     state does not, because a registration was killed or made from another state, is recorded if the bundle written here
@@ -79,19 +83,33 @@ def register(
         known = next((version for version in versions if version.code_sha == now), None)
         if known is not None and (whole := _recorded_whole(known, here)) is not None:
             return _mirrored(known, whole, registry=registry)
+    progress = StageProgress(on_line)
     lineage = lineage_tags(run_id=run_id, run_tags=tags) | (change.tags() if change else {})
     with trained(tags["raymlops.weights_uri"]) as weights:
+        progress.stage("reading the data")
         prepared = prepare(project, state=weights.fit, sources=written_sources(tracker, run_id))
+        for split in prepared.splits.values():
+            split.on_progress = progress.tick
         _check_data(prepared, tags, run_id=run_id)
+        progress.stage("reading the weights")
         model = trained_model(prepared, weights, change=change)
     if change is not None:
+        progress.stage("evaluating the repaired code on the validation split")
         check_repair(change, project.spec.train, prepared, model=model, step=weights.step, tags=tags)
-    contents = _contents(project, prepared, model, tracker=tracker, run_id=run_id, lineage=lineage)
-    contents = replace(contents, trained_with=_trained_with(tracker, run_id))
-    if change is None:
-        contents = replace(contents, left_out=_left_out(tracker, run_id))
+    contents = bundle_contents(
+        project,
+        prepared,
+        model,
+        tracker=tracker,
+        run_id=run_id,
+        lineage=lineage,
+        code_changed=change is not None,
+        progress=progress,
+    )
+    progress.stage("writing the bundle")
     bundle = write_bundle(here.storage.path, contents)
     if known is None:
+        progress.stage("logging the bundle to MLflow")
         known = registry.register(
             here.project.name,
             run_id=run_id,
@@ -127,30 +145,6 @@ def written_sources(tracker: Tracker, run_id: str) -> dict[str, Any]:
         return written(json.loads(tracker.read_text(run_id, SOURCES)))
     except NotFoundError:
         return {}
-
-
-def _trained_with(tracker: Tracker, run_id: str) -> dict[str, str]:
-    """Return the distributions that were installed for the training, by name; empty where the run does not say."""
-    from raymlops.training.runs.mlflow_run import PACKAGES
-
-    try:
-        lines = tracker.read_text(run_id, PACKAGES).split()
-    except NotFoundError:
-        return {}
-    return {name: version for name, _, version in (line.partition("==") for line in lines) if version}
-
-
-def _left_out(tracker: Tracker, run_id: str) -> list[str] | None:
-    """Return the files that the training found beside its code; None where the run does not say.
-
-    What a package's folder gathers later, such as outputs, must not make another bundle of the same run.
-    """
-    from raymlops.training.runs.mlflow_run import CODE_LEFT_OUT
-
-    try:
-        return list(json.loads(tracker.read_text(run_id, CODE_LEFT_OUT)))
-    except NotFoundError:
-        return None
 
 
 def _training_tags(tracker: Tracker, run_id: str, *, project: str) -> dict[str, str]:
@@ -230,83 +224,3 @@ def _mirrored(known: ModelVersionRef, bundle: BundleRef, *, registry: Registry) 
     if known.bundle != bundle:
         registry.tag(known.name, known.version, bundle_tags(bundle))
     return replace(known, bundle=bundle)
-
-
-def _contents(
-    project: Project,
-    prepared: Prepared,
-    model: nn.Module,
-    *,
-    tracker: Tracker,
-    run_id: str,
-    lineage: dict[str, str],
-) -> BundleContents:
-    """Return what a run's bundle contains."""
-    from raymlops.bundle.write import BundleContents
-    from raymlops.lifecycle.registration.profiles import profiles
-    from raymlops.training.checkpoints.host_copies import model_state
-    from raymlops.training.example import example_rows
-    from raymlops.training.inprocess import local_device, on_device
-    from raymlops.training.runs.mlflow_run import CONFIG
-    from raymlops.training.split_predictions import answer_loss
-
-    recipe, section = prepared.recipe, project.spec.train
-    example, batch_size = example_rows(prepared), section.eval_batch_size
-    device = local_device(section)
-    with on_device(model, device):
-        profile = profiles(prepared, model, batch_size=batch_size, device=device)
-        loss = answer_loss(prepared, model, batch_size=batch_size, device=device)
-        evaluation = _evaluation(tracker, run_id, prepared, model=model, batch_size=batch_size, device=device)
-    return BundleContents(
-        weights=model_state(model),
-        state=recipe.state,
-        signature=recipe.signature(),
-        example=example,
-        recipe_class=project.recipe_class,
-        recipe_config=project.recipe_config.model_dump(mode="json"),
-        seed=section.seed,
-        config_yaml=tracker.read_text(run_id, CONFIG),
-        profile=profile,
-        evaluation=evaluation,
-        row_hashes=_sketch(prepared.splits["train"]),
-        lineage=lineage,
-        loss=loss.to_dict(),
-    )
-
-
-def _evaluation(
-    tracker: Tracker, run_id: str, prepared: Prepared, *, model: nn.Module, batch_size: int, device: str
-) -> dict[str, Any]:
-    """Return the test metrics of a run: computed the first time, read from the run afterwards."""
-    from raymlops.tracking.client import now_ms
-    from raymlops.training.loop.evaluation import totals
-
-    try:
-        recorded: dict[str, Any] = json.loads(tracker.read_text(run_id, EVALUATION))
-    except NotFoundError:
-        pass
-    else:
-        return recorded
-    split = prepared.splits["test"]
-    sums = totals(prepared.recipe, model, split, batch_size=batch_size, device=device)
-    values = prepared.recipe.finalize(sums)
-    evaluation: dict[str, Any] = {
-        "metrics": {f"test/{name}": float(value) for name, value in values.items()},
-        "rows": split.rows,
-        "data_fingerprint": prepared.data.fingerprint,
-    }
-    tracker.log_batch(run_id, [(name, value, 0, now_ms()) for name, value in evaluation["metrics"].items()])
-    tracker.log_text(run_id, json.dumps(evaluation, indent=1, sort_keys=True), EVALUATION)
-    return evaluation
-
-
-def _sketch(split: SplitData) -> Any:
-    """Return the sketch of a split's row hashes, computed in one pass in constant memory."""
-    import numpy as np
-
-    from raymlops.bundle.trained_rows import sketch
-
-    kept = np.empty(0, dtype=np.uint64)
-    for chunk in split.hashes():
-        kept = sketch(np.concatenate([kept, chunk]))
-    return kept

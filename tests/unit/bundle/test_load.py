@@ -10,15 +10,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from tiny import Tiny
-from tiny_bundle import contents_of, tiny_contents
+from tiny_bundle import EXAMPLE, contents_of, tiny_contents
 
 from raymlops import __version__
-from raymlops.bundle.load import load
+from raymlops.bundle.load import answer, load
 from raymlops.bundle.write import write_bundle
 from raymlops.errors import BundleError, InvalidRowsError, NonFiniteError, RecipeError, RecipeImportError, RowProblem
 from raymlops.recipes.digits import Digits
@@ -91,6 +92,32 @@ def test_a_loaded_model_gives_the_numbers_of_the_trained_one(tiny_ref):
     assert loaded.row_hashes.tolist() == contents.row_hashes.tolist()
     assert loaded.evaluation["metrics"] == {"test/auc": 0.5}
     assert loaded.lineage == {"raymlops.run_id": "r1"}
+
+
+class Heads(NamedTuple):
+    """What a model with a head returns."""
+
+    logits: torch.Tensor
+
+
+class Headed(Tiny):
+    """Reads its output by attribute."""
+
+    def predict(self, model, batch):
+        return Heads(super().predict(model, batch))
+
+    def decode(self, output):
+        return super().decode(output.logits)
+
+
+def test_an_output_is_the_same_wherever_the_model_runs():
+    """``cpu:0`` is a device like another: batch and output are moved."""
+    recipe = Headed(Tiny.Config(train_rows=50, hidden=4))
+    recipe = Headed(recipe.config, state=recipe.fit(recipe.datasets().train))
+    signature, model = recipe.signature(), recipe.model().eval()
+    columns = signature.parse_rows(EXAMPLE)
+    here, there = (answer(recipe, model, columns, signature=signature, device=device) for device in ("cpu", "cpu:0"))
+    assert here["probability"].tolist() == there["probability"].tolist()
 
 
 def test_loading_leaves_the_random_numbers_of_the_caller_alone(tiny_ref):
