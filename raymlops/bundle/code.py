@@ -28,7 +28,7 @@ import sysconfig
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import RecipeError
 
@@ -194,7 +194,8 @@ def _package_files(folder: Path) -> Iterator[Path]:
 def _named(recipe_class: type[RecipeBase]) -> dict[str, bytes]:
     """Return the files of ``package_data`` by their path in the bundle, beside the module that names them."""
     owner = next(parent for parent in recipe_class.__mro__ if "package_data" in vars(parent))
-    patterns: tuple[str, ...] = tuple(recipe_class.package_data)
+    named: Any = recipe_class.package_data
+    patterns = (named,) if isinstance(named, str) else tuple(named)
     module = sys.modules.get(owner.__module__)
     if not patterns or module is None or module.__file__ is None:
         return {}

@@ -40,9 +40,13 @@ class StageProgress:
     def tick(self) -> None:
         """Count a batch of the stage."""
         self._done += 1
+        self.alive()
+
+    def alive(self) -> None:
+        """Say how far the stage is, if it is time."""
         if self._throttle.due():
             of = "" if self._total is None else f" of {self._total:,}"
-            self._say(f": {self._done:,}{of} batches")
+            self._say(f": {self._done:,}{of} batches" if self._done else "")
 
     def _say(self, how_far: str) -> None:
         import psutil

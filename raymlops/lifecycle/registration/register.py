@@ -89,7 +89,7 @@ def register(
         progress.stage("reading the data")
         prepared = prepare(project, state=weights.fit, sources=written_sources(tracker, run_id))
         for split in prepared.splits.values():
-            split.on_progress = progress.tick
+            split.on_progress = progress.alive
         _check_data(prepared, tags, run_id=run_id)
         progress.stage("reading the weights")
         model = trained_model(prepared, weights, change=change)

@@ -212,7 +212,7 @@ def test_a_base_class_names_the_files_beside_itself(imported):
         {
             "shop.py": "from nlp.base import Base\nclass Shop(Base): ...\n",
             "nlp/__init__.py": "",
-            "nlp/base.py": NAMING.format("'spm.model',").replace("class Shop", "class Base"),
+            "nlp/base.py": NAMING.format("'spm.model'").replace("class Shop", "class Base"),
             "nlp/spm.model": "m",
         },
     )

@@ -94,6 +94,32 @@ def test_a_loaded_model_gives_the_numbers_of_the_trained_one(tiny_ref):
     assert loaded.lineage == {"raymlops.run_id": "r1"}
 
 
+TOKENS = """
+from pathlib import Path
+import torch
+from raymlops import Column, RecipeBase, Signature
+
+class Shop(RecipeBase):
+    package_data = ("spm.model",)
+    def datasets(self): ...
+    def model(self):
+        return torch.nn.Identity()
+    def loss(self, model, batch): ...
+    def signature(self):
+        return Signature(inputs=(Column("x", "float"),), outputs=(Column("y", "float"),))
+    def decode(self, output):
+        return {"y": output["x"] * float(Path(__file__).with_name("spm.model").read_text())}
+"""
+
+
+def test_code_finds_its_files_beside_itself(imported, tmp_path):
+    """In the bundle, once the sources are gone."""
+    shop = imported("nlp.shop:Shop", {"nlp/__init__.py": "", "nlp/shop.py": TOKENS, "nlp/spm.model": "3"})
+    ref = write_bundle(tmp_path, contents_of(shop()))
+    (tmp_path / "source0" / "nlp" / "spm.model").unlink()
+    assert load(ref.uri, ref.digest).predict({"x": np.ones(2)})["y"].tolist() == [3.0, 3.0]
+
+
 class Heads(NamedTuple):
     """What a model with a head returns."""
 

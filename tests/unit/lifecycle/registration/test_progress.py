@@ -21,9 +21,13 @@ def test_stages_are_told_after_ten_seconds_and_batches_every_ten():
     progress.tick()
     progress.stage("writing")
     now[0] = 30.0
+    progress.alive()
     progress.tick()
+    now[0] = 41.0
+    progress.alive()
     assert [re.sub(r"memory [\d.]+ .?B", "memory M", line) for line in lines] == [
         "evaluating: 2 of 1,200 batches (0:11, memory M)",
         "writing (0:12, memory M)",
-        "writing: 1 batches (0:30, memory M)",
+        "writing (0:30, memory M)",
+        "writing: 1 batches (0:41, memory M)",
     ]
