@@ -158,11 +158,12 @@ def _read(unit: _Unit, left_out: list[str], *, most_bytes: int) -> dict[str, byt
     files: dict[str, bytes] = {}
     for path in _package_files(unit.path) if unit.is_package else [unit.path]:
         relative = f"{base}/{path.relative_to(unit.path).as_posix()}" if unit.is_package else f"{base}.py"
+        if path.suffix != ".py" and (path.suffix not in _DATA_SUFFIXES or _PRIVATE.search(path.name)):
+            left_out.append(relative)
+            continue
         try:
             size = path.stat().st_size
-            if path.suffix != ".py" and (
-                path.suffix not in _DATA_SUFFIXES or size > MAX_DATA_BYTES or _PRIVATE.search(path.name)
-            ):
+            if path.suffix != ".py" and size > MAX_DATA_BYTES:
                 left_out.append(relative)
                 continue
             most_bytes -= size

@@ -217,3 +217,10 @@ def test_a_base_class_names_the_files_beside_itself(imported):
         },
     )
     assert "nlp/spm.model" in collect(shop).files
+
+
+def test_what_cannot_be_read_and_does_not_travel_is_left_alone(imported, tmp_path):
+    """A link that leads nowhere, to data on another machine."""
+    shop = imported("shop.recipe:Shop", {"shop/__init__.py": "", "shop/recipe.py": RECIPE})
+    (tmp_path / "source0" / "shop" / "data.bin").symlink_to("/nowhere")
+    assert collect(shop).left_out == ("shop/data.bin",)
