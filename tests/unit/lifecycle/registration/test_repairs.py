@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from raymlops.bundle.load import load
+from raymlops.cli.main import main
 from raymlops.config.load import load_data
 from raymlops.errors import GateRefusedError, RefusedError
 from raymlops.lifecycle.registration.gate import gate
@@ -79,7 +80,7 @@ def shop(tmp_path, storage_path, monkeypatch):
     sys.modules.pop("repaired_shop", None)
 
 
-def test_a_decode_that_the_gate_refused_costs_no_training(shop):
+def test_a_decode_that_the_gate_refused_costs_no_training(shop, tmp_path, capsys):
     """Another version of the same weights, beside the first one; the code of the training is on record."""
     run_id = train(bind(load_data(shop.data))).run_id
     first = register(shop.data, run_id)
@@ -106,6 +107,10 @@ def test_a_decode_that_the_gate_refused_costs_no_training(shop):
         f"run {run_id} requested",
         f"run {run_id} requested; its code changed since its training (changed: repaired_shop.py)",
     ]
+    (tmp_path / "config.yaml").write_text(json.dumps(shop.data))
+    assert main(["models", "list", "--config", str(tmp_path / "config.yaml")]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [f"changed since its training: {second.code_sha[:12]}" in row for row in rows] == [False, False, True]
 
     assert register(shop.data, run_id, repaired=True).version == 2
     shop.edit(BROKEN)
