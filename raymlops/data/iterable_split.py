@@ -28,7 +28,7 @@ from raymlops.data.batches import arrays
 from raymlops.data.columns import digest_of, hash_columns
 from raymlops.data.order import derived_seed
 from raymlops.data.random_streams import Stream
-from raymlops.data.split import SAMPLE_ROWS, SplitData
+from raymlops.data.split import SAMPLE_ROWS, SplitData, rows_to_hash
 from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     from raymlops.recipe import Batch, RecipeBase
 
-_HASH_ROWS = 1024
 _RUN_ITEMS = 100
 """Items read at a time: switching the random stream takes 30 us, and slow items must not look like a hang."""
 _NOTICE_S = 60.0
@@ -95,9 +94,12 @@ class IterableSplit(SplitData):
         """Yield a 64-bit hash for each row, in the order of the pass that counts, whatever epoch is set."""
         counting = self._pass(seed=0, epoch=1)
         chunk: list[Any] = []
-        while counting.read(_HASH_ROWS, chunk.append):
+        size = SAMPLE_ROWS
+        while counting.read(size, chunk.append):
             self.on_progress()
-            yield hash_columns(arrays(default_collate(chunk)))
+            batch = default_collate(chunk)
+            size = rows_to_hash(batch)
+            yield hash_columns(arrays(batch))
             chunk.clear()
 
     def digest(self) -> str:

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch.utils.data import TensorDataset, default_collate
 
-from raymlops.data.batches import arrays, columns_bytes, encode, encode_all, select
+from raymlops.data.batches import arrays, batch_bytes, columns_bytes, encode, encode_all, select
 from raymlops.data.columns import conform, digest_of, hash_columns
 from raymlops.data.order import global_batches, seed_all
 from raymlops.data.random_streams import Stream
 from raymlops.errors import RecipeError
+from raymlops.pytree import batch_rows
 from raymlops.recipe import call_recipe, described
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 SAMPLE_ROWS = 64
 """Evenly spread rows that show whether a process has the driver's data, and whether reads are repeatable."""
 _HASH_ROWS = 1024
+_HASH_BYTES = 64 << 20
 _SAMPLE_BYTES = 64 << 20
 """Of ``sample``, which may hold up to twice as much."""
 
@@ -218,7 +220,10 @@ class DatasetSplit(SplitData):
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each item in order, in chunks, equal in each pass and in every process."""
-        for chunk in _chunks(torch.arange(self.rows), _HASH_ROWS):
+        # Items that are read together are seeded together: there another size would be other items.
+        together = hasattr(self.dataset, "__getitems__") or not self.rows
+        size = _HASH_ROWS if together else rows_to_hash(self._seeded(torch.arange(1)))
+        for chunk in _chunks(torch.arange(self.rows), size):
             yield hash_columns(arrays(self._seeded(chunk)))
             self.on_progress()
 
@@ -299,6 +304,11 @@ class DatasetSplit(SplitData):
 
         with Stream(0).drawn_from():
             return call_recipe(f"{self._where}: an item", draw)
+
+
+def rows_to_hash(batch: Batch) -> int:
+    """Return how many rows like those of a batch are hashed at a time: fewer where each is large."""
+    return min(_HASH_ROWS, max(1, _HASH_BYTES * batch_rows(batch) // max(1, batch_bytes(batch))))
 
 
 def _chunks(indices: torch.Tensor, size: int) -> Iterator[torch.Tensor]:

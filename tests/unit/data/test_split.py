@@ -9,7 +9,7 @@ import drawn
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from raymlops.data.prepare import prepare
 from raymlops.data.split import DatasetSplit, TableSplit
@@ -155,3 +155,23 @@ def test_a_sample_of_wide_rows_has_fewer_of_them() -> None:
     wide = TableSplit({"x": np.zeros((200, 1 << 17))}, name="train", recipe=recipe).sample(about_rows=150)
     narrow = TableSplit({"x": np.zeros(200)}, name="train", recipe=recipe).sample(about_rows=150)
     assert (len(wide["x"]), len(narrow["x"])) == (67, 200)
+
+
+class Large(Dataset[Any]):
+    """Items of 16 MB."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((1 << 22,), float(index))
+
+
+def test_large_items_are_hashed_a_few_at_a_time() -> None:
+    """64 MB hold four of them; however many, a row's hash is the same."""
+    split = DatasetSplit(Large(), name="train", recipe=RecipeBase())
+    chunks = list(split.hashes())
+    assert [len(chunk) for chunk in chunks] == [4, 2]
+    assert (
+        chunks[1].tolist() == DatasetSplit(Subset(Large(), [4, 5]), name="x", recipe=RecipeBase()).row_hashes().tolist()
+    )
