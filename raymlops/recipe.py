@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import sysconfig
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
@@ -19,10 +18,14 @@ from pydantic import BaseModel, ConfigDict
 from raymlops.answer_loss import declared
 from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.loss_value import loss_value
+from raymlops.pytree import batch_rows as batch_rows  # noqa: PLC0414 - recipes import it from here
+from raymlops.pytree import map_tensors, to_numpy
 from raymlops.signals import from_handler
 from raymlops.signature import Signature
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
     import torch
     from torch import nn
 
@@ -99,6 +102,13 @@ class RecipeBase:
     """Name of the label's column in a table; it becomes ``batch["label"]`` and never reaches a replica."""
     train_loop: Callable[[Any], None] | None = None
     """Replaces the default loop: ``train_loop(self, ctx)``; it calls ``ctx.report`` equally often on every rank."""
+
+    package_data: ClassVar[tuple[str, ...]] = ()
+    """Files that the code reads, such as ``("tokenizer.json", "assets/*.model")``, relative to its module's folder.
+
+    Bundles contain them beside the code, which finds them by ``Path(__file__).parent``. Small text files of a package
+    (``.json``, ``.csv``, ... of at most 1 MiB) are always contained.
+    """
 
     config: Any
     progress: Progress
@@ -281,7 +291,7 @@ class RecipeBase:
     def decode(self, output: Any) -> dict[str, Any]:
         """Turn a model's output into output columns. Default: its last dimension over the signature's outputs."""
         outputs = self.signature().outputs
-        array = output.detach().cpu().numpy()
+        array = to_numpy(output)
         if len(outputs) == 1:
             return {outputs[0].name: array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array}
         return {column.name: array[:, index] for index, column in enumerate(outputs)}
@@ -297,25 +307,6 @@ class RecipeBase:
         number's errors there. Define it for anything else. It runs in a separate process, not in replicas.
         """
         return declared(self.signature()).of(output, label)
-
-
-def batch_rows(batch: Batch) -> int:
-    """Return the number of rows of a batch: the first dimension of its first tensor."""
-    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
-    return len(next(iter(values)))
-
-
-def map_tensors(batch: Batch, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-    """Return the batch with ``function`` applied to every tensor; other values are kept."""
-    import torch
-
-    if isinstance(batch, torch.Tensor):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        return {key: map_tensors(value, function) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return [map_tensors(value, function) for value in batch]
-    return batch
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:

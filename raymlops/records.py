@@ -199,6 +199,8 @@ class ModelVersionRef(Record):
     run_id: str
     bundle: BundleRef
     aliases: tuple[str, ...] = ()
+    code_sha: str = ""
+    """Of the code in its bundle, where that is not the code of its training."""
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ A recipe that comes with raymlops is not copied: the bundle names the installed 
 
 - a module inside a package adds the whole package: its ``.py`` files and its small data files
   (``_DATA_SUFFIXES``, at most ``MAX_DATA_BYTES`` each), without hidden folders, caches, virtual environments and
-  folders named ``tests``. Larger files, and those whose name mentions secrets or credentials, are omitted and listed
-  in ``left_out``;
+  folders named ``tests``. Every other file of it is omitted and listed in ``left_out``, and so are files whose name
+  mentions secrets or credentials;
 - a top-level module adds its file, and so does a module in a folder without ``__init__.py``;
+- ``RecipeBase.package_data`` names further files, of any kind and of ``MAX_NAMED_BYTES`` together;
 - modules that these files import are added in the same way, unless they are installed (the standard library,
   site-packages) or part of raymlops. Imports are read from the source, so a name computed at run time is not found.
 
 An installed recipe's package is copied too, and the bundle names its distribution and version.
-Data beside a top-level module is not copied: what a replica needs of it belongs in the state that ``fit`` returns.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import sysconfig
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import RecipeError
 
@@ -39,10 +39,13 @@ if TYPE_CHECKING:
 
 MAX_DATA_BYTES = 1 << 20
 MAX_TOTAL_BYTES = 16 << 20
+MAX_NAMED_BYTES = 128 << 20
 OWN_PACKAGE = "raymlops"
 
 _DATA_SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".json", ".jsonl", ".toml", ".yaml", ".yml", ".pyi", ".typed"})
+_SHOWN = 5
 _PRIVATE = re.compile(r"secret|credential", re.IGNORECASE)
+_FOR_READERS = frozenset({".md", ".rst", ".ipynb", ".pyc"})
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "tests", "node_modules", "venv", "site-packages"})
 
 
@@ -54,6 +57,17 @@ class Code:
     distribution: str | None = None
     version: str | None = None
     left_out: tuple[str, ...] = ()
+    """Files of its packages that are not in ``files``."""
+
+    def notice(self) -> str:
+        """Return a warning about files that do not travel, which code may read all the same; empty without one."""
+        if not self.left_out:
+            return ""
+        more = f" and {len(self.left_out) - _SHOWN} more" if len(self.left_out) > _SHOWN else ""
+        return (
+            f"a replica gets the recipe's code without {', '.join(self.left_out[:_SHOWN])}{more}: if it reads such a "
+            "file, name it in the recipe's package_data"
+        )
 
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of each file by its path; for a recipe of raymlops, the installed version."""
@@ -70,7 +84,8 @@ def collect(recipe_class: type[RecipeBase]) -> Code:
     """Return the code that a recipe needs, read from the files it was imported from.
 
     Raises:
-        RecipeError: its module has no source file, or the code is larger than ``MAX_TOTAL_BYTES``.
+        RecipeError: its module has no source file, the code is larger than ``MAX_TOTAL_BYTES``, or ``package_data``
+            names no file or files larger than ``MAX_NAMED_BYTES``.
     """
     module_name = recipe_class.__module__
     root = module_name.partition(".")[0]
@@ -91,14 +106,36 @@ def collect(recipe_class: type[RecipeBase]) -> Code:
         read = _read(queue.pop(), left_out, most_bytes=MAX_TOTAL_BYTES - sum(map(len, files.values())))
         files |= read
         for path, source in read.items():
-            if not path.endswith(".py"):
-                continue
-            for imported in _imports(source, module=path.removesuffix(".py").replace("/", ".")):
+            for imported in imports_of(path, source):
                 unit = _unit(imported)
                 if unit is not None and unit not in seen and not _is_installed(unit.path):
                     seen.add(unit)
                     queue.append(unit)
-    return Code(dict(sorted(files.items())), distribution, version, tuple(sorted(left_out)))
+    files |= _named(recipe_class)
+    return Code(dict(sorted(files.items())), distribution, version, tuple(sorted(set(left_out) - files.keys())))
+
+
+def imports_of(path: str, source: bytes) -> Iterator[str]:
+    """Yield the absolute names that a file of the code imports, anywhere in its source; none of another file's."""
+    if not path.endswith(".py"):
+        return
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        # A package may hold templates; one that is imported fails at its import, with its place.
+        return
+    package = path.split("/")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level > len(package):
+                continue
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            if base:
+                yield base
+            yield from (f"{base}.{alias.name}".lstrip(".") for alias in node.names if alias.name != "*")
 
 
 def own_version() -> str:
@@ -121,9 +158,12 @@ def _read(unit: _Unit, left_out: list[str], *, most_bytes: int) -> dict[str, byt
     files: dict[str, bytes] = {}
     for path in _package_files(unit.path) if unit.is_package else [unit.path]:
         relative = f"{base}/{path.relative_to(unit.path).as_posix()}" if unit.is_package else f"{base}.py"
+        if path.suffix != ".py" and (path.suffix not in _DATA_SUFFIXES or _PRIVATE.search(path.name)):
+            left_out.append(relative)
+            continue
         try:
             size = path.stat().st_size
-            if path.suffix != ".py" and (size > MAX_DATA_BYTES or _PRIVATE.search(path.name)):
+            if path.suffix != ".py" and size > MAX_DATA_BYTES:
                 left_out.append(relative)
                 continue
             most_bytes -= size
@@ -131,7 +171,8 @@ def _read(unit: _Unit, left_out: list[str], *, most_bytes: int) -> dict[str, byt
                 raise RecipeError(
                     f"the code of package {unit.name} is larger than {MAX_TOTAL_BYTES >> 20} MiB, "
                     f"at {path} ({size} bytes)",
-                    hint="Keep data out of the package, or put what a replica needs into the state fit() returns.",
+                    hint="Keep data out of the package: what a replica needs of it can be named in package_data, or be "
+                    "in the state that fit() returns.",
                 )
             files[relative] = path.read_bytes()
         except OSError as error:
@@ -147,9 +188,53 @@ def _package_files(folder: Path) -> Iterator[Path]:
             if name not in _SKIPPED_FOLDERS and not name.startswith(".") and not name.endswith(".egg-info")
         )
         for name in sorted(files):
-            path = Path(inner, name)
-            if not name.startswith(".") and (path.suffix == ".py" or path.suffix in _DATA_SUFFIXES):
-                yield path
+            if not name.startswith(".") and Path(name).suffix not in _FOR_READERS:
+                yield Path(inner, name)
+
+
+def _named(recipe_class: type[RecipeBase]) -> dict[str, bytes]:
+    """Return the files of ``package_data`` by their path in the bundle, beside the module that names them."""
+    owner = next(parent for parent in recipe_class.__mro__ if "package_data" in vars(parent))
+    named: Any = recipe_class.package_data
+    patterns = (named,) if isinstance(named, str) else tuple(named)
+    module = sys.modules.get(owner.__module__)
+    if not patterns or module is None or module.__file__ is None:
+        return {}
+    folder = Path(module.__file__).parent
+    inner = (module.__name__ if hasattr(module, "__path__") else module.__name__.rpartition(".")[0]).replace(".", "/")
+    files: dict[str, bytes] = {}
+    total = 0
+    for pattern in patterns:
+        where = f"{recipe_class.__qualname__}.package_data: {pattern!r}"
+        found = [path for path in _glob(folder, pattern, where=where) if path.is_file()]
+        # A pattern must not spread a secret that lies there; its name may.
+        found = [path for path in found if path.name in pattern or not _PRIVATE.search(path.name)]
+        if not found:
+            raise RecipeError(
+                f"{where} names no file below {folder}",
+                hint="A pattern is relative to the folder of the recipe's module, such as assets/*.model or **/*.json.",
+            )
+        for path in sorted(found):
+            try:
+                total += path.stat().st_size
+                if total > MAX_NAMED_BYTES:
+                    raise RecipeError(
+                        f"{where}: the named files are larger than {MAX_NAMED_BYTES >> 20} MiB, at {path}",
+                        hint="Make what is large a part of the model, whose weights have no limit.",
+                    )
+                files["/".join(filter(None, (inner, path.relative_to(folder).as_posix())))] = path.read_bytes()
+            except OSError as error:
+                raise RecipeError(f"the recipe's file {path} cannot be read: {error}") from error
+    return files
+
+
+def _glob(folder: Path, pattern: str, *, where: str) -> list[Path]:
+    if ".." in Path(pattern).parts or Path(pattern).is_absolute():
+        raise RecipeError(f"{where} is outside of {folder}", hint="Keep the file beside the recipe's module.")
+    try:
+        return list(folder.glob(pattern))
+    except (ValueError, NotImplementedError) as error:
+        raise RecipeError(f"{where} is not a pattern: {error}") from error
 
 
 def _unit(module_name: str) -> _Unit | None:
@@ -184,27 +269,6 @@ def _spec(name: str, search: list[str] | None) -> ModuleSpec | None:
         return importlib.util.find_spec(name) if search is None else PathFinder.find_spec(name, search)
     except (ImportError, ValueError):
         return None
-
-
-def _imports(source: bytes, *, module: str) -> Iterator[str]:
-    """Yield the absolute names that a module imports, anywhere in its source."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        # A package may hold templates; one that is imported fails at its import, with its place.
-        return
-    package = module.split(".")[:-1]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            if node.level > len(package):
-                continue
-            above = package[: len(package) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            if base:
-                yield base
-            yield from (f"{base}.{alias.name}".lstrip(".") for alias in node.names if alias.name != "*")
 
 
 def _is_installed(path: Path) -> bool:

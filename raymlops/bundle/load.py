@@ -17,9 +17,11 @@ import numpy.typing as npt
 from raymlops.bundle import verify as names
 from raymlops.bundle.code import own_version
 from raymlops.bundle.imports import import_module
+from raymlops.bundle.requirements import differing
 from raymlops.column_types import TIME, read_time
 from raymlops.errors import NonFiniteError, RecipeError, RecipeImportError
-from raymlops.recipe import RecipeBase, call_recipe, map_tensors, model_of, to_device
+from raymlops.pytree import map_tensors, to_numpy
+from raymlops.recipe import RecipeBase, call_recipe, model_of, to_device
 from raymlops.recipe_import import resolve
 from raymlops.signature import Signature
 from raymlops.storage.filesystem import join
@@ -180,6 +182,8 @@ def typed_outputs(
 def _recipe(files: names.BundleFiles, *, exclusive: bool) -> RecipeBase:
     entry, state = files.json(names.RECIPE), files.json(names.STATE)
     reference = str(entry["import"])
+    if other := list(differing(entry.get("requirements", {}))):
+        _log.warning("bundle %s was made with %s", files.digest[:12], "; ".join(other))
     if entry["code"] == "installed":
         if entry["raymlops_version"] != own_version():
             _log.warning(
@@ -210,13 +214,14 @@ def _recipe(files: names.BundleFiles, *, exclusive: bool) -> RecipeBase:
 
 def _model(recipe: RecipeBase, weights: Path) -> nn.Module:
     import torch
-    from safetensors.torch import load_file
+
+    from raymlops.bundle.weights import read_into
 
     # Initial weights are drawn and discarded; the caller's random state is preserved.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         model = model_of(recipe)
     try:
-        model.load_state_dict(load_file(weights, device="cpu"), strict=True)
+        read_into(model, weights)
     except RuntimeError as error:
         raise RecipeError(
             f"the bundle's weights do not fit {type(recipe).__name__}.model(): {error}",
@@ -234,7 +239,7 @@ def _row_hashes(data: bytes) -> npt.NDArray[np.uint64]:
 
 def _output(column: Column, values: Any, *, rows: int, where: str, finite: bool) -> Array:
     if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
+        values = to_numpy(values)
     if column.type == "datetime":
         values = _times(column, values, where=where)
     one_by_one = None in column.shape or column.type == "bytes"
@@ -307,5 +312,8 @@ def _objects(values: Any) -> Array:
     """Return an array of objects, which numpy would otherwise stack, or shorten where bytes end in zeros."""
     array = np.empty(len(values), dtype=object)
     for index, value in enumerate(values):
-        array[index] = value.item() if isinstance(value, np.bytes_) else value
+        if hasattr(value, "detach"):
+            array[index] = to_numpy(value)
+        else:
+            array[index] = value.item() if isinstance(value, np.bytes_) else value
     return array

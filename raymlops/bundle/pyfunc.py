@@ -17,9 +17,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymlops.bundle.code import own_version
+from raymlops.bundle.code import OWN_PACKAGE, own_version
 from raymlops.bundle.load import LoadedModel, load
-from raymlops.bundle.verify import SIGNATURE, BundleFiles, fetch
+from raymlops.bundle.requirements import public
+from raymlops.bundle.verify import RECIPE, SIGNATURE, BundleFiles, fetch
 from raymlops.errors import BundleError
 from raymlops.signature import Signature
 from raymlops.storage.manifest import MANIFEST
@@ -51,11 +52,14 @@ def save_pyfunc(ref: BundleRef, dest: str | os.PathLike[str]) -> None:
         from mlflow.models import Model
         from mlflow.pyfunc import add_to_model
     folder = fetch(ref.uri, ref.digest)
-    signature = Signature.from_dict(BundleFiles(folder, ref.digest).json(SIGNATURE))
+    files = BundleFiles(folder, ref.digest)
+    signature = Signature.from_dict(files.json(SIGNATURE))
     target = Path(dest)
     shutil.copytree(folder, target / _DATA)
     python_env, requirements = "python_env.yaml", "requirements.txt"
-    (target / requirements).write_text(f"raymlops=={own_version()}\n", encoding="utf-8")
+    needed = {OWN_PACKAGE: own_version(), **files.json(RECIPE).get("requirements", {})}
+    lines = "".join(f"{name}=={public(version)}\n" for name, version in needed.items())
+    (target / requirements).write_text(lines, encoding="utf-8")
     (target / python_env).write_text(f"dependencies:\n- -r {requirements}\n", encoding="utf-8")
     model = Model(signature=_mlflow_signature(signature), metadata={DIGEST_TAG: ref.digest})
     # An empty default lets a caller pass the digest; MLflow drops configuration that a model does not declare.

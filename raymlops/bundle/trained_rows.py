@@ -6,10 +6,13 @@ rows, and the same sample whichever split they are in (a bottom-k sketch; Cohen 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SKETCH_ROWS = 65_536
 
@@ -21,15 +24,19 @@ def sketch(row_hashes: npt.NDArray[Any]) -> Hashes:
     return np.unique(np.asarray(row_hashes, dtype=np.uint64))[:SKETCH_ROWS]
 
 
-def overlap(train_hashes: npt.NDArray[Any], test_hashes: npt.NDArray[Any]) -> float:
+def overlap(train_hashes: npt.NDArray[Any], test_hashes: Iterable[npt.NDArray[Any]]) -> float:
     """Return the share of test rows that are also training rows, 0 to 1; NaN without test rows.
 
-    ``train_hashes`` is a sketch, ``test_hashes`` has one hash for each row. Exact when fewer than ``SKETCH_ROWS``
-    distinct rows were trained on. Otherwise an estimate over the test rows under the sketch's largest hash;
-    with n such rows its standard error is at most 0.5 / sqrt(n).
+    ``train_hashes`` is a sketch, ``test_hashes`` has one hash for each row, in chunks, which are read one by one. Exact
+    when fewer than ``SKETCH_ROWS`` distinct rows were trained on. Otherwise an estimate over the test rows under the
+    sketch's largest hash; with n such rows its standard error is at most 0.5 / sqrt(n).
     """
     train = np.asarray(train_hashes, dtype=np.uint64)
-    test = np.asarray(test_hashes, dtype=np.uint64)
-    if train.size >= SKETCH_ROWS:
-        test = test[test <= train.max()]
-    return float(np.isin(test, train).mean()) if test.size else float("nan")
+    seen = rows = 0
+    for chunk in test_hashes:
+        test = np.asarray(chunk, dtype=np.uint64)
+        if train.size >= SKETCH_ROWS:
+            test = test[test <= train.max()]
+        seen += int(np.isin(test, train).sum())
+        rows += test.size
+    return seen / rows if rows else float("nan")

@@ -10,14 +10,16 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raymlops.bundle import verify as names
+from raymlops.bundle import weights
 from raymlops.bundle.code import collect, own_version
+from raymlops.bundle.requirements import requirements
 from raymlops.bundle.trained_rows import sketch
 from raymlops.config.paths import local_path
 from raymlops.errors import RecipeError
@@ -29,6 +31,7 @@ from raymlops.storage.manifest import BUNDLE, MANIFEST, entry_of
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     import numpy.typing as npt
     import torch
@@ -61,6 +64,10 @@ class BundleContents:
     row_hashes: npt.NDArray[Any]
     """One 64-bit hash for each training row."""
     lineage: Mapping[str, Any]
+    trained_with: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the distributions that were installed for the training, by name."""
+    left_out: Sequence[str] | None = None
+    """Files that the training found beside the code and that do not travel; None for those that are there now."""
     loss: Mapping[str, Any] | None = None
     """How answers are compared with labels, see ``answer_loss``; None omits the file."""
 
@@ -84,7 +91,7 @@ def write_bundle(
     local = local_path(bundles)
     parent, remote = local or Path(cache).expanduser(), local is None
     with filesystem.errors(bundles), filesystem.temporary_folder(parent) as folder:
-        _write_weights(folder / names.WEIGHTS, contents.weights)
+        weights.write(folder / names.WEIGHTS, contents.weights)
         for name, data in files.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +124,8 @@ def _render(contents: BundleContents) -> dict[str, bytes]:
         "distribution": code.distribution,
         "version": code.version,
         "raymlops_version": own_version(),
-        "left_out": list(code.left_out),
+        "requirements": requirements(code.files, trained_with=contents.trained_with),
+        "left_out": list(code.left_out if contents.left_out is None else contents.left_out),
         "config": contents.recipe_config,
         "seed": contents.seed,
     }
@@ -134,30 +142,6 @@ def _render(contents: BundleContents) -> dict[str, bytes]:
         **({} if contents.loss is None else {names.LOSS: _json(contents.loss, name=names.LOSS)}),
         **{f"{names.CODE}/{path}": data for path, data in sorted(code.files.items())},
     }
-
-
-def _write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors without a copy in memory, as the bytes of ``safetensors.save``."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    end = 0
-    for name in sorted(plain, key=lambda name: plain[name].data_ptr()):
-        tensor = plain[name]
-        if tensor.nbytes and tensor.data_ptr() < end:
-            # Tied weights share memory, which safetensors refuses: each name gets a copy, and a model that ties
-            # them loads both into one tensor.
-            plain[name] = tensor.clone()
-        else:
-            end = max(end, tensor.data_ptr() + tensor.nbytes)
-    path.touch()
-    mode = path.stat().st_mode
-    try:
-        save_file(plain, path)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    path.chmod(mode)  # safetensors leaves it readable by the owner only
 
 
 def _tensors(arrays: dict[str, npt.NDArray[Any]]) -> bytes:

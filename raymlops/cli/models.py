@@ -18,6 +18,9 @@ def register(
     overrides: Overrides = None,
     *,
     config: OptionalConfig = None,
+    repaired: Annotated[
+        bool, typer.Option("--repaired", help="Its code changed since it was registered: make another version of it.")
+    ] = False,
     env: EnvOption = None,
 ) -> Answer:
     """Evaluate a run on its test split, write its bundle and register it as candidate."""
@@ -27,7 +30,7 @@ def register(
     chosen = None if config is None else choose(overrides, config=config, env=env)
     if chosen is None and (overrides or env is not None):
         raise UsageError("values replace those of a file", hint="Name it with --config FILE.")
-    ref = register_run(of_run(run_id) if chosen is None else chosen.spec, run_id)
+    ref = register_run(of_run(run_id) if chosen is None else chosen.spec, run_id, repaired=repaired)
     gating = f"raymlops models gate {ref.name}" if chosen is None else chosen.command("models gate")
     return Answer(ref.to_dict(), f"{_line(ref)}\nnext  {gating} --version {ref.version}")
 
@@ -70,8 +73,16 @@ def list_versions(words: NamedArgument = None, *, config: OptionalConfig = None,
     store = tracker(place_of(None if chosen is None else chosen.spec))
     store.check()  # a server that is down is reported at once: the registry's own client retries for half a minute
     refs = Registry(store).list(None if chosen is None else chosen.name)
-    rows = [{**ref.to_dict(), "aliases": ", ".join(ref.aliases), "digest": ref.bundle.digest[:12]} for ref in refs]
-    columns = dict.fromkeys(("name", "version", "aliases", "run_id", "digest"))
+    rows = [
+        {
+            **ref.to_dict(),
+            "aliases": ", ".join(ref.aliases),
+            "digest": ref.bundle.digest[:12],
+            "code": f"changed since its training: {ref.code_sha[:12]}" if ref.code_sha else "",
+        }
+        for ref in refs
+    ]
+    columns = dict.fromkeys(("name", "version", "aliases", "run_id", "digest", "code"))
     return Answer({"versions": [ref.to_dict() for ref in refs]}, table(rows, columns))
 
 
@@ -87,4 +98,5 @@ def checks(decision: GateDecision) -> str:
 
 def _line(ref: ModelVersionRef) -> str:
     aliases = f" ({', '.join(ref.aliases)})" if ref.aliases else ""
-    return f"{ref.name} version {ref.version}{aliases}, run {ref.run_id}, digest {ref.bundle.digest[:12]}"
+    code = ", its code changed since its training" if ref.code_sha else ""
+    return f"{ref.name} version {ref.version}{aliases}, run {ref.run_id}, digest {ref.bundle.digest[:12]}{code}"

@@ -1,28 +1,28 @@
-"""Encode rows of a table as a recipe's batch, and walk, join and select nested batches.
+"""Encode rows of a table as a recipe's batch, and join and select nested batches.
 
 Owns the calls of ``encode`` and ``target``. Knows nothing of where rows come from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from raymlops.errors import RecipeError
-from raymlops.recipe import Batch, RecipeBase, batch_rows, call_recipe, described, map_tensors, signature_of
+from raymlops.pytree import batch_rows, first_dimensions, leaves, map_tensors, named_children, rebuilt, to_numpy
+from raymlops.recipe import Batch, RecipeBase, call_recipe, described, signature_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
 
 _CHUNK_ROWS = 1 << 16
-_NUMPY_FLOATS = {torch.float16, torch.float32, torch.float64}
 
 
 def encode(recipe: RecipeBase, columns: Mapping[str, Array]) -> Batch:
@@ -36,9 +36,7 @@ def encode(recipe: RecipeBase, columns: Mapping[str, Array]) -> Batch:
     inputs = {column.name: columns[column.name] for column in signature_of(recipe).inputs}
     rows = len(next(iter(columns.values())))
     batch = call_recipe(f"{name}.encode()", lambda: recipe.encode(inputs))
-    returned = _rows_of(batch, where=f"{name}.encode()")
-    if returned != rows:
-        raise RecipeError(f"{name}.encode() was given {rows} rows and returned {returned}")
+    _check_rows(batch, rows, where=f"{name}.encode()")
     if recipe.label is None:
         return batch
     if not isinstance(batch, Mapping):
@@ -51,28 +49,32 @@ def encode(recipe: RecipeBase, columns: Mapping[str, Array]) -> Batch:
 
 
 def encode_all(recipe: RecipeBase, columns: Mapping[str, Array]) -> Batch | None:
-    """Return all rows as one batch, encoded in chunks; None where chunks are not flat tensors of one shape."""
+    """Return all rows as one batch, encoded in chunks; None where that is not flat tensors, rows first."""
     rows = len(next(iter(columns.values())))
+    starts = range(0, max(1, rows), _CHUNK_ROWS)
     chunks = [
         encode(recipe, {key: values[start : start + _CHUNK_ROWS] for key, values in columns.items()})
-        for start in range(0, max(1, rows), _CHUNK_ROWS)
+        for start in starts
     ]
-    return join(chunks)
+    return join(chunks, rows=[min(_CHUNK_ROWS, rows - start) for start in starts])
 
 
-def join(chunks: Sequence[Batch]) -> Batch | None:
-    """Concatenate batches, or return None where they are not flat tensors of one shape."""
+def join(chunks: Sequence[Batch], *, rows: Sequence[int] | None = None) -> Batch | None:
+    """Concatenate batches of so many ``rows``, or return None where they are not flat tensors of one shape, rows first.
+
+    Without ``rows`` they are counted by ``batch_rows``.
+    """
+    return _joined(chunks, [batch_rows(chunk) for chunk in chunks] if rows is None else rows)
+
+
+def _joined(chunks: Sequence[Any], rows: Sequence[int]) -> Any:
     first = chunks[0]
     if isinstance(first, torch.Tensor):
-        same = all(chunk.shape[1:] == first.shape[1:] for chunk in chunks)
-        return torch.cat(list(chunks)) if same else None
-    if isinstance(first, Mapping):
-        joined = {key: join([chunk[key] for chunk in chunks]) for key in first}
-        return None if any(value is None for value in joined.values()) else joined
-    if isinstance(first, tuple | list):
-        values = [join(column) for column in zip(*chunks, strict=True)]
-        return None if any(value is None for value in values) else values
-    return None
+        shapes = [(count, *first.shape[1:]) for count in rows]
+        return torch.cat(list(chunks)) if [tuple(chunk.shape) for chunk in chunks] == shapes else None
+    parts = [dict(named_children(chunk) or ()) for chunk in chunks]
+    values = [_joined([part[key] for part in parts], rows) for key in parts[0]]
+    return None if not values or any(value is None for value in values) else rebuilt(first, values)
 
 
 def select(batch: Batch, indices: torch.Tensor) -> Batch:
@@ -85,20 +87,6 @@ def rows_at(columns: Mapping[str, Array], rows: npt.NDArray[np.int64]) -> dict[s
     return {name: values[rows] for name, values in columns.items()}
 
 
-def leaves(batch: Batch, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each value of a nested batch with the keys that lead to it; a list of texts is one value."""
-    items: Any
-    if isinstance(batch, Mapping):
-        items = batch.items()
-    elif isinstance(batch, tuple | list) and not all(isinstance(value, str) for value in batch):
-        items = enumerate(batch)
-    else:
-        yield path, batch
-        return
-    for key, value in items:
-        yield from leaves(value, f"{path}/{key}")
-
-
 def arrays(batch: Batch) -> dict[str, Array]:
     """Return the values of a nested batch as arrays, by the keys that lead to them."""
     return {path: _array(value) for path, value in leaves(batch)}
@@ -107,10 +95,7 @@ def arrays(batch: Batch) -> dict[str, Array]:
 def _array(value: Any) -> Array:
     if not isinstance(value, torch.Tensor):
         return np.array(value, dtype=object)
-    tensor = value.detach().cpu()
-    if tensor.is_floating_point() and tensor.dtype not in _NUMPY_FLOATS:
-        tensor = tensor.float()  # numpy has no bfloat16 and no 8-bit floats, which float32 holds exactly
-    return tensor.numpy()
+    return to_numpy(torch.view_as_real(value.resolve_conj()) if value.is_complex() else value)
 
 
 def batch_bytes(batch: Batch) -> int:
@@ -134,11 +119,14 @@ def _array_bytes(array: Array) -> int:
     )
 
 
-def _rows_of(batch: Any, *, where: str) -> int:
+def _check_rows(batch: Any, rows: int, *, where: str) -> None:
+    """Check that some value of a batch has these rows; others may be masks or numbers that hold for all of them."""
     try:
-        return batch_rows(batch)
-    except (TypeError, IndexError, StopIteration) as error:
+        returned = batch_rows(batch)
+    except TypeError as error:
         raise RecipeError(
             f"{where} returned {described(batch)}, which has no rows",
             hint="Return a dict of tensors, rows first.",
         ) from error
+    if rows not in first_dimensions(batch):
+        raise RecipeError(f"{where} was given {rows} rows and returned {returned}")

@@ -26,7 +26,7 @@ import torch
 from raymlops.data.order import derived_seed
 from raymlops.data.random_streams import Stream
 from raymlops.data.row_hashes import digest_of
-from raymlops.data.split import SAMPLE_ROWS, SplitData, hash_items
+from raymlops.data.split import SAMPLE_ROWS, SplitData, hash_items, items_to_hash
 from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from raymlops.recipe import Batch, RecipeBase
 
-_HASH_ROWS = 1024
 _RUN_ITEMS = 100
 """Items read at a time: switching the random stream takes 30 us, and slow items must not look like a hang."""
 _NOTICE_S = 60.0
@@ -93,8 +92,10 @@ class IterableSplit(SplitData):
         """Yield a 64-bit hash for each row, in the order of the pass that counts, whatever epoch is set."""
         counting = self._pass(seed=0, epoch=1)
         chunk: list[Any] = []
-        while counting.read(_HASH_ROWS, chunk.append):
+        size = SAMPLE_ROWS
+        while counting.read(size, chunk.append):
             self.on_progress()
+            size = items_to_hash(self.recipe, chunk)
             yield hash_items(self.recipe, chunk)
             chunk.clear()
 

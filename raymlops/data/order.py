@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     Rows = npt.NDArray[np.int64]
 
 
+EVALUATION = 1
+"""Follows seed, step and rank in the seed of what an evaluation draws."""
+
+
 def derived_seed(*parts: int) -> int:
     """Return a 63-bit seed from several numbers, uncorrelated for neighbouring ones."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch.utils.data import TensorDataset, default_collate
 
-from raymlops.data.batches import arrays, encode, encode_all, leaves, select
+from raymlops.data.batches import arrays, batch_bytes, columns_bytes, encode, encode_all, select
 from raymlops.data.columns import conform
 from raymlops.data.order import global_batches, seed_all
 from raymlops.data.random_streams import Stream, drawn_state
 from raymlops.data.row_hashes import digest_of, hash_columns
 from raymlops.errors import RecipeError
+from raymlops.pytree import batch_rows, leaves
 from raymlops.recipe import RecipeBase, call_recipe, described
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 SAMPLE_ROWS = 64
 """Evenly spread rows that show whether a process has the driver's data, and whether reads are repeatable."""
 _HASH_ROWS = 1024
+_HASH_BYTES = 64 << 20
+_SAMPLE_BYTES = 64 << 20
+"""Of ``sample``, which may hold up to twice as much."""
 
 
 class SplitData(ABC):
@@ -100,8 +104,15 @@ class SplitData(ABC):
         return None
 
     def sample(self, *, about_rows: int) -> dict[str, Array] | None:
-        """Return the columns of every n-th row, with n = rows // ``about_rows``; None where it is not a table."""
-        return self.take(torch.arange(0, self.rows, max(1, self.rows // about_rows)))
+        """Return the columns of every n-th row; None where it is not a table.
+
+        n = rows // ``about_rows``, or larger for wide rows: a sample takes about 128 MB at most, by its first rows.
+        """
+        first = self.take(torch.arange(min(SAMPLE_ROWS, self.rows)))
+        if first is None:
+            return None
+        fitting = max(1, _SAMPLE_BYTES * min(SAMPLE_ROWS, self.rows) // max(1, columns_bytes(first)))
+        return self.take(torch.arange(0, self.rows, max(1, self.rows // min(about_rows, fitting))))
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, in chunks, equal for equal rows, label included."""
@@ -233,7 +244,10 @@ class DatasetSplit(SplitData):
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each item in order, in chunks, equal in each pass and in every process."""
-        for chunk in _chunks(torch.arange(self.rows), _HASH_ROWS):
+        # Items that are read together are seeded together: there another size would be other items.
+        together = hasattr(self.dataset, "__getitems__") or not self.rows or type(self.dataset) is TensorDataset
+        size = _HASH_ROWS if together else items_to_hash(self.recipe, self._seeded(torch.arange(1)))
+        for chunk in _chunks(torch.arange(self.rows), size):
             yield self._hashes(chunk)
             self.on_progress()
 
@@ -348,6 +362,14 @@ def _item_hash(item: Any) -> int:
         content = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
         digest.update(f"{path}:{array.dtype}:{array.shape}:".encode() + content)
     return int.from_bytes(digest.digest()[:8], "little")
+
+
+def items_to_hash(recipe: RecipeBase, items: list[Any]) -> int:
+    """Return how many items like these are hashed at a time: fewer where each is large."""
+    if type(recipe).collate is not RecipeBase.collate:
+        return SAMPLE_ROWS
+    batch = default_collate(items)
+    return min(_HASH_ROWS, max(1, _HASH_BYTES * batch_rows(batch) // max(1, batch_bytes(batch))))
 
 
 def _chunks(indices: torch.Tensor, size: int) -> Iterator[torch.Tensor]:

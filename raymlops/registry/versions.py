@@ -5,7 +5,7 @@ does a version's bundle: a reference from here repeats the tags, which everybody
 its code is loaded or deployed, ``lifecycle.registration.admission`` compares it with the record.
 
 A version counts once it has its last tag. What a killed registration left is found by its run at the next attempt and
-completed, so that a run is at most one version of a model.
+completed, so that a run is at most one version of a model, and one more for each repair of its code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from raymlops.config.base import Name
 from raymlops.config.credentials import redact
 from raymlops.errors import InvalidNameError, NotFoundError, TrackingError
 from raymlops.records import BundleRef, ModelVersionRef
-from raymlops.registry.lineage import BUNDLE_URI, COMPLETE, DIGEST, RUN_ID, bundle_tags
+from raymlops.registry.lineage import BUNDLE_URI, CODE_NOW, COMPLETE, DIGEST, RUN_ID, bundle_tags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -60,8 +60,9 @@ class Registry:
     ) -> ModelVersionRef:
         """Register a bundle as the next version of a model, with the alias ``candidate``.
 
-        The bundle's files are also logged to the run as an MLflow model, under ``model/<digest>``. The same run again,
-        with whatever bundle, returns the version there is, whose bundle and aliases stay as they are.
+        The bundle's files are also logged to the run as an MLflow model, under ``model/<digest>``. The same run again
+        with the same code, with whatever bundle, returns the version there is, whose bundle and aliases stay as they
+        are. Code that is not the one of the training is named by the tag ``CODE_NOW``.
 
         Raises:
             InvalidNameError: the name has characters that a URL refuses.
@@ -72,7 +73,8 @@ class Registry:
         _check_name(name)
         run = self._tracker.run(run_id)
         self._ensure_model(name, description=description)
-        found = self._same(name, run_id=run_id)
+        code_sha = (tags or {}).get(CODE_NOW, "")
+        found = self._same(name, run_id=run_id, code_sha=code_sha)
         if found is None:
             source = self._log_artifact(run, bundle)
             # It says at level info that it waits, also when there is nothing to wait for.
@@ -90,7 +92,7 @@ class Registry:
             )
             # MLflow's client may have sent the request twice, or another process registered the same run: all
             # keep the first version.
-            found = self._same(name, run_id=run_id)
+            found = self._same(name, run_id=run_id, code_sha=code_sha)
             assert found is not None
         version = int(found.version)
         if COMPLETE not in found.tags:
@@ -118,9 +120,9 @@ class Registry:
         )
         raise NotFoundError(f"model {name!r} has no version {which!r}", hint=f"Its versions: {existing}.")
 
-    def of_run(self, name: str, run_id: str) -> ModelVersionRef | None:
-        """Return the version of a model that a run was registered as, or None."""
-        return next((ref for ref in self.list(name) if ref.run_id == run_id), None)
+    def of_run(self, name: str, run_id: str) -> _Refs:
+        """Return the versions of a model that a run was registered as: one for each code, the newest last."""
+        return [ref for ref in self.list(name) if ref.run_id == run_id]
 
     def by_alias(self, name: str, alias: str) -> ModelVersionRef | None:
         """Return the version that an alias points to, or None."""
@@ -167,8 +169,8 @@ class Registry:
             if not isinstance(cause, MlflowException) or cause.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
-    def _same(self, name: str, *, run_id: str) -> Any:
-        """Return the one version of a run, or None; duplicates that nobody completed are removed.
+    def _same(self, name: str, *, run_id: str, code_sha: str) -> Any:
+        """Return the one version of a run with this code, or None; duplicates that nobody completed are removed.
 
         A completed version wins, then the lowest number: processes that register a run at once agree on it, also
         where their bundles differ.
@@ -176,7 +178,7 @@ class Registry:
         found = [
             version
             for version in self._search(f"name = '{name}'")
-            if version.run_id == run_id and DIGEST in version.tags
+            if version.run_id == run_id and DIGEST in version.tags and version.tags.get(CODE_NOW, "") == code_sha
         ]
         found.sort(key=lambda version: (COMPLETE not in version.tags, int(version.version)))
         for extra in found[1:]:
@@ -244,6 +246,7 @@ def _ref(version: Any, aliases: Mapping[int, tuple[str, ...]]) -> ModelVersionRe
         run_id=version.tags.get(RUN_ID) or version.run_id,
         bundle=BundleRef(uri=version.tags.get(BUNDLE_URI, ""), digest=version.tags[DIGEST]),
         aliases=aliases.get(int(version.version), ()),
+        code_sha=version.tags.get(CODE_NOW, ""),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from raymlops.data.batches import leaves
+from raymlops.pytree import leaves
 
 
 def assert_same(first: Any, second: Any, *, what: str, padded: bool = False) -> None:

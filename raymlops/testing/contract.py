@@ -23,12 +23,13 @@ import torch
 
 from raymlops.bundle.load import typed_outputs
 from raymlops.config.schema import ProjectSpec
-from raymlops.data.batches import leaves, select
+from raymlops.data.batches import select
 from raymlops.data.prepare import Prepared, SplitData, prepare
 from raymlops.data.random_streams import Stream
 from raymlops.errors import InvalidRowsError, NonFiniteError, RecipeError
 from raymlops.loss_value import loss_value
 from raymlops.project import Project, bind
+from raymlops.pytree import leaves
 from raymlops.recipe import Batch, RecipeBase, batch_rows
 from raymlops.recipe_import import reference_of, resolve
 from raymlops.testing.answered import AnsweredRows

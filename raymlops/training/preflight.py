@@ -9,6 +9,7 @@ does not need the GPU, instead of in each of its trials.
 from __future__ import annotations
 
 import gc
+import logging
 import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,8 +40,7 @@ if TYPE_CHECKING:
     from raymlops.training.metric_checks import Warn
 
 
-def _unheard(_text: str) -> None:
-    """Drop a notice."""
+_log = logging.getLogger(__name__)
 
 
 def preflight(
@@ -50,7 +50,7 @@ def preflight(
     workers: int | None = None,
     has_gpu: bool | None = None,
     warn: Warn | None = None,
-    notice: Warn = _unheard,
+    notice: Warn = _log.warning,
 ) -> bool | None:
     """Try the recipe on a few rows: model, loss, metrics, the answer to a request, and whether its code can be bundled.
 
@@ -67,7 +67,8 @@ def preflight(
         UsageError: the model cannot be sharded, compiled or recomputed as ``train`` configures.
     """
     with _only_warned(warn):
-        collect(project.recipe_class)
+        if left_out := collect(project.recipe_class).notice():
+            notice(left_out)
     workers = project.spec.train.workers[1] if workers is None else workers
     device = _device(project.spec.train, workers=workers, has_gpu=has_gpu)
     if device == "worker's":
@@ -129,7 +130,7 @@ def try_on_first_rank(
     group: Any,
     device: torch.device | str,
     warn: Warn | None = None,
-    notice: Warn = _unheard,
+    notice: Warn = _log.warning,
 ) -> bool:
     """Try the model on rank 0, as ``preflight`` would have, and return on every rank whether parameters are unused.
 
@@ -160,7 +161,7 @@ def try_model(
     device: str,
     distributed: bool,
     warn: Warn | None = None,
-    notice: Warn = _unheard,
+    notice: Warn = _log.warning,
 ) -> bool:
     """Build the model once and try everything that needs it on ``device``; return whether parameters are unused.
 

@@ -6,26 +6,38 @@ Owns the way from rows to typed answers before there is a bundle; with one, ``bu
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raymlops.answer_loss import AnswerLoss, declared, fitted
 from raymlops.bundle.load import answer
+from raymlops.data.batches import columns_bytes
 from raymlops.errors import NonFiniteError, RecipeError
 from raymlops.recipe import RecipeBase, signature_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
     from raymlops.arrays import Columns
     from raymlops.data.prepare import Prepared
 
+ANSWER_BYTES = 64 << 20
+"""As many of their answers are kept: rows are left out where each is answered with an image or a long text."""
 LOSS_ROWS = 10_000
 """Approximate number of validation rows by which the loss is chosen and scaled; a quantile of as many is within 2%."""
 
 
-def answer_loss(prepared: Prepared, model: nn.Module, *, batch_size: int, device: str) -> AnswerLoss:
+def answer_loss(
+    prepared: Prepared,
+    model: nn.Module,
+    *,
+    batch_size: int,
+    device: str,
+    before_batch: Callable[[], None] = lambda: None,
+) -> AnswerLoss:
     """Return the answer loss of a model, chosen by its answers to validation rows.
 
     A recipe that defines ``loss_of`` uses that. ``model`` is in evaluation mode, on ``device``.
@@ -40,16 +52,25 @@ def answer_loss(prepared: Prepared, model: nn.Module, *, batch_size: int, device
         why = "; its splits are torch datasets, whose items are not request rows with a label"
         return replace(found, reason=f"{found.reason}{why}") if found.kind == "none" else found
     try:
-        answers = typed_answers(recipe, model, sample, batch_size=batch_size, device=device)
+        rows, answers = answered(recipe, model, sample, batch_size=batch_size, device=device, before_batch=before_batch)
     except (NonFiniteError, RecipeError) as error:  # the gate needs its answers, and rejects a version without
         return AnswerLoss.none(f"validation rows were not answered: {error.message}")
-    return fitted(signature, answers, None if recipe.label is None else sample.get(recipe.label))
+    return fitted(signature, answers, None if recipe.label is None else rows.get(recipe.label))
 
 
-def typed_answers(
-    recipe: RecipeBase, model: nn.Module, columns: Columns, *, batch_size: int, device: str, finite: bool = True
-) -> dict[str, Any]:
-    """Return the arrays of the signature's outputs for a table's columns, computed in batches, as in a replica.
+def answered(
+    recipe: RecipeBase,
+    model: nn.Module,
+    columns: Columns,
+    *,
+    batch_size: int,
+    device: str,
+    finite: bool = True,
+    before_batch: Callable[[], None] = lambda: None,
+) -> tuple[Columns, Columns]:
+    """Return rows of a table and their answers, arrays of the signature's outputs, computed in batches as in a replica.
+
+    They are all rows of ``columns``, or where the answers are too large to be kept, an even sample of them.
 
     Raises:
         NonFiniteError: an output is NaN or infinite, and ``finite`` is true.
@@ -57,9 +78,19 @@ def typed_answers(
     """
     signature = signature_of(recipe)
     inputs = [column.name for column in signature.inputs]
-    pieces = (
-        {key: columns[key][start : start + batch_size] for key in inputs}
-        for start in range(0, len(columns[inputs[0]]), batch_size)
-    )
-    parts = [answer(recipe, model, piece, signature=signature, device=device, finite=finite) for piece in pieces]
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def ask(rows: slice) -> Columns:
+        before_batch()
+        piece = {key: columns[key][rows] for key in inputs}
+        return answer(recipe, model, piece, signature=signature, device=device, finite=finite)
+
+    rows = len(columns[inputs[0]])
+    parts = [ask(slice(batch_size))]
+    fitting = max(1, ANSWER_BYTES * min(rows, batch_size) // max(1, columns_bytes(parts[0])))
+    step = -(-rows // fitting)
+    if step > 1:
+        parts = []
+    starts = range(len(parts) * batch_size, rows, batch_size * step)
+    parts += [ask(slice(start, start + batch_size * step, step)) for start in starts]
+    answers = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    return {key: values[::step] for key, values in columns.items()}, answers

@@ -10,7 +10,7 @@ from plain_recipe import Plain
 
 from raymlops.arrays import Column
 from raymlops.errors import RecipeError, RecipeImportError
-from raymlops.recipe import RecipeBase, RecipeConfig, batch_rows, call_recipe
+from raymlops.recipe import RecipeBase, RecipeConfig, call_recipe
 from raymlops.recipe_import import reference_of, resolve
 from raymlops.signature import Signature
 
@@ -229,10 +229,10 @@ def test_default_decode_spreads_the_last_dimension():
     assert plain.decode(torch.tensor([1.0, 2.0]))["y"].tolist() == [1.0, 2.0]
 
 
-@pytest.mark.parametrize("batch", [{"x": torch.zeros(3, 2)}, (torch.zeros(3), torch.zeros(1)), torch.zeros(3)])
-def test_rows_are_counted_by_the_first_tensor(batch):
-    """A dict, a tuple and a bare tensor of three rows."""
-    assert batch_rows(batch) == 3
+def test_default_decode_takes_what_numpy_lacks():
+    """A model in bfloat16 answers as one in float32."""
+    output = torch.tensor([[1.5], [2.0]], dtype=torch.bfloat16, requires_grad=True)
+    assert Plain().decode(output)["y"].tolist() == [1.5, 2.0]
 
 
 def test_a_config_is_strict_frozen_and_finite():

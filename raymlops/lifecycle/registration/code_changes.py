@@ -12,9 +12,10 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from raymlops.errors import NotFoundError, RaymlopsError, RefusedError
+from raymlops.errors import NotFoundError, RaymlopsError, RecipeError, RefusedError
+from raymlops.registry.lineage import CODE_CHANGE, CODE_NOW, CODE_THEN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,14 +23,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raymlops.bundle.code import Code
+    from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
-
-CODE_NOW = "raymlops.code_sha"
-"""Tag of a version: the digest of its bundle's code, where that is not the code of its training."""
-CODE_THEN = "raymlops.trained_code_sha"
-"""Tag of such a version: the digest of the code of its training; ``unknown`` where the run does not say."""
+    from raymlops.training.checkpoints.format import Trained
 
 _BEST = "raymlops.best."
 _VALIDATION = "validation/"
@@ -56,7 +54,7 @@ class CodeChange:
 
     def tags(self) -> dict[str, str]:
         """Return the tags of a version that is registered with the changed code."""
-        return {CODE_NOW: self.now, CODE_THEN: self.then}
+        return {CODE_NOW: self.now, CODE_THEN: self.then, CODE_CHANGE: self.what}
 
     def refusal(self, why: str) -> RefusedError:
         """Return the error: what changed, and why it cannot be accepted."""
@@ -104,11 +102,18 @@ def code_change(project: Project, tracker: Tracker, *, run_id: str, tags: Mappin
 
 
 def check_repair(
-    change: CodeChange, project: Project, prepared: Prepared, *, weights: Mapping[str, Any], tags: Mapping[str, str]
+    change: CodeChange,
+    section: TrainSection,
+    prepared: Prepared,
+    *,
+    model: nn.Module,
+    step: int,
+    tags: Mapping[str, str],
 ) -> None:
-    """Accept changed code that still is the trained model: it loads the weights and gives the recorded metrics.
+    """Accept changed code that still is the trained model: its model took the weights and gives the recorded metrics.
 
-    ``prepared`` holds the data of the training, as its fingerprint has shown.
+    ``prepared`` holds the data of the training, as its fingerprint has shown. ``step`` is that of the weights, by which
+    what ``metrics`` draws is seeded.
 
     Raises:
         RefusedError: naming what differs.
@@ -124,10 +129,10 @@ def check_repair(
     if not recorded:
         raise change.refusal("the run has no metrics on validation to compare with")
     try:
-        found = _evaluated(project, prepared, weights)
-    except (RaymlopsError, RuntimeError) as error:
-        raise change.refusal(f"cannot use its weights: {error}") from error
-    other = differing(recorded, found, tolerance=_TOLERANCES[project.spec.train.precision])
+        found = _evaluated(section, prepared, model, step=step, world=max(1, int(tags.get("raymlops.workers", 0))))
+    except RaymlopsError as error:
+        raise change.refusal(f"cannot be evaluated: {error}") from error
+    other = differing(recorded, found, tolerance=_TOLERANCES[section.precision])
     if other:
         shown = ", ".join(f"{name} is {found.get(name, math.nan):.6g}, then {recorded[name]:.6g}" for name in other[:3])
         raise change.refusal(f"does not evaluate as it did: {shown}")
@@ -153,33 +158,54 @@ def differing(recorded: Mapping[str, float], found: Mapping[str, float], *, tole
     )
 
 
-def trained_model(prepared: Prepared, weights: Mapping[str, Any]) -> nn.Module:
-    """Return the recipe's model with these weights, on the CPU, in evaluation mode.
+def trained_model(prepared: Prepared, weights: Trained, *, change: CodeChange | None) -> nn.Module:
+    """Return the recipe's model with the weights of a training, on the CPU, in evaluation mode.
 
     Raises:
-        RecipeError: ``model()`` raises.
-        RuntimeError: the weights do not fit it.
+        RecipeError: ``model()`` raises, or builds another model.
+        RefusedError: it does since the code's ``change``.
     """
     import torch
 
     from raymlops.recipe import model_of
 
-    with torch.random.fork_rng(devices=[]):
-        model = model_of(prepared.recipe)
-    model.load_state_dict(weights)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = model_of(prepared.recipe)
+        weights.load_into(model)
+    except (RecipeError, RuntimeError) as error:
+        if change is not None:
+            raise change.refusal(f"cannot use its weights: {error}") from error
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError(
+            f"the weights do not fit {type(prepared.recipe).__name__}.model(), which builds another model than it did "
+            f"for the training: {error}"
+        ) from error
     return model.eval()
 
 
-def _evaluated(project: Project, prepared: Prepared, weights: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics on validation, as an evaluation in the training computes them."""
-    from raymlops.training.inprocess import local_device
-    from raymlops.training.loop.evaluation import named_values, totals
+def _evaluated(
+    section: TrainSection, prepared: Prepared, model: nn.Module, *, step: int, world: int
+) -> dict[str, float]:
+    """Return the metrics on validation, as an evaluation in the training computes them: each rank's rows and draws."""
+    import torch
 
-    section = project.spec.train
-    device = local_device(section)
-    model = trained_model(prepared, weights).to(device)
-    split, size = prepared.splits["validation"], section.eval_batch_size
-    sums = totals(prepared.recipe, model, split, batch_size=size, device=device, spec=section)
+    from raymlops.data.order import EVALUATION, seed_all
+    from raymlops.data.random_streams import Stream
+    from raymlops.training.inprocess import local_device, on_device
+    from raymlops.training.loop.evaluation import add, named_values, totals
+
+    device, split, size = local_device(section), prepared.splits["validation"], section.eval_batch_size
+    sums = None
+    with on_device(model, device), Stream(0).drawn_from():
+        for rank in range(world):
+            seed_all(section.seed, step, rank, EVALUATION, device=torch.device(device))
+            share = totals(
+                prepared.recipe, model, split, batch_size=size, rank=rank, world=world, device=device, spec=section
+            )
+            sums = add(sums, share)
+    assert sums is not None
     return named_values(prepared.recipe, sums, split="validation")
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from raymlops.bundle.load import LoadedModel
     from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared, SplitData
-    from raymlops.records import GateDecision, ModelVersionRef
+    from raymlops.records import GateCheck, GateDecision, ModelVersionRef
     from raymlops.registry.gate_rules import ChampionEvaluation
     from raymlops.registry.versions import Registry
     from raymlops.state.store import State
@@ -91,6 +91,7 @@ def gate(
         record = recorded(state, ref.name, ref.version)
         ref = adoptable(ref, record, adopt=adopt)
         candidate = load(ref.bundle.uri, ref.bundle.digest)
+        recipe, metrics = candidate.recipe, candidate.evaluation["metrics"]
         project = _project_of(candidate, here)
         rules = project.spec.gate if own_rules else here.gate
         metric = rules.metric or f"test/{project.spec.train.metric.removeprefix('validation/')}"
@@ -100,21 +101,22 @@ def gate(
             current = None
         prepared, note = _prepared(candidate, project, ref, tracker=tracker, needed=current is not None)
         rows = rows_of(candidate, None if prepared is None else prepared.splits["validation"])
-        answers = answers_requests(candidate, rows, batch_size=project.spec.train.eval_batch_size)
+        answers = _answers(candidate, rows, section=project.spec.train)
         blocks: list[dict[str, Any]] = []
         champion = None
         if current is not None and prepared is not None:
             test = _tested_split(candidate, prepared, ref)
             sums = partial(_block_sums, test=test, section=project.spec.train, blocks=rules.blocks)
             blocks = sums(candidate)
+            del candidate  # one model in memory at a time
             champion = _champion(current, sums, live=live is not None, test=test, metric=metric, state=state)
         decision = decide(
             rules,
-            metrics=candidate.evaluation["metrics"],
+            metrics=metrics,
             metric=metric,
             mode=rules.mode or project.spec.train.mode,
             candidate_blocks=blocks,
-            candidate_finalize=candidate.recipe.finalize,
+            candidate_finalize=recipe.finalize,
             champion=champion,
             answers=answers,
         )
@@ -122,7 +124,8 @@ def gate(
         _record(decision, ref, seen=record, registry=registry, state=state)
     if not decision.passed:
         raise GateRefusedError(
-            f"{ref.name} version {ref.version} is no challenger: {decision.reason}", hint=_way_on(ref, champion)
+            f"{ref.name} version {ref.version} is no challenger: {decision.reason}",
+            hint=_way_on(ref, champion, answers=answers),
         )
     return replace(ref, aliases=registry.get(ref.name, str(ref.version)).aliases), decision
 
@@ -176,6 +179,15 @@ def _tested_split(candidate: LoadedModel, prepared: Prepared, ref: ModelVersionR
     return prepared.splits["test"]
 
 
+def _answers(candidate: LoadedModel, rows: list[dict[str, Any]], *, section: TrainSection) -> GateCheck:
+    """Return whether the candidate answers requests, on the device that it was trained on if this process has one."""
+    from raymlops.training.inprocess import local_device, on_device
+
+    device = local_device(section)
+    with on_device(candidate.model, device):
+        return answers_requests(replace(candidate, device=device), rows, batch_size=section.eval_batch_size)
+
+
 def _block_sums(model: LoadedModel, *, test: SplitData, section: TrainSection, blocks: int) -> list[dict[str, Any]]:
     """Return a model's metric sums over contiguous blocks of the test rows."""
     from raymlops.training.inprocess import local_device, on_device
@@ -209,7 +221,7 @@ def _champion(
         champion = load(current.bundle.uri, current.bundle.digest)
         blocks = sums(champion)
         _check_finalize(champion, blocks, metric)
-        share = overlap(champion.row_hashes, test.row_hashes())
+        share = overlap(champion.row_hashes, test.hashes())
     except UnreachableError:
         raise  # the storage does not answer now, which says nothing about the champion
     except Exception as error:
@@ -257,7 +269,12 @@ def _record(
         registry.delete_alias(ref.name, CHALLENGER)
 
 
-def _way_on(ref: ModelVersionRef, champion: ChampionEvaluation | None) -> str | None:
+def _way_on(ref: ModelVersionRef, champion: ChampionEvaluation | None, *, answers: GateCheck) -> str | None:
+    if not answers.passed:
+        return (
+            "Repair encode(), predict() or decode(); then this makes another version of the same weights:\n"
+            f"  raymlops models register {ref.run_id} --repaired"
+        )
     if champion is None or champion.blocks is not None:
         return None
     return (

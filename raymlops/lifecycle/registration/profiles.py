@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raymlops.monitor.profile import profile
-from raymlops.training.split_predictions import typed_answers
+from raymlops.training.split_predictions import answered
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
-    from raymlops.arrays import Columns
     from raymlops.data.prepare import Prepared
 
 PROFILE_ROWS = 50_000
@@ -22,7 +23,14 @@ ANSWERED_ROWS = 5_000
 """At most this many of them are predicted."""
 
 
-def profiles(prepared: Prepared, model: nn.Module, *, batch_size: int, device: str) -> dict[str, Any]:
+def profiles(
+    prepared: Prepared,
+    model: nn.Module,
+    *,
+    batch_size: int,
+    device: str,
+    before_batch: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Return profiles of features and predictions of the training and the validation split, where they are tables.
 
     ``model`` is in evaluation mode, on ``device``. A prediction may be NaN or infinite: that is for the gate to judge.
@@ -35,15 +43,19 @@ def profiles(prepared: Prepared, model: nn.Module, *, batch_size: int, device: s
         if columns is None:
             continue
         features = {key: columns[key] for key in inputs}
+        step = -(-len(next(iter(features.values()))) // ANSWERED_ROWS)
+        sample = {key: values[::step] for key, values in features.items()}
+        _, answers = answered(
+            prepared.recipe,
+            model,
+            sample,
+            batch_size=batch_size,
+            device=device,
+            finite=False,
+            before_batch=before_batch,
+        )
         found[name] = {
             "features": profile(features),
-            "predictions": profile(_answers(prepared, model, features, batch_size=batch_size, device=device)),
+            "predictions": profile(answers),
         }
     return found
-
-
-def _answers(prepared: Prepared, model: nn.Module, columns: Columns, *, batch_size: int, device: str) -> Columns:
-    """Return the answers to an even sample of rows, predicted in batches."""
-    step = -(-len(next(iter(columns.values()))) // ANSWERED_ROWS)
-    sample = {key: values[::step] for key, values in columns.items()}
-    return typed_answers(prepared.recipe, model, sample, batch_size=batch_size, device=device, finite=False)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import distributed
 
+from raymlops.bundle.weights import read_into
 from raymlops.config.paths import local_path
 from raymlops.errors import NotFoundError, RecipeError, StorageError, UsageError
 from raymlops.storage import filesystem, manifest
@@ -128,18 +130,55 @@ def load_weights(weights_uri: str) -> tuple[dict[str, torch.Tensor], dict[str, A
     """Return a checkpoint's model state and what ``fit`` learnt, after checking every file's digest.
 
     Raises:
-        NotFoundError: there is no checkpoint.
-        StorageError: a file is damaged.
+        NotFoundError, StorageError: as ``trained``.
     """
     from safetensors.torch import load_file
 
-    with manifest.verified(weights_uri, needs=(STATE,)) as folder:
-        state = _whole_state(folder, weights_uri)
-        if state.get("sharded"):
+    with trained(weights_uri) as found:
+        if found.sharded:
             from raymlops.training.checkpoints.sharded import read_full
 
-            return read_full(folder), dict(state["fit"])
-        return load_file(folder / MODEL), dict(state["fit"])
+            return read_full(found.folder), found.fit
+        return load_file(found.folder / MODEL), found.fit
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A verified checkpoint: what ``fit`` learnt, and weights that are read when they are asked for."""
+
+    folder: Path
+    sharded: bool
+    fit: dict[str, Any]
+    step: int
+    """Of the run, when it was written."""
+
+    def load_into(self, model: nn.Module) -> None:
+        """Load the weights into a model on the CPU, without a second copy of them in memory.
+
+        Raises:
+            RuntimeError: they do not fit the model.
+            StorageError: a file is damaged.
+        """
+        if self.sharded:
+            from raymlops.training.checkpoints.sharded import read_into as read_shards_into
+
+            read_shards_into(model, self.folder)
+        else:
+            read_into(model, self.folder / MODEL)
+
+
+@contextlib.contextmanager
+def trained(weights_uri: str) -> Iterator[Trained]:
+    """Yield a checkpoint after checking every file's digest.
+
+    Raises:
+        NotFoundError: there is no checkpoint.
+        StorageError: a file is damaged.
+    """
+    with manifest.verified(weights_uri, needs=(STATE,)) as folder:
+        state = _whole_state(folder, weights_uri)
+        step = int(state.get("run", {}).get("step", 0))
+        yield Trained(folder, bool(state.get("sharded")), dict(state["fit"]), step)
 
 
 def restore(

@@ -148,12 +148,30 @@ def read_full(folder: Path) -> dict[str, torch.Tensor]:
         StorageError: a file is missing or damaged.
     """
     whole = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        name: _whole(entry)
         for name, entry in _saved(folder).items()
         if name.startswith(_MODEL) and isinstance(entry, TensorStorageMetadata)
     }
     _read(folder, whole, no_dist=True)
     return {name.removeprefix(_MODEL): tensor for name, tensor in whole.items()}
+
+
+def read_into(model: nn.Module, folder: Path) -> None:
+    """Fill a whole model on the CPU, in place: in one process, without a process group.
+
+    Raises:
+        RuntimeError: the tensors do not fit the model.
+        StorageError: a file is missing or damaged.
+    """
+    live = {f"{_MODEL}{name}": tensor for name, tensor in model.state_dict().items()}
+    target = {
+        name: tensor if (tensor.shape, tensor.dtype) == (entry.size, entry.properties.dtype) else _whole(entry)
+        for name, entry in _saved(folder).items()
+        if name.startswith(_MODEL) and isinstance(entry, TensorStorageMetadata)
+        for tensor in [live.get(name, torch.empty(0))]
+    }
+    _read(folder, target, no_dist=True)
+    model.load_state_dict({name.removeprefix(_MODEL): tensor for name, tensor in target.items()})
 
 
 def _tensors(model: nn.Module, optimizers: Optimizers, online: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -241,6 +259,10 @@ def _empty(entry: Any, parameter: torch.Tensor) -> torch.Tensor | None:
         return None
     if entry.size == parameter.shape:
         return torch.empty_like(parameter, dtype=entry.properties.dtype, requires_grad=False)
+    return torch.empty(entry.size, dtype=entry.properties.dtype)
+
+
+def _whole(entry: TensorStorageMetadata) -> torch.Tensor:
     return torch.empty(entry.size, dtype=entry.properties.dtype)
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from raymlops.data.order import micro_batches, seed_all, seed_start
+from raymlops.data.order import EVALUATION, micro_batches, seed_all, seed_start
 from raymlops.data.sampler import epoch_rows
 from raymlops.errors import NonFiniteError, RecipeError, TrainingError
 from raymlops.recipe import Progress, RecipeBase, call_recipe, model_of, to_device
@@ -53,9 +53,6 @@ if TYPE_CHECKING:
     from raymlops.training.checkpoints.retention import Kept
     from raymlops.training.checkpoints.saver import Optimizers, Saver, Stateful
     from raymlops.training.ema import Ema
-
-_EVALUATION = 1
-"""Sets an evaluation's random numbers apart from those of the step after it."""
 
 
 class TrainContext:
@@ -254,7 +251,7 @@ class TrainContext:
         state = self.run_state
         self.recipe.progress = Progress(state.step, state.epoch, self.steps)
         # Metrics may draw too, such as negatives; the result must not depend on what this attempt did before.
-        seed_all(self.spec.seed, state.step, self.rank, _EVALUATION, device=self.device)
+        seed_all(self.spec.seed, state.step, self.rank, EVALUATION, device=self.device)
         return evaluate(
             self.recipe,
             model,

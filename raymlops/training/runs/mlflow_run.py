@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 CONFIG = "config/resolved.yaml"
 CODE_FILES = "code/files.json"
 """Artifacts: the whole configuration, and a digest of each file of the recipe's code."""
+CODE_LEFT_OUT = "code/left_out.json"
+"""Artifact: the files beside the recipe's code that do not travel with it."""
+PACKAGES = "environment/packages.txt"
+"""Artifact: every installed distribution with its version, as pip writes them."""
 CODE_SHA = "raymlops.code_sha"
 """Tag: the digest of the recipe's code."""
 FINGERPRINT, ROWS = "raymlops.data_fingerprint", "raymlops.data_rows"
@@ -84,7 +88,7 @@ def open_run(
     artifacts = {
         CONFIG: dump(spec),
         **code_files,
-        "environment/packages.txt": "".join(f"{name}=={version}\n" for name, version in installed.items()),
+        PACKAGES: "".join(f"{name}=={version}\n" for name, version in installed.items()),
         "environment/hardware.json": _json(machine),
         "data/fingerprint.json": _json(data.to_dict()),
     }
@@ -124,7 +128,8 @@ def code_record(project: Project) -> tuple[dict[str, str], dict[str, str]]:
         "raymlops.git_dirty": str(git.dirty).lower(),
     }
     diff = git.diff and git.diff + "\n"
-    return tags, {CODE_FILES: _json(code.digests()) if code else "", "code/uncommitted.diff": diff}
+    lists = {CODE_FILES: _json(code.digests()), CODE_LEFT_OUT: _json(code.left_out)} if code else {CODE_FILES: ""}
+    return tags, {**lists, "code/uncommitted.diff": diff}
 
 
 def code_of(project: Project) -> Code | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raymlops import __version__
-from raymlops.bundle.code import MAX_DATA_BYTES, MAX_TOTAL_BYTES, Code, collect
+from raymlops.bundle.code import MAX_DATA_BYTES, MAX_NAMED_BYTES, MAX_TOTAL_BYTES, Code, collect
 from raymlops.errors import RecipeError
 from raymlops.recipe import RecipeBase
 
@@ -52,6 +52,7 @@ def test_a_package_travels_whole_but_for_what_a_replica_never_needs(imported):
             "shop/__pycache__/old.py": "",
             "shop/.venv/lib.py": "",
             "shop/model.pkl": "",
+            "shop/README.md": "",
             "shop/client_secrets.json": "{}",
             "shop/train.csv": "x" * (MAX_DATA_BYTES + 1),
             "beside.py": "",
@@ -66,7 +67,11 @@ def test_a_package_travels_whole_but_for_what_a_replica_never_needs(imported):
         "shop/deep/vocabulary.txt",
         "shop/recipe.py",
     ]
-    assert code.left_out == ("shop/client_secrets.json", "shop/train.csv")
+    assert code.left_out == ("shop/client_secrets.json", "shop/model.pkl", "shop/train.csv")
+    assert code.notice() == (
+        "a replica gets the recipe's code without shop/client_secrets.json, shop/model.pkl, shop/train.csv: "
+        "if it reads such a file, name it in the recipe's package_data"
+    )
 
 
 def test_a_folder_without_init_gives_only_the_modules_that_are_imported(imported):
@@ -149,3 +154,73 @@ def test_the_digest_of_code_that_does_not_travel_is_that_of_its_version():
     """Another raymlops is other code."""
     assert collect(RecipeBase).digests() == {"raymlops": __version__}
     assert Code(distribution="raymlops", version="0").sha() != Code(distribution="raymlops", version="1").sha()
+
+
+NAMING = RECIPE.replace("...", "package_data = ({})")
+
+
+@pytest.mark.parametrize("module", ["shop.nlp.recipe", "recipe", "examples.recipe"])
+def test_named_files_travel_whatever_they_are(imported, module):
+    """Beside the module: a large one, one of an unknown kind, those of a folder, one that is called a secret."""
+    folder = "".join(f"{part}/" for part in module.split(".")[:-1])
+    beside = {
+        "tokenizer.json": "x" * (MAX_DATA_BYTES + 1),
+        "spm.model": "m",
+        "assets/a.bin": "a",
+        "assets/b.bin": "b",
+        "secret_agent.json": "{}",
+        "assets/secret.bin": "",
+    }
+    shop = imported(
+        f"{module}:Shop",
+        {
+            **({"shop/__init__.py": "", "shop/nlp/__init__.py": ""} if folder.startswith("shop") else {}),
+            f"{folder}recipe.py": NAMING.format("'tokenizer.json', '*.model', 'assets/*', 'secret_agent.json'"),
+            **{f"{folder}{name}": text for name, text in beside.items()},
+        },
+    )
+    code = collect(shop)
+    assert {name.removeprefix(folder) for name in code.files if not name.endswith(".py")} == beside.keys() - {
+        "assets/secret.bin"
+    }
+    assert code.left_out == (("shop/nlp/assets/secret.bin",) if folder.startswith("shop") else ())
+    assert code.files[f"{folder}assets/a.bin"] == b"a"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("vocab.txt", r"Shop\.package_data: 'vocab\.txt' names no file below"),
+        ("../vocab.txt", r"'\.\./vocab\.txt' is outside of"),
+        ("", "'' is not a pattern"),
+        ("large.bin", r"the named files are larger than 128 MiB, at .*large\.bin"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_refused(imported, tmp_path, pattern, message):
+    """Before the training, and not in a replica."""
+    shop = imported("shop:Shop", {"shop.py": NAMING.format(f"{pattern!r},")})
+    with (tmp_path / "source0" / "large.bin").open("wb") as file:
+        file.truncate(MAX_NAMED_BYTES + 1)
+    with pytest.raises(RecipeError, match=message):
+        collect(shop)
+
+
+def test_a_base_class_names_the_files_beside_itself(imported):
+    """A recipe inherits what its base reads."""
+    shop = imported(
+        "shop:Shop",
+        {
+            "shop.py": "from nlp.base import Base\nclass Shop(Base): ...\n",
+            "nlp/__init__.py": "",
+            "nlp/base.py": NAMING.format("'spm.model'").replace("class Shop", "class Base"),
+            "nlp/spm.model": "m",
+        },
+    )
+    assert "nlp/spm.model" in collect(shop).files
+
+
+def test_what_cannot_be_read_and_does_not_travel_is_left_alone(imported, tmp_path):
+    """A link that leads nowhere, to data on another machine."""
+    shop = imported("shop.recipe:Shop", {"shop/__init__.py": "", "shop/recipe.py": RECIPE})
+    (tmp_path / "source0" / "shop" / "data.bin").symlink_to("/nowhere")
+    assert collect(shop).left_out == ("shop/data.bin",)

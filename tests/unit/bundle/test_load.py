@@ -11,17 +11,18 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import dedent
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from pictures import Pictures
 from tiny import Tiny
-from tiny_bundle import contents_of, tiny_contents
+from tiny_bundle import EXAMPLE, contents_of, tiny_contents
 
 from raymlops import __version__
 from raymlops.arrays import Column
-from raymlops.bundle.load import load, typed_outputs
+from raymlops.bundle.load import answer, load, typed_outputs
 from raymlops.bundle.write import write_bundle
 from raymlops.config.schema import ProjectSpec
 from raymlops.data.prepare import prepare
@@ -100,6 +101,58 @@ def test_a_loaded_model_gives_the_numbers_of_the_trained_one(tiny_ref):
     assert loaded.row_hashes.tolist() == contents.row_hashes.tolist()
     assert loaded.evaluation["metrics"] == {"test/auc": 0.5}
     assert loaded.lineage == {"raymlops.run_id": "r1"}
+
+
+TOKENS = """
+from pathlib import Path
+import torch
+from raymlops import Column, RecipeBase, Signature
+
+class Shop(RecipeBase):
+    package_data = ("spm.model",)
+    def datasets(self): ...
+    def model(self):
+        return torch.nn.Identity()
+    def loss(self, model, batch): ...
+    def signature(self):
+        return Signature(inputs=(Column("x", "float"),), outputs=(Column("y", "float"),))
+    def decode(self, output):
+        return {"y": output["x"] * float(Path(__file__).with_name("spm.model").read_text())}
+"""
+
+
+def test_code_finds_its_files_beside_itself(imported, tmp_path):
+    """In the bundle, once the sources are gone."""
+    shop = imported("nlp.shop:Shop", {"nlp/__init__.py": "", "nlp/shop.py": TOKENS, "nlp/spm.model": "3"})
+    ref = write_bundle(tmp_path, contents_of(shop()))
+    (tmp_path / "source0" / "nlp" / "spm.model").unlink()
+    assert load(ref.uri, ref.digest).predict({"x": np.ones(2)})["y"].tolist() == [3.0, 3.0]
+
+
+class Heads(NamedTuple):
+    """What a model with a head returns."""
+
+    logits: torch.Tensor
+
+
+class Headed(Tiny):
+    """Reads its output by attribute."""
+
+    def predict(self, model, batch):
+        return Heads(super().predict(model, batch))
+
+    def decode(self, output):
+        return super().decode(output.logits)
+
+
+def test_an_output_is_the_same_wherever_the_model_runs():
+    """``cpu:0`` is a device like another: batch and output are moved."""
+    recipe = Headed(Tiny.Config(train_rows=50, hidden=4))
+    recipe = Headed(recipe.config, state=recipe.fit(recipe.datasets().train))
+    signature, model = recipe.signature(), recipe.model().eval()
+    columns = signature.parse_rows(EXAMPLE)
+    here, there = (answer(recipe, model, columns, signature=signature, device=device) for device in ("cpu", "cpu:0"))
+    assert here["probability"].tolist() == there["probability"].tolist()
 
 
 def test_loading_leaves_the_random_numbers_of_the_caller_alone(tiny_ref):

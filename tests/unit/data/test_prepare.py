@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from tiny import Tiny
 
 from raymlops.data.prepare import prepare
 from raymlops.data.split import TableSplit
@@ -128,3 +130,39 @@ def test_encode_is_given_what_a_request_brings(tiny_project: Any) -> None:
     split = prepare(tiny_project(recipe="broken:ReadsTheLabel")).splits["train"]
     with pytest.raises(RecipeError, match=r"ReadsTheLabel\.encode\(\) raised KeyError: 'label'"):
         split.batch(torch.tensor([0]))
+
+
+class Masked(Tiny):
+    """Its batch holds a mask and a number that are none of its rows."""
+
+    def encode(self, columns: Any) -> dict[str, torch.Tensor]:
+        return {"mask": torch.ones(7, 7), "scale": torch.tensor(2.0), **super().encode(columns)}
+
+
+class Spans(NamedTuple):
+    """A batch that is read by attribute."""
+
+    length: torch.Tensor
+
+
+class Named(Tiny):
+    """Its batch is a named tuple."""
+
+    label = None
+
+    def encode(self, columns: Any) -> Spans:
+        return Spans(torch.as_tensor(columns["length"]))
+
+
+def test_what_holds_for_all_rows_stays_whole(tiny_project: Any) -> None:
+    """Such batches are encoded one by one: no row of a mask is taken for a row of the table."""
+    split = prepare(replace(tiny_project(), recipe_class=Masked)).splits["validation"]
+    batch = split.batch(torch.tensor([100, 2]))
+    assert (batch["mask"].shape, batch["scale"].item(), len(batch["numbers"])) == ((7, 7), 2.0, 2)
+
+
+def test_a_named_tuple_stays_one_in_every_batch(tiny_project: Any) -> None:
+    """Encoded as a whole and selected, or row by row."""
+    split = prepare(replace(tiny_project(), recipe_class=Named)).splits["validation"]
+    assert split.batch(torch.tensor([1, 3])).length.shape == (2,)
+    assert split.encoded is not None

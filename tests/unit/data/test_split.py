@@ -9,10 +9,10 @@ import drawn
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from raymlops.data.prepare import prepare
-from raymlops.data.split import DatasetSplit
+from raymlops.data.split import DatasetSplit, TableSplit
 from raymlops.errors import RecipeError, UsageError
 from raymlops.recipe import RecipeBase
 
@@ -93,6 +93,13 @@ def test_items_of_halved_floats_are_hashed() -> None:
     assert len(set(hashes.tolist())) == 40
 
 
+def test_both_parts_of_a_complex_number_are_hashed() -> None:
+    """A spectrum with another phase is another row."""
+    rows = torch.tensor([[1 + 1j], [1 + 2j], [1 + 1j]])
+    first, second, third = DatasetSplit(TensorDataset(rows), name="train", recipe=RecipeBase()).row_hashes().tolist()
+    assert first == third != second
+
+
 @pytest.mark.parametrize("recipe", ["tiny:Tiny", "drawn:Line", "broken:Items"])
 def test_a_fingerprint_tells_the_same_data_from_other_data(tiny_project: Any, recipe: str) -> None:
     """The same data gives it again; other data does not."""
@@ -140,3 +147,31 @@ def test_a_process_that_sees_the_same_rows_is_not(tiny_project: Any, recipe: str
     project = tiny_project(recipe=recipe)
     driver = prepare(project)
     assert prepare(project, state=driver.state, sources=driver.sources()).data.rows == driver.data.rows
+
+
+def test_a_sample_of_wide_rows_has_fewer_of_them() -> None:
+    """Of rows of 1 MB 64 fit: every third of 200 is 67; of narrow ones the sample is as large as it was asked for."""
+    recipe = RecipeBase()
+    wide = TableSplit({"x": np.zeros((200, 1 << 17))}, name="train", recipe=recipe).sample(about_rows=150)
+    narrow = TableSplit({"x": np.zeros(200)}, name="train", recipe=recipe).sample(about_rows=150)
+    assert (len(wide["x"]), len(narrow["x"])) == (67, 200)
+
+
+class Large(Dataset[Any]):
+    """Items of 16 MB."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((1 << 22,), float(index))
+
+
+def test_large_items_are_hashed_a_few_at_a_time() -> None:
+    """64 MB hold four of them; however many, a row's hash is the same."""
+    split = DatasetSplit(Large(), name="train", recipe=RecipeBase())
+    chunks = list(split.hashes())
+    assert [len(chunk) for chunk in chunks] == [4, 2]
+    assert (
+        chunks[1].tolist() == DatasetSplit(Subset(Large(), [4, 5]), name="x", recipe=RecipeBase()).row_hashes().tolist()
+    )

@@ -253,8 +253,8 @@ def test_a_run_is_one_version_whatever_bundle_comes_with_it(registry, bundle, ru
     first = registry.register("one", run_id=run_id, bundle=bundle)
     again = registry.register("one", run_id=run_id, bundle=other)
 
-    assert first == again == registry.of_run("one", run_id)
-    assert registry.of_run("one", "another") is None
+    assert [first] == [again] == registry.of_run("one", run_id)
+    assert registry.of_run("one", "another") == []
 
 
 def test_a_duplicate_that_another_process_removed_is_no_error(registry, tracker, bundle, run_id):

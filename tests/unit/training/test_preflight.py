@@ -347,3 +347,18 @@ def test_every_rank_hears_what_the_first_one_found(tiny_project: Any) -> None:
     ):
         config = tiny_project(recipe=recipe, num_workers=2).to_dict()
         assert ranks().run(2, tried, config) == [expected, expected]
+
+
+def test_files_that_a_replica_would_lack_are_named(
+    tiny_project: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before the run, which goes on: they may be nothing that the code reads."""
+    package = tmp_path / "lacking_shop"
+    package.mkdir()
+    (package / "__init__.py").write_text("from tiny import Tiny\n\n\nclass Shop(Tiny):\n    pass\n")
+    (package / "spm.model").write_text("m")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    check(tiny_project(recipe="lacking_shop:Shop"))
+    (said,) = caplog.messages
+    assert said.startswith("a replica gets the recipe's code without lacking_shop/spm.model: ")
+    assert said.endswith("name it in the recipe's package_data")

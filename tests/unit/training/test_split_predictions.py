@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from raymlops.data.prepare import Memory, prepare
 from raymlops.project import bind
 from raymlops.recipe import RecipeBase, Splits
 from raymlops.signature import Signature
-from raymlops.training.split_predictions import answer_loss
+from raymlops.training.split_predictions import answer_loss, answered
 
 
 class Line(RecipeBase):
@@ -77,6 +77,28 @@ def test_the_scale_of_a_number_is_a_quantile_of_its_errors_on_validation():
     rule = rule_of(Line)
     assert (rule.kind, rule.output) == ("number", "price")
     assert rule.scale == pytest.approx(19_000, rel=0.02)
+
+
+class Images(Line):
+    """Answers each row with a picture, and counts how many it answers at a time."""
+
+    asked: ClassVar[list[int]] = []
+
+    def signature(self) -> Signature:
+        return Signature((Column("x", "float"),), (Column("picture", "float", shape=(256, 256)),))
+
+    def decode(self, output: Any) -> dict[str, Any]:
+        self.asked.append(len(output))
+        return {"picture": np.ones((len(output), 256, 256)) * np.asarray(output)[:, None, None]}
+
+
+def test_answers_that_are_large_are_those_of_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.5 MB each: of 400 rows 128 fit into 64 MB, so every fourth is answered, in batches of 50."""
+    monkeypatch.setattr(Images, "asked", [])
+    columns = {"x": np.arange(400.0), "price": np.arange(400.0)}
+    rows, answers = answered(Images(), nn.Identity(), columns, batch_size=50, device="cpu")
+    assert Images.asked == [50, 50, 50]
+    assert rows["price"].tolist() == answers["picture"][:, 0, 0].tolist() == list(range(0, 400, 4))
 
 
 def test_labels_say_that_a_number_is_a_probability():

@@ -14,8 +14,8 @@ from tiny import Tiny, TinyModel
 
 from raymlops.config.load import load_data
 from raymlops.data.prepare import prepare
-from raymlops.errors import NotFoundError, RefusedError
-from raymlops.lifecycle.registration.code_changes import CodeChange, check_repair, code_change, differing
+from raymlops.errors import NotFoundError, RecipeError, RefusedError
+from raymlops.lifecycle.registration.code_changes import CodeChange, check_repair, code_change, differing, trained_model
 from raymlops.project import bind
 
 CHANGE = CodeChange("r1", "shop:Recipe", "a" * 64, "b" * 64, "changed: shop.py", "Restore the files")
@@ -63,10 +63,19 @@ class Fails(Tiny):
         raise ValueError
 
 
-def check(trained, recipe, change=CHANGE, tags=None):
+class Stored(dict):
+    """The weights of a training."""
+
+    def load_into(self, model):
+        model.load_state_dict(self)
+
+
+def check(trained, recipe, change=CHANGE, tags=None, step=0):
     project, weights, recorded = trained
-    project = replace(project, recipe_class=recipe)
-    check_repair(change, project, prepare(project), weights=weights, tags=recorded if tags is None else tags)
+    prepared = prepare(replace(project, recipe_class=recipe))
+    model = trained_model(prepared, Stored(weights), change=change)
+    tags = recorded if tags is None else tags
+    check_repair(change, project.spec.train, prepared, model=model, step=step, tags=tags)
 
 
 def test_code_that_gives_the_recorded_metrics_is_accepted(trained, caplog):
@@ -74,7 +83,34 @@ def test_code_that_gives_the_recorded_metrics_is_accepted(trained, caplog):
     check(trained, Repaired)
     assert "shop:Recipe is no longer what run r1 was trained with (changed: shop.py)" in caplog.text
     assert "validation/auc" in caplog.text
-    assert CHANGE.tags() == {"raymlops.code_sha": "b" * 64, "raymlops.trained_code_sha": "a" * 64}
+    assert CHANGE.tags() == {
+        "raymlops.code_sha": "b" * 64,
+        "raymlops.trained_code_sha": "a" * 64,
+        "raymlops.code_change": "changed: shop.py",
+    }
+
+
+class Noisy(Tiny):
+    """Draws in its metrics, as a sampled loss does."""
+
+    def metrics(self, model, batch):
+        sums = super().metrics(model, batch)
+        return {**sums, "loss": sums["loss"] + torch.randn(len(batch["label"])).sum()}
+
+
+class RepairedNoisy(Noisy):
+    """Draws the same."""
+
+
+def test_metrics_that_draw_come_out_again(trained):
+    """They are seeded by the step of the weights, as in the training; without that they are other numbers."""
+    project, *_ = trained
+    noisy = replace(project.with_train(project.spec.train.model_copy(update={"epochs": 1})), recipe_class=Noisy)
+    result = run_local(noisy)
+    tags = {f"raymlops.best.{name}": repr(value) for name, value in result.metrics.items()}
+    check((noisy, result.model_state, tags), RepairedNoisy, step=result.steps)
+    with pytest.raises(RefusedError, match="validation/loss is"):
+        check((noisy, result.model_state, tags), RepairedNoisy, step=result.steps + 1)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +121,7 @@ def test_code_that_gives_the_recorded_metrics_is_accepted(trained, caplog):
             r"\(changed: shop.py\), and does not evaluate as it did: validation/\w+ is [\d.]+, then [\d.]+",
         ),
         (OtherModel, r"cannot use its weights: [\s\S]*size mismatch"),
-        (Fails, r"cannot use its weights: Fails\.metrics\(\) raised ValueError"),
+        (Fails, r"cannot be evaluated: Fails\.metrics\(\) raised ValueError"),
     ],
 )
 def test_code_that_is_another_model_is_refused(trained, recipe, message):
@@ -93,6 +129,14 @@ def test_code_that_is_another_model_is_refused(trained, recipe, message):
     with pytest.raises(RefusedError, match=message) as raised:
         check(trained, recipe)
     assert str(raised.value.hint).startswith("Restore the files and register there")
+
+
+def test_a_model_that_is_another_one_with_the_same_code_is_named(trained):
+    """``model()`` may depend on what is not in the recipe."""
+    project, weights, _ = trained
+    prepared = prepare(replace(project, recipe_class=OtherModel))
+    with pytest.raises(RecipeError, match=r"the weights do not fit OtherModel\.model\(\)[\s\S]*size mismatch"):
+        trained_model(prepared, Stored(weights), change=None)
 
 
 def test_without_anything_to_compare_code_is_refused(trained):

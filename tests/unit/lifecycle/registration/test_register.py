@@ -18,8 +18,9 @@ from raymlops.config.load import load_data
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.prepare import Memory, prepare
 from raymlops.errors import RefusedError
+from raymlops.lifecycle.registration.bundle_contents import _sketch
 from raymlops.lifecycle.registration.profiles import profiles
-from raymlops.lifecycle.registration.register import _sketch, register
+from raymlops.lifecycle.registration.register import register
 from raymlops.project import bind
 from raymlops.training.checkpoints.format import load_weights
 from raymlops.training.example import example_rows

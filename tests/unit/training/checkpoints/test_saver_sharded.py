@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import checkpoint_jobs as jobs
 import pytest
+import rank_jobs
 import torch
 from ranks import ranks
 
 from raymlops.config.paths import local_path
 from raymlops.storage import filesystem
+from raymlops.training.checkpoints.format import trained
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.checkpoints.saver import load_weights
 
@@ -46,6 +48,13 @@ def test_two_ranks_write_what_three_and_one_and_a_bundle_read(place: str) -> Non
     weights, fit = load_weights(recalled.uri)
     assert equal(weights, expected)
     assert fit == {"mean": 1.5}
+    model = rank_jobs.Blocks(rank_jobs.Blocks.Config()).model()
+    with trained(recalled.uri) as checkpoint:
+        checkpoint.load_into(model)
+        assert (checkpoint.fit, checkpoint.step) == (fit, 3)
+        with pytest.raises(RuntimeError, match=r"Missing key|Unexpected key|size mismatch"):
+            checkpoint.load_into(torch.nn.Linear(2, 2))
+    assert equal(model.state_dict(), expected)
     losses = []
     for world in (1, 3):
         for found in ranks().run(world, partial(jobs.restored, uri=recalled.uri, environment=ENVIRONMENT)):

@@ -1,0 +1,150 @@
+"""What a run's bundle contains: profiles, answers, test metrics, and what the run recorded of its environment.
+
+Everything but the metrics is a function of the run, so that registering it again writes the same bundle. The model is
+asked in batches, on the device of the run.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from raymlops.errors import NotFoundError
+from raymlops.training.runs.lookup import EVALUATION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from raymlops.bundle.write import BundleContents
+    from raymlops.data.prepare import Prepared, SplitData
+    from raymlops.lifecycle.registration.progress import StageProgress
+    from raymlops.project import Project
+    from raymlops.tracking.client import Tracker
+
+
+def bundle_contents(
+    project: Project,
+    prepared: Prepared,
+    model: nn.Module,
+    *,
+    tracker: Tracker,
+    run_id: str,
+    lineage: dict[str, str],
+    code_changed: bool,
+    progress: StageProgress,
+) -> BundleContents:
+    """Return what a run's bundle contains; ``model`` has its weights, and is on the CPU in evaluation mode."""
+    from raymlops.bundle.write import BundleContents
+    from raymlops.lifecycle.registration.profiles import profiles
+    from raymlops.training.checkpoints.host_copies import model_state
+    from raymlops.training.example import example_rows
+    from raymlops.training.inprocess import local_device, on_device
+    from raymlops.training.runs.mlflow_run import CONFIG
+    from raymlops.training.split_predictions import answer_loss
+
+    recipe, section = prepared.recipe, project.spec.train
+    example, batch_size = example_rows(prepared), section.eval_batch_size
+    device = local_device(section)
+    with on_device(model, device):
+        progress.stage("profiling the model's inputs and answers")
+        profile = profiles(prepared, model, batch_size=batch_size, device=device, before_batch=progress.tick)
+        progress.stage("comparing its answers with labels")
+        loss = answer_loss(prepared, model, batch_size=batch_size, device=device, before_batch=progress.tick)
+        progress.stage("evaluating the test split", batches=-(-prepared.splits["test"].rows // batch_size))
+        evaluation = _evaluation(
+            tracker,
+            run_id,
+            prepared,
+            model=model,
+            batch_size=batch_size,
+            device=device,
+            before_batch=progress.tick,
+        )
+    return BundleContents(
+        weights=model_state(model),
+        state=recipe.state,
+        signature=recipe.signature(),
+        example=example,
+        recipe_class=project.recipe_class,
+        recipe_config=project.recipe_config.model_dump(mode="json"),
+        seed=section.seed,
+        config_yaml=tracker.read_text(run_id, CONFIG),
+        profile=profile,
+        evaluation=evaluation,
+        row_hashes=_sketch(prepared.splits["train"]),
+        lineage=lineage,
+        loss=loss.to_dict(),
+        trained_with=_trained_with(tracker, run_id),
+        left_out=None if code_changed else _left_out(tracker, run_id),
+    )
+
+
+def _trained_with(tracker: Tracker, run_id: str) -> dict[str, str]:
+    """Return the distributions that were installed for the training, by name; empty where the run does not say."""
+    from raymlops.training.runs.mlflow_run import PACKAGES
+
+    try:
+        lines = tracker.read_text(run_id, PACKAGES).split()
+    except NotFoundError:
+        return {}
+    return {name: version for name, _, version in (line.partition("==") for line in lines) if version}
+
+
+def _left_out(tracker: Tracker, run_id: str) -> list[str] | None:
+    """Return the files that the training found beside its code; None where the run does not say.
+
+    What a package's folder gathers later, such as outputs, must not make another bundle of the same run.
+    """
+    from raymlops.training.runs.mlflow_run import CODE_LEFT_OUT
+
+    try:
+        return list(json.loads(tracker.read_text(run_id, CODE_LEFT_OUT)))
+    except NotFoundError:
+        return None
+
+
+def _evaluation(
+    tracker: Tracker,
+    run_id: str,
+    prepared: Prepared,
+    *,
+    model: nn.Module,
+    batch_size: int,
+    device: str,
+    before_batch: Callable[[], None],
+) -> dict[str, Any]:
+    """Return the test metrics of a run: computed the first time, read from the run afterwards."""
+    from raymlops.tracking.client import now_ms
+    from raymlops.training.loop.evaluation import totals
+
+    try:
+        recorded: dict[str, Any] = json.loads(tracker.read_text(run_id, EVALUATION))
+    except NotFoundError:
+        pass
+    else:
+        return recorded
+    split = prepared.splits["test"]
+    sums = totals(prepared.recipe, model, split, batch_size=batch_size, device=device, before_batch=before_batch)
+    values = prepared.recipe.finalize(sums)
+    evaluation: dict[str, Any] = {
+        "metrics": {f"test/{name}": float(value) for name, value in values.items()},
+        "rows": split.rows,
+        "data_fingerprint": prepared.data.fingerprint,
+    }
+    tracker.log_batch(run_id, [(name, value, 0, now_ms()) for name, value in evaluation["metrics"].items()])
+    tracker.log_text(run_id, json.dumps(evaluation, indent=1, sort_keys=True), EVALUATION)
+    return evaluation
+
+
+def _sketch(split: SplitData) -> Any:
+    """Return the sketch of a split's row hashes, computed in one pass in constant memory."""
+    import numpy as np
+
+    from raymlops.bundle.trained_rows import sketch
+
+    kept = np.empty(0, dtype=np.uint64)
+    for chunk in split.hashes():
+        kept = sketch(np.concatenate([kept, chunk]))
+    return kept
