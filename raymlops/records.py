@@ -92,6 +92,7 @@ class RunRecord(Record):
     metrics: dict[str, float]
     """Of the best epoch: ``train/loss``, ``validation/...``."""
     best_epoch: int
+    """Which report was the best, counted from 1: one an epoch, unless ``best_step`` is set."""
     epochs: int
     steps: int
     duration_s: float
@@ -101,6 +102,13 @@ class RunRecord(Record):
     data: DataRecord
     tracking_uri: str
     num_workers: int
+    best_step: int | None = None
+    """The step of the best validation, where ``train.eval_every_steps`` is set: ``best_epoch`` is its number then."""
+
+    @property
+    def best_at(self) -> str:
+        """Return which epoch or step the best one was."""
+        return f"epoch {self.best_epoch}" if self.best_step is None else f"step {self.best_step}"
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def train(
     lines = [
         f"run        {record.run_id}",
         *(f"{name:<10} {value:.5g}" for name, value in sorted(record.metrics.items())),
-        f"epochs     {record.epochs} (best {record.best_epoch}), {record.steps} steps, {record.duration_s:.1f} s",
+        f"epochs     {record.epochs} (best: {record.best_at}), {record.steps} steps, {record.duration_s:.1f} s",
         f"weights    {record.weights_uri}",
         f"next       raymlops models register {record.run_id}",
     ]

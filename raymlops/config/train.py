@@ -118,7 +118,9 @@ class TrainSection(Spec):
     sync_batch_norm: Fixed[bool] = Field(
         False, description="batch normalisation takes its statistics over all workers; on GPUs only"
     )
-    eval_batch_size: Free[int] = Field(4096, ge=1, description="rows per evaluation batch on one worker")
+    eval_batch_size: Free[int | None] = Field(
+        None, ge=1, description="rows per evaluation batch on one worker; default: batch_size"
+    )
     eval_every_steps: Fixed[int | None] = Field(
         None, ge=1, description="optimizer steps between validations; default: at the end of each epoch"
     )
@@ -204,6 +206,11 @@ class TrainSection(Spec):
     def micro_batch_rows(self) -> int:
         """Return the rows of a micro-batch of a full global batch: the most that a rank holds at a time."""
         return -(-self.batch_size // (max(1, self.workers[0]) * self.accumulate))
+
+    @property
+    def eval_rows(self) -> int:
+        """Return the rows of an evaluation batch."""
+        return self.eval_batch_size or self.batch_size
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSection:

@@ -85,6 +85,8 @@ def micro_batches(
     rows are shared by fewer ranks and cut into fewer pieces, of three rows at most where they would have been two. The
     weights are made by the same formula, so the mean is as exact.
     """
+    if world == pieces == 1:
+        return [(indices, 1.0)]
     # Ranks 0 to sharing - 1 take rows; all of them do where there are enough.
     sharing = min(world, max(1, len(indices) // least_rows))
     most = -(-len(indices) // sharing)

@@ -36,7 +36,7 @@ def check_metrics(project: Project, prepared: Prepared, model: nn.Module, *, dev
     """Check what ``metrics`` and ``finalize`` return for the first validation rows."""
     section, recipe, split = project.spec.train, prepared.recipe, prepared.splits["validation"]
     # Sums of parts take three rows, and an evaluation takes no gradient.
-    rows = min(ROWS, section.eval_batch_size, max(3, section.micro_batch_rows), split.rows)
+    rows = min(ROWS, section.eval_rows, max(3, section.micro_batch_rows), split.rows)
 
     def sums(start: int, end: int, spec: TrainSection | None = None) -> Totals:
         indices = torch.arange(start, end)
@@ -106,7 +106,7 @@ def _check_sums(sums: Callable[[int, int], Totals], *, rows: int, name: str, exa
 def check_mean(section: TrainSection, prepared: Prepared, model: nn.Module, *, device: str, notice: Warn) -> None:
     """Say so where a loss that counts as a mean over rows is none, which accumulation and workers take it for."""
     recipe, split = prepared.recipe, prepared.splits["validation"]
-    rows = min(ROWS, section.micro_batch_rows, section.eval_batch_size, split.rows)
+    rows = min(ROWS, section.micro_batch_rows, section.eval_rows, split.rows)
     cut = rows // 3
     divided = section.accumulate > 1 or section.workers[1] > 1 or type(recipe).metrics is RecipeBase.metrics
     if not (cut and divided):

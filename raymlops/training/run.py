@@ -127,6 +127,7 @@ def train(
                 project=spec.project.name,
                 metrics=outcome.metrics,
                 best_epoch=outcome.best_epoch,
+                best_step=outcome.best_step,
                 epochs=outcome.epochs,
                 steps=outcome.steps,
                 duration_s=time.monotonic() - started,
@@ -222,7 +223,7 @@ def _close_finished(writer: RunWriter, record: RunRecord) -> None:
             steps=record.steps,
             metrics=record.metrics,
             elapsed_s=record.duration_s,
-            message=f"best epoch: {record.best_epoch} of {record.epochs}",
+            message=f"best: {record.best_at} of {record.epochs if record.best_step is None else record.steps}",
         )
     )
     if writer.display_error is not None:
@@ -230,6 +231,7 @@ def _close_finished(writer: RunWriter, record: RunRecord) -> None:
     tags = {
         "raymlops.weights_uri": record.weights_uri,
         "raymlops.best_epoch": str(record.best_epoch),
+        **({} if record.best_step is None else {"raymlops.best_step": str(record.best_step)}),
         "raymlops.epochs": str(record.epochs),
         "raymlops.steps": str(record.steps),
         "raymlops.duration_s": f"{record.duration_s:.1f}",

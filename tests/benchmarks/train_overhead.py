@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "fixtures"))
 
 import psutil
 import torch
+from local_training import MemorySaver
 from wide import network
 
 from raymlops.cluster.capacity import Places
@@ -29,14 +30,18 @@ from raymlops.cluster.connect import connect
 from raymlops.cluster.placement import WorkerRequest
 from raymlops.config.load import load_data
 from raymlops.config.train import TrainSection
+from raymlops.data.prepare import prepare
 from raymlops.project import bind
 from raymlops.training.checkpoints.saver import FolderSaver, Snapshot
 from raymlops.training.checkpoints.state import RunState
+from raymlops.training.inprocess import run_in_process
+from raymlops.training.loop.outcome import Hooks
 from raymlops.training.run import train as run_training
 
 HERE = Path(__file__).parent
 STEPS, LOG_EVERY, CHECKPOINT_EVERY = 400, 20, 100
 RESTART_STEPS = 1200
+ALONE_STEPS = 3000
 
 
 def project(folder, *, steps=STEPS, log_every=LOG_EVERY):
@@ -157,7 +162,7 @@ def stalls(folder):
     )
     waited, synchronous = [], []
     for step in range(1, 4):
-        snapshot = Snapshot(RunState(step=step), {}, model, optimizer, None, {})
+        snapshot = Snapshot(RunState(step=step), {}, model, optimizer, {})
         began = time.perf_counter()
         saver.save(snapshot, best=False, last=False)
         waited.append((time.perf_counter() - began) * 1000)
@@ -169,6 +174,38 @@ def stalls(folder):
             os.fsync(file.fileno())
         synchronous.append((time.perf_counter() - began) * 1000)
     return statistics.median(waited), statistics.median(synchronous)
+
+
+def in_one_process(folder):
+    """Return milliseconds a step of a small model: a plain loop over the same batches, and the default loop."""
+    made = bind(
+        load_data(
+            {
+                "project": {"name": "overhead"},
+                "recipe": {"import": "wide:Wide", "config": {"rows": 64 * ALONE_STEPS, "hidden": 16}},
+                "train": {"epochs": 1, "batch_size": 64, "threads_per_worker": 1},
+                "storage": {"path": str(folder)},
+            }
+        )
+    )
+    prepared = prepare(made)
+    split, recipe = prepared.splits["train"], prepared.recipe
+    torch.set_num_threads(1)
+    model = recipe.model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=made.spec.train.lr, weight_decay=0.0)
+    indices = list(split.global_batches(batch_size=64, seed=0, epoch=1))
+    began = time.perf_counter()
+    for rows in indices:
+        optimizer.zero_grad()
+        loss = recipe.loss(model, split.batch(rows))
+        loss.backward()
+        optimizer.step()
+    plain = time.perf_counter() - began
+    marks = []
+    hooks = Hooks(heartbeat=lambda _step: marks.append(time.perf_counter()))
+    run_in_process(made, prepared, saver=MemorySaver(), hooks=hooks)
+    # From the first step's end to the last one's: the validation's heartbeats come after.
+    return plain / ALONE_STEPS * 1000, (marks[ALONE_STEPS - 1] - marks[0]) / (ALONE_STEPS - 1) * 1000
 
 
 def main(rounds):
@@ -186,6 +223,10 @@ def main(rounds):
         print(f"step, median of ratios: {statistics.median(pair[0] / pair[2] for pair in pairs):.3f}")
         mine, theirs = ours_restart(folder / "ours"), peer_restart(folder)
         print(f"kill -9 of a worker to the next new step: {mine:.1f} s : {theirs:.1f} s = {mine / theirs:.2f}")
+        pairs = [in_one_process(folder / "alone") for _ in range(5)]
+        plain, mine = (statistics.median(pair[index] for pair in pairs) for index in (0, 1))
+        more = statistics.median(pair[1] - pair[0] for pair in pairs)
+        print(f"a step of a small model in one process: {mine:.3f} ms : {plain:.3f} ms, {more:.3f} ms more")
         mine, theirs = stalls(folder)
         print(f"step waits for a checkpoint of 20 M parameters: {mine:.0f} ms : {theirs:.0f} ms = {mine / theirs:.2f}")
 

@@ -45,7 +45,7 @@ def bundle_contents(
     from raymlops.training.split_predictions import answer_loss
 
     recipe, section = prepared.recipe, project.spec.train
-    example, batch_size = example_rows(prepared), section.eval_batch_size
+    example, batch_size = example_rows(prepared), section.eval_rows
     device = local_device(section)
     with on_device(model, device):
         progress.stage("profiling the model's inputs and answers")

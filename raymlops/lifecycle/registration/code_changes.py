@@ -196,7 +196,7 @@ def _evaluated(
     from raymlops.training.inprocess import local_device, on_device
     from raymlops.training.loop.evaluation import add, named_values, totals
 
-    device, split, size = local_device(section), prepared.splits["validation"], section.eval_batch_size
+    device, split, size = local_device(section), prepared.splits["validation"], section.eval_rows
     sums = None
     with on_device(model, device), Stream(0).drawn_from():
         for rank in range(world):

@@ -185,7 +185,7 @@ def _answers(candidate: LoadedModel, rows: list[dict[str, Any]], *, section: Tra
 
     device = local_device(section)
     with on_device(candidate.model, device):
-        return answers_requests(replace(candidate, device=device), rows, batch_size=section.eval_batch_size)
+        return answers_requests(replace(candidate, device=device), rows, batch_size=section.eval_rows)
 
 
 def _block_sums(model: LoadedModel, *, test: SplitData, section: TrainSection, blocks: int) -> list[dict[str, Any]]:
@@ -193,7 +193,7 @@ def _block_sums(model: LoadedModel, *, test: SplitData, section: TrainSection, b
     from raymlops.training.inprocess import local_device, on_device
     from raymlops.training.loop.evaluation import block_totals
 
-    rows, device, size = test.for_recipe(model.recipe), local_device(section), section.eval_batch_size
+    rows, device, size = test.for_recipe(model.recipe), local_device(section), section.eval_rows
     with on_device(model.model, device):
         return block_totals(model.recipe, model.model, rows, blocks=blocks, batch_size=size, device=device)
 

@@ -44,6 +44,8 @@ class RunState:
     """The value that an improvement is measured from, where ``train.min_delta`` asks for more than any."""
     reported_step: int = -1
     """Steps at the last report; -1 where an earlier version wrote the checkpoint."""
+    best_step: int = 0
+    """Steps at the best report."""
     loss_sums: dict[str, float] = field(default_factory=dict)
     loss_rows: float = 0.0
     """Training loss and its parts, summed over rows or by the loss's own weights, and these, since the last report."""

@@ -357,6 +357,7 @@ class TrainContext:
         state.best_epoch, state.best_value = best.epoch, best.value
         state.waited, state.waited_from = best.waited, best.waited_from
         state.step = state.reported_step = step
+        state.best_step = step if improved else state.best_step
         if not mid_epoch:
             state.epoch, state.batch = epoch + 1, 0
         state.loss_sums, state.loss_rows = {}, 0.0
@@ -401,6 +402,7 @@ class TrainContext:
         return Outcome(
             history=state.history,
             best_epoch=state.best_epoch,
+            best_step=state.best_step if self.spec.eval_every_steps else None,
             epochs=state.epoch - (0 if state.batch else 1),
             steps=state.step,
             stopped=self._stopped,

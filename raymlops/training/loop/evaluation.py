@@ -185,7 +185,7 @@ def evaluate(
         recipe,
         model,
         split,
-        batch_size=spec.eval_batch_size,
+        batch_size=spec.eval_rows,
         rank=ranks.rank,
         world=ranks.world_size,
         device=ranks.device,

@@ -31,21 +31,13 @@ class StepLoss:
     parts: dict[str, torch.Tensor]
     weight: torch.Tensor | float
 
-    def stacked(self, *, ranks: int) -> torch.Tensor:
-        """Return weight, value and parts as one tensor, whose sums over ranks are those of the global batch."""
-        device = self.value.device
-        weight = (
-            self.weight if isinstance(self.weight, torch.Tensor) else torch.tensor(self.weight / ranks, device=device)
-        )
-        return torch.stack([weight, self.value, *self.parts.values()])
-
 
 class Losses:
     """Sums of the steps' losses."""
 
     def __init__(self, ctx: TrainContext) -> None:
         self._ctx = ctx
-        self._pending: list[tuple[torch.Tensor, float, int]] = []
+        self._pending: list[tuple[StepLoss, float, int]] = []
         self._names: list[str] | None = None
         self._rows = 0
 
@@ -61,7 +53,7 @@ class Losses:
         self._names = names
         self._rows += rows
         state = self._ctx.run_state
-        self._pending.append((loss.stacked(ranks=self._ctx.world_size), state.lr, state.step + 1))
+        self._pending.append((loss, state.lr, state.step + 1))
 
     def flush(self) -> None:
         """Add the pending losses to the sums of the run's state.
@@ -72,8 +64,10 @@ class Losses:
         if not self._pending:
             return
         state = self._ctx.run_state
-        reduced: Any = self._ctx.sum_over_ranks(torch.stack([loss for loss, *_ in self._pending])).tolist()
-        for (weight, *sums), (_, lr, step) in zip(reduced, self._pending, strict=True):
+        reduced: Any = self._ctx.sum_over_ranks(_stacked([loss for loss, *_ in self._pending])).tolist()
+        for (weight, *sums), (loss, lr, step) in zip(reduced, self._pending, strict=True):
+            if not isinstance(loss.weight, torch.Tensor):
+                weight = loss.weight  # noqa: PLW2901 - known without the others
             for name, total in zip(["loss", *(self._names or ())], sums, strict=True):
                 if not math.isfinite(total):
                     what = "the training loss" if name == "loss" else f"the part {name} of the training loss"
@@ -106,6 +100,14 @@ class Losses:
     def discard(self) -> None:
         """Discard the pending losses after a rollback."""
         self._pending = []
+
+
+def _stacked(losses: list[StepLoss]) -> torch.Tensor:
+    """Return a row for each step: weight, value and parts; what every rank knows of the weight is not summed."""
+    own = [loss.weight for loss in losses if isinstance(loss.weight, torch.Tensor)]
+    weights = torch.stack(own) if own else torch.zeros_like(losses[0].value).expand(len(losses))
+    columns = zip(*([loss.value, *loss.parts.values()] for loss in losses), strict=True)
+    return torch.stack([weights, *(torch.stack(column) for column in columns)], dim=1)
 
 
 def _means(sums: dict[str, float], weight: float) -> dict[str, float]:

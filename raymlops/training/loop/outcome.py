@@ -31,6 +31,8 @@ class Outcome:
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     """Which report is the best, counted from 1."""
+    best_step: int | None = None
+    """The step of the best report, where reports come by steps."""
     epochs: int = 0
     steps: int = 0
     stopped: str = ""

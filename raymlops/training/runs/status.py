@@ -73,6 +73,7 @@ class RunStatus(Status):
     seen_at: str | None = None
     """When its progress was last reported."""
     best_epoch: int | None = None
+    best_step: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the best epoch; before the first one, the newest values."""
     workers: int | None = None
@@ -126,7 +127,8 @@ class RunStatus(Status):
     def _metrics(self) -> str | None:
         if not self.metrics:
             return None
-        of = f"epoch {self.best_epoch}, the best: " if self.best_epoch else "newest: "
+        best = f"step {self.best_step}" if self.best_step else f"epoch {self.best_epoch}"
+        of = f"{best}, the best: " if self.best_epoch else "newest: "
         return of + ", ".join(f"{name} {value:.5g}" for name, value in sorted(self.metrics.items()))
 
     def _restarts(self) -> str | None:

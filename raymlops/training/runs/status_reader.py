@@ -97,6 +97,7 @@ def summarize(
         rows_per_s=progress.get("rows_per_s") or None,
         seen_at=at.isoformat() if at else None,
         best_epoch=best_epoch,
+        best_step=_whole(tags.get("raymlops.best_step")),
         metrics=metrics,
         workers=_whole(progress.get("workers")),
         restart_count=_whole(tags.get(RESTART_COUNT)) or 0,
