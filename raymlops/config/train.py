@@ -96,6 +96,11 @@ class TrainSection(Spec):
     threads_per_worker: Rounds[int | None] = Field(
         None, ge=1, description="torch threads; default: the CPUs reserved, at least 1; in this process torch's own"
     )
+    init_from: FreeInRun[str | None] = Field(
+        None,
+        min_length=1,
+        description="first weights of a new run: RUN_ID, NAME@VERSION, NAME@ALIAS or the URI of a checkpoint",
+    )
     epochs: Length[int] = Field(5, ge=1, description="passes over the training split, at most")
     max_steps: Length[int | None] = Field(None, ge=1, description="optimizer steps, at most")
     batch_size: Fixed[int] = Field(256, ge=1, description="rows per optimizer step, over all workers")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from raymlops.config.load import load_data
 from raymlops.display import OnEvent, shown
 from raymlops.errors import RecipeImportError, RefusedError, UsageError
+from raymlops.lifecycle.first_weights import located
 from raymlops.lifecycle.shared_storage import check_sharing
 from raymlops.lifecycle.sources import Source, known_tracker, project_of
 from raymlops.project import bind
@@ -68,12 +69,12 @@ def train(
         recorded = look_up(known_tracker(source, overrides=overrides, env=env), resume)
         check_kind(recorded, "run")
         refuse_held(recorded)
-        project = recorded_project(recorded, source, overrides=overrides, env=env, recipe=recipe)
+        project = located(recorded_project(recorded, source, overrides=overrides, env=env, recipe=recipe))
         check_resumable(recorded, project.spec)
     elif source is None:
         raise UsageError("there is nothing to train", hint="Give a configuration, or resume=RUN_ID.")
     else:
-        project = project_of(source, overrides=overrides, env=env, recipe=recipe)
+        project = located(project_of(source, overrides=overrides, env=env, recipe=recipe))
     section = project.spec.train
     fewest, most = section.workers
     if (short := shortage(os.environ, grace_s=section.stop_grace_s)) is not None:

@@ -24,6 +24,7 @@ from raymlops.recipe import call_recipe, model_of, to_device
 from raymlops.training.example import check_answer, check_encode
 from raymlops.training.inprocess import local_device
 from raymlops.training.loop.batch_norm import normalizes_batches
+from raymlops.training.loop.first_weights import load_first_weights
 from raymlops.training.loop.optimizer import Schedule, build_optimizer, total_steps
 from raymlops.training.loop.parallel import check
 from raymlops.training.loop.precision import autocast
@@ -174,6 +175,8 @@ def try_model(
     with _aside(section, device):
         model = model_of(prepared.recipe)
         check(prepared.recipe, model, spec=section)
+        if section.init_from is not None and warn is None:  # a resumed run has weights
+            load_first_weights(prepared.recipe, model, section.init_from)
         model = model.to(device)
         if prepared.recipe.train_loop is None:
             _check_steps(section, prepared, model)

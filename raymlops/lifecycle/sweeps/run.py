@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.display import OnEvent, shown
 from raymlops.errors import UsageError
+from raymlops.lifecycle.first_weights import located
 from raymlops.lifecycle.shared_storage import check_sharing
 from raymlops.lifecycle.sources import Source, known_tracker, project_of
 from raymlops.lifecycle.train import recorded_project, refuse_held
@@ -73,11 +74,11 @@ def sweep_request(
             refuse_held(recorded)
         assert recorded.spec is not None
         overrides = [*overrides, *extended(recorded.spec.to_dict(), extend)]
-        project = recorded_project(recorded, source, overrides=overrides, env=env, recipe=recipe)
+        project = located(recorded_project(recorded, source, overrides=overrides, env=env, recipe=recipe))
         if resume is not None:
             refuse_sweep_changes(sweep_changes(recorded.spec, project.spec), sweep_id=sweep_id)
     elif source is not None:
-        project = project_of(source, overrides=overrides, env=env, recipe=recipe)
+        project = located(project_of(source, overrides=overrides, env=env, recipe=recipe))
     else:
         raise UsageError("there is nothing to search", hint="Give a configuration, or resume=SWEEP_ID.")
     check(project)

@@ -36,7 +36,7 @@ from raymlops.training.checkpoints.state import RunState
 from raymlops.training.loop.batches import global_batches
 from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.evaluation import evaluate, numbers
-from raymlops.training.loop.first_weights import initialized
+from raymlops.training.loop.first_weights import has_first_weights, load_first_weights
 from raymlops.training.loop.gradients import average
 from raymlops.training.loop.optimizer import total_steps
 from raymlops.training.loop.outcome import Hooks, Outcome, StopAskedError
@@ -108,12 +108,16 @@ class TrainContext:
         """Return the untrained model on this rank's device, the same on every rank, with its first weights.
 
         Raises:
-            RecipeError: ``model()`` or ``initialize()`` raises.
+            RecipeError: ``model()`` or ``initialize()`` raises, or ``train.init_from`` does not fit.
         """
         seed_start(self.spec.seed)
-        model = model_of(self.recipe).to(self.device)
-        if self._resume is None:
-            initialized(self.recipe, model, ranks=self.ranks)
+        model = model_of(self.recipe)
+        first = self._resume is None and has_first_weights(self.recipe, self.spec.init_from)
+        if first and self.rank == 0:
+            load_first_weights(self.recipe, model, self.spec.init_from)
+        model = model.to(self.device)
+        if first:
+            self.ranks.copy_from_first([*model.parameters(), *model.buffers()])
         if self.spec.sync_batch_norm and self.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         self._not_finite_at_start = entries_not_finite(model.state_dict())

@@ -1,4 +1,4 @@
-"""The first weights of a new run: what ``model()`` drew, or what the recipe loads."""
+"""The first weights of a new run: what ``model()`` drew, what the recipe loads, or those of another run or version."""
 
 from __future__ import annotations
 
@@ -6,23 +6,43 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from raymlops.bundle import weights
+from raymlops.bundle.verify import WEIGHTS, fetch
+from raymlops.errors import RecipeError
 from raymlops.recipe import RecipeBase, call_recipe
+from raymlops.training.checkpoints.format import trained
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from raymlops.training.loop.rank_sync import Ranks
+
+def has_first_weights(recipe: RecipeBase, source: str | None) -> bool:
+    """Return whether a new model gets other weights than those that ``model()`` drew."""
+    return source is not None or type(recipe).initialize is not RecipeBase.initialize
 
 
-def initialized(recipe: RecipeBase, model: nn.Module, *, ranks: Ranks) -> None:
-    """Load first weights into a new model by the recipe's ``initialize``: on rank 0, whose weights all others copy.
+def load_first_weights(recipe: RecipeBase, model: nn.Module, source: str | None) -> None:
+    """Load first weights into a new model on the CPU: those of ``source``, or else by the recipe's ``initialize``.
+
+    ``source`` is ``train.init_from`` as a place: the URI of a checkpoint, or ``URI#DIGEST`` of a bundle.
 
     Raises:
-        RecipeError: ``initialize()`` raises.
+        RecipeError: they do not fit the model, or ``initialize()`` raises.
+        NotFoundError, StorageError, BundleError: they cannot be read, or are damaged.
     """
-    if type(recipe).initialize is RecipeBase.initialize:
-        return
-    if ranks.rank == 0:
-        with torch.no_grad():
+    with torch.no_grad():
+        if source is None:
             call_recipe(f"{type(recipe).__name__}.initialize()", lambda: recipe.initialize(model))
-    ranks.copy_from_first([*model.parameters(), *model.buffers()])
+            return
+        uri, _, digest = source.partition("#")
+        try:
+            if digest:
+                weights.read_into(model, fetch(uri, digest) / WEIGHTS)
+                return
+            with trained(uri) as checkpoint:
+                checkpoint.load_into(model)
+        except RuntimeError as error:
+            raise RecipeError(
+                f"train.init_from {source!r} does not fit the model of {type(recipe).__name__}: {error}",
+                hint="model() must build the same tensors. To take over some of them define initialize(model).",
+            ) from error

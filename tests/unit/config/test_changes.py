@@ -45,7 +45,14 @@ DECIDES = {
     "train.mode",
 }
 PLACES = {"project.name", "storage.path"}
-OF_A_TRIAL = {"train.epochs", "train.max_steps", "train.patience", "train.min_delta", "train.on_non_finite"}
+OF_A_TRIAL = {
+    "train.init_from",
+    "train.epochs",
+    "train.max_steps",
+    "train.patience",
+    "train.min_delta",
+    "train.on_non_finite",
+}
 OF_A_SWEEP = {
     "metric",
     "mode",

@@ -1,0 +1,44 @@
+"""From what a user calls the first weights of a run to where they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raymlops.errors import UsageError
+
+if TYPE_CHECKING:
+    from raymlops.project import Project
+
+
+def located(project: Project) -> Project:
+    """Return the project with ``train.init_from`` as a place: its workers and trials know neither MLflow nor aliases.
+
+    A version becomes ``URI#DIGEST`` of its bundle, a run the URI of its best checkpoint; a URI stays as it is.
+
+    Raises:
+        NotFoundError: there is no such run or version; the message names similar ones.
+        UsageError: the run has no weights.
+        TrackingError: MLflow does not answer.
+    """
+    name = project.spec.train.init_from
+    if name is None or ("/" in name and not name.startswith("models:/")):
+        return project
+    from raymlops.lifecycle.named_model import split_version
+    from raymlops.registry.versions import Registry
+    from raymlops.tracking.client import tracker as tracker_of
+    from raymlops.training.runs.lookup import look_up
+
+    tracker = tracker_of(project.spec)
+    model, version = split_version(name.removeprefix("models:/").replace("/", "@"))
+    if version is not None:
+        bundle = Registry(tracker).get(model, version).bundle
+        place = f"{bundle.uri}#{bundle.digest}"
+    else:
+        found = look_up(tracker, name).tags.get("raymlops.weights_uri")
+        if found is None:
+            raise UsageError(
+                f"train.init_from is run {name}, which has no weights: it has not ended",
+                hint="Give a run that is FINISHED, NAME@VERSION, or the URI of a checkpoint.",
+            )
+        place = found
+    return project.with_train(project.spec.train.model_copy(update={"init_from": place}))
