@@ -98,7 +98,10 @@ class RecipeBase:
     label: ClassVar[str | None] = None
     """Name of the label's column in a table; it becomes ``batch["label"]`` and never reaches a replica."""
     train_loop: Callable[[Any], None] | None = None
-    """Replaces the default loop: ``train_loop(self, ctx)``; it calls ``ctx.report`` equally often on every rank."""
+    """Replaces the default loop: ``train_loop(self, ctx)``; it calls ``ctx.report`` equally often on every rank.
+
+    With it ``loss`` is needed by ``ctx.parallel`` and the default ``metrics`` alone.
+    """
 
     config: Any
     progress: Progress
@@ -297,6 +300,11 @@ class RecipeBase:
         number's errors there. Define it for anything else. It runs in a separate process, not in replicas.
         """
         return declared(self.signature()).of(output, label)
+
+
+def defines_loss(recipe: type[RecipeBase]) -> bool:
+    """Return whether a recipe has a loss of a batch: one with a ``train_loop`` of its own may have none."""
+    return recipe.loss is not RecipeBase.loss
 
 
 def batch_rows(batch: Batch) -> int:

@@ -19,7 +19,7 @@ from raymlops.bundle.code import collect
 from raymlops.data.sampler import epoch_rows
 from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.loss_value import loss_value
-from raymlops.recipe import call_recipe, model_of, to_device
+from raymlops.recipe import call_recipe, defines_loss, model_of, to_device
 from raymlops.training.example import check_answer, check_encode
 from raymlops.training.inprocess import local_device
 from raymlops.training.loop.batch_norm import normalizes_batches
@@ -117,6 +117,8 @@ def has_unused_parameters(project: Project, prepared: Prepared, *, has_gpu: bool
         return None
     with _aside(section, device):
         model = model_of(prepared.recipe).to(device)
+        if not defines_loss(type(prepared.recipe)):
+            return False
         return _unused(model, _check_loss(section, prepared, model, device=device))
 
 
@@ -176,12 +178,15 @@ def try_model(
         model = model.to(device)
         if prepared.recipe.train_loop is None:
             _check_steps(section, prepared, model)
-        loss = _check_loss(section, prepared, model, device=device)
-        unused = distributed and _unused(model, loss)
-        del loss
+        unused, has_loss = False, defines_loss(type(prepared.recipe))
+        if has_loss:
+            loss = _check_loss(section, prepared, model, device=device)
+            unused = distributed and _unused(model, loss)
+            del loss
         model.eval()
         check_metrics(project, prepared, model, device=device)
-        check_mean(section, prepared, model, device=device, notice=notice)
+        if has_loss:
+            check_mean(section, prepared, model, device=device, notice=notice)
         with _only_warned(warn):
             check_answer(prepared, model, device=device)
         return unused
