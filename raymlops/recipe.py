@@ -98,10 +98,7 @@ class RecipeBase:
     label: ClassVar[str | None] = None
     """Name of the label's column in a table; it becomes ``batch["label"]`` and never reaches a replica."""
     train_loop: Callable[[Any], None] | None = None
-    """Replaces the default loop: ``train_loop(self, ctx)``; it calls ``ctx.report`` equally often on every rank.
-
-    With it ``loss`` is needed by ``ctx.parallel`` and the default ``metrics`` alone.
-    """
+    """Replaces the default loop: ``train_loop(self, ctx)``, see ``TrainContext``. Then ``loss`` may be left out."""
 
     config: Any
     progress: Progress
@@ -170,6 +167,11 @@ class RecipeBase:
 
     def finalize(self, totals: Mapping[str, Any]) -> dict[str, float]:
         """Turn merged sums (float64 arrays) into values. Default: each scalar sum divided by ``count``."""
+        if "count" not in totals:
+            raise RecipeError(
+                f"{type(self).__name__}.metrics() returned {', '.join(sorted(totals))}, and no count to divide them by",
+                hint='Return the number of rows as "count", or define finalize().',
+            )
         count = float(totals["count"])
         return {name: float(total) / count for name, total in totals.items() if name != "count" and np.ndim(total) == 0}
 

@@ -104,12 +104,12 @@ def _check_sums(sums: Callable[[int, int], Totals], *, rows: int, name: str, exa
 
 
 def check_mean(section: TrainSection, prepared: Prepared, model: nn.Module, *, device: str, notice: Warn) -> None:
-    """Say so where a loss that counts as a mean over rows is none, which accumulation and workers take it for."""
+    """Say so where a loss is not what it counts as: a mean over rows where they are divided, or a sum with a weight."""
     recipe, split = prepared.recipe, prepared.splits["validation"]
     rows = min(ROWS, section.micro_batch_rows, section.eval_batch_size, split.rows)
     cut = rows // 3
     divided = section.accumulate > 1 or section.workers[1] > 1 or type(recipe).metrics is RecipeBase.metrics
-    if not (cut and divided):
+    if not cut:
         return
 
     def value(start: int, end: int) -> LossValue:
@@ -121,9 +121,18 @@ def check_mean(section: TrainSection, prepared: Prepared, model: nn.Module, *, d
         whole, left, right = value(0, rows), value(0, cut), value(cut, rows)
     except Exception:
         return
-    both = (left.value * cut + right.value * (rows - cut)) / rows
+    weighted = whole.weight is not None
+    both = left.value + right.value if weighted else (left.value * cut + right.value * (rows - cut)) / rows
     close = torch.allclose(whole.value, both, rtol=1e-3 if section.precision == "fp32" else 1e-2, atol=1e-5)
-    if whole.weight is None and not close and torch.equal(whole.value, value(0, rows).value):
+    if close or not torch.equal(whole.value, value(0, rows).value):
+        return
+    if weighted:
+        notice(
+            f"{type(recipe).__name__}.loss() returns (sum, weight), but its sum does not add up: "
+            f"{whole.value.item():.4g} over {rows} rows, {left.value.item():.4g} + {right.value.item():.4g} over "
+            f"its parts of {cut} and {rows - cut}. Return a mean alone; for a loss between rows it is expected"
+        )
+    elif divided:
         notice(
             f"{type(recipe).__name__}.loss() is no mean over the rows of a batch: {whole.value.item():.4g} over {rows} "
             f"rows, {both.item():.4g} as the mean of its parts of {cut} and {rows - cut}. So train.accumulate and the "

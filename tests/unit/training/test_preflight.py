@@ -15,6 +15,7 @@ from tiny import Tiny
 
 from raymlops.data.prepare import prepare
 from raymlops.errors import RecipeError, UsageError
+from raymlops.recipe import RecipeBase
 from raymlops.training.example import example_rows
 from raymlops.training.preflight import has_unused_parameters, preflight, preflight_sweep
 
@@ -23,9 +24,9 @@ def check(project: Any) -> None:
     preflight(project, prepare(project))
 
 
-@pytest.mark.parametrize("recipe", ["tiny:Tiny", "broken:Items", "broken:OwnLoop"])
+@pytest.mark.parametrize("recipe", ["tiny:Tiny", "broken:Items", "broken:OwnLoop", "own_ways:LoopAlone"])
 def test_a_recipe_that_keeps_its_contract_passes(tiny_project: Any, recipe: str) -> None:
-    """Tables, datasets, batch normalisation, a loop of its own: all fine."""
+    """Tables, datasets, batch normalisation, a loop of its own, which needs no loss: all fine."""
     check(tiny_project(recipe=recipe))
 
 
@@ -162,6 +163,15 @@ def test_a_loss_that_is_no_mean_over_rows_is_told_of(tiny_project: Any) -> None:
     assert re.match(r"Weighted\.loss\(\) is no mean over the rows of a batch: [\d.]+ over 16 rows, [\d.]+ as the", text)
 
 
+def test_a_weighted_loss_that_is_no_sum_is_told_of(tiny_project: Any) -> None:
+    """Who returns the mean and the number of rows divides by them twice."""
+    told: list[str] = []
+    project = tiny_project(recipe="own_ways:Weighted", config={"form": "mean and rows"})
+    preflight(project, prepare(project), notice=told.append)
+    (text,) = told
+    assert re.match(r"Weighted\.loss\(\) returns \(sum, weight\), but its sum does not add up: .* over 16 rows", text)
+
+
 def test_metrics_may_draw_at_random(tiny_project: Any) -> None:
     """Negatives that are drawn differ for the same rows: whether they add up cannot be seen."""
     drawn = type("Tiny", (Tiny,), {"metrics": lambda *args: Tiny.metrics(*args) | {"drawn": torch.rand(3).sum()}})
@@ -198,6 +208,8 @@ def test_what_trains_the_model_is_tried(tiny_project: Any, options: dict[str, An
         ([0, 300], r"yielded row 300; the split has rows 0 to 299"),
         ([0.5], r"yielded a tensor of shape \(1,\) and torch\.float32"),
         ([[0, 1], [2, 3]], r"yielded a tensor of shape \(2, 2\)"),
+        ([[0, 1], [2]], r"yielded a list first"),
+        (["a"], r"yielded a str first"),
         (3, r"raised TypeError: 'int' object is not iterable"),
     ],
 )
@@ -213,6 +225,15 @@ def test_a_metric_that_needs_many_rows_gets_them(tiny_project: Any) -> None:
     check(tiny_project(recipe="broken:NeedsManyRows"))
     with pytest.raises(RecipeError, match=r"finalize\(\) raised ValueError: rows of one class only"):
         check(tiny_project(recipe="broken:NeedsManyRows", config={"validation_rows": 59}))
+
+
+def test_the_default_finalize_needs_a_count(tiny_project: Any) -> None:
+    """It divides sums by the number of rows, which metrics of one's own may have left out."""
+    uncounted = type(
+        "Tiny", (Tiny,), {"finalize": RecipeBase.finalize, "metrics": lambda *_: {"hits": torch.zeros(())}}
+    )
+    with pytest.raises(RecipeError, match=r"Tiny\.metrics\(\) returned hits, and no count to divide them by"):
+        check(dataclasses.replace(tiny_project(), recipe_class=uncounted))
 
 
 def test_a_metric_gets_no_more_rows_than_it_needs(tiny_project: Any) -> None:
