@@ -102,7 +102,7 @@ class RecipeBase:
 
     config: Any
     progress: Progress
-    """How far the training is; before and after it, step 0 of epoch 1."""
+    """How far the training is; before and after it, step 0 of epoch 1: metrics must not depend on it."""
 
     def __init__(
         self, config: RecipeConfig | None = None, *, state: Mapping[str, Any] | None = None, seed: int = 0

@@ -177,7 +177,7 @@ def try_model(
         check(prepared.recipe, model, spec=section)
         model = model.to(device)
         if prepared.recipe.train_loop is None:
-            _check_steps(section, prepared, model)
+            _check_steps(section, prepared, model, notice=notice)
         unused, has_loss = False, defines_loss(type(prepared.recipe))
         if has_loss:
             loss = _check_loss(section, prepared, model, device=device)
@@ -236,10 +236,15 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (error is not None and _is_out_of_memory(error.__cause__))
 
 
-def _check_steps(section: TrainSection, prepared: Prepared, model: nn.Module) -> None:
-    """Check that there is an optimizer, a schedule and a step to take."""
+def _check_steps(section: TrainSection, prepared: Prepared, model: nn.Module, *, notice: Warn) -> None:
+    """Check that there is an optimizer, a schedule and a step to take; say so where there are fewer than asked."""
     train = prepared.splits["train"]
     steps = total_steps(section, rows=epoch_rows(train, seed=section.seed))
+    if section.max_steps is not None and steps < section.max_steps:
+        notice(
+            f"train.epochs {section.epochs} ends the run after {steps} steps, before train.max_steps "
+            f"{section.max_steps}: raise train.epochs"
+        )
     Schedule(prepared.recipe, build_optimizer(prepared.recipe, model, section), section, steps=steps)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import statistics
+import subprocess
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ import torch
 from attempts import Attempt
 from local_training import run_local
 from loop_jobs import trained
-from ported import Order, Port
+from ported import EXAMPLES, Order, Port
 from ranks import ranks
 
 from raymlops.config.load import load
@@ -130,6 +132,8 @@ def test_what_a_port_changes(port: Port) -> None:
     counts = port.changes()
     print(port.name, counts)
     assert counts["new"] < 40
+    if port.folder.parent == EXAMPLES:
+        assert f"| `{port.name}` | {' | '.join(map(str, counts.values()))} |" in (EXAMPLES / "README.md").read_text()
     if port.name == "gan":
         script, recipe = ((port.folder / f"{name}.py").read_text() for name in ("script", "recipe"))
         kept = {line.strip() for line in script.splitlines()}
@@ -137,6 +141,15 @@ def test_what_a_port_changes(port: Port) -> None:
         new = [line for line in loop.splitlines() if line.strip() and line.strip() not in kept]
         print(f"{len(new)} lines of data, model and loop are new")
         assert len(new) < 20
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["image_classifier", "gpt", "gan", "own_recipe"])
+def test_an_example_is_tested_in_its_own_folder(name: str) -> None:
+    """As a user runs it."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=prepend", "."]
+    ran = subprocess.run(command, cwd=EXAMPLES / name, capture_output=True, text=True, check=False, timeout=120)
+    assert ran.returncode == 0, ran.stdout
 
 
 @pytest.mark.soak

@@ -15,7 +15,7 @@ schedulers and averages. ``ctx.batches`` counts steps, seeds them, and hears ord
 resumes from its last report. It yields nothing once the training is finished, and what is reported then does not count:
 a loop ``for epoch in range(...)`` trains as long after a resume as without. Every rank calls ``report`` equally often
 and with equal metrics, and reports a model whose state ``recipe.model()`` can load. Gradients are the loop's own: see
-``average_gradients``.
+``average_gradients``. So is what ``ctx.spec`` says of optimizer, schedule, average, clipping, micro-batches, precision.
 
 Knows nothing of Ray or MLflow: both are behind ``Hooks`` and the saver.
 """

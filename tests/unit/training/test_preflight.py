@@ -149,7 +149,7 @@ def test_loss_and_metrics_are_tried_in_the_precision_of_the_run(
     """An answer is not: a replica has no autocast. The default metrics are sums, if the loss is a mean over rows."""
     check(tiny_project(recipe="broken:Seen", precision="bf16"))
     low = [method for method, _, autocast in seen if autocast]
-    assert low == ["loss", "metrics", "metrics", "metrics", "metrics"]
+    assert low == ["loss", *["metrics"] * 5]
     assert [method for method, _, autocast in seen if not autocast] == ["model", "predict"]
 
 
@@ -170,6 +170,26 @@ def test_a_weighted_loss_that_is_no_sum_is_told_of(tiny_project: Any) -> None:
     preflight(project, prepare(project), notice=told.append)
     (text,) = told
     assert re.match(r"Weighted\.loss\(\) returns \(sum, weight\), but its sum does not add up: .* over 16 rows", text)
+
+
+def test_a_metric_that_is_annealed_is_told_of(tiny_project: Any) -> None:
+    """The default metrics are the loss, here with a weight that grows with the step."""
+    told: list[str] = []
+    project = tiny_project(recipe="own_ways:AnnealedMetric")
+    preflight(project, prepare(project), notice=told.append)
+    (text,) = [text for text in told if "self.progress" in text]
+    assert re.match(
+        r"AnnealedMetric\.loss\(\) depends on self\.progress in evaluations too: [\d.]+ at the first step", text
+    )
+
+
+def test_a_length_that_is_not_reached_is_told_of(tiny_project: Any) -> None:
+    """Who asks for steps alone gets the default number of epochs."""
+    told: list[str] = []
+    for steps in (10, 11):
+        project = tiny_project(max_steps=steps)
+        preflight(project, prepare(project), notice=told.append)
+    assert told == ["train.epochs 2 ends the run after 10 steps, before train.max_steps 11: raise train.epochs"]
 
 
 def test_metrics_may_draw_at_random(tiny_project: Any) -> None:
